@@ -1,0 +1,121 @@
+"""The tree of failures: what can go wrong, and whose fault it is. Knows no protocol, no status code, no model.
+
+    ServingError
+    ├── InvalidRequest          the caller asked for something that can never be answered
+    │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
+    │   └── UnsupportedMedia    ... because of its content type or encoding
+    ├── NotFound                no such model, version or route
+    ├── NotSupported            a route or operation that this server names but does not offer
+    ├── Overloaded              the queue is full now; later may work
+    ├── DeadlineExceeded        the caller's time was up before the answer
+    ├── Cancelled               the caller left
+    ├── NotReady                loading or warming
+    │   └── Draining            shutting down; accepted work is still finished
+    ├── EngineFailed            the engine is dead, the process will end
+    ├── OutOfMemory             the device had no room even after a retry
+    └── StepFailed              this one job made the engine raise; its neighbours are unharmed
+
+A message says what happened, which numbers disagree and what to do. It never carries a path, an address
+or the text of somebody else's exception: the original is chained (`raise ... from`) and goes to the log only.
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of everything this package raises on purpose.
+
+    `reason` is the bounded label under which the failure is counted (`metrics.REASONS`).
+    """
+
+    reason = "internal"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(ServingError):
+    """The request is wrong and would be wrong again; `param` names the offending field, `row` its index."""
+
+    reason = "invalid_input"
+
+    def __init__(self, message: str, *, param: str | None = None, row: int | None = None) -> None:
+        super().__init__(message if row is None else f"row {row}: {message}")
+        self.param = param
+        self.row = row
+
+
+class TooLarge(InvalidRequest):
+    """A limit in bytes, pixels or rows is exceeded."""
+
+    reason = "too_large"
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body's content type or encoding is not one that is understood."""
+
+
+class NotFound(ServingError):
+    """No such model, version or route."""
+
+    reason = "not_found"
+
+
+class NotSupported(ServingError):
+    """The operation exists in the protocol, but this server does not offer it."""
+
+    reason = "not_supported"
+
+
+class Overloaded(ServingError):
+    """The admission queue is full. `retry_after_s` estimates when a place will be free."""
+
+    reason = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServingError):
+    """The caller's deadline passed before the answer was there."""
+
+    reason = "deadline"
+
+
+class Cancelled(ServingError):
+    """The caller left; nobody reads this answer."""
+
+    reason = "cancelled"
+
+
+class NotReady(ServingError):
+    """The model is still loading, compiling or warming up."""
+
+    reason = "not_ready"
+    retry_after_s = 5.0
+
+
+class Draining(NotReady):
+    """The server is shutting down and takes no new work."""
+
+    reason = "draining"
+
+
+class EngineFailed(ServingError):
+    """The engine can't go on; everything in flight fails and the process ends."""
+
+    reason = "engine_failed"
+
+
+class OutOfMemory(ServingError):
+    """The device had no memory for this job, even alone."""
+
+    reason = "oom"
+
+
+class StepFailed(ServingError):
+    """This job alone made the engine raise."""
+
+    reason = "poisoned"

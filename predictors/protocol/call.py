@@ -1,0 +1,76 @@
+"""What every protocol knows about a call besides its body. Knows no tensors, no model and no status codes.
+
+A `Call` is a mapping of lower-case header names to values, because KServe's `Model` hooks take `headers`; it adds
+what our edges have already read: request id, deadline, protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from predictors.errors import InvalidRequest
+
+REQUEST_ID_HEADER = "x-request-id"
+TIMEOUT_HEADER = "x-request-timeout-ms"
+MAX_TIMEOUT_S = 24 * 3600.0
+
+
+class Call(dict[str, str]):
+    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none) and protocol label."""
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        *,
+        protocol: str,
+        request_id: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__(headers)
+        self.protocol = protocol
+        self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
+        self.deadline = deadline
+
+    @classmethod
+    def of(
+        cls,
+        headers: Mapping[str, str] | None,
+        *,
+        protocol: str = "v2_rest",
+        default_timeout_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Call:
+        """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a positive number."""
+        if isinstance(headers, Call):
+            return headers
+        call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
+        raw = call.get(TIMEOUT_HEADER)
+        timeout_s = default_timeout_s if raw is None else parse_timeout(raw, TIMEOUT_HEADER, unit_s=1e-3)
+        call.deadline = clock() + timeout_s if timeout_s > 0 else None
+        return call
+
+    def tighten(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Bring the deadline forward to `timeout_s` from now; never push it back."""
+        deadline = clock() + timeout_s
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+
+
+def parse_timeout(raw: object, name: str, *, unit_s: float) -> float:
+    """Seconds from a number or numeric string in units of `unit_s`."""
+    try:
+        value = float(raw) * unit_s  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if isinstance(raw, bool) or not 0 < value < math.inf:
+        raise InvalidRequest(f"{name} must be a positive number", param=name)
+    return min(value, MAX_TIMEOUT_S)
+
+
+def clean_request_id(raw: str | None) -> str:
+    """The caller's id if it is short printable ASCII without spaces, else a new one."""
+    if raw and len(raw) <= 128 and raw.isascii() and raw.isprintable() and " " not in raw:
+        return raw
+    return uuid.uuid4().hex

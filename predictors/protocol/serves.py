@@ -1,0 +1,53 @@
+"""What a route needs of a model, as Protocols. Knows no implementation: `base` and the rooms provide them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from predictors.protocol.call import Call
+from predictors.protocol.v2 import V2Request, V2Response
+
+
+@runtime_checkable
+class Served(Protocol):
+    """Any predictor. All methods run on the event loop and never block it."""
+
+    name: str
+
+    async def healthy(self) -> bool:
+        """Ready: loaded, every promised shape warm, engine alive and not draining."""
+        ...
+
+    def get_input_types(self) -> list[dict[str, Any]]: ...
+
+    def get_output_types(self) -> list[dict[str, Any]]: ...
+
+    async def infer(self, request: V2Request, call: Call) -> V2Response:
+        """One V2 request through `preprocess`, `predict`, `postprocess`. Cancelling the task cancels its jobs."""
+        ...
+
+
+@runtime_checkable
+class ServesImages(Served, Protocol):
+    """A predictor behind `POST /v1/images/generations`."""
+
+    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """The reply's JSON for a body that `openai_images.read_body` has checked."""
+        ...
+
+
+@runtime_checkable
+class ServesChat(Served, Protocol):
+    """A predictor behind `POST /v1/chat/completions`."""
+
+    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """The reply's JSON for a body that `openai_chat.read_body` has checked."""
+        ...
+
+    def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[dict[str, Any]]:
+        """The reply's chunks, each one `chat.completion.chunk` JSON. Closing the iterator cancels the jobs.
+
+        Everything that can be refused is refused before the first chunk is yielded, so that it gets a status.
+        """
+        ...

@@ -1,0 +1,198 @@
+"""V2 inference protocol as values: tensors, requests, responses and typed readers. Knows no transport and no model.
+
+`v2_rest` and `v2_grpc` translate bytes to and from these; a room's codec reads and makes them. BYTES elements are
+always `bytes` here, whatever the transport did (UTF-8 text, base64 or raw), so that codecs see one world.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from predictors.errors import InvalidRequest
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named tensor. `data` is flat, row-major: bytes for BYTES, int, float or bool otherwise.
+
+    `text` is True when BYTES elements came as JSON strings (a picture is then base64), False when raw.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Sequence[object]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class V2Request:
+    """One inference request. `outputs` empty means all; `binary` maps an output's name to whether it goes raw."""
+
+    model: str
+    id: str
+    inputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    binary: Mapping[str, bool] = field(default_factory=dict)
+    binary_default: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class V2Response:
+    """One inference response; parameters are int, bool or str only, since gRPC has nothing else."""
+
+    model: str
+    id: str
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, str | int | bool] = field(default_factory=dict)
+    version: str = ""
+
+
+class Inputs:
+    """The named inputs of a request, each read once; whatever nobody read is unknown.
+
+    All inputs have shape [n] or [n, 1] (tritonclient users send both) with the same n.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        for tensor in tensors:
+            if tensor.name in self._tensors:
+                raise InvalidRequest(f"input {tensor.name[:64]!r} is given twice", param=tensor.name[:64])
+            self._tensors[tensor.name] = tensor
+        self._unread = set(self._tensors)
+
+    def take_bytes(self, name: str) -> list[bytes] | None:
+        """BYTES elements of one input, or None if it is absent."""
+        tensor = self._take(name, "BYTES")
+        return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
+
+    def take_text(self, name: str) -> list[str] | None:
+        """UTF-8 text of one BYTES input; a row that is not UTF-8 is named."""
+        rows = self.take_bytes(name)
+        return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
+
+    def take_files(self, name: str) -> list[bytes] | None:
+        """Files of one BYTES input: raw as they are, or base64 decoded when they came as JSON strings."""
+        tensor = self._tensors.get(name)
+        rows = self.take_bytes(name)
+        if rows is None or tensor is None or not tensor.text:
+            return rows
+        return [decode_base64(row, param=name, row=i) for i, row in enumerate(rows)]
+
+    def take_ints(self, name: str) -> list[int] | None:
+        """INT64 (or any narrower integer type) elements of one input."""
+        tensor = self._tensors.get(name)
+        if tensor is not None and tensor.datatype not in {"INT64", "INT32", "UINT32", "UINT64", "INT16", "UINT16", "INT8", "UINT8"}:
+            raise InvalidRequest(f"input {name!r} has datatype {tensor.datatype[:16]}; it takes INT64", param=name)
+        tensor = self._take(name, None)
+        return None if tensor is None else [int(x) for x in tensor.data]  # type: ignore[call-overload]
+
+    def finish(self) -> None:
+        """Raise for inputs that nobody read."""
+        if self._unread:
+            name = sorted(self._unread)[0][:64]
+            raise InvalidRequest(f"unknown input {name!r}", param=name)
+
+    def _take(self, name: str, datatype: str | None) -> Tensor | None:
+        self._unread.discard(name)
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        if datatype is not None and tensor.datatype != datatype:
+            raise InvalidRequest(f"input {name!r} has datatype {tensor.datatype[:16]}; it takes {datatype}", param=name)
+        shape = tensor.shape
+        if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+            raise InvalidRequest(f"input {name!r} has shape {list(shape)[:8]}; it takes [n] or [n, 1]", param=name)
+        if shape[0] < 1:
+            raise InvalidRequest(f"input {name!r} has no rows", param=name)
+        return tensor
+
+
+class Parameters:
+    """Request parameters, each read once with its type; whatever nobody read is unknown.
+
+    Numbers may come as numeric strings, since KServe's gRPC has no double. `ignored` names are accepted unread.
+    """
+
+    def __init__(self, values: Mapping[str, Scalar], *, ignored: Sequence[str] = ("binary_data_output",)) -> None:
+        self._values = values
+        self._unread = {name for name in values if name not in ignored}
+
+    def take_int(self, name: str) -> int | None:
+        """A whole number; 28.0 and "28" are whole, 1.5, true and "x" are not."""
+        value = self._take(name)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() and len(value) <= 32:
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise InvalidRequest(f"{name} must be a whole number, not {str(value)[:32]!r}", param=name)
+
+    def take_float(self, name: str) -> float | None:
+        """A finite number."""
+        value = self._take(name)
+        if value is None:
+            return None
+        number = math.nan
+        if not isinstance(value, bool):
+            try:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+        if not math.isfinite(number):
+            raise InvalidRequest(f"{name} must be a finite number, not {str(value)[:32]!r}", param=name)
+        return number
+
+    def take_text(self, name: str) -> str | None:
+        """A string."""
+        value = self._take(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise InvalidRequest(f"{name} must be a string, not {str(value)[:32]!r}", param=name)
+
+    def finish(self) -> None:
+        """Raise for parameters that nobody read."""
+        if self._unread:
+            name = sorted(self._unread)[0][:64]
+            raise InvalidRequest(f"unknown parameter {name!r}", param=name)
+
+    def _take(self, name: str) -> Scalar | None:
+        self._unread.discard(name)
+        return self._values.get(name)
+
+
+def same_rows(**columns: Sequence[object] | None) -> int:
+    """The number of rows that all present columns share."""
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise InvalidRequest(f"inputs disagree on the number of rows: {found}")
+    return next(iter(lengths.values()), 0)
+
+
+def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
+    """Standard base64, with or without line breaks; anything else is refused, never guessed."""
+    try:
+        return base64.b64decode(b"".join(raw.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{param} is not base64", param=param, row=row) from error
+
+
+def _utf8(name: str, row: int, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not UTF-8", param=name, row=row) from error

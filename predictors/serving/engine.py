@@ -1,0 +1,76 @@
+"""The seam between the core and a model. Knows the verbs, not one implementation.
+
+A diffusion request and a token sequence are the same thing here: something that is admitted, lives for N
+steps and leaves. Everything below this Protocol may touch a device; nothing above it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from predictors.serving.job import Job
+
+W = TypeVar("W")  # prepared work: what a caller wants, ready for the device
+C = TypeVar("C")  # chunk: what an engine hands back, one or many per job
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(shape, done, total)` after each warmed shape, on the engine thread."""
+
+
+class StickyDeviceError(Exception):
+    """The device context is lost (illegal address, device assert, ECC). Nothing in this process can go on.
+
+    An engine raises it from `step`; the host then fails everything in flight and reports itself failed.
+    """
+
+
+class Engine(Protocol[W, C]):
+    """What a model room offers to the core. Unless noted, every method runs on the engine thread only."""
+
+    @property
+    def slots(self) -> int:
+        """The most jobs that can be active together. Constant after construction; any thread."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call of `step` with all active jobs would do something. Any thread."""
+        ...
+
+    @property
+    def active(self) -> Sequence[Job[W, C]]:
+        """The jobs that hold a slot, in order of admission. A fresh sequence: the caller may keep it."""
+        ...
+
+    def load(self) -> None:
+        """Read the weights onto the device. Called once, before `warm`."""
+        ...
+
+    def warm(self, progress: Progress) -> None:
+        """Compile and run every promised shape once. After it returns nothing compiles any more."""
+        ...
+
+    def validate(self, work: W) -> None:
+        """Raise `InvalidRequest` if this work could never be admitted, even alone. Pure; any thread."""
+        ...
+
+    def admit(self, job: Job[W, C]) -> bool:
+        """Give the job a slot and reserve all it can ever need, or return False and change nothing."""
+        ...
+
+    def step(self, jobs: Sequence[Job[W, C]]) -> None:
+        """Advance some or all of `jobs` (all active) by one turn; emit, finish and release as they get done.
+
+        All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs can be
+        stepped again in smaller groups with the same results. That is what lets the host find the culprit.
+        """
+        ...
+
+    def evict(self, job: Job[W, C]) -> None:
+        """Release everything the job holds. No-op for a job that holds nothing."""
+        ...
+
+    def close(self) -> None:
+        """Release the device. Called once, last."""
+        ...

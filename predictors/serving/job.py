@@ -1,0 +1,139 @@
+"""One piece of work in flight, and the way back to its caller. Knows nothing of what is inside work and chunk.
+
+The job is the only object that crosses the border between the event loop and the engine thread. The engine
+thread calls `emit`, `finish` and `fail`; the loop reads `stream` and may `cancel`. Exactly one of `finish` and
+`fail` takes effect: whatever comes after the first is ignored, so a job is answered exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+from predictors.errors import Cancelled, ServingError
+
+W = TypeVar("W")
+C = TypeVar("C")
+
+
+class Job(Generic[W, C]):
+    """A unit of admission: one prompt, one picture, one row.
+
+    Times are `clock()` seconds (monotonic). `deadline` None means the caller will wait for ever.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        work: W,
+        *,
+        deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = job_id
+        self.work = work
+        self.deadline = deadline
+        self.clock = clock
+        self.submitted_at = clock()
+        self.admitted_at: float | None = None
+        self.finished_at: float | None = None
+        self._lock = threading.Lock()
+        self._chunks: deque[C] = deque()
+        self._error: ServingError | None = None
+        self._done = False
+        self._cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+
+    # -- read by the engine thread ---------------------------------------------------------------
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller has left. Any thread."""
+        return self._cancelled
+
+    @property
+    def done(self) -> bool:
+        """Whether the job was answered. Any thread."""
+        return self._done
+
+    def is_late(self, now: float) -> bool:
+        """Whether its deadline has passed at `now`."""
+        return self.deadline is not None and now >= self.deadline
+
+    # -- called by the engine thread -------------------------------------------------------------
+    def emit(self, chunk: C) -> None:
+        """Hand one chunk to the caller; ignored once the job is answered."""
+        with self._lock:
+            if self._done:
+                return
+            self._chunks.append(chunk)
+        self._notify()
+
+    def finish(self) -> None:
+        """Answer the job: no more chunks will come."""
+        self._end(None)
+
+    def fail(self, error: ServingError) -> None:
+        """Answer the job with a failure."""
+        self._end(error)
+
+    def _end(self, error: ServingError | None) -> None:
+        with self._lock:
+            if self._done:
+                return
+            self._done = True
+            self._error = error
+            self.finished_at = self.clock()
+        self._notify()
+
+    def _notify(self) -> None:
+        loop, wake = self._loop, self._wake
+        if loop is None or wake is None:
+            return
+        try:
+            loop.call_soon_threadsafe(wake.set)
+        except RuntimeError:
+            # the reader's loop is closed: nobody is left to tell, and the engine thread must not die of it
+            self._cancelled = True
+
+    # -- called by the caller's loop -------------------------------------------------------------
+    def cancel(self) -> None:
+        """The caller leaves: the engine frees the slot before its next step. Any thread, idempotent."""
+        self._cancelled = True
+
+    async def stream(self) -> AsyncIterator[C]:
+        """Yield chunks as they come; raise the failure if there is one. One reader per job.
+
+        Leaving early does not cancel: the reader's owner does that (`EngineHost` and `BasePredictor` close it).
+        """
+        wake = asyncio.Event()
+        with self._lock:
+            self._loop, self._wake = asyncio.get_running_loop(), wake
+        while True:
+            wake.clear()
+            with self._lock:
+                chunks, self._chunks = self._chunks, deque()
+                done, error = self._done, self._error
+            for chunk in chunks:
+                yield chunk
+            if done:
+                if error is not None:
+                    raise error
+                return
+            await wake.wait()
+
+    async def wait(self) -> list[C]:
+        """All chunks, once the job is answered."""
+        return [chunk async for chunk in self.stream()]
+
+    def drain_unread(self) -> ServingError | None:
+        """The failure, for a reader without a loop (tests, offline use); None if finished or still running."""
+        return self._error if self._done else None
+
+    def abandon(self) -> None:
+        """Answer a job whose caller left before it was admitted."""
+        self.fail(Cancelled("the caller left before the answer was ready"))

@@ -1,0 +1,204 @@
+"""Every knob, in frozen dataclasses, each with its unit, default and reason. The only reader of the environment.
+
+A field `queue.capacity` is read from `PREDICTORS_QUEUE_CAPACITY`; the table in `docs/configuration.md` is made from
+this file. Names that users already know are read as well (`HOST`, `PORT`, `GRPC_PORT`). Knows nothing of who uses what.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+
+from predictors.errors import InvalidRequest
+
+PREFIX = "PREDICTORS"
+ALIASES = {
+    "PREDICTORS_SERVER_HOST": "HOST",
+    "PREDICTORS_SERVER_PORT": "PORT",
+    "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
+}
+
+
+class InvalidSetting(InvalidRequest):
+    """An environment variable has a value that can't be used; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the process listens and how it goes."""
+
+    host: str = "127.0.0.1"
+    """Address that REST and gRPC bind. The image and the chart set 0.0.0.0; nothing else should."""
+    port: int = 8080
+    """HTTP port; 0 takes a free one."""
+    grpc_port: int = 8081
+    """gRPC port; 0 takes a free one, -1 turns gRPC off."""
+    drain_timeout_s: float = 300.0
+    """After SIGTERM accepted work is finished for at most this long, then the rest is failed with 503."""
+    keep_alive_s: float = 65.0
+    """Idle HTTP connections are closed after this; longer than the usual load balancer's 60 s."""
+    max_body_bytes: int = 64 * 2**20
+    """Largest request body or gRPC message; more is 413 / RESOURCE_EXHAUSTED."""
+    repository_api: bool = False
+    """Whether `/v2/repository/.../load` and `unload` work. Off: they are unauthenticated."""
+    access_log: bool = True
+    """One line per request (method, route, status, milliseconds, request id), probes excluded."""
+    prepare_threads: int = 2
+    """Threads that decode pictures, tokenise and encode, so that neither loop nor engine does."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Admission: bounded, answered at once when full."""
+
+    capacity: int = 64
+    """Jobs that may wait (running ones come on top). The next one is refused at once."""
+    overload_status: int = 503
+    """503 or 429 for a full queue. Gateways retry 503 on another replica, clients back off on 429."""
+    skip_window: int = 8
+    """How many jobs behind a head that does not fit may be admitted before it."""
+    skip_max_wait_s: float = 30.0
+    """Once the head is older than this nobody overtakes it any more."""
+    default_timeout_s: float = 600.0
+    """Deadline of a request that brings none; 0 means none."""
+    stall_timeout_s: float = 120.0
+    """With work to do and no finished step for this long, the engine counts as stalled and liveness fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What a caller's picture may be, checked on the header before it is decoded."""
+
+    max_bytes: int = 20 * 2**20
+    """Largest encoded file."""
+    max_pixels: int = 50_000_000
+    """Largest width x height."""
+    max_side: int = 20_000
+    """Largest width or height, pixels."""
+    max_aspect: float = 200.0
+    """Largest ratio of the sides (transformers' limit for Qwen2.5-VL)."""
+    max_images: int = 32
+    """Pictures per request."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSettings:
+    """How both rooms use the machine."""
+
+    device: str = "auto"
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """`auto` (bfloat16 on CUDA, float32 on the CPU), `float32`, `bfloat16`, `float16`."""
+    compile: str = "auto"
+    """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager`, `inductor`. On the CPU Inductor needs a C++ compiler."""
+    threads: int = 0
+    """Intra-op threads of torch on the CPU; 0 leaves torch's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class FluxSettings:
+    """The text-to-image room."""
+
+    slots: int = 4
+    """Jobs that share a step. 1 where batching gains nothing (1024x1024 on a large GPU)."""
+    max_pixels: int = 1536 * 1536
+    """Largest width x height that is accepted."""
+    max_side: int = 2048
+    """Largest width or height."""
+    min_side: int = 64
+    """Smallest width or height."""
+    max_steps: int = 100
+    """Largest num_inference_steps."""
+    default_steps: int = 0
+    """Steps when the request names none; 0 takes the checkpoint's: 28 with a guidance embedding, 4 without."""
+    default_size: str = ""
+    """`WxH` when the request names none; empty takes the checkpoint's (`sample_size` of its autoencoder, squared)."""
+    sizes: str = ""
+    """Comma-separated `WxH` that are compiled and warmed (the promise); empty is the default size alone."""
+    unpromised: str = "serve"
+    """What happens to a size outside the promise: `serve` (eagerly, never compiling) or `refuse` (400 with the list)."""
+    max_sequence_length: int = 0
+    """T5 tokens per prompt; 0 takes the checkpoint's (tokenizer's limit, at most 512 with a guidance embedding, else 256)."""
+    prompt_cache_bytes: int = 256 * 2**20
+    """Bound of the prompt-embedding cache."""
+    png_level: int = 1
+    """zlib level of PNG output: 1 is eight times faster than PIL's default for a few percent of size."""
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVLSettings:
+    """The image-to-text room."""
+
+    slots: int = 8
+    """Sequences that decode together."""
+    page_tokens: int = 16
+    """Tokens per KV page."""
+    kv_tokens: int = 0
+    """KV pool in tokens; 0 is `slots` x `max_context` on the CPU, and what memory allows on a GPU."""
+    max_context: int = 0
+    """Longest prompt plus answer in tokens; 0 takes min(checkpoint's limit, 4096 on the CPU, 32768 on a GPU)."""
+    prefill_chunk: int = 256
+    """Prompt tokens per prefill turn; decoding goes on between the chunks."""
+    default_max_tokens: int = 512
+    """`max_tokens` of a request that names none, cut to the context."""
+    min_pixels: int = 0
+    """Smallest picture area after resizing; 0 takes the checkpoint's."""
+    max_pixels: int = 0
+    """Largest picture area after resizing; 0 takes the checkpoint's, capped at 1,003,520 (transformers' class default)."""
+    embedding_cache_bytes: int = 256 * 2**20
+    """Bound of the picture-embedding cache, keyed by a hash of bytes and target size."""
+    deterministic: str = "auto"
+    """`on`: one fixed decode width, so neighbours never change a bit; `off`; `auto`: on for float32 on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups together."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    images: ImageLimits = field(default_factory=ImageLimits)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    flux: FluxSettings = field(default_factory=FluxSettings)
+    qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)
+
+
+def from_env(environ: Mapping[str, str]) -> Settings:
+    """Settings from `environ`; raises `InvalidSetting` for a bad value or an unknown `PREDICTORS_*` name."""
+    known: set[str] = set()
+    groups = {}
+    for group in fields(Settings):
+        group_type = typing.get_type_hints(Settings)[group.name]
+        groups[group.name] = _group_from_env(group_type, f"{PREFIX}_{group.name.upper()}", environ, known)
+    unknown = sorted(k for k in environ if k.startswith(f"{PREFIX}_") and k not in known)
+    if unknown:
+        raise InvalidSetting(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+    return Settings(**groups)
+
+
+def _group_from_env(group_type: type, prefix: str, environ: Mapping[str, str], known: set[str]) -> typing.Any:
+    assert is_dataclass(group_type)
+    hints = typing.get_type_hints(group_type)
+    values = {}
+    for knob in fields(group_type):
+        name = f"{prefix}_{knob.name.upper()}"
+        known.add(name)
+        raw = environ.get(name, environ.get(ALIASES.get(name, name)))
+        if raw is not None:
+            values[knob.name] = _parse(name, raw, hints[knob.name])
+    return group_type(**values)
+
+
+def _parse(name: str, raw: str, kind: type | types.UnionType) -> object:
+    if kind is bool:
+        if raw.lower() in {"1", "true", "yes", "on"}:
+            return True
+        if raw.lower() in {"0", "false", "no", "off", ""}:
+            return False
+        raise InvalidSetting(f"{name} must be true or false, not {raw!r}")
+    try:
+        return kind(raw)  # type: ignore[operator]
+    except ValueError as error:
+        raise InvalidSetting(f"{name} must be {getattr(kind, '__name__', kind)}, not {raw!r}") from error
