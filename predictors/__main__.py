@@ -1,0 +1,109 @@
+"""Composition root and command line: settings, one predictor per model, one server. Knows nothing of requests.
+
+Which predictor serves a folder is read from the checkpoint: `model_index.json` names a pipeline class, `config.json`
+an architecture, and one mapping below leads from there to a room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from predictors import __version__
+from predictors.errors import InvalidRequest, ServingError
+from predictors.settings import Settings, from_env
+
+if TYPE_CHECKING:
+    from predictors.base import BasePredictor
+
+ROOMS = {
+    "FluxPipeline": "predictors.flux.predictor:FluxPredictor",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.qwen_vl.predictor:QwenVLPredictor",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ServingError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 2
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve every `--model NAME=PATH` until a signal; ready once all of them are warm."""
+    settings = _settings(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    from predictors.protocol.server import PredictorServer  # imports KServe: a second
+
+    models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
+    return PredictorServer(models, settings).run()
+
+
+def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor:
+    """The predictor for a checkpoint folder; raises `InvalidRequest` when no room serves it."""
+    architecture = read_architecture(checkpoint)
+    if architecture not in ROOMS:
+        raise InvalidRequest(
+            f"{checkpoint.name} is a {architecture or 'folder without model_index.json or config.json'}; "
+            f"served are {', '.join(ROOMS)}"
+        )
+    module, _, class_name = ROOMS[architecture].partition(":")
+    return getattr(importlib.import_module(module), class_name)(name, checkpoint, settings)
+
+
+def read_architecture(checkpoint: Path) -> str:
+    """The class a checkpoint says it is, or an empty string."""
+    for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
+        try:
+            value = json.loads((checkpoint / file).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, str):
+            return value
+    return ""
+
+
+def _named_path(raw: str) -> tuple[str, Path]:
+    name, separator, path = raw.partition("=")
+    if not separator or not name or not path:
+        raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
+    if not Path(path).is_dir():
+        raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
+    return name, Path(path)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = from_env(os.environ)
+    flags = {"host": arguments.host, "port": arguments.port, "grpc_port": arguments.grpc_port}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return replace(settings, server=replace(settings.server, **given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe.")
+    parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+    verb = verbs.add_parser("serve", help="serve checkpoints over REST and gRPC", description=serve.__doc__)
+    verb.add_argument("--model", action="append", required=True, metavar="NAME=PATH", help="a model; may be repeated")
+    verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
+    verb.add_argument("--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)")
+    verb.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one, -1 for none (default: GRPC_PORT or 8081)")
+    verb.set_defaults(run=serve)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""The whole request path on one screen: decode, prepare, submit, collect, encode.
+
+`BasePredictor` is a KServe `Model`; the rooms subclass it. It knows the order of the path and which host answers.
+It knows no tensor name, no prompt, no status code and no torch. Everything runs on the event loop unless a line
+says `off_loop`, and nothing here blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from predictors import metrics
+from predictors.errors import InvalidRequest
+from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
+from predictors.protocol.v2 import V2Request, V2Response
+from predictors.protocol.v2_kserve import from_kserve, to_kserve
+from predictors.serving.engine import Engine
+from predictors.serving.host import EngineHost
+from predictors.serving.job import Job
+from predictors.settings import Settings
+
+R = TypeVar("R")  # request: a validated wish
+W = TypeVar("W")  # work: the same, ready for the device
+C = TypeVar("C")  # chunk: what comes back, one or many
+T = TypeVar("T")
+
+INLINE_BYTES = 16 * 1024  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
+
+
+class Reader(Protocol[C]):
+    """Sees a job's chunks on the caller's side before the caller does."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the caller has all it asked for, so that the job can be cancelled."""
+        ...
+
+    def feed(self, chunk: C) -> Sequence[C]:
+        """What the caller gets for this chunk: none, one or several."""
+        ...
+
+
+class Flight(Generic[W, C]):
+    """One submitted row as its caller sees it."""
+
+    def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
+        self._job = job
+        self._reader = reader
+
+    async def chunks(self) -> AsyncIterator[C]:
+        """The row's chunks; raises its failure. The job is cancelled when the iteration ends, however it ends."""
+        reader = self._reader
+        try:
+            async with aclosing(self._job.stream()) as stream:  # type: ignore[type-var]
+                async for chunk in stream:
+                    if reader is None:
+                        yield chunk
+                        continue
+                    for seen in reader.feed(chunk):
+                        yield seen
+                    if reader.done:
+                        return
+        finally:
+            self._job.cancel()
+
+    def cancel(self) -> None:
+        """The caller leaves; the slot is free before the next step."""
+        self._job.cancel()
+
+    @property
+    def queue_ms(self) -> int:
+        """Milliseconds from submission to a slot, rounded up."""
+        admitted = self._job.admitted_at
+        return _ceil_ms((admitted if admitted is not None else self._job.clock()) - self._job.submitted_at)
+
+    @property
+    def compute_ms(self) -> int:
+        """Milliseconds from the slot to the answer (or to now), rounded up; 0 before admission."""
+        job = self._job
+        if job.admitted_at is None:
+            return 0
+        return _ceil_ms((job.finished_at if job.finished_at is not None else job.clock()) - job.admitted_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[R, C]):
+    """One row answered: its request, all its chunks, and how long it waited and computed (ms, rounded up)."""
+
+    request: R
+    chunks: tuple[C, ...]
+    queue_ms: int
+    compute_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[R]):
+    """What `preprocess` hands to `predict`."""
+
+    request: V2Request
+    rows: list[R]
+    as_kserve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[R, C]):
+    """What `predict` hands to `postprocess`."""
+
+    request: V2Request
+    answers: list[Answer[R, C]]
+    as_kserve: bool
+
+
+class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
+    """A model behind every protocol. Subclasses give `room`, an engine, and the four hooks below."""
+
+    room: ClassVar[str]
+    inline: ClassVar[bool] = False  # True: the hooks are trivial, a thread hop would cost more than they do
+
+    def __init__(self, name: str, engine: Engine[W, C], settings: Settings) -> None:
+        super().__init__(name)
+        metrics.register_model(name, self.room)
+        metrics.queue_capacity.labels(name).set(settings.queue.capacity)
+        self.settings = settings
+        self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
+        self._pool = ThreadPoolExecutor(settings.server.prepare_threads, thread_name_prefix=f"{name}-prepare")
+
+    # -- the room's hooks ------------------------------------------------------------------------
+    def decode_v2(self, request: V2Request) -> list[R]:
+        """The rows of a V2 request. Raises `InvalidRequest`. Loop or pool thread."""
+        raise NotImplementedError
+
+    def prepare(self, request: R) -> W:
+        """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
+        raise NotImplementedError
+
+    def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
+        """The response of a V2 request. Pool thread."""
+        raise NotImplementedError
+
+    def reader(self, work: W) -> Reader[C] | None:
+        """What reads this job's chunks on the caller's side, or None to pass them on."""
+        return None
+
+    # -- life ------------------------------------------------------------------------------------
+    def load(self) -> bool:
+        """KServe's hook: compile and warm up, then return. Blocks; cheap when already loaded."""
+        self.host.start()
+        self.host.wait_ready()
+        self.ready = True
+        return True
+
+    def start(self) -> None:
+        """Begin to load in the engine thread and return at once; `healthy` tells when it is done."""
+        self.host.start()
+
+    def stop(self) -> None:
+        """Finish what was accepted, within the drain time, and release the device. Blocks."""
+        self.host.drain(self.settings.server.drain_timeout_s)
+        self.host.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def healthy(self) -> bool:
+        """Ready means warm: every promised shape compiled, the engine alive, not draining."""
+        return self.host.is_ready
+
+    # -- KServe's request path -------------------------------------------------------------------
+    async def infer(self, request: V2Request, call: Call) -> V2Response:
+        """One V2 request of any transport. Cancelling the task cancels its jobs."""
+        response, _ = await self(request, headers=call)
+        assert isinstance(response, V2Response)
+        return response
+
+    def validate(self, payload: Any) -> Any:
+        """KServe's wire check; ours was done by the edge."""
+        return payload
+
+    async def preprocess(self, payload: V2Request | InferRequest, headers: Mapping[str, str] | None = None) -> Decoded[R]:
+        """Rows from a V2 request of our edges or of KServe's own server."""
+        self.host.check_accepting(1)  # before any work is spent on the body
+        request = from_kserve(payload) if isinstance(payload, InferRequest) else payload
+        as_kserve = request is not payload
+        call = self._call(headers)
+        timeout_us = request.parameters.get("timeout")
+        if timeout_us not in (None, 0):
+            call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
+        if self.inline or _payload_bytes(request) <= INLINE_BYTES:
+            return Decoded(request, self.decode_v2(request), as_kserve)
+        return Decoded(request, await self.off_loop(self.decode_v2, request), as_kserve)
+
+    async def predict(self, payload: Decoded[R], headers: Mapping[str, str] | None = None) -> Answered[R, C]:
+        """Each row is a job; rows are batched with everybody else's."""
+        return Answered(payload.request, await self.run(payload.rows, self._call(headers)), payload.as_kserve)
+
+    async def postprocess(self, result: Answered[R, C], headers: Mapping[str, str] | None = None) -> V2Response | InferResponse:
+        """The response; pictures are encoded in the pool."""
+        if self.inline:
+            response = self.encode_v2(result.request, result.answers)
+        else:
+            response = await self.off_loop(self.encode_v2, result.request, result.answers)
+        return to_kserve(response, result.request) if result.as_kserve else response
+
+    # -- what every protocol shares --------------------------------------------------------------
+    async def submit(self, requests: Sequence[R], call: Call) -> list[Flight[W, C]]:
+        """Prepare all rows, then admit them whole or not at all. The caller must cancel or exhaust each flight."""
+        self.host.check_accepting(len(requests))  # before any work is spent on preparing
+        started = time.monotonic()
+        works = await self._prepare_all(requests)
+        metrics.stage_seconds.labels(self.name, "prepare").observe(time.monotonic() - started)
+        jobs = self.host.submit(works, request_id=call.request_id, deadline=call.deadline)
+        return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
+
+    async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:
+        """All rows answered, or the first failure; the others are cancelled then."""
+        flights = await self.submit(requests, call)
+        try:
+            if len(flights) == 1:
+                chunks = [[c async for c in flights[0].chunks()]]
+            else:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(_collect(flight)) for flight in flights]
+                chunks = [task.result() for task in tasks]
+        except ExceptionGroup as failures:
+            raise _first(failures) from failures
+        finally:
+            for flight in flights:
+                flight.cancel()
+        return [
+            Answer(request, tuple(row), flight.queue_ms, flight.compute_ms)
+            for request, row, flight in zip(requests, chunks, flights, strict=True)
+        ]
+
+    async def off_loop(self, work: Callable[..., T], *args: Any) -> T:
+        """Run `work` in this predictor's small pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+    async def _prepare_all(self, requests: Sequence[R]) -> list[W]:
+        if self.inline:
+            return [self.prepare(request) for request in requests]
+        works = []
+        for row, request in enumerate(requests):
+            try:
+                works.append(await self.off_loop(self.prepare, request))
+            except InvalidRequest as error:
+                if len(requests) > 1 and error.row is None:
+                    raise type(error)(error.message, param=error.param, row=row) from error
+                raise
+        return works
+
+    def _call(self, headers: Mapping[str, str] | None) -> Call:
+        return Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
+
+
+async def _collect(flight: Flight[W, C]) -> list[C]:
+    return [chunk async for chunk in flight.chunks()]
+
+
+def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    assert isinstance(failure, Exception)
+    return failure
+
+
+def _payload_bytes(request: V2Request) -> int:
+    columns = (t.data for t in request.inputs if t.datatype == "BYTES")
+    return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
+
+
+def _ceil_ms(seconds: float) -> int:
+    return max(0, math.ceil(seconds * 1000))
