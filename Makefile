@@ -1,0 +1,72 @@
+# Every target makes the environment first: python3 >= 3.11 with its venv module and make are all a fresh machine needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PORT ?= 8080
+GRPC_PORT ?= 8081
+HOST ?= 127.0.0.1
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shapes-qwen-vl
+# two xdist workers times torch's own threads would fight over two cores
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: help setup demo serve test lint format type docs bench-cpu checkpoints evaluate-checkpoints lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
+
+setup: $(STAMP) ## the environment in .venv, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, stop
+	@$(BIN)/python -m predictors demo
+
+serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), until Ctrl-C
+	@HOST=$(HOST) PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) exec $(BIN)/python -m predictors serve $(MODELS)
+
+test: $(STAMP) ## every test, warnings are errors
+	$(PYTEST)
+
+lint: $(STAMP) ## ruff, formatting, import contracts, size rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(STAMP) ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+docs: $(STAMP) ## write docs/configuration.md from predictors/settings.py
+	$(BIN)/python docs/configuration.py
+
+bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks.cpu
+
+checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
+	$(BIN)/python -m checkpoints.training
+
+evaluate-checkpoints: $(STAMP) ## draw and describe the held-out scenes, judged from the pixels
+	$(BIN)/python -m checkpoints.training evaluate
+
+lock: $(STAMP) ## resolve constraints.txt anew: names and versions only
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o constraints.txt
+
+clean: ## remove the environment and everything that was made
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,151 @@
+"""The promised defaults, and how the environment is read. A default that changes has to change here too."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from predictors import settings as module
+from predictors.settings import ALIASES, InvalidSetting, Settings, from_env
+
+DEFAULTS = {
+    "server.host": "127.0.0.1",
+    "server.port": 8080,
+    "server.grpc_port": 8081,
+    "server.drain_timeout_s": 300.0,
+    "server.keep_alive_s": 65.0,
+    "server.max_body_bytes": 64 * 2**20,
+    "server.repository_api": False,
+    "server.access_log": True,
+    "server.prepare_threads": 2,
+    "queue.capacity": 64,
+    "queue.overload_status": 503,
+    "queue.skip_window": 8,
+    "queue.skip_max_wait_s": 30.0,
+    "queue.default_timeout_s": 600.0,
+    "queue.stall_timeout_s": 120.0,
+    "images.max_bytes": 20 * 2**20,
+    "images.max_pixels": 50_000_000,
+    "images.max_side": 20_000,
+    "images.max_aspect": 200.0,
+    "images.max_images": 32,
+    "compute.device": "auto",
+    "compute.dtype": "auto",
+    "compute.compile": "auto",
+    "compute.threads": 0,
+    "flux.slots": 4,
+    "flux.max_pixels": 1536 * 1536,
+    "flux.max_side": 2048,
+    "flux.min_side": 64,
+    "flux.max_steps": 100,
+    "flux.default_steps": 0,
+    "flux.default_size": "",
+    "flux.sizes": "",
+    "flux.unpromised": "serve",
+    "flux.max_sequence_length": 0,
+    "flux.prompt_cache_bytes": 256 * 2**20,
+    "flux.png_level": 1,
+    "qwen_vl.slots": 8,
+    "qwen_vl.page_tokens": 16,
+    "qwen_vl.kv_tokens": 0,
+    "qwen_vl.max_context": 0,
+    "qwen_vl.prefill_chunk": 256,
+    "qwen_vl.default_max_tokens": 512,
+    "qwen_vl.min_pixels": 0,
+    "qwen_vl.max_pixels": 0,
+    "qwen_vl.embedding_cache_bytes": 256 * 2**20,
+    "qwen_vl.deterministic": "auto",
+}
+
+
+def flat(settings: Settings) -> dict[str, object]:
+    """`group.knob` to value."""
+    groups = dataclasses.asdict(settings)
+    return {f"{g}.{k}": v for g, knobs in groups.items() for k, v in knobs.items()}
+
+
+def env_name(knob: str) -> str:
+    """The variable of `group.knob`."""
+    return "PREDICTORS_" + knob.replace(".", "_").upper()
+
+
+def test_the_promised_defaults_hold() -> None:
+    assert flat(Settings()) == DEFAULTS
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert from_env({}) == Settings()
+    assert from_env({"PATH": "/bin", "HOME": "/root"}) == Settings()
+
+
+@pytest.mark.parametrize("knob", DEFAULTS)
+def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
+    default = DEFAULTS[knob]
+    other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
+    if default is True:
+        other = "false"
+    changed = flat(from_env({env_name(knob): other}))
+    differing = {name for name in DEFAULTS if changed[name] != DEFAULTS[name]}
+    assert differing == {knob}
+    assert type(changed[knob]) is type(default)
+
+
+@pytest.mark.parametrize(("long", "short"), ALIASES.items())
+def test_a_familiar_name_works_and_the_full_name_beats_it(long: str, short: str) -> None:
+    group, knob = long.removeprefix("PREDICTORS_").split("_", 1)
+    read = lambda environ: getattr(getattr(from_env(environ), group.lower()), knob.lower())  # noqa: E731
+    assert str(read({short: "1234"})) == "1234"
+    assert str(read({short: "1234", long: "4321"})) == "4321"
+
+
+@pytest.mark.parametrize("raw", ["1", "true", "YES", "On"])
+def test_true_has_four_spellings(raw: str) -> None:
+    assert from_env({"PREDICTORS_SERVER_REPOSITORY_API": raw}).server.repository_api is True
+
+
+@pytest.mark.parametrize("raw", ["0", "false", "NO", "Off", ""])
+def test_false_has_five_spellings(raw: str) -> None:
+    assert from_env({"PREDICTORS_SERVER_ACCESS_LOG": raw}).server.access_log is False
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "word"),
+    [
+        ("PREDICTORS_QUEUE_CAPACITY", "many", "int"),
+        ("PREDICTORS_QUEUE_CAPACITY", "1.5", "int"),
+        ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "soon", "float"),
+        ("PREDICTORS_SERVER_ACCESS_LOG", "maybe", "true or false"),
+        ("PORT", "http", "int"),
+    ],
+)
+def test_a_bad_value_is_refused_and_named(name: str, raw: str, word: str) -> None:
+    full = {short: long for long, short in ALIASES.items()}.get(name, name)
+    with pytest.raises(InvalidSetting, match=f"{full} must be {word}"):
+        from_env({name: raw})
+
+
+@pytest.mark.parametrize("name", ["PREDICTORS_QUEUE_CAPACTY", "PREDICTORS_FLUX", "PREDICTORS_"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(InvalidSetting, match="PREDICTORS_QUEUE_CAPACITY") as failure:
+        from_env({name: "1"})
+    assert failure.value.message.startswith(f"unknown setting {name};")
+
+
+def test_settings_cannot_be_changed_once_made() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().queue.capacity = 1  # type: ignore[misc]
+
+
+def test_every_knob_says_what_it_is() -> None:
+    undocumented = []
+    for group in ast.parse(Path(module.__file__).read_text()).body:
+        if not isinstance(group, ast.ClassDef) or group.name in {"Settings", "InvalidSetting"}:
+            continue
+        for field, after in zip(group.body, [*group.body[1:], None], strict=True):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and not is_text:
+                undocumented.append(ast.unparse(field.target))
+    assert undocumented == []
