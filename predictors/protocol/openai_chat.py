@@ -1,7 +1,9 @@
-"""`POST /v1/chat/completions`: the fields of a body, its route and the event stream. Knows no model and no token.
+"""`POST /v1/chat/completions`: the fields of a body, its route and the event stream. Knows no
+model and no token.
 
-`read_body` checks what every chat model shares: names, types and ranges that hold for all. Whatever depends on
-the checkpoint (context length, pictures per request, bytes and pixels of a picture) is the room's to check.
+`read_body` checks what every chat model shares: names, types and ranges that hold for all.
+Whatever depends on the checkpoint (context length, pictures per request, bytes and pixels of a
+picture) is the room's to check.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _NO_REASONING = "no model here reasons before it answers"
 
 
 def _stop(name: str, value: Any) -> list[str]:
-    """One string or a list; a list comes out. An empty string would stop everything before it began."""
+    """One string or a list; a list comes out. An empty string would stop everything before it
+    began."""
     stops = [value] if isinstance(value, str) else value
     each = text(at_most=MAX_STOP_CHARS)
     found: list[str] = list_of(each, at_most=MAX_STOPS, noun="strings")(name, stops)
@@ -110,11 +113,11 @@ FIELDS: dict[str, Rule] = {
 def read_body(body: object) -> dict[str, Any]:
     """The checked body: absent fields are absent, ignored ones dropped, one spelling for each wish.
 
-    Keys and types: `model` str; `messages` as `openai_messages.read_messages` returns them; and if given
-    `max_tokens` int (also for `max_completion_tokens`), `temperature`, `top_p`, `repetition_penalty`,
-    `presence_penalty`, `frequency_penalty` float, `top_k` int (-1 and 0: off), `seed` int, `stop` list of str,
-    `n` int, `ignore_eos` bool, `stream` bool, `stream_options` {`include_usage`: bool}.
-    Raises `InvalidRequest` that names the field.
+    Keys and types: `model` str; `messages` as `openai_messages.read_messages` returns them; and
+    if given `max_tokens` int (also for `max_completion_tokens`), `temperature`, `top_p`,
+    `repetition_penalty`, `presence_penalty`, `frequency_penalty` float, `top_k` int (-1 and 0:
+    off), `seed` int, `stop` list of str, `n` int, `ignore_eos` bool, `stream` bool,
+    `stream_options` {`include_usage`: bool}. Raises `InvalidRequest` that names the field.
     """
     read = read_fields(body, FIELDS)
     require(read, "model", "messages")
@@ -125,5 +128,6 @@ def read_body(body: object) -> dict[str, Any]:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
     if "stream_options" in read and not read.get("stream", False):
-        raise InvalidRequest("stream_options is only taken with stream true", param="stream_options")
+        message = "stream_options is only taken with stream true"
+        raise InvalidRequest(message, param="stream_options")
     return read

@@ -1,8 +1,10 @@
-"""Rules for single fields of an OpenAI body: type, range, harmless, ignored. Knows no route and no model.
+"""Rules for single fields of an OpenAI body: type, range, harmless, ignored. Knows no route and
+no model.
 
-A rule takes a field's name and value and returns the checked value, or `DROP` when the field is right but changes
-nothing. Types are strict: `"28"` and `true` are no numbers, while 28.0 is a whole one, since JSON has one kind of
-number. `null` means absent, as it does for OpenAI. Whatever has no rule is unknown and refused by name.
+A rule takes a field's name and value and returns the checked value, or `DROP` when the field is
+right but changes nothing. Types are strict: `"28"` and `true` are no numbers, while 28.0 is a
+whole one, since JSON has one kind of number. `null` means absent, as it does for OpenAI. Whatever
+has no rule is unknown and refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ MAX_NAME = 64  # characters of a caller's own name that an error repeats
 
 
 def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> dict[str, Any]:
-    """The checked fields of one JSON object; `where` is the path of a nested one, such as `messages[0]`.
+    """The checked fields of one JSON object; `where` is the path of a nested one, such as
+    `messages[0]`.
 
     Raises `InvalidRequest` naming the first wrong field: unknown ones come first, since a misspelt
     name explains more than a missing one.
@@ -66,13 +69,12 @@ def whole(low: int, high: int) -> Rule:
 
 def number(low: float, high: float, *, above: bool = False) -> Rule:
     """A number from `low` to `high`; with `above`, `low` itself is excluded."""
-    span = f"a number above {low:g} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
+    span = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
 
     def rule(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise wrong(name, span, value)
-        if above and value == low:
-            raise wrong(name, span, value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high or (above and value == low):
+            raise wrong(name, f"a number {span}", value)
         return float(value)
 
     return rule
@@ -111,7 +113,8 @@ def one_of(*choices: str) -> Rule:
 
 
 def ignored(kind: type) -> Rule:
-    """A standard field that can't change the answer: its JSON type is checked, then it is dropped."""
+    """A standard field that can't change the answer: its JSON type is checked, then it is
+    dropped."""
     noun = {str: "a string", bool: "true or false", dict: "an object"}[kind]
 
     def rule(name: str, value: Any) -> object:
@@ -123,7 +126,8 @@ def ignored(kind: type) -> Rule:
 
 
 def harmless(*values: Any, why: str = "this server does not offer it") -> Rule:
-    """A standard field that can't be honoured, save at these values, which ask for what is done anyway."""
+    """A standard field that can't be honoured, save at these values, which ask for what is done
+    anyway."""
 
     def rule(name: str, value: Any) -> object:
         # 0 == False in Python, not in JSON
@@ -177,4 +181,4 @@ def _unknown(name: str, rules: Mapping[str, Rule], where: str) -> InvalidRequest
     path = f"{where}.{short}" if where else short
     close = difflib.get_close_matches(short, rules, n=1, cutoff=0.75)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return InvalidRequest(f"unknown field {ascii(path)}{hint}", param=path)
+    return InvalidRequest(f"unknown field {path!a}{hint}", param=path)

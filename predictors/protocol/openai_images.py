@@ -1,7 +1,9 @@
-"""`POST /v1/images/generations`: the fields of a body and its route. Knows no model and draws nothing.
+"""`POST /v1/images/generations`: the fields of a body and its route. Knows no model and draws
+nothing.
 
-`read_body` checks what every text-to-image model shares: names, types and ranges that hold for all. Whatever
-depends on the checkpoint (multiples of 16, largest side, step limit) is the room's to check.
+`read_body` checks what every text-to-image model shares: names, types and ranges that hold for
+all. Whatever depends on the checkpoint (multiples of 16, largest side, step limit) is the room's
+to check.
 """
 
 from __future__ import annotations
@@ -90,17 +92,19 @@ FIELDS: dict[str, Rule] = {
 
 
 def read_body(body: object) -> dict[str, Any]:
-    """The checked body: absent fields are absent, ignored ones dropped, `size` replaced by `width` and `height`.
+    """The checked body: absent fields are absent, ignored ones dropped, `size` replaced by
+    `width` and `height`.
 
-    Keys and types: `model` str, `prompt` str, and if given `negative_prompt` str, `n` int, `width` and `height`
-    int (pixels), `seed` int, `num_inference_steps` int, `guidance_scale` float, `true_cfg_scale`
-    float, `max_sequence_length` int, `output_format` png|jpeg|webp, `output_compression` int (0 to 100).
-    Raises `InvalidRequest` that names the field.
+    Keys and types: `model` str, `prompt` str, and if given `negative_prompt` str, `n` int,
+    `width` and `height` int (pixels), `seed` int, `num_inference_steps` int, `guidance_scale`
+    float, `true_cfg_scale` float, `max_sequence_length` int, `output_format` png|jpeg|webp,
+    `output_compression` int (0 to 100). Raises `InvalidRequest` that names the field.
     """
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     width, height = read.pop("size", (None, None))
     for name, side in (("width", width), ("height", height)):
         if side is not None and read.setdefault(name, side) != side:
-            raise InvalidRequest(f"size {width}x{height} and {name} {read[name]} disagree", param=name)
+            message = f"size {width}x{height} and {name} {read[name]} disagree"
+            raise InvalidRequest(message, param=name)
     return read

@@ -1,6 +1,7 @@
 """The `messages` of a chat body, checked part by part. Knows neither template nor picture formats.
 
-A picture stays the string that came (a data URL, or an address); whether it may be read is the room's to say.
+A picture stays the string that came (a data URL, or an address); whether it may be read is the
+room's to say.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ _FULL_DETAIL = "pictures are always read in full, within the server's pixel limi
 
 
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
-    """Checked messages, at least one: `{"role": system|user|assistant, "content": str | parts}`; a rule.
+    """Checked messages, at least one: `{"role": system|user|assistant, "content": str | parts}`;
+    a rule.
 
-    A part is `{"type": "text", "text": str}` or `{"type": "image_url", "image_url": {"url": str}}`; pictures
-    stand in user messages only. `developer` becomes `system`. The empty fields that OpenAI's client sends back
-    with an assistant's message (`refusal`, `tool_calls`, ...) are dropped.
+    A part is `{"type": "text", "text": str}` or `{"type": "image_url", "image_url": {"url":
+    str}}`; pictures stand in user messages only. `developer` becomes `system`. The empty fields
+    that OpenAI's client sends back with an assistant's message (`refusal`, `tool_calls`, ...) are
+    dropped.
     """
-    messages: list[dict[str, Any]] = list_of(_message, at_most=MAX_MESSAGES, noun="messages")(name, value)
+    rule = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+    messages: list[dict[str, Any]] = rule(name, value)
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     return messages
@@ -80,7 +84,7 @@ def _message(name: str, value: Any) -> dict[str, Any]:
         for i, part in enumerate(read["content"]):
             if part["type"] == "image_url":
                 where = f"{name}.content[{i}]"
-                message = f"{where}: pictures stand in user messages, not in those of the {read['role']}"
+                message = f"{where}: pictures stand in user messages, not in {read['role']} ones"
                 raise InvalidRequest(message, param=where)
     return read
 
@@ -101,17 +105,17 @@ _PARTS: dict[str, dict[str, Rule]] = {
     "text": {"type": text(), "text": text()},
     "image_url": {"type": text(), "image_url": _image_url},
 }
-_OTHER_PARTS = ("input_audio", "file", "refusal", "video_url", "audio_url", "input_text", "input_image")
+_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "file", "refusal")
 
 
 def _part(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong(name, "an object with a type", value)
-    kind = value.get("type")
+    kind: Any = value.get("type")
     if isinstance(kind, str) and kind in _OTHER_PARTS:
         message = f"{name}.type {kind!r} is not supported: parts are text or image_url"
         raise InvalidRequest(message, param=f"{name}.type")
-    one_of(*_PARTS)(f"{name}.type", kind)
+    kind = one_of(*_PARTS)(f"{name}.type", kind)
     read = read_fields(value, _PARTS[kind], where=name)
     require(read, kind, where=name)
     return read
