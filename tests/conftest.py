@@ -1,8 +1,9 @@
-"""What every test stands on: a clean environment, warnings as errors, a time limit, the `gpu` marker. No test data."""
+"""What every test stands on: a clean environment, warnings as errors, a time limit, markers."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import hypothesis
@@ -10,7 +11,7 @@ import pytest
 
 from predictors.settings import ALIASES, PREFIX
 
-TEST_TIMEOUT_S = 60.0
+TEST_TIMEOUT_S = 180.0
 
 hypothesis.settings.register_profile(
     "suite",
@@ -24,31 +25,41 @@ hypothesis.settings.register_profile("thorough", deadline=None, database=None, m
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+MARKERS = {
+    "gpu": "needs a CUDA device; skipped with a word elsewhere",
+    "compiler": "needs a C++ compiler (Inductor on the CPU); skipped with a word elsewhere",
+}
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in (
-        "gpu: needs a CUDA device; runs with `-m gpu`, and is skipped where there is none",
-        "timeout: seconds after which the test fails",
-    ):
-        config.addinivalue_line("markers", marker)
-    # first of all filters, so that exceptions in pyproject.toml still win
+    """pyproject.toml says the same; this holds when a test file is run with another one."""
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
     filters = config.getini("filterwarnings")
     if "error" not in filters:
-        filters.insert(0, "error")
+        filters.insert(0, "error")  # first, so that named exceptions still win
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wants_gpu = "gpu" in (config.option.markexpr or "")
-    for item in items:
-        if item.get_closest_marker("timeout") is None and config.pluginmanager.hasplugin("timeout"):
+    lacks = {"gpu": lambda: not _has_gpu(), "compiler": lambda: not _has_compiler()}
+    for name, is_missing in lacks.items():
+        marked = [item for item in items if item.get_closest_marker(name) is not None]
+        if marked and is_missing():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=MARKERS[name].partition(";")[0]))
+    if config.getini("timeout") in (None, "", 0):
+        for item in items:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
-        if item.get_closest_marker("gpu") is not None and not (wants_gpu and _has_gpu()):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device and `-m gpu`"))
 
 
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
 @pytest.fixture(autouse=True)
