@@ -1,0 +1,129 @@
+"""Which models are served, whether they may be asked now, and how many requests are in flight.
+Knows no wire format.
+
+Every edge asks here first: `find` for the model, `admitted` around the work. Draining is a gate at
+this door: work that is inside stays inside and is finished, whatever comes later is refused with
+`Draining`. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from predictors import metrics
+from predictors.errors import Draining, NotFound, NotReady
+from predictors.protocol.faults import UNKNOWN_MODEL
+from predictors.protocol.serves import Served
+from predictors.settings import Settings
+
+VERSION = "1"  # the one version of every model
+MAX_SHOWN = 64  # characters of a caller's own name that an error repeats
+
+
+class Registry:
+    """The served models by name."""
+
+    def __init__(self, models: Sequence[Served], settings: Settings) -> None:
+        self.settings = settings
+        self._models: dict[str, Served] = {model.name: model for model in models}
+        self._withdrawn: set[str] = set()
+        self._draining = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # -- who is served ---------------------------------------------------------------------------
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """All models, ready or not, in the order of the command line."""
+        return self._models
+
+    def add(self, model: Served) -> None:
+        """Serve one more model."""
+        self._models[model.name] = model
+
+    def find(self, name: str, version: str = "") -> Served:
+        """The model, ready or not; raises `NotFound` for an unknown name or version."""
+        model = self._models.get(name)
+        if model is None:
+            served = ", ".join(self._models) or "none"
+            raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
+        if version not in {"", VERSION}:
+            shown = version[:MAX_SHOWN]
+            raise NotFound(f"model {name!r} has no version {shown!r}; there is version {VERSION!r}")
+        return model
+
+    def label(self, name: str) -> str:
+        """The metric label of a name that a caller gave: bounded, whatever callers send."""
+        return name if name in self._models else UNKNOWN_MODEL
+
+    # -- health ----------------------------------------------------------------------------------
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process is shutting down."""
+        return self._draining
+
+    async def is_ready(self, name: str) -> bool:
+        """Whether this model answers now: warm, alive, not withdrawn, not draining."""
+        if self._draining or name in self._withdrawn:
+            return False
+        return await self._models[name].healthy()
+
+    async def all_ready(self) -> bool:
+        """Whether there are models and every one of them is ready."""
+        return bool(self._models) and all([await self.is_ready(name) for name in self._models])
+
+    def is_live(self) -> bool:
+        """Whether every engine is alive: neither dead nor stalled. Loading counts as alive."""
+        hosts = (getattr(model, "host", None) for model in self._models.values())
+        return all(host.is_alive for host in hosts if host is not None)
+
+    # -- work ------------------------------------------------------------------------------------
+    @contextmanager
+    def admitted(self, name: str) -> Iterator[None]:
+        """Around one request for work; raises `Draining` or `NotReady` when none is taken."""
+        if self._draining:
+            raise Draining("the server is shutting down; ask another replica")
+        if name in self._withdrawn:
+            raise NotReady(f"model {name!r} is unloaded")
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were admitted and are not answered yet."""
+        return self._in_flight
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight; False if that took longer than `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    # -- life ------------------------------------------------------------------------------------
+    def drain(self) -> None:
+        """Refuse new work from now on, for good."""
+        self._draining = True
+        metrics.draining.set(1)
+
+    def withdraw(self, name: str) -> None:
+        """Take a model out of service (`unload`); what it has accepted is finished, its weights
+        stay.
+        """
+        self.find(name)
+        self._withdrawn.add(name)
+
+    def restore(self, name: str) -> None:
+        """Put a model back into service (`load`)."""
+        self.find(name)
+        self._withdrawn.discard(name)
