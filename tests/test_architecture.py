@@ -1,0 +1,197 @@
+"""The house rules that a machine can hold: import contracts, the mirror of the rooms, sizes, names, no print."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from importlinter import cli
+
+import predictors
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "predictors"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [path for path in SOURCES if path.name != "__init__.py"]
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+ROOMS = ("flux", "qwen_vl")
+DOORS = {
+    "request", "codec", "predictor", "engine", "inputs", "runner", "sampling", "weights", "modules",
+}  # fmt: skip
+
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+MAX_MEDIAN_LINES = 10
+BANNED_NAMES = {
+    "manager", "helper", "helpers", "util", "utils", "common", "misc", "context", "data", "processor",
+}  # fmt: skip
+BROAD_EXCEPTS_ALLOWED = {"serving/host.py"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def relative(path: Path) -> str:
+    """The path inside the package, for messages and parameter ids."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def functions_of(path: Path) -> Iterator[Function]:
+    """Every function and method of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def lines_of(function: Function) -> int:
+    """Lines from `def` to the end of the body, its docstring left out: prose is not complexity."""
+    assert function.end_lineno is not None
+    first = function.body[0]
+    prose = 0
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        assert first.end_lineno is not None
+        prose = first.end_lineno - first.lineno + 1
+    return function.end_lineno - function.lineno + 1 - prose
+
+
+def test_the_import_contracts_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    status = cli.lint_imports(config_filename="pyproject.toml", no_cache=True)
+    assert status == cli.EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_the_contracts_that_were_agreed_are_written_down() -> None:
+    names = {contract["name"] for contract in CONTRACTS["contracts"]}
+    assert names >= {
+        "The house is layered; rooms and siblings are strangers",
+        "Both rooms have the same floor plan",
+        "The serving core is plain Python",
+        "Shared torch code knows no HTTP and no model",
+        "Wire formats never touch tensors",
+        "Engines never touch HTTP",
+    }
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_every_door(room: str) -> None:
+    found = {p.stem for p in (PACKAGE / room).iterdir() if not p.name.startswith("_")}
+    assert found >= DOORS
+
+
+def test_both_rooms_offer_the_same_hooks_to_base() -> None:
+    hooks = {"decode_v2", "encode_v2", "prepare", "get_input_types", "get_output_types"}
+    for room in ROOMS:
+        defined = {f.name for f in functions_of(PACKAGE / room / "predictor.py")}
+        assert defined >= hooks, f"{room} lacks {hooks - defined}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_a_file_fits_on_a_few_screens(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_a_function_fits_on_one_screen(path: Path) -> None:
+    too_long = {f.name: lines_of(f) for f in functions_of(path) if lines_of(f) > MAX_FUNCTION_LINES}
+    assert too_long == {}
+
+
+def test_the_median_function_is_short() -> None:
+    sizes = [lines_of(f) for path in MODULES for f in functions_of(path)]
+    assert statistics.median(sizes) <= MAX_MEDIAN_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_a_module_opens_by_saying_what_it_does(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring is not None
+    assert len(docstring.split("\n\n")[0]) >= 60, "one paragraph: what it does and does not know"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_module_or_class_has_a_name_that_names_nothing(path: Path) -> None:
+    names = {path.stem} | {
+        node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    }
+    for name in names:
+        words = set(re.findall(r"[A-Z]?[a-z]+", name)) | set(name.split("_"))
+        assert not {word.lower() for word in words} & BANNED_NAMES, name
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=relative)
+def test_a_package_marker_holds_the_version_at_most(path: Path) -> None:
+    code = [s for s in ast.parse(path.read_text()).body if not isinstance(s, ast.Expr)]
+    names = [ast.unparse(s.targets[0]) for s in code if isinstance(s, ast.Assign)]
+    assert len(names) == len(code)
+    assert names == (["__version__"] if path.parent == PACKAGE else [])
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == predictors.__version__
+
+
+def test_there_is_one_broad_except_in_the_house() -> None:
+    found = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and is_broad(node.type):
+                found.add(relative(path))
+    assert found - BROAD_EXCEPTS_ALLOWED == set()
+
+
+def is_broad(kind: ast.expr | None) -> bool:
+    """Whether a handler catches whatever comes."""
+    return kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"})
+
+
+def test_only_settings_and_the_root_read_the_environment() -> None:
+    readers = {relative(p) for p in MODULES if re.search(r"\bos\.(environ|getenv)\b", p.read_text())}
+    assert readers <= {"__main__.py"}
+
+
+def test_only_metrics_constructs_a_series() -> None:
+    kinds = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
+    constructing = {
+        relative(path)
+        for path in MODULES
+        if "prometheus_client" in path.read_text()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".")[-1] in kinds
+    }
+    assert constructing == {"metrics.py"}
+
+
+def test_nothing_sleeps_or_prints_or_uses_a_global_seed() -> None:
+    banned = re.compile(r"\btime\.sleep\(|\btorch\.manual_seed\(|\brandom\.seed\(|^\s*global\s", re.MULTILINE)
+    found = {relative(p): m.group() for p in MODULES if (m := banned.search(p.read_text()))}
+    assert found == {}
+
+
+def test_no_module_imports_the_package_root_but_for_the_version() -> None:
+    taken = {
+        alias.name
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        for alias in root_imports(node)
+        if not (PACKAGE / f"{alias.name}.py").exists() and not (PACKAGE / alias.name).is_dir()
+    }
+    assert taken <= {"__version__"}
+
+
+def root_imports(node: ast.AST) -> list[ast.alias]:
+    """What a statement takes from the package root."""
+    if isinstance(node, ast.Import):
+        return [alias for alias in node.names if alias.name == "predictors"]
+    if isinstance(node, ast.ImportFrom) and node.module == "predictors":
+        return node.names
+    return []
+
+
+def test_the_pins_hold_names_and_versions_only() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][\w.!+-]*( ; [^/@]+)?", line), line
