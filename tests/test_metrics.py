@@ -1,0 +1,152 @@
+"""The series that both rooms promise: declared once, at zero from the start, with names that promtool accepts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client import REGISTRY, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
+
+from predictors import metrics
+
+FLUX, QWEN_VL = "flux-under-test", "qwen-vl-under-test"
+
+BOTH = {
+    "predictors_requests", "predictors_request_duration_seconds", "predictors_requests_running",
+    "predictors_requests_waiting", "predictors_queue_oldest_seconds", "predictors_queue_duration_seconds",
+    "predictors_admission_rejected", "predictors_jobs", "predictors_batch_size", "predictors_batch_splits",
+    "predictors_stage_duration_seconds", "predictors_step_duration_seconds", "predictors_engine_steps",
+    "predictors_engine_failures", "predictors_recompilations", "predictors_model_ready",
+    "predictors_cache_requests",
+}  # fmt: skip
+FLUX_ONLY = {
+    "predictors_denoise_step_duration_seconds", "predictors_denoise_steps", "predictors_images_generated",
+    "predictors_image_pixels", "predictors_inference_steps", "predictors_time_to_first_image_seconds",
+}  # fmt: skip
+QWEN_VL_ONLY = {
+    "predictors_time_to_first_token_seconds", "predictors_inter_token_latency_seconds", "predictors_prompt_tokens",
+    "predictors_vision_tokens", "predictors_generation_tokens", "predictors_request_prompt_tokens",
+    "predictors_request_generation_tokens", "predictors_input_image_pixels", "predictors_kv_cache_usage_ratio",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scrape() -> str:
+    """The text of a scrape after both rooms were registered."""
+    metrics.register_model(FLUX, "flux")
+    metrics.register_model(QWEN_VL, "qwen_vl")
+    return generate_latest(REGISTRY).decode()
+
+
+def families(scrape: str, model: str) -> set[str]:
+    """Names of the families that have a sample of `model`."""
+    return {
+        family.name
+        for family in text_string_to_metric_families(scrape)
+        if not family.name.endswith("_created")
+        and any(sample.labels.get("model") == model for sample in family.samples)
+    }
+
+
+def declared() -> list[MetricWrapperBase]:
+    """Every series object of the module."""
+    return [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+
+
+def test_promtool_finds_nothing_to_say(scrape: str) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    ours = [line for line in scrape.splitlines() if "predictors_" in line]
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input="\n".join(ours) + "\n", capture_output=True, text=True, timeout=60
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("model", "own"), [(FLUX, FLUX_ONLY), (QWEN_VL, QWEN_VL_ONLY)])
+def test_a_room_has_its_series_from_the_start(scrape: str, model: str, own: set[str]) -> None:
+    assert families(scrape, model) == BOTH | own
+
+
+def test_every_sample_of_a_new_model_is_zero(scrape: str) -> None:
+    moved = [
+        sample
+        for family in text_string_to_metric_families(scrape)
+        for sample in family.samples
+        if sample.labels.get("model") in {FLUX, QWEN_VL} and not sample.name.endswith("_created") and sample.value != 0
+    ]
+    assert moved == []
+
+
+def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -> None:
+    for model, operations in ((FLUX, {"infer", "images"}), (QWEN_VL, {"infer", "chat"})):
+        found = {
+            (s.labels["protocol"], s.labels["operation"], s.labels["reason"])
+            for family in text_string_to_metric_families(scrape)
+            if family.name == "predictors_requests"
+            for s in family.samples
+            if s.labels["model"] == model and s.name.endswith("_total")
+        }
+        openai = operations - {"infer"}
+        expected = {
+            (protocol, operation, reason)
+            for protocol in metrics.PROTOCOLS
+            for operation in (openai if protocol == "openai" else {"infer"})
+            for reason in metrics.REASONS
+        }
+        assert found == expected
+
+
+def test_registering_twice_changes_nothing(scrape: str) -> None:
+    metrics.requests_running.labels(FLUX).inc()
+    metrics.register_model(FLUX, "flux")
+    assert REGISTRY.get_sample_value("predictors_requests_running", {"model": FLUX}) == 1
+    metrics.requests_running.labels(FLUX).dec()
+
+
+def test_every_failure_is_counted_under_a_known_reason() -> None:
+    def tree(kind: type[Exception]) -> set[type[Exception]]:
+        return {kind}.union(*(tree(sub) for sub in kind.__subclasses__()))
+
+    from predictors.errors import ServingError
+
+    assert {kind.reason for kind in tree(ServingError)} <= set(metrics.REASONS)  # type: ignore[attr-defined]
+
+
+def test_names_have_one_prefix_base_units_and_a_help_text() -> None:
+    for series in declared():
+        name, kind = series._name, series._type
+        assert name.startswith("predictors_")
+        assert series._documentation.endswith(".")
+        assert kind != "histogram" or re.search(r"_(seconds|pixels|tokens|size|steps)$", name), name
+        assert not re.search(r"_(ms|us|milliseconds|kb|mb)(_|$)", name), name
+
+
+def test_labels_are_bounded() -> None:
+    allowed = {
+        "model", "protocol", "operation", "reason", "outcome", "stage", "resolution", "cache", "result", "phase",
+        "version", "torch", "device", "dtype",
+    }  # fmt: skip
+    assert {label for series in declared() for label in series._labelnames} <= allowed
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "name"),
+    [
+        (64, 64, "le_256"),
+        (256, 256, "le_256"),
+        (256, 272, "le_512"),
+        (512, 512, "le_512"),
+        (1024, 256, "le_512"),
+        (768, 768, "le_768"),
+        (1024, 1024, "le_1024"),
+        (1040, 1024, "gt_1024"),
+    ],
+)
+def test_a_size_falls_into_the_class_of_its_area(width: int, height: int, name: str) -> None:
+    assert metrics.resolution_class(width, height) == name
