@@ -1,4 +1,5 @@
-"""A least-recently-used cache bounded in bytes. Knows nothing of what it holds; used on the engine thread only."""
+"""A least-recently-used cache bounded in bytes. Knows nothing of what it holds; used on the engine
+thread only."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ class ByteBoundedCache(Generic[K, V]):
     `observe` is called with `hit`, `miss` or `evict`.
     """
 
-    def __init__(self, max_bytes: int, size_of: Callable[[V], int], observe: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        size_of: Callable[[V], int],
+        observe: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._observe = observe

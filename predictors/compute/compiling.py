@@ -1,0 +1,94 @@
+"""torch.compile as this house uses it: static shapes, whole graphs, and a guard that proves
+nothing compiles later.
+
+Compiled units are named functions that a runner creates once; their shapes come from a list that
+warm-up walks. Knows no model and no shape.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import ClassVar, ParamSpec, TypeVar
+
+import torch
+import torch._dynamo
+
+from predictors import metrics
+from predictors.compute.device import Placement
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# dynamo's default of 8 per function is fewer than sizes x widths; beyond a limit it raises
+MAX_SHAPES = 1024
+
+
+def compiled(fn: Callable[P, R], placement: Placement, name: str) -> Callable[P, R]:
+    """`fn` itself when compiling is off, else its compiled form: one graph per shape, never
+    dynamic, never broken.
+
+    A graph break is an error, not a slow path. `name` appears in profiles and logs.
+    """
+    if placement.compile == "off":
+        return fn
+    _raise_limits()
+    unit = torch.compile(fn, backend=placement.compile, fullgraph=True, dynamic=False)
+    unit.__name__ = name
+    return unit
+
+
+def _raise_limits() -> None:
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * MAX_SHAPES)
+
+
+class RecompileGuard:
+    """Counts what Dynamo compiles on one engine thread after that engine said it was ready.
+
+    Two rooms in one process compile on two threads, so each guard counts its own thread only.
+    """
+
+    _frames: ClassVar[Counter[int]] = Counter()  # thread ident -> frames compiled on it
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _installed: ClassVar[bool] = False
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._thread: int | None = None
+        self._seen = 0
+        self.count = 0
+        type(self)._install()
+
+    def seal(self) -> None:
+        """From now on a compilation on the calling thread counts as a recompilation. Engine
+        thread."""
+        self._thread = threading.get_ident()
+        self._seen = self._frames[self._thread]
+
+    def check(self) -> int:
+        """Add what was compiled since the last look to the metric; returns the sum since `seal`.
+        Any thread."""
+        if self._thread is None:
+            return 0
+        with self._lock:
+            now = self._frames[self._thread]
+            new, self._seen = now - self._seen, now
+            self.count += new
+        if new:
+            metrics.recompilations_total.labels(self._model).inc(new)
+        return self.count
+
+    @classmethod
+    def _install(cls) -> None:
+        with cls._lock:
+            if not cls._installed:
+                torch._dynamo.callback.callback_handler.register_start_callback(cls._on_compile)
+                cls._installed = True
+
+    @classmethod
+    def _on_compile(cls, args: object) -> None:
+        # Dynamo compiles on the thread that called the function and holds its own lock meanwhile
+        cls._frames[threading.get_ident()] += 1

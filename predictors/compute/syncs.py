@@ -1,0 +1,106 @@
+"""Counts what would make a GPU wait for the host, or the host for a GPU. For tests; knows no model.
+
+It works on the CPU too: reading a value (`item`, `bool`, `tolist`, `numpy`), data-dependent shapes
+(`nonzero`, masks), moves between devices, and tensors made from Python numbers (on a GPU each is a
+pageable copy).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_READS = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::repeat_interleave.Tensor",
+    "aten::bincount",
+}
+_UPLOADS = {"aten::lift_fresh"}  # torch.tensor([...]), torch.as_tensor(...)
+_MOVES = {"aten::_to_copy", "aten::copy_"}
+# these read host memory without going through the dispatcher
+_DIRECT = {"tolist", "numpy", "__array__", "cpu"}
+
+
+class SyncCount(Counter[str]):
+    """Occurrences by operator name."""
+
+    @property
+    def syncs(self) -> int:
+        """All of them."""
+        return sum(self.values())
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, found: SyncCount) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._found = found
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = func._schema.name
+        full = name if not func._schema.overload_name else f"{name}.{func._schema.overload_name}"
+        result = func(*args, **(kwargs or {}))
+        if (
+            name in _READS
+            or full in _READS
+            or name in _UPLOADS
+            or (name in _MOVES and _crosses(name, args, result))
+        ):
+            self._found[full] += 1
+        elif name in {"aten::index", "aten::index_put_"} and _has_mask(args[1]):
+            self._found[f"{full} with a mask"] += 1
+        return result
+
+
+class _Methods(TorchFunctionMode):
+    def __init__(self, found: SyncCount) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _DIRECT:
+            self._found[f"Tensor.{name}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _crosses(name: str, args: tuple[Any, ...], result: torch.Tensor) -> bool:
+    source = args[1] if name == "aten::copy_" else args[0]
+    return bool(source.device != result.device)
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(i is not None and i.dtype in {torch.bool, torch.uint8} for i in indices)
+
+
+@contextmanager
+def count_host_syncs() -> Iterator[SyncCount]:
+    """Count on the calling thread while the block runs: `with count_host_syncs() as found: ...;
+    assert not found`."""
+    found = SyncCount()
+    with _Methods(found), _Operators(found):
+        yield found

@@ -1,0 +1,63 @@
+"""Compiled units have one graph per shape, and the guard sees each compilation after the seal on
+its own thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from predictors import metrics
+from predictors.compute.compiling import RecompileGuard, compiled
+from predictors.compute.device import Placement
+
+EAGER = Placement(torch.device("cpu"), torch.float32, "off")
+AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
+
+
+def test_off_returns_the_very_function() -> None:
+    assert compiled(torch.sin, EAGER, "sin") is torch.sin
+
+
+def test_a_new_shape_after_the_seal_is_counted_and_an_old_one_is_not() -> None:
+    unit = compiled(lambda x: x * 2 + 1, AOT, "affine")
+    guard = RecompileGuard("guarded")
+    unit(torch.ones(3))
+    unit(torch.ones(4))
+    guard.seal()
+    unit(torch.ones(3))
+    unit(torch.ones(4))
+    assert guard.check() == 0
+    unit(torch.ones(5))
+    assert guard.check() == 1
+    assert guard.check() == 1  # counted once
+    assert metrics.recompilations_total.labels("guarded")._value.get() == 1
+
+
+def test_more_shapes_than_dynamos_default_limit_compile_without_complaint() -> None:
+    unit = compiled(lambda x: x.cos(), AOT, "cos")
+    for n in range(2, 14):
+        assert torch.equal(unit(torch.zeros(n)), torch.ones(n))
+
+
+def test_a_graph_break_is_an_error() -> None:
+    unit = compiled(lambda x: x + 1 if x.sum() > 0 else x, AOT, "branch")
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        unit(torch.ones(2))
+
+
+def test_another_threads_compilation_is_not_ours() -> None:
+    guard = RecompileGuard("mine")
+    guard.seal()
+    unit = compiled(lambda x: x - 7, AOT, "minus")
+    other = threading.Thread(target=unit, args=(torch.ones(2),))
+    other.start()
+    other.join()
+    assert guard.check() == 0
+
+
+def test_an_unsealed_guard_counts_nothing() -> None:
+    guard = RecompileGuard("warming")
+    compiled(lambda x: x - 9, AOT, "minus")(torch.ones(2))
+    assert guard.check() == 0

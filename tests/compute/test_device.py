@@ -1,0 +1,49 @@
+"""Placement follows the settings and refuses what the machine does not have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from predictors.compute.device import place
+from predictors.settings import ComputeSettings, InvalidSetting
+
+
+def test_auto_on_a_cpu_is_float32_uncompiled() -> None:
+    placement = place(ComputeSettings(device="cpu"))
+    assert (placement.device.type, placement.dtype, placement.compile) == (
+        "cpu",
+        torch.float32,
+        "off",
+    )
+    assert placement.precision == "float32"
+    assert not placement.is_cuda
+
+
+def test_explicit_choices_are_taken_as_they_are() -> None:
+    placement = place(ComputeSettings(device="cpu", dtype="bfloat16", compile="aot_eager"))
+    assert (placement.dtype, placement.compile) == (torch.bfloat16, "aot_eager")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (ComputeSettings(device="tpu"), "compute.device"),
+        (ComputeSettings(device="meta"), "compute.device"),
+        (ComputeSettings(device="cuda:99"), "compute.device"),
+        (ComputeSettings(device="cpu", dtype="int8"), "compute.dtype"),
+        (ComputeSettings(device="cpu", compile="fast"), "compute.compile"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_by_name(settings: ComputeSettings, named: str) -> None:
+    with pytest.raises(InvalidSetting, match=named):
+        place(settings)
+
+
+def test_threads_are_set_when_asked_for() -> None:
+    before = torch.get_num_threads()
+    try:
+        place(ComputeSettings(device="cpu", threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
