@@ -6,6 +6,7 @@ this file. Names that users already know are read as well (`HOST`, `PORT`, `GRPC
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,22 @@ ALIASES = {
     "PREDICTORS_SERVER_PORT": "PORT",
     "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
 }
+CHOICES: Mapping[str, tuple[object, ...]] = {
+    "PREDICTORS_QUEUE_OVERLOAD_STATUS": (503, 429),
+    "PREDICTORS_COMPUTE_DTYPE": ("auto", "float32", "bfloat16", "float16"),
+    "PREDICTORS_COMPUTE_COMPILE": ("auto", "off", "aot_eager", "inductor"),
+    "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
+    "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
+}
+LEAST: Mapping[str, float] = {
+    "PREDICTORS_SERVER_GRPC_PORT": -1,
+    "PREDICTORS_SERVER_PREPARE_THREADS": 1,
+    "PREDICTORS_FLUX_SLOTS": 1,
+    "PREDICTORS_QWEN_VL_SLOTS": 1,
+    "PREDICTORS_QWEN_VL_PAGE_TOKENS": 1,
+    "PREDICTORS_QWEN_VL_PREFILL_CHUNK": 1,
+    "PREDICTORS_QWEN_VL_DEFAULT_MAX_TOKENS": 1,
+}  # every other number is at least 0
 
 
 class InvalidSetting(InvalidRequest):
@@ -187,7 +204,7 @@ def _group_from_env(group_type: type, prefix: str, environ: Mapping[str, str], k
         known.add(name)
         raw = environ.get(name, environ.get(ALIASES.get(name, name)))
         if raw is not None:
-            values[knob.name] = _parse(name, raw, hints[knob.name])
+            values[knob.name] = _checked(name, _parse(name, raw, hints[knob.name]))
     return group_type(**values)
 
 
@@ -202,3 +219,13 @@ def _parse(name: str, raw: str, kind: type | types.UnionType) -> object:
         return kind(raw)  # type: ignore[operator]
     except ValueError as error:
         raise InvalidSetting(f"{name} must be {getattr(kind, '__name__', kind)}, not {raw!r}") from error
+
+
+def _checked(name: str, value: object) -> object:
+    """The value if it is one of the choices and not below the least; raises `InvalidSetting`."""
+    choices = CHOICES.get(name)
+    if choices is not None and value not in choices:
+        raise InvalidSetting(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    if isinstance(value, int | float) and not LEAST.get(name, 0) <= value < math.inf:
+        raise InvalidSetting(f"{name} must be a finite number of at least {LEAST.get(name, 0)}, not {value!r}")
+    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from predictors import settings as module
-from predictors.settings import ALIASES, InvalidSetting, Settings, from_env
+from predictors.settings import ALIASES, CHOICES, LEAST, InvalidSetting, Settings, from_env
 
 DEFAULTS = {
     "server.host": "127.0.0.1",
@@ -87,6 +87,9 @@ def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
+    choices = CHOICES.get(env_name(knob))
+    if choices is not None:
+        other = str(choices[1])
     changed = flat(from_env({env_name(knob): other}))
     differing = {name for name in DEFAULTS if changed[name] != DEFAULTS[name]}
     assert differing == {knob}
@@ -119,12 +122,29 @@ def test_false_has_five_spellings(raw: str) -> None:
         ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "soon", "float"),
         ("PREDICTORS_SERVER_ACCESS_LOG", "maybe", "true or false"),
         ("PORT", "http", "int"),
+        ("PORT", "-1", "a finite number of at least 0"),
+        ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "nan", "a finite number"),
+        ("PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S", "inf", "a finite number"),
+        ("PREDICTORS_FLUX_SLOTS", "0", "a finite number of at least 1"),
+        ("PREDICTORS_FLUX_UNPROMISED", "maybe", "one of serve, refuse"),
+        ("PREDICTORS_QUEUE_OVERLOAD_STATUS", "500", "one of 503, 429"),
+        ("PREDICTORS_COMPUTE_DTYPE", "float8", "one of auto, float32"),
     ],
 )
 def test_a_bad_value_is_refused_and_named(name: str, raw: str, word: str) -> None:
     full = {short: long for long, short in ALIASES.items()}.get(name, name)
     with pytest.raises(InvalidSetting, match=f"{full} must be {word}"):
         from_env({name: raw})
+
+
+def test_no_port_for_grpc_is_minus_one() -> None:
+    assert from_env({"GRPC_PORT": "-1"}).server.grpc_port == -1
+
+
+def test_choices_are_of_knobs_that_exist_and_hold_the_default() -> None:
+    defaults = {env_name(knob): value for knob, value in DEFAULTS.items()}
+    assert all(defaults[name] in choices for name, choices in CHOICES.items())
+    assert set(LEAST) <= set(defaults)
 
 
 @pytest.mark.parametrize("name", ["PREDICTORS_QUEUE_CAPACTY", "PREDICTORS_FLUX", "PREDICTORS_"])
