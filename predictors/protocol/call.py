@@ -1,7 +1,8 @@
-"""What every protocol knows about a call besides its body. Knows no tensors, no model and no status codes.
+"""What every protocol knows about a call besides its body. Knows no tensors, no model and no status
+codes.
 
-A `Call` is a mapping of lower-case header names to values, because KServe's `Model` hooks take `headers`; it adds
-what our edges have already read: request id, deadline, protocol.
+A `Call` is a mapping of lower-case header names to values, because KServe's `Model` hooks take
+`headers`; it adds what our edges have already read: request id, deadline, protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 
 class Call(dict[str, str]):
-    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none) and protocol label."""
+    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none) and protocol
+    label.
+    """
 
     def __init__(
         self,
@@ -43,14 +46,27 @@ class Call(dict[str, str]):
         default_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
-        """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a positive number."""
+        """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a
+        positive number.
+        """
         if isinstance(headers, Call):
             return headers
         call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
-        raw = call.get(TIMEOUT_HEADER)
-        timeout_s = default_timeout_s if raw is None else parse_timeout(raw, TIMEOUT_HEADER, unit_s=1e-3)
-        call.deadline = clock() + timeout_s if timeout_s > 0 else None
+        call.read_deadline(default_timeout_s, clock)
         return call
+
+    def read_deadline(
+        self, default_timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Set the deadline from `x-request-timeout-ms`, else to the default; 0 is none.
+
+        Raises `InvalidRequest` for a header that is not a positive number.
+        """
+        raw = self.get(TIMEOUT_HEADER)
+        timeout_s = (
+            default_timeout_s if raw is None else parse_timeout(raw, TIMEOUT_HEADER, unit_s=1e-3)
+        )
+        self.deadline = clock() + timeout_s if timeout_s > 0 else None
 
     def tighten(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Bring the deadline forward to `timeout_s` from now; never push it back."""

@@ -1,16 +1,15 @@
 """Which models are served, whether they may be asked now, and how many requests are in flight.
 Knows no wire format.
 
-Every edge asks here first: `find` for the model, `admitted` around the work. Draining is a gate at
-this door: work that is inside stays inside and is finished, whatever comes later is refused with
-`Draining`. Event loop only.
+Every edge asks here first: `find` for the model, `enter` and `leave` around the work. Draining is a
+gate at this door: work that is inside stays inside and is finished, whatever comes later is refused
+with `Draining`. Event loop only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
@@ -81,21 +80,23 @@ class Registry:
         return all(host.is_alive for host in hosts if host is not None)
 
     # -- work ------------------------------------------------------------------------------------
-    @contextmanager
-    def admitted(self, name: str) -> Iterator[None]:
-        """Around one request for work; raises `Draining` or `NotReady` when none is taken."""
+    def enter(self, name: str) -> None:
+        """One request for work begins; `leave` must follow once it is answered.
+
+        Raises `Draining` or `NotReady` when no work is taken.
+        """
         if self._draining:
             raise Draining("the server is shutting down; ask another replica")
         if name in self._withdrawn:
             raise NotReady(f"model {name!r} is unloaded")
         self._in_flight += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
+
+    def leave(self) -> None:
+        """A request that had entered is answered, its last byte handed to the socket."""
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
 
     @property
     def in_flight(self) -> int:

@@ -1,0 +1,228 @@
+"""What every REST edge shares: one exchange from head to answer. Knows no wire format of a body.
+
+`Work` is an ASGI endpoint that asks a model for something. Its handler gets an `Exchange` and
+returns a `Reply` or an `EventStream`; here that is sent, counted once, logged once, and turned into
+a fault of the caller's own wire format when it raises. When the client goes away, the task that
+waits for the model is cancelled, and with it the jobs.
+
+    async def chat(exchange: Exchange) -> Reply:
+        body = read_body(await exchange.json())
+        model = exchange.admit(body["model"])
+        return json_reply(await model.chat(body, exchange.call))
+
+    Route("/v1/chat/completions", Work(chat, registry, protocol="openai", operation="chat",
+                                       body_of=Fault.openai_body), methods=["POST"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from predictors.errors import Cancelled
+from predictors.protocol.bodies import JSON_MEDIA, Receive, check_media, parse_json, read_body
+from predictors.protocol.call import Call
+from predictors.protocol.faults import Fault, Tally, fault_of
+from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Served
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+CALL_KEY = "predictors.call"  # where `RestApp` leaves the call in the scope
+STATUS_KEY = "predictors.status"  # where it finds the status to log
+WATCH_AFTER_S = 0.005  # a shorter request is over before a task that watches the client has begun
+JSON_TYPE = ("content-type", "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. Header names are lower-case; content-length is added."""
+
+    body: bytes
+    status: int = 200
+    headers: Sequence[tuple[str, str]] = (JSON_TYPE,)
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """An answer in server-sent events: each item of `events` is sent as it is, framing included.
+
+    The status is decided by the first item: what raises before it is an ordinary fault. What raises
+    later is sent as `last_words(fault)`, and the stream ends. `events` is closed here, always.
+    """
+
+    events: AsyncIterator[bytes]
+    last_words: Callable[[Fault], bytes]
+    headers: Sequence[tuple[str, str]] = field(
+        default=(
+            ("content-type", "text/event-stream; charset=utf-8"),
+            ("cache-control", "no-store"),
+        )
+    )
+
+
+def json_reply(value: object, status: int = 200) -> Reply:
+    """A JSON answer."""
+    return Reply(orjson.dumps(value), status)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a whole answer over ASGI."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+    headers.append((b"content-length", str(len(reply.body)).encode("ascii")))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+class Exchange:
+    """One request for work. Event loop only."""
+
+    def __init__(self, work: Work, scope: Scope, receive: Receive) -> None:
+        self.call: Call = scope[CALL_KEY]
+        self.path: dict[str, str] = scope.get("path_params", {})
+        self.tally = Tally(work.protocol, work.operation)
+        self._registry = work.registry
+        self._receive = receive
+        self._admitted = False
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.gone = False
+
+    # -- for handlers ------------------------------------------------------------------------------
+    async def body(self, media: Collection[str] = JSON_MEDIA) -> bytes:
+        """The body; from here on a client that leaves cancels the handler."""
+        check_media(self.call, media)
+        limit = self._registry.settings.server.max_body_bytes
+        try:
+            raw = await read_body(self._receive, self.call, limit)
+        except Cancelled:
+            self.gone = True
+            raise
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+        return raw
+
+    async def json(self, media: Collection[str] = JSON_MEDIA) -> Any:
+        """The body as strict JSON."""
+        return parse_json(await self.body(media))
+
+    def find(self, name: str, version: str = "") -> Served:
+        """The model, ready or not; the request is counted under its name. Raises `NotFound`."""
+        model = self._registry.find(name, version)
+        self.tally.model = name
+        return model
+
+    def admit(self, name: str, version: str = "") -> Served:
+        """The model, with this request counted as in flight until it is answered.
+
+        Raises `NotFound`, `Draining` or `NotReady`. Call it once, before anything expensive.
+        """
+        model = self.find(name, version)
+        self._registry.enter(name)
+        self._admitted = True
+        return model
+
+    # -- for `Work` --------------------------------------------------------------------------------
+    def close(self) -> None:
+        """The answer is written: nobody is watched and nothing is in flight any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._admitted:
+            self._admitted = False
+            self._registry.leave()
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self.gone = True
+            self._task.cancel()
+
+
+Handler = Callable[[Exchange], Awaitable[Reply | EventStream]]
+
+
+class Work:
+    """An ASGI endpoint around a handler; see the module's first lines."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        registry: Registry,
+        *,
+        protocol: str,
+        operation: str,
+        body_of: Callable[[Fault], bytes],
+    ) -> None:
+        self.handler = handler
+        self.registry = registry
+        self.protocol = protocol
+        self.operation = operation
+        self.body_of = body_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self, scope, receive)
+        try:
+            reason = await self._answer(exchange, send)
+        except (asyncio.CancelledError, Cancelled):
+            if not exchange.gone:  # the process ends before the drain was over
+                exchange.tally.end("draining")
+                raise
+            reason = "cancelled"  # nobody reads what we would send
+            scope[STATUS_KEY] = 499
+        finally:
+            exchange.close()
+        exchange.tally.end(reason)
+
+    async def _answer(self, exchange: Exchange, send: Send) -> str:
+        """Send the answer or the fault; returns the reason to count."""
+        call = exchange.call
+        call.protocol = self.protocol
+        try:
+            call.read_deadline(self.registry.settings.queue.default_timeout_s)
+            reply = await self.handler(exchange)
+            if isinstance(reply, EventStream):
+                return await self._stream(exchange, reply, send)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the connection must survive it
+            if exchange.gone:
+                raise Cancelled("the caller left") from error
+            fault = self.fault(error, call)
+            reply = Reply(self.body_of(fault), fault.status, (JSON_TYPE, *fault.headers))
+            await send_reply(send, reply)
+            return fault.reason
+        await send_reply(send, reply)
+        return "ok"
+
+    async def _stream(self, exchange: Exchange, stream: EventStream, send: Send) -> str:
+        reason = "ok"
+        async with aclosing(stream.events) as events:  # type: ignore[type-var]
+            first = await anext(events, b"")
+            headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            last = b""
+            try:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except Exception as error:  # noqa: BLE001 -- the status is out: the stream says it
+                fault = self.fault(error, exchange.call)
+                reason, last = fault.reason, stream.last_words(fault)
+            await send({"type": "http.response.body", "body": last})
+        return reason
+
+    def fault(self, error: Exception, call: Call) -> Fault:
+        """What the caller sees of `error`."""
+        status = self.registry.settings.queue.overload_status
+        return fault_of(error, overload_status=status, request_id=call.request_id)
