@@ -1,0 +1,101 @@
+"""The documents say what is there: knobs, links, make targets, rooms, decisions."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "checkpoints").glob("*/README.md")]
+)
+LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def page_id(path: Path) -> str:
+    """The page, seen from the root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def targets() -> set[str]:
+    """The targets of the Makefile that a person would call."""
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_page_of_settings_is_current() -> None:
+    check = subprocess.run(
+        [sys.executable, "docs/configuration.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    assert check.returncode == 0, "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
+    inside = [link for link in LINK.findall(page.read_text()) if "://" not in link]
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_a_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
+    named = set(re.findall(r"`make ([a-z][a-z-]*)[`, ]", page.read_text()))
+    assert named <= targets()
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=page_id)
+def test_a_page_names_no_file_of_the_package_that_does_not_exist(page: Path) -> None:
+    named = set(re.findall(r"\b((?:predictors|tests|benchmarks|docs|checkpoints)/[\w/.-]+\.(?:py|md|json))\b", page.read_text()))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_every_module_group_has_a_row_in_the_map_of_who_knows_what() -> None:
+    table = (ROOT / "docs/architecture.md").read_text().split("## Who knows what")[1]
+    for path in (ROOT / "predictors").iterdir():
+        if path.name.startswith("__init__") or path.name == "__pycache__":
+            continue
+        named = "`<room>/" if path.name in {"flux", "qwen_vl"} else f"`{path.stem}"
+        assert named in table, path.stem
+
+
+def test_every_decision_has_its_five_parts_and_a_row_in_the_list() -> None:
+    index = (ROOT / "docs/adr/README.md").read_text()
+    pages = sorted((ROOT / "docs/adr").glob("0*.md"))
+    assert len(pages) >= 7
+    for page in pages:
+        text = page.read_text()
+        assert f"({page.name})" in index, f"{page.name} is not in the list"
+        assert text.startswith(f"# {page.name[:4]} ")
+        parts = [part for part in ("Context", "Decision", "Consequences", "Drawbacks", "Alternatives") if f"\n## {part}" not in text]
+        assert parts == [], f"{page.name} lacks {parts}"
+
+
+def test_the_targets_that_were_promised_exist_and_make_their_own_environment() -> None:
+    promised = {"demo", "serve", "test", "lint", "type", "bench-cpu", "checkpoints", "evaluate-checkpoints"}
+    assert promised <= targets()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in promised:
+        assert re.search(rf"^{target}: \$\(STAMP\)", makefile, re.MULTILINE), target
+
+
+def test_ci_runs_what_people_run() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    assert [line.split()[-1] for line in script.splitlines() if re.match(r"stage \w+ make ", line)] == [
+        "setup",
+        "lint",
+        "type",
+        "test",
+    ]
+    assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yaml").read_text()
+
+
+def test_no_page_or_pin_names_a_download_address_or_a_path_of_this_machine() -> None:
+    suspicious = re.compile(r"/root/|/work/|/home/|files\.pythonhosted|pypi\.org|index-url|find-links", re.IGNORECASE)
+    for path in [*PAGES, ROOT / "constraints.txt", ROOT / "pyproject.toml"]:
+        assert not suspicious.search(path.read_text()), page_id(path)
