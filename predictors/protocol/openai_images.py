@@ -9,9 +9,12 @@ to check.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.call import Call
+from predictors.protocol.openai_edge import Operation
 from predictors.protocol.openai_fields import (
     DROP,
     MAX_SEED,
@@ -26,6 +29,8 @@ from predictors.protocol.openai_fields import (
     whole,
     wrong,
 )
+from predictors.protocol.rest import Reply, json_reply
+from predictors.protocol.serves import ServesImages
 
 MAX_N = 16  # OpenAI's is 10
 MAX_SIDE = 65_536  # of a number that is read at all; the room's limit is lower
@@ -108,3 +113,16 @@ def read_body(body: object) -> dict[str, Any]:
             message = f"size {width}x{height} and {name} {read[name]} disagree"
             raise InvalidRequest(message, param=name)
     return read
+
+
+async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Reply:
+    return json_reply(await model.images(body, call))
+
+
+IMAGES = Operation(
+    name="images",
+    route="/images/generations",
+    read_body=read_body,
+    serves=lambda model: isinstance(model, ServesImages),
+    reply=_reply,
+)
