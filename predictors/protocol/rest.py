@@ -195,7 +195,7 @@ class Work:
             reply = await self.handler(exchange)
             if isinstance(reply, EventStream):
                 return await self._stream(exchange, reply, send)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the connection must survive it
+        except Exception as error:  # whatever it is, the connection must survive it
             if exchange.gone:
                 raise Cancelled("the caller left") from error
             fault = self.fault(error, call)

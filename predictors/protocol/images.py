@@ -1,0 +1,134 @@
+"""A caller's picture, from bytes or a data URL to plain RGB pixels, checked before it is decoded.
+Knows no model and no route, fetches no URL and opens no path.
+
+Only three decoders of Pillow are ever reached (PNG, JPEG, WebP). Everything that the header tells
+is checked before the pixels are touched, and no text of Pillow's reaches a caller: its messages
+carry object addresses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import warnings
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.settings import ImageLimits
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+ACCEPTED = "PNG, JPEG or WebP"
+MAX_JPEG_SCANS = 100  # every scan of a progressive JPEG costs a pass over all its pixels
+
+_DATA_URL = re.compile(
+    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[\w.\"-]*)*)(;base64)?,", re.IGNORECASE
+)
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
+_WHITE = (255, 255, 255, 255)
+
+# our own check of the pixels is stricter and comes at the same moment
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Image.Image:
+    """The picture as RGB, upright, without metadata; transparency is laid on white.
+
+    Raises `TooLarge` for too many bytes and `InvalidRequest` for whatever else is wrong, naming
+    `param`. Any thread; takes milliseconds per megapixel, so not on the event loop.
+    """
+    if not raw:
+        raise InvalidRequest(f"{param} is empty", param=param)
+    if len(raw) > limits.max_bytes:
+        message = f"{param} has {len(raw)} bytes; at most {limits.max_bytes} are taken"
+        raise TooLarge(message, param=param)
+    try:
+        picture = Image.open(BytesIO(raw), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(f"{param} has too many pixels", param=param) from error
+    except Exception as error:  # a decoder raises anything; no text of it may leak
+        message = f"{param} is not a {ACCEPTED} picture, or its header is damaged"
+        raise InvalidRequest(message, param=param) from error
+    with picture:
+        _check_header(picture, raw, limits, param)
+        try:
+            picture.load()
+            return _upright_rgb(picture)
+        except Exception as error:  # as above
+            message = f"{param} is damaged or cut short and can't be decoded"
+            raise InvalidRequest(message, param=param) from error
+
+
+def _check_header(picture: Image.Image, raw: bytes, limits: ImageLimits, param: str) -> None:
+    """Raise `InvalidRequest` for whatever can be told before decoding."""
+    width, height = picture.size
+    size = f"{param} is {width}x{height} pixels"
+    if min(width, height) < 1:
+        raise InvalidRequest(f"{size}, which is no picture", param=param)
+    if max(width, height) > limits.max_side:
+        raise InvalidRequest(f"{size}; a side may have {limits.max_side}", param=param)
+    if width * height > limits.max_pixels:
+        message = f"{size}, {width * height} in all; at most {limits.max_pixels} are taken"
+        raise InvalidRequest(message, param=param)
+    if max(width, height) > limits.max_aspect * min(width, height):
+        message = f"{size}; the longer side may be {limits.max_aspect:g} times the shorter"
+        raise InvalidRequest(message, param=param)
+    # MPO is a JPEG with a preview or depth map behind it, as phones write; only the first is read
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    if frames != 1:
+        message = f"{param} is an animation of {frames} frames; send a single picture"
+        raise InvalidRequest(message, param=param)
+    # inside a scan's data 0xFF is always followed by 0x00 or a restart marker
+    if picture.format in {"JPEG", "MPO"} and raw.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        message = f"{param} is a progressive JPEG of more than {MAX_JPEG_SCANS} scans"
+        raise InvalidRequest(message, param=param)
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    """`picture` turned as its EXIF says, as plain RGB."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
+        upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
+    rgb = upright.convert("RGB")
+    rgb.info = {}  # ICC profile, EXIF, comments
+    return rgb
+
+
+def read_data_url(url: str, *, param: str = "image_url") -> bytes:
+    """The bytes of `data:image/png;base64,...`; raises `InvalidRequest` for any other URL.
+
+    The media type must be one of a picture or absent. Which kind of picture it really is, its
+    bytes tell, not its name.
+    """
+    match = _DATA_URL.match(url)
+    if match is None:
+        raise InvalidRequest(_not_data(url, param), param=param)
+    media, is_base64 = (match[1] or "").lower(), match[3]
+    if media and not media.startswith("image/"):
+        raise InvalidRequest(
+            f"{param} is a data URL of {media[:32]}, not of a picture", param=param
+        )
+    if not is_base64:
+        raise InvalidRequest(f"{param} is a data URL without ';base64'", param=param)
+    try:
+        encoded = url[match.end() :].encode("ascii")
+        return base64.b64decode(b"".join(encoded.split()), validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise InvalidRequest(
+            f"{param} is a data URL whose base64 is damaged", param=param
+        ) from error
+
+
+def _not_data(url: str, param: str) -> str:
+    expected = "send the picture itself as data:image/png;base64,..."
+    scheme = _SCHEME.match(url)
+    if scheme is not None and scheme[1].lower() in {"http", "https"}:
+        return f"{param} is a web address, and this server fetches none; {expected}"
+    if scheme is not None and scheme[1].lower() == "data":
+        return f"{param} is a malformed data URL; {expected}"
+    return f"{param} is not a data URL; {expected}"
