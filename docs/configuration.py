@@ -1,7 +1,7 @@
-"""Writes docs/configuration.md from predictors/settings.py: one row per knob. Knows no knob by name.
+"""Writes docs/configuration.md from predictors/settings.py, one row per knob. Knows none by name.
 
-`python docs/configuration.py` writes the file, `--check` says whether it is current. The sentence of a row is the string
-under the field in the source, so code and page cannot disagree.
+`python docs/configuration.py` writes the file, `--check` says whether it is current. The sentence
+of a row is the string under the field in the source, so code and page cannot disagree.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ HEAD = """# Configuration
 
 <!-- Written by `make docs` from predictors/settings.py; edit that file. -->
 
-Every knob is an environment variable, read once at start. A value that can't be used and a `PREDICTORS_*` name that does not exist end the
-process with a message that names it. `HOST`, `PORT` and `GRPC_PORT` are short for `PREDICTORS_SERVER_HOST`, `..._PORT` and `..._GRPC_PORT`; the long name
-wins, and the flags `--host`, `--port`, `--grpc-port` of `python -m predictors serve` win over both.
+Every knob is an environment variable, read once at start. A value that can't be used and a
+`PREDICTORS_*` name that does not exist end the process with a message that names it. `HOST`, `PORT`
+and `GRPC_PORT` are short for `PREDICTORS_SERVER_HOST`, `..._PORT`, `..._GRPC_PORT`; the long name
+wins, and the flags `--host`, `--port`, `--grpc-port` of `python -m predictors serve` win over all.
 """
 
 
@@ -51,7 +52,9 @@ def bounds(name: str, value: object) -> str:
 
 def shown(value: object) -> str:
     """A default as one would write it."""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "empty"
+    return (
+        f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "empty"
+    )
 
 
 def page() -> str:
@@ -60,12 +63,21 @@ def page() -> str:
     for group in fields(Settings):
         values = getattr(Settings(), group.name)
         words = sentences(type(values).__name__)
-        lines += [f"## {group.name}", "", words[""], "", "| variable | default | takes | |", "|---|---|---|---|"]
+        lines += [
+            f"## {group.name}",
+            "",
+            words[""],
+            "",
+            "| variable | default | takes | |",
+            "|---|---|---|---|",
+        ]
         for knob in fields(values):
             name = f"{PREFIX}_{group.name}_{knob.name}".upper()
             value = getattr(values, knob.name)
             also = f" Also `{ALIASES[name]}`." if name in ALIASES else ""
-            lines.append(f"| `{name}` | {shown(value)} | {bounds(name, value)} | {words[knob.name]}{also} |")
+            lines.append(
+                f"| `{name}` | {shown(value)} | {bounds(name, value)} | {words[knob.name]}{also} |"
+            )
         lines.append("")
     return "\n".join(lines)
 

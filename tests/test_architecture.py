@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: import contracts, the mirror of the rooms, sizes, names, no print."""
+"""The house rules that a machine can hold: import contracts, mirrored rooms, sizes, names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 10
 BANNED_NAMES = {
-    "manager", "helper", "helpers", "util", "utils", "common", "misc", "context", "data", "processor",
+    "manager", "helper", "helpers", "util", "utils", "common", "misc", "context", "data",
+    "processor",
 }  # fmt: skip
 BROAD_EXCEPTS_ALLOWED = {"serving/host.py"}
 
@@ -58,7 +59,9 @@ def lines_of(function: Function) -> int:
     return function.end_lineno - function.lineno + 1 - prose
 
 
-def test_the_import_contracts_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_import_contracts_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     status = cli.lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert status == cli.EXIT_STATUS_SUCCESS, capsys.readouterr().out
@@ -115,7 +118,9 @@ def test_a_module_opens_by_saying_what_it_does(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_module_or_class_has_a_name_that_names_nothing(path: Path) -> None:
     names = {path.stem} | {
-        node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
     }
     for name in names:
         words = set(re.findall(r"[A-Z]?[a-z]+", name)) | set(name.split("_"))
@@ -146,11 +151,15 @@ def test_there_is_one_broad_except_in_the_house() -> None:
 
 def is_broad(kind: ast.expr | None) -> bool:
     """Whether a handler catches whatever comes."""
-    return kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"})
+    return kind is None or (
+        isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}
+    )
 
 
 def test_only_settings_and_the_root_read_the_environment() -> None:
-    readers = {relative(p) for p in MODULES if re.search(r"\bos\.(environ|getenv)\b", p.read_text())}
+    readers = {
+        relative(p) for p in MODULES if re.search(r"\bos\.(environ|getenv)\b", p.read_text())
+    }
     assert readers <= {"__main__.py"}
 
 
@@ -167,7 +176,9 @@ def test_only_metrics_constructs_a_series() -> None:
 
 
 def test_nothing_sleeps_or_prints_or_uses_a_global_seed() -> None:
-    banned = re.compile(r"\btime\.sleep\(|\btorch\.manual_seed\(|\brandom\.seed\(|^\s*global\s", re.MULTILINE)
+    banned = re.compile(
+        r"\btime\.sleep\(|\btorch\.manual_seed\(|\brandom\.seed\(|^\s*global\s", re.MULTILINE
+    )
     found = {relative(p): m.group() for p in MODULES if (m := banned.search(p.read_text()))}
     assert found == {}
 

@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "checkpoints").glob("*/README.md")]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "checkpoints").glob("*/README.md"),
+    ]
 )
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -51,7 +55,12 @@ def test_a_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=page_id)
 def test_a_page_names_no_file_of_the_package_that_does_not_exist(page: Path) -> None:
-    named = set(re.findall(r"\b((?:predictors|tests|benchmarks|docs|checkpoints)/[\w/.-]+\.(?:py|md|json))\b", page.read_text()))
+    named = set(
+        re.findall(
+            r"\b((?:predictors|tests|benchmarks|docs|checkpoints)/[\w/.-]+\.(?:py|md|json))\b",
+            page.read_text(),
+        )
+    )
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
@@ -72,12 +81,25 @@ def test_every_decision_has_its_five_parts_and_a_row_in_the_list() -> None:
         text = page.read_text()
         assert f"({page.name})" in index, f"{page.name} is not in the list"
         assert text.startswith(f"# {page.name[:4]} ")
-        parts = [part for part in ("Context", "Decision", "Consequences", "Drawbacks", "Alternatives") if f"\n## {part}" not in text]
+        parts = [
+            part
+            for part in ("Context", "Decision", "Consequences", "Drawbacks", "Alternatives")
+            if f"\n## {part}" not in text
+        ]
         assert parts == [], f"{page.name} lacks {parts}"
 
 
 def test_the_targets_that_were_promised_exist_and_make_their_own_environment() -> None:
-    promised = {"demo", "serve", "test", "lint", "type", "bench-cpu", "checkpoints", "evaluate-checkpoints"}
+    promised = {
+        "demo",
+        "serve",
+        "test",
+        "lint",
+        "type",
+        "bench-cpu",
+        "checkpoints",
+        "evaluate-checkpoints",
+    }
     assert promised <= targets()
     makefile = (ROOT / "Makefile").read_text()
     for target in promised:
@@ -86,7 +108,9 @@ def test_the_targets_that_were_promised_exist_and_make_their_own_environment() -
 
 def test_ci_runs_what_people_run() -> None:
     script = (ROOT / ".ci/run").read_text()
-    assert [line.split()[-1] for line in script.splitlines() if re.match(r"stage \w+ make ", line)] == [
+    assert [
+        line.split()[-1] for line in script.splitlines() if re.match(r"stage \w+ make ", line)
+    ] == [
         "setup",
         "lint",
         "type",
@@ -96,6 +120,8 @@ def test_ci_runs_what_people_run() -> None:
 
 
 def test_no_page_or_pin_names_a_download_address_or_a_path_of_this_machine() -> None:
-    suspicious = re.compile(r"/root/|/work/|/home/|files\.pythonhosted|pypi\.org|index-url|find-links", re.IGNORECASE)
+    suspicious = re.compile(
+        r"/root/|/work/|/home/|files\.pythonhosted|pypi\.org|index-url|find-links", re.IGNORECASE
+    )
     for path in [*PAGES, ROOT / "constraints.txt", ROOT / "pyproject.toml"]:
         assert not suspicious.search(path.read_text()), page_id(path)

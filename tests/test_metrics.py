@@ -1,4 +1,4 @@
-"""The series that both rooms promise: declared once, at zero from the start, with names that promtool accepts."""
+"""The series that both rooms promise: declared once, zero at first, with names promtool accepts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,43 @@ from predictors import metrics
 FLUX, QWEN_VL = "flux-under-test", "qwen-vl-under-test"
 
 BOTH = {
-    "predictors_requests", "predictors_request_duration_seconds", "predictors_requests_running",
-    "predictors_requests_waiting", "predictors_queue_oldest_seconds", "predictors_queue_duration_seconds",
-    "predictors_admission_rejected", "predictors_jobs", "predictors_batch_size", "predictors_batch_splits",
-    "predictors_stage_duration_seconds", "predictors_step_duration_seconds", "predictors_engine_steps",
-    "predictors_engine_failures", "predictors_recompilations", "predictors_model_ready",
+    "predictors_requests",
+    "predictors_request_duration_seconds",
+    "predictors_requests_running",
+    "predictors_requests_waiting",
+    "predictors_queue_oldest_seconds",
+    "predictors_queue_duration_seconds",
+    "predictors_admission_rejected",
+    "predictors_jobs",
+    "predictors_batch_size",
+    "predictors_batch_splits",
+    "predictors_stage_duration_seconds",
+    "predictors_step_duration_seconds",
+    "predictors_engine_steps",
+    "predictors_engine_failures",
+    "predictors_recompilations",
+    "predictors_model_ready",
     "predictors_cache_requests",
-}  # fmt: skip
+}
 FLUX_ONLY = {
-    "predictors_denoise_step_duration_seconds", "predictors_denoise_steps", "predictors_images_generated",
-    "predictors_image_pixels", "predictors_inference_steps", "predictors_time_to_first_image_seconds",
-}  # fmt: skip
+    "predictors_denoise_step_duration_seconds",
+    "predictors_denoise_steps",
+    "predictors_images_generated",
+    "predictors_image_pixels",
+    "predictors_inference_steps",
+    "predictors_time_to_first_image_seconds",
+}
 QWEN_VL_ONLY = {
-    "predictors_time_to_first_token_seconds", "predictors_inter_token_latency_seconds", "predictors_prompt_tokens",
-    "predictors_vision_tokens", "predictors_generation_tokens", "predictors_request_prompt_tokens",
-    "predictors_request_generation_tokens", "predictors_input_image_pixels", "predictors_kv_cache_usage_ratio",
-}  # fmt: skip
+    "predictors_time_to_first_token_seconds",
+    "predictors_inter_token_latency_seconds",
+    "predictors_prompt_tokens",
+    "predictors_vision_tokens",
+    "predictors_generation_tokens",
+    "predictors_request_prompt_tokens",
+    "predictors_request_generation_tokens",
+    "predictors_input_image_pixels",
+    "predictors_kv_cache_usage_ratio",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +84,11 @@ def test_promtool_finds_nothing_to_say(scrape: str) -> None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
     ours = [line for line in scrape.splitlines() if "predictors_" in line]
     checked = subprocess.run(
-        [promtool, "check", "metrics"], input="\n".join(ours) + "\n", capture_output=True, text=True, timeout=60
+        [promtool, "check", "metrics"],
+        input="\n".join(ours) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
@@ -78,7 +103,9 @@ def test_every_sample_of_a_new_model_is_zero(scrape: str) -> None:
         sample
         for family in text_string_to_metric_families(scrape)
         for sample in family.samples
-        if sample.labels.get("model") in {FLUX, QWEN_VL} and not sample.name.endswith("_created") and sample.value != 0
+        if sample.labels.get("model") in {FLUX, QWEN_VL}
+        and not sample.name.endswith("_created")
+        and sample.value != 0
     ]
     assert moved == []
 
@@ -129,9 +156,21 @@ def test_names_have_one_prefix_base_units_and_a_help_text() -> None:
 
 def test_labels_are_bounded() -> None:
     allowed = {
-        "model", "protocol", "operation", "reason", "outcome", "stage", "resolution", "cache", "result", "phase",
-        "version", "torch", "device", "dtype",
-    }  # fmt: skip
+        "model",
+        "protocol",
+        "operation",
+        "reason",
+        "outcome",
+        "stage",
+        "resolution",
+        "cache",
+        "result",
+        "phase",
+        "version",
+        "torch",
+        "device",
+        "dtype",
+    }
     assert {label for series in declared() for label in series._labelnames} <= allowed
 
 

@@ -1,4 +1,4 @@
-"""The promised defaults, and how the environment is read. A default that changes has to change here too."""
+"""The promised defaults, and how the environment is read. A changed default changes here too."""
 
 from __future__ import annotations
 
