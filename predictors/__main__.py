@@ -14,8 +14,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from predictors import __version__
 from predictors.errors import InvalidRequest, ServingError
@@ -23,6 +24,9 @@ from predictors.settings import Settings, from_env
 
 if TYPE_CHECKING:
     from predictors.base import BasePredictor
+    from predictors.serving.lifecycle import Warmth
+
+log = logging.getLogger("predictors")
 
 ROOMS = {
     "FluxPipeline": "predictors.flux.predictor:FluxPredictor",
@@ -47,10 +51,19 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
     models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
+    for model in models:
+        model.host.on_progress = partial(_log_progress, model.name)
     return PredictorServer(models, settings).run()
 
 
-def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor:
+def demo(arguments: argparse.Namespace) -> int:
+    """Serve the two embedded checkpoints, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
+    from predictors.cli import demo as client  # imports httpx: serving does not need it
+
+    return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
+
+
+def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any, Any, Any]:
     """The predictor for a checkpoint folder; raises `InvalidRequest` when no room serves it."""
     architecture = read_architecture(checkpoint)
     if architecture not in ROOMS:
@@ -59,7 +72,9 @@ def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor:
             f"served are {', '.join(ROOMS)}"
         )
     module, _, class_name = ROOMS[architecture].partition(":")
-    return getattr(importlib.import_module(module), class_name)(name, checkpoint, settings)
+    room = getattr(importlib.import_module(module), class_name)
+    predictor: BasePredictor[Any, Any, Any] = room(name, checkpoint, settings)
+    return predictor
 
 
 def read_architecture(checkpoint: Path) -> str:
@@ -74,6 +89,11 @@ def read_architecture(checkpoint: Path) -> str:
         if isinstance(value, str):
             return value
     return ""
+
+
+def _log_progress(model: str, progress: Warmth) -> None:
+    if progress.shape:
+        log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
 
 
 def _named_path(raw: str) -> tuple[str, Path]:
@@ -93,15 +113,41 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe.")
+    parser = argparse.ArgumentParser(
+        prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
+    )
     parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="verb")
-    verb = verbs.add_parser("serve", help="serve checkpoints over REST and gRPC", description=serve.__doc__)
-    verb.add_argument("--model", action="append", required=True, metavar="NAME=PATH", help="a model; may be repeated")
+    verb = verbs.add_parser(
+        "serve", help="serve checkpoints over REST and gRPC", description=serve.__doc__
+    )
+    verb.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="a model; may be repeated",
+    )
     verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
-    verb.add_argument("--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)")
-    verb.add_argument("--grpc-port", type=int, help="gRPC port, 0 for a free one, -1 for none (default: GRPC_PORT or 8081)")
+    verb.add_argument(
+        "--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)"
+    )
+    verb.add_argument(
+        "--grpc-port",
+        type=int,
+        help="gRPC port, 0 for a free one, -1 for none (default: GRPC_PORT or 8081)",
+    )
     verb.set_defaults(run=serve)
+    verb = verbs.add_parser(
+        "demo", help="show both embedded models at work", description=demo.__doc__
+    )
+    verb.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="what to draw (default: two scenes)"
+    )
+    verb.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
+    )
+    verb.set_defaults(run=demo)
     return parser
 
 
