@@ -1,0 +1,222 @@
+"""Two models that answer from a script, and one ASGI request driven by hand.
+
+`Chatter` and `Painter` have what the OpenAI routes need of a model and nothing else: no engine,
+no thread. They record what reached them, so that a test sees the checked body and the call.
+`Wire` is the client's side of ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+
+from predictors.protocol.call import Call
+from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.registry import Registry
+from predictors.protocol.rest import CALL_KEY
+from predictors.settings import Settings
+
+PATIENCE_S = 20.0  # never reached when all is well
+
+
+class Model:
+    """What every double has."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_ready = True
+        self.bodies: list[Mapping[str, Any]] = []
+        self.calls: list[Call] = []
+        self.error: BaseException | None = None  # raised before anything is answered
+
+    async def healthy(self) -> bool:
+        return self.is_ready
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return []
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        return []
+
+    async def infer(self, request: Any, call: Call) -> Any:
+        raise AssertionError("no V2 request belongs here")
+
+    def note(self, body: Mapping[str, Any], call: Call) -> None:
+        self.bodies.append(body)
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+
+class Painter(Model):
+    """Serves images; `hold` makes it wait until it is cancelled."""
+
+    hold = False
+
+    def __init__(self, name: str = "flux") -> None:
+        super().__init__(name)
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        self.note(body, call)
+        self.entered.set()
+        if self.hold:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        return {"created": 1, "data": [{"b64_json": "AAAA", "seed": 7}] * body.get("n", 1)}
+
+
+class Chatter(Model):
+    """Serves chat. A stream yields `words`; before word `fail_at` it raises `late_error`, before
+    `hold_at` it waits."""
+
+    def __init__(
+        self, name: str = "qwen-vl", words: tuple[str, ...] = ("a ", "red ", "circle")
+    ) -> None:
+        super().__init__(name)
+        self.words = words
+        self.fail_at = -1
+        self.late_error: BaseException = RuntimeError("secret /mnt/models at 0x7f00")
+        self.hold_at = -1
+        self.holding = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        self.note(body, call)
+        message = {"role": "assistant", "content": "".join(self.words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"id": call.request_id, "object": "chat.completion", "created": 1} | {
+            "model": self.name,
+            "choices": [choice],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        }
+
+    async def chat_stream(
+        self, body: Mapping[str, Any], call: Call
+    ) -> AsyncIterator[dict[str, Any]]:
+        try:
+            self.note(body, call)
+            for i, word in enumerate(self.words):
+                if i == self.fail_at:
+                    raise self.late_error
+                if i == self.hold_at:
+                    self.holding.set()
+                    await asyncio.Event().wait()
+                yield self._chunk(call, {"content": word})
+            yield self._chunk(call, {}, finish_reason="stop")
+            if body.get("stream_options", {}).get("include_usage"):
+                usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+                yield self._chunk(call, None) | {"usage": usage}
+        finally:
+            self.closed.set()
+
+    def _chunk(self, call: Call, delta: Any, **more: Any) -> dict[str, Any]:
+        choices = (
+            [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": None} | more]
+        )
+        head = {"id": call.request_id, "object": "chat.completion.chunk", "created": 1}
+        return head | {"model": self.name, "choices": choices}
+
+
+class Deaf(Model):
+    """Serves neither chat nor images."""
+
+
+def application(*models: Model, settings: Settings | None = None) -> Starlette:
+    """The OpenAI routes alone, as `RestApp` would mount them."""
+    return Starlette(routes=openai_routes(Registry(models, settings or Settings())))
+
+
+class Wire:
+    """One request to an ASGI application, and what came back. Nothing is sent after `leave`, as
+    in uvicorn."""
+
+    def __init__(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
+        self.method = method
+        self.path = path
+        self.headers = {k.lower().replace("_", "-"): v for k, v in headers.items()}
+        self.status = 0
+        self.answered: dict[str, str] = {}
+        self.parts: list[bytes] = []
+        self.is_complete = False
+        self._body: bytes | None = body
+        self._gone = asyncio.Event()
+        self._news = asyncio.Event()
+
+    def leave(self) -> None:
+        """The client closes the connection."""
+        self._gone.set()
+
+    async def run(self, app: Any) -> Wire:
+        """The whole exchange."""
+        call = Call(self.headers, protocol="openai")
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": self.method,
+            "path": self.path,
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(k.encode(), v.encode("latin-1")) for k, v in self.headers.items()],
+            CALL_KEY: call,
+        }
+        await asyncio.wait_for(app(scope, self._receive, self._send), PATIENCE_S)
+        return self
+
+    async def part(self, index: int) -> bytes:
+        """The body's part `index`, once it is there."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.parts) <= index:
+                self._news.clear()
+                await self._news.wait()
+        return self.parts[index]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The inner object of an OpenAI error body, which must have all four fields and no more."""
+        error: dict[str, Any] = self.json["error"]
+        assert set(self.json) == {"error"}
+        assert set(error) == {"message", "type", "param", "code"}
+        return error
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if self._gone.is_set():
+            return
+        if message["type"] == "http.response.start":
+            assert self.status == 0, "a second answer was begun"
+            self.status = message["status"]
+            self.answered = {k.decode(): v.decode() for k, v in message["headers"]}
+            return
+        assert not self.is_complete, "something was sent after the end"
+        if message.get("body"):
+            self.parts.append(message["body"])
+        self.is_complete = not message.get("more_body", False)
+        self._news.set()
+
+
+def post(path: str, body: Any, **headers: str) -> Wire:
+    """A POST of JSON; bytes go as they are."""
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return Wire("POST", path, raw, **{"content_type": "application/json"} | headers)
