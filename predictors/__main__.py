@@ -1,7 +1,8 @@
-"""Composition root and command line: settings, one predictor per model, one server. Knows nothing of requests.
+"""Composition root and command line: settings, one predictor per model, one server. Knows nothing
+of requests.
 
-Which predictor serves a folder is read from the checkpoint: `model_index.json` names a pipeline class, `config.json`
-an architecture, and one mapping below leads from there to a room.
+Which predictor serves a folder is read from the checkpoint: `model_index.json` names a pipeline
+class, `config.json` an architecture, and one mapping below leads from there to a room.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Serve the two embedded checkpoints, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
+    """Serve both embedded checkpoints, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
     return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
@@ -68,7 +69,7 @@ def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any,
     architecture = read_architecture(checkpoint)
     if architecture not in ROOMS:
         raise InvalidRequest(
-            f"{checkpoint.name} is a {architecture or 'folder without model_index.json or config.json'}; "
+            f"{checkpoint.name} is a {architecture or 'folder without a config that names a class'}; "
             f"served are {', '.join(ROOMS)}"
         )
     module, _, class_name = ROOMS[architecture].partition(":")
