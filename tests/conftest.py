@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -63,9 +62,8 @@ def _has_compiler() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's shell reaches a test."""
     for name in list(os.environ):
         if name.startswith(f"{PREFIX}_") or name in ALIASES.values():
             monkeypatch.delenv(name)
-    yield

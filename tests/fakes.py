@@ -221,7 +221,8 @@ class ScriptedEngine:
 
 
 class EchoEngine(Generic[W, C]):
-    """A free-running engine: a job takes `steps(work)` steps and emits `chunk(work, i)` after the i-th.
+    """A free-running engine: a job takes `steps(work)` steps and emits `chunk(work, i)` after the
+    i-th.
 
     `chunk` may return None to emit nothing. `check` is `validate`. The defaults answer each work
     with itself in one step, which makes it the no-op engine of the benchmarks.

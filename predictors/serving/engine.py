@@ -1,7 +1,7 @@
 """The seam between the core and a model. Knows the verbs, not one implementation.
 
-A diffusion request and a token sequence are the same thing here: something that is admitted, lives for N
-steps and leaves. Everything below this Protocol may touch a device; nothing above it does.
+A diffusion request and a token sequence are the same thing here: something that is admitted, lives
+for N steps and leaves. Everything below this Protocol may touch a device; nothing above it does.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Progress = Callable[[str, int, int], None]
 
 
 class StickyDeviceError(Exception):
-    """The device context is lost (illegal address, device assert, ECC). Nothing in this process can go on.
+    """The device context is lost (illegal address, device assert, ECC); this process can't go on.
 
-    An engine raises it from `step`; the host then fails everything in flight and reports itself failed.
+    An engine raises it from `step`; the host then fails everything in flight, and itself.
     """
 
 
 class Engine(Protocol[W, C]):
-    """What a model room offers to the core. Unless noted, every method runs on the engine thread only."""
+    """What a model room offers to the core. Runs on the engine thread only, unless noted."""
 
     @property
     def slots(self) -> int:
@@ -40,7 +40,7 @@ class Engine(Protocol[W, C]):
 
     @property
     def active(self) -> Sequence[Job[W, C]]:
-        """The jobs that hold a slot, in order of admission. A fresh sequence: the caller may keep it."""
+        """The jobs that hold a slot, in order of admission. A fresh sequence, to be kept."""
         ...
 
     def load(self) -> None:
@@ -52,18 +52,19 @@ class Engine(Protocol[W, C]):
         ...
 
     def validate(self, work: W) -> None:
-        """Raise `InvalidRequest` if this work could never be admitted, even alone. Pure; any thread."""
+        """Raise `InvalidRequest` if this can never be admitted, even alone. Pure; any thread."""
         ...
 
     def admit(self, job: Job[W, C]) -> bool:
-        """Give the job a slot and reserve all it can ever need, or return False and change nothing."""
+        """Give the job a slot and all it can ever need, or return False and change nothing."""
         ...
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
-        """Advance some or all of `jobs` (all active) by one turn; emit, finish and release as they get done.
+        """Advance these jobs (all of them active) by one turn; emit, finish, release the done.
 
-        All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs can be
-        stepped again in smaller groups with the same results. That is what lets the host find the culprit.
+        All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs
+        can be stepped again in smaller groups with the same results. That is what lets the host
+        find the culprit.
         """
         ...
 

@@ -1,8 +1,10 @@
-"""One piece of work in flight, and the way back to its caller. Knows nothing of what is inside work and chunk.
+"""One piece of work in flight, and the way back to its caller. Knows nothing of what is inside work
+and chunk.
 
-The job is the only object that crosses the border between the event loop and the engine thread. The engine
-thread calls `emit`, `finish` and `fail`; the loop reads `stream` and may `cancel`. Exactly one of `finish` and
-`fail` takes effect: whatever comes after the first is ignored, so a job is answered exactly once.
+The job is the only object that crosses the border between the event loop and the engine thread. The
+engine thread calls `emit`, `finish` and `fail`; the loop reads `stream` and may `cancel`. Exactly
+one of `finish` and `fail` takes effect: whatever comes after the first is ignored, so a job is
+answered exactly once.
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ class Job(Generic[W, C]):
         self._cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
+        self._is_woken = False  # the reader was told and has not looked yet
+        self.ticket = 0
+        """Order of acceptance, unique per host; set by the roster."""
+        self.on_cancel: Callable[[Job[W, C]], None] | None = None
+        """Called once, on the canceller's thread, when the caller leaves before the answer."""
 
     # -- read by the engine thread ---------------------------------------------------------------
     @property
@@ -88,34 +95,49 @@ class Job(Generic[W, C]):
             self._done = True
             self._error = error
             self.finished_at = self.clock()
+            self.on_cancel = None  # nothing is left to free, and the host need not be kept alive
         self._notify()
 
     def _notify(self) -> None:
-        loop, wake = self._loop, self._wake
-        if loop is None or wake is None:
-            return
+        with self._lock:
+            loop, wake = self._loop, self._wake
+            if loop is None or wake is None or self._is_woken:
+                return
+            self._is_woken = True
         try:
             loop.call_soon_threadsafe(wake.set)
         except RuntimeError:
-            # the reader's loop is closed: nobody is left to tell, and the engine thread must not die of it
+            # the reader's loop is closed: nobody is left to tell, and the engine thread must not
+            # die of it
             self._cancelled = True
 
     # -- called by the caller's loop -------------------------------------------------------------
     def cancel(self) -> None:
-        """The caller leaves: the engine frees the slot before its next step. Any thread, idempotent."""
-        self._cancelled = True
+        """The caller leaves: its place is free at once, its slot before the next step.
+
+        Any thread, idempotent; nothing happens to a job that was answered.
+        """
+        with self._lock:
+            if self._done or self._cancelled:
+                return
+            self._cancelled = True
+            tell = self.on_cancel
+        if tell is not None:  # outside the lock: the host takes its own
+            tell(self)
 
     async def stream(self) -> AsyncIterator[C]:
         """Yield chunks as they come; raise the failure if there is one. One reader per job.
 
-        Leaving early does not cancel: the reader's owner does that (`EngineHost` and `BasePredictor` close it).
+        Leaving early does not cancel: the reader's owner does that (`EngineHost` and
+        `BasePredictor` close it).
         """
         wake = asyncio.Event()
         with self._lock:
             self._loop, self._wake = asyncio.get_running_loop(), wake
         while True:
-            wake.clear()
             with self._lock:
+                wake.clear()
+                self._is_woken = False
                 chunks, self._chunks = self._chunks, deque()
                 done, error = self._done, self._error
             for chunk in chunks:
@@ -131,7 +153,7 @@ class Job(Generic[W, C]):
         return [chunk async for chunk in self.stream()]
 
     def drain_unread(self) -> ServingError | None:
-        """The failure, for a reader without a loop (tests, offline use); None if finished or still running."""
+        """The failure, without a loop; None if the job was answered well or is still open."""
         return self._error if self._done else None
 
     def abandon(self) -> None:

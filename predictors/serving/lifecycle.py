@@ -1,0 +1,89 @@
+"""The states of an engine's life and the legal ways between them. Knows no engine and no thread.
+
+NEW ──> LOADING ──> WARMING ──> READY ──> DRAINING ──> STOPPED
+          │            │          │          │
+          └────────────┴────┬─────┴──────────┘
+                            └──> FAILED        (LOADING and WARMING may also go to DRAINING,
+                                                everything but FAILED to STOPPED)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(Enum):
+    """Where an engine is in its life. `FAILED` and `STOPPED` are final."""
+
+    NEW = "new"
+    LOADING = "loading"
+    WARMING = "warming up"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+_NEXT = {
+    State.NEW: {State.LOADING, State.STOPPED},
+    State.LOADING: {State.WARMING, State.DRAINING, State.FAILED, State.STOPPED},
+    State.WARMING: {State.READY, State.DRAINING, State.FAILED, State.STOPPED},
+    State.READY: {State.DRAINING, State.FAILED, State.STOPPED},
+    State.DRAINING: {State.FAILED, State.STOPPED},
+    State.FAILED: set[State](),
+    State.STOPPED: set[State](),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """How far the start has come: in `phase` ("load", "warmup"), `done` of `total` shapes.
+
+    `shape` is the one that was warmed last. Before the start, and while loading, both numbers are
+    0.
+    """
+
+    phase: str = ""
+    shape: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class Lifecycle:
+    """One state, changed by any thread, waited for by any thread.
+
+    `on_change` is called with the new state after each change, on the thread that made it.
+    """
+
+    def __init__(self, on_change: Callable[[State], None] = lambda state: None) -> None:
+        self._state = State.NEW
+        self._changed = threading.Condition()
+        self._on_change = on_change
+
+    @property
+    def state(self) -> State:
+        """The present state. Any thread, never blocks."""
+        return self._state
+
+    def move(self, to: State) -> bool:
+        """Go to `to`, or return False when the present state does not lead there.
+
+        False is no error: two threads may want different things (one becomes ready while another
+        begins to drain), and the first one wins.
+        """
+        with self._changed:
+            if to not in _NEXT[self._state]:
+                return False
+            self._state = to
+            self._changed.notify_all()
+        self._on_change(to)
+        return True
+
+    def wait_for(self, *states: State, timeout_s: float | None = None) -> State | None:
+        """The state as soon as it is one of `states`; None when `timeout_s` is over first."""
+        with self._changed:
+            reached = self._changed.wait_for(lambda: self._state in states, timeout_s)
+            return self._state if reached else None
