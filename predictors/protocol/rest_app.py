@@ -1,0 +1,126 @@
+"""The ASGI application around all REST routes: request id, access log, 404, 405 and the last catch.
+Knows no route's meaning.
+
+Plain Starlette routing without Starlette's middleware: that would answer an unexpected error and
+then raise it again, and the server below would cut the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY, exposition
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route, Router
+
+from predictors.errors import Cancelled, InvalidRequest, NotFound
+from predictors.protocol.bodies import Receive
+from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.rest import (
+    CALL_KEY,
+    JSON_TYPE,
+    STATUS_KEY,
+    Reply,
+    Scope,
+    Send,
+    send_reply,
+)
+
+access = logging.getLogger("predictors.access")
+
+OPENAI_PREFIXES = ("/v1/", "/openai/")
+_REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
+_MAX_PATH = 200  # characters of a path in the log
+_PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
+
+
+class Answering:
+    """An ASGI endpoint for a cheap question: no model works for it, nothing is counted."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_reply(send, await self._answer(Request(scope, receive)))
+
+
+class RestApp:
+    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date."""
+
+    def __init__(
+        self, routes: Sequence[BaseRoute], *, access_log: bool, on_scrape: Callable[[], None]
+    ) -> None:
+        self._on_scrape = on_scrape
+        self._access_log = access_log
+        metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
+        self._router = Router([*routes, metrics_route], redirect_slashes=False, default=_nowhere)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = time.monotonic()
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
+        request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
+        scope["app"] = self  # routes raise HTTPException for a wrong method instead of answering
+
+        async def send_named(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], request_id]
+                scope[STATUS_KEY] = message["status"]
+            await send(message)
+
+        try:
+            await self._router(scope, receive, send_named)
+        except Cancelled:
+            scope[STATUS_KEY] = 499
+        except Exception as error:  # noqa: BLE001 -- a connection outlives whatever one request does
+            reply = _fault_reply(scope, error, call)
+            if STATUS_KEY not in scope:
+                await send_reply(send_named, reply)
+        if self._access_log:
+            self._log(scope, call, time.monotonic() - started)
+
+    def _log(self, scope: Scope, call: Call, seconds: float) -> None:
+        path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
+        if path in _PROBES or path.endswith("/ready"):
+            return
+        access.info(
+            "%s %s %d %.1f ms %s",
+            scope["method"],
+            path[:_MAX_PATH],
+            scope.get(STATUS_KEY, 500),
+            seconds * 1000,
+            call.request_id,
+        )
+
+    async def _metrics(self, request: Request) -> Reply:
+        """Prometheus text, or OpenMetrics for who accepts it."""
+        self._on_scrape()
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Reply(encode(REGISTRY), headers=(("content-type", content_type),))
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound(f"there is no route {scope['path'][:_MAX_PATH]!r}")
+
+
+def _fault_reply(scope: Scope, error: Exception, call: Call) -> Reply:
+    """The error body that belongs to the path's protocol."""
+    path: str = scope["path"]
+    headers: list[tuple[str, str]] = [JSON_TYPE]
+    if isinstance(error, HTTPException):
+        shown = InvalidRequest(f"{scope['method']} is not allowed on {path[:_MAX_PATH]!r}")
+        headers += [(k.lower(), v) for k, v in (error.headers or {}).items()]
+        fault, status = fault_of(shown), error.status_code
+    else:
+        fault = fault_of(error, request_id=call.request_id)
+        status = fault.status
+    is_openai = path.startswith(OPENAI_PREFIXES) and ":" not in path
+    body = Fault.openai_body(fault) if is_openai else Fault.v2_body(fault)
+    return Reply(body, status, (*headers, *fault.headers))

@@ -1,0 +1,267 @@
+"""The process's front: one event loop, REST and gRPC on two sockets, signals, drain, exit code.
+Knows no wire format and no model beyond `Served`.
+
+A `kserve.ModelServer` with its own `start` and `stop`. KServe's closes the socket at SIGTERM, keeps
+gRPC open, and answers no probe meanwhile; here readiness goes first, accepted work is finished on
+open sockets, late comers read 503, and then the process ends. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+import uvicorn
+from starlette.routing import BaseRoute
+
+from predictors import metrics
+from predictors.errors import EngineFailed
+from predictors.protocol.grpc_health import add_health
+from predictors.protocol.http_protocol import BoundedProtocol
+from predictors.protocol.kserve_sdk import ModelServer
+from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.registry import Registry
+from predictors.protocol.rest_app import RestApp
+from predictors.protocol.serves import Served
+from predictors.protocol.v2_grpc import SERVICE, add_inference
+from predictors.protocol.v2_rest import v2_routes
+from predictors.settings import InvalidSetting, Settings
+
+log = logging.getLogger(__name__)
+
+FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
+LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
+BACKLOG = 2048
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own opinion on signals: the process has one owner."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing is captured."""
+        yield
+
+
+class PredictorServer(ModelServer):  # type: ignore[misc]
+    """Serves `models` until a signal or `stop`.
+
+    `run` blocks the thread that calls it; signals are only handled when that is the main thread.
+    `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
+    OpenAI; `on_scrape` is called before each `/metrics`.
+    """
+
+    http_port: int
+    grpc_port: int
+
+    def __init__(
+        self,
+        models: Sequence[Served],
+        settings: Settings,
+        *,
+        routes: Sequence[BaseRoute] = (),
+        on_scrape: Callable[[], None] = lambda: None,
+    ) -> None:
+        own = settings.server
+        super().__init__(
+            http_port=own.port,
+            grpc_port=own.grpc_port,
+            workers=1,
+            enable_grpc=own.grpc_port >= 0,
+            grace_period=int(own.drain_timeout_s),
+        )
+        self.settings = settings
+        self.registry = Registry(models, settings)
+        for model in models:
+            self.registered_models.update(model)
+        self._routes = routes
+        self._on_scrape = on_scrape
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
+        self._exit_code = 0
+        self.exit_now: Callable[[int], object] = os._exit
+
+    # -- any thread ------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Serve until told to stop; returns the process's exit code."""
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(self.serve())
+
+    def start(self, models: Sequence[Served] = ()) -> None:
+        """KServe's entry: serve `models` too, until told to stop."""
+        for model in models:
+            self.register_model(model)
+        self.run()
+
+    def register_model(self, model: Served, name: str | None = None) -> None:
+        """KServe's way to add a model before the start."""
+        super().register_model(model, name)
+        self.registry.add(model)
+
+    def stop(self, sig: int = 0) -> None:
+        """Drain and end; returns at once."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end, 0)
+
+    def wait_started(self, timeout_s: float | None = None) -> bool:
+        """Wait until both sockets listen; `http_port` and `grpc_port` are the real ones then."""
+        return self._started.wait(timeout_s)
+
+    # -- event loop ------------------------------------------------------------------------------
+    async def serve(self) -> int:
+        """The life of the process: listen, load, serve, drain, close."""
+        self._loop = asyncio.get_running_loop()
+        metrics.draining.set(0)
+        listener = _listen(self.settings.server.host, self.http_port)
+        self.http_port = listener.getsockname()[1]
+        grpc_server = await self._start_grpc()
+        http_server = self._http_server()
+        self._handle_signals()
+        http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+        self._start_models()
+        self._started.set()
+        log.info(
+            "serving %s on %s: HTTP %d, gRPC %d",
+            ", ".join(self.registry.models),
+            self.settings.server.host,
+            self.http_port,
+            self.grpc_port,
+        )
+        await self._ending.wait()
+        await self._drain()
+        http_server.should_exit = True
+        await http_task
+        if grpc_server is not None:
+            await grpc_server.stop(LAST_WORDS_S)
+        await self._each_model("stop")
+        log.info("stopped with exit code %d", self._exit_code)
+        return self._exit_code
+
+    def _http_server(self) -> HttpServer:
+        own = self.settings.server
+        routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
+        config = uvicorn.Config(
+            RestApp(routes, access_log=own.access_log, on_scrape=self._on_scrape),
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=int(own.keep_alive_s),
+            timeout_graceful_shutdown=int(LAST_WORDS_S),
+            backlog=BACKLOG,
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        return HttpServer(config)
+
+    async def _start_grpc(self) -> grpc.aio.Server | None:
+        if not self.enable_grpc:
+            return None
+        limit = self.settings.server.max_body_bytes
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        add_inference(server, self.registry)
+        add_health(server, self.registry, SERVICE)
+        host = self.settings.server.host
+        address = f"[{host}]" if ":" in host else host
+        try:
+            self.grpc_port = server.add_insecure_port(f"{address}:{self.grpc_port}")
+        except RuntimeError as error:
+            raise InvalidSetting(f"can't listen on {address}:{self.grpc_port} (gRPC)") from error
+        await server.start()
+        return server
+
+    def _start_models(self) -> None:
+        for model in self.registry.models.values():
+            host = getattr(model, "host", None)
+            if host is not None:
+                host.on_failed = self._engine_failed
+            start = getattr(model, "start", None)
+            if start is not None:
+                start()
+
+    async def _drain(self) -> None:
+        """Refuse new work, finish what was accepted, and fail what is left when time is up."""
+        self.registry.drain()
+        waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
+        log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
+        if not await self.registry.wait_idle(waiting_s):
+            log.warning("%d requests are cut off", self.registry.in_flight)
+            hosts = (getattr(model, "host", None) for model in self.registry.models.values())
+            await _all_in_threads([partial(h.drain, 0.0) for h in hosts if h is not None])
+            await self.registry.wait_idle(LAST_WORDS_S)
+
+    async def _each_model(self, verb: str) -> None:
+        verbs = (getattr(model, verb, None) for model in self.registry.models.values())
+        await _all_in_threads([each for each in verbs if each is not None])
+
+    # -- how it ends -----------------------------------------------------------------------------
+    def _end(self, exit_code: int) -> None:
+        self._exit_code = self._exit_code or exit_code
+        self._ending.set()
+
+    def _engine_failed(self, error: EngineFailed) -> None:
+        """Called on the engine thread, after everybody in flight was answered."""
+        log.critical("an engine failed, the process ends: %s", error.message)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                self._loop.call_soon_threadsafe(self._end, FAILED)
+
+    def _handle_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread() or self._loop is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: int) -> None:
+        if self._ending.is_set():
+            log.warning("second signal: ending now, %d requests lost", self.registry.in_flight)
+            logging.shutdown()
+            self.exit_now(128 + number)
+            return
+        log.info("%s: draining", signal.Signals(number).name)
+        self._end(0)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def _all_in_threads(works: Sequence[Callable[[], Any]]) -> None:
+    turns: list[Coroutine[Any, Any, Any]] = [asyncio.to_thread(work) for work in works]
+    for outcome in await asyncio.gather(*turns, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            log.error("closing a model failed", exc_info=outcome)
