@@ -1,7 +1,8 @@
 """A lean HTTP/1.1 client in a process of its own: one fixed request, over and over.
 
 `python -m benchmarks.wire_client PORT CONNECTIONS REQUESTS` prints one JSON line: the rate and the
-latency quantiles in milliseconds. Connections are kept. It parses no more of an answer than its length and status.
+latency quantiles in milliseconds. Connections are kept. It parses no
+more of an answer than its length and status.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Serve both embedded checkpoints, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
+    """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
     return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
@@ -69,7 +69,7 @@ def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any,
     architecture = read_architecture(checkpoint)
     if architecture not in ROOMS:
         raise InvalidRequest(
-            f"{checkpoint.name} is a {architecture or 'folder without a config that names a class'}; "
+            f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
             f"served are {', '.join(ROOMS)}"
         )
     module, _, class_name = ROOMS[architecture].partition(":")

@@ -55,7 +55,8 @@ class ServerProcess:
         )  # fmt: skip
         assert self._process.stderr is not None
         log = self._stack.enter_context(self._log.open("w", encoding="utf-8"))
-        reader = threading.Thread(target=self._read, args=(self._process.stderr, log), daemon=True)
+        stream = self._stack.enter_context(self._process.stderr)
+        reader = threading.Thread(target=self._read, args=(stream, log), daemon=True)
         reader.start()
         self._stack.callback(reader.join)
         return self
