@@ -31,7 +31,8 @@ BANNED_NAMES = {
     "manager", "helper", "helpers", "util", "utils", "common", "misc", "context", "data",
     "processor",
 }  # fmt: skip
-BROAD_EXCEPTS_ALLOWED = {"serving/host.py"}
+# the engine thread, and the edge that turns whatever is left into a bare "internal error"
+BROAD_EXCEPTS_ALLOWED = {"serving/host.py", "protocol/faults.py"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -140,13 +141,19 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert project["version"] == predictors.__version__
 
 
-def test_there_is_one_broad_except_in_the_house() -> None:
+def test_broad_excepts_are_where_they_were_agreed() -> None:
     found = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ExceptHandler) and is_broad(node.type):
+            if isinstance(node, ast.ExceptHandler) and is_broad(node.type) and not reraises(node):
                 found.add(relative(path))
     assert found - BROAD_EXCEPTS_ALLOWED == set()
+
+
+def reraises(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler ends by raising what it caught: it cleans up, it decides nothing."""
+    last = handler.body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
 
 
 def is_broad(kind: ast.expr | None) -> bool:

@@ -29,14 +29,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import orjson
 from prometheus_client import Counter, Histogram
 
 from predictors import errors, metrics
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +142,15 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
         param=clean(error.param) if getattr(error, "param", None) else None,  # type: ignore[attr-defined]
         retry_after_s=None if retry_s is None else max(1, math.ceil(retry_s)),
     )
+
+
+async def attempt(work: Awaitable[T]) -> T | Exception:
+    """What `work` returns or raises. The edges' only broad `except`: whatever one request does, its
+    connection and everybody else's survive it. Cancellation is not caught."""
+    try:
+        return await work
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 def clean(message: str) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 import warnings
+import zlib
 from io import BytesIO
 
 from PIL import Image, ImageOps
@@ -22,6 +24,25 @@ from predictors.settings import ImageLimits
 FORMATS = ("PNG", "JPEG", "WEBP")
 ACCEPTED = "PNG, JPEG or WebP"
 MAX_JPEG_SCANS = 100  # every scan of a progressive JPEG costs a pass over all its pixels
+
+DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for files made by an enemy or a bad disk."""
 
 _DATA_URL = re.compile(
     r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[\w.\"-]*)*)(;base64)?,", re.IGNORECASE
@@ -48,7 +69,7 @@ def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Im
         picture = Image.open(BytesIO(raw), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise InvalidRequest(f"{param} has too many pixels", param=param) from error
-    except Exception as error:  # a decoder raises anything; no text of it may leak
+    except DECODER_ERRORS as error:
         message = f"{param} is not a {ACCEPTED} picture, or its header is damaged"
         raise InvalidRequest(message, param=param) from error
     with picture:
@@ -56,7 +77,7 @@ def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Im
         try:
             picture.load()
             return _upright_rgb(picture)
-        except Exception as error:  # as above
+        except DECODER_ERRORS as error:
             message = f"{param} is damaged or cut short and can't be decoded"
             raise InvalidRequest(message, param=param) from error
 

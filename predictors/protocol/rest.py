@@ -27,7 +27,7 @@ import orjson
 from predictors.errors import Cancelled
 from predictors.protocol.bodies import JSON_MEDIA, Receive, check_media, parse_json, read_body
 from predictors.protocol.call import Call
-from predictors.protocol.faults import Fault, Tally, fault_of
+from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 
@@ -188,41 +188,48 @@ class Work:
 
     async def _answer(self, exchange: Exchange, send: Send) -> str:
         """Send the answer or the fault; returns the reason to count."""
-        call = exchange.call
-        call.protocol = self.protocol
-        try:
-            call.read_deadline(self.registry.settings.queue.default_timeout_s)
-            reply = await self.handler(exchange)
-            if isinstance(reply, EventStream):
-                return await self._stream(exchange, reply, send)
-        except Exception as error:  # whatever it is, the connection must survive it
-            if exchange.gone:
-                raise Cancelled("the caller left") from error
-            fault = self.fault(error, call)
-            reply = Reply(self.body_of(fault), fault.status, (JSON_TYPE, *fault.headers))
+        exchange.call.protocol = self.protocol
+        reply = await attempt(self._handle(exchange))
+        if isinstance(reply, EventStream):
+            async with aclosing(reply.events) as events:  # type: ignore[type-var]
+                first = await attempt(anext(events, b""))
+                if not isinstance(first, Exception):
+                    return await self._stream(exchange, reply, first, send)
+            reply = first
+        if not isinstance(reply, Exception):
             await send_reply(send, reply)
-            return fault.reason
-        await send_reply(send, reply)
-        return "ok"
+            return "ok"
+        if exchange.gone:
+            raise Cancelled("the caller left") from reply
+        fault = self.fault(reply, exchange.call)
+        headers = (JSON_TYPE, *fault.headers)
+        await send_reply(send, Reply(self.body_of(fault), fault.status, headers))
+        return fault.reason
 
-    async def _stream(self, exchange: Exchange, stream: EventStream, send: Send) -> str:
-        reason = "ok"
-        async with aclosing(stream.events) as events:  # type: ignore[type-var]
-            first = await anext(events, b"")
-            headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            last = b""
-            try:
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            except Exception as error:  # noqa: BLE001 -- the status is out: the stream says it
-                fault = self.fault(error, exchange.call)
-                reason, last = fault.reason, stream.last_words(fault)
-            await send({"type": "http.response.body", "body": last})
+    async def _handle(self, exchange: Exchange) -> Reply | EventStream:
+        exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
+        return await self.handler(exchange)
+
+    async def _stream(
+        self, exchange: Exchange, stream: EventStream, first: bytes, send: Send
+    ) -> str:
+        headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        failure = await attempt(_pump(stream.events, send))
+        reason, last = "ok", b""
+        if failure is not None:  # the status is out: the stream itself says it
+            fault = self.fault(failure, exchange.call)
+            reason, last = fault.reason, stream.last_words(fault)
+        await send({"type": "http.response.body", "body": last})
         return reason
 
     def fault(self, error: Exception, call: Call) -> Fault:
         """What the caller sees of `error`."""
         status = self.registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
+
+
+async def _pump(events: AsyncIterator[bytes], send: Send) -> None:
+    async for event in events:
+        await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route, Router
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.protocol.bodies import Receive
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.faults import Fault, attempt, fault_of
 from predictors.protocol.rest import (
     CALL_KEY,
     JSON_TYPE,
@@ -75,11 +75,10 @@ class RestApp:
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
-        try:
-            await self._router(scope, receive, send_named)
-        except Cancelled:
+        error = await attempt(self._router(scope, receive, send_named))
+        if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
-        except Exception as error:  # noqa: BLE001 -- a connection outlives whatever one request does
+        elif error is not None:
             reply = _fault_reply(scope, error, call)
             if STATUS_KEY not in scope:
                 await send_reply(send_named, reply)

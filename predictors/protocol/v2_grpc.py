@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -18,7 +17,7 @@ import grpc
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.faults import Fault, Tally, fault_of
+from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.grpc_status import status_details
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.registry import Registry
@@ -37,8 +36,6 @@ access = logging.getLogger("predictors.access")
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after"
-
-Answer = Callable[[Any, Call], Awaitable[Any]]
 
 
 def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
@@ -69,34 +66,34 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """True once this model is warm."""
-        return await self._plain(self._model_ready, request, context)
+        return await self._plain(self._model_ready(request), context)
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Versions, inputs and outputs."""
-        return await self._plain(self._model_metadata, request, context)
+        return await self._plain(self._model_metadata(request), context)
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Put a model back into service, where the operator allows it."""
-        return await self._plain(self._load, request, context)
+        return await self._plain(self._load(request), context)
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Take a model out of service, where the operator allows it."""
-        return await self._plain(self._unload, request, context)
+        return await self._plain(self._unload(request), context)
 
-    async def _model_ready(self, request: Any, call: Call) -> Any:
+    async def _model_ready(self, request: Any) -> Any:
         model = self._registry.find(request.name, request.version)
         return pb.ModelReadyResponse(ready=await self._registry.is_ready(model.name))
 
-    async def _model_metadata(self, request: Any, call: Call) -> Any:
+    async def _model_metadata(self, request: Any) -> Any:
         model = self._registry.find(request.name, request.version)
         return pb.ModelMetadataResponse(**metadata(model))
 
-    async def _load(self, request: Any, call: Call) -> Any:
+    async def _load(self, request: Any) -> Any:
         self._check_repository()
         self._registry.restore(request.model_name)
         return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
 
-    async def _unload(self, request: Any, call: Call) -> Any:
+    async def _unload(self, request: Any) -> Any:
         self._check_repository()
         self._registry.withdraw(request.model_name)
         return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
@@ -112,10 +109,13 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         call = _call(context)
         reason = "ok"
         try:
-            return await self._guard(partial(self._infer, tally), request, call, context)
-        except _Refused as refused:
-            reason = refused.fault.reason
-            await self._abort(context, refused.fault, call)
+            answer = await attempt(self._infer(tally, request, call, context.time_remaining()))
+            if isinstance(answer, Exception):
+                fault = self._fault(answer, call)
+                reason = fault.reason
+                await _abort(context, fault, call)
+            _name(context, call)
+            return answer
         except asyncio.CancelledError:
             remaining = context.time_remaining()
             reason = "deadline" if remaining is not None and remaining <= 0 else "cancelled"
@@ -143,29 +143,17 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             self._registry.leave()
 
     # -- what every method shares ----------------------------------------------------------------
-    async def _plain(self, answer: Answer, request: Any, context: Any) -> Any:
+    async def _plain(self, work: Awaitable[Any], context: Any) -> Any:
         call = _call(context)
-        try:
-            return await self._guard(lambda r, c, _: answer(r, c), request, call, context)
-        except _Refused as refused:
-            await self._abort(context, refused.fault, call)
+        answer = await attempt(work)
+        if isinstance(answer, Exception):
+            await _abort(context, self._fault(answer, call), call)
+        _name(context, call)
+        return answer
 
-    async def _guard(self, answer: Any, request: Any, call: Call, context: Any) -> Any:
-        """The answer, or `_Refused` with the fault to send."""
-        context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
-        try:
-            return await answer(request, call, context.time_remaining())
-        except Exception as error:
-            status = self._registry.settings.queue.overload_status
-            fault = fault_of(error, overload_status=status, request_id=call.request_id)
-            raise _Refused(fault) from error
-
-    async def _abort(self, context: Any, fault: Fault, call: Call) -> None:
-        trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_HEADER, call.request_id)]
-        if fault.retry_after_s is not None:
-            trailing.append((RETRY_KEY, str(fault.retry_after_s)))
-            trailing.append((DETAILS_KEY, status_details(fault)))
-        await context.abort(fault.grpc_code, fault.message, tuple(trailing))
+    def _fault(self, error: Exception, call: Call) -> Fault:
+        status = self._registry.settings.queue.overload_status
+        return fault_of(error, overload_status=status, request_id=call.request_id)
 
     def _log(self, tally: Tally, reason: str, call: Call) -> None:
         if self._logs:
@@ -174,10 +162,17 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             access.info(line, tally.model, reason, milliseconds, call.request_id)
 
 
-class _Refused(Exception):  # how a fault gets to the abort
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
+async def _abort(context: Any, fault: Fault, call: Call) -> None:
+    """End the call with the fault's status; raises."""
+    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_HEADER, call.request_id)]
+    if fault.retry_after_s is not None:
+        trailing.append((RETRY_KEY, str(fault.retry_after_s)))
+        trailing.append((DETAILS_KEY, status_details(fault)))
+    await context.abort(fault.grpc_code, fault.message, tuple(trailing))
+
+
+def _name(context: Any, call: Call) -> None:
+    context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
 
 
 def _call(context: Any) -> Call:
