@@ -1,3 +1,5 @@
-"""Vision Predictors: FLUX.1 and Qwen2.5-VL served through KServe. Importing the package starts nothing."""
+"""Vision Predictors: FLUX.1 and Qwen2.5-VL served through KServe. Importing the package starts
+nothing.
+"""
 
 __version__ = "0.1.0"

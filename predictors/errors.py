@@ -1,4 +1,5 @@
-"""The tree of failures: what can go wrong, and whose fault it is. Knows no protocol, no status code, no model.
+"""The tree of failures: what can go wrong, and whose fault it is. Knows no protocol, no status
+code, no model.
 
     ServingError
     ├── InvalidRequest          the caller asked for something that can never be answered
@@ -15,8 +16,9 @@
     ├── OutOfMemory             the device had no room even after a retry
     └── StepFailed              this one job made the engine raise; its neighbours are unharmed
 
-A message says what happened, which numbers disagree and what to do. It never carries a path, an address
-or the text of somebody else's exception: the original is chained (`raise ... from`) and goes to the log only.
+A message says what happened, which numbers disagree and what to do. It never carries a path, an
+address or the text of somebody else's exception: the original is chained (`raise ... from`) and
+goes to the log only.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class ServingError(Exception):
 
 
 class InvalidRequest(ServingError):
-    """The request is wrong and would be wrong again; `param` names the offending field, `row` its index."""
+    """The request is wrong and would be wrong again; `param` names the offending field, `row` its
+    index.
+    """
 
     reason = "invalid_input"
 

@@ -1,4 +1,6 @@
-"""What a route needs of a model, as Protocols. Knows no implementation: `base` and the rooms provide them."""
+"""What a route needs of a model, as Protocols. Knows no implementation: `base` and the rooms
+provide them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Served(Protocol):
     def get_output_types(self) -> list[dict[str, Any]]: ...
 
     async def infer(self, request: V2Request, call: Call) -> V2Response:
-        """One V2 request through `preprocess`, `predict`, `postprocess`. Cancelling the task cancels its jobs."""
+        """One V2 request through `preprocess`, `predict`, `postprocess`. Cancelling the task
+        cancels its jobs.
+        """
         ...
 
 
@@ -46,8 +50,10 @@ class ServesChat(Served, Protocol):
         ...
 
     def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[dict[str, Any]]:
-        """The reply's chunks, each one `chat.completion.chunk` JSON. Closing the iterator cancels the jobs.
+        """The reply's chunks, each one `chat.completion.chunk` JSON. Closing the iterator cancels
+        the jobs.
 
-        Everything that can be refused is refused before the first chunk is yielded, so that it gets a status.
+        Everything that can be refused is refused before the first chunk is yielded, so that it gets
+        a status.
         """
         ...

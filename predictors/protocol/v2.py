@@ -1,7 +1,9 @@
-"""V2 inference protocol as values: tensors, requests, responses and typed readers. Knows no transport and no model.
+"""V2 inference protocol as values: tensors, requests, responses and typed readers. Knows no
+transport and no model.
 
-`v2_rest` and `v2_grpc` translate bytes to and from these; a room's codec reads and makes them. BYTES elements are
-always `bytes` here, whatever the transport did (UTF-8 text, base64 or raw), so that codecs see one world.
+`v2_rest` and `v2_grpc` translate bytes to and from these; a room's codec reads and makes them.
+BYTES elements are always `bytes` here, whatever the transport did (UTF-8 text, base64 or raw), so
+that codecs see one world.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ Scalar = str | int | float | bool
 class Tensor:
     """One named tensor. `data` is flat, row-major: bytes for BYTES, int, float or bool otherwise.
 
-    `text` is True when BYTES elements came as JSON strings (a picture is then base64), False when raw.
+    `text` is True when BYTES elements came as JSON strings (a picture is then base64), False when
+    raw.
     """
 
     name: str
@@ -34,7 +37,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class V2Request:
-    """One inference request. `outputs` empty means all; `binary` maps an output's name to whether it goes raw."""
+    """One inference request. `outputs` empty means all; `binary` maps an output's name to whether
+    it goes raw.
+    """
 
     model: str
     id: str
@@ -67,7 +72,9 @@ class Inputs:
         self._tensors: dict[str, Tensor] = {}
         for tensor in tensors:
             if tensor.name in self._tensors:
-                raise InvalidRequest(f"input {tensor.name[:64]!r} is given twice", param=tensor.name[:64])
+                raise InvalidRequest(
+                    f"input {tensor.name[:64]!r} is given twice", param=tensor.name[:64]
+                )
             self._tensors[tensor.name] = tensor
         self._unread = set(self._tensors)
 
@@ -82,7 +89,9 @@ class Inputs:
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
     def take_files(self, name: str) -> list[bytes] | None:
-        """Files of one BYTES input: raw as they are, or base64 decoded when they came as JSON strings."""
+        """Files of one BYTES input: raw as they are, or base64 decoded when they came as JSON
+        strings.
+        """
         tensor = self._tensors.get(name)
         rows = self.take_bytes(name)
         if rows is None or tensor is None or not tensor.text:
@@ -92,8 +101,19 @@ class Inputs:
     def take_ints(self, name: str) -> list[int] | None:
         """INT64 (or any narrower integer type) elements of one input."""
         tensor = self._tensors.get(name)
-        if tensor is not None and tensor.datatype not in {"INT64", "INT32", "UINT32", "UINT64", "INT16", "UINT16", "INT8", "UINT8"}:
-            raise InvalidRequest(f"input {name!r} has datatype {tensor.datatype[:16]}; it takes INT64", param=name)
+        if tensor is not None and tensor.datatype not in {
+            "INT64",
+            "INT32",
+            "UINT32",
+            "UINT64",
+            "INT16",
+            "UINT16",
+            "INT8",
+            "UINT8",
+        }:
+            raise InvalidRequest(
+                f"input {name!r} has datatype {tensor.datatype[:16]}; it takes INT64", param=name
+            )
         tensor = self._take(name, None)
         return None if tensor is None else [int(x) for x in tensor.data]  # type: ignore[call-overload]
 
@@ -109,10 +129,15 @@ class Inputs:
         if tensor is None:
             return None
         if datatype is not None and tensor.datatype != datatype:
-            raise InvalidRequest(f"input {name!r} has datatype {tensor.datatype[:16]}; it takes {datatype}", param=name)
+            raise InvalidRequest(
+                f"input {name!r} has datatype {tensor.datatype[:16]}; it takes {datatype}",
+                param=name,
+            )
         shape = tensor.shape
         if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
-            raise InvalidRequest(f"input {name!r} has shape {list(shape)[:8]}; it takes [n] or [n, 1]", param=name)
+            raise InvalidRequest(
+                f"input {name!r} has shape {list(shape)[:8]}; it takes [n] or [n, 1]", param=name
+            )
         if shape[0] < 1:
             raise InvalidRequest(f"input {name!r} has no rows", param=name)
         return tensor
@@ -121,10 +146,13 @@ class Inputs:
 class Parameters:
     """Request parameters, each read once with its type; whatever nobody read is unknown.
 
-    Numbers may come as numeric strings, since KServe's gRPC has no double. `ignored` names are accepted unread.
+    Numbers may come as numeric strings, since KServe's gRPC has no double. `ignored` names are
+    accepted unread.
     """
 
-    def __init__(self, values: Mapping[str, Scalar], *, ignored: Sequence[str] = ("binary_data_output",)) -> None:
+    def __init__(
+        self, values: Mapping[str, Scalar], *, ignored: Sequence[str] = ("binary_data_output",)
+    ) -> None:
         self._values = values
         self._unread = {name for name in values if name not in ignored}
 
@@ -153,7 +181,9 @@ class Parameters:
             except (ValueError, OverflowError):
                 number = math.nan
         if not math.isfinite(number):
-            raise InvalidRequest(f"{name} must be a finite number, not {str(value)[:32]!r}", param=name)
+            raise InvalidRequest(
+                f"{name} must be a finite number, not {str(value)[:32]!r}", param=name
+            )
         return number
 
     def take_text(self, name: str) -> str | None:

@@ -1,4 +1,5 @@
-"""KServe's own request and response objects as V2 values, so that a predictor also works in a stock KServe server.
+"""KServe's own request and response objects as V2 values, so that a predictor also works in a stock
+KServe server.
 
 Our edges do not pass here. Knows no model.
 """
@@ -13,7 +14,9 @@ from predictors.protocol.v2 import Scalar, Tensor, V2Request, V2Response
 
 
 def from_kserve(request: InferRequest) -> V2Request:
-    """The same request as values; raises `InvalidRequest` for BYTES that are neither text nor bytes."""
+    """The same request as values; raises `InvalidRequest` for BYTES that are neither text nor
+    bytes.
+    """
     return V2Request(
         model=request.model_name,
         id=request.id or "",
@@ -29,7 +32,13 @@ def to_kserve(response: V2Response, request: V2Request) -> InferResponse:
         response_id=response.id or request.id or "",
         model_name=response.model,
         infer_outputs=[
-            InferOutput(t.name, list(t.shape), t.datatype, data=list(t.data), parameters=dict(t.parameters) or None)
+            InferOutput(
+                t.name,
+                list(t.shape),
+                t.datatype,
+                data=list(t.data),
+                parameters=dict(t.parameters) or None,
+            )
             for t in response.outputs
         ],
         parameters=dict(response.parameters) or None,
@@ -42,7 +51,14 @@ def _tensor(tensor: InferInput) -> Tensor:
     text = bool(values) and isinstance(values[0], str)
     if tensor.datatype == "BYTES":
         values = [_bytes(tensor.name, x) for x in values]
-    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), values, _parameters(tensor.parameters), text=text)
+    return Tensor(
+        tensor.name,
+        tensor.datatype,
+        tuple(tensor.shape),
+        values,
+        _parameters(tensor.parameters),
+        text=text,
+    )
 
 
 def _bytes(name: str, value: Any) -> bytes:
@@ -50,7 +66,9 @@ def _bytes(name: str, value: Any) -> bytes:
         return value.encode()
     if isinstance(value, bytes):
         return value
-    raise InvalidRequest(f"input {name!r} holds something that is neither text nor bytes", param=name)
+    raise InvalidRequest(
+        f"input {name!r} holds something that is neither text nor bytes", param=name
+    )
 
 
 def _parameters(raw: Any) -> dict[str, Scalar]:
