@@ -1,0 +1,200 @@
+"""A predictor without a model and a server in a thread, for tests of the wire.
+
+`EchoPredictor` answers each row with its own prompt, picture and numbers, through the real base,
+host and edges. `serving` runs the real server on free ports.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from predictors.base import Answer, BasePredictor
+from predictors.errors import InvalidRequest
+from predictors.protocol.images import decode_image
+from predictors.protocol.server import PredictorServer
+from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
+from predictors.serving.engine import Engine
+from predictors.settings import ImageLimits, QueueSettings, ServerSettings, Settings
+from tests.fakes import EchoEngine, Task
+
+PATIENCE_S = 20.0
+LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
+
+
+def png(color: tuple[int, int, int] = (255, 0, 0), size: tuple[int, int] = (8, 8)) -> bytes:
+    """A small picture whose bytes are not UTF-8."""
+    file = BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an echo request."""
+
+    prompt: str
+    image: bytes | None = None
+    seed: int = 0
+    scale: float = 1.0
+    steps: int = 1
+
+
+class EchoPredictor(BasePredictor[Row, Any, Any]):
+    """Inputs `prompt`, `image`, `seed`; parameters `steps`, `scale`, `format`.
+
+    Outputs `echo` (the prompt), `image` (the picture or a small PNG), `seed`, `scale` (FP64).
+    """
+
+    room = "flux"
+
+    def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
+        super().__init__(name, engine, settings)
+        self.seen: list[V2Request] = []
+
+    def decode_v2(self, request: V2Request) -> list[Row]:
+        self.seen.append(request)
+        inputs = Inputs(request.inputs)
+        prompts = inputs.take_text("prompt")
+        images = inputs.take_files("image")
+        seeds = inputs.take_ints("seed")
+        inputs.finish()
+        parameters = Parameters(request.parameters, ignored=("timeout",))
+        steps = parameters.take_int("steps")
+        scale = parameters.take_float("scale")
+        parameters.take_text("format")
+        parameters.finish()
+        if prompts is None:
+            raise InvalidRequest("input 'prompt' is missing", param="prompt")
+        count = same_rows(prompt=prompts, image=images, seed=seeds)
+        for i, image in enumerate(images or []):
+            try:
+                decode_image(image, LIMITS)
+            except InvalidRequest as error:
+                raise type(error)(error.message, param="image", row=i) from error
+        return [
+            Row(
+                prompts[i],
+                images[i] if images else None,
+                seeds[i] if seeds else i,
+                1.0 if scale is None else scale,
+                1 if steps is None else steps,
+            )
+            for i in range(count)
+        ]
+
+    def prepare(self, request: Row) -> Any:
+        return request
+
+    def encode_v2(self, request: V2Request, answers: list[Answer[Row, Any]]) -> V2Response:
+        rows = [answer.request for answer in answers]
+        n = (len(rows),)
+        image_type = {"content_type": "image/png"}
+        outputs = (
+            Tensor("echo", "BYTES", n, [row.prompt.encode() for row in rows]),
+            Tensor("image", "BYTES", n, [row.image or png() for row in rows], image_type),
+            Tensor("seed", "INT64", n, [row.seed for row in rows]),
+            Tensor("scale", "FP64", n, [row.scale for row in rows]),
+        )
+        return V2Response(self.name, "", outputs, {"rows": len(rows), "precision": "none"})
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        return [
+            {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "seed", "datatype": "INT64", "shape": [-1]},
+        ]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        kinds = {"echo": "BYTES", "image": "BYTES", "seed": "INT64", "scale": "FP64"}
+        return [{"name": k, "datatype": v, "shape": [-1]} for k, v in kinds.items()]
+
+
+class TaskPredictor(EchoPredictor):
+    """The same in front of a `ScriptedEngine`: the prompt is the task's name."""
+
+    def prepare(self, request: Row) -> Any:
+        return Task(request.prompt, steps=request.steps)
+
+
+def echo(name: str = "echo", settings: Settings | None = None) -> EchoPredictor:
+    """A free-running one."""
+    return EchoPredictor(name, EchoEngine(), settings or small_settings())
+
+
+def small_settings(
+    *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
+) -> Settings:
+    """Free ports, short waits, bodies of at most 1 MiB."""
+    base = {"port": 0, "grpc_port": 0, "max_body_bytes": 2**20, "drain_timeout_s": 20.0}
+    return Settings(
+        server=ServerSettings(**base | (server or {})), queue=QueueSettings(**(queue or {}))
+    )
+
+
+@dataclass
+class Running:
+    """A server that runs in a thread."""
+
+    server: PredictorServer
+    thread: threading.Thread
+    exit_codes: list[int]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.http_port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+    def stop(self) -> int:
+        """Drain, and the exit code."""
+        self.server.stop()
+        return self.join()
+
+    def join(self) -> int:
+        """Wait for the end; the exit code."""
+        self.thread.join(PATIENCE_S)
+        assert not self.thread.is_alive(), "the server did not end"
+        return self.exit_codes[0]
+
+    def client(self) -> httpx.Client:
+        """A client with one keep-alive connection."""
+        limits = httpx.Limits(max_connections=1)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, limits=limits)
+
+
+@contextmanager
+def serving(
+    *models: EchoPredictor, settings: Settings | None = None, wait_ready: bool = True, **more: Any
+) -> Iterator[Running]:
+    """A running server; stopped at the end unless the test did."""
+    server = PredictorServer(models, settings or small_settings(), **more)
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(server.run()), name="server")
+    thread.start()
+    running = Running(server, thread, codes)
+    try:
+        assert server.wait_started(PATIENCE_S), "the server did not start"
+        if wait_ready:
+            for model in models:
+                model.host.wait_ready(PATIENCE_S)
+        yield running
+    finally:
+        if thread.is_alive():
+            running.stop()
+
+
+def infer_body(*prompts: str, **more: Any) -> dict[str, Any]:
+    """A V2 request for these prompts."""
+    data = list(prompts) or ["a red circle"]
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [len(data)], "data": data}
+    return {"inputs": [tensor], **more}

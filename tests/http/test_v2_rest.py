@@ -1,0 +1,219 @@
+"""V2 over REST as raw HTTP: JSON, the binary extension, metadata, versions, repository."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+
+import httpx
+import pytest
+
+from tests.http.echo import Running, echo, infer_body, png, serving, small_settings
+
+INFER = "/v2/models/echo/infer"
+HEAD = "inference-header-content-length"
+
+
+def raw_bytes(*rows: bytes) -> bytes:
+    """Elements of a BYTES tensor as the binary extension has them."""
+    return b"".join(struct.pack("<I", len(row)) + row for row in rows)
+
+
+def raw_input(name: str, shape: list[int], raw: bytes) -> dict:
+    """An input whose bytes come behind the JSON."""
+    size = {"binary_data_size": len(raw)}
+    return {"name": name, "datatype": "BYTES", "shape": shape, "parameters": size}
+
+
+def binary_request(body: dict, *tensors: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request with raw tensors behind its JSON."""
+    head = json.dumps(body).encode()
+    return head + b"".join(tensors), {
+        HEAD: str(len(head)),
+        "content-type": "application/octet-stream",
+    }
+
+
+def test_json_in_json_out_with_the_picture_as_base64_that_says_so(client: httpx.Client) -> None:
+    reply = client.post(INFER, json=infer_body("a", "b", id="r1"))
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    body = reply.json()
+    outputs = {tensor["name"]: tensor for tensor in body["outputs"]}
+    assert (body["model_name"], body["model_version"], body["id"]) == ("echo", "1", "r1")
+    assert outputs["echo"]["data"] == ["a", "b"]
+    assert outputs["image"]["parameters"] == {"content_type": "image/png", "encoding": "base64"}
+    assert [base64.b64decode(x) for x in outputs["image"]["data"]] == [png(), png()]
+    assert outputs["seed"] == {"name": "seed", "datatype": "INT64", "shape": [2], "data": [0, 1]}
+    assert body["parameters"] == {"rows": 2, "precision": "none"}
+
+
+def test_raw_bytes_in_are_raw_bytes_out(client: httpx.Client) -> None:
+    picture = png((1, 2, 3))
+    prompt, image = raw_bytes(b"x"), raw_bytes(picture)
+    body = {
+        "inputs": [
+            raw_input("prompt", [1], prompt),
+            raw_input("image", [1, 1], image),
+        ],
+        "parameters": {"binary_data_output": True},
+        "outputs": [{"name": "image"}, {"name": "echo", "parameters": {"binary_data": False}}],
+    }
+    raw, headers = binary_request(body, prompt, image)
+    reply = client.post(INFER, content=raw, headers=headers)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "application/octet-stream"
+    length = int(reply.headers[HEAD])
+    outputs = json.loads(reply.content[:length])["outputs"]
+    assert [tensor["name"] for tensor in outputs] == ["image", "echo"]
+    assert outputs[0]["parameters"]["binary_data_size"] == len(image)
+    assert "data" not in outputs[0]
+    assert outputs[1]["data"] == ["x"]
+    assert reply.content[length:] == raw_bytes(picture)
+
+
+def test_a_picture_as_base64_in_json_is_the_same_picture(client: httpx.Client) -> None:
+    picture = png((9, 9, 9))
+    body = infer_body("x")
+    encoded = base64.b64encode(picture).decode()
+    body["inputs"].append({"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]})
+    outputs = client.post(INFER, json=body).json()["outputs"]
+    assert base64.b64decode(outputs[1]["data"][0]) == picture
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/octet-stream",
+    ],
+)
+def test_json_is_taken_with_or_without_a_content_type(
+    client: httpx.Client, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    reply = client.post(INFER, content=json.dumps(infer_body()).encode(), headers=headers)
+    assert reply.status_code == 200
+
+
+def test_nested_data_means_the_same_as_flat(client: httpx.Client) -> None:
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2, 1], "data": [["a"], ["b"]]}
+    nested = client.post(INFER, json={"inputs": [tensor]}).json()
+    flat = client.post(INFER, json={"inputs": [tensor | {"data": ["a", "b"]}]}).json()
+    assert nested["outputs"] == flat["outputs"]
+
+
+def test_only_the_wanted_outputs_come_in_the_wanted_order(client: httpx.Client) -> None:
+    wanted = [{"name": "seed"}, {"name": "echo"}]
+    outputs = client.post(INFER, json=infer_body(outputs=wanted)).json()["outputs"]
+    assert [tensor["name"] for tensor in outputs] == ["seed", "echo"]
+
+
+def test_text_of_any_language_comes_back_as_it_went(client: httpx.Client) -> None:
+    prompt = "Zürich 東京 🦊 \u0000 שלום"
+    outputs = client.post(INFER, json=infer_body(prompt)).json()["outputs"]
+    assert outputs[0]["data"] == [prompt]
+
+
+def test_every_answer_names_the_request(client: httpx.Client) -> None:
+    given = client.get("/v2", headers={"x-request-id": "abc-1"})
+    made = client.post(INFER, json=infer_body())
+    refused = client.get("/nowhere", headers={"x-request-id": "abc-2"})
+    strange = client.get("/v2", headers={"x-request-id": "a b"})
+    assert given.headers["x-request-id"] == "abc-1"
+    assert refused.headers["x-request-id"] == "abc-2"
+    assert len(made.headers["x-request-id"]) == 32
+    assert made.json()["id"] == made.headers["x-request-id"]
+    assert strange.headers["x-request-id"] != "a b"
+
+
+def test_metadata_has_true_names_and_shapes(client: httpx.Client) -> None:
+    server = client.get("/v2").json()
+    model = client.get("/v2/models/echo").json()
+    assert server["name"] == "vision-predictors"
+    assert "binary_tensor_data" in server["extensions"]
+    assert model["versions"] == ["1"]
+    assert model["inputs"][0] == {"name": "prompt", "datatype": "BYTES", "shape": [-1]}
+    assert [x["name"] for x in model["outputs"]] == ["echo", "image", "seed", "scale"]
+    assert client.get("/v2/models").json() == {"models": ["echo"]}
+
+
+def test_version_1_is_served_and_no_other(client: httpx.Client) -> None:
+    assert client.get("/v2/models/echo/versions/1").json() == client.get("/v2/models/echo").json()
+    assert client.get("/v2/models/echo/versions/1/ready").status_code == 200
+    reply = client.post("/v2/models/echo/versions/1/infer", json=infer_body())
+    assert reply.status_code == 200
+    for path in ("", "/ready"):
+        assert client.get(f"/v2/models/echo/versions/2{path}").status_code == 404
+    missing = client.post("/v2/models/echo/versions/2/infer", json=infer_body())
+    assert missing.status_code == 404
+    assert missing.json() == {"error": "model 'echo' has no version '2'; there is version '1'"}
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_the_repository_is_not_for_strangers(client: httpx.Client, verb: str) -> None:
+    reply = client.post(f"/v2/repository/models/echo/{verb}")
+    assert reply.status_code == 501
+    assert "off" in reply.json()["error"]
+    assert client.post(INFER, json=infer_body()).status_code == 200
+
+
+def test_where_it_is_allowed_a_model_goes_out_of_service_and_back() -> None:
+    settings = small_settings(server={"repository_api": True})
+    with serving(echo("one", settings), echo("two", settings), settings=settings) as running:
+        http = running.client()
+        assert http.post("/v2/repository/models/one/unload").status_code == 200
+        assert http.get("/v2/models/one/ready").status_code == 503
+        assert http.get("/v2/health/ready").status_code == 503
+        refused = http.post("/v2/models/one/infer", json=infer_body())
+        assert (refused.status_code, refused.json()) == (503, {"error": "model 'one' is unloaded"})
+        assert http.post("/v2/models/two/infer", json=infer_body()).status_code == 200
+        index = http.post("/v2/repository/index").json()
+        assert [entry["state"] for entry in index] == ["UNAVAILABLE", "READY"]
+        ready = http.post("/v2/repository/index", json={"ready": True}).json()
+        assert [entry["name"] for entry in ready] == ["two"]
+        assert http.post("/v2/repository/models/one/load").status_code == 200
+        assert http.post("/v2/models/one/infer", json=infer_body()).status_code == 200
+        assert http.post("/v2/repository/models/three/load").status_code == 404
+        http.close()
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_v1_inference_is_not_offered_and_says_where_to_go(client: httpx.Client, verb: str) -> None:
+    reply = client.post(f"/v1/models/echo:{verb}", json={"instances": []})
+    assert reply.status_code == 501
+    assert reply.json() == {"error": "V1 inference is not offered; use POST /v2/models/echo/infer"}
+
+
+def test_metrics_come_in_both_formats_and_count_each_request_once(running: Running) -> None:
+    with running.client() as client:
+
+        def count(reason: str, model: str = "echo") -> float:
+            text = client.get("/metrics").text
+            labels = f'model="{model}",operation="infer",protocol="v2_rest",reason="{reason}"'
+            line = f"predictors_requests_total{{{labels}}} "
+            found = [x for x in text.splitlines() if x.startswith(line)]
+            return float(found[0].split()[-1]) if found else 0.0
+
+        before = count("ok"), count("invalid_input"), count("not_found", "unknown")
+        client.post(INFER, json=infer_body("a", "b"))
+        client.post(INFER, json={"inputs": []})
+        client.post("/v2/models/nobody/infer", json=infer_body())
+        client.post("/v2/models/nobody2/infer", json=infer_body())
+        after = count("ok"), count("invalid_input"), count("not_found", "unknown")
+        assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 2]
+        assert "nobody" not in client.get("/metrics").text
+        open_metrics = client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+        assert open_metrics.headers["content-type"].startswith("application/openmetrics-text")
+        assert open_metrics.text.endswith("# EOF\n")
+
+
+def test_no_answer_invites_other_origins(client: httpx.Client) -> None:
+    reply = client.get("/v2", headers={"origin": "http://evil.example"})
+    preflight = client.options(INFER, headers={"origin": "http://evil.example"})
+    assert preflight.status_code == 405
+    for headers in (reply.headers, preflight.headers):
+        assert not [name for name in headers if name.startswith("access-control")]
