@@ -1,0 +1,171 @@
+"""The request path without a transport: KServe's own objects, several rows, leaving and lateness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from predictors.base import BasePredictor
+from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
+from predictors.protocol.call import Call
+from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
+from predictors.protocol.v2 import Tensor, V2Request
+from tests.fakes import ScriptedEngine
+from tests.http.echo import EchoPredictor, Row, TaskPredictor, echo, small_settings
+
+
+@pytest.fixture
+def ready() -> Iterator[EchoPredictor]:
+    """A loaded free-running predictor."""
+    predictor = echo()
+    predictor.load()
+    yield predictor
+    predictor.stop()
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[TaskPredictor, ScriptedEngine]]:
+    """A loaded predictor whose steps the test allows."""
+    engine = ScriptedEngine(slots=4)
+    predictor = TaskPredictor("held", engine, small_settings(queue={"capacity": 4}))
+    predictor.load()
+    yield predictor, engine
+    engine.open()
+    predictor.stop()
+
+
+def v2(*prompts: str, **parameters: Any) -> V2Request:
+    tensor = Tensor("prompt", "BYTES", (len(prompts),), [p.encode() for p in prompts])
+    return V2Request("echo", "", (tensor,), parameters)
+
+
+def call() -> Call:
+    return Call({}, protocol="v2_rest")
+
+
+def test_a_predictor_is_a_kserve_model(ready: EchoPredictor) -> None:
+    assert isinstance(ready, Model)
+    assert ready.ready is True
+
+
+def test_load_is_cheap_and_true_the_second_time(ready: EchoPredictor) -> None:
+    assert ready.load() is True
+
+
+def test_a_stock_kserve_request_gets_a_stock_kserve_response(ready: EchoPredictor) -> None:
+    tensor = InferInput("prompt", [2], "BYTES", data=["a red circle", "größer"])
+    response, _ = asyncio.run(ready(InferRequest("echo", [tensor], request_id="x")))
+    assert isinstance(response, InferResponse)
+    assert response.id == "x"
+    assert {o.name: o.data for o in response.outputs}["echo"] == [
+        b"a red circle",
+        "größer".encode(),
+    ]
+
+
+def test_rows_come_back_in_their_order(ready: EchoPredictor) -> None:
+    response = asyncio.run(ready.infer(v2("a", "b", "c"), call()))
+    assert list(response.outputs[0].data) == [b"a", b"b", b"c"]
+
+
+def test_an_unloaded_predictor_refuses_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = echo("cold")
+    with pytest.raises(NotReady):
+        asyncio.run(predictor.infer(v2("a"), call()))
+    assert predictor.seen == []
+    assert asyncio.run(predictor.healthy()) is False
+
+
+def test_the_rows_of_a_refused_request_never_start(
+    held: tuple[TaskPredictor, ScriptedEngine],
+) -> None:
+    predictor, engine = held
+    with pytest.raises(InvalidRequest, match="1 to 4 rows, not 9"):
+        asyncio.run(predictor.infer(v2(*"abcdefghi"), call()))
+    assert engine.steps == []
+
+
+def test_one_failing_row_fails_its_request_and_cancels_the_others(
+    held: tuple[TaskPredictor, ScriptedEngine],
+) -> None:
+    predictor, engine = held
+    engine.poison["bad"] = RuntimeError("secret detail")
+    engine.open()
+
+    async def ask() -> None:
+        rows = [Row("good", steps=1000000), Row("bad")]
+        with pytest.raises(StepFailed) as caught:
+            await predictor.run(rows, call())
+        assert "secret" not in caught.value.message
+
+    asyncio.run(ask())
+    predictor.host.drain(20.0)
+    assert predictor.host.running == 0
+
+
+def test_leaving_cancels_every_job_of_the_request(
+    held: tuple[TaskPredictor, ScriptedEngine],
+) -> None:
+    predictor, engine = held
+
+    async def leave() -> None:
+        asking = asyncio.create_task(predictor.run([Row("a", steps=9), Row("b", steps=9)], call()))
+        await asyncio.to_thread(engine.wait_in_step)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(leave())
+    engine.take_steps(1)
+    predictor.host.drain(20.0)
+    assert predictor.host.running == 0
+    assert len(engine.steps) == 1
+
+
+def test_the_timeout_parameter_is_microseconds_and_only_tightens(ready: EchoPredictor) -> None:
+    late = Call({}, protocol="v2_rest", deadline=0.0)
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(ready.infer(v2("a", timeout=60_000_000), late))
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", True, "nan", float("inf")])
+def test_a_timeout_that_is_no_positive_number_is_refused(
+    ready: EchoPredictor, timeout: Any
+) -> None:
+    with pytest.raises(InvalidRequest, match="timeout must be a positive number"):
+        asyncio.run(ready.infer(v2("a", timeout=timeout), call()))
+
+
+def test_a_full_queue_refuses_before_anything_is_prepared(
+    held: tuple[TaskPredictor, ScriptedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, engine = held
+    prepared: list[str] = []
+    prepare = predictor.prepare
+
+    def note(row: Row) -> Any:
+        prepared.append(row.prompt)
+        return prepare(row)
+
+    monkeypatch.setattr(predictor, "prepare", note)
+
+    async def fill() -> None:
+        running = asyncio.create_task(predictor.run([Row(x) for x in "abcd"], call()))
+        await asyncio.to_thread(engine.wait_in_step)
+        waiting = asyncio.create_task(predictor.run([Row(x) for x in "efgh"], call()))
+        while predictor.host.waiting < 4:
+            await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await predictor.run([Row("i")], call())
+        engine.open()
+        await asyncio.gather(running, waiting)
+
+    asyncio.run(fill())
+    assert sorted(prepared) == list("abcdefgh")
+
+
+def test_the_base_itself_promises_no_room() -> None:
+    assert not hasattr(BasePredictor, "room")
