@@ -10,9 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from predictors.errors import NotFound
@@ -21,6 +19,8 @@ from predictors.protocol.openai_chat import CHAT
 from predictors.protocol.openai_edge import PREFIXES, endpoint, openai_body
 from predictors.protocol.openai_images import IMAGES
 from predictors.protocol.registry import Registry
+from predictors.protocol.rest import Reply, json_reply
+from predictors.protocol.rest_app import Answering
 
 OWNER = "vision-predictors"
 
@@ -35,8 +35,8 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
         routes += [
             Route(prefix + CHAT.route, chat, methods=["POST"]),
             Route(prefix + IMAGES.route, images, methods=["POST"]),
-            Route(f"{prefix}/models", listing.all, methods=["GET"]),
-            Route(f"{prefix}/models/{{name}}", listing.one, methods=["GET"]),
+            Route(f"{prefix}/models", Answering(listing.all), methods=["GET"]),
+            Route(f"{prefix}/models/{{name}}", Answering(listing.one), methods=["GET"]),
         ]
     return routes
 
@@ -48,29 +48,25 @@ class Listing:
         self._registry = registry
         self._created = int(time.time())  # Unix seconds, when this server began to serve them
 
-    async def all(self, request: Request) -> Response:
+    async def all(self, request: Request) -> Reply:
         """`data` for OpenAI's clients, `models` for KServe V1's; models that still load are
         listed too.
         """
         names = list(self._registry.models)
         data = [self._card(name) for name in names]
-        return _json(200, {"object": "list", "data": data, "models": names})
+        return json_reply({"object": "list", "data": data, "models": names})
 
-    async def one(self, request: Request) -> Response:
+    async def one(self, request: Request) -> Reply:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
         name = request.path_params["name"]
         try:
             self._registry.find(name)
         except NotFound as error:
             fault = fault_of(error)
-            return Response(openai_body(fault), fault.status, media_type="application/json")
+            return Reply(openai_body(fault), fault.status)
         ready = await self._registry.is_ready(name)
         card = self._card(name) | {"name": name, "ready": ready}
-        return _json(200 if ready else 503, card)
+        return json_reply(card, 200 if ready else 503)
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}
-
-
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")

@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Mapping, MutableMapping
 from typing import Any
 
 import orjson
-from starlette.applications import Starlette
 
 from predictors.protocol.call import Call
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
-from predictors.protocol.rest import CALL_KEY
+from predictors.protocol.rest_app import RestApp
 from predictors.settings import Settings
 
 PATIENCE_S = 20.0  # never reached when all is well
@@ -130,9 +129,14 @@ class Deaf(Model):
     """Serves neither chat nor images."""
 
 
-def application(*models: Model, settings: Settings | None = None) -> Starlette:
-    """The OpenAI routes alone, as `RestApp` would mount them."""
-    return Starlette(routes=openai_routes(Registry(models, settings or Settings())))
+def application(*models: Model, settings: Settings | None = None) -> RestApp:
+    """The OpenAI routes alone."""
+    return mounted(Registry(models, settings or Settings()))
+
+
+def mounted(registry: Registry) -> RestApp:
+    """The OpenAI routes of `registry` alone."""
+    return RestApp(openai_routes(registry), access_log=True, on_scrape=lambda: None)
 
 
 class Wire:
@@ -157,7 +161,6 @@ class Wire:
 
     async def run(self, app: Any) -> Wire:
         """The whole exchange."""
-        call = Call(self.headers, protocol="openai")
         scope: dict[str, Any] = {
             "type": "http",
             "method": self.method,
@@ -165,7 +168,7 @@ class Wire:
             "root_path": "",
             "query_string": b"",
             "headers": [(k.encode(), v.encode("latin-1")) for k, v in self.headers.items()],
-            CALL_KEY: call,
+            "raw_path": self.path.encode(),
         }
         await asyncio.wait_for(app(scope, self._receive, self._send), PATIENCE_S)
         return self

@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 import pytest
-from starlette.applications import Starlette
 
 from predictors import metrics
 from predictors.errors import (
@@ -24,10 +23,9 @@ from predictors.errors import (
     TooLarge,
 )
 from predictors.protocol.openai_edge import PREFIXES
-from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.settings import QueueSettings, ServerSettings, Settings
-from tests.protocol.openai_doubles import Chatter, Deaf, Painter, Wire, application, post
+from tests.protocol.openai_doubles import Chatter, Deaf, Painter, Wire, application, mounted, post
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
 HELLO = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hello"}]}
@@ -73,7 +71,7 @@ async def test_the_model_gets_the_checked_body_and_the_call() -> None:
 
 async def test_answers_are_what_they_were() -> None:
     app = application(Painter(), Chatter())
-    same_as_golden("images.http", await post(IMAGES, CIRCLE).run(app))
+    same_as_golden("images.http", await post(IMAGES, CIRCLE, x_request_id="r1").run(app))
     same_as_golden("chat.http", await post(CHAT, HELLO, x_request_id="r1").run(app))
 
 
@@ -96,8 +94,28 @@ async def test_a_stream_that_fails_late_says_so_as_its_last_event_and_is_not_don
 
 async def test_refusals_are_what_they_were() -> None:
     app = application(Painter(), Chatter())
-    same_as_golden("bad_field.http", await post(CHAT, HELLO | {"temperature": "hot"}).run(app))
-    same_as_golden("no_such_model.http", await post(IMAGES, CIRCLE | {"model": "x"}).run(app))
+    for name, path, body in [
+        ("bad_field.http", CHAT, HELLO | {"temperature": "hot"}),
+        ("no_such_model.http", IMAGES, CIRCLE | {"model": "x"}),
+    ]:
+        same_as_golden(name, await post(path, body, x_request_id="r1").run(app))
+    same_as_golden("wrong_method.http", await Wire("GET", CHAT, x_request_id="r1").run(app))
+
+
+async def test_every_answer_carries_a_request_id_the_callers_or_ours() -> None:
+    app = application(Painter(), Chatter())
+    for wire in (
+        post(IMAGES, CIRCLE),
+        post(CHAT, HELLO | {"stream": True}),
+        post(CHAT, b"{"),
+        Wire("GET", "/v1/models"),
+        Wire("GET", "/v1/models/nope"),
+        Wire("PUT", "/v1/models"),
+        Wire("GET", "/v1/nowhere"),
+    ):
+        assert len((await wire.run(app)).answered["x-request-id"]) == 32
+    wire = await post(IMAGES, CIRCLE, x_request_id="two words").run(app)
+    assert wire.answered["x-request-id"] != "two words"
 
 
 async def test_nothing_of_a_bug_leaves_the_process_but_the_request_id(caplog: Any) -> None:
@@ -359,7 +377,7 @@ async def test_a_caller_that_reads_slowly_holds_the_generator_back() -> None:
 
 async def test_a_draining_server_refuses_new_work_with_its_own_code() -> None:
     registry = Registry([Chatter()], Settings())
-    app = Starlette(routes=openai_routes(registry))
+    app = mounted(registry)
     registry.drain()
     try:
         wire = await post(CHAT, HELLO).run(app)
@@ -375,7 +393,7 @@ async def test_work_in_flight_is_known_until_the_last_event_is_sent() -> None:
     chatter.hold_at = 1
     registry = Registry([chatter], Settings())
     wire = post(CHAT, HELLO | {"stream": True})
-    running = asyncio.create_task(wire.run(Starlette(routes=openai_routes(registry))))
+    running = asyncio.create_task(wire.run(mounted(registry)))
     await chatter.holding.wait()
     assert registry.in_flight == 1
     wire.leave()
