@@ -1,0 +1,268 @@
+"""A request -> work for the engine: tokens, positions, patches. Runs in pool threads; knows no
+device and no wire.
+
+Template, tokenizer and image preparation are transformers' own, so that prompts and patches are
+exactly what the checkpoint was trained on. Rotary positions are computed here, per request, and
+never kept in a module.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor
+
+from predictors import metrics
+from predictors.compute.caches import ByteBoundedCache
+from predictors.errors import InvalidRequest
+from predictors.protocol.images import decode_image
+from predictors.qwen_vl.modules.vision import VisionShape
+from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
+from predictors.settings import ImageLimits, QwenVLSettings
+
+DEFAULT_MAX_PIXELS = (
+    28 * 28 * 1280
+)  # transformers' class default; the hub's files allow twelve times that
+PATCH_CACHE_BYTES = (
+    64 * 2**20
+)  # prepared pictures kept, so that `n` answers or a repeated picture share one
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """One prepared picture: `values` (patches, channels * patch * patch) fp32; `grid` in patches
+    (rows, columns).
+
+    `key` names the picture and how it was prepared; `pixels` is its area as it came.
+    """
+
+    key: bytes
+    grid: tuple[int, int]
+    pixels: int
+    values: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPicture:
+    """A picture whose `length` tokens start at index `start` of the prompt."""
+
+    start: int
+    length: int
+    patches: Patches
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWork:
+    """A request ready for the engine. `tokens` (n,) int64, `positions` (3, n) int64, both on the
+    CPU.
+
+    `next_position` is the rotary position of the first token of the answer.
+    """
+
+    tokens: Tensor = field(repr=False)
+    positions: Tensor = field(repr=False)
+    next_position: int
+    pictures: tuple[PlacedPicture, ...]
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt, pictures included."""
+        return len(self.tokens)
+
+
+class Inputs:
+    """Prepares requests for one checkpoint. Thread-safe."""
+
+    def __init__(
+        self,
+        model: str,
+        checkpoint: Path,
+        vision: VisionShape,
+        image_token: int,
+        settings: QwenVLSettings,
+        limits: ImageLimits,
+        max_context: int,
+    ) -> None:
+        parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            checkpoint, local_files_only=True
+        )
+        self.tokenizer: Any = parts.tokenizer.backend_tokenizer
+        self._templated = parts
+        self._images = parts.image_processor
+        self._vision = vision
+        self._image_token = image_token
+        self._model = model
+        self._limits = limits
+        self._max_context = max_context
+        self._default_max_tokens = settings.default_max_tokens
+        size = parts.image_processor.size
+        self.min_pixels = settings.min_pixels or size["shortest_edge"]
+        self.max_pixels = settings.max_pixels or min(size["longest_edge"], DEFAULT_MAX_PIXELS)
+        self._break = f"\ue000{secrets.token_hex(8)}\ue001"
+        control = [
+            t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special
+        ]
+        self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
+        self._lock = threading.Lock()
+        self._kept: ByteBoundedCache[bytes, Patches] = ByteBoundedCache(
+            PATCH_CACHE_BYTES, lambda patches: patches.values.nbytes
+        )
+
+    def prepare(self, request: ChatRequest) -> ChatWork:
+        """The work for one request; raises `InvalidRequest` for what can't be read or can't fit."""
+        pictures = [p for m in request.messages for p in m.parts if isinstance(p, Picture)]
+        patches = [self.prepare_picture(picture) for picture in pictures]
+        tokens, starts = self._place(self.tokens_of(request.messages), patches)
+        lengths = [self._merged(p) for p in patches]
+        placed = [PlacedPicture(*x) for x in zip(starts, lengths, patches, strict=True)]
+        merge = self._vision.merge
+        grids = [
+            (s, p.grid[0] // merge, p.grid[1] // merge)
+            for s, p in zip(starts, patches, strict=True)
+        ]
+        positions, next_position = mrope_positions(len(tokens), grids)
+        return ChatWork(
+            tokens=torch.tensor(tokens, dtype=torch.int64),
+            positions=positions,
+            next_position=next_position,
+            pictures=tuple(placed),
+            sampling=request.sampling,
+            seed=request.seed,
+            max_tokens=self._max_tokens(len(tokens), request.max_tokens),
+            stop=request.stop,
+            ignore_eos=request.ignore_eos,
+        )
+
+    # -- pictures --------------------------------------------------------------------------------
+    def prepare_picture(self, picture: Picture) -> Patches:
+        """Decode, check, resize, normalise and cut one picture, exactly as transformers does."""
+        digest = picture.digest()
+        with self._lock:
+            kept = self._kept.get(digest)
+        if kept is None:
+            kept = self._prepare_new(picture, digest)
+            with self._lock:
+                self._kept.put(digest, kept)
+        metrics.input_image_pixels.labels(self._model).observe(kept.pixels)
+        return kept
+
+    def _prepare_new(self, picture: Picture, digest: bytes) -> Patches:
+        image = decode_image(picture.raw, self._limits)
+        size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        try:
+            made = self._images(images=[image], size=size, return_tensors="pt")
+        except ValueError as error:  # sides too different, or no pixel left after resizing
+            shape = f"{image.width}x{image.height}"
+            raise InvalidRequest(
+                f"a picture of {shape} pixels can't be cut into patches"
+            ) from error
+        grid = tuple(made["image_grid_thw"][0].tolist()[1:])
+        v = self._vision
+        pairs = made["pixel_values"].view(-1, v.channels, v.temporal_patch, v.patch**2)
+        key = digest + repr((grid, self.min_pixels, self.max_pixels)).encode()
+        # both frames of a still picture are the same: one is enough
+        values = pairs[:, :, 0].flatten(1).contiguous()
+        return Patches(key, grid, image.width * image.height, values)
+
+    def _merged(self, patches: Patches) -> int:
+        rows, columns = patches.grid
+        return rows * columns // self._vision.merge**2
+
+    # -- text ------------------------------------------------------------------------------------
+    def tokens_of(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of the whole conversation and the opening of the answer; one image token per
+        picture.
+
+        A control token that stands in a caller's text is read as plain text: nobody can end a turn
+        or claim a picture by writing its token.
+        """
+        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
+        rendered: str = self._templated.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        pieces = rendered.split(self._break)
+        # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe
+        return [t for p in pieces for t in self.tokenizer.encode(p, add_special_tokens=False).ids]
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        parts = [
+            {"type": "image"}
+            if isinstance(p, Picture)
+            else {"type": "text", "text": self._plain(p)}
+            for p in message.parts
+        ]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        return "".join(texts) if len(texts) == len(parts) else parts
+
+    def _plain(self, text: str) -> str:
+        def broken(found: re.Match[str]) -> str:
+            return found[0][0] + self._break + found[0][1:]
+
+        return self._control.sub(broken, text)
+
+    def _place(self, tokens: list[int], patches: Sequence[Patches]) -> tuple[list[int], list[int]]:
+        """Each picture's token repeated for all its patches, and where each begins."""
+        if tokens.count(self._image_token) != len(patches):
+            raise InvalidRequest(
+                "the chat template has no place for these pictures", param="messages"
+            )
+        out: list[int] = []
+        starts: list[int] = []
+        for token in tokens:
+            if token == self._image_token:
+                starts.append(len(out))
+                out += [token] * self._merged(patches[len(starts) - 1])
+            else:
+                out.append(token)
+        return out, starts
+
+    def _max_tokens(self, num_prompt: int, wanted: int | None) -> int:
+        room = self._max_context - num_prompt
+        if room < 1:
+            raise InvalidRequest(
+                f"the prompt has {num_prompt} tokens; with at least one of answer that is more "
+                f"than the context of {self._max_context}"
+            )
+        if wanted is not None and wanted > room:
+            raise InvalidRequest(
+                f"{num_prompt} tokens of prompt and max_tokens {wanted} are more than the context "
+                f"of {self._max_context}",
+                param="max_tokens",
+            )
+        return min(self._default_max_tokens, room) if wanted is None else wanted
+
+
+def mrope_positions(
+    num_tokens: int, pictures: Sequence[tuple[int, int, int]]
+) -> tuple[Tensor, int]:
+    """Rotary positions (3, num_tokens) int64 of time, height, width, and the one that comes next.
+
+    `pictures` are (index of the first token, rows, columns) in tokens, in order. Text counts on all
+    axes alike; a picture stands still in time, spreads over height and width, and text goes on
+    after its longer side (arXiv 2409.12191, section 2.1).
+    """
+    pieces: list[Tensor] = []
+    index = position = 0
+    for start, rows, columns in pictures:
+        pieces.append(torch.arange(position, position + start - index).expand(3, -1))
+        position += start - index
+        height = torch.arange(rows).repeat_interleave(columns)
+        width = torch.arange(columns).repeat(rows)
+        pieces.append(torch.stack((torch.zeros_like(height), height, width)) + position)
+        position += max(rows, columns)
+        index = start + rows * columns
+    pieces.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
+    return torch.cat(pieces, dim=1), position + num_tokens - index

@@ -1,0 +1,60 @@
+"""Rotary position embeddings: three-axis for the text, two-axis for the vision tower.
+
+Pure tensor functions of positions; knows no checkpoint and keeps no state, so a sequence's
+positions can never leak into another's. Formulas: M-RoPE of Qwen2-VL (arXiv 2409.12191, section
+2.1), axial 2-D RoPE of its vision tower.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def inverse_frequencies(dim: int, theta: float) -> Tensor:
+    """theta^(-2i/dim) for i < dim/2, fp32, shape (dim/2,)."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    return 1.0 / theta**exponents
+
+
+def axis_of_frequency(sections: tuple[int, ...]) -> Tensor:
+    """Which axis (0 time, 1 height, 2 width) each frequency follows, shape (sum of sections,),
+    int64.
+    """
+    axes = [axis % 3 for axis, size in enumerate(sections) for _ in range(size)]
+    return torch.tensor(axes, dtype=torch.int64)
+
+
+def text_table(
+    positions: Tensor, frequencies: Tensor, axes: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (tokens, head_dim) fp32, for integer `positions` (3, tokens).
+
+    `scale` multiplies both (1.0 unless the checkpoint stretches its context, as YaRN does).
+    """
+    chosen = positions.index_select(0, axes).T  # (tokens, head_dim/2): each frequency sees its axis
+    angles = chosen.to(torch.float32) * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def vision_table(
+    rows: Tensor, columns: Tensor, head_dim: int, theta: float
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (patches, head_dim) fp32, for patch coordinates (patches,).
+
+    The first half of the frequencies follows the row, the second the column.
+    """
+    frequencies = inverse_frequencies(head_dim // 2, theta)
+    angles = torch.stack((rows, columns), dim=-1).to(torch.float32)[..., None] * frequencies
+    angles = angles.flatten(1)  # (patches, head_dim/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + head_dim/2) of `x` (tokens, heads, head_dim); computed in fp32."""
+    wide = x.to(torch.float32)
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos[:, None] + turned * sin[:, None]).to(x.dtype)

@@ -1,0 +1,155 @@
+"""Qwen2.5-VL behind every protocol: puts codec, inputs, engine and reader of this room together.
+Knows no token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from predictors import metrics
+from predictors.base import INLINE_BYTES, Answer, BasePredictor, Flight
+from predictors.compute.device import place
+from predictors.protocol.call import Call
+from predictors.protocol.v2 import V2Request, V2Response
+from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
+from predictors.qwen_vl.engine import QwenVLEngine
+from predictors.qwen_vl.inputs import ChatWork, Inputs
+from predictors.qwen_vl.request import ChatDelta, ChatRequest
+from predictors.qwen_vl.text import AnswerReader, Vocabulary
+from predictors.qwen_vl.weights import read_architecture
+from predictors.settings import Settings
+
+
+class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
+    """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
+
+    room: ClassVar[str] = "qwen_vl"
+
+    def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+        placement = place(settings.compute)
+        architecture = read_architecture(checkpoint)
+        engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
+        super().__init__(name, engine, settings)
+        self._inputs = Inputs(
+            name,
+            checkpoint,
+            architecture.vision,
+            architecture.image_token,
+            settings.qwen_vl,
+            settings.images,
+            engine.max_context,
+        )
+        self._vocabulary = Vocabulary(self._inputs.tokenizer)
+        self._codec = Codec(architecture.defaults, placement.precision, settings.images.max_images)
+        stage = metrics.stage_seconds.labels(name, "detokenize")
+        self._observe_detokenize = stage.observe
+
+    # -- the room's hooks ------------------------------------------------------------------------
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Names, types and shapes of the V2 inputs."""
+        return INPUT_TYPES
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Names, types and shapes of the V2 outputs."""
+        return OUTPUT_TYPES
+
+    def decode_v2(self, request: V2Request) -> list[ChatRequest]:
+        """The rows of a V2 request."""
+        return self._codec.decode_v2(request)
+
+    def prepare(self, request: ChatRequest) -> ChatWork:
+        """Tokens, positions and patches. Pool thread."""
+        return self._inputs.prepare(request)
+
+    def encode_v2(
+        self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
+    ) -> V2Response:
+        """The response of a V2 request."""
+        return self._codec.encode_v2(request, answers)
+
+    def reader(self, work: ChatWork) -> AnswerReader:
+        """What turns this job's tokens into text."""
+        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+
+    # -- OpenAI ----------------------------------------------------------------------------------
+    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """A whole `chat.completion`; `n` choices are `n` jobs."""
+        answers = await self.run(await self._decode_chat(body), call)
+        return self._codec.encode_chat(body, call, answers)
+
+    async def chat_stream(
+        self, body: Mapping[str, Any], call: Call
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Chunks as the text grows; the first one comes with the first token, so that a failure
+        before it still gets a status. Closing the iterator cancels the jobs.
+        """
+        requests = await self._decode_chat(body)
+        flights = await self.submit(requests, call)
+        encoder = ChunkEncoder(body, call, self._codec.precision, requests)
+        timings = partial(_slowest, flights)
+        opening = encoder.opening()
+        try:
+            async with aclosing(_interleaved(flights)) as deltas:  # type: ignore[type-var]
+                async for index, delta in deltas:
+                    for chunk in (*opening, *encoder.delta(index, delta, timings)):
+                        yield chunk
+                    opening = []
+        finally:
+            for flight in flights:
+                flight.cancel()
+
+    async def _decode_chat(self, body: Mapping[str, Any]) -> list[ChatRequest]:
+        self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
+        if _body_chars(body) <= INLINE_BYTES:
+            return self._codec.decode_chat(body)
+        return await self.off_loop(self._codec.decode_chat, body)
+
+
+async def _interleaved(
+    flights: Sequence[Flight[ChatWork, ChatDelta]],
+) -> AsyncIterator[tuple[int, ChatDelta]]:
+    """The flights' deltas as they come, with their flight's index; raises the first failure."""
+    if len(flights) == 1:
+        async with aclosing(flights[0].chunks()) as chunks:  # type: ignore[type-var]
+            async for delta in chunks:
+                yield 0, delta
+        return
+    streams = [flight.chunks() for flight in flights]
+    pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index, found = pending.pop(task), task.result()
+                if found is not None:
+                    yield index, found
+                    pending[asyncio.create_task(_next(streams[index]))] = index
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def _next(stream: AsyncIterator[ChatDelta]) -> ChatDelta | None:
+    return await anext(stream, None)
+
+
+def _slowest(flights: Sequence[Flight[ChatWork, ChatDelta]]) -> dict[str, int]:
+    return {
+        "queue_ms": max(flight.queue_ms for flight in flights),
+        "compute_ms": max(flight.compute_ms for flight in flights),
+    }
+
+
+def _body_chars(body: Mapping[str, Any]) -> int:
+    """Characters of the pictures in a body."""
+    contents = (turn["content"] for turn in body["messages"])
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return sum(len(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")

@@ -1,0 +1,80 @@
+"""What may be asked of the room and what comes back, as frozen values. Knows no wire format and no
+tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+MAX_SEED = 2**53 - 1
+GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded picture file as the caller sent it, not yet decoded or checked."""
+
+    raw: bytes = field(repr=False)
+
+    def digest(self) -> bytes:
+        """128-bit hash of the file."""
+        return hashlib.blake2b(self.raw, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen. Off are: top_k 0, top_p 1, the penalties 1, 0 and 0."""
+
+    temperature: float = 1.0
+    """0 is greedy, and so is everything below `GREEDY_BELOW`."""
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens in prompt or answer, multiplies negative ones."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens in the answer, as OpenAI does."""
+    frequency_penalty: float = 0.0
+    """The same, times how often the token came."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One answer wanted. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes what is configured and
+    fits.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """A piece of an answer. The engine fills `tokens`, the reader in `text` adds `text`.
+
+    `finish_reason` is set on the last one: `stop` (end of turn or stop string) or `length`.
+    `completion_tokens` counts all tokens so far, the one that ends the turn included.
+    """
+
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    text: str = ""
+    finish_reason: str | None = None

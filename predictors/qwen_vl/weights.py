@@ -1,0 +1,267 @@
+"""A checkpoint in transformers' layout -> our modules on a device. Knows names and layouts, not the
+shapes of traffic.
+
+Configs go through transformers' own classes, so that both the nested form and the hub's flat one
+(`rope_scaling`, `torch_dtype`) load. Weights come from safetensors only, single or in shards. Three
+exact rewrites happen on the way: q, k, v and gate, up are packed; the two identical frames of a
+still picture are folded into one; the vision MLP's width is padded with zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from predictors.errors import EngineFailed, InvalidRequest
+from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
+from predictors.qwen_vl.modules.layers import GatedMLP
+from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
+from predictors.qwen_vl.modules.vision import (
+    ROPE_THETA,
+    VisionBlock,
+    VisionShape,
+    VisionTower,
+)
+from predictors.qwen_vl.request import Sampling
+
+log = logging.getLogger(__name__)
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+RENAMED = (  # what transformers 5 and its earlier releases call the same things
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", "visual."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the configs say. `frequencies` (head_dim/2,) fp32 are the rotary ones of the text."""
+
+    text: TextShape
+    vision: VisionShape
+    frequencies: Tensor
+    image_token: int
+    eos_tokens: frozenset[int]
+    defaults: Sampling
+
+
+def read_architecture(checkpoint: Path) -> Architecture:
+    """Read `config.json` and `generation_config.json`; raises `InvalidRequest` for what we do not
+    offer.
+    """
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    if config.model_type != "qwen2_5_vl":
+        raise InvalidRequest(f"{checkpoint.name} is a {config.model_type}, not a qwen2_5_vl")
+    text, frequencies = _text_shape(config)
+    generation = _generation(checkpoint)
+    eos = generation.eos_token_id
+    if eos is None:
+        eos = config.text_config.eos_token_id
+    return Architecture(
+        text=text,
+        vision=_vision_shape(config.vision_config),
+        frequencies=frequencies,
+        image_token=config.image_token_id,
+        eos_tokens=frozenset([eos] if isinstance(eos, int) else eos or ()),
+        defaults=_defaults(generation),
+    )
+
+
+def _text_shape(config: Any) -> tuple[TextShape, Tensor]:
+    text = config.text_config
+    if "sliding_attention" in (text.layer_types or ()):
+        raise InvalidRequest("this checkpoint uses sliding window attention, which is not offered")
+    head_dim = text.hidden_size // text.num_attention_heads
+    rope = dict(text.rope_parameters)
+    scale = 1.0
+    if rope.get("rope_type", "default") == "default":
+        frequencies = inverse_frequencies(head_dim, rope["rope_theta"])
+    else:  # stretched context: transformers knows how
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
+    shape = TextShape(
+        vocab=text.vocab_size,
+        hidden=text.hidden_size,
+        mlp=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        eps=text.rms_norm_eps,
+        rope_sections=tuple(rope.get("mrope_section", (16, 24, 24))),
+        rope_scale=scale,
+        tied=bool(config.tie_word_embeddings),
+        max_positions=text.max_position_embeddings,
+    )
+    return shape, frequencies
+
+
+def _vision_shape(vision: Any) -> VisionShape:
+    rope = getattr(vision, "rope_parameters", None) or {}
+    return VisionShape(
+        depth=vision.depth,
+        hidden=vision.hidden_size,
+        heads=vision.num_heads,
+        mlp=vision.intermediate_size,
+        out=vision.out_hidden_size,
+        patch=vision.patch_size,
+        temporal_patch=vision.temporal_patch_size,
+        channels=vision.in_channels,
+        merge=vision.spatial_merge_size,
+        window=vision.window_size,
+        full_blocks=frozenset(vision.fullatt_block_indexes),
+        rope_theta=float(rope.get("rope_theta", ROPE_THETA)),
+    )
+
+
+def _generation(checkpoint: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(checkpoint, local_files_only=True)
+    except OSError:  # no such file: transformers' own defaults, which are greedy
+        return GenerationConfig()  # type: ignore[no-untyped-call]
+
+
+def _defaults(generation: GenerationConfig) -> Sampling:
+    """The checkpoint's way to choose tokens; whatever it does not name stays neutral."""
+
+    def given(name: str, neutral: float) -> float:
+        value = getattr(generation, name, None)
+        return neutral if value is None else value
+
+    return Sampling(
+        temperature=float(given("temperature", 1.0)) if generation.do_sample else 0.0,
+        top_p=float(given("top_p", 1.0)),
+        top_k=int(given("top_k", 0)),
+        repetition_penalty=float(given("repetition_penalty", 1.0)),
+    )
+
+
+def load_modules(
+    checkpoint: Path, architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> tuple[Decoder, VisionTower]:
+    """Both modules on `device` in `dtype`, ready to run; raises `EngineFailed` if a weight is
+    missing.
+    """
+    with torch.device("meta"):
+        decoder, vision = Decoder(architecture.text), VisionTower(architecture.vision)
+    for module in (decoder, vision):
+        module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    if architecture.text.tied:  # to_empty gives each name memory of its own
+        decoder.head.weight = decoder.embedding.weight
+    decoder.frequencies = architecture.frequencies.to(device)
+    decoder.axes = axis_of_frequency(architecture.text.rope_sections).to(device)
+    _fill(checkpoint, _decoder_slots(decoder) | _vision_slots(vision), architecture)
+    return decoder, vision
+
+
+def _fill(checkpoint: Path, slots: dict[str, Tensor], architecture: Architecture) -> None:
+    missing = set(slots)
+    for name, value in _stored(checkpoint):
+        if name not in slots:
+            if not (name == "lm_head.weight" and architecture.text.tied):
+                log.warning("weight %s of the checkpoint has no use here", name)
+            continue
+        if name == "visual.patch_embed.proj.weight":
+            value = value.to(torch.float32).sum(2).flatten(1)  # both frames are the same picture
+        if value.shape != slots[name].shape:
+            found, wanted = list(value.shape), list(slots[name].shape)
+            raise EngineFailed(f"weight {name} has shape {found}, the config asks for {wanted}")
+        slots[name].copy_(value)
+        missing.discard(name)
+    if missing:
+        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
+
+
+def _stored(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names (as the hub has them) and tensors of all shards."""
+    if (checkpoint / INDEX).is_file():
+        index = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    else:
+        files = [SINGLE]
+    for file in files:
+        if Path(file).name != file or not (checkpoint / file).is_file():
+            raise EngineFailed(
+                f"the checkpoint has no {Path(file).name}; weights are read from safetensors"
+            )
+        with safe_open(checkpoint / file, framework="pt") as shard:
+            for stored in shard.keys():  # noqa: SIM118  # not a mapping
+                yield _hub_name(stored), shard.get_tensor(stored)
+
+
+def _hub_name(name: str) -> str:
+    for longer, shorter in RENAMED:
+        if name.startswith(longer):
+            return shorter + name.removeprefix(longer)
+    return name
+
+
+def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:
+    """Where each of the checkpoint's names goes: views into the packed weights."""
+    slots = {
+        "model.embed_tokens.weight": decoder.embedding.weight.data,
+        "model.norm.weight": decoder.norm.weight.data,
+    }
+    if not decoder.shape.tied:
+        slots["lm_head.weight"] = decoder.head.weight.data
+    for i, block in enumerate(decoder.blocks):
+        assert isinstance(block, Block)
+        prefix = f"model.layers.{i}"
+        slots[f"{prefix}.input_layernorm.weight"] = block.norm1.weight.data
+        slots[f"{prefix}.post_attention_layernorm.weight"] = block.norm2.weight.data
+        slots[f"{prefix}.self_attn.o_proj.weight"] = block.attention.out.weight.data
+        for kind in ("weight", "bias"):
+            packed = getattr(block.attention.qkv, kind).data.split(block.attention.widths)
+            for part, rows in zip("qkv", packed, strict=True):
+                slots[f"{prefix}.self_attn.{part}_proj.{kind}"] = rows
+        slots |= _mlp_slots(f"{prefix}.mlp", block.mlp, decoder.shape.mlp, ("weight",))
+    return slots
+
+
+def _mlp_slots(
+    prefix: str, mlp: GatedMLP, hidden: int, kinds: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The first `hidden` rows of gate and up, and columns of down; whatever is padding becomes
+    zero.
+    """
+    slots = {f"{prefix}.down_proj.weight": mlp.down.weight.data.zero_()[:, :hidden]}
+    if "bias" in kinds:
+        slots[f"{prefix}.down_proj.bias"] = mlp.down.bias.data
+    for kind in kinds:
+        gate, up = getattr(mlp.gate_up, kind).data.zero_().chunk(2)
+        slots[f"{prefix}.gate_proj.{kind}"] = gate[:hidden]
+        slots[f"{prefix}.up_proj.{kind}"] = up[:hidden]
+    return slots
+
+
+def _vision_slots(vision: VisionTower) -> dict[str, Tensor]:
+    slots = {
+        "visual.patch_embed.proj.weight": vision.patch_embed.weight.data,
+        "visual.merger.ln_q.weight": vision.merger.norm.weight.data,
+    }
+    slots |= _linear("visual.merger.mlp.0", vision.merger.fc1)
+    slots |= _linear("visual.merger.mlp.2", vision.merger.fc2)
+    for i, block in enumerate(vision.blocks):
+        assert isinstance(block, VisionBlock)
+        prefix = f"visual.blocks.{i}"
+        slots[f"{prefix}.norm1.weight"] = block.norm1.weight.data
+        slots[f"{prefix}.norm2.weight"] = block.norm2.weight.data
+        slots |= _linear(f"{prefix}.attn.qkv", block.attention.qkv)
+        slots |= _linear(f"{prefix}.attn.proj", block.attention.out)
+        slots |= _mlp_slots(f"{prefix}.mlp", block.mlp, vision.shape.mlp, ("weight", "bias"))
+    return slots
+
+
+def _linear(prefix: str, linear: nn.Linear) -> dict[str, Tensor]:
+    return {f"{prefix}.weight": linear.weight.data, f"{prefix}.bias": linear.bias.data}
