@@ -7,13 +7,13 @@ warm-up walks. Knows no model and no shape.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
-import torch._dynamo
 
 from predictors import metrics
 from predictors.compute.device import Placement
@@ -33,16 +33,19 @@ def compiled(fn: Callable[P, R], placement: Placement, name: str) -> Callable[P,
     """
     if placement.compile == "off":
         return fn
-    _raise_limits()
+    _prepare_dynamo()
     unit = torch.compile(fn, backend=placement.compile, fullgraph=True, dynamic=False)
     unit.__name__ = name
     return unit
 
 
-def _raise_limits() -> None:
+def _prepare_dynamo() -> None:
+    import torch._dynamo  # three seconds that a process without a compiler does not pay
+
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * MAX_SHAPES)
+    RecompileGuard.listen()
 
 
 class RecompileGuard:
@@ -53,18 +56,18 @@ class RecompileGuard:
 
     _frames: ClassVar[Counter[int]] = Counter()  # thread ident -> frames compiled on it
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _installed: ClassVar[bool] = False
+    _is_listening: ClassVar[bool] = False
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._thread: int | None = None
         self._seen = 0
         self.count = 0
-        type(self)._install()
 
     def seal(self) -> None:
         """From now on a compilation on the calling thread counts as a recompilation. Engine
         thread."""
+        self.listen()
         self._thread = threading.get_ident()
         self._seen = self._frames[self._thread]
 
@@ -73,6 +76,7 @@ class RecompileGuard:
         Any thread."""
         if self._thread is None:
             return 0
+        self.listen()
         with self._lock:
             now = self._frames[self._thread]
             new, self._seen = now - self._seen, now
@@ -82,11 +86,14 @@ class RecompileGuard:
         return self.count
 
     @classmethod
-    def _install(cls) -> None:
+    def listen(cls) -> None:
+        """Be told of compilations, once there can be any (Dynamo is imported). Idempotent."""
+        if cls._is_listening or "torch._dynamo" not in sys.modules:
+            return
         with cls._lock:
-            if not cls._installed:
+            if not cls._is_listening:
                 torch._dynamo.callback.callback_handler.register_start_callback(cls._on_compile)
-                cls._installed = True
+                cls._is_listening = True
 
     @classmethod
     def _on_compile(cls, args: object) -> None:

@@ -43,7 +43,7 @@ class SyncCount(Counter[str]):
         return sum(self.values())
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operators(TorchDispatchMode):
     def __init__(self, found: SyncCount) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._found = found

@@ -45,6 +45,6 @@ def to_host_async(tensor: torch.Tensor) -> HostCopy:
         return HostCopy(tensor, None)
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()
     event.record()
     return HostCopy(host, event)

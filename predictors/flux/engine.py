@@ -1,0 +1,268 @@
+"""The FLUX room's engine: slots, turns, and when a picture is finished. Knows jobs and canvases;
+knows no wire format and nobody who waits.
+
+A turn is at most one VAE decode (of the picture that finished first), launched before one denoise
+step of pictures of one shape. Pictures join and leave at turns. Nothing is committed before every
+launch of the turn has succeeded, so a turn that raises has advanced nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from predictors import metrics
+from predictors.compute.caches import ByteBoundedCache
+from predictors.compute.compiling import RecompileGuard
+from predictors.compute.device import Placement, is_device_lost
+from predictors.errors import EngineFailed
+from predictors.flux.inputs import FluxWork, Preparer, Prompt, PromptKey
+from predictors.flux.request import ImageResult, Offer, Wish
+from predictors.flux.runner import Canvas, Embedding, Runner
+from predictors.flux.scheduling import Candidate, pick
+from predictors.flux.weights import Facts, load_parts
+from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.job import Job
+from predictors.settings import FluxSettings
+
+log = logging.getLogger(__name__)
+
+FluxJob = Job[FluxWork, ImageResult]
+
+
+@dataclass(slots=True)
+class Slot:
+    """A job's place. `canvas` is None until its first turn, when its prompt is encoded."""
+
+    job: FluxJob
+    last_turn: int
+    canvas: Canvas | None = None
+    started_at: float = 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are taken and only decoding is left."""
+        return self.canvas is not None and self.canvas.is_finished
+
+    @property
+    def candidate(self) -> Candidate:
+        """The slot as scheduling sees it."""
+        work = self.job.work
+        return Candidate(work.shape, work.request.num_rows, self.last_turn)
+
+
+class FluxEngine:
+    """Implements `serving.Engine[FluxWork, ImageResult]` for one checkpoint."""
+
+    def __init__(
+        self,
+        model: str,
+        facts: Facts,
+        offer: Offer,
+        preparer: Preparer,
+        settings: FluxSettings,
+        placement: Placement,
+    ) -> None:
+        self._model = model
+        self._facts = facts
+        self._offer = offer
+        self._preparer = preparer
+        self._settings = settings
+        self._placement = placement
+        # a guided picture takes two rows, also where one slot is all there is
+        self._max_rows = max(2, settings.slots)
+        self._slots: dict[FluxJob, Slot] = {}
+        self._turn = 0
+        self._runner: Runner | None = None
+        self._guard = RecompileGuard(model)
+        self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
+            settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
+        )
+
+    # -- what the host asks from any thread ------------------------------------------------------
+    @property
+    def slots(self) -> int:
+        """Pictures in the making at once."""
+        return self._settings.slots
+
+    @property
+    def busy(self) -> bool:
+        """Whether any picture is in the making."""
+        return bool(self._slots)
+
+    @property
+    def active(self) -> Sequence[FluxJob]:
+        """Jobs in order of admission."""
+        return list(self._slots)
+
+    def validate(self, work: FluxWork) -> None:
+        """Raise `InvalidRequest` for a shape that is never served."""
+        request = work.request
+        self._offer.check_sides(request.width, request.height)
+        self._offer.check_promise(request.width, request.height, request.max_sequence_length)
+
+    # -- life ------------------------------------------------------------------------------------
+    def load(self) -> None:
+        """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
+        started = time.monotonic()
+        parts = load_parts(self._facts, self._placement)
+        offer = self._offer
+        self._runner = Runner(
+            self._facts, parts, self._placement, offer.sizes, offer.default_sequence_length
+        )
+        self._phase("load", started)
+
+    def warm(self, progress: Progress) -> None:
+        """Each promised size at each number of rows once, through the very passes that serve."""
+        started = time.monotonic()
+        shapes = list(product(self._offer.sizes, range(1, self._max_rows + 1)))
+        with torch.inference_mode():
+            for done, ((width, height), rows) in enumerate(shapes, start=1):
+                self._rehearse(width, height, rows)
+                progress(f"{width}x{height} x{rows}", done, len(shapes))
+        self._guard.seal()
+        self._phase("warmup", started)
+
+    def close(self) -> None:
+        """Forget modules and cached prompts; the device's memory goes back to the driver."""
+        self._runner = None
+        self._slots.clear()
+        self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
+        if self._placement.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _rehearse(self, width: int, height: int, rows: int) -> None:
+        # one step and one picture: the text encoders, `rows` rows of denoising, the decoder
+        wish = Wish("", width=width, height=height, num_inference_steps=1, seed=0)
+        work = self._preparer.prepare(self._offer.request(wish))
+        runner = self._ready_runner()
+        embedding = runner.encode(work.prompts[0])
+        canvases = [runner.begin(work, [embedding]) for _ in range(rows)]
+        latents = runner.denoise(canvases)
+        if rows == 1:
+            canvases[0].latents = latents[0]
+            runner.decode(canvases[0]).result()
+
+    # -- turns -----------------------------------------------------------------------------------
+    def admit(self, job: FluxJob) -> bool:
+        """A slot, if one is free. Its memory is bounded by slots, sizes and steps, never more."""
+        if len(self._slots) >= self.slots:
+            return False
+        self._slots[job] = Slot(job, self._turn)
+        return True
+
+    def evict(self, job: FluxJob) -> None:
+        """Drop the job's slot and tensors."""
+        self._slots.pop(job, None)
+
+    def step(self, jobs: Sequence[FluxJob]) -> None:
+        """One turn for some of `jobs`; see the module's first paragraph for what a turn is."""
+        mine = [self._slots[job] for job in jobs if job in self._slots]
+        finished = next((slot for slot in mine if slot.is_finished), None)
+        waiting = [slot for slot in mine if not slot.is_finished]
+        picked = pick([slot.candidate for slot in waiting], self._max_rows)
+        with torch.inference_mode(), _device_errors():
+            self._take_turn(finished, [waiting[i] for i in picked])
+        self._guard.check()
+
+    def _take_turn(self, finished: Slot | None, group: Sequence[Slot]) -> None:
+        runner = self._ready_runner()
+        started = time.monotonic()
+        picture = None if finished is None else runner.decode(_canvas(finished))
+        for slot in group:
+            self._begin(slot, runner)
+        launched = time.monotonic()
+        latents = runner.denoise([_canvas(slot) for slot in group]) if group else []
+        done = time.monotonic()
+        # the wait is for the picture's own copy: steps launched after it go on meanwhile
+        pixels = None if picture is None else picture.result().numpy()
+        # -- nothing below can raise: the turn counts from here ----------------------------------
+        self._turn += 1
+        for slot, advanced in zip(group, latents, strict=True):
+            canvas = _canvas(slot)
+            canvas.latents = advanced
+            canvas.index += 1
+            slot.last_turn = self._turn
+        if group:
+            self._count_steps(group, done - launched)
+        if finished is not None and pixels is not None:
+            self._observe_stage("vae_decode", time.monotonic() - started)
+            num_read = finished.job.work.prompts[0].num_read
+            self._hand_over(finished, ImageResult(pixels, num_read))
+
+    def _begin(self, slot: Slot, runner: Runner) -> None:
+        """Encode the prompts of a slot's first turn. Changes nothing that a retry would notice."""
+        if slot.canvas is not None:
+            return
+        slot.started_at = time.monotonic()
+        work = slot.job.work
+        slot.canvas = runner.begin(work, [self._embed(p, runner) for p in work.prompts])
+
+    def _embed(self, prompt: Prompt, runner: Runner) -> Embedding:
+        embedding = self._prompts.get(prompt.key)
+        if embedding is None:
+            started = time.monotonic()
+            embedding = runner.encode(prompt)
+            self._prompts.put(prompt.key, embedding)
+            self._observe_stage("text_encode", time.monotonic() - started)
+        return embedding
+
+    def _hand_over(self, slot: Slot, result: ImageResult) -> None:
+        job, request = slot.job, slot.job.work.request
+        resolution = metrics.resolution_class(request.width, request.height)
+        metrics.images_total.labels(self._model, resolution).inc()
+        metrics.image_pixels.labels(self._model).observe(request.width * request.height)
+        metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
+        self.evict(job)
+        job.emit(result)
+        job.finish()
+        metrics.ttfi_seconds.labels(self._model).observe(job.clock() - job.submitted_at)
+
+    def _ready_runner(self) -> Runner:
+        if self._runner is None:
+            raise EngineFailed("the engine was used before load or after close")
+        return self._runner
+
+    # -- counting --------------------------------------------------------------------------------
+    def _count_steps(self, group: Sequence[Slot], seconds: float) -> None:
+        """On CUDA `seconds` is launch time while the queue is short, device time once it is not."""
+        request = group[0].job.work.request
+        resolution = metrics.resolution_class(request.width, request.height)
+        metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
+        metrics.denoise_steps_total.labels(self._model).inc(len(group))
+        for slot in group:
+            if slot.is_finished:
+                self._observe_stage("denoise", time.monotonic() - slot.started_at)
+
+    def _count_cache(self, result: str) -> None:
+        metrics.cache_requests_total.labels(self._model, "prompt_embedding", result).inc()
+
+    def _observe_stage(self, stage: str, seconds: float) -> None:
+        metrics.stage_seconds.labels(self._model, stage).observe(seconds)
+
+    def _phase(self, phase: str, started: float) -> None:
+        seconds = time.monotonic() - started
+        metrics.model_phase_seconds.labels(self._model, phase).set(seconds)
+        log.info("%s: %s took %.2f s", self._model, phase, seconds)
+
+
+def _canvas(slot: Slot) -> Canvas:
+    assert slot.canvas is not None
+    return slot.canvas
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """A lost device context is told apart from a job that failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_device_lost(error):
+            raise StickyDeviceError("the CUDA context is lost") from error
+        raise

@@ -1,0 +1,100 @@
+"""From a request to work: tokens, noise and the noise schedule, all on the host. Runs in pool
+threads; knows no device and no other request.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from predictors.flux.request import ImageRequest
+from predictors.flux.sampling import draw_noise
+from predictors.flux.weights import Facts, Tokenizers
+
+PromptKey = tuple[str, int]
+"""What an embedding depends on: the text and the number of T5 tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One text as both encoders read it: int64 clip_ids (1, 77), t5_ids (1, num_tokens)."""
+
+    key: PromptKey
+    clip_ids: Tensor
+    t5_ids: Tensor
+    num_read: int
+    """T5 tokens without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class FluxWork:
+    """One picture, ready for the device; every tensor is on the host."""
+
+    request: ImageRequest
+    prompts: tuple[Prompt, ...]
+    """The prompt, and with true CFG the negative prompt: the rows of a step."""
+    noise: Tensor
+    """float32 (patches, channels)."""
+    timesteps: Tensor
+    """(steps,), times 1000, rounded as the pipeline does, in the model's dtype."""
+    dts: Tensor
+    """(steps,) differences of neighbouring noise levels, in the model's dtype."""
+    rows: int
+    """Patches down."""
+    columns: int
+    """Patches across."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T5 tokens, patches down, patches across): what must be equal to share a step."""
+        return self.prompts[0].key[1], self.rows, self.columns
+
+
+class Preparer:
+    """Prepares requests of one checkpoint. Thread-safe."""
+
+    def __init__(self, facts: Facts, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
+        self._facts = facts
+        self._tokenizers = tokenizers
+        self._dtype = dtype
+        # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
+        self._lock = threading.Lock()
+
+    def prepare(self, request: ImageRequest) -> FluxWork:
+        """The work for a request that `Offer.request` made."""
+        facts = self._facts
+        rows = request.height // facts.patch_pixels
+        columns = request.width // facts.patch_pixels
+        sigmas = facts.schedule.sigmas(request.num_inference_steps, rows * columns)
+        texts = [request.prompt]
+        if request.is_guided:
+            texts.append(request.negative_prompt or "")
+        return FluxWork(
+            request=request,
+            prompts=tuple(self.read(text, request.max_sequence_length) for text in texts),
+            noise=draw_noise(request.seed, facts.latent_channels, rows, columns),
+            timesteps=facts.schedule.timesteps(sigmas, self._dtype),
+            dts=torch.from_numpy(sigmas).diff().to(self._dtype),
+            rows=rows,
+            columns=columns,
+        )
+
+    def read(self, text: str, num_tokens: int) -> Prompt:
+        """Tokens of one text, padded or cut to 77 and `num_tokens`, as the pipeline does."""
+        with self._lock:
+            clip = self._tokenizers.clip
+            clip_ids, _ = _ids(clip, text, clip.model_max_length)
+            t5_ids, is_text = _ids(self._tokenizers.t5, text, num_tokens)
+        return Prompt((text, num_tokens), clip_ids, t5_ids, int(is_text.sum()))
+
+
+def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Token ids and the mask of those that are text, each int64 (1, num_tokens)."""
+    read = tokenizer(
+        text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
+    )
+    return read.input_ids, read.attention_mask

@@ -1,0 +1,38 @@
+"""Rotary position embedding in three axes (text index, row, column). Knows no weights and no
+request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+THETA = 10_000.0
+
+
+def rotary_table(num_text: int, rows: int, columns: int, axes: tuple[int, ...]) -> Tensor:
+    """cos and sin of each token's angles, on the host: float32 (2, tokens, sum(axes) / 2).
+
+    The num_text tokens of the prompt sit at position 0 on every axis, a patch at (0, row, column).
+    Angles are float64 as in diffusers' `FluxPosEmbed`: float32 loses the high positions.
+    """
+    patches = torch.zeros(rows, columns, 3, dtype=torch.float64)
+    patches[..., 1] = torch.arange(rows)[:, None]
+    patches[..., 2] = torch.arange(columns)[None, :]
+    text = torch.zeros(num_text, 3, dtype=torch.float64)
+    positions = torch.cat((text, patches.flatten(0, 1)))  # (tokens, 3)
+    angles = torch.cat([_angles(positions[:, i], dim) for i, dim in enumerate(axes)], dim=-1)
+    return torch.stack((angles.cos(), angles.sin())).float()
+
+
+def _angles(positions: Tensor, dim: int) -> Tensor:
+    # (tokens,) -> (tokens, dim / 2)
+    frequencies = 1.0 / THETA ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(positions, frequencies)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn neighbouring pairs of `x` (rows, tokens, heads, head_dim) by their token's angle."""
+    cos, sin = rotary[:, None, :, None, :].unbind(0)  # (1, tokens, 1, head_dim / 2)
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

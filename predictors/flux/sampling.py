@@ -1,0 +1,123 @@
+"""The noise schedule and the Euler update of flow matching, and how latents are packed. Pure
+arithmetic: knows no model and no request.
+
+The schedule is diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps`, bit for bit; the packing
+is `FluxPipeline._pack_latents`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from predictors.errors import InvalidRequest
+
+# what the class can do and this room does not: refused at load, never ignored
+_UNSUPPORTED = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A checkpoint's noise schedule; fields are named as in its scheduler config."""
+
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    shift_terminal: float | None = None
+    time_shift_type: str = "exponential"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Schedule:
+        """From the config of a `FlowMatchEulerDiscreteScheduler`, defaults filled in."""
+        for name in _UNSUPPORTED:
+            if config.get(name):
+                raise InvalidRequest(f"the checkpoint's schedule sets {name}, which is not served")
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    def sigmas(self, num_steps: int, num_patches: int) -> NDArray[np.float32]:
+        """Noise levels from 1 down to 0: float32 (num_steps + 1,)."""
+        sigmas: NDArray[np.float32]
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps).astype(np.float32)
+        if self.use_dynamic_shifting:
+            sigmas = self._shift_by_size(sigmas, num_patches)
+        else:
+            sigmas = (self.shift * sigmas / (1 + (self.shift - 1) * sigmas)).astype(np.float32)
+        if self.shift_terminal:
+            away = 1 - sigmas
+            sigmas = (1 - away / (away[-1] / (1 - self.shift_terminal))).astype(np.float32)
+        return np.append(sigmas, np.float32(0)).astype(np.float32)
+
+    def _shift_by_size(self, sigmas: NDArray[np.float32], num_patches: int) -> NDArray[np.float32]:
+        # FluxPipeline's calculate_shift: more patches need more noise for longer
+        slope = (self.max_shift - self.base_shift) / (
+            self.max_image_seq_len - self.base_image_seq_len
+        )
+        mu = num_patches * slope + (self.base_shift - slope * self.base_image_seq_len)
+        weight = math.exp(mu) if self.time_shift_type == "exponential" else mu
+        shifted = weight / (weight + (1 / sigmas - 1))
+        return shifted.astype(np.float32)
+
+    def timesteps(self, sigmas: NDArray[np.float32], dtype: torch.dtype) -> Tensor:
+        """What the time embedder takes, (steps,) in `dtype`, one per noise level but the last.
+
+        The pipeline hands the model timestep / 1000 in the model's dtype and the model multiplies
+        by 1000 again: in bfloat16 that rounds twice, and the model was sampled that way ever since.
+        """
+        timesteps = torch.from_numpy(sigmas[:-1].copy()) * self.num_train_timesteps
+        return timesteps.to(dtype) / 1000 * 1000
+
+
+def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
+    """x + dt * v, one step of the scheduler with its rounding: dt () in v's dtype, sum in float32.
+
+    latents and velocity have any equal shape and dtype; so has the result.
+    """
+    return (latents.float() + dt * velocity).to(velocity.dtype)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+    """True classifier-free guidance: away from the negative prompt by `scale` (), in float32."""
+    away = (scale * (conditional - unconditional).float()).to(conditional.dtype)
+    return unconditional + away
+
+
+def draw_noise(seed: int, channels: int, rows: int, columns: int) -> Tensor:
+    """Packed initial noise, float32 (rows * columns, channels * 4), on the CPU.
+
+    Drawn as (1, channels, 2 * rows, 2 * columns) from a generator of its own, so it depends on the
+    seed and the size alone: not on the device, the dtype or other requests.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (1, channels, 2 * rows, 2 * columns)
+    return pack(torch.randn(shape, generator=generator, dtype=torch.float32))[0]
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(n, channels, 2 * rows, 2 * columns) to (n, rows * columns, channels * 4): 2x2 patches."""
+    n, channels, height, width = latents.shape
+    patches = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(n, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack(latents: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `pack`: (n, rows * columns, channels * 4) to (n, channels, 2r, 2c)."""
+    n, _, features = latents.shape
+    patches = latents.view(n, rows, columns, features // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(n, features // 4, 2 * rows, 2 * columns)
