@@ -78,6 +78,7 @@ class EngineHost(Generic[W, C]):
         self._failure = ""
         self._progress = Warmth()
         self._is_stopping = False
+        self._holds_device = False
         self._threads: list[threading.Thread] = []
         self._start_lock = threading.Lock()
 
@@ -204,6 +205,14 @@ class EngineHost(Generic[W, C]):
         if refusal is not None:
             raise refusal
 
+    def wait_for(self, *states: State, timeout_s: float | None = None) -> State | None:
+        """The state as soon as it is one of `states`; None when `timeout_s` is over first."""
+        return self._lifecycle.wait_for(*states, timeout_s=timeout_s)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Whether nobody waits or runs any more, waiting for it at most `timeout_s`."""
+        return self._roster.wait_empty(timeout_s)
+
     def drain(self, timeout_s: float) -> None:
         """Refuse what is new, finish what was accepted; after `timeout_s` fail what is left.
 
@@ -232,8 +241,8 @@ class EngineHost(Generic[W, C]):
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
             log.error("%s: the engine thread is stuck, left behind", self.model)
-        if not self._threads and self._lifecycle.state is not State.NEW:
-            self._close_engine()  # `prepare` was called without `start`
+        if not self._threads:
+            self._close_engine()  # `prepare` may have been called without `start`
         self._lifecycle.move(State.STOPPED)
 
     # -- the threads -----------------------------------------------------------------------------
@@ -244,6 +253,9 @@ class EngineHost(Generic[W, C]):
         self._close_engine()
 
     def _close_engine(self) -> None:
+        if not self._holds_device:
+            return
+        self._holds_device = False
         error = attempt(self._engine.close)
         if error is not None:
             log.error("%s: closing the engine failed", self.model, exc_info=error)
@@ -262,6 +274,7 @@ class EngineHost(Generic[W, C]):
     def prepare(self) -> None:
         """Load, warm, be ready, unless somebody began to drain. Engine thread, once."""
         self._lifecycle.move(State.LOADING)
+        self._holds_device = True
         self._phase("load", self._engine.load)
         if self._lifecycle.move(State.WARMING):
             self._phase("warmup", self._engine.warm, self._show_warmth)

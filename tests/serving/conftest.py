@@ -1,0 +1,70 @@
+"""Hosts for one test: started, stopped at its end whatever happened, each under a model name of its
+own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from predictors.serving.host import EngineHost
+from predictors.serving.job import Job
+from predictors.settings import QueueSettings
+from tests.fakes import PATIENCE_S, ScriptedClock, ScriptedEngine, Task
+
+_NUMBERS = itertools.count(1)
+
+MakeHost = Callable[..., EngineHost[Task, str]]
+
+
+@pytest.fixture
+def make_host() -> Iterator[MakeHost]:
+    """`make_host(engine, clock=..., start=True, capacity=...)`: a host that is ready when it is
+    returned.
+    """
+    made: list[tuple[EngineHost[Task, str], Any]] = []
+
+    def make(
+        engine: Any, *, clock: Any = None, start: bool = True, wait: bool = True, **settings: Any
+    ) -> EngineHost[Task, str]:
+        keywords = {} if clock is None else {"clock": clock}
+        host = EngineHost(f"test-{next(_NUMBERS)}", engine, QueueSettings(**settings), **keywords)
+        if isinstance(clock, ScriptedClock):
+            clock.listeners.append(host.wake)
+        made.append((host, engine))
+        if start:
+            host.start()
+            if wait:
+                host.wait_ready(PATIENCE_S)
+        return host
+
+    yield make
+    for host, engine in made:
+        if isinstance(engine, ScriptedEngine):
+            engine.open()
+        host.stop(PATIENCE_S)
+
+
+def submit(
+    host: EngineHost[Task, str], *tasks: Task, deadline: float | None = None, request_id: str = "r"
+) -> list[Job[Task, str]]:
+    """The tasks as one request."""
+    return host.submit(tasks, request_id=request_id, deadline=deadline)
+
+
+def busy(
+    host: EngineHost[Task, str], engine: ScriptedEngine, steps: int = 100
+) -> list[Job[Task, str]]:
+    """Fill every slot with long jobs and return while their first step is held."""
+    jobs = submit(host, *(Task(f"long{i}", steps) for i in range(engine.slots)))
+    engine.wait_in_step()
+    return jobs
+
+
+def sample(name: str, host: EngineHost[Task, str], **labels: str) -> float:
+    """A series of this host's model; 0 where nobody has touched it."""
+    return REGISTRY.get_sample_value(name, {"model": host.model, **labels}) or 0.0

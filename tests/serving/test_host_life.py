@@ -1,0 +1,249 @@
+"""Start, readiness, drain and stop: ready means warm, and no accepted work is lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from predictors.errors import Draining, NotReady
+from predictors.serving.lifecycle import State, Warmth
+from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure
+from tests.serving.conftest import MakeHost, busy, sample, submit
+
+
+def in_background(work: object, *args: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=args)  # type: ignore[arg-type]
+    thread.start()
+    return thread
+
+
+def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(hold=["load", "warm"])
+    host = make_host(engine, start=False)
+    assert (host.state, host.is_ready) == (State.NEW, False)
+    with pytest.raises(NotReady, match="new"):
+        submit(host, Task("a"))
+    host.start()
+    assert host.wait_for(State.LOADING, timeout_s=PATIENCE_S)
+    with pytest.raises(NotReady, match="loading"):
+        submit(host, Task("a"))
+    with pytest.raises(NotReady):
+        host.wait_ready(0)
+    engine.release("load")
+    assert host.wait_for(State.WARMING, timeout_s=PATIENCE_S)
+    with pytest.raises(NotReady, match="warming up"):
+        host.check_accepting(1)
+    assert not host.is_ready
+    assert sample("predictors_model_ready", host) == 0
+    engine.release("warm")
+    host.wait_ready(PATIENCE_S)
+    assert host.is_ready
+    assert sample("predictors_model_ready", host) == 1
+    assert sample("predictors_admission_rejected_total", host, reason="not_ready") == 3
+    assert engine.calls == [("load",), ("warm",)]
+
+
+def test_starting_twice_loads_once(make_host: MakeHost) -> None:
+    engine = ScriptedEngine()
+    host = make_host(engine)
+    host.start()
+    host.start()
+    host.wait_ready(PATIENCE_S)
+    assert engine.calls.count(("load",)) == 1
+
+
+def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
+    seen: list[Warmth] = []
+    host = make_host(ScriptedEngine(warm_shapes=["256x256", "512x512"]), start=False)
+    host.on_progress = seen.append
+    assert host.progress == Warmth()
+    host.start()
+    host.wait_ready(PATIENCE_S)
+    assert seen == [
+        Warmth("load"),
+        Warmth("warmup"),
+        Warmth("warmup", "256x256", 1, 2),
+        Warmth("warmup", "512x512", 2, 2),
+    ]
+    assert host.progress == seen[-1]
+
+
+def test_a_listener_that_raises_does_not_stop_the_start(make_host: MakeHost) -> None:
+    host = make_host(ScriptedEngine(), start=False)
+
+    def on_progress(progress: Warmth) -> None:
+        raise OSError("the terminal is gone")
+
+    host.on_progress = on_progress
+    host.start()
+    host.wait_ready(PATIENCE_S)
+
+
+def test_a_drain_finishes_what_was_accepted_and_refuses_what_is_new(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(slots=2)
+    host = make_host(engine)
+    jobs = busy(host, engine, steps=3)
+    jobs += [submit(host, Task(f"w{i}", steps=2))[0] for i in range(7)]
+    draining = in_background(host.drain, PATIENCE_S)
+    assert host.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
+    assert not host.is_ready
+    assert host.is_alive
+    with pytest.raises(Draining):
+        submit(host, Task("new"))
+    assert not any(job.done for job in jobs)
+    engine.open()
+    draining.join(PATIENCE_S)
+    assert not draining.is_alive()
+    assert all(job.done for job in jobs)  # at the moment the drain is over, not some time later
+    assert [answer(job) for job in jobs] == [job.work.chunks for job in jobs]
+    host.stop()
+    assert host.state is State.STOPPED
+    assert engine.calls[-1] == ("close",)
+    assert sample("predictors_admission_rejected_total", host, reason="draining") == 1
+
+
+def test_what_is_not_done_when_the_drain_time_is_over_is_told_so(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(slots=1)
+    host = make_host(engine)
+    [running] = busy(host, engine)
+    [waiting] = submit(host, Task("waiting"))
+    host.drain(0.01)
+    assert isinstance(failure(running), Draining)
+    assert isinstance(failure(waiting), Draining)
+    engine.open()
+    host.stop()
+    assert engine.active == []
+    assert ("evict", "long0") in engine.calls
+    assert sample("predictors_jobs_total", host, reason="draining") == 2
+
+
+def test_a_second_drain_with_less_time_cuts_the_first_short(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(slots=1)
+    host = make_host(engine)
+    [running] = busy(host, engine)
+    first = in_background(host.drain, PATIENCE_S)
+    assert host.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
+    host.drain(0)
+    assert isinstance(failure(running), Draining)
+    engine.allow()
+    first.join(PATIENCE_S)
+    assert not first.is_alive()
+
+
+def test_a_drain_of_an_idle_host_is_over_at_once(make_host: MakeHost) -> None:
+    host = make_host(ScriptedEngine())
+    host.drain(PATIENCE_S)
+    assert host.state is State.DRAINING
+
+
+def test_nobody_slips_in_between_the_last_answer_and_the_end(make_host: MakeHost) -> None:
+    """Submitters race with the drain: whoever was accepted is answered, whoever was not is told."""
+    engine = ScriptedEngine(slots=4, gated=False)
+    host = make_host(engine, capacity=1000)
+    accepted: list[object] = []
+    refused: list[Exception] = []
+    started = threading.Barrier(5)
+
+    def submit_until_refused(worker: int) -> None:
+        started.wait(PATIENCE_S)
+        for i in range(10_000):
+            try:
+                accepted.extend(submit(host, Task(f"{worker}-{i}")))
+            except Draining as error:
+                refused.append(error)
+                return
+
+    workers = [in_background(submit_until_refused, worker) for worker in range(4)]
+    started.wait(PATIENCE_S)
+    host.drain(PATIENCE_S)
+    unanswered = [job for job in accepted if not job.done]  # type: ignore[attr-defined]
+    for worker in workers:
+        worker.join(PATIENCE_S)
+    assert unanswered == []
+    assert len(refused) == 4
+    assert sample("predictors_jobs_total", host, reason="ok") == len(accepted)
+
+
+def test_stopping_during_the_load_never_becomes_ready(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(hold=["load"])
+    host = make_host(engine, wait=False)
+    assert host.wait_for(State.LOADING, timeout_s=PATIENCE_S)
+    stopping = in_background(host.stop)
+    assert host.wait_for(State.DRAINING, State.STOPPED, timeout_s=PATIENCE_S)
+    with pytest.raises(Draining):
+        host.wait_ready(PATIENCE_S)
+    engine.release("load")
+    stopping.join(PATIENCE_S)
+    assert engine.calls == [("load",), ("close",)]
+    assert host.state is State.STOPPED
+
+
+def test_stopping_twice_or_before_the_start_is_allowed(make_host: MakeHost) -> None:
+    engine = ScriptedEngine()
+    host = make_host(engine, start=False)
+    host.stop()
+    host.stop()
+    host.start()
+    assert host.state is State.STOPPED
+    assert engine.calls == []
+
+
+def test_an_engine_that_is_stuck_does_not_hold_up_the_stop(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine(slots=1)
+    host = make_host(engine)
+    [job] = busy(host, engine)
+    host.stop(timeout_s=0.01)
+    assert isinstance(failure(job), Draining)
+    assert "stuck" in caplog.text
+    assert host.state is State.STOPPED
+
+
+def test_a_failing_close_is_logged_and_the_stop_goes_on(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine()
+    engine.raise_in["close"] = RuntimeError("device busy")
+    host = make_host(engine)
+    host.stop()
+    assert host.state is State.STOPPED
+    assert "closing the engine failed" in caplog.text
+
+
+def test_no_thread_is_left_behind(make_host: MakeHost) -> None:
+    host = make_host(ScriptedEngine(gated=False))
+    answer(submit(host, Task("a"))[0])
+    host.stop()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(f"{host.model}-")]
+
+
+def test_every_verb_but_validate_runs_on_one_thread(make_host: MakeHost) -> None:
+    threads: dict[str, set[str]] = {}
+
+    class Watched(ScriptedEngine):
+        def __getattribute__(self, name: str) -> object:
+            if name in {"load", "warm", "admit", "step", "evict", "close", "active", "busy"}:
+                threads.setdefault(name, set()).add(threading.current_thread().name)
+            return super().__getattribute__(name)
+
+    host = make_host(Watched(slots=1, gated=False))
+    jobs = [submit(host, Task(f"t{i}", steps=3))[0] for i in range(6)]
+    jobs[3].cancel()
+    for job in (jobs[i] for i in (0, 1, 2, 4, 5)):
+        answer(job)
+    host.stop()
+    assert threads.keys() == {"load", "warm", "admit", "step", "evict", "close", "active", "busy"}
+    assert set().union(*threads.values()) == {f"{host.model}-engine"}
+
+
+def test_a_host_without_threads_can_be_turned_by_hand(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(gated=False)
+    host = make_host(engine, start=False)
+    host.prepare()
+    [job] = submit(host, Task("a", steps=2))
+    assert [host.turn(), host.turn(), host.turn()] == [True, True, False]
+    assert answer(job) == ["a:1", "a:2"]
+    host.stop()
+    assert engine.calls[-1] == ("close",)

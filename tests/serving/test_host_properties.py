@@ -1,0 +1,296 @@
+"""Any order of submit, step, cancel, expire, poison, refusal and drain: everybody accepted is
+answered exactly once.
+
+The host runs without threads here, turned by hand under a scripted clock, so that hypothesis can
+shrink what it finds. The last test does the opposite: real threads, no script.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from predictors import metrics
+from predictors.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    OutOfMemory,
+    Overloaded,
+    ServingError,
+    StepFailed,
+)
+from predictors.serving.host import EngineHost
+from predictors.serving.job import Job
+from predictors.serving.lifecycle import State
+from predictors.settings import QueueSettings
+from tests.fakes import (
+    PATIENCE_S,
+    EchoEngine,
+    OutOfMemoryError,
+    ScriptedClock,
+    ScriptedEngine,
+    Task,
+    answer,
+)
+from tests.serving.conftest import MakeHost, sample, submit
+
+NUMBERS = count(1)
+TaskJob = Job[Task, str]
+
+
+def value_of(series: Any, host: EngineHost[Task, str], *labels: str) -> float:
+    """One series, read without collecting all others: the registry grows with every example."""
+    return float(series.labels(host.model, *labels)._value.get())
+
+
+class WatchedEngine(ScriptedEngine):
+    """Writes down who was seated, and checks at that moment that it was nobody's turn before."""
+
+    def __init__(self, slots: int, budget: int, clock: ScriptedClock) -> None:
+        super().__init__(slots, budget=budget, gated=False)
+        self.clock = clock
+        self.accepted: list[TaskJob] = []
+        self.seated: set[TaskJob] = set()
+
+    def admit(self, job: TaskJob) -> bool:
+        assert not job.done, "offered after it was answered"
+        assert not job.is_late(self.clock()), "offered after its deadline"
+        is_seated = super().admit(job)
+        if is_seated:
+            self.seated.add(job)
+            overtaken = [
+                other.id
+                for other in self.accepted
+                if other.ticket < job.ticket
+                and other.work.size <= job.work.size
+                and not other.done
+                and other not in self.seated
+                and other.work.name not in self.refuse
+            ]
+            assert overtaken == [], "not first in, first out among equals"
+        return is_seated
+
+    def step(self, jobs: Sequence[TaskJob]) -> None:
+        assert len(jobs) <= self.slots
+        super().step(jobs)
+
+
+class Serving(RuleBasedStateMachine):
+    """One host under every order of events."""
+
+    @initialize(slots=st.integers(1, 4), capacity=st.integers(1, 6), window=st.integers(0, 3))
+    def begin(self, slots: int, capacity: int, window: int) -> None:
+        self.clock = ScriptedClock()
+        self.engine = WatchedEngine(slots, 8, self.clock)
+        self.capacity = capacity
+        self.host: EngineHost[Task, str] = EngineHost(
+            f"property-{next(NUMBERS)}",
+            self.engine,
+            QueueSettings(capacity=capacity, skip_window=window, skip_max_wait_s=4.0),
+            clock=self.clock,
+        )
+        self.host.prepare()
+        self.names = count()
+        self.left: set[TaskJob] = set()
+        self.turned_away: set[str] = set()
+        self.outcomes: dict[TaskJob, str] = {}
+        self.is_draining = False
+
+    @rule(
+        steps=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+        size=st.sampled_from([1, 1, 2, 8]),
+        timeout=st.sampled_from([None, None, 1, 3]),
+        poison=st.sampled_from([None, None, None, "error", "memory"]),
+    )
+    def submit(self, steps: list[int], size: int, timeout: int | None, poison: str | None) -> None:
+        tasks = [Task(f"t{next(self.names)}", s, size) for s in steps]
+        if poison:
+            errors = {"error": ValueError("poison"), "memory": OutOfMemoryError("poison")}
+            self.engine.poison[tasks[-1].name] = errors[poison]
+        waiting = self.host.waiting
+        deadline = None if timeout is None else self.clock.now + timeout
+        try:
+            jobs = self.host.submit(tasks, request_id="r", deadline=deadline)
+        except Draining:
+            assert self.is_draining
+            return
+        except ServingError:
+            assert waiting + len(tasks) > self.capacity  # never refused while there is a place
+            assert self.host.waiting == waiting  # and nobody of a refused request was let in
+            return
+        assert not self.is_draining
+        self.engine.accepted += jobs
+        assert len(jobs) == len(tasks)
+        assert len(tasks) <= self.capacity
+        assert self.host.waiting <= self.capacity + self.engine.slots - self.host.running
+
+    @rule()
+    def turn(self) -> None:
+        self.host.turn()
+
+    @rule(seconds=st.sampled_from([0.5, 1, 3]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @precondition(lambda self: self.open_jobs())
+    @rule(choice=st.integers(0, 10**6))
+    def cancel(self, choice: int) -> None:
+        jobs = self.open_jobs()
+        job = jobs[choice % len(jobs)]
+        was_waiting = job.admitted_at is None
+        job.cancel()
+        self.left.add(job)
+        assert job.done == was_waiting  # a waiting job is answered at once, a running one evicted
+
+    @precondition(lambda self: self.open_jobs())
+    @rule(choice=st.integers(0, 10**6))
+    def refuse(self, choice: int) -> None:
+        jobs = self.open_jobs()
+        name = jobs[choice % len(jobs)].work.name
+        self.engine.refuse.add(name)
+        self.turned_away.add(name)
+
+    @rule(width=st.sampled_from([None, 1, 2]))
+    def shrink_memory(self, width: int | None) -> None:
+        self.engine.oom_width = width
+
+    @precondition(lambda self: not self.is_draining)
+    @rule(gives_up=st.sampled_from([False, False, False, True]))
+    def drain(self, gives_up: bool) -> None:
+        if gives_up:
+            self.host.drain(0)
+            self.is_draining = True
+            assert not self.open_jobs()
+
+    def open_jobs(self) -> list[TaskJob]:
+        return [job for job in self.engine.accepted if not job.done]
+
+    @invariant()
+    def nobody_is_lost_or_answered_twice(self) -> None:
+        for job in self.engine.accepted:
+            if job.done:
+                outcome = self.check(job)
+                assert self.outcomes.setdefault(job, outcome) == outcome
+        waiting = [j for j in self.open_jobs() if j not in self.engine.seated]
+        assert self.host.waiting == len(waiting)
+        assert self.host.running <= self.engine.slots
+        assert value_of(metrics.requests_waiting, self.host) == self.host.waiting
+        assert value_of(metrics.requests_running, self.host) == self.host.running
+
+    def check(self, job: TaskJob) -> str:
+        """Its outcome, which must have its reason in what was done to it."""
+        error = job.drain_unread()
+        name = job.work.name
+        match error:
+            case None:
+                assert list(job._chunks) == job.work.chunks
+                assert name not in self.engine.poison
+            case StepFailed():
+                assert name in self.engine.poison or name in self.turned_away
+            case OutOfMemory():
+                assert isinstance(self.engine.poison[name], OutOfMemoryError)
+            case Cancelled():
+                assert job in self.left
+            case DeadlineExceeded():
+                assert job.is_late(self.clock())
+            case Draining():
+                assert self.is_draining
+            case _:
+                pytest.fail(f"unexpected {error!r}")
+        return type(error).__name__
+
+    def teardown(self) -> None:
+        if not hasattr(self, "host"):
+            return
+        self.engine.refuse.clear()
+        work = sum(job.work.steps for job in self.open_jobs())
+        for _ in range(work + 2):
+            self.host.turn()
+        assert self.open_jobs() == []
+        self.nobody_is_lost_or_answered_twice()
+        assert self.engine.active == []
+        assert (self.host.waiting, self.host.running) == (0, 0)
+        reasons = metrics.REASONS
+        counted = sum(value_of(metrics.jobs_total, self.host, reason) for reason in reasons)
+        assert counted == len(self.engine.accepted)
+        self.host.stop()
+
+
+Serving.TestCase.settings = settings(stateful_step_count=40)
+TestServing = Serving.TestCase
+
+
+def test_real_threads_in_any_order_lose_nobody(make_host: MakeHost) -> None:
+    engine: EchoEngine[Task, str] = EchoEngine(
+        4, steps=lambda task: task.steps, chunk=lambda task, i: f"{task.name}:{i}"
+    )
+    host = make_host(engine, capacity=16)
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def client(seed: int) -> None:
+        dice = random.Random(seed)
+        for i in range(60):
+            rows = [Task(f"{seed}-{i}-{r}", dice.randint(1, 4)) for r in range(dice.randint(1, 3))]
+            timeout_s = dice.choice([None, 0.0005, 5.0])
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            try:
+                jobs = submit(host, *rows, deadline=deadline)
+            except (Overloaded, DeadlineExceeded) as error:
+                with lock:
+                    outcomes[f"refused {type(error).__name__}"] += len(rows)
+                continue
+            if dice.random() < 0.3:
+                dice.choice(jobs).cancel()
+            for job in jobs:
+                try:
+                    chunks = answer(job)
+                    assert chunks == job.work.chunks
+                    outcome = "ok"
+                except ServingError as error:
+                    outcome = error.reason
+                with lock:
+                    outcomes[outcome] += 1
+
+    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(60)
+    assert host.wait_idle(PATIENCE_S)
+    assert host.state is State.READY
+    assert engine.active == []
+    for reason in ("ok", "cancelled", "deadline"):
+        assert sample("predictors_jobs_total", host, reason=reason) == outcomes[reason], reason
+    assert outcomes["ok"] > 0
+    assert sample("predictors_requests_waiting", host) == 0
+    assert sample("predictors_requests_running", host) == 0
+
+
+def test_an_answered_job_is_forgotten_long_before_its_deadline(make_host: MakeHost) -> None:
+    """A deadline in ten minutes must not keep ten minutes of traffic in memory."""
+    engine = ScriptedEngine(slots=4, gated=False)
+    host = make_host(engine, start=False)
+    host.prepare()
+    refs = []
+    for i in range(500):
+        [job] = submit(host, Task(f"t{i}"), deadline=time.monotonic() + 600)
+        host.turn()
+        refs.append(weakref.ref(job))
+    del job
+    gc.collect()
+    assert [ref for ref in refs if ref() is not None] == []
+    assert len(host._roster._deadlines) < 100

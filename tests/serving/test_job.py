@@ -1,0 +1,183 @@
+"""One job across threads and loops: streamed in order, answered once, told once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from predictors.errors import Cancelled, StepFailed
+from predictors.serving.job import Job
+from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure
+
+
+def job_of(name: str = "a", **keywords: object) -> Job[Task, str]:
+    return Job("job", Task(name), **keywords)  # type: ignore[arg-type]
+
+
+def test_chunks_that_came_before_the_reader_are_not_lost() -> None:
+    job = job_of()
+    job.emit("1")
+    job.emit("2")
+    job.finish()
+    assert answer(job) == ["1", "2"]
+
+
+async def test_a_reader_gets_each_chunk_from_another_thread_before_the_next_is_made() -> None:
+    job = job_of()
+    seen = threading.Event()
+
+    def engine() -> None:
+        for i in range(50):
+            job.emit(str(i))
+            assert seen.wait(PATIENCE_S)  # only the reader lets it go on: nothing was held back
+            seen.clear()
+        job.finish()
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    chunks = []
+    async for chunk in job.stream():
+        chunks.append(chunk)
+        seen.set()
+    thread.join()
+    assert chunks == [str(i) for i in range(50)]
+
+
+async def test_a_flood_of_chunks_wakes_the_reader_once_until_it_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    job = job_of()
+    stream = job.stream()
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)  # the reader waits now
+    calls = 0
+    schedule = loop.call_soon_threadsafe
+
+    def count(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        return schedule(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+    for i in range(100):
+        job.emit(str(i))
+    job.finish()
+    assert await first == "0"
+    assert [chunk async for chunk in stream] == [str(i) for i in range(1, 100)]
+    assert calls == 1
+
+
+def test_several_loops_in_several_threads_read_their_own_jobs() -> None:
+    jobs = [job_of() for _ in range(6)]
+    answers: list[list[str]] = [[] for _ in jobs]
+    reading = threading.Barrier(len(jobs) + 1)
+
+    def read(i: int) -> None:
+        async def main() -> None:
+            reader = asyncio.ensure_future(jobs[i].wait())
+            await asyncio.sleep(0)
+            reading.wait(PATIENCE_S)
+            answers[i] = await asyncio.wait_for(reader, PATIENCE_S)
+
+        asyncio.run(main())
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    reading.wait(PATIENCE_S)
+    for i, job in enumerate(jobs):
+        job.emit(f"for {i}")
+        job.finish()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert answers == [[f"for {i}"] for i in range(len(jobs))]
+
+
+def test_what_is_emitted_after_the_end_is_ignored() -> None:
+    job = job_of()
+    job.emit("in time")
+    job.finish()
+    job.emit("too late")
+    assert answer(job) == ["in time"]
+
+
+def test_only_the_first_answer_counts() -> None:
+    finished, failed = job_of(), job_of()
+    finished.finish()
+    finished.fail(StepFailed("too late"))
+    failed.fail(StepFailed("first"))
+    failed.finish()
+    failed.abandon()
+    assert answer(finished) == []
+    assert str(failure(failed)) == "first"
+
+
+def test_chunks_before_a_failure_are_read_before_it() -> None:
+    job = job_of()
+    job.emit("1")
+    job.fail(StepFailed("broken"))
+
+    chunks = []
+
+    async def read() -> None:
+        async for chunk in job.stream():
+            chunks.append(chunk)  # noqa: PERF401 - what came before the failure is kept
+
+    with pytest.raises(StepFailed, match="broken"):
+        asyncio.run(read())
+    assert chunks == ["1"]
+
+
+def test_a_closed_loop_does_not_hurt_the_engine_and_counts_as_leaving() -> None:
+    job = job_of()
+
+    async def look_once() -> None:
+        reader = asyncio.ensure_future(job.wait())
+        await asyncio.sleep(0)
+        reader.cancel()
+
+    asyncio.run(look_once())
+    job.emit("nobody hears this")
+    assert job.cancelled
+
+
+def test_cancelling_tells_the_host_once() -> None:
+    job, told = job_of(), []
+    job.on_cancel = told.append
+    job.cancel()
+    job.cancel()
+    assert told == [job]
+    assert job.cancelled
+
+
+def test_cancelling_an_answered_job_tells_nobody() -> None:
+    job, told = job_of(), []
+    job.on_cancel = told.append
+    job.finish()
+    job.cancel()
+    assert told == []
+    assert not job.cancelled
+
+
+def test_an_abandoned_job_says_that_the_caller_left() -> None:
+    job = job_of()
+    job.abandon()
+    assert isinstance(failure(job), Cancelled)
+
+
+def test_times_are_read_from_the_clock_that_was_given() -> None:
+    clock = ScriptedClock(10.0)
+    job = job_of(deadline=12.0, clock=clock)
+    assert job.submitted_at == 10.0
+    assert not job.is_late(11.999)
+    assert job.is_late(12.0)
+    clock.advance(5)
+    job.finish()
+    assert job.finished_at == 15.0
+
+
+def test_a_job_without_deadline_is_never_late() -> None:
+    assert not job_of().is_late(float("inf"))
