@@ -67,7 +67,7 @@ class FluxCodec:
             Wish(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
                 prompts,
-                negatives or [None] * num_rows,
+                [None] * num_rows if negatives is None else negatives,
                 seeds if seeds is not None else row_seeds(seed, num_rows),
                 strict=True,
             )

@@ -142,8 +142,9 @@ class FluxEngine:
         wish = Wish("", width=width, height=height, num_inference_steps=1, seed=0)
         work = self._preparer.prepare(self._offer.request(wish))
         runner = self._ready_runner()
-        embedding = runner.encode(work.prompts[0])
-        canvases = [runner.begin(work, [embedding]) for _ in range(rows)]
+        prompt = work.prompts[0]
+        embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
+        canvases = [runner.begin(work.course, [embedding]) for _ in range(rows)]
         latents = runner.denoise(canvases)
         if rows == 1:
             canvases[0].latents = latents[0]
@@ -202,13 +203,13 @@ class FluxEngine:
             return
         slot.started_at = time.monotonic()
         work = slot.job.work
-        slot.canvas = runner.begin(work, [self._embed(p, runner) for p in work.prompts])
+        slot.canvas = runner.begin(work.course, [self._embed(p, runner) for p in work.prompts])
 
     def _embed(self, prompt: Prompt, runner: Runner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
         if embedding is None:
             started = time.monotonic()
-            embedding = runner.encode(prompt)
+            embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
             self._prompts.put(prompt.key, embedding)
             self._observe_stage("text_encode", time.monotonic() - started)
         return embedding

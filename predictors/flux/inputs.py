@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from predictors.flux.request import ImageRequest
-from predictors.flux.sampling import draw_noise
+from predictors.flux.sampling import Course, Schedule, draw_noise
 from predictors.flux.weights import Facts, Tokenizers
 
 PromptKey = tuple[str, int]
@@ -37,21 +37,12 @@ class FluxWork:
     request: ImageRequest
     prompts: tuple[Prompt, ...]
     """The prompt, and with true CFG the negative prompt: the rows of a step."""
-    noise: Tensor
-    """float32 (patches, channels)."""
-    timesteps: Tensor
-    """(steps,), times 1000, rounded as the pipeline does, in the model's dtype."""
-    dts: Tensor
-    """(steps,) differences of neighbouring noise levels, in the model's dtype."""
-    rows: int
-    """Patches down."""
-    columns: int
-    """Patches across."""
+    course: Course
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(T5 tokens, patches down, patches across): what must be equal to share a step."""
-        return self.prompts[0].key[1], self.rows, self.columns
+        return self.prompts[0].key[1], self.course.rows, self.course.columns
 
 
 class Preparer:
@@ -59,6 +50,7 @@ class Preparer:
 
     def __init__(self, facts: Facts, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
         self._facts = facts
+        self._schedule = Schedule.of(facts.scheduler)
         self._tokenizers = tokenizers
         self._dtype = dtype
         # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
@@ -66,19 +58,23 @@ class Preparer:
 
     def prepare(self, request: ImageRequest) -> FluxWork:
         """The work for a request that `Offer.request` made."""
-        facts = self._facts
-        rows = request.height // facts.patch_pixels
-        columns = request.width // facts.patch_pixels
-        sigmas = facts.schedule.sigmas(request.num_inference_steps, rows * columns)
         texts = [request.prompt]
         if request.is_guided:
             texts.append(request.negative_prompt or "")
-        return FluxWork(
-            request=request,
-            prompts=tuple(self.read(text, request.max_sequence_length) for text in texts),
+        prompts = tuple(self.read(text, request.max_sequence_length) for text in texts)
+        return FluxWork(request, prompts, self._course(request))
+
+    def _course(self, request: ImageRequest) -> Course:
+        facts, dtype = self._facts, self._dtype
+        rows = request.height // facts.patch_pixels
+        columns = request.width // facts.patch_pixels
+        sigmas = self._schedule.sigmas(request.num_inference_steps, rows * columns)
+        return Course(
             noise=draw_noise(request.seed, facts.latent_channels, rows, columns),
-            timesteps=facts.schedule.timesteps(sigmas, self._dtype),
-            dts=torch.from_numpy(sigmas).diff().to(self._dtype),
+            timesteps=self._schedule.timesteps(sigmas, dtype),
+            dts=torch.from_numpy(sigmas).diff().to(dtype),
+            guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
+            cfg_scale=torch.tensor(request.true_cfg_scale),
             rows=rows,
             columns=columns,
         )

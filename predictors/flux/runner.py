@@ -18,10 +18,9 @@ from torch import Tensor
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
-from predictors.flux.inputs import FluxWork, Prompt
 from predictors.flux.modules.rotary import rotary_table
 from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
-from predictors.flux.sampling import euler, guide, unpack
+from predictors.flux.sampling import Course, euler, guide, unpack
 from predictors.flux.weights import Facts, Parts
 
 NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
@@ -95,34 +94,32 @@ class Runner:
         self._compiled = {(num_tokens, rows * columns) for rows, columns in self._promised}
         self._rotary = lru_cache(NUM_ROTARY_TABLES)(self._rotary_table)
 
-    def encode(self, prompt: Prompt) -> Embedding:
-        """Both text encoders on one prompt: always one row, so its bits know no neighbours."""
-        dtype = self._placement.dtype
-        clip_ids = to_device(prompt.clip_ids, self._placement)
-        t5_ids = to_device(prompt.t5_ids, self._placement)
-        pooled = self._parts.clip(clip_ids).pooler_output.to(dtype)
-        states = self._parts.t5(t5_ids)[0].to(dtype)
+    def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> Embedding:
+        """Both text encoders on one prompt, ids (1, n) on the host: always one row, so its bits
+        know no neighbours."""
+        place, dtype = self._placement, self._placement.dtype
+        pooled = self._parts.clip(to_device(clip_ids, place)).pooler_output.to(dtype)
+        states = self._parts.t5(to_device(t5_ids, place))[0].to(dtype)
         return Embedding(pooled[0], self._parts.conditioning.context(states)[0])
 
-    def begin(self, work: FluxWork, prompts: Sequence[Embedding]) -> Canvas:
+    def begin(self, course: Course, prompts: Sequence[Embedding]) -> Canvas:
         """Everything the steps of one picture have in common, and its noise."""
-        device, dtype = self._placement, self._placement.dtype
-        request = work.request
-        guidance = to_device(torch.tensor([request.guidance_scale]), device, dtype) * 1000
-        modulation = self._parts.conditioning.modulations(
-            to_device(work.timesteps, device),
-            guidance,
-            torch.stack([prompt.pooled for prompt in prompts]),
-        )
+        place = self._placement
+        context = torch.stack([prompt.context for prompt in prompts])
+        shape = (context.shape[1], course.rows, course.columns)
         return Canvas(
-            latents=to_device(work.noise, device, dtype),
+            latents=to_device(course.noise, place, place.dtype),
             index=0,
-            context=torch.stack([prompt.context for prompt in prompts]),
-            modulation=modulation,
-            dts=to_device(work.dts, device),
-            cfg_scale=to_device(torch.tensor(request.true_cfg_scale), device),
-            rotary=self._rotary(work.shape),
-            shape=work.shape,
+            context=context,
+            modulation=self._parts.conditioning.modulations(
+                to_device(course.timesteps, place),
+                to_device(course.guidance, place),
+                torch.stack([prompt.pooled for prompt in prompts]),
+            ),
+            dts=to_device(course.dts, place),
+            cfg_scale=to_device(course.cfg_scale, place),
+            rotary=self._rotary(shape),
+            shape=shape,
         )
 
     def denoise(self, canvases: Sequence[Canvas]) -> list[Tensor]:

@@ -84,6 +84,26 @@ class Schedule:
         return timesteps.to(dtype) / 1000 * 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """All that the steps of one picture need besides its prompt, on the host."""
+
+    noise: Tensor
+    """float32 (patches, channels)."""
+    timesteps: Tensor
+    """(steps,) as `Schedule.timesteps` makes them, in the model's dtype."""
+    dts: Tensor
+    """(steps,) differences of neighbouring noise levels, in the model's dtype."""
+    guidance: Tensor
+    """(1,) guidance scale times 1000, in the model's dtype."""
+    cfg_scale: Tensor
+    """() true CFG scale, float32."""
+    rows: int
+    """Patches down."""
+    columns: int
+    """Patches across."""
+
+
 def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
     """x + dt * v, one step of the scheduler with its rounding: dt () in v's dtype, sum in float32.
 

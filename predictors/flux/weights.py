@@ -9,7 +9,7 @@ its place: `from_pretrained` sets process-wide torch defaults meanwhile, and two
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,6 @@ from predictors.compute.device import Placement
 from predictors.errors import EngineFailed
 from predictors.flux.modules.conditioning import Conditioning
 from predictors.flux.modules.transformer import Shape, Transformer
-from predictors.flux.sampling import Schedule
 
 MAX_TEXT_TOKENS = 512  # what the model was trained on, whatever the tokenizer would allow
 MAX_TEXT_TOKENS_SCHNELL = 256
@@ -44,7 +43,8 @@ class Facts:
 
     folder: Path
     shape: Shape
-    schedule: Schedule
+    scheduler: Mapping[str, Any]
+    """The whole config of its noise schedule, defaults filled in."""
     latent_channels: int
     patch_pixels: int
     """Pixels per side of one packed latent patch: 16 with FLUX's autoencoder."""
@@ -100,7 +100,7 @@ def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
     facts = Facts(
         folder=folder,
         shape=_shape(transformer),
-        schedule=Schedule.of(scheduler),
+        scheduler=dict(scheduler),
         latent_channels=transformer.in_channels // 4,
         patch_pixels=2 * 2 ** (len(vae.block_out_channels) - 1),
         sample_size=vae.sample_size,
