@@ -200,8 +200,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 start()
 
     async def _drain(self) -> None:
-        """Refuse new work, finish what was accepted, and fail what is left when time is up."""
-        self.registry.drain()
+        """Finish what was accepted, and fail what is left when time is up."""
         waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
@@ -217,6 +216,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     # -- how it ends -----------------------------------------------------------------------------
     def _end(self, exit_code: int) -> None:
         self._exit_code = self._exit_code or exit_code
+        self.registry.drain()  # from this moment on nothing new comes in and nothing is ready
         self._ending.set()
 
     def _engine_failed(self, error: EngineFailed) -> None:

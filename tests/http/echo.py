@@ -6,24 +6,29 @@ host and edges. `serving` runs the real server on free ports.
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from PIL import Image
 
-from predictors.base import Answer, BasePredictor
+from predictors.base import Answer, BasePredictor, Flight
 from predictors.errors import InvalidRequest
+from predictors.protocol.call import Call
 from predictors.protocol.images import decode_image
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.serving.engine import Engine
 from predictors.settings import ImageLimits, QueueSettings, ServerSettings, Settings
-from tests.fakes import EchoEngine, Task
+from tests.fakes import EchoEngine, ScriptedEngine, Task
+
+T = TypeVar("T")
 
 PATIENCE_S = 20.0
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
@@ -118,10 +123,35 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 
 
 class TaskPredictor(EchoPredictor):
-    """The same in front of a `ScriptedEngine`: the prompt is the task's name."""
+    """The same in front of a `ScriptedEngine`: the prompt is the task's name.
+
+    `submitted` is released once per accepted request, `left` set when a caller has gone.
+    """
+
+    def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
+        super().__init__(name, engine, settings)
+        self.submitted = threading.Semaphore(0)
+        self.left = threading.Event()
 
     def prepare(self, request: Row) -> Any:
         return Task(request.prompt, steps=request.steps)
+
+    async def submit(self, requests: Sequence[Row], call: Call) -> list[Flight[Any, Any]]:
+        flights = await super().submit(requests, call)
+        self.submitted.release()
+        return flights
+
+    async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
+        try:
+            return await super().run(requests, call)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+    def wait_submitted(self, times: int = 1) -> None:
+        """Return once so many more requests were accepted."""
+        for _ in range(times):
+            assert self.submitted.acquire(timeout=PATIENCE_S), "no request was accepted"
 
 
 def echo(name: str = "echo", settings: Settings | None = None) -> EchoPredictor:
@@ -198,3 +228,44 @@ def infer_body(*prompts: str, **more: Any) -> dict[str, Any]:
     data = list(prompts) or ["a red circle"]
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [len(data)], "data": data}
     return {"inputs": [tensor], **more}
+
+
+@contextmanager
+def held(
+    engine: ScriptedEngine, settings: Settings | None = None, *, wait_ready: bool = True
+) -> Iterator[tuple[Running, TaskPredictor]]:
+    """A server in front of an engine that the test holds still; opened at the end."""
+    settings = settings or small_settings()
+    model = TaskPredictor("echo", engine, settings)
+    with serving(model, settings=settings, wait_ready=wait_ready) as running:
+        try:
+            yield running, model
+        finally:
+            engine.open()
+
+
+class Asking:
+    """Requests that are on their way while the test does something else."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._pool = ThreadPoolExecutor(16)
+
+    def __enter__(self) -> Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def post(self, prompt: str, *, steps: int = 1, **more: Any) -> Future[httpx.Response]:
+        """One infer request on a connection of its own."""
+        body = infer_body(prompt, parameters={"steps": steps} | more.pop("parameters", {}))
+        return self._pool.submit(self._post, body, more)
+
+    def _post(self, body: dict[str, Any], more: dict[str, Any]) -> httpx.Response:
+        with self._running.client() as http:
+            return http.post("/v2/models/echo/infer", json=body, **more)
+
+    def call(self, ask: Callable[[], T]) -> Future[T]:
+        """Anything else."""
+        return self._pool.submit(ask)

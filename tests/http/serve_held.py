@@ -1,0 +1,49 @@
+"""A server in a process of its own in front of an engine that stdin holds still.
+
+Prints its ports as JSON once it listens. Each line of stdin is a command: `steps N` lets N steps
+pass, `open` lets all pass. Ends with the server's exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+
+from predictors.protocol.server import PredictorServer
+from tests.fakes import ScriptedEngine
+from tests.http.echo import TaskPredictor, small_settings
+
+PATIENCE_S = 20.0
+
+
+def obey(engine: ScriptedEngine) -> None:
+    for line in sys.stdin:
+        verb, _, number = line.strip().partition(" ")
+        if verb == "open":
+            engine.open()
+        else:
+            engine.allow(int(number))
+
+
+def announce(server: PredictorServer, model: TaskPredictor) -> None:
+    server.wait_started(PATIENCE_S)
+    model.host.wait_ready(PATIENCE_S)
+    sys.stdout.write(json.dumps([server.http_port, server.grpc_port]) + "\n")
+    sys.stdout.flush()
+    while True:
+        model.wait_submitted()
+        sys.stdout.write("accepted\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    settings = small_settings(server={"drain_timeout_s": float(sys.argv[1])})
+    held = ScriptedEngine(slots=1)
+    echo = TaskPredictor("echo", held, settings)
+    own = PredictorServer([echo], settings)
+    threading.Thread(target=obey, args=(held,), daemon=True).start()
+    threading.Thread(target=announce, args=(own, echo), daemon=True).start()
+    sys.exit(own.run())

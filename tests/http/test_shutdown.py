@@ -1,0 +1,161 @@
+"""SIGTERM with work in flight: nothing that was accepted is lost, nothing new comes in, and the
+process ends by itself. Real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from predictors.protocol.kserve_sdk import pb, pb_grpc
+from tests.http.echo import PATIENCE_S, infer_body
+
+HERE = Path(__file__).parent
+
+
+class Process:
+    """A server that this test may signal; its engine moves on `tell`."""
+
+    def __init__(self, drain_timeout_s: float) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "serve_held.py"), str(drain_timeout_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=HERE.parents[1],
+            env={"PYTHONPATH": str(HERE.parents[1]), "PATH": "/usr/bin:/bin"},
+        )
+        self._pool = ThreadPoolExecutor(16)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, self._process.communicate()[1]
+        self.port, self.grpc_port = json.loads(line)
+
+    def post(self, prompt: str) -> Future[httpx.Response]:
+        """An infer request that is answered some time."""
+        return self._pool.submit(
+            httpx.post,
+            f"http://127.0.0.1:{self.port}/v2/models/echo/infer",
+            json=infer_body(prompt),
+            timeout=PATIENCE_S,
+        )
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
+
+    def wait_accepted(self, times: int) -> None:
+        assert self._process.stdout is not None
+        for _ in range(times):
+            assert self._process.stdout.readline() == "accepted\n"
+
+    def tell(self, command: str) -> None:
+        """Move the engine: `steps N` or `open`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait_log(self, words: str) -> None:
+        """Return once the process has logged these words."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            if words in line:
+                return
+        raise AssertionError(f"never logged: {words}")
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self._process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    """Starts processes, and ends them after the test."""
+    started: list[Process] = []
+
+    def run(drain_timeout_s: float = PATIENCE_S) -> Process:
+        started.append(Process(drain_timeout_s))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.close()
+
+
+def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object) -> None:
+    process = start()  # type: ignore[operator]
+    accepted = [process.post(f"job {i}") for i in range(8)]
+    process.wait_accepted(8)
+    process.signal(signal.SIGTERM)
+    process.wait_log("SIGTERM: draining")
+    assert process.get("/v2/health/ready").status_code == 503
+    assert process.get("/v2/models/echo/ready").status_code == 503
+    assert process.get("/v2/health/live").status_code == 200
+    assert process.get("/metrics").status_code == 200
+    late = process.post("late").result(PATIENCE_S)
+    assert late.status_code == 503
+    assert int(late.headers["retry-after"]) >= 1
+    with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        assert not stub.ServerReady(pb.ServerReadyRequest()).ready
+        request = pb.ModelInferRequest(model_name="echo")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request, timeout=PATIENCE_S)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert not any(reply.done() for reply in accepted)
+    process.tell("open")
+    replies = [reply.result(PATIENCE_S) for reply in accepted]
+    assert [reply.status_code for reply in replies] == [200] * 8
+    echoes = [reply.json()["outputs"][0]["data"] for reply in replies]
+    assert echoes == [[f"job {i}"] for i in range(8)]
+    assert process.wait() == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)
+
+
+def test_when_the_drain_time_is_over_the_rest_is_answered_with_503(start: object) -> None:
+    process = start(0.2)  # type: ignore[operator]
+    accepted = [process.post("running"), process.post("waiting")]
+    process.wait_accepted(2)
+    process.signal(signal.SIGINT)
+    replies = [reply.result(PATIENCE_S) for reply in accepted]
+    assert [reply.status_code for reply in replies] == [503, 503]
+    process.tell("open")  # the engine thread is inside a step that no one can interrupt
+    assert process.wait() == 0
+
+
+def test_a_second_signal_ends_the_process_now(start: object) -> None:
+    process = start()  # type: ignore[operator]
+    process.post("stuck")
+    process.wait_accepted(1)
+    process.signal(signal.SIGTERM)
+    process.wait_log("SIGTERM: draining")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_an_idle_server_ends_at_once_with_keep_alive_connections_open(start: object) -> None:
+    process = start()  # type: ignore[operator]
+    with httpx.Client(base_url=f"http://127.0.0.1:{process.port}") as http:
+        assert http.get("/v2/health/ready").status_code == 200
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
