@@ -1,0 +1,107 @@
+"""Two predictors without a model behind the OpenAI routes, through the real base, host and edges.
+
+`Artist` answers pictures, `Writer` answers chat; both in front of any engine for `Task`s. The
+last user message is the name of the task, `max_tokens` and `num_inference_steps` are its steps,
+and every step is a word of the answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from predictors.base import Flight
+from predictors.protocol.call import Call
+from predictors.serving.engine import Engine
+from predictors.settings import Settings
+from tests.fakes import EchoEngine, Task
+from tests.http.echo import Row, TaskPredictor, png
+
+
+def words() -> Engine[Task, str]:
+    """A free-running engine that answers task `a` of two steps with `a:1`, `a:2`."""
+    return EchoEngine(steps=lambda task: task.steps, chunk=lambda t, i: f"{t.name}:{i}")
+
+
+class Artist(TaskPredictor):
+    """Serves images."""
+
+    room = "flux"
+
+    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        row = Row(body["prompt"], steps=body.get("num_inference_steps", 1))
+        answers = await self.run([row] * body.get("n", 1), call)
+        file = base64.b64encode(png()).decode("ascii")
+        data = [{"b64_json": file, "seed": i} for i, _ in enumerate(answers)]
+        return {"created": 1, "data": data, "size": "8x8"}
+
+
+class Writer(TaskPredictor):
+    """Serves chat. `accepted` and `left` are released when a request's jobs are queued and when its
+    caller has its answer or is gone.
+    """
+
+    room = "qwen_vl"
+
+    def __init__(self, name: str, engine: Engine[Task, str], settings: Settings) -> None:
+        super().__init__(name, engine, settings)
+        self.accepted = threading.Semaphore(0)
+        self.left = threading.Semaphore(0)
+
+    async def submit(self, requests: Sequence[Row], call: Call) -> list[Flight[Any, Any]]:
+        flights = await super().submit(requests, call)
+        self.accepted.release()
+        return flights
+
+    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        try:
+            return await self._chat(body, call)
+        finally:
+            self.left.release()
+
+    async def _chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        answers = await self.run(self._rows(body), call)
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": " ".join(answer.chunks)},
+                "finish_reason": "stop",
+            }
+            for i, answer in enumerate(answers)
+        ]
+        used = self._usage(len(answers[0].chunks))
+        return self._head(call, "chat.completion") | {"choices": choices, "usage": used}
+
+    async def chat_stream(
+        self, body: Mapping[str, Any], call: Call
+    ) -> AsyncIterator[dict[str, Any]]:
+        (flight,) = await self.submit(self._rows(body), call)
+        head = self._head(call, "chat.completion.chunk")
+        count = 0
+        try:
+            async with aclosing(flight.chunks()) as chunks:  # type: ignore[type-var]
+                async for word in chunks:
+                    count += 1
+                    yield head | {"choices": [_choice({"content": word}, None)]}
+        finally:
+            self.left.release()
+        yield head | {"choices": [_choice({}, "stop")]}
+        if body.get("stream_options", {}).get("include_usage"):
+            yield head | {"choices": [], "usage": self._usage(count)}
+
+    def _rows(self, body: Mapping[str, Any]) -> list[Row]:
+        row = Row(body["messages"][-1]["content"], steps=body.get("max_tokens", 1))
+        return [row] * body.get("n", 1)
+
+    def _head(self, call: Call, kind: str) -> dict[str, Any]:
+        return {"id": call.request_id, "object": kind, "created": 1, "model": self.name}
+
+    def _usage(self, count: int) -> dict[str, int]:
+        return {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": 1 + count}
+
+
+def _choice(delta: dict[str, str], reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": reason}
