@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@# bytecode of what a server imports, once: else the first start takes twice as long
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.flux.predictor, predictors.qwen_vl.predictor'
 	@touch $@
 
 demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, stop
