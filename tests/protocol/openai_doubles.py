@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
+from predictors import metrics
 from predictors.protocol.call import Call
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest_app import RestApp
 from predictors.settings import Settings
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
+HELLO = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hello"}]}
+CIRCLE = {"model": "flux", "prompt": "a red circle"}
+CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 PATIENCE_S = 20.0  # never reached when all is well
 
 
@@ -223,3 +230,20 @@ def post(path: str, body: Any, **headers: str) -> Wire:
     """A POST of JSON; bytes go as they are."""
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
     return Wire("POST", path, raw, **{"content_type": "application/json"} | headers)
+
+
+def counted(model: str, operation: str, reason: str) -> float:
+    return metrics.requests_total.labels(model, "openai", operation, reason)._value.get()  # type: ignore[no-any-return]
+
+
+def same_as_golden(name: str, wire: Wire) -> None:
+    """The answer as a transcript; delete the file and run the test to write it anew, then read
+    the diff."""
+    head = "".join(f"{k}: {v}\n" for k, v in sorted(wire.answered.items()))
+    transcript = f"{wire.status}\n{head}\n".encode() + wire.body
+    path = GOLDEN / name
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(transcript)
+        pytest.fail(f"{path} was written; read it and run again")
+    assert transcript == path.read_bytes()
