@@ -163,7 +163,9 @@ class Inputs:
         image = decode_image(picture.raw, self._limits)
         size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         try:
-            made = self._images(images=[image], size=size, return_tensors="pt")
+            made = self._images(
+                images=[image], size=size, input_data_format="channels_first", return_tensors="pt"
+            )
         except ValueError as error:  # sides too different, or no pixel left after resizing
             shape = f"{image.width}x{image.height}"
             raise InvalidRequest(
