@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
@@ -44,7 +43,7 @@ class Job(Generic[W, C]):
         self.admitted_at: float | None = None
         self.finished_at: float | None = None
         self._lock = threading.Lock()
-        self._chunks: deque[C] = deque()
+        self._chunks: list[C] = []
         self._error: ServingError | None = None
         self._done = False
         self._cancelled = False
@@ -138,7 +137,7 @@ class Job(Generic[W, C]):
             with self._lock:
                 wake.clear()
                 self._is_woken = False
-                chunks, self._chunks = self._chunks, deque()
+                chunks, self._chunks = self._chunks, []
                 done, error = self._done, self._error
             for chunk in chunks:
                 yield chunk

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from prometheus_client import Gauge
+
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
 from predictors.serving.job import Job
@@ -58,10 +60,16 @@ class Roster(Generic[W, C]):
         self._change = threading.Condition(self._lock)  # the engine thread waits for it
         self._due = threading.Condition(self._lock)  # the watch waits for it
         self._empty = threading.Condition(self._lock)  # a drain waits for it
-        self._waiting_gauge = metrics.requests_waiting.labels(model)
-        self._running_gauge = metrics.requests_running.labels(model)
+        self._outcomes = {r: metrics.jobs_total.labels(model, r) for r in metrics.REASONS}
         self._queue_seconds = metrics.queue_seconds.labels(model)
-        metrics.queue_oldest_seconds.labels(model).set_function(self.oldest_age_s)
+        # read when somebody scrapes, instead of written whenever somebody moves
+        self._gauges: tuple[tuple[Gauge, Callable[[], float]], ...] = (
+            (metrics.requests_waiting.labels(model), lambda: self.waiting),
+            (metrics.requests_running.labels(model), lambda: len(self._running)),
+            (metrics.queue_oldest_seconds.labels(model), self.oldest_age_s),
+        )
+        for gauge, read in self._gauges:
+            gauge.set_function(read)
 
     # -- callers ---------------------------------------------------------------------------------
     def check(self, rows: int) -> None:
@@ -83,11 +91,12 @@ class Roster(Generic[W, C]):
                 raise self._refused(late, len(jobs))
             if self._busy_since is None:
                 self._busy_since = now
+            leave = self._cancelled
             earliest = self._deadlines[0] if self._deadlines else None
             for job in jobs:
                 self._ticket += 1
                 job.ticket = self._ticket
-                job.on_cancel = self._cancelled
+                job.on_cancel = leave
                 if job.deadline is not None:
                     heapq.heappush(self._deadlines, (job.deadline, job.ticket))
             self._queue.put(jobs)
@@ -162,7 +171,6 @@ class Roster(Generic[W, C]):
             job.admitted_at = now
             self._queue_seconds.observe(max(0.0, now - job.submitted_at))
             self._running[job.ticket] = job
-            self._show()
             return True
 
     def leave(self, job: Job[W, C]) -> None:
@@ -174,7 +182,8 @@ class Roster(Generic[W, C]):
 
     def _leave(self, job: Job[W, C]) -> None:
         error = job.drain_unread()
-        metrics.jobs_total.labels(self._model, error.reason if error else "ok").inc()
+        reason = error.reason if error else "ok"
+        self._outcomes.get(reason, self._outcomes["internal"]).inc()
         now = self._clock()
         if job.admitted_at is None:
             self._queue_seconds.observe(max(0.0, now - job.submitted_at))
@@ -185,7 +194,6 @@ class Roster(Generic[W, C]):
             self._empty.notify_all()
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
             self._forget_stale()
-        self._show()
 
     def _forget_stale(self) -> None:
         # at least half of the entries go, and each is dropped once: constant per job, amortised
@@ -231,7 +239,8 @@ class Roster(Generic[W, C]):
     def close(self) -> None:
         """Let the watch go."""
         self._is_closed = True
-        metrics.queue_oldest_seconds.labels(self._model).set_function(lambda: 0.0)
+        for gauge, _ in self._gauges:
+            gauge.set_function(lambda: 0.0)  # and lets go of this roster, its host and the engine
         self.wake()
 
     # -- for everybody to see --------------------------------------------------------------------
@@ -273,8 +282,3 @@ class Roster(Generic[W, C]):
     def _note_change(self) -> None:
         self._has_changed = True
         self._change.notify_all()
-        self._show()
-
-    def _show(self) -> None:
-        self._waiting_gauge.set(len(self._queue))
-        self._running_gauge.set(len(self._running))
