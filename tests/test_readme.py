@@ -116,7 +116,7 @@ def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def listening(tree: list[psutil.Process]) -> set[tuple[str, int]]:
     """Every address on which these processes listen."""
     return {
-        (connection.laddr.ip, connection.laddr.port)
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
         for process in tree
         for connection in process.connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
