@@ -96,7 +96,13 @@ FIELDS: dict[str, Rule] = {
 }
 
 
-def read_body(body: object) -> dict[str, Any]:
+class ImagesBody(dict[str, Any]):
+    """A checked body. It remembers that its sides came as `size`, so that an error names that."""
+
+    has_size = False
+
+
+def read_body(body: object) -> ImagesBody:
     """The checked body: absent fields are absent, ignored ones dropped, `size` replaced by
     `width` and `height`.
 
@@ -105,18 +111,26 @@ def read_body(body: object) -> dict[str, Any]:
     float, `true_cfg_scale` float, `max_sequence_length` int, `output_format` png|jpeg|webp,
     `output_compression` int (0 to 100). Raises `InvalidRequest` that names the field.
     """
-    read = read_fields(body, FIELDS)
+    read = ImagesBody(read_fields(body, FIELDS))
     require(read, "model", "prompt")
-    width, height = read.pop("size", (None, None))
+    if "size" not in read:
+        return read
+    read.has_size = True
+    width, height = read.pop("size")
     for name, side in (("width", width), ("height", height)):
-        if side is not None and read.setdefault(name, side) != side:
+        if read.setdefault(name, side) != side:
             message = f"size {width}x{height} and {name} {read[name]} disagree"
             raise InvalidRequest(message, param=name)
     return read
 
 
 async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Reply:
-    return json_reply(await model.images(body, call))
+    try:
+        return json_reply(await model.images(body, call))
+    except InvalidRequest as error:
+        if error.param in {"width", "height"} and getattr(body, "has_size", False):
+            error.param = "size"  # that is how the caller spelt it
+        raise
 
 
 IMAGES = Operation(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai_images import FIELDS, read_body
+from tests.protocol.openai_doubles import IMAGES, Painter, application, post
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -66,6 +67,14 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
 
 def test_size_and_sides_may_both_be_given_when_they_agree() -> None:
     assert read_body(body(size="64x32", width=64)) == body(width=64, height=32)
+
+
+async def test_a_side_that_the_model_refuses_is_named_as_the_caller_spelt_it() -> None:
+    painter = Painter()
+    for given, named in [({"size": "63x64"}, "size"), ({"width": 63}, "width")]:
+        painter.error = InvalidRequest("width must be a multiple of 16", param="width")
+        wire = await post(IMAGES, body(**given)).run(application(painter))
+        assert (wire.status, wire.error["param"]) == (400, named)
 
 
 def test_a_url_is_refused_with_what_to_ask_for_instead() -> None:
