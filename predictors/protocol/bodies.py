@@ -33,7 +33,7 @@ BODY_TIMEOUT_S = 60.0  # for the whole body, once its head is here
 JSON_MEDIA = frozenset({"", "application/json"})
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MEDIA) -> None:

@@ -122,25 +122,26 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         metrics.draining.set(0)
-        listener = _listen(self.settings.server.host, self.http_port)
-        self.http_port = listener.getsockname()[1]
-        grpc_server = await self._start_grpc()
-        http_server = self._http_server()
-        self._handle_signals()
-        http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
-        self._start_models()
-        self._started.set()
-        log.info(
-            "serving %s on %s: HTTP %d, gRPC %d",
-            ", ".join(self.registry.models),
-            self.settings.server.host,
-            self.http_port,
-            self.grpc_port,
-        )
-        await self._ending.wait()
-        await self._drain()
-        http_server.should_exit = True
-        await http_task
+        with _listen(self.settings.server.host, self.http_port) as listener:
+            self.http_port = listener.getsockname()[1]
+            grpc_server = await self._start_grpc()
+            http_server = self._http_server()
+            self._handle_signals()
+            http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+            http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
+            self._start_models()
+            self._started.set()
+            log.info(
+                "serving %s on %s: HTTP %d, gRPC %d",
+                ", ".join(self.registry.models),
+                self.settings.server.host,
+                self.http_port,
+                self.grpc_port,
+            )
+            await self._ending.wait()
+            await self._drain()
+            http_server.should_exit = True
+            await http_task
         if grpc_server is not None:
             await grpc_server.stop(LAST_WORDS_S)
         await self._each_model("stop")

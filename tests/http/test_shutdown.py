@@ -1,5 +1,5 @@
 """SIGTERM with work in flight: nothing that was accepted is lost, nothing new comes in, and the
-process ends by itself. Real processes, real signals."""
+process ends by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ import httpx
 import pytest
 
 from predictors.protocol.kserve_sdk import pb, pb_grpc
-from tests.http.echo import PATIENCE_S, infer_body
+from predictors.protocol.server import PredictorServer
+from predictors.settings import InvalidSetting
+from tests.fakes import ScriptedEngine
+from tests.http.echo import (
+    PATIENCE_S,
+    Asking,
+    TaskPredictor,
+    echo,
+    held,
+    infer_body,
+    serving,
+    small_settings,
+)
 
 HERE = Path(__file__).parent
 
@@ -51,6 +63,7 @@ class Process:
         )
 
     def get(self, path: str) -> httpx.Response:
+        """A probe."""
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
 
     def wait_accepted(self, times: int) -> None:
@@ -132,15 +145,17 @@ def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object)
         socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)
 
 
-def test_when_the_drain_time_is_over_the_rest_is_answered_with_503(start: object) -> None:
-    process = start(0.2)  # type: ignore[operator]
-    accepted = [process.post("running"), process.post("waiting")]
-    process.wait_accepted(2)
-    process.signal(signal.SIGINT)
-    replies = [reply.result(PATIENCE_S) for reply in accepted]
-    assert [reply.status_code for reply in replies] == [503, 503]
-    process.tell("open")  # the engine thread is inside a step that no one can interrupt
-    assert process.wait() == 0
+def test_when_the_drain_time_is_over_the_rest_is_answered_with_503() -> None:
+    engine = ScriptedEngine(slots=1)
+    settings = small_settings(server={"drain_timeout_s": 0.05})
+    with held(engine, settings) as (running, model), Asking(running) as asking:
+        accepted = [asking.post("running"), asking.post("waiting")]
+        model.wait_submitted(2)
+        running.server.stop()
+        replies = [reply.result(PATIENCE_S) for reply in accepted]
+        assert [reply.status_code for reply in replies] == [503, 503]
+        engine.open()  # the engine thread was inside a step that no one can interrupt
+        assert running.join() == 0
 
 
 def test_a_second_signal_ends_the_process_now(start: object) -> None:
@@ -153,9 +168,19 @@ def test_a_second_signal_ends_the_process_now(start: object) -> None:
     assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_an_idle_server_ends_at_once_with_keep_alive_connections_open(start: object) -> None:
-    process = start()  # type: ignore[operator]
-    with httpx.Client(base_url=f"http://127.0.0.1:{process.port}") as http:
+def test_an_idle_server_ends_with_keep_alive_connections_open() -> None:
+    with serving(echo()) as running, running.client() as http:
         assert http.get("/v2/health/ready").status_code == 200
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
+        assert running.stop() == 0
+
+
+def test_a_taken_port_is_said_before_any_model_is_loaded() -> None:
+    engine = ScriptedEngine()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for own in ({"port": port}, {"grpc_port": port}):
+            settings = small_settings(server=own)
+            server = PredictorServer([TaskPredictor("echo", engine, settings)], settings)
+            with pytest.raises(InvalidSetting, match=f"can't listen on 127.0.0.1:{port}"):
+                server.run()
+    assert engine.calls == []
