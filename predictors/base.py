@@ -1,8 +1,8 @@
 """The whole request path on one screen: decode, prepare, submit, collect, encode.
 
-`BasePredictor` is a KServe `Model`; the rooms subclass it. It knows the order of the path and which host answers.
-It knows no tensor name, no prompt, no status code and no torch. Everything runs on the event loop unless a line
-says `off_loop`, and nothing here blocks it.
+`BasePredictor` is a KServe `Model`; the rooms subclass it. It knows the order of the path and
+which host answers. It knows no tensor name, no prompt, no status code and no torch. Everything runs
+on the event loop unless a line says `off_loop`, and nothing here blocks it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ W = TypeVar("W")  # work: the same, ready for the device
 C = TypeVar("C")  # chunk: what comes back, one or many
 T = TypeVar("T")
 
-INLINE_BYTES = 16 * 1024  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
+INLINE_BYTES = (
+    16 * 1024
+)  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
 
 
 class Reader(Protocol[C]):
@@ -56,7 +58,7 @@ class Flight(Generic[W, C]):
         self._reader = reader
 
     async def chunks(self) -> AsyncIterator[C]:
-        """The row's chunks; raises its failure. The job is cancelled when the iteration ends, however it ends."""
+        """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
         reader = self._reader
         try:
             async with aclosing(self._job.stream()) as stream:  # type: ignore[type-var]
@@ -79,7 +81,9 @@ class Flight(Generic[W, C]):
     def queue_ms(self) -> int:
         """Milliseconds from submission to a slot, rounded up."""
         admitted = self._job.admitted_at
-        return _ceil_ms((admitted if admitted is not None else self._job.clock()) - self._job.submitted_at)
+        return _ceil_ms(
+            (admitted if admitted is not None else self._job.clock()) - self._job.submitted_at
+        )
 
     @property
     def compute_ms(self) -> int:
@@ -87,12 +91,14 @@ class Flight(Generic[W, C]):
         job = self._job
         if job.admitted_at is None:
             return 0
-        return _ceil_ms((job.finished_at if job.finished_at is not None else job.clock()) - job.admitted_at)
+        return _ceil_ms(
+            (job.finished_at if job.finished_at is not None else job.clock()) - job.admitted_at
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R, C]):
-    """One row answered: its request, all its chunks, and how long it waited and computed (ms, rounded up)."""
+    """One row answered: its request, its chunks, how long it waited and computed (ms, rounded up)."""
 
     request: R
     chunks: tuple[C, ...]
@@ -119,10 +125,12 @@ class Answered(Generic[R, C]):
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
-    """A model behind every protocol. Subclasses give `room`, an engine, and the four hooks below."""
+    """A model behind every protocol. Subclasses give `room`, an engine and the hooks below."""
 
     room: ClassVar[str]
-    inline: ClassVar[bool] = False  # True: the hooks are trivial, a thread hop would cost more than they do
+    inline: ClassVar[bool] = (
+        False  # True: the hooks are trivial, a thread hop would cost more than they do
+    )
 
     def __init__(self, name: str, engine: Engine[W, C], settings: Settings) -> None:
         super().__init__(name)
@@ -130,7 +138,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
-        self._pool = ThreadPoolExecutor(settings.server.prepare_threads, thread_name_prefix=f"{name}-prepare")
+        self._pool = ThreadPoolExecutor(
+            settings.server.prepare_threads, thread_name_prefix=f"{name}-prepare"
+        )
 
     # -- the room's hooks ------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[R]:
@@ -158,7 +168,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         return True
 
     def start(self) -> None:
-        """Begin to load in the engine thread and return at once; `healthy` tells when it is done."""
+        """Begin to load on the engine thread and return at once; `healthy` tells when it is done."""
         self.host.start()
 
     def stop(self) -> None:
@@ -182,7 +192,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """KServe's wire check; ours was done by the edge."""
         return payload
 
-    async def preprocess(self, payload: V2Request | InferRequest, headers: Mapping[str, str] | None = None) -> Decoded[R]:
+    async def preprocess(
+        self, payload: V2Request | InferRequest, headers: Mapping[str, str] | None = None
+    ) -> Decoded[R]:
         """Rows from a V2 request of our edges or of KServe's own server."""
         self.host.check_accepting(1)  # before any work is spent on the body
         request = from_kserve(payload) if isinstance(payload, InferRequest) else payload
@@ -195,11 +207,17 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             return Decoded(request, self.decode_v2(request), as_kserve)
         return Decoded(request, await self.off_loop(self.decode_v2, request), as_kserve)
 
-    async def predict(self, payload: Decoded[R], headers: Mapping[str, str] | None = None) -> Answered[R, C]:
+    async def predict(
+        self, payload: Decoded[R], headers: Mapping[str, str] | None = None
+    ) -> Answered[R, C]:
         """Each row is a job; rows are batched with everybody else's."""
-        return Answered(payload.request, await self.run(payload.rows, self._call(headers)), payload.as_kserve)
+        return Answered(
+            payload.request, await self.run(payload.rows, self._call(headers)), payload.as_kserve
+        )
 
-    async def postprocess(self, result: Answered[R, C], headers: Mapping[str, str] | None = None) -> V2Response | InferResponse:
+    async def postprocess(
+        self, result: Answered[R, C], headers: Mapping[str, str] | None = None
+    ) -> V2Response | InferResponse:
         """The response; pictures are encoded in the pool."""
         if self.inline:
             response = self.encode_v2(result.request, result.answers)
@@ -209,7 +227,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     # -- what every protocol shares --------------------------------------------------------------
     async def submit(self, requests: Sequence[R], call: Call) -> list[Flight[W, C]]:
-        """Prepare all rows, then admit them whole or not at all. The caller must cancel or exhaust each flight."""
+        """Prepare all rows, then admit them whole or not at all.
+
+        The caller must cancel or exhaust each flight.
+        """
         self.host.check_accepting(len(requests))  # before any work is spent on preparing
         started = time.monotonic()
         works = await self._prepare_all(requests)

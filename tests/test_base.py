@@ -1,4 +1,4 @@
-"""The request path without a transport: KServe's own objects, several rows, leaving and lateness."""
+"""The request path without a transport: KServe's objects, several rows, leaving and lateness."""
 
 from __future__ import annotations
 
@@ -153,15 +153,15 @@ def test_a_full_queue_refuses_before_anything_is_prepared(
     monkeypatch.setattr(predictor, "prepare", note)
 
     async def fill() -> None:
-        running = asyncio.create_task(predictor.run([Row(x) for x in "abcd"], call()))
+        flights = await predictor.submit([Row(x) for x in "abcd"], call())
         await asyncio.to_thread(engine.wait_in_step)
-        waiting = asyncio.create_task(predictor.run([Row(x) for x in "efgh"], call()))
-        while predictor.host.waiting < 4:
-            await asyncio.sleep(0)
+        flights += await predictor.submit([Row(x) for x in "efgh"], call())
         with pytest.raises(Overloaded):
             await predictor.run([Row("i")], call())
         engine.open()
-        await asyncio.gather(running, waiting)
+        assert [[c async for c in flight.chunks()] for flight in flights] == [
+            [f"{x}:1"] for x in "abcdefgh"
+        ]
 
     asyncio.run(fill())
     assert sorted(prepared) == list("abcdefgh")

@@ -26,8 +26,8 @@ ImageAnswer = Answer[ImageRequest, ImageResult]
 
 INPUT_TYPES = (
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
-    {"name": "negative_prompt", "datatype": "BYTES", "shape": [-1], "optional": True},
-    {"name": "seed", "datatype": "INT64", "shape": [-1], "optional": True},
+    {"name": "negative_prompt", "datatype": "BYTES", "shape": [-1]},
+    {"name": "seed", "datatype": "INT64", "shape": [-1]},
 )
 OUTPUT_TYPES = (
     {"name": "image", "datatype": "BYTES", "shape": [-1]},

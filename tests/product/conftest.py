@@ -1,0 +1,62 @@
+"""Both rooms behind one server, as a user runs it: embedded checkpoints, short prompts, few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from predictors.__main__ import build
+from predictors.settings import FluxSettings, Settings
+from tests.http.echo import PATIENCE_S, Running, serving, small_settings
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+FLUX = FluxSettings(max_sequence_length=32, default_steps=4, max_side=256)
+
+Sample = Callable[..., float]
+
+
+def product_settings() -> Settings:
+    """Free ports, and pictures that take tens of milliseconds."""
+    base = small_settings(server={"max_body_bytes": 8 * 2**20})
+    return Settings(server=base.server, queue=base.queue, flux=FLUX)
+
+
+@pytest.fixture(scope="session")
+def product() -> Iterator[Running]:
+    """A ready server with models `flux` and `qwen-vl`; one for all tests of this folder."""
+    settings = product_settings()
+    models = [
+        build("flux", CHECKPOINTS / "shapes-flux", settings),
+        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings),
+    ]
+    with serving(*models, settings=settings, wait_ready=False) as running:  # type: ignore[arg-type]
+        for model in models:
+            model.host.wait_ready(PATIENCE_S)
+        yield running
+
+
+@pytest.fixture
+def http(product: Running) -> Iterator[httpx.Client]:
+    """A plain client."""
+    with product.client() as client:
+        yield client
+
+
+@pytest.fixture
+def sample(http: httpx.Client) -> Sample:
+    """`sample(name, model=..., ...)`: the present value of a series on /metrics, summed."""
+
+    def read(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        return sum(
+            s.value
+            for family in families
+            for s in family.samples
+            if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    return read

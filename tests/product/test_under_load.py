@@ -1,0 +1,121 @@
+"""Both rooms under company: real batches, leaving callers, deadlines, nothing compiled."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.http.echo import PATIENCE_S, Running
+from tests.product.conftest import Sample
+from tests.product.test_same_answer_everywhere import prompt_tensor
+
+LONG_STEPS = 100
+LONG_TOKENS = 600
+
+
+def draw(product: Running, seed: int, **parameters: Any) -> httpx.Response:
+    """One picture by V2."""
+    body = {
+        "inputs": [prompt_tensor("a small green cross")],
+        "parameters": {"seed": seed, **parameters},
+    }
+    with product.client() as client:
+        return client.post("/v2/models/flux/infer", json=body)
+
+
+def pictures(reply: httpx.Response) -> list[str]:
+    """The base64 files of a reply."""
+    assert reply.status_code == 200, reply.text
+    return next(o["data"] for o in reply.json()["outputs"] if o["name"] == "image")
+
+
+def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
+    product: Running, sample: Sample
+) -> None:
+    wishes = [{"num_inference_steps": 3 + i, "guidance_scale": 1.0 + i} for i in range(4)]
+    alone = [pictures(draw(product, i, **wish)) for i, wish in enumerate(wishes)]
+    shared = sample("predictors_batch_size_sum", model="flux")
+    turns = sample("predictors_batch_size_count", model="flux")
+    with ThreadPoolExecutor(len(wishes)) as pool:
+        tasks = [pool.submit(draw, product, i, **wish) for i, wish in enumerate(wishes)]
+    assert [pictures(task.result()) for task in tasks] == alone
+    jobs = sample("predictors_batch_size_sum", model="flux") - shared
+    assert jobs > sample("predictors_batch_size_count", model="flux") - turns  # wider than one
+
+
+def test_a_caller_who_leaves_a_drawing_stops_it(product: Running, sample: Sample) -> None:
+    before = sample("predictors_denoise_steps_total", model="flux")
+    body = {
+        "inputs": [prompt_tensor("a large white star")],
+        "parameters": {"num_inference_steps": LONG_STEPS},
+    }
+    with product.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v2/models/flux/infer", json=body, timeout=0.3)
+    pictures(draw(product, 1, num_inference_steps=1))
+    taken = sample("predictors_denoise_steps_total", model="flux") - before
+    assert taken < LONG_STEPS
+
+
+def test_a_caller_who_leaves_a_stream_stops_it(product: Running, sample: Sample) -> None:
+    before = sample("predictors_generation_tokens_total", model="qwen-vl")
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="x", max_retries=0) as client:
+        asked: dict[str, Any] = {
+            "model": "qwen-vl",
+            "messages": [{"role": "user", "content": "Hello"}],
+        }
+        stream = client.chat.completions.create(
+            **asked, stream=True, max_tokens=LONG_TOKENS, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        stream.close()
+        client.chat.completions.create(**asked, max_tokens=2)
+    made = sample("predictors_generation_tokens_total", model="qwen-vl") - before
+    assert made < LONG_TOKENS
+
+
+def test_a_deadline_that_no_drawing_can_meet_is_504_and_leaves_the_next_unharmed(
+    product: Running,
+) -> None:
+    expected = pictures(draw(product, 5))
+    late = draw(product, 5, num_inference_steps=LONG_STEPS, timeout=50_000)
+    assert late.status_code == 504
+    assert set(late.json()) == {"error"}
+    assert pictures(draw(product, 5)) == expected
+
+
+def test_a_bad_row_names_itself_and_costs_nothing(http: httpx.Client, sample: Sample) -> None:
+    before = sample("predictors_denoise_steps_total", model="flux")
+    seeds = {"name": "seed", "datatype": "INT64", "shape": [2], "data": [1, -1]}
+    reply = http.post("/v2/models/flux/infer", json={"inputs": [prompt_tensor("a", "b"), seeds]})
+    assert reply.status_code == 400
+    assert "row 1" in reply.json()["error"]
+    assert sample("predictors_denoise_steps_total", model="flux") == before
+
+
+def test_mixed_traffic_compiles_nothing_and_leaves_nobody_behind(
+    product: Running, sample: Sample
+) -> None:
+    def ask(i: int) -> int:
+        if i % 2:
+            return draw(product, i, num_inference_steps=2 + i % 3).status_code
+        body = {
+            "model": "qwen-vl",
+            "max_tokens": 4 + i,
+            "messages": [{"role": "user", "content": "Hi" * (i + 1)}],
+        }
+        with product.client() as client:
+            return client.post("/v1/chat/completions", json=body).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(ask, range(12), timeout=PATIENCE_S * 3)) == {200}
+    for name in (
+        "recompilations_total",
+        "requests_waiting",
+        "requests_running",
+        "kv_cache_usage_ratio",
+    ):
+        assert sample(f"predictors_{name}") == 0, name
