@@ -67,7 +67,7 @@ def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Im
         raise TooLarge(message, param=param)
     try:
         picture = Image.open(BytesIO(raw), formats=FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidRequest(f"{param} has too many pixels", param=param) from error
     except DECODER_ERRORS as error:
         message = f"{param} is not a {ACCEPTED} picture, or its header is damaged"

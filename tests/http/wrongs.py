@@ -11,7 +11,7 @@ from typing import Any
 MAX_SECONDS = 1.0
 
 LEAKS = re.compile(
-    r"0x[0-9a-f]{4,}|/work|/usr|/tmp|/home|/mnt|\.py\b|site-packages|Traceback|object at|<_io|PIL"
+    r"\b0x[0-9a-f]{4,}|/work|/usr|/tmp|/home|/mnt|\.py\b|site-packages|Traceback|object at|<_io|PIL"
     r"|\b[A-Z][A-Za-z]*(Error|Exception|Warning)\b|NoneType|\bdict\b|\bself\b"
 )
 
