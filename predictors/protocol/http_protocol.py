@@ -8,6 +8,7 @@ one would be kept for ever.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import orjson
@@ -15,6 +16,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
+
+
+_UPGRADE = re.compile(rb"\r\n(upgrade:)", re.IGNORECASE)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """`data`, which begins in a head, with its `Upgrade` renamed: a server may ignore that header.
+
+    Java's client and `curl --http2` ask for HTTP/2 with every first request; llhttp would stop
+    there and never read the body.
+    """
+    found = _UPGRADE.search(data)
+    if found is None or found.start() > data.find(b"\r\n\r\n") >= 0:
+        return data
+    return data[: found.start(1)] + b"x-" + data[found.start(1) :]
 
 
 class HeadTooLarge(Exception):
@@ -40,6 +56,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._in_head or self.cycle is None or self.cycle.response_complete:
+            data = without_upgrade(data)
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return

@@ -1,0 +1,197 @@
+"""Wrong HTTP on a raw socket, wrong routes and methods, and bodies without end: each gets a status
+and the server goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from predictors.protocol.http_protocol import MAX_HEAD_BYTES
+from tests.http.echo import PATIENCE_S, Running, infer_body
+from tests.http.wrongs import check_text
+
+INFER = "/v2/models/echo/infer"
+BODY = json.dumps(infer_body()).encode()
+JSON_HEAD = b"host: x\r\ncontent-type: application/json\r\n"
+LENGTH = b"content-length: %d\r\n" % len(BODY)
+POST = f"POST {INFER} HTTP/1.1\r\n".encode()
+CHUNKED = b"transfer-encoding: chunked\r\n"
+GOOD = POST + JSON_HEAD + LENGTH + b"\r\n" + BODY
+TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(190)
+
+
+def chunks(raw: bytes, size: int) -> bytes:
+    """`raw` in chunked coding."""
+    parts = [raw[i : i + size] for i in range(0, len(raw), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Bytes on the socket and the status that they get."""
+
+    name: str
+    raw: bytes
+    status: int
+    words: str = ""
+
+
+WIRES = [
+    Wire("no HTTP", b"draw me a sheep\r\n\r\n", 400, "not an HTTP/1.1 request"),
+    Wire("a TLS greeting", TLS_HELLO, 400, "not an HTTP/1.1 request"),
+    Wire("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "not an HTTP/1.1 request"),
+    Wire("a header without colon", b"GET /v2 HTTP/1.1\r\nnonsense\r\n\r\n", 400, "not an HTTP"),
+    Wire("a space before the colon", b"GET /v2 HTTP/1.1\r\nhost : x\r\n\r\n", 400, "not an HTTP"),
+    Wire("length -1", POST + b"content-length: -1\r\n\r\n", 400, "not an HTTP"),
+    Wire("length a word", POST + b"content-length: many\r\n\r\n", 400, "not an HTTP"),
+    Wire("two lengths", POST + LENGTH + b"content-length: 1\r\n\r\n" + BODY, 400, "not an HTTP"),
+    Wire("length and chunks", POST + LENGTH + CHUNKED + b"\r\n" + BODY, 400, "not an HTTP"),
+    Wire("a path of 100 KB", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431, "65536"),
+    Wire("a header of 100 KB", b"GET /v2 HTTP/1.1\r\nx: " + b"a" * 100_000, 431, "65536"),
+    Wire("10,000 headers", b"GET /v2 HTTP/1.1\r\n" + b"a: bcdefg\r\n" * 10_000, 431, "65536"),
+    Wire("a huge length", POST + JSON_HEAD + b"content-length: 99999999999\r\n\r\n", 413, "larger"),
+    Wire(
+        "a huge length and a polite client",
+        POST + JSON_HEAD + b"expect: 100-continue\r\ncontent-length: 99999999\r\n\r\n",
+        413,
+        "larger than the limit of 1048576 bytes",
+    ),
+    Wire(
+        "chunks without end",
+        POST + JSON_HEAD + CHUNKED + b"\r\n" + chunks(bytes(2**20 + 1), 65_536),
+        413,
+        "larger than the limit",
+    ),
+    Wire(
+        "100,000 tiny chunks",
+        POST + JSON_HEAD + CHUNKED + b"\r\n" + chunks(BODY + b" " * 100_000, 1),
+        200,
+    ),
+    Wire("a strange host", POST + b"host: a@b:c/../d\r\n" + LENGTH + b"\r\n" + BODY, 200),
+    Wire("no host", POST + LENGTH + b"\r\n" + BODY, 200),
+    Wire("HTTP/1.0", POST.replace(b"1.1", b"1.0") + JSON_HEAD + LENGTH + b"\r\n" + BODY, 200),
+    Wire(
+        "a polite client",
+        POST + JSON_HEAD + b"expect: 100-continue\r\n" + LENGTH + b"\r\n" + BODY,
+        100,
+    ),
+    Wire(
+        "an upgrade to HTTP/2",
+        POST + b"connection: upgrade\r\nupgrade: h2c\r\n" + JSON_HEAD + LENGTH + b"\r\n" + BODY,
+        200,
+    ),
+]
+
+
+def talk(running: Running, raw: bytes) -> tuple[int, bytes]:
+    """Status and what follows of the first answer to `raw`."""
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(raw)  # may be answered before it was read to the end
+        sock.settimeout(PATIENCE_S)
+        found = sock.recv(65_536)
+    return int(found.split(b" ", 2)[1]), found
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+def test_whatever_comes_over_the_socket_gets_a_status(running: Running, wire: Wire) -> None:
+    status, found = talk(running, wire.raw)
+    assert status == wire.status, found[:500]
+    if wire.words:
+        body = json.loads(found.partition(b"\r\n\r\n")[2])
+        check_text(body["error"], wire.words)
+    assert talk(running, GOOD)[0] == 200
+
+
+def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        sock.sendall(GOOD + b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        found = b""
+        while part := sock.recv(65_536):
+            found += part
+    assert found.count(b"HTTP/1.1 200 OK") == 2
+    assert found.index(b"a red circle") < found.index(b"vision-predictors")
+
+
+def test_a_request_in_single_bytes_is_a_request(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(len(GOOD)):
+            sock.sendall(GOOD[i : i + 1])
+        assert sock.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_head_that_never_ends_is_bounded_in_bytes(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        sock.sendall(b"GET /v2 HTTP/1.1\r\nx: ")
+        sent = 0
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while sent < 100 * MAX_HEAD_BYTES:
+                sent += sock.send(b"a" * 1000)
+        assert sent < 100 * MAX_HEAD_BYTES, "it read on and on"
+
+
+ROUTES = [
+    ("GET", "/nowhere", 404, "no route '/nowhere'"),
+    ("GET", "/v2/", 404, "no route '/v2/'"),
+    ("GET", "/v2/models/../../etc/passwd", 404, "no route"),
+    ("GET", "/v2/models/%2e%2e%2f%2e%2e%2fetc/ready", 404, "no route"),
+    ("GET", "/v2/models/ec%00ho", 404, "no model 'ec\\x00ho'"),
+    ("GET", "/v2/models/" + "x" * 5000, 404, "no model 'xxx"),
+    ("GET", "/v2/models/nobody/ready", 404, "no model 'nobody'; served: echo"),
+    ("GET", "/v2/models/echo/versions/9", 404, "no version '9'"),
+    ("GET", "/v2/models/echo/versions/..%2f1", 404, "no route"),
+    ("POST", "/v2/models/echo/versions/01/infer", 404, "no version '01'"),
+    ("POST", "/v2/models/nobody/infer", 404, "no model 'nobody'"),
+    ("POST", "/v2/models/echo/generate", 404, "no route"),
+    ("GET", "/v2/models/echo/config", 404, "no route"),
+    ("GET", "/v2/models/echo/stats", 404, "no route"),
+    ("GET", "/v2/systemsharedmemory/status", 404, "no route"),
+    ("GET", INFER, 405, "GET is not allowed"),
+    ("PUT", INFER, 405, "PUT is not allowed"),
+    ("DELETE", "/v2/models/echo", 405, "DELETE is not allowed"),
+    ("POST", "/v2/health/ready", 405, "POST is not allowed"),
+    ("POST", "/metrics", 405, "POST is not allowed"),
+    ("POST", "/v2/repository/models/echo/unload", 501, "is off"),
+    ("POST", "/v2/repository/models/nobody/load", 501, "is off"),
+    ("POST", "/v1/models/echo:predict", 501, "use POST /v2/models/echo/infer"),
+    ("POST", "/v1/models/nobody:explain", 404, "no model 'nobody'"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status", "words"), ROUTES)
+def test_a_wrong_route_or_method_is_told_so(
+    client: httpx.Client, method: str, path: str, status: int, words: str
+) -> None:
+    reply = client.request(
+        method, httpx.URL(f"{client.base_url}").copy_with(raw_path=path.encode())
+    )
+    assert reply.status_code == status
+    check_text(reply.json()["error"], words)
+    if status == 405:
+        assert reply.headers["allow"]
+    assert client.post(INFER, json=infer_body()).status_code == 200
+
+
+def test_a_wrong_openai_route_is_told_so_in_its_own_words(client: httpx.Client) -> None:
+    for path in ("/v1/nowhere", "/openai/v1/completions"):
+        error = client.get(path).json()["error"]
+        assert error["type"] == "invalid_request_error"
+        check_text(error["message"], "no route")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"[]", "ready"), (b'{"ready": 1}', "true or false"), (b'{"x": 1}', "ready"), (b"{", "JSON")],
+)
+def test_a_wrong_question_to_the_index_is_a_400(
+    client: httpx.Client, body: bytes, words: str
+) -> None:
+    reply = client.post("/v2/repository/index", content=body)
+    assert reply.status_code == 400
+    check_text(reply.json()["error"], words)
