@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-MAX_SECONDS = 1.0
-
 LEAKS = re.compile(
     r"\b0x[0-9a-f]{4,}|/work|/usr|/tmp|/home|/mnt|\.py\b|site-packages|Traceback|object at|<_io|PIL"
     r"|\b[A-Z][A-Za-z]*(Error|Exception|Warning)\b|NoneType|\bdict\b|\bself\b"
@@ -32,9 +30,7 @@ def tensor(name: str = "prompt", datatype: str = "BYTES", **more: Any) -> dict[s
 
 @contextmanager
 def timed(record_property: Any) -> Iterator[None]:
-    """Records how long the answer took; a second is far beyond what any needs."""
+    """Records how long the answer took (`--junitxml`); time decides no test."""
     began = time.perf_counter()
     yield
-    seconds = time.perf_counter() - began
-    record_property("seconds", round(seconds, 4))
-    assert seconds < MAX_SECONDS
+    record_property("seconds", round(time.perf_counter() - began, 4))
