@@ -1,0 +1,158 @@
+"""`docs/api.md` is true: its routes, names and statuses are the code's, and its examples run as
+they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.routing import Route
+
+from predictors.errors import InvalidRequest
+from predictors.flux import codec as flux_codec
+from predictors.flux.request import Wish
+from predictors.protocol import openai_chat, openai_images, openai_messages
+from predictors.protocol.faults import RENDERINGS
+from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.registry import Registry
+from predictors.protocol.v2_rest import v2_routes
+from predictors.qwen_vl import codec as qwen_vl_codec
+from predictors.settings import Settings
+from tests.http.echo import PATIENCE_S, Running
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+NAME = re.compile(r"`([a-z_0-9]+)`")
+BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Pictures": (openai_images, {"model": "flux", "prompt": "x"}),
+    "Chat": (openai_chat, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+}
+
+
+def section(title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    return re.split(rf"^#+ {re.escape(title)}$", PAGE, flags=re.MULTILINE)[1].split("\n#")[0]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of the tables under a heading, headings and rules left out."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in lines
+        if not re.match(r"\|[-| ]+$", line)
+    ]
+
+
+def names(title: str) -> set[str]:
+    """The names in the first column."""
+    return {name for row in rows(title) for name in NAME.findall(row[0])}
+
+
+def test_every_route_is_in_the_list_and_none_besides() -> None:
+    registry = Registry([], Settings())
+    served = {
+        f"{method} {re.sub('{(name|model)}', '{model}', route.path)}".replace("{version}", "1")
+        for route in (*v2_routes(registry), *openai_routes(registry))
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    listed = set(re.findall(r"`((?:GET|POST) /[^`]*)`", PAGE.split("\n## ")[0]))
+    assert listed == served | {"GET /metrics"}
+
+
+def test_every_failure_has_its_row() -> None:
+    shown = {(row[1][:3], row[2], row[3], row[4]) for row in rows("Statuses")[1:]}
+    for rendering in RENDERINGS.values():
+        status, grpc, kind = str(rendering.status), rendering.grpc_code.name, rendering.type
+        code = "null" if rendering.code is None else rendering.code
+        found = [s for s in shown if s[:2] == (status, grpc) and kind in s[2] and code in s[3]]
+        assert found, (status, grpc, kind, code)
+    assert len(shown) == len(RENDERINGS) + 1  # and the one for our own bugs
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_every_openai_field_has_its_row_and_no_other_is_promised(title: str) -> None:
+    module, _ = BODIES[title]
+    inner = {"include_usage", "include_obfuscation", "continuous_usage_stats"}
+    assert names(title) - inner == set(module.FIELDS)
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_what_is_said_to_be_refused_is_refused_and_what_is_said_to_be_ignored_is(
+    title: str,
+) -> None:
+    module, body = BODIES[title]
+    likely = ["x", True, {}, {"a": "b"}]
+    for row in rows(title):
+        for name in NAME.findall(row[0]):
+            if row[1] == "refused" or row[1].startswith("only"):
+                with pytest.raises(InvalidRequest) as refused:
+                    module.read_body(body | {name: {"type": "x"}})
+                assert str(refused.value.param).startswith(name)
+            if row[1] == "ignored":
+                assert any(is_ignored(module, body, name, value) for value in likely), name
+
+
+def is_ignored(module: Any, body: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether the field is taken at this value and leaves nothing behind."""
+    try:
+        return bool(module.read_body(body | {name: value}) == module.read_body(body))
+    except InvalidRequest:
+        return False
+
+
+def test_the_values_that_are_said_to_be_harmless_are() -> None:
+    for title, fragment in {
+        "Pictures": {"quality": "standard", "background": "opaque", "partial_images": 0}
+        | {"style": "auto", "moderation": "auto", "stream": False},
+        "Chat": {"response_format": {"type": "text"}, "modalities": ["text"], "logprobs": False}
+        | {"top_logprobs": 0, "logit_bias": {}, "tools": [], "functions": []}
+        | {"tool_choice": "none", "function_call": "none", "reasoning_effort": "none"}
+        | {"verbosity": "medium"},
+    }.items():
+        module, body = BODIES[title]
+        assert module.read_body(body | fragment) == module.read_body(body)
+
+
+def test_every_field_of_a_message_is_named() -> None:
+    assert set(openai_messages._MESSAGE) <= set(NAME.findall(section("Chat")))
+
+
+def test_v2_names_are_the_codecs() -> None:
+    wishes = {field.name for field in fields(Wish)}
+    assert names("FLUX") == wishes | {"timeout"}
+    inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
+    sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
+    assert names("Qwen2.5-VL") == inputs | sampling | {"timeout"}
+    for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
+        for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
+            assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
+
+
+def run(block: tuple[str, str], running: Running) -> subprocess.CompletedProcess[str]:
+    """One example, in a process of its own, against the server of this folder."""
+    language, text = block
+    text = text.replace("127.0.0.1:8080", running.url.removeprefix("http://"))
+    text = text.replace("127.0.0.1:8081", running.grpc_target)
+    command = [sys.executable, "-c", text] if language == "python" else ["bash", "-ec", text]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 3
+    )
+
+
+def test_every_example_runs_as_it_stands(product: Running) -> None:
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    with ThreadPoolExecutor(2) as pool:
+        for block, done in zip(blocks, pool.map(lambda b: run(b, product), blocks), strict=True):
+            assert done.returncode == 0, f"{block[1]}\n{done.stdout}\n{done.stderr}"
+            assert done.stdout.strip(), block[1]
+            assert '{"error"' not in done.stdout, f"{block[1]}\n{done.stdout}"
