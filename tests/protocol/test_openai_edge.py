@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import orjson
@@ -41,6 +42,8 @@ from tests.protocol.openai_doubles import (
     post,
     same_as_golden,
 )
+from tests.protocol.test_openai_chat import CASES as CHAT_CASES
+from tests.protocol.test_openai_images import CASES as IMAGES_CASES
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -360,3 +363,22 @@ def test_no_bytes_ever_make_it_a_500_or_go_unanswered(
     assert wire.status in {200, 400, 404}
     if wire.status != 200:
         assert wire.error["type"] == "invalid_request_error"
+
+
+WRONG = [(CHAT, *case) for case in CHAT_CASES] + [(IMAGES, *case) for case in IMAGES_CASES]
+
+
+async def test_every_wrong_field_is_400_over_the_wire_and_harms_no_later_request() -> None:
+    chatter, painter = Chatter(), Painter()
+    app = application(chatter, painter)
+    for path, title, body, param in WRONG:
+        raw = json.dumps(body).encode()
+        wire = await post(path, raw).run(app)
+        assert wire.status == 400, title
+        if b"NaN" not in raw and b"Infinity" not in raw:  # those are no JSON and name no field
+            assert wire.error["param"] == (param or None), title
+        assert wire.error["type"] == "invalid_request_error", title
+    assert chatter.bodies == painter.bodies == []
+    assert (await post(CHAT, HELLO).run(app)).status == 200
+    assert (await post(IMAGES, CIRCLE).run(app)).status == 200
+    assert len(WRONG) > 160
