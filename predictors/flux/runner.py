@@ -88,7 +88,11 @@ class Runner:
             single=compiled(SingleBlock.forward, placement, "flux_single_block"),
             ends=compiled(Ends.forward, placement, "flux_ends"),
         )
-        self._develop: Callable[..., Tensor] = compiled(develop, placement, "flux_vae_decode")
+        # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
+        can_compile = placement.compile == "inductor"
+        self._develop: Callable[..., Tensor] = (
+            compiled(develop, placement, "flux_vae_decode") if can_compile else develop
+        )
         side = facts.patch_pixels
         self._promised = {(height // side, width // side) for width, height in promised}
         self._compiled = {(num_tokens, rows * columns) for rows, columns in self._promised}
