@@ -220,7 +220,7 @@ class EngineHost(Generic[W, C]):
         while it runs: a shorter timeout wins.
         """
         self._lifecycle.move(State.DRAINING)
-        if not self._roster.wait_empty(timeout_s):
+        if not self._roster.wait_answered(timeout_s):
             left = self._roster.open_jobs
             log.warning("%s: %d jobs not done after %g s of draining", self.model, left, timeout_s)
             message = f"{self.model} was shut down before this was done"

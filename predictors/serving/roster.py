@@ -59,7 +59,7 @@ class Roster(Generic[W, C]):
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)  # the engine thread waits for it
         self._due = threading.Condition(self._lock)  # the watch waits for it
-        self._empty = threading.Condition(self._lock)  # a drain waits for it
+        self._left = threading.Condition(self._lock)  # a drain waits for it
         self._outcomes = {r: metrics.jobs_total.labels(model, r) for r in metrics.REASONS}
         self._queue_seconds = metrics.queue_seconds.labels(model)
         # read when somebody scrapes, instead of written whenever somebody moves
@@ -140,6 +140,7 @@ class Roster(Generic[W, C]):
                     self._leave(waiting)
                 elif running is not None:
                     running.fail(DeadlineExceeded("the deadline passed before it was done"))
+                    self._left.notify_all()
                     self._note_change()
 
     def wait_for_deadline(self) -> bool:
@@ -189,9 +190,9 @@ class Roster(Generic[W, C]):
             self._queue_seconds.observe(max(0.0, now - job.submitted_at))
         elif error is None:
             self._pace.note((job.finished_at or now) - job.admitted_at, len(self._running) + 1)
+        self._left.notify_all()
         if self.open_jobs == 0:
             self._busy_since = None
-            self._empty.notify_all()
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
             self._forget_stale()
 
@@ -216,6 +217,7 @@ class Roster(Generic[W, C]):
                 self._leave(job)
             for job in self._running.values():
                 job.fail(make_error())
+            self._left.notify_all()
             self._note_change()
 
     def dismiss(self) -> None:
@@ -223,12 +225,24 @@ class Roster(Generic[W, C]):
         for job in self.running:
             self.leave(job)
 
+    def wait_answered(self, timeout_s: float) -> bool:
+        """Whether everybody was answered, waiting for it at most `timeout_s`.
+
+        Those who were answered from outside may still hold a slot: an engine that is stuck inside
+        a step gives none back, and that is nothing to wait for.
+        """
+        return self._wait_until(self._is_answered, timeout_s)
+
     def wait_empty(self, timeout_s: float) -> bool:
-        """Whether nobody is left, waiting for it at most `timeout_s`."""
+        """Whether nobody is left, not even in a slot, waiting for it at most `timeout_s`."""
+        return self._wait_until(lambda: self.open_jobs == 0, timeout_s)
+
+    def _is_answered(self) -> bool:
+        return not len(self._queue) and all(job.done for job in self._running.values())
+
+    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
         with self._lock:
-            return self._empty.wait_for(
-                lambda: self.open_jobs == 0, min(timeout_s, threading.TIMEOUT_MAX)
-            )
+            return self._left.wait_for(is_so, min(timeout_s, threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
         """Let whoever waits for time or change look again: the clock jumped, the host stops."""

@@ -4,6 +4,8 @@ before starting.
 
 from __future__ import annotations
 
+from time import monotonic
+
 import pytest
 
 from predictors.errors import (
@@ -226,11 +228,9 @@ def test_real_time_passes_without_anybody_waking_the_host(make_host: MakeHost) -
     engine = ScriptedEngine(slots=1)
     host = make_host(engine)  # on the real clock
     busy(host, engine)
-    from time import monotonic
-
     [far] = submit(host, Task("far"), deadline=monotonic() + 1000)
     [near] = submit(host, Task("near"), deadline=monotonic() + 0.02)
-    assert isinstance(failure(near), DeadlineExceeded)
+    assert isinstance(failure(near, patience_s=5), DeadlineExceeded)  # long before the step ends
     assert monotonic() >= near.deadline  # type: ignore[operator]
     assert not far.done
 

@@ -113,6 +113,14 @@ def test_a_step_that_does_not_fit_into_memory_is_halved_and_everybody_is_served(
     assert sample("predictors_jobs_total", host, reason="ok") == 8
 
 
+def test_when_somebody_leaves_the_full_width_is_tried_again(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(slots=3, gated=False)
+    engine.oom_width = 2
+    jobs = submit(make_host(engine), Task("a", 1), Task("b", 3), Task("c", 3))
+    assert all(answer(job) == job.work.chunks for job in jobs)
+    assert engine.steps == [("a", "b", "c"), ("a",), ("b", "c"), ("b", "c"), ("b", "c")]
+
+
 def test_a_job_that_does_not_fit_even_alone_is_out_of_memory(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=4, gated=False)
     engine.poison["giant"] = OutOfMemoryError(SECRET)
@@ -290,21 +298,34 @@ def test_a_step_that_takes_too_long_is_a_stall(make_host: MakeHost) -> None:
     assert host.is_ready
 
 
-def test_an_engine_that_was_idle_for_long_is_not_stalled_by_its_first_job(
+def test_an_engine_that_was_idle_for_long_is_not_stalled_by_its_next_job(
     make_host: MakeHost,
 ) -> None:
     clock = ScriptedClock()
-    engine = ScriptedEngine(slots=1)
+    seen: list[bool] = []
+
+    class SlowToSeat(ScriptedEngine):
+        def admit(self, job: Job[Task, str]) -> bool:
+            seen.append(host.is_alive)
+            if job.work.name == "slow":
+                clock.advance(100)
+            return super().admit(job)
+
+    engine = SlowToSeat(slots=1)
     host = make_host(engine, clock=clock, stall_timeout_s=120.0)
+    [first] = submit(host, Task("first"))
+    engine.take_steps(1)
+    answer(first)
+    assert host.wait_idle(PATIENCE_S)
     clock.advance(5000)
-    assert host.is_alive
-    busy(host, engine)
-    assert host.is_alive
+    assert host.is_alive  # nothing to do is no stall
+    submit(host, Task("slow"))
+    engine.wait_in_step()
+    assert seen == [True, True]
     clock.advance(100)
-    [second] = submit(host, Task("second"))
-    clock.advance(21)  # the second has only just come, but the step is older than that
+    assert host.is_alive  # 200 s after it came, but its step began only 100 s ago
+    clock.advance(21)
     assert not host.is_alive
-    assert not second.done
 
 
 def test_a_job_that_nobody_steps_is_a_stall(make_host: MakeHost) -> None:

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from predictors.errors import Draining, NotReady
+from predictors.serving.job import Job
 from predictors.serving.lifecycle import State, Warmth
 from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure
 from tests.serving.conftest import MakeHost, busy, sample, submit
@@ -126,9 +127,10 @@ def test_a_second_drain_with_less_time_cuts_the_first_short(make_host: MakeHost)
     assert host.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
     host.drain(0)
     assert isinstance(failure(running), Draining)
-    engine.allow()
-    first.join(PATIENCE_S)
+    first.join(PATIENCE_S)  # though the engine is still inside its step
     assert not first.is_alive()
+    host.drain(10 * PATIENCE_S)  # nor does a later one wait for the step
+    assert host.running == 1
 
 
 def test_a_drain_of_an_idle_host_is_over_at_once(make_host: MakeHost) -> None:
@@ -199,6 +201,48 @@ def test_an_engine_that_is_stuck_does_not_hold_up_the_stop(
     assert isinstance(failure(job), Draining)
     assert "stuck" in caplog.text
     assert host.state is State.STOPPED
+
+
+def test_what_was_running_at_the_stop_is_evicted_before_the_engine_is_closed(
+    make_host: MakeHost,
+) -> None:
+    looking, go_on = threading.Event(), threading.Event()
+
+    class Sleeper(ScriptedEngine):
+        """Holds its jobs, has nothing to do for them, and takes its time to say so."""
+
+        @property
+        def busy(self) -> bool:
+            looking.set()
+            assert go_on.wait(PATIENCE_S)
+            return False
+
+    engine = Sleeper(slots=1)
+    host = make_host(engine)
+    [job] = submit(host, Task("a"))
+    assert looking.wait(PATIENCE_S)
+    host.stop(timeout_s=0.01)  # the engine thread looks at `busy` all the while
+    assert isinstance(failure(job), Draining)
+    go_on.set()
+    host.stop()
+    assert engine.calls[-2:] == [("evict", "a"), ("close",)]
+
+
+def test_an_idle_host_does_not_poll(make_host: MakeHost) -> None:
+    looks = 0
+
+    class Counting(ScriptedEngine):
+        @property
+        def active(self) -> list[Job[Task, str]]:  # type: ignore[override]
+            nonlocal looks
+            looks += 1
+            return list(super().active)
+
+    host = make_host(Counting(gated=False))
+    for i in range(50):
+        answer(submit(host, Task(f"t{i}"))[0])  # a new event loop each: milliseconds of idleness
+    host.stop()
+    assert looks <= 50 * 4
 
 
 def test_a_failing_close_is_logged_and_the_stop_goes_on(

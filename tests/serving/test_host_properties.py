@@ -53,7 +53,7 @@ TaskJob = Job[Task, str]
 
 def value_of(series: Any, host: EngineHost[Task, str], *labels: str) -> float:
     """One series, read without collecting all others: the registry grows with every example."""
-    return float(series.labels(host.model, *labels)._value.get())
+    return float(series.labels(host.model, *labels).collect()[0].samples[0].value)
 
 
 class WatchedEngine(ScriptedEngine):
@@ -187,7 +187,7 @@ class Serving(RuleBasedStateMachine):
         waiting = [j for j in self.open_jobs() if j not in self.engine.seated]
         assert self.host.waiting == len(waiting)
         assert self.host.running <= self.engine.slots
-        assert value_of(metrics.requests_waiting, self.host) == self.host.waiting
+        assert value_of(metrics.requests_waiting, self.host) == len(waiting)
         assert value_of(metrics.requests_running, self.host) == self.host.running
 
     def check(self, job: TaskJob) -> str:

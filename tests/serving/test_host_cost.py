@@ -1,0 +1,83 @@
+"""What a turn costs does not depend on how many wait: in calls, since time decides no test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import pytest
+
+from predictors.errors import Overloaded
+from predictors.serving.host import EngineHost
+from tests.fakes import ScriptedClock, ScriptedEngine, Task
+from tests.serving.conftest import MakeHost, submit
+
+LENGTHS = (4, 64, 1024)
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many Python and C functions `work` calls."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def host_with(
+    make_host: MakeHost, waiting: int, steps: int
+) -> tuple[EngineHost[Task, str], ScriptedEngine]:
+    clock = ScriptedClock()
+    engine = ScriptedEngine(slots=4, gated=False)
+    host = make_host(engine, clock=clock, start=False, capacity=2000)
+    host.prepare()
+    for i in range(4 + waiting):
+        submit(host, Task(f"t{i}", steps), deadline=clock.now + 600 - i % 7)
+    host.turn()
+    return host, engine
+
+
+def refused(host: EngineHost[Task, str]) -> None:
+    with pytest.raises(Overloaded):
+        host.check_accepting(1)
+
+
+@pytest.mark.parametrize("steps", [10**6, 1], ids=["nobody leaves", "everybody leaves"])
+def test_a_turn_makes_as_many_calls_however_many_wait(make_host: MakeHost, steps: int) -> None:
+    costs = []
+    for waiting in LENGTHS:
+        host, engine = host_with(make_host, waiting + (4 if steps == 1 else 0), steps)
+        engine.calls.clear()
+        costs.append(calls_of(host.turn))
+        assert len(engine.steps[0]) == 4
+    assert costs[0] == costs[1] == costs[2]
+
+
+def test_leaving_the_queue_costs_the_same_from_anywhere(make_host: MakeHost) -> None:
+    costs = []
+    for waiting in LENGTHS:
+        host, _ = host_with(make_host, 0, 10**6)
+        jobs = [submit(host, Task(f"w{i}"))[0] for i in range(waiting)]
+        costs += [calls_of(jobs[waiting // 2].cancel), calls_of(jobs[0].cancel)]
+    assert len(set(costs)) == 1
+
+
+def test_a_refusal_costs_the_same_however_many_wait(make_host: MakeHost) -> None:
+    costs = []
+    for capacity in LENGTHS:
+        engine = ScriptedEngine(slots=1)
+        host = make_host(engine, start=False, capacity=capacity)
+        host.prepare()
+        for i in range(capacity + 1):
+            submit(host, Task(f"w{i}"))
+        costs.append(calls_of(partial(refused, host)))
+    assert len(set(costs)) == 1
