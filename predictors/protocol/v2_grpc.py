@@ -113,6 +113,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             if isinstance(answer, Exception):
                 fault = self._fault(answer, call)
                 reason = fault.reason
+                tally.end(reason)  # before the caller can know
                 await _abort(context, fault, call)
             _name(context, call)
             return answer

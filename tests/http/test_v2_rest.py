@@ -9,7 +9,7 @@ import struct
 import httpx
 import pytest
 
-from tests.http.echo import Running, echo, infer_body, png, serving, small_settings
+from tests.http.echo import PIXEL, Running, echo, infer_body, png, serving, small_settings
 
 INFER = "/v2/models/echo/infer"
 HEAD = "inference-header-content-length"
@@ -44,7 +44,7 @@ def test_json_in_json_out_with_the_picture_as_base64_that_says_so(client: httpx.
     assert (body["model_name"], body["model_version"], body["id"]) == ("echo", "1", "r1")
     assert outputs["echo"]["data"] == ["a", "b"]
     assert outputs["image"]["parameters"] == {"content_type": "image/png", "encoding": "base64"}
-    assert [base64.b64decode(x) for x in outputs["image"]["data"]] == [png(), png()]
+    assert [base64.b64decode(x) for x in outputs["image"]["data"]] == [PIXEL, PIXEL]
     assert outputs["seed"] == {"name": "seed", "datatype": "INT64", "shape": [2], "data": [0, 1]}
     assert body["parameters"] == {"rows": 2, "precision": "none"}
 
