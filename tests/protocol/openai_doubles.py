@@ -8,7 +8,7 @@ no thread. They record what reached them, so that a test sees the checked body a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ class Wire:
         self.answered: dict[str, str] = {}
         self.parts: list[bytes] = []
         self.is_complete = False
+        self.on_return: Callable[[], object] = lambda: None
         self._body: bytes | None = body
         self._gone = asyncio.Event()
         self._news = asyncio.Event()
@@ -177,7 +178,9 @@ class Wire:
             "headers": [(k.encode(), v.encode("latin-1")) for k, v in self.headers.items()],
             "raw_path": self.path.encode(),
         }
-        await asyncio.wait_for(app(scope, self._receive, self._send), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await app(scope, self._receive, self._send)
+            self.on_return()  # before anything else on the loop has its turn
         return self
 
     async def part(self, index: int) -> bytes:

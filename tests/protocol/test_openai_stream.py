@@ -117,6 +117,25 @@ async def test_a_caller_that_reads_slowly_holds_the_generator_back() -> None:
     assert wire.is_complete
 
 
+async def test_a_caller_that_leaves_in_the_middle_of_an_event_closes_the_models_generator() -> None:
+    chatter = Chatter(words=("x",) * 10)
+    wire = post(CHAT, HELLO | {"stream": True})
+    sent = wire._send
+
+    async def stuck(message: Any) -> None:
+        await sent(message)
+        if len(wire.parts) == 2:  # the socket's buffer is full, and nobody reads it any more
+            wire.leave()
+            await asyncio.Event().wait()
+
+    closed: list[bool] = []
+    wire._send = stuck  # type: ignore[method-assign]
+    wire.on_return = lambda: closed.append(chatter.closed.is_set())
+    await wire.run(application(chatter))
+    assert closed == [True]  # by us, not by the garbage collector some time later
+    assert len(wire.parts) == 2
+
+
 async def test_work_in_flight_is_known_until_the_last_event_is_sent() -> None:
     chatter = Chatter()
     chatter.hold_at = 1
