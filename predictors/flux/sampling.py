@@ -59,7 +59,7 @@ class Schedule:
             sigmas = self._shift_by_size(sigmas, num_patches)
         else:
             sigmas = (self.shift * sigmas / (1 + (self.shift - 1) * sigmas)).astype(np.float32)
-        if self.shift_terminal:
+        if self.shift_terminal and num_steps > 1:  # one step has no other end to stretch
             away = 1 - sigmas
             sigmas = (1 - away / (away[-1] / (1 - self.shift_terminal))).astype(np.float32)
         return np.append(sigmas, np.float32(0)).astype(np.float32)
@@ -122,7 +122,8 @@ def draw_noise(seed: int, channels: int, rows: int, columns: int) -> Tensor:
     """Packed initial noise, float32 (rows * columns, channels * 4), on the CPU.
 
     Drawn as (1, channels, 2 * rows, 2 * columns) from a generator of its own, so it depends on the
-    seed and the size alone: not on the device, the dtype or other requests.
+    seed and the size alone: not on the device, the dtype or other requests. torch's CPU generator
+    keeps the low 32 bits of a seed, so seeds that are 2^32 apart draw the same, as in diffusers.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, channels, 2 * rows, 2 * columns)

@@ -144,5 +144,6 @@ def test_batches_wider_than_one_are_really_formed(
     monkeypatch.setattr(
         runner, "denoise", lambda canvases: widths.append(len(canvases)) or denoise(canvases)
     )
-    wide_room.drive([(0, wide_room.job(Wish("x", num_inference_steps=3, seed=i))) for i in
-    range(8)]) assert widths == [8, 8, 8]
+    wishes = [Wish("x", num_inference_steps=3, seed=i) for i in range(8)]
+    wide_room.drive([(0, wide_room.job(wish)) for wish in wishes])
+    assert widths == [8, 8, 8]
