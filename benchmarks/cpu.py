@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from benchmarks.host_overhead import measure as measure_host
+from benchmarks.refusals import measure as measure_refusals
 from predictors.cli.child import ServerProcess, free_ports, is_ready
 
 RESULTS = Path("benchmarks/results/cpu.json")
@@ -136,7 +137,7 @@ def measure_job() -> dict[str, Any]:
                 take_turns(lambda: over_http(caller), lambda: ask(bare)) for _ in range(JOB_TURNS)
             ]
             bare.stdin.close()
-    return paired([a for a, _ in times], [b for _, b in times])
+    return paired([1000 * a for a, _ in times], [1000 * b for _, b in times])
 
 
 def take_turns(ours: Callable[[], float], peer: Callable[[], float]) -> tuple[float, float]:
@@ -186,39 +187,39 @@ def shown(what: str, figure: dict[str, Any], unit: str, digits: int = 3) -> Row:
     return what, ours, peer, f"{figure['ratio']:.3f} ({spread})"
 
 
-def main() -> int:
-    """Measure, print, write."""
-    print(
-        "V2 REST with an engine that does nothing, beside a bare KServe echo model ...", flush=True
-    )
-    edges = measure_edges()
-    print("host time per engine step ...", flush=True)
-    host = measure_host()
-    print("a demo picture over HTTP, beside the bare engine ...\n", flush=True)
-    job = measure_job()
+def print_results(results: dict[str, Any]) -> None:
+    """The table, and what has no peer below it."""
+    edges, job = results["edges"], results["job_ms"]
     rate = f"rate_{RATE_CLIENTS}_clients"
     rows = [
-        shown("V2 REST, one client, p50", edges["latency_p50_ms"], "ms"),
-        shown("V2 REST, one client, p99", edges["latency_p99_ms"], "ms"),
-        shown(f"V2 REST, {RATE_CLIENTS} clients", edges[rate], "req/s", 0),
-        shown(
-            "a demo picture, HTTP : engine",
-            {**job, "ours": 1000 * job["ours"], "peer": 1000 * job["peer"]},
-            "ms",
-            1,
-        ),
+        shown("V2 REST, no-op engine, one client, p50", edges["latency_p50_ms"], "ms"),
+        shown("V2 REST, no-op engine, one client, p99", edges["latency_p99_ms"], "ms"),
+        shown(f"V2 REST, no-op engine, {RATE_CLIENTS} clients", edges[rate], "req/s", 0),
+        shown("a demo picture, HTTP beside engine", job, "ms", 1),
     ]
-    print(table(rows))
-    results = {
-        "machine": machine(),
-        "turns": TURNS,
-        "edges": edges,
-        "host": host,
-        "job_seconds": job,
+    print(f"\n{table(rows)}\n")
+    for what, key in (("a full queue refuses", "refused_ms"), ("a wrong request", "wrong_ms")):
+        figure = results["refusals"][key]
+        print(f"{what}: {figure['median']:.1f} ms, slowest {figure['slowest']:.1f} ms")
+    print("host per engine step:", json.dumps(results["host"]))
+
+
+def main() -> int:
+    """Measure, print, write."""
+    sections: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+        "edges": ("V2 REST with an engine that does nothing, beside stock KServe", measure_edges),
+        "host": ("host time per engine step", measure_host),
+        "refusals": ("refusals and wrong requests with a busy engine", measure_refusals),
+        "job_ms": ("a demo picture over HTTP, beside the bare engine", measure_job),
     }
+    results: dict[str, Any] = {"machine": machine(), "turns": TURNS}
+    for name, (what, measure) in sections.items():
+        print(f"{what} ...", flush=True)
+        results[name] = measure()
+    print_results(results)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nwritten to {RESULTS}")
+    print(f"written to {RESULTS}")
     return 0
 
 
