@@ -98,7 +98,7 @@ class Flight(Generic[W, C]):
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R, C]):
-    """One row answered: its request, its chunks, how long it waited and computed (ms, rounded up)."""
+    """One row answered: its request, its chunks, the ms it waited and computed, rounded up."""
 
     request: R
     chunks: tuple[C, ...]
@@ -168,7 +168,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         return True
 
     def start(self) -> None:
-        """Begin to load on the engine thread and return at once; `healthy` tells when it is done."""
+        """Begin to load on the engine thread and return at once; `healthy` tells when done."""
         self.host.start()
 
     def stop(self) -> None:

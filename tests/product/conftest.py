@@ -1,4 +1,4 @@
-"""Both rooms behind one server, as a user runs it: embedded checkpoints, short prompts, few steps."""
+"""Both rooms behind one server, embedded checkpoints, short prompts, few steps."""
 
 from __future__ import annotations
 
