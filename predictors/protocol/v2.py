@@ -11,12 +11,15 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from predictors.errors import InvalidRequest
 
 Scalar = str | int | float | bool
+
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ class Parameters:
             return None
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() and len(value) <= 32:
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
             return int(value)
         if isinstance(value, float) and value.is_integer():
             return int(value)

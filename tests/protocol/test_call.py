@@ -1,0 +1,65 @@
+"""Request ids, deadlines and timeouts of a call."""
+
+from __future__ import annotations
+
+import pytest
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.call import MAX_TIMEOUT_S, Call, clean_request_id, parse_timeout
+
+
+def clock() -> float:
+    return 100.0
+
+
+def test_header_names_are_lower_case_and_the_id_is_the_callers() -> None:
+    call = Call.of({"X-Request-Id": "abc", "Accept": "x"}, protocol="v2_grpc")
+    assert call == {"x-request-id": "abc", "accept": "x"}
+    assert (call.request_id, call.protocol, call.deadline) == ("abc", "v2_grpc", None)
+
+
+def test_a_call_stays_the_call_that_it_is() -> None:
+    call = Call({}, protocol="openai", deadline=7.0)
+    assert Call.of(call, default_timeout_s=1.0) is call
+    assert call.deadline == 7.0
+
+
+@pytest.mark.parametrize("raw", [None, "", "a b", "x" * 129, "naïve", "tab\there", "line\nbreak"])
+def test_an_id_that_would_not_survive_headers_and_logs_is_replaced(raw: str | None) -> None:
+    found = clean_request_id(raw)
+    assert found != raw
+    assert len(found) == 32
+    assert found != clean_request_id(raw)
+
+
+def test_the_deadline_is_the_callers_else_the_default_else_none() -> None:
+    given = Call.of({"x-request-timeout-ms": "1500"}, default_timeout_s=600.0, clock=clock)
+    default = Call.of({}, default_timeout_s=600.0, clock=clock)
+    none = Call.of(None, clock=clock)
+    assert (given.deadline, default.deadline, none.deadline) == (101.5, 700.0, None)
+
+
+def test_a_deadline_is_brought_forward_and_never_pushed_back() -> None:
+    call = Call({}, protocol="v2_rest")
+    call.tighten(10.0, clock)
+    assert call.deadline == 110.0
+    call.tighten(20.0, clock)
+    assert call.deadline == 110.0
+    call.tighten(5.0, clock)
+    assert call.deadline == 105.0
+
+
+@pytest.mark.parametrize("raw", [1500, 1500.0, "1500", " 1500 ", "1.5e3"])
+def test_a_timeout_is_a_number_or_a_numeric_string(raw: object) -> None:
+    assert parse_timeout(raw, "timeout", unit_s=1e-3) == pytest.approx(1.5)
+
+
+def test_a_timeout_beyond_a_day_is_a_day() -> None:
+    assert parse_timeout(1e300, "timeout", unit_s=1.0) == MAX_TIMEOUT_S
+
+
+@pytest.mark.parametrize("raw", [0, -1, "", "soon", "nan", "inf", True, None, [], 10**400, "-0"])
+def test_anything_else_is_no_timeout(raw: object) -> None:
+    with pytest.raises(InvalidRequest, match="timeout must be a positive number") as caught:
+        parse_timeout(raw, "timeout", unit_s=1e-3)
+    assert caught.value.param == "timeout"

@@ -1,0 +1,178 @@
+"""Errors on the wire: status, code, body, Retry-After; and a request counted exactly once."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import grpc
+import pytest
+
+from predictors import errors, metrics
+from predictors.protocol import faults
+from predictors.protocol.faults import Fault, Tally, attempt, fault_of
+from predictors.protocol.grpc_status import status_details
+
+Code = grpc.StatusCode
+
+TABLE = [
+    (errors.InvalidRequest("x"), 400, Code.INVALID_ARGUMENT, None, "invalid_input"),
+    (errors.TooLarge("x"), 413, Code.RESOURCE_EXHAUSTED, "content_too_large", "too_large"),
+    (errors.UnsupportedMedia("x"), 415, Code.INVALID_ARGUMENT, "unsupported_media_type",
+     "invalid_input"),
+    (errors.NotFound("x"), 404, Code.NOT_FOUND, "not_found", "not_found"),
+    (errors.NotSupported("x"), 501, Code.UNIMPLEMENTED, "not_supported", "not_supported"),
+    (errors.Overloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "queue_full"),
+    (errors.DeadlineExceeded("x"), 504, Code.DEADLINE_EXCEEDED, "deadline_exceeded", "deadline"),
+    (errors.Cancelled("x"), 499, Code.CANCELLED, "client_closed_request", "cancelled"),
+    (errors.NotReady("x"), 503, Code.UNAVAILABLE, "model_not_ready", "not_ready"),
+    (errors.Draining("x"), 503, Code.UNAVAILABLE, "server_draining", "draining"),
+    (errors.EngineFailed("x"), 503, Code.UNAVAILABLE, "engine_failed", "engine_failed"),
+    (errors.OutOfMemory("x"), 503, Code.RESOURCE_EXHAUSTED, "out_of_memory", "oom"),
+    (errors.StepFailed("x"), 500, Code.INTERNAL, "job_failed", "poisoned"),
+    (errors.ServingError("x"), 500, Code.INTERNAL, "internal_error", "internal"),
+]  # fmt: skip
+
+
+def all_kinds(kind: type[errors.ServingError]) -> set[type[errors.ServingError]]:
+    return {kind}.union(*(all_kinds(below) for below in kind.__subclasses__()))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "grpc_code", "code", "reason"), TABLE, ids=lambda x: type(x).__name__
+)
+def test_every_error_has_its_status_code_and_reason(
+    error: errors.ServingError,
+    status: int,
+    grpc_code: grpc.StatusCode,
+    code: str | None,
+    reason: str,
+) -> None:
+    fault = fault_of(error)
+    assert (fault.status, fault.grpc_code, fault.code, fault.reason) == (
+        status,
+        grpc_code,
+        code,
+        reason,
+    )
+    assert fault.message == "x"
+    is_callers = status < 500 and status != 499
+    expected = "invalid_request_error" if is_callers or status == 501 else "server_error"
+    assert fault.type == expected
+
+
+def test_no_error_of_the_tree_was_forgotten() -> None:
+    own = {kind for kind in all_kinds(errors.ServingError) if kind.__module__ == errors.__name__}
+    assert {type(row[0]) for row in TABLE} == own
+    assert {row[4] for row in TABLE} | {"ok"} == set(metrics.REASONS)
+
+
+def test_a_subclass_is_shown_as_what_it_is_a_kind_of() -> None:
+    class Special(errors.TooLarge):
+        pass
+
+    assert fault_of(Special("x")).status == 413
+
+
+def test_both_bodies_say_the_same() -> None:
+    fault = fault_of(errors.InvalidRequest("width must be positive", param="width", row=2))
+    assert json.loads(fault.v2_body()) == {"error": "row 2: width must be positive"}
+    assert json.loads(fault.openai_body())["error"] == {
+        "message": "row 2: width must be positive",
+        "type": "invalid_request_error",
+        "param": "width",
+        "code": None,
+    }
+
+
+def test_what_nobody_raised_on_purpose_is_logged_and_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        fault = fault_of(KeyError("/mnt/models/secret"), request_id="r1")
+    assert fault.message == "internal error; the log has more under request id r1"
+    assert (fault.status, fault.reason, fault.param) == (500, "internal", None)
+    assert "r1" in caplog.text
+    assert "/mnt/models/secret" in caplog.text
+
+
+def test_overload_is_503_or_429_as_set_and_says_when_to_come_back() -> None:
+    error = errors.Overloaded("full", retry_after_s=2.1)
+    gateway, client = fault_of(error), fault_of(error, overload_status=429)
+    assert (gateway.status, client.status) == (503, 429)
+    assert client.type == "rate_limit_error"
+    assert gateway.headers == client.headers == [("retry-after", "3")]
+    assert fault_of(errors.Overloaded("full", retry_after_s=0.0)).retry_after_s == 1
+    assert fault_of(errors.NotReady("x"), overload_status=429).status == 503
+
+
+def test_only_what_may_work_later_says_when() -> None:
+    told = {type(row[0]) for row in TABLE if fault_of(row[0]).headers}
+    assert told == {errors.Overloaded, errors.NotReady, errors.Draining}
+
+
+def test_a_message_is_bounded_and_always_encodable() -> None:
+    fault = fault_of(errors.NotFound("\ud800" + "x" * 10_000))
+    assert len(fault.message) == faults.MAX_MESSAGE
+    assert json.loads(fault.v2_body())["error"].startswith("?x")
+
+
+def test_a_grpc_status_with_retry_info_is_what_googles_protos_say() -> None:
+    fault = fault_of(errors.Overloaded("full", retry_after_s=300))
+    any_type = b"type.googleapis.com/google.rpc.RetryInfo"
+    duration = b"\x08\xac\x02"  # seconds = 300
+    info = b"\x0a\x03" + duration
+    packed = b"\x0a" + bytes([len(any_type)]) + any_type + b"\x12" + bytes([len(info)]) + info
+    expected = b"\x08\x08" + b"\x12\x04full" + b"\x1a" + bytes([len(packed)]) + packed
+    assert status_details(fault) == expected
+
+
+def test_a_grpc_status_without_a_time_has_no_retry_info() -> None:
+    assert status_details(fault_of(errors.NotFound("no"))) == b"\x08\x05\x12\x02no"
+
+
+def test_a_request_is_counted_once_however_often_it_ends() -> None:
+    def count(reason: str) -> float:
+        return metrics.requests_total.labels("tally", "v2_rest", "infer", reason)._value.get()
+
+    times = iter([10.0, 12.5, 99.0])
+    tally = Tally("v2_rest", "infer", clock=lambda: next(times))
+    tally.model = "tally"
+    tally.end("ok")
+    tally.end("internal")
+    assert (count("ok"), count("internal")) == (1, 0)
+    seconds = metrics.request_seconds.labels("tally", "v2_rest", "ok")
+    assert seconds._sum.get() == 2.5
+
+
+def test_a_request_for_nobody_is_counted_under_one_label() -> None:
+    def count() -> float:
+        series = metrics.requests_total.labels("unknown", "v2_rest", "infer", "not_found")
+        return series._value.get()  # type: ignore[no-any-return]
+
+    before = count()
+    Tally("v2_rest", "infer").end("not_found")
+    assert count() == before + 1
+
+
+async def test_attempt_returns_what_was_raised_but_lets_cancellation_pass() -> None:
+    import asyncio
+
+    async def good() -> int:
+        return 7
+
+    async def bad() -> int:
+        raise KeyError("x")
+
+    async def stopped() -> int:
+        raise asyncio.CancelledError
+
+    assert await attempt(good()) == 7
+    assert isinstance(await attempt(bad()), KeyError)
+    with pytest.raises(asyncio.CancelledError):
+        await attempt(stopped())
+
+
+def test_a_fault_without_param_says_null() -> None:
+    fault = Fault(400, Code.INVALID_ARGUMENT, "x", "invalid_input", "t", None)
+    assert json.loads(fault.openai_body())["error"]["param"] is None

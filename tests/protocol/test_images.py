@@ -1,0 +1,226 @@
+"""Pictures of every kind become upright RGB without metadata; limits hold on the header; data URLs
+are read strictly and no other URL at all."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import warnings
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image, ImageCms, ImageFile
+
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.images import decode_image, read_data_url
+from predictors.settings import ImageLimits
+from tests.http.pictures import BAD_PICTURES, Bad, png_of
+
+LIMITS = ImageLimits()
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+ORANGE = (200, 100, 50)
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def plain(mode: str, color: Any, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+def palette(**options: Any) -> bytes:
+    picture = plain("P", 1)
+    picture.putpalette([*RED, *ORANGE])
+    return saved(picture, **options)
+
+
+@pytest.mark.parametrize(
+    ("raw", "color"),
+    [
+        (saved(plain("RGB", ORANGE)), ORANGE),
+        (saved(plain("L", 77)), (77, 77, 77)),
+        (saved(plain("1", 1)), WHITE),
+        (saved(plain("I;16", 200 * 256)), (200, 200, 200)),
+        (palette(), ORANGE),
+        (palette(transparency=1), WHITE),
+        (palette(transparency=0), ORANGE),
+        (saved(plain("L", 77), transparency=77), WHITE),
+        (saved(plain("RGB", ORANGE), transparency=ORANGE), WHITE),
+        (saved(plain("RGBA", (*ORANGE, 255))), ORANGE),
+        (saved(plain("RGBA", (*ORANGE, 0))), WHITE),
+        (saved(plain("RGBA", (0, 0, 0, 51))), (204, 204, 204)),
+        (saved(plain("LA", (77, 0))), WHITE),
+        (saved(plain("RGBA", (*ORANGE, 0)), "WEBP", lossless=True, exact=True), WHITE),
+        (saved(plain("RGB", ORANGE), "WEBP", lossless=True), ORANGE),
+    ],
+    ids=[
+        "RGB", "gray", "bilevel", "16-bit gray", "palette", "transparent palette entry",
+        "other palette entry transparent", "transparent gray", "transparent colour", "opaque",
+        "transparent", "one fifth black", "gray with alpha", "WebP with alpha", "WebP",
+    ],
+)  # fmt: skip
+def test_every_kind_becomes_rgb_on_white(raw: bytes, color: tuple[int, int, int]) -> None:
+    picture = decode_image(raw, LIMITS)
+    assert (picture.mode, picture.size) == ("RGB", (8, 8))
+    assert picture.getpixel((3, 3)) == color
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+def test_every_kind_of_jpeg_becomes_rgb(mode: str) -> None:
+    original = plain("RGB", ORANGE).convert(mode)
+    picture = decode_image(saved(original, "JPEG", quality=95), LIMITS)
+    found = picture.getpixel((3, 3))
+    expected = original.convert("RGB").getpixel((3, 3))
+    assert picture.mode == "RGB"
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_stands_as_its_exif_says(orientation: int) -> None:
+    upright = Image.new("RGB", (4, 2), WHITE)
+    upright.putpixel((0, 0), RED)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = decode_image(saved(stored, exif=exif.tobytes()), LIMITS)
+    assert picture.size == (4, 2)
+    assert picture.getpixel((0, 0)) == RED
+
+
+def test_metadata_and_colour_profile_are_dropped() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    raw = saved(plain("RGB", ORANGE), "JPEG", icc_profile=profile, exif=exif.tobytes())
+    picture = decode_image(raw, LIMITS)
+    assert picture.info == {}
+    assert type(picture) is Image.Image
+    assert b"where I live" not in saved(picture, "JPEG")
+
+
+def test_the_first_picture_of_a_phones_two_in_one_file_is_taken() -> None:
+    file = BytesIO()
+    plain("RGB", ORANGE).save(file, "MPO", save_all=True, append_images=[plain("RGB", RED)])
+    found = decode_image(file.getvalue(), LIMITS).getpixel((3, 3))
+    assert max(abs(a - b) for a, b in zip(found, ORANGE, strict=True)) <= 3  # type: ignore[arg-type]
+
+
+def test_the_smallest_picture_is_a_picture() -> None:
+    assert decode_image(saved(plain("RGB", RED, (1, 1))), LIMITS).size == (1, 1)
+
+
+def test_a_name_that_lies_about_the_format_does_not_matter() -> None:
+    raw = saved(plain("RGB", RED), "JPEG")
+    encoded = base64.b64encode(raw).decode()
+    assert decode_image(read_data_url(f"data:image/png;base64,{encoded}"), LIMITS).size == (8, 8)
+
+
+@pytest.mark.parametrize("bad", BAD_PICTURES, ids=lambda bad: bad.name)
+def test_a_bad_picture_names_the_parameter_and_nothing_of_pillow(bad: Bad) -> None:
+    limits = ImageLimits(max_bytes=200_000, max_pixels=10**6, max_side=4000, max_aspect=50.0)
+    with pytest.raises(InvalidRequest) as caught:
+        decode_image(bad.raw, limits, param="photo")
+    assert caught.value.param == "photo"
+    assert caught.value.message.startswith("photo ")
+    assert " 0x" not in caught.value.message
+    assert isinstance(caught.value, TooLarge) == (bad.status == 413)
+
+
+def test_limits_are_checked_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: ImageFile.ImageFile) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    limits = ImageLimits(max_pixels=100, max_side=50, max_aspect=5.0)
+    for size, words in (((11, 10), "at most 100"), ((51, 1), "a side may"), ((20, 2), "5 times")):
+        with pytest.raises(InvalidRequest, match=words):
+            decode_image(png_of(*size), limits)
+
+
+def test_a_bomb_is_refused_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InvalidRequest, match="pixels"):
+            decode_image(png_of(13_000, 13_000), LIMITS)
+        with pytest.raises(InvalidRequest, match="pixels"):
+            decode_image(png_of(40_000, 40_000), LIMITS)
+
+
+def test_pictures_are_decoded_in_many_threads_at_once() -> None:
+    raws = [saved(plain("RGB", (i, i, i), (64, 64))) for i in range(16)]
+    found: dict[int, Any] = {}
+
+    def work(i: int) -> None:
+        found[i] = decode_image(raws[i], LIMITS).getpixel((5, 5))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: (i, i, i) for i in range(16)}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "data:image/jpeg;base64,",
+        "data:;base64,",
+        "data:image/png;name=a.png;base64,",
+        "DATA:IMAGE/PNG;BASE64,",
+        "data:image/svg+xml;base64,",
+    ],
+)
+def test_a_data_url_gives_its_bytes(head: str) -> None:
+    assert read_data_url(head + "aGVs\nbG8=") == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1/a.png", "fetches none"),
+        ("https://example.com/a.png", "fetches none"),
+        ("HTTPS://allowed@evil.example/", "fetches none"),
+        ("http://[::ffff:169.254.169.254]/", "fetches none"),
+        ("file:///etc/passwd", "not a data URL"),
+        ("/proc/self/environ", "not a data URL"),
+        ("ftp://example.com/a.png", "not a data URL"),
+        ("gopher://x", "not a data URL"),
+        ("javascript:alert(1)", "not a data URL"),
+        ("", "not a data URL"),
+        ("aGVsbG8=", "not a data URL"),
+        (" data:image/png;base64,aGVsbG8=", "not a data URL"),
+        ("data:image/png;base64", "malformed data URL"),
+        ("data:", "malformed data URL"),
+        ("data:image/png;base64;base64,aGVsbG8=", "malformed data URL"),
+        ("data:image/png,aGVsbG8=", "without ';base64'"),
+        ("data:,hello", "without ';base64'"),
+        ("data:text/html;base64,aGVsbG8=", "a data URL of text/html"),
+        ("data:application/pdf;base64,aGVsbG8=", "a data URL of application/pdf"),
+        ("data:image/png;base64,aGVs,bG8=", "base64 is damaged"),
+        ("data:image/png;base64,aGVsbG8", "base64 is damaged"),
+        ("data:image/png;base64,-_-_", "base64 is damaged"),
+        ("data:image/png;base64,%61GVsbG8=", "base64 is damaged"),
+        ("data:image/png;base64,Zürich", "base64 is damaged"),
+        ("data:image/png;base64," * 1000, "base64 is damaged"),
+    ],
+)
+def test_any_other_url_is_refused_and_never_fetched(url: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        read_data_url(url, param="messages[0]")
+    assert caught.value.param == "messages[0]"
+    assert len(caught.value.message) < 200
