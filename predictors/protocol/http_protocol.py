@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
+
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
 
@@ -95,6 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
             STATUS_LINE[status],
             b"content-type: application/json\r\n",
             b"content-length: %d\r\n" % len(body),
+            b"%s: %s\r\n" % (REQUEST_ID_HEADER.encode(), clean_request_id(None).encode()),
             b"connection: close\r\n\r\n",
         ]
         self.transport.write(b"".join(head) + body)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
+from predictors.protocol import http_protocol
 from predictors.protocol.http_protocol import MAX_HEAD_BYTES
 from tests.http.echo import PATIENCE_S, Running, infer_body
 from tests.http.wrongs import check_text
@@ -102,6 +103,7 @@ def talk(running: Running, raw: bytes) -> tuple[int, bytes]:
 def test_whatever_comes_over_the_socket_gets_a_status(running: Running, wire: Wire) -> None:
     status, found = talk(running, wire.raw)
     assert status == wire.status, found[:500]
+    assert status == 100 or b"\r\nx-request-id: " in found
     if wire.words:
         body = json.loads(found.partition(b"\r\n\r\n")[2])
         check_text(body["error"], wire.words)
@@ -134,6 +136,31 @@ def test_a_head_that_never_ends_is_bounded_in_bytes(running: Running) -> None:
             while sent < 100 * MAX_HEAD_BYTES:
                 sent += sock.send(b"a" * 1000)
         assert sent < 100 * MAX_HEAD_BYTES, "it read on and on"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n"])
+def test_a_connection_that_never_finishes_a_head_is_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        sock.sendall(sent)
+        found = b""
+        while part := sock.recv(65_536):
+            found += part
+    assert found.startswith(b"HTTP/1.1 408 ")
+    assert b"the request's head took longer" in found
+
+
+def test_a_slow_body_is_not_a_slow_head(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S) as sock:
+        sock.sendall(POST + JSON_HEAD + LENGTH + b"expect: 100-continue\r\n\r\n")
+        assert sock.recv(65_536).startswith(b"HTTP/1.1 100")
+        with socket.create_connection(("127.0.0.1", running.server.http_port)) as idle:
+            assert idle.recv(65_536).startswith(b"HTTP/1.1 408 ")  # so long did it take
+        sock.sendall(BODY)
+        assert sock.recv(65_536).startswith(b"HTTP/1.1 200 OK")
 
 
 ROUTES = [
