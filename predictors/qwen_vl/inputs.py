@@ -8,6 +8,7 @@ never kept in a module.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import threading
@@ -200,14 +201,17 @@ class Inputs:
         return [t for p in pieces for t in self.tokenizer.encode(p, add_special_tokens=False).ids]
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        parts = [
-            {"type": "image"}
-            if isinstance(p, Picture)
-            else {"type": "text", "text": self._plain(p)}
-            for p in message.parts
-        ]
-        texts = [part["text"] for part in parts if part["type"] == "text"]
-        return "".join(texts) if len(texts) == len(parts) else parts
+        """The parts as templates take them. Texts side by side become one before they are looked
+        at, so that no control token comes out of two halves.
+        """
+        parts: list[dict[str, str]] = []
+        for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
+            if is_text:
+                parts.append({"type": "text", "text": self._plain("".join(map(str, run)))})
+            else:
+                parts += [{"type": "image"} for _ in run]
+        is_plain = len(parts) == 1 and parts[0]["type"] == "text"
+        return parts[0]["text"] if is_plain else parts
 
     def _plain(self, text: str) -> str:
         def broken(found: re.Match[str]) -> str:

@@ -253,7 +253,8 @@ class Runner:
         self._warm_choice(logits)
 
     def _warm_prefill(self, width: int) -> None:
-        tokens, positions = torch.zeros(width, dtype=torch.int64), torch.zeros(3, width).long()
+        n = min(width, self.limits.max_context)
+        tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         self._warm_choice(self.prefill(Piece(0, 0, width, tokens, positions, pages, ())))
 

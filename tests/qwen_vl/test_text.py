@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def read(
     reader = AnswerReader(vocabulary, stops)
     borders = sorted({0, len(tokens), *(cut % (len(tokens) + 1) for cut in cuts)})
     seen: list[ChatDelta] = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         reason = "length" if end == len(tokens) else None
         chunk = ChatDelta(tuple(tokens[start:end]), 1, end, finish_reason=reason)
         seen += reader.feed(chunk)
