@@ -56,7 +56,6 @@ class RecompileGuard:
 
     _frames: ClassVar[Counter[int]] = Counter()  # thread ident -> frames compiled on it
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _is_listening: ClassVar[bool] = False
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -88,12 +87,13 @@ class RecompileGuard:
     @classmethod
     def listen(cls) -> None:
         """Be told of compilations, once there can be any (Dynamo is imported). Idempotent."""
-        if cls._is_listening or "torch._dynamo" not in sys.modules:
+        if "torch._dynamo" not in sys.modules:
             return
+        handler = torch._dynamo.callback.callback_handler
         with cls._lock:
-            if not cls._is_listening:
-                torch._dynamo.callback.callback_handler.register_start_callback(cls._on_compile)
-                cls._is_listening = True
+            # asked each time: `torch._dynamo.reset` forgets callbacks
+            if cls._on_compile not in handler.start_callbacks:
+                handler.register_start_callback(cls._on_compile)
 
     @classmethod
     def _on_compile(cls, args: object) -> None:

@@ -57,6 +57,15 @@ def test_another_threads_compilation_is_not_ours() -> None:
     assert guard.check() == 0
 
 
+def test_the_guard_goes_on_counting_after_dynamo_was_reset() -> None:
+    guard = RecompileGuard("reset")
+    guard.seal()
+    torch._dynamo.reset()
+    guard.check()
+    compiled(lambda x: x - 11, AOT, "minus")(torch.ones(2))
+    assert guard.check() == 1
+
+
 def test_an_unsealed_guard_counts_nothing() -> None:
     guard = RecompileGuard("warming")
     compiled(lambda x: x - 9, AOT, "minus")(torch.ones(2))
