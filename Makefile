@@ -53,8 +53,9 @@ format: $(STAMP) ## mend what ruff can mend
 type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-docs: $(STAMP) ## write docs/configuration.md from predictors/settings.py
-	$(BIN)/python docs/configuration.py
+docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md from the code
+	PYTHONPATH=. $(BIN)/python docs/configuration.py
+	PYTHONPATH=. $(BIN)/python docs/metrics.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.cpu

@@ -7,9 +7,12 @@ answers each with the seconds from the request to the finished picture.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `predictors serve` does
 
 from predictors.__main__ import build
 from predictors.flux.predictor import FluxPredictor

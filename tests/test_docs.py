@@ -31,9 +31,10 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def test_the_page_of_settings_is_current() -> None:
+@pytest.mark.parametrize("page", ["configuration", "metrics"])
+def test_a_page_that_is_made_from_code_is_current(page: str) -> None:
     check = subprocess.run(
-        [sys.executable, "docs/configuration.py", "--check"],
+        [sys.executable, f"docs/{page}.py", "--check"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=60,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
@@ -152,6 +153,13 @@ def test_names_have_one_prefix_base_units_and_a_help_text() -> None:
         assert series._documentation.endswith(".")
         assert kind != "histogram" or re.search(r"_(seconds|pixels|tokens|size|steps)$", name), name
         assert not re.search(r"_(ms|us|milliseconds|kb|mb)(_|$)", name), name
+
+
+def test_every_series_is_touched_by_somebody() -> None:
+    package = Path(metrics.__file__).parent
+    code = "".join(p.read_text() for p in package.rglob("*.py") if p.name != "metrics.py")
+    names = {k for k, v in vars(metrics).items() if isinstance(v, MetricWrapperBase)}
+    assert {name for name in names if not re.search(rf"\bmetrics\.{name}\b", code)} == set()
 
 
 def test_labels_are_bounded() -> None:

@@ -1,0 +1,75 @@
+"""Writes docs/metrics.md from predictors/metrics.py: one row per series. Knows none by name.
+
+`python docs/metrics.py` writes the file, `--check` says whether it is current.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from predictors import metrics
+
+PAGE = Path(__file__).with_name("metrics.md")
+HEAD = """# Metrics
+
+<!-- Written by `make docs` from predictors/metrics.py; edit that file. -->
+
+`GET /metrics`, Prometheus text or OpenMetrics by `Accept`. Every counter and histogram of a model
+exists at zero from the start, so `rate()` works on the first error. Labels are bounded: never a
+prompt, a seed, a caller or a raw size. KServe's own series are there too.
+
+| series | type | labels | |
+|---|---|---|---|
+"""
+TAIL = """
+| label | values |
+|---|---|
+"""
+
+
+def rows() -> list[str]:
+    """One row per series, in the order of the file."""
+    lines = []
+    for series in vars(metrics).values():
+        if isinstance(series, MetricWrapperBase):
+            name = series._name + ("_total" if series._type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in series._labelnames)
+            lines.append(f"| `{name}` | {series._type} | {labels} | {series._documentation} |")
+    return lines
+
+
+def values() -> list[str]:
+    """One row per label with a closed set of values."""
+    closed = {
+        "protocol": metrics.PROTOCOLS,
+        "reason": metrics.REASONS,
+        "stage": (*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES),
+        "resolution": metrics.RESOLUTIONS,
+        "cache": [cache for caches in metrics.CACHES.values() for cache in caches],
+        "result": metrics.CACHE_RESULTS,
+        "phase": metrics.PHASES,
+    }
+    return [
+        f"| `{label}` | {', '.join(f'`{value}`' for value in dict.fromkeys(named))} |"
+        for label, named in closed.items()
+    ]
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "\n".join(rows()) + "\n" + TAIL + "\n".join(values()) + "\n"
+
+
+def main() -> int:
+    """Write or check the page; returns the exit code."""
+    if "--check" in sys.argv[1:]:
+        return 0 if PAGE.read_text(encoding="utf-8") == page() else 1
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

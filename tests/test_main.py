@@ -1,0 +1,178 @@
+"""The command line: which flags win, who serves a folder, what a person reads when it fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictors import __main__ as root
+from predictors.cli import demo
+from predictors.protocol import server
+from predictors.serving.lifecycle import Warmth
+from predictors.settings import Settings
+
+
+class Host:
+    """Takes the callback that logs progress."""
+
+    on_progress: Any = None
+
+
+class Room:
+    """Stands for a predictor: says what it was built of."""
+
+    def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.settings = settings
+        self.host = Host()
+
+
+class Server:
+    """Stands for the server: keeps what it was given."""
+
+    given: tuple[Sequence[Room], Settings]
+
+    def __init__(self, models: Sequence[Room], settings: Settings) -> None:
+        Server.given = (models, settings)
+
+    def run(self) -> int:
+        return 7
+
+
+@pytest.fixture(autouse=True)
+def _rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both rooms and the server are stand-ins; logging is left as it was."""
+    monkeypatch.setattr(server, "PredictorServer", Server)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(root, "ROOMS", dict.fromkeys(root.ROOMS, f"{__name__}:Room"))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    yield
+    os.environ.pop("OMP_WAIT_POLICY", None)
+
+
+def checkpoint(folder: Path, file: str, content: object) -> Path:
+    """A folder with one config."""
+    folder.mkdir()
+    (folder / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def flux(tmp_path: Path) -> Path:
+    """A folder that says it is a FLUX pipeline."""
+    return checkpoint(tmp_path / "f", "model_index.json", {"_class_name": "FluxPipeline"})
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """A folder that says it is a Qwen2.5-VL."""
+    named = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    return checkpoint(tmp_path / "q", "config.json", named)
+
+
+def test_every_model_is_built_from_its_folder_and_the_exit_code_is_the_servers(
+    flux: Path, qwen: Path
+) -> None:
+    assert root.main(["serve", "--model", f"a={flux}", f"--model=b={qwen}"]) == 7
+    models, settings = Server.given
+    assert [(model.name, model.checkpoint) for model in models] == [("a", flux), ("b", qwen)]
+    assert all(model.settings is settings for model in models)
+
+
+def test_a_flag_beats_the_environment(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "1111")
+    monkeypatch.setenv("GRPC_PORT", "2222")
+    root.main(["serve", f"--model=a={flux}", "--port=3333", "--host", "::1"])
+    own = Server.given[1].server
+    assert (own.host, own.port, own.grpc_port) == ("::1", 3333, 2222)
+
+
+def test_idle_threads_of_torch_sleep_instead_of_spinning(
+    flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.main(["serve", f"--model=a={flux}"])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    root.main(["serve", f"--model=a={flux}"])
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_each_warmed_shape_is_a_line_in_the_log(
+    flux: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root.main(["serve", f"--model=a={flux}"])
+    tell = Server.given[0][0].host.on_progress
+    with caplog.at_level(logging.INFO, "predictors"):
+        tell(Warmth("load"))
+        tell(Warmth("warmup", "128x128", 1, 3))
+    assert [record.getMessage() for record in caplog.records] == ["warming: a 128x128 (1/3)"]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("flux", "--model takes NAME=PATH, not 'flux'"),
+        ("=x", "--model takes NAME=PATH, not '=x'"),
+        ("flux=", "--model takes NAME=PATH, not 'flux='"),
+        ("flux=nowhere", "--model flux: there is no folder 'nowhere'"),
+    ],
+)
+def test_a_model_that_is_no_name_and_folder_is_refused(
+    model: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert root.main(["serve", "--model", model]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("README.md", "", "e is a folder whose config names no class; served are"),
+        ("config.json", "{not json", "e is a folder whose config names no class; served are"),
+        ("config.json", [], "e is a folder whose config names no class; served are"),
+        ("config.json", {"architectures": []}, "e is a folder whose config names no class"),
+        ("config.json", {"architectures": ["LlamaForCausalLM"]}, "e is a LlamaForCausalLM; served"),
+        ("model_index.json", {"_class_name": "SanaPipeline"}, "e is a SanaPipeline; served are"),
+    ],
+)
+def test_a_folder_that_no_room_serves_is_refused_with_what_is_served(
+    file: str, content: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "e", file, content)
+    assert root.main(["serve", f"--model=a={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert str(tmp_path) not in error
+
+
+def test_a_bad_setting_ends_the_process_and_is_named(
+    flux: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREDICTORS_FLUX_SLOTS", "none")
+    assert root.main(["serve", f"--model=a={flux}"]) == 2
+    assert capsys.readouterr().err == "error: PREDICTORS_FLUX_SLOTS must be int, not 'none'\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["serve"], ["fly"], ["serve", "--model"]])
+def test_a_wrong_command_line_shows_the_usage(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        root.main(argv)
+    assert ended.value.code == 2
+    assert "usage: python -m predictors" in capsys.readouterr().err
+
+
+def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Sequence[str], Path]] = []
+    monkeypatch.setattr(demo, "demo", lambda prompts, out: calls.append((prompts, out)) or 3)
+    assert root.main(["demo"]) == 3
+    assert root.main(["demo", "a red star", "--out", "elsewhere"]) == 3
+    assert calls == [(demo.PROMPTS, Path("out")), (["a red star"], Path("elsewhere"))]
