@@ -1,0 +1,1 @@
+"""The embedded checkpoints and the code that trains them; the server imports none of it."""
