@@ -1,8 +1,9 @@
-"""What batch invariance costs on the CPU: a decode step at one fixed width, at the smallest width that
-fits, and row by row.
+"""What batch invariance costs on the CPU: a decode step at one fixed width, at the smallest width
+that fits, and row by row.
 
-`python -m benchmarks.qwen_vl_width` prints one JSON object: milliseconds of processor time per decode
-step (median; processor time, because the machine may be shared) for 1, 2, 4 and 8 live sequences.
+`python -m benchmarks.qwen_vl_width` prints one JSON object: milliseconds of processor time per
+decode step (median; processor time, because the machine may be shared) for 1, 2, 4 and 8 live
+sequences.
 """
 
 from __future__ import annotations
