@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from predictors import __version__, metrics
 from predictors.settings import ComputeSettings, InvalidSetting
 
 COMPILERS = ("off", "aot_eager", "inductor")
@@ -60,6 +61,13 @@ def place(settings: ComputeSettings) -> Placement:
         dtype=DTYPES[dtype if settings.dtype == "auto" else settings.dtype],
         compile=compiler if settings.compile == "auto" else settings.compile,
     )
+
+
+def announce(model: str, placement: Placement) -> None:
+    """Show what runs where in `predictors_build_info`."""
+    device = placement.device.type
+    labels = (model, __version__, torch.__version__, device, placement.precision)
+    metrics.build_info.labels(*labels).set(1)
 
 
 def is_device_lost(error: BaseException) -> bool:

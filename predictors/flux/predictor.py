@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.base import Answer, BasePredictor
-from predictors.compute.device import place
+from predictors.compute.device import announce, place
 from predictors.errors import InvalidRequest
 from predictors.flux.codec import INPUT_TYPES, OUTPUT_TYPES, FluxCodec
 from predictors.flux.engine import FluxEngine
@@ -34,6 +34,7 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         self._codec = FluxCodec(name, offer, placement.precision, settings.flux.png_level)
         engine = FluxEngine(name, facts, offer, self._preparer, settings.flux, placement)
         super().__init__(name, engine, settings)
+        announce(name, placement)
 
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         """One request per row."""

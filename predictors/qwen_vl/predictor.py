@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor, Flight
-from predictors.compute.device import place
+from predictors.compute.device import announce, place
 from predictors.protocol.call import Call
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
@@ -35,6 +35,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
         super().__init__(name, engine, settings)
+        announce(name, placement)
         self._inputs = Inputs(
             name,
             checkpoint,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
-from predictors.compute.device import place
+from predictors import __version__
+from predictors.compute.device import announce, place
 from predictors.settings import ComputeSettings, InvalidSetting
 
 
@@ -47,3 +49,10 @@ def test_threads_are_set_when_asked_for() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_runs_where_is_shown_as_a_metric() -> None:
+    announce("announced", place(ComputeSettings(device="cpu", dtype="bfloat16")))
+    labels = {"version": __version__, "torch": torch.__version__, "device": "cpu"}
+    shown = {"model": "announced", "dtype": "bfloat16", **labels}
+    assert REGISTRY.get_sample_value("predictors_build_info", shown) == 1
