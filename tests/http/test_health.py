@@ -122,6 +122,16 @@ def test_a_dead_engine_answers_everybody_and_ends_the_process_with_an_error() ->
         assert running.join() == 70
 
 
+@pytest.mark.parametrize("verb", ["load", "warm"])
+def test_a_model_that_can_not_start_ends_the_process_with_an_error(verb: str) -> None:
+    engine = ScriptedEngine(hold=(verb,))
+    engine.raise_in[verb] = OSError("/mnt/models/flux: no such file")
+    with held(engine, wait_ready=False) as (running, _), running.client() as http:
+        assert http.get("/v2/health/ready").status_code == 503
+        engine.release(verb)
+        assert running.join() == 70
+
+
 def test_liveness_fails_when_the_engine_does_not_move() -> None:
     engine = ScriptedEngine(slots=1)
     settings = small_settings(queue={"stall_timeout_s": 0.05})
