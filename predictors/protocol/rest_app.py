@@ -7,6 +7,7 @@ then raise it again, and the server below would cut the connection.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -102,7 +103,8 @@ class RestApp:
         """Prometheus text, or OpenMetrics for who accepts it."""
         self._on_scrape()
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return Reply(encode(REGISTRY), headers=(("content-type", content_type),))
+        body = await asyncio.to_thread(encode, REGISTRY)  # 25 ms with two models
+        return Reply(body, headers=(("content-type", content_type),))
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,6 +10,7 @@ import time
 import grpc
 import pytest
 
+from predictors import metrics
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, held, infer_body, small_settings
@@ -56,6 +57,24 @@ def test_a_rest_client_that_goes_away_frees_its_slot_within_one_step() -> None:
         assert engine.calls[-2:] == [("evict", "gone"), ("admit", "next")]
         engine.allow(1)
         assert waiting.result().status_code == 200
+
+
+def test_a_client_that_goes_away_in_the_middle_of_its_body_is_counted_and_forgotten() -> None:
+    def left() -> float:
+        labels = ("echo", "v2_rest", "infer", "cancelled")
+        return metrics.requests_total.labels(*labels)._value.get()  # type: ignore[no-any-return]
+
+    with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
+        before = left()
+        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
+            sock.sendall(head.encode())
+            while running.server.registry.in_flight == 0:
+                http.get("/v2")  # until the head was read
+        while running.server.registry.in_flight != 0:
+            http.get("/v2")  # until the end was seen
+        assert left() == before + 1
+        assert running.stop() == 0  # nothing is left that a drain would wait for
 
 
 def test_a_grpc_client_that_goes_away_frees_its_slot_within_one_step() -> None:
