@@ -25,8 +25,16 @@ from predictors.errors import InvalidRequest
 from predictors.qwen_vl.inputs import ChatWork, PlacedPicture
 from predictors.qwen_vl.kv_cache import Limits, PagePool
 from predictors.qwen_vl.request import ChatDelta
-from predictors.qwen_vl.runner import Choice, Piece, Row, Runner
-from predictors.qwen_vl.scheduling import Chunk, Standing, Turn, chunk_widths, plan, powers_to
+from predictors.qwen_vl.runner import Choice, Piece, Row, Runner, free_pages
+from predictors.qwen_vl.scheduling import (
+    Chunk,
+    Standing,
+    Turn,
+    chunk_widths,
+    fixed_width,
+    plan,
+    powers_to,
+)
 from predictors.qwen_vl.weights import Architecture, load_modules
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.job import Job
@@ -36,7 +44,6 @@ log = logging.getLogger(__name__)
 
 ChatJob = Job[ChatWork, ChatDelta]
 CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
-KV_SHARE = 0.8  # of the memory that is free once the weights are there
 
 
 @dataclass(slots=True)
@@ -313,25 +320,17 @@ class QwenVLEngine:
 
     # -- shapes ----------------------------------------------------------------------------------
     def _limits(self) -> Limits:
-        settings = self._settings
+        settings, slots = self._settings, self.slots
+        widths = (fixed_width(slots),) if self._deterministic else powers_to(slots)
         return Limits.plan(
-            slots=self.slots,
+            slots=slots,
             page_tokens=settings.page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=self.max_context,
-            free_pages=self._free_pages(),
-            decode_widths=(self.slots,) if self._deterministic else powers_to(self.slots),
+            free_pages=free_pages(self._architecture.text, settings.page_tokens, self._placement),
+            decode_widths=widths,
             chunk_widths=chunk_widths(settings.prefill_chunk),
         )
-
-    def _free_pages(self) -> int | None:
-        """Pages that a GPU has memory for, now that the weights are there; None on the CPU."""
-        if not self._placement.is_cuda:
-            return None
-        text, size = self._architecture.text, self._settings.page_tokens
-        page_bytes = 2 * text.layers * text.kv_heads * text.head_dim * size
-        free, _ = torch.cuda.mem_get_info(self._placement.device)
-        return int(free * KV_SHARE) // (page_bytes * self._placement.dtype.itemsize)
 
 
 def max_context(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoProcessor
 
@@ -117,6 +118,7 @@ class Inputs:
             t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special
         ]
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
+        self._longest_token = max(map(len, self.tokenizer.get_vocab()))
         self._lock = threading.Lock()
         self._kept: ByteBoundedCache[bytes, Patches] = ByteBoundedCache(
             PATCH_CACHE_BYTES, lambda patches: patches.values.nbytes
@@ -192,13 +194,34 @@ class Inputs:
         A control token that stands in a caller's text is read as plain text: nobody can end a turn
         or claim a picture by writing its token.
         """
+        self._check_length(messages)
         turns = [{"role": m.role, "content": self._content(m)} for m in messages]
-        rendered: str = self._templated.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            rendered: str = self._templated.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+            rendered.encode()  # half a surrogate pair is no text
+        except TemplateError as error:
+            message = "the model's chat template does not take these messages"
+            raise InvalidRequest(message, param="messages") from error
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the text holds half a surrogate pair") from error
         pieces = rendered.split(self._break)
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe
         return [t for p in pieces for t in self.tokenizer.encode(p, add_special_tokens=False).ids]
+
+    def _check_length(self, messages: Sequence[Message]) -> None:
+        """Refuse at once what would take seconds to tokenise only to be refused then.
+
+        No token is longer than the longest, and composing characters leaves at least a third of
+        a text.
+        """
+        texts = (part for m in messages for part in m.parts if isinstance(part, str))
+        least = sum(map(len, texts)) // (3 * self._longest_token)
+        if least >= self._max_context:
+            raise InvalidRequest(
+                f"the prompt has at least {least} tokens; the context is {self._max_context}"
+            )
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         """The parts as templates take them. Texts side by side become one before they are looked

@@ -22,7 +22,7 @@ from predictors.qwen_vl.inputs import ChatWork, Inputs
 from predictors.qwen_vl.request import ChatDelta, ChatRequest
 from predictors.qwen_vl.text import AnswerReader, Vocabulary
 from predictors.qwen_vl.weights import read_architecture
-from predictors.settings import Settings
+from predictors.settings import InvalidSetting, QwenVLSettings, Settings
 
 
 class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
@@ -31,6 +31,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     room: ClassVar[str] = "qwen_vl"
 
     def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+        check_settings(settings.qwen_vl)
         placement = place(settings.compute)
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
@@ -109,6 +110,16 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         if _body_chars(body) <= INLINE_BYTES:
             return self._codec.decode_chat(body)
         return await self.off_loop(self._codec.decode_chat, body)
+
+
+def check_settings(settings: QwenVLSettings) -> None:
+    """Raise `InvalidSetting` for a number that no engine can work with."""
+    for name in ("slots", "page_tokens", "prefill_chunk", "default_max_tokens"):
+        if getattr(settings, name) < 1:
+            raise InvalidSetting(f"qwen_vl.{name} must be at least 1")
+    for name in ("kv_tokens", "max_context", "min_pixels", "max_pixels", "embedding_cache_bytes"):
+        if getattr(settings, name) < 0:
+            raise InvalidSetting(f"qwen_vl.{name} must be at least 0")
 
 
 async def _interleaved(

@@ -19,12 +19,13 @@ from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
 from predictors.compute.transfer import to_device, to_host_async
 from predictors.qwen_vl.kv_cache import Limits
-from predictors.qwen_vl.modules.decoder import Decoder
+from predictors.qwen_vl.modules.decoder import Decoder, TextShape
 from predictors.qwen_vl.modules.paged import SCRATCH_PAGE
 from predictors.qwen_vl.modules.vision import GridPlan, VisionTower, plan_grid
 from predictors.qwen_vl.request import Sampling
 from predictors.qwen_vl.sampling import Draw, Penalties, greedy, noise_key, sampled
 
+KV_SHARE = 0.8  # of the memory that is free once the weights are there
 GRID_PLANS = 256  # cached; a plan of 1024x1024 pixels takes 3.6 MB
 
 
@@ -86,6 +87,7 @@ class Runner:
         self.limits = limits
         self.decode_widths = limits.decode_widths
         self._placement = placement
+        self._move = partial(to_device, placement=placement)
         self._decoder = decoder
         self._vision = vision
         shape, device = decoder.shape, placement.device
@@ -112,7 +114,7 @@ class Runner:
         return tokens
 
     def _make_plan(self, grid: tuple[int, int]) -> GridPlan:
-        return plan_grid(*grid, self._vision.shape).to(self._placement.device)
+        return plan_grid(*grid, self._vision.shape).moved(self._move)
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
@@ -120,8 +122,8 @@ class Runner:
         """Make `slot` ready for a prompt (n,) int64. May be repeated."""
         table = torch.full((self.limits.pages_per_slot,), SCRATCH_PAGE)
         table[: len(pages)] = torch.tensor(pages)
-        self._tables[slot].copy_(to_device(table, self._placement))
-        self._seen[slot].zero_().index_fill_(0, to_device(prompt, self._placement), True)
+        self._tables[slot].copy_(self._move(table))
+        self._seen[slot].zero_().index_fill_(0, self._move(prompt), True)
         self._counts[slot].zero_()
 
     @torch.no_grad()
@@ -132,14 +134,14 @@ class Runner:
         packed[0, :n] = piece.tokens
         packed[1:4, :n] = piece.positions
         packed[4, :n] = self._places(piece.pages, piece.start, n)
-        tokens, positions, places = to_device(packed, self._placement).split((1, 3, 1))
+        tokens, positions, places = self._move(packed).split((1, 3, 1))
         embedded = self._decoder.embedding(tokens[0])
         for first, rows in piece.pictures:
             embedded[first : first + len(rows)] = rows
         return self._prefill(
             embedded,
             positions,
-            to_device(torch.tensor([n - 1]), self._placement),
+            self._move(torch.tensor([n - 1])),
             self._caches,
             places[0],
             self._tables[piece.slot : piece.slot + 1],
@@ -173,7 +175,7 @@ class Runner:
         ]
         columns += [(0, 0, 0, 0)] * (width - len(rows))  # nobody: writes to the scratch page
         spans = [(row.length, 1) for row in rows] + [(0, 0)] * (width - len(rows))
-        packed = to_device(torch.tensor(columns).T.contiguous(), self._placement)
+        packed = self._move(torch.tensor(columns).T.contiguous())
         tokens, positions, places, slots = packed.unbind()
         tables = self._tables.index_select(0, slots)
         return self._decode(tokens, positions, self._caches, places, tables, torch.tensor(spans))
@@ -185,9 +187,8 @@ class Runner:
         padded = [*choices, *[NOBODY] * (width - len(choices))]
         ints = [_ints(choice, vocab) for choice in padded]
         floats = [_floats(choice.sampling) for choice in padded]
-        placed = partial(to_device, placement=self._placement)
-        slots, top_k, key, is_greedy = placed(torch.tensor(ints)).T[..., None].unbind()
-        values = placed(torch.tensor(floats)).T[..., None].unbind()
+        slots, top_k, key, is_greedy = self._move(torch.tensor(ints)).T[..., None].unbind()
+        values = self._move(torch.tensor(floats)).T[..., None].unbind()
         seen, counts = (x.index_select(0, slots[:, 0]) for x in (self._seen, self._counts))
         penalties = Penalties(values[0], values[1], values[2], seen, counts)
         if all(c.sampling.is_greedy for c in choices):
@@ -198,7 +199,7 @@ class Runner:
     @torch.no_grad()
     def commit(self, slots: Sequence[int], tokens: Tensor) -> None:
         """Count the chosen `tokens` (len(slots),). The one thing that may not be repeated."""
-        rows = to_device(torch.tensor(slots), self._placement)
+        rows = self._move(torch.tensor(slots))
         self._seen.index_put_((rows, tokens), torch.ones_like(rows, dtype=torch.bool))
         ones = torch.ones_like(rows, dtype=torch.float32)
         self._counts.index_put_((rows, tokens), ones, accumulate=True)
@@ -217,7 +218,7 @@ class Runner:
         admission, since it writes to pages.
         """
         token = min(self._decoder.shape.vocab, 1000) - 1
-        width = min(self.decode_widths[-1], self.limits.num_pages)
+        width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
         rows = [Row(i, (token - i) % (token + 1), 7 * i, 0, [1 + i]) for i in range(width)]
         for row in rows:
             self.begin(row.slot, row.pages, torch.tensor([row.token]))
@@ -249,7 +250,7 @@ class Runner:
 
     def _warm_decode(self, width: int) -> None:
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
-        logits = self.decode([Row(i, 0, 0, 0, pages) for i in range(width)])
+        logits = self.decode([Row(i % self.limits.slots, 0, 0, 0, pages) for i in range(width)])
         self._warm_choice(logits)
 
     def _warm_prefill(self, width: int) -> None:
@@ -261,8 +262,17 @@ class Runner:
     def _warm_choice(self, logits: Tensor) -> None:
         for temperature in (0.0, 1.0):
             sampling = Sampling(temperature=temperature)
-            choices = [Choice(i, sampling, 0, 0) for i in range(len(logits))]
+            choices = [Choice(0, sampling, 0, 0)] * len(logits)
             self.read(self.choose(logits, choices))
+
+
+def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int | None:
+    """KV pages that a GPU has memory for once the weights are there; None on the CPU."""
+    if not placement.is_cuda:
+        return None
+    values = 2 * text.layers * text.kv_heads * text.head_dim * page_tokens
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    return int(free * KV_SHARE) // (values * placement.dtype.itemsize)
 
 
 def _ints(choice: Choice, vocab: int) -> tuple[int, int, int, bool]:

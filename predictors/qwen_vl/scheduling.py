@@ -55,6 +55,13 @@ def powers_to(most: int) -> tuple[int, ...]:
     return tuple(sorted({most, *(2**i for i in range(most.bit_length()) if 2**i < most)}))
 
 
+def fixed_width(slots: int) -> int:
+    """The one decode width of `slots` sequences where a step must be the same for everybody: from
+    four on a multiple of four, because matmul kernels give the odd rows at the end other bits.
+    """
+    return slots if slots < 4 else -(-slots // 4) * 4
+
+
 def next_chunk(standing: Standing[K], widths: Sequence[int]) -> Chunk[K]:
     """The next piece of a prompt: the smallest width that takes the rest, else the largest one."""
     rest = standing.total - standing.done

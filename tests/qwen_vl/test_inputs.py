@@ -115,3 +115,26 @@ def test_n_answers_share_one_prepared_picture(room: Room) -> None:
     request = chat(png(55, 90, 90), "same")
     first, second = room.inputs.prepare(request), room.inputs.prepare(request)
     assert first.pictures[0].patches is second.pictures[0].patches
+
+
+def test_half_a_surrogate_pair_is_refused(room: Room) -> None:
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        room.inputs.prepare(chat("\ud800"))
+    assert room.inputs.prepare(chat("\x00 \u202e 🌟"))
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.inputs, "tokenizer", None)  # not even looked at
+    with pytest.raises(InvalidRequest, match=r"at least \d+ tokens; the context is 512"):
+        room.inputs.prepare(chat("a" * 5_000_000))
+
+
+def test_a_template_that_raises_is_the_callers_error(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ raise_exception('system goes first') }}"
+    monkeypatch.setattr(room.inputs._templated, "chat_template", template)
+    with pytest.raises(InvalidRequest, match="chat template"):
+        room.inputs.prepare(chat("hi"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -85,3 +86,42 @@ def test_without_the_promise_decoding_takes_the_smallest_width_that_fits() -> No
     assert room.engine._runner.decode_widths == (1, 2, 4, 8)
     requests = [chat(f"number {i}") for i in range(5)]
     assert room.answers(requests) == [room.answer(request) for request in requests]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
+    wild: Room, alone: list[list[int]], seed: int
+) -> None:
+    """Random order of admissions, steps of a few (as after a failure) and leavings."""
+    chance = random.Random(seed)
+    pool = wild.engine._pool
+    waiting = [(i, wild.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
+    stayed, leavers = {}, 3
+    while waiting or wild.engine.busy:
+        active = wild.engine.active
+        action = chance.random()
+        if waiting and action < 0.3:
+            index, job = waiting.pop(chance.randrange(len(waiting)))
+            assert wild.engine.admit(job)
+            stayed[index] = job
+        elif active and action < 0.4 and leavers:
+            leavers -= 1
+            left = chance.choice(active)
+            wild.engine.evict(left)
+            stayed = {i: job for i, job in stayed.items() if job is not left}
+        elif active:
+            wild.engine.step(chance.sample(active, chance.randint(1, len(active))))
+        owned = [page for job in wild.engine.active for page in pool.owned(job)]
+        assert len(set(owned)) == len(owned)
+        assert len(owned) + pool.num_free == pool.num_pages
+    assert pool.num_free == pool.num_pages
+    assert len(stayed) == 5
+    assert {i: tokens_of(job) for i, job in stayed.items()} == {i: alone[i] for i in stayed}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5, 6])
+def test_any_number_of_slots_decodes_at_one_width_whose_rows_agree(slots: int) -> None:
+    runner = Room.open(slots=slots).engine._runner
+    assert len(runner.decode_widths) == 1
+    assert runner.decode_widths[0] >= slots
+    assert runner.rows_agree()

@@ -16,8 +16,8 @@ from predictors.protocol.call import Call
 from predictors.protocol.openai_chat import read_body
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2 import Tensor, V2Request
-from predictors.qwen_vl.predictor import QwenVLPredictor
-from predictors.settings import ComputeSettings, QwenVLSettings, Settings
+from predictors.qwen_vl.predictor import QwenVLPredictor, check_settings
+from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
 from tests.qwen_vl.room import Room, chat, png
 
 SETTINGS = Settings(
@@ -200,3 +200,9 @@ async def test_usage_comes_last_when_asked_for(predictor: QwenVLPredictor) -> No
         "completion_tokens": 12,
         "total_tokens": prompt + 12,
     }
+
+
+@pytest.mark.parametrize("setting", [{"slots": 0}, {"page_tokens": 0}, {"max_context": -1}])
+def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, int]) -> None:
+    with pytest.raises(InvalidSetting, match=rf"qwen_vl\.{next(iter(setting))} must be"):
+        check_settings(QwenVLSettings(**setting))  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ no request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +76,11 @@ class GridPlan:
     scatter: Tensor | None
     mask: Tensor | None
 
-    def to(self, device: torch.device) -> GridPlan:
-        """The same plan on `device`."""
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name in self.__slots__
-            for value in [getattr(self, name)]
-        }
-        return GridPlan(**moved)  # type: ignore[arg-type]
+    def moved(self, move: Callable[[Tensor], Tensor]) -> GridPlan:
+        """The same plan with every tensor `move`d."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def plan_grid(height: int, width: int, shape: VisionShape) -> GridPlan:
