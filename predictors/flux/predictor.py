@@ -120,7 +120,9 @@ def _check_sizes(offer: Offer) -> None:
         except InvalidRequest as error:
             message = f"size {width}x{height} can't be promised: {error.message}"
             raise InvalidSetting(message) from error
-    offer.check_promise(offer.default_width, offer.default_height, offer.default_sequence_length)
+    default = (offer.default_width, offer.default_height)
+    if offer.refuses_unpromised and default not in offer.sizes:
+        raise InvalidSetting(f"flux.default_size {default} would be refused: not in flux.sizes")
 
 
 def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
