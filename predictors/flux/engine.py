@@ -2,8 +2,9 @@
 knows no wire format and nobody who waits.
 
 A turn is at most one VAE decode (of the picture that finished first), launched before one denoise
-step of pictures of one shape. Pictures join and leave at turns. Nothing is committed before every
-launch of the turn has succeeded, so a turn that raises has advanced nobody.
+step of pictures of one shape, of which at most one is new unless all are. Pictures join and leave
+at turns. Nothing is committed before every launch of the turn has succeeded, so a turn that raises
+has advanced nobody.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class FluxEngine:
         """One turn for some of `jobs`; see the module's first paragraph for what a turn is."""
         mine = [self._slots[job] for job in jobs if job in self._slots]
         finished = next((slot for slot in mine if slot.is_finished), None)
-        waiting = [slot for slot in mine if not slot.is_finished]
+        waiting = _without_a_crowd([slot for slot in mine if not slot.is_finished])
         picked = pick([slot.candidate for slot in waiting], self._max_rows)
         with torch.inference_mode(), _device_errors():
             self._take_turn(finished, [waiting[i] for i in picked])
@@ -251,6 +252,13 @@ class FluxEngine:
         seconds = time.monotonic() - started
         metrics.model_phase_seconds.labels(self._model, phase).set(seconds)
         log.info("%s: %s took %.2f s", self._model, phase, seconds)
+
+
+def _without_a_crowd(slots: list[Slot]) -> list[Slot]:
+    """All of `slots`, but while pictures are in the making only one new one: those who denoise
+    wait for at most one newcomer's text encoders, as they do for one decode."""
+    new = [slot for slot in slots if slot.canvas is None]
+    return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
 
 
 def _canvas(slot: Slot) -> Canvas:

@@ -138,6 +138,26 @@ def test_denoising_goes_on_in_the_turns_that_decode(room: Room) -> None:
     assert room.canvas(long).index == 2
 
 
+def test_newcomers_join_one_per_turn_unless_nobody_is_denoising(room: Room) -> None:
+    jobs = [room.job(replace(RED, seed=i, num_inference_steps=6), str(i)) for i in range(4)]
+    assert room.engine.admit(jobs[0])
+    room.engine.step(room.engine.active)
+    for job in jobs[1:]:
+        assert room.engine.admit(job)
+    begun = []
+    for _ in range(3):
+        room.engine.step(room.engine.active)
+        begun.append(sum(room.engine._slots[job].canvas is not None for job in jobs))
+    assert begun == [2, 3, 4]
+    for job in jobs:
+        room.engine.evict(job)
+    again = [room.job(replace(RED, seed=i), str(i)) for i in range(4)]
+    for job in again:
+        assert room.engine.admit(job)
+    room.engine.step(room.engine.active)
+    assert [room.canvas(job).index for job in again] == [1, 1, 1, 1]
+
+
 def test_sizes_take_turns_so_that_none_starves(room: Room) -> None:
     wide = [room.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
     lone = room.job(replace(RED, num_inference_steps=6, width=96))

@@ -15,7 +15,7 @@ import torch
 from diffusers import FluxPipeline
 
 from predictors.flux.request import ImageRequest, Wish
-from tests.flux.room import Room
+from tests.flux.room import CHECKPOINT, Room, open_room
 
 TOLERANCE = 1e-4
 
@@ -91,6 +91,21 @@ def test_the_picture_equals_the_pipelines_but_for_rounding(
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
     assert ours.std() > 1  # a picture, not a plane
+
+
+def test_bfloat16_rounds_where_the_pipeline_rounds(room: Room) -> None:
+    """A GPU computes in bfloat16: from equal noise the distance to the pipeline in bfloat16 is
+    smaller than the pipeline's own distance to float32."""
+    wish = Wish("a large red circle", num_inference_steps=8, seed=3)
+    half = open_room(dtype=torch.bfloat16)
+    pipeline = FluxPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    call = call_of(half.offer.request(wish))
+    noise = half.job(wish).work.course.noise[None].to(torch.bfloat16)
+    theirs = pipeline(**call, latents=noise, output_type="latent").images[0]
+    ours, exact = half.latents(wish), room.latents(wish)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert relative_error(ours.float(), theirs.float()) < relative_error(theirs.float(), exact)
 
 
 def test_parity_would_notice_another_seed(room: Room, pipeline: FluxPipeline) -> None:

@@ -52,6 +52,18 @@ def test_a_default_that_would_always_be_refused_gives_way_to_the_first_promised_
     assert (offer.request(WISH).width, offer.request(WISH).height) == (96, 64)
 
 
+def test_an_unpromised_shape_is_refused_with_the_list_or_served_as_set() -> None:
+    knobs = {"sizes": "96x64,64x64", "max_sequence_length": 16}
+    strict, loose = offer_of(**knobs, unpromised="refuse"), offer_of(**knobs)
+    other, longer = Wish("x", width=80, height=64), Wish("x", width=64, max_sequence_length=17)
+    assert loose.request(other).width == 80
+    assert loose.request(longer).max_sequence_length == 17
+    with pytest.raises(InvalidRequest, match="80x64 is not served here; promised are 96x64, 64x64"):
+        strict.request(other)
+    with pytest.raises(InvalidRequest, match=r"max_sequence_length 17 .* promised is 16"):
+        strict.request(longer)
+
+
 def test_an_absent_seed_is_drawn_anew_each_time() -> None:
     assert len({OFFER.request(WISH).seed for _ in range(8)}) == 8
 
