@@ -134,15 +134,21 @@ def measure_job() -> dict[str, Any]:
             bare.stdout.readline()
             over_http(caller)
             times = [
-                take_turns(lambda: over_http(caller), lambda: ask(bare)) for _ in range(JOB_TURNS)
+                take_turns(turn, lambda: over_http(caller), lambda: ask(bare))
+                for turn in range(JOB_TURNS)
             ]
             bare.stdin.close()
     return paired([1000 * a for a, _ in times], [1000 * b for _, b in times])
 
 
-def take_turns(ours: Callable[[], float], peer: Callable[[], float]) -> tuple[float, float]:
-    """One turn of both sides."""
-    return ours(), peer()
+def take_turns(
+    turn: int, ours: Callable[[], float], peer: Callable[[], float]
+) -> tuple[float, float]:
+    """One turn of both sides; who begins alternates."""
+    if turn % 2 == 0:
+        return ours(), peer()
+    theirs = peer()
+    return ours(), theirs
 
 
 def ask(bare: subprocess.Popen[str]) -> float:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `predictors serve` does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
 from predictors.flux.predictor import FluxPredictor

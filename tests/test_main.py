@@ -52,9 +52,9 @@ def _rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(server, "PredictorServer", Server)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(root, "ROOMS", dict.fromkeys(root.ROOMS, f"{__name__}:Room"))
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
-    os.environ.pop("OMP_WAIT_POLICY", None)
+    os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 def checkpoint(folder: Path, file: str, content: object) -> Path:
@@ -94,14 +94,14 @@ def test_a_flag_beats_the_environment(flux: Path, monkeypatch: pytest.MonkeyPatc
     assert (own.host, own.port, own.grpc_port) == ("::1", 3333, 2222)
 
 
-def test_idle_threads_of_torch_sleep_instead_of_spinning(
+def test_idle_threads_of_torch_soon_stop_spinning_unless_told_otherwise(
     flux: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root.main(["serve", f"--model=a={flux}"])
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     root.main(["serve", f"--model=a={flux}"])
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 def test_each_warmed_shape_is_a_line_in_the_log(
