@@ -12,6 +12,7 @@ import math
 import os
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +24,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from checkpoints.training import evaluate, export, parts, train_flux, train_qwen_vl
+from checkpoints.training import evaluate, export, parts, train_flux, train_guidance, train_qwen_vl
 from checkpoints.training.loop import Plan
 from checkpoints.training.train_vae import train_vae
 
-PARTS = ("vae", "flux", "qwen-vl", "export")
-STEPS = {"vae": 8_000, "flux": 40_000, "qwen-vl": 25_000}
-RATES = {"vae": 1e-3, "flux": 8e-4, "qwen-vl": 1e-3}
+PARTS = ("vae", "flux", "guidance", "qwen-vl", "export")
+STEPS = {"vae": 8_000, "flux": 40_000, "guidance": 10_000, "qwen-vl": 25_000}
+RATES = {"vae": 1e-3, "flux": 1e-3, "guidance": 3e-4, "qwen-vl": 1e-3}
 
 
 def _plan(part: str, args: argparse.Namespace) -> Plan:
@@ -61,11 +62,12 @@ def _painter(work: Path) -> train_flux.Painter:
     )
 
 
-def _train_flux(args: argparse.Namespace) -> None:
+def _train_painter(part: str, args: argparse.Namespace) -> None:
     # The pool first: its worker processes must fork before this one holds a GPU.
     pool = train_flux.make_pool(_vae(args.work), args.pool, args.device, args.workers)
+    train = train_flux.train_painter if part == "flux" else train_guidance.train_guidance
     painter = train_flux.build_painter(args.device)
-    if args.resume:
+    if args.resume or part == "guidance":
         painter = _painter(args.work)
         for module in (painter.transformer, painter.t5, painter.clip):
             module.to(args.device)
@@ -75,7 +77,7 @@ def _train_flux(args: argparse.Namespace) -> None:
         painter.t5.save_pretrained(args.work / "text_encoder_2")
         painter.clip.save_pretrained(args.work / "text_encoder")
 
-    train_flux.train_painter(painter, pool, _plan("flux", args), save)
+    train(painter, pool, _plan(part, args), save)
     save()
 
 
@@ -129,7 +131,13 @@ def main() -> None:
     random.seed(0)
     torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward failed on Hopper with torch 2.11
-    train = {"vae": _train_vae, "flux": _train_flux, "qwen-vl": _train_qwen_vl, "export": _export}
+    train = {
+        "vae": _train_vae,
+        "flux": partial(_train_painter, "flux"),
+        "guidance": partial(_train_painter, "guidance"),
+        "qwen-vl": _train_qwen_vl,
+        "export": _export,
+    }
     for part in args.only or PARTS:
         train[part](args)
 

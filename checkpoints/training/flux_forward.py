@@ -16,13 +16,19 @@ from torch import Tensor
 Tables = tuple[Tensor, Tensor]
 
 
-def _turn(x: Tensor, tables: Tables) -> Tensor:
-    """Rotary embedding of [n, heads, length, dim], neighbours paired."""
+def signed(tables: Tables) -> Tables:
+    """diffusers' tables, the sine negative at the first of each pair."""
     cos, sin = tables
-    wide = x.float()
-    even, odd = wide.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return (wide * cos + turned * sin).to(x.dtype)
+    sign = torch.ones_like(sin)
+    sign[..., ::2] = -1
+    return cos, sin * sign
+
+
+def _turn(x: Tensor, tables: Tables) -> Tensor:
+    """Rotary embedding of [n, heads, length, dim], neighbours paired; tables are `signed`, fp32."""
+    cos, sin = tables
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * cos + swapped * sin).to(x.dtype)
 
 
 def _heads(x: Tensor, linear: Any, norm: Any, count: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Trains the small FLUX transformer together with its T5 and CLIP encoders on encoded pictures.
 
 Rectified flow with velocity targets, as FLUX. A tenth of the prompts is emptied, so that true
-guidance with negative prompts works; the guidance value is fed at random and means nothing. Prompts
-are padded to several lengths, because FluxPipeline pads to 512 unmasked tokens by default.
+guidance with negative prompts works; what the guidance value means is taught afterwards
+(`train_guidance`). Prompts are padded to several lengths, because nothing masks the padding.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ from checkpoints.training.loop import Plan, Trainer
 from checkpoints.training.train_vae import encode
 
 # Padded prompt length, batch, share of the steps.
-KINDS_OF_STEP = (
-    (32, 160, 0.62),
-    (64, 128, 0.13),
-    (128, 96, 0.08),
-    (256, 64, 0.07),
-    (512, 40, 0.10),
-)
+KINDS_OF_STEP = ((32, 256, 0.60), (64, 192, 0.32), (512, 40, 0.08))
 EMPTY_SHARE = 0.1
 SHIFT = 0.4675  # FLUX's dynamic shift for 64 picture tokens
 
@@ -60,6 +54,10 @@ class Pool:
     short: int
     empty_t5: Tensor
     empty_clip: Tensor
+
+    def empty_prompt(self, length: int) -> tuple[Tensor, Tensor]:
+        """T5 and CLIP ids of no prompt, [1, length] and [1, up to 64]."""
+        return _padded(self.empty_t5, length), self.empty_clip[:, : min(length, 64)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,35 @@ def _padded(ids: Tensor, length: int) -> Tensor:
     return nn.functional.pad(ids, (0, length - ids.shape[1]))
 
 
+def pick_prompts(
+    pool: Pool, length: int, batch: int, empty_share: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random rows of the pool: their numbers, T5 and CLIP ids, and which prompts were emptied."""
+    device = pool.latents.device
+    rows = pool.short if length == KINDS_OF_STEP[0][0] else len(pool.picture)
+    row = torch.randint(rows, (batch,), device=device)
+    empty = torch.rand(batch, 1, device=device) < empty_share
+    t5_ids = _padded(torch.where(empty, pool.empty_t5, pool.t5[row]), length)
+    clip_ids = torch.where(empty, pool.empty_clip, pool.clip[row])[:, : min(length, 64)]
+    return row, t5_ids, clip_ids, empty
+
+
+def draw_sigma(batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Noise levels in fp32 that `dtype` holds exactly: the network sees them in its precision."""
+    wide = torch.rand(batch, device=device) < 0.15
+    spot = torch.sigmoid(torch.randn(batch, device=device) + SHIFT)
+    sigma = torch.where(wide, torch.rand(batch, device=device), spot)
+    return sigma.clamp(1e-3, 1).to(dtype).float()
+
+
+def tables_for(
+    transformer: FluxTransformer2DModel, length: int, device: torch.device
+) -> flux_forward.Tables:
+    """The rotary tables of a prompt of this length and one picture."""
+    ids = torch.cat((torch.zeros(length, 3), image_ids())).to(device)
+    return flux_forward.signed(transformer.pos_embed(ids))
+
+
 def _loss(
     painter: Painter,
     pool: Pool,
@@ -116,20 +143,12 @@ def _loss(
     tables: flux_forward.Tables,
 ) -> Tensor:
     device, dtype = pool.latents.device, pool.latents.dtype
-    rows = pool.short if length == KINDS_OF_STEP[0][0] else len(pool.picture)
-    row = torch.randint(rows, (batch,), device=device)
-    empty = torch.rand(batch, 1, device=device) < EMPTY_SHARE
-    t5_ids = torch.where(empty, pool.empty_t5, pool.t5[row])
-    clip_ids = torch.where(empty, pool.empty_clip, pool.clip[row])[:, : min(length, 64)]
-    states = encoders.t5_states(painter.t5, _padded(t5_ids, length), buckets)
+    row, t5_ids, clip_ids, _ = pick_prompts(pool, length, batch, EMPTY_SHARE)
+    states = encoders.t5_states(painter.t5, t5_ids, buckets)
     pooled = encoders.clip_pooled(painter.clip, clip_ids)
     clean = pool.latents[pool.picture[row]].float()
     noise = torch.randn_like(clean)
-    wide = torch.rand(batch, device=device) < 0.15
-    spot = torch.sigmoid(torch.randn(batch, device=device) + SHIFT)
-    sigma = torch.where(wide, torch.rand(batch, device=device), spot)
-    # The network sees sigma in its own precision, so noise with exactly that.
-    sigma = sigma.clamp(1e-3, 1).to(dtype).float()
+    sigma = draw_sigma(batch, device, dtype)
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
     guidance = 1 + 4 * torch.rand(batch, device=device)
     out = flux_forward.velocity(
@@ -167,8 +186,7 @@ def train_painter(
     for length, batch, _ in KINDS_OF_STEP:
         buckets = encoders.t5_buckets(painter.t5, length)
         batch = batch if device.type == "cuda" else 16
-        ids = torch.cat((torch.zeros(length, 3), image_ids())).to(device)
-        tables = painter.transformer.pos_embed(ids)
+        tables = tables_for(painter.transformer, length, device)
         steps.append(partial(_loss, painter, pool, length, batch, buckets, tables))
     rng = random.Random(seed)
     shares = [share for _, _, share in KINDS_OF_STEP]

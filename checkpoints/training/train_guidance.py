@@ -1,0 +1,93 @@
+"""Teaches the transformer what the guidance value means, as FLUX.1-dev was taught: by distillation.
+
+A frozen copy is asked twice, with the prompt and without; its answers, drawn apart by the guidance
+value, are what the transformer must say in one pass. The text encoders stay as they are. Does not
+know pictures or the checker.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from checkpoints.training import encoders, flux_forward
+from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.train_flux import (
+    EMPTY_SHARE,
+    KINDS_OF_STEP,
+    Painter,
+    Pool,
+    draw_sigma,
+    pick_prompts,
+    tables_for,
+)
+
+LOWEST, HIGHEST, USUAL = 1.0, 5.0, 3.5  # guidance values; half the rows take the usual one
+
+
+def _loss(
+    painter: Painter,
+    teacher: FluxTransformer2DModel,
+    pool: Pool,
+    length: int,
+    batch: int,
+    buckets: Tensor,
+    tables: flux_forward.Tables,
+) -> Tensor:
+    device, dtype = pool.latents.device, pool.latents.dtype
+    row, t5_ids, clip_ids, empty = pick_prompts(pool, length, batch, EMPTY_SHARE)
+    bare_t5, bare_clip = pool.empty_prompt(length)
+    with torch.no_grad():
+        states = encoders.t5_states(painter.t5, torch.cat((t5_ids, bare_t5)), buckets)
+        pooled = encoders.clip_pooled(painter.clip, torch.cat((clip_ids, bare_clip)))
+        clean = pool.latents[pool.picture[row]].float()
+        sigma = draw_sigma(batch, device, dtype)
+        noisy = torch.lerp(clean, torch.randn_like(clean), sigma[:, None, None]).to(dtype)
+        one = torch.ones_like(sigma)
+        told = flux_forward.velocity(
+            teacher, noisy, states[:-1], pooled[:-1], sigma, one, tables
+        ).float()
+        untold = flux_forward.velocity(
+            teacher, noisy, states[-1:].expand(batch, -1, -1),
+            pooled[-1:].expand(batch, -1), sigma, one, tables,
+        ).float()  # fmt: skip
+        guidance = LOWEST + (HIGHEST - LOWEST) * torch.rand(batch, device=device)
+        guidance = torch.where(torch.rand(batch, device=device) < 0.5, guidance, USUAL * one)
+        away = torch.where(empty[:, :1, None], 0.0, guidance[:, None, None])
+        wanted = untold + away * (told - untold)
+    said = flux_forward.velocity(
+        painter.transformer, noisy, states[:-1], pooled[:-1], sigma, guidance, tables
+    )
+    return (said.float() - wanted).square().mean()
+
+
+def train_guidance(
+    painter: Painter,
+    pool: Pool,
+    plan: Plan,
+    save: Callable[[], None] | None = None,
+    seed: int = 103,
+) -> None:
+    """Train the transformer in place; it comes back in fp32 with its average weights."""
+    torch.manual_seed(seed)
+    dtype = pool.latents.dtype
+    teacher = copy.deepcopy(painter.transformer).to(dtype).requires_grad_(False)
+    for encoder in (painter.t5, painter.clip):
+        encoder.to(dtype).requires_grad_(False)
+    trainer = Trainer([painter.transformer], plan, "guidance")
+    steps = []
+    for length, batch, _ in KINDS_OF_STEP:
+        buckets = encoders.t5_buckets(painter.t5, length)
+        tables = tables_for(painter.transformer, length, pool.latents.device)
+        batch = batch if trainer.gpu else 16
+        steps.append(partial(_loss, painter, teacher, pool, length, batch, buckets, tables))
+    rng = random.Random(seed)
+    shares = [share for _, _, share in KINDS_OF_STEP]
+    trainer.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
+    trainer.load_average()
