@@ -43,7 +43,7 @@ queue_oldest_seconds = Gauge(f"{P}_queue_oldest_seconds", "Age of the oldest wai
 queue_seconds = Histogram(f"{P}_queue_duration_seconds", "Time in the admission queue, of expired and cancelled jobs too.", ["model"], buckets=QUEUE)
 admission_rejected_total = Counter(f"{P}_admission_rejected_total", "Jobs refused at the door.", ["model", "reason"])
 jobs_total = Counter(f"{P}_jobs_total", "Jobs (rows) answered by the engine, by outcome.", ["model", "reason"])
-batch_size = Histogram(f"{P}_batch_size", "Jobs that took part in one engine step.", ["model"], buckets=BATCH)
+batch_size = Histogram(f"{P}_batch_size", "Jobs that shared one pass: a denoise step of one shape, or a decode step.", ["model"], buckets=BATCH)
 batch_splits_total = Counter(f"{P}_batch_splits_total", "Steps that were halved to find a culprit.", ["model"])
 stage_seconds = Histogram(f"{P}_stage_duration_seconds", "Time per stage of a request.", ["model", "stage"], buckets=STAGE)
 step_seconds = Histogram(f"{P}_step_duration_seconds", "One engine step.", ["model"], buckets=STEP)

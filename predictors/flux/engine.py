@@ -9,7 +9,6 @@ has advanced nobody.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +30,6 @@ from predictors.flux.weights import Facts, load_parts
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.job import Job
 from predictors.settings import FluxSettings
-
-log = logging.getLogger(__name__)
 
 FluxJob = Job[FluxWork, ImageResult]
 
@@ -111,24 +108,20 @@ class FluxEngine:
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
-        started = time.monotonic()
         parts = load_parts(self._facts, self._placement)
         offer = self._offer
         self._runner = Runner(
             self._facts, parts, self._placement, offer.sizes, offer.default_sequence_length
         )
-        self._phase("load", started)
 
     def warm(self, progress: Progress) -> None:
         """Each promised size at each number of rows once, through the very passes that serve."""
-        started = time.monotonic()
         shapes = list(product(self._offer.sizes, range(1, self._max_rows + 1)))
         with torch.inference_mode():
             for done, ((width, height), rows) in enumerate(shapes, start=1):
                 self._rehearse(width, height, rows)
                 progress(f"{width}x{height} x{rows}", done, len(shapes))
         self._guard.seal()
-        self._phase("warmup", started)
 
     def close(self) -> None:
         """Forget modules and cached prompts; the device's memory goes back to the driver."""
@@ -238,6 +231,7 @@ class FluxEngine:
         resolution = metrics.resolution_class(request.width, request.height)
         metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
         metrics.denoise_steps_total.labels(self._model).inc(len(group))
+        metrics.batch_size.labels(self._model).observe(len(group))
         for slot in group:
             if slot.is_finished:
                 self._observe_stage("denoise", time.monotonic() - slot.started_at)
@@ -247,11 +241,6 @@ class FluxEngine:
 
     def _observe_stage(self, stage: str, seconds: float) -> None:
         metrics.stage_seconds.labels(self._model, stage).observe(seconds)
-
-    def _phase(self, phase: str, started: float) -> None:
-        seconds = time.monotonic() - started
-        metrics.model_phase_seconds.labels(self._model, phase).set(seconds)
-        log.info("%s: %s took %.2f s", self._model, phase, seconds)
 
 
 def _without_a_crowd(slots: list[Slot]) -> list[Slot]:

@@ -21,6 +21,7 @@ from predictors.protocol.images import read_data_url
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.qwen_vl.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
 
+MAX_ROWS = 2**16  # kept free above a random seed for the rows that count up from it
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_TOKENS = 2**31 - 1
@@ -228,7 +229,11 @@ class ChunkEncoder:
 
 def numbered(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
     """The same requests with seeds s, s + 1, ..."""
-    return [replace(r, seed=(r.seed + i) % (MAX_SEED + 1)) for i, r in enumerate(requests)]
+    first, count = requests[0].seed, len(requests)
+    if first + count - 1 > MAX_SEED:
+        message = f"seed {first} plus {count} rows passes the largest seed {MAX_SEED}"
+        raise InvalidRequest(message, param="seed")
+    return [replace(request, seed=first + i) for i, request in enumerate(requests)]
 
 
 def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
@@ -286,7 +291,7 @@ def _stops(raw: str | None) -> tuple[str, ...]:
 
 
 def _any_seed() -> int:
-    return secrets.randbelow(MAX_SEED + 1)
+    return secrets.randbelow(MAX_SEED + 1 - MAX_ROWS)
 
 
 def _between(name: str, value: float | None, low: float, high: float) -> None:

@@ -212,6 +212,7 @@ class QwenVLEngine:
             group = decoding[first : first + width]
             logits = runner.decode([s.row() for s in group])
             tokens.append(runner.choose(logits, [s.choice() for s in group]))
+            metrics.batch_size.labels(self._model).observe(len(group))
             sequences += group
         chunks = [(self._sequences[chunk.key], chunk) for chunk in turn.prefill]
         for reply, chunk in chunks:

@@ -284,7 +284,9 @@ class EngineHost(Generic[W, C]):
         self._show_progress(Warmth(phase))
         started = self._clock()
         work(*args)
-        metrics.model_phase_seconds.labels(self.model, phase).set(self._clock() - started)
+        seconds = self._clock() - started
+        metrics.model_phase_seconds.labels(self.model, phase).set(seconds)
+        log.info("%s: %s took %.2f s", self.model, phase, seconds)
 
     def _show_warmth(self, shape: str, done: int, total: int) -> None:
         self._show_progress(Warmth("warmup", shape, done, total))

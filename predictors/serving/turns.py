@@ -50,7 +50,6 @@ class Turns(Generic[W, C]):
             self._attempt_step, metrics.batch_splits_total.labels(model).inc
         )
         self._step_seconds = metrics.step_seconds.labels(model)
-        self._batch_size = metrics.batch_size.labels(model)
         self._steps = metrics.engine_steps_total.labels(model)
         self._last_step = metrics.engine_last_step_timestamp_seconds.labels(model)
 
@@ -133,7 +132,6 @@ class Turns(Generic[W, C]):
         self.beat = self._clock()
         if error is None:
             self._step_seconds.observe(self.beat - started)
-            self._batch_size.observe(len(jobs))
             self._steps.inc()
             self._last_step.set_to_current_time()
         return error

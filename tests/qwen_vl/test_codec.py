@@ -64,11 +64,16 @@ def test_defaults_hold_until_a_field_is_named() -> None:
 
 
 def test_rows_count_their_seeds_from_the_parameter() -> None:
-    rows = v2(column("prompt", b"a", b"b", b"c"), seed=2**53 - 2)
-    assert [row.seed for row in rows] == [2**53 - 2, 2**53 - 1, 0]
+    rows = v2(column("prompt", b"a", b"b"), seed=2**53 - 2)
+    assert [row.seed for row in rows] == [2**53 - 2, 2**53 - 1]
     first, second = v2(column("prompt", b"a", b"b"))
-    assert second.seed == (first.seed + 1) % 2**53
+    assert second.seed == first.seed + 1
     assert v2(column("prompt", b"a"))[0].seed != first.seed
+
+
+def test_a_seed_that_would_pass_the_largest_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="passes the largest seed"):
+        v2(column("prompt", b"a", b"b", b"c"), seed=2**53 - 2)
 
 
 def test_parameters_that_need_no_codec_are_let_through() -> None:

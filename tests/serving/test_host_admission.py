@@ -383,7 +383,6 @@ def test_times_and_outcomes_of_a_job_are_written_down(make_host: MakeHost) -> No
     host.drain(20)
     assert sample("predictors_jobs_total", host, reason="ok") == 2
     assert sample("predictors_engine_steps_total", host) == 3
-    assert sample("predictors_batch_size_sum", host) == 3
     assert sample("predictors_step_duration_seconds_sum", host) == 7.0
     assert sample("predictors_engine_last_step_timestamp_seconds", host) > 0
     assert sample("predictors_requests_running", host) == 0
