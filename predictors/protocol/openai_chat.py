@@ -73,7 +73,7 @@ def _stream_options(name: str, value: Any) -> dict[str, Any]:
     rules: dict[str, Rule] = {
         "include_usage": flag,
         "include_obfuscation": harmless(False, why="chunks are not padded"),
-        "continuous_usage_stats": harmless(False, why="usage comes once, with the last chunk"),
+        "continuous_usage_stats": flag,  # vLLM's: with `include_usage`, counts in every chunk
     }
     return read_fields(value, rules, where=name)
 

@@ -195,7 +195,9 @@ class ChunkEncoder:
         self, body: Mapping[str, Any], call: Call, precision: str, requests: Sequence[ChatRequest]
     ) -> None:
         self._head = _head(body, call, "chat.completion.chunk")
-        self._with_usage = bool(body.get("stream_options", {}).get("include_usage", False))
+        options = body.get("stream_options", {})
+        self._with_usage = bool(options.get("include_usage", False))
+        self._in_every_chunk = bool(options.get("continuous_usage_stats", False))
         self._counts = [(0, 0)] * len(requests)
         self._open = len(requests)
         self._last = {"precision": precision, "seed": requests[0].seed}
@@ -224,7 +226,9 @@ class ChunkEncoder:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = {**self._head, "choices": choices}
-        return {**chunk, "usage": None} if self._with_usage else chunk
+        if not self._with_usage:
+            return chunk
+        return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
 
 
 def numbered(requests: Sequence[ChatRequest]) -> list[ChatRequest]:

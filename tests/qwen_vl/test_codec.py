@@ -218,8 +218,9 @@ def test_a_whole_chat_counts_the_prompt_once() -> None:
     assert (reply["precision"], reply["seed"]) == ("float32", 3)
 
 
-def stream(with_usage: bool) -> list[dict[str, Any]]:
-    asked = body("a", n=2, seed=1, stream=True, stream_options={"include_usage": with_usage})
+def stream(with_usage: bool, in_every_chunk: bool = False) -> list[dict[str, Any]]:
+    options = {"include_usage": with_usage, "continuous_usage_stats": in_every_chunk}
+    asked = body("a", n=2, seed=1, stream=True, stream_options=options)
     encoder = ChunkEncoder(asked, CALL, "float32", CODEC.decode_chat(asked))
     timings = lambda: {"queue_ms": 1, "compute_ms": 2}  # noqa: E731
     chunks = encoder.opening()
@@ -252,3 +253,9 @@ def test_usage_comes_with_a_last_chunk_of_its_own_when_asked_for() -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["timings"]
     assert chunks[-1]["seed"] == 1
+
+
+def test_usage_comes_with_every_chunk_when_asked_for() -> None:
+    chunks = stream(with_usage=True, in_every_chunk=True)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == [0, 0, 1, 2, 2, 3, 3]
