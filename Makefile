@@ -35,6 +35,7 @@ demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, sto
 	@$(BIN)/python -m predictors demo
 
 serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), until Ctrl-C
+	@mkdir -p out
 	@HOST=$(HOST) PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) exec $(BIN)/python -m predictors serve $(MODELS)
 
 test: $(STAMP) ## every test, warnings are errors

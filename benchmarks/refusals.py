@@ -59,9 +59,9 @@ async def timed(client: httpx.AsyncClient, body: dict[str, Any], statuses: set[i
 
 async def take(client: httpx.AsyncClient, rows: int) -> asyncio.Task[httpx.Response]:
     """Have so many long jobs accepted, and return while they run or wait."""
-    body = picture(rows, num_inference_steps=100)
+    body = picture(rows, num_inference_steps=100, width=512, height=512)
     task = asyncio.create_task(client.post(ROUTE, json=body))
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     return task
 
 
