@@ -78,7 +78,7 @@ def test_training_forwards_give_the_peers_numbers() -> None:
         assert torch.allclose(pooled, clip(ids).pooler_output, atol=1e-5)
         states = encoders.t5_states(t5, ids.clamp_max(199), encoders.t5_buckets(t5, 24))
         assert torch.allclose(states, t5(ids.clamp_max(199))[0], atol=1e-5)
-        tables = model.pos_embed(torch.cat((text, places)))
+        tables = train_flux.tables_for(model, 24, torch.device("cpu"))
         mine = flux_forward.velocity(model, latents, states, pooled, sigma, guidance, tables)
         theirs = model(
             hidden_states=latents, encoder_hidden_states=states, pooled_projections=pooled,
