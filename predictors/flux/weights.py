@@ -8,16 +8,14 @@ its place: `from_pretrained` sets process-wide torch defaults meanwhile, and two
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (  # type: ignore[attr-defined]
     CLIPTextConfig,
@@ -29,6 +27,7 @@ from transformers import (  # type: ignore[attr-defined]
 )
 
 from predictors.compute.device import Placement
+from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed
 from predictors.flux.modules.conditioning import Conditioning
 from predictors.flux.modules.transformer import Shape, Transformer
@@ -139,15 +138,15 @@ def load_parts(facts: Facts, placement: Placement) -> Parts:
         t5 = T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2"))
         vae = _from_config(AutoencoderKL, facts.folder / "vae")
     vae.encoder = vae.quant_conv = None  # pictures are only ever decoded
-    with _Shards(facts.folder / "transformer") as shards:
+    with Shards(facts.folder / "transformer") as shards:
         _fill(transformer, shards, placement, transformer_names(facts.shape).__getitem__)
         _fill(conditioning, shards, placement, conditioning_names(facts.shape).__getitem__)
     for module, name in ((clip, "text_encoder"), (t5, "text_encoder_2"), (vae, "vae")):
         # T5's activations overflow float16
         wide = module is t5 and placement.dtype == torch.float16
-        with _Shards(facts.folder / name) as shards:
+        with Shards(facts.folder / name) as shards:
             own = replace(placement, dtype=torch.float32) if wide else placement
-            _fill(module, shards, own, shards.spelling)
+            _fill(module, shards, own, partial(_stored_as, shards))
     modules = (transformer, conditioning, clip, t5, vae)
     for module in modules:
         _derive_buffers(module, placement)
@@ -215,58 +214,23 @@ def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     return {f"{ours}.{p}": tuple(f"{name}.{p}" for name in theirs) for p in ("weight", "bias")}
 
 
-class _Shards:
-    """All tensors of one component: a single safetensors file, or several with an index."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-
-    def __enter__(self) -> _Shards:
-        for file in self._paths():
-            handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            self._files |= dict.fromkeys(handle.keys(), handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def _paths(self) -> list[Path]:
-        for stem in ("diffusion_pytorch_model", "model"):
-            index = self._folder / f"{stem}.safetensors.index.json"
-            if index.is_file():
-                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-                return [self._folder / name for name in sorted(set(names))]
-            single = self._folder / f"{stem}.safetensors"
-            if single.is_file():
-                return [single]
-        raise EngineFailed(f"the checkpoint's {self._folder.name} has no safetensors weights")
-
-    def read(self, name: str) -> Tensor:
-        """One tensor on the host, in the dtype it is stored in."""
-        if name not in self._files:
-            raise EngineFailed(f"the checkpoint's {self._folder.name} has no tensor {name}")
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-    def spelling(self, name: str) -> tuple[str]:
-        """The stored name of a library module's parameter: with or without `text_model.`, and
-        T5's input embedding under either of its two names."""
-        bare = name.removeprefix("text_model.")
-        tied = {
-            "encoder.embed_tokens.weight": "shared.weight",
-            "shared.weight": "encoder.embed_tokens.weight",
-        }
-        for candidate in (name, bare, f"text_model.{bare}", tied.get(name, name)):
-            if candidate in self._files:
-                return (candidate,)
-        return (name,)
+def _stored_as(shards: Shards, name: str) -> tuple[str]:
+    """The stored name of a library module's parameter: with or without `text_model.`, and T5's
+    input embedding under either of its two names."""
+    bare = name.removeprefix("text_model.")
+    tied = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "shared.weight": "encoder.embed_tokens.weight",
+    }
+    for candidate in (name, bare, f"text_model.{bare}", tied.get(name, name)):
+        if candidate in shards:
+            return (candidate,)
+    return (name,)
 
 
 def _fill(
     module: nn.Module,
-    shards: _Shards,
+    shards: Shards,
     placement: Placement,
     sources: Callable[[str], tuple[str, ...]],
 ) -> None:
@@ -291,7 +255,7 @@ def _derive_buffers(module: nn.Module, placement: Placement) -> None:
 
 
 def _read(
-    name: str, meta: Tensor, shards: _Shards, placement: Placement, sources: tuple[str, ...]
+    name: str, meta: Tensor, shards: Shards, placement: Placement, sources: tuple[str, ...]
 ) -> Tensor:
     place = torch.empty(meta.shape, dtype=placement.dtype, device=placement.device)
     row = 0

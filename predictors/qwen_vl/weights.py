@@ -9,7 +9,6 @@ still picture are folded into one; the vision MLP's width is padded with zeros.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
 from predictors.qwen_vl.modules.layers import GatedMLP
@@ -36,8 +35,6 @@ from predictors.qwen_vl.request import Sampling
 
 log = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 RENAMED = (  # what transformers 5 and its earlier releases call the same things
     ("model.language_model.", "model."),
     ("language_model.model.", "model."),
@@ -185,19 +182,9 @@ def _fill(checkpoint: Path, slots: dict[str, Tensor], architecture: Architecture
 
 def _stored(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """Names (as the hub has them) and tensors of all shards."""
-    if (checkpoint / INDEX).is_file():
-        index = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-    else:
-        files = [SINGLE]
-    for file in files:
-        if Path(file).name != file or not (checkpoint / file).is_file():
-            raise EngineFailed(
-                f"the checkpoint has no {Path(file).name}; weights are read from safetensors"
-            )
-        with safe_open(checkpoint / file, framework="pt") as shard:
-            for stored in shard.keys():  # noqa: SIM118  # not a mapping
-                yield _hub_name(stored), shard.get_tensor(stored)
+    with Shards(checkpoint) as shards:
+        for name in shards:
+            yield _hub_name(name), shards.read(name)
 
 
 def _hub_name(name: str) -> str:
