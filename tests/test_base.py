@@ -102,8 +102,7 @@ def test_one_failing_row_fails_its_request_and_cancels_the_others(
         assert "secret" not in caught.value.message
 
     asyncio.run(ask())
-    predictor.host.drain(20.0)
-    assert predictor.host.running == 0
+    assert predictor.host.wait_idle(20.0)
 
 
 def test_leaving_cancels_every_job_of_the_request(
@@ -120,8 +119,7 @@ def test_leaving_cancels_every_job_of_the_request(
 
     asyncio.run(leave())
     engine.take_steps(1)
-    predictor.host.drain(20.0)
-    assert predictor.host.running == 0
+    assert predictor.host.wait_idle(20.0)
     assert len(engine.steps) == 1
 
 
