@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -118,6 +119,14 @@ def test_ci_runs_what_people_run() -> None:
         "test",
     ]
     assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yaml").read_text()
+
+
+def test_the_readmes_figures_are_the_ones_that_were_measured() -> None:
+    edges = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["edges"]
+    readme = (ROOT / "README.md").read_text()
+    latency, rate = edges["latency_p50_ms"], edges["rate_16_clients"]
+    assert f"| {latency['ours']:.2f} ms | {latency['peer']:.2f} ms |" in readme
+    assert f"| {rate['ours']:,.0f} requests/s | {rate['peer']:,.0f} requests/s |" in readme
 
 
 def test_no_page_or_pin_names_a_download_address_or_a_path_of_this_machine() -> None:
