@@ -73,6 +73,8 @@ def test_every_module_group_has_a_row_in_the_map_of_who_knows_what() -> None:
             continue
         named = "`<room>/" if path.name in {"flux", "qwen_vl"} else f"`{path.stem}"
         assert named in table, path.stem
+    serving = {p.stem for p in (ROOT / "predictors/serving").glob("*.py")} - {"__init__"}
+    assert {name for name in serving if not re.search(rf"[`/]{name}`", table)} == set()
 
 
 def test_every_decision_has_its_five_parts_and_a_row_in_the_list() -> None:
