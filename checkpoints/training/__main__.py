@@ -8,6 +8,7 @@ order of additions is not, so weights come out alike, not identical.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
 import random
@@ -24,13 +25,24 @@ from transformers import (
     T5EncoderModel,
 )
 
-from checkpoints.training import evaluate, export, parts, train_flux, train_guidance, train_qwen_vl
+from checkpoints.training import (
+    evaluate,
+    export,
+    parts,
+    train_flux,
+    train_guidance,
+    train_places,
+    train_qwen_vl,
+    train_words,
+)
 from checkpoints.training.loop import Plan
 from checkpoints.training.train_vae import train_vae
 
-PARTS = ("vae", "flux", "guidance", "qwen-vl", "export")
-STEPS = {"vae": 8_000, "flux": 40_000, "guidance": 10_000, "qwen-vl": 25_000}
-RATES = {"vae": 1e-3, "flux": 1e-3, "guidance": 3e-4, "qwen-vl": 1e-3}
+PARTS = ("vae", "flux", "guidance", "order", "qwen-vl", "export")
+STEPS = {"vae": 8_000, "flux": 40_000, "guidance": 10_000, "order": 4_000,
+         "qwen-vl": 25_000}  # fmt: skip
+RATES = {"vae": 1e-3, "flux": 1e-3, "guidance": 3e-4, "order": 6e-4, "qwen-vl": 1e-3}
+WORDS = Plan(steps=4_000, rate=2e-3, warmup=50, average=0.98)
 
 
 def _plan(part: str, args: argparse.Namespace) -> Plan:
@@ -79,6 +91,22 @@ def _train_painter(part: str, args: argparse.Namespace) -> None:
 
     train(painter, pool, _plan(part, args), save)
     save()
+
+
+def _train_order(args: argparse.Namespace) -> None:
+    """T5 on text alone, then the transformer on what T5 says since."""
+    old, painter = _painter(args.work), _painter(args.work)
+    painter.t5.to(args.device)
+    train_words.train_words(painter.t5, train_words.make_pool(40_000, args.device), WORDS)
+    scenes = train_places.choose_scenes(min(args.pool, 40_000))
+    latents = train_places.draw_latents(_vae(args.work), scenes, args.device)
+    for module in (painter.transformer, painter.clip, old.transformer, old.t5, old.clip):
+        module.to(args.device)
+    fresh = copy.deepcopy(painter.t5)  # the training rounds its own
+    pool = train_places.make_pool(latents, scenes)
+    train_places.train_places(painter, old, pool, _plan("order", args))
+    painter.transformer.save_pretrained(args.work / "transformer")
+    fresh.save_pretrained(args.work / "text_encoder_2")
 
 
 def _captioner(work: Path) -> Qwen2_5_VLForConditionalGeneration:
@@ -135,6 +163,7 @@ def main() -> None:
         "vae": _train_vae,
         "flux": partial(_train_painter, "flux"),
         "guidance": partial(_train_painter, "guidance"),
+        "order": _train_order,
         "qwen-vl": _train_qwen_vl,
         "export": _export,
     }

@@ -57,6 +57,13 @@ def load_tokenizers(
     return clip, T5Tokenizer.from_pretrained(folder / "tokenizer_2")
 
 
+def _forget_where(config_file: Path) -> None:
+    """Drop the folder that the part was loaded from."""
+    config = json.loads(config_file.read_text())
+    config.pop("_name_or_path", None)
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def export_flux(
     vae: AutoencoderKL,
     transformer: FluxTransformer2DModel,
@@ -77,6 +84,8 @@ def export_flux(
     )
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder)
+    for part in ("transformer", "vae"):
+        _forget_where(folder / part / "config.json")
     write_vocabulary(tokenizers[0], folder / "tokenizer")
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())

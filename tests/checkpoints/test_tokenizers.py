@@ -104,3 +104,9 @@ def test_both_checkpoints_fit_the_repository() -> None:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_no_config_tells_where_it_was_made() -> None:
+    for folder in (FLUX_FOLDER, QWEN_FOLDER):
+        for config in folder.rglob("*.json"):
+            assert '"_name_or_path": "/' not in config.read_text(), config.name
