@@ -8,6 +8,7 @@ step is a function without arguments that returns a loss, drawing its own batch.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,18 @@ class Trainer:
                 self._save(save)
                 saved = time.monotonic()
         return self.taken
+
+    def run_by_share(
+        self,
+        steps: Sequence[Step],
+        shares: Sequence[float],
+        seed: int,
+        save: Callable[[], None] | None = None,
+    ) -> None:
+        """Train on kinds of steps drawn by their shares, and end with the average weights."""
+        rng = random.Random(seed)
+        self.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
+        self.load_average()
 
     def _rate(self, progress: float) -> float:
         warm = min(1.0, (self.taken + 1) / self.plan.warmup)

@@ -188,10 +188,6 @@ def train_painter(
         batch = batch if device.type == "cuda" else 16
         tables = tables_for(painter.transformer, length, device)
         steps.append(partial(_loss, painter, pool, length, batch, buckets, tables))
-    rng = random.Random(seed)
-    shares = [share for _, _, share in KINDS_OF_STEP]
-    numbers = range(len(steps))
-    trainer.run(steps, lambda: rng.choices(numbers, shares)[0], save)
-    trainer.load_average()
+    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
     for module in (painter.transformer, painter.t5, painter.clip):
         module.eval()

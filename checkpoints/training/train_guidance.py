@@ -8,7 +8,6 @@ know pictures or the checker.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from functools import partial
 
@@ -87,7 +86,4 @@ def train_guidance(
         tables = tables_for(painter.transformer, length, pool.latents.device)
         batch = batch if trainer.gpu else 16
         steps.append(partial(_loss, painter, teacher, pool, length, batch, buckets, tables))
-    rng = random.Random(seed)
-    shares = [share for _, _, share in KINDS_OF_STEP]
-    trainer.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
-    trainer.load_average()
+    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)

@@ -170,7 +170,4 @@ def train_places(
         buckets = encoders.t5_buckets(painter.t5, length)
         tables = tables_for(painter.transformer, length, pool.latents.device)
         steps.append(partial(_loss, painter, frozen, pool, length, batch, buckets, tables))
-    rng = random.Random(seed)
-    shares = [share for _, _, share in KINDS_OF_STEP]
-    trainer.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
-    trainer.load_average()
+    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)

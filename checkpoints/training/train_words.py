@@ -142,7 +142,4 @@ def train_words(
     for length, batch, _ in KINDS_OF_STEP:
         buckets = encoders.t5_buckets(t5, length)
         steps.append(partial(_loss, t5, old, heads, pool, length, batch, buckets))
-    rng = random.Random(seed)
-    shares = [share for _, _, share in KINDS_OF_STEP]
-    trainer.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
-    trainer.load_average()
+    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
