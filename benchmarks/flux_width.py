@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from predictors.flux.modules import transformer
+from predictors.flux.modules import operations
+from predictors.flux.modules.operations import Plain
 from predictors.flux.modules.rotary import rotary_table
 from predictors.flux.modules.transformer import Shape, Transformer
 from predictors.flux.weights import read_facts
@@ -45,12 +46,12 @@ def cases() -> dict[str, tuple[Shape, int, int, int]]:
 @contextmanager
 def plainly() -> Iterator[None]:
     """Whole batches through every layer, as if `apart` were not there."""
-    served = transformer.apart
-    transformer.apart = lambda layer, *inputs: layer(*inputs)
+    served = operations.apart
+    operations.apart = lambda layer, *inputs: layer(*inputs)
     try:
         yield
     finally:
-        transformer.apart = served
+        operations.apart = served
 
 
 def policies(forward: Callable[[int], Tensor]) -> dict[str, Callable[[int], object]]:
@@ -78,7 +79,7 @@ def measure(shape: Shape, num_text: int, side: int, repeat: int) -> dict[str, di
     rotary = rotary_table(num_text, side, side, shape.rotary_axes)
 
     def forward(n: int) -> Tensor:
-        velocity: Tensor = model(latents[:n], context[:n], modulation[:n], rotary)
+        velocity: Tensor = model(Plain(), latents[:n], context[:n], modulation[:n], rotary)
         return velocity
 
     ways = policies(forward)

@@ -18,11 +18,13 @@ from torch import Tensor
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
+from predictors.flux.modules.operations import Plain
 from predictors.flux.modules.rotary import rotary_table
 from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
 from predictors.flux.sampling import Course, euler, guide, unpack
 from predictors.flux.weights import Facts, Parts
 
+PLAIN = Plain()
 NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
 
 
@@ -137,7 +139,9 @@ class Runner:
         modulation = torch.cat([c.modulation[c.index] for c in canvases])
         num_tokens, rows, columns = first.shape
         passes = self._passes if (num_tokens, rows * columns) in self._compiled else EAGER
-        velocity = self._parts.transformer(latents, context, modulation, first.rotary, passes)
+        velocity = self._parts.transformer(
+            PLAIN, latents, context, modulation, first.rotary, passes
+        )
         shares = velocity.split([c.num_rows for c in canvases])
         return [_advance(c, share) for c, share in zip(canvases, shares, strict=True)]
 

@@ -165,9 +165,8 @@ def transformer_names(shape: Shape) -> dict[str, tuple[str, ...]]:
         )
     for i in range(shape.num_single):
         ours, theirs = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
-        names |= _linear(
-            f"{ours}.enter", *(f"{theirs}.attn.to_{x}" for x in "qkv"), f"{theirs}.proj_mlp"
-        )
+        names |= _linear(f"{ours}.qkv", *(f"{theirs}.attn.to_{x}" for x in "qkv"))
+        names |= _linear(f"{ours}.up", f"{theirs}.proj_mlp")
         names |= _linear(f"{ours}.leave", f"{theirs}.proj_out")
         names[f"{ours}.query_norm.weight"] = (f"{theirs}.attn.norm_q.weight",)
         names[f"{ours}.key_norm.weight"] = (f"{theirs}.attn.norm_k.weight",)

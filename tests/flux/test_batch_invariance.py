@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from predictors.flux.modules.transformer import DoubleBlock, Shape, SingleBlock, apart
+from predictors.flux.modules.operations import Carry, Plain, apart
+from predictors.flux.modules.transformer import DoubleBlock, Shape, SingleBlock
 from predictors.flux.request import Wish
 from tests.flux.room import Room, open_room
 
@@ -99,23 +100,21 @@ def test_blocks_keep_each_rows_bits(threads: int, num_tokens: int) -> None:
     torch.manual_seed(0)
     double, single = DoubleBlock(SHAPE), SingleBlock(SHAPE)
     rotary = torch.randn(2, 2 * num_tokens, 16)
-    rows = list(torch.randn(5, num_tokens, SHAPE.dim))
+    rows = list(torch.randn(5, 2 * num_tokens, SHAPE.dim))
     mods = torch.randn(5, 12 * SHAPE.dim)
 
-    def both(x: Tensor) -> Tensor:
-        text, image = double(x, x.flip(1), mods[: x.shape[0]], rotary)
-        return single(torch.cat((text, image), 1), mods[: x.shape[0], : 3 * SHAPE.dim], rotary)
+    def both(x: Tensor, mods: Tensor) -> Tensor:
+        ops = Plain()
+        carry = double(ops, Carry(x, None, None), mods, rotary, num_tokens)
+        carry = single(ops, carry, mods[:, : 3 * SHAPE.dim], rotary, num_tokens)
+        return torch.stack((carry.tokens, carry.update))
 
     with torch.inference_mode():
-        alone = [
-            single(torch.cat(double(r[None], r[None].flip(1), mods[i : i + 1], rotary), 1),
-                   mods[i : i + 1, : 3 * SHAPE.dim], rotary)[0]
-            for i, r in enumerate(rows)
-        ]  # fmt: skip
+        alone = [both(row[None], mods[i : i + 1])[:, 0] for i, row in enumerate(rows)]
         for width in range(2, 6):
-            batch = both(torch.stack(rows[:width]))
+            batch = both(torch.stack(rows[:width]), mods[:width])
             for i in range(width):
-                assert torch.equal(batch[i], alone[i]), f"row {i} of {width}"
+                assert torch.equal(batch[:, i], alone[i]), f"row {i} of {width}"
 
 
 def test_plain_batching_does_change_bits_and_apart_does_not() -> None:

@@ -1,13 +1,10 @@
 """FLUX.1's transformer: two-stream blocks, then one-stream blocks. Knows no prompt, no schedule,
-no checkpoint layout.
+no checkpoint layout and no device: what the blocks are made of comes from `Operations`, exact ones
+(`operations.py`) or those of a GPU (`fused.py`).
 
 What depends on the timestep (modulation), the prompt (context) or the size (rotary table) comes in
 ready made from `modules/conditioning.py` and `modules/rotary.py`: a step computes nothing twice.
-
-Batch invariance: a row's bits must not depend on how many rows share the pass. Matmuls choose
-their blocking by the number of rows, and vectorised GELU treats the tail of each thread's share
-with other instructions, so both run row by row (`apart`); attention, norms, multiply and add give
-each row the same bits in any company (tests/flux/test_batch_invariance.py).
+Text and picture are one buffer of tokens from the first block to the last.
 """
 
 from __future__ import annotations
@@ -17,14 +14,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from predictors.flux.modules.rotary import rotate
+from predictors.compute.fp8 import Fp8Linear
+from predictors.flux.modules.operations import (
+    EPS,
+    Carry,
+    Change,
+    Norms,
+    Operations,
+    Streams,
+    apart,
+    shared,
+)
 
-EPS = 1e-6
 MLP_RATIO = 4
-FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,6 @@ class Shape:
         return self.dim * (12 * self.num_double + 3 * self.num_single + 2)
 
 
-def apart(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`layer` on each row of (rows, tokens, features) by itself, so that no row sees the others."""
-    rows = zip(*(x.split(1) for x in inputs), strict=True)
-    outputs = [layer(*row) for row in rows]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
 class Stream(nn.Module):
     """The weights of one stream (picture or text) in a two-stream block."""
 
@@ -72,18 +69,6 @@ class Stream(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.up = nn.Linear(dim, MLP_RATIO * dim)
         self.down = nn.Linear(MLP_RATIO * dim, dim)
-        self.num_heads = shape.num_heads
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, tokens, dim) to normed query, normed key and value (rows, tokens, heads, d)."""
-        heads = apart(self.qkv, x).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = heads.unbind(2)
-        return self.query_norm(query), self.key_norm(key), value
-
-    def mlp(self, row: Tensor) -> Tensor:
-        """Feed-forward of one row (1, tokens, dim)."""
-        down: Tensor = self.down(F.gelu(self.up(row), approximate="tanh"))
-        return down
 
 
 class DoubleBlock(nn.Module):
@@ -95,20 +80,26 @@ class DoubleBlock(nn.Module):
         self.text = Stream(shape)
 
     def forward(
-        self, text: Tensor, image: Tensor, modulation: Tensor, rotary: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """text (rows, T, dim), image (rows, I, dim), modulation (rows, 12 * dim): both anew."""
-        # per stream: shift, scale, gate of attention, then of the MLP; each (rows, 1, dim)
-        parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None]
-        image_parts, text_parts = (stream.unbind(1) for stream in parts.unbind(1))
-        image_qkv = self.image.project(modulate(image, *image_parts[:2]))
-        text_qkv = self.text.project(modulate(text, *text_parts[:2]))
-        query, key, value = (torch.cat(pair, 1) for pair in zip(text_qkv, image_qkv, strict=True))
-        mixed = attend(query, key, value, rotary)
-        text_mixed, image_mixed = mixed.split((text.shape[1], image.shape[1]), dim=1)
-        image = _update(self.image, image, image_mixed, image_parts)
-        text = _update(self.text, text, text_mixed, text_parts)
-        return _in_range(text), image
+        self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
+    ) -> Carry:
+        """carry of (rows, T + I, dim), modulation (rows, 12 * dim): the carry of the next block."""
+        # shift, scale and gate of attention, then of the MLP; the picture's before the text's
+        parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None].unbind(1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
+            Streams(text, image)
+            for image, text in zip(*(part.unbind(1) for part in parts), strict=True)
+        )
+        both = Streams(self.text, self.image)
+        qkv, out, up, down = (
+            Streams(*(getattr(stream, name) for stream in both))
+            for name in ("qkv", "out", "up", "down")
+        )
+        norms = Streams(*(Norms(stream.query_norm, stream.key_norm) for stream in both))
+        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        mixed = ops.attend(ops.linear(x, qkv, num_text), norms, rotary, num_text)
+        carry = Carry(tokens, ops.leave(mixed, out, num_text), gate)
+        tokens, x = ops.enter(carry, Change(mlp_shift, mlp_scale), num_text)
+        return Carry(tokens, ops.mlp(x, up, down, num_text), mlp_gate)
 
 
 class SingleBlock(nn.Module):
@@ -117,27 +108,21 @@ class SingleBlock(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         dim = shape.dim
-        self.enter = nn.Linear(dim, (3 + MLP_RATIO) * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
+        self.up = nn.Linear(dim, MLP_RATIO * dim)
         self.leave = nn.Linear((1 + MLP_RATIO) * dim, dim)
-        self.num_heads = shape.num_heads
 
-    def forward(self, tokens: Tensor, modulation: Tensor, rotary: Tensor) -> Tensor:
-        """tokens (rows, T + I, dim), modulation (rows, 3 * dim): tokens anew."""
-        dim = tokens.shape[-1]
-        shift, scale, gate = modulation.unflatten(-1, (3, 1, -1)).unbind(1)
-        entered = apart(self.enter, modulate(tokens, shift, scale))
-        qkv, up = entered.split((3 * dim, MLP_RATIO * dim), dim=-1)
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        mixed = attend(self.query_norm(query), self.key_norm(key), value, rotary)
-        return _in_range(tokens + gate * apart(self.join, mixed, up))
-
-    def join(self, mixed: Tensor, up: Tensor) -> Tensor:
-        """Attention's and the MLP's half of one row (1, tokens, ...) through one matmul."""
-        halves = torch.cat((mixed, F.gelu(up, approximate="tanh")), dim=-1)
-        joined: Tensor = self.leave(halves)
-        return joined
+    def forward(
+        self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
+    ) -> Carry:
+        """carry of (rows, T + I, dim), modulation (rows, 3 * dim): the carry of the next block."""
+        shift, scale, gate = map(shared, modulation.unflatten(-1, (3, 1, -1)).unbind(1))
+        norms = shared(Norms(self.query_norm, self.key_norm))
+        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        mixed = ops.attend(ops.linear(x, shared(self.qkv), num_text), norms, rotary, num_text)
+        return Carry(tokens, ops.join(mixed, x, self.up, self.leave), gate)
 
 
 class Ends(nn.Module):
@@ -148,10 +133,11 @@ class Ends(nn.Module):
         self.enter = nn.Linear(shape.in_channels, shape.dim)
         self.leave = nn.Linear(shape.dim, shape.out_channels)
 
-    def forward(self, image: Tensor, modulation: Tensor) -> Tensor:
-        """image (rows, I, dim), modulation (rows, 2 * dim): velocity (rows, I, out_channels)."""
-        scale, shift = modulation.unflatten(-1, (2, 1, -1)).unbind(1)  # diffusers' order here
-        return apart(self.leave, modulate(image, shift, scale))
+    def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
+        """carry of (rows, T + I, dim), modulation (rows, 2 * dim): velocity (rows, I, channels)."""
+        scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
+        _, x = ops.enter(carry, Change(shift, scale), num_text)
+        return apart(self.leave, x[:, num_text:])
 
 
 class Passes(NamedTuple):
@@ -160,8 +146,8 @@ class Passes(NamedTuple):
     One compiled unit serves all blocks of its kind, so start-up compiles two blocks, not 57.
     """
 
-    double: Callable[..., tuple[Tensor, Tensor]] = DoubleBlock.forward
-    single: Callable[..., Tensor] = SingleBlock.forward
+    double: Callable[..., Carry] = DoubleBlock.forward
+    single: Callable[..., Carry] = SingleBlock.forward
     ends: Callable[..., Tensor] = Ends.forward
 
 
@@ -180,6 +166,7 @@ class Transformer(nn.Module):
 
     def forward(
         self,
+        ops: Operations,
         latents: Tensor,
         context: Tensor,
         modulation: Tensor,
@@ -194,32 +181,29 @@ class Transformer(nn.Module):
         dim, num_text = self.shape.dim, context.shape[1]
         sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
         parts = iter(modulation.split(sizes, dim=-1))
-        text, image = context, apart(self.ends.enter, latents)
+        tokens = torch.cat((context, apart(self.ends.enter, latents)), dim=1)
+        carry = Carry(tokens, None, None)
         for block in self.double_blocks:
-            text, image = passes.double(block, text, image, next(parts), rotary)
-        tokens = torch.cat((text, image), dim=1)
+            carry = passes.double(block, ops, carry, next(parts), rotary, num_text)
         for block in self.single_blocks:
-            tokens = passes.single(block, tokens, next(parts), rotary)
-        return passes.ends(self.ends, tokens[:, num_text:], next(parts))
+            carry = passes.single(block, ops, carry, next(parts), rotary, num_text)
+        return passes.ends(self.ends, ops.unquantized, carry, next(parts), num_text)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of x (rows, tokens, dim) with its row's shift and scale (rows, 1, dim)."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
+def quantized(transformer: Transformer, *, keep: bool) -> Transformer:
+    """`transformer` with the linears of its blocks in fp8; everything else is shared.
 
-
-def attend(query: Tensor, key: Tensor, value: Tensor, rotary: Tensor) -> Tensor:
-    """Full attention over (rows, tokens, heads, head_dim) to (rows, tokens, dim)."""
-    query, key = rotate(query, rotary), rotate(key, rotary)
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # heads first
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-
-
-def _update(stream: Stream, x: Tensor, mixed: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-    _, _, gate, mlp_shift, mlp_scale, mlp_gate = parts
-    x = x + gate * apart(stream.out, mixed)
-    return x + mlp_gate * apart(stream.mlp, modulate(x, mlp_shift, mlp_scale))
-
-
-def _in_range(x: Tensor) -> Tensor:
-    return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
+    Ends and norms stay as they are: they are a thousandth of the work. With `keep` it is a second
+    module beside the first, else the first itself, whose weights are freed one by one.
+    """
+    twin = transformer
+    if keep:
+        with torch.device("meta"):
+            twin = Transformer(transformer.shape)
+        twin.ends = transformer.ends
+        twin.eval().requires_grad_(False)
+    for path, layer in list(transformer.named_modules()):
+        is_norm = isinstance(layer, nn.RMSNorm)
+        if is_norm or (isinstance(layer, nn.Linear) and not path.startswith("ends.")):
+            twin.set_submodule(path, layer if is_norm else Fp8Linear.of(layer))
+    return twin
