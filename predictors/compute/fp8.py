@@ -34,8 +34,8 @@ def quantize_rows(x: Tensor) -> RowScaled:
     The reference of every kernel that quantises.
     """
     wide = x.float()
-    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=TINY) / LARGEST
-    return RowScaled((wide / scales).clamp(-LARGEST, LARGEST).to(E4M3), scales)
+    largest = wide.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
+    return RowScaled((wide * (LARGEST / largest)).to(E4M3), largest / LARGEST)
 
 
 def dequantized(x: RowScaled) -> Tensor:
@@ -69,7 +69,7 @@ class Fp8Linear(nn.Module):
         return self.weight.shape[0]
 
     def reference(self, values: Tensor) -> Tensor:
-        """The product for dequantised float32 `values` (..., in): (..., out) in the bias's dtype."""
+        """The product for dequantised float32 `values` (..., in): (..., out), the bias's dtype."""
         weight = dequantized(RowScaled(self.weight, self.weight_scale))
         return F.linear(values, weight, self.bias.float()).to(self.bias.dtype)
 

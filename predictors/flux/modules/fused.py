@@ -11,10 +11,9 @@ Nothing is read back, nothing depends on values: a whole step can be captured in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from predictors.compute.fp8 import E4M3, Fp8Linear, RowScaled
 from predictors.flux.modules.kernels import enter_kernel, gelu_rows_kernel, heads_kernel
@@ -24,6 +23,7 @@ from predictors.flux.modules.operations import (
     Activations,
     Carry,
     Change,
+    Layer,
     Norms,
     Operations,
     Streams,
@@ -32,8 +32,6 @@ from predictors.flux.modules.operations import (
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """query, key, value (rows, heads, tokens, head_dim) to (rows, tokens, heads * head_dim)."""
-
-L = TypeVar("L", bound=nn.Module)
 
 
 class Fused:
@@ -53,9 +51,9 @@ class Fused:
         _enter(carry, change, num_text, normed, None)
         return carry.tokens, normed
 
-    def linear(self, x: Activations, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
         """As `Plain.linear`."""
-        out = x.new_empty((*x.shape[:2], layers.image.weight.shape[0]))
+        out: Tensor = x.new_empty((*x.shape[:2], layers.image.weight.shape[0]))
         for part, place, layer in _parts(x, out, layers, num_text):
             torch.addmm(layer.bias, part, layer.weight.t(), out=place)
         return out
@@ -83,28 +81,29 @@ class Fused:
         parts = qkv.view(rows, tokens, 3, heads, 2 * half).transpose(1, 3).unbind(2)
         return self._attention(*parts)
 
-    def leave(self, mixed: Tensor, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """As `Plain.leave`."""
         return self.linear(mixed, layers, num_text)
 
     def mlp(
         self,
         x: Activations,
-        up: Streams[nn.Module],
-        down: Streams[nn.Module],
+        up: Streams[Layer],
+        down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
         """As `Plain.mlp`."""
         return self.linear(self._gelu_of(x, up, num_text), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: nn.Module, leave: nn.Module) -> Tensor:
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
         """As `Plain.join`: the sum over attention's features, then that over the MLP's on top."""
         wide, dim = self._gelu_of(x, shared(up), 0), mixed.shape[-1]
         weight = leave.weight.t()
         out = torch.addmm(leave.bias, mixed.flatten(0, 1), weight[:dim])
-        return out.addmm_(wide.flatten(0, 1), weight[dim:]).view_as(mixed)
+        out.addmm_(wide.flatten(0, 1), weight[dim:])
+        return out.view_as(mixed)
 
-    def _gelu_of(self, x: Tensor, up: Streams[nn.Module], num_text: int) -> Tensor:
+    def _gelu_of(self, x: Tensor, up: Streams[Layer], num_text: int) -> Tensor:
         out = x.new_empty((*x.shape[:2], up.image.weight.shape[0]))
         for part, place, layer in _parts(x, out, up, num_text):
             torch.ops.aten._addmm_activation.out(
@@ -127,7 +126,7 @@ class FusedFp8(Fused):
         _enter(carry, change, num_text, normed.values, normed.scales)
         return carry.tokens, normed
 
-    def linear(self, x: RowScaled, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
         """As `PlainFp8.linear`."""
         layer = layers.image
         assert isinstance(layer, Fp8Linear)
@@ -137,21 +136,21 @@ class FusedFp8(Fused):
             each(part, place)
         return out
 
-    def leave(self, mixed: Tensor, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """As `PlainFp8.leave`."""
         return self.linear(_gelu_rows(mixed, None), layers, num_text)
 
     def mlp(
         self,
         x: Activations,
-        up: Streams[nn.Module],
-        down: Streams[nn.Module],
+        up: Streams[Layer],
+        down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
         """As `PlainFp8.mlp`."""
         return self.linear(_gelu_rows(None, self.linear(x, up, num_text)), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: nn.Module, leave: nn.Module) -> Tensor:
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
         """As `PlainFp8.join`: one scale per token over both halves, one matmul."""
         wide = self.linear(x, shared(up), 0)
         return self.linear(_gelu_rows(mixed, wide), shared(leave), 0)
@@ -168,12 +167,14 @@ def _enter(
         tokens if carry.update is None else carry.update,
         normed,
         tokens if scales is None else scales,
-        *gate,
-        *change.shift,
-        *change.scale,
+        gate.image,
+        change.shift.image,
+        change.scale.image,
         num_tokens,
         num_text,
         change.shift.image.stride(0),
+        _distance(change.shift),
+        _distance(gate),
         EPS=EPS,
         DIM=dim,
         BLOCK=_power_of_two(dim),
@@ -182,6 +183,11 @@ def _enter(
         LIMIT=FLOAT16_MAX if tokens.dtype == torch.float16 else 0.0,
         num_warps=8 if dim > 1024 else 4,
     )
+
+
+def _distance(parts: Streams[Tensor]) -> int:
+    """Elements from the picture's part to the text's: both are views of one row of modulation."""
+    return int(parts.text.storage_offset()) - int(parts.image.storage_offset())
 
 
 def _gelu_rows(mixed: Tensor | None, wide: Tensor | None) -> RowScaled:
@@ -214,8 +220,8 @@ def _empty_rows(like: Tensor, width: int) -> RowScaled:
 
 
 def _parts(
-    x: Tensor, out: Tensor, layers: Streams[nn.Module], num_text: int
-) -> Iterator[tuple[Tensor, Tensor, nn.Module]]:
+    x: Tensor, out: Tensor, layers: Streams[Layer], num_text: int
+) -> Iterator[tuple[Tensor, Tensor, Layer]]:
     """Matrices in, matrices out and their layer: one for all tokens, or two views per row."""
     if layers.are_one:
         yield x.flatten(0, 1), out.flatten(0, 1), layers.image
@@ -226,8 +232,8 @@ def _parts(
 
 
 def _scaled_parts(
-    x: RowScaled, out: Tensor, layers: Streams[nn.Module], num_text: int
-) -> Iterator[tuple[RowScaled, Tensor, nn.Module]]:
+    x: RowScaled, out: Tensor, layers: Streams[Layer], num_text: int
+) -> Iterator[tuple[RowScaled, Tensor, Layer]]:
     """`_parts` of values and scales together."""
     values = _parts(x.values, out, layers, num_text)
     scales = _parts(x.scales, out, layers, num_text)

@@ -11,24 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_SIZES = ["num_tokens", "num_text", "modulation_stride"]
+_SIZES = ["num_tokens", "num_text", "modulation_stride", "to_text", "gate_to_text"]
 
 
 @triton.jit
 def _to_e4m3(value, scales, row):
     """One row as e4m3 with its scale stored; see compute/fp8.py `quantize_rows`."""
-    largest = tl.max(tl.abs(value), axis=0)
-    scale = tl.maximum(largest, 1e-12) / 448.0
-    tl.store(scales + row, scale)
-    return tl.clamp(value / scale, -448.0, 448.0).to(tl.float8e4nv)
-
-
-@triton.jit
-def _of_stream(text, image, offset, columns, mask, is_text):
-    """A row of per-stream parameters: the text's for its tokens, else the picture's; float32."""
-    first = tl.load(text + offset + columns, mask & is_text, other=0.0).to(tl.float32)
-    second = tl.load(image + offset + columns, mask & (is_text == 0), other=0.0).to(tl.float32)
-    return first + second
+    largest = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12)
+    tl.store(scales + row, largest / 448.0)
+    return (value * (448.0 / largest)).to(tl.float8e4nv)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -37,15 +28,14 @@ def enter_kernel(
     update,
     normed,
     scales,
-    gate_text,
-    gate_image,
-    shift_text,
-    shift_image,
-    scale_text,
-    scale_image,
+    gate,
+    shift,
+    scale,
     num_tokens,
     num_text,
     modulation_stride,
+    to_text,
+    gate_to_text,
     EPS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -53,33 +43,47 @@ def enter_kernel(
     IS_FP8: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """tokens += gate * update in place; normed = layer_norm(tokens) * (1 + scale) + shift."""
+    """tokens += gate * update in place; normed = layer_norm(tokens) * (1 + scale) + shift.
+
+    gate, shift and scale are the picture's; the text's lie `to_text` elements further on. Every
+    distance is a whole number of DIM, which keeps loads wide.
+    """
     row = tl.program_id(0).to(tl.int64)
-    is_text = (row % num_tokens) < num_text
-    offset = (row // num_tokens) * modulation_stride
+    is_text = ((row % num_tokens) < num_text).to(tl.int64)
+    sample = (row // num_tokens) * modulation_stride
     columns = tl.arange(0, BLOCK)
     mask = columns < DIM
     here = tokens + row * DIM + columns
+    change = tl.multiple_of(sample + is_text * to_text, 16) + columns
     value = tl.load(here, mask, other=0.0).to(tl.float32)
     if HAS_UPDATE:
-        gate = _of_stream(gate_text, gate_image, offset, columns, mask, is_text)
-        value += gate * tl.load(update + row * DIM + columns, mask, other=0.0).to(tl.float32)
+        gated = tl.multiple_of(sample + is_text * gate_to_text, 16) + columns
+        by = tl.load(gate + gated, mask, other=0.0).to(tl.float32)
+        value += by * tl.load(update + row * DIM + columns, mask, other=0.0).to(tl.float32)
         if LIMIT > 0:
             value = tl.clamp(value, -LIMIT, LIMIT)
         stored = value.to(tokens.dtype.element_ty)
         tl.store(here, stored, mask)
         value = stored.to(tl.float32)  # the norm sees what the next block will
+    factor = 1.0 + tl.load(scale + change, mask, other=0.0).to(tl.float32)
+    offset = tl.load(shift + change, mask, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=0) / DIM
     centred = tl.where(mask, value - mean, 0.0)
     variance = tl.sum(centred * centred, axis=0) / DIM
-    scale = _of_stream(scale_text, scale_image, offset, columns, mask, is_text)
-    shift = _of_stream(shift_text, shift_image, offset, columns, mask, is_text)
-    result = centred * tl.rsqrt(variance + EPS) * (1.0 + scale) + shift
+    result = centred * tl.rsqrt(variance + EPS) * factor + offset
     there = normed + row * DIM + columns
     if IS_FP8:
         tl.store(there, _to_e4m3(result, scales, row), mask)
     else:
         tl.store(there, result.to(normed.dtype.element_ty), mask)
+
+
+@triton.jit
+def _of_stream(text, image, columns, mask, is_text):
+    """A row of per-stream parameters: the text's for its tokens, else the picture's; float32."""
+    first = tl.load(text + columns, mask & is_text, other=0.0).to(tl.float32)
+    second = tl.load(image + columns, mask & (is_text == 0), other=0.0).to(tl.float32)
+    return first + second
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -109,8 +113,8 @@ def heads_kernel(
     here = qkv + (row * 3 + is_key) * (HEADS * 2 * HALF) + heads * (2 * HALF) + dims[None, :]
     value = tl.load(here, mask, other=0.0).to(tl.float32)
     everywhere = dims >= 0
-    query = _of_stream(query_text, query_image, 0, dims, everywhere & (is_key == 0), is_text)
-    key = _of_stream(key_text, key_image, 0, dims, everywhere & (is_key == 1), is_text)
+    query = _of_stream(query_text, query_image, dims, everywhere & (is_key == 0), is_text)
+    key = _of_stream(key_text, key_image, dims, everywhere & (is_key == 1), is_text)
     mean = tl.sum(value * value, axis=1) / (2 * HALF)
     normed = value * tl.rsqrt(mean + EPS)[:, None] * (query + key)[None, :]
     normed = normed.to(qkv.dtype.element_ty).to(tl.float32)  # rounded where torch's norm rounds

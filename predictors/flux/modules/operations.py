@@ -1,5 +1,5 @@
-"""The operations a transformer's blocks are made of, in plain torch: exact, for any device. Knows no
-block and no weights' names.
+"""The operations a transformer's blocks are made of, in plain torch: exact, for any device. Knows
+no block and no weights' names.
 
 These are the reference for `fused.py`, which does the same with fewer passes over memory. Tokens of
 text and picture lie in one buffer, text first, so that the two streams of a block are views and
@@ -69,6 +69,21 @@ class Carry(NamedTuple):
     gate: Streams[Tensor] | None
 
 
+class Layer(Protocol):
+    """An `nn.Linear`, or an `Fp8Linear` where the operations are fp8."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in)."""
+
+    @property
+    def bias(self) -> Tensor:
+        """(out,)."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The product."""
+
+
 class Norms(NamedTuple):
     """RMS norms of query and key over head_dim."""
 
@@ -86,7 +101,7 @@ class Operations(Protocol):
     def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
         """The sum (rows, T + I, dim), and its layer norm scaled and shifted, ready for a linear."""
 
-    def linear(self, x: Activations, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
         """(rows, T + I, in) through each stream's layer to (rows, T + I, out)."""
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
@@ -96,19 +111,19 @@ class Operations(Protocol):
         May overwrite qkv.
         """
 
-    def leave(self, mixed: Tensor, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """Attention's result (rows, tokens, dim) through each stream's layer, the same shape."""
 
     def mlp(
         self,
         x: Activations,
-        up: Streams[nn.Module],
-        down: Streams[nn.Module],
+        up: Streams[Layer],
+        down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
         """Linear, GELU (tanh), linear: (rows, tokens, dim) to the same shape."""
 
-    def join(self, mixed: Tensor, x: Activations, up: nn.Module, leave: nn.Module) -> Tensor:
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
         """Attention's result beside GELU(up(x)), both through one linear: (rows, tokens, dim)."""
 
 
@@ -147,7 +162,7 @@ class Plain:
             tokens = in_range(tokens + update)
         return tokens, self.prepared(per_stream(modulate, tokens, num_text, *change))
 
-    def linear(self, x: Activations, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
         """See `Operations`."""
         return per_stream(lambda part, layer: apart(layer, part), x, num_text, layers)
 
@@ -161,21 +176,21 @@ class Plain:
         query, key, value = (x.transpose(1, 2) for x in heads)  # heads first
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
-    def leave(self, mixed: Tensor, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """See `Operations`."""
         return self.linear(self.prepared(mixed), layers, num_text)
 
     def mlp(
         self,
         x: Activations,
-        up: Streams[nn.Module],
-        down: Streams[nn.Module],
+        up: Streams[Layer],
+        down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
         """See `Operations`."""
         return self.leave(apart(_gelu, self.linear(x, up, num_text)), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: nn.Module, leave: nn.Module) -> Tensor:
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
         """See `Operations`."""
         wide = apart(_gelu, self.linear(x, shared(up), 0))
         return self.leave(torch.cat((mixed, wide), dim=-1), shared(leave), 0)
@@ -200,14 +215,13 @@ class PlainFp8(Plain):
         """Each token's features in e4m3 with a scale of their own."""
         return quantize_rows(x)
 
-    def linear(self, x: RowScaled, layers: Streams[nn.Module], num_text: int) -> Tensor:
+    def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
         """See `Operations`."""
-        values = dequantized(x)
 
         def each(part: Tensor, layer: Fp8Linear) -> Tensor:
             return apart(layer.reference, part)
 
-        return per_stream(each, values, num_text, layers)
+        return per_stream(each, dequantized(x), num_text, layers)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
