@@ -10,7 +10,6 @@ still picture are folded into one; the vision MLP's width is padded with zeros.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,9 @@ RENAMED = (  # what transformers 5 and its earlier releases call the same things
     ("language_model.lm_head.", "lm_head."),
     ("model.visual.", "visual."),
 )
+
+FRAMES = "visual.patch_embed.proj.weight"
+"""Stored as a convolution over two frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,28 +165,23 @@ def load_modules(
 
 
 def _fill(checkpoint: Path, slots: dict[str, Tensor], architecture: Architecture) -> None:
-    missing = set(slots)
-    for name, value in _stored(checkpoint):
-        if name not in slots:
+    with Shards(checkpoint) as shards:
+        stored = {_hub_name(name): name for name in shards}
+        for name in sorted(stored.keys() - slots.keys()):
             if not (name == "lm_head.weight" and architecture.text.tied):
                 log.warning("weight %s of the checkpoint has no use here", name)
-            continue
-        if name == "visual.patch_embed.proj.weight":
-            value = value.to(torch.float32).sum(2).flatten(1)  # both frames are the same picture
-        if value.shape != slots[name].shape:
-            found, wanted = list(value.shape), list(slots[name].shape)
-            raise EngineFailed(f"weight {name} has shape {found}, the config asks for {wanted}")
-        slots[name].copy_(value)
-        missing.discard(name)
-    if missing:
-        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
-
-
-def _stored(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names (as the hub has them) and tensors of all shards."""
-    with Shards(checkpoint) as shards:
-        for name in shards:
-            yield _hub_name(name), shards.read(name)
+        if missing := slots.keys() - stored.keys():
+            raise EngineFailed(
+                f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}"
+            )
+        folded = slots.pop(FRAMES)
+        shards.copy_into((slot, stored[name]) for name, slot in slots.items())
+        # both frames are the same picture
+        frames = shards.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
+        if frames.shape != folded.shape:
+            found, wanted = list(frames.shape), list(folded.shape)
+            raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
+        folded.copy_(frames)
 
 
 def _hub_name(name: str) -> str:
@@ -234,7 +231,7 @@ def _mlp_slots(
 
 def _vision_slots(vision: VisionTower) -> dict[str, Tensor]:
     slots = {
-        "visual.patch_embed.proj.weight": vision.patch_embed.weight.data,
+        FRAMES: vision.patch_embed.weight.data,
         "visual.merger.ln_q.weight": vision.merger.norm.weight.data,
     }
     slots |= _linear("visual.merger.mlp.0", vision.merger.fc1)

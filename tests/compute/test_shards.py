@@ -42,6 +42,57 @@ def test_several_files_are_read_as_one(tmp_path: Path) -> None:
         assert [shards.read(name).item() for name in ("a", "b")] == [0, 1]
 
 
+def test_a_shape_is_known_without_reading(tmp_path: Path) -> None:
+    with Shards(folder_with(tmp_path, model={"a": torch.zeros(2, 0, 3), "b": torch.ones(())})) as s:
+        assert (s.shape("a"), s.shape("b")) == ((2, 0, 3), ())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_targets_are_filled_whatever_their_layout_and_dtype(tmp_path: Path, device: str) -> None:
+    stored = {
+        "rows": torch.randn(300, 1000, dtype=torch.bfloat16),
+        "columns": torch.randn(64, 40),
+        "integers": torch.arange(5),
+        "eight": torch.randn(8, 16).to(torch.float8_e4m3fn),
+        "one": torch.tensor(3.5),
+        "none": torch.empty(0, 4),
+    }
+    packed = torch.zeros(600, 1000, dtype=torch.bfloat16, device=device)
+    padded = torch.zeros(64, 48, dtype=torch.bfloat16, device=device)
+    targets = {
+        "rows": packed[300:],
+        "columns": padded[:, :40],
+        "integers": torch.zeros(5, dtype=torch.int64, device=device),
+        "eight": torch.zeros(8, 16, dtype=torch.float8_e4m3fn, device=device),
+        "one": torch.zeros((), device=device),
+        "none": torch.zeros(0, 4, device=device),
+    }
+    with Shards(folder_with(tmp_path, model=stored)) as shards:
+        shards.copy_into((target, name) for name, target in targets.items())
+    for name, target in targets.items():
+        assert torch.equal(target.cpu().float(), stored[name].to(target.dtype).float()), name
+    assert not packed[:300].any()
+    assert not padded[:, 40:].any()
+
+
+def test_parameters_are_filled_in_place_and_inference_tensors_too(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    with torch.inference_mode():
+        made = torch.zeros(3)
+    with Shards(folder_with(tmp_path, model={"a": torch.arange(3.0)})) as shards:
+        shards.copy_into([(parameter, "a"), (made, "a")])
+    assert parameter.tolist() == made.tolist() == [0, 1, 2]
+    assert parameter.requires_grad
+
+
+def test_a_target_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    with (
+        Shards(folder_with(tmp_path, model={"a": torch.zeros(2, 3)})) as shards,
+        pytest.raises(EngineFailed, match=r"tensor a has shape \[2, 3\].* asks for \[3, 2\]"),
+    ):
+        shards.copy_into([(torch.zeros(3, 2), "a")])
+
+
 def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
     with (
         Shards(folder_with(tmp_path, model={"a": torch.zeros(1)})) as shards,

@@ -1,0 +1,211 @@
+"""Bytes of files into tensors on a device, through pinned memory, by a few threads. Knows neither
+checkpoints nor models.
+
+A single thread copies from the page cache at a few GB/s, a tenth of what the bus to a GPU takes,
+and memory that is not pinned makes the driver copy everything once more. So each reader thread has
+two buffers and a stream of its own: while one buffer travels, the other is filled. Host memory
+taken: readers x 2 x `buffer_bytes`, pinned on CUDA and kept by torch for the next time; device
+memory besides the targets: readers x `buffer_bytes`, where a dtype or a layout has to be changed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from predictors.errors import EngineFailed
+
+NUM_READERS = 4
+BUFFER_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the values of `target` (any shape and dtype, on a device) lie: row-major in `dtype`,
+    `offset` bytes into `file`. `name` is for messages."""
+
+    target: Tensor
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    name: str
+
+    @property
+    def num_bytes(self) -> int:
+        """What is read for it."""
+        return self.target.numel() * self.dtype.itemsize
+
+
+def pieces(extent: Extent, most: int) -> Iterator[Extent]:
+    """`extent` cut along its first dimensions into parts of at most `most` bytes (at least one
+    element), none of them empty."""
+    size = extent.num_bytes
+    if size <= most or extent.target.ndim == 0:
+        if size:
+            yield extent
+        return
+    row = size // extent.target.shape[0]
+    step = max(1, most // row)
+    for start in range(0, extent.target.shape[0], step):
+        rows = extent.target[start : start + step]
+        part = replace(extent, target=rows, offset=extent.offset + start * row)
+        if row > most:
+            yield from pieces(replace(part, target=rows[0]), most)
+        else:
+            yield part
+
+
+def fill(
+    extents: Iterable[Extent], num_readers: int = NUM_READERS, buffer_bytes: int = BUFFER_BYTES
+) -> None:
+    """Read every extent into its target; all targets are on one device.
+
+    On return the data is in flight: work launched on the current stream sees it. Raises
+    `EngineFailed` naming file and tensor if a file can't be read or is too short.
+    """
+    with torch.inference_mode():  # in-place writes to parameters, and to inference tensors
+        parts = [part for extent in extents for part in pieces(extent, buffer_bytes)]
+    if not parts:
+        return
+    parts.sort(key=lambda part: (part.file, part.offset))  # disks like to be read in order
+    device = parts[0].target.device
+    with ExitStack() as stack:
+        files = {file: stack.enter_context(_Opened(file)) for file in {p.file for p in parts}}
+        queue = _Queue(parts)
+        readers = [
+            _Reader(queue, files, device, buffer_bytes) for _ in range(min(num_readers, len(parts)))
+        ]
+        try:
+            with ThreadPoolExecutor(len(readers), "weights") as pool:
+                for done in [pool.submit(reader.run) for reader in readers]:
+                    done.result()
+        finally:
+            for reader in readers:
+                reader.join()
+
+
+class _Opened:
+    """A file's descriptor; `pread` on it is safe from several threads."""
+
+    def __init__(self, file: Path) -> None:
+        self.name = f"{file.parent.name}/{file.name}"
+        self._file = file
+        self._descriptor = -1
+
+    def __enter__(self) -> _Opened:
+        try:
+            self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineFailed(f"{self.name} can't be opened") from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._descriptor)
+
+    def read(self, offset: int, into: memoryview, tensor: str) -> None:
+        """Fill `into` with the bytes from `offset` on."""
+        done = 0
+        while done < len(into):
+            try:
+                got = os.preadv(self._descriptor, [into[done:]], offset + done)
+            except OSError as error:
+                raise EngineFailed(f"{self.name} can't be read at tensor {tensor}") from error
+            if got == 0:
+                raise EngineFailed(f"{self.name} ends within tensor {tensor}; fetch it again")
+            done += got
+
+
+class _Queue:
+    """The parts that nobody has taken yet; `close` leaves none."""
+
+    def __init__(self, parts: Sequence[Extent]) -> None:
+        self._parts = iter(parts)
+        self._lock = threading.Lock()
+
+    def take(self) -> Extent | None:
+        """The next part, or None. Any thread."""
+        with self._lock:
+            return next(self._parts, None)
+
+    def close(self) -> None:
+        """Any thread."""
+        with self._lock:
+            self._parts = iter(())
+
+
+class _Reader:
+    """One thread's buffers and stream. Made and joined on the caller's thread, run on another."""
+
+    def __init__(
+        self, queue: _Queue, files: dict[Path, _Opened], device: torch.device, buffer_bytes: int
+    ) -> None:
+        self._queue = queue
+        self._files = files
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        is_cuda = device.type == "cuda"
+        if is_cuda:
+            self._stream = torch.cuda.Stream(device)
+            # what was launched before may still use the targets' memory
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._buffers = [_Buffer(buffer_bytes, is_cuda) for _ in range(2)]
+
+    def run(self) -> None:
+        """Take parts until there are none."""
+        try:
+            with torch.cuda.stream(self._stream), torch.inference_mode():
+                for buffer in cycle(self._buffers):
+                    part = self._queue.take()
+                    if part is None:
+                        return
+                    self._copy(part, buffer)
+        finally:
+            self._queue.close()  # empty by now, unless this reader failed: then all stop
+
+    def join(self) -> None:
+        """Make the caller's current stream wait for what this one has launched."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def _copy(self, part: Extent, buffer: _Buffer) -> None:
+        into = buffer.free()[: part.num_bytes]
+        self._files[part.file].read(part.offset, into.numpy().data, part.name)
+        target = part.target
+        values = into.view(part.dtype).view(target.shape)
+        try:
+            if target.dtype != part.dtype or not target.is_contiguous():
+                # torch would change the dtype on the host
+                values = values.to(target.device, non_blocking=True)
+            target.copy_(values, non_blocking=True)
+        except RuntimeError as error:  # the device's: lost, or out of memory
+            name = self._files[part.file].name
+            raise EngineFailed(f"tensor {part.name} of {name} can't be copied") from error
+        buffer.sent()
+
+
+class _Buffer:
+    """Host memory that is not refilled before its last copy has left it."""
+
+    def __init__(self, num_bytes: int, is_cuda: bool) -> None:
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
+        self._left = torch.cuda.Event() if is_cuda else None
+
+    def free(self) -> Tensor:
+        """All of it, once it may be overwritten."""
+        if self._left is not None:
+            self._left.synchronize()
+        return self._memory
+
+    def sent(self) -> None:
+        """A copy out of it was launched on the current stream."""
+        if self._left is not None:
+            self._left.record()
