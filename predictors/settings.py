@@ -24,6 +24,9 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
     "PREDICTORS_QUEUE_OVERLOAD_STATUS": (503, 429),
     "PREDICTORS_COMPUTE_DTYPE": ("auto", "float32", "bfloat16", "float16"),
     "PREDICTORS_COMPUTE_COMPILE": ("auto", "off", "aot_eager", "inductor"),
+    "PREDICTORS_COMPUTE_ATTENTION": (
+        "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+    ),  # fmt: skip
     "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
     "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
 }
@@ -110,6 +113,8 @@ class ComputeSettings:
     """`auto` (bfloat16 on CUDA, float32 on the CPU), `float32`, `bfloat16`, `float16`."""
     compile: str = "auto"
     """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager`, `inductor`. On the CPU Inductor needs a C++ compiler."""
+    attention: str = "auto"
+    """Attention kernel on CUDA: `auto` measures those installed at load, or `cudnn`, `flash`, `flash_attn_3`, `fa3_fwd`, `flash_attn_2`, `efficient`, `sdpa`."""
     threads: int = 0
     """Intra-op threads of torch on the CPU; 0 leaves torch's default."""
 
@@ -141,7 +146,13 @@ class FluxSettings:
     prompt_cache_bytes: int = 256 * 2**20
     """Bound of the prompt-embedding cache."""
     png_level: int = 1
-    """zlib level of PNG output: 1 is eight times faster than PIL's default for a few percent of size."""
+    """Level of PNG output: 0 stores, 1 is ISA-L's fast deflate, 2 to 9 are zlib's, ten times slower and only smaller on drawings."""
+    tiers: str = "auto"
+    """Quality tiers that are loaded, comma-separated, of `lossless`, `high` (fp8), `turbo`; `auto`: all, but `high` only on GPUs with fp8 units."""
+    default_tier: str = ""
+    """Tier of a request that names none; empty is the first that is loaded of `lossless`, `high`, `turbo`."""
+    age_limit_s: float = 30.0
+    """The picture with the least left to do steps first, until another has stood still in its slot for this many seconds in all; 0 serves the longest wait first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from predictors import metrics
 from predictors.base import Answer
 from predictors.errors import InvalidRequest
-from predictors.flux.request import ImageRequest, ImageResult, Offer, Wish, row_seeds
+from predictors.flux.inputs import steps_called
+from predictors.flux.request import FP8, ImageRequest, ImageResult, Offer, Wish, row_seeds
+from predictors.protocol.png import write_png
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 
 ImageAnswer = Answer[ImageRequest, ImageResult]
@@ -34,6 +38,7 @@ OUTPUT_TYPES = (
     {"name": "seed", "datatype": "INT64", "shape": [-1]},
 )
 IGNORED_PARAMETERS = ("binary_data_output", "timeout")  # read by the edges
+FP8_PRECISION = "float8_e4m3fn"
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; the rest is per request
 
@@ -45,9 +50,9 @@ class FluxCodec:
     model: str
     offer: Offer
     precision: str
-    """The effective precision, as responses name it."""
+    """Of the base weights, as responses name it."""
     png_level: int
-    """zlib level, 0 to 9."""
+    """As `protocol.png.write_png`, 0 to 9."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
@@ -94,10 +99,9 @@ class FluxCodec:
         if "seed" in wanted:
             outputs.append(Tensor("seed", "INT64", (n,), [a.request.seed for a in answers]))
         parameters: dict[str, str | int | bool] = {
-            "num_inference_steps": first.num_inference_steps,
             "width": first.width,
             "height": first.height,
-            "precision": self.precision,
+            **self._effort(first),
             "queue_ms": max(answer.queue_ms for answer in answers),
             "compute_ms": max(answer.compute_ms for answer in answers),
         }
@@ -128,8 +132,17 @@ class FluxCodec:
                 "queue_ms": max(answer.queue_ms for answer in answers),
                 "compute_ms": max(answer.compute_ms for answer in answers),
             },
-            "precision": self.precision,
-            "num_inference_steps": first.num_inference_steps,
+            **self._effort(first),
+        }
+
+    def _effort(self, request: ImageRequest) -> dict[str, str | int]:
+        # what was spent on the picture, as both protocols tell it
+        is_fp8 = self.offer.tiers.form_of(request.tier) == FP8
+        return {
+            "tier": request.tier,
+            "precision": FP8_PRECISION if is_fp8 else self.precision,
+            "num_inference_steps": request.num_inference_steps,
+            "num_model_steps": sum(steps_called(request)),
         }
 
     def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
@@ -149,18 +162,21 @@ class FluxCodec:
     def encode(self, answer: ImageAnswer) -> bytes:
         """The answer's picture as a file of the format that was asked for. Pool thread."""
         started = time.monotonic()
-        request, picture = answer.request, Image.fromarray(answer.chunks[0].pixels)
-        file = io.BytesIO()
+        request, pixels = answer.request, answer.chunks[0].pixels
         if request.output_format == "png":
-            picture.save(file, "PNG", compress_level=self.png_level)
+            file = write_png(pixels, self.png_level)
         else:
-            quality = request.output_compression
-            if quality is None:
-                quality = DEFAULT_QUALITY[request.output_format]
-            picture.save(file, request.output_format.upper(), quality=quality)
+            file = _lossy(pixels, request.output_format, request.output_compression)
         seconds = time.monotonic() - started
         metrics.stage_seconds.labels(self.model, "image_encode").observe(seconds)
-        return file.getvalue()
+        return file
+
+
+def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:
+    file = io.BytesIO()
+    quality = DEFAULT_QUALITY[kind] if quality is None else quality
+    Image.fromarray(pixels).save(file, kind.upper(), quality=quality)
+    return file.getvalue()
 
 
 def _check_outputs(request: V2Request) -> None:
@@ -186,6 +202,7 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "max_sequence_length": parameters.take_int("max_sequence_length"),
         "output_format": parameters.take_text("output_format"),
         "output_compression": parameters.take_int("output_compression"),
+        "tier": parameters.take_text("tier"),
     }
     parameters.finish()
     return common, seed

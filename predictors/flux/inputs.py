@@ -5,18 +5,23 @@ threads; knows no device and no other request.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from predictors.flux.request import ImageRequest
-from predictors.flux.sampling import Course, Schedule, draw_noise
-from predictors.flux.weights import Facts, Tokenizers
+from predictors.flux.facts import Facts, Tokenizers
+from predictors.flux.request import ImageRequest, Tiers
+from predictors.flux.sampling import Course, Schedule, collapsed, draw_noise, plan
 
 PromptKey = tuple[str, int]
 """What an embedding depends on: the text and the number of T5 tokens."""
+Plan = Callable[[int], tuple[bool, ...]]
+"""From a number of steps to which of them call the model, as `sampling.plan`."""
+Shape = tuple[int, int, int, str]
+"""T5 tokens, patches down, patches across, and the form of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +43,29 @@ class FluxWork:
     prompts: tuple[Prompt, ...]
     """The prompt, and with true CFG the negative prompt: the rows of a step."""
     course: Course
+    form: str
+    """Of the transformer's weights: `request.BASE` or `request.FP8`."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(T5 tokens, patches down, patches across): what must be equal to share a step."""
-        return self.prompts[0].key[1], self.course.rows, self.course.columns
+    def shape(self) -> Shape:
+        """What must be equal to share a step."""
+        return self.prompts[0].key[1], self.course.rows, self.course.columns, self.form
 
 
 class Preparer:
     """Prepares requests of one checkpoint. Thread-safe."""
 
-    def __init__(self, facts: Facts, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        tokenizers: Tokenizers,
+        dtype: torch.dtype,
+        tiers: Tiers,
+        plan: Plan = plan,
+    ) -> None:
         self._facts = facts
+        self._tiers = tiers
+        self._plan = plan
         self._schedule = Schedule.of(facts.scheduler)
         self._tokenizers = tokenizers
         self._dtype = dtype
@@ -62,17 +78,22 @@ class Preparer:
         if request.is_guided:
             texts.append(request.negative_prompt or "")
         prompts = tuple(self.read(text, request.max_sequence_length) for text in texts)
-        return FluxWork(request, prompts, self._course(request))
+        form = self._tiers.form_of(request.tier)
+        return FluxWork(request, prompts, self._course(request), form)
 
     def _course(self, request: ImageRequest) -> Course:
         facts, dtype = self._facts, self._dtype
         rows = request.height // facts.patch_pixels
         columns = request.width // facts.patch_pixels
         sigmas = self._schedule.sigmas(request.num_inference_steps, rows * columns)
+        called = steps_called(request, self._plan)
+        levels = torch.from_numpy(sigmas)[[*called, True]]
         return Course(
             noise=draw_noise(request.seed, facts.latent_channels, rows, columns),
-            timesteps=self._schedule.timesteps(sigmas, dtype),
-            dts=torch.from_numpy(sigmas).diff().to(dtype),
+            timesteps=self._schedule.timesteps(levels.numpy(), dtype),
+            dts=levels.diff().to(dtype),
+            coefficients=torch.from_numpy(collapsed(sigmas, called)),
+            num_steps=request.num_inference_steps,
             guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
             cfg_scale=torch.tensor(request.true_cfg_scale),
             rows=rows,
@@ -86,6 +107,12 @@ class Preparer:
             clip_ids, _ = _ids(clip, text, clip.model_max_length)
             t5_ids, is_text = _ids(self._tokenizers.t5, text, num_tokens)
         return Prompt((text, num_tokens), clip_ids, t5_ids, int(is_text.sum()))
+
+
+def steps_called(request: ImageRequest, plan: Plan = plan) -> tuple[bool, ...]:
+    """Which steps of the request's schedule call the model: (num_inference_steps,)."""
+    num_steps = request.num_inference_steps
+    return plan(num_steps) if request.may_skip else (True,) * num_steps
 
 
 def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,40 @@ OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 DEFAULT_GUIDANCE = 3.5
 
+LOSSLESS, HIGH, TURBO = "lossless", "high", "turbo"
+TIERS = (LOSSLESS, HIGH, TURBO)
+"""Ways to draw: as published, with fp8 weights, and with steps that don't call the model."""
+BASE, FP8 = "base", "fp8"
+"""Forms of the transformer's weights: in the compute dtype, and in float8_e4m3fn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Which tiers one checkpoint serves, and with which weights."""
+
+    loaded: tuple[str, ...]
+    """Some of `TIERS`, in their order; never none."""
+    default: str
+    """Of a request that names none."""
+    has_base: bool = True
+    """False for a checkpoint that is stored in fp8."""
+
+    def form_of(self, tier: str) -> str:
+        """`BASE` or `FP8`. Turbo takes the quicker of what is held."""
+        if tier == LOSSLESS or not self._has_fp8:
+            return BASE
+        return FP8
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that must be held."""
+        found = {self.form_of(tier) for tier in self.loaded}
+        return tuple(form for form in (BASE, FP8) if form in found)
+
+    @property
+    def _has_fp8(self) -> bool:
+        return HIGH in self.loaded or not self.has_base
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -42,6 +76,7 @@ class Wish:
     max_sequence_length: int | None = None
     output_format: str | None = None
     output_compression: int | None = None
+    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +94,13 @@ class ImageRequest:
     max_sequence_length: int
     output_format: str = "png"
     output_compression: int | None = None
+    tier: str = LOSSLESS
+    """One of `TIERS`."""
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether steps need not all call the model."""
+        return self.tier == TURBO
 
     @property
     def is_guided(self) -> bool:
@@ -98,6 +140,7 @@ class Offer:
     sizes: tuple[tuple[int, int], ...]
     """(width, height) that are compiled and warmed."""
     refuses_unpromised: bool
+    tiers: Tiers
 
     def request(self, wish: Wish) -> ImageRequest:
         """The wish with its defaults; raises `InvalidRequest` naming the field and the numbers."""
@@ -116,10 +159,12 @@ class Offer:
             max_sequence_length=_or(wish.max_sequence_length, self.default_sequence_length),
             output_format=wish.output_format or "png",
             output_compression=wish.output_compression,
+            tier=_or(wish.tier, self.tiers.default),
         )
         self._check_size(request)
         self._check_numbers(request)
         _check_output(request)
+        self._check_tier(request)
         return request
 
     def check_promise(self, width: int, height: int, num_tokens: int) -> None:
@@ -164,6 +209,14 @@ class Offer:
             "max_sequence_length", request.max_sequence_length, 1, self.max_sequence_length
         )
         self.check_promise(request.width, request.height, request.max_sequence_length)
+
+    def _check_tier(self, request: ImageRequest) -> None:
+        if request.tier not in self.tiers.loaded:
+            raise InvalidRequest(
+                f"tier {request.tier[:32]!r} is not loaded here; loaded are "
+                f"{', '.join(self.tiers.loaded)}",
+                param="tier",
+            )
 
     def _check_numbers(self, request: ImageRequest) -> None:
         _check_range("num_inference_steps", request.num_inference_steps, 1, self.max_steps)

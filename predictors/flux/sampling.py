@@ -1,5 +1,5 @@
-"""The noise schedule and the Euler update of flow matching, and how latents are packed. Pure
-arithmetic: knows no model and no request.
+"""The noise schedule, the Euler update of flow matching with or without a call of the model for
+each of its steps, and how latents are packed. Pure arithmetic: knows no model and no request.
 
 The schedule is diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps`, bit for bit; the packing
 is `FluxPipeline._pack_latents`.
@@ -8,7 +8,7 @@ is `FluxPipeline._pack_latents`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,6 +27,11 @@ _UNSUPPORTED = (
     "invert_sigmas",
     "stochastic_sampling",
 )
+# which steps `plan` keeps, chosen by what `benchmarks/flux_tiers.py plans` measured
+DENSE_UP_TO = 8
+DENSE_FIRST = 3
+DENSE_LAST = 2
+STRIDE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +91,21 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """All that the steps of one picture need besides its prompt, on the host."""
+    """All that the steps of one picture need besides its prompt, on the host.
+
+    K counts the steps that call the model: all of the schedule's if `is_exact`.
+    """
 
     noise: Tensor
     """float32 (patches, channels)."""
     timesteps: Tensor
-    """(steps,) as `Schedule.timesteps` makes them, in the model's dtype."""
+    """(K,) as `Schedule.timesteps` makes them, in the model's dtype."""
     dts: Tensor
-    """(steps,) differences of neighbouring noise levels, in the model's dtype."""
+    """(K,) noise level that each call goes down by, as a negative number, in the model's dtype."""
+    coefficients: Tensor
+    """float32 (K, 2) as `collapsed` makes them."""
+    num_steps: int
+    """Steps of the schedule, K or more."""
     guidance: Tensor
     """(1,) guidance scale times 1000, in the model's dtype."""
     cfg_scale: Tensor
@@ -103,6 +115,70 @@ class Course:
     columns: int
     """Patches across."""
 
+    @property
+    def num_calls(self) -> int:
+        """K."""
+        return self.timesteps.shape[0]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether each step calls the model: then `euler` over `dts` is the update, to the bit of
+        the scheduler's, else `extrapolate` over `coefficients`."""
+        return self.num_calls == self.num_steps
+
+
+def plan(num_steps: int) -> tuple[bool, ...]:
+    """Which steps of a schedule call the model where skipping is allowed: (num_steps,), the first
+    always.
+
+    Early steps decide what is where and late ones what is sharp: those are dense. A checkpoint
+    that draws in `DENSE_UP_TO` steps or fewer was distilled to need each of them.
+    """
+    if num_steps <= DENSE_UP_TO:
+        return (True,) * num_steps
+    return thinned(num_steps, DENSE_FIRST, DENSE_LAST, STRIDE)
+
+
+def thinned(num_steps: int, first: int, last: int, stride: int) -> tuple[bool, ...]:
+    """A plan of the `first` (>= 1) and the `last` steps and every `stride`-th between."""
+    return tuple(
+        i < first or i >= num_steps - last or (i - first + 1) % stride == 0
+        for i in range(num_steps)
+    )
+
+
+def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:
+    """Coefficients (A, B) of x' = x + A * v_last + B * v_before, float32 (K, 2): all Euler steps
+    from one call of the model to the next in one.
+
+    `sigmas` (steps + 1,) as `Schedule.sigmas`; `called` (steps,) has K true, the first among them.
+
+    With v_i and v_j the velocities of the last two calls, at noise levels s_i < s_j, the velocity
+    at level s is taken to be on their line,
+
+        v(s) = v_i + r * (v_i - v_j),    r = (s - s_i) / (s_i - s_j),
+
+    so the Euler steps n from this call to the next sum up to
+
+        x' - x = sum_n (s_(n+1) - s_n) * v(s_n) = A * v_i + B * v_j,
+        A = sum_n (s_(n+1) - s_n) * (1 + r_n),    B = -sum_n (s_(n+1) - s_n) * r_n.
+
+    With one velocity only, or two of one level, it counts as constant: A = s_next - s_i, B = 0.
+    A call followed at once by the next has r = 0, which is Euler's step.
+    """
+    assert called[0]
+    assert len(called) == len(sigmas) - 1
+    levels = sigmas.astype(np.float64)
+    calls = np.flatnonzero(np.asarray(called))
+    ends = np.append(calls[1:], len(called))
+    pairs = np.zeros((len(calls), 2))
+    for k, (call, end) in enumerate(zip(calls, ends, strict=True)):
+        steps = np.diff(levels[call : end + 1])
+        apart = levels[call] - levels[calls[k - 1]] if k else 0.0
+        ratio = (levels[call:end] - levels[call]) / apart if apart else np.zeros(len(steps))
+        pairs[k] = (steps * (1 + ratio)).sum(), -(steps * ratio).sum()
+    return pairs.astype(np.float32)
+
 
 def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
     """x + dt * v, one step of the scheduler with its rounding: dt () in v's dtype, sum in float32.
@@ -110,6 +186,20 @@ def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
     latents and velocity have any equal shape and dtype; so has the result.
     """
     return (latents.float() + dt * velocity).to(velocity.dtype)
+
+
+def extrapolate(
+    latents: Tensor, velocity: Tensor, previous: Tensor | None, coefficients: Tensor
+) -> Tensor:
+    """x + A * v + B * previous for `coefficients` (2,) as `collapsed` makes them: several steps.
+
+    All of any one shape and dtype, as is the result; summed in float32 and rounded once.
+    `previous` is the velocity of the call before, None at the first.
+    """
+    moved = latents.float() + coefficients[0] * velocity.float()
+    if previous is not None:
+        moved = moved + coefficients[1] * previous.float()
+    return moved.to(velocity.dtype)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:

@@ -55,6 +55,12 @@ def _response_format(name: str, value: Any) -> object:
     return DROP
 
 
+def _quality(name: str, value: Any) -> object:
+    """OpenAI's word for a `tier`; what it says when it says nothing is the model's default."""
+    one_of("auto", "standard", "lossless", "high", "turbo")(name, value)
+    return DROP if value in {"auto", "standard"} else value
+
+
 FIELDS: dict[str, Rule] = {
     "model": text(),
     "prompt": text(),
@@ -68,6 +74,8 @@ FIELDS: dict[str, Rule] = {
     "guidance_scale": number(0, 1e6),
     "true_cfg_scale": number(0, 1e6),
     "max_sequence_length": whole(1, 10**6),
+    "tier": text(),
+    "quality": _quality,
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": whole(0, 100),
     "response_format": _response_format,
@@ -79,7 +87,6 @@ FIELDS: dict[str, Rule] = {
     "service_tier": ignored(str),
     "prompt_cache_key": ignored(str),
     # only at the value that is served anyway
-    "quality": harmless("auto", "standard", why="num_inference_steps is what sets the quality"),
     "style": harmless("auto", why="the prompt is what sets the style"),
     "moderation": harmless("auto", why="there is no moderation to be set"),
     "background": harmless("auto", "opaque", why="pictures are opaque"),
@@ -97,30 +104,40 @@ FIELDS: dict[str, Rule] = {
 
 
 class ImagesBody(dict[str, Any]):
-    """A checked body. It remembers that its sides came as `size`, so that an error names that."""
+    """A checked body. It remembers which fields came under another name, so that an error says
+    the caller's."""
 
-    has_size = False
+    def __init__(self, read: Mapping[str, Any]) -> None:
+        super().__init__(read)
+        self.spelt: dict[str, str] = {}
+
+    def spell_out(self, name: str, parts: Mapping[str, Any]) -> None:
+        """Put `parts` in place of the field `name`; raises `InvalidRequest` where they are there
+        and differ."""
+        shown = self.pop(name)
+        shown = "x".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        for part, value in parts.items():
+            if self.setdefault(part, value) != value:
+                message = f"{name} {shown} and {part} {str(self[part])[:32]} disagree"
+                raise InvalidRequest(message, param=part)
+            self.spelt[part] = name
 
 
 def read_body(body: object) -> ImagesBody:
     """The checked body: absent fields are absent, ignored ones dropped, `size` replaced by
-    `width` and `height`.
+    `width` and `height`, `quality` by `tier`.
 
     Keys and types: `model` str, `prompt` str, and if given `negative_prompt` str, `n` int,
     `width` and `height` int (pixels), `seed` int, `num_inference_steps` int, `guidance_scale`
     float, `true_cfg_scale` float, `max_sequence_length` int, `output_format` png|jpeg|webp,
-    `output_compression` int (0 to 100). Raises `InvalidRequest` that names the field.
+    `output_compression` int (0 to 100), `tier` str. Raises `InvalidRequest` that names the field.
     """
     read = ImagesBody(read_fields(body, FIELDS))
     require(read, "model", "prompt")
-    if "size" not in read:
-        return read
-    read.has_size = True
-    width, height = read.pop("size")
-    for name, side in (("width", width), ("height", height)):
-        if read.setdefault(name, side) != side:
-            message = f"size {width}x{height} and {name} {read[name]} disagree"
-            raise InvalidRequest(message, param=name)
+    if "size" in read:
+        read.spell_out("size", dict(zip(("width", "height"), read["size"], strict=True)))
+    if "quality" in read:
+        read.spell_out("quality", {"tier": read["quality"]})
     return read
 
 
@@ -128,8 +145,8 @@ async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Re
     try:
         return json_reply(await model.images(body, call))
     except InvalidRequest as error:
-        if error.param in {"width", "height"} and getattr(body, "has_size", False):
-            error.param = "size"  # that is how the caller spelt it
+        if isinstance(body, ImagesBody) and error.param is not None:
+            error.param = body.spelt.get(error.param, error.param)
         raise
 
 

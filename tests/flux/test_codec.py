@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from PIL import Image
 from predictors.base import Answer
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.flux.codec import FluxCodec
-from predictors.flux.predictor import make_offer
-from predictors.flux.request import MAX_SEED, ImageRequest, ImageResult, Wish
-from predictors.flux.weights import read_facts
+from predictors.flux.facts import read_facts
+from predictors.flux.offer import make_offer
+from predictors.flux.request import MAX_SEED, ImageRequest, ImageResult, Tiers, Wish
+from predictors.flux.sampling import plan
 from predictors.protocol.openai_images import read_body
 from predictors.protocol.v2 import Tensor, V2Request
 from predictors.settings import FluxSettings
 from tests.flux.room import CHECKPOINT
 
-OFFER = make_offer(read_facts(CHECKPOINT)[0], FluxSettings())
+OFFER = make_offer(read_facts(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
 CODEC = FluxCodec("codec", OFFER, "float32", png_level=1)
 
 
@@ -99,6 +101,8 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, guidance_scale=float("inf")), "guidance_scale", "finite number"),
     (v2(PROMPT, true_cfg_scale=2.0), "true_cfg_scale", "needs a negative_prompt"),
     (v2(PROMPT, output_format=3), "output_format", "must be a string"),
+    (v2(PROMPT, tier=3), "tier", "must be a string"),
+    (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),
     (v2(PROMPT, outputs=("image", "picture")), "picture", "unknown output 'picture'"),
 ]
 
@@ -154,8 +158,10 @@ def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
     assert (response.model, response.id) == ("flux", "id-1")
     assert response.parameters == {
         "num_inference_steps": 3,
+        "num_model_steps": 3,
         "width": 96,
         "height": 64,
+        "tier": "lossless",
         "precision": "float32",
         "queue_ms": 5,
         "compute_ms": 9,
@@ -163,6 +169,29 @@ def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
     for file in image.data:
         assert isinstance(file, bytes)
         assert np.array_equal(np.asarray(picture(file)), answers[0].chunks[0].pixels)
+
+
+EFFORTS = [
+    (Wish("a"), ("lossless", "float32", 28, 28)),
+    (Wish("a", tier="high"), ("high", "float8_e4m3fn", 28, 28)),
+    (Wish("a", tier="turbo"), ("turbo", "float8_e4m3fn", 28, sum(plan(28)))),
+    (Wish("a", tier="turbo", num_inference_steps=4), ("turbo", "float8_e4m3fn", 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("wish", "effort"), EFFORTS)
+def test_both_protocols_say_what_was_spent(wish: Wish, effort: tuple[Any, ...]) -> None:
+    v2_says = CODEC.encode_v2(v2(PROMPT, outputs=("seed",)), [answer(wish)]).parameters
+    openai_says = CODEC.encode_images([answer(wish)])
+    for says in (v2_says, openai_says):
+        names = ("tier", "precision", "num_inference_steps", "num_model_steps")
+        assert tuple(says[name] for name in names) == effort
+
+
+def test_turbo_without_fp8_is_told_in_the_precision_of_the_base_weights() -> None:
+    codec = replace(CODEC, offer=replace(OFFER, tiers=Tiers(("lossless", "turbo"), "lossless")))
+    says = codec.encode_images([answer(Wish("a", tier="turbo"))])
+    assert (says["tier"], says["precision"]) == ("turbo", "float32")
 
 
 def test_only_the_outputs_that_were_asked_for_come_back() -> None:
@@ -214,6 +243,7 @@ def test_openai_and_v2_make_the_same_request() -> None:
         max_sequence_length=32,
         output_format="webp",
         output_compression=80,
+        tier="high",
         user="me",
     )
     assert openai == CODEC.decode_v2(
@@ -229,8 +259,15 @@ def test_openai_and_v2_make_the_same_request() -> None:
             max_sequence_length=32,
             output_format="webp",
             output_compression=80,
+            tier="high",
         )
     )
+
+
+def test_quality_is_openais_word_for_the_tier() -> None:
+    for tier in ("lossless", "high", "turbo"):
+        assert images(quality=tier, seed=1) == images(tier=tier, seed=1)
+    assert images(quality="auto")[0].tier == "lossless"
 
 
 def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() -> None:
@@ -251,6 +288,7 @@ def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() 
         ({"max_sequence_length": 1000}, "max_sequence_length"),
         ({"output_compression": 10}, "output_compression"),
         ({"prompt": "x" * 40_000}, "prompt"),
+        ({"tier": "best"}, "tier"),
     ],
 )
 def test_what_only_the_room_can_know_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -277,6 +315,8 @@ def test_the_openai_reply_carries_pictures_seeds_usage_and_timings() -> None:
             "total_tokens": 62,
         },
         "timings": {"queue_ms": 5, "compute_ms": 9},
+        "tier": "lossless",
         "precision": "float32",
         "num_inference_steps": 3,
+        "num_model_steps": 3,
     }

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.flux.predictor import make_offer
+from predictors.flux.facts import read_facts
+from predictors.flux.offer import make_offer
 from predictors.flux.request import MAX_SEED, Offer, Wish, row_seeds
-from predictors.flux.weights import read_facts
 from predictors.settings import FluxSettings, InvalidSetting
 from tests.flux.room import CHECKPOINT
 
@@ -110,6 +110,9 @@ BAD: list[tuple[Wish, str, str]] = [
     (Wish("x" * 32769), "prompt", "32769 bytes; at most 32768"),
     (Wish("x", negative_prompt="é" * 16385), "negative_prompt", "32770 bytes"),
     (Wish("\ud800"), "prompt", "not Unicode text"),
+    (Wish("x", tier="high"), "tier", "'high' is not loaded here; loaded are lossless, turbo"),
+    (Wish("x", tier=""), "tier", "'' is not loaded here"),
+    (Wish("x", tier="x" * 1000), "tier", "is not loaded here"),
 ]
 
 

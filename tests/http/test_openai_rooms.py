@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
 from predictors.flux.codec import FluxCodec
-from predictors.flux.request import Offer
+from predictors.flux.request import Offer, Tiers
 from predictors.protocol import openai_chat, openai_images
 from predictors.qwen_vl.codec import Codec
 from predictors.qwen_vl.request import Sampling
@@ -32,6 +32,7 @@ OFFER = Offer(
     max_steps=10,
     sizes=((128, 128),),
     refuses_unpromised=False,
+    tiers=Tiers(("lossless", "turbo"), "lossless"),
 )
 FLUX = FluxCodec(model="flux", offer=OFFER, precision="float32", png_level=1)
 QWEN_VL = Codec(defaults=Sampling(), precision="float32", max_images=2)
@@ -53,6 +54,8 @@ IMAGE_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "max_sequence_length": st.integers(0, 65),
     "output_format": st.sampled_from(["png", "jpeg", "webp"]),
     "output_compression": st.integers(0, 100),
+    "tier": st.sampled_from(["lossless", "turbo", "high", "x"]),
+    "quality": st.sampled_from(["auto", "standard", "lossless", "high", "turbo", "hd"]),
 }
 URL = st.sampled_from(
     [

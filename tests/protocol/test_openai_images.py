@@ -69,6 +69,20 @@ def test_size_and_sides_may_both_be_given_when_they_agree() -> None:
     assert read_body(body(size="64x32", width=64)) == body(width=64, height=32)
 
 
+def test_quality_comes_out_as_the_tier_and_may_be_given_twice_when_it_agrees() -> None:
+    assert read_body(body(quality="turbo")) == body(tier="turbo")
+    assert read_body(body(quality="turbo", tier="turbo")) == body(tier="turbo")
+    assert read_body(body(quality="auto", tier="turbo")) == body(tier="turbo")
+
+
+async def test_a_tier_that_is_not_loaded_is_named_as_the_caller_spelt_it() -> None:
+    painter = Painter()
+    for asked in ({"quality": "high"}, {"tier": "high"}):
+        painter.error = InvalidRequest("tier 'high' is not loaded here", param="tier")
+        wire = await post(IMAGES, body(**asked)).run(application(painter))
+        assert (wire.status, wire.error["param"]) == (400, *asked)
+
+
 async def test_a_side_that_the_model_refuses_is_named_as_the_caller_spelt_it() -> None:
     painter = Painter()
     for asked, named in [({"size": "63x64"}, "size"), ({"width": 63}, "width")]:
@@ -134,6 +148,10 @@ CASES: list[tuple[str, Any, str | None]] = [
     ("response_format unknown", body(response_format="hex"), "response_format"),
     ("response_format an object", body(response_format={}), "response_format"),
     ("quality hd", body(quality="hd"), "quality"),
+    ("quality a list", body(quality=["high"]), "quality"),
+    ("quality low", body(quality="low"), "quality"),
+    ("tier a number", body(tier=1), "tier"),
+    ("tier and quality disagree", body(tier="turbo", quality="high"), "tier"),
     ("style vivid", body(style="vivid"), "style"),
     ("moderation low", body(moderation="low"), "moderation"),
     ("background transparent", body(background="transparent"), "background"),
