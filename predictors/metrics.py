@@ -18,7 +18,7 @@ QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
 CACHES = {"flux": ("prompt_embedding",), "qwen_vl": ("vision_embedding",)}
 CACHE_RESULTS = ("hit", "miss", "evict")
-PHASES = ("load", "warmup")
+PHASES = ("load", "warmup", "capture")
 INPUT_STEPS = (1, 2, 4, 8, 12, 20, 28, 35, 50)
 
 IMG = (.1, .25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 30, 45, 60, 90, 120, 180, 300)  # fmt: skip
@@ -67,14 +67,17 @@ input_image_pixels = Histogram(f"{P}_input_image_pixels", "Pixels of received pi
 kv_cache_usage_ratio = Gauge(f"{P}_kv_cache_usage_ratio", "Reserved share of the KV pages, 0 to 1.", ["model"])
 cache_requests_total = Counter(f"{P}_cache_requests_total", "Look-ups in our caches.", ["model", "cache", "result"])
 recompilations_total = Counter(f"{P}_recompilations_total", "Compilations after ready; must stay 0.", ["model"])
-model_phase_seconds = Gauge(f"{P}_model_phase_seconds", "Duration of the last load and warm-up.", ["model", "phase"])
+graph_captures_total = Counter(f"{P}_graph_captures_total", "CUDA graphs captured after ready; must stay 0.", ["model"])
+model_phase_seconds = Gauge(f"{P}_model_phase_seconds", "Duration of the last load and warm-up; capture is part of warm-up.", ["model", "phase"])
+attention_info = Gauge(f"{P}_attention_info", "Constant 1; the attention kernel that serves.", ["model", "kernel"])
+attention_seconds = Gauge(f"{P}_attention_seconds", "One call of each attention kernel, measured at load for the largest promised size.", ["model", "kernel"])
 model_ready = Gauge(f"{P}_model_ready", "1 once every promised shape is warm.", ["model"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; what is running.", ["model", "version", "torch", "device", "dtype"])
 
 _PER_MODEL = (
     requests_running, requests_waiting, queue_oldest_seconds, queue_seconds, batch_size, batch_splits_total, step_seconds,
-    engine_steps_total, engine_failures_total, recompilations_total, model_ready,
+    engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
 )  # fmt: skip
 _FLUX = (denoise_steps_total, image_pixels, inference_steps, ttfi_seconds)
 _QWEN_VL = (

@@ -3,8 +3,8 @@ knows no wire format and nobody who waits.
 
 A turn is at most one VAE decode (of the picture that finished first), launched before one denoise
 step of pictures of one shape, of which at most one is new unless all are. Pictures join and leave
-at turns. Nothing is committed before every launch of the turn has succeeded, so a turn that raises
-has advanced nobody.
+at turns; on a GPU the next turn is launched while the last one computes, never more. Nothing is
+committed before every launch of the turn has succeeded, so a turn that raises has advanced nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 
@@ -21,12 +20,14 @@ from predictors import metrics
 from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.compiling import RecompileGuard
 from predictors.compute.device import Placement, is_device_lost
+from predictors.compute.pacing import Done, Pace
 from predictors.errors import EngineFailed
+from predictors.flux.facts import Facts
 from predictors.flux.inputs import FluxWork, Preparer, Prompt, PromptKey
 from predictors.flux.request import ImageResult, Offer, Wish
-from predictors.flux.runner import Canvas, Embedding, Runner
-from predictors.flux.scheduling import Candidate, pick
-from predictors.flux.weights import Facts, load_parts
+from predictors.flux.runner import Canvas, Embedding, Runner, Step, StepShape
+from predictors.flux.scheduling import Candidate, pick, widths
+from predictors.flux.weights import Parts, load_parts
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.job import Job
 from predictors.settings import FluxSettings
@@ -79,6 +80,7 @@ class FluxEngine:
         self._turn = 0
         self._runner: Runner | None = None
         self._guard = RecompileGuard(model)
+        self._pace = Pace(placement)
         self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
@@ -108,19 +110,39 @@ class FluxEngine:
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
-        parts = load_parts(self._facts, self._placement)
+        parts = load_parts(self._facts, self._placement, self._offer.tiers.forms)
+        self.take(parts)
+
+    def take(self, parts: Parts) -> None:
+        """Serve with these modules. What `load` ends with; a benchmark brings its own."""
         offer = self._offer
         self._runner = Runner(
-            self._facts, parts, self._placement, offer.sizes, offer.default_sequence_length
+            self._model,
+            self._facts,
+            parts,
+            self._placement,
+            offer.sizes,
+            offer.default_sequence_length,
+            self._max_rows,
         )
 
     def warm(self, progress: Progress) -> None:
-        """Each promised size at each number of rows once, through the very passes that serve."""
-        shapes = list(product(self._offer.sizes, range(1, self._max_rows + 1)))
+        """Each promised size in each form at each number of rows once, through the very passes
+        that serve; then the widths are settled by what these took."""
+        runner = self._ready_runner()
+        shapes = [
+            (size, form, rows)
+            for size in self._offer.sizes
+            for form in self._offer.tiers.forms
+            for rows in range(1, runner.largest_width(form) + 1)
+        ]
+        seconds: dict[tuple[StepShape, int], float] = {}
         with torch.inference_mode():
-            for done, ((width, height), rows) in enumerate(shapes, start=1):
-                self._rehearse(width, height, rows)
-                progress(f"{width}x{height} x{rows}", done, len(shapes))
+            for done, ((width, height), form, rows) in enumerate(shapes, start=1):
+                shape, took = self._rehearse(width, height, form, rows)
+                seconds[shape, rows] = took
+                progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
+        runner.seal(widths(seconds))
         self._guard.seal()
 
     def close(self) -> None:
@@ -131,18 +153,19 @@ class FluxEngine:
         if self._placement.is_cuda:
             torch.cuda.empty_cache()
 
-    def _rehearse(self, width: int, height: int, rows: int) -> None:
+    def _rehearse(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
         # one step and one picture: the text encoders, `rows` rows of denoising, the decoder
         wish = Wish("", width=width, height=height, num_inference_steps=1, seed=0)
         work = self._preparer.prepare(self._offer.request(wish))
         runner = self._ready_runner()
         prompt = work.prompts[0]
         embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
-        canvases = [runner.begin(work.course, [embedding]) for _ in range(rows)]
-        latents = runner.denoise(canvases)
+        canvases = [runner.begin(work.course, [embedding], form) for _ in range(rows)]
+        steps = runner.denoise(canvases, rows)
         if rows == 1:
-            canvases[0].latents = latents[0]
+            canvases[0].commit(steps[0])
             runner.decode(canvases[0]).result()
+        return canvases[0].shape, runner.seconds_per_pass(canvases)
 
     # -- turns -----------------------------------------------------------------------------------
     def admit(self, job: FluxJob) -> bool:
@@ -168,24 +191,23 @@ class FluxEngine:
 
     def _take_turn(self, finished: Slot | None, group: Sequence[Slot]) -> None:
         runner = self._ready_runner()
+        self._count_done(self._pace.wait())
         started = time.monotonic()
         picture = None if finished is None else runner.decode(_canvas(finished))
         for slot in group:
             self._begin(slot, runner)
-        launched = time.monotonic()
-        latents = runner.denoise([_canvas(slot) for slot in group]) if group else []
-        done = time.monotonic()
+        steps: list[Step] = []
+        if group:
+            with self._pace.step(_resolution(group[0])):
+                steps = runner.denoise([_canvas(slot) for slot in group])
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         pixels = None if picture is None else picture.result().numpy()
         # -- nothing below can raise: the turn counts from here ----------------------------------
         self._turn += 1
-        for slot, advanced in zip(group, latents, strict=True):
-            canvas = _canvas(slot)
-            canvas.latents = advanced
-            canvas.index += 1
+        for slot, step in zip(group, steps, strict=True):
+            _canvas(slot).commit(step)
             slot.last_turn = self._turn
-        if group:
-            self._count_steps(group, done - launched)
+        self._count_steps(group)
         if finished is not None and pixels is not None:
             self._observe_stage("vae_decode", time.monotonic() - started)
             num_read = finished.job.work.prompts[0].num_read
@@ -197,7 +219,8 @@ class FluxEngine:
             return
         slot.started_at = time.monotonic()
         work = slot.job.work
-        slot.canvas = runner.begin(work.course, [self._embed(p, runner) for p in work.prompts])
+        prompts = [self._embed(prompt, runner) for prompt in work.prompts]
+        slot.canvas = runner.begin(work.course, prompts, work.shape[3])
 
     def _embed(self, prompt: Prompt, runner: Runner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
@@ -210,7 +233,7 @@ class FluxEngine:
 
     def _hand_over(self, slot: Slot, result: ImageResult) -> None:
         job, request = slot.job, slot.job.work.request
-        resolution = metrics.resolution_class(request.width, request.height)
+        resolution = _resolution(slot)
         metrics.images_total.labels(self._model, resolution).inc()
         metrics.image_pixels.labels(self._model).observe(request.width * request.height)
         metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
@@ -225,16 +248,17 @@ class FluxEngine:
         return self._runner
 
     # -- counting --------------------------------------------------------------------------------
-    def _count_steps(self, group: Sequence[Slot], seconds: float) -> None:
-        """On CUDA `seconds` is launch time while the queue is short, device time once it is not."""
-        request = group[0].job.work.request
-        resolution = metrics.resolution_class(request.width, request.height)
-        metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
-        metrics.denoise_steps_total.labels(self._model).inc(len(group))
-        metrics.batch_size.labels(self._model).observe(len(group))
+    def _count_steps(self, group: Sequence[Slot]) -> None:
+        if group:
+            metrics.denoise_steps_total.labels(self._model).inc(len(group))
+            metrics.batch_size.labels(self._model).observe(len(group))
         for slot in group:
             if slot.is_finished:
                 self._observe_stage("denoise", time.monotonic() - slot.started_at)
+
+    def _count_done(self, steps: Sequence[Done]) -> None:
+        for resolution, seconds in steps:
+            metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
 
     def _count_cache(self, result: str) -> None:
         metrics.cache_requests_total.labels(self._model, "prompt_embedding", result).inc()
@@ -248,6 +272,11 @@ def _without_a_crowd(slots: list[Slot]) -> list[Slot]:
     wait for at most one newcomer's text encoders, as they do for one decode."""
     new = [slot for slot in slots if slot.canvas is None]
     return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
+
+
+def _resolution(slot: Slot) -> str:
+    request = slot.job.work.request
+    return metrics.resolution_class(request.width, request.height)
 
 
 def _canvas(slot: Slot) -> Canvas:

@@ -1,31 +1,43 @@
 """The forward passes: encode a prompt, begin a picture, one denoise step of several, decode one.
-Knows tensors, shapes and compiled units; knows no job, no deadline and no wire.
+Knows tensors, shapes, compiled units and graphs; knows no job, no deadline and no wire.
 
-Everything runs on the engine thread inside `torch.inference_mode`. No method changes a `Canvas`:
-results are returned, and the engine commits them once the whole turn has succeeded.
+On a GPU a step of a promised shape is one CUDA graph of fused operations; on the CPU it is plain
+torch, or compiled block by block. Everything runs on the engine thread inside
+`torch.inference_mode`. No method changes a `Canvas`: results are returned, and the engine commits
+them once the whole turn has succeeded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from predictors.compute.attention import choose_attention
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
+from predictors.compute.graphs import Graphs
+from predictors.compute.pacing import Pace
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
-from predictors.flux.modules.operations import Plain
+from predictors.flux.facts import Facts
+from predictors.flux.modules import decoder as decoding
+from predictors.flux.modules.operations import Operations, Plain, PlainFp8
 from predictors.flux.modules.rotary import rotary_table
 from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
-from predictors.flux.sampling import Course, euler, guide, unpack
-from predictors.flux.weights import Facts, Parts
+from predictors.flux.request import BASE, FP8
+from predictors.flux.sampling import Course, euler, extrapolate, guide, unpack
+from predictors.flux.weights import Parts
 
-PLAIN = Plain()
 NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
+NUM_TIMED = 3
+
+StepShape = tuple[int, int, int, str]
+"""T5 tokens, patches down, patches across, form of the weights: equal to share a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +53,40 @@ class Embedding:
         return self.pooled.nbytes + self.context.nbytes
 
 
-@dataclass(slots=True)
-class Canvas:
-    """A picture in the making, on the device. `latents` and `index` are the only state."""
+class Step(NamedTuple):
+    """What a canvas is after one more step."""
 
     latents: Tensor
     """(patches, channels)."""
+    velocity: Tensor
+    """The velocity that led there, the same shape."""
+
+
+@dataclass(slots=True)
+class Canvas:
+    """A picture in the making, on the device. `latents`, `velocity` and `index` are the only
+    state."""
+
+    latents: Tensor
+    """(patches, channels)."""
+    velocity: Tensor | None
+    """Of the last computed step, the same shape."""
     index: int
-    """Steps taken."""
+    """Steps computed."""
     context: Tensor
     """(rows, T, dim)."""
     modulation: Tensor
-    """(steps, rows, modulation_dim)."""
+    """(computed steps, rows, modulation_dim)."""
     dts: Tensor
-    """(steps,)."""
+    """(computed steps,) in the model's dtype; read only if `is_exact`."""
+    coefficients: Tensor
+    """(computed steps, 2) float32; read only if not `is_exact`."""
+    is_exact: bool
+    """Whether every step of the schedule is computed."""
     cfg_scale: Tensor
     """() float32; read only with two rows."""
     rotary: Tensor
-    shape: tuple[int, int, int]
+    shape: StepShape
 
     @property
     def num_rows(self) -> int:
@@ -70,36 +98,64 @@ class Canvas:
         """Whether only decoding is left."""
         return self.index == self.dts.shape[0]
 
+    def commit(self, step: Step) -> None:
+        """Be what `step` says."""
+        self.latents, self.velocity = step
+        self.index += 1
+
 
 class Runner:
     """One checkpoint's passes. `promised` are the (width, height) with compiled passes."""
 
     def __init__(
         self,
+        model: str,
         facts: Facts,
         parts: Parts,
         placement: Placement,
         promised: Sequence[tuple[int, int]],
         num_tokens: int,
+        max_rows: int,
     ) -> None:
         self._facts = facts
         self._parts = parts
         self._placement = placement
-        self._passes = Passes(
-            double=compiled(DoubleBlock.forward, placement, "flux_double_block"),
-            single=compiled(SingleBlock.forward, placement, "flux_single_block"),
-            ends=compiled(Ends.forward, placement, "flux_ends"),
-        )
-        # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
-        can_compile = placement.compile == "inductor"
-        self._develop: Callable[..., Tensor] = (
-            compiled(develop, placement, "flux_vae_decode") if can_compile else develop
-        )
+        self._num_tokens = num_tokens
         side = facts.patch_pixels
         self._promised = {(height // side, width // side) for width, height in promised}
-        self._compiled = {(num_tokens, rows * columns) for rows, columns in self._promised}
+        self._max_rows = max_rows
+        self._graphs = Graphs(model, placement)
+        self._steps: dict[tuple[int, int, str, int], Callable[..., Tensor]] = {}
+        self._developers: dict[tuple[int, int], Callable[..., Tensor]] = {}
+        self._widths: dict[StepShape, int] = {}
+        self._is_sealed = False
+        self._is_measured = placement.is_cuda  # elsewhere the time is no measure: cores are shared
         self._rotary = lru_cache(NUM_ROTARY_TABLES)(self._rotary_table)
+        self.attention = "sdpa"
+        self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
+        self._decoding: decoding.Operations = decoding.PLAIN
+        if placement.is_cuda:
+            self._use_fused_operations()
+        self._passes = EAGER if placement.is_cuda else _compiled_passes(placement)
+        # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
+        can_compile = placement.compile == "inductor" and not placement.is_cuda
+        develop = decoding.develop
+        self._develop = compiled(develop, placement, "flux_decoder") if can_compile else develop
 
+    def _use_fused_operations(self) -> None:
+        from predictors.flux.modules.decoder_fused import Fused as FusedDecoding  # needs Triton
+        from predictors.flux.modules.fused import Fused, FusedFp8
+
+        shape = self._facts.shape
+        largest = max((rows * columns for rows, columns in self._promised), default=1)
+        choice = choose_attention(
+            self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
+        )
+        self.attention = choice.name
+        self._operations = {BASE: Fused(choice.attention), FP8: FusedFp8(choice.attention)}
+        self._decoding = FusedDecoding(self._parts.decoder)
+
+    # -- a picture's way ------------------------------------------------------------------------
     def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> Embedding:
         """Both text encoders on one prompt, ids (1, n) on the host: always one row, so its bits
         know no neighbours."""
@@ -108,13 +164,14 @@ class Runner:
         states = self._parts.t5(to_device(t5_ids, place))[0].to(dtype)
         return Embedding(pooled[0], self._parts.conditioning.context(states)[0])
 
-    def begin(self, course: Course, prompts: Sequence[Embedding]) -> Canvas:
+    def begin(self, course: Course, prompts: Sequence[Embedding], form: str) -> Canvas:
         """Everything the steps of one picture have in common, and its noise."""
         place = self._placement
         context = torch.stack([prompt.context for prompt in prompts])
-        shape = (context.shape[1], course.rows, course.columns)
+        shape = (context.shape[1], course.rows, course.columns, form)
         return Canvas(
             latents=to_device(course.noise, place, place.dtype),
+            velocity=None,
             index=0,
             context=context,
             modulation=self._parts.conditioning.modulations(
@@ -123,52 +180,131 @@ class Runner:
                 torch.stack([prompt.pooled for prompt in prompts]),
             ),
             dts=to_device(course.dts, place),
+            coefficients=to_device(course.coefficients, place),
+            is_exact=course.is_exact,
             cfg_scale=to_device(course.cfg_scale, place),
-            rotary=self._rotary(shape),
+            rotary=self._rotary(shape[:3]),
             shape=shape,
         )
 
-    def denoise(self, canvases: Sequence[Canvas]) -> list[Tensor]:
-        """The next latents (patches, channels) of each canvas; all have one shape.
+    def denoise(self, canvases: Sequence[Canvas], width: int = 0) -> list[Step]:
+        """What each canvas is after its next computed step; all have one shape.
 
-        Launches only: no value is read back and nothing is uploaded.
+        `width` rows share a pass, or as many as `self.width` says. Launches only: no value is read
+        back and nothing is uploaded.
         """
         first = canvases[0]
         latents = torch.cat([c.latents.expand(c.num_rows, -1, -1) for c in canvases])
         context = torch.cat([c.context for c in canvases])
         modulation = torch.cat([c.modulation[c.index] for c in canvases])
-        num_tokens, rows, columns = first.shape
-        passes = self._passes if (num_tokens, rows * columns) in self._compiled else EAGER
-        velocity = self._parts.transformer(
-            PLAIN, latents, context, modulation, first.rotary, passes
-        )
-        shares = velocity.split([c.num_rows for c in canvases])
-        return [_advance(c, share) for c, share in zip(canvases, shares, strict=True)]
+        width = width or self.width(first.shape)
+        shares = zip(*(x.split(width) for x in (latents, context, modulation)), strict=True)
+        velocity = torch.cat([self._velocity(first, *share) for share in shares])
+        each = velocity.split([c.num_rows for c in canvases])
+        return [_advance(c, share) for c, share in zip(canvases, each, strict=True)]
 
     def decode(self, canvas: Canvas) -> HostCopy:
         """Begin to decode a finished canvas; the copy's result is uint8 (height, width, 3)."""
-        _, rows, columns = canvas.shape
-        run = self._develop if (rows, columns) in self._promised else develop
+        _, rows, columns, _ = canvas.shape
         facts = self._facts
         latents = unpack(canvas.latents[None], rows, columns)
         latents = latents / facts.latent_scale + facts.latent_shift
-        return to_host_async(run(self._parts.vae, latents))
+        return to_host_async(self._developer(rows, columns, latents)(latents))
+
+    # -- widths ---------------------------------------------------------------------------------
+    def width(self, shape: StepShape) -> int:
+        """Rows that share a pass of this shape."""
+        largest = self.largest_width(shape[3])
+        return min(largest, self._widths.get(shape, 1)) if self._is_measured else largest
+
+    def largest_width(self, form: str) -> int:
+        """Rows that may ever share a pass.
+
+        On a GPU a row's bits depend on its company, so the exact weights take one at a time there;
+        from 512x512 on that costs nothing, since one picture fills the device.
+        """
+        return 1 if self._is_measured and form == BASE else self._max_rows
+
+    def seconds_per_pass(self, canvases: Sequence[Canvas]) -> float:
+        """Device seconds of a step in which all `canvases` share one pass, warmed before; 0 where
+        widths are not measured. Waits for the device: while warming only."""
+        if not self._is_measured:
+            return 0.0
+        pace = Pace(self._placement)
+        for _ in range(NUM_TIMED):
+            with pace.step(""):
+                self.denoise(canvases, sum(canvas.num_rows for canvas in canvases))
+        return statistics.median(done.seconds for done in pace.wait(ahead=1))
+
+    def seal(self, widths: Mapping[StepShape, int]) -> None:
+        """Serve with these widths; whatever is not captured by now never will be."""
+        self._widths = dict(widths)
+        patches = {
+            (t, rows * columns, form): width for (t, rows, columns, form), width in widths.items()
+        }
+        self._steps = {
+            key: run for key, run in self._steps.items() if key[3] <= patches.get(key[:3], 1)
+        }
+        self._graphs.seal()
+        self._is_sealed = True
+
+    # -- passes ---------------------------------------------------------------------------------
+    def _velocity(
+        self, canvas: Canvas, latents: Tensor, context: Tensor, modulation: Tensor
+    ) -> Tensor:
+        num_text, rows, columns, form = canvas.shape
+        inputs = (latents, context, modulation, canvas.rotary)
+        # a step sees how many patches there are; how they are arranged, the rotary table says
+        key = (num_text, rows * columns, form, latents.shape[0])
+        captured = self._steps.get(key)
+        if captured is None and self._captures and self._is_promised(canvas.shape):
+            captured = self._steps[key] = self._graphs.capture(self._pass(canvas.shape), inputs)
+        if captured is None:
+            return self._pass(canvas.shape)(*inputs)
+        return captured(*inputs).clone()  # a graph's result holds until the next replay only
+
+    def _pass(self, shape: StepShape) -> Callable[..., Tensor]:
+        passes = self._passes if self._is_promised(shape) else EAGER
+        return partial(self._parts.transformers[shape[3]], self._operations[shape[3]], passes)
+
+    def _developer(self, rows: int, columns: int, latents: Tensor) -> Callable[..., Tensor]:
+        is_promised = (rows, columns) in self._promised
+        develop = self._develop if is_promised else decoding.develop
+        run = self._developers.get((rows, columns))
+        if run is None:
+            run = partial(develop, self._parts.decoder, operations=self._decoding)
+            if self._captures and is_promised:
+                run = self._graphs.capture(run, (latents,))
+                self._developers[rows, columns] = run
+        return run
+
+    @property
+    def _captures(self) -> bool:
+        can = self._placement.is_cuda and self._placement.compile != "off"
+        return can and not self._is_sealed
+
+    def _is_promised(self, shape: StepShape) -> bool:
+        patches = {rows * columns for rows, columns in self._promised}
+        return shape[0] == self._num_tokens and shape[1] * shape[2] in patches
 
     def _rotary_table(self, shape: tuple[int, int, int]) -> Tensor:
         axes = self._facts.shape.rotary_axes
         return to_device(rotary_table(*shape, axes), self._placement)
 
 
-def develop(vae: Any, latents: Tensor) -> Tensor:
-    """Latents (1, channels, h, w) to a uint8 picture (8h, 8w, 3), rounded as diffusers does."""
-    picture = vae.decode(latents, return_dict=False)[0]
-    picture = (picture * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
-    levels: Tensor = (picture * 255).round().to(torch.uint8)
-    return levels.contiguous()
+def _compiled_passes(placement: Placement) -> Passes:
+    return Passes(
+        double=compiled(DoubleBlock.forward, placement, "flux_double_block"),
+        single=compiled(SingleBlock.forward, placement, "flux_single_block"),
+        ends=compiled(Ends.forward, placement, "flux_ends"),
+    )
 
 
-def _advance(canvas: Canvas, velocity: Tensor) -> Tensor:
+def _advance(canvas: Canvas, velocity: Tensor) -> Step:
     toward = velocity[0]
     if canvas.num_rows == 2:
         toward = guide(toward, velocity[1], canvas.cfg_scale)
-    return euler(canvas.latents, toward, canvas.dts[canvas.index])
+    if canvas.is_exact:
+        return Step(euler(canvas.latents, toward, canvas.dts[canvas.index]), toward)
+    by = canvas.coefficients[canvas.index]
+    return Step(extrapolate(canvas.latents, toward, canvas.velocity, by), toward)

@@ -1,157 +1,122 @@
-"""A checkpoint folder in diffusers layout to modules on the device. Knows file names and tensor
-names; knows no traffic.
+"""The weights of a checkpoint folder in diffusers layout, into our modules on the device. Knows
+tensor names; knows no traffic.
 
-Configs and tokenizers are read through diffusers' and transformers' own classes, so that defaults
-and old spellings are theirs. Weights are read straight from safetensors, one tensor at a time into
-its place: `from_pretrained` sets process-wide torch defaults meanwhile, and two rooms load at once.
+They are read straight from safetensors, each into its place: `from_pretrained` sets process-wide
+torch defaults meanwhile, and two rooms load at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import (  # type: ignore[attr-defined]
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from predictors.compute.device import Placement
+from predictors.compute.fp8 import E4M3, Fp8Linear
 from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed
+from predictors.flux.facts import Facts
 from predictors.flux.modules.conditioning import Conditioning
-from predictors.flux.modules.transformer import Shape, Transformer
-
-MAX_TEXT_TOKENS = 512  # what the model was trained on, whatever the tokenizer would allow
-MAX_TEXT_TOKENS_SCHNELL = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a checkpoint says about itself; read from configs, without weights."""
-
-    folder: Path
-    shape: Shape
-    scheduler: Mapping[str, Any]
-    """The whole config of its noise schedule, defaults filled in."""
-    latent_channels: int
-    patch_pixels: int
-    """Pixels per side of one packed latent patch: 16 with FLUX's autoencoder."""
-    sample_size: int
-    """The autoencoder's native side in pixels."""
-    latent_scale: float
-    latent_shift: float
-    max_text_tokens: int
-    """Longest T5 sequence that may be asked for."""
-
-    @property
-    def default_text_tokens(self) -> int:
-        """T5 tokens of a request that names none."""
-        limit = MAX_TEXT_TOKENS if self.shape.has_guidance else MAX_TEXT_TOKENS_SCHNELL
-        return min(self.max_text_tokens, limit)
-
-    @property
-    def default_steps(self) -> int:
-        """Denoise steps of a request that names none: distilled checkpoints need four."""
-        return 28 if self.shape.has_guidance else 4
+from predictors.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
+from predictors.flux.modules.transformer import Shape, Transformer, quantized
+from predictors.flux.request import BASE, FP8
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenizers:
-    """The two tokenizers of a checkpoint. Not thread-safe: they keep padding state."""
+class Source(Protocol):
+    """Stored tensors by name."""
 
-    clip: Any
-    t5: Any
+    def __contains__(self, name: str) -> bool:
+        """Whether it is stored."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, anywhere, in the dtype it is stored in."""
+
+
+Open = Callable[[str], AbstractContextManager[Source]]
+"""From a component's name (`transformer`, `vae`, ...) to its tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The modules of a checkpoint, on the device, in the placement's dtype."""
 
-    transformer: Transformer
+    transformers: Mapping[str, Transformer]
+    """By form: `BASE`, `FP8`."""
     conditioning: Conditioning
     clip: CLIPTextModel
     t5: T5EncoderModel
-    vae: AutoencoderKL
+    decoder: Decoder
 
 
-def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
-    """Configs and tokenizers only: cheap, any thread."""
-    # instances fill in the defaults of absent fields; meta costs nothing
-    with torch.device("meta"):
-        transformer = _from_config(FluxTransformer2DModel, folder / "transformer").config
-        vae = _from_config(AutoencoderKL, folder / "vae").config
-    scheduler = _from_config(FlowMatchEulerDiscreteScheduler, folder / "scheduler").config
-    tokenizers = Tokenizers(
-        clip=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        t5=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
-    )
-    facts = Facts(
-        folder=folder,
-        shape=_shape(transformer),
-        scheduler=dict(scheduler),
-        latent_channels=transformer.in_channels // 4,
-        patch_pixels=2 * 2 ** (len(vae.block_out_channels) - 1),
-        sample_size=vae.sample_size,
-        latent_scale=vae.scaling_factor,
-        latent_shift=vae.shift_factor or 0.0,
-        max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
-    )
-    return facts, tokenizers
+def load_parts(
+    facts: Facts,
+    placement: Placement,
+    forms: Collection[str] = (BASE,),
+    open_component: Open | None = None,
+) -> Parts:
+    """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
-
-def _from_config(kind: Any, folder: Path) -> Any:
-    return kind.from_config(kind.load_config(folder, local_files_only=True))
-
-
-def _shape(config: Any) -> Shape:
-    return Shape(
-        num_double=config.num_layers,
-        num_single=config.num_single_layers,
-        num_heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels or config.in_channels,
-        text_dim=config.joint_attention_dim,
-        pooled_dim=config.pooled_projection_dim,
-        has_guidance=config.guidance_embeds,
-        rotary_axes=tuple(config.axes_dims_rope),
-    )
-
-
-def load_parts(facts: Facts, placement: Placement) -> Parts:
-    """All modules with their weights. Engine thread; raises `EngineFailed` naming what is amiss."""
+    `open_component` stands for the checkpoint's folder if given. Raises `EngineFailed` naming what
+    is amiss.
+    """
+    opened = open_component or (lambda name: Shards(facts.folder / name))
     with torch.device("meta"):
         transformer = Transformer(facts.shape)
         conditioning = Conditioning(facts.shape)
         clip = CLIPTextModel(CLIPTextConfig.from_pretrained(facts.folder / "text_encoder"))
         t5 = T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2"))
-        vae = _from_config(AutoencoderKL, facts.folder / "vae")
-    vae.encoder = vae.quant_conv = None  # pictures are only ever decoded
-    with Shards(facts.folder / "transformer") as shards:
-        _fill(transformer, shards, placement, transformer_names(facts.shape).__getitem__)
-        _fill(conditioning, shards, placement, conditioning_names(facts.shape).__getitem__)
-    for module, name in ((clip, "text_encoder"), (t5, "text_encoder_2"), (vae, "vae")):
+        decoder = Decoder(facts.decoder)
+    names = transformer_names(facts.shape)
+    if facts.is_quantized:
+        transformer, names = _stored_quantized(transformer, names)
+    with opened("transformer") as stored:
+        _fill(transformer, stored, placement, names.__getitem__)
+        _fill(conditioning, stored, placement, conditioning_names(facts.shape).__getitem__)
+    for module, name in ((clip, "text_encoder"), (t5, "text_encoder_2")):
         # T5's activations overflow float16
         wide = module is t5 and placement.dtype == torch.float16
-        with Shards(facts.folder / name) as shards:
+        with opened(name) as stored:
             own = replace(placement, dtype=torch.float32) if wide else placement
-            _fill(module, shards, own, partial(_stored_as, shards))
-    modules = (transformer, conditioning, clip, t5, vae)
-    for module in modules:
-        _derive_buffers(module, placement)
-        module.eval().requires_grad_(False)
-    return Parts(*modules)
+            _fill(module, stored, own, partial(_stored_as, stored))
+    with opened("vae") as stored:
+        is_old = OLD_ATTENTION in stored
+        names = decoder_names(facts.decoder, has_old_attention=is_old)
+        _fill(decoder, stored, placement, names.__getitem__)
+    for part in (transformer, conditioning, clip, t5, decoder):
+        _derive_buffers(part, placement)
+        part.eval().requires_grad_(False)
+    return Parts(_in_forms(transformer, facts, forms), conditioning, clip, t5, decoder)
+
+
+def _in_forms(
+    transformer: Transformer, facts: Facts, forms: Collection[str]
+) -> dict[str, Transformer]:
+    if facts.is_quantized:
+        if BASE in forms:
+            raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
+        return {FP8: transformer}
+    held = {BASE: transformer} if BASE in forms else {}
+    if FP8 in forms:
+        held[FP8] = quantized(transformer, keep=BASE in forms)
+    return held
+
+
+def _stored_quantized(
+    transformer: Transformer, names: dict[str, tuple[str, ...]]
+) -> tuple[Transformer, dict[str, tuple[str, ...]]]:
+    """The still empty module with fp8 linears, and where their scales are stored."""
+    empty = quantized(transformer, keep=False)
+    for path, layer in empty.named_modules():
+        if isinstance(layer, Fp8Linear):
+            weights = names[f"{path}.weight"]
+            names[f"{path}.weight_scale"] = tuple(f"{name}_scale" for name in weights)
+    return empty, names
 
 
 def transformer_names(shape: Shape) -> dict[str, tuple[str, ...]]:
@@ -213,7 +178,7 @@ def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     return {f"{ours}.{p}": tuple(f"{name}.{p}" for name in theirs) for p in ("weight", "bias")}
 
 
-def _stored_as(shards: Shards, name: str) -> tuple[str]:
+def _stored_as(stored: Source, name: str) -> tuple[str]:
     """The stored name of a library module's parameter: with or without `text_model.`, and T5's
     input embedding under either of its two names."""
     bare = name.removeprefix("text_model.")
@@ -222,23 +187,28 @@ def _stored_as(shards: Shards, name: str) -> tuple[str]:
         "shared.weight": "encoder.embed_tokens.weight",
     }
     for candidate in (name, bare, f"text_model.{bare}", tied.get(name, name)):
-        if candidate in shards:
+        if candidate in stored:
             return (candidate,)
     return (name,)
 
 
 def _fill(
     module: nn.Module,
-    shards: Shards,
+    stored: Source,
     placement: Placement,
     sources: Callable[[str], tuple[str, ...]],
 ) -> None:
-    """Give every meta parameter of `module` its weights: `sources(name)` stacked along dim 0."""
+    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0."""
     places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
     state = {}
-    for name, meta in module.named_parameters(remove_duplicate=False):
+    for name, meta in module.state_dict(keep_vars=True).items():
         if id(meta) not in places:
-            places[id(meta)] = _read(name, meta, shards, placement, sources(name))
+            # fp8 weights and their scales stay what they are
+            is_scaled = meta.dtype == E4M3 or name.endswith(".weight_scale")
+            dtype = meta.dtype if is_scaled else placement.dtype
+            place = torch.empty(meta.shape, dtype=dtype, device=placement.device)
+            _read(name, place, stored, sources(name))
+            places[id(meta)] = place
         state[name] = places[id(meta)]
     module.load_state_dict(state, strict=True, assign=True)
 
@@ -246,6 +216,8 @@ def _fill(
 def _derive_buffers(module: nn.Module, placement: Placement) -> None:
     """CLIP's position ids are derived, not stored; no other module here has a buffer."""
     for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
         owner, _, leaf = name.rpartition(".")
         if leaf != "position_ids":
             raise EngineFailed(f"no way is known to derive the buffer {name}")
@@ -253,15 +225,14 @@ def _derive_buffers(module: nn.Module, placement: Placement) -> None:
         module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
 
 
-def _read(
-    name: str, meta: Tensor, shards: Shards, placement: Placement, sources: tuple[str, ...]
-) -> Tensor:
-    place = torch.empty(meta.shape, dtype=placement.dtype, device=placement.device)
+def _read(name: str, place: Tensor, stored: Source, sources: Iterable[str]) -> None:
     row = 0
     for source in sources:
-        tensor = shards.read(source)
+        tensor = stored.read(source)
         rows = tensor.shape[0]
         target = place[row : row + rows]
+        if tensor.shape[2:] == (1, 1) and target.ndim == 2:  # 1x1 convolutions of old checkpoints
+            tensor = tensor[:, :, 0, 0]
         if tensor.shape != target.shape:
             raise EngineFailed(
                 f"tensor {source} has shape {list(tensor.shape)}; the config asks for "
@@ -269,6 +240,5 @@ def _read(
             )
         target.copy_(tensor)
         row += rows
-    if row != meta.shape[0]:
-        raise EngineFailed(f"{name} takes {meta.shape[0]} rows; the checkpoint has {row}")
-    return place
+    if row != place.shape[0]:
+        raise EngineFailed(f"{name} takes {place.shape[0]} rows; the checkpoint has {row}")

@@ -18,7 +18,7 @@ from predictors.flux.inputs import FluxWork, Preparer
 from predictors.flux.predictor import make_offer
 from predictors.flux.request import ImageResult, Offer, Wish
 from predictors.flux.runner import Canvas
-from predictors.flux.weights import Facts, read_facts
+from predictors.flux.facts import Facts, read_facts
 from predictors.serving.job import Job
 from predictors.settings import FluxSettings
 
@@ -97,7 +97,7 @@ def open_room(
     facts, tokenizers = read_facts(checkpoint)
     placement = Placement(torch.device("cpu"), dtype, compiler)
     offer = make_offer(facts, knobs)
-    preparer = Preparer(facts, tokenizers, dtype)
+    preparer = Preparer(facts, tokenizers, dtype, offer.tiers)
     engine = FluxEngine(model, facts, offer, preparer, knobs, placement)
     engine.load()
     return Room(facts, offer, preparer, engine)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from predictors.compute.device import Placement
 from predictors.errors import EngineFailed
-from predictors.flux.weights import Parts, load_parts, read_facts
+from predictors.flux.facts import read_facts
+from predictors.flux.weights import Parts, load_parts
 from tests.flux.room import CHECKPOINT
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
@@ -23,8 +24,8 @@ def load(folder: Path) -> Parts:
 
 
 def tensors(parts: Parts) -> dict[str, torch.Tensor]:
-    modules = {"t": parts.transformer, "c": parts.conditioning, "clip": parts.clip, "t5": parts.t5}
-    named = {**modules, "vae": parts.vae}
+    modules = {"t": parts.transformers["base"], "c": parts.conditioning, "clip": parts.clip, "t5": parts.t5}
+    named = {**modules, "vae": parts.decoder}
     return {
         f"{part}.{name}": tensor
         for part, module in named.items()
@@ -58,11 +59,11 @@ def test_every_parameter_is_on_the_device_in_the_placements_dtype_and_frozen() -
 
 
 def vars_of(parts: Parts) -> list[torch.nn.Module]:
-    return [parts.transformer, parts.conditioning, parts.clip, parts.t5, parts.vae]
+    return [*parts.transformers.values(), parts.conditioning, parts.clip, parts.t5, parts.decoder]
 
 
 def test_the_encoder_of_the_autoencoder_is_not_kept() -> None:
-    assert not any(name.startswith("encoder.") for name in load(CHECKPOINT).vae.state_dict())
+    assert not any(name.startswith("encoder.") for name in load(CHECKPOINT).decoder.state_dict())
 
 
 def test_text_encoder_names_with_the_hubs_prefix_load_alike(copy: Path) -> None:

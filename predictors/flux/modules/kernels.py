@@ -148,6 +148,6 @@ def gelu_rows_kernel(
         x = up.to(tl.float32)
         # x/2 (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
         inner = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-        result += x / (1.0 + tl.exp(-inner))
+        result += x / (1.0 + tl.exp(-tl.maximum(inner, -80.0)))  # beyond, exp leaves float32
     there = values + row * (NUM_MIXED + NUM_WIDE) + columns
     tl.store(there, _to_e4m3(result, scales, row), is_mixed | is_wide)

@@ -167,11 +167,11 @@ class Transformer(nn.Module):
     def forward(
         self,
         ops: Operations,
+        passes: Passes,
         latents: Tensor,
         context: Tensor,
         modulation: Tensor,
         rotary: Tensor,
-        passes: Passes = EAGER,
     ) -> Tensor:
         """Velocity (rows, I, out_channels), dtype of the weights.
 
