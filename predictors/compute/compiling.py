@@ -1,5 +1,5 @@
 """torch.compile as this house uses it: static shapes, whole graphs, and a guard that proves
-nothing compiles later.
+nothing compiles later, neither Dynamo's graphs nor our own Triton kernels.
 
 Compiled units are named functions that a runner creates once; their shapes come from a list that
 warm-up walks. Knows no model and no shape.
@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
@@ -49,13 +50,16 @@ def _prepare_dynamo() -> None:
 
 
 class RecompileGuard:
-    """Counts what Dynamo compiles on one engine thread after that engine said it was ready.
+    """Counts what Dynamo and Triton compile on one engine thread after that engine said it was
+    ready. A Triton kernel that comes from the disk counts too: it holds up a request as well.
 
     Two rooms in one process compile on two threads, so each guard counts its own thread only.
     """
 
-    _frames: ClassVar[Counter[int]] = Counter()  # thread ident -> frames compiled on it
+    # thread ident -> frames and kernels compiled on it
+    _compiled: ClassVar[Counter[int]] = Counter()
     _lock: ClassVar[threading.Lock] = threading.Lock()
+    _is_told_of_kernels: ClassVar[bool] = False
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -68,7 +72,7 @@ class RecompileGuard:
         thread."""
         self.listen()
         self._thread = threading.get_ident()
-        self._seen = self._frames[self._thread]
+        self._seen = self._compiled[self._thread]
 
     def check(self) -> int:
         """Add what was compiled since the last look to the metric; returns the sum since `seal`.
@@ -77,7 +81,7 @@ class RecompileGuard:
             return 0
         self.listen()
         with self._lock:
-            now = self._frames[self._thread]
+            now = self._compiled[self._thread]
             new, self._seen = now - self._seen, now
             self.count += new
         if new:
@@ -86,16 +90,30 @@ class RecompileGuard:
 
     @classmethod
     def listen(cls) -> None:
-        """Be told of compilations, once there can be any (Dynamo is imported). Idempotent."""
-        if "torch._dynamo" not in sys.modules:
-            return
-        handler = torch._dynamo.callback.callback_handler
+        """Be told of compilations, once there can be any (Dynamo or Triton is imported).
+        Idempotent."""
         with cls._lock:
-            # asked each time: `torch._dynamo.reset` forgets callbacks
-            if cls._on_compile not in handler.start_callbacks:
-                handler.register_start_callback(cls._on_compile)
+            if "torch._dynamo" in sys.modules:
+                handler = torch._dynamo.callback.callback_handler
+                # asked each time: `torch._dynamo.reset` forgets callbacks
+                if cls._on_compile not in handler.start_callbacks:
+                    handler.register_start_callback(cls._on_compile)
+            if not cls._is_told_of_kernels and "triton.knobs" in sys.modules:
+                runtime = sys.modules["triton.knobs"].runtime
+                runtime.jit_post_compile_hook = cls._before(runtime.jit_post_compile_hook)
+                cls._is_told_of_kernels = True
+
+    @classmethod
+    def _before(cls, other: Callable[..., object] | None) -> Callable[..., object]:
+        """A hook for Triton, which keeps one only, that calls the `other` one as well."""
+
+        def on_kernel(**kernel: object) -> object:
+            cls._on_compile(kernel)
+            return None if other is None else other(**kernel)
+
+        return on_kernel
 
     @classmethod
     def _on_compile(cls, args: object) -> None:
-        # Dynamo compiles on the thread that called the function and holds its own lock meanwhile
-        cls._frames[threading.get_ident()] += 1
+        # both compile on the thread that called the function or launched the kernel
+        cls._compiled[threading.get_ident()] += 1

@@ -18,6 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _READS = {
     "aten::_local_scalar_dense",
+    "aten::item",  # in inference mode composite operators arrive whole
+    "aten::allclose",
+    "aten::argwhere",
+    "aten::nonzero_numpy",
+    "aten::where",  # of one argument: `nonzero`
+    "aten::repeat_interleave.self_Tensor",
     "aten::is_nonzero",
     "aten::nonzero",
     "aten::masked_select",
@@ -29,7 +35,7 @@ _READS = {
     "aten::bincount",
 }
 _UPLOADS = {"aten::lift_fresh"}  # torch.tensor([...]), torch.as_tensor(...)
-_MOVES = {"aten::_to_copy", "aten::copy_"}
+_MOVES = {"aten::_to_copy", "aten::to", "aten::copy_"}
 # these read host memory without going through the dispatcher
 _DIRECT = {"tolist", "numpy", "__array__", "cpu"}
 
@@ -58,12 +64,7 @@ class _Operators(TorchDispatchMode):
         name = func._schema.name
         full = name if not func._schema.overload_name else f"{name}.{func._schema.overload_name}"
         result = func(*args, **(kwargs or {}))
-        if (
-            name in _READS
-            or full in _READS
-            or name in _UPLOADS
-            or (name in _MOVES and _crosses(name, args, result))
-        ):
+        if full in _READS or name in _UPLOADS or (name in _MOVES and _crosses(name, args, result)):
             self._found[full] += 1
         elif name in {"aten::index", "aten::index_put_"} and _has_mask(args[1]):
             self._found[f"{full} with a mask"] += 1

@@ -3,7 +3,11 @@ its own thread."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +74,36 @@ def test_an_unsealed_guard_counts_nothing() -> None:
     guard = RecompileGuard("warming")
     compiled(lambda x: x - 9, AOT, "minus")(torch.ones(2))
     assert guard.check() == 0
+
+
+KERNELS = """
+import triton
+from tests.compute.kernels import compile_for
+from predictors.compute.compiling import RecompileGuard
+
+others = []
+triton.knobs.runtime.jit_post_compile_hook = lambda **kernel: others.append(kernel["repr"])
+compile_for(32)
+guard = RecompileGuard("kernels")
+guard.seal()
+compile_for(32)
+assert guard.check() == 0, "the same kernel again"
+compile_for(64)
+assert guard.check() == 1, "another one"
+RecompileGuard("second").seal()
+compile_for(128)
+assert guard.check() == 2, "counted once, however many guards there are"
+assert len(others) == 3, "a hook that was there before is still called"
+"""
+
+
+def test_a_triton_kernel_after_the_seal_is_counted(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KERNELS],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

@@ -17,6 +17,9 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "mask": lambda x: x[x > 0],
     "masked_select": lambda x: x.masked_select(x > 0),
     "unique": lambda x: x.unique(),
+    "where": lambda x: torch.where(x > 0),
+    "allclose": lambda x: torch.allclose(x, x),
+    "repeats": lambda x: x.repeat_interleave(x.long()),
     "equal": lambda x: torch.equal(x, x),
     "tolist": lambda x: x.tolist(),
     "numpy": lambda x: x.numpy(),
@@ -26,17 +29,20 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
 }
 
 
+@pytest.mark.parametrize("is_inference", [False, True])
 @pytest.mark.parametrize("name", WAITS)
-def test_a_wait_is_counted(name: str) -> None:
-    with count_host_syncs() as found:
+def test_a_wait_is_counted(name: str, is_inference: bool) -> None:
+    with torch.inference_mode(is_inference), count_host_syncs() as found:
         WAITS[name](torch.ones(2))
     assert found.syncs >= 1, name
 
 
-def test_arithmetic_views_and_integer_indexing_do_not_wait() -> None:
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_arithmetic_views_and_integer_indexing_do_not_wait(is_inference: bool) -> None:
     x, w, rows = torch.ones(4, 4), torch.ones(4, 4), torch.arange(2)
-    with count_host_syncs() as found:
+    with torch.inference_mode(is_inference), count_host_syncs() as found:
         y = torch.nn.functional.linear(x, w).softmax(-1)[rows]
+        y = torch.where(y > 0, y, x[:2])
         y = torch.stack([y[0], y[1]]).to(torch.bfloat16) + 1
         torch.cat([y, y]).view(-1)
     assert found.syncs == 0, found
