@@ -3,8 +3,6 @@ and only a launch needs the device. For processes of their own: the driver is re
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -25,7 +23,7 @@ class AbsentGpu:
 
 
 @triton.jit
-def add_one(values: Any, count: int, BLOCK: tl.constexpr) -> None:  # noqa: N803
+def add_one(values, count, BLOCK: tl.constexpr):  # noqa: N803
     """One more, in blocks."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(values + at, tl.load(values + at, mask=at < count) + 1, mask=at < count)
