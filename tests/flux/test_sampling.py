@@ -1,8 +1,10 @@
-"""The schedule is diffusers' bit for bit, packing is the pipeline's, and a step is the
-scheduler's."""
+"""The schedule is diffusers' bit for bit, packing is the pipeline's, a step is the scheduler's, and
+steps without the model go where its last two velocities point."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from predictors.errors import InvalidRequest
-from predictors.flux.sampling import Schedule, draw_noise, euler, guide, pack, unpack
+from predictors.flux.sampling import (
+    DENSE_FIRST,
+    DENSE_LAST,
+    DENSE_UP_TO,
+    Schedule,
+    collapsed,
+    draw_noise,
+    euler,
+    extrapolate,
+    guide,
+    pack,
+    plan,
+    unpack,
+)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "dev": {"use_dynamic_shifting": True, "shift": 3.0},
@@ -111,3 +127,130 @@ def test_noise_depends_on_the_seed_and_leaves_the_global_generator_alone() -> No
     drawn = {draw_noise(seed, 16, 2, 2).numpy().tobytes() for seed in seeds}
     assert len(drawn) == len(seeds)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# -- steps that don't call the model ---------------------------------------------------------------
+def levels(name: str, num_steps: int, num_patches: int) -> NDArray[np.float32]:
+    config = FlowMatchEulerDiscreteScheduler(**CONFIGS[name]).config
+    return Schedule.of(config).sigmas(num_steps, num_patches)
+
+
+@st.composite
+def courses(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[bool, ...]]:
+    """Noise levels of any schedule, and any plan for them."""
+    num_steps = draw(st.integers(1, 100))
+    name = draw(st.sampled_from(list(CONFIGS)))
+    called = draw(st.lists(st.booleans(), min_size=num_steps - 1, max_size=num_steps - 1))
+    return levels(name, num_steps, draw(st.integers(16, 16_384))), (True, *called)
+
+
+def one_by_one(
+    sigmas: NDArray[np.float32], called: Sequence[bool], velocities: NDArray[np.float64]
+) -> list[float]:
+    """Where x is at each call and at the end, by Euler steps over extrapolated velocities."""
+    x, seen, at = 0.0, [], []
+    s = sigmas.astype(np.float64)
+    for n, is_call in enumerate(called):
+        if is_call:
+            at.append(x)
+            seen.append((s[n], velocities[len(seen)]))
+        level, v = seen[-1]
+        if len(seen) > 1 and seen[-2][0] != level:
+            v = v + (s[n] - level) / (level - seen[-2][0]) * (v - seen[-2][1])
+        x += (s[n + 1] - s[n]) * v
+    return [*at, x]
+
+
+@given(courses(), st.integers(0, 2**32 - 1))
+def test_collapsed_steps_go_where_stepping_one_by_one_goes(
+    course: tuple[NDArray[np.float32], tuple[bool, ...]], seed: int
+) -> None:
+    sigmas, called = course
+    pairs = collapsed(sigmas, called)
+    assert (pairs.dtype, pairs.shape) == (np.float32, (sum(called), 2))
+    velocities = np.random.default_rng(seed).normal(size=sum(called))
+    moves = pairs[:, 0] * velocities + pairs[:, 1] * np.append(0.0, velocities[:-1])
+    expected = one_by_one(sigmas, called, velocities)
+    rounding = 1e-6 * (np.abs(pairs).sum() * np.abs(velocities).max() + 1)
+    assert np.allclose(np.cumsum(moves), expected[1:], rtol=0, atol=rounding)
+
+
+@given(courses())
+def test_collapsed_steps_are_finite_and_together_as_long_as_the_schedule(
+    course: tuple[NDArray[np.float32], tuple[bool, ...]],
+) -> None:
+    sigmas, called = course
+    pairs = collapsed(sigmas, called).astype(np.float64)
+    assert np.isfinite(pairs).all()
+    assert pairs[0, 1] == 0
+    assert abs(pairs.sum() + 1) < 1e-6 * (1 + np.abs(pairs).sum())  # from noise level 1 to 0
+
+
+@given(st.sampled_from(list(CONFIGS)), st.integers(1, 100), st.integers(16, 16_384))
+def test_calling_the_model_at_each_step_is_eulers_method(
+    name: str, num_steps: int, num_patches: int
+) -> None:
+    sigmas = levels(name, num_steps, num_patches)
+    pairs = collapsed(sigmas, (True,) * num_steps)
+    assert np.array_equal(pairs[:, 0], np.diff(sigmas))
+    assert not pairs[:, 1].any()
+
+
+@given(
+    st.sampled_from(list(CONFIGS)),
+    st.integers(2, 100),
+    st.integers(16, 16_384),
+    st.floats(-10, 10),
+    st.floats(-10, 10),
+)
+def test_a_velocity_that_is_linear_in_the_noise_level_loses_nothing(
+    name: str, num_steps: int, num_patches: int, offset: float, slope: float
+) -> None:
+    sigmas = levels(name, num_steps, num_patches).astype(np.float64)
+    velocities = offset + slope * sigmas[:-1]
+    euler_end = (np.diff(sigmas) * velocities).sum()
+    called = np.array(plan(num_steps))
+    pairs = collapsed(sigmas.astype(np.float32), called)
+    kept = velocities[called]
+    end = (pairs[:, 0] * kept + pairs[:, 1] * np.append(0.0, kept[:-1])).sum()
+    assert abs(end - euler_end) < 1e-5 * (abs(offset) + abs(slope) + 1)
+
+
+@given(st.sampled_from(list(CONFIGS)), st.integers(1, 100), st.integers(16, 16_384))
+def test_an_error_of_a_call_is_never_blown_up(name: str, num_steps: int, num_patches: int) -> None:
+    pairs = collapsed(levels(name, num_steps, num_patches), plan(num_steps))
+    assert np.abs(pairs).sum() <= 3  # Euler's is 1
+
+
+@given(st.integers(1, 100))
+def test_the_plan_is_dense_at_both_ends_and_never_skips_twice(num_steps: int) -> None:
+    called = plan(num_steps)
+    assert len(called) == num_steps
+    assert all(called[:DENSE_FIRST])
+    assert all(called[-DENSE_LAST:])
+    assert all(a or b for a, b in pairwise(called))
+    assert all(called) == (num_steps <= DENSE_UP_TO)
+
+
+def test_28_steps_call_the_model_16_times() -> None:
+    assert sum(plan(28)) == 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_steps_are_summed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
+    drawn = torch.randn(3, 512, 16, generator=torch.Generator().manual_seed(1))
+    latents, velocity, previous = drawn.to(dtype).unbind()
+    pair = torch.tensor([-0.0625, 0.015625])
+    moved = extrapolate(latents, velocity, previous, pair)
+    exact = latents.double() + pair[0] * velocity.double() + pair[1] * previous.double()
+    assert moved.dtype == dtype
+    # half a unit in the last place for the one rounding, and float32's own for the sums
+    assert torch.allclose(moved.double(), exact, rtol=torch.finfo(dtype).eps / 2, atol=1e-6)
+
+
+def test_before_there_is_a_second_velocity_it_is_eulers_step() -> None:
+    latents, velocity = torch.randn(2, 64, 16).unbind()
+    pair = torch.tensor([-0.3, 0.0])
+    expected = euler(latents, velocity, pair[0])
+    assert torch.equal(extrapolate(latents, velocity, None, pair), expected)
+    assert torch.equal(extrapolate(latents, velocity, torch.randn(64, 16), pair), expected)
