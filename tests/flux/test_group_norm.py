@@ -1,5 +1,4 @@
-"""The kernels of the decoder, in Triton's interpreter, against float64. float32 throughout: the
-interpreter rounds bfloat16 wrongly (the GPU is checked by benchmarks and `-m gpu` tests)."""
+"""The kernels of the decoder, in Triton's interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -75,6 +74,14 @@ def test_a_bias_alone_is_owed_by_the_norm_and_nothing_is_copied() -> None:
     total, normed = group_norm.group_norm(x, norm, silu=True, keep=False)
     assert total is x.picture
     assert torch.allclose(normed.double(), exactly(x, norm, True)[1], atol=2e-5)
+
+
+def test_bfloat16_is_rounded_once_on_the_way_out() -> None:
+    norm = make_norm(16, 48).bfloat16()
+    x = Sum(picture(1, 48, 9, 9).bfloat16(), torch.randn(48).bfloat16())
+    normed = group_norm.group_norm(x, norm, silu=True, keep=False)[1].double()
+    exact = exactly(x, norm, True)[1]
+    assert (normed - exact).abs().le(exact.abs() * 2**-8.9 + 1e-5).all()
 
 
 def test_a_large_mean_costs_no_digits() -> None:
