@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
+from predictors.settings import CHOICES
 
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
@@ -51,6 +52,7 @@ def values() -> list[str]:
         "cache": [cache for caches in metrics.CACHES.values() for cache in caches],
         "result": metrics.CACHE_RESULTS,
         "phase": metrics.PHASES,
+        "kernel": [name for name in CHOICES["PREDICTORS_COMPUTE_ATTENTION"] if name != "auto"],
     }
     return [
         f"| `{label}` | {', '.join(f'`{value}`' for value in dict.fromkeys(named))} |"

@@ -16,12 +16,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where modules live (`device`), what they compute in (`dtype`) and which compiler runs
-    (`compile`)."""
+    """Where modules live (`device`), what they compute in (`dtype`), which compiler runs
+    (`compile`; `off` means no CUDA graphs either)."""
 
     device: torch.device
     dtype: torch.dtype
     compile: str
+    attention: str = "auto"
+    """Which attention kernel is wanted on CUDA, see `choose_attention`."""
 
     @property
     def is_cuda(self) -> bool:
@@ -60,6 +62,7 @@ def place(settings: ComputeSettings) -> Placement:
         device=device,
         dtype=DTYPES[dtype if settings.dtype == "auto" else settings.dtype],
         compile=compiler if settings.compile == "auto" else settings.compile,
+        attention=settings.attention,
     )
 
 

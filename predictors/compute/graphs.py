@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,7 +130,10 @@ class Graphs:
 
 
 def _record(
-    function: Callable[..., R], examples: tuple[Tensor, ...], stream: torch.cuda.Stream, pool: object
+    function: Callable[..., R],
+    examples: tuple[Tensor, ...],
+    stream: torch.cuda.Stream,
+    pool: Any,
 ) -> Captured[R]:
     caller = torch.cuda.current_stream(stream.device)
     with torch.inference_mode(False):  # may be written from either mode
