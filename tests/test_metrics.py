@@ -32,6 +32,7 @@ BOTH = {
     "predictors_engine_steps",
     "predictors_engine_failures",
     "predictors_recompilations",
+    "predictors_graph_captures",
     "predictors_model_ready",
     "predictors_cache_requests",
 }
