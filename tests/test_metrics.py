@@ -173,6 +173,7 @@ def test_labels_are_bounded() -> None:
         "stage",
         "resolution",
         "cache",
+        "kernel",
         "result",
         "phase",
         "version",
