@@ -35,6 +35,7 @@ DEFAULTS = {
     "compute.device": "auto",
     "compute.dtype": "auto",
     "compute.compile": "auto",
+    "compute.attention": "auto",
     "compute.threads": 0,
     "flux.slots": 4,
     "flux.max_pixels": 1536 * 1536,
