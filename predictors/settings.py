@@ -26,7 +26,7 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
     "PREDICTORS_COMPUTE_COMPILE": ("auto", "off", "aot_eager", "inductor"),
     "PREDICTORS_COMPUTE_ATTENTION": (
         "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
-    ),  # fmt: skip
+    ),
     "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
     "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
 }
