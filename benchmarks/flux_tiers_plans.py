@@ -1,0 +1,228 @@
+"""Which steps of a schedule should call the model: plans for turbo, and a schedule of its own with
+as few steps, beside calling it at all 28. Knows the passes of the room; knows no engine.
+
+Distances are of the latents after the last step, ||x - y|| / ||y||: to those of all 28 calls (what
+turbo stands in for) and to a finer schedule (what both stand in for).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from checkpoints.training import checker
+from checkpoints.training.scenes import Scene, caption, evaluation_scenes
+from predictors.compute.device import place
+from predictors.flux.facts import read_facts
+from predictors.flux.inputs import FluxWork, Preparer
+from predictors.flux.offer import make_offer
+from predictors.flux.request import BASE, Wish
+from predictors.flux.runner import Canvas, Embedding, Runner
+from predictors.flux.sampling import Course, Schedule, collapsed, plan
+from predictors.flux.weights import load_parts
+from predictors.settings import ComputeSettings, FluxSettings
+
+STEPS = 28
+FINE_STEPS = 84
+CALLS = (12, 14, 16, 17)
+SIDE = 128
+NUM_TOKENS = 64
+GUIDANCE = 3.5
+SCENES_SEED, FIRST_SEED = 3, 5000  # prompts that the comparison of tiers does not use
+BATCH = 32
+# dense at the start, dense at the end, the rest evenly between: by step, and by noise level
+BY_STEP = ((1, 0), (1, 1), (3, 1), (3, 2), (3, 4), (2, 6), (5, 1), (5, 3), (7, 1))
+BY_LEVEL = ((1, 1), (3, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Model calls at `sigmas[:-1]`, and x' = x + A * v_last + B * v_before after each."""
+
+    name: str
+    sigmas: NDArray[np.float32]
+    """(K + 1,)."""
+    pairs: NDArray[np.float32]
+    """(K, 2)."""
+    called: str = ""
+    """A mark per step of the 28, `x` where the model is called."""
+
+    @property
+    def num_calls(self) -> int:
+        """K."""
+        return len(self.pairs)
+
+
+def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
+    """Everything that is compared."""
+    levels = schedule.sigmas(STEPS, num_patches)
+    for num_calls in CALLS:
+        seen = set[tuple[bool, ...]]()
+        plans = [(f"by step {f}+{e}", even_steps(num_calls, f, e)) for f, e in BY_STEP]
+        plans += [(f"by level {f}+{e}", even_levels(levels, num_calls, f, e)) for f, e in BY_LEVEL]
+        for name, called in plans:
+            if called not in seen and sum(called) == num_calls:
+                seen.add(called)
+                yield skipping(name, levels, called)
+        own = schedule.sigmas(num_calls, num_patches)
+        yield skipping("own schedule, Euler", own, (True,) * num_calls)
+        yield Way("own schedule, Adams-Bashforth 2", own, adams_bashforth(own))
+    yield skipping("turbo", levels, plan(STEPS))
+
+
+def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> Way:
+    """The plan `called` over `levels`."""
+    marks = "".join(".x"[is_call] for is_call in called)
+    return Way(name, levels[[*called, True]], collapsed(levels, called), marks)
+
+
+def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:
+    """The `first` and `last` of the steps, and others with even gaps."""
+    calls = {*range(first), *range(STEPS - last, STEPS)}
+    between = np.linspace(first - 1, STEPS - last, num_calls - first - last + 2)[1:-1]
+    calls |= {round(float(place)) for place in between}
+    return tuple(i in calls for i in range(STEPS))
+
+
+def even_levels(
+    levels: NDArray[np.float32], num_calls: int, first: int, last: int
+) -> tuple[bool, ...]:
+    """As `even_steps`, with even gaps of the noise level."""
+    calls = {*range(first), *range(STEPS - last, STEPS)}
+    targets = np.linspace(levels[first - 1], levels[STEPS - last], num_calls - first - last + 2)
+    for target in targets[1:-1]:
+        free = [i for i in range(STEPS) if i not in calls]
+        calls.add(min(free, key=lambda i: abs(float(levels[i] - target))))
+    return tuple(i in calls for i in range(STEPS))
+
+
+def adams_bashforth(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Coefficients of the second-order method with steps of any length, (K, 2)."""
+    steps = np.diff(levels.astype(np.float64))
+    half_ratio = np.append(0.0, steps[1:] / (2 * steps[:-1]))
+    return np.stack((steps * (1 + half_ratio), -steps * half_ratio), 1).astype(np.float32)
+
+
+class Sampler:
+    """Passes of the embedded checkpoint over many prompts at once, in base weights."""
+
+    def __init__(self, checkpoint: Path, device: str, count: int) -> None:
+        self._place = place(ComputeSettings(device=device, compile="off"))
+        settings = FluxSettings(
+            sizes=f"{SIDE}x{SIDE}",
+            default_size=f"{SIDE}x{SIDE}",
+            max_sequence_length=NUM_TOKENS,
+            tiers="lossless",
+        )
+        facts, tokenizers = read_facts(checkpoint)
+        offer = make_offer(facts, settings, self._place.device)
+        self.schedule = Schedule.of(facts.scheduler)
+        self.scenes: list[Scene] = evaluation_scenes(count, seed=SCENES_SEED)
+        preparer = Preparer(facts, tokenizers, self._place.dtype, offer.tiers)
+        self._works = [
+            preparer.prepare(
+                offer.request(Wish(caption(scene), seed=FIRST_SEED + i, guidance_scale=GUIDANCE))
+            )
+            for i, scene in enumerate(self.scenes)
+        ]
+        parts = load_parts(facts, self._place, (BASE,))
+        self._runner = Runner("plans", facts, parts, self._place, offer.sizes, NUM_TOKENS, BATCH)
+        with torch.inference_mode():
+            self._prompts = [self._encode(work) for work in self._works]
+
+    def _encode(self, work: FluxWork) -> Embedding:
+        prompt = work.prompts[0]
+        return self._runner.encode(prompt.clip_ids, prompt.t5_ids)
+
+    @property
+    def num_patches(self) -> int:
+        """Of each picture."""
+        return self._works[0].course.rows * self._works[0].course.columns
+
+    def draw(self, way: Way) -> list[Canvas]:
+        """A finished canvas of each prompt."""
+        with torch.inference_mode():
+            canvases = [
+                self._runner.begin(self._course(work.course, way), [prompt], BASE)
+                for work, prompt in zip(self._works, self._prompts, strict=True)
+            ]
+            for start in range(0, len(canvases), BATCH):
+                group = canvases[start : start + BATCH]
+                for _ in range(way.num_calls):
+                    steps = self._runner.denoise(group, len(group))
+                    for canvas, step in zip(group, steps, strict=True):
+                        canvas.commit(step)
+        return canvases
+
+    def _course(self, course: Course, way: Way) -> Course:
+        dtype = self._place.dtype
+        return replace(
+            course,
+            timesteps=self.schedule.timesteps(way.sigmas, dtype),
+            dts=torch.from_numpy(way.sigmas).diff().to(dtype),
+            coefficients=torch.from_numpy(way.pairs),
+            num_steps=way.num_calls + 1,  # so that the coefficients count, not `dts`
+        )
+
+    def read_right(self, canvases: Sequence[Canvas]) -> list[bool]:
+        """Whether each picture shows what was asked for."""
+        with torch.inference_mode():
+            pictures = [self._runner.decode(canvas).result().numpy() for canvas in canvases]
+        found = [checker.read(Image.fromarray(picture)) for picture in pictures]
+        return [read == scene for read, scene in zip(found, self.scenes, strict=True)]
+
+
+def compare_plans(checkpoint: Path, device: str, count: int) -> dict[str, Any]:
+    """A row per way, printed as it comes."""
+    sampler = Sampler(checkpoint, device, count)
+    schedule, num_patches = sampler.schedule, sampler.num_patches
+    fine_levels = schedule.sigmas(FINE_STEPS, num_patches)
+    fine = latents(sampler.draw(skipping("", fine_levels, (True,) * FINE_STEPS)))
+    levels = schedule.sigmas(STEPS, num_patches)
+    all_calls = skipping(f"all {STEPS}", levels, (True,) * STEPS)
+    canvases = sampler.draw(all_calls)
+    reference = latents(canvases)
+    rows = [_row(all_calls, canvases, reference, fine, sampler)]
+    rows += (
+        _row(way, sampler.draw(way), reference, fine, sampler)
+        for way in ways(schedule, num_patches)
+    )
+    return {"prompts": count, "steps": STEPS, "fine_steps": FINE_STEPS, "ways": rows}
+
+
+def latents(canvases: Sequence[Canvas]) -> Tensor:
+    """(n, patches * channels) float32."""
+    return torch.stack([canvas.latents for canvas in canvases]).flatten(1).float()
+
+
+def distances(ones: Tensor, others: Tensor) -> Tensor:
+    """(n,) relative distances of rows."""
+    apart: Tensor = (ones - others).norm(dim=1) / others.norm(dim=1)
+    return apart
+
+
+def _row(
+    way: Way, canvases: Sequence[Canvas], reference: Tensor, fine: Tensor, sampler: Sampler
+) -> dict[str, Any]:
+    drawn = latents(canvases)
+    apart = distances(drawn, reference)
+    right = sampler.read_right(canvases)
+    row = {
+        "name": way.name,
+        "calls": way.num_calls,
+        "called": way.called,
+        "to_all_calls_mean": round(float(apart.mean()), 4),
+        "to_all_calls_95_percent": round(float(apart.quantile(0.95)), 4),
+        "to_fine_mean": round(float(distances(drawn, fine).mean()), 4),
+        "right": sum(right),
+    }
+    print(*row.values(), sep="  ", flush=True)
+    return row
