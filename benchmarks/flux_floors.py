@@ -1,0 +1,115 @@
+"""Operations that a FLUX picture takes, and the time a card needs for them at its own best rates.
+Pure arithmetic: knows no clock, no weights and no engine.
+
+A multiply and an add are two operations. Only matmuls and attention are counted, as everywhere in
+the literature: 74.38e12 per step of FLUX.1-dev at 1024x1024 (`docs/performance.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictors.flux.modules.transformer import Shape
+
+MLP_RATIO = 4
+PATCH = 2  # latents per side of a patch
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Floating-point operations of one pass of something."""
+
+    linear: float
+    """In matmuls that may run in fp8."""
+    attention: float
+    other: float = 0.0
+    """In matmuls and convolutions that never do."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention + self.other
+
+    def times(self, n: float) -> Operations:
+        """Those of n passes."""
+        return Operations(n * self.linear, n * self.attention, n * self.other)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Best rates measured on the card, operations per second."""
+
+    bf16: float
+    """A square matmul in the dtype of the weights."""
+    fp8: float | None
+    """The same in row-wise fp8; None where there is none."""
+    attention: Mapping[int, float]
+    """By number of tokens, at the model's heads."""
+
+    def floor_s(self, work: Operations, tokens: int, *, is_fp8: bool) -> float:
+        """Seconds if every operation ran at its ceiling and nothing else took time."""
+        linear = self.fp8 if is_fp8 and self.fp8 else self.bf16
+        nearest = min(self.attention, key=lambda known: abs(known - tokens))
+        return (
+            work.linear / linear + work.attention / self.attention[nearest] + work.other / self.bf16
+        )
+
+
+def step(shape: Shape, num_text: int, num_image: int, rows: int = 1) -> Operations:
+    """One forward pass of the transformer on `rows` pictures of so many tokens each."""
+    dim, tokens = shape.dim, num_text + num_image
+    blocks = shape.num_double + shape.num_single
+    # QKV 3, out 1, MLP 8; a one-stream block has the same 12, in two matmuls
+    linear = 2 * tokens * (4 + 2 * MLP_RATIO) * dim**2 * blocks
+    attention = 4 * tokens**2 * dim * blocks
+    ends = 2 * num_image * dim * (shape.in_channels + shape.out_channels)
+    context = 2 * num_text * shape.text_dim * dim
+    modulation = 2 * shape.modulation_dim * dim
+    return Operations(rows * linear, rows * attention, rows * (ends + context + modulation))
+
+
+def t5(config: Any, tokens: int) -> Operations:
+    """T5's encoder: its four projections, gated MLP of three matmuls, attention."""
+    inner = config.num_heads * config.d_kv
+    weights = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff
+    attention = 4 * tokens**2 * inner
+    return Operations(0, config.num_layers * attention, config.num_layers * 2 * tokens * weights)
+
+
+def clip(config: Any, tokens: int) -> Operations:
+    """CLIP's text encoder."""
+    weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    attention = 4 * tokens**2 * config.hidden_size
+    layers = config.num_hidden_layers
+    return Operations(0, layers * attention, layers * 2 * tokens * weights)
+
+
+def vae(
+    channels: Sequence[int], latent_channels: int, layers_per_block: int, height: int, width: int
+) -> Operations:
+    """The autoencoder's decoder for a picture of height x width pixels; channels as in its config,
+    from the picture's end."""
+    wide = channels[-1]
+    area = (height >> (len(channels) - 1)) * (width >> (len(channels) - 1))
+    work = _conv(latent_channels, wide, area) + 2 * _residual(wide, wide, area)
+    work += 8 * area * wide**2  # query, key, value and out of the middle's attention
+    attention = 4.0 * area**2 * wide
+    before = wide
+    for level, after in enumerate(reversed(channels)):
+        work += _residual(before, after, area) + layers_per_block * _residual(after, after, area)
+        if level < len(channels) - 1:
+            area *= 4
+            work += _conv(after, after, area)
+        before = after
+    return Operations(0, attention, work + _conv(before, 3, area))
+
+
+def _conv(before: int, after: int, area: int) -> int:
+    return 2 * 9 * before * after * area
+
+
+def _residual(before: int, after: int, area: int) -> int:
+    shortcut = 0 if before == after else 2 * before * after * area
+    return _conv(before, after, area) + _conv(after, after, area) + shortcut
