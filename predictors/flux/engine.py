@@ -26,7 +26,7 @@ from predictors.flux.facts import Facts
 from predictors.flux.inputs import FluxWork, Preparer, Prompt, PromptKey
 from predictors.flux.request import ImageResult, Offer, Wish
 from predictors.flux.runner import Canvas, Embedding, Runner, Step, StepShape
-from predictors.flux.scheduling import Candidate, pick, widths
+from predictors.flux.scheduling import Pending, choose, widths
 from predictors.flux.weights import Parts, load_parts
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.job import Job
@@ -40,9 +40,10 @@ class Slot:
     """A job's place. `canvas` is None until its first turn, when its prompt is encoded."""
 
     job: FluxJob
-    last_turn: int
     canvas: Canvas | None = None
     started_at: float = 0.0
+    waited_s: float = 0.0
+    """In the slot without taking a step."""
 
     @property
     def is_finished(self) -> bool:
@@ -50,10 +51,14 @@ class Slot:
         return self.canvas is not None and self.canvas.is_finished
 
     @property
-    def candidate(self) -> Candidate:
+    def pending(self) -> Pending:
         """The slot as scheduling sees it."""
         work = self.job.work
-        return Candidate(work.shape, work.request.num_rows, self.last_turn)
+        num_text, rows, columns, _ = work.shape
+        left = work.course.num_calls - (self.canvas.index if self.canvas is not None else 0)
+        num_rows = work.request.num_rows
+        cost = left * num_rows * (num_text + rows * columns)
+        return Pending(work.shape, num_rows, cost, self.waited_s)
 
 
 class FluxEngine:
@@ -77,7 +82,6 @@ class FluxEngine:
         # a guided picture takes two rows, also where one slot is all there is
         self._max_rows = max(2, settings.slots)
         self._slots: dict[FluxJob, Slot] = {}
-        self._turn = 0
         self._runner: Runner | None = None
         self._guard = RecompileGuard(model)
         self._pace = Pace(placement)
@@ -147,6 +151,8 @@ class FluxEngine:
 
     def close(self) -> None:
         """Forget modules and cached prompts; the device's memory goes back to the driver."""
+        if self._runner is not None:
+            self._runner.close()
         self._runner = None
         self._slots.clear()
         self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
@@ -172,7 +178,7 @@ class FluxEngine:
         """A slot, if one is free. Its memory is bounded by slots, sizes and steps, never more."""
         if len(self._slots) >= self.slots:
             return False
-        self._slots[job] = Slot(job, self._turn)
+        self._slots[job] = Slot(job)
         return True
 
     def evict(self, job: FluxJob) -> None:
@@ -184,9 +190,15 @@ class FluxEngine:
         mine = [self._slots[job] for job in jobs if job in self._slots]
         finished = next((slot for slot in mine if slot.is_finished), None)
         waiting = _without_a_crowd([slot for slot in mine if not slot.is_finished])
-        picked = pick([slot.candidate for slot in waiting], self._max_rows)
+        runner, limit = self._ready_runner(), self._settings.age_limit_s
+        width_of = {slot.job.work.shape: runner.width(slot.job.work.shape) for slot in waiting}
+        picked = choose([slot.pending for slot in waiting], width_of.__getitem__, limit)
+        started = time.monotonic()
         with torch.inference_mode(), _device_errors():
             self._take_turn(finished, [waiting[i] for i in picked])
+        took = time.monotonic() - started
+        for i, slot in enumerate(waiting):
+            slot.waited_s += 0.0 if i in picked else took
         self._guard.check()
 
     def _take_turn(self, finished: Slot | None, group: Sequence[Slot]) -> None:
@@ -203,10 +215,8 @@ class FluxEngine:
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         pixels = None if picture is None else picture.result().numpy()
         # -- nothing below can raise: the turn counts from here ----------------------------------
-        self._turn += 1
         for slot, step in zip(group, steps, strict=True):
             _canvas(slot).commit(step)
-            slot.last_turn = self._turn
         self._count_steps(group)
         if finished is not None and pixels is not None:
             self._observe_stage("vae_decode", time.monotonic() - started)

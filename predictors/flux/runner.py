@@ -21,13 +21,14 @@ from torch import Tensor
 from predictors.compute.attention import choose_attention
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
-from predictors.compute.graphs import Graphs
+from predictors.compute.graphs import Captured, Graphs
 from predictors.compute.pacing import Pace
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
 from predictors.flux.facts import Facts
 from predictors.flux.modules import decoder as decoding
 from predictors.flux.modules.operations import Operations, Plain, PlainFp8
 from predictors.flux.modules.rotary import rotary_table
+from predictors.flux.modules.text_encoders import clip_pooled, t5_states
 from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
 from predictors.flux.request import BASE, FP8
 from predictors.flux.sampling import Course, euler, extrapolate, guide, unpack
@@ -117,6 +118,7 @@ class Runner:
         num_tokens: int,
         max_rows: int,
     ) -> None:
+        self._model = model
         self._facts = facts
         self._parts = parts
         self._placement = placement
@@ -126,12 +128,12 @@ class Runner:
         self._max_rows = max_rows
         self._graphs = Graphs(model, placement)
         self._steps: dict[tuple[int, int, str, int], Callable[..., Tensor]] = {}
+        self._encoders: dict[tuple[int, int], Captured[tuple[Tensor, Tensor]]] = {}
         self._developers: dict[tuple[int, int], Callable[..., Tensor]] = {}
         self._widths: dict[StepShape, int] = {}
         self._is_sealed = False
         self._is_measured = placement.is_cuda  # elsewhere the time is no measure: cores are shared
         self._rotary = lru_cache(NUM_ROTARY_TABLES)(self._rotary_table)
-        self.attention = "sdpa"
         self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
         self._decoding: decoding.Operations = decoding.PLAIN
         if placement.is_cuda:
@@ -151,7 +153,7 @@ class Runner:
         choice = choose_attention(
             self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
         )
-        self.attention = choice.name
+        choice.announce(self._model)
         self._operations = {BASE: Fused(choice.attention), FP8: FusedFp8(choice.attention)}
         self._decoding = FusedDecoding(self._parts.decoder)
 
@@ -159,10 +161,20 @@ class Runner:
     def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> Embedding:
         """Both text encoders on one prompt, ids (1, n) on the host: always one row, so its bits
         know no neighbours."""
-        place, dtype = self._placement, self._placement.dtype
-        pooled = self._parts.clip(to_device(clip_ids, place)).pooler_output.to(dtype)
-        states = self._parts.t5(to_device(t5_ids, place))[0].to(dtype)
-        return Embedding(pooled[0], self._parts.conditioning.context(states)[0])
+        place = self._placement
+        ids = (to_device(clip_ids, place), to_device(t5_ids, place))
+        key = (clip_ids.shape[1], t5_ids.shape[1])
+        run: Callable[..., tuple[Tensor, Tensor]] = self._encoders.get(key, self._encode)
+        if key not in self._encoders and self._captures and key[1] == self._num_tokens:
+            run = self._encoders[key] = self._graphs.capture(self._encode, ids, "text encoders")
+        # a graph's results hold until the next replay only
+        return Embedding(*(result.clone() for result in run(*ids)))
+
+    def _encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+        dtype, parts = self._placement.dtype, self._parts
+        pooled = clip_pooled(parts.clip, clip_ids)[0].to(dtype)
+        states = t5_states(parts.t5, t5_ids)[0].to(dtype)
+        return pooled, parts.conditioning.context(states)
 
     def begin(self, course: Course, prompts: Sequence[Embedding], form: str) -> Canvas:
         """Everything the steps of one picture have in common, and its noise."""
@@ -248,6 +260,10 @@ class Runner:
         self._graphs.seal()
         self._is_sealed = True
 
+    def close(self) -> None:
+        """Give the graphs back."""
+        self._graphs.close()
+
     # -- passes ---------------------------------------------------------------------------------
     def _velocity(
         self, canvas: Canvas, latents: Tensor, context: Tensor, modulation: Tensor
@@ -258,7 +274,9 @@ class Runner:
         key = (num_text, rows * columns, form, latents.shape[0])
         captured = self._steps.get(key)
         if captured is None and self._captures and self._is_promised(canvas.shape):
-            captured = self._steps[key] = self._graphs.capture(self._pass(canvas.shape), inputs)
+            captured = self._steps[key] = self._graphs.capture(
+                self._pass(canvas.shape), inputs, f"step of {key}"
+            )
         if captured is None:
             return self._pass(canvas.shape)(*inputs)
         return captured(*inputs).clone()  # a graph's result holds until the next replay only
@@ -274,7 +292,7 @@ class Runner:
         if run is None:
             run = partial(develop, self._parts.decoder, operations=self._decoding)
             if self._captures and is_promised:
-                run = self._graphs.capture(run, (latents,))
+                run = self._graphs.capture(run, (latents,), f"decode {rows}x{columns}")
                 self._developers[rows, columns] = run
         return run
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 S = TypeVar("S", bound=Hashable)
 
@@ -34,7 +34,7 @@ class Pending:
 
 
 def choose(
-    pending: Sequence[Pending], width_of: Callable[[Hashable], int], age_limit_s: float
+    pending: Sequence[Pending], width_of: Callable[[Any], int], age_limit_s: float
 ) -> list[int]:
     """Indices of those that step together, ascending: one shape, at least one picture, and no more
     rows than `width_of(shape)` unless the first alone has more.
@@ -75,30 +75,3 @@ def _width(per_row: Sequence[tuple[int, float]], least_gain: float) -> int:
         if took <= least * (1 - least_gain):
             best, least = rows, took
     return best
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A picture that could take a step."""
-
-    shape: Hashable
-    num_rows: int
-    last_turn: int
-    """The turn it last took part in, or was admitted in: smaller means waiting longer."""
-
-
-def pick(candidates: Sequence[Candidate], max_rows: int) -> list[int]:
-    """Indices of those that step together: one shape, at most `max_rows` rows, at least one.
-
-    Ties go to the earlier candidate. Empty only if there are no candidates.
-    """
-    order = sorted(range(len(candidates)), key=lambda i: (candidates[i].last_turn, i))
-    picked: list[int] = []
-    rows = 0
-    for i in order:
-        candidate = candidates[i]
-        fits = rows + candidate.num_rows <= max_rows
-        if not picked or (fits and candidate.shape == candidates[picked[0]].shape):
-            picked.append(i)
-            rows += candidate.num_rows
-    return sorted(picked)

@@ -7,7 +7,7 @@ torch defaults meanwhile, and two rooms load at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,8 +34,12 @@ class Source(Protocol):
     def __contains__(self, name: str) -> bool:
         """Whether it is stored."""
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, anywhere, in the dtype it is stored in."""
+    def shape(self, name: str) -> Sequence[int]:
+        """Of one tensor."""
+
+    def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
+        """Each (target, stored name) into its place, in any dtype; raises `EngineFailed` for a
+        tensor of another shape."""
 
 
 Open = Callable[[str], AbstractContextManager[Source]]
@@ -201,15 +205,17 @@ def _fill(
     """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0."""
     places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
     state = {}
+    pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
     for name, meta in module.state_dict(keep_vars=True).items():
         if id(meta) not in places:
             # fp8 weights and their scales stay what they are
             is_scaled = meta.dtype == E4M3 or name.endswith(".weight_scale")
             dtype = meta.dtype if is_scaled else placement.dtype
             place = torch.empty(meta.shape, dtype=dtype, device=placement.device)
-            _read(name, place, stored, sources(name))
+            pairs += _pairs(name, place, stored, sources(name))
             places[id(meta)] = place
         state[name] = places[id(meta)]
+    stored.copy_into(pairs)
     module.load_state_dict(state, strict=True, assign=True)
 
 
@@ -225,20 +231,17 @@ def _derive_buffers(module: nn.Module, placement: Placement) -> None:
         module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
 
 
-def _read(name: str, place: Tensor, stored: Source, sources: Iterable[str]) -> None:
+def _pairs(
+    name: str, place: Tensor, stored: Source, sources: Iterable[str]
+) -> Iterator[tuple[Tensor, str]]:
+    """The stretches of `place` along dim 0 and what is stored for each."""
     row = 0
     for source in sources:
-        tensor = stored.read(source)
-        rows = tensor.shape[0]
-        target = place[row : row + rows]
-        if tensor.shape[2:] == (1, 1) and target.ndim == 2:  # 1x1 convolutions of old checkpoints
-            tensor = tensor[:, :, 0, 0]
-        if tensor.shape != target.shape:
-            raise EngineFailed(
-                f"tensor {source} has shape {list(tensor.shape)}; the config asks for "
-                f"{list(target.shape)}"
-            )
-        target.copy_(tensor)
-        row += rows
+        shape = stored.shape(source)
+        target = place[row : row + shape[0]]
+        if tuple(shape[2:]) == (1, 1) and target.ndim == 2:  # 1x1 convolutions of old checkpoints
+            target = target[:, :, None, None]
+        yield target, source
+        row += shape[0]
     if row != place.shape[0]:
         raise EngineFailed(f"{name} takes {place.shape[0]} rows; the checkpoint has {row}")

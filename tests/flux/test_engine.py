@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,9 +89,9 @@ def test_a_decode_that_raises_holds_back_the_denoise_of_its_turn(
         assert room.engine.admit(job)
     room.engine.step(room.engine.active)
     assert room.engine._runner is not None
-    vae = room.engine._runner._parts.vae
+    decoder = room.engine._runner._parts.decoder
     with monkeypatch.context() as broken:
-        broken.setattr(vae, "decode", lambda *_, **__: torch.ones(1)[7])
+        broken.setattr(decoder, "forward", lambda *_, **__: torch.ones(1)[7])
         with pytest.raises(IndexError):
             room.engine.step(room.engine.active)
     assert (room.canvas(first).index, room.canvas(second).index) == (1, 1)
@@ -158,21 +161,55 @@ def test_newcomers_join_one_per_turn_unless_nobody_is_denoising(room: Room) -> N
     assert [room.canvas(job).index for job in again] == [1, 1, 1, 1]
 
 
-def test_sizes_take_turns_so_that_none_starves(room: Room) -> None:
-    wide = [room.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
-    lone = room.job(replace(RED, num_inference_steps=6, width=96))
-    for job in (*wide, lone):
+@pytest.fixture
+def impatient_room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Nobody waits longer than no time, and each look at the clock takes a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr(
+        "predictors.flux.engine.time", SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    )
+    return open_room(age_limit_s=0.0)
+
+
+def steps_taken(room: Room, jobs: Sequence[FluxJob]) -> list[int]:
+    canvases = [room.engine._slots[job].canvas for job in jobs]
+    return [canvas.index if canvas else 0 for canvas in canvases]
+
+
+def test_whoever_has_least_to_do_goes_first(room: Room) -> None:
+    long, short = (room.job(replace(RED, num_inference_steps=n, width=96)) for n in (6, 3))
+    small = room.job(replace(RED, num_inference_steps=4))
+    jobs = [long, short, small]
+    for job in jobs:
         assert room.engine.admit(job)
-    seen = []
-    for _ in range(8):
+    room.engine.step(jobs)
+    assert steps_taken(room, jobs) == [1, 1, 0]  # three steps of 40 tokens before four of 32
+    for _ in range(2):
+        room.engine.step(jobs)
+    assert steps_taken(room, jobs) == [3, 3, 0]  # the long one shares the short one's passes
+    room.engine.step(jobs)
+    assert short.done
+    assert steps_taken(room, [long, small]) == [4, 0]  # and has less left by now
+    while room.engine.busy:
         room.engine.step(room.engine.active)
-        canvases = [room.engine._slots[job].canvas for job in (*wide, lone)]
-        seen.append([canvas.index if canvas else 0 for canvas in canvases])
-    assert seen == [[1, 1, 1, 0], [1, 1, 1, 1], [2, 2, 2, 1], [2, 2, 2, 2],
-                    [3, 3, 3, 2], [3, 3, 3, 3], [4, 4, 4, 3], [4, 4, 4, 4]]  # fmt: skip
 
 
-def test_a_stream_of_new_jobs_of_one_size_does_not_hold_up_another(room: Room) -> None:
+def test_sizes_take_turns_once_they_have_waited(impatient_room: Room) -> None:
+    room = impatient_room
+    wide = [room.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
+    jobs = [*wide, room.job(replace(RED, num_inference_steps=6, width=96))]
+    for job in jobs:
+        assert room.engine.admit(job)
+    for _ in range(8):
+        room.engine.step(jobs)
+        *same, lone = steps_taken(room, jobs)
+        assert len(set(same)) == 1
+    assert same[0] + lone == 8
+    assert min(same[0], lone) >= 3
+
+
+def test_a_stream_of_new_jobs_of_one_size_does_not_hold_up_another(impatient_room: Room) -> None:
+    room = impatient_room
     lone = room.job(replace(RED, num_inference_steps=5, width=96))
     crowd = [(i // 3, room.job(replace(RED, seed=i))) for i in range(30)]
     turns, waiting = 0, list(crowd)

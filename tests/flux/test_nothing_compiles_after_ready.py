@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from predictors import metrics
-from predictors.flux.request import Wish
+from predictors.flux.request import BASE, Wish
 from tests.flux.room import Room, open_room
 
 WISH = Wish("a red circle", num_inference_steps=3, seed=1)
@@ -52,7 +52,7 @@ def test_mixed_traffic_after_warm_up_recompiles_nothing_and_an_unwarmed_width_wo
     warm_room: tuple[Room, list[tuple[str, int, int]]],
 ) -> None:
     room, told = warm_room
-    labels = [f"{size} x{rows}" for size in SIZES.split(",") for rows in (1, 2)]
+    labels = [f"{size} base x{rows}" for size in SIZES.split(",") for rows in (1, 2)]
     assert told == [(label, i, 4) for i, label in enumerate(labels, start=1)]
     mixed_traffic(room)
     assert room.engine._guard.check() == 0
@@ -61,8 +61,8 @@ def test_mixed_traffic_after_warm_up_recompiles_nothing_and_an_unwarmed_width_wo
     embedding = next(iter(room.engine._prompts._entries.values()))[0]
     course = room.job(WISH).work.course
     with torch.inference_mode():
-        canvases = [room.engine._runner.begin(course, [embedding]) for _ in range(3)]
-        room.engine._runner.denoise(canvases)
+        canvases = [room.engine._runner.begin(course, [embedding], BASE) for _ in range(3)]
+        room.engine._runner.denoise(canvases, 3)
     assert room.engine._guard.check() == 5  # both kinds of block, the first of each, the way out
     assert metrics.recompilations_total.labels("aot")._value.get() == 5
 

@@ -24,8 +24,8 @@ def load(folder: Path) -> Parts:
 
 
 def tensors(parts: Parts) -> dict[str, torch.Tensor]:
-    modules = {"t": parts.transformers["base"], "c": parts.conditioning, "clip": parts.clip, "t5": parts.t5}
-    named = {**modules, "vae": parts.decoder}
+    named = {"t": parts.transformers["base"], "c": parts.conditioning}
+    named |= {"clip": parts.clip, "t5": parts.t5, "vae": parts.decoder}
     return {
         f"{part}.{name}": tensor
         for part, module in named.items()
