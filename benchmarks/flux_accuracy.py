@@ -107,6 +107,7 @@ def peer_velocity(
             img_ids=FluxPipeline._prepare_latent_image_ids(
                 1, course.rows, course.columns, place["device"], place["dtype"]
             ),
+            joint_attention_kwargs={},  # as the pipeline, or what was compiled does not fit
             return_dict=False,
         )[0]
     return velocity[0]

@@ -3,10 +3,9 @@ pictures, the table and the JSON have what people look for, and nothing needs KS
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flux, flux_accuracy, flux_floors, flux_goals, flux_profile, flux_report
+from benchmarks import (
+    flux,
+    flux_accuracy,
+    flux_floors,
+    flux_goals,
+    flux_profile,
+    flux_report,
+    flux_start,
+)
 from benchmarks.flux_cases import Case, Drawn, Row, summed_up
 from benchmarks.flux_clock import Clock, Marks, Spread
 from benchmarks.flux_floors import Ceilings, Operations
@@ -202,13 +209,15 @@ def test_schnell_shares_its_tensors_with_dev(models: Models, tmp_path: Path) -> 
 def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: Models) -> None:
     facts, tokenizers = read_facts(models.folder)
     eager = Peer("eager", models, facts, tokenizers)
-    ours = Ours(models, placement_for(CPU), settings_for("64x64", "lossless"))
+    ours = Ours(models, placement_for(CPU), settings_for("64x64", "lossless,high"))
     ours.open()
     found = flux_accuracy.velocities([eager], ours, CASE)
     assert found["verdict"] == {"as near to float32 as the farther peer": True}
-    latents = flux_accuracy.trajectories([eager], ours, CASE)["here lossless"]
-    assert latents["finite"]
-    assert latents["to eager"] < 1e-5
+    assert 0.01 < found["step 1"]["to float32"]["here high"] < 0.1  # fp8 is another precision
+    latents = flux_accuracy.trajectories([eager], ours, CASE)
+    assert all(each["finite"] for each in latents.values())
+    assert latents["here lossless"]["to eager"] < 1e-5
+    assert 0.001 < latents["here high"]["to here lossless"] < 0.3
     with torch.no_grad():
         bias = models.transformer.proj_out.bias
         bias += 0.01
@@ -245,8 +254,9 @@ def test_a_forward_in_float32_is_that_of_a_float32_module_and_leaves_weights_alo
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A whole toy run but for the starts, as JSON."""
     out = tmp_path_factory.mktemp("bench") / "flux.json"
+    asked = ["--toy", "--steps", "9,2", "--tiers", "lossless,turbo"]  # fp8 is slow on a CPU
     sections = "accuracy,dev,widths,steady,schnell,headline,disk"
-    code = flux.main(["--toy", "--steps", "9,2", "--only", sections, "--out", str(out)])
+    code = flux.main([*asked, "--only", sections, "--out", str(out)])
     found: dict[str, Any] = json.loads(out.read_text())
     assert found["failed"] == {}
     assert code == 0
@@ -272,7 +282,7 @@ def test_a_run_has_every_case_by_everybody_with_what_follows(results: dict[str, 
     }
     assert set(first) == {
         "diffusers eager", "diffusers compiled", "diffusers compiled, decoder too",
-        "here lossless", "here high", "here turbo",
+        "here lossless", "here turbo",
     }  # fmt: skip
     assert first["here turbo"]["passes"] < first["here lossless"]["passes"] == 9
     for r in results["rows"]:
@@ -305,7 +315,6 @@ def test_a_run_tells_stages_accuracy_and_that_nothing_happens_late(results: dict
     latents = results["accuracy"]["latents"]
     assert all(each["finite"] for each in latents.values())
     assert latents["here lossless"]["to diffusers eager"] < 1e-5
-    assert 1e-4 < latents["here high"]["to here lossless"] < 0.3
     assert 1e-6 < latents["here turbo"]["to here lossless"] < 0.5
     assert results["steady"]["since ready"] == {"recompilations": 0, "captures": 0}
     assert results["steady"]["new prompt"]["host_syncs"] == 0
@@ -328,27 +337,37 @@ def test_full_size_is_refused_without_a_gpu(capsys: pytest.CaptureFixture[str]) 
     assert "--toy" in capsys.readouterr().err
 
 
-def test_both_starts_run_where_kserve_can_not_be_imported(tmp_path: Path) -> None:
+def imported(path: Path, seen: dict[Path, set[str]]) -> dict[Path, set[str]]:
+    """Every file of the repository that importing `path` runs, with what each one imports."""
+    if path in seen:
+        return seen
+    seen[path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            seen[path] |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            seen[path] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    for name in seen[path]:
+        file = ROOT / f"{name.replace('.', '/')}.py"
+        if name.startswith(("benchmarks", "predictors")) and file.is_file():
+            imported(file, seen)
+    return seen
+
+
+def test_no_file_that_the_benchmark_runs_imports_kserve_or_a_server() -> None:
+    files = imported(ROOT / "benchmarks/flux.py", {})
+    assert ROOT / "predictors/flux/engine.py" in files
+    roots = {name.partition(".")[0] for names in files.values() for name in names}
+    assert roots.isdisjoint({"kserve", "fastapi", "starlette", "pydantic", "uvicorn"})
+
+
+def test_both_starts_run_where_kserve_can_not_be_imported(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "kserve.py").write_text("raise ImportError('not on this machine')\n")
-    out = tmp_path / "start.json"
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.flux",
-        "--toy",
-        "--only",
-        "start",
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(
-        [*command, "--tiers", "lossless", "--sizes", "64x64"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
-        timeout=170,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    start = json.loads(out.read_text())["start"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start = flux_start.measure(models.folder, "64x64", "lossless", "cpu")
     for which in ("cold", "warm"):
         assert {"load_s", "warm_s", "first_picture_s", "import_s"} <= start[which].keys()
     assert start["warm_share_of_cold"] == start["warm"]["warm_s"] / start["cold"]["warm_s"]
