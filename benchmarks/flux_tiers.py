@@ -1,29 +1,32 @@
 """What the quality tiers cost in quality: held-out prompts drawn by this engine in every tier with
 the same seeds, read by a checker of rules, and compared picture by picture. Knows no server.
 
-`python -m benchmarks.flux_tiers` compares the tiers and writes `results/flux_tiers.json`;
-`... plans` compares ways to skip model calls (see `flux_tiers_plans`). Both take --count and
---device; nothing here imports KServe, so a GPU machine need not have it.
+`python -m benchmarks.flux_tiers` compares the tiers and writes `results/flux_tiers.json` after
+every block of prompts, so that a run cut short leaves what it has. `--plans 12,14` adds turbo with
+other numbers of model calls. Nothing here imports KServe, so a GPU machine need not have it.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import statistics
+import os
+import platform
+import subprocess
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks.flux_tiers_judge import Judges
 from benchmarks.flux_tiers_likeness import (
+    DIFFERENCE_METHOD,
+    DISTANCE_METHOD,
+    SHARE_METHOD,
     Pixels,
     RandomFeatures,
     anchors,
@@ -31,199 +34,214 @@ from benchmarks.flux_tiers_likeness import (
     psnr_db,
     share_interval,
 )
-from benchmarks.flux_tiers_plans import compare_plans
-from checkpoints.training import checker
-from checkpoints.training.scenes import Scene, caption, evaluation_scenes
-from predictors.compute.device import Placement, place
-from predictors.flux.engine import FluxEngine, FluxJob
-from predictors.flux.facts import read_facts
-from predictors.flux.inputs import FluxWork, Preparer
-from predictors.flux.offer import make_offer
-from predictors.flux.request import LOSSLESS, Offer, Wish
-from predictors.serving.job import Job
-from predictors.settings import ComputeSettings, FluxSettings
+from benchmarks.flux_tiers_plans import calling
+from benchmarks.flux_tiers_room import GUIDANCE, NUM_TOKENS, SIDE, STEPS, Room, Way, open_room
+from checkpoints.training.scenes import Scene, evaluation_scenes
+from predictors.flux.request import LOSSLESS, TIERS, TURBO
 
-ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = ROOT / "checkpoints" / "shapes-flux"
-RESULTS = Path(__file__).with_name("results")
-SIDE = 128
-NUM_TOKENS = 64  # what the checkpoint was trained on
-STEPS = 28
-GUIDANCE = 3.5
+RESULTS = Path(__file__).with_name("results") / "flux_tiers.json"
 SCENES_SEED = 1  # as `checkpoints.training.evaluate`
 FIRST_SEED = 1000
+BLOCK = 240
 GOAL_POINTS = -1.0
-SETTINGS: dict[str, Any] = {
-    "sizes": f"{SIDE}x{SIDE}",
-    "default_size": f"{SIDE}x{SIDE}",
-    "max_sequence_length": NUM_TOKENS,
-    "default_steps": STEPS,
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """The engine of the embedded checkpoint, warm."""
+@dataclass(slots=True)
+class Found:
+    """What is known of one way so far, in order of the prompts."""
 
-    placement: Placement
-    offer: Offer
-    preparer: Preparer
-    engine: FluxEngine
+    way: Way
+    right: list[bool] = field(default_factory=list)
+    psnr_db: list[float] = field(default_factory=list)
+    distance: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    calls: float = 0.0
 
-    def works(self, scenes: Sequence[Scene], tier: str) -> Iterable[FluxWork]:
-        """One picture of each scene; the seed is the scene's number in every tier."""
-        for number, scene in enumerate(scenes):
-            wish = Wish(
-                caption(scene), seed=FIRST_SEED + number, guidance_scale=GUIDANCE, tier=tier
-            )
-            yield self.preparer.prepare(self.offer.request(wish))
+    def row(self, exact: Found) -> dict[str, Any]:
+        """Everything said of it, beside `exact`, lossless."""
+        total = len(self.right)
+        low, high = share_interval(sum(self.right), total)
+        row = {
+            "form_of_weights": None,
+            "right": sum(self.right),
+            "share": round(sum(self.right) / total, 4),
+            "interval_95": [round(low, 4), round(high, 4)],
+            "model_calls_per_picture": self.calls / total,
+            "seconds_per_picture": round(self.seconds / total, 5),
+        }
+        return row if self is exact else row | self._difference(exact) | self._likeness()
 
-    def draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
-        """All pictures, in order, as many at once as there are slots."""
-        return asyncio.run(self._draw(works))
+    def _difference(self, exact: Found) -> dict[str, Any]:
+        low, high = (100 * bound for bound in difference_interval(exact.right, self.right))
+        pairs = list(zip(exact.right, self.right, strict=True))
+        return {
+            "difference_points": round(100 * (sum(self.right) - sum(exact.right)) / len(pairs), 3),
+            "difference_interval_95": [round(low, 3), round(high, 3)],
+            "only_lossless_right": sum(a and not b for a, b in pairs),
+            "only_this_right": sum(b and not a for a, b in pairs),
+            "above_goal": low > GOAL_POINTS,
+        }
 
-    async def _draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
-        engine, drawn = self.engine, list[Pixels]()
-        source, under_way = iter(works), deque[FluxJob]()
-        is_over = False
-        while not is_over or under_way:
-            while not is_over and len(engine.active) < engine.slots:
-                work = next(source, None)
-                if work is None:
-                    is_over = True
-                else:
-                    under_way.append(Job(str(len(drawn)), work))
-                    engine.admit(under_way[-1])
-            engine.step(engine.active)
-            while under_way and under_way[0].done:
-                drawn += [chunk.pixels async for chunk in under_way.popleft().stream()]
-        return drawn
-
-
-def open_room(device: str, tiers: str) -> Room:
-    """Loaded and warmed; `tiers` as the setting `flux.tiers`."""
-    placement = place(ComputeSettings(device=device))
-    settings = FluxSettings(**SETTINGS, tiers=tiers)
-    facts, tokenizers = read_facts(CHECKPOINT)
-    offer = make_offer(facts, settings, placement.device)
-    preparer = Preparer(facts, tokenizers, placement.dtype, offer.tiers)
-    engine = FluxEngine("tiers", facts, offer, preparer, settings, placement)
-    engine.load()
-    engine.warm(lambda *_: None)
-    return Room(placement, offer, preparer, engine)
+    def _likeness(self) -> dict[str, Any]:
+        finite = [ratio for ratio in self.psnr_db if np.isfinite(ratio)]
+        return {
+            "identical_pictures": len(self.psnr_db) - len(finite),
+            "psnr_db_mean": round(float(np.mean(finite)), 2) if finite else None,
+            "psnr_db_5th_percentile": _quantile(finite, 0.05, 2),
+            "distance_mean": round(float(np.mean(self.distance)), 5),
+            "distance_95th_percentile": _quantile(self.distance, 0.95, 5),
+        }
 
 
-def compare_tiers(room: Room, count: int) -> dict[str, Any]:
-    """Every loaded tier beside lossless, paired by prompt and seed."""
-    scenes = evaluation_scenes(count, seed=SCENES_SEED)
-    pictures: dict[str, list[Pixels]] = {}
-    seconds: dict[str, float] = {}
-    for tier in room.offer.tiers.loaded:
-        started = time.monotonic()
-        pictures[tier] = room.draw(room.works(scenes, tier))
-        seconds[tier] = time.monotonic() - started
-        print(f"{tier}: {count} pictures in {seconds[tier]:.0f} s", flush=True)
-    right = {tier: _read_right(drawn, scenes) for tier, drawn in pictures.items()}
-    features = RandomFeatures(room.placement.device)
-    rows = {}
-    for tier, drawn in pictures.items():
-        rows[tier] = share_row(right[tier]) | {"seconds": round(seconds[tier], 1)}
-        if tier != LOSSLESS:
-            rows[tier] |= difference_row(right[LOSSLESS], right[tier])
-            rows[tier] |= likeness_row(pictures[LOSSLESS], drawn, features)
+class Comparison:
+    """Draws blocks of prompts in every way and keeps what came out."""
+
+    def __init__(self, room: Room, judges: Judges, ways: Sequence[Way]) -> None:
+        self._room, self._judges = room, judges
+        self._features = RandomFeatures(room.placement.device)
+        self._found = [Found(way) for way in ways]
+        self._anchors: Mapping[str, float] = {}
+        assert ways[0].tier == LOSSLESS
+
+    def block(self, scenes: Sequence[Scene], first: int) -> None:
+        """One more block; `first` is the number of its first prompt, which says the seed."""
+        seeded = [(FIRST_SEED + first + i, scene) for i, scene in enumerate(scenes)]
+        exact: list[Pixels] = []
+        verdicts = []
+        for found in self._found:
+            pictures = self._draw(seeded, found)
+            verdicts.append(self._judges.read(pictures, scenes))
+            exact = exact or pictures
+            pairs = zip(exact, pictures, strict=True)
+            found.psnr_db += [psnr_db(one, other) for one, other in pairs]
+            found.distance += self._features.distances(exact, pictures).tolist()
+        self._anchors = self._anchors or anchors(exact, self._features.distances)
+        for found, verdict in zip(self._found, verdicts, strict=True):
+            found.right += verdict.wait()
+
+    def _draw(self, seeded: Sequence[tuple[int, Scene]], found: Found) -> list[Pixels]:
+        calls, started = self._room.calls_so_far, time.monotonic()
+        pictures = self._room.draw(self._room.works(seeded, found.way))
+        found.seconds += time.monotonic() - started
+        found.calls += self._room.calls_so_far - calls
+        return pictures
+
+    def report(self) -> dict[str, Any]:
+        """Of all blocks so far."""
+        form_of = self._room.offer.tiers.form_of
+        rows = {
+            found.way.name: found.row(self._found[0]) | {"form_of_weights": form_of(found.way.tier)}
+            for found in self._found
+        }
+        return {
+            "prompts": len(self._found[0].right),
+            "tiers": rows,
+            "distance_of": {name: round(value, 5) for name, value in self._anchors.items()},
+        }
+
+
+def ways_for(tiers: Sequence[str], plans: Sequence[int]) -> list[Way]:
+    """Lossless first, then the other tiers, then turbo with so many model calls each."""
+    named = [Way(tier, tier) for tier in TIERS if tier in {*tiers, LOSSLESS}]
+    return named + [Way(f"turbo of {calls}", TURBO, calling(calls)) for calls in plans]
+
+
+def told(room: Room, commit: str | None) -> dict[str, Any]:
+    """How and where it was measured."""
+    place = room.placement
+    name = torch.cuda.get_device_name(place.device) if place.is_cuda else platform.machine()
     return {
-        "prompts": count,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
-        "tiers": rows,
-        "distance_of": anchors(pictures[LOSSLESS], features.distances),
-    }
-
-
-def share_row(right: Sequence[bool]) -> dict[str, Any]:
-    """The share drawn right and its interval."""
-    low, high = share_interval(sum(right), len(right))
-    return {
-        "right": sum(right),
-        "share": round(sum(right) / len(right), 4),
-        "interval_95": [round(low, 4), round(high, 4)],
-    }
-
-
-def difference_row(lossless: Sequence[bool], tier: Sequence[bool]) -> dict[str, Any]:
-    """By how many points more prompts are drawn right than in lossless."""
-    low, high = (100 * bound for bound in difference_interval(lossless, tier))
-    pairs = list(zip(lossless, tier, strict=True))
-    return {
-        "only_lossless_right": sum(a and not b for a, b in pairs),
-        "only_this_right": sum(b and not a for a, b in pairs),
-        "difference_points": round(100 * (sum(tier) - sum(lossless)) / len(pairs), 3),
-        "difference_interval_95": [round(low, 3), round(high, 3)],
-        "holds_goal": low > GOAL_POINTS,
-    }
-
-
-def likeness_row(
-    lossless: Sequence[Pixels], drawn: Sequence[Pixels], features: RandomFeatures
-) -> dict[str, Any]:
-    """How far the pictures are from those of lossless."""
-    ratios = [psnr_db(a, b) for a, b in zip(lossless, drawn, strict=True)]
-    finite = [ratio for ratio in ratios if np.isfinite(ratio)]
-    apart = features.distances(lossless, drawn)
-    return {
-        "identical": len(ratios) - len(finite),
-        "psnr_db_mean": round(statistics.fmean(finite), 2) if finite else None,
-        "psnr_db_5_percent": round(float(np.quantile(finite, 0.05)), 2) if finite else None,
-        "distance_mean": round(float(apart.mean()), 5),
-        "distance_95_percent": round(float(np.quantile(apart, 0.95)), 5),
-    }
-
-
-def _read_right(pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> list[bool]:
-    found = [checker.read(Image.fromarray(picture)) for picture in pictures]
-    return [read == scene for read, scene in zip(found, scenes, strict=True)]
+        "steps": STEPS, "guidance": GUIDANCE, "size": f"{SIDE}x{SIDE}", "t5_tokens": NUM_TOKENS,
+        "slots": room.engine.slots, "scenes": f"evaluation_scenes(seed={SCENES_SEED}), held out",
+        "seeds": f"{FIRST_SEED} + number of the prompt",
+        "device": str(place.device), "hardware": name, "cpu_cores": len(os.sched_getaffinity(0)),
+        "precision": place.precision, "compile": place.compile, "torch": torch.__version__,
+        "commit": commit or _commit(),
+        "methods": {"interval_95": SHARE_METHOD, "difference_interval_95": DIFFERENCE_METHOD,
+                    "distance": DISTANCE_METHOD,
+                    "model_calls_per_picture": "counted by predictors_denoise_steps_total",
+                    "seconds_per_picture": "wall clock of all turns, many pictures at once, "
+                    "prompts encoded in the first tier and cached for the others"},
+    }  # fmt: skip
 
 
 def print_table(report: Mapping[str, Any]) -> None:
     """A line per tier."""
-    for tier, row in report["tiers"].items():
+    for name, row in report["tiers"].items():
         low, high = row["interval_95"]
-        print(f"{tier:9} {row['share']:7.2%} right [{low:.1%}, {high:.1%}]", end="")
+        print(f"{name:12} {row['share']:7.2%} right [{low:.2%}, {high:.2%}]"
+              f"  {row['model_calls_per_picture']:g} calls"
+              f"  {1e3 * row['seconds_per_picture']:.1f} ms", end="")  # fmt: skip
         if "difference_points" in row:
             low, high = row["difference_interval_95"]
             print(f"  {row['difference_points']:+.2f} points [{low:+.2f}, {high:+.2f}]"
-                  f"  PSNR {row['psnr_db_mean']} dB (5 %: {row['psnr_db_5_percent']})"
+                  f" (-{row['only_lossless_right']} +{row['only_this_right']})"
+                  f"  PSNR {row['psnr_db_mean']} dB, 5 %: {row['psnr_db_5th_percentile']}"
                   f"  distance {row['distance_mean']}", end="")  # fmt: skip
         print()
     for name, value in report["distance_of"].items():
-        print(f"distance of {name}: {value:.5f}")
+        print(f"distance of {name}: {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
+    args = _read_arguments(arguments)
+    started = time.monotonic()
+    ways = ways_for(args.tiers.split(","), args.plans)
+    tiers = dict.fromkeys(way.tier for way in ways)
+    scenes = evaluation_scenes(args.prompts, seed=SCENES_SEED)
+    with Judges(args.workers) as judges:
+        room = open_room(args.device, list(tiers), args.slots, args.threads)
+        head = told(room, args.commit)
+        print(f"warm after {time.monotonic() - started:.0f} s", flush=True)
+        comparison = Comparison(room, judges, ways)
+        for first in range(0, args.prompts, args.block):
+            before = time.monotonic()
+            comparison.block(scenes[first : first + args.block], first)
+            report = head | {"asked_for": args.prompts} | comparison.report()
+            spent = time.monotonic() - started
+            _write(args.out, report | {"seconds": round(spent, 1)})
+            print(f"{report['prompts']} of {args.prompts} prompts, {spent:.0f} s", flush=True)
+            if spent + (time.monotonic() - before) > args.budget:
+                break  # another block would not fit
+    print_table(report)
+
+
+def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("tiers", "plans"), default="tiers")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiers", default="auto", help="as the setting flux.tiers")
-    parser.add_argument("--count", type=int, default=0, help="prompts; 0 is 2000, of plans 256")
-    parser.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0 is its own")
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.what == "plans":
-        out = args.out or RESULTS / "flux_turbo_plans.json"
-        report = compare_plans(CHECKPOINT, args.device, args.count or 256)
-    else:
-        out = args.out or RESULTS / "flux_tiers.json"
-        room = open_room(args.device, args.tiers)
-        report = compare_tiers(room, args.count or 2000) | {
-            "device": str(room.placement.device),
-            "precision": room.placement.precision,
-        }
-        print_table(report)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report | {"torch": torch.__version__}, indent=1) + "\n")
+    add = parser.add_argument
+    add("--prompts", type=int, default=2400)
+    add("--tiers", default=",".join(TIERS), help="beside lossless, comma-separated")
+    add("--plans", type=lambda text: [int(k) for k in text.split(",")], default=[],
+        help="model calls of further turbos, comma-separated")  # fmt: skip
+    add("--device", default="auto", help="as the setting compute.device")
+    add("--slots", type=int, default=16, help="pictures in the making at once")
+    add("--block", type=int, default=BLOCK, help="prompts between two writes of the JSON")
+    add("--budget", type=float, default=float("inf"), help="seconds in all; no block begins later")
+    add("--workers", type=int, default=0, help="processes that judge; 0 is one per core")
+    add("--threads", type=int, default=0, help="of torch on the CPU; 0 is its own")
+    add("--commit", help="for a machine without the repository")
+    add("--out", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def _write(path: Path, report: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.replace(path)
+
+
+def _commit() -> str | None:
+    try:
+        asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _quantile(values: Sequence[float], share: float, digits: int) -> float | None:
+    return round(float(np.quantile(values, share)), digits) if values else None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,17 @@ Pixels = NDArray[np.uint8]
 """(height, width, 3)."""
 
 Z_95 = 1.959964
+SHARE_METHOD = "Wilson 1927"
+DIFFERENCE_METHOD = (
+    "paired by prompt and seed, in points; Bonett and Price 2012: Wald's interval after one pair "
+    "is added to each of the two kinds of disagreement"
+)
+DISTANCE_METHOD = (
+    "as LPIPS (Zhang et al. 2018), with random weights of one fixed seed in place of a trained "
+    "network's: 3 convolutions with ReLU (5x5x32, 3x3x64 stride 2, 3x3x64 stride 2), features of "
+    "unit length per pixel, squared differences averaged over pixels, layers and 3 scales; 0 for "
+    "equal pictures, see distance_of for what a value means"
+)
 PEAK = 255.0
 SCALES = 3
 # output channels, kernel and stride of each random layer

@@ -7,7 +7,7 @@ turbo stands in for) and to a finer schedule (what both stand in for).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ BATCH = 32
 # dense at the start, dense at the end, the rest evenly between: by step, and by noise level
 BY_STEP = ((1, 0), (1, 1), (3, 1), (3, 2), (3, 4), (2, 6), (5, 1), (5, 3), (7, 1))
 BY_LEVEL = ((1, 1), (3, 2))
+BEST = (5, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> 
     """The plan `called` over `levels`."""
     marks = "".join(".x"[is_call] for is_call in called)
     return Way(name, levels[[*called, True]], collapsed(levels, called), marks)
+
+
+def calling(num_calls: int) -> Callable[[int], tuple[bool, ...]]:
+    """A plan of `num_calls` calls, placed as the plan in use places them."""
+    return lambda _: even_steps(num_calls, *BEST)
 
 
 def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:

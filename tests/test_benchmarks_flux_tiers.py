@@ -1,156 +1,107 @@
-"""The comparison of tiers counts, pairs and measures rightly, and runs where KServe is not."""
+"""The comparison of tiers: its statistics are those of the books, it pairs pictures by seed, counts
+model calls as the engine does, and needs no KServe."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks import flux_tiers
+from benchmarks.flux_tiers_judge import Judges, judge
 from benchmarks.flux_tiers_likeness import (
-    Pixels,
     RandomFeatures,
     anchors,
     difference_interval,
     psnr_db,
     share_interval,
 )
-from benchmarks.flux_tiers_plans import (
-    CALLS,
-    STEPS,
-    adams_bashforth,
-    even_levels,
-    even_steps,
-    ways,
-)
-from predictors.flux.facts import read_facts
-from predictors.flux.sampling import Schedule
+from benchmarks.flux_tiers_room import STEPS
+from checkpoints.training import drawing
+from checkpoints.training.scenes import evaluation_scenes
+from predictors.flux.request import HIGH, LOSSLESS, TURBO
 
-SCHEDULE = Schedule.of(read_facts(flux_tiers.CHECKPOINT)[0].scheduler)
-NUM_PATCHES = 64
-BLOCKED = "import sys; sys.modules['kserve'] = None; import benchmarks.flux_tiers"
+ROOT = Path(__file__).resolve().parents[1]
+# what the GPU machine lacks, and what only a server needs
+ABSENT = ("kserve", "fastapi", "starlette", "uvicorn", "orjson", "grpc", "openai")
 
 
-def picture(seed: int) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)
+def test_a_shares_interval_is_wilsons() -> None:
+    # 81 of 263, the example of Newcombe 1998 (method 3)
+    low, high = share_interval(81, 263)
+    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
-def test_nothing_of_it_imports_kserve() -> None:
-    subprocess.run([sys.executable, "-c", BLOCKED], check=True, cwd=flux_tiers.ROOT)
+def test_a_paired_differences_interval_is_bonett_and_prices() -> None:
+    # 20 pairs of one kind of disagreement, 8 of the other, 100 in all, by hand
+    first = [True] * 20 + [False] * 8 + [True] * 72
+    second = [False] * 20 + [True] * 8 + [True] * 72
+    lost, won = 21 / 102, 9 / 102
+    half = 1.959964 * ((lost + won - (won - lost) ** 2) / 102) ** 0.5
+    assert difference_interval(first, second) == pytest.approx(
+        (won - lost - half, won - lost + half)
+    )
 
 
-# -- statistics ------------------------------------------------------------------------------------
-def test_the_share_interval_is_wilsons() -> None:
-    assert share_interval(285, 300) == pytest.approx((0.919, 0.9695), abs=1e-3)
-    assert share_interval(0, 10)[0] == pytest.approx(0, abs=1e-12)
+def test_pairs_that_always_agree_still_leave_doubt() -> None:
+    low, high = difference_interval([True] * 50, [True] * 50)
+    assert low == -high
+    assert 0.02 < high < 0.1
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
-def test_the_difference_interval_brackets_the_difference(pairs: list[tuple[bool, bool]]) -> None:
-    first, second = ([pair[i] for pair in pairs] for i in (0, 1))
-    low, high = difference_interval(first, second)
-    assert -1 <= low <= (sum(second) - sum(first)) / len(pairs) <= high <= 1
-    assert difference_interval(second, first) == pytest.approx((-high, -low))
-
-
-@pytest.mark.parametrize(("p_lost", "p_won"), [(0.002, 0.002), (0.02, 0.005), (0.0, 0.0)])
-def test_the_difference_interval_covers_the_truth_95_times_of_100(
-    p_lost: float, p_won: float
-) -> None:
-    rng, total, covered = np.random.default_rng(1), 500, 0
-    for _ in range(400):
-        lost, won, _ = rng.multinomial(total, [p_lost, p_won, 1 - p_lost - p_won])
-        first = [i < lost for i in range(total)]
-        second = [lost <= i < lost + won for i in range(total)]
-        low, high = difference_interval(first, second)
-        covered += low <= p_won - p_lost <= high
-    assert covered >= 0.93 * 400
-
-
-def test_agreement_on_2000_prompts_is_known_to_a_fraction_of_a_point() -> None:
-    same = [True] * 1900 + [False] * 100
-    low, high = difference_interval(same, same)
-    assert -0.002 < low < 0 < high < 0.002
-
-
-# -- likeness --------------------------------------------------------------------------------------
-def test_psnr_is_that_of_the_mean_squared_error() -> None:
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    assert psnr_db(grey, grey + 10) == pytest.approx(20 * np.log10(25.5))
-    assert psnr_db(grey, grey) == float("inf")
-
-
-def test_the_distance_is_none_of_equals_and_grows_with_noise() -> None:
+def test_equal_pictures_are_at_distance_zero_and_others_farther_than_their_jpegs() -> None:
+    pictures = [np.asarray(image) for image in drawing.draw(evaluation_scenes(8, seed=5), seed=5)]
     features = RandomFeatures(torch.device("cpu"))
-    flat = np.full((32, 32, 3), 128, np.uint8)
-    noise = np.random.default_rng(0).normal(size=flat.shape)
-    noisy = [(flat + scale * noise).round().astype(np.uint8) for scale in (0, 2, 8, 30)]
-    found = features.distances([flat] * 4, noisy)
-    assert found[0] == 0
-    assert (np.diff(found) > 0).all()
-    assert np.array_equal(found, RandomFeatures(torch.device("cpu")).distances([flat] * 4, noisy))
+    assert features.distances(pictures, pictures).tolist() == [0.0] * 8
+    assert psnr_db(pictures[0], pictures[0]) == float("inf")
+    known = anchors(pictures, features.distances)
+    assert 0 < known["JPEG of quality 90"] < known["another prompt"]
 
 
-def test_anchors_tell_a_compressed_picture_from_another() -> None:
-    pictures = [np.kron(picture(i)[:4, :4], np.ones((8, 8, 1), np.uint8)) for i in range(3)]
-    compressed, another = anchors(pictures, RandomFeatures(torch.device("cpu")).distances).values()
-    assert 0 < compressed < another
+def test_the_judges_answer_in_order_and_as_the_checker_does() -> None:
+    scenes = evaluation_scenes(20, seed=6)
+    pictures = [np.asarray(image) for image in drawing.draw(scenes, seed=6)]
+    asked = [*scenes[:18], scenes[19], scenes[18]]  # two are not what was asked for
+    with Judges(workers=1) as judges:
+        verdicts = judges.read(pictures, asked).wait()
+    assert verdicts == [True] * 18 + [False] * 2 == judge(pictures, asked)
 
 
-# -- plans -----------------------------------------------------------------------------------------
-@given(st.sampled_from(CALLS), st.integers(1, 5), st.integers(0, 5))
-def test_even_plans_have_the_calls_and_the_dense_ends_asked_for(
-    num_calls: int, first: int, last: int
+def test_lossless_is_always_drawn_first_and_each_number_of_calls_is_a_way() -> None:
+    ways = flux_tiers.ways_for((TURBO, HIGH), (12, 17))
+    assert [way.name for way in ways] == [LOSSLESS, HIGH, TURBO, "turbo of 12", "turbo of 17"]
+    assert [way.calls for way in ways][:2] == [STEPS, STEPS]
+    assert [way.calls for way in ways][3:] == [12, 17]
+
+
+def test_it_compares_tiers_without_kserve_and_leaves_what_it_has_when_time_is_up(
+    tmp_path: Path,
 ) -> None:
-    levels = SCHEDULE.sigmas(STEPS, NUM_PATCHES)
-    plans = [even_steps(num_calls, first, last)]
-    plans += [even_levels(levels, num_calls, first, last)] if last else []
-    for called in plans:
-        assert len(called) == STEPS
-        assert sum(called) == num_calls
-        assert all(called[:first])
-        assert all(called[STEPS - last :])
-
-
-def test_all_ways_go_from_noise_to_picture_once() -> None:
-    found = list(ways(SCHEDULE, NUM_PATCHES))
-    assert {way.num_calls for way in found} >= set(CALLS)
-    assert "turbo" in {way.name for way in found}
-    for way in found:
-        assert (len(way.sigmas), way.pairs.shape) == (way.num_calls + 1, (way.num_calls, 2))
-        assert (way.sigmas[0], way.sigmas[-1]) == (1, 0)
-        assert way.pairs.sum() == pytest.approx(-1, abs=1e-5)
-
-
-def test_adams_bashforth_integrates_a_line_exactly_but_for_its_first_step() -> None:
-    levels = SCHEDULE.sigmas(16, NUM_PATCHES)
-    pairs, velocity = adams_bashforth(levels), levels[:-1].astype(np.float64)
-    moved = pairs[:, 0] * velocity + pairs[:, 1] * np.append(0.0, velocity[:-1])
-    first = (levels[1] - levels[0]) * levels[0]
-    exact = first - levels[1] ** 2 / 2
-    assert moved.sum() == pytest.approx(exact, abs=1e-6)
-
-
-# -- as it is run ----------------------------------------------------------------------------------
-def test_tiers_are_compared_through_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(flux_tiers.SETTINGS, "default_steps", 9)
     out = tmp_path / "tiers.json"
-    flux_tiers.main(["--count", "3", "--device", "cpu", "--tiers", "lossless,turbo",
-                     "--out", str(out)])  # fmt: skip
-    report: dict[str, Any] = json.loads(out.read_text())
-    assert report["prompts"] == 3
-    assert list(report["tiers"]) == ["lossless", "turbo"]
-    assert report["tiers"]["turbo"]["identical"] == 0
-    assert report["tiers"]["turbo"]["psnr_db_mean"] > 15
-    assert report["precision"] == "float32"
-    assert "points" in capsys.readouterr().out
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in ABSENT)
+    options = "--prompts 9 --block 1 --budget 0 --tiers turbo --slots 1 --workers 1 --threads 1"
+    code = f"import sys; {blocked}from benchmarks.flux_tiers import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options.split(), "--plans", "8", "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert (report["prompts"], report["asked_for"]) == (1, 9)
+    rows = report["tiers"]
+    assert list(rows) == [LOSSLESS, TURBO, "turbo of 8"]
+    assert rows[LOSSLESS]["model_calls_per_picture"] == STEPS
+    assert rows["turbo of 8"]["model_calls_per_picture"] == 8
+    assert rows[LOSSLESS]["right"] == 1  # the checkpoint can draw
+    assert rows[TURBO]["psnr_db_mean"] > rows["turbo of 8"]["psnr_db_mean"]
+    assert "points" in done.stdout
