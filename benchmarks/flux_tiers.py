@@ -42,7 +42,7 @@ from predictors.flux.request import LOSSLESS, TIERS, TURBO
 RESULTS = Path(__file__).with_name("results") / "flux_tiers.json"
 SCENES_SEED = 1  # as `checkpoints.training.evaluate`
 FIRST_SEED = 1000
-BLOCK = 240
+BLOCK = 200
 GOAL_POINTS = -1.0
 
 

@@ -43,6 +43,7 @@ class Judges:
         self._pool = ProcessPoolExecutor(
             workers or len(os.sched_getaffinity(0)), get_context("spawn")
         )
+        self._pool.submit(int)  # they import while the engine loads
 
     def __enter__(self) -> Judges:
         return self

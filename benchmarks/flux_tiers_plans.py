@@ -87,7 +87,9 @@ def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> 
 
 def calling(num_calls: int) -> Callable[[int], tuple[bool, ...]]:
     """A plan of `num_calls` calls, placed as the plan in use places them."""
-    return lambda _: even_steps(num_calls, *BEST)
+    if not sum(BEST) <= num_calls <= STEPS:
+        raise ValueError(f"a plan has from {sum(BEST)} to {STEPS} calls, not {num_calls}")
+    return lambda num_steps: even_steps(num_calls, *BEST) if num_steps == STEPS else plan(num_steps)
 
 
 def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:
