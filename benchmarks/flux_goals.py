@@ -90,9 +90,10 @@ def _vae(stages: Sequence[Stages]) -> Iterator[Goal]:
 
 
 def _start(found: Mapping[str, Any]) -> Iterator[Goal]:
-    if "start" in found:
-        share = found["start"]["warm_share_of_cold"]
-        yield Goal("warm start's share of the cold warm-up", share, WARM_SHARE, is_least=False)
+    told = {"warm_share_of_cold": "warm-up", "compile_share_of_cold": "compile time"}
+    for key, what in told.items():
+        if (share := found.get("start", {}).get(key)) is not None:
+            yield Goal(f"warm start's share of the cold {what}", share, WARM_SHARE, is_least=False)
 
 
 def _steady(found: Mapping[str, Any]) -> Iterator[Goal]:

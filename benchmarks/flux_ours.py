@@ -263,9 +263,9 @@ class Ours:
         return Stages(row.engine, case, ms)
 
 
-def placement_for(device: torch.device) -> Placement:
+def placement_for(device: torch.device, cache_dir: str = "") -> Placement:
     """As a server decides: bfloat16 on CUDA, float32 on the CPU."""
-    return place(ComputeSettings(device=str(device)))
+    return place(ComputeSettings(device=str(device), cache_dir=cache_dir))
 
 
 def settings_for(sizes: str, tiers: str, slots: int = 4) -> FluxSettings:

@@ -45,6 +45,7 @@ def run(journal: Journal, folder: Path) -> None:
     clock = Clock(journal.options.device)
     if journal.options.only != {"start"}:
         in_this_process(journal, clock, configs)
+        torch._dynamo.reset()  # what the peer compiled keeps its weights alive
         free(clock)
     if journal.wants("start"):
         journal.section("start", lambda: start(journal, configs))

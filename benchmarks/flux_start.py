@@ -1,8 +1,8 @@
 """Cold and warm start: the engine opened in a fresh process without any cache on disk, then in
 another one with what the first left there. Knows environment variables and seconds.
 
-`python -m benchmarks.flux_start FOLDER SIZES TIERS DEVICE` is the child: it makes the random
-weights (not counted: a real start reads them), loads, warms, draws one picture, prints one line.
+`python -m benchmarks.flux_start FOLDER SIZES TIERS DEVICE CACHES` is the child: it makes the
+random weights (not counted: a real start reads them), loads, warms, draws a picture, prints a line.
 """
 
 from __future__ import annotations
@@ -16,36 +16,33 @@ import time
 from pathlib import Path
 from typing import Any
 
-CACHES = {
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-    "CUDA_CACHE_PATH": "cuda",
-}
+OTHERS = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")  # would win over `compute.cache_dir`
+PHASES = ("predictors_model_phase_seconds", "predictors_start_compilations")
 
 
 def measure(folder: Path, sizes: str, tiers: str, device: str) -> dict[str, Any]:
     """Both starts, one after the other, and how much of the cold warm-up the warm one needs."""
     with tempfile.TemporaryDirectory(prefix="flux-start-") as caches:
-        places = {name: f"{caches}/{leaf}" for name, leaf in CACHES.items()}
-        cold = _child(folder, sizes, tiers, device, places)
-        warm = _child(folder, sizes, tiers, device, places)
-    share = warm["warm_s"] / cold["warm_s"]
-    return {"cold": cold, "warm": warm, "warm_share_of_cold": share}
+        cold, warm = (_child(folder, sizes, tiers, device, caches) for _ in range(2))
+    found = {"cold": cold, "warm": warm, "warm_share_of_cold": warm["warm_s"] / cold["warm_s"]}
+    if compiling := cold["phases"].get("compile"):
+        found["compile_share_of_cold"] = warm["phases"]["compile"] / compiling
+    return found
 
 
-def _child(
-    folder: Path, sizes: str, tiers: str, device: str, places: dict[str, str]
-) -> dict[str, float]:
+def _child(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.flux_start", str(folder), sizes, tiers, device]
+    own = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    own["CUDA_CACHE_PATH"] = f"{caches}/cuda"
     started = time.perf_counter()
     done = subprocess.run(
-        command, env={**os.environ, **places}, stdout=subprocess.PIPE, text=True, check=True
+        [*command, caches], env=own, stdout=subprocess.PIPE, text=True, check=True
     )
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told | {"process_s": time.perf_counter() - started}
 
 
-def start(folder: Path, sizes: str, tiers: str, device: str) -> dict[str, float]:
+def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dict[str, Any]:
     """What the child does."""
     began = time.perf_counter()
     import torch
@@ -54,7 +51,7 @@ def start(folder: Path, sizes: str, tiers: str, device: str) -> dict[str, float]
     from benchmarks.flux_ours import Ours, placement_for, settings_for
     from benchmarks.flux_random import make
 
-    placement = placement_for(torch.device(device))
+    placement = placement_for(torch.device(device), caches)
     ours_began = time.perf_counter()
     models = make(folder, placement.device, placement.dtype)
     made = time.perf_counter()
@@ -69,8 +66,21 @@ def start(folder: Path, sizes: str, tiers: str, device: str) -> dict[str, float]
         "load_s": opening.load_s,
         "warm_s": opening.warm_s,
         "first_picture_s": drawn.seconds,
+        "phases": phases(),
     }
 
 
+def phases() -> dict[str, float]:
+    """What the engine's metrics tell of its start: seconds by phase, compilations by source."""
+    from prometheus_client import REGISTRY
+
+    found = {}
+    for family in REGISTRY.collect():
+        if family.name in PHASES:
+            for sample in family.samples:
+                found[sample.labels.get("phase") or sample.labels["source"]] = sample.value
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps(start(Path(sys.argv[1]), *sys.argv[2:5])))
+    print(json.dumps(start(Path(sys.argv[1]), *sys.argv[2:6])))
