@@ -61,8 +61,7 @@ def in_this_process(journal: Journal, clock: Clock, configs: Path) -> None:
     if journal.wants("headline"):
         journal.section("headline", lambda: headline(journal, peers))
     if journal.wants("accuracy", "dev", "widths", "steady", "profile"):
-        with opened(journal, dev, "ready") as ours:
-            with_ours(journal, clock, peers, ours)
+        journal.section("both sides", lambda: both_sides(journal, clock, dev, peers))
     if journal.wants("schnell"):
         changes = (*options.changes, flux_random.SCHNELL)
         folder = flux_random.write_folder(configs.with_name("schnell"), *changes)
@@ -73,8 +72,14 @@ def in_this_process(journal: Journal, clock: Clock, configs: Path) -> None:
         journal.section("disk", lambda: flux_disk.measure(clock, dev, place_on_disk, place))
 
 
+def both_sides(journal: Journal, clock: Clock, models: Models, peers: list[Peer]) -> None:
+    """What needs our engine, on FLUX.1-dev."""
+    with opened(journal, models, "ready") as ours:
+        with_ours(journal, clock, peers, ours)
+
+
 def with_ours(journal: Journal, clock: Clock, peers: list[Peer], ours: Ours) -> None:
-    """What needs our engine; accuracy comes before any clock."""
+    """One section after the other; accuracy comes before any clock."""
     section, first = journal.section, journal.options.first
     if journal.wants("accuracy") and peers:
         section("accuracy", lambda: accuracy(peers, ours, first))
