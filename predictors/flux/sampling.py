@@ -27,11 +27,11 @@ _UNSUPPORTED = (
     "invert_sigmas",
     "stochastic_sampling",
 )
-# which steps `plan` keeps, chosen by what `benchmarks/flux_tiers.py plans` measured
+# how `plan` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
-DENSE_FIRST = 3
-DENSE_LAST = 2
-STRIDE = 2
+COARSE_FROM = 16
+GROWTH = (1 / 6, 0.3)
+"""Shares of the schedule after which calls are two steps apart, and three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +129,22 @@ class Course:
 
 def plan(num_steps: int) -> tuple[bool, ...]:
     """Which steps of a schedule call the model where skipping is allowed: (num_steps,), the first
-    always.
+    and the last always.
 
-    Early steps decide what is where and late ones what is sharp: those are dense. A checkpoint
-    that draws in `DENSE_UP_TO` steps or fewer was distilled to need each of them.
+    The velocity turns most in the first sixth, where it is decided what will be where: each step
+    there calls. Then calls are two steps apart and from 0.3 on three, since gaps that grow one by
+    one ask least of the extrapolation. Schedules of less than `COARSE_FROM` steps keep to two; a
+    checkpoint that draws in `DENSE_UP_TO` steps or fewer was distilled to need each of them.
     """
     if num_steps <= DENSE_UP_TO:
         return (True,) * num_steps
-    return thinned(num_steps, DENSE_FIRST, DENSE_LAST, STRIDE)
-
-
-def thinned(num_steps: int, first: int, last: int, stride: int) -> tuple[bool, ...]:
-    """A plan of the `first` (>= 1) and the `last` steps and every `stride`-th between."""
-    return tuple(
-        i < first or i >= num_steps - last or (i - first + 1) % stride == 0
-        for i in range(num_steps)
-    )
+    largest = 3 if num_steps >= COARSE_FROM else 2
+    calls, step = {num_steps - 1}, 0
+    while step < num_steps:
+        calls.add(step)
+        gap = 1 + sum(step >= share * num_steps for share in GROWTH)
+        step += min(gap, largest)
+    return tuple(step in calls for step in range(num_steps))
 
 
 def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:

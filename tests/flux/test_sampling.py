@@ -4,7 +4,6 @@ steps without the model go where its last two velocities point."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 
 from predictors.errors import InvalidRequest
 from predictors.flux.sampling import (
-    DENSE_FIRST,
-    DENSE_LAST,
+    COARSE_FROM,
     DENSE_UP_TO,
     Schedule,
     collapsed,
@@ -223,17 +221,31 @@ def test_an_error_of_a_call_is_never_blown_up(name: str, num_steps: int, num_pat
 
 
 @given(st.integers(1, 100))
-def test_the_plan_is_dense_at_both_ends_and_never_skips_twice(num_steps: int) -> None:
+def test_the_plan_calls_at_both_ends_and_its_gaps_grow_one_by_one(num_steps: int) -> None:
     called = plan(num_steps)
+    calls = np.flatnonzero(called)
     assert len(called) == num_steps
-    assert all(called[:DENSE_FIRST])
-    assert all(called[-DENSE_LAST:])
-    assert all(a or b for a, b in pairwise(called))
+    assert called[0]
+    assert called[-1]
     assert all(called) == (num_steps <= DENSE_UP_TO)
+    gaps = np.diff(calls)
+    assert all(gaps[: num_steps // 6] == 1)
+    assert all(gaps <= (3 if num_steps >= COARSE_FROM else 2))
+    before_the_last = np.diff(gaps[:-1])  # the last may be cut short by the end
+    assert all((before_the_last == 0) | (before_the_last == 1))
 
 
-def test_28_steps_call_the_model_16_times() -> None:
-    assert sum(plan(28)) == 16
+@pytest.mark.parametrize(
+    ("num_steps", "marks"),
+    [
+        (4, "xxxx"),
+        (8, "xxxxxxxx"),
+        (12, "xxx.x.x.x.xx"),
+        (28, "xxxxxx.x.x..x..x..x..x..x..x"),
+    ],
+)
+def test_where_the_model_is_called(num_steps: int, marks: str) -> None:
+    assert "".join(".x"[is_call] for is_call in plan(num_steps)) == marks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
