@@ -146,6 +146,8 @@ def trajectories(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any
     """Latents after all steps: distance to diffusers eager and to our lossless tier, and whether
     every value is finite. This run also fills caches and compiles."""
     latents = {peer.name: peer.latents(case) for peer in peers}
+    given = peers[0].embeddings
+    ours.remember(given.prompt, given.pooled, case)
     latents |= {f"here {tier}": ours.latents(case, tier) for tier in ours.tiers}
     eager, lossless = latents[peers[0].name], latents[f"here {LOSSLESS}"]
     return {

@@ -117,6 +117,8 @@ class ComputeSettings:
     """Attention kernel on CUDA: `auto` measures those installed at load, or `cudnn`, `flash`, `flash_attn_3`, `fa3_fwd`, `flash_attn_2`, `efficient`, `sdpa`."""
     threads: int = 0
     """Intra-op threads of torch on the CPU; 0 leaves torch's default."""
+    cache_dir: str = ""
+    """Folder that keeps compiled code between starts; empty leaves Triton's and torch's own. Its content is executed: only the operator may write it (servers may mount it read-only), and one that anybody may write is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class FluxSettings:
     """Quality tiers that are loaded, comma-separated, of `lossless`, `high` (fp8), `turbo`; `auto`: all, but `high` only on GPUs with fp8 units."""
     default_tier: str = ""
     """Tier of a request that names none; empty is the first that is loaded of `lossless`, `high`, `turbo`."""
+    fp8_attention: bool = True
+    """Whether the tiers with fp8 weights attend in fp8 too, where FlashAttention 3 (`pip install vision-predictors[fa3]`) and a Hopper GPU are there."""
     age_limit_s: float = 30.0
     """The picture with the least left to do steps first, until another has stood still in its slot for this many seconds in all; 0 serves the longest wait first."""
 

@@ -128,6 +128,7 @@ class FluxEngine:
             offer.sizes,
             offer.default_sequence_length,
             self._max_rows,
+            self._settings.fp8_attention,
         )
 
     def warm(self, progress: Progress) -> None:
@@ -168,10 +169,11 @@ class FluxEngine:
         embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
         canvases = [runner.begin(work.course, [embedding], form) for _ in range(rows)]
         steps = runner.denoise(canvases, rows)
+        seconds = runner.seconds_per_pass(canvases)
         if rows == 1:
             canvases[0].commit(steps[0])
             runner.decode(canvases[0]).result()
-        return canvases[0].shape, runner.seconds_per_pass(canvases)
+        return canvases[0].shape, seconds
 
     # -- turns -----------------------------------------------------------------------------------
     def admit(self, job: FluxJob) -> bool:

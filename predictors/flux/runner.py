@@ -9,6 +9,7 @@ them once the whole turn has succeeded.
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from predictors.compute.attention import choose_attention
+from predictors.compute.attention import choose_attention, fp8_attention
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
 from predictors.compute.graphs import Captured, Graphs
@@ -33,6 +34,8 @@ from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes
 from predictors.flux.request import BASE, FP8
 from predictors.flux.sampling import Course, euler, extrapolate, guide, unpack
 from predictors.flux.weights import Parts
+
+log = logging.getLogger(__name__)
 
 NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
 NUM_TIMED = 3
@@ -117,6 +120,7 @@ class Runner:
         promised: Sequence[tuple[int, int]],
         num_tokens: int,
         max_rows: int,
+        narrows_attention: bool = True,
     ) -> None:
         self._model = model
         self._facts = facts
@@ -137,14 +141,14 @@ class Runner:
         self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
         self._decoding: decoding.Operations = decoding.PLAIN
         if placement.is_cuda:
-            self._use_fused_operations()
+            self._use_fused_operations(narrows_attention)
         self._passes = EAGER if placement.is_cuda else _compiled_passes(placement)
         # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
         can_compile = placement.compile == "inductor" and not placement.is_cuda
         develop = decoding.develop
         self._develop = compiled(develop, placement, "flux_decoder") if can_compile else develop
 
-    def _use_fused_operations(self) -> None:
+    def _use_fused_operations(self, narrows_attention: bool) -> None:
         from predictors.flux.modules.decoder_fused import Fused as FusedDecoding  # needs Triton
         from predictors.flux.modules.fused import Fused, FusedFp8
 
@@ -154,7 +158,14 @@ class Runner:
             self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
         )
         choice.announce(self._model)
-        self._operations = {BASE: Fused(choice.attention), FP8: FusedFp8(choice.attention)}
+        narrow = fp8_attention(self._placement) if narrows_attention else None
+        log.info(
+            "%s: attention of fp8 weights in %s", self._model, "fp8" if narrow else "their own"
+        )
+        self._operations = {
+            BASE: Fused(choice.attention),
+            FP8: FusedFp8(choice.attention, narrow),
+        }
         self._decoding = FusedDecoding(self._parts.decoder)
 
     # -- a picture's way ------------------------------------------------------------------------

@@ -124,6 +124,26 @@ def test_heads_are_normed_and_turned_as_in_float64(dtype: torch.dtype, bound: fl
     assert distance(found, exact) <= bound
 
 
+def test_narrow_heads_are_the_normed_and_turned_ones_and_the_value_as_e4m3() -> None:
+    heads, half = 5, 16
+    norms = [torch.nn.RMSNorm(2 * half, eps=1e-6).requires_grad_(False) for _ in range(4)]
+    both = Streams(Norms(*norms[:2]), Norms(*norms[2:]))
+    qkv = 300 * torch.randn(ROWS, NUM_TOKENS, 3 * heads * 2 * half)  # a value may be out of range
+    rotary = rotary_table(NUM_TEXT, *SIDES, SHAPE.rotary_axes)
+    seen: list[Tensor] = []
+
+    def attend(*narrow: Tensor) -> Tensor:
+        seen.extend(narrow)
+        return torch.zeros(1)
+
+    FusedFp8(sdpa, attend).attend(qkv.clone(), both, rotary, NUM_TEXT)
+    exact = fused._normed_heads(qkv, None, both, rotary, NUM_TEXT).unbind(2)
+    for narrow, wide in zip(seen, exact, strict=True):
+        assert narrow.shape == (ROWS, NUM_TOKENS, heads, 2 * half)
+        expected = wide.clamp(-448, 448).to(torch.float8_e4m3fn)
+        assert torch.equal(narrow.float(), expected.float())
+
+
 @pytest.mark.parametrize(("num_mixed", "num_wide"), [(160, 0), (0, 640), (160, 640)])
 def test_rows_side_by_side_are_quantised_with_one_scale(num_mixed: int, num_wide: int) -> None:
     mixed = torch.randn(ROWS, NUM_TOKENS, num_mixed) if num_mixed else None

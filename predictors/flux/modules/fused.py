@@ -60,26 +60,8 @@ class Fused:
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
         """As `Plain.attend`; overwrites qkv."""
-        half = rotary.shape[-1]
-        rows, tokens, features = qkv.shape
-        heads = features // (6 * half)
-        heads_kernel[(rows * tokens, 2)](
-            qkv,
-            norms.text.query.weight,
-            norms.image.query.weight,
-            norms.text.key.weight,
-            norms.image.key.weight,
-            rotary,
-            tokens,
-            num_text,
-            EPS=EPS,
-            HEADS=heads,
-            HEADS_BLOCK=_power_of_two(heads),
-            HALF=half,
-            num_warps=4,
-        )
-        parts = qkv.view(rows, tokens, 3, heads, 2 * half).transpose(1, 3).unbind(2)
-        return self._attention(*parts)
+        heads = _normed_heads(qkv, None, norms, rotary, num_text)
+        return self._attention(*heads.transpose(1, 3).unbind(2))
 
     def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """As `Plain.leave`."""
@@ -115,10 +97,22 @@ class Fused:
 class FusedFp8(Fused):
     """With linears in fp8: what makes a linear's input also quantises it, in the same pass."""
 
+    def __init__(self, attention: Attention, narrow_attention: Attention | None = None) -> None:
+        super().__init__(attention)
+        self._narrow_attention = narrow_attention
+
     @property
     def unquantized(self) -> Operations:
         """The operations without fp8."""
         return Fused(self._attention)
+
+    def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
+        """As `Plain.attend`, with e4m3 heads where there is attention for them; overwrites qkv."""
+        if self._narrow_attention is None:
+            return super().attend(qkv, norms, rotary, num_text)
+        narrow = torch.empty((3, *qkv.shape[:2], qkv.shape[2] // 3), dtype=E4M3, device=qkv.device)
+        _normed_heads(qkv, narrow, norms, rotary, num_text)
+        return self._narrow_attention(*narrow.unflatten(-1, (-1, 2 * rotary.shape[-1])).unbind())
 
     def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
         """As `PlainFp8.enter`; overwrites the carried tokens with the sum."""
@@ -181,8 +175,36 @@ def _enter(
         HAS_UPDATE=carry.update is not None,
         IS_FP8=scales is not None,
         LIMIT=FLOAT16_MAX if tokens.dtype == torch.float16 else 0.0,
-        num_warps=8 if dim > 1024 else 4,
+        num_warps=4,
     )
+
+
+def _normed_heads(
+    qkv: Tensor, narrow: Tensor | None, norms: Streams[Norms], rotary: Tensor, num_text: int
+) -> Tensor:
+    """qkv (rows, tokens, 3 * dim) with query and key normed and turned, in place: (rows, tokens, 3,
+    heads, head_dim). With `narrow` (3, rows, tokens, dim) all three go there as e4m3 instead."""
+    half = rotary.shape[-1]
+    rows, tokens, features = qkv.shape
+    heads = features // (6 * half)
+    heads_kernel[(rows * tokens, 2 if narrow is None else 3)](
+        qkv,
+        qkv if narrow is None else narrow,
+        norms.text.query.weight,
+        norms.image.query.weight,
+        norms.text.key.weight,
+        norms.image.key.weight,
+        rotary,
+        tokens,
+        num_text,
+        EPS=EPS,
+        HEADS=heads,
+        HEADS_BLOCK=_power_of_two(heads),
+        HALF=half,
+        IS_FP8=narrow is not None,
+        num_warps=4,
+    )
+    return qkv.view(rows, tokens, 3, heads, 2 * half)
 
 
 def _distance(parts: Streams[Tensor]) -> int:
@@ -206,7 +228,7 @@ def _gelu_rows(mixed: Tensor | None, wide: Tensor | None) -> RowScaled:
         NUM_MIXED=num_mixed,
         NUM_WIDE=num_wide,
         BLOCK=_power_of_two(width),
-        num_warps=16 if width > 4096 else 4,
+        num_warps=8 if width > 4096 else 4,
     )
     return out
 

@@ -89,6 +89,7 @@ def _of_stream(text, image, columns, mask, is_text):
 @triton.jit(do_not_specialize=_SIZES)
 def heads_kernel(
     qkv,
+    narrow,
     query_text,
     query_image,
     key_text,
@@ -100,21 +101,24 @@ def heads_kernel(
     HEADS: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
     HALF: tl.constexpr,
+    IS_FP8: tl.constexpr,
 ):
-    """RMS norm and rotation of query (program 0 of axis 1) and key (1) in place, all heads of a
-    token of qkv (tokens, 3, HEADS, 2 * HALF)."""
+    """RMS norm and rotation of query (program 0 of axis 1) and key (1), all heads of a token of qkv
+    (tokens, 3, HEADS, 2 * HALF); in place, or with the value (2) into narrow (3, tokens, HEADS,
+    2 * HALF) as e4m3."""
     row = tl.program_id(0).to(tl.int64)
-    is_key = tl.program_id(1)
+    which = tl.program_id(1)
     token = row % num_tokens
     is_text = token < num_text
     heads = tl.arange(0, HEADS_BLOCK)[:, None]
     dims = tl.arange(0, 2 * HALF)
     mask = heads < HEADS
-    here = qkv + (row * 3 + is_key) * (HEADS * 2 * HALF) + heads * (2 * HALF) + dims[None, :]
+    within = heads * (2 * HALF) + dims[None, :]
+    here = qkv + (row * 3 + which) * (HEADS * 2 * HALF) + within
     value = tl.load(here, mask, other=0.0).to(tl.float32)
     everywhere = dims >= 0
-    query = _of_stream(query_text, query_image, dims, everywhere & (is_key == 0), is_text)
-    key = _of_stream(key_text, key_image, dims, everywhere & (is_key == 1), is_text)
+    query = _of_stream(query_text, query_image, dims, everywhere & (which == 0), is_text)
+    key = _of_stream(key_text, key_image, dims, everywhere & (which == 1), is_text)
     mean = tl.sum(value * value, axis=1) / (2 * HALF)
     normed = value * tl.rsqrt(mean + EPS)[:, None] * (query + key)[None, :]
     normed = normed.to(qkv.dtype.element_ty).to(tl.float32)  # rounded where torch's norm rounds
@@ -124,7 +128,13 @@ def heads_kernel(
     sin = tl.load(rotary + (num_tokens + token) * HALF + angles)[None, :]
     turned = tl.join(real * cos - imaginary * sin, imaginary * cos + real * sin)
     turned = tl.reshape(turned, (HEADS_BLOCK, 2 * HALF))
-    tl.store(here, turned.to(qkv.dtype.element_ty), mask)
+    if IS_FP8:
+        all_rows = tl.num_programs(0).to(tl.int64)
+        there = narrow + (which * all_rows + row) * (HEADS * 2 * HALF) + within
+        result = tl.where(which == 2, value, turned)
+        tl.store(there, tl.clamp(result, -448.0, 448.0).to(tl.float8e4nv), mask)
+    else:
+        tl.store(here, turned.to(qkv.dtype.element_ty), mask)
 
 
 @triton.jit
