@@ -26,15 +26,7 @@ from predictors.flux.inputs import FluxWork, Preparer
 from predictors.flux.offer import make_offer
 from predictors.flux.request import BASE, Wish
 from predictors.flux.runner import Canvas, Embedding, Runner
-from predictors.flux.sampling import (
-    DENSE_FIRST,
-    DENSE_LAST,
-    Course,
-    Schedule,
-    collapsed,
-    plan,
-    spread,
-)
+from predictors.flux.sampling import Course, Schedule, collapsed, plan
 from predictors.flux.weights import load_parts
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -49,7 +41,7 @@ BATCH = 32
 # dense at the start, dense at the end, the rest evenly between: by step, and by noise level
 BY_STEP = ((1, 0), (1, 1), (3, 1), (3, 2), (3, 4), (2, 6), (5, 1), (5, 3), (7, 1))
 BY_LEVEL = ((1, 1), (3, 2))
-BEST = (DENSE_FIRST, DENSE_LAST)
+BEST = (5, 1)  # of the even ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +67,7 @@ def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
     levels = schedule.sigmas(STEPS, num_patches)
     for num_calls in CALLS:
         seen = set[tuple[bool, ...]]()
-        plans = [(f"by step {f}+{e}", spread(STEPS, num_calls, f, e)) for f, e in BY_STEP]
+        plans = [(f"by step {f}+{e}", even_steps(num_calls, f, e)) for f, e in BY_STEP]
         plans += [(f"by level {f}+{e}", even_levels(levels, num_calls, f, e)) for f, e in BY_LEVEL]
         for name, called in plans:
             if called not in seen and sum(called) == num_calls:
@@ -94,17 +86,25 @@ def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> 
 
 
 def calling(num_calls: int) -> Callable[[int], tuple[bool, ...]]:
-    """A plan of `num_calls` calls, placed as the plan in use places them."""
+    """A plan of `num_calls` calls for `STEPS` steps, the rest as the plan in use."""
     if not sum(BEST) <= num_calls <= STEPS:
         raise ValueError(f"a plan has from {sum(BEST)} to {STEPS} calls, not {num_calls}")
-    placed = spread(STEPS, num_calls, *BEST)
+    placed = even_steps(num_calls, *BEST)
     return lambda num_steps: placed if num_steps == STEPS else plan(num_steps)
+
+
+def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:
+    """The `first` and `last` of the steps, and others with even gaps."""
+    calls = {*range(first), *range(STEPS - last, STEPS)}
+    between = np.linspace(first - 1, STEPS - last, num_calls - first - last + 2)[1:-1]
+    calls |= {round(float(place)) for place in between}
+    return tuple(i in calls for i in range(STEPS))
 
 
 def even_levels(
     levels: NDArray[np.float32], num_calls: int, first: int, last: int
 ) -> tuple[bool, ...]:
-    """As `sampling.spread`, with even gaps of the noise level."""
+    """As `even_steps`, with even gaps of the noise level."""
     calls = {*range(first), *range(STEPS - last, STEPS)}
     targets = np.linspace(levels[first - 1], levels[STEPS - last], num_calls - first - last + 2)
     for target in targets[1:-1]:
