@@ -22,7 +22,7 @@ from predictors.flux.facts import read_facts
 from predictors.flux.modules import operations
 from predictors.flux.modules.operations import Plain
 from predictors.flux.modules.rotary import rotary_table
-from predictors.flux.modules.transformer import Shape, Transformer
+from predictors.flux.modules.transformer import EAGER, Shape, Transformer
 
 CHECKPOINT = Path("checkpoints/shapes-flux")
 SLOTS = 8
@@ -79,7 +79,7 @@ def measure(shape: Shape, num_text: int, side: int, repeat: int) -> dict[str, di
     rotary = rotary_table(num_text, side, side, shape.rotary_axes)
 
     def forward(n: int) -> Tensor:
-        velocity: Tensor = model(Plain(), latents[:n], context[:n], modulation[:n], rotary)
+        velocity: Tensor = model(Plain(), EAGER, latents[:n], context[:n], modulation[:n], rotary)
         return velocity
 
     ways = policies(forward)

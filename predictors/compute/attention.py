@@ -85,7 +85,7 @@ def _tokens_first(module: str) -> Attention:
     return call
 
 
-def fp8_attention(placement: Placement) -> Attention | None:
+def fp8_attention(placement: Placement, head_dim: int) -> Attention | None:
     """Attention over e4m3 (rows, tokens, heads, head_dim) to the joined heads in bfloat16, or None
     where FlashAttention 3 or a Hopper GPU is missing.
 
@@ -99,14 +99,14 @@ def fp8_attention(placement: Placement) -> Attention | None:
             attend = _tokens_first(module)
         except (ImportError, OSError, AttributeError):
             continue
-        if _works_in_fp8(attend, placement):
+        if _works_in_fp8(attend, placement, head_dim):
             return attend
     return None
 
 
-def _works_in_fp8(attend: Attention, placement: Placement) -> bool:
+def _works_in_fp8(attend: Attention, placement: Placement, head_dim: int) -> bool:
     generator = torch.Generator(placement.device).manual_seed(0)
-    shape = (1, NUM_CHECKED_TOKENS, 3, 2, 128)
+    shape = (1, NUM_CHECKED_TOKENS, 3, 2, head_dim)
     packed = torch.randn(shape, generator=generator, dtype=torch.float32, device=placement.device)
     heads = [x.contiguous().to(torch.float8_e4m3fn) for x in packed.unbind(2)]
     try:

@@ -158,7 +158,7 @@ class Runner:
             self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
         )
         choice.announce(self._model)
-        narrow = fp8_attention(self._placement) if narrows_attention else None
+        narrow = fp8_attention(self._placement, shape.head_dim) if narrows_attention else None
         log.info(
             "%s: attention of fp8 weights in %s", self._model, "fp8" if narrow else "their own"
         )
