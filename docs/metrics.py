@@ -52,6 +52,8 @@ def values() -> list[str]:
         "cache": [cache for caches in metrics.CACHES.values() for cache in caches],
         "result": metrics.CACHE_RESULTS,
         "phase": metrics.PHASES,
+        "start": metrics.STARTS,
+        "source": metrics.SOURCES,
         "kernel": [name for name in CHOICES["PREDICTORS_COMPUTE_ATTENTION"] if name != "auto"],
     }
     return [

@@ -176,6 +176,8 @@ def test_labels_are_bounded() -> None:
         "kernel",
         "result",
         "phase",
+        "start",
+        "source",
         "version",
         "torch",
         "device",

@@ -17,6 +17,7 @@ import torch
 
 from predictors import metrics
 from predictors.compute.device import Placement
+from predictors.compute.start import Start
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +47,7 @@ def _prepare_dynamo() -> None:
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * MAX_SHAPES)
     RecompileGuard.listen()
+    Start.listen()
 
 
 class RecompileGuard:

@@ -4,10 +4,12 @@ request."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from predictors import __version__, metrics
+from predictors.compute.compile_cache import keep_compiled_code
 from predictors.settings import ComputeSettings, InvalidSetting
 
 COMPILERS = ("off", "aot_eager", "inductor")
@@ -24,6 +26,8 @@ class Placement:
     compile: str
     attention: str = "auto"
     """Which attention kernel is wanted on CUDA, see `choose_attention`."""
+    cache: Path | None = None
+    """Where bundles of compiled code for this machine are kept, see `Bundle`; None: nowhere."""
 
     @property
     def is_cuda(self) -> bool:
@@ -40,8 +44,8 @@ def place(settings: ComputeSettings) -> Placement:
     """The placement that `settings` ask for; raises `InvalidSetting` where this machine can't give
     it.
 
-    Sets torch's intra-op threads when asked to: call it before the first tensor operation, on any
-    thread.
+    Sets torch's intra-op threads and the folders of compiled code when asked to: call it before
+    the first tensor operation, on any thread.
     """
     device = _device(settings.device)
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
@@ -63,6 +67,7 @@ def place(settings: ComputeSettings) -> Placement:
         dtype=DTYPES[dtype if settings.dtype == "auto" else settings.dtype],
         compile=compiler if settings.compile == "auto" else settings.compile,
         attention=settings.attention,
+        cache=keep_compiled_code(settings.cache_dir, device),
     )
 
 

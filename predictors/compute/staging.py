@@ -4,8 +4,13 @@ checkpoints nor models.
 A single thread copies from the page cache at a few GB/s, a tenth of what the bus to a GPU takes,
 and memory that is not pinned makes the driver copy everything once more. So each reader thread has
 two buffers and a stream of its own: while one buffer travels, the other is filled. Host memory
-taken: readers x 2 x `buffer_bytes`, pinned on CUDA and kept by torch for the next time; device
-memory besides the targets: readers x `buffer_bytes`, where a dtype or a layout has to be changed.
+taken: readers x 2 x `buffer_bytes`, at most 128 MiB by default, pinned on CUDA and kept by torch
+for the next time; device memory besides the targets: readers x `buffer_bytes`, where a dtype or a
+layout has to be changed.
+
+Measured on an H200 with 6 GB in /dev/shm, in GB/s: 4.4 with 1 reader, 8.3 with 2, 15.7 with 4, 24.5
+with 8 and 31.1 with 12, all at 32 MiB per buffer; 28.9 with 8 readers at 8 MiB. `get_tensor` and
+`to` give 5.8.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ from torch import Tensor
 
 from predictors.errors import EngineFailed
 
-NUM_READERS = 4
-BUFFER_BYTES = 32 * 2**20
+NUM_READERS = min(8, os.cpu_count() or 1)
+BUFFER_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

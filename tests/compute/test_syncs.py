@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from predictors.compute.syncs import count_host_syncs
+from predictors.compute.syncs import count_host_syncs, no_host_syncs
 
 WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "item": lambda x: x[0].item(),
@@ -46,3 +46,64 @@ def test_arithmetic_views_and_integer_indexing_do_not_wait(is_inference: bool) -
         y = torch.stack([y[0], y[1]]).to(torch.bfloat16) + 1
         torch.cat([y, y]).view(-1)
     assert found.syncs == 0, found
+
+
+FORBIDDEN: dict[str, Callable[[torch.Tensor], object]] = {
+    name: WAITS[name] for name in ("item", "bool", "float", "nonzero", "mask", "tolist", "cpu")
+} | {
+    "upload": lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    "stream": lambda x: torch.cuda.current_stream(x.device).synchronize(),
+}
+
+
+def _replayed(x: torch.Tensor) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x + 1
+    with no_host_syncs():
+        graph.replay()
+
+
+def _waited_for_by_event(x: torch.Tensor) -> None:
+    with no_host_syncs():
+        event = torch.cuda.Event()
+        event.record()
+        event.synchronize()
+
+
+def _copied_both_ways(x: torch.Tensor) -> None:
+    pinned = torch.ones(2).pin_memory()
+    with no_host_syncs():
+        x.copy_(pinned, non_blocking=True)
+        pinned.copy_(x, non_blocking=True)
+
+
+ALLOWED = (_replayed, _waited_for_by_event, _copied_both_ways)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_a_wait_is_refused_on_a_gpu_and_allowed_again_afterwards(name: str) -> None:
+    x = torch.ones(2, device="cuda")
+    FORBIDDEN[name](x)  # by itself it is fine
+    with pytest.raises(RuntimeError, match="synchroniz"), no_host_syncs():
+        FORBIDDEN[name](x)
+    assert torch.cuda.get_sync_debug_mode() == 0
+    FORBIDDEN[name](x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("work", ALLOWED)
+def test_what_the_loop_does_instead_of_waiting_passes(
+    work: Callable[[torch.Tensor], object],
+) -> None:
+    work(torch.ones(2, device="cuda"))
+
+
+def test_without_a_gpu_nothing_is_promised() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    has_run = False
+    with pytest.raises(RuntimeError), no_host_syncs():
+        has_run = True
+    assert not has_run
