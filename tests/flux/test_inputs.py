@@ -36,7 +36,8 @@ def test_turbo_calls_the_model_at_some_of_the_levels_of_lossless(dtype: torch.dt
     assert torch.equal(turbo.timesteps, exact.timesteps[called])
     assert torch.equal(turbo.noise, exact.noise)
     assert (turbo.timesteps.dtype, turbo.dts.dtype) == (dtype, dtype)
-    assert (turbo.coefficients.dtype, turbo.coefficients.shape) == (torch.float32, (16, 2))
+    assert turbo.coefficients.dtype == torch.float32
+    assert turbo.coefficients.shape == (turbo.num_calls, 2)
     assert abs(float(turbo.dts.sum()) + 1) < 16 * torch.finfo(dtype).eps
 
 
