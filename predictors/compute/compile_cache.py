@@ -28,7 +28,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path, PurePath
 
 import torch
@@ -46,12 +46,15 @@ _lock = threading.Lock()
 _decided: dict[str, Path | None] = {}
 
 
-def keep_compiled_code(cache_dir: str, device: torch.device) -> Path | None:
+def keep_compiled_code(
+    cache_dir: str, device: torch.device, environ: MutableMapping[str, str]
+) -> Path | None:
     """Make Triton and Inductor keep their work under `cache_dir`, once per process and before the
     first kernel; returns the folder for bundles. Any thread.
 
-    Empty leaves everything as it is. An environment variable that the operator set himself wins.
-    None where nothing is kept, also because the folder can't be used.
+    They look into the process's environment, which only the composition root touches: it hands
+    over `environ`. Empty leaves everything as it is, and a variable that the operator set himself
+    wins. None where nothing is kept, also because the folder can't be used.
     """
     if not cache_dir:
         return None
@@ -59,11 +62,17 @@ def keep_compiled_code(cache_dir: str, device: torch.device) -> Path | None:
         if not _decided:
             folder = machine_folder(Path(cache_dir).absolute(), machine_key(device))
             if folder is not None:
-                _point_libraries(folder)
+                _point_libraries(folder, environ)
             _decided[cache_dir] = folder
         elif cache_dir not in _decided:
             log.warning("compiled code goes to %s, not to %s", next(iter(_decided)), cache_dir)
         return next(iter(_decided.values()))
+
+
+def kept_in() -> Path | None:
+    """The folder that `keep_compiled_code` has decided on, or None."""
+    with _lock:
+        return next(iter(_decided.values()), None)
 
 
 def machine_key(device: torch.device) -> str:
@@ -199,14 +208,14 @@ def _write(file: Path, content: bytes) -> None:
         raise
 
 
-def _point_libraries(folder: Path) -> None:
+def _point_libraries(folder: Path, environ: MutableMapping[str, str]) -> None:
     place = folder if _is_writable(folder) else _private_copy(folder)
     for variable, leaf in VARIABLES.items():
-        own = os.environ.get(variable, "")
+        own = environ.get(variable, "")
         if own and not _is_torchs_default(own):
             log.info("%s=%s was set and stays", variable, own)
             continue
-        os.environ[variable] = str(place / leaf)
+        environ[variable] = str(place / leaf)
     log.info("compiled code is kept in %s", place)
 
 

@@ -3,13 +3,14 @@ request."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from predictors import __version__, metrics
-from predictors.compute.compile_cache import keep_compiled_code
+from predictors.compute.compile_cache import keep_compiled_code, kept_in
 from predictors.settings import ComputeSettings, InvalidSetting
 
 COMPILERS = ("off", "aot_eager", "inductor")
@@ -44,8 +45,8 @@ def place(settings: ComputeSettings) -> Placement:
     """The placement that `settings` ask for; raises `InvalidSetting` where this machine can't give
     it.
 
-    Sets torch's intra-op threads and the folders of compiled code when asked to: call it before
-    the first tensor operation, on any thread.
+    Sets torch's intra-op threads when asked to: call it before the first tensor operation, on any
+    thread.
     """
     device = _device(settings.device)
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
@@ -67,8 +68,15 @@ def place(settings: ComputeSettings) -> Placement:
         dtype=DTYPES[dtype if settings.dtype == "auto" else settings.dtype],
         compile=compiler if settings.compile == "auto" else settings.compile,
         attention=settings.attention,
-        cache=keep_compiled_code(settings.cache_dir, device),
+        cache=kept_in(),
     )
+
+
+def keep_code(settings: ComputeSettings, environ: MutableMapping[str, str]) -> None:
+    """Honour `compute.cache_dir`, see `keep_compiled_code`: for the root of a process, with its
+    environment, before the first `place`. Raises `InvalidSetting` as `place` does."""
+    if settings.cache_dir:
+        keep_compiled_code(settings.cache_dir, _device(settings.device), environ)
 
 
 def announce(model: str, placement: Placement) -> None:

@@ -26,6 +26,8 @@ from predictors.compute.compile_cache import (
     machine_folder,
     machine_key,
 )
+from predictors.compute.device import keep_code, place
+from predictors.settings import ComputeSettings
 
 CPU = torch.device("cpu")
 QUICK = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "1"}
@@ -70,14 +72,14 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_without_a_folder_nothing_changes(undecided: pytest.MonkeyPatch) -> None:
     before = dict(os.environ)
-    assert keep_compiled_code("", CPU) is None
+    assert keep_compiled_code("", CPU, os.environ) is None
     assert dict(os.environ) == before
 
 
 def test_both_libraries_are_pointed_below_the_machines_folder(
     undecided: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = keep_compiled_code(str(tmp_path / "kept"), CPU)
+    folder = keep_compiled_code(str(tmp_path / "kept"), CPU, os.environ)
     assert folder == tmp_path / "kept" / machine_key(CPU)
     assert os.environ["TRITON_CACHE_DIR"] == str(folder / "triton")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
@@ -88,7 +90,7 @@ def test_what_the_operator_set_himself_wins_and_is_told(
 ) -> None:
     undecided.setenv("TRITON_CACHE_DIR", "/his/own")
     with caplog.at_level(logging.INFO):
-        folder = keep_compiled_code(str(tmp_path), CPU)
+        folder = keep_compiled_code(str(tmp_path), CPU, os.environ)
     assert folder is not None
     assert os.environ["TRITON_CACHE_DIR"] == "/his/own"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
@@ -101,17 +103,17 @@ def test_a_folder_that_torch_chose_while_it_was_imported_is_not_the_operators(
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     undecided.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
-    folder = keep_compiled_code(str(tmp_path), CPU)
+    folder = keep_compiled_code(str(tmp_path), CPU, os.environ)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{folder}/inductor"
 
 
 def test_the_second_room_shares_the_folder_of_the_first(
     undecided: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = keep_compiled_code(str(tmp_path / "a"), CPU)
-    assert keep_compiled_code(str(tmp_path / "a"), CPU) == first
+    first = keep_compiled_code(str(tmp_path / "a"), CPU, os.environ)
+    assert keep_compiled_code(str(tmp_path / "a"), CPU, os.environ) == first
     assert not caplog.records
-    assert keep_compiled_code(str(tmp_path / "b"), CPU) == first
+    assert keep_compiled_code(str(tmp_path / "b"), CPU, os.environ) == first
     assert f"not to {tmp_path / 'b'}" in caplog.text
 
 
@@ -130,7 +132,7 @@ def test_a_file_in_place_of_the_folder_is_a_warning(
     undecided: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    assert keep_compiled_code(str(tmp_path / "file"), CPU) is None
+    assert keep_compiled_code(str(tmp_path / "file"), CPU, os.environ) is None
     assert "no compiled code is kept" in caplog.text
     assert "TRITON_CACHE_DIR" not in os.environ
 
@@ -317,7 +319,7 @@ KERNEL = """
 import json, os, sys, torch
 from predictors.compute.compile_cache import Bundle, keep_compiled_code
 from predictors.compute.start import Start
-folder = keep_compiled_code(sys.argv[1], torch.device("cpu"))
+folder = keep_compiled_code(sys.argv[1], torch.device("cpu"), os.environ)
 start = Start("kernels", Bundle(folder, {}), has_kernels=True)
 start.begin()
 from tests.compute.kernels import compile_for
@@ -364,14 +366,15 @@ def test_an_empty_folder_that_can_only_be_read_is_a_cold_start(tmp_path: Path) -
 
 
 GRAPH = """
-import json, sys, torch
+import json, os, sys, torch
 from torch._dynamo.utils import counters
 from predictors.compute.compile_cache import Bundle
 from predictors.compute.compiling import compiled
-from predictors.compute.device import place
+from predictors.compute.device import keep_code, place
 from predictors.compute.start import Start
 from predictors.settings import ComputeSettings
 settings = ComputeSettings(device="cpu", compile="inductor", cache_dir=sys.argv[1])
+keep_code(settings, os.environ)
 placement = place(settings)
 start = Start("graphs", Bundle(placement.cache, {}), has_kernels=False)
 start.begin()
@@ -399,11 +402,13 @@ def test_inductors_graphs_are_compiled_once(tmp_path: Path) -> None:
     assert child(GRAPH, kept, environ=QUICK) == ["warm", 1, 0]  # from the bundle
 
 
-def test_settings_reach_the_placement(undecided: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from predictors.compute.device import place
-    from predictors.settings import ComputeSettings
-
-    settings = ComputeSettings(device="cpu")
-    assert place(settings).cache is None
-    kept = dataclasses.replace(settings, cache_dir=str(tmp_path))
-    assert place(kept).cache == tmp_path / machine_key(CPU)
+def test_a_placement_knows_the_folder_once_the_root_has_asked_for_it(
+    undecided: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings, environ = ComputeSettings(device="cpu"), dict[str, str]()
+    keep_code(settings, environ)
+    assert (place(settings).cache, environ) == (None, {})
+    keep_code(dataclasses.replace(settings, cache_dir=str(tmp_path)), environ)
+    folder = tmp_path / machine_key(CPU)
+    assert place(settings).cache == folder
+    assert environ["TRITON_CACHE_DIR"] == str(folder / "triton")
