@@ -2,11 +2,14 @@
 as few steps, beside calling it at all 28. Knows the passes of the room; knows no engine.
 
 Distances are of the latents after the last step, ||x - y|| / ||y||: to those of all 28 calls (what
-turbo stands in for) and to a finer schedule (what both stand in for).
+turbo stands in for) and to a finer schedule (what both stand in for). `python -m
+benchmarks.flux_tiers_plans` writes `results/flux_turbo_plans.json` after each of them.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +42,13 @@ GUIDANCE = 3.5
 SCENES_SEED, FIRST_SEED = 3, 5000  # prompts that the comparison of tiers does not use
 BATCH = 32
 # dense at the start, dense at the end, the rest evenly between: by step, and by noise level
-BY_STEP = ((1, 0), (1, 1), (3, 1), (3, 2), (3, 4), (2, 6), (5, 1), (5, 3), (7, 1))
+BY_STEP = ((1, 1), (3, 2), (3, 4), (5, 1), (7, 1))
 BY_LEVEL = ((1, 1), (3, 2))
 BEST = (5, 1)  # of the even ones
+# how many gaps of one step, of two, ...: growing one by one from the first step to the last
+GROWING = {12: (4, 2, 1, 4), 14: (5, 2, 6), 16: (7, 4, 4), 17: (7, 7, 2)}
+CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "shapes-flux"
+RESULTS = Path(__file__).with_name("results") / "flux_turbo_plans.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
         seen = set[tuple[bool, ...]]()
         plans = [(f"by step {f}+{e}", even_steps(num_calls, f, e)) for f, e in BY_STEP]
         plans += [(f"by level {f}+{e}", even_levels(levels, num_calls, f, e)) for f, e in BY_LEVEL]
+        plans.append(("growing gaps", growing(GROWING[num_calls])))
         for name, called in plans:
             if called not in seen and sum(called) == num_calls:
                 seen.add(called)
@@ -98,6 +106,13 @@ def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:
     calls = {*range(first), *range(STEPS - last, STEPS)}
     between = np.linspace(first - 1, STEPS - last, num_calls - first - last + 2)[1:-1]
     calls |= {round(float(place)) for place in between}
+    return tuple(i in calls for i in range(STEPS))
+
+
+def growing(counts: Sequence[int]) -> tuple[bool, ...]:
+    """From the first step on `counts[0]` gaps of one step, `counts[1]` of two, ..."""
+    gaps = np.repeat(np.arange(1, len(counts) + 1), counts)
+    calls = {0, *np.cumsum(gaps).tolist()}
     return tuple(i in calls for i in range(STEPS))
 
 
@@ -189,22 +204,31 @@ class Sampler:
         return [read == scene for read, scene in zip(found, self.scenes, strict=True)]
 
 
-def compare_plans(checkpoint: Path, device: str, count: int) -> dict[str, Any]:
-    """A row per way, printed as it comes."""
-    sampler = Sampler(checkpoint, device, count)
+def compare_plans(device: str, count: int) -> Iterator[dict[str, Any]]:
+    """The report, each time with one more way in it."""
+    sampler = Sampler(CHECKPOINT, device, count)
     schedule, num_patches = sampler.schedule, sampler.num_patches
     fine_levels = schedule.sigmas(FINE_STEPS, num_patches)
     fine = latents(sampler.draw(skipping("", fine_levels, (True,) * FINE_STEPS)))
     levels = schedule.sigmas(STEPS, num_patches)
     all_calls = skipping(f"all {STEPS}", levels, (True,) * STEPS)
-    canvases = sampler.draw(all_calls)
-    reference = latents(canvases)
-    rows = [_row(all_calls, canvases, reference, fine, sampler)]
-    rows += (
-        _row(way, sampler.draw(way), reference, fine, sampler)
-        for way in ways(schedule, num_patches)
-    )
-    return {"prompts": count, "steps": STEPS, "fine_steps": FINE_STEPS, "ways": rows}
+    reference = latents(sampler.draw(all_calls))
+    report = {
+        "prompts": count,
+        "steps": STEPS,
+        "fine_steps": FINE_STEPS,
+        "guidance": GUIDANCE,
+        "size": f"{SIDE}x{SIDE}",
+        "scenes": f"evaluation_scenes(seed={SCENES_SEED}), held out",
+        "seeds": f"{FIRST_SEED} + number of the prompt",
+        "device": device,
+        "torch": torch.__version__,
+        "distance": "of the last latents, ||x - y|| / ||y||, float32 sums",
+    }
+    rows: list[dict[str, Any]] = []
+    for way in (all_calls, *ways(schedule, num_patches)):
+        rows.append(_row(way, sampler.draw(way), reference, fine, sampler))
+        yield report | {"ways": rows}
 
 
 def latents(canvases: Sequence[Canvas]) -> Tensor:
@@ -235,3 +259,19 @@ def _row(
     }
     print(*row.values(), sep="  ", flush=True)
     return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--device", default="auto", help="as the setting compute.device")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for report in compare_plans(args.device, args.prompts):
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
