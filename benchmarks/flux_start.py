@@ -50,7 +50,10 @@ def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dic
     from benchmarks.flux_cases import Case
     from benchmarks.flux_ours import Ours, placement_for, settings_for
     from benchmarks.flux_random import make
+    from predictors.compute.device import keep_code
+    from predictors.settings import ComputeSettings
 
+    keep_code(ComputeSettings(device=device, cache_dir=caches), os.environ)
     placement = placement_for(torch.device(device), caches)
     ours_began = time.perf_counter()
     models = make(folder, placement.device, placement.dtype)

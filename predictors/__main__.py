@@ -52,8 +52,10 @@ def serve(arguments: argparse.Namespace) -> int:
     # engines, loop and pool share the cores. Costs nothing alone, saves a factor of ten in company
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    from predictors.compute.device import keep_code
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
+    keep_code(settings.compute, os.environ)
     models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
     for model in models:
         model.host.on_progress = partial(_log_progress, model.name)

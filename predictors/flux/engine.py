@@ -18,9 +18,11 @@ import torch
 
 from predictors import metrics
 from predictors.compute.caches import ByteBoundedCache
+from predictors.compute.compile_cache import Bundle
 from predictors.compute.compiling import RecompileGuard
 from predictors.compute.device import Placement, is_device_lost
 from predictors.compute.pacing import Done, Pace
+from predictors.compute.start import Start
 from predictors.errors import EngineFailed
 from predictors.flux.facts import Facts
 from predictors.flux.inputs import FluxWork, Preparer, Prompt, PromptKey
@@ -85,6 +87,9 @@ class FluxEngine:
         self._runner: Runner | None = None
         self._guard = RecompileGuard(model)
         self._pace = Pace(placement)
+        compiled_for = {"checkpoint": facts, "settings": settings, "dtype": placement.precision}
+        bundle = Bundle(placement.cache, compiled_for)
+        self._start = Start(model, bundle, has_kernels=placement.is_cuda)
         self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
@@ -114,11 +119,12 @@ class FluxEngine:
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
-        parts = load_parts(self._facts, self._placement, self._offer.tiers.forms)
-        self.take(parts)
+        self._start.begin()
+        self.take(load_parts(self._facts, self._placement, self._offer.tiers.forms))
 
     def take(self, parts: Parts) -> None:
         """Serve with these modules. What `load` ends with; a benchmark brings its own."""
+        self._start.begin()
         offer = self._offer
         self._runner = Runner(
             self._model,
@@ -148,6 +154,7 @@ class FluxEngine:
                 seconds[shape, rows] = took
                 progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
         runner.seal(widths(seconds))
+        self._start.end()
         self._guard.seal()
 
     def close(self) -> None:
