@@ -49,6 +49,7 @@ def values() -> list[str]:
         "reason": metrics.REASONS,
         "stage": (*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES),
         "resolution": metrics.RESOLUTIONS,
+        "tier": metrics.TIERS,
         "cache": [cache for caches in metrics.CACHES.values() for cache in caches],
         "result": metrics.CACHE_RESULTS,
         "phase": metrics.PHASES,

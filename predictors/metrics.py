@@ -16,6 +16,7 @@ REASONS = (
 FLUX_STAGES = ("prepare", "text_encode", "denoise", "vae_decode", "image_encode")
 QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
+TIERS = ("lossless", "high", "turbo")
 CACHES = {"flux": ("prompt_embedding",), "qwen_vl": ("vision_embedding",)}
 CACHE_RESULTS = ("hit", "miss", "evict")
 PHASES = ("load", "warmup", "capture", "compile")
@@ -54,7 +55,7 @@ engine_last_step_timestamp_seconds = Gauge(f"{P}_engine_last_step_timestamp_seco
 engine_failures_total = Counter(f"{P}_engine_failures_total", "Times the engine died.", ["model"])
 denoise_step_seconds = Histogram(f"{P}_denoise_step_duration_seconds", "One denoise step, by class of size.", ["model", "resolution"], buckets=STEP)
 denoise_steps_total = Counter(f"{P}_denoise_steps_total", "Denoise steps, counted per picture.", ["model"])
-images_total = Counter(f"{P}_images_generated_total", "Pictures drawn, by class of size.", ["model", "resolution"])
+images_total = Counter(f"{P}_images_generated_total", "Pictures drawn, by class of size and tier.", ["model", "resolution", "tier"])
 image_pixels = Histogram(f"{P}_image_pixels", "Pixels of drawn pictures.", ["model"], buckets=PIX)
 inference_steps = Histogram(f"{P}_inference_steps", "Denoise steps per picture.", ["model"], buckets=INPUT_STEPS)
 ttft_seconds = Histogram(f"{P}_time_to_first_token_seconds", "From submission to the first token.", ["model"], buckets=TTFT)
@@ -75,6 +76,7 @@ start_info = Gauge(f"{P}_start_info", "1 for what the last start was: cold (some
 start_compilations = Gauge(f"{P}_start_compilations", "Kernels and graphs that the last start needed, by where they came from.", ["model", "source"])
 attention_info = Gauge(f"{P}_attention_info", "Constant 1; the attention kernel that serves.", ["model", "kernel"])
 attention_seconds = Gauge(f"{P}_attention_seconds", "One call of each attention kernel, measured at load for the largest promised size.", ["model", "kernel"])
+tier_info = Gauge(f"{P}_tier_info", "Constant 1 for each tier of quality that is loaded, with the precision of its matrix products.", ["model", "tier", "precision"])
 model_ready = Gauge(f"{P}_model_ready", "1 once every promised shape is warm.", ["model"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; what is running.", ["model", "version", "torch", "device", "dtype"])
@@ -121,4 +123,5 @@ def register_model(model: str, room: str) -> None:
     if room == "flux":
         for resolution in RESOLUTIONS:
             denoise_step_seconds.labels(model, resolution)
-            images_total.labels(model, resolution)
+            for tier in TIERS:
+                images_total.labels(model, resolution, tier)

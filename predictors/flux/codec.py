@@ -137,13 +137,17 @@ class FluxCodec:
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:
         # what was spent on the picture, as both protocols tell it
-        is_fp8 = self.offer.tiers.form_of(request.tier) == FP8
         return {
             "tier": request.tier,
-            "precision": FP8_PRECISION if is_fp8 else self.precision,
+            "precision": self.precision_of(request.tier),
             "num_inference_steps": request.num_inference_steps,
             "num_model_steps": sum(steps_called(request)),
         }
+
+    def precision_of(self, tier: str) -> str:
+        """What the transformer's matrix products take in: as responses name it."""
+        is_fp8 = self.offer.tiers.form_of(tier) == FP8
+        return FP8_PRECISION if is_fp8 else self.precision
 
     def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
         # in: T5 tokens of the prompts; out: latent patches drawn, the tokens of this model

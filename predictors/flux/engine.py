@@ -253,7 +253,7 @@ class FluxEngine:
     def _hand_over(self, slot: Slot, result: ImageResult) -> None:
         job, request = slot.job, slot.job.work.request
         resolution = _resolution(slot)
-        metrics.images_total.labels(self._model, resolution).inc()
+        metrics.images_total.labels(self._model, resolution, request.tier).inc()
         metrics.image_pixels.labels(self._model).observe(request.width * request.height)
         metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
         self.evict(job)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.device import announce, place
 from predictors.flux.codec import INPUT_TYPES, OUTPUT_TYPES, FluxCodec
@@ -35,6 +36,8 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         engine = FluxEngine(name, facts, offer, self._preparer, settings.flux, placement)
         super().__init__(name, engine, settings)
         announce(name, placement)
+        for tier in offer.tiers.loaded:
+            metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         """One request per row."""

@@ -12,10 +12,11 @@ import pytest
 import pytest_asyncio
 import torch
 
+from predictors import metrics
 from predictors.errors import InvalidRequest, NotReady, StepFailed
 from predictors.flux.inputs import FluxWork
 from predictors.flux.predictor import FluxPredictor
-from predictors.flux.request import ImageRequest, ImageResult
+from predictors.flux.request import TIERS, ImageRequest, ImageResult
 from predictors.protocol.call import Call
 from predictors.protocol.openai_images import read_body
 from predictors.protocol.v2 import Tensor, V2Request, V2Response
@@ -134,3 +135,16 @@ async def test_metadata_has_the_true_names_and_shapes(predictor: FluxPredictor) 
     assert outputs == {"image": "BYTES", "seed": "INT64"}
     result = ImageResult  # the chunk a job emits once
     assert result.__dataclass_fields__.keys() == {"pixels", "num_prompt_tokens"}
+
+
+async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
+    flux = replace(SETTINGS.flux, tiers="lossless,high")
+    FluxPredictor("flux-shown", CHECKPOINT, replace(SETTINGS, flux=flux))
+    shown = {
+        (sample.labels["tier"], sample.labels["precision"]): sample.value
+        for family in metrics.tier_info.collect()
+        for sample in family.samples
+        if sample.labels["model"] == "flux-shown"
+    }
+    assert shown == {("lossless", "float32"): 1, ("high", "float8_e4m3fn"): 1}
+    assert metrics.TIERS == TIERS
