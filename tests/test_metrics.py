@@ -182,6 +182,8 @@ def test_labels_are_bounded() -> None:
         "torch",
         "device",
         "dtype",
+        "tier",
+        "precision",
     }
     assert {label for series in declared() for label in series._labelnames} <= allowed
 
