@@ -69,6 +69,17 @@ def demo(arguments: argparse.Namespace) -> int:
     return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
 
 
+def quantize(arguments: argparse.Namespace) -> int:
+    """Write a copy of a FLUX checkpoint whose transformer is fp8 already."""
+    from predictors.flux.quantize import quantize_checkpoint  # imports torch: serve need not
+
+    if read_architecture(arguments.source) != "FluxPipeline":
+        raise InvalidRequest(f"{arguments.source.name} is no FLUX checkpoint in diffusers layout")
+    num_bytes = quantize_checkpoint(arguments.source, arguments.target)
+    sys.stdout.write(f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights\n")
+    return 0
+
+
 def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any, Any, Any]:
     """The predictor for a checkpoint folder; raises `InvalidRequest` when no room serves it."""
     architecture = read_architecture(checkpoint)
@@ -154,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
     )
     verb.set_defaults(run=demo)
+    verb = verbs.add_parser(
+        "quantize", help="copy a FLUX checkpoint into fp8", description=quantize.__doc__
+    )
+    verb.add_argument("source", type=Path, metavar="SOURCE", help="a folder in diffusers layout")
+    verb.add_argument("target", type=Path, metavar="TARGET", help="a folder that is not there yet")
+    verb.set_defaults(run=quantize)
     return parser
 
 

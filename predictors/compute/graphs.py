@@ -108,7 +108,12 @@ class Graphs:
         if self._stream is None:
             captured = Captured(function, inputs)
         else:
-            captured = _record(function, inputs, self._stream, self._pool)
+            try:
+                captured = _record(function, inputs, self._stream, self._pool)
+            except BaseException:
+                # torch goes on recording to the pool of a capture that failed, and refuses the next
+                self._pool = torch.cuda.graph_pool_handle()
+                raise
         self._held.add(captured)  # type: ignore[arg-type]
         self.count += 1
         seconds = time.perf_counter() - started
