@@ -126,7 +126,7 @@ class FluxSettings:
     """The text-to-image room."""
 
     slots: int = 4
-    """Jobs that share a step. 1 where batching gains nothing (1024x1024 on a large GPU)."""
+    """Pictures in the making at once. How many of them share a pass is measured on a GPU while warming; `lossless` never shares there."""
     max_pixels: int = 1536 * 1536
     """Largest width x height that is accepted."""
     max_side: int = 2048

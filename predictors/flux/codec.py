@@ -179,7 +179,9 @@ class FluxCodec:
 def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:
     file = io.BytesIO()
     quality = DEFAULT_QUALITY[kind] if quality is None else quality
-    Image.fromarray(pixels).save(file, kind.upper(), quality=quality)
+    # WebP's quickest method: a third of the time of Pillow's default at the same size and distance
+    options = {"method": 0} if kind == "webp" else {}
+    Image.fromarray(pixels).save(file, kind.upper(), quality=quality, **options)
     return file.getvalue()
 
 
