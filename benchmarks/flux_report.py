@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,22 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "triton": version("triton"),
         }
-    packages = ("torch", "diffusers", "transformers", "pillow")
+    packages = ("torch", "diffusers", "transformers", "pillow", "fa3-fwd")
     return {
         **gpu,
         "device": device.type,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # fp8 attention's is optional
+        return None
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """Which attention kernel runs: measured once at load, on the device and the shape that will serve,
 among those that are installed. Never a download. Knows no model.
 
-On Hopper cuDNN's kernel, which torch carries, is about twice as fast as FlashAttention 2 and as
-fast as FlashAttention 3 at a picture's lengths; elsewhere it is another. The bits of a result
-depend on the kernel, so a challenger must win by a margin that noise does not reach.
+On Hopper cuDNN's kernel, which torch carries, is about twice as fast as FlashAttention 2 and about
+as fast as FlashAttention 3 at a picture's lengths (faster from cold, 6 % slower at the power limit
+of an H200); elsewhere it is another. The bits of a result depend on the kernel, so a challenger
+must win by a margin that noise does not reach.
 """
 
 from __future__ import annotations

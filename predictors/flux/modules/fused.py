@@ -1,10 +1,10 @@
 """The operations of `operations.py` on a GPU with few passes over memory. Knows kernels and
 matmuls; knows no block and no request.
 
-A FLUX step at 1024x1024 is 100 ms of matmul and attention on an H100; norms, rotation, GELU, gates
-and copies done one by one add a third to that. Here what lies between two matmuls is one Triton
-kernel, GELU is in the matmul's epilogue, both streams write into one buffer, and the half of a
-one-stream block that attention and MLP share is two matmuls into one sum instead of a copy.
+A FLUX step at 1024x1024 is 100 ms of matmul and attention on a Hopper card; norms, rotation, GELU,
+gates and copies done one by one add a third to that. Here what lies between two matmuls is one
+Triton kernel, GELU is in the matmul's epilogue, both streams write into one buffer, and the half of
+a one-stream block that attention and MLP share is two matmuls into one sum instead of a copy.
 Nothing is read back, nothing depends on values: a whole step can be captured in a CUDA graph.
 """
 
