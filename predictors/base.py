@@ -35,6 +35,7 @@ T = TypeVar("T")
 INLINE_BYTES = (
     16 * 1024
 )  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
+MAX_LOGGED = 2000  # characters of a prompt in the log, where the operator wants it there
 
 
 class Reader(Protocol[C]):
@@ -56,6 +57,17 @@ class Flight(Generic[W, C]):
     def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
         self._job = job
         self._reader = reader
+        self._last: C | None = None
+
+    @property
+    def work(self) -> W:
+        """What is computed."""
+        return self._job.work
+
+    @property
+    def last(self) -> C | None:
+        """The chunk that the caller got last."""
+        return self._last
 
     async def chunks(self) -> AsyncIterator[C]:
         """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
@@ -63,6 +75,7 @@ class Flight(Generic[W, C]):
         try:
             async with aclosing(self._job.stream()) as stream:  # type: ignore[type-var]
                 async for chunk in stream:
+                    self._last = chunk
                     if reader is None:
                         yield chunk
                         continue
@@ -79,11 +92,12 @@ class Flight(Generic[W, C]):
 
     @property
     def queue_ms(self) -> int:
-        """Milliseconds from submission to a slot, rounded up."""
-        admitted = self._job.admitted_at
-        return _ceil_ms(
-            (admitted if admitted is not None else self._job.clock()) - self._job.submitted_at
-        )
+        """Milliseconds from submission to a slot (or to its end without one, or to now), rounded
+        up.
+        """
+        job = self._job
+        until = job.finished_at if job.admitted_at is None else job.admitted_at
+        return _ceil_ms((job.clock() if until is None else until) - job.submitted_at)
 
     @property
     def compute_ms(self) -> int:
@@ -159,6 +173,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """What reads this job's chunks on the caller's side, or None to pass them on."""
         return None
 
+    def facts(self, work: W, last: C | None) -> Mapping[str, int | str]:
+        """Sizes and counts of one row for the log, never what it says; `last` is the chunk that
+        came last.
+        """
+        return {}
+
+    def prompt(self, request: R) -> str:
+        """What one row says, for operators who want it in the log."""
+        return ""
+
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> bool:
         """KServe's hook: compile and warm up, then return. Blocks; cheap when already loaded."""
@@ -231,9 +255,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
         The caller must cancel or exhaust each flight.
         """
+        call.facts["rows"] = len(requests)
+        if self.settings.server.log_prompts:
+            call.facts["prompts"] = [self.prompt(request)[:MAX_LOGGED] for request in requests]
         self.host.check_accepting(len(requests))  # before any work is spent on preparing
         started = time.monotonic()
         works = await self._prepare_all(requests)
+        call.facts.update(_merged([self.facts(work, None) for work in works]))
         metrics.stage_seconds.labels(self.name, "prepare").observe(time.monotonic() - started)
         jobs = self.host.submit(works, request_id=call.request_id, deadline=call.deadline)
         return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
@@ -251,12 +279,21 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         except ExceptionGroup as failures:
             raise _first(failures) from failures
         finally:
-            for flight in flights:
-                flight.cancel()
+            self.settle(flights, call)
         return [
             Answer(request, tuple(row), flight.queue_ms, flight.compute_ms)
             for request, row, flight in zip(requests, chunks, flights, strict=True)
         ]
+
+    def settle(self, flights: Sequence[Flight[W, C]], call: Call) -> None:
+        """The caller has what it gets: whatever still runs is cancelled, and the call knows what
+        the log will tell.
+        """
+        for flight in flights:
+            flight.cancel()
+        call.facts.update(_merged([self.facts(flight.work, flight.last) for flight in flights]))
+        call.facts["queue_ms"] = max(flight.queue_ms for flight in flights)
+        call.facts["compute_ms"] = max(flight.compute_ms for flight in flights)
 
     async def off_loop(self, work: Callable[..., T], *args: Any) -> T:
         """Run `work` in this predictor's small pool."""
@@ -277,6 +314,14 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     def _call(self, headers: Mapping[str, str] | None) -> Call:
         return Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
+
+
+def _merged(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:
+    """One value where all rows agree, else a list with one for each."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    return {name: x if len(set(x)) > 1 else x[0] for name, x in columns.items()}
 
 
 async def _collect(flight: Flight[W, C]) -> list[C]:

@@ -21,6 +21,8 @@ ALIASES = {
     "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
 }
 CHOICES: Mapping[str, tuple[object, ...]] = {
+    "PREDICTORS_SERVER_LOG_FORMAT": ("auto", "text", "json"),
+    "PREDICTORS_SERVER_LOG_LEVEL": ("info", "debug", "warning", "error"),
     "PREDICTORS_QUEUE_OVERLOAD_STATUS": (503, 429),
     "PREDICTORS_COMPUTE_DTYPE": ("auto", "float32", "bfloat16", "float16"),
     "PREDICTORS_COMPUTE_COMPILE": ("auto", "off", "aot_eager", "inductor"),
@@ -65,6 +67,12 @@ class ServerSettings:
     """Whether `/v2/repository/.../load` and `unload` work. Off: they are unauthenticated."""
     access_log: bool = True
     """One line per request (method, route, status, milliseconds, request id), probes excluded."""
+    log_format: str = "auto"
+    """`text`, `json` (one object per line), or `auto`: text on a terminal, JSON otherwise."""
+    log_level: str = "info"
+    """Least level that is logged; `warning` leaves out access and outcome lines."""
+    log_prompts: bool = False
+    """Whether outcome lines hold the callers' prompts. Off: they are private."""
     prepare_threads: int = 2
     """Threads that decode pictures, tokenise and encode, so that neither loop nor engine does."""
 

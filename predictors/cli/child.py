@@ -75,7 +75,12 @@ class ServerProcess:
     def command(self) -> Sequence[str]:
         """What is run."""
         models = (f"--model={name}={path}" for name, path in self._models.items())
-        ports = (f"--port={self.port}", f"--grpc-port={self.grpc_port}", "--host=127.0.0.1")
+        ports = (
+            f"--port={self.port}",
+            f"--grpc-port={self.grpc_port}",
+            "--host=127.0.0.1",
+            "--log-format=text",
+        )
         return [sys.executable, "-m", "predictors", "serve", *models, *ports]
 
     def wait_ready(self, timeout_s: float, on_progress: Callable[[str], None]) -> None:

@@ -53,6 +53,21 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         """Files and seeds. Pool thread."""
         return self._codec.encode_v2(request, answers)
 
+    def facts(self, work: FluxWork, last: ImageResult | None) -> Mapping[str, int | str]:
+        """The picture's size and what it costs."""
+        wish = work.request
+        facts: dict[str, int | str] = {
+            "width": wish.width,
+            "height": wish.height,
+            "steps": wish.num_inference_steps,
+            "tier": wish.tier,
+        }
+        return facts if last is None else facts | {"prompt_tokens": last.num_prompt_tokens}
+
+    def prompt(self, request: ImageRequest) -> str:
+        """The prompt without its negative."""
+        return request.prompt
+
     async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """The reply to OpenAI's `images/generations`."""
         requests = self._codec.decode_images(body)

@@ -20,8 +20,8 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 
 class Call(dict[str, str]):
-    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none) and protocol
-    label.
+    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none), protocol
+    label, and the facts that the log will tell of the request.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Call(dict[str, str]):
         self.protocol = protocol
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
         self.deadline = deadline
+        self.facts: dict[str, object] = {}
 
     @classmethod
     def of(

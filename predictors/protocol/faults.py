@@ -3,7 +3,7 @@ Knows no route.
 
 `fault_of` is the only place where an exception becomes something a caller sees. Whatever is not a
 `ServingError` is our bug: the caller reads "internal error" and the request id, the log has the
-rest. `Tally` counts a request exactly once, however it ends.
+rest. `Tally` counts and logs a request exactly once, however it ends.
 
     error              HTTP        gRPC                OpenAI code
     InvalidRequest     400         INVALID_ARGUMENT    -
@@ -38,10 +38,12 @@ import orjson
 from prometheus_client import Counter, Histogram
 
 from predictors import errors, metrics
+from predictors.protocol.call import Call
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+outcomes = logging.getLogger("predictors.outcomes")
 
 MAX_MESSAGE = 2000  # characters of a message that leave the process
 INTERNAL = "internal error"
@@ -126,12 +128,14 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
     nothing.
     """
     if not isinstance(error, errors.ServingError):
-        log.error("request %s failed unexpectedly", request_id, exc_info=error)
+        extra = {"request_id": request_id}
+        log.error("request %s failed unexpectedly", request_id, exc_info=error, extra=extra)
         message = f"{INTERNAL}; the log has more under request id {request_id}"
         return _fault(_UNEXPECTED, message, "internal")
     rendering = _rendering(type(error))
     if rendering.status == 500:
-        log.error("request %s failed: %s", request_id, error.message, exc_info=error)
+        extra = {"request_id": request_id}
+        log.error("request %s failed: %s", request_id, error.message, exc_info=error, extra=extra)
     if isinstance(error, errors.Overloaded) and overload_status == 429:
         rendering = Rendering(429, rendering.grpc_code, "rate_limit_error", rendering.code)
     retry_s = getattr(error, "retry_after_s", None)
@@ -187,17 +191,23 @@ def _fault(
 
 
 class Tally:
-    """Counts one request once: `requests_total` and `request_seconds`. One per request, any thread.
+    """Counts one request once: `requests_total` and `request_seconds`; with a `call`, its outcome
+    is one line of the log. One per request, any thread.
 
     `model` may be set late, when the edge has read whom the request is for; until then it is
     "unknown".
     """
 
-    __slots__ = ("_clock", "_done", "_operation", "_protocol", "_started", "model")
+    __slots__ = ("_call", "_clock", "_done", "_operation", "_protocol", "_started", "model")
 
     def __init__(
-        self, protocol: str, operation: str, clock: Callable[[], float] = time.monotonic
+        self,
+        protocol: str,
+        operation: str,
+        call: Call | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._call = call
         self._protocol = protocol
         self._operation = operation
         self._clock = clock
@@ -217,7 +227,25 @@ class Tally:
         self._done = True
         _counter(self.model, self._protocol, self._operation, reason).inc()
         outcome = "ok" if reason == "ok" else "error"
-        _timer(self.model, self._protocol, outcome).observe(self.elapsed_s)
+        seconds = self.elapsed_s
+        _timer(self.model, self._protocol, outcome).observe(seconds)
+        if self._call is not None and outcomes.isEnabledFor(logging.INFO):
+            self._log(self._call, reason, round(seconds * 1000, 1))
+
+    def _log(self, call: Call, reason: str, total_ms: float) -> None:
+        facts = {
+            "request_id": call.request_id,
+            "model": self.model,
+            "protocol": self._protocol,
+            "operation": self._operation,
+            "reason": reason,
+            "total_ms": total_ms,
+            **call.facts,
+        }
+        waited, computed = facts.get("queue_ms", 0), facts.get("compute_ms", 0)
+        line = "%s %s %s %s in %.1f ms (queue %d, compute %d) %s"
+        whose = (self.model, self._protocol, self._operation, reason)
+        outcomes.info(line, *whose, total_ms, waited, computed, call.request_id, extra=facts)
 
 
 _counters: dict[tuple[str, ...], Counter] = {}

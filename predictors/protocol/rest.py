@@ -86,7 +86,7 @@ class Exchange:
     def __init__(self, work: Work, scope: Scope, receive: Receive) -> None:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
-        self.tally = Tally(work.protocol, work.operation)
+        self.tally = Tally(work.protocol, work.operation, self.call)
         self._registry = work.registry
         self._receive = receive
         self._admitted = False

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
 
+from predictors import logs
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.protocol.bodies import Receive
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
@@ -67,6 +68,7 @@ class RestApp:
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
+        logs.request_id.set(call.request_id)  # the task is this request's own
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # routes raise HTTPException for a wrong method instead of answering
 
@@ -90,14 +92,14 @@ class RestApp:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
         if path in _PROBES or path.endswith("/ready"):
             return
-        access.info(
-            "%s %s %d %.1f ms %s",
-            scope["method"],
-            path[:_MAX_PATH],
-            scope.get(STATUS_KEY, 500),
-            seconds * 1000,
-            call.request_id,
-        )
+        facts = {
+            "method": scope["method"],
+            "path": path[:_MAX_PATH],
+            "status": scope.get(STATUS_KEY, 500),
+            "total_ms": round(seconds * 1000, 1),
+            "request_id": call.request_id,
+        }
+        access.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
 
     async def _metrics(self, request: Request) -> Reply:
         """Prometheus text, or OpenMetrics for who accepts it."""

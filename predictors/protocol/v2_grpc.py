@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from predictors import __version__
+from predictors import __version__, logs
 from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
@@ -105,8 +105,8 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     # -- inference -------------------------------------------------------------------------------
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """One inference request; cancelled by gRPC when the client goes or its time is up."""
-        tally = Tally("v2_grpc", "infer")
         call = _call(context)
+        tally = Tally("v2_grpc", "infer", call)
         reason = "ok"
         try:
             answer = await attempt(self._infer(tally, request, call, context.time_remaining()))
@@ -158,9 +158,14 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     def _log(self, tally: Tally, reason: str, call: Call) -> None:
         if self._logs:
-            milliseconds = tally.elapsed_s * 1000
+            facts = {
+                "model": tally.model,
+                "reason": reason,
+                "total_ms": round(tally.elapsed_s * 1000, 1),
+                "request_id": call.request_id,
+            }
             line = "ModelInfer %s %s %.1f ms %s"
-            access.info(line, tally.model, reason, milliseconds, call.request_id)
+            access.info(line, *facts.values(), extra={"method": "ModelInfer", **facts})
 
 
 async def _abort(context: Any, fault: Fault, call: Call) -> None:
@@ -179,4 +184,6 @@ def _name(context: Any, call: Call) -> None:
 def _call(context: Any) -> Call:
     pairs = context.invocation_metadata() or ()
     headers = {key: value for key, value in pairs if isinstance(value, str)}
-    return Call(headers, protocol="v2_grpc")
+    call = Call(headers, protocol="v2_grpc")
+    logs.request_id.set(call.request_id)  # the task is this call's own
+    return call

@@ -78,6 +78,25 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """What turns this job's tokens into text."""
         return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
 
+    def facts(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
+        """Tokens and pictures."""
+        facts: dict[str, int | str] = {
+            "prompt_tokens": work.num_prompt_tokens,
+            "completion_tokens": 0 if last is None else last.completion_tokens,
+            "pictures": len(work.pictures),
+            "max_tokens": work.max_tokens,
+        }
+        if last is not None and last.finish_reason is not None:
+            facts["finish_reason"] = last.finish_reason
+        return facts
+
+    def prompt(self, request: ChatRequest) -> str:
+        """All turns, one per line, pictures left out."""
+        return "\n".join(
+            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
+            for turn in request.messages
+        )
+
     # -- OpenAI ----------------------------------------------------------------------------------
     async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """A whole `chat.completion`; `n` choices are `n` jobs."""
@@ -102,8 +121,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                         yield chunk
                     opening = []
         finally:
-            for flight in flights:
-                flight.cancel()
+            self.settle(flights, call)
 
     async def _decode_chat(self, body: Mapping[str, Any]) -> list[ChatRequest]:
         self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body

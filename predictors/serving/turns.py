@@ -107,7 +107,8 @@ class Turns(Generic[W, C]):
     def _fail(self, job: Job[W, C], error: BaseException) -> None:
         if isinstance(error, StickyDeviceError):
             raise error
-        log.error("%s: job %s failed alone", self._model, job.id, exc_info=error)
+        whose = {"model": self._model, "request_id": job.id.partition("/")[0], "job": job.id}
+        log.error("%s: job %s failed alone", self._model, job.id, exc_info=error, extra=whose)
         failure: ServingError
         if isinstance(error, ServingError):
             failure = error

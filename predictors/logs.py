@@ -1,0 +1,99 @@
+"""How the log is written: lines for people on a terminal, one JSON object per line for machines.
+Knows no logger's meaning and nothing of requests but the id of the one that is being served.
+
+Whoever logs gives structured fields as `extra={"model": ...}`; the text format leaves them out, the
+JSON format writes them beside `ts`, `level`, `logger`, `message` and `request_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from contextvars import ContextVar
+from types import TracebackType
+from typing import IO
+
+TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that the present task serves; the edges set it."""
+
+log = logging.getLogger("predictors")
+
+_ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One object per record, on one line; a traceback is the field `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, object] = {
+            "ts": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        served = request_id.get()
+        if served:
+            line["request_id"] = served
+        line.update((k, v) for k, v in vars(record).items() if k not in _ORDINARY)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        # ASCII: neither a line separator nor half a character of a caller's gets into a line
+        return json.dumps(line, default=str)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """UTC to the millisecond, as `2026-01-31T23:59:59.123Z`."""
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{whole}.{int(record.msecs):03d}Z"
+
+
+def configure(log_format: str, level: str, stream: IO[str] | None = None) -> None:
+    """Send everything to `stream` (stderr) in `log_format`: `text`, `json`, or `auto`, which is
+    text on a terminal. In JSON, Python's warnings and what nobody catches are lines too.
+    """
+    stream = stream or sys.stderr
+    if log_format == "auto":
+        log_format = "text" if stream.isatty() else "json"
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if log_format == "json":
+        logging.captureWarnings(True)
+        sys.excepthook = _uncaught
+        threading.excepthook = _uncaught_in_thread
+
+
+def is_json() -> bool:
+    """Whether the log was configured to be JSON."""
+    return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
+
+
+def adopt() -> None:
+    """Take the handlers of libraries that write to the terminal by themselves: their lines go the
+    way of all others. To be called once they are imported.
+    """
+    for logger in logging.root.manager.loggerDict.values():
+        if not isinstance(logger, logging.Logger):
+            continue
+        for handler in logger.handlers[:]:
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    log.critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    error = args.exc_value
+    if error is not None:
+        name = args.thread.name if args.thread is not None else "a thread"
+        log.critical("uncaught %s in %s", args.exc_type.__name__, name, exc_info=error)
