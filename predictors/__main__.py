@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictors import __version__, logs
+from predictors import __version__, logs, tracing
 from predictors.errors import InvalidRequest, ServingError
 from predictors.settings import Settings, from_env
 
@@ -61,9 +61,14 @@ def serve(arguments: argparse.Namespace) -> int:
     keep_code(settings.compute, os.environ)
     models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
     logs.adopt()
+    os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
+    tracing.configure(os.environ)
     for model in models:
         model.host.on_progress = partial(_log_progress, model.name)
-    return PredictorServer(models, settings).run()
+    try:
+        return PredictorServer(models, settings).run()
+    finally:
+        tracing.stop()
 
 
 def demo(arguments: argparse.Namespace) -> int:

@@ -8,23 +8,21 @@ on the event loop unless a line says `off_loop`, and nothing here blocks it.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from predictors import metrics
+from predictors import metrics, tracing
 from predictors.errors import InvalidRequest
+from predictors.flight import Flight, Reader, merged
 from predictors.protocol.call import Call, parse_timeout
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.protocol.v2_kserve import from_kserve, to_kserve
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
-from predictors.serving.job import Job
 from predictors.settings import Settings
 
 R = TypeVar("R")  # request: a validated wish
@@ -36,78 +34,6 @@ INLINE_BYTES = (
     16 * 1024
 )  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
 MAX_LOGGED = 2000  # characters of a prompt in the log, where the operator wants it there
-
-
-class Reader(Protocol[C]):
-    """Sees a job's chunks on the caller's side before the caller does."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the caller has all it asked for, so that the job can be cancelled."""
-        ...
-
-    def feed(self, chunk: C) -> Sequence[C]:
-        """What the caller gets for this chunk: none, one or several."""
-        ...
-
-
-class Flight(Generic[W, C]):
-    """One submitted row as its caller sees it."""
-
-    def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
-        self._job = job
-        self._reader = reader
-        self._last: C | None = None
-
-    @property
-    def work(self) -> W:
-        """What is computed."""
-        return self._job.work
-
-    @property
-    def last(self) -> C | None:
-        """The chunk that the caller got last."""
-        return self._last
-
-    async def chunks(self) -> AsyncIterator[C]:
-        """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
-        reader = self._reader
-        try:
-            async with aclosing(self._job.stream()) as stream:  # type: ignore[type-var]
-                async for chunk in stream:
-                    self._last = chunk
-                    if reader is None:
-                        yield chunk
-                        continue
-                    for seen in reader.feed(chunk):
-                        yield seen
-                    if reader.done:
-                        return
-        finally:
-            self._job.cancel()
-
-    def cancel(self) -> None:
-        """The caller leaves; the slot is free before the next step."""
-        self._job.cancel()
-
-    @property
-    def queue_ms(self) -> int:
-        """Milliseconds from submission to a slot (or to its end without one, or to now), rounded
-        up.
-        """
-        job = self._job
-        until = job.finished_at if job.admitted_at is None else job.admitted_at
-        return _ceil_ms((job.clock() if until is None else until) - job.submitted_at)
-
-    @property
-    def compute_ms(self) -> int:
-        """Milliseconds from the slot to the answer (or to now), rounded up; 0 before admission."""
-        job = self._job
-        if job.admitted_at is None:
-            return 0
-        return _ceil_ms(
-            (job.finished_at if job.finished_at is not None else job.clock()) - job.admitted_at
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +153,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         timeout_us = request.parameters.get("timeout")
         if timeout_us not in (None, 0):
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
-        if self.inline or _payload_bytes(request) <= INLINE_BYTES:
-            return Decoded(request, self.decode_v2(request), as_kserve)
-        return Decoded(request, await self.off_loop(self.decode_v2, request), as_kserve)
+        with tracing.stage(call.trace, "parse"):
+            if self.inline or _payload_bytes(request) <= INLINE_BYTES:
+                return Decoded(request, self.decode_v2(request), as_kserve)
+            return Decoded(request, await self.off_loop(self.decode_v2, request), as_kserve)
 
     async def predict(
         self, payload: Decoded[R], headers: Mapping[str, str] | None = None
@@ -243,10 +170,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self, result: Answered[R, C], headers: Mapping[str, str] | None = None
     ) -> V2Response | InferResponse:
         """The response; pictures are encoded in the pool."""
-        if self.inline:
-            response = self.encode_v2(result.request, result.answers)
-        else:
-            response = await self.off_loop(self.encode_v2, result.request, result.answers)
+        with tracing.stage(self._call(headers).trace, "encode"):
+            if self.inline:
+                response = self.encode_v2(result.request, result.answers)
+            else:
+                response = await self.off_loop(self.encode_v2, result.request, result.answers)
         return to_kserve(response, result.request) if result.as_kserve else response
 
     # -- what every protocol shares --------------------------------------------------------------
@@ -260,8 +188,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.facts["prompts"] = [self.prompt(request)[:MAX_LOGGED] for request in requests]
         self.host.check_accepting(len(requests))  # before any work is spent on preparing
         started = time.monotonic()
-        works = await self._prepare_all(requests)
-        call.facts.update(_merged([self.facts(work, None) for work in works]))
+        with tracing.stage(call.trace, "prepare"):
+            works = await self._prepare_all(requests)
+        call.facts.update(merged([self.facts(work, None) for work in works]))
         metrics.stage_seconds.labels(self.name, "prepare").observe(time.monotonic() - started)
         jobs = self.host.submit(works, request_id=call.request_id, deadline=call.deadline)
         return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
@@ -291,7 +220,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """
         for flight in flights:
             flight.cancel()
-        call.facts.update(_merged([self.facts(flight.work, flight.last) for flight in flights]))
+        facts = [self.facts(flight.work, flight.last) for flight in flights]
+        if call.trace is not None:
+            for flight, told in zip(flights, facts, strict=True):
+                flight.trace(call.trace, told)
+        call.facts.update(merged(facts))
         call.facts["queue_ms"] = max(flight.queue_ms for flight in flights)
         call.facts["compute_ms"] = max(flight.compute_ms for flight in flights)
 
@@ -316,14 +249,6 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         return Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
 
 
-def _merged(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:
-    """One value where all rows agree, else a list with one for each."""
-    if len(rows) == 1:
-        return dict(rows[0])
-    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-    return {name: x if len(set(x)) > 1 else x[0] for name, x in columns.items()}
-
-
 async def _collect(flight: Flight[W, C]) -> list[C]:
     return [chunk async for chunk in flight.chunks()]
 
@@ -339,7 +264,3 @@ def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
 def _payload_bytes(request: V2Request) -> int:
     columns = (t.data for t in request.inputs if t.datatype == "BYTES")
     return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
-
-
-def _ceil_ms(seconds: float) -> int:
-    return max(0, math.ceil(seconds * 1000))

@@ -21,6 +21,9 @@ TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that the present task serves; the edges set it."""
 
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""Of its trace, where it is sampled."""
+
 log = logging.getLogger("predictors")
 
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -37,9 +40,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        served = request_id.get()
-        if served:
-            line["request_id"] = served
+        about = {"request_id": request_id.get(), "trace_id": trace_id.get()}
+        line.update((name, known) for name, known in about.items() if known)
         line.update((k, v) for k, v in vars(record).items() if k not in _ORDINARY)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

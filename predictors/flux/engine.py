@@ -228,7 +228,7 @@ class FluxEngine:
             _canvas(slot).commit(step)
         self._count_steps(group)
         if finished is not None and pixels is not None:
-            self._observe_stage("vae_decode", time.monotonic() - started)
+            self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
             num_read = finished.job.work.prompts[0].num_read
             self._hand_over(finished, ImageResult(pixels, num_read))
 
@@ -238,16 +238,16 @@ class FluxEngine:
             return
         slot.started_at = time.monotonic()
         work = slot.job.work
-        prompts = [self._embed(prompt, runner) for prompt in work.prompts]
+        prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
         slot.canvas = runner.begin(work.course, prompts, work.shape[3])
 
-    def _embed(self, prompt: Prompt, runner: Runner) -> Embedding:
+    def _embed(self, job: FluxJob, prompt: Prompt, runner: Runner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
         if embedding is None:
             started = time.monotonic()
             embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
             self._prompts.put(prompt.key, embedding)
-            self._observe_stage("text_encode", time.monotonic() - started)
+            self._observe_stage(job, "text_encode", time.monotonic() - started)
         return embedding
 
     def _hand_over(self, slot: Slot, result: ImageResult) -> None:
@@ -273,7 +273,9 @@ class FluxEngine:
             metrics.batch_size.labels(self._model).observe(len(group))
         for slot in group:
             if slot.is_finished:
-                self._observe_stage("denoise", time.monotonic() - slot.started_at)
+                steps = slot.job.work.request.num_inference_steps
+                seconds = time.monotonic() - slot.started_at
+                self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
     def _count_done(self, steps: Sequence[Done]) -> None:
         for resolution, seconds in steps:
@@ -282,7 +284,8 @@ class FluxEngine:
     def _count_cache(self, result: str) -> None:
         metrics.cache_requests_total.labels(self._model, "prompt_embedding", result).inc()
 
-    def _observe_stage(self, stage: str, seconds: float) -> None:
+    def _observe_stage(self, job: FluxJob, stage: str, seconds: float, **facts: int) -> None:
+        job.note(stage, seconds, **facts)
         metrics.stage_seconds.labels(self._model, stage).observe(seconds)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors import metrics
+from predictors import metrics, tracing
 from predictors.base import Answer, BasePredictor
 from predictors.compute.device import announce, place
 from predictors.flux.codec import INPUT_TYPES, OUTPUT_TYPES, FluxCodec
@@ -70,9 +70,11 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
 
     async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """The reply to OpenAI's `images/generations`."""
-        requests = self._codec.decode_images(body)
+        with tracing.stage(call.trace, "parse"):
+            requests = self._codec.decode_images(body)
         answers = await self.run(requests, call)
-        return await self.off_loop(self._codec.encode_images, answers)
+        with tracing.stage(call.trace, "encode"):
+            return await self.off_loop(self._codec.encode_images, answers)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Names, datatypes and shapes of the V2 inputs."""

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from predictors.errors import InvalidRequest
+from predictors.tracing import Trace
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -21,7 +22,7 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 class Call(dict[str, str]):
     """Headers plus request id, deadline (`time.monotonic()` seconds, None for none), protocol
-    label, and the facts that the log will tell of the request.
+    label, the facts that the log will tell of the request, and its trace where it has one.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Call(dict[str, str]):
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
         self.deadline = deadline
         self.facts: dict[str, object] = {}
+        self.trace: Trace | None = None
 
     @classmethod
     def of(

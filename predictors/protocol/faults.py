@@ -3,7 +3,7 @@ Knows no route.
 
 `fault_of` is the only place where an exception becomes something a caller sees. Whatever is not a
 `ServingError` is our bug: the caller reads "internal error" and the request id, the log has the
-rest. `Tally` counts and logs a request exactly once, however it ends.
+rest. `Tally` counts, logs and traces a request exactly once, however it ends.
 
     error              HTTP        gRPC                OpenAI code
     InvalidRequest     400         INVALID_ARGUMENT    -
@@ -37,7 +37,7 @@ import grpc
 import orjson
 from prometheus_client import Counter, Histogram
 
-from predictors import errors, metrics
+from predictors import errors, logs, metrics, tracing
 from predictors.protocol.call import Call
 
 T = TypeVar("T")
@@ -192,7 +192,7 @@ def _fault(
 
 class Tally:
     """Counts one request once: `requests_total` and `request_seconds`; with a `call`, its outcome
-    is one line of the log. One per request, any thread.
+    is one line of the log and its time a span. One per request, any thread.
 
     `model` may be set late, when the edge has read whom the request is for; until then it is
     "unknown".
@@ -208,6 +208,11 @@ class Tally:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._call = call
+        if call is not None and tracing.is_on():
+            names = {"request_id": call.request_id, "protocol": protocol, "operation": operation}
+            call.trace = tracing.begin(f"{protocol} {operation}", call, names)
+            if call.trace is not None:
+                logs.trace_id.set(call.trace.id)  # the task is this request's own
         self._protocol = protocol
         self._operation = operation
         self._clock = clock
@@ -228,7 +233,11 @@ class Tally:
         _counter(self.model, self._protocol, self._operation, reason).inc()
         outcome = "ok" if reason == "ok" else "error"
         seconds = self.elapsed_s
-        _timer(self.model, self._protocol, outcome).observe(seconds)
+        trace = self._call.trace if self._call is not None else None
+        exemplar = None if trace is None else {"trace_id": trace.id}
+        _timer(self.model, self._protocol, outcome).observe(seconds, exemplar)
+        if trace is not None:
+            trace.end({"model": self.model, "reason": reason}, "" if reason == "ok" else reason)
         if self._call is not None and outcomes.isEnabledFor(logging.INFO):
             self._log(self._call, reason, round(seconds * 1000, 1))
 

@@ -251,10 +251,9 @@ class QwenVLEngine:
             tokens = self._embeddings.get(picture.patches.key)
         if tokens is None:
             started = reply.job.clock()
-            patches = picture.patches
-            tokens = self._runner.encode(patches.values, patches.grid)
-            self._embeddings.put(patches.key, tokens)
-            self._stage("vision_encode", reply.job.clock() - started)
+            tokens = self._runner.encode(picture.patches.values, picture.patches.grid)
+            self._embeddings.put(picture.patches.key, tokens)
+            self._stage(reply.job, "vision_encode", reply.job.clock() - started)
         reply.embedded[index] = tokens  # the cache may drop it before the last chunk
         return tokens
 
@@ -274,9 +273,10 @@ class QwenVLEngine:
         self._observe_token(reply)
         reason = self._finish_reason(reply)
         prompt, answer = reply.work.num_prompt_tokens, len(reply.answer)
-        reply.job.emit(ChatDelta((token,), prompt, answer, finish_reason=reason))
         if reason is not None:
             self._observe_end(reply)
+        reply.job.emit(ChatDelta((token,), prompt, answer, finish_reason=reason))
+        if reason is not None:
             self.evict(reply.job)
             reply.job.finish()
 
@@ -297,20 +297,20 @@ class QwenVLEngine:
         reply.last_token_at = now
 
     def _observe_first(self, reply: Reply, now: float) -> None:
-        job, prompt = reply.job, reply.work.num_prompt_tokens
+        job, work = reply.job, reply.work
         reply.first_token_at = now
         metrics.ttft_seconds.labels(self._model).observe(now - job.submitted_at)
-        self._stage("prefill", now - (job.admitted_at or job.submitted_at))
-        vision = sum(picture.length for picture in reply.work.pictures)
-        metrics.prompt_tokens_total.labels(self._model).inc(prompt)
-        metrics.vision_tokens_total.labels(self._model).inc(vision)
-        metrics.request_prompt_tokens.labels(self._model).observe(prompt)
+        self._stage(job, "prefill", now - (job.admitted_at or job.submitted_at))
+        metrics.prompt_tokens_total.labels(self._model).inc(work.num_prompt_tokens)
+        metrics.vision_tokens_total.labels(self._model).inc(sum(p.length for p in work.pictures))
+        metrics.request_prompt_tokens.labels(self._model).observe(work.num_prompt_tokens)
 
     def _observe_end(self, reply: Reply) -> None:
-        self._stage("decode", reply.last_token_at - reply.first_token_at)
+        self._stage(reply.job, "decode", reply.last_token_at - reply.first_token_at)
         metrics.request_generation_tokens.labels(self._model).observe(len(reply.answer))
 
-    def _stage(self, stage: str, seconds: float) -> None:
+    def _stage(self, job: ChatJob, stage: str, seconds: float) -> None:
+        job.note(stage, seconds)
         metrics.stage_seconds.labels(self._model, stage).observe(seconds)
 
     def _observe_cache(self, result: str) -> None:

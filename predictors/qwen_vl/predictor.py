@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, Flight
+from predictors import metrics, tracing
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.compute.device import announce, place
+from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
@@ -100,8 +101,9 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     # -- OpenAI ----------------------------------------------------------------------------------
     async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """A whole `chat.completion`; `n` choices are `n` jobs."""
-        answers = await self.run(await self._decode_chat(body), call)
-        return self._codec.encode_chat(body, call, answers)
+        answers = await self.run(await self._decode_chat(body, call), call)
+        with tracing.stage(call.trace, "encode"):
+            return self._codec.encode_chat(body, call, answers)
 
     async def chat_stream(
         self, body: Mapping[str, Any], call: Call
@@ -109,7 +111,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """Chunks as the text grows; the first one comes with the first token, so that a failure
         before it still gets a status. Closing the iterator cancels the jobs.
         """
-        requests = await self._decode_chat(body)
+        requests = await self._decode_chat(body, call)
         flights = await self.submit(requests, call)
         encoder = ChunkEncoder(body, call, self._codec.precision, requests)
         timings = partial(_slowest, flights)
@@ -123,11 +125,12 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         finally:
             self.settle(flights, call)
 
-    async def _decode_chat(self, body: Mapping[str, Any]) -> list[ChatRequest]:
+    async def _decode_chat(self, body: Mapping[str, Any], call: Call) -> list[ChatRequest]:
         self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
-        if _body_chars(body) <= INLINE_BYTES:
-            return self._codec.decode_chat(body)
-        return await self.off_loop(self._codec.decode_chat, body)
+        with tracing.stage(call.trace, "parse"):
+            if _body_chars(body) <= INLINE_BYTES:
+                return self._codec.decode_chat(body)
+            return await self.off_loop(self._codec.decode_chat, body)
 
 
 def check_settings(settings: QwenVLSettings) -> None:

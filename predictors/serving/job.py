@@ -42,6 +42,8 @@ class Job(Generic[W, C]):
         self.submitted_at = clock()
         self.admitted_at: float | None = None
         self.finished_at: float | None = None
+        self.stages: list[tuple[str, float, float, dict[str, int]]] = []
+        """What was done for it on the engine: name, start, end, facts."""
         self._lock = threading.Lock()
         self._chunks: list[C] = []
         self._error: ServingError | None = None
@@ -71,6 +73,11 @@ class Job(Generic[W, C]):
         return self.deadline is not None and now >= self.deadline
 
     # -- called by the engine thread -------------------------------------------------------------
+    def note(self, stage: str, seconds: float, **facts: int) -> None:
+        """A stage that took `seconds` is over now; to be called before the caller can know."""
+        now = self.clock()
+        self.stages.append((stage, now - seconds, now, facts))
+
     def emit(self, chunk: C) -> None:
         """Hand one chunk to the caller; ignored once the job is answered."""
         with self._lock:

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import httpx
 from PIL import Image
 
-from predictors.base import Answer, BasePredictor, Flight
+from predictors.base import Answer, BasePredictor
 from predictors.errors import InvalidRequest
+from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_image
 from predictors.protocol.server import PredictorServer

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from predictors.base import Flight
+from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.serving.engine import Engine
 from predictors.settings import Settings

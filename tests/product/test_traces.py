@@ -1,0 +1,195 @@
+"""The spans of one request: below its caller's, one for each stage, none for a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import grpc
+import openai
+import pytest
+
+from predictors import tracing
+from predictors.protocol.kserve_sdk import pb, pb_grpc
+from tests.http.echo import PATIENCE_S, Running
+from tests.http.log_lines import logged
+from tests.product.test_same_answer_everywhere import prompt_tensor
+
+sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+NOT_SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
+DRAW = {"inputs": [prompt_tensor("a small green cross")]}
+STAGES = ["parse", "prepare", "queue", "engine", "encode"]
+Spans = Any
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """Tracing is on, into memory."""
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    tracing.use(provider)
+    yield kept
+    tracing.stop()
+
+
+def tree(spans: Spans) -> tuple[Any, list[str], list[str], dict[str, Any]]:
+    """The request's span, the names below it and below the engine's, all by name; well formed."""
+    found = {span.name: span for span in spans.get_finished_spans()}
+    assert len(found) == len(spans.get_finished_spans())
+    (root,) = [span for span in found.values() if span.parent.span_id == int(PARENT, 16)]
+    assert {f"{span.context.trace_id:032x}" for span in found.values()} == {TRACE}
+
+    def below(parent: Any) -> list[str]:
+        mine = [s for s in found.values() if s.parent.span_id == parent.context.span_id]
+        slack_ns = 5_000_000  # the clocks of wall and process are read one after the other
+        assert all(s.start_time >= parent.start_time - slack_ns for s in mine)
+        assert all(s.start_time <= s.end_time <= parent.end_time + slack_ns for s in mine)
+        return [s.name for s in sorted(mine, key=lambda s: (s.start_time, s.end_time))]
+
+    return root, below(root), below(found["engine"]), found
+
+
+def test_a_picture_over_rest_is_a_tree_below_the_callers_span(
+    product: Running, spans: Spans
+) -> None:
+    with logged() as lines, product.client() as http:
+        http.post("/v2/models/flux/infer", json=DRAW, headers=SAMPLED).raise_for_status()
+        (line,) = lines.wait(1)
+        (access,) = lines.wait(1, "access")
+    root, stages, done, found = tree(spans)
+    assert root.name == "v2_rest infer"
+    assert root.attributes["model"] == "flux"
+    assert root.attributes["request_id"] == line["request_id"]
+    assert stages == STAGES
+    assert [name for name in done if name != "text_encode"] == ["denoise", "vae_decode"]
+    assert found["denoise"].attributes["steps"] == 4
+    assert found["engine"].attributes["width"] == 128
+    assert line["trace_id"] == access["trace_id"] == TRACE
+
+
+def test_a_picture_over_grpc_is_the_same_tree(product: Running, spans: Spans) -> None:
+    request = pb.ModelInferRequest(model_name="flux")
+    tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"a large blue square")
+    with logged() as lines, grpc.insecure_channel(product.grpc_target) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        stub.ModelInfer(request, metadata=tuple(SAMPLED.items()), timeout=PATIENCE_S)
+        lines.wait(1)
+    root, stages, done, _ = tree(spans)
+    assert (root.name, stages) == ("v2_grpc infer", STAGES)
+    assert [name for name in done if name != "text_encode"] == ["denoise", "vae_decode"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_is_prefill_and_decode(product: Running, spans: Spans, stream: bool) -> None:
+    with logged() as lines, openai.OpenAI(base_url=f"{product.url}/v1", api_key="-") as client:
+        answer: Any = client.chat.completions.create(
+            model="qwen-vl", messages=[{"role": "user", "content": "Hello"}], max_tokens=3,
+            stream=stream, extra_body={"ignore_eos": True}, extra_headers=SAMPLED,
+        )  # fmt: skip
+        if stream:
+            list(answer)
+        lines.wait(1)
+    root, stages, done, found = tree(spans)
+    assert (root.name, root.attributes["reason"]) == ("openai chat", "ok")
+    assert stages == (STAGES[:-1] if stream else STAGES)
+    assert done == ["prefill", "decode"]
+    assert found["engine"].attributes["completion_tokens"] == 3
+
+
+def test_a_refusal_is_one_failed_span(product: Running, spans: Spans) -> None:
+    with product.client() as http, logged() as lines:
+        answer = http.post("/v2/models/flux/infer", content=b"{", headers=SAMPLED)
+        assert answer.status_code == 400
+        lines.wait(1)
+    (span,) = spans.get_finished_spans()
+    assert span.attributes["error.type"] == "invalid_input"
+    assert not span.status.is_ok
+
+
+def test_the_histogram_has_the_trace_as_exemplar(product: Running, spans: Spans) -> None:
+    del spans
+    with product.client() as http, logged() as lines:
+        http.post("/v2/models/flux/infer", json=DRAW, headers=SAMPLED).raise_for_status()
+        lines.wait(1)
+        wanted = {"accept": "application/openmetrics-text; version=1.0.0"}
+        text = http.get("/metrics", headers=wanted).text
+        plain = http.get("/metrics").text
+    name = "predictors_request_duration_seconds_bucket"
+    exemplified = [row for row in text.splitlines() if row.startswith(name) and TRACE in row]
+    assert exemplified
+    assert TRACE not in plain
+
+
+def test_what_the_caller_did_not_sample_leaves_nothing(product: Running, spans: Spans) -> None:
+    with product.client() as http, logged() as lines:
+        http.post("/v2/models/flux/infer", json=DRAW, headers=NOT_SAMPLED).raise_for_status()
+        (line,) = lines.wait(1)
+    assert spans.get_finished_spans() == ()
+    assert "trace_id" not in line
+
+
+def test_without_an_exporter_nothing_is_traced(product: Running) -> None:
+    with product.client() as http, logged() as lines:
+        http.post("/v2/models/flux/infer", json=DRAW, headers=SAMPLED).raise_for_status()
+        (line,) = lines.wait(1)
+    assert "trace_id" not in line
+    assert tracing.begin("x", SAMPLED, {}) is None
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"OTEL_SERVICE_NAME": "x"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_tracing_is_off_unless_an_endpoint_is_named(environ: dict[str, str]) -> None:
+    assert tracing.configure(environ) is False
+    assert tracing.begin("x", SAMPLED, {}) is None
+
+
+def test_spans_reach_a_collector_by_the_standard_variables() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the exporter")
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            got.append((self.path, body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    code = (
+        "import os, json; from predictors import tracing; assert tracing.configure(os.environ);"
+        "tracing.begin('asked', {}, {'protocol': 'p'}).end({'model': 'm'}); tracing.stop()"
+    )
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | there, timeout=60, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        server.shutdown()
+    assert run.returncode == 0, json.dumps(run.stderr)
+    ((path, body),) = got
+    assert path == "/v1/traces"
+    assert b"asked" in body
