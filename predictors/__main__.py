@@ -56,6 +56,7 @@ def serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logs.configure(settings.server.log_format, settings.server.log_level)
     from predictors.compute.device import keep_code
+    from predictors.compute.profiling import Profiler
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
     keep_code(settings.compute, os.environ)
@@ -66,7 +67,7 @@ def serve(arguments: argparse.Namespace) -> int:
     for model in models:
         model.host.on_progress = partial(_log_progress, model.name)
     try:
-        return PredictorServer(models, settings).run()
+        return PredictorServer(models, settings, make_profiler=Profiler).run()
     finally:
         tracing.stop()
 

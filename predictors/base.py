@@ -23,6 +23,7 @@ from predictors.protocol.v2 import V2Request, V2Response
 from predictors.protocol.v2_kserve import from_kserve, to_kserve
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
+from predictors.serving.recording import Recorder, Recording
 from predictors.settings import Settings
 
 R = TypeVar("R")  # request: a validated wish
@@ -130,6 +131,15 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     async def healthy(self) -> bool:
         """Ready means warm: every promised shape compiled, the engine alive, not draining."""
         return self.host.is_ready
+
+    # -- for operators ---------------------------------------------------------------------------
+    def describe(self) -> dict[str, object]:
+        """What runs, waits and is cached, as JSON can carry it. Any thread, never blocks."""
+        return {"room": self.room, **self.host.describe()}
+
+    def record(self, recorder: Recorder, steps: int) -> Recording:
+        """Record the next steps of live traffic, see `EngineHost.record`. Any thread."""
+        return self.host.record(recorder, steps)
 
     # -- KServe's request path -------------------------------------------------------------------
     async def infer(self, request: V2Request, call: Call) -> V2Response:

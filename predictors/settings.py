@@ -34,6 +34,7 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
 }
 LEAST: Mapping[str, float] = {
     "PREDICTORS_SERVER_GRPC_PORT": -1,
+    "PREDICTORS_SERVER_ADMIN_PORT": -1,
     "PREDICTORS_SERVER_PREPARE_THREADS": 1,
     "PREDICTORS_FLUX_SLOTS": 1,
     "PREDICTORS_QWEN_VL_SLOTS": 1,
@@ -57,6 +58,10 @@ class ServerSettings:
     """HTTP port; 0 takes a free one."""
     grpc_port: int = 8081
     """gRPC port; 0 takes a free one, -1 turns gRPC off."""
+    admin_port: int = -1
+    """Port of `/debug/engine` and `/debug/profile`, for operators; 0 takes a free one, -1 is off. They are unauthenticated."""
+    admin_host: str = "127.0.0.1"
+    """Address that the admin port binds. Whoever reaches it sees request ids and can slow the server down by profiling it."""
     drain_timeout_s: float = 300.0
     """After SIGTERM accepted work is finished for at most this long, then the rest is failed with 503."""
     keep_alive_s: float = 65.0

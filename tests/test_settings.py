@@ -15,6 +15,8 @@ DEFAULTS = {
     "server.host": "127.0.0.1",
     "server.port": 8080,
     "server.grpc_port": 8081,
+    "server.admin_port": -1,
+    "server.admin_host": "127.0.0.1",
     "server.drain_timeout_s": 300.0,
     "server.keep_alive_s": 65.0,
     "server.max_body_bytes": 64 * 2**20,

@@ -92,6 +92,8 @@ class Graphs:
         self._is_sealed = False
         self.count = 0
         """Captures so far, those included that were only asked for off CUDA."""
+        self.count_after_ready = 0
+        """Of these, after `seal`."""
         self.seconds = 0.0
         """Spent on them, rehearsals included."""
 
@@ -120,6 +122,7 @@ class Graphs:
         self.seconds += seconds
         log.debug("%s: captured %s in %.3f s", self._model, name, seconds)
         if self._is_sealed:
+            self.count_after_ready += 1
             metrics.graph_captures_total.labels(self._model).inc()
         return captured
 

@@ -61,6 +61,8 @@ class Start:
         self._bundle = bundle
         self._has_kernels = has_kernels
         self._before: Tally | None = None
+        self.kind: str | None = None
+        """`cold`, `warm` or `plain` once the start has ended. Any thread."""
 
     def begin(self) -> None:
         """Begin to count, and give torch the bundle. Only the first call until `end` matters."""
@@ -80,6 +82,7 @@ class Start:
         found, self._before = self._mine() - self._before, None
         if found.compiled or not self._bundle.exists:
             self._bundle.save()
+        self.kind = found.start
         for kind in metrics.STARTS:
             metrics.start_info.labels(self._model, kind).set(kind == found.start)
         metrics.start_compilations.labels(self._model, "compiled").set(found.compiled)

@@ -10,7 +10,7 @@ committed before every launch of the turn has succeeded, so a turn that raises h
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -115,6 +115,29 @@ class FluxEngine:
         request = work.request
         self._offer.check_sides(request.width, request.height)
         self._offer.check_promise(request.width, request.height, request.max_sequence_length)
+
+    def describe(self) -> Mapping[str, object]:
+        """See `serving.engine.Describes`."""
+        runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
+        cached = {"entries": len(prompts), "bytes": prompts.num_bytes}
+        sizes = [f"{width}x{height}" for width, height in self._offer.sizes]
+        return {
+            "running": {slot.job.id: _describe_slot(slot) for slot in slots},
+            "caches": {"prompt_embedding": cached},
+            "warm_shapes": sizes if self._start.kind else [],
+            "widths": {} if runner is None else self._describe_widths(runner),
+            "attention": None if runner is None else runner.attention,
+            "recompilations_after_ready": self._guard.count,
+            "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
+            "start": self._start.kind,
+        }
+
+    def _describe_widths(self, runner: Runner) -> dict[str, int]:
+        side = self._facts.patch_pixels
+        return {
+            f"{columns * side}x{rows * side} {form}": width
+            for (_, rows, columns, form), width in list(runner.widths.items())
+        }
 
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> None:
@@ -294,6 +317,17 @@ def _without_a_crowd(slots: list[Slot]) -> list[Slot]:
     wait for at most one newcomer's text encoders, as they do for one decode."""
     new = [slot for slot in slots if slot.canvas is None]
     return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
+
+
+def _describe_slot(slot: Slot) -> dict[str, object]:
+    request, calls, canvas = slot.job.work.request, slot.job.work.course.num_calls, slot.canvas
+    done = 0 if canvas is None else canvas.index
+    return {
+        "steps_done": done,
+        "steps_left": calls - done,
+        "shape": f"{request.width}x{request.height}",
+        "tier": request.tier,
+    }
 
 
 def _resolution(slot: Slot) -> str:

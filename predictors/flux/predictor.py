@@ -76,6 +76,12 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, answers)
 
+    def describe(self) -> dict[str, object]:
+        """With the precision that callers read, by tier."""
+        tiers = self._codec.offer.tiers.loaded
+        precision = {tier: self._codec.precision_of(tier) for tier in tiers}
+        return {**super().describe(), "precision": precision}
+
     def get_input_types(self) -> list[dict[str, Any]]:
         """Names, datatypes and shapes of the V2 inputs."""
         return [dict(tensor) for tensor in INPUT_TYPES]

@@ -24,6 +24,7 @@ from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
 from predictors.compute.graphs import Captured, Graphs
 from predictors.compute.pacing import Pace
+from predictors.compute.profiling import staged
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
 from predictors.flux.facts import Facts
 from predictors.flux.modules import decoder as decoding
@@ -131,10 +132,11 @@ class Runner:
         self._promised = {(height // side, width // side) for width, height in promised}
         self._max_rows = max_rows
         self._graphs = Graphs(model, placement)
+        self.attention = "sdpa"
         self._steps: dict[tuple[int, int, str, int], Callable[..., Tensor]] = {}
         self._encoders: dict[tuple[int, int], Captured[tuple[Tensor, Tensor]]] = {}
         self._developers: dict[tuple[int, int], Callable[..., Tensor]] = {}
-        self._widths: dict[StepShape, int] = {}
+        self.widths: dict[StepShape, int] = {}
         self._is_sealed = False
         self._is_measured = placement.is_cuda  # elsewhere the time is no measure: cores are shared
         self._rotary = lru_cache(NUM_ROTARY_TABLES)(self._rotary_table)
@@ -158,6 +160,7 @@ class Runner:
             self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
         )
         choice.announce(self._model)
+        self.attention = choice.name
         narrow = fp8_attention(self._placement, shape.head_dim) if narrows_attention else None
         log.info(
             "%s: attention of fp8 weights in %s", self._model, "fp8" if narrow else "their own"
@@ -169,6 +172,7 @@ class Runner:
         self._decoding = FusedDecoding(self._parts.decoder)
 
     # -- a picture's way ------------------------------------------------------------------------
+    @staged("text_encode")
     def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> Embedding:
         """Both text encoders on one prompt, ids (1, n) on the host: always one row, so its bits
         know no neighbours."""
@@ -210,6 +214,7 @@ class Runner:
             shape=shape,
         )
 
+    @staged("denoise_step")
     def denoise(self, canvases: Sequence[Canvas], width: int = 0) -> list[Step]:
         """What each canvas is after its next computed step; all have one shape.
 
@@ -226,6 +231,7 @@ class Runner:
         each = velocity.split([c.num_rows for c in canvases])
         return [_advance(c, share) for c, share in zip(canvases, each, strict=True)]
 
+    @staged("vae_decode")
     def decode(self, canvas: Canvas) -> HostCopy:
         """Begin to decode a finished canvas; the copy's result is uint8 (height, width, 3)."""
         _, rows, columns, _ = canvas.shape
@@ -238,7 +244,7 @@ class Runner:
     def width(self, shape: StepShape) -> int:
         """Rows that share a pass of this shape."""
         largest = self.largest_width(shape[3])
-        return min(largest, self._widths.get(shape, 1)) if self._is_measured else largest
+        return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
 
     def largest_width(self, form: str) -> int:
         """Rows that may ever share a pass.
@@ -261,7 +267,7 @@ class Runner:
 
     def seal(self, widths: Mapping[StepShape, int]) -> None:
         """Serve with these widths; whatever is not captured by now never will be."""
-        self._widths = dict(widths)
+        self.widths = dict(widths)
         patches = {
             (t, rows * columns, form): width for (t, rows, columns, form), width in widths.items()
         }
@@ -270,6 +276,11 @@ class Runner:
         }
         self._graphs.seal()
         self._is_sealed = True
+
+    @property
+    def captures_after_ready(self) -> int:
+        """Graphs that were captured after `seal`. Any thread."""
+        return self._graphs.count_after_ready
 
     def close(self) -> None:
         """Give the graphs back."""

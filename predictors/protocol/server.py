@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,14 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
 from predictors.protocol.http_protocol import BoundedProtocol
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest_app import RestApp
-from predictors.protocol.serves import Served
+from predictors.protocol.serves import Profiling, Served
 from predictors.protocol.v2_grpc import SERVICE, add_inference
 from predictors.protocol.v2_rest import v2_routes
 from predictors.settings import InvalidSetting, Settings
@@ -57,11 +58,13 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI; `on_scrape` is called before each `/metrics`.
+    OpenAI; `on_scrape` is called before each `/metrics`; `make_profiler` is what the admin port
+    profiles with.
     """
 
     http_port: int
     grpc_port: int
+    admin_port: int
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         *,
         routes: Sequence[BaseRoute] = (),
         on_scrape: Callable[[], None] = lambda: None,
+        make_profiler: Callable[[], Profiling] | None = None,
     ) -> None:
         own = settings.server
         super().__init__(
@@ -85,6 +89,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.registered_models.update(model)
         self._routes = routes
         self._on_scrape = on_scrape
+        self._make_profiler = make_profiler
+        self.admin_port = own.admin_port
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -122,13 +128,18 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         metrics.draining.set(0)
-        with _listen(self.settings.server.host, self.http_port) as listener:
+        with (
+            _listen(self.settings.server.host, self.http_port) as listener,
+            self._listen_admin() as admin_listener,
+        ):
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
-            http_server = self._http_server()
+            routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
+            http_server = self._http_server(routes)
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
+            end_admin = self._start_admin(admin_listener)
             self._start_models()
             self._started.set()
             log.info(
@@ -141,6 +152,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await self._ending.wait()
             await self._drain()
             http_server.should_exit = True
+            await end_admin()
             await http_task
         if grpc_server is not None:
             await grpc_server.stop(LAST_WORDS_S)
@@ -148,9 +160,29 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
 
-    def _http_server(self) -> HttpServer:
+    def _listen_admin(self) -> contextlib.AbstractContextManager[socket.socket | None]:
+        if self.admin_port < 0:
+            return contextlib.nullcontext()
+        return _listen(self.settings.server.admin_host, self.admin_port)
+
+    def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
+        """Answer operators, if they are wanted; returns what ends it."""
+        if listener is None:
+            return _nothing
+        self.admin_port = listener.getsockname()[1]
+        admin = Admin(self.registry, self._ending, self._make_profiler)
+        server = self._http_server(admin.routes())
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        log.info("admin on %s: HTTP %d", self.settings.server.admin_host, self.admin_port)
+
+        async def end() -> None:
+            server.should_exit = True
+            await task
+
+        return end
+
+    def _http_server(self, routes: Sequence[BaseRoute]) -> HttpServer:
         own = self.settings.server
-        routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
         config = uvicorn.Config(
             RestApp(routes, access_log=own.access_log, on_scrape=self._on_scrape),
             http=BoundedProtocol,
@@ -259,6 +291,10 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
     listener.setblocking(False)
     return listener
+
+
+async def _nothing() -> None:
+    """What ends a port that never was."""
 
 
 async def _all_in_threads(works: Sequence[Callable[[], Any]]) -> None:

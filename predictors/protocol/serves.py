@@ -5,6 +5,7 @@ provide them.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.protocol.call import Call
@@ -56,4 +57,57 @@ class ServesChat(Served, Protocol):
         Everything that can be refused is refused before the first chunk is yielded, so that it gets
         a status.
         """
+        ...
+
+
+class ProfileReport(Protocol):
+    """What was recorded."""
+
+    @property
+    def table(self) -> Mapping[str, object]:
+        """What took the time, as JSON can carry it."""
+        ...
+
+    @property
+    def trace(self) -> bytes:
+        """A gzipped Chrome trace."""
+        ...
+
+
+class Profiling(Protocol):
+    """A profiler that a model's engine starts and stops; used once."""
+
+    def start(self) -> None: ...
+
+    def before_step(self) -> None: ...
+
+    def after_step(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def report(self) -> ProfileReport:
+        """What was recorded, after `stop`. Any thread, takes seconds."""
+        ...
+
+
+class ProfileRecording(Protocol):
+    """A recording that is on."""
+
+    outcome: Future[int]
+
+    def end(self) -> None:
+        """Take no more steps; `outcome` is their number."""
+        ...
+
+
+@runtime_checkable
+class Inspected(Protocol):
+    """A predictor that operators may look into."""
+
+    def describe(self) -> Mapping[str, object]:
+        """What runs, waits and is cached, as JSON can carry it. Never blocks."""
+        ...
+
+    def record(self, recorder: Profiling, steps: int) -> ProfileRecording:
+        """Record the next steps of live traffic. Raises what a request for work would."""
         ...

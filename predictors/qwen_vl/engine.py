@@ -10,8 +10,8 @@ only, unless a docstring says otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +24,15 @@ from predictors.compute.device import Placement, is_device_lost
 from predictors.errors import InvalidRequest
 from predictors.qwen_vl.inputs import ChatWork, PlacedPicture
 from predictors.qwen_vl.kv_cache import Limits, PagePool
+from predictors.qwen_vl.reply import ChatJob, Reply
 from predictors.qwen_vl.request import ChatDelta
-from predictors.qwen_vl.runner import Choice, Piece, Row, Runner, free_pages
+from predictors.qwen_vl.runner import (
+    Piece,
+    Runner,
+    free_pages,
+    is_deterministic,
+    max_context,
+)
 from predictors.qwen_vl.scheduling import (
     Chunk,
     Standing,
@@ -37,42 +44,9 @@ from predictors.qwen_vl.scheduling import (
 )
 from predictors.qwen_vl.weights import Architecture, load_modules
 from predictors.serving.engine import Progress, StickyDeviceError
-from predictors.serving.job import Job
-from predictors.settings import InvalidSetting, QwenVLSettings
+from predictors.settings import QwenVLSettings
 
 log = logging.getLogger(__name__)
-
-ChatJob = Job[ChatWork, ChatDelta]
-CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
-
-
-@dataclass(slots=True)
-class Reply:
-    """One admitted job and its growing answer. Changed at the end of a step only."""
-
-    job: ChatJob
-    slot: int
-    pages: tuple[int, ...]
-    done: int = 0
-    answer: list[int] = field(default_factory=list)
-    embedded: dict[int, Tensor] = field(default_factory=dict)  # picture's index -> its tokens
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-
-    @property
-    def work(self) -> ChatWork:
-        """What is wanted."""
-        return self.job.work
-
-    def choice(self) -> Choice:
-        """How its next token is chosen."""
-        return Choice(self.slot, self.work.sampling, self.work.seed, len(self.answer))
-
-    def row(self) -> Row:
-        """Its place in the next decode step: the newest token is not in the cache yet."""
-        before = len(self.answer) - 1
-        length = self.work.num_prompt_tokens + before
-        return Row(self.slot, self.answer[-1], self.work.next_position + before, length, self.pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +79,7 @@ class QwenVLEngine:
         self._placement = placement
         self._deterministic = is_deterministic(settings, placement)
         self._sequences: dict[ChatJob, Reply] = {}
+        self._warm_shapes: list[str] = []
         self._free_slots = list(range(self.slots - 1, -1, -1))
         self._runner: Runner  # from `load` on
         self._pool: PagePool
@@ -122,6 +97,21 @@ class QwenVLEngine:
     def active(self) -> list[ChatJob]:
         """Admitted jobs in order of admission. Any thread."""
         return list(self._sequences)
+
+    def describe(self) -> Mapping[str, object]:
+        """See `serving.engine.Describes`."""
+        pool: PagePool | None = getattr(self, "_pool", None)
+        kept = getattr(self, "_embeddings", None)  # gone once closed
+        cached = {"entries": len(kept or ()), "bytes": kept.num_bytes if kept else 0}
+        return {
+            "running": {r.job.id: r.describe() for r in list(self._sequences.values())},
+            "caches": {"vision_embedding": cached},
+            "kv_pages": None if pool is None else {"free": pool.num_free, "all": pool.num_pages},
+            "warm_shapes": self._warm_shapes,
+            "precision": self._placement.precision,
+            "attention": "paged",
+            "recompilations_after_ready": self.guard.count,
+        }
 
     def load(self) -> None:
         """Read the weights and lay out the KV pages."""
@@ -144,6 +134,7 @@ class QwenVLEngine:
             progress(name, done, len(shapes))
             run()
         progress("ready", len(shapes), len(shapes))
+        self._warm_shapes = [name for name, _ in shapes]
         self.guard.seal()
 
     def validate(self, work: ChatWork) -> None:
@@ -332,19 +323,3 @@ class QwenVLEngine:
             decode_widths=widths,
             chunk_widths=chunk_widths(settings.prefill_chunk),
         )
-
-
-def max_context(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> int:
-    """Most tokens of prompt and answer together."""
-    usual = GPU_CONTEXT if placement.is_cuda else CPU_CONTEXT
-    return min(settings.max_context or usual, architecture.text.max_positions)
-
-
-def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
-    """Whether decoding keeps one width, so that neighbours never change a bit."""
-    if settings.deterministic not in {"auto", "on", "off"}:
-        raise InvalidSetting(
-            f"qwen_vl.deterministic must be auto, on or off, not {settings.deterministic!r}"
-        )
-    is_cheap = not placement.is_cuda and placement.dtype == torch.float32
-    return settings.deterministic == "on" or (settings.deterministic == "auto" and is_cheap)

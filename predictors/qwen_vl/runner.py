@@ -17,6 +17,7 @@ from torch import Tensor
 
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
+from predictors.compute.profiling import staged
 from predictors.compute.transfer import to_device, to_host_async
 from predictors.qwen_vl.kv_cache import Limits
 from predictors.qwen_vl.modules.decoder import Decoder, TextShape
@@ -24,7 +25,10 @@ from predictors.qwen_vl.modules.paged import SCRATCH_PAGE
 from predictors.qwen_vl.modules.vision import GridPlan, VisionTower, plan_grid
 from predictors.qwen_vl.request import Sampling
 from predictors.qwen_vl.sampling import Draw, Penalties, greedy, noise_key, sampled
+from predictors.qwen_vl.weights import Architecture
+from predictors.settings import InvalidSetting, QwenVLSettings
 
+CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
 KV_SHARE = 0.8  # of the memory that is free once the weights are there
 GRID_PLANS = 256  # cached; a plan of 1024x1024 pixels takes 3.6 MB
 
@@ -104,6 +108,7 @@ class Runner:
         self._sampled = compiled(sampled, placement, "qwen_vl.sampled")
 
     # -- pictures --------------------------------------------------------------------------------
+    @staged("vision")
     @torch.no_grad()
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Decoder tokens (merged, hidden) of one picture's `patches` (patches, values) fp32 on the
@@ -126,6 +131,7 @@ class Runner:
         self._seen[slot].zero_().index_fill_(0, self._move(prompt), True)
         self._counts[slot].zero_()
 
+    @staged("prefill")
     @torch.no_grad()
     def prefill(self, piece: Piece) -> Tensor:
         """Read one chunk; logits (1, vocab) after its last token."""
@@ -155,6 +161,7 @@ class Runner:
         return torch.tensor(pages)[index // size] * size + index % size
 
     # -- answers ---------------------------------------------------------------------------------
+    @staged("decode")
     @torch.no_grad()
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (width, vocab) after one more token of each sequence: its rows first, then
@@ -264,6 +271,22 @@ class Runner:
             sampling = Sampling(temperature=temperature)
             choices = [Choice(0, sampling, 0, 0)] * len(logits)
             self.read(self.choose(logits, choices))
+
+
+def max_context(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> int:
+    """Most tokens of prompt and answer together."""
+    usual = GPU_CONTEXT if placement.is_cuda else CPU_CONTEXT
+    return min(settings.max_context or usual, architecture.text.max_positions)
+
+
+def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
+    """Whether decoding keeps one width, so that neighbours never change a bit."""
+    if settings.deterministic not in {"auto", "on", "off"}:
+        raise InvalidSetting(
+            f"qwen_vl.deterministic must be auto, on or off, not {settings.deterministic!r}"
+        )
+    is_cheap = not placement.is_cuda and placement.dtype == torch.float32
+    return settings.deterministic == "on" or (settings.deterministic == "auto" and is_cheap)
 
 
 def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int | None:

@@ -6,8 +6,8 @@ for N steps and leaves. Everything below this Protocol may touch a device; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from predictors.serving.job import Job
 
@@ -74,4 +74,19 @@ class Engine(Protocol[W, C]):
 
     def close(self) -> None:
         """Release the device. Called once, last."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """What an engine may offer besides: a look inside, for operators."""
+
+    def describe(self) -> Mapping[str, object]:
+        """What JSON can carry: `running` (what is told of each job, by its id), and whatever else
+        the room has to tell (caches, warm shapes, precision).
+
+        Any thread, also before `load` and after `close`. Never blocks, never asks a tensor for its
+        values, never tells what a caller wrote. The engine goes on meanwhile: each value is true
+        for itself, but two of them may be from before and after the same step.
+        """
         ...

@@ -17,9 +17,10 @@ from typing import Any, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
-from predictors.serving.engine import Engine
+from predictors.serving.engine import Describes, Engine
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import Lifecycle, State, Warmth
+from predictors.serving.recording import Recorder, Recording
 from predictors.serving.roster import Roster
 from predictors.serving.turns import Turns
 from predictors.settings import QueueSettings
@@ -180,6 +181,26 @@ class EngineHost(Generic[W, C]):
         """Look at the clock again: for a clock that was set, not one that ran."""
         self._roster.wake()
 
+    def describe(self) -> dict[str, object]:
+        """What an operator may see, see `Describes`. Any thread, never waits for the engine."""
+        shown: dict[str, Any] = {"state": self.state.value, **self._roster.describe()}
+        inside = self._engine
+        engine: dict[str, Any] = dict(inside.describe()) if isinstance(inside, Describes) else {}
+        details = engine.pop("running", {})
+        for job in shown["running"]:
+            job.update(details.get(job["id"], {}))
+        return {**shown, **engine}
+
+    def record(self, recorder: Recorder, steps: int) -> Recording:
+        """Record the next `steps` steps, see `recording`. Any thread. Raises what `submit` would,
+        and `Overloaded` while another recording is on."""
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        recording = Recording(recorder, steps, self._roster.wake)
+        self._turns.recordings.begin(recording)
+        return recording
+
     # -- life ------------------------------------------------------------------------------------
     def start(self) -> None:
         """Begin to load on the engine thread and return at once. Idempotent."""
@@ -266,6 +287,7 @@ class EngineHost(Generic[W, C]):
             if not self.turn():
                 self._roster.wait_for_change()
         self._turns.clear_out()
+        self._turns.recordings.close(Draining(f"{self.model} is shutting down"))
 
     def _watch(self) -> None:
         while self._roster.wait_for_deadline():
@@ -312,6 +334,7 @@ class EngineHost(Generic[W, C]):
         log.critical("%s failed while %s", self.model, phase, exc_info=error)
         metrics.engine_failures_total.labels(self.model).inc()
         self._lifecycle.move(State.FAILED)
+        self._turns.recordings.close(self._engine_failed())
         self._roster.fail_all(self._engine_failed)
         self._roster.dismiss()
         failed = attempt(self.on_failed, self._engine_failed()) if self.on_failed else None

@@ -274,6 +274,24 @@ class Roster(Generic[W, C]):
         with self._lock:
             return list(self._running.values())
 
+    def describe(self) -> dict[str, object]:
+        """Who runs (id, age, seconds in the slot) and how many wait, as JSON can carry it."""
+        running, now = self.running, self._clock()
+        return {
+            "running": [
+                {
+                    "id": job.id,
+                    "age_s": round(now - job.submitted_at, 3),
+                    "slot_s": round(now - (job.admitted_at or now), 3),
+                }
+                for job in running
+            ],
+            "queued": self.waiting,
+            "queue_capacity": self._capacity,
+            "queue_oldest_s": round(self.oldest_age_s(), 3),
+            "slots": self.slots,
+        }
+
     def has_free_slot(self) -> bool:
         """Whether the engine could have one more job by number."""
         return self._free_slots > 0

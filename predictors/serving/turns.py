@@ -16,6 +16,7 @@ from predictors.errors import OutOfMemory, ServingError, StepFailed
 from predictors.serving.engine import Engine, StickyDeviceError
 from predictors.serving.isolation import Isolation, is_out_of_memory
 from predictors.serving.job import Job
+from predictors.serving.recording import Recordings
 from predictors.serving.roster import Roster
 
 W = TypeVar("W")
@@ -49,6 +50,8 @@ class Turns(Generic[W, C]):
         self._isolation: Isolation[Job[W, C]] = Isolation(
             self._attempt_step, metrics.batch_splits_total.labels(model).inc
         )
+        self.recordings = Recordings(attempt)
+        """Of steps, see `recording`."""
         self._step_seconds = metrics.step_seconds.labels(model)
         self._steps = metrics.engine_steps_total.labels(model)
         self._last_step = metrics.engine_last_step_timestamp_seconds.labels(model)
@@ -60,8 +63,11 @@ class Turns(Generic[W, C]):
         self._admit()
         jobs = self._engine.active
         if not jobs or not self._engine.busy:
+            self.recordings.settle()
             return False
+        self.recordings.before_step()
         self._step(jobs)
+        self.recordings.after_step()
         self.clear_out()
         return True
 

@@ -1,0 +1,282 @@
+"""The operator's port over both rooms: the view under load, and a profile of live traffic that
+changes no answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from predictors.__main__ import build
+from predictors.compute.profiling import Profiler
+from predictors.settings import ServerSettings
+from tests.fakes import ScriptedEngine
+from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
+from tests.product.conftest import CHECKPOINTS, product_settings
+
+SECRET = "a large yellow crescent"
+STEPS = 6
+
+
+def admin_of(running: Running) -> httpx.Client:
+    """A client of the admin port."""
+    url = f"http://127.0.0.1:{running.server.admin_port}"
+    return httpx.Client(base_url=url, timeout=PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Running]:
+    """Both rooms with an admin port."""
+    base = product_settings()
+    settings = replace(base, server=replace(base.server, admin_port=0))
+    models = [
+        build("flux", CHECKPOINTS / "shapes-flux", settings),
+        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings),
+    ]
+    more: Any = {"settings": settings, "make_profiler": Profiler}
+    with serving(*models, **more) as running:  # type: ignore[arg-type]
+        yield running
+
+
+def draw(running: Running, steps: int) -> list[str]:
+    """The files of one picture."""
+    prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [SECRET]}
+    body = {"inputs": [prompt], "parameters": {"seed": 7, "num_inference_steps": steps}}
+    with running.client() as http:
+        reply = http.post("/v2/models/flux/infer", json=body)
+    assert reply.status_code == 200, reply.text
+    return next(o["data"] for o in reply.json()["outputs"] if o["name"] == "image")
+
+
+def chat(running: Running, tokens: int) -> str:
+    """One answer about no picture."""
+    body = {
+        "model": "qwen-vl",
+        "messages": [{"role": "user", "content": SECRET}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    with running.client() as http:
+        reply = http.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    text: str = reply.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def names_in(trace: bytes) -> list[str]:
+    """The names of all events of a gzipped Chrome trace."""
+    events = json.loads(gzip.decompress(trace))["traceEvents"]
+    return [e["name"] for e in events if e.get("cat") == "user_annotation"]
+
+
+def test_the_view_shows_what_runs_and_never_what_was_asked(watched: Running) -> None:
+    with ThreadPoolExecutor(2) as pool, admin_of(watched) as admin:
+        drawing = pool.submit(draw, watched, 100)
+        body = {"model": "flux", "steps": 1}
+        assert admin.post("/debug/profile", json=body).status_code == 200  # it is running
+        reply = admin.get("/debug/engine")
+        drawing.result()
+    assert reply.status_code == 200
+    assert "yellow" not in reply.text
+    models = reply.json()["models"]
+    flux, qwen = models["flux"], models["qwen-vl"]
+    job = flux["running"][0]
+    assert job["steps_done"] + job["steps_left"] == 100
+    assert job["steps_done"] >= 1
+    assert (job["shape"], job["tier"]) == ("128x128", "lossless")
+    assert 0 <= job["slot_s"] <= job["age_s"]
+    assert (flux["state"], flux["queued"], flux["slots"]) == ("ready", 0, 4)
+    assert flux["caches"]["prompt_embedding"]["entries"] == 1
+    assert flux["caches"]["prompt_embedding"]["bytes"] > 0
+    assert flux["warm_shapes"] == ["128x128"]
+    assert flux["precision"]["lossless"] == "float32"
+    assert flux["recompilations_after_ready"] == flux["captures_after_ready"] == 0
+    assert flux["start"] == "plain"
+    assert qwen["running"] == []
+    assert qwen["kv_pages"]["free"] == qwen["kv_pages"]["all"]
+    assert "vision" in qwen["warm_shapes"]
+
+
+def test_a_profile_of_live_drawing_has_its_steps_and_stages_and_changes_no_byte(
+    watched: Running,
+) -> None:
+    alone = draw(watched, 60)
+    with ThreadPoolExecutor(1) as pool, admin_of(watched) as admin:
+        drawing = pool.submit(draw, watched, 60)
+        reply = admin.post("/debug/profile", json={"model": "flux", "steps": STEPS})
+        assert drawing.result() == alone
+        found = reply.json()
+        assert reply.status_code == 200, found
+        trace = admin.get(found["trace"])
+        assert admin.get("/debug/profile/another").status_code == 404
+    assert found["steps"] == STEPS
+    assert {"engine_step", "denoise_step"} <= {row["name"] for row in found["stages"]}
+    calls = {row["name"]: row["calls"] for row in found["stages"]}
+    assert calls["engine_step"] == STEPS
+    assert any(row["name"].startswith("aten::") for row in found["top"])
+    assert trace.headers["content-type"] == "application/gzip"
+    assert len(trace.content) == found["trace_bytes"]
+    assert names_in(trace.content).count("engine_step") == STEPS
+
+
+def test_a_profile_of_a_whole_picture_names_all_its_stages(watched: Running) -> None:
+    with ThreadPoolExecutor(2) as pool, admin_of(watched) as admin:
+        wish = {"model": "flux", "steps": 5, "timeout_s": PATIENCE_S}
+        asked = pool.submit(admin.post, "/debug/profile", json=wish)
+        files = [draw(watched, 4) for _ in range(2)]
+        assert files[0] == files[1]
+        if not asked.done():
+            draw(watched, 4)
+        stages = {row["name"] for row in asked.result().json()["stages"]}
+    assert {"denoise_step", "vae_decode"} <= stages
+
+
+def test_a_profile_of_chat_comes_as_a_file_when_asked_for_one(watched: Running) -> None:
+    alone = chat(watched, 40)
+    with ThreadPoolExecutor(1) as pool, admin_of(watched) as admin:
+        wish = {"model": "qwen-vl", "steps": 20}
+        accept = {"accept": "application/gzip"}
+        asked = pool.submit(admin.post, "/debug/profile", json=wish, headers=accept)
+        while not asked.done():
+            assert chat(watched, 40) == alone
+        reply = asked.result()
+    assert reply.headers["content-type"] == "application/gzip"
+    assert {"engine_step", "decode"} <= set(names_in(reply.content))
+    assert names_in(reply.content).count("engine_step") == 20
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({}, 400),
+        ([], 400),
+        ({"model": 1}, 400),
+        ({"model": "flux", "steps": 0}, 400),
+        ({"model": "flux", "steps": True}, 400),
+        ({"model": "flux", "steps": 10_000}, 400),
+        ({"model": "flux", "timeout_s": "1"}, 400),
+        ({"model": "flux", "timeout_s": 1e9}, 400),
+        ({"model": "flux", "step": 1}, 400),
+        ({"model": "nobody"}, 404),
+    ],
+)
+def test_a_bad_wish_is_refused(watched: Running, body: Any, status: int) -> None:
+    with admin_of(watched) as admin:
+        reply = admin.post("/debug/profile", json=body)
+    assert reply.status_code == status
+    assert reply.json()["error"]
+
+
+def test_a_wish_without_its_media_type_is_refused_so_that_no_web_page_can_ask(
+    watched: Running,
+) -> None:
+    with admin_of(watched) as admin:
+        assert admin.post("/debug/profile", content=b'{"model":"flux"}').status_code == 415
+        assert admin.post("/debug/profile", json={"model": "x" * 5000}).status_code == 413
+
+
+def test_without_traffic_the_wait_ends_and_the_next_may_ask(watched: Running) -> None:
+    with admin_of(watched) as admin:
+        for _ in range(2):
+            reply = admin.post("/debug/profile", json={"model": "flux", "timeout_s": 0.1})
+            assert reply.status_code == 504
+            assert "nobody asked 'flux'" in reply.json()["error"]
+
+
+class Counting:
+    """A profiler that only counts, for an engine without torch."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.table = {"calls": self.calls}
+        self.trace = b""
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def before_step(self) -> None:
+        self.calls.append("before")
+
+    def after_step(self) -> None:
+        self.calls.append("after")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def report(self) -> Counting:
+        return self
+
+
+class Broken(Counting):
+    """One that can't."""
+
+    def start(self) -> None:
+        raise OSError("/secret")
+
+
+def test_the_port_is_off_by_default() -> None:
+    assert ServerSettings().admin_port == -1
+    assert ServerSettings().admin_host == "127.0.0.1"
+    with serving(echo()) as running, running.client() as http:
+        assert running.server.admin_port == -1
+        assert http.get("/debug/engine").status_code == 404
+        assert http.post("/debug/profile", json={"model": "echo"}).status_code == 404
+
+
+def test_one_profile_at_a_time_and_a_drain_ends_the_wait() -> None:
+    settings = small_settings(server={"admin_port": 0})
+    more: Any = {"make_profiler": Counting}
+    model = echo(settings=settings)
+    with serving(model, settings=settings, **more) as running, Asking(running) as asking:
+        admin = admin_of(running)
+        port = running.server.admin_port
+        wish = {"model": "echo", "steps": 3}
+        first = asking.call(lambda: admin.post("/debug/profile", json=wish))
+        with admin_of(running) as other:
+            while other.post("/debug/profile", json=wish | {"timeout_s": 0.1}).status_code != 503:
+                pass  # it was there before the first
+            assert not first.done()
+        for i in range(3):
+            assert asking.post(f"{i}").result(PATIENCE_S).status_code == 200
+        found = first.result(PATIENCE_S).json()
+        assert found["calls"] == ["start", *["before", "after"] * 3, "stop"]
+        waiting = asking.call(lambda: admin.post("/debug/profile", json=wish))
+        with admin_of(running) as other:
+            while other.post("/debug/profile", json=wish | {"timeout_s": 0.1}).status_code != 503:
+                pass
+        assert running.stop() == 0
+        assert waiting.result(PATIENCE_S).status_code == 503
+        admin.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+
+
+def test_a_profiler_that_fails_harms_nobody_and_tells_nothing() -> None:
+    settings = small_settings(server={"admin_port": 0})
+    more: Any = {"make_profiler": Broken}
+    wish = {"model": "echo", "steps": 1, "timeout_s": PATIENCE_S}
+    with (
+        serving(echo(settings=settings), settings=settings, **more) as running,
+        Asking(running) as asking,
+        admin_of(running) as admin,
+    ):
+        asked = asking.call(lambda: admin.post("/debug/profile", json=wish))
+        while not asked.done():
+            assert asking.post("x").result(PATIENCE_S).status_code == 200
+        assert asked.result().status_code == 500
+        assert "secret" not in asked.result().text
+
+
+def test_a_server_without_a_profiler_says_so() -> None:
+    settings = small_settings(server={"admin_port": 0})
+    with held(ScriptedEngine(), settings) as (running, _), admin_of(running) as admin:
+        assert admin.post("/debug/profile", json={"model": "echo"}).status_code == 501
+        assert admin.get("/debug/engine").json()["models"]["echo"]["state"] == "ready"
