@@ -13,6 +13,7 @@ import pytest
 
 from predictors import __main__ as root
 from predictors.cli import demo
+from predictors.compute.profiling import Profiler
 from predictors.protocol import server
 from predictors.serving.lifecycle import Warmth
 from predictors.settings import Settings
@@ -39,7 +40,8 @@ class Server:
 
     given: tuple[Sequence[Room], Settings]
 
-    def __init__(self, models: Sequence[Room], settings: Settings) -> None:
+    def __init__(self, models: Sequence[Room], settings: Settings, *, make_profiler: type) -> None:
+        assert make_profiler is Profiler
         Server.given = (models, settings)
 
     def run(self) -> int:

@@ -3,8 +3,7 @@ knows no wire format and nobody who waits.
 
 A turn is at most one VAE decode (of the picture that finished first), launched before one denoise
 step of pictures of one shape, of which at most one is new unless all are. Pictures join and leave
-at turns; on a GPU the next turn is launched while the last one computes, never more. Nothing is
-committed before every launch of the turn has succeeded, so a turn that raises has advanced nobody.
+at turns; on a GPU one turn is launched ahead. A turn that raises has advanced nobody.
 """
 
 from __future__ import annotations

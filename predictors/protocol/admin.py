@@ -96,8 +96,8 @@ class Admin:
         if self._is_busy:
             raise Overloaded(BUSY)
         self._is_busy = True
-        profiler = self._make_profiler()
         try:
+            profiler = self._make_profiler()
             recording = model.record(profiler, wish.steps)
         except BaseException:
             self._is_busy = False
