@@ -15,7 +15,7 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test lint format type docs bench-cpu bench-gpu checkpoints evaluate-checkpoints lock clean
+.PHONY: help setup demo serve test test-observe lint format type docs bench-cpu bench-gpu checkpoints evaluate-checkpoints lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
@@ -39,7 +39,10 @@ serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), unti
 	@HOST=$(HOST) PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) exec $(BIN)/python -m predictors serve $(MODELS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST)
+	$(PYTEST) --ignore=tests/observe
+
+test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
+	$(PYTEST) tests/observe
 
 lint: $(STAMP) ## ruff, formatting, import contracts, size rules
 	$(BIN)/ruff check .
@@ -54,9 +57,10 @@ format: $(STAMP) ## mend what ruff can mend
 type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-docs: $(STAMP) ## write docs/configuration.md and docs/metrics.md from the code
+docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md and the alerts from the code
 	PYTHONPATH=. $(BIN)/python docs/configuration.py
 	PYTHONPATH=. $(BIN)/python docs/metrics.py
+	$(BIN)/python docs/alerts.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.cpu

@@ -1,0 +1,209 @@
+"""Every alert fires and stays silent where it should, by promtool; every runbook is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from predictors import metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+ALERTS = ROOT / "charts/predictors/alerts"
+RULES = [
+    rule
+    for name in ("alerts", "recording")
+    for group in yaml.safe_load((ALERTS / f"{name}.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+NAMES = [rule["alert"] for rule in RULES if "alert" in rule]
+# declared at /metrics by prometheus_client and by Prometheus itself
+FOREIGN = {"up", "process_start_time_seconds"}
+AT = '{job="p",instance="i",model="m"}'
+OK, FULL = (f'predictors_requests_total{{model="m",reason="{r}"}}' for r in ("ok", "queue_full"))
+READY = f"predictors_model_ready{AT}"
+
+
+def bucket(series: str, bound: str) -> str:
+    """One bucket of a histogram."""
+    return f'predictors_{series}_bucket{{model="m",le="{bound}"}}'
+
+
+def times(series: str, fires: str, silent: str, at: str = AT) -> tuple[dict[str, str], ...]:
+    """Cases of an alert that looks at one series."""
+    return {f"{series}{at}": fires}, {f"{series}{at}": silent}
+
+
+def slow(series: str, under: str) -> tuple[dict[str, str], ...]:
+    """Cases of a percentile: nothing under the target, everything under it."""
+    every = {bucket(series, "+Inf"): "0+60x420", bucket(series, "60"): "0+60x420"}
+    return (
+        {**every, bucket(series, under): "0+0x420"},
+        {**every, bucket(series, under): "0+60x420"},
+    )
+
+
+STEPS, RUNNING, WAITING = (
+    f"predictors_{name}{AT}"
+    for name in ("engine_steps_total", "requests_running", "requests_waiting")
+)  # fmt: skip
+BUSY = {RUNNING: "1+0x420", WAITING: "0+0x420"}
+CAPACITY = {f"predictors_queue_capacity{AT}": "64+0x420"}
+COMPILED, CAPTURED = (
+    f"predictors_{name}_total{AT}" for name in ("recompilations", "graph_captures")
+)
+PHASES = [f'predictors_model_phase_seconds{{model="m",phase="{p}"}}' for p in ("load", "compile")]
+# series where it fires and where it is silent, one sample a minute, looked at after seven hours
+CASES: dict[str, tuple[dict[str, str], ...]] = {
+    "ScrapeFailing": (
+        {'up{job="p",instance="i"}': "1x400 0x20", READY: "1x400 _x20"},
+        {'up{job="p",instance="i"}': "1+0x420", READY: "1+0x420"},
+        {'up{job="another",instance="i"}': "0+0x420"},
+    ),
+    "ModelGone": times("predictors_model_ready", "1x395 _x25", "1+0x420"),
+    "ModelNotReadyTooLong": (
+        {READY: "0+0x420"},
+        {READY: "1+0x420"},
+        {READY: "0+0x420", 'predictors_draining{job="p",instance="i"}': "1+0x420"},
+    ),
+    "DrainingTooLong": times("predictors_draining", "1+0x420", "0x415 1x5"),
+    "RestartLoop": (
+        {READY: "1+0x420", f"process_start_time_seconds{AT}": "0+600x420"},
+        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x400 9x20"},
+    ),
+    "ErrorBudgetBurnFast": (
+        {OK: "0+80x420", FULL: "0+20x420"},
+        {OK: "0+95x420", FULL: "0+5x420"},
+        {OK: "0+80x420", FULL: "0+20x405 8100x15"},
+    ),
+    "ErrorBudgetBurnSlow": (
+        {OK: "0+90x420", FULL: "0+10x420"},
+        {OK: "0+95x420", FULL: "0+5x420"},
+    ),
+    "QueueSaturated": (
+        {WAITING: "60+0x420", **CAPACITY},
+        {WAITING: "40+0x420", **CAPACITY},
+        {WAITING: "0x417 60x3", **CAPACITY},
+    ),
+    "HeadOfLineTooOld": times("predictors_queue_oldest_seconds", "61+0x420", "60+0x420"),
+    "RejectionsHigh": (
+        {OK: "0+90x420", FULL: "0+10x420"},
+        {OK: "0+99x420", FULL: "0+1x420"},
+    ),
+    "FirstImageSlow": slow("time_to_first_image_seconds", "30"),
+    "FirstTokenSlow": slow("time_to_first_token_seconds", "2.5"),
+    "EngineStalled": (
+        {STEPS: "7+0x420", **BUSY},
+        {STEPS: "0+9x420", **BUSY},
+        {STEPS: "7+0x420", RUNNING: "0+0x420", WAITING: "0+0x420"},
+    ),
+    "EngineFailed": times("predictors_engine_failures_total", "0x415 1x5", "1+0x420"),
+    "CompilingAfterReady": (
+        {COMPILED: "0x415 1x5", CAPTURED: "0+0x420"},
+        {COMPILED: "0+0x420", CAPTURED: "0+0x420"},
+    ),
+    "OutOfMemory": times(
+        "predictors_jobs_total", "0x415 1x5", "1+0x420", '{model="m",reason="oom"}'
+    ),
+    "RequestsPoisoned": times(
+        "predictors_jobs_total", "0x415 1x5", "1+0x420", '{model="m",reason="poisoned"}'
+    ),
+    "KvCacheFull": times("predictors_kv_cache_usage_ratio", "0.96+0x420", "0.95+0x420"),
+    "ColdStartOverBudget": (
+        {PHASES[0]: "601+0x420"},
+        {PHASES[0]: "599+0x420", PHASES[1]: "599+0x420"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """Debian's."""
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    return found
+
+
+def case(name: str, series: dict[str, str], fires: bool) -> dict[str, Any]:
+    """One test in promtool's words: the alert's own series ALERTS is there or is not."""
+    own = f'ALERTS{{alertname="Predictors{name}",alertstate="firing"}}'
+    expected = [{"labels": f'{{alertname="Predictors{name}"}}', "value": 1}] if fires else []
+    return {
+        "interval": "1m",
+        "input_series": [{"series": k, "values": v} for k, v in series.items()],
+        "promql_expr_test": [
+            {"expr": f"count by (alertname) ({own})", "eval_time": "7h", "exp_samples": expected}
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_and_stays_silent(name: str, promtool: str, tmp_path: Path) -> None:
+    fires, *silent = CASES[name]
+    cases = [case(name, fires, True), *(case(name, series, False) for series in silent)]
+    rules = [str(ALERTS / f"{file}.yaml") for file in ("recording", "alerts")]
+    written = tmp_path / "cases.yaml"
+    written.write_text(
+        json.dumps({"rule_files": rules, "evaluation_interval": "1m", "tests": cases})
+    )
+    run = subprocess.run(
+        [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_alert_has_cases() -> None:
+    assert {f"Predictors{name}" for name in CASES} == set(NAMES)
+    assert all(len(cases) >= 2 for cases in CASES.values())
+
+
+def test_the_rules_are_current_and_valid(promtool: str) -> None:
+    assert subprocess.run([sys.executable, "docs/alerts.py", "--check"], cwd=ROOT).returncode == 0
+    files = [str(ALERTS / f"{name}.yaml") for name in ("alerts", "recording")]
+    run = subprocess.run([promtool, "check", "rules", *files], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_alert_says_how_bad_it_is_what_is_wrong_and_what_to_do() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    anchors = {title.lower() for title in re.findall(r"^## (\w+)$", page, re.MULTILINE)}
+    for rule in RULES:
+        if "alert" in rule:
+            assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+            said = rule["annotations"]
+            assert said["summary"]
+            assert said["description"]
+            path, _, anchor = said["runbook_url"].partition("#")
+            assert (path, anchor in anchors) == ("docs/operations.md", True), rule["alert"]
+
+
+def known() -> set[str]:
+    """Every name that a scrape can have, and those that are recorded."""
+    names = {rule["record"] for rule in RULES if "record" in rule} | FOREIGN
+    for series in vars(metrics).values():
+        if isinstance(series, MetricWrapperBase):
+            parts = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+            names |= {series._name + part for part in parts.get(series._type, ("",))}
+    return names
+
+
+def test_no_rule_names_a_metric_that_does_not_exist() -> None:
+    pattern = r"\b(?:predictors[_:][\w:]+|process_\w+|up(?= ==))"
+    named = {name for rule in RULES for name in re.findall(pattern, rule["expr"])}
+    assert named - known() == set()
+    assert len(named) > 20
+
+
+def test_a_latency_target_is_a_bound_of_its_buckets() -> None:
+    chosen = yaml.safe_load((ALERTS / "values.yaml").read_text())["alerts"]
+    assert chosen["FirstImageSlow"]["above"] in metrics.IMG
+    assert chosen["FirstTokenSlow"]["above"] in metrics.TTFT
