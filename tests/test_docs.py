@@ -119,6 +119,7 @@ def test_ci_runs_what_people_run() -> None:
         "lint",
         "type",
         "test",
+        "test-observe",
     ]
     assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yaml").read_text()
 

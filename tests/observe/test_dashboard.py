@@ -1,0 +1,45 @@
+"""The dashboard is current, legible, and asks only for series that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.observe.test_alerts import ROOT, known, promtool
+
+__all__ = ["promtool"]
+BOARD = json.loads((ROOT / "charts/predictors/dashboards/predictors.json").read_text())
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+def test_the_dashboard_is_current() -> None:
+    check = [sys.executable, "docs/dashboard.py", "--check"]
+    assert subprocess.run(check, cwd=ROOT).returncode == 0
+
+
+def test_every_panel_has_a_unit_and_a_description() -> None:
+    assert len(PANELS) <= 30
+    for panel in PANELS:
+        assert panel["description"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+
+
+def test_no_panel_names_a_metric_that_does_not_exist() -> None:
+    named = {name for text in EXPRESSIONS for name in re.findall(r"predictors_\w+", text)}
+    assert named - known() == set()
+
+
+def test_every_expression_is_promql(promtool: str, tmp_path: Path) -> None:
+    rules = [
+        {"record": f"a:{i}", "expr": re.sub(r"\$__\w+", "1m", text)}
+        for i, text in enumerate(EXPRESSIONS)
+    ]
+    (tmp_path / "r.yaml").write_text(json.dumps({"groups": [{"name": "g", "rules": rules}]}))
+    run = subprocess.run(
+        [promtool, "check", "rules", str(tmp_path / "r.yaml")], capture_output=True
+    )
+    assert run.returncode == 0, run.stderr
