@@ -23,9 +23,10 @@ from benchmarks.flux_clock import Clock, Marks, Spread, no_synchronising
 from benchmarks.flux_random import Models
 from predictors.compute.device import Placement, place
 from predictors.flux.engine import FluxEngine, FluxJob
-from predictors.flux.facts import Facts, read_facts
+from predictors.flux.facts import read_facts
 from predictors.flux.inputs import FluxWork, Preparer
-from predictors.flux.request import FP8, LOSSLESS, TIERS, TURBO, Offer, Tiers, Wish
+from predictors.flux.offer import make_offer
+from predictors.flux.request import FP8, LOSSLESS, TURBO, Wish
 from predictors.flux.runner import Canvas, Embedding, Runner
 from predictors.flux.weights import load_parts
 from predictors.protocol.png import write_png
@@ -55,7 +56,7 @@ class Ours:
         self._placement = placement
         self._clock = Clock(placement.device)
         self.facts, tokenizers = read_facts(models.folder)
-        self.offer = offer_of(self.facts, settings)
+        self.offer = make_offer(self.facts, settings, placement.device)
         self._preparer = Preparer(self.facts, tokenizers, placement.dtype, self.offer.tiers)
         self.engine = FluxEngine(
             "bench", self.facts, self.offer, self._preparer, settings, placement
@@ -278,26 +279,3 @@ def placement_for(device: torch.device, cache_dir: str = "") -> Placement:
 def settings_for(sizes: str, tiers: str, slots: int = 4) -> FluxSettings:
     """What an operator would set."""
     return FluxSettings(sizes=sizes, slots=slots, tiers=tiers)
-
-
-def offer_of(facts: Facts, settings: FluxSettings) -> Offer:
-    """What `flux.predictor.make_offer` gives, without the KServe it stands on."""
-    sizes = tuple(
-        (int(width), int(height))
-        for width, _, height in (size.partition("x") for size in settings.sizes.split(","))
-    )
-    return Offer(
-        default_width=sizes[0][0],
-        default_height=sizes[0][1],
-        default_steps=facts.default_steps,
-        default_sequence_length=facts.default_text_tokens,
-        max_sequence_length=facts.max_text_tokens,
-        side_multiple=facts.patch_pixels,
-        min_side=settings.min_side,
-        max_side=settings.max_side,
-        max_pixels=settings.max_pixels,
-        max_steps=settings.max_steps,
-        sizes=sizes,
-        refuses_unpromised=False,
-        tiers=Tiers(tuple(t for t in TIERS if t in settings.tiers.split(",")), LOSSLESS),
-    )
