@@ -84,6 +84,14 @@ def sampled(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     return torch.where(draw.greedy, logits.argmax(-1, keepdim=True), drawn)[:, 0]
 
 
+def drawn(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
+    """As `sampled` where no row has a top_k or top_p: nothing needs to be ranked."""
+    logits = penalised(logits, penalties)
+    everybody = torch.arange(logits.shape[1], device=logits.device)[None]
+    raced = logits / draw.temperature + gumbel(draw.key, everybody)
+    return torch.where(draw.greedy, logits, raced).argmax(-1)
+
+
 def filtered(logits: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Logits in descending order, -inf outside top_k and top_p, and whose they are; both (rows,
     vocab).

@@ -1,9 +1,9 @@
 """Qwen2.5-VL's text decoder over packed tokens and KV pages. Knows no request, no sampling and no
 file.
 
-One forward serves both uses: a decode step (one row per sequence) and a prefill chunk (many rows of
-one sequence); only the shapes differ. Rows never mix except inside `paged_attention`, which keeps
-to a sequence's own pages.
+One forward serves both uses: a decode step (one row per sequence) and a prefill pass (many rows of
+one or more prompts); only shapes and `Operations` differ. Rows never mix except inside attention,
+which keeps to a sequence's own pages.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from predictors.qwen_vl.modules.layers import GatedMLP, RMSNorm
-from predictors.qwen_vl.modules.paged import paged_attention
-from predictors.qwen_vl.modules.rotary import rotate, text_table
+from predictors.qwen_vl.modules.operations import Angles, Operations
+from predictors.qwen_vl.modules.rotary import text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TextShape:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with q, k and v in one matmul."""
+    """The weights of grouped-query attention, with q, k and v in one matmul."""
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
@@ -50,17 +50,6 @@ class Attention(nn.Module):
         self.head_dim = shape.head_dim
         self.qkv = nn.Linear(shape.hidden, sum(self.widths), bias=True)
         self.out = nn.Linear(self.widths[0], shape.hidden, bias=False)
-
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, where: Sequence[Tensor]
-    ) -> Tensor:
-        parts = self.qkv(x).split(self.widths, dim=-1)
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim)) for part in parts
-        )  # (tokens, heads, head_dim)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        mixed: Tensor = self.out(paged_attention(q, k, v, cache, *where).flatten(1))
-        return mixed
 
 
 class Block(nn.Module):
@@ -73,11 +62,12 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(shape.hidden, shape.eps)
         self.mlp = GatedMLP(shape.hidden, shape.mlp, bias=False)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, where: Sequence[Tensor]
-    ) -> Tensor:
-        x = x + self.attention(self.norm1(x), rope, cache, where)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, angles: Angles, cache: Tensor, ops: Operations) -> Tensor:
+        qkv = ops.normed_linear(x, self.norm1, self.attention.qkv)
+        mixed = ops.attend(qkv, angles, cache, self.attention.head_dim)
+        x = ops.added_linear(x, mixed, self.attention.out)
+        wide = ops.gated_linear(x, self.norm2, self.mlp.gate_up)
+        return ops.added_linear(x, wide, self.mlp.down)
 
 
 class Decoder(nn.Module):
@@ -101,54 +91,22 @@ class Decoder(nn.Module):
         self.register_buffer("frequencies", torch.zeros(half), persistent=False)
         self.register_buffer("axes", torch.zeros(half, dtype=torch.int64), persistent=False)
 
+    def angles(self, positions: Tensor) -> Angles:
+        """Rotary tables for `positions` (3, rows) int64."""
+        return Angles(*text_table(positions, self.frequencies, self.axes, self.shape.rope_scale))
+
     def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        caches: Sequence[Tensor],
-        where: Sequence[Tensor],
+        self, x: Tensor, angles: Angles, caches: Sequence[Tensor], ops: Operations
     ) -> Tensor:
-        """Normed hidden states (tokens, hidden) for embeddings `x` (tokens, hidden).
+        """The stream (rows, hidden) after all blocks, for embeddings `x` (rows, hidden).
 
-        `positions` (3, tokens) int64; `caches` one per layer; `where` is `places, pages, spans` of
-        `paged_attention`. The caches are written in place, so running the same step twice gives the
-        same result: it overwrites what it wrote.
+        `caches` are one per layer and are written in place, so running the same step twice gives
+        the same result: it overwrites what it wrote.
         """
-        rope = text_table(positions, self.frequencies, self.axes, self.shape.rope_scale)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rope, cache, where)
-        out: Tensor = self.norm(x)
-        return out
+            x = block(x, angles, cache, ops)
+        return x
 
-    def decode(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        caches: Sequence[Tensor],
-        places: Tensor,
-        pages: Tensor,
-        spans: Tensor,
-    ) -> Tensor:
-        """Logits (rows, vocab) fp32 of one token (rows,) int64 per sequence; `positions` (rows,)
-        for all axes.
-        """
-        hidden = self(
-            self.embedding(tokens), positions.expand(3, -1), caches, (places, pages, spans)
-        )
-        return self.head(hidden).to(torch.float32)  # type: ignore[no-any-return]
-
-    def prefill(
-        self,
-        embedded: Tensor,
-        positions: Tensor,
-        last: Tensor,
-        caches: Sequence[Tensor],
-        places: Tensor,
-        pages: Tensor,
-        spans: Tensor,
-    ) -> Tensor:
-        """Logits (1, vocab) fp32 after row `last` (1,) int64 of one chunk, embeddings (rows,
-        hidden).
-        """
-        hidden = self(embedded, positions, caches, (places, pages, spans))
-        return self.head(hidden.index_select(0, last)).to(torch.float32)  # type: ignore[no-any-return]
+    def logits(self, stream: Tensor, ops: Operations) -> Tensor:
+        """Logits (rows, vocab) fp32 of rows of the stream."""
+        return ops.logits(stream, self.norm, self.head)

@@ -3,8 +3,7 @@ plain PyTorch.
 
 The op writes the new keys and values into their pages and attends each sequence to its own pages
 only, one sequence at a time: what a sequence gets depends on its own length and on nothing else.
-Knows no request and no page owner. A faster kernel slots in with
-`paged_attention.register_kernel("cuda")` under the same signature.
+Knows no request and no page owner. On a GPU `fused.py` does the same in kernels of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCRATCH_PAGE = 0  # padding rows write here; no sequence ever owns it
+TILE = 16  # rows of a prompt that share a program of a fused pass; a piece begins on a new tile
 
 
 @torch.library.custom_op("predictors::paged_attention", mutates_args=("cache",))

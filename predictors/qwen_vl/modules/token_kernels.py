@@ -1,0 +1,90 @@
+"""Triton kernels at both ends of a decode step: the newest token in, the next one out. Knows
+pointers, sizes and strides only.
+
+Imported on CUDA only, and by tests in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def feed_kernel(
+    feed,
+    slots,
+    indices,
+    embedding,
+    x,
+    seen,
+    counts,
+    counted,
+    VOCAB: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each row's newest token (answer token number `indices`): count it, look its embedding up.
+
+    `counted` (slots,) says how many answer tokens are in `counts`, so a repeated step counts none
+    twice. feed (slots, 2) holds the newest tokens by parity of their number.
+    """
+    row = tl.program_id(0)
+    slot = tl.load(slots + row)
+    index = tl.load(indices + row)
+    token = tl.load(feed + slot * 2 + index % 2)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < DIM
+    value = tl.load(embedding + token * DIM + columns, mask, other=0.0)
+    tl.store(x + row * DIM + columns, value, mask)
+    cell = slot * VOCAB + token
+    tl.store(seen + cell, tl.full((), 1, seen.dtype.element_ty))
+    before = tl.load(counted + slot)
+    count = tl.load(counts + cell)
+    tl.store(counts + cell, tl.where(before == index, count + 1.0, count))
+    tl.store(counted + slot, index + 1)
+
+
+@triton.jit
+def best_kernel(
+    logits,
+    slots,
+    repetition,
+    presence,
+    frequency,
+    seen,
+    counts,
+    peaks,
+    tokens,
+    VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The best penalised logit of a part of the vocabulary, and whose it is: see
+    `sampling.penalised`. peaks, tokens (rows, parts); of equals the first token wins.
+    """
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    token = part * BLOCK + tl.arange(0, BLOCK)
+    inside = token < VOCAB
+    value = tl.load(logits + row.to(tl.int64) * VOCAB + token, inside, other=-float("inf"))
+    cell = tl.load(slots + row) * VOCAB + token
+    known = tl.load(seen + cell, inside, other=0).to(tl.int1)
+    count = tl.load(counts + cell, inside, other=0.0)
+    by = tl.load(repetition + row)
+    value = tl.where(known, tl.where(value < 0, value * by, tl.div_rn(value, by)), value)
+    value = value - count * tl.load(frequency + row)
+    value = tl.where(count > 0, value - tl.load(presence + row), value)
+    value = tl.where(inside, value, -float("inf"))
+    best = tl.argmax(value, axis=0)
+    tl.store(peaks + row * tl.num_programs(1) + part, tl.max(value, axis=0))
+    tl.store(tokens + row * tl.num_programs(1) + part, (part * BLOCK + best).to(tl.int64))
+
+
+@triton.jit
+def best_of_parts_kernel(peaks, tokens, out, NUM_PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The best over all parts: out (rows,)."""
+    row = tl.program_id(0)
+    part = tl.arange(0, BLOCK)
+    inside = part < NUM_PARTS
+    peak = tl.load(peaks + row * NUM_PARTS + part, inside, other=-float("inf"))
+    tl.store(out + row, tl.load(tokens + row * NUM_PARTS + tl.argmax(peak, axis=0)))
