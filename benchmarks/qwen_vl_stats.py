@@ -1,0 +1,90 @@
+"""What a client saw of one answer, and what many of those come to. Knows numbers; no clock and no
+network.
+
+TTFT is from sending the request to its first text. TPOT is the time from first to last text, per
+token after the first (a token without text is counted all the same: counts are the server's). ITL
+is the time between neighbouring pieces of text, whatever number of tokens a piece has.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Answered:
+    """One request as its client saw it; seconds of one monotonic clock of the machine."""
+
+    sent: float
+    texts: list[float] = field(default_factory=list)
+    """When each piece of text came."""
+    ended: float = 0.0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    turn: int = 0
+    """0 begins a conversation."""
+    error: str | None = None
+
+    @property
+    def ttft_ms(self) -> float:
+        """From sending to the first text."""
+        return 1e3 * (self.texts[0] - self.sent)
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Per token after the first; None where there is one token only."""
+        if self.tokens < 2:
+            return None
+        return 1e3 * (self.texts[-1] - self.texts[0]) / (self.tokens - 1)
+
+    @property
+    def gaps_ms(self) -> list[float]:
+        """Between neighbouring pieces of text."""
+        return [1e3 * (b - a) for a, b in zip(self.texts, self.texts[1:], strict=False)]
+
+
+def quantile(values: Iterable[float], share: float) -> float | None:
+    """The smallest value that `share` of all do not exceed; None of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:
+    """All figures of one case; rates are over the time from the first sending to the last end."""
+    good = [answer for answer in answers if answer.error is None and answer.texts]
+    found: dict[str, Any] = {
+        "requests": len(answers),
+        "failed": len(answers) - len(good),
+        "errors": sorted({a.error for a in answers if a.error is not None})[:3],
+    }
+    if not good:
+        return found
+    seconds = max(a.ended for a in good) - min(a.sent for a in good)
+    tpot = [a.tpot_ms for a in good if a.tpot_ms is not None]
+    gaps = [gap for a in good for gap in a.gaps_ms]
+    return found | {
+        "seconds": seconds,
+        "requests_per_s": len(good) / seconds,
+        "tokens_per_s": sum(a.tokens for a in good) / seconds,
+        **_ttft("ttft", good),
+        **(_ttft("later_ttft", [a for a in good if a.turn]) if any(a.turn for a in good) else {}),
+        "tpot_ms_mean": statistics.fmean(tpot) if tpot else None,
+        "tpot_ms_p99": quantile(tpot, 0.99),
+        "itl_ms_p50": quantile(gaps, 0.50),
+        "itl_ms_p99": quantile(gaps, 0.99),
+        "itl_ms_max": max(gaps, default=None),
+        "prompt_tokens_mean": statistics.fmean(a.prompt_tokens for a in good),
+        "tokens_mean": statistics.fmean(a.tokens for a in good),
+        "texts_mean": statistics.fmean(len(a.texts) for a in good),
+    }
+
+
+def _ttft(name: str, answers: Sequence[Answered]) -> dict[str, Any]:
+    times = [a.ttft_ms for a in answers]
+    return {f"{name}_ms_p50": quantile(times, 0.50), f"{name}_ms_p99": quantile(times, 0.99)}
