@@ -81,11 +81,11 @@ class Passes:
     def fused_step(self, ints: Tensor) -> Tensor:
         """The same for ints (4, rows) int64: slot, tokens in the cache, rotary position, number of
         the newest token in its answer, which is fed from the state. Leaves `logits[:rows]`."""
-        from predictors.qwen_vl.modules.fused import FEW_ROWS, FusedFew, FusedMany, Standing, fed
+        from predictors.qwen_vl.modules.fused import FusedMany, FusedOne, Standing, fed
 
         slots, lengths, positions, numbers = ints.unbind()
         standing = Standing(slots, lengths, positions, self._state.tables)
-        kind = FusedFew if len(slots) <= FEW_ROWS else FusedMany
+        kind = FusedOne if len(slots) == 1 else FusedMany
         ops, decoder = kind(standing, self._scratch), self._decoder
         x = fed(self._state, slots, numbers, decoder.embedding.weight)
         assert self._everywhere is not None

@@ -1,10 +1,10 @@
 """The operations of `operations.py` on a GPU. Knows kernels and matmuls; knows no block and no
 request.
 
-A decode step of up to FEW_ROWS sequences is bound by reading the weights once: there a linear, its
-norm, gate or residual are one kernel that streams the weight (36 layers of five kernels). With more
-rows, and for prompts, cuBLAS multiplies and one Triton kernel lies between two matmuls. Nothing is
-read back and nothing depends on values, so a whole pass can be captured in a CUDA graph.
+A decode step of one sequence is bound by reading the weights once: there a linear with its norm,
+gate or residual is one kernel that streams the weight (36 layers of five kernels). With more rows,
+and for prompts, cuBLAS multiplies and one Triton kernel lies between two matmuls. Nothing is read
+back and nothing depends on values, so a whole pass can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from predictors.qwen_vl.modules.layers import RMSNorm
 from predictors.qwen_vl.modules.operations import Angles
 from predictors.qwen_vl.modules.paged import TILE
 from predictors.qwen_vl.modules.row_kernels import gate_kernel, norm_kernel
-from predictors.qwen_vl.modules.skinny_kernels import skinny_kernel
+from predictors.qwen_vl.modules.skinny_kernels import row_kernel
 from predictors.qwen_vl.modules.token_kernels import (
     best_kernel,
     best_of_parts_kernel,
     feed_kernel,
 )
 
-FEW_ROWS = 4
 HOPPER = (9, 0)
 BEST_BLOCK = 2048
 SKINNY_BLOCK = 1024
 WIDE = 2**16
-DECODE_BLOCK = 64
 PROMPT_BLOCK = 64
 GATE_BLOCK = 1024
 
@@ -74,7 +72,11 @@ class Scratch:
 
 def splits_for(rows: int) -> int:
     """In how many parts a sequence's keys are read at once, so that few sequences fill the GPU."""
-    return max(2, 32 // rows)
+    return min(32, max(2, 128 // rows))
+
+
+def _keys_at_once(rows: int) -> int:
+    return 128 if rows <= 8 else 64
 
 
 class _Rows:
@@ -97,8 +99,8 @@ class _Rows:
         return torch.mm(_normed(x, norm), head.weight.t()).to(torch.float32)
 
 
-class _FewRows:
-    """Linears over at most FEW_ROWS rows."""
+class _OneRow:
+    """Linears over one row."""
 
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: nn.Linear) -> Tensor:
         """See `Operations`."""
@@ -149,7 +151,7 @@ class _Decode:
             KV_HEADS=kv_heads,
             DIM=head_dim,
             PAGE=cache.shape[2],
-            BLOCK=DECODE_BLOCK,
+            BLOCK=_keys_at_once(rows),
             SPLITS=splits,
             IS_CHAINED=is_chained(),
             num_warps=4,
@@ -158,8 +160,8 @@ class _Decode:
         return out
 
 
-class FusedFew(_FewRows, _Decode):
-    """A decode step of at most FEW_ROWS sequences."""
+class FusedOne(_OneRow, _Decode):
+    """A decode step of one sequence."""
 
 
 class FusedMany(_Rows, _Decode):
@@ -290,13 +292,13 @@ def skinny(
     is_gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """layer(norm(x)) + residual, or the gated product, for at most FEW_ROWS rows: one kernel."""
-    rows, features = x.shape
+    """layer(norm(x)) + residual, or the gated product, for x (1, features): one kernel."""
+    features = x.shape[1]
     weight, bias = layer.weight, layer.bias
     width = len(weight) // 2 if is_gated else len(weight)
-    out = torch.empty(rows, width, dtype=dtype or x.dtype, device=x.device)
+    out = torch.empty(1, width, dtype=dtype or x.dtype, device=x.device)
     block, warps = _tiling(width, is_gated)
-    skinny_kernel[(-(-width // block),)](
+    row_kernel[(-(-width // block),)](
         x,
         weight,
         x,
@@ -304,8 +306,6 @@ def skinny(
         x if norm is None else norm.weight,
         x if residual is None else residual,
         out,
-        rows,
-        ROWS=power_of_two(rows),
         K=features,
         N=width,
         EPS=0.0 if norm is None else norm.eps,

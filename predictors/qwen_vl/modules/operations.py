@@ -75,7 +75,8 @@ class Plain:
         parts = qkv.split([qkv.shape[-1] - 2 * kv, kv, kv], dim=-1)
         q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in parts)  # (rows, heads, head_dim)
         q, k = rotate(q, *angles), rotate(k, *angles)
-        return paged_attention(q, k, v, cache, *self._where).flatten(1)
+        mixed: Tensor = paged_attention(q, k, v, cache, *self._where).flatten(1)
+        return mixed
 
     def added_linear(self, stream: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
         """See `Operations`."""

@@ -1,0 +1,190 @@
+"""The decoder's kernels against the plain operations in float64, in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from predictors.qwen_vl.choosing import WAYS, Choice, choose, packed
+from predictors.qwen_vl.kv_cache import Limits
+from predictors.qwen_vl.modules.decoder import Decoder, TextShape
+from predictors.qwen_vl.modules.layers import RMSNorm
+from predictors.qwen_vl.modules.operations import Angles, Plain, Where
+from predictors.qwen_vl.modules.paged import TILE
+from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
+from predictors.qwen_vl.request import Sampling
+from predictors.qwen_vl.slots import Slots
+from tests.flux import interpreter
+
+fused = pytest.importorskip("predictors.qwen_vl.modules.fused")
+assert interpreter
+
+PAGE, PAGES_EACH, SLOTS = 16, 10, 4
+SHAPE = TextShape(
+    vocab=200, hidden=128, mlp=352, layers=2, heads=4, kv_heads=2, eps=1e-6,
+    rope_sections=(4, 6, 6), rope_scale=1.0, tied=True, max_positions=512,
+)  # fmt: skip
+
+
+@dataclass
+class Rig:
+    """A small decoder with random weights, its pages filled with earlier tokens."""
+
+    decoder: Decoder
+    caches: list[Tensor]
+    tables: Tensor
+    scratch: fused.Scratch
+
+    @classmethod
+    def build(cls) -> Rig:
+        torch.manual_seed(3)
+        decoder = Decoder(SHAPE).requires_grad_(False)
+        for name, weight in decoder.named_parameters():
+            if "norm" in name:
+                weight.copy_(1 + 0.3 * torch.randn(weight.shape))
+        decoder.frequencies = inverse_frequencies(SHAPE.head_dim, 1e6)
+        decoder.axes = axis_of_frequency(SHAPE.rope_sections)
+        pool = (2, 1 + SLOTS * PAGES_EACH, PAGE, SHAPE.kv_heads, SHAPE.head_dim)
+        tables = torch.zeros(SLOTS + 1, PAGES_EACH, dtype=torch.int64)
+        tables[:SLOTS] = 1 + torch.randperm(SLOTS * PAGES_EACH).view(SLOTS, PAGES_EACH)
+        caches = [torch.randn(pool) for _ in range(SHAPE.layers)]
+        scratch = fused.Scratch.of(SLOTS, SHAPE.kv_heads, SHAPE.head_dim, torch.device("cpu"))
+        return cls(decoder, caches, tables, scratch)
+
+    def places(self, slot: int, index: Tensor) -> Tensor:
+        """Where tokens of a slot lie."""
+        return self.tables[slot][index // PAGE] * PAGE + index % PAGE
+
+    def exact(self, x: Tensor, angles: Angles, where: Where) -> tuple[Tensor, list[Tensor]]:
+        """The stream and the caches afterwards, in float64."""
+        wide = Decoder(SHAPE).double().requires_grad_(False)
+        wide.load_state_dict(self.decoder.state_dict())
+        caches = [cache.double() for cache in self.caches]
+        turned = Angles(angles.cos.double(), angles.sin.double())
+        return wide(x.double(), turned, caches, Plain(where)), caches
+
+
+@pytest.fixture
+def rig() -> Rig:
+    """A fresh one: passes write to its caches."""
+    return Rig.build()
+
+
+def assert_near(found: Tensor, exact: Tensor) -> None:
+    """float32 arithmetic: far under a thousandth."""
+    assert found.isfinite().all()
+    assert (found.double() - exact).norm() <= 2e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("lengths", [[130], [0], [16, 0, 64], [159, 15, 1, 128]])
+def test_a_fused_decode_step_equals_the_plain_one(rig: Rig, lengths: list[int]) -> None:
+    rows, before = len(lengths), torch.tensor(lengths)
+    slots = torch.arange(rows).flip(0)
+    x, positions = torch.randn(rows, SHAPE.hidden), before // 2
+    places = torch.stack([rig.places(int(s), n) for s, n in zip(slots, before, strict=True)])
+    spans = torch.stack((before, torch.ones_like(before)), 1)
+    everywhere = rig.decoder.angles(torch.arange(200).expand(3, -1))
+    own = Angles(*(table[positions] for table in everywhere))
+    exact, caches = rig.exact(x, own, Where(places, rig.tables[slots], spans))
+    standing = fused.Standing(slots, before, positions, rig.tables)
+    kinds = [fused.FusedMany] + [fused.FusedOne] * (rows == 1)
+    untouched = rig.caches
+    for kind in kinds:
+        ours = [cache.clone() for cache in untouched]
+        for _ in range(2):  # a repeated step gives the same
+            found = rig.decoder(x.clone(), everywhere, ours, kind(standing, rig.scratch))
+        assert_near(found, exact)
+        for cache, wide in zip(ours, caches, strict=True):
+            assert_near(cache, wide)
+    assert not rig.scratch.arrivals.any()
+
+
+def test_pieces_of_several_prompts_share_a_fused_pass(rig: Rig) -> None:
+    pieces = [(2, 21, 37), (0, 0, 16), (3, 5, 1)]  # slot, start, tokens
+    rows = sum(-(-n // TILE) * TILE for *_, n in pieces) + TILE  # one tile belongs to nobody
+    places = torch.zeros(rows, dtype=torch.int64)
+    tiles: list[tuple[int, int, int]] = []
+    firsts = []
+    for slot, start, n in pieces:
+        firsts.append(len(tiles) * TILE)
+        places[firsts[-1] : firsts[-1] + n] = rig.places(slot, start + torch.arange(n))
+        tiles += [(slot, start + i, min(TILE, n - i)) for i in range(0, n, TILE)]
+    tiles.append((SLOTS, 0, 0))
+    x, positions = torch.randn(rows, SHAPE.hidden), torch.randint(0, 150, (3, rows))
+    angles = rig.decoder.angles(positions)
+    own, starts, real = torch.tensor(tiles).T.contiguous()
+    ops = fused.FusedPrompt(fused.Tiles(places, own, starts, real, rig.tables))
+    ours = [cache.clone() for cache in rig.caches]
+    found = rig.decoder(x.clone(), angles, ours, ops)
+    assert found.isfinite().all()
+    for (slot, start, n), first in zip(pieces, firsts, strict=True):
+        part = slice(first, first + n)
+        where = Where(places[part], rig.tables[slot : slot + 1], torch.tensor([[start, n]]))
+        exact, _ = rig.exact(x[part], Angles(*(t[part] for t in angles)), where)
+        assert_near(found[part], exact)
+
+
+def test_one_row_through_a_linear_with_all_that_stands_beside_it() -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(1, 1100), RMSNorm(1100, 1e-6).requires_grad_(False)
+    norm.weight.normal_()
+    layer = nn.Linear(1100, 50).requires_grad_(False)
+    residual = torch.randn(1, 50)
+    wide_norm = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-6)
+    normed = wide_norm * norm.weight.double()
+    weight, bias = layer.weight.double(), layer.bias.double()
+    assert_near(fused.skinny(x, layer, norm=norm), normed @ weight.T + bias)
+    out = fused.skinny(x, layer, residual=residual)
+    assert_near(out, x.double() @ weight.T + bias + residual.double())
+    packed_layer = nn.Linear(1100, 100, bias=False).requires_grad_(False)
+    gate, up = (normed @ packed_layer.weight.double().T).chunk(2, -1)
+    assert_near(
+        fused.skinny(x, packed_layer, norm=norm, is_gated=True),
+        nn.functional.silu(gate) * up,
+    )
+
+
+def memories(vocab: int) -> tuple[Slots, Slots]:
+    """Twice the same state: for the kernels, and for torch."""
+    torch.manual_seed(1)
+    both = tuple(Slots(Limits(3, 4, 9, 12, (2,), (16,)), vocab, torch.device("cpu")) for _ in "ab")
+    for state in both:
+        generator = torch.Generator().manual_seed(9)
+        state.feed.copy_(torch.randint(0, vocab, state.feed.shape, generator=generator))
+        state.seen.copy_(torch.rand(state.seen.shape, generator=generator) < 0.3)
+        state.counts.copy_(torch.randint(0, 3, state.counts.shape, generator=generator))
+        state.counted.copy_(torch.tensor([4, 0, 7, 0]))
+    return both
+
+
+def test_a_fed_token_is_counted_once_however_often_the_step_is_repeated() -> None:
+    ours, plain = memories(300)
+    embedding = torch.randn(300, 48)
+    slots, numbers = torch.tensor([2, 0]), torch.tensor([7, 3])  # slot 0 counted its third already
+    before = plain.counts.clone()
+    for _ in range(2):
+        x = fused.fed(ours, slots, numbers, embedding)
+        tokens = plain.fed(slots, numbers)
+    assert torch.equal(x, embedding[tokens])
+    for name in ("seen", "counts", "counted", "feed"):
+        assert torch.equal(getattr(ours, name), getattr(plain, name)), name
+    assert (plain.counts - before).nonzero().tolist() == [[2, int(tokens[0])]]
+
+
+def test_the_most_likely_token_is_the_same_in_the_kernel() -> None:
+    ours, plain = memories(5000)
+    logits = torch.randn(3, 5000)
+    logits[1, 17] = logits[1, 4711] = 99.0  # equals: the first wins
+    kinds = [
+        Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7),
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.0, frequency_penalty=0.4, repetition_penalty=0.8),
+    ]
+    choices = [Choice(slot, kind, 0, slot + 5) for slot, kind in enumerate(kinds)]
+    ints, floats = packed(choices, 3, 5000, ours.nobody)
+    found = fused.best(ours, logits, ints, floats)
+    assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
+    assert torch.equal(ours.feed, plain.feed)
