@@ -21,6 +21,7 @@ PARTS: Mapping[str, str] = {
     "ceilings": "benchmarks.qwen_vl_bases",
     "peer": "benchmarks.qwen_vl_peer",
     "ours": "benchmarks.qwen_vl_ours",
+    "profile": "benchmarks.qwen_vl_ours",
     "accuracy": "benchmarks.qwen_vl_accuracy",
     "http": "benchmarks.qwen_vl_http",
     "soak": "benchmarks.qwen_vl_http",
