@@ -60,8 +60,11 @@ class Fp8Linear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Fp8Linear:
-        """The quantised form of `layer`, on its device; the bias is shared, the weight is not."""
-        return cls(quantize_rows(layer.weight.detach()), layer.bias.detach())
+        """The quantised form of `layer`, on its device; the bias is shared, the weight is not. A
+        layer without one gets zeros."""
+        weight = layer.weight.detach()
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+        return cls(quantize_rows(weight), bias)
 
     @property
     def out_features(self) -> int:

@@ -81,7 +81,8 @@ class Passes:
     def fused_step(self, ints: Tensor) -> Tensor:
         """The same for ints (4, rows) int64: slot, tokens in the cache, rotary position, number of
         the newest token in its answer, which is fed from the state. Leaves `logits[:rows]`."""
-        from predictors.qwen_vl.modules.fused import FusedMany, FusedOne, Standing, fed
+        from predictors.qwen_vl.modules.fused import FusedMany, FusedOne, Standing
+        from predictors.qwen_vl.modules.fused_tokens import fed
 
         slots, lengths, positions, numbers = ints.unbind()
         standing = Standing(slots, lengths, positions, self._state.tables)
@@ -110,7 +111,7 @@ class Passes:
 
     def fused_choice(self, way: str, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
         """`choose` over `logits[:rows]`, as a function of its ints and floats."""
-        from predictors.qwen_vl.modules.fused import best
+        from predictors.qwen_vl.modules.fused_tokens import best
 
         logits = self.logits[:rows]
         pick = WAYS[way]

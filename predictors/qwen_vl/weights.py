@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from predictors.compute.fp8 import Fp8Linear
 from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
@@ -162,6 +163,15 @@ def load_modules(
     decoder.axes = axis_of_frequency(architecture.text.rope_sections).to(device)
     _fill(checkpoint, _decoder_slots(decoder) | _vision_slots(vision), architecture)
     return decoder, vision
+
+
+def narrow(decoder: Decoder) -> None:
+    """Quantise the linears of all blocks to fp8, in place; head, norms and vision tower stay."""
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        for part, names in ((block.attention, ("qkv", "out")), (block.mlp, ("gate_up", "down"))):
+            for name in names:
+                setattr(part, name, Fp8Linear.of(getattr(part, name)))
 
 
 def _fill(checkpoint: Path, slots: dict[str, Tensor], architecture: Architecture) -> None:

@@ -8,18 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from predictors.compute.fp8 import Fp8Linear, RowScaled, dequantized
 from predictors.qwen_vl.choosing import WAYS, Choice, choose, packed
 from predictors.qwen_vl.kv_cache import Limits
-from predictors.qwen_vl.modules.decoder import Decoder, TextShape
+from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
 from predictors.qwen_vl.modules.layers import RMSNorm
 from predictors.qwen_vl.modules.operations import Angles, Plain, Where
 from predictors.qwen_vl.modules.paged import TILE
 from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
 from predictors.qwen_vl.request import Sampling
 from predictors.qwen_vl.slots import Slots
+from predictors.qwen_vl.weights import narrow
 from tests.flux import interpreter
 
 fused = pytest.importorskip("predictors.qwen_vl.modules.fused")
+linears = pytest.importorskip("predictors.qwen_vl.modules.fused_linears")
+tokens_in_and_out = pytest.importorskip("predictors.qwen_vl.modules.fused_tokens")
 assert interpreter
 
 PAGE, PAGES_EACH, SLOTS = 16, 10, 4
@@ -60,8 +64,7 @@ class Rig:
 
     def exact(self, x: Tensor, angles: Angles, where: Where) -> tuple[Tensor, list[Tensor]]:
         """The stream and the caches afterwards, in float64."""
-        wide = Decoder(SHAPE).double().requires_grad_(False)
-        wide.load_state_dict(self.decoder.state_dict())
+        wide = wide_copy(self.decoder)
         caches = [cache.double() for cache in self.caches]
         turned = Angles(angles.cos.double(), angles.sin.double())
         return wide(x.double(), turned, caches, Plain(where)), caches
@@ -71,6 +74,13 @@ class Rig:
 def rig() -> Rig:
     """A fresh one: passes write to its caches."""
     return Rig.build()
+
+
+def wide_copy(decoder: Decoder) -> Decoder:
+    """The same in float64."""
+    wide = Decoder(SHAPE).double().requires_grad_(False)
+    wide.load_state_dict(decoder.state_dict())
+    return wide
 
 
 def assert_near(found: Tensor, exact: Tensor) -> None:
@@ -136,15 +146,51 @@ def test_one_row_through_a_linear_with_all_that_stands_beside_it() -> None:
     wide_norm = x.double() * torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + 1e-6)
     normed = wide_norm * norm.weight.double()
     weight, bias = layer.weight.double(), layer.bias.double()
-    assert_near(fused.skinny(x, layer, norm=norm), normed @ weight.T + bias)
-    out = fused.skinny(x, layer, residual=residual)
+    assert_near(linears.skinny(x, layer, norm=norm), normed @ weight.T + bias)
+    out = linears.skinny(x, layer, residual=residual)
     assert_near(out, x.double() @ weight.T + bias + residual.double())
     packed_layer = nn.Linear(1100, 100, bias=False).requires_grad_(False)
     gate, up = (normed @ packed_layer.weight.double().T).chunk(2, -1)
     assert_near(
-        fused.skinny(x, packed_layer, norm=norm, is_gated=True),
+        linears.skinny(x, packed_layer, norm=norm, is_gated=True),
         nn.functional.silu(gate) * up,
     )
+
+
+def test_fp8_linears_over_one_row_and_over_many_equal_their_reference(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrix units are not here: the product itself is the reference's."""
+
+    def multiplied(self: Fp8Linear, x: RowScaled, out: Tensor) -> Tensor:
+        return out.copy_(self.reference(dequantized(x)))
+
+    monkeypatch.setattr(Fp8Linear, "forward", multiplied)
+    exact = wide_copy(rig.decoder)
+    narrow(rig.decoder)
+    block = rig.decoder.blocks[0]
+    assert isinstance(block, Block)
+    stream, plain = torch.randn(3, SHAPE.hidden), Plain(Where(*[torch.empty(0)] * 3))
+    ours = fused.FusedPrompt(None)
+    qkv, out, mlp = block.attention.qkv, block.attention.out, block.mlp
+    rows = ours.normed_linear(stream, block.norm1, qkv)
+    assert distance(rows, plain.normed_linear(stream, block.norm1, qkv)) < 2e-3
+    mixed = torch.randn(3, SHAPE.hidden)
+    added = ours.added_linear(stream.clone(), mixed, out)
+    assert distance(added, plain.added_linear(stream, mixed, out)) < 2e-3
+    gated = ours.gated_linear(stream, block.norm2, mlp.gate_up)
+    both = ours.added_linear(stream.clone(), gated, mlp.down)
+    wanted = plain.gated_linear(stream, block.norm2, mlp.gate_up)
+    assert distance(both, plain.added_linear(stream, wanted, mlp.down)) < 2e-3
+    alone = linears.skinny(stream[:1], qkv, norm=block.norm1)
+    true = exact.blocks[0].attention.qkv(exact.blocks[0].norm1(stream[:1].double()))
+    assert distance(alone, true) < 0.04  # its weight is rounded, its row is not
+    assert distance(rows[:1], true) < 0.06
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    """Relative."""
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
 def memories(vocab: int) -> tuple[Slots, Slots]:
@@ -166,7 +212,7 @@ def test_a_fed_token_is_counted_once_however_often_the_step_is_repeated() -> Non
     slots, numbers = torch.tensor([2, 0]), torch.tensor([7, 3])  # slot 0 counted its third already
     before = plain.counts.clone()
     for _ in range(2):
-        x = fused.fed(ours, slots, numbers, embedding)
+        x = tokens_in_and_out.fed(ours, slots, numbers, embedding)
         tokens = plain.fed(slots, numbers)
     assert torch.equal(x, embedding[tokens])
     for name in ("seen", "counts", "counted", "feed"):
@@ -185,6 +231,6 @@ def test_the_most_likely_token_is_the_same_in_the_kernel() -> None:
     ]
     choices = [Choice(slot, kind, 0, slot + 5) for slot, kind in enumerate(kinds)]
     ints, floats = packed(choices, 3, 5000, ours.nobody)
-    found = fused.best(ours, logits, ints, floats)
+    found = tokens_in_and_out.best(ours, logits, ints, floats)
     assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
     assert torch.equal(ours.feed, plain.feed)

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from predictors.compute.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
 from predictors.qwen_vl.modules.layers import RMSNorm
 from predictors.qwen_vl.modules.paged import paged_attention
 from predictors.qwen_vl.modules.rotary import rotate
+
+Layer = nn.Linear | Fp8Linear
+Wide = Tensor | RowScaled
+"""What one operation hands to the next: fp8 where the next one's weight is."""
 
 
 class Angles(NamedTuple):
@@ -36,7 +41,7 @@ class Where(NamedTuple):
 class Operations(Protocol):
     """x and results are (rows, features) in the dtype of the weights."""
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: nn.Linear) -> Tensor:
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         """layer(norm(x))."""
         ...
 
@@ -45,11 +50,11 @@ class Operations(Protocol):
         written into `cache` (2, pages, page_tokens, kv_heads, head_dim). May overwrite qkv."""
         ...
 
-    def added_linear(self, stream: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """stream + layer(x), the layer without bias. May overwrite the stream."""
         ...
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: nn.Linear) -> Tensor:
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         """silu(gate) * up of the packed layer's (gate, up) of norm(x)."""
         ...
 
@@ -59,15 +64,15 @@ class Operations(Protocol):
 
 
 class Plain:
-    """torch's own operations, in the order transformers has them."""
+    """torch's own operations, in the order transformers has them. An fp8 layer quantises each row
+    of what it is given, and multiplies in float32."""
 
     def __init__(self, where: Where) -> None:
         self._where = where
 
-    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: nn.Linear) -> Tensor:
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         """See `Operations`."""
-        out: Tensor = layer(norm(x))
-        return out
+        return _linear(norm(x), layer)
 
     def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
         """See `Operations`; overwrites nothing but the cache."""
@@ -78,14 +83,14 @@ class Plain:
         mixed: Tensor = paged_attention(q, k, v, cache, *self._where).flatten(1)
         return mixed
 
-    def added_linear(self, stream: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """See `Operations`."""
-        out: Tensor = stream + layer(x)
-        return out
+        assert isinstance(x, Tensor)
+        return stream + _linear(x, layer)
 
-    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: nn.Linear) -> Tensor:
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         """See `Operations`."""
-        gate, up = layer(norm(x)).chunk(2, dim=-1)
+        gate, up = _linear(norm(x), layer).chunk(2, dim=-1)
         out: Tensor = F.silu(gate) * up
         return out
 
@@ -93,3 +98,10 @@ class Plain:
         """See `Operations`."""
         out: Tensor = head(norm(x)).to(torch.float32)
         return out
+
+
+def _linear(x: Tensor, layer: Layer) -> Tensor:
+    if isinstance(layer, Fp8Linear):
+        return layer.reference(dequantized(quantize_rows(x)))
+    out: Tensor = layer(x)
+    return out
