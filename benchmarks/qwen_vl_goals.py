@@ -105,6 +105,8 @@ def _of_steps(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     syncs = found.get("ours", {}).get("syncs while decoding")
     if syncs is not None:
         yield _zero("decoding", "synchronising calls", 0 if syncs == 0 else 1)
+    for prompt, is_near in found.get("accuracy", {}).get("as near as the peer", {}).items():
+        yield _zero(f"logits, {prompt}", "farther from float32 than the peer", int(not is_near))
     rounds = found.get("soak", {}).get("rounds", [])
     if rounds:
         failed = sum(each["failed"] for each in rounds[-1:])
