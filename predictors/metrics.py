@@ -17,7 +17,7 @@ FLUX_STAGES = ("prepare", "text_encode", "denoise", "vae_decode", "image_encode"
 QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
 TIERS = ("lossless", "high", "turbo")
-CACHES = {"flux": ("prompt_embedding",), "qwen_vl": ("vision_embedding",)}
+CACHES = {"flux": ("prompt_embedding",), "qwen_vl": ("vision_embedding", "prefix")}
 CACHE_RESULTS = ("hit", "miss", "evict")
 PHASES = ("load", "warmup", "capture", "compile")
 STARTS = ("cold", "warm", "plain")  # something was compiled; all of it was on disk; there was nothing to compile
@@ -67,7 +67,7 @@ generation_tokens_total = Counter(f"{P}_generation_tokens_total", "Tokens genera
 request_prompt_tokens = Histogram(f"{P}_request_prompt_tokens", "Prompt tokens per sequence.", ["model"], buckets=TOKENS)
 request_generation_tokens = Histogram(f"{P}_request_generation_tokens", "Tokens generated per sequence.", ["model"], buckets=TOKENS)
 input_image_pixels = Histogram(f"{P}_input_image_pixels", "Pixels of received pictures.", ["model"], buckets=PIX)
-kv_cache_usage_ratio = Gauge(f"{P}_kv_cache_usage_ratio", "Reserved share of the KV pages, 0 to 1.", ["model"])
+kv_cache_usage_ratio = Gauge(f"{P}_kv_cache_usage_ratio", "Share of the KV pages that sequences have reserved, 0 to 1; what is only kept for later prompts is not counted.", ["model"])
 cache_requests_total = Counter(f"{P}_cache_requests_total", "Look-ups in our caches.", ["model", "cache", "result"])
 recompilations_total = Counter(f"{P}_recompilations_total", "Compilations after ready; must stay 0.", ["model"])
 graph_captures_total = Counter(f"{P}_graph_captures_total", "CUDA graphs captured after ready; must stay 0.", ["model"])

@@ -31,6 +31,7 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
     ),
     "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
     "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
+    "PREDICTORS_QWEN_VL_PREFIX_CACHE": ("auto", "on", "off"),
 }
 LEAST: Mapping[str, float] = {
     "PREDICTORS_SERVER_GRPC_PORT": -1,
@@ -39,7 +40,6 @@ LEAST: Mapping[str, float] = {
     "PREDICTORS_FLUX_SLOTS": 1,
     "PREDICTORS_QWEN_VL_SLOTS": 1,
     "PREDICTORS_QWEN_VL_PAGE_TOKENS": 1,
-    "PREDICTORS_QWEN_VL_PREFILL_CHUNK": 1,
     "PREDICTORS_QWEN_VL_DEFAULT_MAX_TOKENS": 1,
 }  # every other number is at least 0
 
@@ -184,8 +184,8 @@ class QwenVLSettings:
     """KV pool in tokens; 0 is `slots` x `max_context` on the CPU, and what memory allows on a GPU."""
     max_context: int = 0
     """Longest prompt plus answer in tokens; 0 takes min(checkpoint's limit, 4096 on the CPU, 32768 on a GPU)."""
-    prefill_chunk: int = 256
-    """Prompt tokens per prefill turn; decoding goes on between the chunks."""
+    prefill_chunk: int = 0
+    """Prompt tokens per prefill turn; decoding goes on between the chunks. 0 takes 256 on the CPU and 1536 on a GPU, where several prompts share a turn."""
     default_max_tokens: int = 512
     """`max_tokens` of a request that names none, cut to the context."""
     min_pixels: int = 0
@@ -194,6 +194,8 @@ class QwenVLSettings:
     """Largest picture area after resizing; 0 takes the checkpoint's, capped at 1,003,520 (transformers' class default)."""
     embedding_cache_bytes: int = 256 * 2**20
     """Bound of the picture-embedding cache, keyed by a hash of bytes and target size."""
+    prefix_cache: str = "auto"
+    """Whether prompts that begin alike (same text, same pictures) share what was computed for it, in KV pages that nobody else needs: `on`, `off`; `auto`: on a GPU unless `deterministic`. How fast an answer begins then tells a caller whether somebody has sent the same before."""
     deterministic: str = "auto"
     """`on`: one fixed decode width, so neighbours never change a bit; `off`; `auto`: on for float32 on the CPU."""
 

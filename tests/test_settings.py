@@ -63,11 +63,12 @@ DEFAULTS = {
     "qwen_vl.page_tokens": 16,
     "qwen_vl.kv_tokens": 0,
     "qwen_vl.max_context": 0,
-    "qwen_vl.prefill_chunk": 256,
+    "qwen_vl.prefill_chunk": 0,
     "qwen_vl.default_max_tokens": 512,
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,
     "qwen_vl.embedding_cache_bytes": 256 * 2**20,
+    "qwen_vl.prefix_cache": "auto",
     "qwen_vl.deterministic": "auto",
 }
 

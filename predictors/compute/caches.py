@@ -32,6 +32,10 @@ class ByteBoundedCache(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether it is kept; neither counted nor a use."""
+        return key in self._entries
+
     def get(self, key: K) -> V | None:
         """The value, now the most recently used, or None."""
         entry = self._entries.get(key)

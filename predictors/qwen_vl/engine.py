@@ -2,8 +2,10 @@
 and leave.
 
 Implements `serving.Engine`. All a sequence can need (slot, pages for prompt and whole answer) is
-reserved when it is admitted. A step computes everything first and changes its sequences last, so
-that a step that raised can be repeated. Knows no wire format and nobody who waits. Engine thread
+reserved when it is admitted. A step launches everything first and changes its sequences last, so
+that a step that raised can be repeated. On a GPU it is one step ahead: it launches, and reads the
+tokens of the step before. Everything runs on one stream, so what a sequence gave back may be given
+away while launched work still uses it. Knows no wire format and nobody who waits. Engine thread
 only, unless a docstring says otherwise.
 """
 
@@ -17,45 +19,41 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from predictors import metrics
-from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.compiling import RecompileGuard
 from predictors.compute.device import Placement, is_device_lost
+from predictors.compute.graphs import Graphs
+from predictors.compute.transfer import HostCopy
 from predictors.errors import InvalidRequest
-from predictors.qwen_vl.inputs import ChatWork, PlacedPicture
-from predictors.qwen_vl.kv_cache import Limits, PagePool
+from predictors.qwen_vl import sizing
+from predictors.qwen_vl.embeddings import Embeddings
+from predictors.qwen_vl.inputs import ChatWork
+from predictors.qwen_vl.kv_cache import PagePool
+from predictors.qwen_vl.observations import Observations
+from predictors.qwen_vl.pictures import Pictures
+from predictors.qwen_vl.prefixes import keeps_prefixes, page_names
 from predictors.qwen_vl.reply import ChatJob, Reply
 from predictors.qwen_vl.request import ChatDelta
-from predictors.qwen_vl.runner import (
-    Piece,
-    Runner,
-    free_pages,
-    is_deterministic,
-    max_context,
-)
-from predictors.qwen_vl.scheduling import (
-    Chunk,
-    Standing,
-    Turn,
-    chunk_widths,
-    fixed_width,
-    plan,
-    powers_to,
-)
+from predictors.qwen_vl.runner import Piece, Runner
+from predictors.qwen_vl.scheduling import Chunk, Pass, Standing, Turn, pack, plan
 from predictors.qwen_vl.weights import Architecture, load_modules
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 
 log = logging.getLogger(__name__)
 
+PICTURE_TOKENS = 512
+"""Of new pictures that are encoded in one packed step, unless the first one has more: small ones
+would else be read one per pass."""
+
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a step computed: sequences with their new tokens, and how far the prompts got."""
+class Launch:
+    """A launched step: how far the prompts get, whose tokens come, and the copy that brings
+    them."""
 
-    sequences: list[Reply]
-    tokens: Tensor | None
-    chunks: list[tuple[Reply, Chunk[ChatJob]]]
+    chunks: list[tuple[Reply, Chunk[Reply]]]
+    replies: list[Reply]
+    copy: HostCopy
 
 
 class QwenVLEngine:
@@ -70,27 +68,29 @@ class QwenVLEngine:
         placement: Placement,
     ) -> None:
         self.slots = settings.slots
-        self.max_context = max_context(architecture, settings, placement)
+        self.max_context = sizing.max_context(architecture, settings, placement)
         self.guard = RecompileGuard(model)
-        self._model = model
         self._checkpoint = checkpoint
         self._architecture = architecture
         self._settings = settings
         self._placement = placement
-        self._deterministic = is_deterministic(settings, placement)
+        self._deterministic = sizing.is_deterministic(settings, placement)
+        self._shares = keeps_prefixes(settings, placement.is_cuda, self._deterministic)
         self._sequences: dict[ChatJob, Reply] = {}
+        self._in_flight: Launch | None = None
         self._warm_shapes: list[str] = []
         self._free_slots = list(range(self.slots - 1, -1, -1))
+        self._graphs = Graphs(model, placement)
         self._runner: Runner  # from `load` on
         self._pool: PagePool
-        self._embeddings: ByteBoundedCache[bytes, Tensor] = ByteBoundedCache(
-            settings.embedding_cache_bytes, lambda tokens: tokens.nbytes, self._observe_cache
-        )
+        self._observations = Observations(model)
+        self._count_prefix = self._observations.cache("prefix")
+        self._embeddings = Embeddings(settings.embedding_cache_bytes, self._observations)
 
     # -- Engine ----------------------------------------------------------------------------------
     @property
     def busy(self) -> bool:
-        """Whether there is anybody to step. Any thread."""
+        """Whether there is anybody to step; whoever has tokens in flight still is. Any thread."""
         return bool(self._sequences)
 
     @property
@@ -101,16 +101,19 @@ class QwenVLEngine:
     def describe(self) -> Mapping[str, object]:
         """See `serving.engine.Describes`."""
         pool: PagePool | None = getattr(self, "_pool", None)
-        kept = getattr(self, "_embeddings", None)  # gone once closed
-        cached = {"entries": len(kept or ()), "bytes": kept.num_bytes if kept else 0}
+        named = 0 if pool is None else pool.num_named
         return {
             "running": {r.job.id: r.describe() for r in list(self._sequences.values())},
-            "caches": {"vision_embedding": cached},
+            "caches": {
+                "vision_embedding": self._embeddings.describe(),
+                "prefix": {"is_on": self._shares, "pages": named},
+            },
             "kv_pages": None if pool is None else {"free": pool.num_free, "all": pool.num_pages},
             "warm_shapes": self._warm_shapes,
             "precision": self._placement.precision,
             "attention": "paged",
             "recompilations_after_ready": self.guard.count,
+            "captures_after_ready": self._graphs.count_after_ready,
         }
 
     def load(self) -> None:
@@ -119,23 +122,37 @@ class QwenVLEngine:
         decoder, vision = load_modules(
             self._checkpoint, self._architecture, placement.device, placement.dtype
         )
-        limits = self._limits()
-        self._pool = PagePool(limits.num_pages, limits.page_tokens)
-        self._runner = Runner(decoder, vision, limits, placement)
+        limits = sizing.limits(self._architecture, self._settings, placement)
+        self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
+        self._runner = Runner(decoder, limits, placement, self._graphs)
+        self._embeddings.pictures = Pictures(vision, placement, self._graphs)
 
     def warm(self, progress: Progress) -> None:
-        """Compile and run every promised shape; then nothing may compile any more."""
-        runner = self._runner
-        if self._deterministic and not runner.rows_agree():
-            log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
-            runner.decode_widths = (1,)
-        shapes = runner.warm_shapes()
+        """Compile, capture and run every promised shape; then nothing may be compiled or captured
+        any more."""
+        if not self._placement.is_cuda:
+            self._settle_width()
+        shapes = [*self._embeddings.pictures.warm_shapes(), *self._runner.warm_shapes()]
         for done, (name, run) in enumerate(shapes):
             progress(name, done, len(shapes))
             run()
         progress("ready", len(shapes), len(shapes))
+        if self._placement.is_cuda:
+            self._settle_width()  # rows can be compared once their graphs are captured
         self._warm_shapes = [name for name, _ in shapes]
+        self._graphs.seal()
         self.guard.seal()
+
+    def _settle_width(self) -> None:
+        """Where a step must be the same for everybody: the one width whose rows agree, or one."""
+        if not self._deterministic:
+            return
+        runner = self._runner
+        runner.packs = False  # how a prompt is cut must not depend on others either
+        runner.decode_widths = runner.decode_widths[-1:]
+        if not runner.rows_agree():
+            log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
+            runner.decode_widths = (1,)
 
     def validate(self, work: ChatWork) -> None:
         """Raise `InvalidRequest` if the pages would never be enough. Any thread."""
@@ -153,11 +170,13 @@ class QwenVLEngine:
         """Reserve a slot and all pages, or return False and change nothing."""
         if not self._free_slots:
             return False
-        pages = self._pool.reserve(job, job.work.num_prompt_tokens + job.work.max_tokens)
+        work, pool = job.work, self._pool
+        names = page_names(work, pool.page_tokens) if self._shares else ()
+        pages = pool.reserve(job, work.num_prompt_tokens + work.max_tokens, names)
         if pages is None:
             return False
-        self._sequences[job] = Reply(job, self._free_slots.pop(), pages)
-        self._show_usage()
+        self._sequences[job] = Reply(job, self._free_slots.pop(), pages, names)
+        self._observations.usage(pool.usage)
         return True
 
     def evict(self, job: ChatJob) -> None:
@@ -165,161 +184,149 @@ class QwenVLEngine:
         reply = self._sequences.pop(job, None)
         if reply is None:
             return
+        reply.is_gone = True
         self._free_slots.append(reply.slot)
         self._pool.release(job)
-        self._show_usage()
+        self._observations.usage(self._pool.usage)
 
     def step(self, jobs: Sequence[ChatJob]) -> None:
         """One token for everybody who decodes, and a chunk of prompt for the next who reads."""
-        standings = [
-            Standing(job, self._sequences[job].done, job.work.num_prompt_tokens) for job in jobs
-        ]
-        turn = plan(standings, chunk_widths(self._settings.prefill_chunk))
+        # after a failure jobs are stepped apart: reading what is in flight may have ended some
+        replies = [self._sequences[job] for job in jobs if job in self._sequences]
+        tokens: list[int] = []
         try:
-            outcome = self._compute(turn)
-            tokens = [] if outcome.tokens is None else self._runner.read(outcome.tokens)
+            launch = self._launch(self._plan(replies))
+            due = self._in_flight if self._runner.is_ahead else launch
+            is_wanted = due is not None and any(not reply.is_gone for reply in due.replies)
+            if due is not None and (is_wanted or not due.replies):
+                tokens = due.copy.result().tolist()  # without tokens: not more than a step ahead
         except RuntimeError as error:
             if is_device_lost(error):
                 raise StickyDeviceError("the device context is lost") from error
             raise
-        self._commit(outcome, tokens)
+        # -- nothing below can raise: the step counts from here ----------------------------------
+        self._in_flight = launch if self._runner.is_ahead else None
+        if launch is not None:
+            self._advance(launch)
+        if due is not None and is_wanted:
+            self._deliver(due.replies, tokens)
         self.guard.check()
 
     def close(self) -> None:
         """Let go of modules and pages."""
         self._sequences.clear()
-        for name in ("_runner", "_embeddings"):  # there may be none if loading failed
-            self.__dict__.pop(name, None)
+        self._in_flight = None
+        self.__dict__.pop("_runner", None)  # there may be none if loading failed
+        self._embeddings.close()
+        self._graphs.close()
 
     # -- a step ----------------------------------------------------------------------------------
-    def _compute(self, turn: Turn[ChatJob]) -> Outcome:
+    def _plan(self, replies: Sequence[Reply]) -> Turn[Reply]:
+        standings: list[Standing[Reply]] = []
+        is_packed = self._runner.packs
+        for reply in replies:
+            total = reply.work.num_prompt_tokens
+            if reply.done == total:
+                if not reply.is_launched:
+                    standings.append(Standing(reply, total, total))
+                continue
+            if not reply.is_begun and reply.names:
+                self._share(reply)
+            new = self._embeddings.new(reply) if is_packed else ()
+            standings.append(Standing(reply, reply.done, total, new))
+        widths = self._runner.limits.chunk_widths
+        return pack(standings, widths, PICTURE_TOKENS) if is_packed else plan(standings, widths)
+
+    def _share(self, reply: Reply) -> None:
+        """Skip what others have read of this prompt, since its admission too. Repeating a step does
+        no harm: nothing of this prompt is launched."""
+        pool = self._pool
+        reply.num_shared = pool.share(reply.job, reply.names, reply.num_shared)
+        reply.pages = pool.owned(reply.job)
+        reply.done = reply.num_shared * pool.page_tokens
+
+    def _launch(self, turn: Turn[Reply]) -> Launch | None:
         """Launch everything of this step; repeating it writes the same again."""
         runner = self._runner
-        sequences: list[Reply] = []
+        replies: list[Reply] = []
         tokens: list[Tensor] = []
-        decoding = [self._sequences[job] for job in turn.decode]
         width = runner.decode_widths[-1]
-        for first in range(0, len(decoding), width):
-            group = decoding[first : first + width]
-            logits = runner.decode([s.row() for s in group])
-            tokens.append(runner.choose(logits, [s.choice() for s in group]))
-            metrics.batch_size.labels(self._model).observe(len(group))
-            sequences += group
-        chunks = [(self._sequences[chunk.key], chunk) for chunk in turn.prefill]
-        for reply, chunk in chunks:
-            logits = self._read_chunk(reply, chunk)
-            if chunk.start + chunk.length == reply.work.num_prompt_tokens:
-                tokens.append(runner.choose(logits, [reply.choice()]))
-                sequences.append(reply)
-        return Outcome(sequences, torch.cat(tokens) if tokens else None, chunks)
+        for first in range(0, len(turn.decode), width):
+            group = turn.decode[first : first + width]
+            tokens.append(runner.decode([reply.row() for reply in group]))
+            self._observations.rows(len(group))
+            replies += group
+        chunks: list[tuple[Reply, Chunk[Reply]]] = []
+        for read in turn.prefill:
+            tokens.append(self._read(read))
+            chunks += [(chunk.key, chunk) for chunk in read.chunks]
+            replies += [chunk.key for chunk in read.chunks if _is_last(chunk)]
+        if not tokens:
+            return None
+        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+        return Launch(chunks, replies, runner.copy(joined))
 
-    def _read_chunk(self, reply: Reply, chunk: Chunk[ChatJob]) -> Tensor:
-        runner, work = self._runner, reply.work
-        if chunk.start == 0:
-            runner.begin(reply.slot, reply.pages, work.tokens)
+    def _read(self, read: Pass[Reply]) -> Tensor:
+        """Launch a pass over prompts; the first tokens of those that end in it."""
+        pieces = [self._piece(chunk) for chunk in read.chunks]  # encodes pictures
+        for chunk in read.chunks:
+            reply = chunk.key
+            if not reply.is_begun:
+                self._runner.begin(reply.slot, reply.pages, reply.work.tokens)
+        return self._runner.prefill(pieces, read.width)
+
+    def _piece(self, chunk: Chunk[Reply]) -> Piece:
+        reply, work = chunk.key, chunk.key.work
         part = slice(chunk.start, chunk.start + chunk.length)
         tokens, positions = work.tokens[part], work.positions[:, part]
-        pictures = self._pictures_in(reply, part)
-        where = (reply.slot, chunk.start, chunk.width)
-        return runner.prefill(Piece(*where, tokens, positions, reply.pages, pictures))
+        pictures = self._embeddings.within(reply, part)
+        choice = reply.choice() if _is_last(chunk) else None
+        where = (reply.slot, chunk.start)
+        return Piece(*where, tokens, positions, reply.pages, pictures, choice)
 
-    def _pictures_in(self, reply: Reply, part: slice) -> list[tuple[int, Tensor]]:
-        """First row and embeddings of the pictures that lie in a part of the prompt."""
-        found = []
-        for i, picture in enumerate(reply.work.pictures):
-            first = max(picture.start, part.start)
-            end = min(picture.start + picture.length, part.stop)
-            if first < end:
-                tokens = self._embedding(reply, i, picture)
-                rows = tokens[first - picture.start : end - picture.start]
-                found.append((first - part.start, rows))
-        return found
-
-    def _embedding(self, reply: Reply, index: int, picture: PlacedPicture) -> Tensor:
-        """The picture's tokens: the sequence's own, from the cache, or newly made."""
-        tokens = reply.embedded.get(index)
-        if tokens is None:
-            tokens = self._embeddings.get(picture.patches.key)
-        if tokens is None:
-            started = reply.job.clock()
-            tokens = self._runner.encode(picture.patches.values, picture.patches.grid)
-            self._embeddings.put(picture.patches.key, tokens)
-            self._stage(reply.job, "vision_encode", reply.job.clock() - started)
-        reply.embedded[index] = tokens  # the cache may drop it before the last chunk
-        return tokens
-
-    def _commit(self, outcome: Outcome, tokens: list[int]) -> None:
-        """The step has succeeded: move the sequences on, tell the callers, let the finished go."""
-        if outcome.tokens is not None:
-            self._runner.commit([s.slot for s in outcome.sequences], outcome.tokens)
-        for reply, chunk in outcome.chunks:
-            reply.done += chunk.length
-            if reply.done == reply.work.num_prompt_tokens:
+    def _advance(self, launch: Launch) -> None:
+        """What was launched counts, and the pages it fills may be read by others: they launch
+        later, on the same stream."""
+        for reply, chunk in launch.chunks:
+            if not reply.is_begun and self._shares:
+                self._count_prefix("hit" if reply.num_shared else "miss")
+            reply.is_begun = True
+            reply.done = chunk.start + chunk.length
+            if reply.names:
+                size = self._pool.page_tokens
+                first, end = (min(n // size, len(reply.names)) for n in (chunk.start, reply.done))
+                self._pool.publish(reply.job, reply.names, first, end)
+            if _is_last(chunk):
                 reply.embedded.clear()
-        for reply, token in zip(outcome.sequences, tokens, strict=True):
-            self._extend(reply, token)
+        for reply in launch.replies:
+            reply.launched += 1
+
+    def _deliver(self, replies: Sequence[Reply], tokens: Sequence[int]) -> None:
+        """Tokens were read: tell the callers, let the finished go. What was launched for a sequence
+        after its last token, and for one that left, is dropped."""
+        count = 0
+        for reply, token in zip(replies, tokens, strict=True):
+            if not reply.is_gone:
+                self._extend(reply, token)
+                count += 1
+        self._observations.tokens(count)
 
     def _extend(self, reply: Reply, token: int) -> None:
-        reply.answer.append(token)
-        self._observe_token(reply)
-        reason = self._finish_reason(reply)
-        prompt, answer = reply.work.num_prompt_tokens, len(reply.answer)
-        if reason is not None:
-            self._observe_end(reply)
-        reply.job.emit(ChatDelta((token,), prompt, answer, finish_reason=reason))
-        if reason is not None:
-            self.evict(reply.job)
-            reply.job.finish()
-
-    def _finish_reason(self, reply: Reply) -> str | None:
-        work = reply.work
-        if reply.answer[-1] in self._architecture.eos_tokens and not work.ignore_eos:
-            return "stop"
-        return "length" if len(reply.answer) >= work.max_tokens else None
-
-    # -- metrics ---------------------------------------------------------------------------------
-    def _observe_token(self, reply: Reply) -> None:
-        now = reply.job.clock()
-        metrics.generation_tokens_total.labels(self._model).inc()
-        if len(reply.answer) == 1:
-            self._observe_first(reply, now)
-        else:
-            metrics.itl_seconds.labels(self._model).observe(now - reply.last_token_at)
-        reply.last_token_at = now
-
-    def _observe_first(self, reply: Reply, now: float) -> None:
         job, work = reply.job, reply.work
-        reply.first_token_at = now
-        metrics.ttft_seconds.labels(self._model).observe(now - job.submitted_at)
-        self._stage(job, "prefill", now - (job.admitted_at or job.submitted_at))
-        metrics.prompt_tokens_total.labels(self._model).inc(work.num_prompt_tokens)
-        metrics.vision_tokens_total.labels(self._model).inc(sum(p.length for p in work.pictures))
-        metrics.request_prompt_tokens.labels(self._model).observe(work.num_prompt_tokens)
+        reply.answer.append(token)
+        self._observations.token(reply, job.clock())
+        made = len(reply.answer)
+        reason = "length" if made >= work.max_tokens else None
+        if token in self._architecture.eos_tokens and not work.ignore_eos:
+            reason = "stop"
+        if reason is None:
+            job.emit(ChatDelta((token,), work.num_prompt_tokens, made))
+            return
+        self._observations.end(reply)
+        job.emit(ChatDelta((token,), work.num_prompt_tokens, made, finish_reason=reason))
+        self.evict(job)
+        job.finish()
 
-    def _observe_end(self, reply: Reply) -> None:
-        self._stage(reply.job, "decode", reply.last_token_at - reply.first_token_at)
-        metrics.request_generation_tokens.labels(self._model).observe(len(reply.answer))
 
-    def _stage(self, job: ChatJob, stage: str, seconds: float) -> None:
-        job.note(stage, seconds)
-        metrics.stage_seconds.labels(self._model, stage).observe(seconds)
-
-    def _observe_cache(self, result: str) -> None:
-        metrics.cache_requests_total.labels(self._model, "vision_embedding", result).inc()
-
-    def _show_usage(self) -> None:
-        metrics.kv_cache_usage_ratio.labels(self._model).set(self._pool.usage)
-
-    # -- shapes ----------------------------------------------------------------------------------
-    def _limits(self) -> Limits:
-        settings, slots = self._settings, self.slots
-        widths = (fixed_width(slots),) if self._deterministic else powers_to(slots)
-        return Limits.plan(
-            slots=slots,
-            page_tokens=settings.page_tokens,
-            kv_tokens=settings.kv_tokens,
-            max_context=self.max_context,
-            free_pages=free_pages(self._architecture.text, settings.page_tokens, self._placement),
-            decode_widths=widths,
-            chunk_widths=chunk_widths(settings.prefill_chunk),
-        )
+def _is_last(chunk: Chunk[Reply]) -> bool:
+    return chunk.start + chunk.length == chunk.key.work.num_prompt_tokens

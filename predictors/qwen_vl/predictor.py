@@ -135,10 +135,11 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
 def check_settings(settings: QwenVLSettings) -> None:
     """Raise `InvalidSetting` for a number that no engine can work with."""
-    for name in ("slots", "page_tokens", "prefill_chunk", "default_max_tokens"):
+    for name in ("slots", "page_tokens", "default_max_tokens"):
         if getattr(settings, name) < 1:
             raise InvalidSetting(f"qwen_vl.{name} must be at least 1")
-    for name in ("kv_tokens", "max_context", "min_pixels", "max_pixels", "embedding_cache_bytes"):
+    least_zero = ("kv_tokens", "max_context", "prefill_chunk", "min_pixels", "max_pixels")
+    for name in (*least_zero, "embedding_cache_bytes"):
         if getattr(settings, name) < 0:
             raise InvalidSetting(f"qwen_vl.{name} must be at least 0")
 

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, InvalidRequest
+from predictors.qwen_vl.pictures import Pictures
 from predictors.qwen_vl.request import ChatRequest, Sampling
 from predictors.qwen_vl.runner import Runner
 from predictors.qwen_vl.weights import load_modules, read_architecture
@@ -123,7 +124,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 
 # -- a step that fails ---------------------------------------------------------------------------
-@pytest.mark.parametrize("method", ["decode", "choose", "prefill", "read"])
+@pytest.mark.parametrize("method", ["begin", "decode", "prefill", "copy"])
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     wild: Room, monkeypatch: pytest.MonkeyPatch, method: str, at: int
@@ -178,9 +179,9 @@ def test_a_repeated_picture_is_encoded_once_and_another_never_takes_its_place(
     wild: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
-    original = Runner.encode
+    original = Pictures.encode
     monkeypatch.setattr(
-        Runner, "encode", lambda self, *args: encoded.append(args[1]) or original(self, *args)
+        Pictures, "encode", lambda self, one: encoded.append(one) or original(self, one)
     )
     same, other = chat(png(71), "what?"), chat(png(72), "what?")
     hits = cached("hit")
@@ -212,7 +213,7 @@ def test_an_embedding_that_the_cache_dropped_is_kept_by_its_sequence(wild_checkp
     misses = cached("miss")
     assert room.answer(request) == expected
     assert cached("miss") - misses == 1
-    assert room.engine._embeddings.num_bytes == 0
+    assert room.engine.describe()["caches"]["vision_embedding"] == {"entries": 0, "bytes": 0}
 
 
 # -- metrics and syncs ---------------------------------------------------------------------------
