@@ -20,7 +20,7 @@ from benchmarks.qwen_vl_run import Options, Run
 
 RESULTS = Path("benchmarks/results/qwen_vl.json")
 TOY_RESULTS = Path("out/bench/qwen-vl-toy.json")
-DEFAULT = ("ceilings", "http", "peer", "ours", "accuracy", "soak", "vllm")
+DEFAULT = ("ceilings", "http", "ours", "peer", "accuracy", "attention", "soak", "vllm")
 SECTIONS = (*DEFAULT, "profile")
 MEMORY = Path("/dev/shm")
 SLOTS, TOY_SLOTS = 64, 4

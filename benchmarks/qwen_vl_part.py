@@ -22,6 +22,7 @@ PARTS: Mapping[str, str] = {
     "peer": "benchmarks.qwen_vl_peer",
     "ours": "benchmarks.qwen_vl_ours",
     "profile": "benchmarks.qwen_vl_ours",
+    "attention": "benchmarks.qwen_vl_attention",
     "accuracy": "benchmarks.qwen_vl_accuracy",
     "http": "benchmarks.qwen_vl_http",
     "soak": "benchmarks.qwen_vl_http",

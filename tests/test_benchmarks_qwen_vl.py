@@ -13,7 +13,14 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from benchmarks import qwen_vl, qwen_vl_floors, qwen_vl_goals, qwen_vl_random, qwen_vl_report
+from benchmarks import (
+    qwen_vl,
+    qwen_vl_floors,
+    qwen_vl_goals,
+    qwen_vl_journal,
+    qwen_vl_random,
+    qwen_vl_report,
+)
 from benchmarks.qwen_vl_accuracy import agreement, distance, regret, verdict
 from benchmarks.qwen_vl_cases import NUM_TOKENS, Case, Conversations, Pictures, text
 from benchmarks.qwen_vl_client import Events, shares
@@ -265,6 +272,56 @@ def test_the_report_says_what_was_not_measured_and_what_failed() -> None:
     assert "FAILED ours: exit code 1" in told
     assert "64 x 1024x1024, requests_per_s" in told
     assert "14.4" in told
+
+
+def test_the_page_shows_measured_figures_in_their_places() -> None:
+    page = (
+        "a\n<!-- qwen_vl clients -->\nold\n<!-- end -->\nb\n<!-- qwen_vl memory -->\n<!-- end -->\n"
+    )
+    told = qwen_vl_journal.written(page, found())
+    assert "old" not in told
+    assert "| 64 x 1024x1024 | 1 | 50.0 | 50.0 |" in told
+    assert f"<!-- qwen_vl memory -->\n{qwen_vl_journal.MISSING}\n<!-- end -->" in told
+    assert qwen_vl_journal.written(told, found()) == told, "written twice is written once"
+
+
+def test_every_table_can_be_made() -> None:
+    step = {"rows": 1, "prompt": "text", "tokens": 128, "step_ms": 2.0, "p99_ms": 2.1}
+    cell = {"ms": 0.5, "tflops": 400.0}
+    everything = found() | {
+        "options": {"settings": {"QWEN_VL_PREFILL_CHUNK": "2048"}},
+        "make": {"machine": {"gpu": "NVIDIA H200", "cores": 16}},
+        "ours": {
+            "decode steps": [step],
+            "read at once": [step | {"step_ms": 2.5}],
+            "first tokens": {"text": {"ms": 9.0}},
+            "prepare_ms": {"text": 1.0},
+        },
+        "peer": {
+            "load_s": 3.0,
+            "transformers static, 1 x text": {"ttft_ms": 20.0, "tpot_ms": 6.8},
+        },
+        "attention": {"prompt": {"FlashAttention 2": cell, "cuDNN": {"ms": None}}},
+        "accuracy": {
+            "text": {
+                "peer to float32": 0.01, "ours to float32": 0.009, "ours to peer": 0.012,
+                "peer as float32": 0.95, "ours as float32": 1.0,
+            },
+            "as near as the peer": {"text": True},
+        },
+        "soak": {
+            "rounds": [{"requests": 0, "failed": 0, "host_bytes": 2**30, "device_bytes": None}]
+        },
+    }  # fmt: skip
+    for name in qwen_vl_journal.TABLES:
+        head, rule, *rows = qwen_vl_journal.table(name, everything).splitlines()
+        assert rows, name
+        assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}, name
+    assert "| 1 | 2.50 | 2.00 | +25 % |" in qwen_vl_journal.table("syncing", everything)
+    assert "| text | 9.0 | - |" not in qwen_vl_journal.table("firsts", everything)
+    assert "| here, in process | text | 10.0 | 2.00 |" in qwen_vl_journal.table(
+        "compiling", everything
+    )
 
 
 # -- a run -----------------------------------------------------------------------------------------

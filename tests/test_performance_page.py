@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import qwen_vl_journal
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/performance.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -239,3 +241,15 @@ def test_turbo_is_measured_with_the_plan_that_serves() -> None:
     (turbo,) = (way for way in PLANS["ways"] if way["name"] == "turbo")
     assert turbo["calls"] == timed("here turbo")["passes"]
     assert turbo["calls"] == TIERS["tiers"]["turbo"]["model_calls_per_picture"]
+
+
+# -- Qwen ------------------------------------------------------------------------------------------
+def test_the_qwen_tables_are_what_was_measured() -> None:
+    assert qwen_vl_journal.written(PAGE, qwen_vl_journal.results()) == PAGE
+    places = [place[1] for place in qwen_vl_journal.PLACE.finditer(PAGE)]
+    assert sorted(places) == sorted(qwen_vl_journal.TABLES), "each table once"
+
+
+def test_a_qwen_table_that_was_not_measured_says_so() -> None:
+    for name in qwen_vl_journal.TABLES:
+        assert qwen_vl_journal.table(name, {}) == qwen_vl_journal.MISSING
