@@ -19,6 +19,7 @@ from predictors.qwen_vl.modules.skinny_kernels import row_kernel
 SKINNY_BLOCK = 1024
 WIDE = 2**16
 GATE_BLOCK = 1024
+FP8_ROWS = 16  # cuBLAS multiplies e4m3 in multiples of it
 
 
 class Rows:
@@ -27,20 +28,21 @@ class Rows:
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         """See `Operations`."""
         if isinstance(layer, Fp8Linear):
-            return _scaled(_narrow(x, norm), layer)
+            return _scaled(_narrow(x, norm), layer, len(x))
         return torch.addmm(layer.bias, _normed(x, norm), layer.weight.t())
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """See `Operations`; overwrites the stream."""
         if isinstance(layer, Fp8Linear):
-            return stream.add_(_scaled(_narrow(x, None) if isinstance(x, Tensor) else x, layer))
+            narrowed = _narrow(x, None) if isinstance(x, Tensor) else x
+            return stream.add_(_scaled(narrowed, layer, len(stream)))
         assert isinstance(x, Tensor)
         return stream.addmm_(x, layer.weight.t())
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         """See `Operations`."""
         if isinstance(layer, Fp8Linear):
-            return gated_narrow(_scaled(_narrow(x, norm), layer))
+            return gated_narrow(_scaled(_narrow(x, norm), layer, len(x)))
         return gated(torch.mm(_normed(x, norm), layer.weight.t()))
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
@@ -174,15 +176,16 @@ def gated_narrow(wide: Tensor) -> RowScaled:
 
 
 def _empty_rows(like: Tensor, width: int) -> RowScaled:
-    values = torch.empty(len(like), width, dtype=E4M3, device=like.device)
-    return RowScaled(values, torch.empty(len(like), 1, device=like.device))
+    rows = -(-len(like) // FP8_ROWS) * FP8_ROWS
+    values = torch.empty(rows, width, dtype=E4M3, device=like.device)
+    return RowScaled(values, torch.empty(rows, 1, device=like.device))
 
 
-def _scaled(x: RowScaled, layer: Fp8Linear) -> Tensor:
+def _scaled(x: RowScaled, layer: Fp8Linear, rows: int) -> Tensor:
     shape = (len(x.values), layer.out_features)
     out = torch.empty(shape, dtype=layer.bias.dtype, device=layer.bias.device)
     scaled: Tensor = layer(x, out)
-    return scaled
+    return scaled[:rows]
 
 
 def power_of_two(size: int) -> int:
