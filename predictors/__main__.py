@@ -35,6 +35,11 @@ ROOMS = {
 }
 
 
+# A thread that comes back from the device waits this long for a busy event loop to let go of the
+# interpreter. Python's 5 ms are two decode steps.
+SWITCH_INTERVAL_S = 0.0005
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
@@ -59,6 +64,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.profiling import Profiler
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, os.environ)
     models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
     logs.adopt()
