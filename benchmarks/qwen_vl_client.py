@@ -23,7 +23,6 @@ from benchmarks.qwen_vl_cases import Case, Conversations
 from benchmarks.qwen_vl_stats import Answered
 
 CLIENTS_PER_PROCESS = 16
-FIRST_PICTURE = 1000
 END = b"[DONE]"
 
 

@@ -44,7 +44,9 @@ TOY_CASES = (
     Case(2, "same 64x64", 4, 8),
     Case(2, "turns 64x64", 6, 8),
 )
-FIRST, WARM_FIRST = 1_000, 900_000
+APART = 1_000_000
+"""Between the numbers of two cases' conversations: no case may find another's pictures kept."""
+WARM = APART // 2
 WARM_TOKENS = 16
 CASE_S = 240.0
 SOAK_ROUNDS = 5
@@ -67,8 +69,7 @@ def http(options: Options, notes: Notes) -> None:
     with qwen_vl_server.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
         notes.tell("ready_s", server.ready_s)
         before = server.counters()
-        for case in chosen(options):
-            one_case(case, server, notes)
+        measure(options, server, notes)
         notes.tell("counters", {"at ready": before, "at the end": server.counters()})
         notes.tell("host_gib", server.host_bytes() / 2**30)
 
@@ -82,16 +83,21 @@ def vllm(options: Options, notes: Notes) -> None:
     start = qwen_vl_server.vllm(port, Path(options.folder), options.slots)
     with qwen_vl_server.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
         notes.tell("ready_s", server.ready_s)
-        for case in chosen(options):
-            one_case(case, server, notes)
+        measure(options, server, notes)
 
 
-def one_case(case: Case, server: Server, notes: Notes) -> None:
+def measure(options: Options, server: Server, notes: Notes) -> None:
+    """The chosen cases, every one with conversations of its own."""
+    for number, case in enumerate(chosen(options), start=1):
+        one_case(case, APART * number, server, notes)
+
+
+def one_case(case: Case, first: int, server: Server, notes: Notes) -> None:
     """Warm up with other pictures, then measure; a case that fails says so and the next runs."""
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
-        qwen_vl_client.measure(warm, server.port, MODEL, WARM_FIRST, CASE_S)
-        answers = qwen_vl_client.measure(case, server.port, MODEL, FIRST, CASE_S)
+        qwen_vl_client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
+        answers = qwen_vl_client.measure(case, server.port, MODEL, first, CASE_S)
     except Exception as error:  # noqa: BLE001 - the next case may still work
         notes.tell(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
         return
@@ -108,7 +114,7 @@ def soak(options: Options, notes: Notes) -> None:
             asked, failed = rounds[-1]["requests"], rounds[-1]["failed"]
             for case in TOY_SOAK if options.is_toy else SOAK:
                 answers = qwen_vl_client.measure(
-                    case, server.port, MODEL, FIRST * (turn + 1), CASE_S
+                    case, server.port, MODEL, APART * (turn + 1), CASE_S
                 )
                 asked += len(answers)
                 failed += sum(answer.error is not None for answer in answers)

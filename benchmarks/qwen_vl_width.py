@@ -12,17 +12,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from predictors.compute.device import Placement
+from predictors.compute.graphs import Graphs
+from predictors.qwen_vl.choosing import Choice
 from predictors.qwen_vl.kv_cache import Limits
 from predictors.qwen_vl.modules.decoder import Decoder, TextShape
-from predictors.qwen_vl.modules.vision import VisionShape, VisionTower
 from predictors.qwen_vl.request import Sampling
-from predictors.qwen_vl.runner import Choice, Row, Runner
+from predictors.qwen_vl.runner import Row, Runner
 from predictors.qwen_vl.weights import read_architecture
 
 CHECKPOINT = Path("checkpoints/shapes-qwen-vl")
@@ -41,12 +41,12 @@ def shapes() -> dict[str, tuple[TextShape, int]]:
     return {"shapes-qwen-vl, 3 layers x 128": (small, 200), "3B, 2 layers x 2048": (large, 15)}
 
 
-def runner_of(text: TextShape, widths: tuple[int, ...], vision: VisionShape) -> Runner:
+def runner_of(text: TextShape, widths: tuple[int, ...]) -> Runner:
     """A runner of random weights."""
     pages = SLOTS * CONTEXT // PAGE
     limits = Limits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)
-    runner = Runner(decoder, VisionTower(vision), limits, PLACEMENT)
+    runner = Runner(decoder, limits, PLACEMENT, Graphs("width", PLACEMENT))
     for slot in range(SLOTS):
         runner.begin(slot, pages_of(slot), torch.tensor([1, 2, 3]))
     return runner
@@ -60,15 +60,13 @@ def pages_of(slot: int) -> list[int]:
 
 def step(runner: Runner, live: int) -> None:
     """One token for `live` sequences of 100 tokens, as the engine does it."""
-    rows = [Row(slot, 5, 100, 100, pages_of(slot)) for slot in range(live)]
     greedy = Sampling(temperature=0.0)
+    rows = [
+        Row(slot, 0, 100, 100, pages_of(slot), Choice(slot, greedy, 0, 1)) for slot in range(live)
+    ]
     width = runner.decode_widths[-1]
-    tokens = []
-    for first in range(0, live, width):
-        group = rows[first : first + width]
-        choices = [Choice(row.slot, greedy, 0, 0) for row in group]
-        tokens.append(runner.choose(runner.decode(group), choices))
-    runner.read(torch.cat(tokens))
+    groups = [rows[first : first + width] for first in range(0, live, width)]
+    runner.copy(torch.cat([runner.decode(group) for group in groups])).result()
 
 
 def processor_ms(work: Callable[[], None], repeat: int) -> float:
@@ -84,12 +82,11 @@ def processor_ms(work: Callable[[], None], repeat: int) -> float:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    vision = replace(read_architecture(CHECKPOINT).vision, depth=1)
     found: dict[str, dict[str, dict[int, float]]] = {}
     for name, (text, repeat) in shapes().items():
         found[name] = {}
         for policy, widths in POLICIES.items():
-            runner = runner_of(text, widths, vision)
+            runner = runner_of(text, widths)
             step(runner, SLOTS)
             found[name][policy] = {
                 live: processor_ms(lambda r=runner, n=live: step(r, n), repeat)  # type: ignore[misc]

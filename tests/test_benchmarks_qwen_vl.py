@@ -3,6 +3,7 @@ card's floor is, which goals are held."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from benchmarks.qwen_vl_accuracy import agreement, distance, regret, verdict
 from benchmarks.qwen_vl_cases import NUM_TOKENS, Case, Conversations, Pictures, text
 from benchmarks.qwen_vl_client import Events, shares
 from benchmarks.qwen_vl_floors import Rates
-from benchmarks.qwen_vl_http import CASES, chosen
+from benchmarks.qwen_vl_http import APART, CASES, WARM, chosen
 from benchmarks.qwen_vl_run import Options, Run, rounded
 from benchmarks.qwen_vl_stats import Answered, quantile, summed_up
 
@@ -150,6 +151,21 @@ def test_a_later_turn_brings_what_was_said() -> None:
     assert second["max_tokens"] == NUM_TOKENS
     assert second["ignore_eos"]
     assert second["stream"]
+
+
+def test_no_case_asks_about_another_ones_pictures() -> None:
+    seeds: dict[tuple[int, int], list[range]] = {}
+    for number, case in enumerate(CASES, start=1):
+        if case.size and not case.is_same:
+            first = APART * number
+            for start in (first, first + WARM):
+                end = start + case.requests
+                seeds.setdefault(case.size, []).append(
+                    range(start * case.pictures, end * case.pictures)
+                )
+    for spans in seeds.values():
+        spans.sort(key=lambda span: span.start)
+        assert all(a.stop <= b.start for a, b in itertools.pairwise(spans))
 
 
 def test_cases_can_be_chosen_by_name() -> None:
