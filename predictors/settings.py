@@ -176,10 +176,10 @@ class FluxSettings:
 class QwenVLSettings:
     """The image-to-text room."""
 
-    slots: int = 8
-    """Sequences that decode together."""
-    page_tokens: int = 16
-    """Tokens per KV page."""
+    slots: int = 0
+    """Sequences that decode together; 0 takes 8 on the CPU and 64 on a GPU."""
+    page_tokens: int = 0
+    """Tokens per KV page; 0 takes 16 on the CPU and 64 on a GPU."""
     kv_tokens: int = 0
     """KV pool in tokens; 0 is `slots` x `max_context` on the CPU, and what memory allows on a GPU."""
     max_context: int = 0
@@ -196,6 +196,8 @@ class QwenVLSettings:
     """Bound of the picture-embedding cache, keyed by a hash of bytes and target size."""
     prefix_cache: str = "auto"
     """Whether prompts that begin alike (same text, same pictures) share what was computed for it, in KV pages that nobody else needs: `on`, `off`; `auto`: on a GPU unless `deterministic`. How fast an answer begins then tells a caller whether somebody has sent the same before."""
+    precision: str = "auto"
+    """`fp8`: the decoder's linears in 8-bit floating point, quantised at load; needs a GPU with fp8 units to be fast, runs anywhere. `auto`: `compute.dtype`."""
     deterministic: str = "auto"
     """`on`: one fixed decode width, so neighbours never change a bit; `off`; `auto`: on for float32 on the CPU."""
 

@@ -59,8 +59,8 @@ DEFAULTS = {
     "flux.default_tier": "",
     "flux.fp8_attention": True,
     "flux.age_limit_s": 30.0,
-    "qwen_vl.slots": 8,
-    "qwen_vl.page_tokens": 16,
+    "qwen_vl.slots": 0,
+    "qwen_vl.page_tokens": 0,
     "qwen_vl.kv_tokens": 0,
     "qwen_vl.max_context": 0,
     "qwen_vl.prefill_chunk": 0,
@@ -69,6 +69,7 @@ DEFAULTS = {
     "qwen_vl.max_pixels": 0,
     "qwen_vl.embedding_cache_bytes": 256 * 2**20,
     "qwen_vl.prefix_cache": "auto",
+    "qwen_vl.precision": "auto",
     "qwen_vl.deterministic": "auto",
 }
 

@@ -35,7 +35,7 @@ from predictors.qwen_vl.reply import ChatJob, Reply
 from predictors.qwen_vl.request import ChatDelta
 from predictors.qwen_vl.runner import Piece, Runner
 from predictors.qwen_vl.scheduling import Chunk, Pass, Standing, Turn, pack, plan
-from predictors.qwen_vl.weights import Architecture, load_modules
+from predictors.qwen_vl.weights import Architecture, load_modules, narrow
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 
@@ -67,7 +67,7 @@ class QwenVLEngine:
         settings: QwenVLSettings,
         placement: Placement,
     ) -> None:
-        self.slots = settings.slots
+        self.slots = sizing.slots_of(settings, placement)
         self.max_context = sizing.max_context(architecture, settings, placement)
         self.guard = RecompileGuard(model)
         self._checkpoint = checkpoint
@@ -110,7 +110,7 @@ class QwenVLEngine:
             },
             "kv_pages": None if pool is None else {"free": pool.num_free, "all": pool.num_pages},
             "warm_shapes": self._warm_shapes,
-            "precision": self._placement.precision,
+            "precision": sizing.precision_of(self._settings, self._placement),
             "attention": "paged",
             "recompilations_after_ready": self.guard.count,
             "captures_after_ready": self._graphs.count_after_ready,
@@ -122,6 +122,8 @@ class QwenVLEngine:
         decoder, vision = load_modules(
             self._checkpoint, self._architecture, placement.device, placement.dtype
         )
+        if sizing.is_narrow(self._settings, placement):
+            narrow(decoder)
         limits = sizing.limits(self._architecture, self._settings, placement)
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._runner = Runner(decoder, limits, placement, self._graphs)

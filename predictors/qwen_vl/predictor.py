@@ -21,6 +21,7 @@ from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Co
 from predictors.qwen_vl.engine import QwenVLEngine
 from predictors.qwen_vl.inputs import ChatWork, Inputs
 from predictors.qwen_vl.request import ChatDelta, ChatRequest
+from predictors.qwen_vl.sizing import precision_of
 from predictors.qwen_vl.text import AnswerReader, Vocabulary
 from predictors.qwen_vl.weights import read_architecture
 from predictors.settings import InvalidSetting, QwenVLSettings, Settings
@@ -48,7 +49,8 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             engine.max_context,
         )
         self._vocabulary = Vocabulary(self._inputs.tokenizer)
-        self._codec = Codec(architecture.defaults, placement.precision, settings.images.max_images)
+        precision = precision_of(settings.qwen_vl, placement)
+        self._codec = Codec(architecture.defaults, precision, settings.images.max_images)
         stage = metrics.stage_seconds.labels(name, "detokenize")
         self._observe_detokenize = stage.observe
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 
 from predictors.compute.device import Placement
+from predictors.compute.fp8 import has_fp8_units
 from predictors.qwen_vl.kv_cache import Limits
 from predictors.qwen_vl.modules.decoder import TextShape
 from predictors.qwen_vl.scheduling import (
@@ -20,6 +21,8 @@ from predictors.qwen_vl.weights import Architecture
 from predictors.settings import InvalidSetting, QwenVLSettings
 
 CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
+CPU_SLOTS, GPU_SLOTS = 8, 64
+CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
 KV_SHARE = 0.8  # of the memory that is free once the weights are there
 
@@ -40,6 +43,26 @@ def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
     return settings.deterministic == "on" or (settings.deterministic == "auto" and is_cheap)
 
 
+def slots_of(settings: QwenVLSettings, placement: Placement) -> int:
+    """Sequences that decode together."""
+    return settings.slots or (GPU_SLOTS if placement.is_cuda else CPU_SLOTS)
+
+
+def is_narrow(settings: QwenVLSettings, placement: Placement) -> bool:
+    """Whether the decoder's linears are fp8; raises `InvalidSetting` where they can't be."""
+    if settings.precision not in {"auto", "fp8"}:
+        raise InvalidSetting(f"qwen_vl.precision must be auto or fp8, not {settings.precision!r}")
+    is_wanted = settings.precision == "fp8"
+    if is_wanted and placement.is_cuda and not has_fp8_units(placement.device):
+        raise InvalidSetting("qwen_vl.precision is fp8, which this GPU has no units for")
+    return is_wanted
+
+
+def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
+    """The effective precision as callers see it."""
+    return "fp8" if is_narrow(settings, placement) else placement.precision
+
+
 def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int | None:
     """KV pages that a GPU has memory for once the weights are there; None on the CPU."""
     if not placement.is_cuda:
@@ -51,7 +74,8 @@ def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int |
 
 def limits(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> Limits:
     """Shapes of the engine's runner. To be asked once the weights are loaded."""
-    slots, is_cuda = settings.slots, placement.is_cuda
+    slots, is_cuda = slots_of(settings, placement), placement.is_cuda
+    page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
     chunk = settings.prefill_chunk or (GPU_CHUNK if is_cuda else CPU_CHUNK)
     if is_deterministic(settings, placement):
         # a GPU's graphs are captured before their rows can be compared: one row is the way out
@@ -61,10 +85,10 @@ def limits(architecture: Architecture, settings: QwenVLSettings, placement: Plac
         widths = decode_widths(slots) if is_cuda else powers_to(slots)
     return Limits.plan(
         slots=slots,
-        page_tokens=settings.page_tokens,
+        page_tokens=page_tokens,
         kv_tokens=settings.kv_tokens,
         max_context=max_context(architecture, settings, placement),
-        free_pages=free_pages(architecture.text, settings.page_tokens, placement),
+        free_pages=free_pages(architecture.text, page_tokens, placement),
         decode_widths=widths,
         chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
     )
