@@ -15,7 +15,7 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test test-observe lint format type docs bench-cpu bench-gpu checkpoints evaluate-checkpoints lock clean
+.PHONY: help setup demo serve test test-observe lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
@@ -68,6 +68,10 @@ bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cp
 
 bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, into benchmarks/results/flux.json
 	$(BIN)/python -m benchmarks.flux
+
+bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the journal
+	$(BIN)/python -m benchmarks.qwen_vl
+	$(BIN)/python -m benchmarks.qwen_vl_journal
 
 checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
 	$(BIN)/python -m checkpoints.training
