@@ -26,7 +26,8 @@ from predictors import metrics
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
 from predictors.protocol.images import decode_image
-from predictors.qwen_vl.modules.vision import VisionShape
+from predictors.qwen_vl.modules.pixels import Recipe
+from predictors.qwen_vl.modules.vision_grid import VisionShape
 from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
 from predictors.settings import ImageLimits, QwenVLSettings
 
@@ -43,13 +44,16 @@ class Patches:
     """One prepared picture: `values` (patches, channels * patch * patch) fp32; `grid` in patches
     (rows, columns).
 
-    `key` names the picture and how it was prepared; `pixels` is its area as it came.
+    `key` names the picture and how it was prepared; `pixels` is its area as it came. With a
+    `recipe` only decoding is done: `values` are its levels (height, width, channels) uint8, and the
+    device makes patches of them.
     """
 
     key: bytes
     grid: tuple[int, int]
     pixels: int
     values: Tensor = field(repr=False)
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,8 @@ from predictors.errors import EngineFailed, InvalidRequest
 from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
 from predictors.qwen_vl.modules.layers import GatedMLP
 from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
-from predictors.qwen_vl.modules.vision import (
-    ROPE_THETA,
-    VisionBlock,
-    VisionShape,
-    VisionTower,
-)
+from predictors.qwen_vl.modules.vision import VisionBlock, VisionTower
+from predictors.qwen_vl.modules.vision_grid import ROPE_THETA, VisionShape
 from predictors.qwen_vl.request import Sampling
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from predictors.qwen_vl.modules.vision import plan_grid
+from predictors.qwen_vl.modules.vision_grid import plan_grid
+from predictors.qwen_vl.modules.vision_operations import Plain
 from predictors.qwen_vl.request import ChatRequest, Message, Picture
 from predictors.qwen_vl.weights import load_modules, read_architecture
 from tests.qwen_vl.reference import Reference
@@ -101,7 +102,9 @@ def test_the_vision_tower_has_the_numbers_of_transformers(
     both_frames = values[:, :, None].expand(-1, -1, 2, -1).flatten(1)
     with torch.no_grad():
         theirs = reference.model.model.visual(both_frames, grid_thw=torch.tensor([[1, *grid]]))
-        ours = tower(values.flatten(1), plan_grid(*grid, architecture.vision))
+        shape = architecture.vision
+        plain = Plain(plan_grid(*grid, shape), shape.heads, shape.merge)
+        ours = tower(values.flatten(1), plain)
     scale = theirs.pooler_output.abs().max()
     assert (ours - theirs.pooler_output).abs().max() < 1e-5 * scale
 

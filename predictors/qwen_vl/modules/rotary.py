@@ -38,14 +38,12 @@ def text_table(
     return angles.cos() * scale, angles.sin() * scale
 
 
-def vision_table(
-    rows: Tensor, columns: Tensor, head_dim: int, theta: float
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (patches, head_dim) fp32, for patch coordinates (patches,).
+def vision_table(rows: Tensor, columns: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (patches, head_dim) fp32, for patch coordinates (patches,) and
+    `frequencies` (head_dim/4,).
 
-    The first half of the frequencies follows the row, the second the column.
+    The first half of a head's frequencies follows the row, the second the column.
     """
-    frequencies = inverse_frequencies(head_dim // 2, theta)
     angles = torch.stack((rows, columns), dim=-1).to(torch.float32)[..., None] * frequencies
     angles = angles.flatten(1)  # (patches, head_dim/2)
     angles = torch.cat((angles, angles), dim=-1)

@@ -1,0 +1,173 @@
+"""Triton kernels of the vision tower between two matmuls. Knows pointers, sizes and strides only.
+
+A window's patches lie side by side, so one program holds a whole window of some heads in registers:
+no gather, no mask, nothing written but the result. Rows that belong to no window may hold anything,
+NaN included: no real row ever reads them. Imported on CUDA only, and by tests in Triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+OUT_OF_SIGHT = tl.constexpr(-30000.0)  # of a key's extra feature: its share underflows to zero
+
+
+@triton.jit
+def add_norm_kernel(
+    stream,
+    update,
+    weight,
+    out,
+    EPS: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """stream += update, if there is one; out = stream / rms(stream) * weight, root in float32."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < DIM
+    place = row * DIM + columns
+    value = tl.load(stream + place, mask, other=0.0).to(tl.float32)
+    if HAS_UPDATE:
+        value += tl.load(update + place, mask, other=0.0).to(tl.float32)
+        kept = value.to(stream.dtype.element_ty)
+        tl.store(stream + place, kept, mask)
+        value = kept.to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value, axis=0) / DIM + EPS)
+    value *= tl.load(weight + columns, mask, other=0.0).to(tl.float32)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def gated_kernel(wide, out, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """out (rows, DIM) = silu(first half of wide) * second half."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < DIM
+    gate = tl.load(wide + row * 2 * DIM + columns, mask, other=0.0).to(tl.float32)
+    up = tl.load(wide + row * 2 * DIM + DIM + columns, mask, other=0.0).to(tl.float32)
+    result = gate * tl.sigmoid(gate) * up
+    tl.store(out + row * DIM + columns, result.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _turned(heads, columns, mask, cos, sin, DIM: tl.constexpr):
+    """Some columns of heads after rotation, float32; `heads` points at each row's column 0. Column
+    i is turned with i + DIM / 2."""
+    HALF: tl.constexpr = DIM // 2
+    is_first = columns < HALF
+    partner = tl.where(is_first, columns + HALF, columns - HALF)
+    own = tl.load(heads + columns[None, :], mask, other=0.0).to(tl.float32)
+    other = tl.load(heads + partner[None, :], mask, other=0.0).to(tl.float32)
+    return own * cos + tl.where(is_first[None, :], -other, other) * sin
+
+
+@triton.jit
+def window_attention_kernel(
+    qkv,
+    cos,
+    sin,
+    starts,
+    lengths,
+    out,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    """Attention inside windows: rows `starts` .. + `lengths` (windows,) of qkv (rows, 3, HEADS,
+    DIM) to out (rows, HEADS, DIM); cos, sin (rows, DIM) float32 turn q and k.
+
+    A program takes EACH heads of a window of at most ROWS rows. DIM is cut into LOW columns and at
+    most HIGH more (0: none), so that 80 costs 64 + 16 and not 128.
+    """
+    window = tl.program_id(0)
+    length = tl.load(lengths + window)
+    if length > 0:
+        lanes = tl.arange(0, ROWS)
+        real = (lanes < length)[:, None]
+        rows = (tl.load(starts + window) + lanes).to(tl.int64)[:, None]
+        low = tl.arange(0, LOW)
+        low_mask = real & (low < DIM)[None, :]
+        low_cos = tl.load(cos + rows * DIM + low[None, :], low_mask, other=0.0)
+        low_sin = tl.load(sin + rows * DIM + low[None, :], low_mask, other=0.0)
+        if HIGH > 0:
+            high = LOW + tl.arange(0, HIGH)
+            high_mask = real & (high < DIM)[None, :]
+            high_cos = tl.load(cos + rows * DIM + high[None, :], high_mask, other=0.0)
+            high_sin = tl.load(sin + rows * DIM + high[None, :], high_mask, other=0.0)
+        for i in range(EACH):
+            head = tl.program_id(1) * EACH + i
+            q = qkv + rows * (3 * HEADS * DIM) + head * DIM
+            k = q + HEADS * DIM
+            v = k + HEADS * DIM
+            there = out + rows * (HEADS * DIM) + head * DIM
+            dtype = qkv.dtype.element_ty
+            queries = _turned(q, low, low_mask, low_cos, low_sin, DIM).to(dtype)
+            keys = _turned(k, low, low_mask, low_cos, low_sin, DIM).to(dtype)
+            scores = tl.dot(queries, keys.T, input_precision="ieee")
+            if HIGH > 0:
+                queries = _turned(q, high, high_mask, high_cos, high_sin, DIM).to(dtype)
+                keys = _turned(k, high, high_mask, high_cos, high_sin, DIM).to(dtype)
+                scores = tl.dot(queries, keys.T, scores, input_precision="ieee")
+            scores = tl.where((lanes < length)[None, :], scores * (SCALE * LOG2E), -float("inf"))
+            share = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+            mass = tl.sum(share, axis=1)[:, None]
+            share = share.to(dtype)
+            values = tl.load(v + low[None, :], low_mask, other=0.0)
+            mixed = tl.dot(share, values, input_precision="ieee") / mass
+            tl.store(there + low[None, :], mixed.to(out.dtype.element_ty), low_mask)
+            if HIGH > 0:
+                values = tl.load(v + high[None, :], high_mask, other=0.0)
+                mixed = tl.dot(share, values, input_precision="ieee") / mass
+                tl.store(there + high[None, :], mixed.to(out.dtype.element_ty), high_mask)
+
+
+@triton.jit
+def heads_kernel(
+    qkv,
+    cos,
+    sin,
+    count,
+    out,
+    FACTOR: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """qkv (rows, 3, HEADS, DIM) to out (rows, 3, HEADS, PADDED) for attention without a mask: q and
+    k turned, q times FACTOR, and one more feature which hides rows from `count` (1,) on.
+
+    It is 1 in queries, and in keys 0 or, of rows to hide, far below it. Their other features are
+    zeros, whatever they held.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    real = row < tl.load(count)
+    heads = tl.arange(0, BLOCK_HEADS)[:, None]
+    columns = tl.arange(0, BLOCK)
+    is_head = (heads < HEADS) & (columns < PADDED)[None, :]
+    mask = (heads < HEADS) & (columns < DIM)[None, :] & real
+    c = tl.load(cos + row * DIM + columns, columns < DIM, other=0.0)[None, :]
+    s = tl.load(sin + row * DIM + columns, columns < DIM, other=0.0)[None, :]
+    q = qkv + row * (3 * HEADS * DIM) + heads * DIM
+    k = q + HEADS * DIM
+    v = k + HEADS * DIM
+    there = out + row * (3 * HEADS * PADDED) + heads * PADDED + columns[None, :]
+    dtype = out.dtype.element_ty
+    is_extra = (columns == DIM)[None, :]
+    queries = tl.where(is_extra, 1.0, _turned(q, columns, mask, c, s, DIM) * FACTOR)
+    tl.store(there, queries.to(dtype), is_head)
+    hidden = tl.where(real, 0.0, OUT_OF_SIGHT)
+    keys = tl.where(is_extra, hidden, _turned(k, columns, mask, c, s, DIM))
+    tl.store(there + HEADS * PADDED, keys.to(dtype), is_head)
+    values = tl.load(v + columns[None, :], mask, other=0.0)
+    tl.store(there + 2 * HEADS * PADDED, values.to(dtype), is_head)

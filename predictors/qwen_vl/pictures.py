@@ -1,0 +1,197 @@
+"""Pictures to decoder tokens: which shape a picture runs in, and the graphs of those shapes. Knows
+the tower and the grid of a picture; knows no request and no page. Engine thread only.
+
+On a GPU a grid runs as one of a few numbers of patches (eight per octave), each a CUDA graph that
+was captured while warming; what depends on the grid is an input. A picture beyond the largest runs
+the same kernels one by one: its computing takes longer than its launches. On the CPU a picture runs
+in its own shape, in plain torch. Nothing here asks the device for a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from predictors.compute.attention import Attention, choose_attention, sdpa
+from predictors.compute.device import Placement
+from predictors.compute.graphs import Captured, Graphs
+from predictors.compute.profiling import staged
+from predictors.compute.transfer import to_device
+from predictors.qwen_vl.inputs import DEFAULT_MAX_PIXELS, Patches
+from predictors.qwen_vl.modules.pixels import Recipe, cut, resized
+from predictors.qwen_vl.modules.vision import VisionTower
+from predictors.qwen_vl.modules.vision_grid import (
+    GridPlan,
+    frequencies_of,
+    num_packed,
+    packed_grid,
+    plan_grid,
+)
+from predictors.qwen_vl.modules.vision_operations import Plain
+
+GRID_PLANS = 256  # kept; one of 1024 x 1024 pixels takes 0.2 MB on a GPU, 3.6 MB on the CPU
+LEAST_BUCKET = 64
+MOST_BUCKET = 2**14  # 3.2 megapixels: from there on launches hide behind what they launch
+PER_OCTAVE = 8
+ALIGNED = 16
+"""Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""
+
+
+class Pictures:
+    """Owns the vision tower. `max_pixels` is the largest area after resizing that gets a graph of
+    its own. `is_fused` (default: on CUDA) takes the kernels instead of plain torch."""
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        placement: Placement,
+        graphs: Graphs,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        is_fused: bool | None = None,
+    ) -> None:
+        self._tower = tower
+        self._shape = tower.shape
+        self._placement = placement
+        self._graphs = graphs
+        self._is_fused = placement.is_cuda if is_fused is None else is_fused
+        self.buckets = buckets_for(min(max_pixels // self._shape.patch**2, MOST_BUCKET))
+        self._captured: dict[int, Captured[Tensor]] = {}
+        self._frequencies = to_device(frequencies_of(self._shape), placement)
+        self._attention: Attention = sdpa
+        self._width = _up(self._shape.patch_values, ALIGNED)
+        self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
+        self._ints = lru_cache(maxsize=GRID_PLANS)(self._make_ints)
+        self._levels = lru_cache(maxsize=4)(self._make_levels)
+
+    @staged("vision")
+    @torch.no_grad()
+    def encode(self, patches: Patches) -> Tensor:
+        """Decoder tokens (merged, hidden) of one picture, in memory of their own. Launches only."""
+        if self._is_fused:
+            return self._encode_fused(patches)
+        values = to_device(self._values(patches), self._placement, self._placement.dtype)
+        ops = Plain(self._plan(patches.grid), self._shape.heads, self._shape.merge)
+        tokens: Tensor = self._tower(values, ops)
+        return tokens
+
+    def _values(self, patches: Patches) -> Tensor:
+        """Prepared patches (patches, values) fp32 where the picture was not prepared already."""
+        if patches.recipe is None:
+            return patches.values
+        size = (patches.grid[0] * patches.grid[1], self._shape.patch_values)
+        return self._fill(patches, torch.empty(size))
+
+    def _fill(self, patches: Patches, out: Tensor) -> Tensor:
+        """The picture's patches into `out` (patches, columns), on the device."""
+        if patches.recipe is None:
+            width = patches.values.shape[1]
+            out[:, :width] = to_device(patches.values, self._placement)
+            out[:, width:] = 0
+            return out
+        recipe = patches.recipe
+        levels = resized(to_device(patches.values, self._placement), patches.grid, recipe.patch)
+        return cut(levels, recipe, self._levels(recipe), out)
+
+    # -- fused -----------------------------------------------------------------------------------
+    def _encode_fused(self, patches: Patches) -> Tensor:
+        count = patches.grid[0] * patches.grid[1]
+        merged = count // self._shape.merge**2
+        bucket = self.bucket_of(count)
+        ints = self._ints(patches.grid, bucket)
+        captured = self._captured.get(bucket)
+        if captured is None:
+            rows = self._rows(bucket)
+            self._fill(patches, rows[:count])
+            return self._forward(rows, ints)[:merged]
+        if not captured.inputs:
+            raise RuntimeError("the graphs were closed")
+        rows = captured.inputs[0]
+        self._fill(patches, rows[:count])  # rows beyond may hold anything
+        return captured(rows, ints)[:merged].clone()  # the next graph uses this memory
+
+    def bucket_of(self, count: int) -> int:
+        """How many patches the pass of a picture of `count` has: beyond the buckets the next
+        multiple of 16."""
+        return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
+
+    def _forward(self, rows: Tensor, ints: Tensor) -> Tensor:
+        from predictors.qwen_vl.modules.vision_fused import FusedVision  # CUDA only: has Triton
+
+        ops = FusedVision(ints, len(rows), self._shape, self._frequencies, self._attention)
+        tokens: Tensor = self._tower(rows, ops)
+        return tokens
+
+    def _rows(self, bucket: int) -> Tensor:
+        kind = self._placement
+        return torch.zeros(bucket, self._width, dtype=kind.dtype, device=kind.device)
+
+    # -- kept ------------------------------------------------------------------------------------
+    def _make_plan(self, grid: tuple[int, int]) -> GridPlan:
+        return plan_grid(*grid, self._shape).moved(partial(to_device, placement=self._placement))
+
+    def _make_ints(self, grid: tuple[int, int], bucket: int) -> Tensor:
+        return to_device(packed_grid(*grid, bucket, self._shape), self._placement)
+
+    def _make_levels(self, recipe: Recipe) -> Tensor:
+        return to_device(recipe.levels(), self._placement)
+
+    # -- warm-up ---------------------------------------------------------------------------------
+    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
+        """Name and run of every promised shape, the largest first: they share one pool."""
+        if not self._is_fused:
+            return [("vision", self._warm)]
+        shapes: list[tuple[str, Callable[[], object]]] = [
+            ("vision attention", self._choose_attention)
+        ]
+        shapes += [(f"vision {b}", partial(self._capture, b)) for b in self.buckets[::-1]]
+        return [*shapes, ("vision", self._warm)]
+
+    @torch.no_grad()
+    def _choose_attention(self) -> None:
+        from predictors.qwen_vl.modules.vision_fused import padded_head
+
+        choice = choose_attention(
+            self._placement,
+            self._shape.heads,
+            padded_head(self._shape.head_dim),
+            self.buckets[-1],
+        )
+        self._attention = choice.attention
+
+    def _capture(self, bucket: int) -> None:
+        if bucket in self._captured:
+            return
+        ints = torch.zeros(num_packed(bucket, self._shape), dtype=torch.int64)
+        examples = (self._rows(bucket), to_device(ints, self._placement))
+        captured = self._graphs.capture(self._forward, examples, f"vision {bucket}")
+        self._captured[bucket] = captured
+
+    def _warm(self) -> None:
+        """A picture of more than one window, both as patches and as it was decoded."""
+        shape = self._shape
+        side = shape.merge * (shape.side + 1)
+        values = torch.zeros(side * side, shape.patch_values)
+        self.encode(Patches(b"", (side, side), 0, values))
+        if self._is_fused:
+            recipe = Recipe((0.5,) * 3, (0.5,) * 3, 1 / 255, shape.patch, shape.merge)
+            picture = torch.zeros(shape.window, shape.window, 3, dtype=torch.uint8)
+            self.encode(Patches(b"", (side, side), 0, picture, recipe))
+
+
+def buckets_for(most: int) -> tuple[int, ...]:
+    """Numbers of patches, ascending, that hold every number up to `most`: eight per octave, so that
+    at most an eighth of the next smaller one is padding."""
+    sizes: list[int] = []
+    octave = LEAST_BUCKET
+    while not sizes or sizes[-1] < most:
+        steps = [_up(octave + octave * i // PER_OCTAVE, ALIGNED) for i in range(PER_OCTAVE)]
+        sizes += dict.fromkeys(steps)
+        octave *= 2
+    return tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
