@@ -26,7 +26,7 @@ from predictors.compute.transfer import HostCopy
 from predictors.errors import InvalidRequest
 from predictors.qwen_vl import sizing
 from predictors.qwen_vl.embeddings import Embeddings
-from predictors.qwen_vl.inputs import ChatWork
+from predictors.qwen_vl.inputs import DEFAULT_MAX_PIXELS, ChatWork
 from predictors.qwen_vl.kv_cache import PagePool
 from predictors.qwen_vl.observations import Observations
 from predictors.qwen_vl.pictures import Pictures
@@ -127,7 +127,8 @@ class QwenVLEngine:
         limits = sizing.limits(self._architecture, self._settings, placement)
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._runner = Runner(decoder, limits, placement, self._graphs)
-        self._embeddings.pictures = Pictures(vision, placement, self._graphs)
+        largest = self._settings.max_pixels or DEFAULT_MAX_PIXELS
+        self._embeddings.pictures = Pictures(vision, placement, self._graphs, largest)
 
     def warm(self, progress: Progress) -> None:
         """Compile, capture and run every promised shape; then nothing may be compiled or captured

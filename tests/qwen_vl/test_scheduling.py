@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,7 +151,7 @@ def test_a_packed_pass_wastes_little_of_its_width(largest: int) -> None:
     widths = packed_widths(largest)
     assert widths[0] == PACK_ALIGN
     assert widths[-1] == aligned(largest)
-    assert all(a < b and b % PACK_ALIGN == 0 for a, b in zip(widths, widths[1:], strict=False))
+    assert all(a < b and b % PACK_ALIGN == 0 for a, b in itertools.pairwise(widths))
     for rows in range(PACK_ALIGN, widths[-1] + 1, PACK_ALIGN):
         width = min(w for w in widths if w >= rows)
         assert (width - rows) / width <= MOST_WASTE
