@@ -5,6 +5,7 @@ Knows no token.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -137,13 +138,10 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
 def check_settings(settings: QwenVLSettings) -> None:
     """Raise `InvalidSetting` for a number that no engine can work with."""
-    for name in ("slots", "page_tokens", "default_max_tokens"):
-        if getattr(settings, name) < 1:
-            raise InvalidSetting(f"qwen_vl.{name} must be at least 1")
-    least_zero = ("kv_tokens", "max_context", "prefill_chunk", "min_pixels", "max_pixels")
-    for name in (*least_zero, "embedding_cache_bytes"):
-        if getattr(settings, name) < 0:
-            raise InvalidSetting(f"qwen_vl.{name} must be at least 0")
+    for knob in dataclasses.fields(settings):
+        least, value = int(knob.name == "default_max_tokens"), getattr(settings, knob.name)
+        if isinstance(value, int) and value < least:
+            raise InvalidSetting(f"qwen_vl.{knob.name} must be at least {least}")
 
 
 async def _interleaved(

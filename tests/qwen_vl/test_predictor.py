@@ -202,7 +202,7 @@ async def test_usage_comes_last_when_asked_for(predictor: QwenVLPredictor) -> No
     }
 
 
-@pytest.mark.parametrize("setting", [{"slots": 0}, {"page_tokens": 0}, {"max_context": -1}])
+@pytest.mark.parametrize("setting", [{"slots": -1}, {"default_max_tokens": 0}, {"max_context": -1}])
 def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, int]) -> None:
     with pytest.raises(InvalidSetting, match=rf"qwen_vl\.{next(iter(setting))} must be"):
         check_settings(QwenVLSettings(**setting))  # type: ignore[arg-type]
