@@ -15,13 +15,15 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import qwen_vl_goals, qwen_vl_report
+from benchmarks import qwen_vl_goals, qwen_vl_journal, qwen_vl_report
 from benchmarks.qwen_vl_run import Options, Run
 
 RESULTS = Path("benchmarks/results/qwen_vl.json")
 TOY_RESULTS = Path("out/bench/qwen-vl-toy.json")
 DEFAULT = ("ceilings", "http", "ours", "peer", "accuracy", "attention", "soak", "vllm")
 SECTIONS = (*DEFAULT, "profile")
+ALONE = ("compiling", "syncing", "attention", "steps", "firsts", "logits", "memory")
+"""The journal's tables of what no client measures."""
 MEMORY = Path("/dev/shm")
 SLOTS, TOY_SLOTS = 64, 4
 
@@ -75,7 +77,11 @@ def main(arguments: list[str]) -> int:
         run.part(name)
     run.found["goals"] = [] if asked.toy else qwen_vl_goals.held(run.found)
     run.save()
-    print(f"\n{qwen_vl_report.as_text(run.found)}\n\nwritten to {out}")
+    print(f"\n{qwen_vl_report.as_text(run.found)}")
+    for name in ALONE:
+        if (table := qwen_vl_journal.table(name, run.found)) != qwen_vl_journal.MISSING:
+            print(f"\n{table}")
+    print(f"\nwritten to {out}")
     return 1 if run.found["failed"] else 0
 
 
