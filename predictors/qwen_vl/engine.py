@@ -175,10 +175,11 @@ class QwenVLEngine:
             return False
         work, pool = job.work, self._pool
         names = page_names(work, pool.page_tokens) if self._shares else ()
-        pages = pool.reserve(job, work.num_prompt_tokens + work.max_tokens, names)
+        total = work.num_prompt_tokens
+        pages = pool.reserve(job, total + work.max_tokens, names)
         if pages is None:
             return False
-        self._sequences[job] = Reply(job, self._free_slots.pop(), pages, names)
+        self._sequences[job] = Reply(job, self._free_slots.pop(), pages, total, names)
         self._observations.usage(pool.usage)
         return True
 
@@ -228,7 +229,7 @@ class QwenVLEngine:
         standings: list[Standing[Reply]] = []
         is_packed = self._runner.packs
         for reply in replies:
-            total = reply.work.num_prompt_tokens
+            total = reply.total
             if reply.done == total:
                 if not reply.is_launched:
                     standings.append(Standing(reply, total, total))
@@ -323,13 +324,13 @@ class QwenVLEngine:
         if token in self._architecture.eos_tokens and not work.ignore_eos:
             reason = "stop"
         if reason is None:
-            job.emit(ChatDelta((token,), work.num_prompt_tokens, made))
+            job.emit(ChatDelta((token,), reply.total, made))
             return
         self._observations.end(reply)
-        job.emit(ChatDelta((token,), work.num_prompt_tokens, made, finish_reason=reason))
+        job.emit(ChatDelta((token,), reply.total, made, finish_reason=reason))
         self.evict(job)
         job.finish()
 
 
 def _is_last(chunk: Chunk[Reply]) -> bool:
-    return chunk.start + chunk.length == chunk.key.work.num_prompt_tokens
+    return chunk.start + chunk.length == chunk.key.total

@@ -26,6 +26,8 @@ class Reply:
     job: ChatJob
     slot: int
     pages: tuple[int, ...]
+    total: int
+    """Tokens of the prompt."""
     names: tuple[bytes, ...] = ()
     """Of the prompt's pages that may be shared, see `prefixes`."""
     num_shared: int = 0
@@ -57,7 +59,7 @@ class Reply:
     def describe(self) -> dict[str, object]:
         """Its tokens in numbers. Any thread."""
         most, made = self.work.max_tokens, len(self.answer)
-        prompt = {"prompt_tokens": self.work.num_prompt_tokens, "prompt_done": self.done}
+        prompt = {"prompt_tokens": self.total, "prompt_done": self.done}
         return {"steps_done": made, "steps_left": most - made, **prompt}
 
     def choice(self) -> Choice:
@@ -68,5 +70,5 @@ class Reply:
     def row(self) -> Row:
         """Its place in the next decode step: the newest token is not in the cache yet."""
         index, work = self.launched - 1, self.job.work
-        position, length = work.next_position + index, len(work.tokens) + index
+        position, length = work.next_position + index, self.total + index
         return Row(self.slot, index, position, length, self.pages, self.choice())
