@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> int:
     out = asked.out or (TOY_RESULTS if asked.toy else RESULTS)
     run = Run(options_of(asked), asked.budget, out)
     if asked.keep and out.exists():
-        run.found = json.loads(out.read_text()) | {"left_out": [], "failed": {}}
+        run.found = json.loads(out.read_text()) | {
+            "options": run.found["options"], "left_out": [], "failed": {},
+        }  # fmt: skip
     for name in ("make", *asked.names):
         run.part(name)
     run.found["goals"] = [] if asked.toy else qwen_vl_goals.held(run.found)
