@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from predictors.compute.compile_cache import Bundle
 from predictors.compute.compiling import RecompileGuard
 from predictors.compute.device import Placement, is_device_lost
 from predictors.compute.graphs import Graphs
+from predictors.compute.start import Start
 from predictors.compute.transfer import HostCopy
 from predictors.errors import InvalidRequest
 from predictors.qwen_vl import sizing
@@ -81,6 +83,10 @@ class QwenVLEngine:
         self._warm_shapes: list[str] = []
         self._free_slots = list(range(self.slots - 1, -1, -1))
         self._graphs = Graphs(model, placement)
+        shapes = {"text": architecture.text, "vision": architecture.vision}
+        compiled_for = {**shapes, "settings": settings, "dtype": placement.precision}
+        bundle = Bundle(placement.cache, compiled_for)
+        self._start = Start(model, bundle, has_kernels=placement.is_cuda)
         self._runner: Runner  # from `load` on
         self._pool: PagePool
         self._observations = Observations(model)
@@ -114,10 +120,12 @@ class QwenVLEngine:
             "attention": "paged",
             "recompilations_after_ready": self.guard.count,
             "captures_after_ready": self._graphs.count_after_ready,
+            "start": self._start.kind,
         }
 
     def load(self) -> None:
         """Read the weights and lay out the KV pages."""
+        self._start.begin()
         placement = self._placement
         decoder, vision = load_modules(
             self._checkpoint, self._architecture, placement.device, placement.dtype
@@ -144,6 +152,7 @@ class QwenVLEngine:
             self._settle_width()  # rows can be compared once their graphs are captured
         self._warm_shapes = [name for name, _ in shapes]
         self._graphs.seal()
+        self._start.end()
         self.guard.seal()
 
     def _settle_width(self) -> None:

@@ -53,10 +53,16 @@ class Room:
     engine: QwenVLEngine
 
     @classmethod
-    def open(cls, checkpoint: Path = CHECKPOINT, compile: str = "off", **settings: Any) -> Room:
+    def open(
+        cls,
+        checkpoint: Path = CHECKPOINT,
+        compile: str = "off",
+        device: str = "cpu",
+        **settings: Any,
+    ) -> Room:
         """Loaded and warm, float32 on the CPU."""
         chosen = QwenVLSettings(**{"slots": 8, "max_context": 512, **settings})
-        placement = place(ComputeSettings(device="cpu", compile=compile))
+        placement = place(ComputeSettings(device=device, compile=compile))
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine("test", checkpoint, architecture, chosen, placement)
         inputs = Inputs(

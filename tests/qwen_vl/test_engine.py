@@ -248,6 +248,25 @@ def test_a_decode_step_asks_the_device_for_nothing_but_its_tokens(wild: Room) ->
     wild.finish()
 
 
+def test_an_operator_sees_pages_caches_and_that_nothing_was_captured_late(wild: Room) -> None:
+    job = wild.start(chat(png(95), "look", max_tokens=2, ignore_eos=True))
+    running = wild.engine.describe()["running"]
+    assert running == {"test": {
+        "steps_done": 0, "steps_left": 2, "prompt_done": 0,
+        "prompt_tokens": job.work.num_prompt_tokens,
+    }}  # fmt: skip
+    wild.finish()
+    told = wild.engine.describe()
+    assert told["kv_pages"] == {"free": wild.engine._pool.num_pages} | {
+        "all": wild.engine._pool.num_pages
+    }
+    assert told["caches"]["prefix"] == {"is_on": False, "pages": 0}  # type: ignore[index]
+    assert told["caches"]["vision_embedding"]["entries"] > 0  # type: ignore[index]
+    assert (told["captures_after_ready"], told["recompilations_after_ready"]) == (0, 0)
+    assert told["start"] == "plain"
+    assert "vision" in told["warm_shapes"]  # type: ignore[operator]
+
+
 # -- loading -------------------------------------------------------------------------------------
 def test_a_checkpoint_without_a_weight_or_with_a_wrong_one_says_which(
     hub_checkpoint: Path, tmp_path: Path
