@@ -48,6 +48,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             settings.qwen_vl,
             settings.images,
             engine.max_context,
+            on_device=placement.is_cuda,
         )
         self._vocabulary = Vocabulary(self._inputs.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
