@@ -2,8 +2,9 @@
 device and no wire.
 
 Template, tokenizer and image preparation are transformers' own, so that prompts and patches are
-exactly what the checkpoint was trained on. Rotary positions are computed here, per request, and
-never kept in a module.
+exactly what the checkpoint was trained on; where a device is to prepare pictures, they are only
+decoded here, for the size that transformers' own arithmetic says. Rotary positions are computed
+here, per request, and never kept in a module.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
+from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from predictors import metrics
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
 from predictors.protocol.images import decode_image
-from predictors.qwen_vl.modules.pixels import Recipe
+from predictors.qwen_vl.modules.pixels import Recipe, recipe_of
 from predictors.qwen_vl.modules.vision_grid import VisionShape
 from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
 from predictors.settings import ImageLimits, QwenVLSettings
@@ -54,6 +58,10 @@ class Patches:
     pixels: int
     values: Tensor = field(repr=False)
     recipe: Recipe | None = None
+
+
+_Prepared = tuple[tuple[int, int], Tensor, Recipe | None]
+"""Grid, values and recipe of `Patches`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,8 @@ class ChatWork:
 
 
 class Inputs:
-    """Prepares requests for one checkpoint. Thread-safe."""
+    """Prepares requests for one checkpoint. Thread-safe. `on_device`: pictures are only decoded
+    here, and the device makes patches of them; else they are exactly transformers'."""
 
     def __init__(
         self,
@@ -101,6 +110,7 @@ class Inputs:
         settings: QwenVLSettings,
         limits: ImageLimits,
         max_context: int,
+        on_device: bool = False,
     ) -> None:
         parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             checkpoint, local_files_only=True
@@ -108,6 +118,7 @@ class Inputs:
         self.tokenizer: Any = parts.tokenizer.backend_tokenizer
         self._templated = parts
         self._images = parts.image_processor
+        self._recipe = recipe_of(parts.image_processor) if on_device else None
         self._vision = vision
         self._image_token = image_token
         self._model = model
@@ -155,7 +166,8 @@ class Inputs:
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> Patches:
-        """Decode, check, resize, normalise and cut one picture, exactly as transformers does."""
+        """Decode and check one picture; and resize, normalise and cut it, exactly as transformers
+        does, unless the device will."""
         digest = picture.digest()
         with self._lock:
             kept = self._kept.get(digest)
@@ -168,23 +180,46 @@ class Inputs:
 
     def _prepare_new(self, picture: Picture, digest: bytes) -> Patches:
         image = decode_image(picture.raw, self._limits)
-        size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         try:
-            made = self._images(
-                images=[image], size=size, input_data_format="channels_first", return_tensors="pt"
-            )
+            grid, values, recipe = self._decoded(image) or self._cut(image)
         except ValueError as error:  # sides too different, or no pixel left after resizing
             shape = f"{image.width}x{image.height}"
             raise InvalidRequest(
                 f"a picture of {shape} pixels can't be cut into patches"
             ) from error
-        grid = tuple(made["image_grid_thw"][0].tolist()[1:])
+        key = digest + repr((grid, self.min_pixels, self.max_pixels, recipe)).encode()
+        return Patches(key, grid, image.width * image.height, values, recipe)
+
+    def _decoded(self, image: Image) -> _Prepared | None:
+        """The picture as it is, or None where the device can't prepare it."""
+        recipe = self._recipe
+        if recipe is None:
+            return None
+        height, width = smart_resize(
+            image.height,
+            image.width,
+            recipe.patch * recipe.merge,
+            self.min_pixels,
+            self.max_pixels,
+        )
+        grid = (height // recipe.patch, width // recipe.patch)
+        if not recipe.can_shrink((image.height, image.width), grid):
+            return None
+        values = torch.from_numpy(np.array(image))
+        # pinned here, since copying megabytes would hold the engine's thread up
+        return grid, values.pin_memory() if torch.cuda.is_available() else values, recipe
+
+    def _cut(self, image: Image) -> _Prepared:
+        """The patches that transformers makes."""
+        size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        made = self._images(
+            images=[image], size=size, input_data_format="channels_first", return_tensors="pt"
+        )
+        _, rows, columns = made["image_grid_thw"][0].tolist()
         v = self._vision
         pairs = made["pixel_values"].view(-1, v.channels, v.temporal_patch, v.patch**2)
-        key = digest + repr((grid, self.min_pixels, self.max_pixels)).encode()
         # both frames of a still picture are the same: one is enough
-        values = pairs[:, :, 0].flatten(1).contiguous()
-        return Patches(key, grid, image.width * image.height, values)
+        return (rows, columns), pairs[:, :, 0].flatten(1).contiguous(), None
 
     def _merged(self, patches: Patches) -> int:
         rows, columns = patches.grid

@@ -89,7 +89,7 @@ class Pictures:
         if patches.recipe is None:
             width = patches.values.shape[1]
             out[:, :width] = to_device(patches.values, self._placement)
-            out[:, width:] = 0
+            out[:, width:].zero_()
             return out
         recipe = patches.recipe
         levels = resized(to_device(patches.values, self._placement), patches.grid, recipe.patch)
@@ -184,13 +184,14 @@ class Pictures:
 def buckets_for(most: int) -> tuple[int, ...]:
     """Numbers of patches, ascending, that hold every number up to `most`: eight per octave, so that
     at most an eighth of the next smaller one is padding."""
-    sizes: list[int] = []
+    sizes = {LEAST_BUCKET}
     octave = LEAST_BUCKET
-    while not sizes or sizes[-1] < most:
-        steps = [_up(octave + octave * i // PER_OCTAVE, ALIGNED) for i in range(PER_OCTAVE)]
-        sizes += dict.fromkeys(steps)
+    while max(sizes) < most:
+        steps = range(1, PER_OCTAVE + 1)
+        sizes.update(_up(octave + octave * step // PER_OCTAVE, ALIGNED) for step in steps)
         octave *= 2
-    return tuple(size for i, size in enumerate(sizes) if i == 0 or sizes[i - 1] < most)
+    enough = min((size for size in sizes if size >= most), default=LEAST_BUCKET)
+    return tuple(sorted(size for size in sizes if size <= enough))
 
 
 def _up(size: int, multiple: int) -> int:

@@ -1,20 +1,22 @@
 """A decoded picture to the vision tower's patches with tensor operations alone: resize, normalise,
 cut. Knows no file, no request and no device of its own.
 
-As transformers' image processor does it with torchvision: antialiased bicubic in float32, rounded
-to whole levels, `(level * rescale - mean) / std`, patches group by group. A device's own resize
-rounds some levels the other way: at most one apart.
+As transformers' image processor does it with torchvision on the CPU: antialiased bicubic across and
+then down, each rounded to whole levels within 0 .. 255, then `(level * rescale - mean) / std` and
+patches group by group. Its weights are integers and ours are float32, so some levels differ, by at most two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS = 255.0
+BICUBIC = 3  # as Pillow counts
 MOST_SHRINKING = 32.0
 """The CUDA kernel holds a pixel's weights in 48 KB of shared memory: 47 times is its end."""
 
@@ -33,8 +35,8 @@ class Recipe:
     def levels(self) -> Tensor:
         """(2, channels, 1, 1) fp32 on the CPU: what to subtract from a level, and to divide by
         then."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return torch.stack((mean / self.rescale, std / self.rescale))[:, :, None, None]
+        mean_and_std = torch.tensor((self.mean, self.std))
+        return (mean_and_std * (1.0 / self.rescale))[:, :, None, None]
 
     def can_shrink(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
         """Whether a device's resize takes a picture of `size` (height, width) pixels to `grid`."""
@@ -42,14 +44,31 @@ class Recipe:
         return all(side <= MOST_SHRINKING * self.patch * count for side, count in sides)
 
 
+def recipe_of(processor: Any) -> Recipe | None:
+    """What transformers' image processor of a checkpoint does, or None if it is something else."""
+    usual = (processor.do_resize, processor.do_rescale, processor.do_normalize)
+    if not all(usual) or int(processor.resample) != BICUBIC:
+        return None
+    return Recipe(
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        processor.rescale_factor,
+        processor.patch_size,
+        processor.merge_size,
+    )
+
+
 def resized(picture: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Levels (channels, rows * patch, columns * patch) float32, whole numbers, of `picture`
     (height, width, channels) uint8."""
     size = (grid[0] * patch, grid[1] * patch)
     levels = picture.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format)
-    if levels.shape[2:] != size:
-        levels = F.interpolate(levels, size, mode="bicubic", antialias=True, align_corners=False)
-        levels = levels.round_().clamp_(0.0, LEVELS)
+    for height, width in ((picture.shape[0], size[1]), size):
+        if levels.shape[2:] != (height, width):
+            levels = F.interpolate(
+                levels, (height, width), mode="bicubic", antialias=True, align_corners=False
+            )
+            levels = levels.round_().clamp_(0.0, LEVELS)
     return levels[0]
 
 
@@ -65,5 +84,5 @@ def cut(levels: Tensor, recipe: Recipe, scales: Tensor, out: Tensor) -> Tensor:
     width = values.shape[1]
     out[:, :width] = values
     if width < out.shape[1]:
-        out[:, width:] = 0
+        out[:, width:].zero_()
     return out

@@ -152,7 +152,8 @@ def _padding(lengths: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
 
 class PackedGrid(NamedTuple):
     """What `packed_grid` packs, taken apart again. `order` (patches,), `row`, `column` (patches,),
-    `back` (merged,), `starts`, `lengths` (windows,) in patches, `real` (1,) how many patches are.
+    `back` (merged,), `starts`, `lengths` (windows,) in patches, negative of rows that are no
+    patches, `real` (1,) how many patches are.
     """
 
     order: Tensor
@@ -171,7 +172,7 @@ class PackedGrid(NamedTuple):
 
 def _packed_sizes(patches: int, shape: VisionShape) -> tuple[int, ...]:
     merged = patches // shape.merge**2
-    windows = most_windows(merged, shape.side)
+    windows = most_windows(merged, shape.side) + 1  # the padding begins one of its own
     return (patches, patches, patches, merged, windows, windows, 1)
 
 
@@ -188,12 +189,15 @@ def num_packed(patches: int, shape: VisionShape) -> int:
 
 def packed_grid(height: int, width: int, patches: int, shape: VisionShape) -> Tensor:
     """`height` x `width` patches for a pass over `patches` >= height * width, one row of int64 on
-    the CPU, see `PackedGrid`. Rows beyond the grid stay where they are; windows beyond its own are
-    empty."""
+    the CPU, see `PackedGrid`. Rows beyond the grid stay where they are; windows of negative
+    length are theirs, windows beyond are empty."""
     grid, parts = arrange(height, width, shape), []
-    starts = grid.lengths.cumsum(0) - grid.lengths
-    count = torch.tensor([height * width])
-    given = (*grid[1:4], grid.order.argsort(), starts, grid.lengths, count)
+    count = height * width
+    tail = torch.arange(count, patches, shape.window_patches)
+    spans = (patches - tail).clamp(max=shape.window_patches)
+    starts = torch.cat((grid.lengths.cumsum(0) - grid.lengths, tail))
+    lengths = torch.cat((grid.lengths, -spans))
+    given = (*grid[1:4], grid.order.argsort(), starts, lengths, torch.tensor([count]))
     stays = (True, False, False, True, False, False, False)
     for values, size, stay in zip(given, _packed_sizes(patches, shape), stays, strict=True):
         part = torch.arange(size) if stay else torch.zeros(size, dtype=torch.int64)

@@ -1,8 +1,8 @@
 """Triton kernels of the vision tower between two matmuls. Knows pointers, sizes and strides only.
 
 A window's patches lie side by side, so one program holds a whole window of some heads in registers:
-no gather, no mask, nothing written but the result. Rows that belong to no window may hold anything,
-NaN included: no real row ever reads them. Imported on CUDA only, and by tests in Triton's
+no gather, no mask, nothing written but the result. Rows that are no patches may hold anything, NaN
+included: no real row ever reads them. Imported on CUDA only, and by tests in Triton's
 interpreter.
 """
 
@@ -86,7 +86,8 @@ def window_attention_kernel(
     DIM) to out (rows, HEADS, DIM); cos, sin (rows, DIM) float32 turn q and k.
 
     A program takes EACH heads of a window of at most ROWS rows. DIM is cut into LOW columns and at
-    most HIGH more (0: none), so that 80 costs 64 + 16 and not 128.
+    most HIGH more (0: none), so that 80 costs 64 + 16 and not 128. A window of negative length are
+    rows without patches, which become zeros.
     """
     window = tl.program_id(0)
     length = tl.load(lengths + window)
@@ -128,6 +129,15 @@ def window_attention_kernel(
                 values = tl.load(v + high[None, :], high_mask, other=0.0)
                 mixed = tl.dot(share, values, input_precision="ieee") / mass
                 tl.store(there + high[None, :], mixed.to(out.dtype.element_ty), high_mask)
+    if length < 0:
+        lanes = tl.arange(0, ROWS)
+        rows = (tl.load(starts + window) + lanes).to(tl.int64)[:, None]
+        columns = tl.arange(0, LOW + LOW)
+        inside = (lanes < -length)[:, None] & (columns < DIM)[None, :]
+        for i in range(EACH):
+            there = out + rows * (HEADS * DIM) + (tl.program_id(1) * EACH + i) * DIM
+            nothing = tl.zeros((ROWS, LOW + LOW), out.dtype.element_ty)
+            tl.store(there + columns[None, :], nothing, inside)
 
 
 @triton.jit
