@@ -6,11 +6,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from predictors.errors import InvalidRequest
-from predictors.qwen_vl.inputs import DEFAULT_MAX_PIXELS
+from predictors.qwen_vl.inputs import DEFAULT_MAX_PIXELS, Inputs
 from predictors.qwen_vl.request import Message, Picture
-from tests.qwen_vl.room import Room, chat, png
+from predictors.qwen_vl.weights import read_architecture
+from predictors.settings import ImageLimits, QwenVLSettings
+from tests.qwen_vl.room import CHECKPOINT, Room, chat, png
 
 CONTROL = ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|endoftext|>")
 
@@ -68,6 +71,54 @@ def test_pixel_limits_are_the_settings_or_the_checkpoints_within_reason(room: Ro
     ]
     assert grids == [(28, 28), (4, 4)]
     assert small.inputs.prepare(chat(png(1, 20, 20))).pictures[0].patches.grid == (2, 2)
+
+
+@pytest.fixture(scope="module")
+def for_a_device() -> Inputs:
+    """Those that only decode, as where a GPU makes the patches."""
+    architecture = read_architecture(CHECKPOINT)
+    return Inputs(
+        "test", CHECKPOINT, architecture.vision, architecture.image_token,
+        QwenVLSettings(max_pixels=56 * 560), ImageLimits(), 512, on_device=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(64, 64), (400, 300), (20, 20), (1, 1), (900, 40), (27, 300)])
+def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
+    for_a_device: Inputs, size: tuple[int, int]
+) -> None:
+    usual = Room.open(slots=1, max_pixels=56 * 560).inputs
+    request = chat("before", png(1, *size), "after")
+    theirs, ours = usual.prepare(request), for_a_device.prepare(request)
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+    assert torch.equal(ours.positions, theirs.positions)
+    made, decoded = theirs.pictures[0].patches, ours.pictures[0].patches
+    assert (decoded.grid, decoded.pixels) == (made.grid, made.pixels)
+    assert decoded.key != made.key
+    assert (made.recipe, decoded.values.shape) == (None, (size[1], size[0], 3))
+    assert decoded.values.dtype is torch.uint8
+
+
+def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
+    architecture = read_architecture(CHECKPOINT)
+    tiny = Inputs(
+        "test", CHECKPOINT, architecture.vision, architecture.image_token,
+        QwenVLSettings(min_pixels=784, max_pixels=784), ImageLimits(), 512, on_device=True,
+    )  # fmt: skip
+    large, small = (tiny.prepare_picture(Picture(png(1, side, side))) for side in (1000, 800))
+    assert large.recipe is None
+    assert large.values.shape == (4, 588)
+    assert small.recipe is not None
+
+
+def test_sides_that_differ_too_much_are_refused_on_both_paths(
+    room: Room, for_a_device: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Picture(png(1, 2010, 10))
+    for inputs in (room.inputs, for_a_device):
+        monkeypatch.setattr(inputs, "_limits", ImageLimits(max_aspect=1000))
+        with pytest.raises(InvalidRequest, match="2010x10 pixels can't be cut"):
+            inputs.prepare_picture(picture)
 
 
 def test_a_picture_that_is_none_is_refused(room: Room) -> None:
