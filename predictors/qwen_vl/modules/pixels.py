@@ -3,7 +3,8 @@ cut. Knows no file, no request and no device of its own.
 
 As transformers' image processor does it with torchvision on the CPU: antialiased bicubic across and
 then down, each rounded to whole levels within 0 .. 255, then `(level * rescale - mean) / std` and
-patches group by group. Its weights are integers and ours are float32, so some levels differ, by at most two.
+patches group by group. Its weights are integers and ours are float32, so some levels differ, by at
+most two.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def cut(levels: Tensor, recipe: Recipe, scales: Tensor, out: Tensor) -> Tensor:
     patch, merge = recipe.patch, recipe.merge
     values = ((levels - scales[0]) / scales[1]).unflatten(1, (-1, merge, patch))
     values = values.unflatten(4, (-1, merge, patch))  # channel, row, merge, y, column, merge, x
-    values = values.permute(1, 4, 2, 5, 0, 3, 6).flatten(0, 3).flatten(1)
-    width = values.shape[1]
-    out[:, :width] = values
+    values = values.permute(1, 4, 2, 5, 0, 3, 6)
+    width = values.shape[4:].numel()
+    out[:, :width].unflatten(0, values.shape[:4]).unflatten(4, values.shape[4:]).copy_(values)
     if width < out.shape[1]:
         out[:, width:].zero_()
     return out

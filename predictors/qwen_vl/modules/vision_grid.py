@@ -173,6 +173,7 @@ class PackedGrid(NamedTuple):
 def _packed_sizes(patches: int, shape: VisionShape) -> tuple[int, ...]:
     merged = patches // shape.merge**2
     windows = most_windows(merged, shape.side) + 1  # the padding begins one of its own
+    windows += windows % 2  # each part begins at 16 bytes: kernels are compiled for alignments
     return (patches, patches, patches, merged, windows, windows, 1)
 
 
