@@ -67,6 +67,36 @@ def _turned(heads, columns, mask, cos, sin, DIM: tl.constexpr):
 
 
 @triton.jit
+def _angles(cos, sin, places, mask):
+    return tl.load(cos + places, mask, other=0.0), tl.load(sin + places, mask, other=0.0)
+
+
+@triton.jit
+def _mix(share, mass, values, there, mask):
+    """Some columns of the result."""
+    found = tl.load(values, mask, other=0.0)
+    mixed = tl.dot(share.to(found.dtype), found, input_precision="ieee") / mass
+    tl.store(there, mixed.to(found.dtype), mask)
+
+
+@triton.jit
+def _blank(
+    out,
+    rows,
+    mask,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EACH: tl.constexpr,
+):
+    columns = tl.arange(0, BLOCK)[None, :]
+    for i in range(EACH):
+        there = out + rows * (HEADS * DIM) + (tl.program_id(1) * EACH + i) * DIM
+        nothing = tl.zeros((rows.shape[0], BLOCK), out.dtype.element_ty)
+        tl.store(there + columns, nothing, mask & (columns < DIM))
+
+
+@triton.jit
 def window_attention_kernel(
     qkv,
     cos,
@@ -91,24 +121,23 @@ def window_attention_kernel(
     """
     window = tl.program_id(0)
     length = tl.load(lengths + window)
+    lanes = tl.arange(0, ROWS)
+    rows = (tl.load(starts + window) + lanes).to(tl.int64)[:, None]
+    if length < 0:
+        _blank(out, rows, (lanes < -length)[:, None], HEADS, DIM, LOW + LOW, EACH)
     if length > 0:
-        lanes = tl.arange(0, ROWS)
         real = (lanes < length)[:, None]
-        rows = (tl.load(starts + window) + lanes).to(tl.int64)[:, None]
         low = tl.arange(0, LOW)
         low_mask = real & (low < DIM)[None, :]
-        low_cos = tl.load(cos + rows * DIM + low[None, :], low_mask, other=0.0)
-        low_sin = tl.load(sin + rows * DIM + low[None, :], low_mask, other=0.0)
+        low_cos, low_sin = _angles(cos, sin, rows * DIM + low[None, :], low_mask)
         if HIGH > 0:
             high = LOW + tl.arange(0, HIGH)
             high_mask = real & (high < DIM)[None, :]
-            high_cos = tl.load(cos + rows * DIM + high[None, :], high_mask, other=0.0)
-            high_sin = tl.load(sin + rows * DIM + high[None, :], high_mask, other=0.0)
+            high_cos, high_sin = _angles(cos, sin, rows * DIM + high[None, :], high_mask)
         for i in range(EACH):
             head = tl.program_id(1) * EACH + i
             q = qkv + rows * (3 * HEADS * DIM) + head * DIM
-            k = q + HEADS * DIM
-            v = k + HEADS * DIM
+            k, v = q + HEADS * DIM, q + 2 * HEADS * DIM
             there = out + rows * (HEADS * DIM) + head * DIM
             dtype = qkv.dtype.element_ty
             queries = _turned(q, low, low_mask, low_cos, low_sin, DIM).to(dtype)
@@ -121,23 +150,9 @@ def window_attention_kernel(
             scores = tl.where((lanes < length)[None, :], scores * (SCALE * LOG2E), -float("inf"))
             share = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
             mass = tl.sum(share, axis=1)[:, None]
-            share = share.to(dtype)
-            values = tl.load(v + low[None, :], low_mask, other=0.0)
-            mixed = tl.dot(share, values, input_precision="ieee") / mass
-            tl.store(there + low[None, :], mixed.to(out.dtype.element_ty), low_mask)
+            _mix(share, mass, v + low[None, :], there + low[None, :], low_mask)
             if HIGH > 0:
-                values = tl.load(v + high[None, :], high_mask, other=0.0)
-                mixed = tl.dot(share, values, input_precision="ieee") / mass
-                tl.store(there + high[None, :], mixed.to(out.dtype.element_ty), high_mask)
-    if length < 0:
-        lanes = tl.arange(0, ROWS)
-        rows = (tl.load(starts + window) + lanes).to(tl.int64)[:, None]
-        columns = tl.arange(0, LOW + LOW)
-        inside = (lanes < -length)[:, None] & (columns < DIM)[None, :]
-        for i in range(EACH):
-            there = out + rows * (HEADS * DIM) + (tl.program_id(1) * EACH + i) * DIM
-            nothing = tl.zeros((ROWS, LOW + LOW), out.dtype.element_ty)
-            tl.store(there + columns[None, :], nothing, inside)
+                _mix(share, mass, v + high[None, :], there + high[None, :], high_mask)
 
 
 @triton.jit
