@@ -60,20 +60,38 @@ class Flight(Generic[W, C]):
 
     async def chunks(self) -> AsyncIterator[C]:
         """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
+        async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
+            async for chunks in batches:
+                for chunk in chunks:
+                    yield chunk
+
+    async def batches(self) -> AsyncIterator[Sequence[C]]:
+        """The same, all that came since the last look at once, never none: who reads slowly gets
+        more at a time, and nothing is asked twice for it.
+        """
         reader = self._reader
         try:
-            async with aclosing(self._job.stream()) as stream:  # type: ignore[type-var]
-                async for chunk in stream:
-                    self._last = chunk
-                    if reader is None:
-                        yield chunk
-                        continue
-                    for seen in reader.feed(chunk):
+            async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]
+                async for chunks in batches:
+                    seen = self._read(chunks)
+                    if seen:
                         yield seen
-                    if reader.done:
+                    if reader is not None and reader.done:
                         return
         finally:
             self._job.cancel()
+
+    def _read(self, chunks: Sequence[C]) -> Sequence[C]:
+        if self._reader is None:
+            self._last = chunks[-1]
+            return chunks
+        seen: list[C] = []
+        for chunk in chunks:
+            self._last = chunk
+            seen += self._reader.feed(chunk)
+            if self._reader.done:
+                break
+        return seen
 
     def cancel(self) -> None:
         """The caller leaves; the slot is free before the next step."""

@@ -8,16 +8,14 @@ picture) is the room's to check.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
-
-import orjson
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.openai_edge import Operation, openai_body
+from predictors.protocol.openai_events import DONE, framed
 from predictors.protocol.openai_fields import (
     MAX_SEED,
     Rule,
@@ -149,26 +147,14 @@ def read_body(body: object) -> dict[str, Any]:
 
 async def _reply(model: ServesChat, body: Mapping[str, Any], call: Call) -> Reply | EventStream:
     if body.get("stream", False):
-        events = _events(model.chat_stream(body, call))
-        return EventStream(events, last_words=_last_words, headers=STREAM_HEADERS)
+        events = model.chat_stream(body, call)
+        return EventStream(events, last_words=_last_words, closing=DONE, headers=STREAM_HEADERS)
     return json_reply(await model.chat(body, call))
-
-
-async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    # aclosing: closing this must close the chunks now, for that is what frees the slot
-    async with aclosing(chunks) as open_chunks:  # type: ignore[type-var]
-        async for chunk in open_chunks:
-            yield _event(orjson.dumps(chunk))
-    yield _event(b"[DONE]")
-
-
-def _event(payload: bytes) -> bytes:
-    return b"data: %b\n\n" % payload
 
 
 def _last_words(fault: Fault) -> bytes:
     """A failure after the first chunk. No `[DONE]` follows: the answer is not complete."""
-    return _event(openai_body(fault))
+    return framed(openai_body(fault))
 
 
 CHAT = Operation(

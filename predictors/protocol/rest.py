@@ -51,14 +51,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """An answer in server-sent events: each item of `events` is sent as it is, framing included.
+    """An answer in server-sent events: each item of `events` is sent as it is, framing included,
+    and `closing` after the last one.
 
     The status is decided by the first item: what raises before it is an ordinary fault. What raises
-    later is sent as `last_words(fault)`, and the stream ends. `events` is closed here, always.
+    later is sent as `last_words(fault)` in place of `closing`. `events` is closed here, always.
     """
 
     events: AsyncIterator[bytes]
     last_words: Callable[[Fault], bytes]
+    closing: bytes = b""
     headers: Sequence[tuple[str, str]] = field(
         default=(
             ("content-type", "text/event-stream; charset=utf-8"),
@@ -217,7 +219,7 @@ class Work:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         failure = await attempt(_pump(stream.events, send))
-        reason, last = "ok", b""
+        reason, last = "ok", stream.closing
         if failure is not None:  # the status is out: the stream itself says it
             fault = self.fault(failure, exchange.call)
             reason, last = fault.reason, stream.last_words(fault)

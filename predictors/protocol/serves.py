@@ -50,9 +50,9 @@ class ServesChat(Served, Protocol):
         """The reply's JSON for a body that `openai_chat.read_body` has checked."""
         ...
 
-    def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[dict[str, Any]]:
-        """The reply's chunks, each one `chat.completion.chunk` JSON. Closing the iterator cancels
-        the jobs.
+    def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+        """The reply's `chat.completion.chunk`s as events (`openai_events`), one or several at a
+        time, `[DONE]` left out. Closing the iterator cancels the jobs.
 
         Everything that can be refused is refused before the first chunk is yielded, so that it gets
         a status.

@@ -18,6 +18,7 @@ from predictors.base import Answer
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
 from predictors.protocol.images import read_data_url
+from predictors.protocol.openai_events import TextEvents, event
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.qwen_vl.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
 
@@ -189,7 +190,7 @@ class Reply:
 
 
 class ChunkEncoder:
-    """The chunks of one streamed chat: roles first, then texts, counts and times with the last."""
+    """The events of one streamed chat: roles first, then texts, counts and times with the last."""
 
     def __init__(
         self, body: Mapping[str, Any], call: Call, precision: str, requests: Sequence[ChatRequest]
@@ -201,28 +202,47 @@ class ChunkEncoder:
         self._counts = [(0, 0)] * len(requests)
         self._open = len(requests)
         self._last = {"precision": precision, "seed": requests[0].seed}
+        blank = [self._text_chunk(i, "") for i in range(len(requests))]
+        self._texts = [TextEvents(chunk) for chunk in blank]
 
-    def opening(self) -> list[dict[str, Any]]:
-        """One chunk per choice that says who speaks."""
+    def opening(self) -> bytes:
+        """One event per choice that says who speaks."""
         role = {"role": "assistant", "content": ""}
-        return [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
+        chunks = [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
+        return b"".join(map(event, chunks))
 
-    def delta(
-        self, index: int, delta: ChatDelta, timings: Callable[[], Mapping[str, int]]
+    def deltas(
+        self, index: int, deltas: Sequence[ChatDelta], timings: Callable[[], Mapping[str, int]]
+    ) -> bytes:
+        """The events for what came of choice `index`, its texts as one; `timings` is asked once, at
+        the end. Nothing may come after a delta with a reason.
+        """
+        last = deltas[-1]
+        self._counts[index] = (last.prompt_tokens, last.completion_tokens)
+        text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
+        events = self._text(index, text) if text else b""
+        if last.finish_reason is not None:
+            events += b"".join(map(event, self._ending(index, last.finish_reason, timings)))
+        return events
+
+    def _text(self, index: int, text: str) -> bytes:
+        if self._in_every_chunk:  # they differ in more than the text
+            return event(self._text_chunk(index, text))
+        return self._texts[index].event(text)
+
+    def _ending(
+        self, index: int, reason: str, timings: Callable[[], Mapping[str, int]]
     ) -> list[dict[str, Any]]:
-        """The chunks for a delta of choice `index`; `timings` is asked once, at the end."""
-        self._counts[index] = (delta.prompt_tokens, delta.completion_tokens)
-        chunks = []
-        if delta.text:
-            chunks.append(self._chunk([_choice(index, {"content": delta.text}, None)]))
-        if delta.finish_reason is not None:
-            chunks.append(self._chunk([_choice(index, {}, delta.finish_reason)]))
-            self._open -= 1
-            if self._open == 0:
-                if self._with_usage:
-                    chunks.append({**self._chunk([]), "usage": usage(self._counts)})
-                chunks[-1] |= {"timings": dict(timings()), **self._last}
+        chunks = [self._chunk([_choice(index, {}, reason)])]
+        self._open -= 1
+        if self._open == 0:
+            if self._with_usage:
+                chunks.append({**self._chunk([]), "usage": usage(self._counts)})
+            chunks[-1] |= {"timings": dict(timings()), **self._last}
         return chunks
+
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk([_choice(index, {"content": text}, None)])
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = {**self._head, "choices": choices}

@@ -109,10 +109,8 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         with tracing.stage(call.trace, "encode"):
             return self._codec.encode_chat(body, call, answers)
 
-    async def chat_stream(
-        self, body: Mapping[str, Any], call: Call
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Chunks as the text grows; the first one comes with the first token, so that a failure
+    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+        """Events as the text grows; the first one comes with the first token, so that a failure
         before it still gets a status. Closing the iterator cancels the jobs.
         """
         requests = await self._decode_chat(body, call)
@@ -121,11 +119,10 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         timings = partial(_slowest, flights)
         opening = encoder.opening()
         try:
-            async with aclosing(_interleaved(flights)) as deltas:  # type: ignore[type-var]
-                async for index, delta in deltas:
-                    for chunk in (*opening, *encoder.delta(index, delta, timings)):
-                        yield chunk
-                    opening = []
+            async with aclosing(_interleaved(flights)) as batches:  # type: ignore[type-var]
+                async for index, deltas in batches:
+                    yield opening + encoder.deltas(index, deltas, timings)
+                    opening = b""
         finally:
             self.settle(flights, call)
 
@@ -147,14 +144,14 @@ def check_settings(settings: QwenVLSettings) -> None:
 
 async def _interleaved(
     flights: Sequence[Flight[ChatWork, ChatDelta]],
-) -> AsyncIterator[tuple[int, ChatDelta]]:
+) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
     """The flights' deltas as they come, with their flight's index; raises the first failure."""
     if len(flights) == 1:
-        async with aclosing(flights[0].chunks()) as chunks:  # type: ignore[type-var]
-            async for delta in chunks:
-                yield 0, delta
+        async with aclosing(flights[0].batches()) as batches:  # type: ignore[type-var]
+            async for deltas in batches:
+                yield 0, deltas
         return
-    streams = [flight.chunks() for flight in flights]
+    streams = [flight.batches() for flight in flights]
     pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
     try:
         while pending:
@@ -172,7 +169,7 @@ async def _interleaved(
             await stream.aclose()  # type: ignore[attr-defined]
 
 
-async def _next(stream: AsyncIterator[ChatDelta]) -> ChatDelta | None:
+async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
     return await anext(stream, None)
 
 

@@ -13,9 +13,11 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from predictors.errors import Cancelled, ServingError
+from predictors.serving.bell import Bell
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -49,9 +51,9 @@ class Job(Generic[W, C]):
         self._error: ServingError | None = None
         self._done = False
         self._cancelled = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event | None = None
-        self._is_woken = False  # the reader was told and has not looked yet
+        self._bell: Bell | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_waiting = False  # the reader has seen all there is and was not told of more
         self.ticket = 0
         """Order of acceptance, unique per host; set by the roster."""
         self.on_cancel: Callable[[Job[W, C]], None] | None = None
@@ -84,7 +86,9 @@ class Job(Generic[W, C]):
             if self._done:
                 return
             self._chunks.append(chunk)
-        self._notify()
+            bell = self._due_bell()
+        if bell is not None:
+            bell.ring(self)
 
     def finish(self) -> None:
         """Answer the job: no more chunks will come."""
@@ -102,20 +106,20 @@ class Job(Generic[W, C]):
             self._error = error
             self.finished_at = self.clock()
             self.on_cancel = None  # nothing is left to free, and the host need not be kept alive
-        self._notify()
+            bell = self._due_bell()
+        if bell is not None:
+            bell.ring(self)
 
-    def _notify(self) -> None:
-        with self._lock:
-            loop, wake = self._loop, self._wake
-            if loop is None or wake is None or self._is_woken:
-                return
-            self._is_woken = True
-        try:
-            loop.call_soon_threadsafe(wake.set)
-        except RuntimeError:
-            # the reader's loop is closed: nobody is left to tell, and the engine thread must not
-            # die of it
-            self._cancelled = True
+    def _due_bell(self) -> Bell | None:
+        """The bell to be rung, if the reader waits; to be called with the lock."""
+        if not self._is_waiting:
+            return None
+        self._is_waiting = False
+        return self._bell
+
+    def lose(self) -> None:
+        """The reader's loop is closed: nobody is left to tell. Any thread."""
+        self._cancelled = True
 
     # -- called by the caller's loop -------------------------------------------------------------
     def cancel(self) -> None:
@@ -131,28 +135,41 @@ class Job(Generic[W, C]):
         if tell is not None:  # outside the lock: the host takes its own
             tell(self)
 
-    async def stream(self) -> AsyncIterator[C]:
-        """Yield chunks as they come; raise the failure if there is one. One reader per job.
+    def wake(self) -> None:
+        """The bell was rung: the reader looks again. Its loop only."""
+        if self._waiter is not None and not self._waiter.done():  # done: the reader was cancelled
+            self._waiter.set_result(None)
 
-        Leaving early does not cancel: the reader's owner does that (`EngineHost` and
-        `BasePredictor` close it).
+    async def batches(self) -> AsyncIterator[list[C]]:
+        """Yield all chunks that came since the last look, never none; raise the failure if there
+        is one. One reader per job.
+
+        Leaving early does not cancel: the reader's owner does that (`Flight` does).
         """
-        wake = asyncio.Event()
-        with self._lock:
-            self._loop, self._wake = asyncio.get_running_loop(), wake
+        loop = asyncio.get_running_loop()
+        self._bell = Bell.of(loop)
         while True:
             with self._lock:
-                wake.clear()
-                self._is_woken = False
                 chunks, self._chunks = self._chunks, []
                 done, error = self._done, self._error
-            for chunk in chunks:
-                yield chunk
+                if not chunks and not done:
+                    self._waiter = loop.create_future()
+                    self._is_waiting = True
+            if chunks:
+                yield chunks
             if done:
                 if error is not None:
                     raise error
                 return
-            await wake.wait()
+            if not chunks:
+                await self._waiter  # type: ignore[misc]
+
+    async def stream(self) -> AsyncIterator[C]:
+        """The same, chunk by chunk."""
+        async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
+            async for chunks in batches:
+                for chunk in chunks:
+                    yield chunk
 
     async def wait(self) -> list[C]:
         """All chunks, once the job is answered."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from predictors.flight import Flight
 from predictors.protocol.call import Call
+from predictors.protocol.openai_events import event
 from predictors.serving.engine import Engine
 from predictors.settings import Settings
 from tests.fakes import EchoEngine, Task
@@ -75,9 +76,7 @@ class Writer(TaskPredictor):
         used = self._usage(len(answers[0].chunks))
         return self._head(call, "chat.completion") | {"choices": choices, "usage": used}
 
-    async def chat_stream(
-        self, body: Mapping[str, Any], call: Call
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
         (flight,) = await self.submit(self._rows(body), call)
         head = self._head(call, "chat.completion.chunk")
         count = 0
@@ -85,12 +84,12 @@ class Writer(TaskPredictor):
             async with aclosing(flight.chunks()) as chunks:  # type: ignore[type-var]
                 async for word in chunks:
                     count += 1
-                    yield head | {"choices": [_choice({"content": word}, None)]}
+                    yield event(head | {"choices": [_choice({"content": word}, None)]})
         finally:
             self.left.release()
-        yield head | {"choices": [_choice({}, "stop")]}
+        yield event(head | {"choices": [_choice({}, "stop")]})
         if body.get("stream_options", {}).get("include_usage"):
-            yield head | {"choices": [], "usage": self._usage(count)}
+            yield event(head | {"choices": [], "usage": self._usage(count)})
 
     def _rows(self, body: Mapping[str, Any]) -> list[Row]:
         row = Row(body["messages"][-1]["content"], steps=body.get("max_tokens", 1))

@@ -17,6 +17,7 @@ import pytest
 
 from predictors import metrics
 from predictors.protocol.call import Call
+from predictors.protocol.openai_events import event
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest_app import RestApp
@@ -105,9 +106,7 @@ class Chatter(Model):
             "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
         }
 
-    async def chat_stream(
-        self, body: Mapping[str, Any], call: Call
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
         try:
             self.note(body, call)
             for i, word in enumerate(self.words):
@@ -116,11 +115,11 @@ class Chatter(Model):
                 if i == self.hold_at:
                     self.holding.set()
                     await asyncio.Event().wait()
-                yield self._chunk(call, {"content": word})
-            yield self._chunk(call, {}, finish_reason="stop")
+                yield event(self._chunk(call, {"content": word}))
+            yield event(self._chunk(call, {}, finish_reason="stop"))
             if body.get("stream_options", {}).get("include_usage"):
                 usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
-                yield self._chunk(call, None) | {"usage": usage}
+                yield event(self._chunk(call, None) | {"usage": usage})
         finally:
             self.closed.set()
 

@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import orjson
 import pytest
 
 from predictors.base import Answer
@@ -223,11 +224,15 @@ def stream(with_usage: bool, in_every_chunk: bool = False) -> list[dict[str, Any
     asked = body("a", n=2, seed=1, stream=True, stream_options=options)
     encoder = ChunkEncoder(asked, CALL, "float32", CODEC.decode_chat(asked))
     timings = lambda: {"queue_ms": 1, "compute_ms": 2}  # noqa: E731
-    chunks = encoder.opening()
-    chunks += encoder.delta(0, ChatDelta((1,), 9, 1, "he"), timings)
-    chunks += encoder.delta(1, ChatDelta((1,), 9, 1, "x", "length"), timings)
-    chunks += encoder.delta(0, ChatDelta((2,), 9, 2, "", "stop"), timings)
-    return chunks
+    events = encoder.opening()
+    events += encoder.deltas(0, [ChatDelta((1,), 9, 1, "he")], timings)
+    events += encoder.deltas(1, [ChatDelta((1,), 9, 1, "x", "length")], timings)
+    events += encoder.deltas(0, [ChatDelta((2,), 9, 2, "", "stop")], timings)
+    return chunks_of(events)
+
+
+def chunks_of(events: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(line[6:]) for line in events.split(b"\n\n")[:-1]]
 
 
 def test_a_stream_opens_with_roles_and_ends_with_reasons_and_times() -> None:

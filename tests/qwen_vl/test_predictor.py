@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from predictors.errors import InvalidRequest
@@ -46,7 +47,8 @@ def body(text: str = "say something", **fields: Any) -> dict[str, Any]:
 
 
 async def streamed(predictor: QwenVLPredictor, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    return [chunk async for chunk in predictor.chat_stream(asked, CALL)]
+    events = b"".join([some async for some in predictor.chat_stream(asked, CALL)])
+    return [orjson.loads(line[6:]) for line in events.split(b"\n\n")[:-1]]
 
 
 def contents(chunks: list[dict[str, Any]], index: int) -> str:
@@ -111,7 +113,7 @@ async def test_a_stream_is_the_whole_answer_in_pieces(predictor: QwenVLPredictor
     texts = [choice["message"]["content"] for choice in whole["choices"]]
     assert [contents(chunks, i) for i in range(3)] == texts
     assert len(set(texts)) == 3
-    assert len(chunks) > 9
+    assert len(chunks) >= 9  # a role, a text and a reason for each, or more texts
     reasons = [c["finish_reason"] for chunk in chunks for c in chunk["choices"]]
     assert [r for r in reasons if r] == ["length"] * 3
     assert set(chunks[-1]["timings"]) == {"queue_ms", "compute_ms"}
