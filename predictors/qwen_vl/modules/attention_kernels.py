@@ -32,6 +32,126 @@ def _rows_of_pages(tables, positions, inside, PAGE: tl.constexpr):
 
 
 @triton.jit
+def _new_token(
+    qkv,
+    cos,
+    sin,
+    angle,
+    group,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """A row's queries of one group (16, DIM / 2) twice and its key twice, turned, and its value."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    HALF: tl.constexpr = DIM // 2
+    half = tl.arange(0, HALF)
+    heads = tl.arange(0, 16)
+    c, s = tl.load(cos + angle * DIM + half), tl.load(sin + angle * DIM + half)
+    q = qkv + (group * GROUP + heads)[:, None] * DIM + half[None, :]
+    real = (heads < GROUP)[:, None]
+    q_low, q_high = tl.load(q, real, other=0.0), tl.load(q + HALF, real, other=0.0)
+    dtype = q_low.dtype
+    q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
+    k = qkv + (HEADS + group) * DIM
+    low, high = _turned(tl.load(k + half), tl.load(k + HALF + half), c, s)
+    value = tl.load(qkv + (HEADS + KV_HEADS + group) * DIM + tl.arange(0, DIM))
+    return q_low.to(dtype), q_high.to(dtype), low.to(dtype), high.to(dtype), value
+
+
+@triton.jit
+def _over_keys(
+    q_low,
+    q_high,
+    new_low,
+    new_high,
+    new_value,
+    cache,
+    table,
+    group,
+    first,
+    end,
+    length,
+    to_values,
+    SCALE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Attention to tokens first .. end, number `length` being the new one, which no page is asked
+    for: largest score and sum (16,), weighted values (16, DIM)."""
+    HALF: tl.constexpr = DIM // 2
+    half, dims = tl.arange(0, HALF), tl.arange(0, DIM)
+    most = tl.full((16,), -float("inf"), tl.float32)
+    mass = tl.zeros((16,), tl.float32)
+    mixed = tl.zeros((16, DIM), tl.float32)
+    for start in tl.range(first, end, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        old = tokens < tl.minimum(length, end)
+        places = _rows_of_pages(table, tokens, old, PAGE) * KV_HEADS + group
+        keys = cache + places[:, None] * DIM + half[None, :]
+        low = tl.load(keys, old[:, None], other=0.0)
+        high = tl.load(keys + HALF, old[:, None], other=0.0)
+        values = cache + to_values + places[:, None] * DIM + dims[None, :]
+        value = tl.load(values, old[:, None], other=0.0)
+        is_new = (tokens == length)[:, None]
+        low = tl.where(is_new, new_low[None, :], low)
+        high = tl.where(is_new, new_high[None, :], high)
+        value = tl.where(is_new, new_value[None, :], value)
+        scores = tl.dot(q_low, low.T, input_precision="ieee")
+        scores = tl.dot(q_high, high.T, scores, input_precision="ieee") * (SCALE * LOG2E)
+        scores = tl.where((tokens < end)[None, :], scores, -float("inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        shrink, share = tl.exp2(most - higher), tl.exp2(scores - higher[:, None])
+        mass = mass * shrink + tl.sum(share, axis=1)
+        mixed = mixed * shrink[:, None]
+        mixed = tl.dot(share.to(q_low.dtype), value, mixed, input_precision="ieee")
+        most = higher
+    return most, mass, mixed
+
+
+@triton.jit
+def _joined(partial, weights, cell, parts, DIM: tl.constexpr):
+    """The parts of one row's group as one: weighted values (16, DIM) over their sum."""
+    heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+    most = tl.full((16,), -float("inf"), tl.float32)
+    mass = tl.zeros((16,), tl.float32)
+    mixed = tl.zeros((16, DIM), tl.float32)
+    for part in tl.range(0, parts):
+        theirs = weights + (cell + part) * 32 + heads
+        peak = tl.load(theirs, cache_modifier=".cg")  # another program wrote it just now
+        higher = tl.maximum(most, peak)
+        shrink, grow = tl.exp2(most - higher), tl.exp2(peak - higher)
+        mass = mass * shrink + tl.load(theirs + 16, cache_modifier=".cg") * grow
+        there = partial + (cell + part).to(tl.int64) * 16 * DIM
+        there += heads[:, None] * DIM + dims[None, :]
+        found = tl.load(there, cache_modifier=".cg")
+        mixed = mixed * shrink[:, None] + found * grow[:, None]
+        most = higher
+    return mixed / mass[:, None]
+
+
+@triton.jit
+def _store_token(cache, place, low, high, value, to_values, DIM: tl.constexpr):
+    """The new key and value to their place."""
+    half, dims = tl.arange(0, DIM // 2), tl.arange(0, DIM)
+    tl.store(cache + place * DIM + half, low)
+    tl.store(cache + place * DIM + DIM // 2 + half, high)
+    tl.store(cache + to_values + place * DIM + dims, value)
+
+
+@triton.jit
+def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
+    """What one program has of a row's group."""
+    heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+    there = partial + cell.to(tl.int64) * 16 * DIM + heads[:, None] * DIM + dims[None, :]
+    tl.store(there, mixed)
+    tl.store(weights + cell * 32 + heads, most)
+    tl.store(weights + cell * 32 + 16 + heads, mass)
+
+
+@triton.jit
 def decode_attention_kernel(
     qkv,
     cos,
@@ -66,97 +186,40 @@ def decode_attention_kernel(
     """
     _begin(IS_CHAINED)
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    HALF: tl.constexpr = DIM // 2
-    row = tl.program_id(0)
-    group = tl.program_id(1)
-    split = tl.program_id(2)
+    row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     total = length + 1
     per = tl.cdiv(tl.cdiv(total, SPLITS), BLOCK) * BLOCK
     first = split * per
     if first < total:
         end = tl.minimum(first + per, total)
-        half = tl.arange(0, HALF)
-        dims = tl.arange(0, DIM)
-        heads = tl.arange(0, 16)
         table = tables + tl.load(slots + row) * table_stride
-        angle = tl.load(positions + row) * DIM + half
-        c, s = tl.load(cos + angle), tl.load(sin + angle)
+        angle = tl.load(positions + row)
         _until_written(IS_CHAINED)
         mine = qkv + row.to(tl.int64) * (HEADS + 2 * KV_HEADS) * DIM
-        q = mine + (group * GROUP + heads)[:, None] * DIM + half[None, :]
-        real = (heads < GROUP)[:, None]
-        q_low = tl.load(q, real, other=0.0)
-        q_high = tl.load(q + HALF, real, other=0.0)
-        dtype = q_low.dtype
-        q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
-        q_low, q_high = q_low.to(dtype), q_high.to(dtype)
-        k = mine + (HEADS + group) * DIM
-        new_low, new_high = _turned(tl.load(k + half), tl.load(k + HALF + half), c, s)
-        new_low, new_high = new_low.to(dtype), new_high.to(dtype)
-        new_value = tl.load(mine + (HEADS + KV_HEADS + group) * DIM + dims)
+        q_low, q_high, low, high, value = _new_token(
+            mine, cos, sin, angle, group, HEADS, KV_HEADS, DIM
+        )
         if end == total:
             place = _rows_of_pages(table, length, True, PAGE) * KV_HEADS + group
-            tl.store(cache + place * DIM + half, new_low)
-            tl.store(cache + place * DIM + HALF + half, new_high)
-            tl.store(cache + to_values + place * DIM + dims, new_value)
-        most = tl.full((16,), -float("inf"), tl.float32)
-        mass = tl.zeros((16,), tl.float32)
-        mixed = tl.zeros((16, DIM), tl.float32)
-        for start in tl.range(first, end, BLOCK):
-            tokens = start + tl.arange(0, BLOCK)
-            old = tokens < tl.minimum(length, end)
-            places = _rows_of_pages(table, tokens, old, PAGE) * KV_HEADS + group
-            keys = cache + places[:, None] * DIM + half[None, :]
-            low = tl.load(keys, old[:, None], other=0.0)
-            high = tl.load(keys + HALF, old[:, None], other=0.0)
-            value = tl.load(
-                cache + to_values + places[:, None] * DIM + dims[None, :], old[:, None], other=0.0
-            )
-            is_new = (tokens == length)[:, None]
-            low = tl.where(is_new, new_low[None, :], low)
-            high = tl.where(is_new, new_high[None, :], high)
-            value = tl.where(is_new, new_value[None, :], value)
-            scores = tl.dot(q_low, low.T, input_precision="ieee")
-            scores = tl.dot(q_high, high.T, scores, input_precision="ieee") * (SCALE * LOG2E)
-            scores = tl.where((tokens < end)[None, :], scores, -float("inf"))
-            higher = tl.maximum(most, tl.max(scores, axis=1))
-            shrink = tl.exp2(most - higher)
-            share = tl.exp2(scores - higher[:, None])
-            mass = mass * shrink + tl.sum(share, axis=1)
-            mixed = tl.dot(share.to(dtype), value, mixed * shrink[:, None], input_precision="ieee")
-            most = higher
-        result = out + (row.to(tl.int64) * HEADS + group * GROUP + heads)[:, None] * DIM
-        result += dims[None, :]
-        if SPLITS == 1:
-            tl.store(result, (mixed / mass[:, None]).to(out.dtype.element_ty), real)
-        else:
-            cell = (row * KV_HEADS + group) * SPLITS
-            place = partial + (cell + split).to(tl.int64) * 16 * DIM
-            tl.store(place + heads[:, None] * DIM + dims[None, :], mixed)
-            tl.store(weights + (cell + split) * 32 + heads, most)
-            tl.store(weights + (cell + split) * 32 + 16 + heads, mass)
-            tl.debug_barrier()  # all of this program has written before it says so
-            parts = tl.cdiv(total, per)
-            arrival = arrivals + row * KV_HEADS + group
-            if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
-                tl.debug_barrier()
-                most = tl.full((16,), -float("inf"), tl.float32)
-                mass = tl.zeros((16,), tl.float32)
-                mixed = tl.zeros((16, DIM), tl.float32)
-                for part in tl.range(0, parts):
-                    theirs = weights + (cell + part) * 32 + heads
-                    peak = tl.load(theirs, cache_modifier=".cg")
-                    higher = tl.maximum(most, peak)
-                    shrink, grow = tl.exp2(most - higher), tl.exp2(peak - higher)
-                    mass = mass * shrink + tl.load(theirs + 16, cache_modifier=".cg") * grow
-                    place = partial + (cell + part).to(tl.int64) * 16 * DIM
-                    there = place + heads[:, None] * DIM + dims[None, :]
-                    found = tl.load(there, cache_modifier=".cg")
-                    mixed = mixed * shrink[:, None] + found * grow[:, None]
-                    most = higher
-                tl.store(result, (mixed / mass[:, None]).to(out.dtype.element_ty), real)
-                tl.store(arrival, 0)
+            _store_token(cache, place, low, high, value, to_values, DIM)
+        most, mass, mixed = _over_keys(
+            q_low, q_high, low, high, value, cache, table, group, first, end, length, to_values,
+            SCALE, KV_HEADS, DIM, PAGE, BLOCK,
+        )  # fmt: skip
+        cell = (row * KV_HEADS + group) * SPLITS
+        _store_part(partial, weights, cell + split, most, mass, mixed, DIM)
+        tl.debug_barrier()  # all of this program has written before it says so
+        parts = tl.cdiv(total, per)
+        arrival = arrivals + row * KV_HEADS + group
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
+            tl.debug_barrier()
+            heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+            there = out + (row.to(tl.int64) * HEADS + group * GROUP + heads)[:, None] * DIM
+            result = _joined(partial, weights, cell, parts, DIM)
+            real = (heads < GROUP)[:, None]
+            tl.store(there + dims[None, :], result.to(out.dtype.element_ty), real)
+            tl.store(arrival, 0)
 
 
 @triton.jit

@@ -28,6 +28,11 @@ def _until_written(IS_CHAINED: tl.constexpr):
 
 
 @triton.jit
+def _tile(here, start: tl.constexpr, lanes, inside, K: tl.constexpr):
+    return tl.load(here + start, inside & (start + lanes < K)[None, :], other=0.0)
+
+
+@triton.jit
 def row_kernel(
     x,
     weight,
@@ -63,10 +68,8 @@ def row_kernel(
     squares = tl.zeros((BLOCK_K,), tl.float32)
     here = weight + outputs.to(tl.int64)[:, None] * K + lanes[None, :]
     # the first tile is on its way before the wait: a weight is nobody's output
-    tile = tl.load(here, inside & (lanes < K)[None, :], other=0.0)
-    tile2 = tile
-    if IS_GATED:
-        tile2 = tl.load(here + N * K, inside & (lanes < K)[None, :], other=0.0)
+    tile = _tile(here, 0, lanes, inside, K)
+    tile2 = _tile(here + N * K, 0, lanes, inside, K) if IS_GATED else tile
     _until_written(IS_CHAINED)
     for start in tl.static_range(0, K, BLOCK_K):
         columns = start + lanes
@@ -76,31 +79,24 @@ def row_kernel(
             value *= tl.load(norm + columns, columns < K, other=0.0).to(tl.float32)
         now, now2 = tile, tile2
         if start + BLOCK_K < K:
-            there = inside & (columns + BLOCK_K < K)[None, :]
-            tile = tl.load(here + start + BLOCK_K, there, other=0.0)
+            tile = _tile(here, start + BLOCK_K, lanes, inside, K)
             if IS_GATED:
-                tile2 = tl.load(here + N * K + start + BLOCK_K, there, other=0.0)
+                tile2 = _tile(here + N * K, start + BLOCK_K, lanes, inside, K)
         total += now.to(tl.float32) * value[None, :]
         if IS_GATED:
             other += now2.to(tl.float32) * value[None, :]
-    result = tl.sum(total, axis=1)
-    gate = result
-    if IS_GATED:
-        result = tl.sum(other, axis=1)
+    result, up = tl.sum(total, axis=1), tl.sum(other, axis=1)
+    known = outputs < N
     if HAS_SCALES:
-        by = tl.load(scales + outputs, outputs < N, other=0.0)
-        if IS_GATED:
-            gate *= by
-            by = tl.load(scales + N + outputs, outputs < N, other=0.0)
-        result *= by
+        result *= tl.load(scales + outputs, known, other=0.0)
+        up *= tl.load(scales + outputs + (N if IS_GATED else 0), known, other=0.0)
     if HAS_NORM:
         root = tl.rsqrt(tl.sum(squares, axis=0) / K + EPS)
-        result *= root
-        gate *= root
+        result, up = result * root, up * root
     if HAS_BIAS:
-        result += tl.load(bias + outputs, outputs < N, other=0.0).to(tl.float32)
+        result += tl.load(bias + outputs, known, other=0.0).to(tl.float32)
     if IS_GATED:
-        result *= gate * tl.sigmoid(gate)
+        result *= tl.sigmoid(result) * up
     if HAS_RESIDUAL:
-        result += tl.load(residual + outputs, outputs < N, other=0.0).to(tl.float32)
-    tl.store(out + outputs, result.to(out.dtype.element_ty), outputs < N)
+        result += tl.load(residual + outputs, known, other=0.0).to(tl.float32)
+    tl.store(out + outputs, result.to(out.dtype.element_ty), known)
