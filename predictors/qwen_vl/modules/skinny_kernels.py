@@ -61,10 +61,9 @@ def row_kernel(
     """
     _begin(IS_CHAINED)
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    lanes = tl.arange(0, BLOCK_K)
-    inside = (outputs < N)[:, None]
-    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    other = total
+    lanes, known = tl.arange(0, BLOCK_K), outputs < N
+    inside = known[:, None]
+    total = other = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
     here = weight + outputs.to(tl.int64)[:, None] * K + lanes[None, :]
     # the first tile is on its way before the wait: a weight is nobody's output
@@ -86,7 +85,6 @@ def row_kernel(
         if IS_GATED:
             other += now2.to(tl.float32) * value[None, :]
     result, up = tl.sum(total, axis=1), tl.sum(other, axis=1)
-    known = outputs < N
     if HAS_SCALES:
         result *= tl.load(scales + outputs, known, other=0.0)
         up *= tl.load(scales + outputs + (N if IS_GATED else 0), known, other=0.0)
