@@ -85,7 +85,7 @@ def test_attention_equals_the_plain_one_whatever_a_head_measures(
     assert_near(found[:n], exact)
 
 
-@pytest.mark.parametrize("window", [4, 8, 12])
+@pytest.mark.parametrize("window", [4, 12])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_windows_of_any_size_see_themselves_only(grid: tuple[int, int], window: int) -> None:
     shape = shape_with(1, 16, window)
