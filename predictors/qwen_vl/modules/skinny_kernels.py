@@ -63,8 +63,8 @@ def row_kernel(
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes, known = tl.arange(0, BLOCK_K), outputs < N
     inside = known[:, None]
-    total = other = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    squares = tl.zeros((BLOCK_K,), tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    other, squares = total, tl.zeros((BLOCK_K,), tl.float32)
     here = weight + outputs.to(tl.int64)[:, None] * K + lanes[None, :]
     # the first tile is on its way before the wait: a weight is nobody's output
     tile = _tile(here, 0, lanes, inside, K)
