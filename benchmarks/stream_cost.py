@@ -5,9 +5,10 @@
 The server is the real one with the Qwen room's codec, reader and edges; only its engine is a script
 that gives each of 64 chats one token per step. `paced` takes 3.5 ms per step, `lockstep` the next
 step once every stream has read the last one, so that nothing is coalesced, and `flood` does not
-wait. `bare` is uvicorn with the same protocol class and nothing of ours: one constant event per
-token. CPU time is that of the thread with the event loop, from /proc, so that neither the engine's
-thread nor the client (a process of its own) is in the figures.
+wait. `bare` is uvicorn with nothing of ours: one constant event per token as fast as it can, and
+`bare_paced` one for everybody each 3.5 ms, when every write has a sleeping client to wake. CPU time
+is that of the thread with the event loop, from /proc, so that neither the engine's thread nor the
+client (a process of its own) is in the figures.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 STREAMS, TOKENS, STEP_S = 64, 128, 0.0035
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "shapes-qwen-vl"
 RESULT = Path(__file__).parent / "results" / "stream_cost.json"
-KINDS = ("bare", "paced", "lockstep", "flood")
+KINDS = ("bare", "bare_paced", "paced", "lockstep", "flood")
 START_S = 60.0
 
 
@@ -112,11 +114,28 @@ def serve_ours(port: int, kind: str) -> None:
     PredictorServer([model], settings).run()
 
 
-def serve_bare(port: int) -> None:
+class Ticker:
+    """Lets everybody who waits go on together, each `STEP_S`."""
+
+    def __init__(self) -> None:
+        self._next: asyncio.Future[None] | None = None
+
+    async def wait(self) -> None:
+        """Until the next tick."""
+        loop = asyncio.get_running_loop()
+        if self._next is None or self._next.done():
+            self._next = loop.create_future()
+            loop.call_later(STEP_S, self._next.set_result, None)
+        await self._next
+
+
+def serve_bare(port: int, kind: str) -> None:
     """uvicorn alone, until it is killed."""
     import uvicorn
 
     event = b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk"}\n\n' % (b"x" * 180)
+
+    wait = Ticker().wait if kind == "bare_paced" else partial(asyncio.sleep, 0)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -124,7 +143,7 @@ def serve_bare(port: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for _ in range(TOKENS):
             await send({"type": "http.response.body", "body": event, "more_body": True})
-            await asyncio.sleep(0)
+            await wait()
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off")
@@ -212,11 +231,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
-        serve_bare(args.port) if args.serve == "bare" else serve_ours(args.port, args.serve)
+        serve = serve_bare if args.serve.startswith("bare") else serve_ours
+        serve(args.port, args.serve)
         return 0
     cases = {kind: measure(kind, args.rounds) for kind in KINDS}
     for kind, case in cases.items():
-        print(f"{kind:9}", "  ".join(f"{name} {value:>9,.2f}" for name, value in case.items()))
+        print(f"{kind:10}", "  ".join(f"{name} {value:>9,.2f}" for name, value in case.items()))
     if args.write:
         written = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         machine = {"when": datetime.now(UTC).isoformat("T", "seconds"), "cpus": os.cpu_count()}
