@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -20,9 +21,10 @@ from predictors.settings import Settings
 
 
 class Host:
-    """Takes the callback that logs progress."""
+    """Takes the callbacks of a start."""
 
     on_progress: Any = None
+    on_warm: Any = None
 
 
 class Room:
@@ -116,6 +118,17 @@ def test_each_warmed_shape_is_a_line_in_the_log(
         tell(Warmth("load"))
         tell(Warmth("warmup", "128x128", 1, 3))
     assert [record.getMessage() for record in caplog.records] == ["warming: a 128x128 (1/3)"]
+
+
+def test_what_is_loaded_when_a_model_is_warm_is_no_longer_collected(flux: Path) -> None:
+    root.main(["serve", f"--model=a={flux}"])
+    settle = Server.given[0][0].host.on_warm
+    before = gc.get_freeze_count()
+    try:
+        settle()
+        assert gc.get_freeze_count() > before + 1000
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ class EngineHost(Generic[W, C]):
         self._roster: Roster[W, C] = Roster(model, engine.slots, settings, clock, self._refusal)
         self._turns: Turns[W, C] = Turns(model, engine, self._roster, clock, attempt)
         self._failure = ""
+        self.on_warm: Callable[[], object] = lambda: None
+        """Called once on the engine thread, before anybody is served."""
         self._progress = Warmth()
         self._is_stopping = False
         self._holds_device = False
@@ -300,6 +302,7 @@ class EngineHost(Generic[W, C]):
         self._phase("load", self._engine.load)
         if self._lifecycle.move(State.WARMING):
             self._phase("warmup", self._engine.warm, self._show_warmth)
+            self.on_warm()
             self._lifecycle.move(State.READY)
 
     def _phase(self, phase: str, work: Callable[..., None], *args: Any) -> None:

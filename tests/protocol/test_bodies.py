@@ -189,3 +189,30 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(DeadlineExceeded, match="the body took longer"):
         await read_body(receive, {}, 10)
+
+
+@pytest.mark.parametrize("inside", ["AAAA", "A\\/A", "A[[{{,,", "", "\\u00e9"])
+def test_a_file_in_a_body_is_parsed_like_any_string(inside: str) -> None:
+    raw = f'{{"a": ["x;base64,{inside}", ";base64,{inside}", "[\\"]"], "b": 1}}'.encode()
+    assert parse_json(raw) == json.loads(raw)
+
+
+def test_a_picture_may_hold_what_would_be_too_many_values() -> None:
+    assert parse_json(b'["a;base64,%b"]' % (b"," * 2**21)) == ["a;base64," + "," * 2**21]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'["a;base64,AA\\ud800AA"]',  # half of a pair, in a file
+        b'["a;base64,AA", "\\ud800"]',
+        b'["a;base64,AA", ' + b"[" * 40 + b"]" * 40 + b"]",
+        b"[" * 40 + b'"a;base64,AA"' + b"]" * 40,
+        b";base64," + b"[" * 100_000 + b'"',
+        b'["a";base64,' + b"[" * 100_000 + b'"',
+        b'["a;base64,AAAA',
+    ],
+)
+def test_a_file_hides_nothing_from_the_checks(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_json(raw)

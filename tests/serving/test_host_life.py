@@ -70,6 +70,18 @@ def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
     assert host.progress == seen[-1]
 
 
+def test_who_wants_to_know_that_all_is_warm_is_told_before_anybody_is_served(
+    make_host: MakeHost,
+) -> None:
+    seen: list[State] = []
+    engine = ScriptedEngine()
+    host = make_host(engine, start=False)
+    host.on_warm = lambda: seen.append(host.state)
+    host.start()
+    host.wait_ready(PATIENCE_S)
+    assert seen == [State.WARMING]
+
+
 def test_a_listener_that_raises_does_not_stop_the_start(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(), start=False)
 
