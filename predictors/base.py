@@ -8,6 +8,7 @@ on the event loop unless a line says `off_loop`, and nothing here blocks it.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self._pool = ThreadPoolExecutor(
-            settings.server.prepare_threads, thread_name_prefix=f"{name}-prepare"
+            settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
+            thread_name_prefix=f"{name}-prepare",
         )
 
     # -- the room's hooks ------------------------------------------------------------------------
@@ -257,6 +259,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     def _call(self, headers: Mapping[str, str] | None) -> Call:
         return Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
+
+
+def threads_for(cores: int) -> int:
+    """Threads that prepare on a machine of so many cores: half of them, since loop, engine and
+    torch want some too, and no more than can be kept busy beside one interpreter lock.
+    """
+    return min(max(2, cores // 2), 8)
 
 
 async def _collect(flight: Flight[W, C]) -> list[C]:

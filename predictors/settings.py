@@ -27,7 +27,14 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
     "PREDICTORS_COMPUTE_DTYPE": ("auto", "float32", "bfloat16", "float16"),
     "PREDICTORS_COMPUTE_COMPILE": ("auto", "off", "aot_eager", "inductor"),
     "PREDICTORS_COMPUTE_ATTENTION": (
-        "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+        "auto",
+        "cudnn",
+        "flash",
+        "flash_attn_3",
+        "fa3_fwd",
+        "flash_attn_2",
+        "efficient",
+        "sdpa",
     ),
     "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
     "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
@@ -76,8 +83,8 @@ class ServerSettings:
     """Least level that is logged; `warning` leaves out access and outcome lines."""
     log_prompts: bool = False
     """Whether outcome lines hold the callers' prompts. Off: they are private."""
-    prepare_threads: int = 2
-    """Threads that decode pictures, tokenise and encode, so that neither loop nor engine does."""
+    prepare_threads: int = 0
+    """Threads that decode pictures, tokenise and encode, so that neither loop nor engine does; 0 takes half the cores, 2 to 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +225,18 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     groups = {}
     for group in fields(Settings):
         group_type = typing.get_type_hints(Settings)[group.name]
-        groups[group.name] = _group_from_env(group_type, f"{PREFIX}_{group.name.upper()}", environ, known)
+        groups[group.name] = _group_from_env(
+            group_type, f"{PREFIX}_{group.name.upper()}", environ, known
+        )
     unknown = sorted(k for k in environ if k.startswith(f"{PREFIX}_") and k not in known)
     if unknown:
         raise InvalidSetting(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
     return Settings(**groups)
 
 
-def _group_from_env(group_type: type, prefix: str, environ: Mapping[str, str], known: set[str]) -> typing.Any:
+def _group_from_env(
+    group_type: type, prefix: str, environ: Mapping[str, str], known: set[str]
+) -> typing.Any:
     assert is_dataclass(group_type)
     hints = typing.get_type_hints(group_type)
     values = {}
@@ -248,7 +259,9 @@ def _parse(name: str, raw: str, kind: type | types.UnionType) -> object:
     try:
         return kind(raw)  # type: ignore[operator]
     except ValueError as error:
-        raise InvalidSetting(f"{name} must be {getattr(kind, '__name__', kind)}, not {raw!r}") from error
+        raise InvalidSetting(
+            f"{name} must be {getattr(kind, '__name__', kind)}, not {raw!r}"
+        ) from error
 
 
 def _checked(name: str, value: object) -> object:
@@ -257,5 +270,7 @@ def _checked(name: str, value: object) -> object:
     if choices is not None and value not in choices:
         raise InvalidSetting(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
     if isinstance(value, int | float) and not LEAST.get(name, 0) <= value < math.inf:
-        raise InvalidSetting(f"{name} must be a finite number of at least {LEAST.get(name, 0)}, not {value!r}")
+        raise InvalidSetting(
+            f"{name} must be a finite number of at least {LEAST.get(name, 0)}, not {value!r}"
+        )
     return value

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from predictors.base import BasePredictor
+from predictors.base import BasePredictor, threads_for
 from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
 from predictors.protocol.call import Call
 from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
@@ -167,3 +167,10 @@ def test_a_full_queue_refuses_before_anything_is_prepared(
 
 def test_the_base_itself_promises_no_room() -> None:
     assert not hasattr(BasePredictor, "room")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (192, 8)])
+def test_a_machine_of_many_cores_prepares_several_requests_at_once(
+    cores: int, threads: int
+) -> None:
+    assert threads_for(cores) == threads

@@ -25,7 +25,7 @@ DEFAULTS = {
     "server.log_format": "auto",
     "server.log_level": "info",
     "server.log_prompts": False,
-    "server.prepare_threads": 2,
+    "server.prepare_threads": 0,
     "queue.capacity": 64,
     "queue.overload_status": 503,
     "queue.skip_window": 8,
