@@ -42,7 +42,7 @@ ALIGNED = 16
 
 class Pictures:
     """Owns the vision tower. `max_pixels` is the largest area after resizing that gets a graph of
-    its own. `is_fused` (default: on CUDA) takes the kernels instead of plain torch."""
+    its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch."""
 
     def __init__(
         self,
@@ -56,7 +56,10 @@ class Pictures:
         self._shape = tower.shape
         self._placement = placement
         self._graphs = graphs
-        self._is_fused = placement.is_cuda if is_fused is None else is_fused
+        is_narrow = (
+            placement.is_cuda and placement.dtype.itemsize == 2
+        )  # else too large for a program
+        self._is_fused = is_narrow if is_fused is None else is_fused
         self.buckets = buckets_for(min(max_pixels // self._shape.patch**2, MOST_BUCKET))
         self._captured: dict[int, Captured[Tensor]] = {}
         self._frequencies = to_device(frequencies_of(self._shape), placement)
