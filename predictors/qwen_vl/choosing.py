@@ -62,8 +62,9 @@ def packed(choices: Sequence[Choice], width: int, vocab: int, nobody: int) -> tu
 def choose(pick: Pick, state: Slots, logits: Tensor, ints: Tensor, floats: Tensor) -> Tensor:
     """The next token (rows,) int64 for `logits` (rows, vocab) fp32; remembered in `state`."""
     slots, numbers, top_k, key, is_greedy = ints.unbind()
-    columns = (floats[3], floats[4], top_k, key, is_greedy.bool())
-    draw = Draw(*(column[:, None] for column in columns))
+    temperature, top_p = floats[3:, :, None].unbind()
+    greedy_rows = is_greedy.bool()[:, None]
+    draw = Draw(temperature, top_p, top_k[:, None], key[:, None], greedy_rows, state.vocabulary)
     tokens = pick(logits, state.penalties(slots, floats[:3]), draw)
     state.keep(slots, numbers, tokens)
     return tokens

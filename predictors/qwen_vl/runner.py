@@ -28,6 +28,10 @@ from predictors.qwen_vl.passes import PACK_PIECES, Passes, num_prompt_ints
 from predictors.qwen_vl.request import Sampling
 from predictors.qwen_vl.slots import Slots
 
+GREEDY = Sampling(temperature=0.0)
+EVERY_WAY = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
+"""One of each of WAYS."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -229,7 +233,7 @@ class Runner:
         """
         token = min(self._decoder.shape.vocab, 1000) - 1
         width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
-        rows = [Row(i, 0, 7 * i, 0, [1 + i], _greedy_in(i, 1)) for i in range(width)]
+        rows = [Row(i, 0, 7 * i, 0, [1 + i], Choice(i, GREEDY, 0, 1)) for i in range(width)]
         for row in rows:
             self.begin(row.slot, row.pages, torch.tensor([0]))
             self._slots.feed[row.slot] = (token - row.slot) % (token + 1)
@@ -275,8 +279,8 @@ class Runner:
             ints = torch.tensor([[self._slots.nobody], [0], [0], [0]]).expand(4, width)
             self._capture("decode", width, self._passes.fused_step, self._move(ints.contiguous()))
         everybody = [i % self.limits.slots for i in range(width)]
-        for way in (0.0, 1.0):
-            choices = [_greedy_in(i, 1, way) for i in everybody]
+        for sampling in EVERY_WAY:
+            choices = [Choice(i, sampling, 0, 1) for i in everybody]
             rows = [Row(c.slot, 0, 0, 0, pages, c) for c in choices]
             self.copy(self.decode(rows)).result()
 
@@ -289,10 +293,6 @@ class Runner:
             self._capture("prefill", width, self._passes.fused_prompt, embedded, ints)
         tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
-        for way in (0.0, 1.0):
-            piece = Piece(0, 0, tokens, positions, pages, (), _greedy_in(0, 0, way))
+        for sampling in EVERY_WAY:
+            piece = Piece(0, 0, tokens, positions, pages, (), Choice(0, sampling, 0, 0))
             self.copy(self.prefill([piece], width)).result()
-
-
-def _greedy_in(slot: int, position: int, temperature: float = 0.0) -> Choice:
-    return Choice(slot, Sampling(temperature=temperature), 0, position)

@@ -39,7 +39,8 @@ class Penalties:
 class Draw:
     """Of each row, all (rows, 1): `temperature`, `top_p` fp32; `top_k`, `key` int64; `greedy` bool.
 
-    `top_k` is the vocabulary's size when off. `key` comes from `noise_key`.
+    `top_k` is the vocabulary's size when off. `key` comes from `noise_key`. `tokens` (1, vocab)
+    int64 counts from 0; only `drawn` reads it.
     """
 
     temperature: Tensor
@@ -47,6 +48,7 @@ class Draw:
     top_k: Tensor
     key: Tensor
     greedy: Tensor
+    tokens: Tensor | None = None
 
 
 def noise_key(seed: int, position: int) -> int:
@@ -86,9 +88,9 @@ def sampled(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
 
 def drawn(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     """As `sampled` where no row has a top_k or top_p: nothing needs to be ranked."""
+    assert draw.tokens is not None  # given, because Inductor's C++ can't take an `arange` here
     logits = penalised(logits, penalties)
-    everybody = torch.arange(logits.shape[1], device=logits.device)[None]
-    raced = logits / draw.temperature + gumbel(draw.key, everybody)
+    raced = logits / draw.temperature + gumbel(draw.key, draw.tokens)
     return torch.where(draw.greedy, logits, raced).argmax(-1)
 
 

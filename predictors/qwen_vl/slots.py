@@ -25,7 +25,7 @@ class Slots:
     `tables` (slots, pages) int64: pages in order. `feed` (slots, 2) int64: the two newest tokens of
     the answer, token number i at i % 2. `seen` (slots, vocab) bool: tokens of prompt and answer.
     `counts` (slots, vocab) fp32: how often each came in the answer. `counted` (slots,) int64: how
-    many tokens of the answer are in both.
+    many tokens of the answer are in both. `vocabulary` (1, vocab) int64 counts from 0.
     """
 
     def __init__(self, limits: Limits, vocab: int, device: torch.device) -> None:
@@ -37,6 +37,7 @@ class Slots:
         self.seen = place((everybody, vocab), dtype=torch.bool)
         self.counts = place((everybody, vocab), dtype=torch.float32)
         self.counted = place((everybody,), dtype=torch.int64)
+        self.vocabulary = torch.arange(vocab, device=device)[None]
 
     def begin(
         self, slot: int, pages: Sequence[int], prompt: Tensor, move: Callable[[Tensor], Tensor]

@@ -4,6 +4,8 @@ their seed.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from transformers.generation.logits_process import (
 from predictors.qwen_vl.sampling import (
     Draw,
     Penalties,
+    drawn,
     filtered,
     greedy,
     gumbel,
@@ -159,6 +162,13 @@ def test_greedy_rows_beside_drawn_ones_are_greedy() -> None:
         torch.tensor([[True], [False]]),
     )
     assert int(sampled(logits, neutral(2), both)[0]) == int(greedy(logits, neutral(2))[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_top_k_and_top_p_the_token_needs_no_ranking(seed: int) -> None:
+    logits = logits_of(40 + seed)
+    one = replace(draw(0.8, seed=seed), tokens=torch.arange(VOCAB)[None])
+    assert torch.equal(drawn(logits, neutral(), one), sampled(logits, neutral(), one))
 
 
 def test_noise_keys_are_signed_words_and_differ() -> None:
