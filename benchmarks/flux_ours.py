@@ -33,7 +33,7 @@ from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings
 
 STAGE_REPEATS = 5
-ENCODE_THREADS = 2  # `server.prepare_threads`
+ENCODE_THREADS = 2  # what the server took when this was measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ def compiling(found: Found) -> Rows:
     """A step of one row by everybody."""
     peer = _peer(found)
     steps = {(r["rows"], r["prompt"]): r for r in found.get("ours", {}).get("decode steps", ())}
-    if not peer or not steps:
+    served = {str(n): r for n, r in found.get("http", {}).items() if str(n).startswith("1 x ")}
+    if not peer or not (steps or served):
         return
     yield "torch.compile and what came after", "prompt", "first token, ms", "ms per token"
     for name, row in peer.items():
@@ -114,6 +115,9 @@ def compiling(found: Found) -> Rows:
             first = _first_ms(found, prompt)
             told = "-" if first is None else f"{first:.1f}"
             yield "here, in process", prompt, told, f"{row['step_ms']:.2f}"
+    for name, row in served.items():
+        first_token, per_token = f"{row['ttft_ms_p50']:.1f}", f"{row['tpot_ms_mean']:.2f}"
+        yield "here, through the server", name.removeprefix("1 x "), first_token, per_token
 
 
 def _peer(found: Found) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import qwen_vl_journal
+from benchmarks import qwen_vl_goals, qwen_vl_journal
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/performance.md").read_text()
@@ -244,6 +244,37 @@ def test_turbo_is_measured_with_the_plan_that_serves() -> None:
 
 
 # -- Qwen ------------------------------------------------------------------------------------------
+def readme_qwen_rows() -> Iterator[str]:
+    """This server, transformers in the same run, and the mark that vLLM set elsewhere."""
+    found = qwen_vl_journal.results()
+    for prompt in ("1024x1024", "448x448", "text"):
+        one, many = (found["http"][f"{clients} x {prompt}"] for clients in (1, 64))
+        peer = found["peer"][f"transformers static, 1 x {prompt}"]
+        mark, busy = (qwen_vl_goals.VLLM[f"{clients} x {prompt}"] for clients in (1, 64))
+        first, per = one["ttft_ms_p50"], one["tpot_ms_mean"]
+        theirs = f"{peer['ttft_ms']:.0f} ms | {mark['ttft_ms_p50']:.0f} ms"
+        yield f"| {prompt}: first token | {first:.1f} ms | {theirs} |"
+        theirs = f"{peer['tpot_ms']:.2f} ms | {mark['tpot_ms_mean']:.2f} ms"
+        yield f"| {prompt}: per token, one client | {per:.2f} ms | {theirs} |"
+        rates = f"{many['requests_per_s']:.1f} requests/s | - | {busy['requests_per_s']} requests/s"
+        yield f"| {prompt}: 64 clients | {rates} |"
+
+
+def test_the_readmes_qwen_rows_are_what_was_measured() -> None:
+    assert table(README, "| Qwen2.5-VL-3B, 64 tokens in") == list(readme_qwen_rows())
+
+
+def test_the_fp8_paragraph_says_what_was_measured() -> None:
+    found = results("qwen_vl_fp8")
+    low, high = found["difference_interval_95"]
+    assert low > found["goal_points"]
+    assert f"95 % interval {low:.3f} to +{high:.3f}" in PAGE
+    right = {name: each["right"] for name, each in found["shares"].items()}
+    assert set(right.values()) == {2394}, right
+    assert "2,394 right both times" in PAGE
+    assert found["same_words"] == found["scenes"] == 2400
+
+
 def test_the_qwen_tables_are_what_was_measured() -> None:
     assert qwen_vl_journal.written(PAGE, qwen_vl_journal.results()) == PAGE
     places = [place[1] for place in qwen_vl_journal.PLACE.finditer(PAGE)]
