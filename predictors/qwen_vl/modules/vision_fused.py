@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predictors.compute.attention import Attention
+from predictors.qwen_vl.modules.fused_linears import gated, power_of_two
 from predictors.qwen_vl.modules.layers import RMSNorm
 from predictors.qwen_vl.modules.rotary import vision_table
 from predictors.qwen_vl.modules.vision_grid import PackedGrid, VisionShape
 from predictors.qwen_vl.modules.vision_kernels import (
     add_norm_kernel,
-    gated_kernel,
     heads_kernel,
     window_attention_kernel,
 )
@@ -27,7 +27,6 @@ from predictors.qwen_vl.modules.vision_kernels import (
 # wrongly for sm_90: a loop of one turn leaves a barrier out, and rows come back as garbage.
 HEADS_EACH = 2
 WINDOW_WARPS = 4
-GATE_BLOCK = 2048
 LEAST = 16
 """No side of a tensor core's tile is shorter."""
 
@@ -118,11 +117,7 @@ class FusedVision:
 
     def gated(self, wide: Tensor) -> Tensor:
         """See `VisionOperations`."""
-        width = wide.shape[1] // 2
-        out = wide.new_empty(len(wide), width)
-        grid = (len(wide), -(-width // GATE_BLOCK))
-        gated_kernel[grid](wide, out, DIM=width, BLOCK=GATE_BLOCK)
-        return out
+        return gated(wide)
 
     def restored(self, tokens: Tensor) -> Tensor:
         """See `VisionOperations`."""
@@ -155,8 +150,3 @@ def split_head(head_dim: int) -> tuple[int, int]:
     32."""
     low = max(LEAST, 1 << (head_dim.bit_length() - 1))
     return low, 0 if low >= head_dim else max(LEAST, power_of_two(head_dim - low))
-
-
-def power_of_two(size: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << (size - 1).bit_length()

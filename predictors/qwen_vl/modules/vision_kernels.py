@@ -43,18 +43,6 @@ def add_norm_kernel(
 
 
 @triton.jit
-def gated_kernel(wide, out, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """out (rows, DIM) = silu(first half of wide) * second half."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < DIM
-    gate = tl.load(wide + row * 2 * DIM + columns, mask, other=0.0).to(tl.float32)
-    up = tl.load(wide + row * 2 * DIM + DIM + columns, mask, other=0.0).to(tl.float32)
-    result = gate * tl.sigmoid(gate) * up
-    tl.store(out + row * DIM + columns, result.to(out.dtype.element_ty), mask)
-
-
-@triton.jit
 def _turned(heads, columns, mask, cos, sin, DIM: tl.constexpr):
     """Some columns of heads after rotation, float32; `heads` points at each row's column 0. Column
     i is turned with i + DIM / 2."""
