@@ -24,7 +24,9 @@ CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
 CPU_SLOTS, GPU_SLOTS = 8, 64
 CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
-KV_SHARE = 0.8  # of the memory that is free once the weights are there
+KV_SHARE = 0.8  # of the memory that is free once the weights are there, without what graphs take
+GRAPH_BYTES = 6 * 2**30  # the tower's 48 sizes took 4.4 GB on an H200
+LEAST_KV_SHARE = 0.5  # where that leaves little
 
 
 def max_context(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> int:
@@ -69,7 +71,12 @@ def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int |
         return None
     values = 2 * text.layers * text.kv_heads * text.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
-    return int(free * KV_SHARE) // (values * placement.dtype.itemsize)
+    return kv_bytes(free) // (values * placement.dtype.itemsize)
+
+
+def kv_bytes(free: int) -> int:
+    """How many of `free` bytes hold keys and values."""
+    return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
 
 
 def limits(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> Limits:

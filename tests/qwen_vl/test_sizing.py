@@ -56,7 +56,7 @@ def test_a_deterministic_gpu_has_its_one_width_and_a_way_out() -> None:
 def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
     text = read_architecture(CHECKPOINT).text
     page_bytes = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 64
-    assert sizing.free_pages(text, 64, GPU) == int(2**30 * sizing.KV_SHARE) // page_bytes
+    assert sizing.free_pages(text, 64, GPU) == sizing.kv_bytes(2**30) // page_bytes
     assert sizing.free_pages(text, 64, CPU) is None
     assert limits(GPU, slots=10**6).num_pages == sizing.free_pages(text, 64, GPU)
 
@@ -64,3 +64,10 @@ def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
 def test_another_promise_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="deterministic must be auto, on or off, not 'maybe'"):
         limits(CPU, deterministic="maybe")
+
+
+@pytest.mark.parametrize(("free_gib", "least", "most"), [(16, 8, 8.1), (130, 99, 99.5)])
+def test_keys_and_values_leave_room_for_the_graphs(
+    free_gib: float, least: float, most: float
+) -> None:
+    assert least <= sizing.kv_bytes(int(free_gib * 2**30)) / 2**30 <= most
