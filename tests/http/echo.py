@@ -20,7 +20,7 @@ import httpx
 from PIL import Image
 
 from predictors.base import Answer, BasePredictor
-from predictors.errors import InvalidRequest
+from predictors.errors import DeadlineExceeded, InvalidRequest
 from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_image
@@ -133,7 +133,8 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 class TaskPredictor(EchoPredictor):
     """The same in front of a `ScriptedEngine`: the prompt is the task's name.
 
-    `submitted` is released once per accepted request, `left` set when a caller has gone.
+    `submitted` is released once per accepted request, `left` set when a caller has gone or was told
+    that it is too late.
     """
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
@@ -152,7 +153,7 @@ class TaskPredictor(EchoPredictor):
     async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
         try:
             return await super().run(requests, call)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeadlineExceeded):
             self.left.set()
             raise
 
