@@ -133,14 +133,15 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 class TaskPredictor(EchoPredictor):
     """The same in front of a `ScriptedEngine`: the prompt is the task's name.
 
-    `submitted` is released once per accepted request, `left` set when a caller has gone or was told
-    that it is too late.
+    `submitted` is released once per accepted request, `left` set when a caller has gone, `unwanted`
+    then and when one was told that it is too late.
     """
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
         super().__init__(name, engine, settings)
         self.submitted = threading.Semaphore(0)
         self.left = threading.Event()
+        self.unwanted = threading.Event()
 
     def prepare(self, request: Row) -> Any:
         return Task(request.prompt, steps=request.steps)
@@ -153,8 +154,12 @@ class TaskPredictor(EchoPredictor):
     async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
         try:
             return await super().run(requests, call)
-        except (asyncio.CancelledError, DeadlineExceeded):
+        except asyncio.CancelledError:
             self.left.set()
+            self.unwanted.set()
+            raise
+        except DeadlineExceeded:
+            self.unwanted.set()
             raise
 
     def wait_submitted(self, times: int = 1) -> None:

@@ -129,7 +129,7 @@ def test_a_grpc_deadline_in_the_queue_is_deadline_exceeded_and_the_job_never_sta
         with pytest.raises(grpc.RpcError) as caught:
             stub(channel).ModelInfer(grpc_request("late"), timeout=0.1)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert model.left.wait(PATIENCE_S), "the server did not notice"  # its clock runs later
+        assert model.unwanted.wait(PATIENCE_S), "the server did not notice"  # its clock runs later
         engine.open()
         assert busy.result(PATIENCE_S).status_code == 200
         assert ("admit", "late") not in engine.calls
