@@ -75,17 +75,17 @@ class Pictures:
         """Decoder tokens (merged, hidden) of one picture, in memory of their own. Launches only."""
         if self._is_fused:
             return self._encode_fused(patches)
-        values = to_device(self._values(patches), self._placement, self._placement.dtype)
         ops = Plain(self._plan(patches.grid), self._shape.heads, self._shape.merge)
-        tokens: Tensor = self._tower(values, ops)
+        tokens: Tensor = self._tower(self._values(patches), ops)
         return tokens
 
     def _values(self, patches: Patches) -> Tensor:
-        """Prepared patches (patches, values) fp32 where the picture was not prepared already."""
+        """Patches (patches, values) on the device, prepared there if they are not already."""
+        kind = self._placement
         if patches.recipe is None:
-            return patches.values
+            return to_device(patches.values, kind, kind.dtype)
         size = (patches.grid[0] * patches.grid[1], self._shape.patch_values)
-        return self._fill(patches, torch.empty(size))
+        return self._fill(patches, torch.empty(size, dtype=kind.dtype, device=kind.device))
 
     def _fill(self, patches: Patches, out: Tensor) -> Tensor:
         """The picture's patches into `out` (patches, columns), on the device."""
