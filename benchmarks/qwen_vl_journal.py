@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import qwen_vl_floors, qwen_vl_goals
 from benchmarks.qwen_vl_floors import Rates
-from benchmarks.qwen_vl_report import cases, share_of_floor
+from benchmarks.qwen_vl_report import cases, latencies, rates, share_of_floor
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -65,19 +65,8 @@ def clients(found: Found) -> Rows:
     )  # fmt: skip
     for name, row in rows.items():
         share = share_of_floor(row, found.get("ceilings", {}))
-        failed = f" ({row['failed']} failed)" if row["failed"] else ""
-        yield (
-            name,
-            f"{row['requests']}{failed}",
-            f"{row['ttft_ms_p50']:.1f}",
-            f"{row['ttft_ms_p99']:.1f}",
-            f"{row['tpot_ms_mean']:.2f}",
-            f"{row['tpot_ms_p99']:.2f}",
-            f"{row['itl_ms_p99']:.1f}",
-            f"{row['requests_per_s']:.2f}",
-            f"{row['tokens_per_s']:.0f}",
-            "-" if share is None else f"{100 * share:.0f} %",
-        )
+        told = "-" if share is None else f"{100 * share:.0f} %"
+        yield name, *latencies(row), *rates(row), told
 
 
 def goals(found: Found) -> Rows:

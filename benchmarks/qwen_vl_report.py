@@ -55,6 +55,11 @@ def figures(row: Mapping[str, Any]) -> tuple[str, ...]:
     """As many cells as `HEAD` has between case and share."""
     if "requests_per_s" not in row:
         return ("FAILED", *[""] * 8)
+    return (*latencies(row), f"{row['itl_ms_max']:.1f}", *rates(row))
+
+
+def latencies(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """How many requests, first token p50 and p99, per token mean and p99, between tokens p99."""
     failed = f" ({row['failed']} failed)" if row["failed"] else ""
     return (
         f"{row['requests']}{failed}",
@@ -63,10 +68,12 @@ def figures(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['tpot_ms_mean']:.2f}",
         f"{row['tpot_ms_p99']:.2f}",
         f"{row['itl_ms_p99']:.1f}",
-        f"{row['itl_ms_max']:.1f}",
-        f"{row['requests_per_s']:.2f}",
-        f"{row['tokens_per_s']:.0f}",
     )
+
+
+def rates(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Requests and tokens per second."""
+    return f"{row['requests_per_s']:.2f}", f"{row['tokens_per_s']:.0f}"
 
 
 def goals_table(found: Mapping[str, Any]) -> str:

@@ -58,11 +58,13 @@ class Room:
         checkpoint: Path = CHECKPOINT,
         compile: str = "off",
         device: str = "cpu",
+        dtype: str = "auto",
+        on_device: bool = False,
         **settings: Any,
     ) -> Room:
-        """Loaded and warm, float32 on the CPU."""
+        """Loaded and warm, float32 on the CPU; `on_device`: pictures are resized there."""
         chosen = QwenVLSettings(**{"slots": 8, "max_context": 512, **settings})
-        placement = place(ComputeSettings(device=device, compile=compile))
+        placement = place(ComputeSettings(device=device, compile=compile, dtype=dtype))
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine("test", checkpoint, architecture, chosen, placement)
         inputs = Inputs(
@@ -73,6 +75,7 @@ class Room:
             chosen,
             ImageLimits(),
             engine.max_context,
+            on_device=on_device,
         )
         engine.load()
         engine.warm(lambda *_: None)

@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from predictors.compute.device import place
 from predictors.compute.syncs import no_host_syncs
-from predictors.qwen_vl.engine import QwenVLEngine
-from predictors.qwen_vl.inputs import Inputs
 from predictors.qwen_vl.request import Sampling
-from predictors.qwen_vl.weights import read_architecture
-from predictors.settings import ComputeSettings, ImageLimits, QwenVLSettings
 from tests.qwen_vl.reference import Reference
 from tests.qwen_vl.room import CHECKPOINT, Room, chat, png
 from tests.qwen_vl.test_parity import pairs
@@ -27,23 +22,8 @@ CHUNK = 96
 
 def open_on_gpu(checkpoint: Path, *, on_device: bool) -> Room:
     """Float32, prompts cut at 96 tokens; `on_device`: pictures are resized there."""
-    settings = QwenVLSettings(slots=8, max_context=512, prefill_chunk=CHUNK, page_tokens=16)
-    placement = place(ComputeSettings(device="cuda", dtype="float32"))
-    architecture = read_architecture(checkpoint)
-    engine = QwenVLEngine("gpu", checkpoint, architecture, settings, placement)
-    inputs = Inputs(
-        "gpu",
-        checkpoint,
-        architecture.vision,
-        architecture.image_token,
-        settings,
-        ImageLimits(),
-        engine.max_context,
-        on_device=on_device,
-    )
-    engine.load()
-    engine.warm(lambda *_: None)
-    return Room(inputs, engine)
+    settings = {"prefill_chunk": CHUNK, "page_tokens": 16}
+    return Room.open(checkpoint, "auto", "cuda", dtype="float32", on_device=on_device, **settings)
 
 
 @pytest.fixture(scope="module")
