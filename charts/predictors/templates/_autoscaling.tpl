@@ -1,0 +1,55 @@
+{{/* Replicas and what moves them: (list root name model) */}}
+
+{{- define "predictors.replicas" -}}
+{{- $m := index . 2 -}}
+{{- $min := int $m.replicas.min -}}
+minReplicas: {{ $min }}
+maxReplicas: {{ max $min (int $m.replicas.max) }}
+{{- if $m.autoscaling.enabled }}
+autoScaling:
+  metrics:
+    {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.query" .) $m.autoscaling.threshold) | nindent 4 }}
+    {{- with $m.autoscaling.wakeQuery }}
+    {{- include "predictors.trigger" (list $m.autoscaling (include "predictors.filled" (list $ .)) $m.autoscaling.wakeThreshold) | nindent 4 }}
+    {{- end }}
+  behavior:
+    scaleDown:
+      stabilizationWindowSeconds: {{ int $m.autoscaling.scaleDownSeconds }}
+    scaleUp:
+      stabilizationWindowSeconds: {{ int $m.autoscaling.scaleUpSeconds }}
+{{- end }}
+{{- end }}
+
+{{/* One trigger: KEDA divides the query's value by the number of replicas: (list autoscaling query threshold) */}}
+{{- define "predictors.trigger" -}}
+{{- $scaling := index . 0 -}}
+- type: External
+  external:
+    metric:
+      backend: prometheus
+      serverAddress: {{ $scaling.serverAddress }}
+      query: {{ index . 1 | quote }}
+    target:
+      type: Value
+      value: {{ include "predictors.plain" (index . 2) | quote }}
+    {{- with $scaling.authenticationRef }}
+    authenticationRef:
+      authenticationRef:
+        name: {{ . }}
+      {{- with $scaling.authModes }}
+      authModes: {{ . }}
+      {{- end }}
+    {{- end }}
+{{- end }}
+
+{{/* The load of all replicas: both sums are empty without pods, which KEDA takes for 0. */}}
+{{- define "predictors.query" -}}
+{{- $asked := (index . 2).autoscaling.query | default `sum(predictors_requests_waiting{namespace="{{ .Namespace }}",model="{{ .Name }}"}) + sum(predictors_requests_running{namespace="{{ .Namespace }}",model="{{ .Name }}"})` -}}
+{{ include "predictors.filled" (list . $asked) }}
+{{- end }}
+
+{{/* A query with the model's name and namespace: (list (list root name model) query) */}}
+{{- define "predictors.filled" -}}
+{{- $root := index (first .) 0 -}}{{- $name := index (first .) 1 -}}
+{{ regexReplaceAll `\{\{\s*\.Namespace\s*\}\}` (regexReplaceAll `\{\{\s*\.Name\s*\}\}` (last .) $name) $root.Release.Namespace }}
+{{- end }}

@@ -1,0 +1,57 @@
+{{/* Names and labels. Nothing here knows of pods. */}}
+
+{{- define "predictors.name" -}}
+{{ default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "predictors.fullname" -}}
+{{- $name := include "predictors.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
+{{/* Name of what belongs to one model: (list root name suffix?) */}}
+{{- define "predictors.of" -}}
+{{- $parts := prepend (rest .) (include "predictors.fullname" (first .)) -}}
+{{ join "-" $parts | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Labels that never change between versions: KServe copies an InferenceService's to the pod, where a new one would roll it. */}}
+{{- define "predictors.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "predictors.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "predictors.podLabels" -}}
+{{ include "predictors.selectorLabels" . }}
+app.kubernetes.io/part-of: vision-predictors
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "predictors.labels" -}}
+{{ include "predictors.podLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* ServiceAccount of a model: (list root name model) */}}
+{{- define "predictors.serviceAccountName" -}}
+{{- $account := (index . 2).serviceAccount -}}
+{{- if $account.name -}}
+{{ $account.name }}
+{{- else if $account.create -}}
+{{ include "predictors.of" (list (index . 0) (index . 1)) }}
+{{- else -}}
+default
+{{- end -}}
+{{- end }}
+
+{{/* The claim that keeps compiled code: (list root name model) */}}
+{{- define "predictors.cacheClaim" -}}
+{{ default (include "predictors.of" (list (index . 0) (index . 1) "cache")) (index . 2).cache.claim }}
+{{- end }}

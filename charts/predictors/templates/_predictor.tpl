@@ -1,0 +1,89 @@
+{{/* A predictor, stable or canary, complete but for its replicas: (list root name model image-or-empty) */}}
+{{- define "predictors.predictor" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
+serviceAccountName: {{ include "predictors.serviceAccountName" (list $root $name $model) }}
+automountServiceAccountToken: {{ $root.Values.events.enabled }}
+enableServiceLinks: false
+timeout: {{ int $model.timeoutSeconds }}
+terminationGracePeriodSeconds: {{ add (int $model.drain.preStopSeconds) (int $model.drain.graceSeconds) 15 }}
+deploymentStrategy:
+  type: RollingUpdate
+  rollingUpdate:
+    {{- if eq $model.rollout "surge" }}
+    maxSurge: 1
+    maxUnavailable: 0
+    {{- else }}
+    maxSurge: 0
+    maxUnavailable: 1
+    {{- end }}
+{{- with $model.podLabels }}
+labels:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $model.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- include "predictors.pullSecrets" $root }}
+{{- with include "predictors.placement" (list $model) }}
+{{ . }}
+{{- end }}
+{{- with $model.topologySpread }}
+topologySpreadConstraints:
+  {{- range . }}
+  - labelSelector:
+      matchLabels:
+        serving.kserve.io/inferenceservice: {{ $name }}
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+securityContext:
+  {{- include "predictors.podSecurity" $root | nindent 2 }}
+volumes:
+  {{- include "predictors.scratchVolumes" (list $model) | nindent 2 }}
+  {{- if $model.cache.enabled }}
+  # another name than the runtime's `cache`, with which KServe would merge it into a volume of two kinds
+  - name: compiled
+    persistentVolumeClaim:
+      claimName: {{ include "predictors.cacheClaim" (list $root $name $model) }}
+      {{- if $model.cache.precompile }}
+      readOnly: true
+      {{- end }}
+  {{- end }}
+{{- with $model.storage.containerName }}
+storageContainerName: {{ . }}
+{{- end }}
+model:
+  {{- include "predictors.container" . | nindent 2 }}
+{{- end }}
+
+{{/* The part of a predictor that KServe merges into the runtime's container. */}}
+{{- define "predictors.container" -}}
+{{- $root := index . 0 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
+modelFormat:
+  name: {{ $model.format }}
+  version: {{ get (dict "flux" "1" "qwen-vl" "2.5") $model.format | quote }}
+runtime: {{ include "predictors.of" (list $root $model.format) }}
+protocolVersion: v2
+storageUri: {{ $model.storage.uri }}
+{{- with $image }}
+image: {{ . }}
+{{- end }}
+env:
+  {{- include "predictors.env" (list $root $model) | nindent 2 }}
+{{ include "predictors.probes" (list $model) }}
+lifecycle:
+  preStop:
+    sleep:
+      seconds: {{ int $model.drain.preStopSeconds }}
+resources:
+  {{- include "predictors.resources" (list $model) | nindent 2 }}
+{{- if $model.cache.enabled }}
+volumeMounts:
+  - name: compiled
+    mountPath: /var/cache/predictors
+    {{- if $model.cache.precompile }}
+    readOnly: true
+    {{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,106 @@
+{{/* What the schema can't see, because it needs a model and the defaults together. Each names the key. */}}
+
+{{- define "predictors.refuse" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $m := index . 2 -}}
+{{- $at := printf "models.%s" $name -}}
+{{- include "predictors.refuse.storage" (list $at $m) -}}
+{{- include "predictors.refuse.replicas" (list $at $m) -}}
+{{- include "predictors.refuse.times" (list $at $m) -}}
+{{- include "predictors.refuse.owned" (list $at $m) -}}
+{{- include "predictors.refuse.gpu" (list $at $m) -}}
+{{- include "predictors.refuse.canary" (list $at $m) -}}
+{{- if and $root.Values.localModelCache.enabled (not $m.storage.size) (not (hasPrefix "pvc://" $m.storage.uri)) -}}
+{{- fail (printf "%s.storage.size is needed by localModelCache.enabled: how large is %s?" $at $m.storage.uri) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.storage" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- if not $m.format -}}
+{{- fail (printf "%s.format is needed: flux or qwen-vl" $at) -}}
+{{- end -}}
+{{- if not $m.storage.uri -}}
+{{- fail (printf "%s.storage.uri is needed: pvc://claim/path, hf://organisation/model or oci://registry/image" $at) -}}
+{{- end -}}
+{{- if and $m.storage.secretName (not $m.serviceAccount.create) -}}
+{{- fail (printf "%s.storage.secretName has no effect with serviceAccount.create false: list the Secret in the account %q yourself" $at $m.serviceAccount.name) -}}
+{{- end -}}
+{{- if and $m.cache.precompile (not $m.cache.enabled) -}}
+{{- fail (printf "%s.cache.precompile needs cache.enabled: there is nothing to fill" $at) -}}
+{{- end -}}
+{{- if and $m.cache.precompile (not (hasPrefix "pvc://" $m.storage.uri)) -}}
+{{- fail (printf "%s.cache.precompile needs storage.uri pvc://: %s is only downloaded into servers, and the first of those fills the cache" $at $m.storage.uri) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.replicas" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- $min := int $m.replicas.min -}}{{- $max := int $m.replicas.max -}}
+{{- if and $max (gt $min $max) -}}
+{{- fail (printf "%s.replicas.min is %d and more than replicas.max, %d" $at $min $max) -}}
+{{- end -}}
+{{- if and (eq $min 0) (not $m.autoscaling.enabled) -}}
+{{- fail (printf "%s.replicas.min 0 needs autoscaling.enabled: nothing else would ever start a pod" $at) -}}
+{{- end -}}
+{{- if and (eq $min 0) (not $m.autoscaling.wakeQuery) -}}
+{{- fail (printf "%s.replicas.min 0 needs autoscaling.wakeQuery: Standard mode has no activator, and a model without pods has no load of its own to measure" $at) -}}
+{{- end -}}
+{{- if and (gt $max $min) (not $m.autoscaling.enabled) -}}
+{{- fail (printf "%s.replicas.max %d needs autoscaling.enabled: without it there are always replicas.min, %d" $at $max $min) -}}
+{{- end -}}
+{{- if and $m.autoscaling.enabled (lt (max $max $min) 1) -}}
+{{- fail (printf "%s.replicas.max must be at least 1 with autoscaling.enabled" $at) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.times" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- if lt (int $m.drain.graceSeconds) (int $m.timeoutSeconds) -}}
+{{- fail (printf "%s.drain.graceSeconds is %d and less than timeoutSeconds, %d: a request that was accepted would be cut" $at (int $m.drain.graceSeconds) (int $m.timeoutSeconds)) -}}
+{{- end -}}
+{{- $deadline := dig "queue" "default_timeout_s" 0 $m.settings | float64 -}}
+{{- if gt $deadline (float64 $m.timeoutSeconds) -}}
+{{- fail (printf "%s.settings.queue.default_timeout_s is %v and more than timeoutSeconds, %d: the gateway would give up before the server does" $at $deadline (int $m.timeoutSeconds)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Settings that belong to the chart: ports and folders are wired to the pod. */}}
+{{- define "predictors.refuse.owned" -}}
+{{- $at := first . -}}{{- $settings := (last .).settings -}}
+{{- $owned := dict "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" -}}
+{{- range $key, $why := $owned -}}
+{{- $path := splitList "." $key -}}
+{{- if hasKey (get $settings (first $path) | default dict) (last $path) -}}
+{{- fail (printf "%s.settings.%s is the chart's: %s" $at $key $why) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.gpu" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- $count := int $m.gpu.count -}}{{- $spare := int $m.gpu.spare -}}
+{{- if and $count (eq $m.rollout "surge") (lt $spare $count) -}}
+{{- fail (printf "%s.rollout surge needs gpu.spare of at least %d: the new pod asks for a GPU before the old one gives its own back. One-GPU nodes take rollout in-place" $at $count) -}}
+{{- end -}}
+{{- if and $count $m.cache.precompile (lt $spare $count) -}}
+{{- fail (printf "%s.cache.precompile needs gpu.spare of at least %d: the Job compiles on a GPU while the servers hold theirs" $at $count) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "predictors.refuse.canary" -}}
+{{- $at := first . -}}{{- $m := last . -}}
+{{- $names := list -}}{{- $total := 0 -}}
+{{- range $i, $canary := $m.canary -}}
+  {{- if has $canary.name $names -}}
+  {{- fail (printf "%s.canary[%d].name %q is taken by another canary" $at $i $canary.name) -}}
+  {{- end -}}
+  {{- $names = append $names $canary.name -}}
+  {{- $total = add $total (int $canary.trafficPercent) -}}
+  {{- if gt (int (default 0 $canary.replicas)) (int $m.replicas.min) -}}
+  {{- fail (printf "%s.canary[%d].replicas is %d and more than replicas.min, %d, which KServe refuses" $at $i (int $canary.replicas) (int $m.replicas.min)) -}}
+  {{- end -}}
+{{- end -}}
+{{- if gt (int $total) 100 -}}
+{{- fail (printf "%s.canary: trafficPercent of all canaries together is %d, more than 100" $at (int $total)) -}}
+{{- end -}}
+{{- end }}
