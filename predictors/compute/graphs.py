@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -113,7 +114,10 @@ class Graphs:
             try:
                 captured = _record(function, inputs, self._stream, self._pool)
             except BaseException:
-                # torch goes on recording to the pool of a capture that failed, and refuses the next
+                # torch goes on recording to the pool of a capture that failed: it would refuse the
+                # next, and give no graph's memory back
+                with suppress(RuntimeError):  # where it did not get as far as recording
+                    torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
                 self._pool = torch.cuda.graph_pool_handle()
                 raise
         self._held.add(captured)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from torch import Tensor
 import tests.flux.interpreter  # noqa: F401
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
+from predictors.compute.syncs import no_host_syncs
 from predictors.errors import EngineFailed
 from predictors.flux.modules import picture_kernels
 from predictors.flux.modules.decoder import (
@@ -232,12 +233,9 @@ def test_another_size_compiles_no_kernel_and_waits_for_nothing() -> None:
     with torch.inference_mode():
         develop(decoder, inputs[0], operations)
         before = num_forms()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_host_syncs():
             for latents in inputs:
                 develop(decoder, latents, operations)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert num_forms() == before > 0
 
 
