@@ -1,0 +1,61 @@
+"""One Helm release of a chart in one namespace: install, upgrade, rollback, test, uninstall.
+
+Knows helm's command line and no template. Values are given as files, then as one mapping on top.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.kube import run
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "predictors"
+WAIT_S = 240
+
+
+class Release:
+    """`helm` for one release name. A command that fails raises `CommandFailed`."""
+
+    def __init__(self, name: str, namespace: str, chart: Path = CHART) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.chart = chart
+
+    def __call__(self, verb: str, *words: str, stdin: str = "") -> str:
+        """What `helm VERB RELEASE WORDS...` printed."""
+        named = ("helm", "-n", self.namespace, verb, self.name, *words)
+        return run(*named, stdin=stdin, timeout_s=WAIT_S + 60)
+
+    def install(self, files: Sequence[Path], values: Mapping[str, Any], *words: str) -> str:
+        """Install the chart; `files` are names within it or paths. Returns the notes."""
+        return self._put("install", files, values, *words)
+
+    def upgrade(self, files: Sequence[Path], values: Mapping[str, Any], *words: str) -> str:
+        """Change the release to these values, none of the earlier ones."""
+        return self._put("upgrade", files, values, *words)
+
+    def _put(self, verb: str, files: Sequence[Path], values: Mapping[str, Any], *words: str) -> str:
+        chosen = [word for file in files for word in ("-f", str(self.chart / file))]
+        # JSON is YAML; standard input is the last of the files, so it wins
+        given = (str(self.chart), *chosen, "-f", "-", *words)
+        return self(verb, *given, stdin=json.dumps(values))
+
+    def rollback(self, revision: int) -> None:
+        """Go back to the values of an earlier revision."""
+        self("rollback", str(revision))
+
+    def test(self) -> str:
+        """Run the test hooks; returns what helm said, the hooks' logs with it."""
+        return self("test", "--logs", "--timeout", f"{WAIT_S}s")
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every revision, oldest first."""
+        found: list[dict[str, Any]] = json.loads(self("history", "-o", "json"))
+        return found
+
+    def uninstall(self) -> None:
+        """Remove it and wait until it is gone."""
+        self("uninstall", "--wait", "--timeout", f"{WAIT_S}s")
