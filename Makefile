@@ -57,11 +57,12 @@ format: $(STAMP) ## mend what ruff can mend
 type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md the alerts and the dashboard from the code
+docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md, alerts, dashboard, the chart's README and settings schema
 	PYTHONPATH=. $(BIN)/python docs/configuration.py
 	PYTHONPATH=. $(BIN)/python docs/metrics.py
 	$(BIN)/python docs/alerts.py
 	$(BIN)/python docs/dashboard.py
+	PYTHONPATH=. $(BIN)/python docs/chart.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.cpu
