@@ -1,0 +1,135 @@
+"""Values: every profile and case is accepted, and what is written from them is current."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from predictors.settings import Settings, from_env
+from tests.deploy.chart import (
+    CASES,
+    CHART,
+    KUBERNETES,
+    PROFILES,
+    environment,
+    helm,
+    of_kind,
+    render,
+    template,
+)
+
+ROOT = CHART.parents[1]
+FILES = [*PROFILES, *CASES]
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+SECTIONS = SCHEMA["definitions"]["settings"]["properties"]
+
+
+@pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
+def test_helm_lints_every_profile_and_case_strictly(values: Path) -> None:
+    done = helm(
+        "lint", "--strict", str(CHART), "--kube-version", KUBERNETES, "-f", str(values)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_a_profile_and_a_case_for_what_the_chart_promises() -> None:
+    assert {path.name for path in PROFILES} == {
+        "values-laptop.yaml", "values-one-gpu.yaml", "values-production.yaml",
+    }  # fmt: skip
+    assert {path.name.removesuffix("-values.yaml") for path in CASES} >= {
+        "gpu-keda", "hf", "oci", "canary", "airgap", "precompile", "scale-to-zero",
+    }  # fmt: skip
+
+
+def test_readme_and_schema_are_what_make_docs_writes() -> None:
+    checked = subprocess.run(
+        [sys.executable, "docs/chart.py", "--check"],
+        cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert checked.returncode == 0, f"run `make docs`\n{checked.stderr}"
+
+
+def test_the_schema_knows_every_setting_and_no_other() -> None:
+    knobs = {
+        section.name: {knob.name for knob in fields(getattr(Settings(), section.name))}
+        for section in fields(Settings)
+    }
+    assert {name: set(section["properties"]) for name, section in SECTIONS.items()} == knobs
+
+
+@pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
+def test_the_server_understands_every_variable_that_the_chart_sets(values: Path) -> None:
+    objects = render(values)
+    for service in of_kind(objects, "InferenceService").values():
+        predictor = service["spec"]["predictor"]
+        runtime = of_kind(objects, "ServingRuntime")[predictor["model"]["runtime"]]
+        said = environment(runtime["spec"]["containers"][0]) | environment(predictor["model"])
+        read = {name: value for name, value in said.items() if isinstance(value, str)}
+        assert from_env(read).server.host == "0.0.0.0"
+
+
+def test_every_kind_of_number_reaches_the_server_as_it_was_written() -> None:
+    flux = of_kind(render("ci/gpu-keda-values.yaml"), "InferenceService")["flux"]
+    said = environment(flux["spec"]["predictor"]["model"])
+    settings = from_env({name: value for name, value in said.items() if isinstance(value, str)})
+    assert said["PREDICTORS_IMAGES_MAX_BYTES"] == "67108864"  # not 6.7108864e+07
+    assert settings.flux.age_limit_s == 12.5
+    assert settings.flux.fp8_attention is False
+    assert settings.flux.sizes == "1024x1024,768x1344"
+
+
+def test_no_models_leaves_the_runtimes_alone() -> None:
+    kinds = {each["kind"] for each in render() if "helm.sh/hook" not in str(each["metadata"])}
+    assert "ServingRuntime" in kinds
+    assert not kinds & {"InferenceService", "ServiceAccount", "Role", "RoleBinding", "Job"}
+
+
+def test_a_model_that_is_switched_off_leaves_nothing() -> None:
+    assert "sketches" not in template("ci/oci-values.yaml")
+
+
+def test_defaults_reach_every_model_and_a_model_wins_over_them() -> None:
+    sets = (
+        "defaults.settings.queue.capacity=5",
+        "models.flux.settings.queue.capacity=9",
+        "defaults.cache.keep=true",
+        "defaults.cache.enabled=true",
+        "models.flux.cache.keep=false",
+        'models.qwen-vl.resources={"limits":{"memory":null}}',
+    )
+    objects = render("values-laptop.yaml", sets=sets)
+    services = of_kind(objects, "InferenceService")
+    models = {name: each["spec"]["predictor"]["model"] for name, each in services.items()}
+    capacity = {
+        name: environment(each)["PREDICTORS_QUEUE_CAPACITY"] for name, each in models.items()
+    }
+    assert capacity == {"flux": "9", "qwen-vl": "5"}
+    assert models["qwen-vl"]["resources"] == {
+        "limits": {}, "requests": {"cpu": "250m", "memory": "768Mi"},
+    }  # fmt: skip
+    claims = of_kind(objects, "PersistentVolumeClaim")
+    assert "annotations" not in claims["predictors-flux-cache"]["metadata"]
+    assert claims["predictors-qwen-vl-cache"]["metadata"]["annotations"] == {
+        "helm.sh/resource-policy": "keep"
+    }
+
+
+@pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
+def test_two_releases_of_different_name_share_no_object(values: Path) -> None:
+    def names(release: str) -> set[tuple[str, str]]:
+        found = {(o["kind"], o["metadata"]["name"]) for o in render(values, release=release)}
+        return {(kind, name) for kind, name in found if kind != "InferenceService"}
+
+    assert not names("one") & names("two") - {("ServiceAccount", "puller")}
+
+
+def test_values_say_yaml_that_helm_and_python_read_alike() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(SCHEMA["properties"])
+    assert set(values["defaults"]) | {"format"} == set(SCHEMA["definitions"]["model"]["properties"])
