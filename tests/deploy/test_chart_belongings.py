@@ -1,0 +1,138 @@
+"""What belongs to a model beside its pods: account, rights, claim, pre-compile Job, caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from predictors.settings import from_env
+from tests.deploy.chart import CASES, NAMESPACE, PROFILES, environment, of_kind, render
+
+FILES = [*PROFILES, *CASES]
+
+
+@pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
+def test_every_pod_runs_as_an_account_of_its_model(values: Path) -> None:
+    objects = render(values)
+    accounts = of_kind(objects, "ServiceAccount")
+    for name, each in of_kind(objects, "InferenceService").items():
+        account = each["spec"]["predictor"]["serviceAccountName"]
+        assert account == ("puller" if "oci" in values.name else f"predictors-{name}")
+        if account in accounts:
+            assert accounts[account]["automountServiceAccountToken"] is False
+
+
+def test_the_download_token_is_listed_where_kserve_looks_and_public_models_need_none() -> None:
+    accounts = of_kind(render("ci/hf-values.yaml"), "ServiceAccount")
+    assert accounts["predictors-flux"]["secrets"] == [{"name": "huggingface"}]
+    assert "secrets" not in accounts["predictors-qwen-vl"]
+    assert accounts["predictors-qwen-vl"]["metadata"]["annotations"] == {
+        "example.com/identity": "reader"
+    }
+
+
+def test_events_give_the_accounts_these_rights_and_no_other() -> None:
+    objects = render("values-laptop.yaml")
+    role = of_kind(objects, "Role")["predictors-events"]
+    rights = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert rights == {
+        ("", "events", "create"), ("", "events", "patch"),
+        ("events.k8s.io", "events", "create"), ("events.k8s.io", "events", "patch"),
+        ("", "pods", "get"), ("", "pods", "patch"),
+        ("serving.kserve.io", "inferenceservices", "get"),
+    }  # fmt: skip
+    binding = of_kind(objects, "RoleBinding")["predictors-events"]
+    assert binding["roleRef"]["name"] == "predictors-events"
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": f"predictors-{name}", "namespace": NAMESPACE}
+        for name in ("flux", "qwen-vl")
+    ]
+
+
+def test_without_events_nobody_gets_rights() -> None:
+    objects = render("values-laptop.yaml", sets=("events.enabled=false",))
+    assert not of_kind(objects, "Role")
+    assert not of_kind(objects, "RoleBinding")
+
+
+def test_a_claim_is_made_where_none_is_named() -> None:
+    claims = of_kind(render("ci/precompile-values.yaml"), "PersistentVolumeClaim")
+    (claim,) = claims.values()
+    assert claim["metadata"]["name"] == "predictors-qwen-vl-cache"
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "shared",
+        "resources": {"requests": {"storage": "2Gi"}},
+    }
+    assert "annotations" not in claim["metadata"]
+
+
+def test_the_job_compiles_before_the_rollout_where_its_claim_is_there_and_else_after() -> None:
+    jobs = of_kind(render("ci/precompile-values.yaml"), "Job")
+    assert {name: job["metadata"]["annotations"]["helm.sh/hook"] for name, job in jobs.items()} == {
+        "predictors-flux-precompile": "pre-install,pre-upgrade",
+        "predictors-qwen-vl-precompile": "post-install,post-upgrade",
+    }
+
+
+def test_the_job_compiles_what_the_server_will_ask_for() -> None:
+    objects = render("ci/precompile-values.yaml")
+    pod = of_kind(objects, "Job")["predictors-flux-precompile"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    spec = of_kind(objects, "InferenceService")["flux"]["spec"]["predictor"]
+    runtime = of_kind(objects, "ServingRuntime")["predictors-flux"]["spec"]["containers"][0]
+    assert container["args"] == ["warm", "--model", "flux=/mnt/models"]
+    assert container["image"] == runtime["image"]
+    assert container["securityContext"] == runtime["securityContext"]
+    assert container["resources"] == spec["model"]["resources"]
+    assert environment(container) == environment(runtime) | environment(spec["model"])
+    said = {name: value for name, value in environment(container).items() if isinstance(value, str)}
+    assert from_env(said).compute.cache_dir == "/var/cache/predictors/compiled"
+    assert pod["securityContext"] == spec["securityContext"]
+    assert pod["tolerations"] == spec["tolerations"]
+
+
+def test_the_job_writes_the_cache_reads_the_checkpoint_and_holds_no_token() -> None:
+    jobs = of_kind(render("ci/precompile-values.yaml"), "Job")
+    pod = jobs["predictors-flux-precompile"]["spec"]["template"]["spec"]
+    claims = {
+        each["name"]: each["persistentVolumeClaim"]
+        for each in pod["volumes"]
+        if "persistentVolumeClaim" in each
+    }
+    assert claims == {
+        "compiled": {"claimName": "compiled"}, "checkpoint": {"claimName": "checkpoints"},
+    }  # fmt: skip
+    mounts = {each["mountPath"]: each for each in pod["containers"][0]["volumeMounts"]}
+    assert "readOnly" not in mounts["/var/cache/predictors"]
+    assert mounts["/mnt/models"]["readOnly"] is True
+    assert mounts["/mnt/models"]["subPath"] == "deep/flux"
+    assert pod["automountServiceAccountToken"] is False
+    whole = jobs["predictors-qwen-vl-precompile"]["spec"]["template"]["spec"]["containers"][0]
+    model = next(each for each in whole["volumeMounts"] if each["mountPath"] == "/mnt/models")
+    assert "subPath" not in model
+
+
+@pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)
+def test_no_job_runs_unasked(values: Path) -> None:
+    jobs = [name for name in of_kind(render(values), "Job") if name.endswith("-precompile")]
+    assert bool(jobs) == (values.name in {"values-production.yaml", "precompile-values.yaml"})
+
+
+def test_downloads_are_cached_on_nodes_where_that_is_asked_for() -> None:
+    caches = of_kind(render("ci/hf-values.yaml"), "LocalModelCache")
+    assert caches[f"{NAMESPACE}-predictors-flux"]["spec"] == {
+        "sourceModelUri": "hf://black-forest-labs/FLUX.1-dev:main",
+        "modelSize": "34Gi",
+        "nodeGroups": ["gpu"],
+        "serviceAccountName": "predictors-flux",
+    }
+    assert "serviceAccountName" not in caches[f"{NAMESPACE}-predictors-qwen-vl"]["spec"]
+    assert not of_kind(render("values-one-gpu.yaml"), "LocalModelCache")
