@@ -1,0 +1,148 @@
+# The product's image. `docker build .` gives `server` (no weights); `--target demo` adds the two
+# embedded checkpoints. docs/deploy.md says how to build it without any registry.
+#
+# Slow layers come first: the wheels (5 GB, for torch does not import without its CUDA libraries)
+# depend on constraints.txt and the dependencies in pyproject.toml only, the product is one thin
+# layer on them. Secrets `pip` (a pip.conf) and `ca` (a bundle) reach the downloads and no layer.
+
+# any Debian with Python 3.11 to 3.13 and venv; what else is missing is installed by `system`
+ARG BASE_IMAGE=python:3.12-slim
+# where FlashAttention 2 is compiled if FLASH_ATTN_VERSION asks for it: an image with nvcc whose
+# Python is the base's, such as nvidia/cuda:13.0.2-devel-ubuntu24.04 for the default base
+ARG ATTENTION_IMAGE=${BASE_IMAGE}
+
+FROM ${BASE_IMAGE} AS system
+# Triton writes a launcher in C for each kernel and compiles it with gcc; Debian's own Python keeps
+# its headers in a package of its own, others bring them along
+# hadolint ignore=SC2086
+RUN set -eu; \
+    wanted="ca-certificates gcc libc6-dev libgomp1 libstdc++6 tini"; \
+    [ "$(command -v python3)" != /usr/bin/python3 ] || wanted="${wanted} python3-venv python3-dev"; \
+    missing=""; \
+    for package in ${wanted}; do \
+      status=$(dpkg-query --show --showformat '${db:Status-Status}' "${package}" 2>/dev/null || true); \
+      [ "${status}" = installed ] || missing="${missing} ${package}"; \
+    done; \
+    if [ -n "${missing}" ]; then \
+      apt-get update; \
+      apt-get install -y --no-install-recommends ${missing}; \
+      rm -rf /var/lib/apt/lists/*; \
+    fi; \
+    echo 'predictors:x:10001:10001:predictors:/tmp:/usr/sbin/nologin' >>/etc/passwd; \
+    echo 'predictors:x:10001:' >>/etc/group; \
+    install -d -o 10001 -g 10001 -m 0750 /var/cache/predictors
+
+# the dependencies alone and without a date, so that neither another edit of pyproject.toml nor a
+# fresh clone makes the wheels anew
+FROM system AS requirements
+# what is installed beside the dependencies: extras of pyproject.toml
+ARG EXTRAS="otel fa3"
+COPY pyproject.toml constraints.txt /src/
+# hadolint ignore=SC2086
+RUN set -eu; \
+    mkdir /opt/requirements; \
+    cp /src/constraints.txt /opt/requirements/; \
+    python3 -c "import sys, tomllib; project = tomllib.load(sys.stdin.buffer)['project']; \
+      extras = [project['optional-dependencies'][name] for name in sys.argv[1:]]; \
+      print(*sum(extras, project['dependencies']), sep='\n')" \
+      ${EXTRAS} </src/pyproject.toml >/opt/requirements/requirements.txt; \
+    touch -d @0 /opt/requirements /opt/requirements/*
+
+# Empty unless FLASH_ATTN_VERSION (2.8.3, say) is given; then an hour or more of nvcc. Neither CI nor
+# the e2e suite compiles here: they reach no registry that has a CUDA image
+FROM ${ATTENTION_IMAGE} AS attention
+ARG FLASH_ATTN_VERSION=
+# compute capabilities to compile for: A100, L40S, H100
+ARG FLASH_ATTN_CUDA_ARCHS="80;89;90"
+ARG MAX_JOBS=4
+COPY constraints.txt /src/
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    set -eu; \
+    mkdir /attention; \
+    [ -n "${FLASH_ATTN_VERSION}" ] || exit 0; \
+    export PIP_CONFIG_FILE=/run/secrets/pip PIP_NO_CACHE_DIR=1 FLASH_ATTENTION_FORCE_BUILD=TRUE; \
+    export FLASH_ATTN_CUDA_ARCHS MAX_JOBS; \
+    apt-get update; \
+    apt-get install -y --no-install-recommends g++ python3-dev python3-venv; \
+    rm -rf /var/lib/apt/lists/*; \
+    python3 -m venv /opt/build; \
+    /opt/build/bin/pip install -q -c /src/constraints.txt torch setuptools wheel ninja packaging; \
+    /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /attention \
+      "flash-attn==${FLASH_ATTN_VERSION}"
+
+FROM system AS wheels
+ARG UV_VERSION=0.13.9
+# where uv keeps what it downloaded; a build on a machine that has a cache mounts it and says where
+ARG UV_CACHE_DIR=/root/.cache/uv
+COPY --from=requirements /opt/requirements /opt/requirements
+COPY --from=attention /attention /opt/requirements
+# No module's file ever changes here, so Python need not look (UNCHECKED_HASH); the product is
+# imported from a layer of its own (predictors.pth). What installs is gone again at the end
+# hadolint ignore=SC2046
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    --mount=type=cache,target=/root/.cache/uv \
+    set -eu; \
+    export PIP_CONFIG_FILE=/run/secrets/pip SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt; \
+    export UV_CACHE_DIR UV_LINK_MODE=copy UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never; \
+    python3 -m venv /tmp/tools; \
+    /tmp/tools/bin/pip install -q --no-cache-dir --disable-pip-version-check "uv==${UV_VERSION}"; \
+    index=$(/tmp/tools/bin/pip config get global.index-url 2>/dev/null || true); \
+    [ -z "${index}" ] || export UV_DEFAULT_INDEX="${index}"; \
+    /tmp/tools/bin/uv venv -q --python "$(command -v python3)" /opt/venv; \
+    PYC_INVALIDATION_MODE=UNCHECKED_HASH /tmp/tools/bin/uv pip install -q --compile-bytecode \
+      --python /opt/venv/bin/python --only-binary :all: -c /opt/requirements/constraints.txt \
+      -r /opt/requirements/requirements.txt $(find /opt/requirements -name '*.whl'); \
+    echo /opt/predictors >"$(echo /opt/venv/lib/python3.*/site-packages)/predictors.pth"; \
+    rm -rf /tmp/tools
+
+FROM system AS product
+WORKDIR /src
+COPY constraints.txt ./
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    set -eu; \
+    export PIP_CONFIG_FILE=/run/secrets/pip; \
+    python3 -m venv /opt/tools; \
+    /opt/tools/bin/pip install -q --no-cache-dir --disable-pip-version-check -c constraints.txt \
+      setuptools
+COPY pyproject.toml README.md LICENSE ./
+COPY predictors predictors
+RUN set -eu; \
+    /opt/tools/bin/pip install -q --disable-pip-version-check --no-index --no-deps \
+      --no-build-isolation --no-compile --target /opt/predictors .; \
+    rm -rf /opt/predictors/bin; \
+    python3 -m compileall -q --invalidation-mode unchecked-hash /opt/predictors; \
+    chmod -R a+rX,go-w /opt/predictors
+
+FROM wheels AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=unknown
+LABEL org.opencontainers.image.title="vision-predictors" \
+      org.opencontainers.image.description="FLUX.1 text-to-image and Qwen2.5-VL image-to-text as KServe predictors" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# USER: torch asks for a name, which an arbitrary uid has none of. Nothing is fetched at run time
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    USER=predictors \
+    HOST=0.0.0.0 \
+    HF_HUB_OFFLINE=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1
+EXPOSE 8080 8081
+WORKDIR /tmp
+USER 10001:10001
+ENTRYPOINT ["tini", "-g", "--", "python", "-m", "predictors"]
+COPY --from=product /opt/predictors /opt/predictors
+
+FROM runtime AS demo
+COPY checkpoints/shapes-flux /opt/checkpoints/shapes-flux
+COPY checkpoints/shapes-qwen-vl /opt/checkpoints/shapes-qwen-vl
+CMD ["serve", "--model", "flux=/opt/checkpoints/shapes-flux", "--model", "qwen-vl=/opt/checkpoints/shapes-qwen-vl"]
+
+# the last stage is what a build without --target gives
+FROM runtime AS server

@@ -1,0 +1,152 @@
+"""Builds the images with buildah, without a container engine and without a registry.
+
+Base (Debian by mmdebstrap) and wheels are kept by the hash of what they depend on, see `recipe`;
+the product is a layer on them, rebuilt whenever its files changed. All that is to be imported ends
+in the OCI layout. Knows no cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.e2e.image import places, recipe
+from tests.e2e.image.layout import Layout
+from tests.e2e.image.tools import ask, install, run
+
+BASE = "localhost/vision-predictors-base"
+WHEELS = "localhost/vision-predictors-wheels"
+HERE = Path(__file__).resolve().parent
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+# measured: 6 GB of wheels, once in the container that installs them and once in its layer, and the
+# layout's copy; then a cluster's, packed and unpacked
+WHEELS_GB = 24.0
+PRODUCT_GB = 1.0
+
+UNWANTED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
+
+
+def build() -> None:
+    """Have all images in the layout. Raises `CannotBuild`."""
+    install("buildah", "mmdebstrap")
+    wheels = f"{WHEELS}:{recipe.wheels_key()}"
+    places.check_free_disk(PRODUCT_GB if exists(wheels) else WHEELS_GB, "the e2e images")
+    if leftovers := _buildah_says("containers", "--quiet").split():
+        run(_buildah("rm", *leftovers), quiet=True)  # of builds that were killed
+    base = build_base()
+    if not exists(wheels):
+        forget(WHEELS)
+        build_stage(base, "wheels", wheels)
+    build_stage(base, "server", places.SERVER)
+    build_variant("faulty", places.FAULTY)
+    build_variant("broken", places.BROKEN)
+    for reference in (places.SERVER, places.FAULTY, places.BROKEN):
+        push(reference)
+    freed = Layout(places.layout()).prune()
+    print(f"{freed / 1e6:,.0f} MB of former images were removed from {places.layout()}", flush=True)
+
+
+def build_base() -> str:
+    """The Debian that all is built on; made when its package list changed."""
+    base = f"{BASE}:{recipe.base_key()}"
+    if exists(base):
+        return base
+    forget(BASE)
+    with tempfile.TemporaryDirectory(dir=places.cache(), prefix="base-") as folder:
+        without = [f"--dpkgopt=path-exclude={pattern}" for pattern in UNWANTED]
+        licences = "--dpkgopt=path-include=/usr/share/doc/*/copyright"
+        wanted = f"--include={','.join(recipe.BASE_PACKAGES)}"
+        target = f"{folder}/base.tar"
+        debian = ["mmdebstrap", "--variant=essential", wanted, *without, licences]
+        run([*debian, recipe.SUITE, target], quiet=True)
+        Path(folder, "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
+        run(_buildah("build", *ISOLATED, "-q", "-t", base, folder), quiet=True)
+    return base
+
+
+def build_stage(base: str, stage: str, reference: str, *options: str) -> None:
+    """Build one stage of the Dockerfile on `base`; whatever has not changed is taken as it is."""
+    with _secrets() as secrets:
+        given = ["--build-arg", f"BASE_IMAGE={base}", *_uv_cache(), *secrets, *options]
+        source = ["--target", stage, "-t", reference, str(places.ROOT)]
+        run(_buildah("build", "--layers", *ISOLATED, *given, *source), quiet=True)
+
+
+def build_variant(name: str, reference: str) -> None:
+    """Build an image of the tests on the product's, from the folder beside this file."""
+    source = ["--build-arg", f"IMAGE={places.SERVER}", "-t", reference, str(HERE / name)]
+    run(_buildah("build", "--layers", *ISOLATED, *source), quiet=True)
+
+
+def push(reference: str) -> None:
+    """Copy an image into the layout; blobs that are there already are not written again."""
+    places.layout().parent.mkdir(parents=True, exist_ok=True)
+    target = f"oci:{places.layout()}:{reference}"
+    run(_buildah("push", "-q", "--disable-compression", reference, target), quiet=True)
+
+
+def exists(reference: str) -> bool:
+    """Whether buildah has this image."""
+    command = _buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", reference)
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def forget(repository: str) -> None:
+    """Remove all of a repository's images, so that the disk has room for the next one."""
+    images = json.loads(_buildah_says("images", "--json") or "[]")
+    names = [name for image in images or [] for name in image.get("names") or []]
+    for name in names:
+        if name.rpartition(":")[0] == repository:
+            run(_buildah("rmi", "--force", name), quiet=True)
+
+
+# `--isolation chroot` needs no container runtime; the host's network reaches the package registries
+ISOLATED = ("--isolation", "chroot", "--network", "host", "--pull-never")
+
+
+def _buildah(verb: str, *arguments: str) -> list[str]:
+    # overlay: vfs copies the whole image for each instruction, 6 GB a time
+    store = ["--root", str(places.storage()), "--runroot", "/run/vision-predictors-e2e"]
+    return ["buildah", *store, "--storage-driver", "overlay", verb, *arguments]
+
+
+def _buildah_says(verb: str, *arguments: str) -> str:
+    return ask(_buildah(verb, *arguments))
+
+
+def _uv_cache() -> list[str]:
+    """The wheels that `make setup` downloaded need not be downloaded again."""
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.exists():
+        return []
+    folder = ask([str(uv), "cache", "dir"]).strip()
+    if not Path(folder).is_dir():
+        return []
+    return ["--volume", f"{folder}:/run/uv-cache", "--build-arg", "UV_CACHE_DIR=/run/uv-cache"]
+
+
+@contextmanager
+def _secrets() -> Iterator[list[str]]:
+    """What the host's pip reaches its registry by, as build secrets: in no layer, gone after."""
+    keys = ("index-url", "extra-index-url", "trusted-host", "proxy")
+    said = ask([sys.executable, "-m", "pip", "config", "list"]).splitlines()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "pip.conf")
+        config.touch(mode=0o600)
+        lines = ["[global]"]
+        for key, _, value in (line.partition("=") for line in said):
+            if key.rpartition(".")[2] in keys:
+                lines.append(f"{key.rpartition('.')[2]} = {value[1:-1]}")
+        config.write_text("\n".join(lines) + "\n")
+        bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or CA_BUNDLE
+        secrets = ["--secret", f"id=pip,src={config}"]
+        if Path(bundle).is_file():
+            secrets += ["--secret", f"id=ca,src={bundle}"]
+        yield secrets

@@ -1,0 +1,76 @@
+"""Brings the layout's images into a containerd, and only what it lacks of them.
+
+A blob that the content store has is neither sent nor unpacked again: after the first import, which
+brings the wheels, a new product takes a second. Knows containerd's `ctr` and no cluster.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.e2e.image.layout import Image, Layout
+from tests.e2e.image.places import CannotBuild
+from tests.e2e.image.tools import ask
+
+
+class Containerd:
+    """One namespace of the containerd that listens at `socket`."""
+
+    def __init__(self, socket: str, namespace: str) -> None:
+        self._ctr = ["ctr", "--address", socket, "--namespace", namespace]
+
+    def images(self) -> dict[str, str]:
+        """Digest of each image's manifest by reference."""
+        rows = [row.split() for row in ask([*self._ctr, "images", "ls"]).splitlines()[1:]]
+        return {row[0]: row[2] for row in rows}
+
+    def blobs(self) -> set[str]:
+        """Digests of what the content store has."""
+        return set(ask([*self._ctr, "content", "ls", "--quiet"]).split())
+
+    def import_missing(self, layout: Layout) -> list[str]:
+        """Have every image of `layout`; references of those that it had not, or had otherwise.
+
+        Raises `CannotBuild` with containerd's words when it refuses them.
+        """
+        there = self.images()
+        wanted = [image for image in layout.images() if image.reference]
+        new = [image for image in wanted if there.get(image.reference) != image.digest]
+        if new:
+            self._import(layout, new)
+        return [image.reference for image in new]
+
+    def _import(self, layout: Layout, images: Sequence[Image]) -> None:
+        started = time.monotonic()
+        with tempfile.TemporaryFile() as said:
+            command = [*self._ctr, "images", "import", "-"]
+            importer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+            assert importer.stdin is not None
+            try:
+                with importer.stdin as pipe:
+                    sent = layout.write_archive(images, self.blobs(), pipe)
+            except BrokenPipeError:
+                sent = 0  # it has said why
+            if importer.wait():
+                said.seek(0)
+                words = said.read().decode(errors="replace")
+                raise CannotBuild(f"containerd did not import the images: {words}")
+        seconds = time.monotonic() - started
+        names = ", ".join(image.reference for image in images)
+        print(f"imported {names}: {sent / 1e6:,.0f} MB sent, {seconds:.1f} s", flush=True)
+
+
+def share_blobs(layout: Layout, root: Path) -> int:
+    """Let layout and content store (in `root`, containerd's) hold large blobs once; bytes saved."""
+    store = Layout(root / "io.containerd.content.v1.content")
+    large = {
+        (digest, size)
+        for image in layout.images()
+        for digest, size in image.layers
+        if size > 50_000_000
+    }
+    return sum(size for digest, size in large if layout.share(digest, store.blob(digest)))

@@ -1,0 +1,119 @@
+"""An OCI layout folder: which blobs an image consists of, and a tar stream of some of them.
+
+Content is addressed by its digest, so a stream may leave out whatever the other side has already:
+a new product is sent without the 5 GB of wheels beneath it. Knows no builder and no cluster.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+REF = "org.opencontainers.image.ref.name"
+FULL_NAME = "io.containerd.image.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a layout."""
+
+    reference: str
+    manifest: Mapping[str, Any]
+    """The descriptor in index.json."""
+    config: str
+    """Digest."""
+    layers: Sequence[tuple[str, int]]
+    """Digest and bytes, from the base upwards."""
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest: what the image is."""
+        return str(self.manifest["digest"])
+
+    @property
+    def blobs(self) -> list[str]:
+        """Digests of all it consists of; whoever has the manifest should have the rest."""
+        return [*(digest for digest, _ in self.layers), self.config, self.digest]
+
+
+class Layout:
+    """A folder with index.json and blobs/sha256/. Raises `OSError` where it can't be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def blob(self, digest: str) -> Path:
+        """Where the content of a digest lies."""
+        algorithm, _, name = digest.partition(":")
+        return self.folder / "blobs" / algorithm / name
+
+    def images(self) -> list[Image]:
+        """All that are named; none when there is no layout yet."""
+        index = self.folder / "index.json"
+        if not index.exists():
+            return []
+        found = json.loads(index.read_text())["manifests"]
+        return [self._image(descriptor) for descriptor in found]
+
+    def _image(self, descriptor: Mapping[str, Any]) -> Image:
+        manifest = json.loads(self.blob(descriptor["digest"]).read_text())
+        layers = [(layer["digest"], layer["size"]) for layer in manifest["layers"]]
+        reference = descriptor.get("annotations", {}).get(REF, "")
+        return Image(reference, descriptor, manifest["config"]["digest"], layers)
+
+    def prune(self) -> int:
+        """Remove blobs that no image needs; how many bytes that freed."""
+        needed = {digest for image in self.images() for digest in image.blobs}
+        freed = 0
+        for path in (self.folder / "blobs" / "sha256").iterdir():
+            if f"sha256:{path.name}" not in needed:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+    def write_archive(self, images: Sequence[Image], there: Collection[str], out: IO[bytes]) -> int:
+        """Write `images` as an OCI archive without the blobs in `there`; bytes of the blobs.
+
+        Raises `OSError` when the reader of `out` goes away.
+        """
+        missing = [blob for image in images for blob in image.blobs if blob not in there]
+        index = {"schemaVersion": 2, "manifests": [_named(image) for image in images]}
+        with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            _add(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+            _add(tar, "index.json", json.dumps(index).encode())
+            for digest in dict.fromkeys(missing):
+                path = self.blob(digest)
+                tar.add(path, arcname=path.relative_to(self.folder).as_posix(), recursive=False)
+        return sum(self.blob(digest).stat().st_size for digest in dict.fromkeys(missing))
+
+    def share(self, digest: str, copy: Path) -> bool:
+        """Keep one file where two are: `copy` of the same content becomes ours, as a hard link.
+
+        False when they are one already, or lie on two file systems.
+        """
+        ours = self.blob(digest)
+        if not copy.exists() or copy.stat().st_dev != ours.stat().st_dev or copy.samefile(ours):
+            return False
+        if copy.stat().st_size != ours.stat().st_size:
+            return False
+        twin = ours.with_suffix(".link")
+        os.link(copy, twin)
+        twin.replace(ours)
+        return True
+
+
+def _named(image: Image) -> dict[str, Any]:
+    names = {FULL_NAME: image.reference, REF: image.reference.rpartition(":")[2]}
+    return {**image.manifest, "annotations": names}
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))

@@ -1,0 +1,48 @@
+"""What an image depends on, as short hashes: same hash, same content, nothing to build. Knows the
+Dockerfile's text and Debian's package names, and no tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+from tests.e2e.image.places import ROOT
+
+SUITE = "bookworm"
+BASE_PACKAGES = (
+    "ca-certificates", "gcc", "libc6-dev", "libgomp1", "libstdc++6", "python3", "python3-dev",
+    "python3-venv", "tini",
+)  # fmt: skip
+"""All that the Dockerfile's stage `system` asks for, so that the build needs no apt."""
+
+EXTRAS = ("otel", "fa3")
+"""The Dockerfile's default."""
+
+PRODUCT_STAGE = "FROM system AS product"
+
+
+def base_key() -> str:
+    """Of the Debian beneath everything."""
+    return _digest(SUITE, *BASE_PACKAGES)
+
+
+def wheels_key(root: Path = ROOT) -> str:
+    """Of the wheels: constraints, dependencies, and the stages of the Dockerfile up to them."""
+    stages, found, _ = (root / "Dockerfile").read_text().partition(PRODUCT_STAGE)
+    assert found, f"the Dockerfile has no line {PRODUCT_STAGE!r}"
+    instructions = [line for line in stages.splitlines() if not line.startswith("#")]
+    constraints = (root / "constraints.txt").read_text()
+    return _digest(base_key(), *instructions, constraints, *requirements(root))
+
+
+def requirements(root: Path = ROOT) -> list[str]:
+    """The dependencies in pyproject.toml, with those of the extras that the image has."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = (project["optional-dependencies"][name] for name in EXTRAS)
+    return sum(extras, start=list(project["dependencies"]))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
