@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from predictors.settings import Settings
 from tests.deploy.chart import CASES, NAMESPACE, PROFILES, Object, environment, of_kind, render
 
 FILES = [*PROFILES, *CASES]
@@ -247,3 +248,17 @@ def test_variables_are_added_as_kubernetes_writes_them() -> None:
     said = environment(laptop(f"models.flux.env={env}")["model"])
     assert said["OTEL_SERVICE_NAME"] == "p"
     assert said["K"] == {"x": {"y": "z"}}
+
+
+def test_an_ingress_of_nginx_waits_as_long_and_takes_as_much_as_the_server() -> None:
+    nginx = "nginx.ingress.kubernetes.io/proxy"
+    sets = ('models.flux.ingress.controller="nginx"', 'models.flux.annotations={"a/b":"c"}')
+    said = service("flux", "values-laptop.yaml", sets=sets)["metadata"]["annotations"]
+    assert said[f"{nginx}-read-timeout"] == said[f"{nginx}-send-timeout"] == "60"
+    assert said[f"{nginx}-body-size"] == str(Settings().server.max_body_bytes)
+    assert said[f"{nginx}-buffering"] == "off"
+    assert said["a/b"] == "c"
+    less = (*sets, "models.flux.settings.server.max_body_bytes=1048576")
+    said = service("flux", "values-laptop.yaml", sets=less)["metadata"]["annotations"]
+    assert said[f"{nginx}-body-size"] == "1048576"
+    assert "nginx" not in str(service("flux", "values-laptop.yaml"))

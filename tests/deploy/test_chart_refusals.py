@@ -45,6 +45,9 @@ BY_SCHEMA = [
     ('global.imageRegistry="https://registry"', "'/global/imageRegistry'"),
     ("runtimes.priority=0", "'/runtimes/priority': minimum"),
     ("localModelCache.enabled=true", "'/localModelCache/nodeGroups'"),
+    ('models.flux.ingress.controller="apache"', "'/models/flux/ingress/controller'"),
+    ('models.flux.annotations={"serving.kserve.io/deploymentMode":"Knative"}',
+     "'serving.kserve.io/deploymentMode'"),
     ("models.flux.storage.url=1", "'/models/flux/storage': additional properties 'url'"),
 ]  # fmt: skip
 
