@@ -39,7 +39,7 @@ serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), unti
 	@HOST=$(HOST) PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) exec $(BIN)/python -m predictors serve $(MODELS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe
+	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
