@@ -37,6 +37,18 @@ HEAD = """# predictors
 air-gapped clusters. Values that can't be used are refused, with the key, before anything is
 applied: unknown keys and wrong types by `values.schema.json`, combinations by the templates.
 
+A model is a few lines; its name is that of the InferenceService and in every protocol:
+
+```yaml
+models:
+  flux:
+    format: flux
+    storage:
+      uri: hf://black-forest-labs/FLUX.1-schnell
+    gpu:
+      count: 1
+```
+
 ## Values
 
 What `defaults` holds is what `models.<name>` takes; a model says only what differs.
