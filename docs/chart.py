@@ -47,6 +47,9 @@ models:
       uri: hf://black-forest-labs/FLUX.1-schnell
     gpu:
       count: 1
+    resources:
+      requests: {{cpu: "4", memory: 24Gi}}
+      limits: {{memory: 64Gi}}
 ```
 
 ## Values
