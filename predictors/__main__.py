@@ -20,9 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictors import __version__, logs, tracing
+from predictors import logs, tracing
+from predictors.cli.arguments import named_path, parse
+from predictors.cluster.account import find_account
+from predictors.cluster.story import Story, telling
 from predictors.errors import InvalidRequest, ServingError
-from predictors.settings import Settings, from_env
+from predictors.serving.lifecycle import State
+from predictors.settings import InvalidSetting, Settings, from_env
 
 if TYPE_CHECKING:
     from predictors.base import BasePredictor
@@ -43,7 +47,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    verbs = {"serve": serve, "warm": warm, "demo": demo, "quantize": quantize}
+    arguments = parse(argv, verbs)
     try:
         return int(arguments.run(arguments))
     except ServingError as error:
@@ -57,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until a signal; ready once all of them are warm."""
     settings = _settings(arguments)
+    account = find_account(settings.cluster, os.environ)
     # before torch is imported: its idle threads may spin for microseconds, not milliseconds, as
     # engines, loop and pool share the cores. Costs nothing alone, saves a factor of ten in company
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -67,17 +73,46 @@ def serve(arguments: argparse.Namespace) -> int:
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, os.environ)
-    models = [build(name, path, settings) for name, path in map(_named_path, arguments.model)]
+    models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
     logs.adopt()
     os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
     tracing.configure(os.environ)
+    with telling([model.name for model in models], account, settings.cluster) as story:
+        for model in models:
+            model.host.on_progress = partial(_progressed, model.name, story)
+            model.host.on_state = partial(_moved, model, story)
+            model.host.on_warm = spare_the_loaded
+        try:
+            return PredictorServer(
+                models, settings, on_drain=story.draining, make_profiler=Profiler
+            ).run()
+        finally:
+            tracing.stop()
+
+
+def warm(arguments: argparse.Namespace) -> int:
+    """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
+    PREDICTORS_COMPUTE_CACHE_DIR, and end. Nothing listens meanwhile."""
+    settings = _settings(arguments)
+    logs.configure(settings.server.log_format, settings.server.log_level)
+    from predictors.compute.compile_cache import keeps_new_code
+    from predictors.compute.device import keep_code
+
+    keep_code(settings.compute, os.environ)
+    if settings.compute.cache_dir and not keeps_new_code():
+        raise InvalidSetting(
+            "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
+        )
+    models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
+    logs.adopt()
     for model in models:
-        model.host.on_progress = partial(_log_progress, model.name)
-        model.host.on_warm = spare_the_loaded
-    try:
-        return PredictorServer(models, settings, make_profiler=Profiler).run()
-    finally:
-        tracing.stop()
+        model.host.on_progress = partial(_progressed, model.name, Story([], None))
+        try:
+            model.load()
+        finally:
+            model.stop()
+        sys.stdout.write(f"{model.name} was warm\n")
+    return 0
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -136,75 +171,29 @@ def spare_the_loaded() -> None:
     gc.freeze()
 
 
-def _log_progress(model: str, progress: Warmth) -> None:
+def _progressed(model: str, story: Story, progress: Warmth) -> None:
     if progress.shape:
         log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
+        story.warmed(model, progress.shape, progress.done, progress.total)
 
 
-def _named_path(raw: str) -> tuple[str, Path]:
-    name, separator, path = raw.partition("=")
-    if not separator or not name or not path:
-        raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
-    if not Path(path).is_dir():
-        raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
-    return name, Path(path)
+def _moved(model: BasePredictor[Any, Any, Any], story: Story, state: State) -> None:
+    match state:
+        case State.LOADING:
+            story.loading(model.name)
+        case State.WARMING:
+            story.warming(model.name)
+        case State.READY:
+            story.ready(model.name)
+        case State.FAILED:
+            story.failed(model.name, model.host.failure.message)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     settings = from_env(os.environ)
     flags = ("host", "port", "grpc_port", "log_format")
-    given = {name: value for name in flags if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
     return replace(settings, server=replace(settings.server, **given))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
-    )
-    parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="verb")
-    verb = verbs.add_parser(
-        "serve", help="serve checkpoints over REST and gRPC", description=serve.__doc__
-    )
-    verb.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a model; may be repeated",
-    )
-    verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
-    verb.add_argument(
-        "--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)"
-    )
-    verb.add_argument(
-        "--grpc-port",
-        type=int,
-        help="gRPC port, 0 for a free one, -1 for none (default: GRPC_PORT or 8081)",
-    )
-    verb.add_argument(
-        "--log-format",
-        choices=("auto", "text", "json"),
-        help="auto is text on a terminal, JSON otherwise (default: PREDICTORS_SERVER_LOG_FORMAT)",
-    )
-    verb.set_defaults(run=serve)
-    verb = verbs.add_parser(
-        "demo", help="show both embedded models at work", description=demo.__doc__
-    )
-    verb.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="what to draw (default: two scenes)"
-    )
-    verb.add_argument(
-        "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
-    )
-    verb.set_defaults(run=demo)
-    verb = verbs.add_parser(
-        "quantize", help="copy a FLUX checkpoint into fp8", description=quantize.__doc__
-    )
-    verb.add_argument("source", type=Path, metavar="SOURCE", help="a folder in diffusers layout")
-    verb.add_argument("target", type=Path, metavar="TARGET", help="a folder that is not there yet")
-    verb.set_defaults(run=quantize)
-    return parser
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
         "efficient",
         "sdpa",
     ),
+    "PREDICTORS_CLUSTER_EVENTS": ("auto", "on", "off"),
     "PREDICTORS_FLUX_UNPROMISED": ("serve", "refuse"),
     "PREDICTORS_QWEN_VL_DETERMINISTIC": ("auto", "on", "off"),
     "PREDICTORS_QWEN_VL_PREFIX_CACHE": ("auto", "on", "off"),
@@ -44,6 +45,7 @@ LEAST: Mapping[str, float] = {
     "PREDICTORS_SERVER_GRPC_PORT": -1,
     "PREDICTORS_SERVER_ADMIN_PORT": -1,
     "PREDICTORS_SERVER_PREPARE_THREADS": 1,
+    "PREDICTORS_CLUSTER_TIMEOUT_S": 0.1,
     "PREDICTORS_FLUX_SLOTS": 1,
     "PREDICTORS_QWEN_VL_DEFAULT_MAX_TOKENS": 1,
 }  # every other number is at least 0
@@ -140,6 +142,18 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What the Kubernetes API is told from inside a pod. Nobody waits for it to answer."""
+
+    events: str = "auto"
+    """Kubernetes events (loading, warming up, ready, draining, failed) and warm-up progress as an annotation of the pod: `auto` where a ServiceAccount token is mounted, `on` refuses to start without one, `off`."""
+    interval_s: float = 3.0
+    """Warm-up progress is written once in so many seconds at most; everything else at once."""
+    timeout_s: float = 3.0
+    """How long one call to the API server may take, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class FluxSettings:
     """The text-to-image room."""
 
@@ -215,6 +229,7 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     images: ImageLimits = field(default_factory=ImageLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)
     qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)
 

@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Host:
     """Takes the callbacks of a start."""
 
     on_progress: Any = None
+    on_state: Any = None
     on_warm: Any = None
 
 
@@ -42,7 +43,14 @@ class Server:
 
     given: tuple[Sequence[Room], Settings]
 
-    def __init__(self, models: Sequence[Room], settings: Settings, *, make_profiler: type) -> None:
+    def __init__(
+        self,
+        models: Sequence[Room],
+        settings: Settings,
+        *,
+        on_drain: Callable[[int, float], object],
+        make_profiler: type,
+    ) -> None:
         assert make_profiler is Profiler
         Server.given = (models, settings)
 

@@ -75,6 +75,12 @@ def kept_in() -> Path | None:
         return next(iter(_decided.values()), None)
 
 
+def keeps_new_code() -> bool:
+    """Whether that folder takes what is compiled from now on, for other processes too."""
+    folder = kept_in()
+    return folder is not None and _is_writable(folder)
+
+
 def machine_key(device: torch.device) -> str:
     """A folder's name for what decides whether compiled code may run: versions, CPU, GPU.
 

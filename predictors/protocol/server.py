@@ -58,8 +58,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI; `on_scrape` is called before each `/metrics`; `make_profiler` is what the admin port
-    profiles with.
+    OpenAI; `on_scrape` is called before each `/metrics`; `on_drain` on the event loop when the end
+    begins, with the requests in flight and the seconds they have; `make_profiler` is what the admin
+    port profiles with.
     """
 
     http_port: int
@@ -73,6 +74,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         *,
         routes: Sequence[BaseRoute] = (),
         on_scrape: Callable[[], None] = lambda: None,
+        on_drain: Callable[[int, float], object] = lambda in_flight, seconds: None,
         make_profiler: Callable[[], Profiling] | None = None,
     ) -> None:
         own = settings.server
@@ -89,6 +91,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.registered_models.update(model)
         self._routes = routes
         self._on_scrape = on_scrape
+        self._on_drain = on_drain
         self._make_profiler = make_profiler
         self.admin_port = own.admin_port
         self._started = threading.Event()
@@ -235,6 +238,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     async def _drain(self) -> None:
         """Finish what was accepted, and fail what is left when time is up."""
         waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
+        self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
             log.warning("%d requests are cut off", self.registry.in_flight)

@@ -68,8 +68,10 @@ class EngineHost(Generic[W, C]):
         self.model = model
         self.on_failed: Callable[[EngineFailed], None] | None = None
         """Called once, on the engine thread, after all were answered: the process should end."""
-        self.on_progress: Callable[[Warmth], None] | None = None
+        self.on_progress: Callable[[Warmth], object] = lambda progress: None
         """Called on the engine thread whenever `progress` changes."""
+        self.on_state: Callable[[State], object] = lambda state: None
+        """Called after each change of `state`, on the thread that made it. Must not raise."""
         self._engine = engine
         self._settings = settings
         self._clock = clock
@@ -126,14 +128,11 @@ class EngineHost(Generic[W, C]):
             case State.READY:
                 return None
             case State.FAILED:
-                return self._engine_failed()
+                return self.failure
             case State.DRAINING | State.STOPPED:
                 return Draining(f"{self.model} is shutting down")
             case state:
                 return NotReady(f"{self.model} is not ready: {state.value}")
-
-    def _engine_failed(self) -> EngineFailed:
-        return EngineFailed(self._failure)
 
     # -- state -----------------------------------------------------------------------------------
     @property
@@ -145,6 +144,11 @@ class EngineHost(Generic[W, C]):
     def progress(self) -> Warmth:
         """How far the start has come."""
         return self._progress
+
+    @property
+    def failure(self) -> EngineFailed:
+        """What callers are told once the engine failed."""
+        return EngineFailed(self._failure)
 
     @property
     def waiting(self) -> int:
@@ -178,6 +182,7 @@ class EngineHost(Generic[W, C]):
     def _on_state(self, state: State) -> None:
         metrics.model_ready.labels(self.model).set(state is State.READY)
         log.info("%s is %s", self.model, state.value)
+        self.on_state(state)
 
     def wake(self) -> None:
         """Look at the clock again: for a clock that was set, not one that ran."""
@@ -318,10 +323,9 @@ class EngineHost(Generic[W, C]):
 
     def _show_progress(self, progress: Warmth) -> None:
         self._progress = progress
-        if self.on_progress is not None:
-            error = attempt(self.on_progress, progress)
-            if error is not None:
-                log.error("%s: on_progress raised", self.model, exc_info=error)
+        error = attempt(self.on_progress, progress)
+        if error is not None:
+            log.error("%s: on_progress raised", self.model, exc_info=error)
 
     def turn(self) -> bool:
         """One turn of the engine thread, see `Turns.take`; whether there was anything to step."""
@@ -337,9 +341,9 @@ class EngineHost(Generic[W, C]):
         log.critical("%s failed while %s", self.model, phase, exc_info=error)
         metrics.engine_failures_total.labels(self.model).inc()
         self._lifecycle.move(State.FAILED)
-        self._turns.recordings.close(self._engine_failed())
-        self._roster.fail_all(self._engine_failed)
+        self._turns.recordings.close(self.failure)
+        self._roster.fail_all(lambda: self.failure)
         self._roster.dismiss()
-        failed = attempt(self.on_failed, self._engine_failed()) if self.on_failed else None
+        failed = attempt(self.on_failed, self.failure) if self.on_failed else None
         if failed is not None:
             log.error("%s: on_failed raised", self.model, exc_info=failed)
