@@ -6,14 +6,18 @@ Knows helm's command line and no template. Values are given as files, then as on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.image.places import SERVER
 from tests.e2e.kube import run
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "predictors"
 WAIT_S = 240
+LAPTOP = Path("values-laptop.yaml")
+QUICK_PROBE = {"periodSeconds": 1, "timeoutSeconds": 5}
 
 
 class Release:
@@ -59,3 +63,36 @@ class Release:
     def uninstall(self) -> None:
         """Remove it and wait until it is gone."""
         self("uninstall", "--wait", "--timeout", f"{WAIT_S}s")
+
+
+def image_values(reference: str) -> dict[str, str]:
+    """`image` of the chart for a reference that the nodes have already."""
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag, "pullPolicy": "Never"}
+
+
+def server_image() -> str:
+    """The product's image: E2E_IMAGE, else what `python -m tests.e2e.image build` builds."""
+    return os.environ.get("E2E_IMAGE", SERVER)
+
+
+def small(image: str = "", **defaults: Any) -> dict[str, Any]:
+    """Values for two cores that many pods share; `defaults` wins over what is here.
+
+    Probes look every second and drains are short, so that tests are; what is proved stays the same.
+    """
+    base: dict[str, Any] = {
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "3Gi"}},
+        "probes": {
+            "startup": {**QUICK_PROBE, "budgetSeconds": 180},
+            "readiness": {**QUICK_PROBE, "failureThreshold": 1},
+            "liveness": {**QUICK_PROBE, "failureThreshold": 3},
+        },
+        "drain": {"preStopSeconds": 2, "graceSeconds": 20},
+        "timeoutSeconds": 20,
+        "shm": {"size": "64Mi"},
+    }
+    return {
+        "image": image_values(image or server_image()),
+        "defaults": {**base, **defaults},
+    }

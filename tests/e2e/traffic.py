@@ -106,6 +106,7 @@ class Traffic:
         self._outcomes: list[Outcome] = []
         self._grown = threading.Condition()
         self._stopping = threading.Event()
+        self._is_over = False
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
     def __enter__(self) -> Self:
@@ -129,14 +130,24 @@ class Traffic:
 
     def wait_answered(self, count: int, timeout_s: float = 60.0) -> None:
         """Return once `count` more questions were answered rightly: the traffic flows."""
-        with self._grown:
-            wanted = self._num_right() + count
-            flowing = self._grown.wait_for(lambda: self._num_right() >= wanted, timeout_s)
-            last = [each.failure for each in self._outcomes[-3:]]
-        assert flowing, f"the traffic does not flow; the last three: {last}"
+        self._wait_more(count, lambda each: not each.failure, timeout_s)
 
-    def _num_right(self) -> int:
-        return sum(not each.failure for each in self._outcomes)
+    def wait_failed(self, count: int, timeout_s: float = 60.0) -> None:
+        """Return once `count` more questions failed."""
+        self._wait_more(count, lambda each: bool(each.failure), timeout_s)
+
+    def wait_over(self, timeout_s: float) -> None:
+        """Return once the clients have stopped by themselves."""
+        self._thread.join(timeout_s)
+
+    def _wait_more(self, count: int, kind: Callable[[Outcome], bool], timeout_s: float) -> None:
+        with self._grown:
+            wanted = sum(map(kind, self._outcomes)) + count
+            flowing = self._grown.wait_for(
+                lambda: sum(map(kind, self._outcomes)) >= wanted, timeout_s
+            )
+            last = [each.failure or "right" for each in self._outcomes[-3:]]
+        assert flowing, f"the traffic does not flow as expected; the last three: {last}"
 
     @contextmanager
     def around(self, name: str, settle: int = 4) -> Iterator[Window]:
@@ -148,15 +159,22 @@ class Traffic:
         yield window
         with self._grown:
             wanted = len(self._outcomes) + settle
-            self._grown.wait_for(lambda: len(self._outcomes) >= wanted, self._timeout_s + 10)
+            self._grown.wait_for(
+                lambda: self._is_over or len(self._outcomes) >= wanted, self._timeout_s + 10
+            )
         window.ended_s = time.time()
-        if not self._thread.is_alive():
+        if self._is_over:
             raise NothingAsked(f"{name}: the clients stopped before it was over")
         window.outcomes = [e for e in self.outcomes if e.ended_s >= window.began_s]
 
     # -- the clients' thread ---------------------------------------------------------------------
     def _run(self) -> None:
-        asyncio.run(self._ask_all())
+        try:
+            asyncio.run(self._ask_all())
+        finally:
+            with self._grown:
+                self._is_over = True
+                self._grown.notify_all()
 
     async def _ask_all(self) -> None:
         run = secrets.token_hex(3)
@@ -205,7 +223,11 @@ def over_http(base_url: str, ask: Ask, timeout_s: float = 60.0) -> Dial:
     async def dial() -> AsyncIterator[Line]:
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         async with httpx.AsyncClient(
-            base_url=base_url, timeout=timeout_s, limits=limits, trust_env=False
+            base_url=base_url,
+            timeout=timeout_s,
+            limits=limits,
+            trust_env=False,
+            verify=False,  # there is no TLS, and reading the CAs takes longer than asking
         ) as http:
 
             async def line(question: str) -> None:
