@@ -43,13 +43,17 @@ def build() -> None:
     base = build_base()
     if not exists(wheels):
         forget(WHEELS)
+        forget(places.SERVER.rpartition(":")[0])
+        run(_buildah("rmi", "--prune"), quiet=True)  # what was built on the former wheels
         build_stage(base, "wheels", wheels)
     build_stage(base, "server", places.SERVER)
     build_variant("faulty", places.FAULTY)
     build_variant("broken", places.BROKEN)
+    layout = Layout(places.layout())
+    lay_down(wheels, layout)
     for reference in (places.SERVER, places.FAULTY, places.BROKEN):
         push(reference)
-    freed = Layout(places.layout()).prune()
+    freed = layout.prune()
     print(f"{freed / 1e6:,.0f} MB of former images were removed from {places.layout()}", flush=True)
 
 
@@ -85,11 +89,27 @@ def build_variant(name: str, reference: str) -> None:
     run(_buildah("build", "--layers", *ISOLATED, *source), quiet=True)
 
 
+def lay_down(wheels: str, layout: Layout) -> None:
+    """Put the layers of the wheels into the layout as they are, before anything is pushed there.
+
+    `buildah push` compresses layers for a layout, and does so anew each time (a minute for the
+    wheels), unless the very bytes are there already. A folder (`dir:`) gets them as they are.
+    """
+    shown = json.loads(_buildah_says("inspect", "--type", "image", wheels))
+    layers = shown["OCIv1"]["rootfs"]["diff_ids"]
+    missing = [digest for digest in layers if not layout.blob(digest).exists()]
+    if not missing:
+        return
+    layout.blob(missing[0]).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=places.cache(), prefix="wheels-") as folder:
+        run(_buildah("push", "-q", "--disable-compression", wheels, f"dir:{folder}"), quiet=True)
+        for digest in missing:
+            Path(folder, digest.partition(":")[2]).replace(layout.blob(digest))
+
+
 def push(reference: str) -> None:
     """Copy an image into the layout; blobs that are there already are not written again."""
-    places.layout().parent.mkdir(parents=True, exist_ok=True)
-    target = f"oci:{places.layout()}:{reference}"
-    run(_buildah("push", "-q", "--disable-compression", reference, target), quiet=True)
+    run(_buildah("push", "-q", reference, f"oci:{places.layout()}:{reference}"), quiet=True)
 
 
 def exists(reference: str) -> bool:
