@@ -44,7 +44,6 @@ def test_events_give_the_accounts_these_rights_and_no_other() -> None:
     }
     assert rights == {
         ("", "events", "create"), ("", "events", "patch"),
-        ("events.k8s.io", "events", "create"), ("events.k8s.io", "events", "patch"),
         ("", "pods", "get"), ("", "pods", "patch"),
         ("serving.kserve.io", "inferenceservices", "get"),
     }  # fmt: skip
