@@ -149,3 +149,16 @@ def test_the_manual_says_every_key_that_the_schema_knows() -> None:
                 break
             assert part in inner, f"{key} is not in values.yaml"
             inner = inner[part]
+
+
+def test_production_lets_the_prometheus_scrape_that_keda_asks() -> None:
+    objects = render("values-production.yaml")
+    for name, each in of_kind(objects, "InferenceService").items():
+        metrics = each["spec"]["predictor"]["autoScaling"]["metrics"]
+        asked = metrics[0]["external"]["metric"]["serverAddress"]
+        rules = of_kind(objects, "NetworkPolicy")[f"predictors-{name}"]["spec"]["ingress"]
+        namespaces = [
+            peer.get("namespaceSelector", {}).get("matchLabels", {}) for peer in rules[-1]["from"]
+        ]
+        assert {"kubernetes.io/metadata.name": "monitoring"} in namespaces
+        assert ".monitoring.svc" in asked
