@@ -1,0 +1,191 @@
+"""`helm install` of the laptop profile to answered requests, an upgrade that nobody notices, and
+an uninstall that leaves nothing. Any order: whoever needs the release installs it if it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.e2e import asks
+from tests.e2e.helm import LAPTOP, Release, small
+from tests.e2e.inside import STREAM, run_inside
+from tests.e2e.kube import Kube, name_of, until
+from tests.e2e.readiness import Witness, check_never_early, witnessing
+from tests.e2e.traffic import Traffic, Window, over_http
+
+CHANGED = {"queue": {"capacity": 32}, "flux": {"slots": 2}}
+CHAT = {
+    "model": "qwen-vl",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "max_tokens": 8,
+    "stream": True,
+}
+
+
+@pytest.fixture(scope="module")
+def before(kube: Kube) -> set[str]:
+    """What the namespace holds without a release."""
+    return kube.snapshot()
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[Witness]:
+    """What was seen of the installations of this module."""
+    return []
+
+
+@pytest.fixture
+def release(kube: Kube, before: set[str], starts: list[Witness]) -> Release:
+    """The laptop profile, installed and served."""
+    found = Release("laptop", kube.namespace)
+    if found.name not in installed(kube):
+        with witnessing(kube) as witness:
+            found.install([LAPTOP], small())
+            kube.wait_served(*asks.MODELS)
+            for model in asks.MODELS:
+                kube.ready_pods(model, 1)
+        starts.append(witness)
+    return found
+
+
+def installed(kube: Kube) -> set[str]:
+    """The names of the namespace's releases."""
+    labels = kube.list("secrets", "owner=helm")
+    return {secret["metadata"]["labels"]["name"] for secret in labels}
+
+
+def capacity(kube: Kube, model: str) -> float:
+    """`queue.capacity` as the model's pod itself reports it."""
+    text = httpx.get(f"{kube.url(model)}/metrics", trust_env=False).text
+    (line,) = [x for x in text.splitlines() if x.startswith("predictors_queue_capacity{")]
+    return float(line.split()[-1])
+
+
+@contextmanager
+def everybody_asks(kube: Kube, name: str, kept: Path) -> Iterator[Callable[[], list[Window]]]:
+    """Pooled and fresh connections to both models while the body runs; gives their windows."""
+    asked = [
+        (f"{name}, {kind} {'pooled' if pooled else 'fresh'}", kube.url(model), ask, pooled)
+        for kind, model, ask in (
+            ("pictures", "flux", asks.draw),
+            ("words", "qwen-vl", asks.write),
+            ("streams", "qwen-vl", asks.stream),
+        )
+        for pooled in (True, False)
+    ]
+    windows: list[Window] = []
+    with ExitStack() as stack:
+        for title, url, ask, pooled in asked:
+            saved = kept / f"traffic {title}.jsonl"
+            dial = over_http(url, ask)
+            traffic = Traffic(dial, clients=1, pooled=pooled, pause_s=0.3, saved=saved)
+            stack.enter_context(traffic)
+            traffic.wait_answered(2)
+            windows.append(stack.enter_context(traffic.around(title)))
+        yield lambda: windows
+
+
+def rolled_out(kube: Kube, model: str, old: set[str]) -> None:
+    """Return once one ready pod serves the model, and none of the `old` ones is left."""
+
+    def probe() -> bool:
+        pods = kube.ready_pods(model, 1, timeout_s=120)
+        return not {pod["metadata"]["uid"] for pod in pods} & old
+
+    until(f"{model} is rolled out", probe, 120)
+
+
+def change(kube: Kube, name: str, kept: Path, work: Callable[[], object]) -> list[Window]:
+    """Do `work`, which changes the release, while everybody asks; gives what they saw."""
+    old = {p["metadata"]["uid"] for model in asks.MODELS for p in kube.pods(model)}
+    with everybody_asks(kube, name, kept) as windows:
+        work()
+        for model in asks.MODELS:
+            rolled_out(kube, model, old)
+    for window in windows():
+        print(window)
+    return windows()
+
+
+def test_readiness_is_never_true_before_warm_up_ends(
+    kube: Kube, release: Release, starts: list[Witness]
+) -> None:
+    for model in asks.MODELS:
+        print(model, check_never_early(kube, starts[-1], model))
+
+
+def test_the_service_draws_a_picture_over_v2_rest(kube: Kube, release: Release) -> None:
+    url = f"{kube.url('flux')}/v2/models/flux/infer"
+    for width, height in ((64, 64), (128, 96)):
+        body = asks.picture_body(width, height, steps=2)
+        reply = httpx.post(url, json=body, timeout=60, trust_env=False)
+        asks.check_png(asks.png_of(asks.checked(reply)), width, height)
+
+
+def test_the_service_describes_that_picture_over_v2_grpc(kube: Kube, release: Release) -> None:
+    body = asks.picture_body(128, 128, steps=28)
+    url = f"{kube.url('flux')}/v2/models/flux/infer"
+    png = asks.png_of(asks.checked(httpx.post(url, json=body, timeout=60, trust_env=False)))
+    address, ports = kube.service("qwen-vl")
+    words = asks.caption(f"{address}:{ports['h2c']}", png)
+    assert "red" in words, words
+    assert "circle" in words, words
+
+
+def test_the_service_streams_to_openais_client(kube: Kube, release: Release) -> None:
+    http = httpx.Client(trust_env=False)
+    with OpenAI(base_url=f"{kube.url('qwen-vl')}/v1", api_key="none", http_client=http) as client:
+        chunks = list(client.chat.completions.create(**CHAT))  # type: ignore[call-overload]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
+
+
+def test_a_pod_reaches_the_stream_by_dns_name(kube: Kube, release: Release) -> None:
+    host = f"qwen-vl-predictor.{kube.namespace}.svc.cluster.local"
+    url = f"http://{host}/v1/chat/completions"
+    status, *events = run_inside(kube, STREAM, url, json.dumps(CHAT)).splitlines()
+    assert status == "200"
+    assert events[-1] == "data: [DONE]"
+    chunks: list[Any] = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+
+
+def test_helm_test_passes(kube: Kube, release: Release) -> None:
+    said = release.test()
+    assert "Phase:          Succeeded" in said, said
+    assert "Failed" not in said, said
+
+
+def test_an_upgrade_and_a_rollback_fail_no_request(
+    kube: Kube, release: Release, kept: Path
+) -> None:
+    revision = release.history()[-1]["revision"]
+    was = {model: capacity(kube, model) for model in asks.MODELS}
+    assert set(was.values()) == {64}
+
+    def upgrade() -> None:
+        release.upgrade([LAPTOP], small(settings=CHANGED))
+
+    up = change(kube, "upgrade", kept, upgrade)
+    assert {capacity(kube, model) for model in asks.MODELS} == {32}
+    back = change(kube, "rollback", kept, lambda: release.rollback(revision))
+    assert {model: capacity(kube, model) for model in asks.MODELS} == was
+    for window in [*up, *back]:
+        window.assert_none_failed()
+
+
+def test_uninstall_leaves_nothing_but_the_claim(
+    kube: Kube, release: Release, before: set[str]
+) -> None:
+    with_release = kube.snapshot()
+    assert any(name.startswith("inferenceservice") for name in with_release - before)
+    release.uninstall()
+    until("all is gone", lambda: kube.snapshot() == before, 60)
+    assert [name_of(each) for each in kube.list("pvc")] == ["checkpoints"]
