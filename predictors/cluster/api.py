@@ -65,6 +65,10 @@ class Api:
         """Change the fields in `body` of the object at `path`, and no others."""
         return self._call("PATCH", path, body, MERGE)
 
+    def close(self) -> None:
+        """Close idle connections."""
+        self._client.rest_client.close()
+
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, kind: str = ""
     ) -> dict[str, Any]:

@@ -182,6 +182,9 @@ class Reporter:
     def _back_off(self, error: Unreachable) -> None:
         if not self._pause_s:
             log.warning("the Kubernetes API can't be told, serving goes on without: %s", error)
+        if self._api is not None:
+            self._api.close()
+            self._api = None  # the next one reads token and authority anew
         self._pause_s = min(max(FIRST_PAUSE_S, 2 * self._pause_s), LONGEST_PAUSE_S)
         self._not_before = time.monotonic() + self._pause_s
 

@@ -1,0 +1,295 @@
+"""What arrives at the API server, and what nobody feels when it can't."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from predictors.cluster.events import Notice
+from predictors.cluster.reporter import LAST_WORDS_S
+from predictors.settings import ClusterSettings
+from tests.cluster.apiserver import (
+    EVENTS,
+    PATIENCE_S,
+    POD,
+    POD_PATH,
+    SERVICE,
+    SERVICE_PATH,
+    State,
+    api_server,
+)
+from tests.cluster.conftest import MakeReporter
+
+NEVER = ClusterSettings(interval_s=3600.0, timeout_s=5.0)
+UNFELT_S = 0.05  # what a call that only remembers may take on a busy machine
+
+
+def warming(done: int) -> Notice:
+    """One of those that may be held back."""
+    return Notice("WarmingUp", f"{done} of 7", "flux", can_wait=True)
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def test_an_event_is_about_the_pod_and_about_its_service(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporting(port).tell(Notice("EngineFailed", "it broke", "flux", is_warning=True))
+    state.wait_for(lambda: len(state.events) == 2)
+    pod, service = state.events
+    assert pod["involvedObject"] == {
+        "apiVersion": "v1", "kind": "Pod", "namespace": "models", "name": POD, "uid": "pod-uid",
+    }  # fmt: skip
+    assert service["involvedObject"] == {
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+        "namespace": "models", "name": SERVICE, "uid": "service-uid",
+    }  # fmt: skip
+    for event in (pod, service):
+        assert (event["reason"], event["message"], event["type"], event["count"]) == (
+            "EngineFailed", "it broke", "Warning", 1,
+        )  # fmt: skip
+        assert event["source"] == {"component": "vision-predictors"}
+        assert event["reportingComponent"] == "vision-predictors"
+        assert event["reportingInstance"] == POD
+    assert pod["metadata"]["name"] != service["metadata"]["name"]
+
+
+def test_a_pod_without_a_service_has_its_own_events_only(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, service="")
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    reporter.tell(Notice("Draining", "bye"))
+    state.wait_for(lambda: state.reasons() == ["Ready", "Draining"])
+    assert state.reasons("InferenceService") == []
+
+
+def test_the_annotation_is_the_pods_and_leaves_its_others_alone(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    state.objects[POD_PATH]["metadata"]["annotations"] = {"someone": "else"}
+    reporting(port).annotate("flux 3/7 512x512")
+    state.wait_for(lambda: state.annotation == "flux 3/7 512x512")
+    assert state.objects[POD_PATH]["metadata"]["annotations"]["someone"] == "else"
+
+
+def test_what_happens_again_is_counted_in_the_same_event(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port)
+    for done in range(1, 8):
+        reporter.tell(warming(done))
+        state.wait_for(lambda done=done: [e["count"] for e in state.events] == [done, done])
+    assert [event["message"] for event in state.events] == ["7 of 7", "7 of 7"]
+    assert len(state.asked("POST", EVENTS)) == 2
+
+
+def test_warming_up_is_told_at_most_once_per_interval(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, NEVER, service="")
+    reporter.tell(warming(1))
+    state.wait_for(lambda: state.reasons() == ["WarmingUp"])
+    for done in range(2, 8):
+        reporter.tell(warming(done))
+        reporter.annotate(f"flux {done}/7 512x512")
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))  # this one does not wait
+    state.wait_for(lambda: state.reasons() == ["WarmingUp", "Ready"])
+    assert (state.events[0]["count"], state.events[0]["message"]) == (7, "7 of 7")
+    assert state.annotation == "flux 7/7 512x512"
+    assert len(state.asked("PATCH", "/")) == 2  # one event, one annotation
+
+
+def test_two_models_of_one_pod_have_an_event_each(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, service="")
+    for model in ("flux", "qwen-vl"):
+        reporter.tell(Notice("Ready", f"{model} is ready", model))
+    state.wait_for(lambda: len(state.events) == 2)
+    assert [event["message"] for event in state.events] == ["flux is ready", "qwen-vl is ready"]
+
+
+def test_an_event_that_has_expired_is_made_anew(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, service="")
+    reporter.tell(warming(1))
+    state.wait_for(lambda: state.events)
+    with state.changed:
+        state.objects = {path: o for path, o in state.objects.items() if "/events/" not in path}
+    reporter.tell(warming(2))
+    state.wait_for(lambda: [event["count"] for event in state.events] == [2])
+
+
+def test_a_message_of_any_length_fits(port: int, state: State, reporting: MakeReporter) -> None:
+    reporting(port).tell(Notice("EngineFailed", "why " * 1000, "flux"))
+    state.wait_for(lambda: len(state.events) == 2)
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+def test_a_server_in_trouble_is_asked_again_with_one_line_in_the_log(
+    status: int,
+    port: int,
+    state: State,
+    reporting: MakeReporter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    state.statuses[f"POST {EVENTS}"] = status
+    reporter = reporting(port, service="")
+    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    state.wait_for(lambda: len(state.asked("POST", EVENTS)) == 2)
+    state.statuses.clear()
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    state.wait_for(lambda: state.reasons() == ["Loading", "Ready"])
+    reporter.close(PATIENCE_S)
+    said = [record.getMessage() for record in caplog.records if "Kubernetes" in record.getMessage()]
+    assert len(said) == 2
+    assert said[0].startswith("the Kubernetes API can't be told, serving goes on without: ")
+    assert said[1] == "the Kubernetes API answers again"
+    assert not [r for r in caplog.records if r.name.startswith("urllib3") and r.levelno > 20]
+
+
+def test_an_event_that_came_through_unanswered_is_not_doubled(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, ClusterSettings(interval_s=0.0, timeout_s=0.3), service="")
+    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    state.wait_for(lambda: state.reasons() == ["Loading"])
+    state.released.clear()
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    state.wait_for(lambda: len(state.asked("POST", EVENTS)) == 3)  # the second try of the second
+    state.released.set()
+    reporter.annotate("afterwards")
+    state.wait_for(lambda: state.annotation)
+    assert state.reasons() == ["Loading", "Ready"]
+    assert len({body["metadata"]["name"] for body in state.asked("POST", EVENTS)}) == 2
+
+
+def test_what_is_refused_is_let_go_once_said_and_the_rest_is_told(
+    port: int, state: State, reporting: MakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    state.statuses[f"GET {SERVICE_PATH}"] = 403
+    reporter = reporting(port)
+    for reason in ("Loading", "Ready", "Draining"):
+        reporter.tell(Notice(reason, "so it is", "flux"))
+    state.wait_for(lambda: state.reasons() == ["Loading", "Ready", "Draining"])
+    reporter.close(PATIENCE_S)
+    assert state.reasons("InferenceService") == []
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the Kubernetes API refuses an event on the InferenceService, and is not told: "
+        "403: as the test says"
+    ]
+
+
+def test_a_dead_server_is_never_waited_for(
+    dead_port: int, reporting: MakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    reporter = reporting(dead_port)
+    began = time.monotonic()
+    for done in range(1000):
+        reporter.tell(warming(done))
+        reporter.annotate(str(done))
+    assert time.monotonic() - began < 1000 * UNFELT_S / 10
+    began = time.monotonic()
+    reporter.close()
+    assert time.monotonic() - began < LAST_WORDS_S + 0.5
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1, said
+    assert "refused" in said[0]
+
+
+def test_a_mute_server_is_left_behind_when_the_process_ends(
+    mute_port: int, reporting: MakeReporter
+) -> None:
+    reporter = reporting(mute_port)
+    began = time.monotonic()
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    assert time.monotonic() - began < UNFELT_S
+    reporter.close()
+    assert time.monotonic() - began < LAST_WORDS_S + 0.5
+
+
+def test_what_happened_while_the_server_was_away_is_told_when_it_is_back(
+    dead_port: int, folder: Path, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(dead_port, ClusterSettings(interval_s=0.0, timeout_s=0.5))
+    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    for done in range(1, 4):
+        reporter.tell(warming(done))
+    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    reporter.annotate("ready")
+    with api_server(folder, state, dead_port):
+        state.wait_for(lambda: state.annotation == "ready")
+    for kind in ("Pod", "InferenceService"):
+        events = state.events_about(kind)
+        assert [e["reason"] for e in events] == ["Loading", "WarmingUp", "Ready"]
+        assert [e["count"] for e in events] == [1, 3, 1]
+
+
+def test_the_last_words_are_told_at_the_end(
+    port: int, state: State, reporting: MakeReporter
+) -> None:
+    reporter = reporting(port, NEVER)
+    reporter.tell(warming(1))
+    state.wait_for(lambda: len(state.events) == 2)
+    reporter.tell(warming(2))
+    reporter.tell(Notice("Draining", "finishing 2 requests for at most 30 s"))
+    reporter.close(PATIENCE_S)
+    assert state.reasons() == ["WarmingUp", "Draining"]
+    assert state.events[0]["count"] == 2
+
+
+def test_a_token_that_was_renewed_on_disk_is_used(
+    port: int, state: State, folder: Path, reporting: MakeReporter
+) -> None:
+    (folder / "token").write_text("yesterday's")
+    reporter = reporting(port, service="")
+    reporter.annotate("first")
+    state.wait_for(lambda: state.asked("PATCH", POD_PATH))
+    (folder / "token").write_text("a-token")
+    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    state.wait_for(lambda: state.annotation == "first")
+
+
+def test_another_authority_is_not_trusted(
+    port: int, state: State, folder: Path, tmp_path: Path, reporting: MakeReporter
+) -> None:
+    from tests.cluster.apiserver import certificate
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    foreign, _ = certificate(elsewhere)
+    (folder / "ca.crt").write_bytes(foreign.read_bytes())
+    reporter = reporting(port)
+    reporter.annotate("to whom?")
+    reporter.close(PATIENCE_S)
+    assert state.requests == []
+
+
+def test_only_one_thread_is_added_and_it_ends(port: int, reporting: MakeReporter) -> None:
+    before = threading.active_count()
+    reporter = reporting(port)
+    reporter.close(PATIENCE_S)
+    assert threading.active_count() <= before + 1
+    assert "cluster-reporter" not in [thread.name for thread in threading.enumerate()]
