@@ -1,5 +1,6 @@
-"""Writes charts/predictors/alerts/{alerts,recording}.yaml: Prometheus rules. Knows no threshold:
-those are in values.yaml beside them.
+"""Writes charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. Knows no
+threshold: those are in values.yaml beside them. The template is the alerts before the numbers are
+filled in, which the chart does with its own values.
 
 `python docs/alerts.py` writes the files, `--check` says whether they are current.
 """
@@ -204,6 +205,23 @@ def as_vllm() -> list[dict[str, str]]:
     return [{"record": f"vllm:{name}", "expr": rename.format(ours)} for name, ours in named.items()]
 
 
+def template() -> dict[str, Any]:
+    """Every alert with <above> and <objective> where a number of the values belongs."""
+    return {
+        name: {
+            "expr": expression.format(above="<above>", objective="<objective>"),
+            "summary": summary,
+            "description": description,
+        }
+        for name, (expression, summary, description) in ALERTS.items()
+    }
+
+
+def dumped(content: dict[str, Any]) -> str:
+    """A file's text."""
+    return HEAD + yaml.safe_dump(content, sort_keys=False, width=1000)
+
+
 def files() -> dict[str, str]:
     """The text of each file, by name."""
     windows = ("5m", "30m", "1h", "6h")
@@ -215,15 +233,13 @@ def files() -> dict[str, str]:
         "recording": {"predictors-slo": slo, "predictors-as-vllm": as_vllm()},
         "alerts": {"predictors-alerts": [alert(name) for name in ALERTS]},
     }
-    return {
-        f"{file}.yaml": HEAD
-        + yaml.safe_dump(
-            {"groups": [{"name": name, "rules": rules} for name, rules in found.items()]},
-            sort_keys=False,
-            width=1000,
+    texts = {
+        f"{file}.yaml": dumped(
+            {"groups": [{"name": name, "rules": rules} for name, rules in found.items()]}
         )
         for file, found in groups.items()
     }
+    return texts | {"template.yaml": dumped({"alerts": template()})}
 
 
 def main() -> int:

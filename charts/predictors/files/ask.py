@@ -1,0 +1,92 @@
+"""One V2 request to one model, by the standard library alone: what `helm test` runs in a pod. Waits
+until the model is ready, then asks in its format's own way and looks at what came back.
+
+Arguments: URL NAME FORMAT WAIT_S TIMEOUT_S PICTURE (base64). Ends with 0 if the answer is right.
+"""
+
+import base64
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+
+
+def say(text: str) -> None:
+    """Print at once: `helm test` shows it."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def wait_ready(url: str, name: str, wait_s: float) -> None:
+    """Return when the model says that it is ready; raises `SystemExit` when the time is up."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/models/{name}/ready", timeout=5):
+                return
+        except OSError as error:  # refused, unresolved, too late, 503: all of them are OSErrors
+            if time.monotonic() > end:
+                raise SystemExit(f"{name} was not ready after {wait_s:g} s: {error}") from error
+        time.sleep(1)
+
+
+def tensor(name: str, value: str) -> dict[str, object]:
+    """A V2 tensor of one row."""
+    return {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
+
+
+def ask(url: str, name: str, body: dict[str, object], timeout_s: float) -> dict[str, object]:
+    """The outputs of one inference by name; raises `SystemExit` unless it is answered with 200."""
+    request = urllib.request.Request(
+        f"{url}/v2/models/{name}/infer",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    started = time.monotonic()
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            answer = json.load(response)
+            status = response.status
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{name} answered {error.code}: {error.read()[:500]!r}") from error
+    say(f"{name} answered {status} after {time.monotonic() - started:.2f} s")
+    if status != 200:
+        raise SystemExit(f"{name} answered {status} instead of 200")
+    return {output["name"]: output["data"][0] for output in answer["outputs"]}
+
+
+def ask_flux(url: str, name: str, timeout_s: float, picture: str) -> None:
+    """A picture from a prompt; it must be a PNG."""
+    body = {
+        "inputs": [tensor("prompt", "a large red circle on a white background")],
+        "parameters": {"seed": 7},
+    }
+    image = base64.b64decode(str(ask(url, name, body, timeout_s)["image"]))
+    if not image.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise SystemExit(f"{name} sent no PNG but {image[:16]!r}")
+    sides = [int.from_bytes(image[at : at + 4], "big") for at in (16, 20)]
+    say(f"a PNG of {sides[0]}x{sides[1]}, {len(image)} bytes")
+
+
+def ask_qwen_vl(url: str, name: str, timeout_s: float, picture: str) -> None:
+    """Words from a picture; there must be some."""
+    body = {
+        "inputs": [tensor("prompt", "Describe this picture."), tensor("image", picture)],
+        "parameters": {"max_tokens": 32, "temperature": 0},
+    }
+    text = str(ask(url, name, body, timeout_s)["text"])
+    if not any(letter.isalpha() for letter in text):
+        raise SystemExit(f"{name} sent no words but {text!r}")
+    say(f"it says: {text}")
+
+
+def main() -> None:
+    """Wait, ask, judge."""
+    url, name, model_format, wait_s, timeout_s, picture = sys.argv[1:]
+    wait_ready(url, name, float(wait_s))
+    ways = {"flux": ask_flux, "qwen-vl": ask_qwen_vl}
+    ways[model_format](url, name, float(timeout_s), picture)
+
+
+main()
