@@ -52,8 +52,8 @@ class Release:
         self("rollback", str(revision))
 
     def test(self) -> str:
-        """Run the test hooks; returns what helm said, the hooks' logs with it."""
-        return self("test", "--logs", "--timeout", f"{WAIT_S}s")
+        """Run the test hooks, which print their logs to stderr; returns what helm said of them."""
+        return self("test", "--timeout", f"{WAIT_S}s")
 
     def history(self) -> list[dict[str, Any]]:
         """Every revision, oldest first."""
