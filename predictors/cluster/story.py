@@ -30,6 +30,7 @@ class Story:
         self._lock = threading.Lock()
         self._began = dict.fromkeys(models, clock())
         self._progress = dict.fromkeys(models, "waiting")
+        self._is_ending = False  # what still gets ready then is nobody's business
 
     def loading(self, model: str) -> None:
         """`model` has begun to load."""
@@ -55,8 +56,10 @@ class Story:
         self._show(model, "ready")
 
     def draining(self, requests: int, seconds: float) -> None:
-        """The process has begun to end, with so many requests to finish in so much time."""
+        """The process has begun to end, with so many requests to finish in so much time. Only a
+        failure is told after that."""
         self._tell("Draining", f"finishing {requests} requests for at most {seconds:g} s")
+        self._is_ending = True
 
     def failed(self, model: str, message: str) -> None:
         """`model` has failed for good."""
@@ -75,12 +78,12 @@ class Story:
         is_warning: bool = False,
         can_wait: bool = False,
     ) -> None:
-        if self._reporter is not None:
+        if self._reporter is not None and (is_warning or not self._is_ending):
             notice = Notice(reason, message, model, is_warning=is_warning, can_wait=can_wait)
             self._reporter.tell(notice)
 
     def _show(self, model: str, progress: str) -> None:
-        if self._reporter is None:
+        if self._reporter is None or (self._is_ending and progress != "failed"):
             return
         with self._lock:  # two models start on two threads: the later text must be told later
             self._progress[model] = progress

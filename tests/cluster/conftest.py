@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from predictors.cluster.reporter import Reporter
+from predictors.cluster.reporter import LAST_WORDS_S, Reporter
 from predictors.settings import ClusterSettings
 from tests.cluster.apiserver import SERVICE, State, account, api_server, fresh_state, mounted
 
+LAST_WORDS = LAST_WORDS_S
 BRISK = ClusterSettings(interval_s=0.0, timeout_s=5.0)
 
 MakeReporter = Callable[..., Reporter]

@@ -1,0 +1,186 @@
+"""A server in a pod, from load to SIGTERM: with an API server, with none, and with a mute one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from predictors.cli.child import free_ports
+from tests.cluster.apiserver import PATIENCE_S, State, api_server, environment
+from tests.cluster.conftest import LAST_WORDS
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "PREDICTORS_CLUSTER_EVENTS": "on",
+    "PREDICTORS_CLUSTER_INTERVAL_S": "0",
+    "PREDICTORS_CLUSTER_TIMEOUT_S": "0.5",
+    "PREDICTORS_FLUX_MAX_SEQUENCE_LENGTH": "32",
+    "PREDICTORS_FLUX_DEFAULT_STEPS": "2",
+    "OMP_NUM_THREADS": "1",
+}
+DRAW = {
+    "inputs": [
+        {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a large red circle"]}
+    ]
+}
+
+
+class Pod:
+    """One process of `serve_in_pod`, and its log so far."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.log: list[str] = []
+        self.http_port, grpc_port = free_ports(2)
+        command = [
+            sys.executable, "-m", "tests.cluster.serve_in_pod", str(folder), "serve",
+            f"--model=flux={ROOT / 'checkpoints/shapes-flux'}",
+            f"--port={self.http_port}", f"--grpc-port={grpc_port}", "--log-format=text",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | SETTINGS | environment(port),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def read_until(self, word: str) -> None:
+        """Read the log up to a line with `word`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if word in line:
+                return
+        raise AssertionError(f"ended without saying {word!r}: {''.join(self.log)}")
+
+    def get(self, path: str) -> int:
+        """The status of a route."""
+        return httpx.get(f"http://127.0.0.1:{self.http_port}{path}", timeout=PATIENCE_S).status_code
+
+    def draw(self) -> int:
+        """The status of a picture."""
+        url = f"http://127.0.0.1:{self.http_port}/v2/models/flux/infer"
+        return httpx.post(url, json=DRAW, timeout=PATIENCE_S).status_code
+
+    def end(self) -> float:
+        """SIGTERM; the seconds until the process had ended, with exit code 0."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        _, rest = self.process.communicate(timeout=PATIENCE_S)
+        self.log.append(rest)
+        assert self.process.returncode == 0, "".join(self.log)
+        return time.monotonic() - began
+
+
+StartPod = Callable[[int], Pod]
+
+
+@pytest.fixture
+def start_pod(folder: Path) -> Iterator[StartPod]:
+    """Starts one that tells the API server on a port."""
+    started: list[Pod] = []
+
+    def start(port: int) -> Pod:
+        started.append(Pod(folder, port))
+        return started[-1]
+
+    yield start
+    for pod in started:
+        pod.process.kill()
+        pod.process.communicate()
+
+
+def test_a_pods_life_can_be_read_from_its_events_and_its_annotation(
+    port: int, state: State, start_pod: StartPod
+) -> None:
+    pod = start_pod(port)
+    pod.read_until("flux is ready")
+    state.wait_for(lambda: state.annotation == "ready")
+    pod.end()
+    for kind in ("Pod", "InferenceService"):
+        assert state.reasons(kind) == ["Loading", "WarmingUp", "Ready", "Draining"]
+    loading, warming, ready, draining = state.events_about("InferenceService")
+    shapes = sum("warming: flux" in line for line in pod.log)
+    assert shapes > 0
+    assert warming["count"] == shapes + 1
+    assert warming["message"].endswith(f"({shapes} of {shapes})")
+    assert loading["message"] == "flux is loading"
+    assert ready["message"].startswith("flux is ready, after ")
+    assert draining["message"] == "finishing 0 requests for at most 300 s"
+    texts = [
+        body["metadata"]["annotations"]["predictors.vision/warm-up"]
+        for body in state.asked("PATCH", "/api/v1/namespaces/models/pods/")
+    ]
+    assert texts[-1] == "ready"
+    assert "flux loading" in texts
+
+
+def test_an_engine_that_fails_to_load_is_an_event(
+    port: int, state: State, start_pod: StartPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "PREDICTORS_FLUX_SIZES", "4096x4096")
+    pod = start_pod(port)
+    pod.process.communicate(timeout=60)
+    assert pod.process.returncode in {2, 70}
+
+
+@pytest.mark.parametrize("network", ["dead", "mute"])
+def test_without_an_answer_from_kubernetes_a_pod_starts_serves_and_ends_as_ever(
+    network: str, folder: Path, state: State, start_pod: StartPod
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+        if network == "dead":
+            listener.close()
+        pod = start_pod(port)
+        pod.read_until("flux is ready")
+        assert pod.get("/v2/models/flux/ready") == 200
+        assert [pod.draw() for _ in range(3)] == [200, 200, 200]
+        assert pod.end() < LAST_WORDS + 3.0
+    said = [line for line in "".join(pod.log).splitlines() if "Kubernetes" in line]
+    assert len(said) == 1, said
+
+
+def test_an_api_server_that_stops_and_comes_back_is_told_while_pictures_are_drawn(
+    folder: Path, state: State, start_pod: StartPod
+) -> None:
+    with api_server(folder, state) as port:
+        pod = start_pod(port)
+        state.wait_for(lambda: "Loading" in state.reasons())
+    pod.read_until("flux is ready")
+    assert pod.draw() == 200
+    with api_server(folder, state, port):
+        state.wait_for(lambda: "Ready" in state.reasons("InferenceService"))
+        assert pod.draw() == 200
+        pod.end()
+    assert state.reasons() == ["Loading", "WarmingUp", "Ready", "Draining"]
+
+
+def test_sigterm_while_loading_ends_the_process_in_order(
+    port: int, state: State, start_pod: StartPod
+) -> None:
+    pod = start_pod(port)
+    pod.read_until("flux is loading")
+    assert pod.get("/v2/models/flux/ready") == 503
+    pod.end()
+    assert state.reasons()[-1] == "Draining", (state.reasons(), "".join(pod.log))
+    assert "Ready" not in state.reasons()
+
+
+def test_whoever_insists_on_events_without_a_serviceaccount_is_refused(
+    folder: Path, start_pod: StartPod
+) -> None:
+    (folder / "token").unlink()
+    pod = start_pod(1)
+    _, error = pod.process.communicate(timeout=60)
+    assert pod.process.returncode == 2
+    assert error == (
+        "error: PREDICTORS_CLUSTER_EVENTS is on, but there is no ServiceAccount token and ca.crt "
+        f"in {folder}\n"
+    )
