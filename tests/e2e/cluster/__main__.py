@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.e2e.cluster import boot, building, control, images, lifecycle
+from tests.e2e.cluster import building, control, images, lifecycle
 from tests.e2e.cluster.identities import NODE
-from tests.e2e.cluster.places import ClusterError, Site, saved_site
+from tests.e2e.cluster.places import ClusterError, saved_site
 
 GPU = "nvidia.com/gpu"
 
@@ -42,11 +42,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def set_gpus(site: Site, count: int) -> None:
+def set_gpus(count: int) -> int:
     """Patch the node's capacity; the kubelet makes it allocatable. Raises `ClusterError`."""
     patch = json.dumps({"status": {"capacity": {GPU: str(count)}}})
     words = ("patch", "node", NODE, "--subresource=status", "--type=merge", "-p", patch)
-    print(boot.kubectl(site, *words), end="")
+    return lifecycle.run(["kubectl", *words])
 
 
 def obey(arguments: argparse.Namespace) -> int:
@@ -69,15 +69,13 @@ def obey(arguments: argparse.Namespace) -> int:
         case "component":
             control.ask(arguments.action, arguments.name)
         case "gpus":
-            set_gpus(saved_site(), arguments.count)
+            return set_gpus(arguments.count)
     return 0
 
 
 def main() -> int:
     """Parse, obey, and say how long it took where that is of interest."""
-    # what follows the verb's own options belongs to the command, its options too
-    words = sys.argv[1:]
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_args()
     start = time.monotonic()
     try:
         code = obey(arguments)

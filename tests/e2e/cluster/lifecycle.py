@@ -191,6 +191,7 @@ def environment(site: Site) -> dict[str, str]:
         "E2E_OUT": str(site.out),
         "E2E_IMAGE": os.environ.get("E2E_IMAGE", IMAGE),
         "E2E_SUPERVISOR": str(site.control),
+        "E2E_CONTAINERD": str(site.containerd),
     }
 
 
