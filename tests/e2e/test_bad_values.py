@@ -41,8 +41,7 @@ def test_helm_refuses_by_the_keys_name_and_makes_nothing(kube: Kube, case: str) 
     release = Release("refused", kube.namespace)
     with pytest.raises(CommandFailed) as refusal:
         release.install([], given)
-    message = str(refusal.value).replace("'", "").replace(".replicas.min", "/replicas/min")
-    message = message.replace(".gpu.count", "/gpu/count")
+    message = str(refusal.value)
     assert key in message, message
     assert kube("get", "isvc,servingruntime,deployment,sa", "-o", "name").split() == [
         "serviceaccount/default"

@@ -1,0 +1,129 @@
+"""The real KEDA scales a model by the trigger that the chart ships: nobody asks and there is no
+pod, a held request wakes one, load makes three, less load one again, and silence none.
+
+Two times are shortened, since neither KServe nor the chart can say them: KEDA looks every 2 s (its
+default is 30) and waits 5 s before the last pod goes (300). KServe writes ScaledObjects over, so
+the test puts both into their CRD as defaults, for as long as it runs. Prometheus is Debian's and
+runs beside the test. What holds the first request is a stand-in (tests/e2e/standin.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e import asks, standin
+from tests.e2e.kube import Kube, run, until
+from tests.e2e.one_model import MODEL, installed, values
+from tests.e2e.prometheus import PORT, Prometheus, scraping
+from tests.e2e.traffic import Traffic, over_http
+
+QUICK = {"pollingInterval": 2, "cooldownPeriod": 5}
+CRD = "scaledobjects.keda.sh"
+LOAD_CLIENTS = 5
+STEPS = 28
+
+
+def scaling() -> object:
+    """No pod at least and three at most, one running or waiting request for each."""
+    asked = {
+        "enabled": True,
+        "serverAddress": f"http://127.0.0.1:{PORT}",
+        "threshold": 1,
+        "wakeQuery": f"sum({standin.SERIES})",
+        "scaleDownSeconds": 0,
+    }
+    model = {"replicas": {"min": 0, "max": 3}, "autoscaling": asked}
+    return values(model=model, drain={"preStopSeconds": 2, "graceSeconds": 20})
+
+
+@pytest.fixture
+def quick_keda(cluster_up: None) -> Iterator[None]:
+    """ScaledObjects get short times unless they say other ones."""
+    crd = json.loads(run("kubectl", "get", "crd", CRD, "-o", "json"))
+    (version,) = [i for i, v in enumerate(crd["spec"]["versions"]) if v["name"] == "v1alpha1"]
+    at = f"/spec/versions/{version}/schema/openAPIV3Schema/properties/spec/properties"
+
+    def patch(operation: str) -> None:
+        changes = [
+            {"op": operation, "path": f"{at}/{key}/default", "value": seconds}
+            for key, seconds in QUICK.items()
+        ]
+        run("kubectl", "patch", "crd", CRD, "--type=json", "-p", json.dumps(changes))
+
+    patch("add")
+    yield
+    patch("remove")
+
+
+def replicas(kube: Kube) -> tuple[int, int]:
+    """How many pods are wanted, and how many are ready."""
+    deployment = kube.get("deployment", f"{MODEL}-predictor")
+    return deployment["spec"].get("replicas", 1), deployment["status"].get("readyReplicas", 0)
+
+
+def reach(kube: Kube, count: int, timeout_s: float) -> float:
+    """Seconds until exactly `count` pods are wanted and ready."""
+    began = time.monotonic()
+    until(f"{count} replicas", lambda: replicas(kube) == (count, count), timeout_s)
+    return time.monotonic() - began
+
+
+async def draw_slowly(http: httpx.AsyncClient, question: str) -> None:
+    """One picture of many steps, so that requests run and wait while Prometheus looks."""
+    body = asks.picture_body(128, 128, STEPS)
+    reply = await http.post(
+        f"/v2/models/{MODEL}/infer", json=body, headers={asks.REQUEST_ID: question}
+    )
+    asks.check_png(asks.png_of(asks.checked(reply)), 128, 128)
+
+
+def load(kube: Kube, kept: Path, clients: int) -> Traffic:
+    """That many clients that draw without a pause."""
+    dial = over_http(kube.url(MODEL), draw_slowly)
+    saved = kept / f"autoscaling-{clients}.traffic.jsonl"
+    return Traffic(dial, clients=clients, pooled=False, pause_s=0.0, saved=saved)
+
+
+def wake(kube: Kube, prometheus: Prometheus) -> float:
+    """Ask through the stand-in while there is no pod; seconds until the picture came."""
+    assert replicas(kube)[0] == 0
+    with standin.holding(kube.url(MODEL)) as address:
+        until("the stand-in is scraped", lambda: prometheus.value(standin.SERIES) == 0, 20)
+        began = time.monotonic()
+        with httpx.Client(base_url=address, timeout=180, trust_env=False) as http:
+            reply = http.post(f"/v2/models/{MODEL}/infer", json=asks.picture_body())
+        asks.check_png(asks.png_of(asks.checked(reply)), 64, 64)
+    return time.monotonic() - began
+
+
+def test_load_scales_to_three_and_back_silence_to_none_and_a_held_request_wakes(
+    kube: Kube, kept: Path, tmp_path: Path, quick_keda: None
+) -> None:
+    took: dict[str, float] = {}
+    with (
+        scraping(kube.namespace, {"standin": standin.ADDRESS}, tmp_path) as prometheus,
+        installed(kube, scaling()),
+    ):
+        kube.wait(f"isvc/{MODEL}", "create", 20)
+        scaled = until("KEDA's object", lambda: kube.get("scaledobject", f"{MODEL}-predictor"), 30)
+        assert {key: scaled["spec"].get(key) for key in QUICK} == QUICK
+        took["idle to 0"] = reach(kube, 0, 60)
+        took["woken to the first picture"] = wake(kube, prometheus)
+
+        with load(kube, kept, LOAD_CLIENTS) as traffic:
+            took["1 to 3"] = reach(kube, 3, 120)
+        with load(kube, kept, 1) as less:
+            took["3 to 1"] = reach(kube, 1, 90)
+            less.wait_answered(2)
+        took["1 to 0"] = reach(kube, 0, 60)
+    print({name: round(seconds, 1) for name, seconds in took.items()})
+    (kept / "autoscaling.json").write_text(json.dumps(took))
+    for each in (traffic, less):
+        failed = [str(outcome) for outcome in each.outcomes if outcome.failure]
+        assert not failed, failed[:5]
