@@ -15,7 +15,7 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test test-observe lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints lock clean
+.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
@@ -43,6 +43,17 @@ test: $(STAMP) ## every test, warnings are errors
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
+
+test-deploy: $(STAMP) cluster-tools ## chart, manifests and Dockerfile, without a cluster
+	$(PYTEST) tests/deploy
+
+# helm and kubectl: those on PATH, else built from Go modules into the machine's cache
+cluster-tools: $(STAMP)
+	@$(BIN)/python -c 'from tests.deploy.chart import binary; binary("helm"), binary("kubectl")' 2>/dev/null || \
+	  $(BIN)/python -m tests.e2e.cluster build --only helm,kube
+
+manifests: $(STAMP) cluster-tools ## write manifests/ from the chart, a folder per profile
+	PYTHONPATH=. $(BIN)/python docs/manifests.py
 
 lint: $(STAMP) ## ruff, formatting, import contracts, size rules
 	$(BIN)/ruff check .
@@ -79,6 +90,32 @@ checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
 
 evaluate-checkpoints: $(STAMP) ## draw and describe the held-out scenes, judged from the pixels
 	$(BIN)/python -m checkpoints.training evaluate
+
+# the image: `make image BASE_IMAGE=... TARGET=demo TAG=...`; docs/deploy.md has the air gap
+BASE_IMAGE ?= python:3.12-slim
+TARGET ?= server
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAG ?= vision-predictors:$(VERSION)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# what the Dockerfile installs beside the dependencies
+EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)
+
+image: ## the product's image, by docker, podman or buildah, whichever works here
+	@for tool in docker podman buildah; do \
+	  command -v $$tool >/dev/null && $$tool info >/dev/null 2>&1 || continue; \
+	  layers=; [ $$tool = docker ] || layers=--layers; \
+	  set -x; DOCKER_BUILDKIT=1 exec $$tool build $$layers --target $(TARGET) --tag $(TAG) \
+	    --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION=$(REVISION) $(IMAGE_FLAGS) .; \
+	done; echo "none of docker, podman and buildah works here" >&2; exit 1
+
+sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the image installs
+	@mkdir -p out
+	$(BIN)/uv venv -q --clear out/sbom-env
+	$(BIN)/uv pip install -q --python out/sbom-env/bin/python -c constraints.txt -r pyproject.toml $(EXTRAS:%=--extra %)
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-format JSON --output-file out/sbom.json out/sbom-env/bin/python
+	@rm -rf out/sbom-env
 
 lock: $(STAMP) ## resolve constraints.txt anew: names and versions only
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra otel --universal --python-version 3.11 \
