@@ -7,6 +7,7 @@ PYTHON ?= python3
 PORT ?= 8080
 GRPC_PORT ?= 8081
 HOST ?= 127.0.0.1
+E2E_TESTS ?= tests/e2e
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom lock clean
+.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 30
@@ -54,6 +55,13 @@ cluster-tools: $(STAMP)
 
 manifests: $(STAMP) cluster-tools ## write manifests/ from the chart, a folder per profile
 	PYTHONPATH=. $(BIN)/python docs/manifests.py
+
+e2e-cluster: $(STAMP) ## a real Kubernetes with KServe and KEDA on this machine: build what is missing, bring it up (root)
+	$(BIN)/python -m tests.e2e.cluster build
+	$(BIN)/python -m tests.e2e.cluster up
+
+e2e: $(STAMP) ## the whole way on that Kubernetes: build, images, up, tests/e2e, down; logs in out/e2e (root)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.e2e.cluster suite -- $(E2E_TESTS)
 
 lint: $(STAMP) ## ruff, formatting, import contracts, size rules
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.cluster`: build, up, down, run, with, load, status, component, gpus. Turns a
+"""`python -m tests.e2e.cluster`: build, up, down, run, with, load, status, component, gpus, suite. Turns a
 `ClusterError` into a sentence and exit code 1; knows nothing of how things are done.
 """
 
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.e2e.cluster import building, control, images, lifecycle
+from tests.e2e.cluster import building, control, images, lifecycle, suite
 from tests.e2e.cluster.identities import NODE
 from tests.e2e.cluster.places import ClusterError, saved_site
 
@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     component.add_argument("name")
     gpus = verbs.add_parser("gpus", help="pretend that the node has GPUs")
     gpus.add_argument("count", type=int)
+    whole = verbs.add_parser("suite", help="build, images, up, -- PYTEST ARGUMENTS, down")
+    whole.add_argument("tests", nargs="*", default=["tests/e2e"])
     return made
 
 
@@ -70,6 +72,9 @@ def obey(arguments: argparse.Namespace) -> int:
             control.ask(arguments.action, arguments.name)
         case "gpus":
             return set_gpus(arguments.count)
+        case "suite":
+            lifecycle.exit_on_signals()
+            return suite.run_suite(arguments.tests)
     return 0
 
 

@@ -202,8 +202,7 @@ def system_path() -> str:
 
 def with_cluster(command: Sequence[str], keda: bool = True) -> int:
     """Up, run a command, and down whatever happens; the command's exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, leave)
+    exit_on_signals()
     try:
         up(keda)
         return run(command)
@@ -214,6 +213,12 @@ def with_cluster(command: Sequence[str], keda: bool = True) -> int:
         print(f"down in {down():.1f} s", flush=True)
 
 
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: what must be undone is undone."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
 def leave(number: int, frame: object) -> None:
-    """A signal ends `with` as an exception would."""
+    """A signal becomes an exception."""
     sys.exit(128 + number)
