@@ -1,5 +1,5 @@
-"""The whole end-to-end run, stage by stage: build, images, cluster up, images into it, tests, cluster
-down. Says how long each stage took and keeps what it printed; knows no stage's inside.
+"""The whole end-to-end run, stage by stage: build, images, cluster up, images into it, tests,
+cluster down. Says how long each stage took and keeps what it printed; knows no stage's inside.
 """
 
 from __future__ import annotations
