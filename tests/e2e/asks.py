@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ import httpx
 from PIL import Image
 
 from predictors.protocol.kserve_sdk import pb, pb_grpc
+from tests.e2e.traffic import Dial, Line
 
 MODELS = ("flux", "qwen-vl")
 PROMPT = "a large red circle on a white background"
@@ -59,12 +62,16 @@ def checked(reply: httpx.Response) -> Any:
 
 
 # -- for traffic: each sends one question and checks its answer --------------------------------
-async def draw(http: httpx.AsyncClient, question: str) -> None:
+async def draw(http: httpx.AsyncClient, question: str, side: int = 64, steps: int = 1) -> None:
     """One picture over V2 REST."""
-    reply = await http.post(
-        "/v2/models/flux/infer", json=picture_body(), headers={REQUEST_ID: question}
-    )
-    check_png(png_of(checked(reply)), 64, 64)
+    body = picture_body(side, side, steps)
+    reply = await http.post("/v2/models/flux/infer", json=body, headers={REQUEST_ID: question})
+    check_png(png_of(checked(reply)), side, side)
+
+
+async def draw_long(http: httpx.AsyncClient, question: str) -> None:
+    """One picture that takes a second or two."""
+    await draw(http, question, side=128, steps=60)
 
 
 async def write(http: httpx.AsyncClient, question: str) -> None:
@@ -92,6 +99,29 @@ async def stream(http: httpx.AsyncClient, question: str) -> None:
     assert lines[-1] == "data: [DONE]", lines[-1]
     assert not [event for event in events if "error" in event]
     assert any(event["choices"] for event in events)
+
+
+def over_grpc(address: str) -> Dial:
+    """Lines over V2 gRPC, one channel each, that ask for a few words."""
+
+    @asynccontextmanager
+    async def dial() -> AsyncIterator[Line]:
+        # a pool of its own: channels of one process otherwise share their connections
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+
+            async def line(question: str) -> None:
+                request = pb.ModelInferRequest(model_name="qwen-vl", id=question)
+                tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+                tensor.contents.bytes_contents.append(b"Hello")
+                request.parameters["max_tokens"].int64_param = 4
+                answer = await stub.ModelInfer(request, timeout=PATIENCE_S)
+                assert "text" in [output.name for output in answer.outputs], answer
+
+            yield line
+
+    return dial
 
 
 # -- for a look: one answer, returned ----------------------------------------------------------

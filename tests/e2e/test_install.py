@@ -14,7 +14,7 @@ from tests.e2e import answers, asks
 from tests.e2e.helm import LAPTOP, Release, small
 from tests.e2e.kube import Kube, name_of, until
 from tests.e2e.readiness import Witness, check_never_early, witnessing
-from tests.e2e.traffic import Traffic, Window, over_http
+from tests.e2e.traffic import Dial, Traffic, Window, over_http
 
 CHANGED = {"queue": {"capacity": 32}, "flux": {"slots": 2}}
 
@@ -58,28 +58,35 @@ def capacity(kube: Kube, model: str) -> float:
     return float(line.split()[-1])
 
 
+def dials(kube: Kube) -> dict[str, Dial]:
+    """Every way in which the installation is asked: by protocol and length of the work."""
+    address, ports = kube.service("qwen-vl")
+    return {
+        "pictures": over_http(kube.url("flux"), asks.draw),
+        "long pictures": over_http(kube.url("flux"), asks.draw_long),
+        "words": over_http(kube.url("qwen-vl"), asks.write),
+        "streams": over_http(kube.url("qwen-vl"), asks.stream),
+        "calls": asks.over_grpc(f"{address}:{ports['h2c']}"),
+    }
+
+
 @contextmanager
-def everybody_asks(kube: Kube, name: str, kept: Path) -> Iterator[Callable[[], list[Window]]]:
-    """Pooled and fresh connections to both models while the body runs; gives their windows."""
-    asked = [
-        (f"{name}, {kind} {'pooled' if pooled else 'fresh'}", kube.url(model), ask, pooled)
-        for kind, model, ask in (
-            ("pictures", "flux", asks.draw),
-            ("words", "qwen-vl", asks.write),
-            ("streams", "qwen-vl", asks.stream),
-        )
-        for pooled in (True, False)
-    ]
+def everybody_asks(kube: Kube, name: str, kept: Path) -> Iterator[list[Window]]:
+    """Pooled and fresh connections to both models while the body runs; their windows.
+
+    Long pictures keep a leaving pod at work, while pooled clients still hold connections to it.
+    """
     windows: list[Window] = []
     with ExitStack() as stack:
-        for title, url, ask, pooled in asked:
-            saved = kept / f"traffic {title}.jsonl"
-            dial = over_http(url, ask)
-            traffic = Traffic(dial, clients=1, pooled=pooled, pause_s=0.3, saved=saved)
-            stack.enter_context(traffic)
-            traffic.wait_answered(2)
-            windows.append(stack.enter_context(traffic.around(title)))
-        yield lambda: windows
+        for kind, dial in dials(kube).items():
+            for pooled in (True, False):
+                title = f"{name}, {kind} {'pooled' if pooled else 'fresh'}"
+                saved = kept / f"traffic {title}.jsonl"
+                traffic = Traffic(dial, clients=1, pooled=pooled, pause_s=0.5, saved=saved)
+                stack.enter_context(traffic)
+                traffic.wait_answered(2)
+                windows.append(stack.enter_context(traffic.around(title, settle=2)))
+        yield windows
 
 
 def rolled_out(kube: Kube, model: str, old: set[str]) -> None:
@@ -99,9 +106,9 @@ def change(kube: Kube, name: str, kept: Path, work: Callable[[], object]) -> lis
         work()
         for model in asks.MODELS:
             rolled_out(kube, model, old)
-    for window in windows():
+    for window in windows:
         print(window)
-    return windows()
+    return windows
 
 
 def test_readiness_is_never_true_before_warm_up_ends(
