@@ -3,7 +3,8 @@
 #
 # Slow layers come first: the wheels (5 GB, for torch does not import without its CUDA libraries)
 # depend on constraints.txt and the dependencies in pyproject.toml only, the product is one thin
-# layer on them. Secrets `pip` (a pip.conf) and `ca` (a bundle) reach the downloads and no layer.
+# layer on them. Build secrets `pip` (a pip.conf) and `ca` (a bundle of certificates) reach the
+# downloads and no layer.
 
 # any Debian with Python 3.11 to 3.13 and venv; what else is missing is installed by `system`
 ARG BASE_IMAGE=python:3.12-slim
@@ -56,11 +57,12 @@ ARG FLASH_ATTN_VERSION=
 ARG FLASH_ATTN_CUDA_ARCHS="80;89;90"
 ARG MAX_JOBS=4
 COPY constraints.txt /src/
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     set -eu; \
     mkdir /attention; \
     [ -n "${FLASH_ATTN_VERSION}" ] || exit 0; \
     export PIP_CONFIG_FILE=/run/secrets/pip PIP_NO_CACHE_DIR=1 FLASH_ATTENTION_FORCE_BUILD=TRUE; \
+    [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; \
     export FLASH_ATTN_CUDA_ARCHS MAX_JOBS; \
     apt-get update; \
     apt-get install -y --no-install-recommends g++ python3-dev python3-venv; \
@@ -79,10 +81,11 @@ COPY --from=attention /attention /opt/requirements
 # No module's file ever changes here, so Python need not look (UNCHECKED_HASH); the product is
 # imported from a layer of its own (predictors.pth). What installs is gone again at the end
 # hadolint ignore=SC2046
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     --mount=type=cache,target=/root/.cache/uv \
     set -eu; \
-    export PIP_CONFIG_FILE=/run/secrets/pip SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt; \
+    export PIP_CONFIG_FILE=/run/secrets/pip; \
+    [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; \
     export UV_CACHE_DIR UV_LINK_MODE=copy UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never; \
     python3 -m venv /tmp/tools; \
     /tmp/tools/bin/pip install -q --no-cache-dir --disable-pip-version-check "uv==${UV_VERSION}"; \
@@ -98,9 +101,10 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/c
 FROM system AS product
 WORKDIR /src
 COPY constraints.txt ./
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     set -eu; \
     export PIP_CONFIG_FILE=/run/secrets/pip; \
+    [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; \
     python3 -m venv /opt/tools; \
     /opt/tools/bin/pip install -q --no-cache-dir --disable-pip-version-check -c constraints.txt \
       setuptools
@@ -114,11 +118,12 @@ RUN set -eu; \
     chmod -R a+rX,go-w /opt/predictors
 
 FROM wheels AS runtime
+COPY --from=product /opt/predictors /opt/predictors
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="vision-predictors" \
-      org.opencontainers.image.description="FLUX.1 text-to-image and Qwen2.5-VL image-to-text as KServe predictors" \
+      org.opencontainers.image.description="FLUX.1 text-to-image and Qwen2.5-VL image-to-text as KServe predictors, over V2 and OpenAI" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
@@ -137,7 +142,6 @@ EXPOSE 8080 8081
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["tini", "-g", "--", "python", "-m", "predictors"]
-COPY --from=product /opt/predictors /opt/predictors
 
 FROM runtime AS demo
 COPY checkpoints/shapes-flux /opt/checkpoints/shapes-flux

@@ -37,9 +37,8 @@ def build() -> None:
     """Have all images in the layout. Raises `CannotBuild`."""
     install("buildah", "mmdebstrap")
     wheels = f"{WHEELS}:{recipe.wheels_key()}"
-    places.check_free_disk(PRODUCT_GB if exists(wheels) else WHEELS_GB, "the e2e images")
-    if leftovers := _buildah_says("containers", "--quiet").split():
-        run(_buildah("rm", *leftovers), quiet=True)  # of builds that were killed
+    places.check_free_disk(PRODUCT_GB if exists(wheels) else WHEELS_GB, "a build of the e2e images")
+    clean_up()  # after a build that was killed
     base = build_base()
     if not exists(wheels):
         forget(WHEELS)
@@ -53,8 +52,15 @@ def build() -> None:
     lay_down(wheels, layout)
     for reference in (places.SERVER, places.FAULTY, places.BROKEN):
         push(reference)
+    clean_up()
     freed = layout.prune()
     print(f"{freed / 1e6:,.0f} MB of former images were removed from {places.layout()}", flush=True)
+
+
+def clean_up() -> None:
+    """Remove the containers in which buildah ran the instructions; it keeps the last one."""
+    if leftovers := _buildah_says("containers", "--quiet").split():
+        run(_buildah("rm", *leftovers), quiet=True)
 
 
 def build_base() -> str:
@@ -133,7 +139,7 @@ ISOLATED = ("--isolation", "chroot", "--network", "host", "--pull-never")
 
 def _buildah(verb: str, *arguments: str) -> list[str]:
     # overlay: vfs copies the whole image for each instruction, 6 GB a time
-    store = ["--root", str(places.storage()), "--runroot", "/run/vision-predictors-e2e"]
+    store = ["--root", str(places.storage()), "--runroot", "/run/vision-predictors-buildah"]
     return ["buildah", *store, "--storage-driver", "overlay", verb, *arguments]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e.image.layout import Image, Layout
-from tests.e2e.image.places import CannotBuild
+from tests.e2e.image.places import GIGABYTE, CannotBuild, check_free_disk
 from tests.e2e.image.tools import ask
 
 
@@ -38,30 +38,33 @@ class Containerd:
         Raises `CannotBuild` with containerd's words when it refuses them.
         """
         there = self.images()
-        wanted = [image for image in layout.images() if image.reference]
-        new = [image for image in wanted if there.get(image.reference) != image.digest]
+        new = [image for image in layout.images() if there.get(image.reference) != image.digest]
         if new:
             self._import(layout, new)
         return [image.reference for image in new]
 
     def _import(self, layout: Layout, images: Sequence[Image]) -> None:
         started = time.monotonic()
+        there = self.blobs()
+        size_gb = sum(layout.missing(images, there).values()) / GIGABYTE
+        # packed and unpacked
+        check_free_disk(2 * size_gb, "an import into containerd")
         with tempfile.TemporaryFile() as said:
             command = [*self._ctr, "images", "import", "-"]
             importer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
             assert importer.stdin is not None
             try:
                 with importer.stdin as pipe:
-                    sent = layout.write_archive(images, self.blobs(), pipe)
+                    layout.write_archive(images, there, pipe)
             except BrokenPipeError:
-                sent = 0  # it has said why
+                pass  # it has said why
             if importer.wait():
                 said.seek(0)
                 words = said.read().decode(errors="replace")
                 raise CannotBuild(f"containerd did not import the images: {words}")
         seconds = time.monotonic() - started
         names = ", ".join(image.reference for image in images)
-        print(f"imported {names}: {sent / 1e6:,.0f} MB sent, {seconds:.1f} s", flush=True)
+        print(f"imported {names}: {size_gb * 1000:,.0f} MB sent, {seconds:.1f} s", flush=True)
 
 
 def share_blobs(layout: Layout, root: Path) -> int:

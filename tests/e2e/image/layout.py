@@ -47,6 +47,7 @@ class Layout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._index = folder / "index.json"
 
     def blob(self, digest: str) -> Path:
         """Where the content of a digest lies."""
@@ -55,20 +56,24 @@ class Layout:
 
     def images(self) -> list[Image]:
         """All that are named; none when there is no layout yet."""
-        index = self.folder / "index.json"
-        if not index.exists():
-            return []
-        found = json.loads(index.read_text())["manifests"]
-        return [self._image(descriptor) for descriptor in found]
+        return [self._image(found, found["annotations"][REF]) for found in self._named()]
 
-    def _image(self, descriptor: Mapping[str, Any]) -> Image:
+    def _named(self) -> list[Mapping[str, Any]]:
+        if not self._index.exists():
+            return []
+        found = json.loads(self._index.read_text())["manifests"]
+        return [descriptor for descriptor in found if REF in descriptor.get("annotations", {})]
+
+    def _image(self, descriptor: Mapping[str, Any], reference: str) -> Image:
         manifest = json.loads(self.blob(descriptor["digest"]).read_text())
         layers = [(layer["digest"], layer["size"]) for layer in manifest["layers"]]
-        reference = descriptor.get("annotations", {}).get(REF, "")
         return Image(reference, descriptor, manifest["config"]["digest"], layers)
 
     def prune(self) -> int:
-        """Remove blobs that no image needs; how many bytes that freed."""
+        """Forget images that lost their name to a newer one, and blobs that no image needs; how
+        many bytes that freed."""
+        index = json.loads(self._index.read_text())
+        self._index.write_text(json.dumps({**index, "manifests": self._named()}))
         needed = {digest for image in self.images() for digest in image.blobs}
         freed = 0
         for path in (self.folder / "blobs" / "sha256").iterdir():
@@ -77,20 +82,25 @@ class Layout:
                 path.unlink()
         return freed
 
-    def write_archive(self, images: Sequence[Image], there: Collection[str], out: IO[bytes]) -> int:
-        """Write `images` as an OCI archive without the blobs in `there`; bytes of the blobs.
+    def missing(self, images: Sequence[Image], there: Collection[str]) -> dict[str, int]:
+        """Bytes of each blob of `images` that is not `there`, in the order of a stream."""
+        blobs = [blob for image in images for blob in image.blobs if blob not in there]
+        return {blob: self.blob(blob).stat().st_size for blob in blobs}
+
+    def write_archive(
+        self, images: Sequence[Image], there: Collection[str], out: IO[bytes]
+    ) -> None:
+        """Write `images` as an OCI archive without the blobs in `there`.
 
         Raises `OSError` when the reader of `out` goes away.
         """
-        missing = [blob for image in images for blob in image.blobs if blob not in there]
         index = {"schemaVersion": 2, "manifests": [_named(image) for image in images]}
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             _add(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
             _add(tar, "index.json", json.dumps(index).encode())
-            for digest in dict.fromkeys(missing):
+            for digest in self.missing(images, there):
                 path = self.blob(digest)
                 tar.add(path, arcname=path.relative_to(self.folder).as_posix(), recursive=False)
-        return sum(self.blob(digest).stat().st_size for digest in dict.fromkeys(missing))
 
     def share(self, digest: str, copy: Path) -> bool:
         """Keep one file where two are: `copy` of the same content becomes ours, as a hard link.

@@ -5,6 +5,7 @@ Dockerfile's text and Debian's package names, and no tool.
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 
@@ -16,9 +17,6 @@ BASE_PACKAGES = (
     "python3-venv", "tini",
 )  # fmt: skip
 """All that the Dockerfile's stage `system` asks for, so that the build needs no apt."""
-
-EXTRAS = ("otel", "fa3")
-"""The Dockerfile's default."""
 
 PRODUCT_STAGE = "FROM system AS product"
 
@@ -40,8 +38,15 @@ def wheels_key(root: Path = ROOT) -> str:
 def requirements(root: Path = ROOT) -> list[str]:
     """The dependencies in pyproject.toml, with those of the extras that the image has."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    extras = (project["optional-dependencies"][name] for name in EXTRAS)
+    extras = (project["optional-dependencies"][name] for name in default_of("EXTRAS", root).split())
     return sum(extras, start=list(project["dependencies"]))
+
+
+def default_of(argument: str, root: Path = ROOT) -> str:
+    """What an ARG of the Dockerfile is when the build is told nothing."""
+    found = re.search(rf'^ARG {argument}="?([^"\n]*)', (root / "Dockerfile").read_text(), re.M)
+    assert found, f"the Dockerfile has no ARG {argument}"
+    return found[1]
 
 
 def _digest(*parts: str) -> str:

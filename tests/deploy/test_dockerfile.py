@@ -1,0 +1,205 @@
+"""The Dockerfile's promises: small changes build fast, nothing secret or heavy slips in, and what
+runs is nobody in particular."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.dockerfile import ROOT, Stage, is_sent, read_stages
+from tests.e2e.image import recipe
+
+ARGUMENTS, STAGES = read_stages()
+BY_NAME = {stage.name: stage for stage in STAGES}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IGNORED = [
+    line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
+]
+
+
+def beneath(name: str) -> list[Stage]:
+    """A stage and all that it is built on."""
+    stage = BY_NAME[name]
+    return [stage, *(beneath(stage.base) if stage.base in BY_NAME else [])]
+
+
+def needed_by(name: str) -> set[str]:
+    """The names of all stages whose change would build this one anew."""
+    found = {name}
+    for stage in beneath(name):
+        found |= {stage.name}
+        for other in stage.others:
+            found |= needed_by(other)
+    return found
+
+
+def files_sent() -> set[str]:
+    """The repository's files that the build gets."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {path for path in listed.stdout.split() if is_sent(path, IGNORED)}
+
+
+def test_a_build_that_names_no_target_gives_the_server() -> None:
+    assert STAGES[-1].name == "server"
+
+
+def test_the_base_is_pinned_by_a_tag_and_can_be_another() -> None:
+    assert re.fullmatch(r"python:3\.\d+-slim", ARGUMENTS["BASE_IMAGE"])
+    assert BY_NAME["system"].base == "${BASE_IMAGE}"
+    assert ARGUMENTS["ATTENTION_IMAGE"] == "${BASE_IMAGE}"  # so that no CUDA image is pulled
+
+
+def test_the_server_has_no_weights_and_the_demo_has_both() -> None:
+    copied = [source for stage in beneath("server") for source in stage.sources]
+    assert not copied, "the server is made of other stages only"
+    assert BY_NAME["demo"].sources == ["checkpoints/shapes-flux", "checkpoints/shapes-qwen-vl"]
+    assert [target.split()[-1] for target in BY_NAME["demo"].of("COPY")] == [
+        "/opt/checkpoints/shapes-flux",
+        "/opt/checkpoints/shapes-qwen-vl",
+    ]
+    assert needed_by("server").isdisjoint({"demo"})
+
+
+def test_the_process_is_an_unnamed_user_under_an_init() -> None:
+    runtime = BY_NAME["runtime"]
+    assert runtime.of("USER") == ["10001:10001"]
+    assert json.loads(runtime.of("ENTRYPOINT")[0]) == [
+        "tini", "-g", "--", "python", "-m", "predictors",
+    ]  # fmt: skip
+    assert not [step for stage in beneath("server") for step in stage.of("CMD", "HEALTHCHECK")]
+    assert not BY_NAME["server"].steps
+
+
+def test_the_root_may_be_read_only() -> None:
+    environment = " ".join(BY_NAME["runtime"].of("ENV"))
+    assert "HOME=/tmp" in environment
+    assert "PYTHONDONTWRITEBYTECODE=1" in environment
+    assert "HOST=0.0.0.0" in environment
+    assert BY_NAME["runtime"].of("WORKDIR") == ["/tmp"]
+    assert "install -d -o 10001 -g 10001 -m 0750 /var/cache/predictors" in system_step()
+
+
+def system_step() -> str:
+    """What `system` runs."""
+    return BY_NAME["system"].of("RUN")[0]
+
+
+def test_the_labels_say_what_it_is() -> None:
+    labels = dict(re.findall(r'image\.(\w+)="([^"]*)"', BY_NAME["runtime"].of("LABEL")[0]))
+    assert labels == {
+        "title": PROJECT["name"],
+        "description": PROJECT["description"],
+        "version": "${VERSION}",
+        "revision": "${REVISION}",
+        "source": "${SOURCE}",
+        "licenses": PROJECT["license"],
+    }
+    assert recipe.default_of("VERSION") == PROJECT["version"]
+
+
+def test_only_dependencies_and_constraints_can_make_the_wheels_anew() -> None:
+    stages = needed_by("wheels")
+    assert stages == {"system", "requirements", "attention", "wheels"}
+    sources = {source for name in stages for source in BY_NAME[name].sources}
+    assert sources == {"pyproject.toml", "constraints.txt"}
+    assert not BY_NAME["wheels"].sources
+    # a fresh clone has other dates, and layers are told apart by them
+    assert "touch -d @0" in BY_NAME["requirements"].of("RUN")[0]
+
+
+def test_the_wheels_are_pinned_and_nothing_is_compiled_for_them() -> None:
+    step = BY_NAME["wheels"].of("RUN")[0]
+    assert "-c /opt/requirements/constraints.txt" in step
+    assert "-r /opt/requirements/requirements.txt" in step
+    assert "--only-binary :all:" in step
+    assert "--compile-bytecode" in step
+
+
+def test_everything_that_the_wheels_are_given_is_pinned() -> None:
+    pinned = {
+        re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    names = [re.split(r"[\[<>=;~! ]", requirement)[0] for requirement in recipe.requirements()]
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in names} <= pinned
+
+
+def test_the_dockerfile_reads_the_same_dependencies_as_the_hash_of_the_wheels() -> None:
+    program = re.search(r'python3 -c "(.*?)"', BY_NAME["requirements"].of("RUN")[0])
+    assert program
+    with (ROOT / "pyproject.toml").open("rb") as project:
+        said = subprocess.run(
+            [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]), "otel", "fa3"],
+            stdin=project, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert recipe.default_of("EXTRAS").split() == ["otel", "fa3"]
+    assert said.stdout.splitlines() == recipe.requirements()
+
+
+def test_a_change_of_the_code_is_one_thin_layer() -> None:
+    layers = [step for name in ("runtime", "server") for step in BY_NAME[name].of("RUN", "COPY")]
+    assert layers == ["--from=product /opt/predictors /opt/predictors"]
+    assert "compileall -q --invalidation-mode unchecked-hash" in BY_NAME["product"].of("RUN")[-1]
+    sources = BY_NAME["product"].sources
+    assert sources.index("predictors") > sources.index("constraints.txt"), "the slow step is first"
+
+
+def test_secrets_are_mounted_for_a_step_and_never_passed_as_arguments() -> None:
+    for stage in STAGES:
+        names = [step.partition("=")[0].lower() for step in stage.of("ARG")]
+        assert not [name for name in names if re.search("token|password|secret|index", name)]
+        for step in stage.of("RUN"):
+            assert "required" not in step  # a build that needs none is told none
+            # buildah removes what it mounts over, from the image too
+            assert not re.search(r"type=secret,[^ ]*target=", step)
+            if "pip install" in step and "--no-index" not in step:
+                assert "--mount=type=secret,id=pip --mount=type=secret,id=ca" in step
+
+
+def test_the_tool_that_installs_is_the_one_of_the_makefile() -> None:
+    found = re.search(r"^UV_VERSION := (\S+)", (ROOT / "Makefile").read_text(), re.M)
+    assert found
+    assert recipe.default_of("UV_VERSION") == found[1]
+
+
+def test_the_build_is_sent_exactly_what_it_copies() -> None:
+    copied = {source for stage in STAGES for source in stage.sources}
+    sent = files_sent()
+    for source in copied:
+        assert [path for path in sent if path == source or path.startswith(f"{source}/")], source
+    stray = [
+        path
+        for path in sent
+        if not any(path == source or path.startswith(f"{source}/") for source in copied)
+    ]
+    assert stray == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config", ".venv/bin/python", "out/log.txt", "tests/conftest.py", "pip.conf",
+        "predictors/__pycache__/base.cpython-311.pyc", "checkpoints/training/loop.py",
+    ],
+)  # fmt: skip
+def test_the_build_is_not_sent(path: str) -> None:
+    assert not is_sent(path, IGNORED)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["Dockerfile", "tests/e2e/image/faulty/Dockerfile", "tests/e2e/image/broken/Dockerfile"],
+)
+def test_hadolint_has_nothing_to_say(path: str) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    assert hadolint.exists(), "hadolint comes with the extra `deploy`: make setup"
+    command = [str(hadolint), "--config", str(ROOT / ".hadolint.yaml"), str(ROOT / path)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout + said.stderr

@@ -1,0 +1,216 @@
+"""What is built anew when, and what a containerd is sent: hashes and streams, without a builder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.image import recipe
+from tests.e2e.image.layout import FULL_NAME, REF, Layout
+from tests.e2e.image.places import ROOT, CannotBuild, check_free_disk
+
+SERVER = "localhost/product:e2e"
+
+
+def put(layout: Layout, content: bytes) -> str:
+    """Lay a blob down; gives its digest."""
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    path = layout.blob(digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return digest
+
+
+def put_image(layout: Layout, reference: str, *layers: bytes) -> str:
+    """Lay an image down as `buildah push oci:` does: the former one of its name loses it."""
+    descriptors = [{"digest": put(layout, layer), "size": len(layer)} for layer in layers]
+    config = {"digest": put(layout, f"config {reference} {layers!r}".encode())}
+    manifest = json.dumps({"config": config, "layers": descriptors}).encode()
+    digest = put(layout, manifest)
+    index = layout.folder / "index.json"
+    there = json.loads(index.read_text())["manifests"] if index.exists() else []
+    for former in there:
+        if former.get("annotations", {}).get(REF) == reference:
+            former["annotations"] = {}
+    new = {"digest": digest, "size": len(manifest), "annotations": {REF: reference}}
+    index.write_text(json.dumps({"schemaVersion": 2, "manifests": [*there, new]}))
+    return digest
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """An image of wheels and product."""
+    made = Layout(tmp_path / "oci")
+    put_image(made, SERVER, b"wheels" * 1000, b"product")
+    return made
+
+
+def names_in(stream: bytes) -> set[str]:
+    """What an archive holds."""
+    with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
+        return set(tar.getnames())
+
+
+def test_a_layout_that_is_not_there_has_no_images(tmp_path: Path) -> None:
+    assert Layout(tmp_path / "none").images() == []
+
+
+def test_a_stream_holds_only_what_the_other_side_lacks(layout: Layout) -> None:
+    (image,) = layout.images()
+    wheels, product = (digest for digest, _ in image.layers)
+    out = io.BytesIO()
+    layout.write_archive([image], {wheels}, out)
+    names = names_in(out.getvalue())
+    assert f"blobs/sha256/{product[7:]}" in names
+    assert f"blobs/sha256/{image.config[7:]}" in names
+    assert f"blobs/sha256/{wheels[7:]}" not in names
+    assert {"oci-layout", "index.json"} < names
+
+
+def test_a_stream_names_its_images_in_full(layout: Layout) -> None:
+    out = io.BytesIO()
+    layout.write_archive(layout.images(), set(), out)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        index = tar.extractfile("index.json")
+        assert index is not None
+        (described,) = json.loads(index.read())["manifests"]
+    assert described["annotations"] == {FULL_NAME: SERVER, REF: "e2e"}
+
+
+def test_a_layer_that_two_images_share_is_sent_once(layout: Layout) -> None:
+    put_image(layout, "localhost/product:faulty", b"wheels" * 1000, b"product", b"fault")
+    images = layout.images()
+    out = io.BytesIO()
+    layout.write_archive(images, set(), out)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        names = tar.getnames()
+    assert len(names) == len(set(names)) == 2 + 3 + 2 * 2  # layers, configs and manifests
+    assert sum(layout.missing(images, set()).values()) < len(out.getvalue())
+
+
+def test_pruning_drops_a_former_product_and_keeps_the_wheels(layout: Layout) -> None:
+    (former,) = layout.images()
+    digest = put_image(layout, SERVER, b"wheels" * 1000, b"product, changed")
+    assert layout.prune() > 0
+    (image,) = layout.images()
+    assert image.digest == digest
+    assert all(layout.blob(blob).exists() for blob in image.blobs)
+    assert not layout.blob(former.layers[1][0]).exists()
+    assert layout.prune() == 0
+
+
+def test_a_blob_that_containerd_has_too_takes_the_disk_once(layout: Layout, tmp_path: Path) -> None:
+    (image,) = layout.images()
+    wheels, size = image.layers[0]
+    copy = tmp_path / "copy"
+    shutil.copy(layout.blob(wheels), copy)
+    assert layout.share(wheels, copy)
+    assert layout.blob(wheels).samefile(copy)
+    assert layout.blob(wheels).stat().st_size == size
+    assert not layout.share(wheels, copy), "it is shared already"
+    copy.unlink()
+    assert layout.blob(wheels).read_bytes() == b"wheels" * 1000
+
+
+def test_a_copy_that_is_cut_short_is_not_shared(layout: Layout, tmp_path: Path) -> None:
+    (image,) = layout.images()
+    copy = tmp_path / "copy"
+    copy.write_bytes(b"whe")
+    assert not layout.share(image.layers[0][0], copy)
+    assert not layout.share(image.layers[0][0], tmp_path / "nothing")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What the hash of the wheels is made of, to be changed."""
+    for name in ("Dockerfile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def change(path: Path, old: str, new: str) -> None:
+    """Replace what has to be there."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_fresh_clone_has_the_same_wheels(clone: Path) -> None:
+    assert recipe.wheels_key(clone) == recipe.wheels_key()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("constraints.txt", "torch==", "torch==0+"),
+        ("pyproject.toml", '"torch>=', '"torch>=0.'),
+        ("pyproject.toml", '"fa3-fwd>=', '"fa3-fwd>0.'),
+        ("Dockerfile", "--compile-bytecode", ""),
+        ("Dockerfile", "libgomp1", "libgomp2"),
+    ],
+)
+def test_the_wheels_are_made_anew_after_a_change_of(
+    clone: Path, file: str, old: str, new: str
+) -> None:
+    change(clone / file, old, new)
+    assert recipe.wheels_key(clone) != recipe.wheels_key()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("pyproject.toml", "line-length = 100", "line-length = 99"),
+        ("pyproject.toml", '"pytest>=', '"pytest>=0.'),
+        ("Dockerfile", '"tini", "-g"', '"tini"'),
+        ("Dockerfile", "# Slow layers come first", "# Slow layers"),
+    ],
+)
+def test_the_wheels_stay_after_a_change_of(clone: Path, file: str, old: str, new: str) -> None:
+    change(clone / file, old, new)
+    assert recipe.wheels_key(clone) == recipe.wheels_key()
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VISION_PREDICTORS_CACHE", str(tmp_path))
+    with pytest.raises(CannotBuild, match=r"a build needs 1000000000 GB in .* GB are free"):
+        check_free_disk(1e9, "a build")
+    check_free_disk(0, "nothing")
+    assert "nothing needs 0 GB" in capsys.readouterr().out
+
+
+def test_the_faulty_image_hangs_an_engine_while_its_file_is_there(tmp_path: Path) -> None:
+    program = """
+import sys, threading, time, types
+from pathlib import Path
+import sitecustomize
+from predictors.serving.turns import Turns
+sitecustomize.HANG = Path(sys.argv[1])
+steps = []
+engine = types.SimpleNamespace(step=steps.append)
+Turns("model", engine, None, time.monotonic, None)
+engine.step([1])
+sitecustomize.HANG.touch()
+thread = threading.Thread(target=engine.step, args=([2],))
+thread.start()
+thread.join(0.2)
+print(steps, thread.is_alive())
+sitecustomize.HANG.unlink()
+thread.join(5)
+print(steps, thread.is_alive())
+"""
+    folder = ROOT / "tests" / "e2e" / "image" / "faulty"
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "hang")],
+        env={"PYTHONPATH": f"{folder}:{ROOT}"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert said.stdout.splitlines() == ["[[1]] True", "[[1], [2]] False"], said.stderr

