@@ -110,10 +110,13 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
       setuptools
 COPY pyproject.toml README.md LICENSE ./
 COPY predictors predictors
+# buildah 1.28 would take the labels of a former revision from its cache, were this layer the same
+ARG REVISION=unknown
 RUN set -eu; \
     /opt/tools/bin/pip install -q --disable-pip-version-check --no-index --no-deps \
       --no-build-isolation --no-compile --target /opt/predictors .; \
     rm -rf /opt/predictors/bin; \
+    echo "${REVISION}" >/opt/predictors/REVISION; \
     python3 -m compileall -q --invalidation-mode unchecked-hash /opt/predictors; \
     chmod -R a+rX,go-w /opt/predictors
 

@@ -104,7 +104,7 @@ BASE_IMAGE ?= python:3.12-slim
 TARGET ?= server
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TAG ?= vision-predictors:$(VERSION)
-REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude="*" 2>/dev/null || echo unknown)
 # what the Dockerfile installs beside the dependencies
 EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)
 

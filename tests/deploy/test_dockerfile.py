@@ -151,6 +151,12 @@ def test_a_change_of_the_code_is_one_thin_layer() -> None:
     assert sources.index("predictors") > sources.index("constraints.txt"), "the slow step is first"
 
 
+def test_a_label_is_never_that_of_a_former_revision() -> None:
+    # buildah tells labels apart by their text, arguments not put in; only a new layer beneath helps
+    assert 'echo "${REVISION}" >/opt/predictors/REVISION' in BY_NAME["product"].of("RUN")[-1]
+    assert BY_NAME["runtime"].steps[0][0] == "COPY"
+
+
 def test_secrets_are_mounted_for_a_step_and_never_passed_as_arguments() -> None:
     for stage in STAGES:
         names = [step.partition("=")[0].lower() for step in stage.of("ARG")]

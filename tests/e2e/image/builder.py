@@ -81,12 +81,21 @@ def build_base() -> str:
     return base
 
 
-def build_stage(base: str, stage: str, reference: str, *options: str) -> None:
+def build_stage(base: str, stage: str, reference: str) -> None:
     """Build one stage of the Dockerfile on `base`; whatever has not changed is taken as it is."""
     with _secrets() as secrets:
-        given = ["--build-arg", f"BASE_IMAGE={base}", *_uv_cache(), *secrets, *options]
+        arguments = [f"BASE_IMAGE={base}", f"REVISION={revision()}"]
+        given = [word for pair in arguments for word in ("--build-arg", pair)]
+        given += [*_uv_cache(), *secrets]
         source = ["--target", stage, "-t", reference, str(places.ROOT)]
         run(_buildah("build", "--layers", *ISOLATED, *given, *source), quiet=True)
+
+
+def revision() -> str:
+    """The commit that the image is built from, with `-dirty` when files differ from it."""
+    described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(described, cwd=places.ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def build_variant(name: str, reference: str) -> None:
