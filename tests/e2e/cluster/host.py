@@ -5,6 +5,7 @@ of them, and how all of it is given back. Knows no component.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -103,6 +104,31 @@ def remove_tree(top: Path) -> list[Path]:
         except OSError:
             left.append(Path(folder))
     return left
+
+
+def network_of(pid: int) -> str:
+    """The name of a process' network namespace; empty when the process is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return ""
+
+
+def processes_in(network: str) -> set[int]:
+    """Everything that runs in a network namespace."""
+    pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+    return {pid for pid in pids if network_of(pid) == network}
+
+
+def end_processes(network: str) -> None:
+    """Kill what tests have left in the cluster's network; the machine's own is never touched."""
+    if network in {"", network_of(1), network_of(os.getpid())}:
+        return
+    for pid in processes_in(network):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def mount(*words: object) -> None:

@@ -96,6 +96,7 @@ def note_pid(site: Site, parent: int) -> None:
     if not noted.exists() and children.exists():
         found = children.read_text().split()
         if found:
+            (site.run / "network").write_text(host.network_of(int(found[0])))
             noted.write_text(f"{found[0]} {started_at(int(found[0]))}")
 
 
@@ -123,6 +124,8 @@ def down() -> float:
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
         wait_gone(pid)
+    if (RUN / "network").exists():
+        host.end_processes((RUN / "network").read_text())
     left = host.remove_cgroups()
     if left:
         raise ClusterError(f"still in use: {', '.join(map(str, left))}")

@@ -63,21 +63,27 @@ def run_stage(stage: Stage, folder: Path, taken: list[str]) -> int:
     print(f"== {stage.name}", flush=True)
     start = time.monotonic()
     environment = {**os.environ, "E2E_OUT": str(folder), "PYTHONUNBUFFERED": "1"}
-    with (folder / f"{stage.name}.log").open("wb") as kept:
-        process = subprocess.Popen(
+    with (
+        (folder / f"{stage.name}.log").open("wb") as kept,
+        subprocess.Popen(
             stage.command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.buffer.write(line)
-            sys.stdout.flush()
-            kept.write(line)
-        code = process.wait()
+        try:
+            for line in process.stdout:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+                kept.write(line)
+        except BaseException:
+            process.terminate()  # cut off by a signal: the stage, too, undoes what it must
+            raise
+    code = process.returncode
     taken.append(f"{stage.name} {time.monotonic() - start:.0f} s")
     print(f"== {taken[-1]}, exit code {code}", flush=True)
     return code

@@ -1,0 +1,78 @@
+"""How the e2e cluster is taken down and how its suite runs, where that needs no cluster: cgroups,
+pids, networks, and stages that fail.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import configs, control, host, lifecycle, suite
+from tests.e2e.cluster.places import ClusterError
+
+
+def test_cgroups_are_removed_and_others_stay(tmp_path: Path) -> None:
+    ours = tmp_path / "cpu" / configs.CGROUP
+    (ours / "kubepods" / "pod1").mkdir(parents=True)
+    (tmp_path / "cpu" / "somebody").mkdir()
+    assert host.remove_cgroups(tmp_path) == []
+    assert [p.name for p in (tmp_path / "cpu").iterdir()] == ["somebody"]
+
+
+def test_a_cgroup_in_use_is_said(tmp_path: Path) -> None:
+    busy = tmp_path / "cpu" / configs.CGROUP
+    busy.mkdir(parents=True)
+    (busy / "a process").touch()
+    assert host.remove_cgroups(tmp_path, timeout_s=0.0) == [busy]
+
+
+def test_a_pid_that_is_somebody_elses_by_now_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lifecycle, "RUN", tmp_path)
+    assert lifecycle.supervisor_pid() is None
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        noted = tmp_path / "pid"
+        noted.write_text(f"{process.pid} {lifecycle.started_at(process.pid)}")
+        assert lifecycle.supervisor_pid() == process.pid
+        noted.write_text(f"{process.pid} 1")
+        assert lifecycle.supervisor_pid() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_supervisor_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="supervisor does not answer"):
+        control.ask("stop", "kube-apiserver", tmp_path / "control.sock")
+
+
+def test_the_suite_says_every_stage_and_stops_at_the_first_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stages(_tests: object, _out: Path) -> tuple[suite.Stage, ...]:
+        commands = {"first": "print('seen')", "second": "raise SystemExit(3)", "third": "print(3)"}
+        return tuple(suite.Stage(n, (sys.executable, "-c", c)) for n, c in commands.items())
+
+    monkeypatch.setattr(suite, "stages", stages)
+    monkeypatch.setattr(suite, "CLUSTER", (sys.executable, "-c", "print('taken down')"))
+    assert suite.run_suite([], tmp_path) == 3
+    assert (tmp_path / "first.log").read_text() == "seen\n"
+    assert (tmp_path / "cluster-down.log").read_text() == "taken down\n"
+    assert not (tmp_path / "third.log").exists()
+    assert "first 0 s, second 0 s, cluster-down 0 s" in capfd.readouterr().out
+
+
+def test_what_still_runs_in_the_clusters_network_is_found(tmp_path: Path) -> None:
+    assert host.processes_in(host.network_of(os.getpid())) >= {os.getpid()}
+    assert host.processes_in("net:[0]") == set()
+
+
+def test_the_suite_imports_images_before_it_tests(tmp_path: Path) -> None:
+    names = [stage.name for stage in suite.stages(["tests/e2e"], tmp_path)]
+    assert names == ["cluster-build", "image-build", "cluster-up", "image-import", "tests"]
