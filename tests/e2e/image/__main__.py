@@ -1,5 +1,5 @@
-"""`python -m tests.e2e.image build | import | list`: the images of the e2e suite. Only the command
-line is here.
+"""`python -m tests.e2e.image build | import | save | list`: the images of the e2e suite. Only the
+command line is here.
 
 `build` needs root and Debian's packages, and leaves an OCI layout in the machine's cache; `import`
 brings it into a running containerd; neither needs a registry of images.
@@ -15,6 +15,8 @@ from pathlib import Path
 from tests.e2e.image import builder, places
 from tests.e2e.image.containerd import Containerd, share_blobs
 from tests.e2e.image.layout import Layout
+
+NOTHING_BUILT = "no image was built: python -m tests.e2e.image build"
 
 
 def main() -> int:
@@ -39,12 +41,24 @@ def bring(arguments: argparse.Namespace) -> None:
     """Import what the containerd lacks of the images that `build` left."""
     layout = Layout(places.layout())
     if not layout.images():
-        raise places.CannotBuild("no image was built: python -m tests.e2e.image build")
+        raise places.CannotBuild(NOTHING_BUILT)
     new = Containerd(arguments.containerd, arguments.namespace).import_missing(layout)
     print(f"new: {', '.join(new) or 'nothing'}", flush=True)
     saved = share_blobs(layout, arguments.root or places.cache() / "containerd")
     if saved:
         print(f"{saved / 1e9:.1f} GB are shared with containerd's content store", flush=True)
+
+
+def save(arguments: argparse.Namespace) -> None:
+    """Write the product's image, whole, as one OCI archive, for a registry behind an air gap."""
+    layout = Layout(places.layout())
+    product = [image for image in layout.images() if image.reference == places.SERVER]
+    if not product:
+        raise places.CannotBuild(NOTHING_BUILT)
+    size_gb = sum(layout.missing(product, set()).values()) / places.GIGABYTE
+    places.check_free_disk(size_gb, "the archive", arguments.archive.absolute().parent)
+    with arguments.archive.open("wb") as out:
+        layout.write_archive(product, set(), out)
 
 
 def show(_arguments: argparse.Namespace) -> None:
@@ -63,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--namespace", default="k8s.io", help="default: k8s.io, the kubelet's")
     verb.add_argument("--root", type=Path, help="its folder (default: the e2e cluster's)")
     verb.set_defaults(run=bring)
+    verb = verbs.add_parser("save", help=save.__doc__)
+    verb.add_argument("archive", type=Path, metavar="FILE.tar")
+    verb.set_defaults(run=save)
     verbs.add_parser("list", help=show.__doc__).set_defaults(run=show)
     return parser
 

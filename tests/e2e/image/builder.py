@@ -35,7 +35,7 @@ UNWANTED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 
 def build() -> None:
     """Have all images in the layout. Raises `CannotBuild`."""
-    install("buildah", "mmdebstrap")
+    install("buildah", "mmdebstrap", "debian-archive-keyring")
     wheels = f"{WHEELS}:{recipe.wheels_key()}"
     places.check_free_disk(PRODUCT_GB if exists(wheels) else WHEELS_GB, "a build of the e2e images")
     clean_up()  # after a build that was killed

@@ -45,10 +45,14 @@ def layout() -> Path:
     return cache() / "images" / "oci"
 
 
-def check_free_disk(needed_gb: float, purpose: str) -> None:
-    """Say what the disk has and `purpose` needs; raises `CannotBuild` when that is too little."""
-    free_gb = shutil.disk_usage(cache()).free / GIGABYTE
-    sentence = f"{purpose} needs {needed_gb:.0f} GB in {cache()}, {free_gb:.0f} GB are free"
+def check_free_disk(needed_gb: float, purpose: str, folder: Path | None = None) -> None:
+    """Say what the disk has and `purpose` needs; raises `CannotBuild` when that is too little.
+
+    The disk is that of `folder`, else of the machine's cache.
+    """
+    where = folder or cache()
+    free_gb = shutil.disk_usage(where).free / GIGABYTE
+    sentence = f"{purpose} needs {needed_gb:.0f} GB in {where}, {free_gb:.0f} GB are free"
     print(sentence, flush=True)
     if free_gb < needed_gb:
         raise CannotBuild(sentence)

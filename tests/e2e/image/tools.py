@@ -39,8 +39,8 @@ def ask(command: Sequence[str], *, cwd: Path = ROOT) -> str:
 
 
 def install(*packages: str) -> None:
-    """Have Debian's packages whose programs are not there, each named like its program."""
-    missing = [package for package in packages if shutil.which(package) is None]
+    """Have Debian's packages that are not there, each named like its program or its keyring."""
+    missing = [package for package in packages if not _is_there(package)]
     if not missing:
         return
     names = " ".join(missing)
@@ -51,6 +51,11 @@ def install(*packages: str) -> None:
     run([*root, *env, "apt-get", "update", "-qq"], quiet=True)
     install_them = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
     run([*root, *env, *install_them], quiet=True)
-    still = [package for package in missing if shutil.which(package) is None]
+    still = [package for package in missing if not _is_there(package)]
     if still:
         raise CannotBuild(f"apt-get did not bring {' '.join(still)}")
+
+
+def _is_there(package: str) -> bool:
+    keyring = Path("/usr/share/keyrings", f"{package}.gpg")
+    return shutil.which(package) is not None or keyring.exists()
