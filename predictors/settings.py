@@ -69,8 +69,10 @@ class ServerSettings:
     """Port of `/debug/engine` and `/debug/profile`, for operators; 0 takes a free one, -1 is off. They are unauthenticated."""
     admin_host: str = "127.0.0.1"
     """Address that the admin port binds. Whoever reaches it sees request ids and can slow the server down by profiling it."""
+    linger_s: float = 0.0
+    """After SIGTERM readiness is false at once, but whoever still comes is served for this long and told to come back elsewhere (`Connection: close`, GOAWAY): clients that keep connections learn of the end no other way. The chart sets it."""
     drain_timeout_s: float = 300.0
-    """After SIGTERM accepted work is finished for at most this long, then the rest is failed with 503."""
+    """After SIGTERM, and `linger_s`, accepted work is finished for at most this long, then the rest is failed with 503."""
     keep_alive_s: float = 65.0
     """Idle HTTP connections are closed after this; longer than the usual load balancer's 60 s."""
     max_body_bytes: int = 64 * 2**20
@@ -236,6 +238,7 @@ class Settings:
 
 def from_env(environ: Mapping[str, str]) -> Settings:
     """Settings from `environ`; raises `InvalidSetting` for a bad value or an unknown `PREDICTORS_*` name."""
+    environ = _without_service_links(environ)
     known: set[str] = set()
     groups = {}
     for group in fields(Settings):
@@ -247,6 +250,18 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     if unknown:
         raise InvalidSetting(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
     return Settings(**groups)
+
+
+def _without_service_links(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment less what Kubernetes puts there for each Service: one called `predictors-x` gives `PREDICTORS_X_PORT`, one called `grpc` gives `GRPC_PORT`."""
+    links = {name.removesuffix("_SERVICE_HOST") for name in environ if name.endswith("_SERVICE_HOST")}
+    written = {f"{link}{rest}" for link in links for rest in ("_SERVICE_HOST", "_SERVICE_PORT")}
+    begins = tuple(f"{link}{rest}" for link in links for rest in ("_SERVICE_PORT_", "_PORT_"))
+    ports = {f"{link}_PORT" for link in links}  # an operator may have set this one himself
+    return {
+        name: value for name, value in environ.items()
+        if not (name in written or (begins and name.startswith(begins)) or (name in ports and "://" in value))
+    }
 
 
 def _group_from_env(

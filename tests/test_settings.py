@@ -17,6 +17,7 @@ DEFAULTS = {
     "server.grpc_port": 8081,
     "server.admin_port": -1,
     "server.admin_host": "127.0.0.1",
+    "server.linger_s": 0.0,
     "server.drain_timeout_s": 300.0,
     "server.keep_alive_s": 65.0,
     "server.max_body_bytes": 64 * 2**20,
@@ -75,6 +76,36 @@ DEFAULTS = {
     "qwen_vl.precision": "auto",
     "qwen_vl.deterministic": "auto",
 }
+
+
+def links_to(service: str) -> dict[str, str]:
+    """What Kubernetes sets in every pod beside a Service of this name."""
+    name = service.upper().replace("-", "_")
+    return {
+        f"{name}_SERVICE_HOST": "10.96.0.7",
+        f"{name}_SERVICE_PORT": "80",
+        f"{name}_SERVICE_PORT_HTTP1": "80",
+        f"{name}_PORT": "tcp://10.96.0.7:80",
+        f"{name}_PORT_80_TCP": "tcp://10.96.0.7:80",
+        f"{name}_PORT_80_TCP_ADDR": "10.96.0.7",
+    }
+
+
+@pytest.mark.parametrize(
+    "service", ["predictors", "predictors-metrics", "predictors-server", "grpc"]
+)
+def test_a_service_of_a_like_name_in_the_namespace_sets_nothing(service: str) -> None:
+    assert from_env(links_to(service)) == Settings()
+
+
+def test_a_port_that_was_set_beside_such_a_service_holds() -> None:
+    environ = links_to("grpc") | {"GRPC_PORT": "9000"}
+    assert from_env(environ).server.grpc_port == 9000
+
+
+def test_beside_such_a_service_a_wrong_name_is_still_refused() -> None:
+    with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_PROT"):
+        from_env(links_to("predictors-server") | {"PREDICTORS_SERVER_PROT": "1"})
 
 
 def flat(settings: Settings) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """Which models are served, whether they may be asked now, and how many requests are in flight.
 Knows no wire format.
 
-Every edge asks here first: `find` for the model, `enter` and `leave` around the work. Draining is a
-gate at this door: work that is inside stays inside and is finished, whatever comes later is refused
-with `Draining`. Event loop only.
+Every edge asks here first: `find` for the model, `enter` and `leave` around the work. The end has
+two steps: a server that is leaving is ready for nobody but takes who still comes; one that is
+draining finishes what is inside and refuses whatever comes later with `Draining`. Event loop only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Registry:
         self.settings = settings
         self._models: dict[str, Served] = {model.name: model for model in models}
         self._withdrawn: set[str] = set()
+        self._leaving = False
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -60,13 +61,18 @@ class Registry:
 
     # -- health ----------------------------------------------------------------------------------
     @property
+    def is_leaving(self) -> bool:
+        """Whether the process is about to end: nobody should come any more."""
+        return self._leaving
+
+    @property
     def is_draining(self) -> bool:
-        """Whether the process is shutting down."""
+        """Whether the process is shutting down: whoever comes is refused."""
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
-        """Whether this model answers now: warm, alive, not withdrawn, not draining."""
-        if self._draining or name in self._withdrawn:
+        """Whether to ask this model: warm, alive, not withdrawn, not leaving or draining."""
+        if self._leaving or name in self._withdrawn:
             return False
         return await self._models[name].healthy()
 
@@ -112,10 +118,15 @@ class Registry:
         return True
 
     # -- life ------------------------------------------------------------------------------------
+    def retire(self) -> None:
+        """Be ready for nobody from now on, for good, but take who comes."""
+        self._leaving = True
+        metrics.draining.set(1)
+
     def drain(self) -> None:
         """Refuse new work from now on, for good."""
+        self.retire()
         self._draining = True
-        metrics.draining.set(1)
 
     def withdraw(self, name: str) -> None:
         """Take a model out of service (`unload`); what it has accepted is finished, its weights

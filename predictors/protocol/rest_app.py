@@ -37,6 +37,7 @@ access = logging.getLogger("predictors.access")
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
+_CLOSE = (b"connection", b"close")
 _MAX_PATH = 200  # characters of a path in the log
 _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
@@ -52,12 +53,22 @@ class Answering:
 
 
 class RestApp:
-    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date."""
+    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date.
+
+    Once `is_leaving` is true every answer ends its connection, so that a client that keeps its
+    connections comes back elsewhere.
+    """
 
     def __init__(
-        self, routes: Sequence[BaseRoute], *, access_log: bool, on_scrape: Callable[[], None]
+        self,
+        routes: Sequence[BaseRoute],
+        *,
+        access_log: bool,
+        on_scrape: Callable[[], None],
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self._on_scrape = on_scrape
+        self._is_leaving = is_leaving
         self._access_log = access_log
         metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
         self._router = Router([*routes, metrics_route], redirect_slashes=False, default=_nowhere)
@@ -74,7 +85,8 @@ class RestApp:
 
         async def send_named(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], request_id]
+                closing = [_CLOSE] if self._is_leaving() else []
+                message["headers"] = [*message["headers"], request_id, *closing]
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 

@@ -2,8 +2,9 @@
 Knows no wire format and no model beyond `Served`.
 
 A `kserve.ModelServer` with its own `start` and `stop`. KServe's closes the socket at SIGTERM, keeps
-gRPC open, and answers no probe meanwhile; here readiness goes first, accepted work is finished on
-open sockets, late comers read 503, and then the process ends. A second signal ends it at once.
+gRPC open, and answers no probe meanwhile; here readiness goes first, then, where `server.linger_s`
+says so, callers who have not heard are still served and sent elsewhere, accepted work is finished
+on open sockets, late comers read 503, and the process ends. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
+        self._draining = asyncio.Event()
         self._exit_code = 0
         self.exit_now: Callable[[int], object] = os._exit
 
@@ -153,12 +155,14 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self.grpc_port,
             )
             await self._ending.wait()
+            grpc_stopped = await self._linger(grpc_server)
             await self._drain()
             http_server.should_exit = True
             await end_admin()
             await http_task
         if grpc_server is not None:
             await grpc_server.stop(LAST_WORDS_S)
+        await grpc_stopped
         await self._each_model("stop")
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
@@ -187,7 +191,12 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _http_server(self, routes: Sequence[BaseRoute]) -> HttpServer:
         own = self.settings.server
         config = uvicorn.Config(
-            RestApp(routes, access_log=own.access_log, on_scrape=self._on_scrape),
+            RestApp(
+                routes,
+                access_log=own.access_log,
+                on_scrape=self._on_scrape,
+                is_leaving=lambda: self.registry.is_leaving,
+            ),
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
@@ -235,6 +244,22 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             if start is not None:
                 start()
 
+    async def _linger(self, grpc_server: grpc.aio.Server | None) -> Awaitable[object]:
+        """Serve on for `linger_s`, saying to everybody who is served to come back elsewhere: over
+        HTTP with the answer, over gRPC (GOAWAY) at once. Returns what ends with gRPC's last call.
+        """
+        own = self.settings.server
+        if self.registry.is_draining:
+            return _nothing()
+        log.info("serving whoever still comes for %g s", own.linger_s)
+        stopped: Awaitable[object] = _nothing()
+        if grpc_server is not None:
+            stopped = asyncio.create_task(grpc_server.stop(own.linger_s + own.drain_timeout_s))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), own.linger_s)
+        self._refuse()
+        return stopped
+
     async def _drain(self) -> None:
         """Finish what was accepted, and fail what is left when time is up."""
         waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
@@ -251,10 +276,17 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         await _all_in_threads([each for each in verbs if each is not None])
 
     # -- how it ends -----------------------------------------------------------------------------
-    def _end(self, exit_code: int) -> None:
+    def _end(self, exit_code: int, *, lingers: bool = False) -> None:
+        """From now on nothing is ready; and nothing new comes in, unless the process `lingers`."""
         self._exit_code = self._exit_code or exit_code
-        self.registry.drain()  # from this moment on nothing new comes in and nothing is ready
+        self.registry.retire()
+        if not lingers:
+            self._refuse()
         self._ending.set()
+
+    def _refuse(self) -> None:
+        self.registry.drain()
+        self._draining.set()
 
     def _engine_failed(self, error: EngineFailed) -> None:
         """Called on the engine thread, after everybody in flight was answered."""
@@ -276,7 +308,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.exit_now(128 + number)
             return
         log.info("%s: draining", signal.Signals(number).name)
-        self._end(0)
+        # nobody balances between replicas of a process that is interrupted from a terminal
+        self._end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -81,14 +81,16 @@ def test_the_start_has_its_budget_and_the_other_probes_their_patience() -> None:
         assert model[name]["httpGet"] == {"path": "/v2/models/{{.Name}}/ready", "port": 8080}
 
 
-def test_the_pod_has_time_for_the_sleep_the_drain_and_some_slack() -> None:
+def test_the_pod_has_time_for_the_sleep_the_linger_the_drain_and_some_slack() -> None:
     spec = laptop(
         "models.flux.timeoutSeconds=120",
-        'models.flux.drain={"preStopSeconds":7,"graceSeconds":140}',
+        'models.flux.drain={"preStopSeconds":7,"lingerSeconds":9,"graceSeconds":140}',
     )
     assert spec["model"]["lifecycle"] == {"preStop": {"sleep": {"seconds": 7}}}
-    assert spec["terminationGracePeriodSeconds"] == 7 + 140 + 15
+    assert spec["terminationGracePeriodSeconds"] == 7 + 9 + 140 + 15
+    assert environment(spec["model"])["PREDICTORS_SERVER_LINGER_S"] == "9"
     assert environment(spec["model"])["PREDICTORS_SERVER_DRAIN_TIMEOUT_S"] == "140"
+    assert spec["model"]["livenessProbe"]["terminationGracePeriodSeconds"] == 15
 
 
 def test_the_longest_job_is_the_gateways_timeout_and_the_deadline_of_who_brings_none() -> None:

@@ -40,7 +40,8 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    settings = small_settings(server={"drain_timeout_s": float(sys.argv[1])})
+    drain_timeout_s, linger_s = map(float, sys.argv[1:])
+    settings = small_settings(server={"drain_timeout_s": drain_timeout_s, "linger_s": linger_s})
     held = ScriptedEngine(slots=1)
     echo = TaskPredictor("echo", held, settings)
     own = PredictorServer([echo], settings)

@@ -1,5 +1,5 @@
-"""SIGTERM with work in flight: nothing that was accepted is lost, nothing new comes in, and the
-process ends by itself."""
+"""SIGTERM with work in flight: nothing that was accepted is lost, nothing new comes in once nobody
+lingers, and the process ends by itself."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ HERE = Path(__file__).parent
 class Process:
     """A server that this test may signal; its engine moves on `tell`."""
 
-    def __init__(self, drain_timeout_s: float) -> None:
+    def __init__(self, drain_timeout_s: float, linger_s: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "serve_held.py"), str(drain_timeout_s)],
+            [sys.executable, str(HERE / "serve_held.py"), str(drain_timeout_s), str(linger_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -105,8 +105,8 @@ def start() -> Iterator[object]:
     """Starts processes, and ends them after the test."""
     started: list[Process] = []
 
-    def run(drain_timeout_s: float = PATIENCE_S) -> Process:
-        started.append(Process(drain_timeout_s))
+    def run(drain_timeout_s: float = PATIENCE_S, linger_s: float = 0.0) -> Process:
+        started.append(Process(drain_timeout_s, linger_s))
         return started[-1]
 
     yield run
@@ -143,6 +143,49 @@ def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object)
     assert process.wait() == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)
+
+
+def test_who_comes_while_a_server_lingers_is_served_and_sent_elsewhere(start: object) -> None:
+    process = start(linger_s=PATIENCE_S)  # type: ignore[operator]
+    process.tell("open")
+    url = f"http://127.0.0.1:{process.port}/v2/models/echo"
+    with httpx.Client(timeout=PATIENCE_S) as http:
+        before = http.post(f"{url}/infer", json=infer_body("before"))
+        assert "connection" not in before.headers
+        process.signal(signal.SIGTERM)
+        process.wait_log("serving whoever still comes")
+        late = http.post(f"{url}/infer", json=infer_body("late"))
+        assert (late.status_code, late.headers["connection"]) == (200, "close")
+        ready = http.get(f"{url}/ready")
+        assert (ready.status_code, ready.headers["connection"]) == (503, "close")
+    process.signal(signal.SIGTERM)  # in a hurry now
+    assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_lingering_server_finishes_running_grpc_calls_and_ends_by_itself(start: object) -> None:
+    process = start(linger_s=0.05)  # type: ignore[operator]
+    with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
+        tensor = pb.ModelInferRequest.InferInputTensor(name="prompt", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(b"held")
+        request = pb.ModelInferRequest(model_name="echo", inputs=[tensor])
+        running = pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(
+            request, timeout=PATIENCE_S
+        )
+        process.wait_accepted(1)
+        process.signal(signal.SIGTERM)
+        process.wait_log("draining 1 requests")
+        late = process.post("late").result(PATIENCE_S)
+        assert (late.status_code, late.headers["connection"]) == (503, "close")
+        process.tell("open")
+        running.result(PATIENCE_S)
+    assert process.wait() == 0
+
+
+def test_an_interrupt_from_a_terminal_does_not_linger(start: object) -> None:
+    process = start(linger_s=PATIENCE_S)  # type: ignore[operator]
+    process.signal(signal.SIGINT)
+    process.wait_log("draining 0 requests")
+    assert process.wait() == 0
 
 
 def test_when_the_drain_time_is_over_the_rest_is_answered_with_503() -> None:

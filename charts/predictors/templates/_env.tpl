@@ -6,6 +6,8 @@
 {{/* Environment of a model's container: the chart's own, then settings, then `env`: (list root model) */}}
 {{- define "predictors.env" -}}
 {{- $model := last . -}}
+- name: PREDICTORS_SERVER_LINGER_S
+  value: {{ $model.drain.lingerSeconds | int | quote }}
 - name: PREDICTORS_SERVER_DRAIN_TIMEOUT_S
   value: {{ $model.drain.graceSeconds | int | quote }}
 {{- if not (hasKey (get $model.settings "queue" | default dict) "default_timeout_s") }}

@@ -5,7 +5,7 @@ serviceAccountName: {{ include "predictors.serviceAccountName" (list $root $name
 automountServiceAccountToken: {{ $root.Values.events.enabled }}
 enableServiceLinks: false
 timeout: {{ int $model.timeoutSeconds }}
-terminationGracePeriodSeconds: {{ add (int $model.drain.preStopSeconds) (int $model.drain.graceSeconds) 15 }}
+terminationGracePeriodSeconds: {{ add (int $model.drain.preStopSeconds) (int $model.drain.lingerSeconds) (int $model.drain.graceSeconds) 15 }}
 deploymentStrategy:
   type: RollingUpdate
   rollingUpdate:

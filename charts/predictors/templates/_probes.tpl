@@ -22,4 +22,5 @@ livenessProbe:
   periodSeconds: {{ int $probes.liveness.periodSeconds }}
   timeoutSeconds: {{ int $probes.liveness.timeoutSeconds }}
   failureThreshold: {{ int $probes.liveness.failureThreshold }}
+  terminationGracePeriodSeconds: {{ int $probes.liveness.graceSeconds }}
 {{- end }}

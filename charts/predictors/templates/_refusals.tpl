@@ -67,7 +67,7 @@
 {{/* Settings that belong to the chart: ports and folders are wired to the pod. */}}
 {{- define "predictors.refuse.owned" -}}
 {{- $at := first . -}}{{- $settings := (last .).settings -}}
-{{- $owned := dict "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
+{{- $owned := dict "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.linger_s" "say drain.lingerSeconds" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
 {{- range $key, $why := $owned -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $settings (first $path) | default dict) (last $path) -}}
