@@ -1,0 +1,174 @@
+"""A real Prometheus for a block: it scrapes, evaluates rules and answers over its HTTP API. Knows
+no metric of ours.
+
+Debian's binary, on a free port of 127.0.0.1, with its database in a folder of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from predictors.cli.child import free_ports
+
+SCRAPE_S = 1
+LOOK_EVERY_S = 0.2
+PATIENCE_S = 60.0
+
+Labels = Mapping[str, str]
+
+
+class Prometheus:
+    """A context manager. `targets` are addresses to scrape with the labels that a cluster would
+    add; `rules` are rule files. Methods block; the test's thread."""
+
+    def __init__(
+        self, folder: Path, targets: Mapping[str, Labels], rules: Sequence[Path] = ()
+    ) -> None:
+        self._folder = folder
+        self._port = free_ports(1)[0]
+        self._config = {
+            "global": {
+                "scrape_interval": f"{SCRAPE_S}s",
+                "scrape_timeout": f"{SCRAPE_S}s",
+                "evaluation_interval": "1s",
+            },
+            "rule_files": [str(path) for path in rules],
+            "scrape_configs": [
+                {
+                    "job_name": "predictors",
+                    "static_configs": [
+                        {"targets": [address], "labels": dict(labels)}
+                        for address, labels in targets.items()
+                    ],
+                }
+            ],
+        }
+
+    def __enter__(self) -> Prometheus:
+        binary = shutil.which("prometheus")
+        assert binary is not None, "look for it before"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "prometheus.yml"
+        config.write_text(json.dumps(self._config))  # JSON is YAML
+        with (self._folder / "prometheus.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    binary,
+                    f"--config.file={config}",
+                    f"--storage.tsdb.path={self._folder / 'tsdb'}",
+                    f"--web.listen-address=127.0.0.1:{self._port}",
+                    "--log.level=warn",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30.0)
+        self.wait_until(self._is_ready, "Prometheus does not start")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+        self._process.terminate()
+        self._process.wait(PATIENCE_S)
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Every series of an instant query: `metric` and `value` (time, text)."""
+        found: list[dict[str, Any]] = self._get("/api/v1/query", query=expression)["result"]
+        return found
+
+    def query_range(self, expression: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
+        """Every series of a range query, a sample a second: `metric` and `values`. Unix seconds."""
+        asked = {"query": expression, "start": start_s, "end": end_s, "step": SCRAPE_S}
+        found: list[dict[str, Any]] = self._get("/api/v1/query_range", **asked)["result"]
+        return found
+
+    def numbers(self, expression: str, start_s: float, end_s: float) -> list[float]:
+        """Every finite sample of a range query, of all series."""
+        samples = (
+            float(text)
+            for series in self.query_range(expression, start_s, end_s)
+            for _, text in series["values"]
+        )
+        return [sample for sample in samples if math.isfinite(sample)]
+
+    def value(self, expression: str) -> float:
+        """The sum of an instant query's series; 0 when there are none."""
+        return sum(float(series["value"][1]) for series in self.query(expression))
+
+    def label_values(self, label: str, series: str) -> list[str]:
+        """What Grafana's `label_values(series, label)` asks."""
+        found: list[str] = self._get(f"/api/v1/label/{label}/values", **{"match[]": series})
+        return found
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Every loaded rule with its `health`, `lastError` and, for alerts, `state`."""
+        groups = self._get("/api/v1/rules")["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def firing(self) -> dict[str, list[Labels]]:
+        """Alerts that fire, by name, with the labels of each instance."""
+        found: dict[str, list[Labels]] = {}
+        for alert in self._get("/api/v1/alerts")["alerts"]:
+            if alert["state"] == "firing":
+                found.setdefault(alert["labels"]["alertname"], []).append(alert["labels"])
+        return found
+
+    def wait_scraped(self, times: int = 2) -> float:
+        """Return once every target was scraped so many times more; the Unix time then."""
+        began = time.time()
+
+        def fresh() -> bool:
+            since = f"min(count_over_time(up[{math.ceil(time.time() - began)}s]))"
+            return time.time() - began >= 1 and self.value(since) > times
+
+        self.wait_until(fresh, "the targets are not scraped")
+        return time.time()
+
+    def wait_until(self, holds: Callable[[], bool], otherwise: str) -> None:
+        """Return as soon as `holds()`; AssertionError with `otherwise` and the log when it never
+        does."""
+        wait_until(holds, lambda: f"{otherwise}\n{self.log()}")
+
+    def log(self) -> str:
+        """What Prometheus complained of."""
+        return (self._folder / "prometheus.log").read_text()
+
+    def _is_ready(self) -> bool:
+        assert self._process.poll() is None, f"Prometheus ended\n{self.log()}"
+        try:
+            return self._http.get("/-/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _get(self, path: str, **asked: Any) -> Any:
+        reply = self._http.get(path, params=asked)
+        assert reply.status_code == 200, f"{asked}: {reply.text}"
+        return reply.json()["data"]
+
+
+def wait_until(
+    holds: Callable[[], bool], otherwise: Callable[[], str], timeout_s: float = PATIENCE_S
+) -> None:
+    """Return as soon as `holds()`; AssertionError with `otherwise()` after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not holds():
+        assert time.monotonic() < end, otherwise()
+        pause.wait(LOOK_EVERY_S)

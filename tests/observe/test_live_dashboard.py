@@ -1,0 +1,193 @@
+"""Every expression of dashboard, rules and alerts has data where a real Prometheus scrapes the
+real server under mixed load, and the outcomes that it counted are those that the load saw."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.observe.clients import Clients, Kind, counted
+from tests.observe.conftest import WriteRules
+from tests.observe.live import Live
+from tests.observe.load import LEFT_OR_OK, mixed_load
+from tests.observe.prometheus import Prometheus
+from tests.observe.test_alerts import RULES
+from tests.observe.test_dashboard import BOARD, PANELS
+
+POD = {"namespace": "observed", "isvc": "pictures", "pod": "pictures-predictor-0"}
+LOAD_S = 20.0
+RATE_S = 4  # Grafana's $__rate_interval: four scrapes
+SCRAPE_BOUND_S = 2.0  # the goal is 0.1; two shared cores decide nothing
+
+# what has no data here, and why; nothing else may be empty
+ABSENT: dict[str, str] = {}
+
+
+@dataclass
+class Observed:
+    """A server, the Prometheus that watched it, and the load that it was under."""
+
+    live: Live
+    prometheus: Prometheus
+    seen: Counter[Kind]
+    began_s: float
+    ended_s: float
+    scrapes_s: list[float]
+
+
+@pytest.fixture(scope="module")
+def observed(
+    needs_prometheus: None, write_rules: WriteRules, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("observed")
+    rules = write_rules({})
+    settings = {"PREDICTORS_QUEUE_CAPACITY": "2", "PREDICTORS_FLUX_SLOTS": "2"}
+    with Live(folder / "server.log", settings) as live:
+        live.wait_warm()
+        with Prometheus(folder, {live.address: POD}, rules) as prometheus, Clients(live) as clients:
+            prometheus.wait_scraped()
+            began_s = time.time()
+            with mixed_load(clients):
+                scrapes_s = scrape_for(live, LOAD_S)
+            live.wait_idle()
+            ended_s = prometheus.wait_scraped()
+            yield Observed(live, prometheus, clients.seen, began_s, ended_s, scrapes_s)
+
+
+def scrape_for(live: Live, seconds: float) -> list[float]:
+    """How long scrapes took, a few a second for so long: more would be load of their own."""
+    found: list[float] = []
+    end = time.monotonic() + seconds
+    while not threading.Event().wait(0.25) and time.monotonic() < end:
+        began = time.perf_counter()
+        assert live.admin.get("/metrics").status_code == 200
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def as_grafana_asks(observed: Observed, expression: str) -> str:
+    """The expression with its variables filled in by what the server's own series have."""
+    for name in ("namespace", "isvc", "model", "pod"):
+        values = observed.prometheus.label_values(name, "predictors_model_ready")
+        assert values, f"the variable {name} has nothing to choose from"
+        expression = expression.replace(f"${name}", "|".join(values))
+    span_s = round(observed.ended_s - observed.began_s)
+    filled = expression.replace("$__rate_interval", f"{RATE_S}s").replace("$__range", f"{span_s}s")
+    assert "$" not in filled, filled
+    return filled
+
+
+def data_of(observed: Observed, expression: str) -> list[float]:
+    """Every finite sample of the time under load."""
+    return observed.prometheus.numbers(expression, observed.began_s, observed.ended_s)
+
+
+@pytest.mark.parametrize("title", [panel["title"] for panel in PANELS])
+def test_every_panel_has_data(observed: Observed, title: str) -> None:
+    (panel,) = [panel for panel in PANELS if panel["title"] == title]
+    for target in panel["targets"]:
+        found = data_of(observed, as_grafana_asks(observed, target["expr"]))
+        assert bool(found) != (title in ABSENT), (target["expr"], ABSENT.get(title))
+
+
+def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> None:
+    """A label that no longer matches would still give lines of zeros."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            if "rate(" in target["expr"] and panel["title"] not in ABSENT:
+                found = data_of(observed, as_grafana_asks(observed, target["expr"]))
+                assert max(found, default=0) > 0, panel["title"]
+
+
+def test_every_variable_of_the_dashboard_can_be_chosen(observed: Observed) -> None:
+    for variable in BOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
+            assert asked is not None, variable["query"]
+            assert observed.prometheus.label_values(asked[2], asked[1])
+
+
+def test_every_rule_is_evaluated_without_an_error(observed: Observed) -> None:
+    rules = observed.prometheus.rules()
+    assert len(rules) == len(RULES)
+    for rule in rules:
+        assert (rule["health"], rule.get("lastError", "")) == ("ok", ""), rule["name"]
+
+
+@pytest.mark.parametrize("name", [rule["record"] for rule in RULES if "record" in rule])
+def test_every_recorded_series_has_data(observed: Observed, name: str) -> None:
+    assert data_of(observed, name)
+
+
+SELECTOR = r"\b(predictors[_:][\w:]+|process_\w+|up)(\{[^}]*\})?(?=[\s\[)]|$)"
+
+
+@pytest.mark.parametrize("name", [rule["alert"] for rule in RULES if "alert" in rule])
+def test_every_series_that_an_alert_asks_for_is_there(observed: Observed, name: str) -> None:
+    (rule,) = [rule for rule in RULES if rule.get("alert") == name]
+    selectors = re.findall(SELECTOR, rule["expr"])
+    assert selectors
+    for series, labels in selectors:
+        assert data_of(observed, f"count({series}{labels})"), series + labels
+
+
+def test_a_series_that_was_renamed_has_no_data(observed: Observed) -> None:
+    """What the tests above look at is there to fail."""
+    assert not data_of(observed, "predictors_requests_total_renamed")
+    assert not data_of(observed, 'count(predictors_requests_total{reason="queue_is_full"})')
+
+
+def test_the_server_counted_what_the_load_saw(observed: Observed) -> None:
+    told, seen = counted(observed.live), Counter(observed.seen)
+    for kind in [kind for kind in seen if kind.reason == LEFT_OR_OK]:
+        number = seen.pop(kind)
+        # those of that door that were answered were counted by the streams that stayed
+        answered, left = kind._replace(reason="ok"), kind._replace(reason="cancelled")
+        assert told[answered] + told[left] + told[kind._replace(reason="queue_full")] == (
+            number + seen[answered] + seen[kind._replace(reason="queue_full")]
+        )
+        for reason in ("ok", "cancelled", "queue_full"):
+            told.pop(kind._replace(reason=reason), None)
+            seen.pop(kind._replace(reason=reason), None)
+    assert told == seen
+    reasons = {kind.reason for kind in observed.seen}
+    assert {"ok", "invalid_input", "queue_full", "deadline"} <= reasons
+    assert {kind.protocol for kind in observed.seen} == {"v2_rest", "v2_grpc", "openai"}
+
+
+def test_prometheus_has_the_same_counts_and_nobody_waits_or_runs(observed: Observed) -> None:
+    asked = "sum by (model, protocol, operation, reason) (predictors_requests_total) > 0"
+    scraped = {
+        Kind(**series["metric"]): round(float(series["value"][1]))
+        for series in observed.prometheus.query(asked)
+    }
+    assert scraped == counted(observed.live)
+    for gauge in ("waiting", "running"):
+        assert max(data_of(observed, f"predictors_requests_{gauge}")) > 0
+        assert observed.prometheus.value(f"predictors_requests_{gauge}") == 0
+
+
+def test_a_scrape_under_full_load_is_quick(
+    observed: Observed, record_property: Callable[[str, object], None]
+) -> None:
+    own = sorted(observed.scrapes_s)
+    theirs = data_of(observed, "scrape_duration_seconds")
+    figures = {
+        "scrapes": len(own),
+        "median_ms": round(1000 * statistics.median(own), 1),
+        "p99_ms": round(1000 * own[int(len(own) * 0.99)], 1),
+        "max_ms": round(1000 * own[-1], 1),
+        "prometheus_median_ms": round(1000 * statistics.median(theirs), 1),
+        "prometheus_max_ms": round(1000 * max(theirs), 1),
+    }
+    print(json.dumps(figures))  # noqa: T201 - a measurement, with `pytest -rP`
+    record_property("scrape", json.dumps(figures))
+    assert statistics.median(own) < SCRAPE_BOUND_S
