@@ -83,6 +83,13 @@ async def write(http: httpx.AsyncClient, question: str) -> None:
     assert outputs["completion_tokens"][0] >= 1, outputs
 
 
+async def write_long(http: httpx.AsyncClient, question: str) -> None:
+    """Sixty-four words or so, which take a moment."""
+    body = words_body("Tell me what you can do.", max_tokens=64)
+    reply = await http.post("/v2/models/qwen-vl/infer", json=body, headers={REQUEST_ID: question})
+    checked(reply)
+
+
 async def stream(http: httpx.AsyncClient, question: str) -> None:
     """A few words over OpenAI, streamed to `[DONE]`."""
     body = {

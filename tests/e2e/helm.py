@@ -86,9 +86,9 @@ def small(image: str = "", **defaults: Any) -> dict[str, Any]:
         "probes": {
             "startup": {**QUICK_PROBE, "budgetSeconds": 180},
             "readiness": {**QUICK_PROBE, "failureThreshold": 1},
-            "liveness": {**QUICK_PROBE, "failureThreshold": 3},
+            "liveness": {**QUICK_PROBE, "failureThreshold": 3, "graceSeconds": 3},
         },
-        "drain": {"preStopSeconds": 2, "graceSeconds": 20},
+        "drain": {"preStopSeconds": 2, "lingerSeconds": 2, "graceSeconds": 20},
         "timeoutSeconds": 20,
         "shm": {"size": "64Mi"},
     }
