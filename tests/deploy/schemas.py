@@ -1,5 +1,5 @@
 """Schemas to hold rendered objects to: Kubernetes' own, strict, for every version that the chart is
-for, and those in the CRDs of KServe and the Prometheus Operator. Knows no chart.
+for, and those in the CRDs of KServe, the Prometheus Operator and the Gateway API. Knows no chart.
 
 Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules, copied into the
 machine's cache. A CRD's CEL rules need an API server and are not looked at; tests/e2e has one.
@@ -29,6 +29,7 @@ from tests.e2e.cluster.places import cache
 Schema = dict[str, Any]
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
 KSERVE = "github.com/kserve/kserve"
+GATEWAY = "sigs.k8s.io/gateway-api"
 OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 OPERATOR_VERSION = "v0.85.0"
 CRDS = {  # module: where its CRDs of what the chart may render lie
@@ -37,12 +38,13 @@ CRDS = {  # module: where its CRDs of what the chart may render lie
         "config/crd/full/serving.kserve.io_inferenceservices.yaml",
         "config/crd/full/localmodel/serving.kserve.io_localmodelcaches.yaml",
     ),
+    GATEWAY: ("config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",),
     OPERATOR: (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
 }
-GROUPS = ("serving.kserve.io", "monitoring.coreos.com")
+GROUPS = ("serving.kserve.io", "monitoring.coreos.com", "gateway.networking.k8s.io")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 MB of YAML
 
 

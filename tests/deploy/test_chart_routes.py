@@ -1,0 +1,37 @@
+"""The weights of canaries: a route of the chart's own, since KServe 0.20 writes none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.deploy import chart
+
+GATEWAY = ('gateway={"enabled":true,"parentRefs":[{"name":"door"}]}',)
+
+
+def routes(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The rendered HTTPRoutes by name."""
+    return chart.of_kind(chart.render(*values, sets=sets), "HTTPRoute")
+
+
+def test_the_weights_of_all_revisions_are_a_hundred_and_the_rest_is_the_stable_ones() -> None:
+    (route,) = routes("ci/canary-values.yaml").values()
+    (rule,) = route["spec"]["rules"]
+    assert [(b["name"], b["port"], b["weight"]) for b in rule["backendRefs"]] == [
+        ("flux-predictor", 80, 75),
+        ("flux-next-predictor", 80, 20),
+        ("flux-tuned-predictor", 80, 5),
+    ]
+    assert rule["timeouts"] == {"request": "300s"}
+    assert route["spec"]["hostnames"] == [f"flux.{chart.NAMESPACE}.example.com"]
+    assert route["spec"]["parentRefs"][0]["name"] == "kserve-ingress-gateway"
+
+
+def test_without_canaries_or_unasked_there_is_no_route_of_ours() -> None:
+    assert routes("values-laptop.yaml", sets=GATEWAY) == {}
+    assert routes("ci/canary-values.yaml", sets=("gateway.enabled=false",)) == {}
+
+
+def test_a_route_without_a_gateway_is_refused_by_the_keys_name() -> None:
+    said = chart.refusal("ci/canary-values.yaml", sets=("gateway.parentRefs=[]",))
+    assert "/gateway/parentRefs" in said
