@@ -7,12 +7,81 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.cluster import configs, control, host, lifecycle, suite
-from tests.e2e.cluster.places import ClusterError
+from tests.e2e.cluster.components import Component
+from tests.e2e.cluster.places import ClusterError, Site
+from tests.e2e.cluster.processes import Processes
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Ready under one path only."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/ready" else 500)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Something that answers probes."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Processes:
+    """Components' processes with folders of their own."""
+    made = Site(*(tmp_path / name for name in ("run", "state", "images", "bin", "out")))
+    made.run.mkdir()
+    return Processes(made)
+
+
+def python(name: str, code: str, ready_url: str | None = None) -> Component:
+    """A component that runs some Python."""
+    return Component(name, (sys.executable, "-c", code), {"GREETING": "hello"}, ready_url)
+
+
+def test_a_component_that_ends_is_noticed_and_its_log_goes_on(processes: Processes) -> None:
+    talking = python("talker", "import os; print(os.environ['GREETING'], flush=True); exit(4)")
+    for _ in range(2):
+        processes.start(talking).wait()
+        assert processes.ended() == [(talking, 4)]
+    assert processes.ended() == []
+    assert processes.tail(talking).count("hello") == 2
+
+
+def test_a_component_is_ready_when_its_address_answers(processes: Processes, address: str) -> None:
+    waiting = "import signal; signal.pause()"
+    ready = python("ready", waiting, f"{address}/ready")
+    processes.start(ready)
+    processes.wait_ready(ready)
+    assert processes.is_ready(ready)
+    assert not processes.is_ready(python("sick", waiting, f"{address}/sick"))
+    processes.stop("ready")
+    assert processes.ended() == []
+    with pytest.raises(ClusterError, match="ready is not running"):
+        processes.stop("ready")
+
+
+def test_a_component_that_dies_at_once_is_named_with_its_last_words(processes: Processes) -> None:
+    dying = python("dying", "raise SystemExit('no such flag')", "http://127.0.0.1:9/ready")
+    processes.start(dying)
+    with pytest.raises(ClusterError, match=r"dying ended with 1:\nno such flag"):
+        processes.wait_ready(dying)
 
 
 def test_cgroups_are_removed_and_others_stay(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.e2e.cluster.places import (
     Site,
     check_free_disk,
     new_site,
+    one_at_a_time,
     saved_site,
 )
 
@@ -39,18 +40,24 @@ UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--
 
 def up(keda: bool = True) -> None:
     """Bring a cluster up and return when it can be used; raises `ClusterError`."""
-    if os.geteuid() != 0:
-        raise ClusterError("the test cluster needs root for its namespaces: run this under sudo -E")
+    need_root()
     lacking = packages.missing()
     if lacking:
         raise ClusterError(f"not installed: {' '.join(lacking)}; `make e2e-cluster` installs them")
-    if supervisor_pid() is not None:
-        raise ClusterError("a cluster is up already: `python -m tests.e2e.cluster down` first")
-    down()
-    site = new_site(built_folder())
-    check_free_disk(site.state.parent, STATE_BYTES, "a cluster, its images aside,")
-    make_folders(site)
-    launch(site, keda)
+    with one_at_a_time("up"):
+        if supervisor_pid() is not None:
+            raise ClusterError("a cluster is up already: `python -m tests.e2e.cluster down` first")
+        down()
+        site = new_site(built_folder())
+        check_free_disk(site.state.parent, STATE_BYTES, "a cluster, its images aside,")
+        make_folders(site)
+        launch(site, keda)
+
+
+def need_root() -> None:
+    """Raise `ClusterError` for anybody else."""
+    if os.geteuid() != 0:
+        raise ClusterError("the test cluster needs root for its namespaces: run this under sudo -E")
 
 
 def make_folders(site: Site) -> None:
@@ -119,8 +126,12 @@ def supervisor_pid() -> int | None:
 
 def down() -> float:
     """End and remove whatever there is of a cluster; the seconds it took. Raises `ClusterError`."""
+    need_root()
     start = time.monotonic()
     pid = supervisor_pid()
+    if (RUN / "failed").exists():
+        name = (RUN / "failed").read_text()
+        print(f"{name} ended by itself while the cluster was up: see its log", flush=True)
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
         wait_gone(pid)
@@ -173,6 +184,7 @@ def clean_up(site: Site | None) -> None:
 
 def run(command: Sequence[str]) -> int:
     """Run a command in the cluster's network namespace; its exit code."""
+    need_root()
     pid = supervisor_pid()
     if pid is None:
         raise ClusterError("no cluster is up: `python -m tests.e2e.cluster up` first")

@@ -7,10 +7,12 @@ what one cluster makes is gone after `down`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,3 +111,13 @@ def check_free_disk(folder: Path, needed_bytes: float, purpose: str) -> None:
     print(sentence, flush=True)
     if free < needed_bytes:
         raise ClusterError(sentence)
+
+
+@contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Hold a lock of this machine; whoever comes second waits."""
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
