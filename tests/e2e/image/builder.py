@@ -59,7 +59,7 @@ def build() -> None:
 
 def clean_up() -> None:
     """Remove the containers in which buildah ran the instructions; it keeps the last one."""
-    if leftovers := _buildah_says("containers", "--quiet").split():
+    if leftovers := buildah_says("containers", "--quiet").split():
         run(_buildah("rm", *leftovers), quiet=True)
 
 
@@ -110,7 +110,7 @@ def lay_down(wheels: str, layout: Layout) -> None:
     `buildah push` compresses layers for a layout, and does so anew each time (a minute for the
     wheels), unless the very bytes are there already. A folder (`dir:`) gets them as they are.
     """
-    shown = json.loads(_buildah_says("inspect", "--type", "image", wheels))
+    shown = json.loads(buildah_says("inspect", "--type", "image", wheels))
     layers = shown["OCIv1"]["rootfs"]["diff_ids"]
     missing = [digest for digest in layers if not layout.blob(digest).exists()]
     if not missing:
@@ -135,7 +135,7 @@ def exists(reference: str) -> bool:
 
 def forget(repository: str) -> None:
     """Remove all of a repository's images, so that the disk has room for the next one."""
-    images = json.loads(_buildah_says("images", "--json") or "[]")
+    images = json.loads(buildah_says("images", "--json") or "[]")
     names = [name for image in images or [] for name in image.get("names") or []]
     for name in names:
         if name.rpartition(":")[0] == repository:
@@ -152,7 +152,8 @@ def _buildah(verb: str, *arguments: str) -> list[str]:
     return ["buildah", *store, "--storage-driver", "overlay", verb, *arguments]
 
 
-def _buildah_says(verb: str, *arguments: str) -> str:
+def buildah_says(verb: str, *arguments: str) -> str:
+    """What one buildah command prints, on the images of the suite. Raises `CannotBuild`."""
     return ask(_buildah(verb, *arguments))
 
 
