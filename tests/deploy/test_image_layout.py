@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.image import recipe
+from tests.e2e.image.containerd import nameless
 from tests.e2e.image.layout import FULL_NAME, REF, Layout
 from tests.e2e.image.places import ROOT, CannotBuild, check_free_disk
 
@@ -126,6 +127,15 @@ def test_a_copy_that_is_cut_short_is_not_shared(layout: Layout, tmp_path: Path) 
     copy.write_bytes(b"whe")
     assert not layout.share(image.layers[0][0], copy)
     assert not layout.share(image.layers[0][0], tmp_path / "nothing")
+
+
+def test_an_id_keeps_no_image_that_lost_its_name() -> None:
+    images = {
+        "localhost/product:e2e": "sha256:new", "localhost/pause:e2e": "sha256:pause",
+        "sha256:1": "sha256:old", "sha256:2": "sha256:new", "sha256:3": "sha256:pause",
+    }  # fmt: skip
+    assert nameless(images) == ["sha256:1"]
+    assert set(nameless(images, {"localhost/product:e2e"})) == {"sha256:1", "sha256:2"}
 
 
 @pytest.fixture

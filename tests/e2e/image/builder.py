@@ -35,6 +35,8 @@ UNWANTED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 
 def build() -> None:
     """Have all images in the layout. Raises `CannotBuild`."""
+    if os.geteuid() != 0:
+        raise places.CannotBuild("a build without a container engine needs root: run it by sudo -E")
     install("buildah", "mmdebstrap", "debian-archive-keyring")
     wheels = f"{WHEELS}:{recipe.wheels_key()}"
     places.check_free_disk(PRODUCT_GB if exists(wheels) else WHEELS_GB, "a build of the e2e images")

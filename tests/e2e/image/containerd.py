@@ -9,12 +9,15 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tests.e2e.image.layout import Image, Layout
 from tests.e2e.image.places import GIGABYTE, CannotBuild, check_free_disk
 from tests.e2e.image.tools import ask
+
+WHEELS_BYTES = 10**9
+"""What is larger than this brings wheels: the product is a megabyte."""
 
 
 class Containerd:
@@ -40,8 +43,21 @@ class Containerd:
         there = self.images()
         new = [image for image in layout.images() if there.get(image.reference) != image.digest]
         if new:
+            self._make_room(layout, new, there)
             self._import(layout, new)
+            self._remove(nameless(self.images()))
         return [image.reference for image in new]
+
+    def _make_room(self, layout: Layout, new: Sequence[Image], there: Mapping[str, str]) -> None:
+        """Before other wheels come, let go of the ones that they replace: 12 GB."""
+        if sum(layout.missing(new, self.blobs()).values()) < WHEELS_BYTES:
+            return
+        replaced = {image.reference for image in new} & set(there)
+        self._remove([*replaced, *nameless(there, replaced)])
+
+    def _remove(self, references: Sequence[str]) -> None:
+        if references:
+            ask([*self._ctr, "images", "rm", "--sync", *references])
 
     def _import(self, layout: Layout, images: Sequence[Image]) -> None:
         started = time.monotonic()
@@ -65,6 +81,14 @@ class Containerd:
         seconds = time.monotonic() - started
         names = ", ".join(image.reference for image in images)
         print(f"imported {names}: {size_gb * 1000:,.0f} MB sent, {seconds:.1f} s", flush=True)
+
+
+def nameless(images: Mapping[str, str], leaving: Collection[str] = ()) -> list[str]:
+    """References by id (`sha256:...`), of which the kubelet's plugin adds one to each image, whose
+    image has no name any more, or only one of those `leaving`: they would keep it for ever."""
+    by_name = {name: digest for name, digest in images.items() if not name.startswith("sha256:")}
+    kept = {digest for name, digest in by_name.items() if name not in leaving}
+    return [name for name in set(images) - set(by_name) if images[name] not in kept]
 
 
 def share_blobs(layout: Layout, root: Path) -> int:
