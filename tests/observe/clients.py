@@ -69,7 +69,7 @@ def picture(steps: int = 2, prompt: str = "a red circle", **parameters: Any) -> 
 
 def words(tokens: int = 4, prompt: str = "Hello", **parameters: Any) -> dict[str, Any]:
     """A V2 request for so many tokens."""
-    chosen = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    chosen = {"max_tokens": tokens, "temperature": 0}
     return {"inputs": [rows(prompt)], "parameters": chosen | parameters}
 
 

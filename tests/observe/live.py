@@ -6,6 +6,7 @@ where it listens and what it counts; nothing of what is asked of it.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors.cli.child import ServerProcess, free_ports
-from tests.observe.prometheus import wait_until
+from tests.observe.prometheus import PATIENCE_S, wait_until
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 MODELS = {"flux": CHECKPOINTS / "shapes-flux", "qwen-vl": CHECKPOINTS / "shapes-qwen-vl"}
@@ -86,6 +87,17 @@ class Live(ServerProcess):
     def wait_warm(self) -> None:
         """Return once both models are ready."""
         self.wait_ready(START_S, lambda progress: None)
+
+    def terminate(self) -> None:
+        """SIGTERM; returns once the server says that it drains."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        wait_until(lambda: bool(self.view()["draining"]), lambda: f"no drain\n{self.tail()}")
+
+    def wait_ended(self) -> int:
+        """The exit code, once the process is over."""
+        assert self._process is not None
+        return self._process.wait(PATIENCE_S)
 
     def view(self) -> Any:
         """`/debug/engine`."""

@@ -124,9 +124,13 @@ class Prometheus:
 
     def firing(self) -> dict[str, list[Labels]]:
         """Alerts that fire, by name, with the labels of each instance."""
+        return self.active("firing")
+
+    def active(self, *states: str) -> dict[str, list[Labels]]:
+        """The same for alerts in these states, of `pending` and `firing`; for none, in both."""
         found: dict[str, list[Labels]] = {}
         for alert in self._get("/api/v1/alerts")["alerts"]:
-            if alert["state"] == "firing":
+            if alert["state"] in (states or ("pending", "firing")):
                 found.setdefault(alert["labels"]["alertname"], []).append(alert["labels"])
         return found
 
