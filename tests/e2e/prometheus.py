@@ -1,22 +1,24 @@
-"""A real Prometheus (Debian's) beside the test, that finds a namespace's pods by Kubernetes' own
-discovery and scrapes them every second. Knows ports and labels, no series.
+"""A real Prometheus (Debian's) beside the test, that scrapes a namespace's pods every second. Knows
+ports and labels, no series.
+
+Debian builds it without Kubernetes' discovery, so a thread lists the pods each second and writes
+the addresses into a file that Prometheus watches.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
-from tests.e2e.kube import until
+from tests.e2e.kube import CommandFailed, Kube, until
 
 PORT = 19090
 METRICS_PORT = 8080
@@ -38,28 +40,33 @@ class Prometheus:
         return float(result[0]["value"][1]) if result else -1.0
 
 
-def configuration(namespace: str, static: dict[str, str]) -> dict[str, Any]:
-    """What Prometheus reads: pods of the namespace that serve a model, and `static` job: address.
-
-    The label `namespace` is what the chart's PodMonitor gives as well.
-    """
-    label = "__meta_kubernetes_pod_label_serving_kserve_io_inferenceservice"
-    kept = [
-        {"source_labels": [label], "action": "keep", "regex": ".+"},
+def targets(kube: Kube) -> list[dict[str, Any]]:
+    """Each pod that serves a model, with the labels that the chart's PodMonitor gives."""
+    return [
         {
-            "source_labels": ["__meta_kubernetes_pod_container_port_number"],
-            "action": "keep",
-            "regex": str(METRICS_PORT),
-        },
-        {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
-        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+            "targets": [f"{pod['status']['podIP']}:{METRICS_PORT}"],
+            "labels": {"namespace": kube.namespace, "pod": pod["metadata"]["name"]},
+        }
+        for pod in kube.list("pods", "serving.kserve.io/inferenceservice")
+        if pod["status"].get("podIP") and pod["status"]["phase"] == "Running"
     ]
-    found = {
-        "role": "pod",
-        "kubeconfig_file": os.environ["KUBECONFIG"],
-        "namespaces": {"names": [namespace]},
-    }
-    pods = {"job_name": "pods", "kubernetes_sd_configs": [found], "relabel_configs": kept}
+
+
+def keep_listed(kube: Kube, listed: Path, stopping: threading.Event) -> None:
+    """Write the targets once a second until told to stop."""
+    while not stopping.wait(1.0):
+        beside = listed.with_suffix(".new")
+        try:
+            beside.write_text(json.dumps(targets(kube)))
+        except CommandFailed:
+            continue  # the next second
+        beside.rename(listed)
+
+
+def configuration(listed: Path, static: dict[str, str]) -> dict[str, Any]:
+    """What Prometheus reads: the file of pods, and `static` job: address."""
+    files = [{"files": [str(listed)], "refresh_interval": "1s"}]
+    pods = {"job_name": "pods", "file_sd_configs": files}
     others = [
         {"job_name": job, "static_configs": [{"targets": [address]}]}
         for job, address in static.items()
@@ -69,13 +76,16 @@ def configuration(namespace: str, static: dict[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def scraping(namespace: str, static: dict[str, str], folder: Path) -> Iterator[Prometheus]:
+def scraping(kube: Kube, static: dict[str, str], folder: Path) -> Iterator[Prometheus]:
     """A Prometheus while the body runs; its log is `folder`/prometheus.log."""
     binary = shutil.which("prometheus")
     assert binary is not None, "prometheus is needed: Debian's package of that name"
-    written = folder / "prometheus.json"  # JSON is YAML
-    written.write_text(json.dumps(configuration(namespace, static)))
-    assert yaml.safe_load(written.read_text())
+    written, listed = folder / "prometheus.json", folder / "pods.json"  # JSON is YAML
+    written.write_text(json.dumps(configuration(listed, static)))
+    listed.write_text("[]")
+    stopping = threading.Event()
+    lister = threading.Thread(target=keep_listed, args=(kube, listed, stopping), daemon=True)
+    lister.start()
     command = [
         binary,
         f"--config.file={written}",
@@ -89,8 +99,10 @@ def scraping(namespace: str, static: dict[str, str], folder: Path) -> Iterator[P
             until("Prometheus is ready", lambda: answers(f"{server.url}/-/ready", process), 30)
             yield server
         finally:
+            stopping.set()
             process.terminate()
             process.wait(20)
+            lister.join(60)
 
 
 def answers(url: str, process: subprocess.Popen[bytes]) -> bool:

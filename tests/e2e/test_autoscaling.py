@@ -107,7 +107,7 @@ def test_load_scales_to_three_and_back_silence_to_none_and_a_held_request_wakes(
 ) -> None:
     took: dict[str, float] = {}
     with (
-        scraping(kube.namespace, {"standin": standin.ADDRESS}, tmp_path) as prometheus,
+        scraping(kube, {"standin": standin.ADDRESS}, tmp_path) as prometheus,
         installed(kube, scaling()),
     ):
         kube.wait(f"isvc/{MODEL}", "create", 20)
