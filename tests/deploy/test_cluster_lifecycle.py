@@ -116,6 +116,17 @@ def test_a_pid_that_is_somebody_elses_by_now_is_not_ours(
         process.communicate()
 
 
+def test_a_cluster_of_somebody_else_is_neither_used_nor_taken_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken_down: list[bool] = []
+    monkeypatch.setattr(lifecycle, "supervisor_pid", lambda: 1)
+    monkeypatch.setattr(lifecycle, "down", lambda: taken_down.append(True) or 0.0)
+    with pytest.raises(ClusterError, match="a cluster is up already"):
+        lifecycle.with_cluster(["true"])
+    assert taken_down == []
+
+
 def test_a_supervisor_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="supervisor does not answer"):
         control.ask("stop", "kube-apiserver", tmp_path / "control.sock")

@@ -73,6 +73,8 @@ def obey(arguments: argparse.Namespace) -> int:
         case "gpus":
             return set_gpus(arguments.count)
         case "suite":
+            lifecycle.need_root()
+            lifecycle.need_none()
             lifecycle.exit_on_signals()
             return suite.run_suite(arguments.tests)
     return 0

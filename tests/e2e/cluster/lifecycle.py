@@ -45,8 +45,7 @@ def up(keda: bool = True) -> None:
     if lacking:
         raise ClusterError(f"not installed: {' '.join(lacking)}; `make e2e-cluster` installs them")
     with one_at_a_time("up"):
-        if supervisor_pid() is not None:
-            raise ClusterError("a cluster is up already: `python -m tests.e2e.cluster down` first")
+        need_none()
         down()
         site = new_site(built_folder())
         check_free_disk(site.state.parent, STATE_BYTES, "a cluster, its images aside,")
@@ -58,6 +57,12 @@ def need_root() -> None:
     """Raise `ClusterError` for anybody else."""
     if os.geteuid() != 0:
         raise ClusterError("the test cluster needs root for its namespaces: run this under sudo -E")
+
+
+def need_none() -> None:
+    """Raise `ClusterError` while a cluster is up: it is somebody's, who takes it down."""
+    if supervisor_pid() is not None:
+        raise ClusterError("a cluster is up already: `python -m tests.e2e.cluster down` first")
 
 
 def make_folders(site: Site) -> None:
@@ -217,6 +222,7 @@ def system_path() -> str:
 
 def with_cluster(command: Sequence[str], keda: bool = True) -> int:
     """Up, run a command, and down whatever happens; the command's exit code."""
+    need_none()
     exit_on_signals()
     try:
         up(keda)
