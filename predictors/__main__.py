@@ -24,7 +24,7 @@ from predictors import logs, tracing
 from predictors.cli.arguments import named_path, parse
 from predictors.cluster.account import find_account
 from predictors.cluster.story import Story, telling
-from predictors.errors import InvalidRequest, ServingError
+from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.serving.lifecycle import State
 from predictors.settings import InvalidSetting, Settings, from_env
 
@@ -97,6 +97,7 @@ def warm(arguments: argparse.Namespace) -> int:
     logs.configure(settings.server.log_format, settings.server.log_level)
     from predictors.compute.compile_cache import keeps_new_code
     from predictors.compute.device import keep_code
+    from predictors.serving.host import attempt
 
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
@@ -107,11 +108,14 @@ def warm(arguments: argparse.Namespace) -> int:
     logs.adopt()
     for model in models:
         model.host.on_progress = partial(_progressed, model.name, Story([], None))
-        try:
-            model.load()
-        finally:
-            model.stop()
-        sys.stdout.write(f"{model.name} was warm\n")
+        # on this thread, for all: torch does not survive two that compile one after the other
+        error = attempt(model.host.prepare)
+        model.stop()
+        if error is not None:
+            log.error("%s can't be warmed", model.name, exc_info=error)
+            reason = error.message if isinstance(error, ServingError) else type(error).__name__
+            raise EngineFailed(f"{model.name} can't be warmed: {reason}")
+        sys.stdout.write(f"{model.name} is warm\n")
     return 0
 
 

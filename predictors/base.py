@@ -23,7 +23,8 @@ from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.protocol.v2_kserve import from_kserve, to_kserve
 from predictors.serving.engine import Engine
-from predictors.serving.host import EngineHost
+from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
+from predictors.serving.lifecycle import State
 from predictors.serving.recording import Recorder, Recording
 from predictors.settings import Settings
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 INLINE_BYTES = (
     16 * 1024
 )  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
+START_PATIENCE_S = 3.0  # how long `stop` waits for a load or a warm-up to notice
 MAX_LOGGED = 2000  # characters of a prompt in the log, where the operator wants it there
 
 
@@ -126,8 +128,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     def stop(self) -> None:
         """Finish what was accepted, within the drain time, and release the device. Blocks."""
+        # a compilation can't be told to end, and has accepted nothing that it might finish
+        is_starting = self.host.state in {State.LOADING, State.WARMING}
         self.host.drain(self.settings.server.drain_timeout_s)
-        self.host.stop()
+        self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def healthy(self) -> bool:

@@ -402,6 +402,28 @@ def test_inductors_graphs_are_compiled_once(tmp_path: Path) -> None:
     assert child(GRAPH, kept, environ=QUICK) == ["warm", 1, 0]  # from the bundle
 
 
+@pytest.mark.compiler
+def test_a_start_that_may_only_read_the_folder_compiles_none_of_inductors_graphs(
+    tmp_path: Path,
+) -> None:
+    compiler, told = tmp_path / "c++", tmp_path / "told"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    environ = QUICK | {"CXX": str(compiler)}
+    kept = tmp_path / "kept"
+    assert child(GRAPH, kept, environ=environ) == ["cold", 0, 1]
+    assert "-shared" in told.read_text()
+    before = {file: file.stat().st_mtime_ns for file in kept.rglob("*")}
+    told.write_text("")  # versions and headers are asked for in any case
+    forbid_writing(kept, True)
+    try:
+        assert child(GRAPH, kept, environ=environ) == ["warm", 1, 0]
+        assert {file: file.stat().st_mtime_ns for file in kept.rglob("*")} == before
+    finally:
+        forbid_writing(kept, False)
+    assert "-shared" not in told.read_text()
+
+
 def test_a_placement_knows_the_folder_once_the_root_has_asked_for_it(
     undecided: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
