@@ -23,6 +23,7 @@ from tests.cluster.apiserver import (
     SERVICE_PATH,
     State,
     api_server,
+    certificate,
 )
 from tests.cluster.conftest import MakeReporter
 
@@ -275,8 +276,6 @@ def test_a_token_that_was_renewed_on_disk_is_used(
 def test_another_authority_is_not_trusted(
     port: int, state: State, folder: Path, tmp_path: Path, reporting: MakeReporter
 ) -> None:
-    from tests.cluster.apiserver import certificate
-
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     foreign, _ = certificate(elsewhere)

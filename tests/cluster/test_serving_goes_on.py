@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +16,11 @@ import httpx
 import pytest
 
 from predictors.cli.child import free_ports
-from tests.cluster.apiserver import PATIENCE_S, State, api_server, environment
+from tests.cluster.apiserver import State, api_server, environment
 from tests.cluster.conftest import LAST_WORDS
 
+PATIENCE_S = 60.0
+SHAPES = Path(__file__).resolve().parents[2] / "checkpoints/shapes-flux"
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "PREDICTORS_CLUSTER_EVENTS": "on",
@@ -37,12 +40,12 @@ DRAW = {
 class Pod:
     """One process of `serve_in_pod`, and its log so far."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, checkpoint: Path = SHAPES) -> None:
         self.log: list[str] = []
         self.http_port, grpc_port = free_ports(2)
         command = [
             sys.executable, "-m", "tests.cluster.serve_in_pod", str(folder), "serve",
-            f"--model=flux={ROOT / 'checkpoints/shapes-flux'}",
+            f"--model=flux={checkpoint}",
             f"--port={self.http_port}", f"--grpc-port={grpc_port}", "--log-format=text",
         ]  # fmt: skip
         self.process = subprocess.Popen(
@@ -78,7 +81,7 @@ class Pod:
         return time.monotonic() - began
 
 
-StartPod = Callable[[int], Pod]
+StartPod = Callable[..., Pod]
 
 
 @pytest.fixture
@@ -86,8 +89,8 @@ def start_pod(folder: Path) -> Iterator[StartPod]:
     """Starts one that tells the API server on a port."""
     started: list[Pod] = []
 
-    def start(port: int) -> Pod:
-        started.append(Pod(folder, port))
+    def start(port: int, checkpoint: Path = SHAPES) -> Pod:
+        started.append(Pod(folder, port, checkpoint))
         return started[-1]
 
     yield start
@@ -122,12 +125,19 @@ def test_a_pods_life_can_be_read_from_its_events_and_its_annotation(
 
 
 def test_an_engine_that_fails_to_load_is_an_event(
-    port: int, state: State, start_pod: StartPod, monkeypatch: pytest.MonkeyPatch
+    port: int, state: State, start_pod: StartPod, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(SETTINGS, "PREDICTORS_FLUX_SIZES", "4096x4096")
-    pod = start_pod(port)
-    pod.process.communicate(timeout=60)
-    assert pod.process.returncode in {2, 70}
+    broken = shutil.copytree(SHAPES, tmp_path / "broken")
+    for weights in broken.rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    pod = start_pod(port, broken)
+    pod.process.communicate(timeout=PATIENCE_S)
+    assert pod.process.returncode == 70
+    failed = next(e for e in state.events_about("Pod") if e["reason"] == "EngineFailed")
+    assert failed["type"] == "Warning"
+    assert failed["message"].startswith("flux failed while loading: ")
+    assert state.annotation == "flux failed"
+    assert state.reasons("InferenceService") == state.reasons()
 
 
 @pytest.mark.parametrize("network", ["dead", "mute"])
