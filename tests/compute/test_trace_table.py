@@ -1,0 +1,66 @@
+"""The table of a trace: calls, time with and without what was called, kernels for who launched them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from predictors.compute import trace_table
+from predictors.compute.trace_table import rows_of
+
+
+def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args: object) -> Any:
+    """A complete event of a Chrome trace; microseconds."""
+    return {
+        "ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "tid": tid, "args": args
+    }  # fmt: skip
+
+
+STEP = [
+    event("user_annotation", "step", 0, 100),
+    event("cpu_op", "aten::linear", 10, 40),
+    event("cpu_op", "aten::addmm", 12, 30),
+    event("cuda_runtime", "cudaLaunchKernel", 20, 5, correlation=7),
+    event("cpu_op", "aten::mul", 50, 10),  # begins when the other ends
+    event("kernel", "gemm", 300, 200, tid=9, correlation=7),
+    event("kernel", "gemm", 600, 50, tid=9, correlation=8),  # launched before it was recorded
+    event("Trace", "PyTorch Profiler (0)", 0, 1000),
+    {"ph": "M", "name": "process_name"},
+]
+
+
+def row(name: str, events: list[Any]) -> list[float]:
+    """Calls, then the four times."""
+    (found,) = [each for each in rows_of(events) if each["name"] == name]
+    return [v for v in found.values() if not isinstance(v, str)]  # type: ignore[misc]
+
+
+def test_time_is_told_with_and_without_what_was_called() -> None:
+    assert row("step", STEP) == [1, 100, 50, 200, 0]
+    assert row("aten::linear", STEP) == [1, 40, 10, 200, 0]
+    assert row("aten::mul", STEP) == [1, 10, 10, 0, 0]
+
+
+def test_a_kernel_counts_for_who_launched_it_and_has_a_row_of_its_own() -> None:
+    assert row("aten::addmm", STEP) == [1, 30, 25, 200, 200]
+    assert row("cudaLaunchKernel", STEP) == [1, 5, 5, 0, 0]
+    assert row("gemm", STEP) == [2, 0, 0, 250, 250]
+
+
+def test_threads_are_apart_and_order_is_no_matter() -> None:
+    beside = [event("cpu_op", "aten::mul", 40, 30, tid=2), *reversed(STEP)]
+    assert row("aten::mul", beside) == [2, 40, 40, 0, 0]
+    assert row("step", beside) == [1, 100, 50, 200, 0]
+
+
+def test_the_program_packs_the_trace_and_tells_its_rows(tmp_path: Path) -> None:
+    trace, packed = tmp_path / "trace.json", tmp_path / "trace.json.gz"
+    trace.write_text(json.dumps({"traceEvents": STEP}))
+    command = [sys.executable, "-P", trace_table.__file__, str(trace), str(packed)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+    assert json.loads(done.stdout) == rows_of(STEP)
+    assert gzip.decompress(packed.read_bytes()) == trace.read_bytes()
