@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from predictors import base
 from predictors.base import BasePredictor, threads_for
 from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
 from predictors.protocol.call import Call
 from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
 from predictors.protocol.v2 import Tensor, V2Request
-from tests.fakes import ScriptedEngine
+from predictors.serving.lifecycle import State
+from tests.fakes import PATIENCE_S, ScriptedEngine
 from tests.http.echo import EchoPredictor, Row, TaskPredictor, echo, small_settings
 
 
@@ -174,3 +176,17 @@ def test_a_machine_of_many_cores_prepares_several_requests_at_once(
     cores: int, threads: int
 ) -> None:
     assert threads_for(cores) == threads
+
+
+@pytest.mark.timeout(20)
+def test_a_start_that_is_given_up_is_not_waited_for_as_long_as_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "START_PATIENCE_S", 0.01)
+    engine = ScriptedEngine(hold=["warm"])
+    predictor = TaskPredictor("compiling", engine, small_settings())
+    predictor.start()
+    assert predictor.host.wait_for(State.WARMING, timeout_s=PATIENCE_S) is State.WARMING
+    predictor.stop()  # thirty seconds would be over the limit
+    assert predictor.host.state is State.STOPPED
+    engine.release("warm")
