@@ -59,7 +59,7 @@ def test_a_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
 def test_a_page_names_no_file_of_the_package_that_does_not_exist(page: Path) -> None:
     named = set(
         re.findall(
-            r"\b((?:predictors|tests|benchmarks|docs|checkpoints)/[\w/.-]+\.(?:py|md|json))\b",
+            r"(?<![\w/])((?:predictors|tests|benchmarks|docs|checkpoints)/[\w/.-]+\.(?:py|md|json))\b",
             page.read_text(),
         )
     )

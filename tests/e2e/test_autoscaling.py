@@ -39,7 +39,9 @@ def scaling() -> object:
         "scaleDownSeconds": 0,
     }
     model = {"replicas": {"min": 0, "max": 3}, "autoscaling": asked}
-    return values(model=model, drain={"preStopSeconds": 2, "graceSeconds": 20})
+    # a request of 28 steps may wait a while where two cores draw five and start two pods
+    drain = {"preStopSeconds": 2, "graceSeconds": 90}
+    return values(model=model, drain=drain, timeoutSeconds=90)
 
 
 @pytest.fixture
@@ -85,9 +87,9 @@ async def draw_slowly(http: httpx.AsyncClient, question: str) -> None:
 
 def load(kube: Kube, kept: Path, clients: int) -> Traffic:
     """That many clients that draw without a pause."""
-    dial = over_http(kube.url(MODEL), draw_slowly)
+    dial = over_http(kube.url(MODEL), draw_slowly, timeout_s=90)
     saved = kept / f"autoscaling-{clients}.traffic.jsonl"
-    return Traffic(dial, clients=clients, pooled=False, pause_s=0.0, saved=saved)
+    return Traffic(dial, clients=clients, pooled=False, pause_s=0.0, timeout_s=90, saved=saved)
 
 
 def wake(kube: Kube, prometheus: Prometheus) -> float:

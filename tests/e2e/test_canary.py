@@ -73,7 +73,7 @@ def statuses(kube: Kube) -> dict[str, Object]:
 def canaried() -> object:
     """One stable pod, one sound canary and a broken one."""
     repository, _, tag = BROKEN.rpartition(":")
-    broken = {"repository": repository, "tag": tag, "pullPolicy": "Never"}
+    broken = {"repository": repository, "tag": tag}
     canary = [
         {"name": "next", "trafficPercent": 20, "replicas": 1, "settings": {"flux": {"slots": 2}}},
         {"name": "bad", "trafficPercent": 10, "replicas": 1, "image": broken},
