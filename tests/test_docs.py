@@ -120,6 +120,7 @@ def test_ci_runs_what_people_run() -> None:
         "type",
         "test",
         "test-observe",
+        "test-deploy",
     ]
     assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yaml").read_text()
 
