@@ -1,4 +1,4 @@
-"""The table of a trace: calls, time with and without what was called, whose kernels are whose."""
+"""The table of a trace: calls, time with and without what was called, and whose kernels."""
 
 from __future__ import annotations
 
