@@ -66,7 +66,7 @@ def accept(kube: Kube) -> list[Object]:
 
 def statuses(kube: Kube) -> dict[str, Object]:
     """What the InferenceService says of its canaries, by name."""
-    found = kube.get("isvc", MODEL)["status"].get("canaryStatuses", [])
+    found = kube.get("isvc", MODEL).get("status", {}).get("canaryStatuses", [])
     return {each["name"]: each for each in found}
 
 
@@ -88,7 +88,7 @@ def test_revisions_have_the_weights_that_were_set_and_a_broken_one_never_gets_re
 ) -> None:
     with installed(kube, canaried()):
         kube.wait(f"isvc/{MODEL}", "create", 20)
-        until("the sound canary is ready", lambda: statuses(kube)["next"].get("ready"), 120)
+        until("the sound canary is ready", lambda: statuses(kube).get("next", {}).get("ready"), 120)
         until("the stable one is ready", lambda: kube.get("deployment", f"{MODEL}-predictor")[
             "status"].get("readyReplicas") == 1, 120)  # fmt: skip
 
