@@ -25,10 +25,12 @@ REQUEST_ID = "x-request-id"
 PATIENCE_S = 60.0
 
 
-def picture_body(width: int = 64, height: int = 64, steps: int = 1, seed: int = 7) -> Any:
-    """A V2 request for one picture."""
+def picture_body(
+    width: int = 64, height: int = 64, steps: int = 1, seed: int = 7, **more: int
+) -> Any:
+    """A V2 request for one picture; `more` are further parameters."""
     rows = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [PROMPT]}
-    sizes = {"width": width, "height": height, "num_inference_steps": steps, "seed": seed}
+    sizes = {"width": width, "height": height, "num_inference_steps": steps, "seed": seed, **more}
     return {"inputs": [rows], "parameters": sizes}
 
 

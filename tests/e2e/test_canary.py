@@ -6,6 +6,7 @@ test says in its place that the routes are accepted.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -59,8 +60,10 @@ def accept(kube: Kube) -> list[Object]:
         ]
         patch = json.dumps({"status": {"parents": parents}})
         kube("patch", "httproute", name, "--subresource=status", "--type=merge", "-p", patch)
-    # KServe watches routes only if its config map said so when it started: make it look
-    kube("annotate", "isvc", MODEL, f"e2e.example.com/look={len(found)}", "--overwrite")
+    # KServe watches routes only if its config map said so when it started: make it look, by what it
+    # owns, since an annotation of the InferenceService would go to the pods and roll them
+    look = f"e2e.example.com/look={time.time_ns()}"
+    kube("annotate", "deployment", f"{MODEL}-predictor", look, "--overwrite")
     return found
 
 

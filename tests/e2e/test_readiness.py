@@ -33,12 +33,13 @@ from tests.e2e.kube import (
 from tests.e2e.readiness import Witness, check_never_early, refusals, witnessing
 from tests.e2e.traffic import Traffic, over_http
 
-KILLING_S = 1.5  # what `kubectl exec` takes until its SIGKILL is sent
+CLIENTS = 6
 STALL_S = 3.0  # `queue.stall_timeout_s`
 RESTART_S = 30.0  # stalled, found out three seconds in a row, ended within its grace
+BUSY_US = 60_000_000  # the deadline of a picture that keeps the engine busy, microseconds
 BUSY_S = 20.0  # how long a busy engine is watched: long enough to be taken for a hung one
 PROTECTED = "qwen-vl"
-SIZES = "512x512,448x448,384x384,320x320,256x256,128x128"  # a warm-up that takes its time
+SIZES = "320x320,256x256,192x192,128x128"  # a warm-up that takes its time
 HANG = "/tmp/hang"
 DRAINED = {"e2e": "drained"}  # so that a drain finds no pod of anybody else
 
@@ -120,7 +121,8 @@ def test_a_pod_whose_engine_hangs_is_restarted_and_serves_again(
     assert restarts_of(kube.get("pod", name)) == restarts + 1
     assert isinstance(failed, httpx.HTTPError) or lost.result().status_code in {503, 504}
     told = kube("get", "events", "--field-selector", f"involvedObject.name={name}")
-    assert "Liveness probe failed" in told, told
+    # the kubelet says this at the end; of the probe's own failures it may drop some events
+    assert "failed liveness probe, will be restarted" in told, told
     asks.check_png(asks.png_of(asks.checked(picture(url))), 64, 64)
 
 
@@ -161,7 +163,7 @@ def keep_busy(url: str, end_s: float) -> int:
     """Ask for large pictures, one after the other, until a time; gives how many were drawn."""
     drawn = 0
     while time.time() < end_s:
-        reply = picture(url, width=256, height=256, steps=40, seed=drawn)
+        reply = picture(url, width=256, height=256, steps=40, seed=drawn, timeout=BUSY_US)
         asks.check_png(asks.png_of(asks.checked(reply)), 256, 256)
         drawn += 1
     return drawn
@@ -173,15 +175,14 @@ def test_a_killed_pod_loses_only_its_own_work(kube: Kube, release: Release, kept
     saved = kept / "traffic kill.jsonl"
     with (
         kube.watch("endpointslices") as watch,
-        Traffic(dial, clients=6, pooled=False, pause_s=0.1, saved=saved) as traffic,
+        Traffic(dial, clients=CLIENTS, pooled=False, pause_s=0.1, saved=saved) as traffic,
     ):
         traffic.wait_answered(12)
         with traffic.around("kill") as window:
-            killed_s = time.time()
+            begun_s = time.time()
             kill_server(kube, victim)
-            gone_s = until(
-                "it is out of the Service", lambda: left_service(watch, victim, killed_s)
-            )
+            killed_s = time.time()
+            gone_s = until("it is out of the Service", lambda: left_service(watch, victim, begun_s))
             traffic.wait_answered(12)
         lines = kube.log_lines(survivor)
         kube.ready_pods(PROTECTED, 2)
@@ -189,12 +190,14 @@ def test_a_killed_pod_loses_only_its_own_work(kube: Kube, release: Release, kept
             traffic.wait_answered(12)
     print(window, f"it left the Service after {gone_s - killed_s:.1f} s", *window.failed, sep="\n")
     answered = {line.get("request_id") for line in lines}
-    assert any(each.began_s <= killed_s for each in window.failed), "it held no work when killed"
+    lost = [each for each in window.failed if not each.failure.startswith("ConnectError")]
+    assert lost, "it held no work when killed"
+    assert len(lost) <= CLIENTS, "at most the one that each client waited for"
+    assert all(each.began_s <= killed_s for each in lost), lost
     for each in window.failed:
         assert each.question not in answered, f"the survivor had it: {each}"
-        assert each.began_s <= gone_s + 1.0, f"lost afterwards: {each}"
-        is_refused = each.failure.startswith("ConnectError")
-        assert is_refused or each.began_s <= killed_s + KILLING_S, f"lost without need: {each}"
+        # until the kubelet has noticed, new connections are still led there, and refused
+        assert each.began_s <= gone_s + 1.0, f"failed afterwards: {each}"
     assert answered & {each.question for each in window.outcomes if not each.failure}
     after.assert_none_failed()
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor.config
 
 from predictors.qwen_vl.request import ChatRequest, Sampling
 from tests.qwen_vl.room import GREEDY, Room, chat, png
@@ -58,16 +60,17 @@ def test_the_guard_would_notice_a_shape_that_was_not_warmed(wild_checkpoint: Pat
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_inductor_gives_the_same_tokens_and_compiles_nothing_later(
-    wild_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wild_checkpoint: Path, tmp_path: Path
 ) -> None:
     """One layer and one width: each shape costs seconds of a C++ compiler."""
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes
     thin = shutil.copytree(wild_checkpoint, tmp_path / "thin")
     config = json.loads((thin / "config.json").read_text())
     config["text_config"] |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
     (thin / "config.json").write_text(json.dumps(config))
-    room = Room.open(thin, "inductor", slots=1, prefill_chunk=1)
-    eager = Room.open(thin, slots=1, prefill_chunk=1)
-    for request in (TRAFFIC[1], replace(TRAFFIC[3], sampling=SAMPLED)):
-        assert room.answer(request) == eager.answer(request)
-    assert room.engine.guard.check() == 0
+    # no pool of processes; torch's own patch, for pytest's takes the option away in the end
+    with torch._inductor.config.patch(compile_threads=1):
+        room = Room.open(thin, "inductor", slots=1, prefill_chunk=1)
+        eager = Room.open(thin, slots=1, prefill_chunk=1)
+        for request in (TRAFFIC[1], replace(TRAFFIC[3], sampling=SAMPLED)):
+            assert room.answer(request) == eager.answer(request)
+        assert room.engine.guard.check() == 0
