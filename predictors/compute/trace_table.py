@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 GZIP_LEVEL = 3
 NICENESS = 10
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})
@@ -112,6 +110,8 @@ def _close(open_spans: list[Span], rows: defaultdict[str, Row]) -> None:
 
 def main(trace: Path, packed: Path) -> None:
     """The program."""
+    import orjson  # the server's process names this module and has no need of it
+
     os.nice(NICENESS)
     raw = trace.read_bytes()
     packed.write_bytes(gzip.compress(raw, GZIP_LEVEL))
