@@ -37,7 +37,7 @@ RUN set -eu; \
 # fresh clone makes the wheels anew
 FROM system AS requirements
 # what is installed beside the dependencies: extras of pyproject.toml
-ARG EXTRAS="otel fa3"
+ARG EXTRAS="otel fa3 gpu"
 COPY pyproject.toml constraints.txt /src/
 # hadolint ignore=SC2086
 RUN set -eu; \

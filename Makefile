@@ -126,7 +126,7 @@ sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the im
 	@rm -rf out/sbom-env
 
 lock: $(STAMP) ## resolve constraints.txt anew: names and versions only
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra otel --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o constraints.txt
 
 clean: ## remove the environment and everything that was made

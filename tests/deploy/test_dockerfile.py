@@ -136,10 +136,10 @@ def test_the_dockerfile_reads_the_same_dependencies_as_the_hash_of_the_wheels() 
     assert program
     with (ROOT / "pyproject.toml").open("rb") as project:
         said = subprocess.run(
-            [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]), "otel", "fa3"],
+            [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]), "otel", "fa3", "gpu"],
             stdin=project, capture_output=True, text=True, check=True,
         )  # fmt: skip
-    assert recipe.default_of("EXTRAS").split() == ["otel", "fa3"]
+    assert recipe.default_of("EXTRAS").split() == ["otel", "fa3", "gpu"]
     assert said.stdout.splitlines() == recipe.requirements()
 
 
