@@ -38,6 +38,7 @@ STALL_S = 3.0  # `queue.stall_timeout_s`
 RESTART_S = 30.0  # stalled, found out three seconds in a row, ended within its grace
 BUSY_US = 60_000_000  # the deadline of a picture that keeps the engine busy, microseconds
 BUSY_S = 20.0  # how long a busy engine is watched: long enough to be taken for a hung one
+DYING_S = 0.5  # from SIGKILL to the port's end, for a process with some GB mapped
 PROTECTED = "qwen-vl"
 SIZES = "320x320,256x256,192x192,128x128"  # a warm-up that takes its time
 HANG = "/tmp/hang"
@@ -193,7 +194,8 @@ def test_a_killed_pod_loses_only_its_own_work(kube: Kube, release: Release, kept
     lost = [each for each in window.failed if not each.failure.startswith("ConnectError")]
     assert lost, "it held no work when killed"
     assert len(lost) <= CLIENTS, "at most the one that each client waited for"
-    assert all(each.began_s <= killed_s for each in lost), lost
+    # its port takes connections until the kernel has torn the process down
+    assert all(each.began_s <= killed_s + DYING_S for each in lost), lost
     for each in window.failed:
         assert each.question not in answered, f"the survivor had it: {each}"
         # until the kubelet has noticed, new connections are still led there, and refused
