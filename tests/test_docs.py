@@ -121,8 +121,10 @@ def test_ci_runs_what_people_run() -> None:
         "test",
         "test-observe",
         "test-deploy",
+        "e2e",
     ]
-    assert "- run: .ci/run" in (ROOT / ".github/workflows/ci.yaml").read_text()
+    workflow = (ROOT / ".github/workflows/ci.yaml").read_text()
+    assert "- run: sudo --preserve-env=PATH .ci/run" in workflow
 
 
 def test_the_readmes_figures_are_the_ones_that_were_measured() -> None:
