@@ -22,6 +22,11 @@ HEAD = """# Metrics
 exists at zero from the start, so `rate()` works on the first error. Labels are bounded: never a
 prompt, a seed, a caller or a raw size. KServe's own series are there too.
 
+Those of the GPU (`predictors_gpu_*`) are read every five seconds, and what is not to be had is absent:
+all of them on a CPU, and without the extra `gpu` (`nvidia-ml-py`) or where driver, container or MIG
+slice does not tell, each one that only the driver knows. `device` is the driver's UUID of the GPU or
+slice that this process computes on, as in DCGM's label `UUID`.
+
 | series | type | labels | |
 |---|---|---|---|
 """
@@ -55,6 +60,8 @@ def values() -> list[str]:
         "phase": metrics.PHASES,
         "start": metrics.STARTS,
         "source": metrics.SOURCES,
+        "state": metrics.GPU_MEMORY,
+        "kind": metrics.XID_KINDS,
         "kernel": [name for name in CHOICES["PREDICTORS_COMPUTE_ATTENTION"] if name != "auto"],
     }
     return [

@@ -68,6 +68,7 @@ def serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logs.configure(settings.server.log_format, settings.server.log_level)
     from predictors.compute.device import keep_code
+    from predictors.compute.gpu_watch import watching
     from predictors.compute.profiling import Profiler
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
@@ -77,7 +78,10 @@ def serve(arguments: argparse.Namespace) -> int:
     logs.adopt()
     os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
     tracing.configure(os.environ)
-    with telling([model.name for model in models], account, settings.cluster) as story:
+    with (
+        telling([model.name for model in models], account, settings.cluster) as story,
+        watching(settings.compute),
+    ):
         for model in models:
             model.host.on_progress = partial(_progressed, model.name, story)
             model.host.on_state = partial(_moved, model, story)

@@ -22,6 +22,8 @@ CACHE_RESULTS = ("hit", "miss", "evict")
 PHASES = ("load", "warmup", "capture", "compile")
 STARTS = ("cold", "warm", "plain")  # something was compiled; all of it was on disk; there was nothing to compile
 SOURCES = ("compiled", "cached")
+GPU_MEMORY = ("allocated", "reserved", "peak", "used", "free", "total")  # the first three are torch's, of this process
+XID_KINDS = ("application", "device")  # what ran on it was wrong; anything else
 INPUT_STEPS = (1, 2, 4, 8, 12, 20, 28, 35, 50)
 
 IMG = (.1, .25, .5, .75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 30, 45, 60, 90, 120, 180, 300)  # fmt: skip
@@ -78,6 +80,12 @@ attention_info = Gauge(f"{P}_attention_info", "Constant 1; the attention kernel 
 attention_seconds = Gauge(f"{P}_attention_seconds", "One call of each attention kernel, measured at load for the largest promised size.", ["model", "kernel"])
 tier_info = Gauge(f"{P}_tier_info", "Constant 1 for each tier of quality that is loaded, with the precision of its matrix products.", ["model", "tier", "precision"])
 model_ready = Gauge(f"{P}_model_ready", "1 once every promised shape is warm.", ["model"])
+gpu_memory_bytes = Gauge(f"{P}_gpu_memory_bytes", "Memory of this process's GPU: allocated, reserved and peak of this process's tensors by torch, used and free of everybody by the driver.", ["device", "state"])
+gpu_utilization_ratio = Gauge(f"{P}_gpu_utilization_ratio", "Share of the driver's last sample in which a kernel ran, of any process, 0 to 1.", ["device"])
+gpu_temperature_celsius = Gauge(f"{P}_gpu_temperature_celsius", "Temperature of the GPU.", ["device"])
+gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["device"])
+gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
+gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process; the log has their numbers.", ["device", "kind"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; what is running.", ["model", "version", "torch", "device", "dtype"])
 

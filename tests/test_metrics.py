@@ -178,6 +178,8 @@ def test_labels_are_bounded() -> None:
         "phase",
         "start",
         "source",
+        "state",
+        "kind",
         "version",
         "torch",
         "device",

@@ -48,7 +48,7 @@ def place(settings: ComputeSettings) -> Placement:
     Sets torch's intra-op threads when asked to: call it before the first tensor operation, on any
     thread.
     """
-    device = _device(settings.device)
+    device = chosen_device(settings)
     if settings.dtype != "auto" and settings.dtype not in DTYPES:
         raise InvalidSetting(
             f"compute.dtype must be auto or one of {', '.join(DTYPES)}, not {settings.dtype!r}"
@@ -76,7 +76,7 @@ def keep_code(settings: ComputeSettings, environ: MutableMapping[str, str]) -> N
     """Honour `compute.cache_dir`, see `keep_compiled_code`: for the root of a process, with its
     environment, before the first `place`. Raises `InvalidSetting` as `place` does."""
     if settings.cache_dir:
-        keep_compiled_code(settings.cache_dir, _device(settings.device), environ)
+        keep_compiled_code(settings.cache_dir, chosen_device(settings), environ)
 
 
 def announce(model: str, placement: Placement) -> None:
@@ -92,7 +92,9 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError)
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(settings: ComputeSettings) -> torch.device:
+    """Where everything runs, without touching it; raises `InvalidSetting` as `place` does."""
+    name = settings.device
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:

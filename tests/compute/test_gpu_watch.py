@@ -1,0 +1,218 @@
+"""The gauges of the GPU: there when torch or driver tells, gone when neither does, nothing on a
+CPU; and on a card what the driver really says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import REGISTRY
+
+from predictors import metrics
+from predictors.compute import gpu_watch
+from predictors.compute.gpu_watch import GpuWatch, Held, held_on, watching
+from predictors.compute.nvml import open_library
+from predictors.settings import ComputeSettings
+from tests.compute.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
+
+NAME = f"GPU-{CARD}"
+HELD = Held(CARD, {"allocated": 10, "reserved": 20, "peak": 15, "total": 99})
+BY_DRIVER = ("utilization_ratio", "temperature_celsius", "power_watts", "power_limit_watts")
+
+
+@pytest.fixture(autouse=True)
+def no_samples_are_left() -> Iterator[None]:
+    yield
+    for series in (getattr(metrics, name) for name in dir(metrics) if name.startswith("gpu_")):
+        series.clear()
+
+
+def sample(series: str, **labels: str) -> float | None:
+    """One sample of the process's registry."""
+    return REGISTRY.get_sample_value(f"predictors_gpu_{series}", labels)
+
+
+def states(device: str = NAME) -> dict[str, float | None]:
+    """The memory of a device, as far as it is told."""
+    told = {
+        state: sample("memory_bytes", device=device, state=state) for state in metrics.GPU_MEMORY
+    }
+    return {state: value for state, value in told.items() if value is not None}
+
+
+@contextmanager
+def watched(library: Any, held: Callable[[], Held | None] = lambda: HELD) -> Iterator[GpuWatch]:
+    """A watch of a scripted card that has looked once."""
+    watch = GpuWatch(held, lambda: library)
+    watch.look()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Until another thread has done it."""
+    for _ in range(1000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("it never was")
+
+
+def test_torch_and_driver_are_shown_together() -> None:
+    with watched(ScriptedNvml()):
+        assert states() == {
+            "allocated": 10, "reserved": 20, "peak": 15, "used": 30, "free": 70, "total": 100,
+        }  # fmt: skip
+        assert [sample(name, device=NAME) for name in BY_DRIVER] == [0.37, 54.0, 412.5, 700.0]
+
+
+def test_without_a_driver_there_is_what_torch_knows() -> None:
+    with watched(None):
+        assert states() == {"allocated": 10, "reserved": 20, "peak": 15, "total": 99}
+        assert [sample(name, device=NAME) for name in BY_DRIVER] == [None] * 4
+        assert sample("xid_errors_total", device=NAME, kind="device") is None
+
+
+def test_what_the_driver_no_longer_tells_disappears() -> None:
+    library = ScriptedNvml()
+    with watched(library) as watch:
+        library.refused |= {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo"}
+        watch.look()
+        assert set(states()) == {"allocated", "reserved", "peak", "total"}
+        assert sample("power_watts", device=NAME) is None
+        assert sample("temperature_celsius", device=NAME) == 54.0
+
+
+def test_nothing_is_asked_before_cuda_is_there() -> None:
+    held: list[Held | None] = [None]
+    opened: list[int] = []
+
+    def library() -> Any:
+        opened.append(1)
+        return ScriptedNvml()
+
+    watch = GpuWatch(lambda: held[0], library)
+    watch.look()
+    assert (opened, states()) == ([], {})
+    held[0] = HELD
+    watch.look()
+    watch.look()
+    watch.stop()
+    assert opened == [1]
+    assert states()["allocated"] == 10
+
+
+def test_errors_are_counted_from_zero_by_what_they_mean(caplog: pytest.LogCaptureFixture) -> None:
+    library = ScriptedNvml()
+
+    def counts() -> list[float | None]:
+        return [sample("xid_errors_total", device=NAME, kind=kind) for kind in metrics.XID_KINDS]
+
+    with watched(library):
+        assert counts() == [0, 0]
+        for xid in (31, 79, 13):
+            library.events.put((xid, WHOLE_CARD))
+        wait_for(lambda: counts() == [2, 1])
+        assert f"XID 79 on {NAME}" in caplog.text
+    assert library.freed == 1
+
+
+def test_a_driver_that_stops_telling_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_watch, "ASK_AGAIN_S", 0.01)
+    library = ScriptedNvml()
+    with watched(library):
+        library.events.put(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
+        library.events.put((48, WHOLE_CARD))
+        wait_for(lambda: sample("xid_errors_total", device=NAME, kind="device") == 1)
+    assert "tells no XID errors" in caplog.text
+
+
+def test_a_driver_that_hangs_holds_up_neither_a_scrape_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_watch, "LEAVE_S", 0.05)
+    entered, let_go = threading.Event(), threading.Event()
+
+    def library() -> Any:
+        entered.set()
+        let_go.wait(60)
+
+    watch = GpuWatch(lambda: HELD, library)
+    watch.start()
+    assert entered.wait(60)
+    assert states() == {}
+    watch.stop()  # returns although the thread can't
+    let_go.set()
+
+
+def test_a_thread_keeps_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_watch, "READ_EVERY_S", 0.01)
+    library = ScriptedNvml()
+    watch = GpuWatch(lambda: HELD, lambda: library)
+    watch.start()
+    wait_for(lambda: sample("power_watts", device=NAME) == 412.5)
+    library.refused.add("nvmlDeviceGetPowerUsage")
+    wait_for(lambda: sample("power_watts", device=NAME) is None)
+    watch.stop()
+    names = {thread.name for thread in threading.enumerate()}
+    assert not {"gpu-gauges", "gpu-errors"} & names
+
+
+def test_a_cpu_has_no_threads_and_no_samples() -> None:
+    before = threading.active_count()
+    with watching(ComputeSettings(device="cpu")):
+        assert threading.active_count() == before
+    assert held_on(torch.device("cuda", 0)) is None or torch.cuda.is_initialized()
+    assert not [
+        sample.name
+        for family in REGISTRY.collect()
+        if family.name.startswith("predictors_gpu_")
+        for sample in family.samples
+    ]
+
+
+@pytest.mark.gpu
+def test_a_card_and_its_driver_agree_with_torch() -> None:
+    """Needs the extra `gpu` (nvidia-ml-py) and a driver that lets this user ask."""
+    library = open_library()
+    assert library is not None, "no NVML: is nvidia-ml-py installed?"
+    device = torch.device("cuda", 0)
+    block = torch.ones(2**28, dtype=torch.uint8, device=device)
+    held = held_on(device)
+    assert held is not None
+    with watched(library, lambda: held_on(device)) as watch:
+        found = {
+            labels["device"]
+            for family in REGISTRY.collect()
+            if family.name == "predictors_gpu_memory_bytes"
+            for labels in (sample.labels for sample in family.samples)
+        }
+        assert len(found) == 1
+        (name,) = found
+        assert held.uuid in name or name.startswith("MIG-")
+        told = states(name)
+        assert set(told) == set(metrics.GPU_MEMORY)
+        numbers = {state: value or 0.0 for state, value in told.items()}
+        assert numbers["allocated"] >= block.nbytes
+        assert numbers["peak"] >= numbers["allocated"]
+        assert numbers["used"] >= numbers["reserved"] >= numbers["allocated"]
+        assert numbers["used"] + numbers["free"] == pytest.approx(numbers["total"], rel=0.02)
+        before = numbers["used"]
+        more = torch.ones(2**30, dtype=torch.uint8, device=device)
+        torch.cuda.synchronize()
+        watch.look()
+        after = states(name)["used"] or 0.0
+        assert after - before >= 0.9 * more.nbytes, "the driver does not see this process's memory"
+        if name.startswith("GPU-"):  # of a slice the driver tells less
+            assert 0 <= (sample("utilization_ratio", device=name) or 0.0) <= 1
+            assert 10 < (sample("temperature_celsius", device=name) or 0.0) < 110
+            watts = sample("power_watts", device=name) or 0.0
+            assert 0 < watts < 1.2 * (sample("power_limit_watts", device=name) or 0.0)
