@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors import logs, tracing
-from predictors.cli.arguments import named_path, parse
+from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
 from predictors.cluster.account import find_account
 from predictors.cluster.story import Story, telling
-from predictors.errors import EngineFailed, InvalidRequest, ServingError
+from predictors.errors import InvalidRequest, ServingError
 from predictors.serving.lifecycle import State
 from predictors.settings import InvalidSetting, Settings, from_env
 
@@ -47,7 +47,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = {"serve": serve, "warm": warm, "demo": demo, "quantize": quantize}
+    verbs = {"serve": serve, "warm": warm, "profile": profile, "demo": demo, "quantize": quantize}
     arguments = parse(argv, verbs)
     try:
         return int(arguments.run(arguments))
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             sys.stderr.write(f"error: {error.message}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130  # as a shell says it
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -101,7 +104,7 @@ def warm(arguments: argparse.Namespace) -> int:
     logs.configure(settings.server.log_format, settings.server.log_level)
     from predictors.compute.compile_cache import keeps_new_code
     from predictors.compute.device import keep_code
-    from predictors.serving.host import attempt
+    from predictors.offline import warmed
 
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
@@ -113,13 +116,48 @@ def warm(arguments: argparse.Namespace) -> int:
     for model in models:
         model.host.on_progress = partial(_progressed, model.name, Story([], None))
         # on this thread, for all: torch does not survive two that compile one after the other
-        error = attempt(model.host.prepare)
+        warmed(model)
         model.stop()
-        if error is not None:
-            log.error("%s can't be warmed", model.name, exc_info=error)
-            reason = error.message if isinstance(error, ServingError) else type(error).__name__
-            raise EngineFailed(f"{model.name} can't be warmed: {reason}")
         sys.stdout.write(f"{model.name} is warm\n")
+    return 0
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """Load and warm one `--model NAME=PATH`, record some steps of its work on what is asked here,
+    write the trace for Perfetto, print what took the time, and end. Nothing listens meanwhile."""
+    if len(arguments.model) > 1:
+        raise InvalidRequest("profile takes one --model")
+    settings = _settings(arguments)
+    logs.configure(settings.server.log_format, settings.server.log_level)
+    from predictors.cli import profile_table
+    from predictors.compute.device import keep_code
+    from predictors.compute.profiling import Profiler
+    from predictors.offline import question, recorded, warmed
+    from predictors.protocol.admin import read_wish
+
+    # whatever can be wrong is told before minutes of loading
+    name, path = named_path(arguments.model[0])
+    steps = read_wish({"model": name, "steps": arguments.steps}).steps
+    image = read_file(arguments.image) if arguments.image else None
+    parameters = dict(map(named_value, arguments.parameter))
+    request = question(name, arguments.prompt or [PROMPT], image, parameters)
+    keep_code(settings.compute, os.environ)
+    model, profiler = build(name, path, settings), Profiler()
+    logs.adopt()
+    model.decode_v2(request)
+    model.host.on_progress = partial(_progressed, name, Story([], None))
+    model.host.on_warm = spare_the_loaded
+    with new_file(arguments.out) as file:
+        warmed(model)
+        try:
+            seconds = recorded(model, request, profiler, steps)
+        finally:
+            model.stop()
+        report = profiler.report()
+        file.write(report.trace)
+    for line in profile_table.lines(report.table, steps):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"\n{steps} steps in {seconds:.2f} s; trace: {arguments.out}\n")
     return 0
 
 

@@ -5,19 +5,25 @@ is given one function for each.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from typing import IO
 
 from predictors import __version__
 from predictors.errors import InvalidRequest
 
 Verb = Callable[[argparse.Namespace], int]
 
+PROMPT = "a lighthouse on a cliff at dusk"
+
 
 def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Namespace:
     """The arguments, with `run`, the verb's function; ends the process on a wrong command line.
 
-    `verbs` has `serve`, `warm`, `demo` and `quantize`; their docstrings are their descriptions.
+    `verbs` has one function for each of `GRAMMAR`; their docstrings are their descriptions.
     """
     parser = argparse.ArgumentParser(
         prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
@@ -40,6 +46,50 @@ def named_path(raw: str) -> tuple[str, Path]:
     if not Path(path).is_dir():
         raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
     return name, Path(path)
+
+
+def named_value(raw: str) -> tuple[str, str | int | float | bool]:
+    """`NAME=VALUE` in two, the value read as JSON or else as text; raises `InvalidRequest`."""
+    name, separator, told = raw.partition("=")
+    if not separator or not name:
+        raise InvalidRequest(f"--parameter takes NAME=VALUE, not {raw!r}")
+    try:
+        value = json.loads(told)
+    except ValueError:
+        value = told
+    if not isinstance(value, str | int | float | bool):
+        raise InvalidRequest(f"--parameter {name} takes one number, text or truth value")
+    return name, value
+
+
+def read_file(path: Path) -> bytes:
+    """What is in a file that was named; raises `InvalidRequest` when it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{str(path)!r} can't be read: {error.strerror}") from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """What is written lies at `path` once the block has ended well; else nothing has changed there.
+
+    Raises `InvalidRequest` before the block when it can't be written; makes the folders.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("wb")
+    except OSError as error:
+        raise InvalidRequest(f"{str(path)!r} can't be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _serve_flags(verb: argparse.ArgumentParser) -> None:
@@ -70,6 +120,34 @@ def _warm_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _profile_flags(verb: argparse.ArgumentParser) -> None:
+    _warm_flags(verb)
+    verb.add_argument(
+        "--steps", type=int, default=8, help="engine steps to record, 1 to 200 (default: 8)"
+    )
+    verb.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help=f"what to ask; may be repeated, for rows that share steps (default: {PROMPT!r})",
+    )
+    verb.add_argument("--image", type=Path, metavar="FILE", help="a picture beside each prompt")
+    verb.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the V2 request, such as width=512; may be repeated",
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/profile.trace.json.gz"),
+        metavar="FILE",
+        help="where the trace goes (default: out/profile.trace.json.gz)",
+    )
+
+
 def _demo_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "prompt", nargs="*", metavar="PROMPT", help="what to draw (default: two scenes)"
@@ -87,6 +165,7 @@ def _quantize_flags(verb: argparse.ArgumentParser) -> None:
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
     "warm": ("compile for checkpoints, keep it for later starts, and end", _warm_flags),
+    "profile": ("record steps of one model's work for Perfetto, and end", _profile_flags),
     "demo": ("show both embedded models at work", _demo_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
 }

@@ -63,7 +63,8 @@ class Profiler:
     def __init__(self) -> None:
         self._is_cuda = torch.cuda.is_available()
         # `torch.profiler.profile` around it would write down and parse on the engine thread
-        self._profile = profile(use_device="cuda" if self._is_cuda else None)
+        # and without Kineto a GPU has no kernels in the trace, only times between events
+        self._profile = profile(use_device="cuda" if self._is_cuda else None, use_kineto=True)
         self._step: Any = None
 
     def start(self) -> None:

@@ -1,0 +1,58 @@
+"""What a flag's value may be, and what a person reads when it is something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from predictors.cli.arguments import named_value, new_file, read_file
+from predictors.errors import InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        ("a=512", 512), ("a=0.5", 0.5), ("a=true", True), ("a=high", "high"), ('a="7"', "7"),
+        ("a=", ""), ("a=b=c", "b=c"),
+    ],
+)  # fmt: skip
+def test_a_parameter_is_what_json_says_and_else_text(raw: str, value: object) -> None:
+    name, found = named_value(raw)
+    assert (name, found, type(found)) == ("a", value, type(value))
+
+
+@pytest.mark.parametrize("raw", ["a", "=5", "a=[1]", "a=null", "a={}"])
+def test_a_parameter_without_a_name_or_with_a_whole_object_is_refused(raw: str) -> None:
+    with pytest.raises(InvalidRequest, match="--parameter"):
+        named_value(raw)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    assert read_file(tmp_path / "x") == b"1"
+    with pytest.raises(InvalidRequest, match=r"'/.*/y' can't be read: No such file"):
+        read_file(tmp_path / "y")
+
+
+def test_a_new_file_is_there_once_all_went_well(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "x"
+    with new_file(path) as file:
+        file.write(b"1")
+        assert not path.exists()
+    assert path.read_bytes() == b"1"
+    with pytest.raises(ZeroDivisionError), new_file(path) as file:  # noqa: PT012
+        file.write(b"2")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"1"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("wrong", ["folder", "below a file"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(
+    wrong: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path if wrong == "folder" else tmp_path / "file" / "x"
+    with pytest.raises(InvalidRequest, match="can't be written"), new_file(path):
+        raise AssertionError("the block was entered")

@@ -1,0 +1,63 @@
+"""What a profile has written down: the steps that were ranges, the stages in them, and on a GPU the
+kernels."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from predictors.compute import profiling
+from predictors.compute.profiling import Profiler, Report, staged
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "STAGES", set(profiling.STAGES))
+
+
+def recorded(device: str, steps: int) -> tuple[Report, list[Any]]:
+    """A report of so many steps of one product, and the events of its trace."""
+
+    @staged("product")
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return x @ x
+
+    x = torch.ones(64, 64, device=device)
+    product(x)  # before anything records: no range
+    profiler = Profiler()
+    profiler.start()
+    for _ in range(steps):
+        profiler.before_step()
+        product(x)
+        profiler.after_step()
+    profiler.stop()
+    product(x)
+    report = profiler.report()
+    return report, json.loads(gzip.decompress(report.trace))["traceEvents"]
+
+
+def test_steps_and_stages_are_ranges_and_rows() -> None:
+    report, events = recorded("cpu", 3)
+    named = Counter(e["name"] for e in events if e.get("cat") == "user_annotation")
+    assert named == {"engine_step": 3, "product": 3}
+    stages: Any = report.table["stages"]
+    assert {row["name"]: row["calls"] for row in stages} == named
+    assert sum(e["name"] == "aten::mm" for e in events if e.get("cat") == "cpu_op") == 3
+
+
+@pytest.mark.gpu
+def test_kernels_are_in_the_trace_and_their_time_is_the_stages() -> None:
+    report, events = recorded("cuda", 3)
+    kernels = [e for e in events if e.get("cat") == "kernel"]
+    assert len(kernels) >= 3
+    assert report.table["sorted_by"] == "self_device_us"
+    top: Any = report.table["top"]
+    assert top[0]["self_device_us"] > 0
+    rows: Any = report.table["stages"]
+    device_us = {row["name"]: row["device_us"] for row in rows}
+    assert device_us["product"] == pytest.approx(sum(e["dur"] for e in kernels), rel=0.1)

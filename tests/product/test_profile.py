@@ -1,0 +1,118 @@
+"""`python -m predictors profile`, whole processes over the embedded checkpoints."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.http.echo import png
+from tests.product.conftest import CHECKPOINTS
+
+FLUX = f"--model=flux={CHECKPOINTS / 'shapes-flux'}"
+QWEN = f"--model=qwen-vl={CHECKPOINTS / 'shapes-qwen-vl'}"
+SMALL = {
+    "PREDICTORS_FLUX_SLOTS": "1",
+    "PREDICTORS_FLUX_SIZES": "64x64",
+    "PREDICTORS_FLUX_MAX_SEQUENCE_LENGTH": "16",
+    "OMP_NUM_THREADS": "1",
+}
+VERB = [sys.executable, "-m", "predictors", "profile", "--log-format=text"]
+
+
+def profile(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The verb, in a process of its own."""
+    return subprocess.run(
+        [*VERB, *arguments], env=os.environ | SMALL, capture_output=True, text=True, timeout=150
+    )
+
+
+def stages_in(file: Path) -> Counter[str]:
+    """How often each named range is in a trace."""
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    return Counter(e["name"] for e in events if e.get("cat") == "user_annotation")
+
+
+def test_a_picture_is_profiled_with_all_its_stages(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "flux.trace.json.gz"
+    size = ("--parameter=width=64", "--parameter=height=64", "--parameter=num_inference_steps=3")
+    done = profile(FLUX, *size, "--steps=5", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    found = stages_in(out)
+    assert found["engine_step"] == 5
+    assert found["denoise_step"] >= 4
+    assert found["text_encode"] == 1  # the second picture has it from the cache
+    assert found["vae_decode"] >= 1
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("stages, 5 steps ")
+    shown = {line.split()[0]: int(line.split()[1]) for line in lines[1:5]}
+    assert shown == dict(found)
+    assert "aten::addmm" in done.stdout
+    assert lines[-1].startswith("5 steps in ")
+    assert lines[-1].endswith(f"s; trace: {out}")
+
+
+def test_a_chat_about_a_picture_is_profiled_by_two_rows_at_once(tmp_path: Path) -> None:
+    picture, out = tmp_path / "x.png", tmp_path / "qwen.trace.json.gz"
+    picture.write_bytes(png(size=(56, 56)))
+    rows = ("--prompt=What is this?", "--prompt=Which colour has it?", f"--image={picture}")
+    done = profile(QWEN, *rows, "--parameter=max_tokens=20", "--steps=12", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    found = stages_in(out)
+    assert found["engine_step"] == 12
+    assert found["vision"] >= 1
+    assert found["prefill"] >= 1
+    assert found["decode"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--steps=0"], "steps must be a whole number from 1 to 200"),
+        (["--parameter=width"], "--parameter takes NAME=VALUE, not 'width'"),
+        (["--parameter=wdith=64"], "wdith"),
+        (["--image=nothing.png"], "'nothing.png' can't be read: No such file or directory"),
+        ([QWEN], "profile takes one --model"),
+        (["--out=/proc/x/y"], "'/proc/x/y' can't be written: No such file or directory"),
+    ],
+)
+def test_a_wrong_wish_is_a_sentence_before_anything_is_loaded(
+    wrong: list[str], sentence: str
+) -> None:
+    done = profile(FLUX, *wrong)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert sentence in last
+    assert "is loading" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("moment", ["is loading", "is ready"])
+def test_ctrl_c_ends_it_without_a_trace(moment: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.gz"
+    command = [*VERB, FLUX, "--parameter=num_inference_steps=50", "--steps=200", f"--out={out}"]
+    with subprocess.Popen(
+        command, env=os.environ | SMALL, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if moment in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, told = process.stderr.read(), process.stdout
+        assert process.wait(60) == 130, "".join(seen) + rest
+        assert told is not None
+        assert told.read() == ""
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []

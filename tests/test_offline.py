@@ -1,0 +1,148 @@
+"""Work without a server, on the test's own thread: as many steps as were asked for, and what
+becomes of a request, a recorder or a Ctrl-C that goes wrong."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from predictors.errors import EngineFailed, InvalidRequest, ServingError, StepFailed
+from predictors.offline import question, recorded, warmed
+from predictors.protocol.v2 import V2Request
+from predictors.serving.lifecycle import State
+from tests.fakes import ScriptedEngine
+from tests.http.echo import PIXEL, TaskPredictor, small_settings
+
+
+class Steps:
+    """A recorder that writes down its calls; `on_step` is called inside each step's range."""
+
+    def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
+        self.calls: list[str] = []
+        self._on_step = on_step
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def before_step(self) -> None:
+        self.calls.append("step")
+        self._on_step(self.calls.count("step"))
+
+    def after_step(self) -> None:
+        self.calls.append("/step")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """Steps as often as it is told to."""
+    return ScriptedEngine(gated=False)
+
+
+@pytest.fixture
+def model(engine: ScriptedEngine) -> Iterator[TaskPredictor]:
+    """Warm; its prompts are names of tasks."""
+    predictor = TaskPredictor("tasks", engine, small_settings())
+    warmed(predictor)
+    yield predictor
+    predictor.stop()
+
+
+def work(*prompts: str, steps: int) -> V2Request:
+    """A row per prompt, of so many steps each."""
+    return question("tasks", prompts, None, {"steps": steps})
+
+
+def test_a_question_is_a_row_per_prompt_beside_the_same_picture() -> None:
+    told = question("m", ["a", "b"], PIXEL, {"seed": 7})
+    assert [(t.name, t.shape, list(t.data)) for t in told.inputs] == [
+        ("prompt", (2,), [b"a", b"b"]),
+        ("image", (2,), [PIXEL, PIXEL]),
+    ]
+    assert told.parameters == {"seed": 7}
+
+
+def test_a_request_is_asked_again_until_there_are_as_many_steps(
+    model: TaskPredictor, engine: ScriptedEngine
+) -> None:
+    recorder = Steps()
+    assert recorded(model, work("a", "b", steps=3), recorder, 7) > 0
+    assert recorder.calls == ["start", *["step", "/step"] * 7, "stop"]
+    assert engine.steps == [("a", "b")] * 7
+    assert (model.host.running, model.host.waiting) == (0, 0)
+
+
+def test_a_request_is_left_where_the_steps_are_all_there(
+    model: TaskPredictor, engine: ScriptedEngine
+) -> None:
+    recorded(model, work("a", steps=100), Steps(), 4)
+    assert len(engine.steps) == 4
+    assert (model.host.running, model.host.waiting) == (0, 0)
+
+
+def test_what_the_caller_would_get_is_raised_and_the_recorder_stops(
+    model: TaskPredictor, engine: ScriptedEngine
+) -> None:
+    engine.poison["a"] = RuntimeError("x")
+    recorder = Steps()
+    with pytest.raises(StepFailed):
+        recorded(model, work("a", steps=3), recorder, 4)
+    assert recorder.calls[-1] == "stop"
+
+
+def test_a_request_that_can_never_run_is_refused_and_records_nothing(
+    model: TaskPredictor, engine: ScriptedEngine
+) -> None:
+    engine.budget = 0
+    recorder = Steps()
+    with pytest.raises(InvalidRequest, match="exceeds"):
+        recorded(model, work("a", steps=3), recorder, 4)
+    assert recorder.calls == []
+    engine.budget = None
+    recorded(model, work("a", steps=3), recorder, 2)  # the next one is not told of another
+
+
+def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
+    def fail(step: int) -> None:
+        raise RuntimeError("x")
+
+    with pytest.raises(ServingError, match="the profiler failed"):
+        recorded(model, work("a", steps=3), Steps(fail), 4)
+    assert model.host.running == 0
+
+
+def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(
+    model: TaskPredictor, engine: ScriptedEngine
+) -> None:
+    def interrupt(step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    recorder = Steps(interrupt)
+    was = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(model, work("a", steps=30), recorder, 20)
+    assert recorder.calls == ["start", "step", "/step", "step", "/step", "stop"]
+    assert len(engine.steps) == 2
+    assert signal.getsignal(signal.SIGINT) is was
+
+
+@pytest.mark.parametrize("verb", ["load", "warm"])
+def test_a_model_that_cannot_be_warmed_is_a_sentence(engine: ScriptedEngine, verb: str) -> None:
+    engine.raise_in[verb] = ValueError("a path that nobody should see")
+    model = TaskPredictor("tasks", engine, small_settings())
+    with pytest.raises(EngineFailed, match=r"^tasks can't be warmed: ValueError$"):
+        warmed(model)
+    assert model.host.state is State.STOPPED
+
+
+def test_ctrl_c_while_it_loads_is_ctrl_c(engine: ScriptedEngine) -> None:
+    engine.raise_in["load"] = KeyboardInterrupt()
+    model = TaskPredictor("tasks", engine, small_settings())
+    with pytest.raises(KeyboardInterrupt):
+        warmed(model)
+    assert model.host.state is State.STOPPED
