@@ -47,6 +47,9 @@ def grew(*series: str) -> str:
 
 
 SERVES = "count by (job, instance) (last_over_time(predictors_model_ready[1h]))"
+GPU_FREE, GPU_TOTAL = (
+    f'predictors_gpu_memory_bytes{{{{state="{state}"}}}}' for state in ("free", "total")
+)
 BUSY = "predictors_requests_running + predictors_requests_waiting > 0"
 
 # name: expression, summary, description
@@ -132,6 +135,16 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         grew('jobs_total{{reason="oom"}}'),
         "{{ $labels.model }} ran out of GPU memory",
         "Requests on {{ $labels.instance }} failed for want of memory.",
+    ),
+    "GpuXidErrors": (
+        grew("gpu_xid_errors_total"),
+        "The driver reports {{ $labels.kind }} errors (XID) of {{ $labels.device }}",
+        "On {{ $labels.instance }}; the numbers are in its log.",
+    ),
+    "GpuMemoryNearLimit": (
+        f"1 - {GPU_FREE} / ignoring (state) {GPU_TOTAL} > {{above}}",
+        "{{ $value | humanizePercentage }} of the memory of {{ $labels.device }} is taken",
+        "By {{ $labels.instance }} and its neighbours; the next allocation may fail.",
     ),
     "RequestsPoisoned": (
         grew('jobs_total{{reason="poisoned"}}'),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FILE = Path(__file__).resolve().parents[1] / "charts/predictors/dashboards/predictors.json"
 VARIABLES = ("namespace", "isvc", "model", "pod")
@@ -22,6 +22,12 @@ def of(series: str, *more: str) -> str:
     return f"predictors_{series}{{{','.join((PICK, *more))}}}"
 
 
+def gpu(series: str) -> str:
+    """The same of the GPU, which all models of a pod share."""
+    chosen = ",".join(pick for pick in PICK.split(",") if not pick.startswith("model="))
+    return f"predictors_gpu_{series}{{{chosen}}}"
+
+
 def rate(series: str, by: str, *more: str) -> str:
     """Per second, summed."""
     return f"sum by ({by}) (rate({of(series, *more)}[$__rate_interval]))"
@@ -32,50 +38,68 @@ def p95(series: str, by: str = "model") -> str:
     return f"histogram_quantile(0.95, {rate(f'{series}_bucket', f'le, {by}')})"
 
 
+class Panel(NamedTuple):
+    """One graph; `also` are further lines: (expression, legend)."""
+
+    title: str
+    unit: str
+    expression: str
+    description: str
+    legend: str = "{{model}}"
+    also: tuple[tuple[str, str], ...] = ()
+
+
 ERRORS = rate("requests_total", "model", f'reason=~"{BAD}"')
 COUNTED = rate("requests_total", "model", f'reason=~"ok|{BAD}"')
-# row: (title, unit, expression, description)
-ROWS: dict[str, list[tuple[str, str, str, str]]] = {
+EACH = "{{pod}} {{model}}"
+ROWS: dict[str, list[Panel]] = {
     "SLO and error budget": [
-        ("Failed by our fault", "percentunit", f"{ERRORS} / {COUNTED}", "Over its objective the error budget shrinks."),
-        ("Ready", "none", f"sum by (model) ({of('model_ready')})", "Processes whose promised shapes are warm."),
+        Panel("Failed by our fault", "percentunit", f"{ERRORS} / {COUNTED}", "Over its objective the error budget shrinks."),
+        Panel("Ready", "none", f"sum by (model) ({of('model_ready')})", "Processes whose promised shapes are warm."),
     ],
     "Traffic": [
-        ("Requests by outcome", "reqps", rate("requests_total", "model, reason"), "Answered requests."),
-        ("Requests by protocol", "reqps", rate("requests_total", "model, protocol"), "V2 over REST and gRPC, OpenAI."),
+        Panel("Requests by outcome", "reqps", rate("requests_total", "model, reason"), "Answered requests.", "{{model}} {{reason}}"),
+        Panel("Requests by protocol", "reqps", rate("requests_total", "model, protocol"), "V2 over REST and gRPC, OpenAI.", "{{model}} {{protocol}}"),
     ],
     "Saturation": [
-        ("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is taken; at 1 the next request is refused."),
-        ("Oldest waiting", "s", of("queue_oldest_seconds"), "Age of the head of the queue."),
-        ("Jobs per pass", "none", f"{rate('batch_size_sum', 'model')} / {rate('batch_size_count', 'model')}", "How many jobs share a pass."),
+        Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is taken; at 1 the next request is refused.", EACH),
+        Panel("Oldest waiting", "s", of("queue_oldest_seconds"), "Age of the head of the queue.", EACH),
+        Panel("Jobs per pass", "none", f"{rate('batch_size_sum', 'model')} / {rate('batch_size_count', 'model')}", "How many jobs share a pass."),
     ],
     "Latency": [
-        ("Request, p95", "s", p95("request_duration_seconds", "model, outcome"), "From head to end of the answer."),
-        ("Waiting, p95", "s", p95("queue_duration_seconds"), "Time in the admission queue."),
-        ("Stage, p95", "s", p95("stage_duration_seconds", "model, stage"), "Where a request spends its time."),
+        Panel("Request, p95", "s", p95("request_duration_seconds", "model, outcome"), "From head to end of the answer.", "{{model}} {{outcome}}"),
+        Panel("Waiting, p95", "s", p95("queue_duration_seconds"), "Time in the admission queue."),
+        Panel("Stage, p95", "s", p95("stage_duration_seconds", "model, stage"), "Where a request spends its time.", "{{model}} {{stage}}"),
     ],
     "FLUX": [
-        ("Pictures by tier", "ops", rate("images_generated_total", "model, tier"), "Pictures drawn per second."),
-        ("Denoise step, p95", "s", p95("denoise_step_duration_seconds", "model, resolution"), "By class of size."),
-        ("Picture, p95", "s", p95("time_to_first_image_seconds"), "From submission to the picture."),
+        Panel("Pictures by tier", "ops", rate("images_generated_total", "model, tier"), "Pictures drawn per second.", "{{model}} {{tier}}"),
+        Panel("Denoise step, p95", "s", p95("denoise_step_duration_seconds", "model, resolution"), "By class of size.", "{{model}} {{resolution}}"),
+        Panel("Picture, p95", "s", p95("time_to_first_image_seconds"), "From submission to the picture."),
     ],
     "VLM": [
-        ("First token, p95", "s", p95("time_to_first_token_seconds"), "From submission to the first token."),
-        ("Between tokens, p95", "s", p95("inter_token_latency_seconds"), "What a reader of a stream sees."),
-        ("Tokens generated", "ops", rate("generation_tokens_total", "model"), "Tokens per second."),
-        ("KV pages", "percentunit", of("kv_cache_usage_ratio"), "Share of the pages that is reserved."),
+        Panel("First token, p95", "s", p95("time_to_first_token_seconds"), "From submission to the first token."),
+        Panel("Between tokens, p95", "s", p95("inter_token_latency_seconds"), "What a reader of a stream sees."),
+        Panel("Tokens generated", "ops", rate("generation_tokens_total", "model"), "Tokens per second."),
+        Panel("KV pages", "percentunit", of("kv_cache_usage_ratio"), "Share of the pages that is reserved.", EACH),
+    ],
+    "GPU": [
+        Panel("Memory", "bytes", gpu("memory_bytes"), "Allocated, reserved and peak by this process; used, free and total of the card or slice by its driver.", "{{pod}} {{state}}"),
+        Panel("Utilisation", "percentunit", gpu("utilization_ratio"), "Share of time in which a kernel ran, of any process.", "{{pod}}"),
+        Panel("Temperature", "celsius", gpu("temperature_celsius"), "The driver slows a hot card down.", "{{pod}}"),
+        Panel("Power", "watt", gpu("power_watts"), "At its limit the card slows down.", "{{pod}}", ((gpu("power_limit_watts"), "{{pod}} limit"),)),
+        Panel("XID errors", "none", f"increase({gpu('xid_errors_total')}[$__range])", "What the driver reports of the card; the log has the numbers. Must stay 0.", "{{pod}} {{kind}}"),
     ],
     "Compile and capture": [
-        ("Compiled after ready", "none", f"increase({of('recompilations_total')}[$__range])", "Must stay 0."),
-        ("Captured after ready", "none", f"increase({of('graph_captures_total')}[$__range])", "Must stay 0."),
+        Panel("Compiled after ready", "none", f"increase({of('recompilations_total')}[$__range])", "Must stay 0.", EACH),
+        Panel("Captured after ready", "none", f"increase({of('graph_captures_total')}[$__range])", "Must stay 0.", EACH),
     ],
     "Lifecycle": [
-        ("Start by phase", "s", of("model_phase_seconds"), "Last load and warm-up; capture and compile are parts."),
-        ("Cache look-ups", "ops", rate("cache_requests_total", "model, cache, result"), "Hits spare an encoder."),
+        Panel("Start by phase", "s", of("model_phase_seconds"), "Last load and warm-up; capture and compile are parts.", "{{pod}} {{model}} {{phase}}"),
+        Panel("Cache look-ups", "ops", rate("cache_requests_total", "model, cache, result"), "Hits spare an encoder.", "{{model}} {{cache}} {{result}}"),
     ],
     "Per pod": [
-        ("Running", "none", of("requests_running"), "Jobs that hold a slot."),
-        ("Steps", "ops", rate("engine_steps_total", "pod, instance, model"), "0 with work to do is a stall."),
+        Panel("Running", "none", of("requests_running"), "Jobs that hold a slot.", EACH),
+        Panel("Steps", "ops", rate("engine_steps_total", "pod, instance, model"), "0 with work to do is a stall.", EACH),
     ],
 }  # fmt: skip
 
@@ -87,13 +111,17 @@ def panels() -> list[dict[str, Any]]:
     for row, entries in ROWS.items():
         found.append({"type": "row", "title": row, "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}})
         width = 24 // len(entries)
-        for i, (title, unit, expression, description) in enumerate(entries):
+        for i, panel in enumerate(entries):
+            lines = ((panel.expression, panel.legend), *panel.also)
             found.append({
-                "type": "timeseries", "title": title, "description": description,
+                "type": "timeseries", "title": panel.title, "description": panel.description,
                 "datasource": {"type": "prometheus", "uid": "${datasource}"},
-                "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+                "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
                 "gridPos": {"x": i * width, "y": y + 1, "w": width, "h": 8},
-                "targets": [{"refId": "A", "expr": expression}],
+                "targets": [
+                    {"refId": name, "expr": expression, "legendFormat": legend}
+                    for name, (expression, legend) in zip("ABC", lines, strict=False)
+                ],
             })  # fmt: skip
         y += 9
     return [{"id": i, **panel} for i, panel in enumerate(found, 1)]

@@ -22,10 +22,14 @@ HEAD = """# Metrics
 exists at zero from the start, so `rate()` works on the first error. Labels are bounded: never a
 prompt, a seed, a caller or a raw size. KServe's own series are there too.
 
-Those of the GPU (`predictors_gpu_*`) are read every five seconds, and what is not to be had is absent:
-all of them on a CPU, and without the extra `gpu` (`nvidia-ml-py`) or where driver, container or MIG
-slice does not tell, each one that only the driver knows. `device` is the driver's UUID of the GPU or
-slice that this process computes on, as in DCGM's label `UUID`.
+Where requests are [traced](operations.md), the histograms of a request's, its queue's and its
+stages' duration and of the time to its first token or image carry the trace's id as an exemplar;
+OpenMetrics only, and Prometheus keeps them with `--enable-feature=exemplar-storage`.
+
+Those of the GPU (`predictors_gpu_*`) are read every five seconds, and what is not to be had is
+absent: all of them on a CPU; without the extra `gpu` (`nvidia-ml-py`), or where driver, container
+or MIG slice does not tell, each one that only the driver knows. `device` is the driver's UUID of
+the GPU or slice that this process computes on, as in DCGM's label `UUID`.
 
 | series | type | labels | |
 |---|---|---|---|

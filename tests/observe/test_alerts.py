@@ -51,6 +51,11 @@ def slow(series: str, under: str) -> tuple[dict[str, str], ...]:
     )
 
 
+def gpu_memory(state: str) -> str:
+    """One state of a device's memory."""
+    return f'predictors_gpu_memory_bytes{{device="GPU-a",state="{state}"}}'
+
+
 STEPS, RUNNING, WAITING = (
     f"predictors_{name}{AT}"
     for name in ("engine_steps_total", "requests_running", "requests_waiting")
@@ -112,6 +117,14 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
     ),
     "OutOfMemory": times(
         "predictors_jobs_total", "0x415 1x5", "1+0x420", '{model="m",reason="oom"}'
+    ),
+    "GpuXidErrors": times(
+        "predictors_gpu_xid_errors_total", "0x415 1x5", "1+0x420", '{device="GPU-a",kind="device"}'
+    ),
+    "GpuMemoryNearLimit": (
+        {gpu_memory("free"): "1+0x420", gpu_memory("total"): "100+0x420"},
+        {gpu_memory("free"): "3+0x420", gpu_memory("total"): "100+0x420"},
+        {gpu_memory("used"): "99+0x420", gpu_memory("total"): "100+0x420"},
     ),
     "RequestsPoisoned": times(
         "predictors_jobs_total", "0x415 1x5", "1+0x420", '{model="m",reason="poisoned"}'

@@ -28,6 +28,16 @@ def test_every_panel_has_a_unit_and_a_description() -> None:
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
 
 
+def test_every_line_is_named_by_labels_that_it_has() -> None:
+    for panel in PANELS:
+        for target in panel["targets"]:
+            legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            kept = re.search(r"by \(([^)]*)\)", target["expr"])
+            assert legend, panel["title"]
+            if kept is not None:
+                assert legend <= set(kept[1].split(", ")) - {"le"}, panel["title"]
+
+
 def test_no_panel_names_a_metric_that_does_not_exist() -> None:
     named = {name for text in EXPRESSIONS for name in re.findall(r"predictors_\w+", text)}
     assert named - known() == set()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from predictors.metrics import PROTOCOLS
 from tests.observe.clients import Clients, Kind, counted
@@ -20,7 +21,7 @@ from tests.observe.conftest import WriteRules
 from tests.observe.live import MODELS, Live
 from tests.observe.load import LEFT_OR_OK, mixed_load
 from tests.observe.prometheus import Prometheus
-from tests.observe.test_alerts import RULES
+from tests.observe.test_alerts import RULES, known
 from tests.observe.test_dashboard import BOARD, PANELS
 
 POD = {"namespace": "observed", "isvc": "pictures", "pod": "pictures-predictor-0"}
@@ -28,8 +29,15 @@ LOAD_S = 20.0
 RATE_S = 4  # Grafana's $__rate_interval: four scrapes
 SCRAPE_BOUND_S = 2.0  # the goal is 0.1; two shared cores decide nothing
 
-# what has no data here, and why; nothing else may be empty
-ABSENT: dict[str, str] = {}
+# what only a machine with a GPU has; nothing else may be without data
+GPU_SERIES = {
+    "predictors_gpu_memory_bytes",
+    "predictors_gpu_utilization_ratio",
+    "predictors_gpu_temperature_celsius",
+    "predictors_gpu_power_watts",
+    "predictors_gpu_power_limit_watts",
+    "predictors_gpu_xid_errors_total",
+}
 
 
 @dataclass
@@ -86,6 +94,12 @@ def as_grafana_asks(observed: Observed, expression: str) -> str:
     return filled
 
 
+def is_expected(expression: str) -> bool:
+    """Whether this machine has what the expression asks for."""
+    named = set(re.findall(r"\bpredictors_\w+", expression))
+    return torch.cuda.is_available() or not named or not named <= GPU_SERIES
+
+
 def data_of(observed: Observed, expression: str) -> list[float]:
     """Every finite sample of the time under load."""
     return observed.prometheus.numbers(expression, observed.began_s, observed.ended_s)
@@ -96,14 +110,22 @@ def test_every_panel_has_data(observed: Observed, title: str) -> None:
     (panel,) = [panel for panel in PANELS if panel["title"] == title]
     for target in panel["targets"]:
         found = data_of(observed, as_grafana_asks(observed, target["expr"]))
-        assert bool(found) != (title in ABSENT), (target["expr"], ABSENT.get(title))
+        assert bool(found) == is_expected(target["expr"]), target["expr"]
+
+
+def test_what_may_be_absent_is_every_declared_series_of_the_gpu_and_none_else() -> None:
+    assert {name for name in known() if name.startswith("predictors_gpu_")} == GPU_SERIES
+    asked = {target["expr"] for panel in PANELS for target in panel["targets"]}
+    shown = {name for text in asked for name in re.findall(r"predictors_gpu_\w+", text)}
+    assert shown == GPU_SERIES, "a series that no panel shows"
+    assert len([text for text in asked if GPU_SERIES & set(re.findall(r"\w+", text))]) == 6
 
 
 def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> None:
     """A label that no longer matches would still give lines of zeros."""
     for panel in PANELS:
         for target in panel["targets"]:
-            if "rate(" in target["expr"] and panel["title"] not in ABSENT:
+            if "rate(" in target["expr"] and is_expected(target["expr"]):
                 found = data_of(observed, as_grafana_asks(observed, target["expr"]))
                 assert max(found, default=0) > 0, panel["title"]
 
@@ -137,7 +159,8 @@ def test_every_series_that_an_alert_asks_for_is_there(observed: Observed, name: 
     selectors = re.findall(SELECTOR, rule["expr"])
     assert selectors
     for series, labels in selectors:
-        assert data_of(observed, f"count({series}{labels})"), series + labels
+        found = data_of(observed, f"count({series}{labels})")
+        assert bool(found) == is_expected(series), series + labels
 
 
 def test_a_series_that_was_renamed_has_no_data(observed: Observed) -> None:
