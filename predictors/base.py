@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -207,7 +208,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         with tracing.stage(call.trace, "prepare"):
             works = await self._prepare_all(requests)
         call.facts.update(merged([self.facts(work, None) for work in works]))
-        metrics.stage_seconds.labels(self.name, "prepare").observe(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
         jobs = self.host.submit(works, request_id=call.request_id, deadline=call.deadline)
         return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
@@ -245,8 +247,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.facts["compute_ms"] = max(flight.compute_ms for flight in flights)
 
     async def off_loop(self, work: Callable[..., T], *args: Any) -> T:
-        """Run `work` in this predictor's small pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+        """Run `work` in this predictor's small pool, where it is known whose it is."""
+        run = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, work, *args)
 
     async def _prepare_all(self, requests: Sequence[R]) -> list[W]:
         if self.inline:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,7 @@ Value = str | int | float | bool
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
+_exemplar: ContextVar[dict[str, str] | None] = ContextVar("exemplar", default=None)
 
 
 class _Sink:
@@ -39,6 +41,7 @@ class Trace:
         self._api = api
         self._offset = time.time() - time.monotonic()
         self.id = f"{span.get_span_context().trace_id:032x}"
+        self.exemplar = {"trace_id": self.id}
 
     def add(
         self,
@@ -91,13 +94,21 @@ def stage(trace: Trace | None, name: str) -> AbstractContextManager[object]:
     return _NOTHING if trace is None else _Stage(trace, name)
 
 
+def exemplar() -> dict[str, str] | None:
+    """What a histogram may show beside a duration of the request that the present task serves: its
+    trace; None where it has none."""
+    return _exemplar.get()
+
+
 def is_on() -> bool:
     """Whether anything is traced."""
     return _Sink.tracer is not None
 
 
 def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Trace | None:
-    """A request's span, below the caller's that W3C's headers name; None if it is not sampled."""
+    """A request's span, below the caller's that W3C's headers name; None if it is not sampled.
+
+    The present task serves this request from now on."""
     tracer = _Sink.tracer
     if tracer is None:
         return None
@@ -106,7 +117,12 @@ def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]
 
     parent = TraceContextTextMapPropagator().extract(headers)
     span = tracer.start_span(name, parent, trace.SpanKind.SERVER, attributes)
-    return Trace(tracer, span, trace) if span.is_recording() else None
+    if not span.is_recording():
+        _exemplar.set(None)
+        return None
+    begun = Trace(tracer, span, trace)
+    _exemplar.set(begun.exemplar)
+    return begun
 
 
 def configure(environ: Mapping[str, str]) -> bool:

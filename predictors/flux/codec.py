@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from predictors import metrics
+from predictors import metrics, tracing
 from predictors.base import Answer
 from predictors.errors import InvalidRequest
 from predictors.flux.inputs import steps_called
@@ -172,7 +172,8 @@ class FluxCodec:
         else:
             file = _lossy(pixels, request.output_format, request.output_compression)
         seconds = time.monotonic() - started
-        metrics.stage_seconds.labels(self.model, "image_encode").observe(seconds)
+        stage = metrics.stage_seconds.labels(self.model, "image_encode")
+        stage.observe(seconds, tracing.exemplar())
         return file
 
 

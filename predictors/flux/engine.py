@@ -274,14 +274,14 @@ class FluxEngine:
 
     def _hand_over(self, slot: Slot, result: ImageResult) -> None:
         job, request = slot.job, slot.job.work.request
-        resolution = _resolution(slot)
-        metrics.images_total.labels(self._model, resolution, request.tier).inc()
+        metrics.images_total.labels(self._model, _resolution(slot), request.tier).inc()
         metrics.image_pixels.labels(self._model).observe(request.width * request.height)
         metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
         self.evict(job)
         job.emit(result)
         job.finish()
-        metrics.ttfi_seconds.labels(self._model).observe(job.clock() - job.submitted_at)
+        seconds = job.clock() - job.submitted_at
+        metrics.ttfi_seconds.labels(self._model).observe(seconds, job.exemplar)
 
     def _ready_runner(self) -> Runner:
         if self._runner is None:
@@ -308,7 +308,7 @@ class FluxEngine:
 
     def _observe_stage(self, job: FluxJob, stage: str, seconds: float, **facts: int) -> None:
         job.note(stage, seconds, **facts)
-        metrics.stage_seconds.labels(self._model, stage).observe(seconds)
+        metrics.stage_seconds.labels(self._model, stage).observe(seconds, job.exemplar)
 
 
 def _without_a_crowd(slots: list[Slot]) -> list[Slot]:

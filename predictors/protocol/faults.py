@@ -234,7 +234,7 @@ class Tally:
         outcome = "ok" if reason == "ok" else "error"
         seconds = self.elapsed_s
         trace = self._call.trace if self._call is not None else None
-        exemplar = None if trace is None else {"trace_id": trace.id}
+        exemplar = None if trace is None else trace.exemplar
         _timer(self.model, self._protocol, outcome).observe(seconds, exemplar)
         if trace is not None:
             trace.end({"model": self.model, "reason": reason}, "" if reason == "ok" else reason)

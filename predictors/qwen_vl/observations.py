@@ -42,7 +42,7 @@ class Observations:
     def _begin(self, reply: Reply, now: float) -> None:
         job, work = reply.job, reply.work
         reply.first_token_at = now
-        self._first(now - job.submitted_at)
+        self._first(now - job.submitted_at, job.exemplar)
         self.stage(job, "prefill", now - (job.admitted_at or job.submitted_at))
         self._prompt_tokens(work.num_prompt_tokens)
         self._vision_tokens(sum(picture.length for picture in work.pictures))
@@ -56,7 +56,7 @@ class Observations:
     def stage(self, job: ChatJob, stage: str, seconds: float) -> None:
         """A stage of `job` took so long; on a GPU `vision_encode` is its launch alone."""
         job.note(stage, seconds)
-        self._stages[stage](seconds)
+        self._stages[stage](seconds, job.exemplar)
 
     def cache(self, name: str) -> Callable[[str], None]:
         """What counts `hit`, `miss` and `evict` of the cache of that name."""

@@ -53,8 +53,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._vocabulary = Vocabulary(self._inputs.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = Codec(architecture.defaults, precision, settings.images.max_images)
-        stage = metrics.stage_seconds.labels(name, "detokenize")
-        self._observe_detokenize = stage.observe
+        self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- the room's hooks ------------------------------------------------------------------------
     def get_input_types(self) -> list[dict[str, Any]]:
@@ -82,6 +81,9 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def reader(self, work: ChatWork) -> AnswerReader:
         """What turns this job's tokens into text."""
         return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+
+    def _observe_detokenize(self, seconds: float) -> None:
+        self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def facts(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
         """Tokens and pictures."""

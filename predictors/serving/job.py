@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
+from predictors import tracing
 from predictors.errors import Cancelled, ServingError
 from predictors.serving.bell import Bell
 
@@ -41,6 +42,8 @@ class Job(Generic[W, C]):
         self.work = work
         self.deadline = deadline
         self.clock = clock
+        self.exemplar = tracing.exemplar()
+        """What histograms show beside its durations."""
         self.submitted_at = clock()
         self.admitted_at: float | None = None
         self.finished_at: float | None = None

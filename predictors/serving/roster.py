@@ -170,7 +170,7 @@ class Roster(Generic[W, C]):
             if self._queue.pop(job.ticket) is None:
                 return False
             job.admitted_at = now
-            self._queue_seconds.observe(max(0.0, now - job.submitted_at))
+            self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
             self._running[job.ticket] = job
             return True
 
@@ -187,7 +187,7 @@ class Roster(Generic[W, C]):
         self._outcomes.get(reason, self._outcomes["internal"]).inc()
         now = self._clock()
         if job.admitted_at is None:
-            self._queue_seconds.observe(max(0.0, now - job.submitted_at))
+            self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
         elif error is None:
             self._pace.note((job.finished_at or now) - job.admitted_at, len(self._running) + 1)
         self._left.notify_all()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import grpc
 import openai
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from predictors import tracing
+from predictors import logs, tracing
+from predictors.metrics import FLUX_STAGES, QWEN_VL_STAGES
 from predictors.protocol.kserve_sdk import pb, pb_grpc
-from tests.http.echo import PATIENCE_S, Running
+from tests.http.echo import PATIENCE_S, Running, png
 from tests.http.log_lines import logged
 from tests.product.test_same_answer_everywhere import prompt_tensor
 
@@ -119,18 +123,82 @@ def test_a_refusal_is_one_failed_span(product: Running, spans: Spans) -> None:
     assert not span.status.is_ok
 
 
-def test_the_histogram_has_the_trace_as_exemplar(product: Running, spans: Spans) -> None:
+EXEMPLIFIED = {
+    "flux": {
+        ("predictors_request_duration_seconds", ""),
+        ("predictors_queue_duration_seconds", ""),
+        ("predictors_time_to_first_image_seconds", ""),
+        *(("predictors_stage_duration_seconds", stage) for stage in FLUX_STAGES),
+    },
+    "qwen-vl": {
+        ("predictors_request_duration_seconds", ""),
+        ("predictors_queue_duration_seconds", ""),
+        ("predictors_time_to_first_token_seconds", ""),
+        *(("predictors_stage_duration_seconds", stage) for stage in QWEN_VL_STAGES),
+    },
+}
+
+
+@pytest.mark.parametrize("model", EXEMPLIFIED)
+def test_histograms_of_durations_have_the_trace_as_exemplar(
+    product: Running, spans: Spans, model: str
+) -> None:
     del spans
+    trace = uuid.uuid4().hex
+    tensors = {
+        "flux": [prompt_tensor(f"a red circle, {trace}")],  # no prompt of the cache
+        "qwen-vl": [prompt_tensor("What is this?"), picture_tensor(trace)],
+    }[model]
     with product.client() as http, logged() as lines:
-        http.post("/v2/models/flux/infer", json=DRAW, headers=SAMPLED).raise_for_status()
+        headers = {"traceparent": f"00-{trace}-{PARENT}-01"}
+        body = {"inputs": tensors}
+        http.post(f"/v2/models/{model}/infer", json=body, headers=headers).raise_for_status()
         lines.wait(1)
         wanted = {"accept": "application/openmetrics-text; version=1.0.0"}
         text = http.get("/metrics", headers=wanted).text
         plain = http.get("/metrics").text
-    name = "predictors_request_duration_seconds_bucket"
-    exemplified = [row for row in text.splitlines() if row.startswith(name) and TRACE in row]
-    assert exemplified
-    assert TRACE not in plain
+    assert exemplified(text, trace) == {(name, model, stage) for name, stage in EXEMPLIFIED[model]}
+    assert trace not in plain
+    assert " # {" not in plain
+
+
+def exemplified(text: str, trace: str) -> set[tuple[str, str, str]]:
+    """Name, model and stage of each histogram that shows `trace`, in seconds that it can be of."""
+    found = set()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.exemplar is not None and sample.exemplar.labels == {"trace_id": trace}:
+                assert 0 <= sample.exemplar.value <= float(sample.labels["le"])
+                name = sample.name.removesuffix("_bucket")
+                found.add((name, sample.labels["model"], sample.labels.get("stage", "")))
+    return found
+
+
+def picture_tensor(trace: str) -> dict[str, Any]:
+    """A picture that nobody has asked about."""
+    colour = tuple(int(trace[i : i + 2], 16) for i in (0, 2, 4))
+    file = base64.b64encode(png(colour, size=(56, 56))).decode()  # type: ignore[arg-type]
+    return {"name": "image", "datatype": "BYTES", "shape": [1], "data": [file]}
+
+
+def test_what_the_pool_logs_is_said_to_be_of_its_request(product: Running, spans: Spans) -> None:
+    """The pool's threads are everybody's."""
+    del spans
+    body = {"inputs": [prompt_tensor("a red circle")]}
+    work: Any = product.server.registry.models["flux"]
+    seen: list[str] = []
+    encode = work.encode_v2
+
+    def encoded(request: Any, answers: Any) -> Any:
+        seen.append(logs.request_id.get())
+        return encode(request, answers)
+
+    with product.client() as http, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "encode_v2", encoded)
+        for name in ("one", "two"):
+            headers = {"x-request-id": name}
+            http.post("/v2/models/flux/infer", json=body, headers=headers).raise_for_status()
+    assert seen == ["one", "two"]
 
 
 def test_what_the_caller_did_not_sample_leaves_nothing(product: Running, spans: Spans) -> None:
