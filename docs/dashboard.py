@@ -109,7 +109,10 @@ def panels() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     y = 0
     for row, entries in ROWS.items():
-        found.append({"type": "row", "title": row, "gridPos": {"x": 0, "y": y, "w": 24, "h": 1}})
+        place = {"x": 0, "y": y, "w": 24, "h": 1}
+        found.append(
+            {"type": "row", "title": row, "gridPos": place, "collapsed": False, "panels": []}
+        )
         width = 24 // len(entries)
         for i, panel in enumerate(entries):
             lines = ((panel.expression, panel.legend), *panel.also)
