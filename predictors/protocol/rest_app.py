@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from prometheus_client import REGISTRY, exposition
+from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
@@ -22,6 +22,7 @@ from predictors import logs
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.protocol.bodies import Receive
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.exposition import Scraper
 from predictors.protocol.faults import Fault, attempt, fault_of
 from predictors.protocol.rest import (
     CALL_KEY,
@@ -70,6 +71,7 @@ class RestApp:
         self._on_scrape = on_scrape
         self._is_leaving = is_leaving
         self._access_log = access_log
+        self._scraper = Scraper(REGISTRY)
         metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
         self._router = Router([*routes, metrics_route], redirect_slashes=False, default=_nowhere)
 
@@ -116,8 +118,9 @@ class RestApp:
     async def _metrics(self, request: Request) -> Reply:
         """Prometheus text, or OpenMetrics for who accepts it."""
         self._on_scrape()
-        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        body = await asyncio.to_thread(encode, REGISTRY)  # 25 ms with two models
+        accept = request.headers.get("accept", "")
+        # 3 ms with two models, ten where engines want the interpreter too
+        body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
         return Reply(body, headers=(("content-type", content_type),))
 
 
