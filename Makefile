@@ -16,7 +16,7 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
+.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -82,6 +82,9 @@ docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md, alerts, dashboar
 	$(BIN)/python docs/alerts.py
 	$(BIN)/python docs/dashboard.py
 	PYTHONPATH=. $(BIN)/python docs/chart.py
+
+dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Prometheus under load
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/dashboard_pictures.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.cpu

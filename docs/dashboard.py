@@ -62,7 +62,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Requests by protocol", "reqps", rate("requests_total", "model, protocol"), "V2 over REST and gRPC, OpenAI.", "{{model}} {{protocol}}"),
     ],
     "Saturation": [
-        Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is taken; at 1 the next request is refused.", EACH),
+        Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is taken; when it is full and no slot is free the next request is refused. Who is about to get a free slot counts too: for a moment it may be over 1.", EACH),
         Panel("Oldest waiting", "s", of("queue_oldest_seconds"), "Age of the head of the queue.", EACH),
         Panel("Jobs per pass", "none", f"{rate('batch_size_sum', 'model')} / {rate('batch_size_count', 'model')}", "How many jobs share a pass."),
     ],

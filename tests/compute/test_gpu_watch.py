@@ -3,7 +3,9 @@ CPU; and on a card what the driver really says."""
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -211,6 +213,14 @@ def test_a_card_and_its_driver_agree_with_torch() -> None:
         watch.look()
         after = states(name)["used"] or 0.0
         assert after - before >= 0.9 * more.nbytes, "the driver does not see this process's memory"
+        took_ms = []
+        for _ in range(20):
+            began = time.perf_counter()
+            watch.look()
+            took_ms.append(1000 * (time.perf_counter() - began))
+        took = {"median": round(statistics.median(took_ms), 2), "max": round(max(took_ms), 2)}
+        print("milliseconds a look", took)  # noqa: T201 - a measurement, with `pytest -rP`
+        assert took["median"] < 1000
         if name.startswith("GPU-"):  # of a slice the driver tells less
             assert 0 <= (sample("utilization_ratio", device=name) or 0.0) <= 1
             assert 10 < (sample("temperature_celsius", device=name) or 0.0) < 110

@@ -21,6 +21,23 @@ def test_the_dashboard_is_current() -> None:
     assert subprocess.run(check, cwd=ROOT).returncode == 0
 
 
+def test_the_pictures_show_the_panels_as_they_are_now() -> None:
+    check = [sys.executable, "docs/dashboard_pictures.py", "--check"]
+    run = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_page_shows_every_picture_and_says_what_it_is() -> None:
+    page = (ROOT / "docs/dashboard.md").read_text()
+    drawn = sorted((ROOT / "docs/pictures").iterdir())
+    assert drawn
+    assert all(path.stat().st_size <= 150_000 for path in drawn)
+    assert sorted(re.findall(r"\]\(pictures/(.+)\)", page)) == [path.name for path in drawn]
+    assert "not Grafana's own rendering" in page
+    rows = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
+    assert re.findall(r"^### (.+)$", page, re.MULTILINE) == rows
+
+
 def test_every_panel_has_a_unit_and_a_description() -> None:
     assert len(PANELS) <= 30
     for panel in PANELS:

@@ -3,6 +3,7 @@ real server under mixed load, and the outcomes that it counted are those that th
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from tests.observe.conftest import WriteRules
 from tests.observe.live import MODELS, Live
 from tests.observe.load import LEFT_OR_OK, mixed_load
 from tests.observe.prometheus import Prometheus
-from tests.observe.test_alerts import RULES, known
+from tests.observe.test_alerts import ROOT, RULES, known
 from tests.observe.test_dashboard import BOARD, PANELS
 
 POD = {"namespace": "observed", "isvc": "pictures", "pod": "pictures-predictor-0"}
@@ -128,6 +130,17 @@ def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> N
             if "rate(" in target["expr"] and is_expected(target["expr"]):
                 found = data_of(observed, as_grafana_asks(observed, target["expr"]))
                 assert max(found, default=0) > 0, panel["title"]
+
+
+def test_a_row_is_drawn_where_it_has_data(
+    observed: Observed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    drawing = importlib.import_module("dashboard_pictures")
+    monkeypatch.setattr(drawing, "FOLDER", tmp_path / "pictures")
+    assert drawing.draw("Saturation", observed)
+    assert drawing.is_current("Saturation")
+    assert drawing.draw("GPU", observed) == torch.cuda.is_available()
 
 
 def test_every_variable_of_the_dashboard_can_be_chosen(observed: Observed) -> None:
