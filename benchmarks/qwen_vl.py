@@ -21,7 +21,7 @@ from benchmarks.qwen_vl_run import Options, Run
 RESULTS = Path("benchmarks/results/qwen_vl.json")
 TOY_RESULTS = Path("out/bench/qwen-vl-toy.json")
 DEFAULT = ("ceilings", "http", "ours", "peer", "accuracy", "attention", "soak", "vllm")
-SECTIONS = (*DEFAULT, "profile")
+SECTIONS = (*DEFAULT, "profile", "inspect")
 ALONE = ("compiling", "syncing", "attention", "steps", "firsts", "logits", "memory")
 """The journal's tables of what no client measures."""
 MEMORY = Path("/dev/shm")

@@ -27,6 +27,7 @@ PARTS: Mapping[str, str] = {
     "http": "benchmarks.qwen_vl_http",
     "soak": "benchmarks.qwen_vl_http",
     "vllm": "benchmarks.qwen_vl_http",
+    "inspect": "benchmarks.qwen_vl_inspect",
 }
 """By name: where the function of that name is. Imported late: the clients need no torch."""
 
