@@ -210,7 +210,8 @@ def alert(name: str) -> dict[str, Any]:
 
 
 def as_vllm() -> list[dict[str, str]]:
-    """The language model's series under vLLM's names and its label `model_name`."""
+    """The language model's series under vLLM's names and its label `model_name`. vLLM has no
+    series of the GPU, so ours keep their names only."""
     named = dict(AS_VLLM)
     for name, ours in HISTOGRAMS_AS_VLLM.items():
         named |= {f"{name}{part}": ours.format(part=part) for part in ("_bucket", "_sum", "_count")}

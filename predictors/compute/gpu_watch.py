@@ -47,7 +47,7 @@ class Held:
 
 def held_on(device: torch.device) -> Held | None:
     """What this process holds of `device`, or None while CUDA is not initialised. Any thread; asks
-    the allocator's books and not the device."""
+    the allocator's books, not the device, and waits no longer than one allocation takes."""
     if not torch.cuda.is_initialized():
         return None
     properties = torch.cuda.get_device_properties(device)
