@@ -99,6 +99,7 @@ def crd_folder(module: str) -> Path:
             return kept
         said = run_go(find_go(), ["mod", "download", "-json", f"{module}@{version}"])
         source = Path(json.loads(said)["Dir"])
+        kept.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=kept.parent))
         for path in CRDS[module]:
             shutil.copyfile(source / path, beside / Path(path).name)
