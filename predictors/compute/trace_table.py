@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 GZIP_LEVEL = 1  # of ISA-L: as small as the third of zlib, in a fifth of the time
-NICENESS = 19  # whoever profiles can wait, whoever is served can't
+NICENESS = 15  # whoever profiles can wait a little, whoever is served should not
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})
 ON_CPU = frozenset({"cpu_op", "user_annotation"}) | LAUNCHES
 ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
