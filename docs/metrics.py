@@ -22,8 +22,8 @@ HEAD = """# Metrics
 exists at zero from the start, so `rate()` works on the first error. Labels are bounded: never a
 prompt, a seed, a caller or a raw size. KServe's own series are there too.
 
-A scrape of both models costs 3 ms of CPU, 7 under load, in which it takes 18 ms in the median on two
-cores ([performance](performance.md)).
+A scrape of both models costs 3 ms of CPU; under full load on two cores 7, and 18 ms in the median
+until it is there ([performance](performance.md)).
 
 Where requests are [traced](operations.md), the histograms of a request's, its queue's and its
 stages' duration and of the time to its first token or image carry the trace's id as an exemplar;

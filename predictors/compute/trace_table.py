@@ -7,7 +7,6 @@ hundred thousand events would be taken, thread or not, from everybody who is ser
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 GZIP_LEVEL = 1  # of ISA-L: as small as the third of zlib, in a fifth of the time
-NICENESS = 15  # whoever profiles can wait a little, whoever is served should not
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})
 ON_CPU = frozenset({"cpu_op", "user_annotation"}) | LAUNCHES
 ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
@@ -109,7 +107,6 @@ def _close(open_spans: list[Span], rows: defaultdict[str, Row]) -> None:
 
 def main(trace: Path, packed: Path) -> None:
     """The program."""
-    os.nice(NICENESS)
     import orjson  # the server's process names this module and has no need of them
     from isal import igzip
 
