@@ -21,6 +21,7 @@ import torch
 from torch.autograd.profiler import profile, record_function
 
 from predictors.compute import trace_table
+from predictors.errors import DeadlineExceeded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +29,7 @@ R = TypeVar("R")
 STEP = "engine_step"
 NUM_SHOWN = 30  # rows of the table
 NICENESS = 15  # whoever profiles can wait a little, whoever is served should not
+REPORT_TIMEOUT_S = 120.0  # 20 steps of FLUX.1 take seconds
 STAGES: set[str] = {STEP}
 """Names that were given to `staged`."""
 
@@ -90,7 +92,9 @@ class Profiler:
 
     def report(self) -> Report:
         """Not on the engine thread, once, after `stop`. What takes long is done by a process of its
-        own: torch's own table of 20 denoise steps would hold the interpreter for two seconds."""
+        own: torch's own table of 20 denoise steps would hold the interpreter for two seconds.
+
+        Raises `DeadlineExceeded` when that process takes too long; it is killed then."""
         with _scratch() as folder:
             trace, packed = folder / "trace.json", folder / "trace.json.gz"
             self._profile.export_chrome_trace(str(trace))
@@ -98,7 +102,7 @@ class Profiler:
             command = [sys.executable, "-P", trace_table.__file__, str(trace), str(packed)]
             # from its first import on, half of what a short trace costs
             command = ["nice", f"-n{NICENESS}", *command]
-            told = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+            told = _told(command)
             import orjson  # a benchmark that never profiles runs where there is none
 
             return Report(self._table(orjson.loads(told)), packed.read_bytes())
@@ -111,6 +115,16 @@ class Profiler:
             "top": [row for row in rows if row["name"] not in STAGES][:NUM_SHOWN],
             "sorted_by": order,
         }
+
+
+def _told(command: list[str]) -> bytes:
+    try:
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, timeout=REPORT_TIMEOUT_S
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        message = f"the profile's table took over {REPORT_TIMEOUT_S:g} s; record fewer steps"
+        raise DeadlineExceeded(message) from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@ Knows no model beyond `Inspected` and no profiler beyond `Profiling`.
 
 Off unless `server.admin_port` says otherwise. Both ask nothing of an engine but what it tells
 without being waited for; only the recording itself happens on the engine's thread. One profile at a
-time in the process, and only the last trace is kept. Event loop only.
+time in the process, its report included, and only the last trace is kept. Event loop only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 600.0
 LAST_STEP_S = 60.0  # for the step that runs when time is up
 MEDIA = frozenset({"application/json"})  # one must be named, so that no web page can ask
 GZIP = "application/gzip"
-BUSY = "a profile is being recorded already; try again later"
+BUSY = "a profile is being recorded or reported already; try again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,14 @@ class Admin:
         except BaseException:
             self._is_busy = False
             raise
-        # whatever becomes of this request, the next profile waits for the recorder to stop
         outcome = asyncio.ensure_future(asyncio.wrap_future(recording.outcome))
-        outcome.add_done_callback(self._stopped)
-        steps = await self._wait(outcome, recording, request, wish)
-        report = await asyncio.to_thread(profiler.report)
+        last: asyncio.Future[Any] = outcome
+        try:
+            steps = await self._wait(outcome, recording, request, wish)
+            making = last = asyncio.ensure_future(asyncio.to_thread(profiler.report))
+            report = await asyncio.shield(making)
+        finally:  # whatever becomes of this request, the next profile waits for what goes on
+            last.add_done_callback(self._stopped)
         name = uuid.uuid4().hex
         self._last = (name, report.trace)
         if GZIP in call.get("accept", ""):
@@ -114,10 +117,10 @@ class Admin:
         where = {"id": name, "trace": f"/debug/profile/{name}", "trace_bytes": len(report.trace)}
         return json_reply({"model": wish.model, "steps": steps, **where, **report.table})
 
-    def _stopped(self, outcome: asyncio.Future[int]) -> None:
+    def _stopped(self, last: asyncio.Future[Any]) -> None:
         self._is_busy = False
-        if not outcome.cancelled():
-            outcome.exception()  # somebody has looked at it, even if the asker has left
+        if not last.cancelled():
+            last.exception()  # somebody has looked at it, even if the asker has left
 
     async def _wait(
         self,

@@ -13,6 +13,7 @@ import torch
 
 from predictors.compute import profiling
 from predictors.compute.profiling import Profiler, Report, staged
+from predictors.errors import DeadlineExceeded
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,12 @@ def test_steps_and_stages_are_ranges_and_rows() -> None:
     stages: Any = report.table["stages"]
     assert {row["name"]: row["calls"] for row in stages} == named
     assert sum(e["name"] == "aten::mm" for e in events if e.get("cat") == "cpu_op") == 3
+
+
+def test_a_table_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "REPORT_TIMEOUT_S", 0.001)
+    with pytest.raises(DeadlineExceeded, match="record fewer steps"):
+        recorded("cpu", 1)
 
 
 @pytest.mark.gpu

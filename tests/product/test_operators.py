@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -257,6 +258,36 @@ def test_one_profile_at_a_time_and_a_drain_ends_the_wait() -> None:
         admin.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+
+
+def test_the_next_profile_waits_until_the_report_of_the_last_is_made() -> None:
+    making, may_end = threading.Event(), threading.Event()
+
+    class Slow(Counting):
+        def report(self) -> Counting:
+            making.set()
+            assert may_end.wait(PATIENCE_S)
+            return self
+
+    settings = small_settings(server={"admin_port": 0})
+    more: Any = {"make_profiler": Slow}
+    wish = {"model": "echo", "steps": 1, "timeout_s": PATIENCE_S}
+    with (
+        serving(echo(settings=settings), settings=settings, **more) as running,
+        Asking(running) as asking,
+        admin_of(running) as admin,
+        admin_of(running) as other,
+    ):
+        first = asking.call(lambda: admin.post("/debug/profile", json=wish))
+        while not making.is_set():
+            assert asking.post("x").result(PATIENCE_S).status_code == 200
+        assert other.post("/debug/profile", json=wish).status_code == 503
+        assert not first.done()
+        may_end.set()
+        found = first.result(PATIENCE_S).json()
+        assert other.get(found["trace"]).status_code == 200
+        reply = other.post("/debug/profile", json=wish | {"timeout_s": 0.1})
+        assert reply.status_code == 504, "it may ask, and nobody steps"
 
 
 def test_a_profiler_that_fails_harms_nobody_and_tells_nothing() -> None:
