@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.deploy.chart import refusal
+from tests.deploy.chart import of_kind, refusal, render
 
 LAPTOP = "values-laptop.yaml"
 ZERO = "models.flux.replicas.min=0"
@@ -88,6 +88,13 @@ BY_TEMPLATE = [
      'models.flux.canary[1].name "a" is taken'),
     ((f'models.flux.canary=[{{{CANARY}5,"replicas":2}}]',),
      "models.flux.canary[0].replicas is 2 and more than replicas.min, 1"),
+    ((f"models.flux.canary=[{{{CANARY}5}}]", "defaults.autoscaling.enabled=true"),
+     "models.flux.canary and models.flux.autoscaling.enabled exclude each other"),
+    ((GPU, 'models.flux.rollout="in-place"', f"models.flux.canary=[{{{CANARY}5}}]"),
+     "models.flux.canary needs gpu.spare of at least 1"),
+    ((GPU, 'models.flux.rollout="in-place"', "models.flux.replicas.min=2",
+      f'models.flux.canary=[{{{CANARY}50}},{{"name":"b","trafficPercent":5}}]'),
+     "models.flux.canary needs gpu.spare of at least 1"),
     (('models.flux.storage.secretName="token"', "models.flux.serviceAccount.create=false"),
      "models.flux.storage.secretName has no effect"),
     (('localModelCache={"enabled":true,"nodeGroups":["gpu"]}',
@@ -108,6 +115,13 @@ def test_a_combination_that_cannot_work_is_refused_by_name(
     said: tuple[str, ...], message: str
 ) -> None:
     assert message in refusal(LAPTOP, sets=said)
+
+
+@pytest.mark.parametrize("said", ["replicas.min=2", "gpu.spare=1", "canary[0].trafficPercent=0"])
+def test_a_canary_whose_gpu_is_there_is_not_refused(said: str) -> None:
+    sets = (GPU, 'models.flux.rollout="in-place"', f"models.flux.canary=[{{{CANARY}5}}]")
+    objects = render(LAPTOP, sets=(*sets, f"models.flux.{said}"))
+    assert of_kind(objects, "InferenceService")["flux"]["spec"]["canary"]
 
 
 @pytest.mark.parametrize("uri", URIS)

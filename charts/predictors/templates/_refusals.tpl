@@ -89,18 +89,28 @@
 
 {{- define "predictors.refuse.canary" -}}
 {{- $at := first . -}}{{- $m := last . -}}
-{{- $names := list -}}{{- $total := 0 -}}
+{{- $names := list -}}{{- $total := 0 -}}{{- $pods := 0 -}}{{- $min := int $m.replicas.min -}}
+{{- if and $m.canary $m.autoscaling.enabled -}}
+{{- fail (printf "%s.canary and %s.autoscaling.enabled exclude each other: KServe 0.20 makes a ScaledObject without triggers for the canary, which KEDA refuses, and the model is never reconciled again" $at $at) -}}
+{{- end -}}
 {{- range $i, $canary := $m.canary -}}
   {{- if has $canary.name $names -}}
   {{- fail (printf "%s.canary[%d].name %q is taken by another canary" $at $i $canary.name) -}}
   {{- end -}}
   {{- $names = append $names $canary.name -}}
   {{- $total = add $total (int $canary.trafficPercent) -}}
+  {{- /* as KServe counts: what a canary doesn't say is its share of the pods, rounded up */ -}}
+  {{- $pods = add $pods (int (default (div (add (mul $min (int $canary.trafficPercent)) 99) 100) $canary.replicas)) -}}
   {{- if gt (int (default 0 $canary.replicas)) (int $m.replicas.min) -}}
   {{- fail (printf "%s.canary[%d].replicas is %d and more than replicas.min, %d, which KServe refuses" $at $i (int $canary.replicas) (int $m.replicas.min)) -}}
   {{- end -}}
 {{- end -}}
 {{- if gt (int $total) 100 -}}
 {{- fail (printf "%s.canary: trafficPercent of all canaries together is %d, more than 100" $at (int $total)) -}}
+{{- end -}}
+{{- /* canaries take their pods from the stable revision's, of which one always stays */ -}}
+{{- $needed := mul (int $m.gpu.count) (sub (add (max (sub $min $pods) 1) $pods) $min) -}}
+{{- if gt (int $needed) (int $m.gpu.spare) -}}
+{{- fail (printf "%s.canary needs gpu.spare of at least %d: beside its pods KServe keeps one of the stable revision, and replicas.min is %d" $at (int $needed) $min) -}}
 {{- end -}}
 {{- end }}
