@@ -10,6 +10,7 @@ import traceback
 
 import pytest
 
+from predictors import tracing
 from predictors.errors import EngineFailed, InvalidRequest, OutOfMemory, StepFailed
 from predictors.serving.engine import StickyDeviceError
 from predictors.serving.job import Job
@@ -188,9 +189,13 @@ def test_the_log_tells_which_job_failed_and_why(
     engine = ScriptedEngine(gated=False)
     engine.poison["bad"] = ValueError(SECRET)
     host = make_host(engine)
+    token = tracing._exemplar.set({"trace_id": "1f" * 16})
     with caplog.at_level(logging.ERROR):
         failure(submit(host, Task("bad"), request_id="req-7")[0])
+    tracing._exemplar.reset(token)
     [record] = [r for r in caplog.records if "req-7" in r.getMessage()]
+    assert vars(record)["request_id"] == "req-7"
+    assert vars(record)["trace_id"] == "1f" * 16
     assert record.exc_info is not None
     assert SECRET in "".join(traceback.format_exception(record.exc_info[1]))
 
