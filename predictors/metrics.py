@@ -13,6 +13,7 @@ REASONS = (
     "ok", "invalid_input", "too_large", "not_found", "not_supported", "queue_full", "deadline", "cancelled",
     "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
+REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
 FLUX_STAGES = ("prepare", "text_encode", "denoise", "vae_decode", "image_encode")
 QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
@@ -121,7 +122,7 @@ def register_model(model: str, room: str) -> None:
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)
-    for reason in ("queue_full", "draining", "not_ready", "invalid_input"):
+    for reason in REFUSALS:
         admission_rejected_total.labels(model, reason)
     for stage in FLUX_STAGES if room == "flux" else QWEN_VL_STAGES:
         stage_seconds.labels(model, stage)

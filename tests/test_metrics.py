@@ -13,6 +13,15 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors import metrics
+from predictors.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    TooLarge,
+)
 
 FLUX, QWEN_VL = "flux-under-test", "qwen-vl-under-test"
 
@@ -129,6 +138,23 @@ def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -
             for reason in metrics.REASONS
         }
         assert found == expected
+
+
+@pytest.mark.parametrize("model", [FLUX, QWEN_VL])
+def test_every_reason_to_refuse_at_the_door_exists_before_it_happens(
+    scrape: str, model: str
+) -> None:
+    whats_raised = (  # by `Host.submit`
+        Overloaded, DeadlineExceeded, InvalidRequest, TooLarge, NotReady, Draining, EngineFailed,
+    )  # fmt: skip
+    found = {
+        sample.labels["reason"]
+        for family in text_string_to_metric_families(scrape)
+        if family.name == "predictors_admission_rejected"
+        for sample in family.samples
+        if sample.labels["model"] == model and sample.name.endswith("_total")
+    }
+    assert found == {kind.reason for kind in whats_raised}
 
 
 def test_registering_twice_changes_nothing(scrape: str) -> None:
