@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from predictors.settings import from_env
-from tests.deploy.chart import CASES, NAMESPACE, PROFILES, environment, of_kind, render
+from tests.deploy.chart import CASES, NAMESPACE, PROFILES, environment, of_kind, refusal, render
 
 FILES = [*PROFILES, *CASES]
 
@@ -53,6 +53,32 @@ def test_events_give_the_accounts_these_rights_and_no_other() -> None:
         {"kind": "ServiceAccount", "name": f"predictors-{name}", "namespace": NAMESPACE}
         for name in ("flux", "qwen-vl")
     ]
+
+
+def test_an_account_that_models_share_is_made_once_and_bound_once() -> None:
+    shared = ('defaults.serviceAccount.name="shared"', 'models.flux.storage.secretName="one"')
+    noted = tuple(
+        f'models.{name}.serviceAccount.annotations={{"{name}":"{name}","both":"same"}}'
+        for name in ("flux", "qwen-vl")
+    )
+    tokens = ('models.qwen-vl.storage.secretName="two"', *noted)
+    objects = render("values-laptop.yaml", sets=(*shared, *tokens))
+    (account,) = of_kind(objects, "ServiceAccount").values()
+    assert account["metadata"]["name"] == "shared"
+    assert account["secrets"] == [{"name": "one"}, {"name": "two"}]
+    assert account["metadata"]["annotations"] == {
+        "flux": "flux", "qwen-vl": "qwen-vl", "both": "same",
+    }  # fmt: skip
+    (subject,) = of_kind(objects, "RoleBinding")["predictors-events"]["subjects"]
+    assert subject["name"] == "shared"
+
+
+def test_an_annotation_of_a_shared_account_has_one_value() -> None:
+    message = refusal("values-laptop.yaml", sets=(
+        'defaults.serviceAccount={"name":"shared","annotations":{"identity":"a"}}',
+        'models.qwen-vl.serviceAccount.annotations={"identity":"b"}',
+    ))  # fmt: skip
+    assert "models.qwen-vl.serviceAccount.annotations: identity differs" in message
 
 
 def test_without_events_nobody_gets_rights() -> None:
