@@ -75,6 +75,11 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "{{ $labels.instance }} does not end",
         "It was told to stop and still finishes accepted work.",
     ),
+    "ProcessRestarted": (
+        f"changes(process_start_time_seconds[15m]) > 0 and on (job, instance) {SERVES}",
+        "{{ $labels.instance }} died and started again in its place",
+        "What was in flight is lost. A failed engine ends its process before the next scrape.",
+    ),
     "RestartLoop": (
         f"changes(process_start_time_seconds[1h]) >= {{above}} and on (job, instance) {SERVES}",
         "{{ $labels.instance }} starts again and again",
@@ -120,11 +125,6 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         f"increase(predictors_engine_steps_total[2m]) == 0 and ({BUSY})",
         "The engine of {{ $labels.model }} has work and takes no step",
         "No step on {{ $labels.instance }} for two minutes although requests run or wait.",
-    ),
-    "EngineFailed": (
-        grew("engine_failures_total"),
-        "The engine of {{ $labels.model }} died",
-        "Everything in flight on {{ $labels.instance }} was answered with 503.",
     ),
     "CompilingAfterReady": (
         grew("recompilations_total", "graph_captures_total"),

@@ -80,6 +80,12 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {READY: "0+0x420", 'predictors_draining{job="p",instance="i"}': "1+0x420"},
     ),
     "DrainingTooLong": times("predictors_draining", "1+0x420", "0x415 1x5"),
+    "ProcessRestarted": (
+        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x410 _x2 9x8"},
+        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x390 9x30"},
+        {READY: "1+0x420", 'process_start_time_seconds{job="another",instance="i"}': "5x410 9x10"},
+        {READY: "1x410 _x10", f"process_start_time_seconds{AT}": "5x410 _x10"},
+    ),
     "RestartLoop": (
         {READY: "1+0x420", f"process_start_time_seconds{AT}": "0+600x420"},
         {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x400 9x20"},
@@ -110,7 +116,6 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {STEPS: "0+9x420", **BUSY},
         {STEPS: "7+0x420", RUNNING: "0+0x420", WAITING: "0+0x420"},
     ),
-    "EngineFailed": times("predictors_engine_failures_total", "0x415 1x5", "1+0x420"),
     "CompilingAfterReady": (
         {COMPILED: "0x415 1x5", CAPTURED: "0+0x420"},
         {COMPILED: "0+0x420", CAPTURED: "0+0x420"},
