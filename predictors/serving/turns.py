@@ -114,7 +114,7 @@ class Turns(Generic[W, C]):
         if isinstance(error, StickyDeviceError):
             raise error
         whose = {"model": self._model, "request_id": job.id.partition("/")[0], "job": job.id}
-        whose |= job.exemplar or {}  # the engine's thread serves no request: the job knows its trace
+        whose |= job.exemplar or {}  # this thread serves no request: the job knows its trace
         log.error("%s: job %s failed alone", self._model, job.id, exc_info=error, extra=whose)
         failure: ServingError
         if isinstance(error, ServingError):
