@@ -157,7 +157,9 @@ def test_downloads_are_cached_on_nodes_where_that_is_asked_for() -> None:
         "sourceModelUri": "hf://black-forest-labs/FLUX.1-dev:main",
         "modelSize": "34Gi",
         "nodeGroups": ["gpu"],
-        "serviceAccountName": "predictors-flux",
+        "serviceAccountName": "downloader",  # KServe's, not the release's: see localModelCache
     }
-    assert "serviceAccountName" not in caches[f"{NAMESPACE}-predictors-qwen-vl"]["spec"]
+    unnamed = render("ci/hf-values.yaml", sets=('localModelCache.serviceAccountName=""',))
+    for cache in of_kind(unnamed, "LocalModelCache").values():
+        assert "serviceAccountName" not in cache["spec"]
     assert not of_kind(render("values-one-gpu.yaml"), "LocalModelCache")

@@ -100,6 +100,10 @@ BY_TEMPLATE = [
     (('localModelCache={"enabled":true,"nodeGroups":["gpu"]}',
       'models.flux.storage.uri="hf://a/b"'),
      "models.flux.storage.size is needed by localModelCache.enabled"),
+    (('localModelCache={"enabled":true,"nodeGroups":["gpu"]}',
+      'models.flux.storage={"uri":"hf://a/b","size":"1Gi"}',
+      'models.qwen-vl.storage={"uri":"hf://a/b","size":"1Gi"}'),
+     "models.qwen-vl.storage.uri is that of models.flux"),
 ]  # fmt: skip
 
 
