@@ -48,6 +48,8 @@ BY_SCHEMA = [
     ('models.flux.ingress.controller="apache"', "'/models/flux/ingress/controller'"),
     ('models.flux.annotations={"serving.kserve.io/deploymentMode":"Knative"}',
      "'serving.kserve.io/deploymentMode'"),
+    ('defaults.topologySpread=[{"topologyKey":"zone","maxSkew":1,"whenUnsatisfiable":'
+     '"DoNotSchedule","labelSelector":{}}]', "additional properties 'labelSelector'"),
     ("models.flux.storage.url=1", "'/models/flux/storage': additional properties 'url'"),
 ]  # fmt: skip
 

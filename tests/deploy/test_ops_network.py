@@ -97,6 +97,15 @@ def test_only_a_model_that_the_pod_itself_downloads_may_reach_out(
     assert [rule["to"][0]["ipBlock"]["cidr"] for rule in rules] == ["10.9.0.0/16"] * downloads
 
 
+def test_a_canary_that_is_downloaded_may_reach_out_as_well() -> None:
+    said = '[{"name":"next","trafficPercent":5,"storage":{"uri":"%s"}}]'
+    for uri, rules in (("hf://org/model", 2), ("pvc://claim/next", 1)):
+        sets = (f"models.flux.canary={said % uri}", "events.enabled=false")
+        found = policies(*sets)
+        assert len(found["predictors-flux"]["egress"]) == rules
+        assert len(found["predictors-qwen-vl"]["egress"]) == 1
+
+
 def test_more_egress_is_added_as_it_is_written() -> None:
     rule = {"to": [{"podSelector": {"matchLabels": {"app": "otel"}}}], "ports": [{"port": 4318}]}
     said = '{"to":[{"podSelector":{"matchLabels":{"app":"otel"}}}],"ports":[{"port":4318}]}'
