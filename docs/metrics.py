@@ -58,7 +58,7 @@ def values() -> list[str]:
     """One row per label with a closed set of values."""
     closed = {
         "protocol": metrics.PROTOCOLS,
-        "reason": metrics.REASONS,
+        "reason": (*metrics.REASONS, *metrics.SPLITS),
         "stage": (*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES),
         "resolution": metrics.RESOLUTIONS,
         "tier": metrics.TIERS,

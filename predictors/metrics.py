@@ -14,6 +14,7 @@ REASONS = (
     "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
+SPLITS = ("oom", "other")  # the step did not fit into memory; it raised anything else
 FLUX_STAGES = ("prepare", "text_encode", "denoise", "vae_decode", "image_encode")
 QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
@@ -42,6 +43,7 @@ P = "predictors"
 
 requests_total = Counter(f"{P}_requests_total", "Requests answered, by protocol and outcome.", ["model", "protocol", "operation", "reason"])
 request_seconds = Histogram(f"{P}_request_duration_seconds", "From the request's head to the end of its answer.", ["model", "protocol", "outcome"], buckets=E2E)
+requests_in_flight = Gauge(f"{P}_requests_in_flight", "Requests for work of this process, all models together, from their head to the end of the answer: also while they are read, prepared and encoded.")
 requests_running = Gauge(f"{P}_requests_running", "Jobs that hold a slot.", ["model"])
 requests_waiting = Gauge(f"{P}_requests_waiting", "Jobs in the admission queue.", ["model"])
 queue_capacity = Gauge(f"{P}_queue_capacity", "Jobs that may wait.", ["model"])
@@ -50,7 +52,7 @@ queue_seconds = Histogram(f"{P}_queue_duration_seconds", "Time in the admission 
 admission_rejected_total = Counter(f"{P}_admission_rejected_total", "Jobs refused at the door.", ["model", "reason"])
 jobs_total = Counter(f"{P}_jobs_total", "Jobs (rows) answered by the engine, by outcome.", ["model", "reason"])
 batch_size = Histogram(f"{P}_batch_size", "Jobs that shared one pass: a denoise step of one shape, or a decode step.", ["model"], buckets=BATCH)
-batch_splits_total = Counter(f"{P}_batch_splits_total", "Steps that were halved to find a culprit.", ["model"])
+batch_splits_total = Counter(f"{P}_batch_splits_total", "Steps that were halved: they did not fit into memory (oom), or to find who makes them fail (other).", ["model", "reason"])
 stage_seconds = Histogram(f"{P}_stage_duration_seconds", "Time per stage of a request.", ["model", "stage"], buckets=STAGE)
 step_seconds = Histogram(f"{P}_step_duration_seconds", "One engine step.", ["model"], buckets=STEP)
 engine_steps_total = Counter(f"{P}_engine_steps_total", "Engine steps taken.", ["model"])
@@ -91,7 +93,7 @@ draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; what is running.", ["model", "version", "torch", "device", "dtype"])
 
 _PER_MODEL = (
-    requests_running, requests_waiting, queue_oldest_seconds, queue_seconds, batch_size, batch_splits_total, step_seconds,
+    requests_running, requests_waiting, queue_oldest_seconds, queue_seconds, batch_size, step_seconds,
     engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
 )  # fmt: skip
 _FLUX = (denoise_steps_total, image_pixels, inference_steps, ttfi_seconds)
@@ -122,6 +124,8 @@ def register_model(model: str, room: str) -> None:
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)
+    for reason in SPLITS:
+        batch_splits_total.labels(model, reason)
     for reason in REFUSALS:
         admission_rejected_total.labels(model, reason)
     for stage in FLUX_STAGES if room == "flux" else QWEN_VL_STAGES:

@@ -96,11 +96,13 @@ class Registry:
         if name in self._withdrawn:
             raise NotReady(f"model {name!r} is unloaded")
         self._in_flight += 1
+        metrics.requests_in_flight.set(self._in_flight)
         self._idle.clear()
 
     def leave(self) -> None:
         """A request that had entered is answered, its last byte handed to the socket."""
         self._in_flight -= 1
+        metrics.requests_in_flight.set(self._in_flight)
         if self._in_flight == 0:
             self._idle.set()
 

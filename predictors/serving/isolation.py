@@ -29,10 +29,11 @@ class Isolation(Generic[J]):
 
     After running out of memory at some width it steps in groups of half that width until `reset`:
     trying the same again in each turn would pay for two steps to take one. When one job turns out
-    to be too large even alone, nothing is learned about the others.
+    to be too large even alone, nothing is learned about the others. `on_split` is told how many
+    jobs a step had before it was halved, and whether for want of memory.
     """
 
-    def __init__(self, attempt: Attempt[J], on_split: Callable[[], None]) -> None:
+    def __init__(self, attempt: Attempt[J], on_split: Callable[[int, bool], None]) -> None:
         self._attempt = attempt
         self._on_split = on_split
         self._widest: int | None = None
@@ -64,8 +65,9 @@ class Isolation(Generic[J]):
             failed[jobs[0]] = error
             return
         half = len(jobs) // 2
-        if is_out_of_memory(error):
+        is_oom = is_out_of_memory(error)
+        if is_oom:
             self._widest = max(1, min(half, self._widest or half))
-        self._on_split()
+        self._on_split(len(jobs), is_oom)
         self._step_group(jobs[:half], failed)
         self._step_group(jobs[half:], failed)

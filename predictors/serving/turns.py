@@ -47,9 +47,7 @@ class Turns(Generic[W, C]):
         self._roster = roster
         self._clock = clock
         self._attempt = attempt
-        self._isolation: Isolation[Job[W, C]] = Isolation(
-            self._attempt_step, metrics.batch_splits_total.labels(model).inc
-        )
+        self._isolation: Isolation[Job[W, C]] = Isolation(self._attempt_step, self._count_split)
         self.recordings = Recordings(attempt)
         """Of steps, see `recording`."""
         self._step_seconds = metrics.step_seconds.labels(model)
@@ -133,6 +131,13 @@ class Turns(Generic[W, C]):
     def _step(self, jobs: Sequence[Job[W, C]]) -> None:
         for job, error in self._isolation.step(jobs).items():
             self._fail(job, error)
+
+    def _count_split(self, jobs: int, is_oom: bool) -> None:
+        metrics.batch_splits_total.labels(self._model, "oom" if is_oom else "other").inc()
+        if is_oom:  # else whoever is found has a line of its own
+            whose = {"model": self._model, "jobs": jobs}
+            message = "%s: a step of %d jobs did not fit into memory, it is halved"
+            log.warning(message, self._model, jobs, extra=whose)
 
     def _attempt_step(self, jobs: Sequence[Job[W, C]]) -> BaseException | None:
         started = self.beat = self._clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
@@ -71,6 +72,16 @@ async def test_all_are_ready_when_each_is(registry: Registry) -> None:
     assert await registry.is_ready("one")
     assert not await registry.all_ready()
     assert not await Registry([], Settings()).all_ready()
+
+
+def test_the_gauge_of_requests_in_flight_is_what_the_operator_is_shown(registry: Registry) -> None:
+    for name in ("one", "two", "one"):
+        registry.enter(name)
+    assert registry.in_flight == 3
+    assert REGISTRY.get_sample_value("predictors_requests_in_flight") == 3
+    for _ in range(3):
+        registry.leave()
+    assert REGISTRY.get_sample_value("predictors_requests_in_flight") == 0
 
 
 def test_one_dead_engine_is_enough_to_be_restarted(registry: Registry) -> None:

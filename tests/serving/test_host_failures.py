@@ -51,7 +51,8 @@ def test_one_poisonous_row_of_eight_fails_alone(make_host: MakeHost, culprit: in
             assert answer(job) == job.work.chunks  # what it gets alone: no step twice, none missing
     assert sample("predictors_jobs_total", host, reason="poisoned") == 1
     assert sample("predictors_jobs_total", host, reason="ok") == 7
-    assert sample("predictors_batch_splits_total", host) == 3
+    assert sample("predictors_batch_splits_total", host, reason="other") == 3
+    assert sample("predictors_batch_splits_total", host, reason="oom") == 0
     assert host.state is State.READY
 
 
@@ -103,14 +104,19 @@ def test_several_culprits_fail_each_alone(make_host: MakeHost) -> None:
 
 
 def test_a_step_that_does_not_fit_into_memory_is_halved_and_everybody_is_served(
-    make_host: MakeHost,
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = ScriptedEngine(slots=8, gated=False)
     engine.oom_width = 3
     host = make_host(engine)
     jobs = submit(host, *eight())
     assert all(answer(job) == job.work.chunks for job in jobs)
-    assert sample("predictors_batch_splits_total", host) > 0
+    splits = sample("predictors_batch_splits_total", host, reason="oom")
+    assert splits > 0
+    assert sample("predictors_batch_splits_total", host, reason="other") == 0
+    told = [r for r in caplog.records if "did not fit into memory" in r.getMessage()]
+    assert len(told) == splits
+    assert all(vars(r)["jobs"] > 3 and r.levelname == "WARNING" for r in told)
     assert sample("predictors_jobs_total", host, reason="ok") == 8
 
 

@@ -25,7 +25,9 @@ class Stepper:
         self.splits = 0
         self.isolation: Isolation[int] = Isolation(self.attempt, self.split)
 
-    def split(self) -> None:
+    def split(self, jobs: int, is_oom: bool) -> None:
+        assert jobs > 1
+        assert is_oom == (jobs > self.widest)
         self.splits += 1
 
     def attempt(self, jobs: Sequence[int]) -> BaseException | None:
@@ -85,7 +87,7 @@ def test_a_job_that_is_too_large_alone_does_not_make_the_others_narrow() -> None
         return OutOfMemoryError("giant") if giant in jobs else None
 
     widths: list[int] = []
-    isolation: Isolation[int] = Isolation(attempt, lambda: None)
+    isolation: Isolation[int] = Isolation(attempt, lambda jobs, is_oom: None)
     assert set(isolation.step(range(8))) == {giant}
     widths.clear()
     assert isolation.step([0, 1, 2, 4, 5, 6, 7]) == {}
@@ -100,7 +102,7 @@ def test_a_lost_device_is_raised_at_once() -> None:
         return StickyDeviceError("illegal address")
 
     with pytest.raises(StickyDeviceError):
-        Isolation(attempt, lambda: None).step([1, 2, 3, 4])
+        Isolation(attempt, lambda jobs, is_oom: None).step([1, 2, 3, 4])
     assert len(tries) == 1
 
 
