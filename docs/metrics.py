@@ -1,4 +1,6 @@
-"""Writes docs/metrics.md from predictors/metrics.py: one row per series. Knows none by name.
+# ruff: noqa: E501 - one row of a table, one line
+"""Writes docs/metrics.md from predictors/metrics.py: one row per series, and what is
+looked for in vain, the only part that names series itself.
 
 `python docs/metrics.py` writes the file, `--check` says whether it is current.
 """
@@ -41,6 +43,28 @@ TAIL = """
 | label | values |
 |---|---|
 """
+ABSENT = """
+## Left out or renamed
+
+What a reader of vLLM's, Triton's or KServe's series looks for and does not find under that name:
+
+| looked for | here | why |
+|---|---|---|
+| label `code` | label `reason` | the code follows from reason and protocol ([statuses](api.md#statuses)); a stream of OpenAI's fails after its 200 |
+| label `priority` | none | there are no priorities |
+| waiting requests of the front end | `predictors_requests_in_flight` less `predictors_requests_waiting` and `predictors_requests_running` | `waiting` is the admission queue alone, per model, in rows; `in_flight` counts requests of the process, from the edge on |
+| `batch_wait` | `predictors_queue_duration_seconds` | no batch is waited for: a job joins with the next step that has a slot |
+| `batch_executions` | `predictors_batch_size_count`, `predictors_engine_steps_total` | passes; and steps, which may be made of passes of several shapes |
+| `preemptions` | none | a sequence reserves all its KV pages before it starts; none is ever preempted |
+| caches `compile`, `cuda_graph` | `predictors_start_info`, `predictors_start_compilations`, `predictors_recompilations_total`, `predictors_graph_captures_total` | they are filled at the start and asked for nothing later; a miss after ready is counted |
+| phase `download` | none | the checkpoint is on disk before the process starts: KServe's storage initializer is another container |
+| stage `image_fetch` | none | no URL is fetched: pictures come inside the request |
+| stage `image_decode` | stage `prepare` | one stage for all that is done to inputs before the engine |
+| stage `safety` | none | there is no safety checker |
+| `request_vision_tokens`, `input_image_bytes` | `predictors_vision_tokens_total`, `predictors_input_image_pixels` | pixels decide what a picture costs, compressed bytes do not |
+| `engine_restarts` | `predictors_engine_failures_total` | a dead engine ends the process; the restart is Kubernetes' and shows in `process_start_time_seconds` |
+| `gpu_errors` | `predictors_gpu_xid_errors_total`, `predictors_jobs_total` with reason `oom`, `predictors_engine_failures_total` | the driver's, the allocator's, and a lost device |
+"""
 
 
 def rows() -> list[str]:
@@ -79,7 +103,7 @@ def values() -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "\n".join(rows()) + "\n" + TAIL + "\n".join(values()) + "\n"
+    return HEAD + "\n".join(rows()) + "\n" + TAIL + "\n".join(values()) + "\n" + ABSENT
 
 
 def main() -> int:

@@ -231,3 +231,24 @@ def test_labels_are_bounded() -> None:
 )
 def test_a_size_falls_into_the_class_of_its_area(width: int, height: int, name: str) -> None:
     assert metrics.resolution_class(width, height) == name
+
+
+def test_the_page_sends_who_looks_in_vain_to_series_that_exist() -> None:
+    page = (Path(metrics.__file__).parents[1] / "docs/metrics.md").read_text()
+    table = page.split("## Left out or renamed")[1]
+    names = {series._name + ("_total" * (series._type == "counter")) for series in declared()}
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    for looked_for, here, _ in rows:
+        for name in re.findall(r"predictors_\w+", here):
+            assert name.removesuffix("_count") in names, name
+        for name in re.findall(r"`(\w+)`", looked_for):
+            assert not {f"predictors_{name}", f"predictors_{name}_total"} & names, name
+    labels = {label for series in declared() for label in series._labelnames}
+    assert not {"code", "priority"} & labels
+    stages = {*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES}
+    assert not {"image_fetch", "image_decode", "safety"} & stages
+    assert "prepare" in stages
+    assert "download" not in metrics.PHASES
+    kept = {cache for caches in metrics.CACHES.values() for cache in caches}
+    assert not {"compile", "cuda_graph"} & kept
