@@ -122,9 +122,9 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "From submission to the first token, waiting included.",
     ),
     "EngineStalled": (
-        f"increase(predictors_engine_steps_total[2m]) == 0 and ({BUSY})",
+        f"increase(predictors_engine_steps_total[1m]) == 0 and ({BUSY})",
         "The engine of {{ $labels.model }} has work and takes no step",
-        "No step on {{ $labels.instance }} for two minutes although requests run or wait.",
+        "No step on {{ $labels.instance }} for a minute although requests run or wait.",
     ),
     "CompilingAfterReady": (
         grew("recompilations_total", "graph_captures_total"),

@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
+from predictors.settings import QueueSettings, ServerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "charts/predictors/alerts"
@@ -79,7 +80,7 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {READY: "1+0x420"},
         {READY: "0+0x420", 'predictors_draining{job="p",instance="i"}': "1+0x420"},
     ),
-    "DrainingTooLong": times("predictors_draining", "1+0x420", "0x415 1x5"),
+    "DrainingTooLong": times("predictors_draining", "1+0x420", "0x417 1x3"),
     "ProcessRestarted": (
         {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x410 _x2 9x8"},
         {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x390 9x30"},
@@ -151,32 +152,67 @@ def promtool() -> str:
     return found
 
 
-def case(name: str, series: dict[str, str], fires: bool) -> dict[str, Any]:
-    """One test in promtool's words: the alert's own series ALERTS is there or is not."""
+def look(name: str, at: str, fires: bool) -> dict[str, Any]:
+    """What is asked at that time: the alert's own series ALERTS is there or is not."""
     own = f'ALERTS{{alertname="Predictors{name}",alertstate="firing"}}'
     expected = [{"labels": f'{{alertname="Predictors{name}"}}', "value": 1}] if fires else []
+    return {"expr": f"count by (alertname) ({own})", "eval_time": at, "exp_samples": expected}
+
+
+def case(
+    series: dict[str, str], looks: list[dict[str, Any]], interval: str = "1m"
+) -> dict[str, Any]:
+    """One test in promtool's words, of series with a sample each `interval`."""
     return {
-        "interval": "1m",
+        "interval": interval,
         "input_series": [{"series": k, "values": v} for k, v in series.items()],
-        "promql_expr_test": [
-            {"expr": f"count by (alertname) ({own})", "eval_time": "7h", "exp_samples": expected}
-        ],
+        "promql_expr_test": looks,
     }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_alert_fires_and_stays_silent(name: str, promtool: str, tmp_path: Path) -> None:
-    fires, *silent = CASES[name]
-    cases = [case(name, fires, True), *(case(name, series, False) for series in silent)]
+def prove(promtool: str, folder: Path, cases: list[dict[str, Any]], evaluation: str = "1m") -> None:
+    """Run the shipped rules, evaluated each `evaluation`, over the cases."""
     rules = [str(ALERTS / f"{file}.yaml") for file in ("recording", "alerts")]
-    written = tmp_path / "cases.yaml"
+    written = folder / "cases.yaml"
     written.write_text(
-        json.dumps({"rule_files": rules, "evaluation_interval": "1m", "tests": cases})
+        json.dumps({"rule_files": rules, "evaluation_interval": evaluation, "tests": cases})
     )
     run = subprocess.run(
         [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_and_stays_silent(name: str, promtool: str, tmp_path: Path) -> None:
+    fires, *silent = CASES[name]
+    cases = [case(fires, [look(name, "7h", True)])]
+    cases += [case(series, [look(name, "7h", False)]) for series in silent]
+    prove(promtool, tmp_path, cases)
+
+
+def seconds(duration: str) -> float:
+    """What Prometheus understands by `1m`, `30s`."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
+
+
+def test_a_stalled_engine_is_told_before_it_is_restarted(promtool: str, tmp_path: Path) -> None:
+    (rule,) = (rule for rule in RULES if rule.get("alert") == "PredictorsEngineStalled")
+    (window,) = re.findall(r"\[(\w+)\]", rule["expr"])
+    assert seconds(window) + seconds(rule["for"]) < QueueSettings().stall_timeout_s
+    # the last step at 10 min; the liveness probe has ended the process 165 s later
+    gone = "stale _x40"
+    series = {STEPS: f"0+1x40 40x10 {gone}", RUNNING: f"1x51 {gone}", WAITING: f"0x51 {gone}"}
+    looks = [
+        look("EngineStalled", at, fires)
+        for at, fires in {"11m": False, "12m": True, "12m30s": True, "13m": False}.items()
+    ]
+    prove(promtool, tmp_path, [case(series, looks, interval="15s")], evaluation="30s")
+
+
+def test_a_drain_is_told_before_it_is_cut() -> None:
+    (rule,) = (rule for rule in RULES if rule.get("alert") == "PredictorsDrainingTooLong")
+    assert seconds(rule["for"]) < ServerSettings().drain_timeout_s
 
 
 def test_every_alert_has_cases() -> None:
