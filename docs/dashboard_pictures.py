@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dashboard import ROWS, Panel, panels
+from dashboard import FILE, ROWS, Panel, panels
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo as PngText
 
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from tests.observe.test_live_dashboard import Observed
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
+RECORDED = FILE.parents[1] / "alerts/recording.yaml"
 STEADY_S, BUSY_S, AFTER_S = 45.0, 30.0, 10.0
 SETTINGS = {"PREDICTORS_QUEUE_CAPACITY": "4", "PREDICTORS_FLUX_SLOTS": "2"}
 INK, FAINT, PAPER, SHEET = "#24292f", "#d8dee4", "#ffffff", "#f6f8fa"
-UNITS = {"reqps": "requests/s", "ops": "per second", "none": "", "s": "", "percentunit": ""}
+UNITS = {"reqps": "requests/s", "none": "", "s": "", "percentunit": ""}
 Line = tuple[str, list[float], list[float]]
 SHOWN = "shown"  # the key of a picture's text that holds what it shows
 
@@ -98,7 +99,9 @@ def draw_panel(axes: Axes, panel: Panel, found: list[Line], span_s: float) -> No
         axes.set_ylim(top=1)
     axes.yaxis.set_major_formatter(lambda value, _: number(value, panel.unit))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} s")
-    axes.set_ylabel(UNITS.get(panel.unit, panel.unit), fontsize=8, color=INK)
+    axes.set_ylabel(
+        UNITS.get(panel.unit, panel.unit.removeprefix("suffix:")), fontsize=8, color=INK
+    )
     axes.grid(color=FAINT, linewidth=0.6)
     axes.tick_params(labelsize=8, colors=INK, length=0)
     axes.spines[:].set_visible(False)
@@ -142,7 +145,8 @@ def record() -> None:
 
     with tempfile.TemporaryDirectory() as name, Live(Path(name) / "server.log", SETTINGS) as live:
         live.wait_warm()
-        with Prometheus(Path(name), {live.address: POD}) as prometheus, Clients(live) as clients:
+        watching = Prometheus(Path(name), {live.address: POD}, [RECORDED])
+        with watching as prometheus, Clients(live) as clients:
             prometheus.wait_scraped()
             began_s = time.time()
             for seconds, callers in ((STEADY_S, 1), (BUSY_S, 2)):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from tests.observe.test_alerts import ROOT, known, promtool
 
 __all__ = ["promtool"]
@@ -45,6 +47,12 @@ def test_every_panel_has_a_unit_and_a_description() -> None:
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
 
 
+def test_the_objective_is_the_charts_until_another_is_typed() -> None:
+    (chosen,) = [v for v in BOARD["templating"]["list"] if v["name"] == "objective"]
+    shipped = yaml.safe_load((ROOT / "charts/predictors/alerts/values.yaml").read_text())
+    assert float(chosen["query"]) == shipped["slo"]["objective"]
+
+
 def test_every_line_is_named_by_labels_that_it_has() -> None:
     for panel in PANELS:
         for target in panel["targets"]:
@@ -56,13 +64,13 @@ def test_every_line_is_named_by_labels_that_it_has() -> None:
 
 
 def test_no_panel_names_a_metric_that_does_not_exist() -> None:
-    named = {name for text in EXPRESSIONS for name in re.findall(r"predictors_\w+", text)}
+    named = {name for text in EXPRESSIONS for name in re.findall(r"predictors[_:][\w:]+", text)}
     assert named - known() == set()
 
 
 def test_every_expression_is_promql(promtool: str, tmp_path: Path) -> None:
     rules = [
-        {"record": f"a:{i}", "expr": re.sub(r"\$__\w+", "1m", text)}
+        {"record": f"a:{i}", "expr": re.sub(r"\$__\w+", "1m", text).replace("$objective", "0.99")}
         for i, text in enumerate(EXPRESSIONS)
     ]
     (tmp_path / "r.yaml").write_text(json.dumps({"groups": [{"name": "g", "rules": rules}]}))

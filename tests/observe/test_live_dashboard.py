@@ -90,6 +90,8 @@ def as_grafana_asks(observed: Observed, expression: str) -> str:
         values = observed.prometheus.label_values(name, "predictors_model_ready")
         assert values, f"the variable {name} has nothing to choose from"
         expression = expression.replace(f"${name}", "|".join(values))
+    (objective,) = [v for v in BOARD["templating"]["list"] if v["name"] == "objective"]
+    expression = expression.replace("$objective", objective["query"])
     span_s = round(observed.ended_s - observed.began_s)
     filled = expression.replace("$__rate_interval", f"{RATE_S}s").replace("$__range", f"{span_s}s")
     assert "$" not in filled, filled
@@ -98,7 +100,7 @@ def as_grafana_asks(observed: Observed, expression: str) -> str:
 
 def is_expected(expression: str) -> bool:
     """Whether this machine has what the expression asks for."""
-    named = set(re.findall(r"\bpredictors_\w+", expression))
+    named = set(re.findall(r"\bpredictors[_:][\w:]+", expression))
     return torch.cuda.is_available() or not named or not named <= GPU_SERIES
 
 
