@@ -16,7 +16,7 @@ import yaml
 FOLDER = Path(__file__).resolve().parents[1] / "charts/predictors/alerts"
 HEAD = "# Written by `make docs` from docs/alerts.py and values.yaml; edit those.\n"
 BY = "namespace, isvc, model"
-POD = f"{BY}, pod, instance"
+POD = f"job, {BY}, pod, instance"
 OURS = "ok|queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
 """Outcomes that count for the objective; a caller's mistake and a caller who left do not."""
 
@@ -46,7 +46,7 @@ def grew(*series: str) -> str:
     return " + ".join(f"increase(predictors_{name}[15m])" for name in series) + " > 0"
 
 
-SERVES = "count by (job, instance) (last_over_time(predictors_model_ready[1h]))"
+SERVES = "count by (job, instance) (last_over_time(predictors_model_ready[1d]))"
 GPU_FREE, GPU_TOTAL = (
     f'predictors_gpu_memory_bytes{{{{state="{state}"}}}}' for state in ("free", "total")
 )
@@ -57,13 +57,13 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     "ScrapeFailing": (
         f"up == 0 and on (job, instance) {SERVES}",
         "{{ $labels.instance }} cannot be scraped",
-        "It served a model within the last hour, and Prometheus can no longer reach it.",
+        "It served a model within the last day, and Prometheus can no longer reach it.",
     ),
     "ModelGone": (
-        f"max by ({BY}) (last_over_time(predictors_model_ready[1h])) "
+        f"max by ({BY}) (last_over_time(predictors_model_ready[1d])) "
         f"unless max by ({BY}) (predictors_model_ready)",
         "No process serves {{ $labels.model }} any more",
-        "Its series ended within the last hour. Meant where the service scales to zero.",
+        "Its series ended within the last day. Meant where the service scales to zero.",
     ),
     "ModelNotReadyTooLong": (
         "predictors_model_ready == 0 unless on (job, instance) predictors_draining == 1",
@@ -137,9 +137,14 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "Requests on {{ $labels.instance }} failed for want of memory.",
     ),
     "GpuXidErrors": (
-        grew("gpu_xid_errors_total"),
-        "The driver reports {{ $labels.kind }} errors (XID) of {{ $labels.device }}",
+        grew('gpu_xid_errors_total{{kind="device"}}'),
+        "The driver reports errors (XID) of {{ $labels.device }}: memory, bus or driver",
         "On {{ $labels.instance }}; the numbers are in its log.",
+    ),
+    "GpuXidApplicationErrors": (
+        grew('gpu_xid_errors_total{{kind="application"}}'),
+        "The driver reports that something that ran on {{ $labels.device }} was wrong (XID)",
+        "On {{ $labels.instance }}; the numbers are in its log. The card itself is well.",
     ),
     "GpuMemoryNearLimit": (
         f"1 - {GPU_FREE} / ignoring (state) {GPU_TOTAL} > {{above}}",
@@ -157,9 +162,10 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "Sequences wait for pages, not for slots.",
     ),
     "ColdStartOverBudget": (
-        f'sum by ({POD}) (predictors_model_phase_seconds{{{{phase=~"load|warmup"}}}}) > {{above}}',
+        f'sum by ({POD}) (predictors_model_phase_seconds{{{{phase=~"load|warmup"}}}}) > {{above}}'
+        " and on (job, instance) time() - process_start_time_seconds < 3600",
         "{{ $labels.model }} took {{ $value | humanizeDuration }} to start",
-        "A scale-up or a restart of {{ $labels.instance }} costs this much.",
+        "A scale-up or a restart of {{ $labels.instance }} costs this much. Told for an hour.",
     ),
 }
 

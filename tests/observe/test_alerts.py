@@ -66,7 +66,15 @@ CAPACITY = {f"predictors_queue_capacity{AT}": "64+0x420"}
 COMPILED, CAPTURED = (
     f"predictors_{name}_total{AT}" for name in ("recompilations", "graph_captures")
 )
-PHASES = [f'predictors_model_phase_seconds{{model="m",phase="{p}"}}' for p in ("load", "compile")]
+PHASES = [
+    f'predictors_model_phase_seconds{{job="p",instance="i",model="m",phase="{phase}"}}'
+    for phase in ("load", "compile")
+]
+START = f"process_start_time_seconds{AT}"  # promtool's clock begins at 0
+XID = {
+    kind: f'predictors_gpu_xid_errors_total{{device="GPU-a",kind="{kind}"}}'
+    for kind in metrics.XID_KINDS
+}
 # series where it fires and where it is silent, one sample a minute, looked at after seven hours
 CASES: dict[str, tuple[dict[str, str], ...]] = {
     "ScrapeFailing": (
@@ -82,14 +90,14 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
     ),
     "DrainingTooLong": times("predictors_draining", "1+0x420", "0x417 1x3"),
     "ProcessRestarted": (
-        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x410 _x2 9x8"},
-        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x390 9x30"},
+        {READY: "1+0x420", START: "5x410 _x2 9x8"},
+        {READY: "1+0x420", START: "5x390 9x30"},
         {READY: "1+0x420", 'process_start_time_seconds{job="another",instance="i"}': "5x410 9x10"},
-        {READY: "1x410 _x10", f"process_start_time_seconds{AT}": "5x410 _x10"},
+        {READY: "1x410 _x10", START: "5x410 _x10"},
     ),
     "RestartLoop": (
-        {READY: "1+0x420", f"process_start_time_seconds{AT}": "0+600x420"},
-        {READY: "1+0x420", f"process_start_time_seconds{AT}": "5x400 9x20"},
+        {READY: "1+0x420", START: "0+600x420"},
+        {READY: "1+0x420", START: "5x400 9x20"},
     ),
     "ErrorBudgetBurnFast": (
         {OK: "0+80x420", FULL: "0+20x420"},
@@ -124,8 +132,15 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
     "OutOfMemory": times(
         "predictors_jobs_total", "0x415 1x5", "1+0x420", '{model="m",reason="oom"}'
     ),
-    "GpuXidErrors": times(
-        "predictors_gpu_xid_errors_total", "0x415 1x5", "1+0x420", '{device="GPU-a",kind="device"}'
+    "GpuXidErrors": (
+        {XID["device"]: "0x415 1x5", XID["application"]: "0+0x420"},
+        {XID["device"]: "1+0x420"},
+        {XID["application"]: "0x415 1x5"},
+    ),
+    "GpuXidApplicationErrors": (
+        {XID["application"]: "0x415 1x5", XID["device"]: "0+0x420"},
+        {XID["application"]: "1+0x420"},
+        {XID["device"]: "0x415 1x5"},
     ),
     "GpuMemoryNearLimit": (
         {gpu_memory("free"): "1+0x420", gpu_memory("total"): "100+0x420"},
@@ -137,8 +152,9 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
     ),
     "KvCacheFull": times("predictors_kv_cache_usage_ratio", "0.96+0x420", "0.95+0x420"),
     "ColdStartOverBudget": (
-        {PHASES[0]: "601+0x420"},
-        {PHASES[0]: "599+0x420", PHASES[1]: "599+0x420"},
+        {PHASES[0]: "601+0x420", START: "21660x420"},
+        {PHASES[0]: "599+0x420", PHASES[1]: "599+0x420", START: "21660x420"},
+        {PHASES[0]: "601+0x420", START: "21600x420"},  # an hour ago
     ),
 }  # fmt: skip
 
@@ -208,6 +224,20 @@ def test_a_stalled_engine_is_told_before_it_is_restarted(promtool: str, tmp_path
         for at, fires in {"11m": False, "12m": True, "12m30s": True, "13m": False}.items()
     ]
     prove(promtool, tmp_path, [case(series, looks, interval="15s")], evaluation="30s")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("ScrapeFailing", {'up{job="p",instance="i"}': "1x280 0x140", READY: "1x280 stale _x139"}),
+        ("ModelGone", {READY: "1x280 stale _x139"}),
+    ],
+)
+def test_an_outage_is_still_told_after_140_minutes(
+    name: str, lost: dict[str, str], promtool: str, tmp_path: Path
+) -> None:
+    times = {"4h40m": False, "5h": True, "7h": True}
+    prove(promtool, tmp_path, [case(lost, [look(name, *at) for at in times.items()])])
 
 
 def test_a_drain_is_told_before_it_is_cut() -> None:
