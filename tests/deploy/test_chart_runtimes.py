@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.deploy.chart import CASES, PROFILES, Object, environment, of_kind, render, template
@@ -87,6 +89,33 @@ def test_compiled_code_is_kept_below_the_volumes_root_which_anybody_may_write() 
         assert said["PREDICTORS_COMPUTE_CACHE_DIR"] == "/var/cache/predictors/compiled"
         assert said["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
         assert said["POD_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def test_an_inferenceservice_of_few_lines_drains_within_kubernetes_own_30_seconds() -> None:
+    for spec in runtimes().values():
+        said = environment(container(spec))
+        waits = container(spec)["lifecycle"]["preStop"]["sleep"]["seconds"]
+        lingers, drains = (
+            int(said[f"PREDICTORS_SERVER_{name}_S"]) for name in ("LINGER", "DRAIN_TIMEOUT")
+        )
+        assert min(waits, lingers, drains) > 0
+        assert waits + lingers + drains + 5 <= 30
+
+
+@pytest.mark.parametrize("values", [*PROFILES, *CASES], ids=lambda path: path.name)
+def test_what_a_runtime_says_of_the_end_every_model_of_the_chart_says_anew(values: Path) -> None:
+    """KServe 0.20 lays a model's container over the runtime's by a strategic merge: a variable by
+    its name, a handler field by field, so that only one of the same kind replaces the runtime's."""
+    for service in of_kind(render(values), "InferenceService").values():
+        spec = service["spec"]
+        canaries = [each["predictor"] for each in spec.get("canary", [])]
+        for predictor in [spec["predictor"], *canaries]:
+            said = environment(predictor["model"])
+            parts = [int(said[f"PREDICTORS_SERVER_{it}_S"]) for it in ("LINGER", "DRAIN_TIMEOUT")]
+            (handler,) = predictor["model"]["lifecycle"]["preStop"].items()
+            assert handler[0] == "sleep"
+            waits = handler[1]["seconds"]
+            assert predictor["terminationGracePeriodSeconds"] == sum(parts) + waits + 15
 
 
 @pytest.mark.parametrize(
