@@ -269,6 +269,13 @@ def test_the_notes_say_what_is_missing() -> None:
     assert "No model is enabled" in notes("defaults.enabled=false")
 
 
+def test_the_notes_say_how_long_helm_has_to_wait_for_a_pre_compile_job() -> None:
+    assert "--timeout" not in notes().partition("helm -n demo test")[2]
+    compiled = ('defaults.cache={"enabled":true,"precompile":true}',)
+    assert "`--timeout 15m`" in notes(*compiled)  # the laptop's start may take 600 s
+    assert "`--timeout 35m`" in notes(*compiled, "models.flux.probes.startup.budgetSeconds=1800")
+
+
 def test_further_objects_are_rendered_as_text_or_as_maps() -> None:
     text = "kind: Secret\napiVersion: v1\nmetadata: {name: '{{ .Release.Name }}-text'}"
     found = {

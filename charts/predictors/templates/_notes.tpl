@@ -19,6 +19,14 @@ kubectl -n {{ $.Release.Namespace }} port-forward svc/{{ $name }}-predictor {{ $
 One request to each model, when they are ready:
 helm -n {{ .Release.Namespace }} test {{ .Release.Name }}
 {{- end }}
+{{- $longest := 0 }}
+{{- range $models }}
+{{- if .cache.precompile }}{{ $longest = max $longest (int .probes.startup.budgetSeconds) }}{{ end }}
+{{- end }}
+{{- if $longest }}
+
+A pre-compile Job may take {{ $longest }} s, Helm waits 5 minutes for a hook: upgrade with `--timeout {{ add (div $longest 60) 5 }}m`.
+{{- end }}
 {{- if and .Values.prometheusRule.enabled (not .Values.prometheusRule.runbooks) }}
 
 prometheusRule.runbooks is empty: the alerts' runbook_url is a path of the repository. Say where your copy of docs/operations.md is.
