@@ -25,6 +25,7 @@ WORDS = (  # what a 503's message says; V2 has no code
     ("shutting down", "draining"),
     ("not ready", "not_ready"),
     ("memory", "oom"),
+    ("failed while", "engine_failed"),
 )
 BY_STATUS = {
     200: "ok", 400: "invalid_input", 413: "too_large", 404: "not_found", 504: "deadline",

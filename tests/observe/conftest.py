@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.observe.alertmanager import BINARY
+
 ROOT = Path(__file__).resolve().parents[2]
 
 WriteRules = Callable[[Mapping[str, Mapping[str, Any]]], list[Path]]
@@ -21,6 +23,13 @@ def needs_prometheus() -> None:
     """Skips the test without the binary."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed (Debian package prometheus)")
+
+
+@pytest.fixture(scope="module")
+def needs_alertmanager() -> None:
+    """Skips the test without the binary."""
+    if shutil.which(BINARY) is None:
+        pytest.skip(f"{BINARY} is not installed (Debian package of the same name)")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ that a test switches on by files in the folder `FAULTS`. Knows the engines' verb
     hold-MODEL   loading that model waits until the file is gone
     compile      the next step of flux calls a function that nobody compiled yet
     memory       every step of flux runs out of memory
+    lose         the next step of flux finds that the device's context is lost
 
 and by what a picture's prompt says: `POISON` makes each step with it raise, `BUG` its preparation.
 """
@@ -97,6 +98,10 @@ def _infest_engine(model: str, engine: Any, faults: Faults) -> None:
 def _break_pictures(faults: Faults, jobs: Sequence[Any]) -> None:
     if faults.is_on("memory"):
         raise OutOfMemoryError("tried to allocate a picture")
+    if faults.take("lose"):
+        from predictors.serving.engine import StickyDeviceError
+
+        raise StickyDeviceError("an illegal memory access was encountered")
     if faults.take("compile"):
         import torch
         import torch._dynamo

@@ -6,6 +6,7 @@ where it listens and what it counts; nothing of what is asked of it.
 
 from __future__ import annotations
 
+import queue
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,13 @@ class Live(ServerProcess):
         """The exit code, once the process is over."""
         assert self._process is not None
         return self._process.wait(PATIENCE_S)
+
+    def start_again(self) -> None:
+        """The same command at the same addresses, after the process has ended; once it listens."""
+        self._stack.close()
+        self._lines = queue.SimpleQueue()
+        super().__enter__()
+        self.wait_listening()
 
     def view(self) -> Any:
         """`/debug/engine`."""

@@ -30,10 +30,15 @@ Labels = Mapping[str, str]
 
 class Prometheus:
     """A context manager. `targets` are addresses to scrape with the labels that a cluster would
-    add; `rules` are rule files. Methods block; the test's thread."""
+    add; `rules` are rule files; `alertmanagers` are addresses that are told what fires. Methods
+    block; the test's thread."""
 
     def __init__(
-        self, folder: Path, targets: Mapping[str, Labels], rules: Sequence[Path] = ()
+        self,
+        folder: Path,
+        targets: Mapping[str, Labels],
+        rules: Sequence[Path] = (),
+        alertmanagers: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._port = free_ports(1)[0]
@@ -44,6 +49,7 @@ class Prometheus:
                 "evaluation_interval": "1s",
             },
             "rule_files": [str(path) for path in rules],
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": list(alertmanagers)}]}]},
             "scrape_configs": [
                 {
                     "job_name": "predictors",

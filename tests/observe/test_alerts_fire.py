@@ -3,7 +3,7 @@ real trouble. The rules are the shipped ones with durations of a test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from predictors.protocol.server import FAILED
+from tests.observe.alertmanager import Alertmanager
 from tests.observe.clients import Clients, picture, words
 from tests.observe.conftest import WriteRules
 from tests.observe.faulty import BUG, FOLDER, POISON, Faults
@@ -90,8 +92,11 @@ class Trouble:
 
 
 @contextmanager
-def watched(folder: Path, rules: list[Path], *faults: str) -> Iterator[Trouble]:
-    """A server that starts with these faults, and a Prometheus that watches it from then on."""
+def watched(
+    folder: Path, rules: list[Path], *faults: str, tells: Sequence[str] = ()
+) -> Iterator[Trouble]:
+    """A server that starts with these faults, and a Prometheus that watches it from then on and
+    tells the Alertmanagers at these addresses."""
     own = Faults(folder / "faults")
     (folder / "faults").mkdir(parents=True)
     for name in faults:
@@ -103,7 +108,7 @@ def watched(folder: Path, rules: list[Path], *faults: str) -> Iterator[Trouble]:
         if not faults:
             live.wait_warm()
         targets = {live.admin_address: POD}
-        prometheus = stack.enter_context(Prometheus(folder, targets, rules))
+        prometheus = stack.enter_context(Prometheus(folder, targets, rules, tells))
         clients = stack.enter_context(Clients(live))
         prometheus.wait_scraped()
         yield Trouble(live, clients, own, prometheus)
@@ -186,4 +191,25 @@ def test_a_model_that_does_not_become_ready(
         trouble.wait_firing("ModelNotReadyTooLong", model="flux")
         trouble.faults.clear("hold-flux")
         trouble.wait_silent("ModelNotReadyTooLong")
+        assert trouble.clients.rest("flux", picture()) == "ok"
+
+
+def test_a_failed_engine_reaches_the_alertmanager_once_its_process_is_back(
+    needs_prometheus: None, needs_alertmanager: None, write_rules: WriteRules, tmp_path: Path
+) -> None:
+    with (
+        Alertmanager(tmp_path) as alertmanager,
+        watched(tmp_path, write_rules(CHOSEN), tells=[alertmanager.address]) as trouble,
+    ):
+        trouble.assert_silent("ProcessRestarted")
+        trouble.faults.set("lose")
+        assert trouble.clients.rest("flux", picture()) == "engine_failed"
+        assert trouble.live.wait_ended() == FAILED
+        trouble.live.start_again()
+        told = alertmanager.wait_told("PredictorsProcessRestarted")
+        assert told["labels"]["severity"] == "warning"
+        assert told["labels"]["instance"] == trouble.live.admin_address
+        assert POD.items() <= told["labels"].items()
+        assert told["annotations"]["runbook_url"] == "docs/operations.md#processrestarted"
+        trouble.live.wait_warm()
         assert trouble.clients.rest("flux", picture()) == "ok"
