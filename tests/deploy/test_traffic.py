@@ -51,15 +51,16 @@ class Scripted:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.questions.append(head.split(" ")[1])
-                if self.mode == "cut":
-                    break
-                if self.mode == "silent":
+                mode = self.mode  # the test's thread may change it at any time
+                if mode == "silent":
                     await self._over.wait()
+                if mode in {"cut", "silent"}:
+                    break
                 status, body = {
                     "good": ("200 OK", b"right"),
                     "wrong": ("200 OK", b"wrong"),
                     "refuse": ("503 Service Unavailable", b"right"),
-                }[self.mode]
+                }[mode]
                 length = f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n"
                 writer.write(length.encode() + body)
         except (asyncio.IncompleteReadError, ConnectionError):
