@@ -156,7 +156,7 @@ def test_an_upgrade_and_a_rollback_fail_no_request(
     back = change(kube, "rollback", kept, lambda: release.rollback(revision))
     assert {model: capacity(kube, model) for model in asks.MODELS} == was
     for window in [*up, *back]:
-        window.assert_none_failed()
+        window.assert_none_failed(at_least=3)  # how many there were is the machine's affair
 
 
 def test_uninstall_leaves_nothing_but_the_claim(
