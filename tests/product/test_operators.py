@@ -81,9 +81,10 @@ def names_in(trace: bytes) -> list[str]:
 def test_the_view_shows_what_runs_and_never_what_was_asked(watched: Running) -> None:
     with ThreadPoolExecutor(2) as pool, admin_of(watched) as admin:
         drawing = pool.submit(draw, watched, 100)
-        body = {"model": "flux", "steps": 1}
-        assert admin.post("/debug/profile", json=body).status_code == 200  # it is running
         reply = admin.get("/debug/engine")
+        while not any(job["steps_done"] for job in reply.json()["models"]["flux"]["running"]):
+            assert not drawing.done(), "it was drawn before anybody looked"
+            reply = admin.get("/debug/engine")
         drawing.result()
     assert reply.status_code == 200
     assert "yellow" not in reply.text
