@@ -17,7 +17,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors.cli.child import ServerProcess, free_ports
-from tests.observe.prometheus import PATIENCE_S, wait_until
+from tests.observe.daemon import PATIENCE_S, wait_until
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 MODELS = {"flux": CHECKPOINTS / "shapes-flux", "qwen-vl": CHECKPOINTS / "shapes-qwen-vl"}

@@ -6,29 +6,21 @@ Debian's binary, on a free port of 127.0.0.1, with its database in a folder of t
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import httpx
-
 from predictors.cli.child import free_ports
+from tests.observe.daemon import Daemon
 
 SCRAPE_S = 1
-LOOK_EVERY_S = 0.2
-PATIENCE_S = 60.0
 
 Labels = Mapping[str, str]
 
 
-class Prometheus:
+class Prometheus(Daemon):
     """A context manager. `targets` are addresses to scrape with the labels that a cluster would
     add; `rules` are rule files; `alertmanagers` are addresses that are told what fires. Methods
     block; the test's thread."""
@@ -40,9 +32,7 @@ class Prometheus:
         rules: Sequence[Path] = (),
         alertmanagers: Sequence[str] = (),
     ) -> None:
-        self._folder = folder
-        self._port = free_ports(1)[0]
-        self._config = {
+        config = {
             "global": {
                 "scrape_interval": f"{SCRAPE_S}s",
                 "scrape_timeout": f"{SCRAPE_S}s",
@@ -60,39 +50,8 @@ class Prometheus:
                 }
             ],
         }
-
-    def __enter__(self) -> Prometheus:
-        binary = shutil.which("prometheus")
-        assert binary is not None, "look for it before"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "prometheus.yml"
-        config.write_text(json.dumps(self._config))  # JSON is YAML
-        with (self._folder / "prometheus.log").open("w") as log:
-            self._process = subprocess.Popen(
-                [
-                    binary,
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={self._folder / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{self._port}",
-                    "--log.level=warn",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30.0)
-        self.wait_until(self._is_ready, "Prometheus does not start")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.close()
-        self._process.terminate()
-        self._process.wait(PATIENCE_S)
+        address, storage = f"127.0.0.1:{free_ports(1)[0]}", f"--storage.tsdb.path={folder / 'tsdb'}"
+        super().__init__("prometheus", folder, address, config, storage)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Every series of an instant query: `metric` and `value` (time, text)."""
@@ -151,34 +110,7 @@ class Prometheus:
         self.wait_until(fresh, "the targets are not scraped")
         return time.time()
 
-    def wait_until(self, holds: Callable[[], bool], otherwise: str) -> None:
-        """Return as soon as `holds()`; AssertionError with `otherwise` and the log when it never
-        does."""
-        wait_until(holds, lambda: f"{otherwise}\n{self.log()}")
-
-    def log(self) -> str:
-        """What Prometheus complained of."""
-        return (self._folder / "prometheus.log").read_text()
-
-    def _is_ready(self) -> bool:
-        assert self._process.poll() is None, f"Prometheus ended\n{self.log()}"
-        try:
-            return self._http.get("/-/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
     def _get(self, path: str, **asked: Any) -> Any:
         reply = self._http.get(path, params=asked)
         assert reply.status_code == 200, f"{asked}: {reply.text}"
         return reply.json()["data"]
-
-
-def wait_until(
-    holds: Callable[[], bool], otherwise: Callable[[], str], timeout_s: float = PATIENCE_S
-) -> None:
-    """Return as soon as `holds()`; AssertionError with `otherwise()` after `timeout_s`."""
-    end = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not holds():
-        assert time.monotonic() < end, otherwise()
-        pause.wait(LOOK_EVERY_S)
