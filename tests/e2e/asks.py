@@ -86,10 +86,15 @@ async def write(http: httpx.AsyncClient, question: str) -> None:
 
 
 async def write_long(http: httpx.AsyncClient, question: str) -> None:
-    """Sixty-four words or so, which take a moment."""
-    body = words_body("Tell me what you can do.", max_tokens=64)
-    reply = await http.post("/v2/models/qwen-vl/infer", json=body, headers={REQUEST_ID: question})
-    checked(reply)
+    """Two hundred tokens, whatever they say, which take a moment."""
+    body = {
+        "model": "qwen-vl",
+        "messages": [{"role": "user", "content": "Tell me what you can do."}],
+        "max_tokens": 200,
+        "ignore_eos": True,
+    }
+    reply = await http.post("/v1/chat/completions", json=body, headers={REQUEST_ID: question})
+    assert checked(reply)["usage"]["completion_tokens"] == 200
 
 
 async def stream(http: httpx.AsyncClient, question: str) -> None:

@@ -42,6 +42,13 @@ DYING_S = 0.5  # from SIGKILL to the port's end, for a process with some GB mapp
 PROTECTED = "qwen-vl"
 SIZES = "320x320,256x256,192x192,128x128"  # a warm-up that takes its time
 HANG = "/tmp/hang"
+KILL_AT_WORK = r"""
+import os, re, urllib.request
+told = ""
+while not re.search(r'^predictors_requests_running\{model="qwen-vl"\} [2-9]', told, re.M):
+    told = urllib.request.urlopen("http://127.0.0.1:8080/metrics").read().decode()
+os.kill(-1, 9)
+"""
 DRAINED = {"e2e": "drained"}  # so that a drain finds no pod of anybody else
 
 
@@ -205,9 +212,12 @@ def test_a_killed_pod_loses_only_its_own_work(kube: Kube, release: Release, kept
 
 
 def kill_server(kube: Kube, pod: str) -> None:
-    """SIGKILL for every process of the pod but PID 1, which a container's own can't be sent."""
+    """SIGKILL for every process of the pod but PID 1, which a container's own can't be sent.
+
+    It comes while the server itself says that it answers at least two questions.
+    """
     with contextlib.suppress(CommandFailed):  # the shell that kills may go, too
-        kube.exec(pod, "python", "-c", "import os; os.kill(-1, 9)")
+        kube.exec(pod, "python", "-c", KILL_AT_WORK)
 
 
 def left_service(watch: Watch, pod: str, since_s: float) -> float | None:

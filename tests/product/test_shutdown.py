@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,6 +47,16 @@ class Server:
                 return
         raise AssertionError(f"the server ended without saying {word!r}")
 
+    def ask(self, route: str, body: Any) -> httpx.Response:
+        """One answer, on a connection of its own."""
+        return httpx.post(f"{self.url}{route}", json=body, timeout=60.0)
+
+    def wait_told(self, sample: str) -> None:
+        """Return once `/metrics` has this line."""
+        with httpx.Client(timeout=PATIENCE_S) as client:
+            while sample not in client.get(f"{self.url}/metrics").text:
+                pass  # each turn asks the server; bounded by the test's time limit
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
@@ -60,23 +71,21 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_what_comes_later(server:
         del model
         server.read_until(" is ready")
     draw = {"inputs": [prompt_tensor("a large red circle", "a small blue star")]}
-    chat = {"model": "qwen-vl", "max_tokens": 100, "ignore_eos": True,
+    chat = {"model": "qwen-vl", "max_tokens": 400, "ignore_eos": True,
             "messages": [{"role": "user", "content": "Hello"}]}  # fmt: skip
     with (
         ThreadPoolExecutor(4) as pool,
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client,
     ):
-        tasks = [
-            pool.submit(httpx.post, f"{server.url}/v2/models/flux/infer", json=draw, timeout=60.0),
-            pool.submit(httpx.post, f"{server.url}/v1/chat/completions", json=chat, timeout=60.0),
-        ]
-        while client.get("/metrics").text.count('requests_running{model="flux"} 2.0') == 0:
-            pass  # each turn asks the server; bounded by the test's time limit
+        drawing = pool.submit(server.ask, "/v2/models/flux/infer", draw)
+        server.wait_told('requests_running{model="flux"} 2.0')
+        talking = pool.submit(server.ask, "/v1/chat/completions", chat)
+        server.wait_told('requests_running{model="qwen-vl"} 1.0')
         server.process.send_signal(signal.SIGTERM)
         server.read_until("draining")
         late = client.post("/v2/models/flux/infer", json=draw)
         probe = client.get("/v2/health/ready")
-        replies = [task.result() for task in tasks]
+        replies = [drawing.result(), talking.result()]
     assert [reply.status_code for reply in replies] == [200, 200]
     assert (late.status_code, probe.status_code) == (503, 503)
     assert "retry-after" in late.headers
