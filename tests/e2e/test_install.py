@@ -165,5 +165,5 @@ def test_uninstall_leaves_nothing_but_the_claim(
     with_release = kube.snapshot()
     assert any(name.startswith("inferenceservice") for name in with_release - before)
     release.uninstall()
-    until("all is gone", lambda: kube.snapshot() == before, 60)
+    until("all is gone", lambda: kube.snapshot() == before, 120)
     assert [name_of(each) for each in kube.list("pvc")] == ["checkpoints"]

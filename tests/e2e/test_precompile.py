@@ -66,7 +66,7 @@ def test_an_upgrade_fills_the_cache_before_it_rolls_out_and_servers_only_read_it
 ) -> None:
     with installed(kube, values(cache=CACHE)) as release:
         kube.wait_served(MODEL)
-        assert len(completions(kube)) == 1
+        until("the Job's end is told", lambda: len(completions(kube)) == 1, 30)
         assert not kube.list("jobs"), "a Job that succeeded should be gone"
         (pod,) = kube.ready_pods(MODEL, 1)
         assert kube.exec(name_of(pod), "ls", FOLDER).startswith("cpu-")
@@ -75,7 +75,8 @@ def test_an_upgrade_fills_the_cache_before_it_rolls_out_and_servers_only_read_it
 
         slots = {"compute": {"device": "cpu"}, "flux": {"slots": 2}}
         release.upgrade([], values(cache=CACHE, settings=slots))
-        until("the new version rolls out", lambda: len(rollouts(kube)) == 2, 30)
+        until("the new version rolls out", lambda: len(rollouts(kube)) == 2, 60)
+        until("the Job's end is told", lambda: len(completions(kube)) == 2, 30)
         (_, filled), (_, rolled) = completions(kube), rollouts(kube)
         assert filled <= rolled
         kube("rollout", "status", f"deployment/{MODEL}-predictor", "--timeout=120s")
