@@ -30,7 +30,9 @@ class Stage:
 
 def stages(tests: Sequence[str], out: Path) -> tuple[Stage, ...]:
     """What happens in order, before the cluster is taken down; `tests` are pytest's arguments."""
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests)
+    # a rollout under traffic takes minutes: no stacks in the log before it would be cut off
+    quiet = ("-p", "no:cacheprovider", "-o", "faulthandler_timeout=400")
+    pytest = (sys.executable, "-m", "pytest", *quiet, *tests)
     report = f"--junitxml={out}/junit.xml"
     return (
         Stage("cluster-build", (*CLUSTER, "build")),
