@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
 
-from predictors.errors import Draining, NotReady
+from predictors.errors import Draining, NotReady, Overloaded
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import State, Warmth
 from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure
@@ -22,6 +23,8 @@ def in_background(work: object, *args: object) -> threading.Thread:
 def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
     engine = ScriptedEngine(hold=["load", "warm"])
     host = make_host(engine, start=False)
+    told = threading.Event()  # of a state after its series was set
+    host.on_state = lambda state: state is State.READY and told.set()
     assert (host.state, host.is_ready) == (State.NEW, False)
     with pytest.raises(NotReady, match="new"):
         submit(host, Task("a"))
@@ -40,6 +43,7 @@ def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
     engine.release("warm")
     host.wait_ready(PATIENCE_S)
     assert host.is_ready
+    assert told.wait(PATIENCE_S)
     assert sample("predictors_model_ready", host) == 1
     assert sample("predictors_admission_rejected_total", host, reason="not_ready") == 3
     assert engine.calls == [("load",), ("warm",)]
@@ -161,9 +165,11 @@ def test_nobody_slips_in_between_the_last_answer_and_the_end(make_host: MakeHost
 
     def submit_until_refused(worker: int) -> None:
         started.wait(PATIENCE_S)
-        for i in range(10_000):
+        for i in itertools.count():
             try:
                 accepted.extend(submit(host, Task(f"{worker}-{i}")))
+            except Overloaded:  # however late the drain comes
+                pass
             except Draining as error:
                 refused.append(error)
                 return
@@ -176,6 +182,7 @@ def test_nobody_slips_in_between_the_last_answer_and_the_end(make_host: MakeHost
         worker.join(PATIENCE_S)
     assert unanswered == []
     assert len(refused) == 4
+    assert host.wait_idle(PATIENCE_S)
     assert sample("predictors_jobs_total", host, reason="ok") == len(accepted)
 
 

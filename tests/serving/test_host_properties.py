@@ -270,6 +270,7 @@ def test_real_threads_in_any_order_lose_nobody(make_host: MakeHost) -> None:
         thread.start()
     for thread in clients:
         thread.join(60)
+    assert not any(thread.is_alive() for thread in clients)
     assert host.wait_idle(PATIENCE_S)
     assert host.state is State.READY
     assert engine.active == []
