@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -39,7 +39,7 @@ class ServerProcess:
         self._tail: list[str] = []
         self._stack = ExitStack()
         self._process: subprocess.Popen[str] | None = None
-        self.port, self.grpc_port = free_ports(2)
+        self.port = self.grpc_port = 0  # until it is entered
 
     @property
     def url(self) -> str:
@@ -48,6 +48,7 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        self.port, self.grpc_port = self._stack.enter_context(held_ports(2))
         # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
         self._process = subprocess.Popen(
             self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -85,11 +86,14 @@ class ServerProcess:
 
     def wait_ready(self, timeout_s: float, on_progress: Callable[[str], None]) -> None:
         """Return when every model is ready, after a call of `on_progress` for each warmed shape."""
-        looks = int(timeout_s / LOOK_EVERY_S)
+        looks, answers = int(timeout_s / LOOK_EVERY_S), False
         with httpx.Client(base_url=self.url, timeout=5.0) as client:
             for _ in range(looks):
-                if self._pass_on(on_progress) and all(is_ready(client, m) for m in self._models):
+                if not self._pass_on(on_progress):
+                    continue
+                if answers:  # what it said before it answered may have come while we asked
                     return
+                answers = all(is_ready(client, m) for m in self._models)
         raise ServerFailed(f"the server was not ready after {timeout_s:.0f} s\n{self.tail()}")
 
     def tail(self) -> str:
@@ -135,10 +139,22 @@ def is_ready(client: httpx.Client, model: str) -> bool:
         return False
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, all different."""
+@contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Ports of 127.0.0.1, all different, that nobody else is given while the block lasts.
+
+    Nobody listens there but who is told to: beside a socket that does not listen, one that allows
+    the reuse of its address may, as every server's does.
+    """
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        yield [each.getsockname()[1] for each in sockets]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free now, all different; somebody else may be given them next."""
+    with held_ports(count) as ports:
+        return ports
