@@ -35,11 +35,11 @@ class _Sink:
 class Trace:
     """The span of one request and those below it; monotonic seconds. One task at a time."""
 
-    def __init__(self, tracer: Any, span: Any, api: Any) -> None:
+    def __init__(self, tracer: Any, span: Any, api: Any, offset: float) -> None:
         self._tracer = tracer
         self._span = span
         self._api = api
-        self._offset = time.time() - time.monotonic()
+        self._offset = offset
         self.id = f"{span.get_span_context().trace_id:032x}"
         self.exemplar = {"trace_id": self.id}
 
@@ -54,9 +54,9 @@ class Trace:
         """Write down a span that is over, below another one or the request's; returns it."""
         parent = self._api.set_span_in_context(self._span if below is None else below)
         span = self._tracer.start_span(
-            name, parent, attributes=attributes, start_time=int((start + self._offset) * 1e9)
+            name, parent, attributes=attributes, start_time=_nanoseconds(start, self._offset)
         )
-        span.end(int((end + self._offset) * 1e9))
+        span.end(_nanoseconds(end, self._offset))
         return span
 
     def end(self, attributes: Mapping[str, Any], error: str = "") -> None:
@@ -65,7 +65,11 @@ class Trace:
         if error:
             self._span.set_attribute("error.type", error)
             self._span.set_status(self._api.StatusCode.ERROR)
-        self._span.end()
+        self._span.end(_nanoseconds(time.monotonic(), self._offset))
+
+
+def _nanoseconds(moment: float, offset: float) -> int:
+    return int((moment + offset) * 1e9)
 
 
 class _Stage:
@@ -116,11 +120,15 @@ def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     parent = TraceContextTextMapPropagator().extract(headers)
-    span = tracer.start_span(name, parent, trace.SpanKind.SERVER, attributes)
+    began = time.monotonic()
+    offset = time.time() - began  # one for all its spans: whatever it is, they fit into each other
+    span = tracer.start_span(
+        name, parent, trace.SpanKind.SERVER, attributes, start_time=_nanoseconds(began, offset)
+    )
     if not span.is_recording():
         _exemplar.set(None)
         return None
-    begun = Trace(tracer, span, trace)
+    begun = Trace(tracer, span, trace, offset)
     _exemplar.set(begun.exemplar)
     return begun
 
