@@ -277,11 +277,11 @@ class FluxEngine:
         metrics.images_total.labels(self._model, _resolution(slot), request.tier).inc()
         metrics.image_pixels.labels(self._model).observe(request.width * request.height)
         metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
+        seconds = job.clock() - job.submitted_at  # told before the caller can look
+        metrics.ttfi_seconds.labels(self._model).observe(seconds, job.exemplar)
         self.evict(job)
         job.emit(result)
         job.finish()
-        seconds = job.clock() - job.submitted_at
-        metrics.ttfi_seconds.labels(self._model).observe(seconds, job.exemplar)
 
     def _ready_runner(self) -> Runner:
         if self._runner is None:
