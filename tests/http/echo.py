@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,19 +21,20 @@ import httpx
 from PIL import Image
 
 from predictors.base import Answer, BasePredictor
-from predictors.errors import DeadlineExceeded, InvalidRequest
+from predictors.errors import InvalidRequest
 from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_image
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.serving.engine import Engine
+from predictors.serving.host import EngineHost
 from predictors.settings import ImageLimits, QueueSettings, ServerSettings, Settings
 from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0  # also of a caller whose request the test holds meanwhile
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
 
 PIXEL = base64.b64decode(
@@ -133,15 +135,17 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 class TaskPredictor(EchoPredictor):
     """The same in front of a `ScriptedEngine`: the prompt is the task's name.
 
-    `submitted` is released once per accepted request, `left` set when a caller has gone, `unwanted`
-    then and when one was told that it is too late.
+    `submitted` is released once per accepted request, `left` set when a caller has gone. Its host's
+    clock is the machine's until `let_pass`.
     """
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
         super().__init__(name, engine, settings)
+        self._ahead_s = 0.0
+        clock = lambda: time.monotonic() + self._ahead_s  # noqa: E731
+        self.host = EngineHost(name, engine, settings.queue, clock=clock)
         self.submitted = threading.Semaphore(0)
         self.left = threading.Event()
-        self.unwanted = threading.Event()
 
     def prepare(self, request: Row) -> Any:
         return Task(request.prompt, steps=request.steps)
@@ -156,11 +160,12 @@ class TaskPredictor(EchoPredictor):
             return await super().run(requests, call)
         except asyncio.CancelledError:
             self.left.set()
-            self.unwanted.set()
             raise
-        except DeadlineExceeded:
-            self.unwanted.set()
-            raise
+
+    def let_pass(self, seconds: float) -> None:
+        """From now on it is so much later for whoever waits or runs."""
+        self._ahead_s += seconds
+        self.host.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
         """Return once so many more requests were accepted."""
@@ -177,7 +182,7 @@ def small_settings(
     *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
 ) -> Settings:
     """Free ports, short waits, bodies of at most 1 MiB."""
-    base = {"port": 0, "grpc_port": 0, "max_body_bytes": 2**20, "drain_timeout_s": 20.0}
+    base = {"port": 0, "grpc_port": 0, "max_body_bytes": 2**20, "drain_timeout_s": PATIENCE_S}
     return Settings(
         server=ServerSettings(**base | (server or {})), queue=QueueSettings(**(queue or {}))
     )

@@ -13,9 +13,7 @@ import threading
 
 from predictors.protocol.server import PredictorServer
 from tests.fakes import ScriptedEngine
-from tests.http.echo import TaskPredictor, small_settings
-
-PATIENCE_S = 20.0
+from tests.http.echo import PATIENCE_S, TaskPredictor, small_settings
 
 
 def obey(engine: ScriptedEngine) -> None:
@@ -32,8 +30,7 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
     model.host.wait_ready(PATIENCE_S)
     sys.stdout.write(json.dumps([server.http_port, server.grpc_port]) + "\n")
     sys.stdout.flush()
-    while True:
-        model.wait_submitted()
+    while model.submitted.acquire():  # for as long as it takes: the test ends the process
         sys.stdout.write("accepted\n")
         sys.stdout.flush()
 
