@@ -31,7 +31,7 @@ EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
 POD_PATH = f"/api/v1/namespaces/{NAMESPACE}/pods/{POD}"
 SERVICE_PATH = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices/{SERVICE}"
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # a process that imports torch on a busy machine
 PATCHES = {"application/merge-patch+json", "application/strategic-merge-patch+json"}
 
 

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from predictors.cluster.reporter import LAST_WORDS_S, Reporter
+from predictors.cli.child import held_ports
+from predictors.cluster.reporter import Reporter
 from predictors.settings import ClusterSettings
-from tests.cluster.apiserver import SERVICE, State, account, api_server, fresh_state, mounted
+from tests.cluster.apiserver import (
+    PATIENCE_S,
+    SERVICE,
+    State,
+    account,
+    api_server,
+    fresh_state,
+    mounted,
+)
 
-LAST_WORDS = LAST_WORDS_S
-BRISK = ClusterSettings(interval_s=0.0, timeout_s=5.0)
+BRISK = ClusterSettings(interval_s=0.0, timeout_s=PATIENCE_S)
 
 MakeReporter = Callable[..., Reporter]
 
@@ -37,6 +45,13 @@ def port(folder: Path, state: State) -> Iterator[int]:
 
 
 @pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port where nobody listens, and nobody else will."""
+    with held_ports(1) as ports:
+        yield ports[0]
+
+
+@pytest.fixture
 def reporting(folder: Path) -> Iterator[MakeReporter]:
     """`reporting(port, settings, service)`: a reporter that has begun to tell."""
     made: list[Reporter] = []
@@ -48,4 +63,4 @@ def reporting(folder: Path) -> Iterator[MakeReporter]:
 
     yield make
     for reporter in made:
-        reporter.close()
+        reporter.close(PATIENCE_S)
