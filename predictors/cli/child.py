@@ -143,15 +143,19 @@ def is_ready(client: httpx.Client, model: str) -> bool:
 def held_ports(count: int) -> Iterator[list[int]]:
     """Ports of 127.0.0.1, all different, that nobody else is given while the block lasts.
 
-    Nobody listens there but who is told to: beside a socket that does not listen, one that allows
-    the reuse of its address may, as every server's does.
+    Nobody listens there but who is told to: on Linux, beside a socket that does not listen, one
+    that allows the reuse of its address may, as every server's does. Elsewhere it may not, and the
+    ports are merely free.
     """
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind(("127.0.0.1", 0))
-        yield [each.getsockname()[1] for each in sockets]
+        ports = [each.getsockname()[1] for each in sockets]
+        if sys.platform != "linux":
+            stack.close()
+        yield ports
 
 
 def free_ports(count: int) -> list[int]:
