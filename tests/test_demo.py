@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from predictors.cli import child
 from predictors.cli import demo as module
-from predictors.cli.child import ServerFailed, ServerProcess, free_ports
+from predictors.cli.child import ServerFailed, ServerProcess, free_ports, held_ports
 from predictors.cli.demo import answers, describe, draw
+from tests.fakes import PATIENCE_S
 
 PNG = b"\x89PNG\r\n\x1a\n not really"
 WELL = """
@@ -138,7 +141,7 @@ def test_an_error_inside_a_stream_is_not_taken_for_the_end_of_it() -> None:
 def test_progress_is_passed_on_and_the_server_stopped_in_order(tmp_path: Path) -> None:
     progress: list[str] = []
     with scripted(ENDS_WELL, tmp_path) as server:
-        server.wait_ready(20.0, progress.append)
+        server.wait_ready(PATIENCE_S, progress.append)
         process = server._process
     assert progress == ["m shape1 (1/2)", "m shape2 (2/2)"]
     assert process is not None
@@ -146,12 +149,26 @@ def test_progress_is_passed_on_and_the_server_stopped_in_order(tmp_path: Path) -
     assert (tmp_path / "deep" / "server.log").read_text().count("warming") == 2
 
 
+def test_what_was_said_before_the_answer_and_heard_after_it_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, progress = scripted(ENDS_WELL, tmp_path), list[str]()
+
+    def answers_first(client: httpx.Client, model: str) -> bool:
+        server._lines.put("INFO predictors warming: m late (1/1)")
+        return True
+
+    monkeypatch.setattr(child, "is_ready", answers_first)
+    server.wait_ready(PATIENCE_S, progress.append)
+    assert progress == ["m late (1/1)"]
+
+
 def test_a_server_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerFailed, match="ended while it started\nno such checkpoint"),
         scripted(DIES, tmp_path) as server,
     ):
-        server.wait_ready(20.0, lambda _: None)
+        server.wait_ready(PATIENCE_S, lambda _: None)
 
 
 def test_a_server_that_is_never_ready_is_given_up_and_ended(tmp_path: Path) -> None:
@@ -167,7 +184,7 @@ def test_a_server_that_ends_badly_is_a_failure(tmp_path: Path) -> None:
         pytest.raises(ServerFailed, match="ended with 3"),
         scripted(ENDS_BADLY, tmp_path) as server,
     ):
-        server.wait_ready(20.0, lambda _: None)
+        server.wait_ready(PATIENCE_S, lambda _: None)
 
 
 def test_the_demo_says_in_one_line_why_it_failed(
@@ -184,3 +201,16 @@ def test_the_demo_says_in_one_line_why_it_failed(
 
 def test_free_ports_are_different() -> None:
     assert len(set(free_ports(5))) == 5
+
+
+def test_held_ports_are_nobodys_but_a_servers_that_is_told() -> None:
+    with held_ports(2) as ports:
+        assert set(ports).isdisjoint(free_ports(500))
+        for port in ports:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+            with (
+                socket.create_server(("127.0.0.1", port)),
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S),
+            ):
+                pass

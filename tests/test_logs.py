@@ -161,7 +161,7 @@ def test_a_library_that_writes_by_itself_goes_the_common_way_once_adopted() -> N
 def test_a_command_that_cannot_start_says_so_in_the_format_of_the_log() -> None:
     command = [sys.executable, "-m", "predictors", "serve", "--model=a=/"]
     run = subprocess.run(
-        [*command, "--log-format=json"], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--log-format=json"], capture_output=True, text=True, timeout=150, check=False
     )
     assert run.returncode == 2
     said = [json.loads(line) for line in run.stderr.splitlines()]

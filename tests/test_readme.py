@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,20 +22,21 @@ import psutil
 import pytest
 from PIL import Image
 
-from predictors.cli.child import free_ports
+from predictors.cli.child import held_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 FIRST_SCREEN_LINES = 40
 PATIENCE_S = 120.0
+pytestmark = pytest.mark.timeout(600)  # all blocks run in one fixture, each within its own patience
 
 
 class Readme:
     """Runs the blocks of one document against one server."""
 
-    def __init__(self, log: Path) -> None:
-        self.http_port, self.grpc_port = free_ports(2)
+    def __init__(self, log: Path, ports: Sequence[int]) -> None:
+        self.http_port, self.grpc_port = ports
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.log = log
         self.printed: dict[str, str] = {}
@@ -81,9 +82,9 @@ class Readme:
                 ]
                 yield
                 os.killpg(process.pid, signal.SIGINT)
-                process.wait(timeout=30)
+                process.wait(timeout=PATIENCE_S)
             finally:
-                _, self.leftover = psutil.wait_procs(self.tree, timeout=10)
+                _, self.leftover = psutil.wait_procs(self.tree, timeout=PATIENCE_S)
                 for each in self.leftover:
                     each.kill()
 
@@ -101,7 +102,7 @@ def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         while time.monotonic() < deadline:
             assert process.poll() is None, "the server ended by itself"
             try:
-                if client.get("/v2/health/ready", timeout=1.0).status_code == 200:
+                if client.get("/v2/health/ready", timeout=PATIENCE_S).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -126,8 +127,9 @@ def listening(tree: list[psutil.Process]) -> set[tuple[str, int]]:
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
     """The README, after all its blocks were run."""
-    ran = Readme(tmp_path_factory.mktemp("readme") / "serve.log")
-    ran.run()
+    with held_ports(2) as ports:
+        ran = Readme(tmp_path_factory.mktemp("readme") / "serve.log", ports)
+        ran.run()
     return ran
 
 
