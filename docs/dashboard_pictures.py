@@ -155,7 +155,7 @@ def record() -> None:
             live.wait_idle()
             threading.Event().wait(AFTER_S)
             ended_s = prometheus.wait_scraped()
-            observed = Observed(live, prometheus, clients.seen, began_s, ended_s, [])
+            observed = Observed(live, prometheus, clients.seen, began_s, ended_s, [], [])
             for row in ROWS:
                 print(f"{row}: {'drawn' if draw(row, observed) else 'no data here'}")
 

@@ -37,7 +37,8 @@ class ServerProcess:
         self._log = log
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: list[str] = []
-        self._stack = ExitStack()
+        self._held = ExitStack()  # its ports, as long as the block lasts
+        self._stack = ExitStack()  # what the process needs
         self._process: subprocess.Popen[str] | None = None
         self.port = self.grpc_port = 0  # until it is entered
 
@@ -48,7 +49,12 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.port, self.grpc_port = self._stack.enter_context(held_ports(2))
+        self.port, self.grpc_port = self._held.enter_context(held_ports(2))
+        self._begin()
+        return self
+
+    def _begin(self) -> None:
+        """Start the process, at the addresses that are held for it."""
         # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
         self._process = subprocess.Popen(
             self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -60,7 +66,6 @@ class ServerProcess:
         reader = threading.Thread(target=self._read, args=(stream, log), daemon=True)
         reader.start()
         self._stack.callback(reader.join)
-        return self
 
     def __exit__(
         self,
@@ -68,7 +73,7 @@ class ServerProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._stack:
+        with self._held, self._stack:
             code = self._stop()
         if kind is None and code != 0:
             raise ServerFailed(f"the server ended with {code} instead of 0\n{self.tail()}")

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.cli.child import free_ports
 from tests.observe.daemon import Daemon, wait_until
 
 BINARY = "prometheus-alertmanager"
@@ -20,9 +19,8 @@ class Alertmanager(Daemon):
     """A context manager. Methods block; the test's thread."""
 
     def __init__(self, folder: Path) -> None:
-        address = f"127.0.0.1:{free_ports(1)[0]}"
         storage = f"--storage.path={folder / 'alertmanager'}"
-        super().__init__(BINARY, folder, address, SILENT, storage, "--cluster.listen-address=")
+        super().__init__(BINARY, folder, SILENT, storage, "--cluster.listen-address=")
 
     def alerts(self) -> dict[str, Mapping[str, Any]]:
         """What it was told and is not over, by the alert's name: `labels`, `annotations`, ..."""

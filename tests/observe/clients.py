@@ -20,6 +20,7 @@ from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.observe.live import Live
 
 TIMEOUT_S = 120.0
+EXHAUSTED = {"queue_full", "oom"}  # which 503 is RESOURCE_EXHAUSTED over gRPC; others UNAVAILABLE
 WORDS = (  # what a 503's message says; V2 has no code
     ("queue is full", "queue_full"),
     ("shutting down", "draining"),
@@ -60,6 +61,14 @@ def reason_of(status: int, text: str) -> str:
         if word in text:
             return reason
     raise AssertionError(f"a 503 that does not say why: {text}")
+
+
+def reason_of_code(code: grpc.StatusCode, text: str) -> str:
+    """The same over gRPC, whose code says of what is 503 elsewhere whether a smaller load helps."""
+    reason = reason_of(BY_GRPC[code], text)
+    is_exhausted = code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert is_exhausted == (reason in EXHAUSTED), f"{code} for {reason}: {text}"
+    return reason
 
 
 def picture(steps: int = 2, prompt: str = "a red circle", **parameters: Any) -> dict[str, Any]:
@@ -141,7 +150,7 @@ class Clients:
             self._grpc.ModelInfer(as_proto(model, body), timeout=TIMEOUT_S)
             reason = "ok"
         except grpc.RpcError as error:
-            reason = reason_of(BY_GRPC[error.code()], error.details())
+            reason = reason_of_code(error.code(), error.details())
         return self._note(model, "v2_grpc", "infer", reason)
 
     # -- callers that leave; the body of `with` is where they are still there ---------------------

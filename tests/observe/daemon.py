@@ -10,11 +10,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+
+from predictors.cli.child import held_ports
 
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 60.0
@@ -23,17 +26,18 @@ PATIENCE_S = 60.0
 class Daemon:
     """A context manager; `flags` are added to its command. Methods block; the test's thread."""
 
-    def __init__(
-        self, binary: str, folder: Path, address: str, config: Mapping[str, Any], *flags: str
-    ) -> None:
+    def __init__(self, binary: str, folder: Path, config: Mapping[str, Any], *flags: str) -> None:
         self._binary, self._folder, self._flags = binary, folder, flags
         self._config = config
-        self.address = address
+        self._held = ExitStack()
+        self.address = ""  # until it is entered
 
     def __enter__(self) -> Self:
         binary = shutil.which(self._binary)
         assert binary is not None, "look for it before"
         self._folder.mkdir(parents=True, exist_ok=True)
+        (port,) = self._held.enter_context(held_ports(1))
+        self.address = f"127.0.0.1:{port}"
         config = self._folder / f"{self._binary}.yml"
         config.write_text(json.dumps(self._config))  # JSON is YAML
         command = [binary, f"--config.file={config}", f"--web.listen-address={self.address}"]
@@ -57,6 +61,7 @@ class Daemon:
         self._http.close()
         self._process.terminate()
         self._process.wait(PATIENCE_S)
+        self._held.close()
 
     def wait_until(self, holds: Callable[[], bool], otherwise: str) -> None:
         """Return as soon as `holds()`; AssertionError with `otherwise` and the log when it never

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from predictors.cli.child import ServerProcess, free_ports
+from predictors.cli.child import ServerProcess, held_ports
 from tests.observe.daemon import PATIENCE_S, wait_until
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -39,15 +39,13 @@ class Live(ServerProcess):
     ) -> None:
         super().__init__(MODELS, log)
         self._module = module
-        (self._admin_port,) = free_ports(1)
-        self._settings = {
-            **SETTINGS,
-            "PREDICTORS_SERVER_ADMIN_PORT": str(self._admin_port),
-            **(settings or {}),
-        }
-        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=60.0)
+        self._admin_port = 0  # until it is entered
+        self._settings = {**SETTINGS, **(settings or {})}
 
     def __enter__(self) -> Live:
+        (self._admin_port,) = self._held.enter_context(held_ports(1))
+        self._settings["PREDICTORS_SERVER_ADMIN_PORT"] = str(self._admin_port)
+        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=60.0)
         super().__enter__()
         return self
 
@@ -104,12 +102,16 @@ class Live(ServerProcess):
         """The same command at the same addresses, after the process has ended; once it listens."""
         self._stack.close()
         self._lines = queue.SimpleQueue()
-        super().__enter__()
+        self._begin()
         self.wait_listening()
 
     def view(self) -> Any:
         """`/debug/engine`."""
         return self.admin.get("/debug/engine").json()
+
+    def running(self, model: str) -> int:
+        """How many jobs of `model` hold a slot."""
+        return len(self.view()["models"][model]["running"])
 
     def wait_view(self, model: str, *, running: int, queued: int = 0) -> None:
         """Return once so many jobs of `model` run and wait."""
@@ -121,8 +123,13 @@ class Live(ServerProcess):
         wait_until(lambda: seen() == (running, queued), lambda: f"{model}: {seen()}")
 
     def wait_idle(self) -> None:
-        """Return once no request is in flight and no job runs or waits."""
+        """Return once no request is in flight and no job runs or waits. A request that nobody waits
+        for an answer of may not have been read yet."""
         wait_until(self._is_idle, lambda: f"still busy: {self.view()}")
+
+    def wait_answered(self) -> None:
+        """Return once no request is in flight; jobs of those who left may still hold a slot."""
+        wait_until(lambda: self.view()["in_flight"] == 0, lambda: f"still asked: {self.view()}")
 
     def samples(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
         """The samples of one series on /metrics, by their labels."""

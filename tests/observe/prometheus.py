@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from predictors.cli.child import free_ports
 from tests.observe.daemon import Daemon
 
 SCRAPE_S = 1
@@ -50,12 +49,13 @@ class Prometheus(Daemon):
                 }
             ],
         }
-        address, storage = f"127.0.0.1:{free_ports(1)[0]}", f"--storage.tsdb.path={folder / 'tsdb'}"
-        super().__init__("prometheus", folder, address, config, storage)
+        super().__init__("prometheus", folder, config, f"--storage.tsdb.path={folder / 'tsdb'}")
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """Every series of an instant query: `metric` and `value` (time, text)."""
-        found: list[dict[str, Any]] = self._get("/api/v1/query", query=expression)["result"]
+    def query(self, expression: str, at_s: float | None = None) -> list[dict[str, Any]]:
+        """Every series of an instant query, now or at that Unix time: `metric` and `value` (time,
+        text), or `values` for a range."""
+        asked = {"query": expression} | ({} if at_s is None else {"time": at_s})
+        found: list[dict[str, Any]] = self._get("/api/v1/query", **asked)["result"]
         return found
 
     def query_range(self, expression: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
@@ -73,9 +73,9 @@ class Prometheus(Daemon):
         )
         return [sample for sample in samples if math.isfinite(sample)]
 
-    def value(self, expression: str) -> float:
+    def value(self, expression: str, at_s: float | None = None) -> float:
         """The sum of an instant query's series; 0 when there are none."""
-        return sum(float(series["value"][1]) for series in self.query(expression))
+        return sum(float(series["value"][1]) for series in self.query(expression, at_s))
 
     def label_values(self, label: str, series: str) -> list[str]:
         """What Grafana's `label_values(series, label)` asks."""
@@ -100,15 +100,22 @@ class Prometheus(Daemon):
         return found
 
     def wait_scraped(self, times: int = 2) -> float:
-        """Return once every target was scraped so many times more; the Unix time then."""
+        """Return once every target was scraped so many times more, and the last time with success;
+        the Unix time of that. What is asked of that time is not changed by any later scrape."""
         began = time.time()
+        last: list[float] = []
 
         def fresh() -> bool:
-            since = f"min(count_over_time(up[{math.ceil(time.time() - began)}s]))"
-            return time.time() - began >= 1 and self.value(since) > times
+            last.clear()
+            for series in self.query(f"up[{math.ceil(time.time() - began) + 1}s]"):
+                scrapes = [at for at, up in series["values"] if at > began and up == "1"]
+                if len(scrapes) <= times or scrapes[-1] != series["values"][-1][0]:
+                    return False
+                last.append(scrapes[-1])
+            return bool(last)
 
         self.wait_until(fresh, "the targets are not scraped")
-        return time.time()
+        return min(last)
 
     def _get(self, path: str, **asked: Any) -> Any:
         reply = self._http.get(path, params=asked)

@@ -20,6 +20,7 @@ import torch
 from predictors.metrics import PROTOCOLS
 from tests.observe.clients import Clients, Kind, counted
 from tests.observe.conftest import WriteRules
+from tests.observe.daemon import wait_until
 from tests.observe.live import MODELS, Live
 from tests.observe.load import LEFT_OR_OK, mixed_load
 from tests.observe.prometheus import Prometheus
@@ -29,7 +30,11 @@ from tests.observe.test_dashboard import BOARD, PANELS
 POD = {"namespace": "observed", "isvc": "pictures", "pod": "pictures-predictor-0"}
 LOAD_S = 20.0
 RATE_S = 4  # Grafana's $__rate_interval: four scrapes
-SCRAPE_BOUND_S = 0.1  # of the median: how long the slowest took is up to the machine's neighbours
+# of the median: how long the slowest took is up to the machine's neighbours, and where they slow
+# down even the plainest answer, a scrape may take so many of those
+SCRAPE_BOUND_S, SCRAPE_BOUND_PLAIN = 0.1, 5
+OUTCOMES = {"ok", "invalid_input", "queue_full", "deadline"}
+DOORS = len(MODELS) * len(PROTOCOLS)
 
 # what only a machine with a GPU has; nothing else may be without data
 GPU_SERIES = {
@@ -52,6 +57,7 @@ class Observed:
     began_s: float
     ended_s: float
     scrapes_s: list[float]
+    plain_s: list[float]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +73,36 @@ def observed(
             prometheus.wait_scraped()
             began_s = time.time()
             with mixed_load(clients):
-                scrapes_s = scrape_for(live, LOAD_S)
+                scrapes_s, plain_s = scrape_for(live, LOAD_S)
+                wait_until(lambda: has_everything(clients.seen), lambda: f"only {clients.seen}")
             live.wait_idle()
+            # those who left without looking may come to the server's notice last
+            wait_until(
+                lambda: counted(live).total() == clients.seen.total(),
+                lambda: f"{counted(live)} is not {clients.seen}",
+            )
             ended_s = prometheus.wait_scraped()
-            yield Observed(live, prometheus, clients.seen, began_s, ended_s, scrapes_s)
+            yield Observed(live, prometheus, clients.seen, began_s, ended_s, scrapes_s, plain_s)
 
 
-def scrape_for(live: Live, seconds: float) -> list[float]:
-    """How long scrapes took, a few a second for so long: more would be load of their own."""
-    found: list[float] = []
+def scrape_for(live: Live, seconds: float) -> tuple[list[float], list[float]]:
+    """How long scrapes took, a few a second for so long: more would be load of their own. And how
+    long the plainest answer of the same server took beside each."""
+    took: dict[str, list[float]] = {"/metrics": [], "/no/such/route": []}
     end = time.monotonic() + seconds
     while not threading.Event().wait(0.25) and time.monotonic() < end:
-        began = time.perf_counter()
-        assert live.admin.get("/metrics").status_code == 200
-        found.append(time.perf_counter() - began)
-    return found
+        for path, found in took.items():
+            began = time.perf_counter()
+            assert live.admin.get(path).status_code in (200, 404)
+            found.append(time.perf_counter() - began)
+    scrapes_s, plain_s = took.values()
+    return scrapes_s, plain_s
+
+
+def has_everything(seen: Counter[Kind]) -> bool:
+    """Whether the load met every outcome and came through every door that tests look for."""
+    doors = {(kind.model, kind.protocol) for kind in list(seen) if kind.reason == "ok"}
+    return {kind.reason for kind in list(seen)} >= OUTCOMES and len(doors) == DOORS
 
 
 def as_grafana_asks(observed: Observed, expression: str) -> str:
@@ -197,22 +218,19 @@ def test_the_server_counted_what_the_load_saw(observed: Observed) -> None:
             told.pop(kind._replace(reason=reason), None)
             seen.pop(kind._replace(reason=reason), None)
     assert told == seen
-    reasons = {kind.reason for kind in observed.seen}
-    assert {"ok", "invalid_input", "queue_full", "deadline"} <= reasons
-    doors = {(kind.model, kind.protocol) for kind in observed.seen if kind.reason == "ok"}
-    assert len(doors) == len(MODELS) * len(PROTOCOLS), "a door that nobody came through"
+    assert has_everything(observed.seen)
 
 
 def test_prometheus_has_the_same_counts_and_nobody_waits_or_runs(observed: Observed) -> None:
     asked = "sum by (model, protocol, operation, reason) (predictors_requests_total) > 0"
     scraped = {
         Kind(**series["metric"]): round(float(series["value"][1]))
-        for series in observed.prometheus.query(asked)
+        for series in observed.prometheus.query(asked, observed.ended_s)
     }
     assert scraped == counted(observed.live)
     for gauge in ("waiting", "running"):
         assert max(data_of(observed, f"predictors_requests_{gauge}")) > 0
-        assert observed.prometheus.value(f"predictors_requests_{gauge}") == 0
+        assert observed.prometheus.value(f"predictors_requests_{gauge}", observed.ended_s) == 0
 
 
 def test_a_scrape_under_full_load_is_quick(
@@ -220,14 +238,16 @@ def test_a_scrape_under_full_load_is_quick(
 ) -> None:
     own = sorted(observed.scrapes_s)
     theirs = data_of(observed, "scrape_duration_seconds")
+    plain_s = statistics.median(observed.plain_s)
     figures = {
         "scrapes": len(own),
         "median_ms": round(1000 * statistics.median(own), 1),
         "p99_ms": round(1000 * own[int(len(own) * 0.99)], 1),
         "max_ms": round(1000 * own[-1], 1),
+        "plain_median_ms": round(1000 * plain_s, 1),
         "prometheus_median_ms": round(1000 * statistics.median(theirs), 1),
         "prometheus_max_ms": round(1000 * max(theirs), 1),
     }
     print(json.dumps(figures))  # noqa: T201 - a measurement, with `pytest -rP`
     record_property("scrape", json.dumps(figures))
-    assert statistics.median(own) < SCRAPE_BOUND_S
+    assert statistics.median(own) < max(SCRAPE_BOUND_S, SCRAPE_BOUND_PLAIN * plain_s)

@@ -81,6 +81,15 @@ class Stage:
         finally:
             self.faults.clear(f"hang-{model}")
 
+    def ask_until_it_runs(self, ask: Ask) -> list[Future[str]]:
+        """Everybody who asked: the last one has the slot, also when its time is up. On a busy
+        machine that may be so before it has come so far."""
+        asked: list[Future[str]] = []
+        while not self.live.running("flux"):
+            if not asked or asked[-1].done():
+                asked.append(self.ask(ask))
+        return asked
+
     def assert_counted(self) -> None:
         """The server has counted what was seen since it started, and nobody is left."""
         self.live.wait_idle()
@@ -138,8 +147,7 @@ def test_what_a_full_queue_refuses(stage: Stage) -> None:
 def test_deadlines_of_those_who_run_and_of_those_who_wait(stage: Stage) -> None:
     for first in range(len(LATE)):
         with stage.still():
-            asked = [stage.ask(LATE[first])]
-            stage.live.wait_view("flux", running=1)
+            asked = stage.ask_until_it_runs(LATE[first])
             asked += [stage.ask(late) for late in LATE if late is not LATE[first]]
             assert {each.result() for each in asked} == {"deadline"}
         stage.live.wait_idle()
@@ -157,9 +165,11 @@ def test_callers_that_leave_while_their_job_provably_runs(stage: Stage, model: s
         stage.clients.leaving_grpc(model, body),
     )
     for leaver in leavers:
-        with stage.still(model), leaver:
-            stage.live.wait_view(model, running=1)
+        with stage.still(model):
+            with leaver:
+                stage.live.wait_view(model, running=1)
             # it is counted while the step still lasts: nobody waits for the engine to leave
+            stage.live.wait_answered()
         stage.live.wait_idle()
     stage.assert_counted()
 
@@ -197,15 +207,18 @@ def test_requests_that_find_no_memory(stage: Stage) -> None:
 
 
 def test_jobs_are_counted_by_outcome_too(stage: Stage) -> None:
-    """Every job that was accepted is answered once: what ran, expired, left or broke."""
+    """Every job that was accepted is answered once: what ran, expired, left or broke. One whose
+    time was up before it was prepared was none."""
     seen: Counter[tuple[str, str]] = Counter()
     for kind, number in stage.clients.seen.items():
         if kind.reason not in ("invalid_input", "queue_full", "internal"):
             seen[kind.model, kind.reason] += number
-    told = stage.live.samples("predictors_jobs_total")
-    found = Counter(
-        {(dict(at)["model"], dict(at)["reason"]): round(n) for at, n in told.items() if n}
-    )
+    found: Counter[tuple[str, str]] = Counter()
+    for series in ("predictors_jobs_total", "predictors_admission_rejected_total"):
+        for at, number in stage.live.samples(series).items():
+            labels = dict(at)
+            if number and (series == "predictors_jobs_total" or labels["reason"] == "deadline"):
+                found[labels["model"], labels["reason"]] += round(number)
     assert found == seen
 
 
@@ -215,10 +228,8 @@ def test_what_a_drain_refuses_and_what_it_finishes(tmp_path: Path) -> None:
         with stage.still():
             accepted = stage.ask(GOOD[0])
             live.wait_view("flux", running=1)
-            stage.clients.grpc("qwen-vl", words())  # its connection is there before the drain
             live.terminate()
-            refused = [ask(stage.clients) for ask in (GOOD[0], GOOD[3], GOOD[5])]
-            assert set(refused) == {"draining"}
+            assert {ask(stage.clients) for ask in GOOD} == {"draining"}
             assert counted(live) == stage.clients.seen
             assert live.samples("predictors_draining") == {frozenset(): 1.0}
         assert accepted.result() == "ok"

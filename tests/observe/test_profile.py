@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from tests.observe.clients import Clients, picture, words
+from tests.observe.daemon import wait_until
 from tests.observe.live import Live
 
 PROFILED_STEPS = 20
 UNDISTURBED_S = 4.0
+PROFILE_S = 120.0  # a report is made by a process that lets everybody go first
 ROOMS = {"flux": "denoise_step", "qwen-vl": "decode"}
 
 
@@ -65,6 +67,10 @@ class Pace:
         """Since this was made."""
         return (self._read() - self._steps) / (time.monotonic() - self._at_s)
 
+    def has_begun(self) -> bool:
+        """Whether there was a step since this was made."""
+        return self._read() > self._steps
+
     def _read(self) -> float:
         found = self._live.samples("predictors_engine_steps_total")
         return found[frozenset({("model", self._model)})]
@@ -76,10 +82,11 @@ def measured(live: Live, model: str) -> tuple[Any, bytes, dict[str, float]]:
         live.wait_view(model, running=2)
         pace = Pace(live, model)
         threading.Event().wait(UNDISTURBED_S)
+        wait_until(pace.has_begun, lambda: f"{model} takes no step")
         before = pace.per_second()
         pace, began_s = Pace(live, model), time.monotonic()
         wish = {"model": model, "steps": PROFILED_STEPS}
-        reply = live.admin.post("/debug/profile", json=wish)
+        reply = live.admin.post("/debug/profile", json=wish, timeout=PROFILE_S)
         took_s, during = time.monotonic() - began_s, pace.per_second()
     assert reply.status_code == 200, reply.text
     trace = live.admin.get(reply.json()["trace"]).content
