@@ -215,7 +215,7 @@ thread.start()
 thread.join(0.2)
 print(steps, thread.is_alive())
 sitecustomize.HANG.unlink()
-thread.join(5)
+thread.join(40)
 print(steps, thread.is_alive())
 """
     folder = ROOT / "tests" / "e2e" / "image" / "faulty"

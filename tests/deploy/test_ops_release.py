@@ -21,6 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from predictors.cli.child import held_ports
 from tests.deploy.chart import CASES, CHART, PROFILES, Object, of_kind, refusal, render
 
 LAPTOP = "values-laptop.yaml"
@@ -204,9 +205,8 @@ def test_the_tests_fail_where_something_else_comes_back(
 
 
 def test_a_test_fails_when_the_model_never_becomes_ready() -> None:
-    with serving() as url:
-        pass  # closed again
-    done = ask("flux", url, wait_s="0")
+    with held_ports(1) as (port,):  # where nobody listens
+        done = ask("flux", f"http://127.0.0.1:{port}", wait_s="0")
     assert done.returncode == 1
     assert "flux was not ready after 0 s" in done.stderr
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.traffic import NothingAsked, Traffic, over_http
+from tests.fakes import PATIENCE_S
 
 
 class Scripted:
@@ -31,11 +32,11 @@ class Scripted:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(PATIENCE_S)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._loop.close()
 
     async def _serve(self) -> None:
@@ -88,7 +89,7 @@ async def ask(http: httpx.AsyncClient, question: str) -> None:
 @contextmanager
 def asking(server: Scripted, **options: object) -> Iterator[Traffic]:
     """Traffic to this server that flows."""
-    named = {"clients": 3, "pause_s": 0.0, "timeout_s": 10.0, **options}
+    named = {"clients": 3, "pause_s": 0.0, "timeout_s": PATIENCE_S, **options}
     with Traffic(over_http(f"http://127.0.0.1:{server.port}", ask), **named) as traffic:  # type: ignore[arg-type]
         traffic.wait_answered(6)
         yield traffic
@@ -181,19 +182,17 @@ def test_too_few_questions_prove_nothing(server: Scripted) -> None:
 def test_clients_that_stopped_by_themselves_prove_nothing(server: Scripted) -> None:
     dial = over_http(f"http://127.0.0.1:{server.port}", ask)
     with Traffic(dial, clients=1, pause_s=0.0, timeout_s=0.2, limit_s=0.5) as traffic:
-        traffic.wait_answered(1)
-        traffic.wait_over(10)
+        traffic.wait_over(PATIENCE_S)
         with pytest.raises(NothingAsked, match="stopped"), traffic.around("too late"):
             pass
 
 
 def test_a_server_that_is_not_there_is_no_traffic() -> None:
     dial = over_http("http://127.0.0.1:9", ask)
-    with (
-        Traffic(dial, clients=1, timeout_s=1.0) as traffic,
-        pytest.raises(AssertionError, match=r"does not flow.*ConnectError"),
-    ):
-        traffic.wait_answered(1, timeout_s=0.5)
+    with Traffic(dial, clients=1) as traffic:
+        traffic.wait_failed(1)
+        with pytest.raises(AssertionError, match=r"does not flow.*ConnectError"):
+            traffic.wait_answered(1, timeout_s=0.5)
 
 
 def test_the_record_is_kept(server: Scripted, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.openai_images import read_body
 from predictors.protocol.v2 import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
+from tests.fakes import PATIENCE_S
 from tests.flux.room import CHECKPOINT, FluxJob
 
 SETTINGS = Settings(
@@ -109,20 +110,22 @@ async def test_a_bad_row_is_named_and_nothing_is_drawn_for_it(predictor: FluxPre
 async def test_leaving_frees_the_slots(
     predictor: FluxPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, are_running = predictor.host._engine, threading.Event()
+    engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
     step = engine.step
 
     def spy(jobs: Sequence[FluxJob]) -> None:
-        if len(jobs) == 4:
+        if len(jobs) == 4:  # none is done when their caller leaves, however fast the engine is
             are_running.set()
+            assert has_left.wait(PATIENCE_S)
         step(jobs)
 
     monkeypatch.setattr(engine, "step", spy)
     task = asyncio.ensure_future(predictor.infer(v2(*"abcd", num_inference_steps=100), call()))
-    assert await asyncio.to_thread(are_running.wait, 60)
+    assert await asyncio.to_thread(are_running.wait, PATIENCE_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    has_left.set()
     response = await predictor.infer(v2("after"), call())
     assert not engine.busy  # all five slots: the four were evicted, not drawn to the end
     assert files(response)

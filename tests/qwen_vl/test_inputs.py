@@ -154,7 +154,7 @@ def test_many_threads_prepare_the_same(room: Room) -> None:
 
     def prepare(i: int) -> bool:
         if i < 4:
-            barrier.wait(10)
+            barrier.wait(60)
         work = room.inputs.prepare(requests[i])
         return work.tokens.tolist() == expected[i].tokens.tolist()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2 import Tensor, V2Request
 from predictors.qwen_vl.predictor import QwenVLPredictor, check_settings
 from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
+from tests.fakes import PATIENCE_S
 from tests.qwen_vl.room import Room, chat, png
 
 SETTINGS = Settings(
@@ -151,22 +153,24 @@ async def test_a_caller_that_leaves_a_stream_frees_slots_and_pages(
 async def test_a_cancelled_call_frees_its_slots(
     predictor: QwenVLPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted = asyncio.Event()
-    submit = predictor.host.submit
+    engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
+    step = engine.step
 
-    def telling(*args: Any, **given: Any) -> Any:
-        jobs = submit(*args, **given)
-        submitted.set()
-        return jobs
+    def held(jobs: Sequence[Any]) -> None:
+        """Both are there when their caller leaves, however fast the engine is."""
+        if len(jobs) == 2:
+            are_running.set()
+            assert has_left.wait(PATIENCE_S)
+        step(jobs)
 
-    monkeypatch.setattr(predictor.host, "submit", telling)
+    monkeypatch.setattr(engine, "step", held)
     task = asyncio.create_task(predictor.chat(body(n=2, max_tokens=400), CALL))
-    await submitted.wait()
-    await next_turn(predictor)
+    assert await asyncio.to_thread(are_running.wait, PATIENCE_S)
     assert used_slots(predictor) == 2
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    has_left.set()
     await next_turn(predictor)
     assert used_slots(predictor) == 0
 
