@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.observe.faulty import BUG, FOLDER, POISON, Faults
 from tests.observe.live import Live
 
 SETTINGS = {"PREDICTORS_QUEUE_CAPACITY": "2", "PREDICTORS_FLUX_SLOTS": "1"}
-LATE_US, LATE_MS = 300_000, "300"
+LATE_S = 0.3
 Ask = Callable[[Clients], str]
 
 GOOD: tuple[Ask, ...] = (
@@ -46,10 +47,10 @@ WRONG: tuple[Ask, ...] = (
     lambda c: c.openai("chat", chat(4, [{"type": "nonsense"}])),
     lambda c: c.stream(chat(4, temperature="warm")),
 )
-LATE: tuple[Ask, ...] = (
-    lambda c: c.rest("flux", picture(timeout=LATE_US)),
-    lambda c: c.grpc("flux", picture(timeout=LATE_US)),
-    lambda c: c.openai("images", generations(), **{"x-request-timeout-ms": LATE_MS}),
+LATE: tuple[Callable[[Clients, float], str], ...] = (  # with so many seconds until it is too late
+    lambda c, s: c.rest("flux", picture(timeout=round(1e6 * s))),
+    lambda c, s: c.grpc("flux", picture(timeout=round(1e6 * s))),
+    lambda c, s: c.openai("images", generations(), **{"x-request-timeout-ms": f"{1000 * s:.0f}"}),
 )
 BROKEN: dict[str, tuple[Ask, ...]] = {
     reason: (
@@ -81,13 +82,13 @@ class Stage:
         finally:
             self.faults.clear(f"hang-{model}")
 
-    def ask_until_it_runs(self, ask: Ask) -> list[Future[str]]:
+    def ask_until_it_runs(self, late: Callable[[Clients, float], str]) -> list[Future[str]]:
         """Everybody who asked: the last one has the slot, also when its time is up. On a busy
-        machine that may be so before it has come so far."""
+        machine that may be so before it has come so far: then the next has twice the time."""
         asked: list[Future[str]] = []
         while not self.live.running("flux"):
             if not asked or asked[-1].done():
-                asked.append(self.ask(ask))
+                asked.append(self.ask(partial(late, s=LATE_S * 2 ** len(asked))))
         return asked
 
     def assert_counted(self) -> None:
@@ -148,7 +149,9 @@ def test_deadlines_of_those_who_run_and_of_those_who_wait(stage: Stage) -> None:
     for first in range(len(LATE)):
         with stage.still():
             asked = stage.ask_until_it_runs(LATE[first])
-            asked += [stage.ask(late) for late in LATE if late is not LATE[first]]
+            asked += [
+                stage.ask(partial(late, s=LATE_S)) for late in LATE if late is not LATE[first]
+            ]
             assert {each.result() for each in asked} == {"deadline"}
         stage.live.wait_idle()
     stage.assert_counted()
