@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -266,15 +267,30 @@ def test_the_port_is_off_by_default() -> None:
         assert http.post("/debug/profile", json={"model": "echo"}).status_code == 404
 
 
-def test_one_profile_at_a_time_and_a_drain_ends_the_wait() -> None:
+@contextmanager
+def profiled(make_profiler: Callable[[], Any]) -> Iterator[tuple[Running, Asking, httpx.Client]]:
+    """A model that echoes, who asks it, and a client of its admin port with these profilers."""
     settings = small_settings(server={"admin_port": 0})
+    more: Any = {"settings": settings, "make_profiler": make_profiler}
+    with (
+        serving(echo(settings=settings), **more) as running,
+        Asking(running) as asking,
+        admin_of(running) as admin,
+    ):
+        yield running, asking, admin
+
+
+def ask_until(asking: Asking, holds: Callable[[], bool]) -> None:
+    """Traffic, so that the engine steps; each is answered."""
+    while not holds():
+        assert asking.post("x").result(PATIENCE_S).status_code == 200
+
+
+def test_one_profile_at_a_time_and_a_drain_ends_the_wait() -> None:
     profilers = Profilers(Counting)
-    more: Any = {"make_profiler": profilers}
-    model = echo(settings=settings)
-    with serving(model, settings=settings, **more) as running, Asking(running) as asking:
-        admin = admin_of(running)
+    wish = {"model": "echo", "steps": 3}
+    with profiled(profilers) as (running, asking, admin):
         port = running.server.admin_port
-        wish = {"model": "echo", "steps": 3}
         first = asking.call(lambda: admin.post("/debug/profile", json=wish))
         profilers.wait_made(1)
         with admin_of(running) as other:
@@ -288,7 +304,6 @@ def test_one_profile_at_a_time_and_a_drain_ends_the_wait() -> None:
         profilers.wait_made(2)
         assert running.stop() == 0
         assert waiting.result(PATIENCE_S).status_code == 503
-        admin.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
 
@@ -302,18 +317,10 @@ def test_the_next_profile_waits_until_the_report_of_the_last_is_made() -> None:
             assert may_end.wait(PATIENCE_S)
             return self
 
-    settings = small_settings(server={"admin_port": 0})
-    more: Any = {"make_profiler": Slow}
     wish = {"model": "echo", "steps": 1, "timeout_s": PATIENCE_S}
-    with (
-        serving(echo(settings=settings), settings=settings, **more) as running,
-        Asking(running) as asking,
-        admin_of(running) as admin,
-        admin_of(running) as other,
-    ):
+    with profiled(Slow) as (running, asking, admin), admin_of(running) as other:
         first = asking.call(lambda: admin.post("/debug/profile", json=wish))
-        while not making.is_set():
-            assert asking.post("x").result(PATIENCE_S).status_code == 200
+        ask_until(asking, making.is_set)
         assert other.post("/debug/profile", json=wish).status_code == 503
         assert not first.done()
         may_end.set()
@@ -324,17 +331,10 @@ def test_the_next_profile_waits_until_the_report_of_the_last_is_made() -> None:
 
 
 def test_a_profiler_that_fails_harms_nobody_and_tells_nothing() -> None:
-    settings = small_settings(server={"admin_port": 0})
-    more: Any = {"make_profiler": Broken}
     wish = {"model": "echo", "steps": 1, "timeout_s": PATIENCE_S}
-    with (
-        serving(echo(settings=settings), settings=settings, **more) as running,
-        Asking(running) as asking,
-        admin_of(running) as admin,
-    ):
+    with profiled(Broken) as (_, asking, admin):
         asked = asking.call(lambda: admin.post("/debug/profile", json=wish))
-        while not asked.done():
-            assert asking.post("x").result(PATIENCE_S).status_code == 200
+        ask_until(asking, asked.done)
         assert asked.result().status_code == 500
         assert "secret" not in asked.result().text
 
