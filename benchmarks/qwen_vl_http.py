@@ -13,6 +13,7 @@ from benchmarks.qwen_vl_cases import Case
 from benchmarks.qwen_vl_run import Notes, Options
 from benchmarks.qwen_vl_server import MODEL, Server
 from benchmarks.qwen_vl_stats import summed_up
+from predictors.cli.child import free_ports
 
 CASES = (
     Case(1, "1024x1024", 16),
@@ -64,7 +65,7 @@ def chosen(options: Options) -> list[Case]:
 
 def http(options: Options, notes: Notes) -> None:
     """Every case through our server."""
-    port = qwen_vl_server.free_port()
+    (port,) = free_ports(1)
     start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
     with qwen_vl_server.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
         notes.tell("ready_s", server.ready_s)
@@ -79,7 +80,7 @@ def vllm(options: Options, notes: Notes) -> None:
     if not qwen_vl_server.has_vllm():
         notes.tell("was not", "vllm cannot be imported here")
         return
-    port = qwen_vl_server.free_port()
+    (port,) = free_ports(1)
     start = qwen_vl_server.vllm(port, Path(options.folder), options.slots)
     with qwen_vl_server.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
         notes.tell("ready_s", server.ready_s)
@@ -106,7 +107,7 @@ def one_case(case: Case, first: int, server: Server, notes: Notes) -> None:
 
 def soak(options: Options, notes: Notes) -> None:
     """Some 2,000 requests: memory after every round, what was compiled or captured meanwhile."""
-    port = qwen_vl_server.free_port()
+    (port,) = free_ports(1)
     start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
     with qwen_vl_server.running(*start, port, _log(options, "soak"), READY["ours"]) as server:
         rounds = [_memory(server, 0, 0)]

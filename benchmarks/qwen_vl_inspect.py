@@ -21,6 +21,7 @@ from benchmarks.qwen_vl_cases import Case
 from benchmarks.qwen_vl_http import CASE_S, READY
 from benchmarks.qwen_vl_run import Notes, Options
 from benchmarks.qwen_vl_server import MODEL, Server
+from predictors.cli.child import free_ports
 
 LOAD, TOY_LOAD = Case(64, "text", 3200), Case(4, "text", 400, 64)
 STEPS = (8, 50)
@@ -30,7 +31,7 @@ SCRAPES, SCRAPE_EVERY_S = 25, 0.2
 
 def inspect(options: Options, notes: Notes) -> None:
     """Our server with its admin port, all slots busy with text."""
-    port, admin = qwen_vl_server.free_port(), qwen_vl_server.free_port()
+    port, admin = free_ports(2)
     settings = {**options.server_settings(), "SERVER_ADMIN_PORT": str(admin)}
     start = qwen_vl_server.ours(port, Path(options.folder), settings)
     log = Path(options.folder).parent / "qwen-vl-inspect.log"
