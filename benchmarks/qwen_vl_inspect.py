@@ -23,7 +23,7 @@ from benchmarks.qwen_vl_run import Notes, Options
 from benchmarks.qwen_vl_server import MODEL, Server
 from predictors.cli.child import free_ports
 
-LOAD, TOY_LOAD = Case(64, "text", 3200), Case(4, "text", 400, 64)
+LOAD, TOY_LOAD = Case(64, "text", 3200), Case(4, "text", 1200, 64)
 STEPS = (8, 50)
 SETTLED_S, UNDISTURBED_S = 3.0, 4.0
 SCRAPES, SCRAPE_EVERY_S = 25, 0.2
