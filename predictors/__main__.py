@@ -31,6 +31,7 @@ from predictors.settings import InvalidSetting, Settings, from_env
 if TYPE_CHECKING:
     from predictors.base import BasePredictor
     from predictors.serving.lifecycle import Warmth
+    from predictors.workers.pool import Workers
 
 log = logging.getLogger("predictors")
 
@@ -74,10 +75,14 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.gpu_watch import watching
     from predictors.compute.profiling import Profiler
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
+    from predictors.protocol.tasks import make_workers
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, os.environ)
-    models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
+    workers = make_workers(settings.server)
+    workers.start()  # they import while the models are built
+    named = map(named_path, arguments.model)
+    models = [build(name, path, settings, workers) for name, path in named]
     logs.adopt()
     os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
     tracing.configure(os.environ)
@@ -91,9 +96,14 @@ def serve(arguments: argparse.Namespace) -> int:
             model.host.on_warm = spare_the_loaded
         try:
             return PredictorServer(
-                models, settings, on_drain=story.draining, make_profiler=Profiler
+                models,
+                settings,
+                on_drain=story.draining,
+                make_profiler=Profiler,
+                workers=workers,
             ).run()
         finally:
+            workers.close()
             tracing.stop()
 
 
@@ -179,8 +189,11 @@ def quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any, Any, Any]:
-    """The predictor for a checkpoint folder; raises `InvalidRequest` when no room serves it."""
+def build(
+    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+) -> BasePredictor[Any, Any, Any]:
+    """The predictor for a checkpoint folder, its pictures decoded by `workers`; raises
+    `InvalidRequest` when no room serves it."""
     architecture = read_architecture(checkpoint)
     if architecture not in ROOMS:
         raise InvalidRequest(
@@ -189,7 +202,7 @@ def build(name: str, checkpoint: Path, settings: Settings) -> BasePredictor[Any,
         )
     module, _, class_name = ROOMS[architecture].partition(":")
     room = getattr(importlib.import_module(module), class_name)
-    predictor: BasePredictor[Any, Any, Any] = room(name, checkpoint, settings)
+    predictor: BasePredictor[Any, Any, Any] = room(name, checkpoint, settings, workers)
     return predictor
 
 

@@ -11,7 +11,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,15 +18,18 @@ from typing import Any, ClassVar, Generic, TypeVar
 from predictors import metrics, tracing
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight, Reader, merged
+from predictors.protocol.body_reader import before
 from predictors.protocol.call import Call, parse_timeout
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
-from predictors.protocol.v2 import V2Request, V2Response
+from predictors.protocol.v2 import V2Request, V2Response, num_bytes
 from predictors.protocol.v2_kserve import from_kserve, to_kserve
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
+from predictors.serving.lanes import Lanes
 from predictors.serving.lifecycle import State
 from predictors.serving.recording import Recorder, Recording
 from predictors.settings import Settings
+from predictors.workers.pool import Workers
 
 R = TypeVar("R")  # request: a validated wish
 W = TypeVar("W")  # work: the same, ready for the device
@@ -73,19 +75,30 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     """A model behind every protocol. Subclasses give `room`, an engine and the hooks below."""
 
     room: ClassVar[str]
+    file_inputs: ClassVar[frozenset[str]] = frozenset()
+    """V2 inputs that hold files: base64 where they come in JSON."""
     inline: ClassVar[bool] = (
         False  # True: the hooks are trivial, a thread hop would cost more than they do
     )
 
-    def __init__(self, name: str, engine: Engine[W, C], settings: Settings) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine[W, C],
+        settings: Settings,
+        workers: Workers | None = None,
+    ) -> None:
         super().__init__(name)
         metrics.register_model(name, self.room)
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
-        self._pool = ThreadPoolExecutor(
+        self.workers = workers
+        """Processes that decode pictures; None where none were given: then threads do."""
+        self._lanes = Lanes(
+            name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
-            thread_name_prefix=f"{name}-prepare",
+            settings.queue.stall_timeout_s,
         )
 
     # -- the room's hooks ------------------------------------------------------------------------
@@ -133,11 +146,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         is_starting = self.host.state in {State.LOADING, State.WARMING}
         self.host.drain(self.settings.server.drain_timeout_s)
         self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
 
     async def healthy(self) -> bool:
         """Ready means warm: every promised shape compiled, the engine alive, not draining."""
-        return self.host.is_ready
+        return self.host.is_ready and self._lanes.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine or a thread that prepares for it failed or hangs."""
+        return self.host.is_alive and self._lanes.is_alive
 
     # -- for operators ---------------------------------------------------------------------------
     def describe(self) -> dict[str, object]:
@@ -171,9 +189,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         if timeout_us not in (None, 0):
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         with tracing.stage(call.trace, "parse"):
-            if self.inline or _payload_bytes(request) <= INLINE_BYTES:
+            if self.inline or num_bytes(request) <= INLINE_BYTES:
                 return Decoded(request, self.decode_v2(request), as_kserve)
-            return Decoded(request, await self.off_loop(self.decode_v2, request), as_kserve)
+            rows = await self.off_loop(self.decode_v2, request, is_large=True)
+            return Decoded(request, rows, as_kserve)
 
     async def predict(
         self, payload: Decoded[R], headers: Mapping[str, str] | None = None
@@ -203,14 +222,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.facts["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.facts["prompts"] = [self.prompt(request)[:MAX_LOGGED] for request in requests]
-        self.host.check_accepting(len(requests))  # before any work is spent on preparing
-        started = time.monotonic()
-        with tracing.stage(call.trace, "prepare"):
-            works = await self._prepare_all(requests)
-        call.facts.update(merged([self.facts(work, None) for work in works]))
-        seconds = time.monotonic() - started
-        metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
-        jobs = self.host.submit(works, request_id=call.request_id, deadline=call.deadline)
+        with self.host.reserved(len(requests)):  # before any work is spent on preparing
+            started = time.monotonic()
+            with tracing.stage(call.trace, "prepare"):
+                works = await self._prepare_all(requests, call)
+            call.facts.update(merged([self.facts(work, None) for work in works]))
+            seconds = time.monotonic() - started
+            metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
+            jobs = self.host.submit(
+                works, request_id=call.request_id, deadline=call.deadline, is_reserved=True
+            )
         return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:
@@ -246,18 +267,26 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.facts["queue_ms"] = max(flight.queue_ms for flight in flights)
         call.facts["compute_ms"] = max(flight.compute_ms for flight in flights)
 
-    async def off_loop(self, work: Callable[..., T], *args: Any) -> T:
-        """Run `work` in this predictor's small pool, where it is known whose it is."""
-        run = copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run, work, *args)
+    async def off_loop(self, work: Callable[..., T], *args: Any, is_large: bool = False) -> T:
+        """Run `work` on one of this predictor's threads, with the request's context variables.
 
-    async def _prepare_all(self, requests: Sequence[R]) -> list[W]:
+        What may take long goes to threads of its own (`is_large`), so that others do not wait.
+        """
+        run = copy_context().run
+        return await asyncio.wrap_future(self._lanes.submit(run, work, *args, is_large=is_large))
+
+    async def prepare_row(self, request: R) -> W:
+        """`prepare` off the event loop; a room that has more to wait for overrides it."""
+        return await self.off_loop(self.prepare, request)
+
+    async def _prepare_all(self, requests: Sequence[R], call: Call) -> list[W]:
         if self.inline:
             return [self.prepare(request) for request in requests]
         works = []
         for row, request in enumerate(requests):
             try:
-                works.append(await self.off_loop(self.prepare, request))
+                async with before(call.deadline, "the deadline passed before this was prepared"):
+                    works.append(await self.prepare_row(request))
             except InvalidRequest as error:
                 if len(requests) > 1 and error.row is None:
                     raise type(error)(error.message, param=error.param, row=row) from error
@@ -285,8 +314,3 @@ def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
         failure = failure.exceptions[0]
     assert isinstance(failure, Exception)
     return failure
-
-
-def _payload_bytes(request: V2Request) -> int:
-    columns = (t.data for t in request.inputs if t.datatype == "BYTES")
-    return sum(len(x) for column in columns for x in column if isinstance(x, bytes))

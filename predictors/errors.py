@@ -23,6 +23,8 @@ goes to the log only.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ServingError(Exception):
     """Base of everything this package raises on purpose.
@@ -35,6 +37,16 @@ class ServingError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # worker processes pickle failures, and subclasses take other arguments than `args`
+        return _restored, (type(self), vars(self))
+
+
+def _restored(kind: type[ServingError], fields: dict[str, Any]) -> ServingError:
+    error = kind.__new__(kind, fields["message"])
+    vars(error).update(fields)
+    return error
 
 
 class InvalidRequest(ServingError):

@@ -44,6 +44,7 @@ P = "predictors"
 requests_total = Counter(f"{P}_requests_total", "Requests answered, by protocol and outcome.", ["model", "protocol", "operation", "reason"])
 request_seconds = Histogram(f"{P}_request_duration_seconds", "From the request's head to the end of its answer.", ["model", "protocol", "outcome"], buckets=E2E)
 requests_in_flight = Gauge(f"{P}_requests_in_flight", "Requests for work of this process, all models together, from their head to the end of the answer: also while they are read, prepared and encoded.")
+request_bytes_in_flight = Gauge(f"{P}_request_bytes_in_flight", "Bytes of large request bodies that are held, from their arrival to their answer.")
 requests_running = Gauge(f"{P}_requests_running", "Jobs that hold a slot.", ["model"])
 requests_waiting = Gauge(f"{P}_requests_waiting", "Jobs in the admission queue.", ["model"])
 queue_capacity = Gauge(f"{P}_queue_capacity", "Jobs that may wait.", ["model"])

@@ -77,6 +77,10 @@ class ServerSettings:
     """Idle HTTP connections are closed after this; longer than the usual load balancer's 60 s."""
     max_body_bytes: int = 64 * 2**20
     """Largest request body or gRPC message; more is 413 / RESOURCE_EXHAUSTED."""
+    max_bytes_in_flight: int = 256 * 2**20
+    """Bytes of request bodies that are held together, from their arrival to their answer; more is 503. The first 64 KiB of each request do not count."""
+    body_timeout_s: float = 10.0
+    """Every 64 KiB of a request body must arrive within this time, and the whole within a minute; else 504."""
     repository_api: bool = False
     """Whether `/v2/repository/.../load` and `unload` work. Off: they are unauthenticated."""
     access_log: bool = True
@@ -88,7 +92,13 @@ class ServerSettings:
     log_prompts: bool = False
     """Whether outcome lines hold the callers' prompts. Off: they are private."""
     prepare_threads: int = 0
-    """Threads that decode pictures, tokenise and encode, so that neither loop nor engine does; 0 takes half the cores, 2 to 8."""
+    """Threads that tokenise, cut pictures into patches and encode, so that neither loop nor engine does; 0 takes half the cores, 2 to 8. As many again, at a lower priority, do what is large."""
+    workers: int = 0
+    """Processes that parse large bodies and decode pictures, outside of the server's interpreter; 0 takes half the cores, 2 to 4. At least 2."""
+    worker_memory_bytes: int = 2**30
+    """Memory that reading bodies and decoding pictures may take at a time, all workers together; what needs more is refused with 413, and no worker can have more."""
+    worker_timeout_s: float = 30.0
+    """How long a worker may read one body or picture; then it is ended and replaced, and the request fails with 500."""
 
 
 @dataclass(frozen=True, slots=True)

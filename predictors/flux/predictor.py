@@ -20,6 +20,7 @@ from predictors.flux.request import ImageRequest, ImageResult
 from predictors.protocol.call import Call
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.settings import Settings
+from predictors.workers.pool import Workers
 
 
 class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
@@ -27,14 +28,16 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
 
     room = "flux"
 
-    def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+    def __init__(
+        self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    ) -> None:
         facts, tokenizers = read_facts(checkpoint)
         placement = place(settings.compute)
         offer = make_offer(facts, settings.flux, placement.device)
         self._preparer = Preparer(facts, tokenizers, placement.dtype, offer.tiers)
         self._codec = FluxCodec(name, offer, placement.precision, settings.flux.png_level)
         engine = FluxEngine(name, facts, offer, self._preparer, settings.flux, placement)
-        super().__init__(name, engine, settings)
+        super().__init__(name, engine, settings, workers)
         announce(name, placement)
         for tier in offer.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)

@@ -25,7 +25,8 @@ from predictors.errors import (
     NotSupported,
     Overloaded,
 )
-from predictors.protocol.bodies import check_media, parse_json, read_body
+from predictors.protocol.bodies import check_media, parse_json
+from predictors.protocol.body_reader import read_body
 from predictors.protocol.call import Call
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest import CALL_KEY, Reply, json_reply
@@ -89,7 +90,9 @@ class Admin:
     async def _profile(self, request: Request) -> Reply:
         call: Call = request.scope[CALL_KEY]
         check_media(call, MEDIA)
-        wish = read_wish(parse_json(await read_body(request.receive, call, MAX_BODY_BYTES)))
+        raw = await read_body(request.receive, call, MAX_BODY_BYTES)
+        assert isinstance(raw, bytes)  # so small a body always is
+        wish = read_wish(parse_json(raw))
         model = self._registry.find(wish.model)
         if self._make_profiler is None or not isinstance(model, Inspected):
             raise NotSupported(f"model {wish.model!r} can't be profiled here")

@@ -1,5 +1,5 @@
 """A caller's picture, from bytes or a data URL to plain RGB pixels, checked before it is decoded.
-Knows no model and no route, fetches no URL and opens no path.
+No URL is fetched and no path is opened.
 
 Only three decoders of Pillow are ever reached (PNG, JPEG, WebP). Everything that the header tells
 is checked before the pixels are touched, and no text of Pillow's reaches a caller: its messages
@@ -14,12 +14,14 @@ import re
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image, ImageOps
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.settings import ImageLimits
+from predictors.workers.shared_memory import SharedMemory
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 ACCEPTED = "PNG, JPEG or WebP"
@@ -31,7 +33,6 @@ DECODER_ERRORS = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     OSError,
     RuntimeError,
     SyntaxError,
@@ -44,9 +45,14 @@ DECODER_ERRORS = (
 )
 """What Pillow raises for files made by an enemy or a bad disk."""
 
+WHITE_SPACE = b" \t\r\n\v\f"
+STRIP_PIXELS = 2**20
+
+# what stands before the comma of a data URL; a longer head is none
 _DATA_URL = re.compile(
     r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[\w.\"-]*)*)(;base64)?,", re.IGNORECASE
 )
+_MAX_HEAD = 256
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 _WHITE = (255, 255, 255, 255)
 
@@ -54,11 +60,22 @@ _WHITE = (255, 255, 255, 255)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded picture, upright and without transparency: `height` rows of `width` RGB pixels, a
+    byte each colour, in shared memory."""
+
+    width: int
+    height: int
+    memory: SharedMemory
+
+
+def decode_pixels(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Pixels:
     """The picture as RGB, upright, without metadata; transparency is laid on white.
 
     Raises `TooLarge` for too many bytes and `InvalidRequest` for whatever else is wrong, naming
-    `param`. Any thread; takes milliseconds per megapixel, so not on the event loop.
+    `param`. Takes milliseconds and megabytes per megapixel, see `decoding_bytes`: a server does it
+    in a worker process.
     """
     if not raw:
         raise InvalidRequest(f"{param} is empty", param=param)
@@ -76,10 +93,21 @@ def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Im
         _check_header(picture, raw, limits, param)
         try:
             picture.load()
-            return _upright_rgb(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _pixels(picture)
         except DECODER_ERRORS as error:
             message = f"{param} is damaged or cut short and can't be decoded"
             raise InvalidRequest(message, param=param) from error
+
+
+def _pixels(picture: Image.Image) -> Pixels:
+    # strip by strip: a second copy of a large picture would double what decoding it takes
+    width, height = picture.size
+    memory, rows = SharedMemory.empty(), max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(height, top + rows)))
+        memory.append(_rgb(strip).tobytes())
+    return Pixels(width, height, memory)
 
 
 def _check_header(picture: Image.Image, raw: bytes, limits: ImageLimits, param: str) -> None:
@@ -107,17 +135,14 @@ def _check_header(picture: Image.Image, raw: bytes, limits: ImageLimits, param: 
         raise InvalidRequest(message, param=param)
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """`picture` turned as its EXIF says, as plain RGB."""
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
-        upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
-    rgb = upright.convert("RGB")
-    rgb.info = {}  # ICC profile, EXIF, comments
-    return rgb
+def _rgb(picture: Image.Image) -> Image.Image:
+    """`picture` as plain RGB."""
+    if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def read_data_url(url: str, *, param: str = "image_url") -> bytes:
@@ -126,7 +151,7 @@ def read_data_url(url: str, *, param: str = "image_url") -> bytes:
     The media type must be one of a picture or absent. Which kind of picture it really is, its
     bytes tell, not its name.
     """
-    match = _DATA_URL.match(url)
+    match = _DATA_URL.match(url, 0, _MAX_HEAD)
     if match is None:
         raise InvalidRequest(_not_data(url, param), param=param)
     media, is_base64 = (match[1] or "").lower(), match[3]
@@ -137,8 +162,8 @@ def read_data_url(url: str, *, param: str = "image_url") -> bytes:
     if not is_base64:
         raise InvalidRequest(f"{param} is a data URL without ';base64'", param=param)
     try:
-        encoded = url[match.end() :].encode("ascii")
-        return base64.b64decode(b"".join(encoded.split()), validate=True)
+        encoded = url[match.end() :].encode("ascii").translate(None, WHITE_SPACE)
+        return base64.b64decode(encoded, validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise InvalidRequest(
             f"{param} is a data URL whose base64 is damaged", param=param
@@ -147,7 +172,7 @@ def read_data_url(url: str, *, param: str = "image_url") -> bytes:
 
 def _not_data(url: str, param: str) -> str:
     expected = "send the picture itself as data:image/png;base64,..."
-    scheme = _SCHEME.match(url)
+    scheme = _SCHEME.match(url, 0, _MAX_HEAD)
     if scheme is not None and scheme[1].lower() in {"http", "https"}:
         return f"{param} is a web address, and this server fetches none; {expected}"
     if scheme is not None and scheme[1].lower() == "data":

@@ -16,6 +16,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
+from predictors.protocol.openai_fields import OpenAIBody
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest import EventStream, Exchange, Reply, Work
 from predictors.protocol.serves import Served
@@ -27,13 +28,14 @@ PREFIXES = ("/openai/v1", "/v1")
 class Operation:
     """What one POST route does.
 
-    `route` is its address below `/v1`, as errors name it; `serves` tells whether a model belongs
-    there; `reply` asks such a model for a body that `read_body` has checked.
+    `route` is its address below `/v1`, as errors name it; `decode` makes a checked body of bytes,
+    in a worker where they are many; `serves` tells whether a model belongs there; `reply` asks such
+    a model.
     """
 
     name: str  # metric label
     route: str
-    read_body: Callable[[object], dict[str, Any]]
+    decode: Callable[[bytes], OpenAIBody]
     serves: Callable[[Served], bool]
     reply: Callable[[Any, Mapping[str, Any], Call], Awaitable[Reply | EventStream]]
 
@@ -42,7 +44,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
     """The ASGI endpoint of `operation`; `others` are where models of other kinds are sent."""
 
     async def handle(exchange: Exchange) -> Reply | EventStream:
-        body = _read(exchange, registry, operation, await exchange.json())
+        body = await _read(exchange, registry, operation)
         model = exchange.find(body["model"])
         if not operation.serves(model):
             raise _wrong_kind(model, operation, others)
@@ -59,11 +61,11 @@ def openai_body(fault: Fault) -> bytes:
     return fault.openai_body()
 
 
-def _read(exchange: Exchange, registry: Registry, operation: Operation, raw: Any) -> dict[str, Any]:
-    name = raw.get("model") if isinstance(raw, dict) else None
-    if isinstance(name, str):
-        exchange.tally.model = registry.label(name)  # a refused body counts under its model too
-    return operation.read_body(raw)
+async def _read(exchange: Exchange, registry: Registry, operation: Operation) -> Mapping[str, Any]:
+    body = await exchange.decoded(operation.decode)
+    if body.model is not None:
+        exchange.tally.model = registry.label(body.model)  # a refused body counts under it too
+    return body.checked()
 
 
 def _wrong_kind(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from predictors.errors import InvalidRequest
@@ -21,6 +22,33 @@ Rule = Callable[[str, Any], Any]
 DROP: Final = object()
 MAX_SEED = 2**53 - 1
 MAX_NAME = 64  # characters of a caller's own name that an error repeats
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIBody:
+    """A decoded body: its checked fields, or why it is refused. `model` is the name that it gives,
+    also when it is refused."""
+
+    model: str | None
+    fields: dict[str, Any] | None
+    refusal: InvalidRequest | None = None
+
+    def checked(self) -> dict[str, Any]:
+        """The fields; raises the refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        assert self.fields is not None
+        return self.fields
+
+
+def read_openai(body: Any, read: Callable[[object], dict[str, Any]]) -> OpenAIBody:
+    """`body` as `read` checks it."""
+    name = body.get("model") if isinstance(body, dict) else None
+    model = name if isinstance(name, str) else None
+    try:
+        return OpenAIBody(model, read(body))
+    except InvalidRequest as error:
+        return OpenAIBody(model, None, error)
 
 
 def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images import read_data_url
 from predictors.protocol.openai_fields import (
     Rule,
     harmless,
@@ -21,6 +22,7 @@ from predictors.protocol.openai_fields import (
     wrong,
 )
 
+MAX_TEXT = 2**21  # characters of one part
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # per message; the bound on pictures is lower and the room's
 ROLES = ("system", "developer", "user", "assistant")
@@ -53,7 +55,7 @@ def _role(name: str, value: Any) -> str:
 
 def _content(name: str, value: Any) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
-        return value
+        return text(at_most=MAX_TEXT)(name, value)  # type: ignore[no-any-return]
     if not isinstance(value, list):
         raise wrong(name, "a string or a list of parts", value)
     parts: list[dict[str, Any]] = list_of(_part, at_most=MAX_PARTS, noun="parts")(name, value)
@@ -102,7 +104,7 @@ def _image_url(name: str, value: Any) -> dict[str, str]:
 
 
 _PARTS: dict[str, dict[str, Rule]] = {
-    "text": {"type": text(), "text": text()},
+    "text": {"type": text(), "text": text(at_most=MAX_TEXT)},
     "image_url": {"type": text(), "image_url": _image_url},
 }
 _OTHER_PARTS = ("input_audio", "audio_url", "video_url", "file", "refusal")
@@ -119,3 +121,17 @@ def _part(name: str, value: Any) -> dict[str, Any]:
     read = read_fields(value, _PARTS[kind], where=name)
     require(read, kind, where=name)
     return read
+
+
+def read_files(body: dict[str, Any]) -> dict[str, Any]:
+    """`body`, each picture's data URL replaced by the file that it holds: `{"url": ..., "file":
+    bytes}` with what stands before the comma as url. Raises `InvalidRequest` for another address.
+    """
+    for i, message in enumerate(body["messages"]):
+        if isinstance(message["content"], list):
+            for j, part in enumerate(message["content"]):
+                if part["type"] == "image_url":
+                    image, where = part["image_url"], f"messages[{i}].content[{j}].image_url"
+                    image["file"] = read_data_url(image["url"], param=where)
+                    image["url"] = image["url"].partition(",")[0]
+    return body

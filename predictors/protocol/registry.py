@@ -10,22 +10,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
+from predictors.protocol.body_reader import BytesInFlight
 from predictors.protocol.faults import UNKNOWN_MODEL
 from predictors.protocol.serves import Served
+from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
+from predictors.workers.pool import Workers
 
 VERSION = "1"  # the one version of every model
 MAX_SHOWN = 64  # characters of a caller's own name that an error repeats
 
 
-class Registry:
-    """The served models by name."""
+class Reading(Protocol):
+    """A request whose body is still arriving."""
 
-    def __init__(self, models: Sequence[Served], settings: Settings) -> None:
+    def stop_reading(self) -> None:
+        """Give it up: the server drains."""
+        ...
+
+
+class Registry:
+    """The served models by name, and what their requests share: worker processes and the bound on
+    bytes in flight."""
+
+    def __init__(
+        self, models: Sequence[Served], settings: Settings, workers: Workers | None = None
+    ) -> None:
         self.settings = settings
+        self.workers = workers or make_workers(settings.server)
+        self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
+        self.readers: set[Reading] = set()
         self._models: dict[str, Served] = {model.name: model for model in models}
         self._withdrawn: set[str] = set()
         self._leaving = False
@@ -81,9 +99,11 @@ class Registry:
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
-        """Whether every engine is alive: neither dead nor stalled. Loading counts as alive."""
-        hosts = (getattr(model, "host", None) for model in self._models.values())
-        return all(host.is_alive for host in hosts if host is not None)
+        """Whether every engine, and what prepares for it, is alive: neither dead nor stalled.
+        Loading counts as alive."""
+        if not self.workers.is_alive:
+            return False
+        return all(getattr(model, "is_alive", True) for model in self._models.values())
 
     # -- work ------------------------------------------------------------------------------------
     def enter(self, name: str) -> None:
@@ -126,9 +146,11 @@ class Registry:
         metrics.draining.set(1)
 
     def drain(self) -> None:
-        """Refuse new work from now on, for good."""
+        """Refuse new work from now on, for good; a body that is not whole is not waited for."""
         self.retire()
         self._draining = True
+        for reader in list(self.readers):
+            reader.stop_reading()
 
     def withdraw(self, name: str) -> None:
         """Take a model out of service (`unload`); what it has accepted is finished, its weights

@@ -6,7 +6,7 @@ a fault of the caller's own wire format when it raises. When the client goes awa
 waits for the model is cancelled, and with it the jobs.
 
     async def chat(exchange: Exchange) -> Reply:
-        body = read_body(await exchange.json())
+        body = await exchange.decoded(openai_chat.decode)
         model = exchange.admit(body["model"])
         return json_reply(await model.chat(body, exchange.call))
 
@@ -20,17 +20,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
-from predictors.errors import Cancelled
-from predictors.protocol.bodies import JSON_MEDIA, Receive, check_media, parse_json, read_body
+from predictors.errors import Cancelled, Draining
+from predictors.protocol.bodies import JSON_MEDIA, check_media
+from predictors.protocol.body_reader import Body, Charge, Receive, before, read_body
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
+from predictors.protocol.tasks import decode_large
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -92,28 +95,62 @@ class Exchange:
         self._registry = work.registry
         self._receive = receive
         self._admitted = False
+        self._charge = Charge(work.registry.bytes_in_flight)
+        self._is_drained = False
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.gone = False
 
     # -- for handlers ------------------------------------------------------------------------------
-    async def body(self, media: Collection[str] = JSON_MEDIA) -> bytes:
-        """The body; from here on a client that leaves cancels the handler."""
+    async def body(self, media: Collection[str] = JSON_MEDIA) -> Body:
+        """The body; from here on a client that leaves cancels the handler.
+
+        A body that is not whole when the server begins to drain is given up with `Draining`.
+        """
         check_media(self.call, media)
-        limit = self._registry.settings.server.max_body_bytes
+        own = self._registry.settings.server
         try:
-            raw = await read_body(self._receive, self.call, limit)
+            async with before(self.call.deadline, "the deadline passed before the body was here"):
+                self._registry.readers.add(self)
+                raw = await read_body(
+                    self._receive,
+                    self.call,
+                    own.max_body_bytes,
+                    charge=self._charge,
+                    piece_timeout_s=own.body_timeout_s,
+                )
         except Cancelled:
             self.gone = True
             raise
+        except asyncio.CancelledError:
+            if self._is_drained and self._task is not None and self._task.uncancel() == 0:
+                raise Draining("the server is shutting down; ask another replica") from None
+            raise
+        finally:
+            self._registry.readers.discard(self)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
         return raw
 
-    async def json(self, media: Collection[str] = JSON_MEDIA) -> Any:
-        """The body as strict JSON."""
-        return parse_json(await self.body(media))
+    def stop_reading(self) -> None:
+        """Give up a body that is still arriving. Called by the registry."""
+        if self._task is not None:
+            self._is_drained = True
+            self._task.cancel()
+
+    async def decoded(
+        self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
+    ) -> T:
+        """What `decode` makes of the body's bytes, in a worker process where there are many.
+
+        `decode(raw, *arguments)` is a function of a module that workers import.
+        """
+        raw = await self.body(media)
+        if isinstance(raw, bytes):
+            return decode(raw, *arguments)
+        async with before(self.call.deadline, "the deadline passed while the body was read"):
+            return await decode_large(self._registry.workers, decode, raw, *arguments)
 
     def find(self, name: str, version: str = "") -> Served:
         """The model, ready or not; the request is counted under its name. Raises `NotFound`."""
@@ -138,6 +175,7 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+        self._charge.close()
         if self._admitted:
             self._admitted = False
             self._registry.leave()

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from predictors import logs
 from predictors.errors import Cancelled, InvalidRequest, NotFound
-from predictors.protocol.bodies import Receive
+from predictors.protocol.body_reader import Receive
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.exposition import Scraper
 from predictors.protocol.faults import Fault, attempt, fault_of

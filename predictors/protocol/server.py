@@ -37,6 +37,7 @@ from predictors.protocol.serves import Profiling, Served
 from predictors.protocol.v2_grpc import SERVICE, add_inference
 from predictors.protocol.v2_rest import v2_routes
 from predictors.settings import InvalidSetting, Settings
+from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
     OpenAI; `on_scrape` is called before each `/metrics`; `on_drain` on the event loop when the end
     begins, with the requests in flight and the seconds they have; `make_profiler` is what the admin
-    port profiles with.
+    port profiles with; `workers` read large bodies, and stay the caller's to close.
     """
 
     http_port: int
@@ -77,6 +78,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         on_scrape: Callable[[], None] = lambda: None,
         on_drain: Callable[[int, float], object] = lambda in_flight, seconds: None,
         make_profiler: Callable[[], Profiling] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         own = settings.server
         super().__init__(
@@ -87,7 +89,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             grace_period=int(own.drain_timeout_s),
         )
         self.settings = settings
-        self.registry = Registry(models, settings)
+        self.registry = Registry(models, settings, workers)
+        self._owns_workers = workers is None
         for model in models:
             self.registered_models.update(model)
         self._routes = routes
@@ -164,6 +167,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await grpc_server.stop(LAST_WORDS_S)
         await grpc_stopped
         await self._each_model("stop")
+        if self._owns_workers:
+            await asyncio.to_thread(self.registry.workers.close)
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
 

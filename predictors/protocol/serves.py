@@ -4,7 +4,7 @@ provide them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,11 @@ class Served(Protocol):
     """Any predictor. All methods run on the event loop and never block it."""
 
     name: str
+
+    @property
+    def file_inputs(self) -> Collection[str]:
+        """V2 inputs that hold files: base64 where they come in JSON."""
+        ...
 
     async def healthy(self) -> bool:
         """Ready: loaded, every promised shape warm, engine alive and not draining."""

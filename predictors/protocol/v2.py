@@ -13,11 +13,14 @@ import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.images import WHITE_SPACE
 
 Scalar = str | int | float | bool
+
+MAX_TEXT_BYTES = 4 * 2**20  # of one row
 
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
@@ -65,6 +68,13 @@ class V2Response:
     version: str = ""
 
 
+def num_bytes(message: V2Request | V2Response) -> int:
+    """Bytes of all BYTES elements."""
+    tensors = message.inputs if isinstance(message, V2Request) else message.outputs
+    columns = (tensor.data for tensor in tensors if tensor.datatype == "BYTES")
+    return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
+
+
 class Inputs:
     """The named inputs of a request, each read once; whatever nobody read is unknown.
 
@@ -96,10 +106,9 @@ class Inputs:
         strings.
         """
         tensor = self._tensors.get(name)
-        rows = self.take_bytes(name)
-        if rows is None or tensor is None or not tensor.text:
-            return rows
-        return [decode_base64(row, param=name, row=i) for i, row in enumerate(rows)]
+        if tensor is not None and tensor.text and tensor.datatype == "BYTES":
+            self._tensors[name] = with_files(tensor)
+        return self.take_bytes(name)
 
     def take_ints(self, name: str) -> list[int] | None:
         """INT64 (or any narrower integer type) elements of one input."""
@@ -207,6 +216,15 @@ class Parameters:
         return self._values.get(name)
 
 
+def with_files(tensor: Tensor) -> Tensor:
+    """A BYTES tensor of base64 text with the files that it stands for; any other as it is."""
+    if tensor.datatype != "BYTES":
+        return tensor
+    rows: Sequence[bytes] = tensor.data  # type: ignore[assignment]
+    files = [decode_base64(row, param=tensor.name, row=i) for i, row in enumerate(rows)]
+    return replace(tensor, data=files, text=False)
+
+
 def same_rows(**columns: Sequence[object] | None) -> int:
     """The number of rows that all present columns share."""
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
@@ -219,12 +237,15 @@ def same_rows(**columns: Sequence[object] | None) -> int:
 def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
     """Standard base64, with or without line breaks; anything else is refused, never guessed."""
     try:
-        return base64.b64decode(b"".join(raw.split()), validate=True)
+        return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{param} is not base64", param=param, row=row) from error
 
 
 def _utf8(name: str, row: int, raw: bytes) -> str:
+    if len(raw) > MAX_TEXT_BYTES:  # decoding more would hold up everybody else
+        message = f"{name} has {len(raw)} bytes; at most {MAX_TEXT_BYTES} are taken"
+        raise TooLarge(message, param=name, row=row)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

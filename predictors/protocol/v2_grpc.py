@@ -21,7 +21,8 @@ from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.grpc_status import status_details
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.registry import Registry
-from predictors.protocol.v2_proto import decode_request, encode_response
+from predictors.protocol.v2_proto import decode_request
+from predictors.protocol.v2_proto_response import encode_response
 from predictors.protocol.v2_rest import (
     EXTENSIONS,
     NAME,
@@ -136,7 +137,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             call.tighten(remaining)
         self._registry.enter(name)
         try:
-            values = decode_request(request)
+            values = decode_request(request.SerializeToString())
             check_outputs(values, model)
             response = await model.infer(values, call)
             return encode_response(complete(response, values, call))

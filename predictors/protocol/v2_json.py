@@ -15,9 +15,10 @@ import orjson
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.bodies import parse_json
-from predictors.protocol.v2 import Scalar, Tensor, V2Request, V2Response
+from predictors.protocol.v2 import Scalar, Tensor, V2Request, V2Response, with_files
 from predictors.protocol.v2_tensors import (
     MAX_NAME,
+    ElementCount,
     check_count,
     check_datatype,
     check_values,
@@ -40,9 +41,17 @@ _OUTPUT_PARAMETERS = frozenset({"binary_data"})
 
 
 def decode_request(
-    raw: bytes, headers: Mapping[str, str], *, model: str, version: str = ""
+    raw: bytes,
+    headers: Mapping[str, str],
+    model: str,
+    version: str = "",
+    files: Collection[str] = (),
 ) -> V2Request:
-    """The request in a body; raises `InvalidRequest` that names what is wrong."""
+    """The request in a body; raises `InvalidRequest` that names what is wrong.
+
+    `headers` may have the one of the binary extension; `files` are the inputs that hold files, in
+    JSON as base64.
+    """
     length = header_length(headers, len(raw))
     body = parse_json(raw if length == len(raw) else raw[:length])
     _only(body, _REQUEST_FIELDS, "the body")
@@ -51,7 +60,7 @@ def decode_request(
     return V2Request(
         model=model,
         id=_id(body.get("id")),
-        inputs=_inputs(body.get("inputs"), raw, length),
+        inputs=_inputs(body.get("inputs"), raw, length, files),
         outputs=outputs,
         binary=binary,
         binary_default=_flag(parameters.pop("binary_data_output", False), "binary_data_output"),
@@ -85,21 +94,21 @@ def read_parameters(raw: object, where: str) -> dict[str, Scalar]:
     return dict(raw)
 
 
-def _inputs(raw: object, body: bytes, position: int) -> tuple[Tensor, ...]:
+def _inputs(raw: object, body: bytes, position: int, files: Collection[str]) -> tuple[Tensor, ...]:
     if not isinstance(raw, list) or not raw:
         raise InvalidRequest("inputs must be a list of at least one tensor", param="inputs")
     if len(raw) > MAX_TENSORS:
         raise InvalidRequest(f"there are {len(raw)} inputs; at most {MAX_TENSORS}", param="inputs")
-    tensors = []
+    tensors, elements = [], ElementCount()
     for entry in raw:
-        tensor, position = _input(entry, body, position)
-        tensors.append(tensor)
+        tensor, position = _input(entry, body, position, elements)
+        tensors.append(with_files(tensor) if tensor.text and tensor.name in files else tensor)
     if position != len(body):
         raise InvalidRequest(f"{len(body) - position} bytes are left over behind the last input")
     return tuple(tensors)
 
 
-def _input(entry: object, body: bytes, position: int) -> tuple[Tensor, int]:
+def _input(entry: object, body: bytes, position: int, elements: ElementCount) -> tuple[Tensor, int]:
     """One input and where the raw bytes of the next one begin."""
     fields = _only(entry, _INPUT_FIELDS, "an input")
     name = _name(fields, "an input")
@@ -108,6 +117,7 @@ def _input(entry: object, body: bytes, position: int) -> tuple[Tensor, int]:
     if not isinstance(sides, list):
         raise InvalidRequest(f"input {name[:MAX_NAME]!r} has no shape", param=name[:MAX_NAME])
     shape, count = count_elements(name, sides)
+    elements.add(name, count)
     parameters = read_parameters(
         fields.get("parameters"), f"parameters of input {name[:MAX_NAME]!r}"
     )
@@ -244,4 +254,5 @@ def _plain(tensor: Tensor, parameters: dict[str, Scalar]) -> list[object]:
         except UnicodeDecodeError:
             parameters.setdefault("content_type", "application/octet-stream")
     parameters["encoding"] = "base64"
-    return [base64.b64encode(row).decode("ascii") for row in rows]
+    # base64 needs no escapes: the encoder copies it as it is
+    return [orjson.Fragment(b'"%b"' % base64.b64encode(row)) for row in rows]

@@ -9,6 +9,7 @@ model out of service and back, its weights stay where they are. V1's `:predict` 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,17 @@ from starlette.routing import BaseRoute, Route
 
 from predictors import __version__
 from predictors.errors import InvalidRequest, NotSupported
-from predictors.protocol.bodies import JSON_MEDIA, parse_json, read_body
+from predictors.protocol.bodies import JSON_MEDIA, parse_json
+from predictors.protocol.body_reader import read_body
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.rest import Exchange, Reply, Work, json_reply
 from predictors.protocol.rest_app import Answering
 from predictors.protocol.serves import Served
-from predictors.protocol.v2 import V2Request, V2Response
+from predictors.protocol.v2 import V2Request, V2Response, num_bytes
 from predictors.protocol.v2_json import HEADER, decode_request, encode_response
+from predictors.workers.messages import LARGE_BYTES
 
 NAME = "vision-predictors"
 EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
@@ -84,14 +87,18 @@ class V2Routes:
         """`POST /v2/models/{model}[/versions/{version}]/infer`"""
         name, version = exchange.path["model"], exchange.path.get("version", "")
         model = exchange.admit(name, version)
-        raw = await exchange.body(MEDIA)
-        request = decode_request(raw, exchange.call, model=name, version=version)
+        head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
+        files = model.file_inputs
+        request = await exchange.decoded(decode_request, head, name, version, files, media=MEDIA)
         check_outputs(request, model)
         response = complete(await model.infer(request, exchange.call), request, exchange.call)
-        body, head = encode_response(response, request)
-        if head is None:
+        if num_bytes(response) > LARGE_BYTES:
+            body, json_bytes = await asyncio.to_thread(encode_response, response, request)
+        else:
+            body, json_bytes = encode_response(response, request)
+        if json_bytes is None:
             return Reply(body)
-        return Reply(body, headers=(BINARY_TYPE, (HEADER, str(head))))
+        return Reply(body, headers=(BINARY_TYPE, (HEADER, str(json_bytes))))
 
     # -- health ----------------------------------------------------------------------------------
     async def root(self, request: Request) -> Reply:
@@ -132,6 +139,7 @@ class V2Routes:
         """Triton's index: name, version and state of each model; `{"ready": true}` asks for the
         ready ones only."""
         raw = await read_body(request.receive, request.headers, 4096)
+        assert isinstance(raw, bytes)  # so small a body always is
         wanted = parse_json(raw) if raw.strip() else {}
         if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
             raise InvalidRequest("the body may have one field, ready")

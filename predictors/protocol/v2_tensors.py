@@ -31,7 +31,7 @@ FORMATS = {
     "FP64": "d",
 }
 DATATYPES = frozenset(FORMATS) | {"BYTES"}
-MAX_ELEMENTS = 2**20  # of one tensor; a Python object each
+MAX_ELEMENTS = 2**16  # of all tensors of a request together; a Python object each
 MAX_RANK = 8
 MAX_NAME = 64  # characters of a caller's own name that an error repeats
 
@@ -60,6 +60,21 @@ def count_elements(name: str, shape: Iterable[object]) -> tuple[tuple[int, ...],
         message = f"input {name[:MAX_NAME]!r} has shape {sides}, more than {MAX_ELEMENTS} elements"
         raise TooLarge(message, param=name[:MAX_NAME])
     return tuple(sides), count
+
+
+class ElementCount:
+    """How many elements the tensors of one request have together, as a bound."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ELEMENTS
+
+    def add(self, name: str, count: int) -> None:
+        """Count one tensor's; raises `TooLarge`."""
+        self._left -= count
+        if self._left < 0:
+            shown = name[:MAX_NAME]
+            message = f"with input {shown!r} the tensors have more than {MAX_ELEMENTS} elements"
+            raise TooLarge(message, param=shown)
 
 
 def check_count(name: str, expected: int, found: int) -> None:
@@ -157,9 +172,12 @@ def _encode(name: str, row: int, value: object) -> bytes:
 
 def _float(name: str, row: int, value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except OverflowError as error:
         raise _wrong(name, "holds a number that is too large", row) from error
+    if not math.isfinite(number):
+        raise _wrong(name, "holds a number that is not finite", row)
+    return number
 
 
 def _wrong(name: str, problem: str, row: int | None = None) -> InvalidRequest:

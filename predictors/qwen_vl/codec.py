@@ -17,7 +17,6 @@ from typing import Any
 from predictors.base import Answer
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.images import read_data_url
 from predictors.protocol.openai_events import TextEvents, event
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.qwen_vl.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
@@ -135,7 +134,7 @@ class Codec:
         return numbered([request] * body.get("n", 1))
 
     def _messages(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-        messages = tuple(_message(i, turn) for i, turn in enumerate(turns))
+        messages = tuple(map(_message, turns))
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
@@ -279,18 +278,17 @@ def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[st
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
 
 
-def _message(index: int, turn: Mapping[str, Any]) -> Message:
+def _message(turn: Mapping[str, Any]) -> Message:
     content = turn["content"]
     if isinstance(content, str):
         return Message(turn["role"], (content,))
-    where = f"messages[{index}].content"
-    return Message(turn["role"], tuple(_part(f"{where}[{i}]", p) for i, p in enumerate(content)))
+    return Message(turn["role"], tuple(map(_part, content)))
 
 
-def _part(where: str, part: Mapping[str, Any]) -> str | Picture:
+def _part(part: Mapping[str, Any]) -> str | Picture:
     if part["type"] == "text":
         return str(part["text"])
-    return Picture(read_data_url(part["image_url"]["url"], param=f"{where}.image_url"))
+    return Picture(part["image_url"]["file"])
 
 
 def _picture(raw: bytes, row: int) -> Picture:

@@ -17,28 +17,34 @@ from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.compute.device import announce, place
 from predictors.flight import Flight
 from predictors.protocol.call import Call
+from predictors.protocol.image_headers import decoding_bytes
+from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
 from predictors.qwen_vl.engine import QwenVLEngine
-from predictors.qwen_vl.inputs import ChatWork, Inputs
-from predictors.qwen_vl.request import ChatDelta, ChatRequest
+from predictors.qwen_vl.inputs import ChatWork, Inputs, Patches, num_chars, pictures_of
+from predictors.qwen_vl.request import ChatDelta, ChatRequest, Picture
 from predictors.qwen_vl.sizing import precision_of
 from predictors.qwen_vl.text import AnswerReader, Vocabulary
 from predictors.qwen_vl.weights import read_architecture
 from predictors.settings import InvalidSetting, QwenVLSettings, Settings
+from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
 
 class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
 
     room: ClassVar[str] = "qwen_vl"
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
-    def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+    def __init__(
+        self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    ) -> None:
         check_settings(settings.qwen_vl)
         placement = place(settings.compute)
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
-        super().__init__(name, engine, settings)
+        super().__init__(name, engine, settings, workers)
         announce(name, placement)
         self._inputs = Inputs(
             name,
@@ -69,8 +75,30 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._codec.decode_v2(request)
 
     def prepare(self, request: ChatRequest) -> ChatWork:
-        """Tokens, positions and patches. Pool thread."""
+        """Tokens, positions and patches, pictures decoded on this thread too."""
         return self._inputs.prepare(request)
+
+    async def prepare_row(self, request: ChatRequest) -> ChatWork:
+        """The same off the event loop, pictures decoded one after the other in worker processes."""
+        patches = [await self._prepare_picture(picture) for picture in pictures_of(request)]
+        is_large = num_chars(request) > INLINE_BYTES
+        return await self.off_loop(self._inputs.assemble, request, patches, is_large=is_large)
+
+    async def _prepare_picture(self, picture: Picture) -> Patches:
+        if self.workers is None:
+            return await self.off_loop(self._inputs.prepare_picture, picture, is_large=True)
+        digest = await self.off_loop(picture.digest)
+        kept = self._inputs.kept(digest)
+        if kept is not None:
+            return kept
+        limits = self.settings.images
+        num_bytes = decoding_bytes(picture.raw, limits.max_pixels)
+        async with self.workers.memory(num_bytes):  # until what was decoded is cut
+            pixels = await self.workers.run_within(
+                DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
+            )
+            is_large = num_bytes > LARGE_TASK_BYTES
+            return await self.off_loop(self._inputs.cut, digest, pixels, is_large=is_large)
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
@@ -131,9 +159,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_chat(self, body: Mapping[str, Any], call: Call) -> list[ChatRequest]:
         self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            if _body_chars(body) <= INLINE_BYTES:
-                return self._codec.decode_chat(body)
-            return await self.off_loop(self._codec.decode_chat, body)
+            return self._codec.decode_chat(body)
 
 
 def check_settings(settings: QwenVLSettings) -> None:
@@ -180,10 +206,3 @@ def _slowest(flights: Sequence[Flight[ChatWork, ChatDelta]]) -> dict[str, int]:
         "queue_ms": max(flight.queue_ms for flight in flights),
         "compute_ms": max(flight.compute_ms for flight in flights),
     }
-
-
-def _body_chars(body: Mapping[str, Any]) -> int:
-    """Characters of the pictures in a body."""
-    contents = (turn["content"] for turn in body["messages"])
-    parts = (part for content in contents if isinstance(content, list) for part in content)
-    return sum(len(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")

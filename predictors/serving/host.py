@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from predictors import metrics
@@ -92,16 +93,25 @@ class EngineHost(Generic[W, C]):
         """Raise what `submit` of so many rows would raise now, before they cost anything."""
         self._roster.check(rows)
 
+    def reserved(self, rows: int) -> AbstractContextManager[None]:
+        """Keep places in the queue for so many rows while they are prepared: who is not admitted
+        must not be prepared. Raises what `submit` would."""
+        return self._roster.reserved(rows)
+
     def submit(
-        self, works: Sequence[W], *, request_id: str, deadline: float | None
+        self,
+        works: Sequence[W],
+        *,
+        request_id: str,
+        deadline: float | None,
+        is_reserved: bool = False,
     ) -> list[Job[W, C]]:
         """Accept all rows of a request, or raise and accept none. Any thread.
 
-        `deadline` is in seconds of the host's clock. Raises `InvalidRequest` (a row that could
-        never run, more rows than may wait), `Overloaded` with a Retry-After, `DeadlineExceeded`,
-        `NotReady`, `Draining`, `EngineFailed`.
+        `deadline` is in seconds of the host's clock; `is_reserved` within `reserved`. Raises
+        `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded` with a
+        Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
-        self._roster.check(len(works))
         try:
             self._validate(works)
         except InvalidRequest as error:
@@ -111,7 +121,7 @@ class EngineHost(Generic[W, C]):
             Job(job_id, work, deadline=deadline, clock=self._clock)
             for job_id, work in zip(_job_ids(request_id, len(works)), works, strict=True)
         ]
-        self._roster.accept(jobs)
+        self._roster.accept(jobs, is_reserved=is_reserved)
         return jobs
 
     def _validate(self, works: Sequence[W]) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
@@ -53,6 +54,7 @@ class Roster(Generic[W, C]):
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of those who left are stale
         self._pace = Pace()
         self._ticket = 0
+        self._reserved = 0
         self._busy_since: float | None = None
         self._has_changed = False
         self._is_closed = False
@@ -77,14 +79,27 @@ class Roster(Generic[W, C]):
         with self._lock:
             self._check(rows)
 
-    def accept(self, jobs: Sequence[Job[W, C]]) -> None:
-        """Let all of them wait, or raise and let none.
+    @contextmanager
+    def reserved(self, rows: int) -> Iterator[None]:
+        """Keep places for so many rows while they are prepared, or raise what `accept` would.
+        `accept` is to be called within, and takes them."""
+        with self._lock:
+            self._check(rows)
+            self._reserved += rows
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= rows
+
+    def accept(self, jobs: Sequence[Job[W, C]], *, is_reserved: bool = False) -> None:
+        """Let all of them wait, or raise and let none. Who has `reserved` places finds them free.
 
         Raises what the gate says, `InvalidRequest` for more rows than could ever wait,
         `DeadlineExceeded` for jobs that come too late, `Overloaded` when there is no place for all.
         """
         with self._lock:
-            self._check(len(jobs))
+            self._check(len(jobs), is_reserved=is_reserved)
             now = self._clock()
             if any(job.is_late(now) for job in jobs):
                 late = DeadlineExceeded("the deadline had passed on arrival")
@@ -104,16 +119,19 @@ class Roster(Generic[W, C]):
                 self._due.notify_all()
             self._note_change()
 
-    def _check(self, rows: int) -> None:
+    def _check(self, rows: int, *, is_reserved: bool = False) -> None:
         refusal = self._gate()
         if refusal is not None:
             raise self._refused(refusal, rows)
         if not 0 < rows <= self._capacity:
             message = f"a request may have 1 to {self._capacity} rows, not {rows}; split it"
             raise self._refused(InvalidRequest(message), rows)
-        if rows > self._queue.room(self._free_slots):
-            retry_after_s = self._pace.retry_after_s(len(self._queue))
-            taken = f"{len(self._queue)} of {self._capacity} places are taken"
+        if is_reserved:
+            return
+        if rows > self._queue.room(self._free_slots) - self._reserved:
+            waiting = len(self._queue) + self._reserved
+            retry_after_s = self._pace.retry_after_s(waiting)
+            taken = f"{waiting} of {self._capacity} places are taken"
             message = f"the queue is full: {taken}, {rows} needed; try again later"
             raise self._refused(Overloaded(message, retry_after_s=retry_after_s), rows)
 

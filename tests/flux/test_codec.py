@@ -20,7 +20,7 @@ from predictors.flux.facts import read_facts
 from predictors.flux.offer import make_offer
 from predictors.flux.request import MAX_SEED, ImageRequest, ImageResult, Tiers, Wish
 from predictors.flux.sampling import plan
-from predictors.protocol.openai_images import read_body
+from predictors.protocol.openai_images_body import read_body
 from predictors.protocol.v2 import Tensor, V2Request
 from predictors.settings import FluxSettings
 from tests.flux.room import CHECKPOINT

@@ -18,7 +18,7 @@ from predictors.flux.inputs import FluxWork
 from predictors.flux.predictor import FluxPredictor
 from predictors.flux.request import TIERS, ImageRequest, ImageResult
 from predictors.protocol.call import Call
-from predictors.protocol.openai_images import read_body
+from predictors.protocol.openai_images_body import read_body
 from predictors.protocol.v2 import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.fakes import PATIENCE_S

@@ -21,7 +21,8 @@ from predictors.flux.predictor import FluxPredictor
 from predictors.flux.request import HIGH, LOSSLESS, TIERS, TURBO, Wish
 from predictors.flux.sampling import plan
 from predictors.protocol.call import Call
-from predictors.protocol.openai_images import IMAGES, read_body
+from predictors.protocol.openai_images import IMAGES
+from predictors.protocol.openai_images_body import read_body
 from predictors.protocol.v2 import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.flux.room import CHECKPOINT, FAST, FluxJob, Room, open_room

@@ -24,7 +24,7 @@ from predictors.base import Answer, BasePredictor
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight
 from predictors.protocol.call import Call
-from predictors.protocol.images import decode_image
+from predictors.protocol.images import decode_pixels
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
 from predictors.serving.engine import Engine
@@ -69,6 +69,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
     """
 
     room = "flux"
+    file_inputs = frozenset({"image"})
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
         super().__init__(name, engine, settings)
@@ -91,7 +92,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
         count = same_rows(prompt=prompts, image=images, seed=seeds)
         for i, image in enumerate(images or []):
             try:
-                decode_image(image, LIMITS)
+                decode_pixels(image, LIMITS).memory.close()
             except InvalidRequest as error:
                 raise type(error)(error.message, param="image", row=i) from error
         return [

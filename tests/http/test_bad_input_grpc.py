@@ -166,7 +166,7 @@ CASES = [
     prompt("shape [2]", "has 1 elements, but its shape means 2", shape=[2]),
     prompt("shape [1, 1, 1]", "takes [n] or [n, 1]", shape=[1, 1, 1]),
     prompt("shape of 9 dimensions", "more than 8 dimensions", shape=[1] * 9),
-    prompt("shape [2**62, 4]", "1048576", shape=[2**62, 4], code=Code.RESOURCE_EXHAUSTED),
+    prompt("shape [2**62, 4]", "65536", shape=[2**62, 4], code=Code.RESOURCE_EXHAUSTED),
     prompt("text as INT64", "has bytes_contents; datatype INT64 takes int64", datatype="INT64"),
     prompt("text as FP16", "must come in raw_input_contents", datatype="FP16"),
     Case("no contents", lambda r: r.inputs[0].ClearField("contents"), "has 0 elements"),

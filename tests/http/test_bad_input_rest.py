@@ -138,7 +138,7 @@ INPUTS = [
     one("shape [-1]", tensor(shape=[-1]), "not a list of whole numbers from 0"),
     one("shape [0]", tensor(shape=[0], data=[]), "'prompt' has no rows"),
     one("shape []", tensor(shape=[]), "has shape []"),
-    one("shape [2**62, 4]", tensor(shape=[2**62, 4]), "more than 1048576", status=413),
+    one("shape [2**62, 4]", tensor(shape=[2**62, 4]), "more than 65536", status=413),
     one("shape [2**64]", tensor(shape=[2**64]), "not a list of whole numbers"),
     one("shape [0, 2**62]", tensor(shape=[0, 2**62], data=[]), "has shape"),
     one("shape [1.5]", tensor(shape=[1.5]), "not a list of whole numbers"),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from predictors.errors import InvalidRequest
 from predictors.flux.codec import FluxCodec
 from predictors.flux.request import Offer, Tiers
-from predictors.protocol import openai_chat, openai_images
+from predictors.protocol import openai_chat_body, openai_images_body
+from predictors.protocol.openai_messages import read_files
 from predictors.qwen_vl.codec import Codec
 from predictors.qwen_vl.request import Sampling
 
@@ -100,7 +101,7 @@ CHAT_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({"prompt": TEXT}, optional=IMAGE_FIELDS))
 def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
-        body = openai_images.read_body({"model": "flux"} | fields)
+        body = openai_images_body.read_body({"model": "flux"} | fields)
         requests = FLUX.decode_images(body)
     except InvalidRequest:
         return
@@ -122,7 +123,7 @@ def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any])
 )
 def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
-        body = openai_chat.read_body({"model": "qwen-vl"} | fields)
+        body = read_files(openai_chat_body.read_body({"model": "qwen-vl"} | fields))
         requests = QWEN_VL.decode_chat(body)
     except InvalidRequest:
         return
@@ -138,11 +139,11 @@ def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, 
 
 def test_the_same_wish_in_either_spelling_is_the_same_request() -> None:
     common = {"model": "flux", "prompt": "x", "seed": 3}
-    by_size = openai_images.read_body(common | {"size": "64x128"})
-    by_sides = openai_images.read_body(common | {"width": 64, "height": 128})
+    by_size = openai_images_body.read_body(common | {"size": "64x128"})
+    by_sides = openai_images_body.read_body(common | {"width": 64, "height": 128})
     assert FLUX.decode_images(by_size) == FLUX.decode_images(by_sides)
     messages = [{"role": "user", "content": "x"}]
     chat = {"model": "qwen-vl", "messages": messages, "seed": 3}
-    older = openai_chat.read_body(chat | {"max_tokens": 5, "stop": "a"})
-    newer = openai_chat.read_body(chat | {"max_completion_tokens": 5, "stop": ["a"]})
+    older = openai_chat_body.read_body(chat | {"max_tokens": 5, "stop": "a"})
+    newer = openai_chat_body.read_body(chat | {"max_completion_tokens": 5, "stop": ["a"]})
     assert QWEN_VL.decode_chat(older) == QWEN_VL.decode_chat(newer)

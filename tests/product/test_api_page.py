@@ -18,7 +18,7 @@ from starlette.routing import Route
 from predictors.errors import InvalidRequest
 from predictors.flux import codec as flux_codec
 from predictors.flux.request import Wish
-from predictors.protocol import openai_chat, openai_images, openai_messages
+from predictors.protocol import openai_chat_body, openai_images_body, openai_messages
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
@@ -30,8 +30,8 @@ from tests.http.echo import PATIENCE_S, Running
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAME = re.compile(r"`([a-z_0-9]+)`")
 BODIES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "Pictures": (openai_images, {"model": "flux", "prompt": "x"}),
-    "Chat": (openai_chat, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+    "Pictures": (openai_images_body, {"model": "flux", "prompt": "x"}),
+    "Chat": (openai_chat_body, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
 }
 
 

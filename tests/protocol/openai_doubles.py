@@ -33,6 +33,8 @@ PATIENCE_S = 60.0  # never reached when all is well
 class Model:
     """What every double has."""
 
+    file_inputs = ()
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_ready = True

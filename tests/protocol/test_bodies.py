@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+import math
+import time
 from typing import Any
 
 import pytest
@@ -11,14 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import (
-    Cancelled,
-    DeadlineExceeded,
     InvalidRequest,
     TooLarge,
     UnsupportedMedia,
 )
-from predictors.protocol import bodies
-from predictors.protocol.bodies import check_media, parse_json, read_body
+from predictors.protocol.bodies import MAX_VALUES, check_media, parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -26,21 +25,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )  # fmt: skip
-
-
-def arriving(*messages: dict[str, Any]) -> Any:
-    """An ASGI `receive` that gives these messages."""
-    queue = list(messages)
-
-    async def receive() -> dict[str, Any]:
-        return queue.pop(0)
-
-    return receive
-
-
-def parts(chunks: Iterable[bytes]) -> list[dict[str, Any]]:
-    found = [{"type": "http.request", "body": x, "more_body": True} for x in chunks]
-    return [*found, {"type": "http.request", "body": b"", "more_body": False}]
 
 
 # -- JSON ------------------------------------------------------------------------------------------
@@ -83,9 +67,67 @@ def test_depth_counts_outside_of_strings() -> None:
         parse_json(b"[" * 33 + b"]" * 33)
 
 
-def test_a_million_tiny_values_are_too_many() -> None:
-    with pytest.raises(TooLarge, match="more than 1048576 values"):
-        parse_json(b"[" + b"0," * (2**20 + 1) + b"0]")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" + b"0," * (MAX_VALUES + 1) + b"0]",
+        b"[" + b'"",' * (MAX_VALUES + 1) + b"0]",
+        b"[" + b'"\\\\",' * (MAX_VALUES + 1) + b"0]",
+        b"[" + b"[]," * MAX_VALUES + b"{}" * 2 + b"]",
+        b"[]" * (MAX_VALUES + 1),
+        b'"' * (2 * MAX_VALUES + 1),
+    ],
+    ids=["numbers", "strings", "escaped strings", "lists", "nothing but lists", "quotes"],
+)
+def test_more_tiny_values_than_are_read_are_refused_before_they_are_built(raw: bytes) -> None:
+    with pytest.raises(TooLarge, match="more than 131072 values"):
+        parse_json(raw)
+
+
+def test_what_stands_in_strings_is_no_value() -> None:
+    text = ',[]{}"' * MAX_VALUES
+    assert parse_json(json.dumps([text]).encode()) == [text]
+
+
+def test_a_number_of_more_digits_than_are_read_is_refused() -> None:
+    assert parse_json(b"[%b]" % (b"1" * 1000)) == [int("1" * 1000)]
+    for number in (b"1" * 1001, b"0." + b"1" * 1000, b"1e" + b"0" * 1000):
+        with pytest.raises(InvalidRequest, match="number that is too long"):
+            parse_json(b"[%b]" % number)
+
+
+REPEATED = {
+    "a string without an end": (b"[" * 33, b'"\\', b""),
+    "escapes": (b'["', b"\\n", b'"]'),
+    "escaped characters": (b'["', b"\\u0041", b'"]'),
+    "spaces": (b"[" * 33, b" ", b"]" * 33),
+    "brackets": (b"", b"[]", b""),
+    "quotes": (b"", b'"', b""),
+    "files": (b'["', b";base64,", b'"]'),
+    "files that end": (b'["', b';base64,"', b'"]'),
+    "digits": (b"[", b"1", b"]"),
+    "backslashes": (b'["', b"\\\\", b'"]'),
+    "surrogates": (b'["', b"\\ud83e\\udd8a", b'"]'),
+}
+
+
+@pytest.mark.parametrize(("head", "body", "tail"), REPEATED.values(), ids=REPEATED)
+def test_twice_the_body_takes_no_more_than_about_twice_the_time(
+    head: bytes, body: bytes, tail: bytes
+) -> None:
+    def seconds(count: int) -> float:
+        raw = head + body * count + tail
+        best = math.inf
+        for _ in range(3):
+            started = time.process_time()
+            with contextlib.suppress(InvalidRequest):
+                parse_json(raw)
+            best = min(best, time.process_time() - started)
+        return best
+
+    # eight times as much: a quadratic search would take 64 times as long
+    few = max(seconds(50_000), 0.001)
+    assert seconds(400_000) < 24 * few
 
 
 @pytest.mark.parametrize(
@@ -142,53 +184,6 @@ def test_json_under_its_names_is_accepted(headers: dict[str, str]) -> None:
 def test_anything_else_is_not(headers: dict[str, str]) -> None:
     with pytest.raises(UnsupportedMedia):
         check_media(headers)
-
-
-# -- bodies ----------------------------------------------------------------------------------------
-async def test_a_body_in_pieces_is_the_body() -> None:
-    receive = arriving(*parts([b"ab", b"", b"c"]))
-    assert await read_body(receive, {}, 3) == b"abc"
-
-
-async def test_a_body_that_says_it_is_too_large_is_not_even_read() -> None:
-    with pytest.raises(TooLarge, match="limit of 10 bytes"):
-        await read_body(arriving(), {"content-length": "11"}, 10)
-    with pytest.raises(TooLarge):
-        await read_body(arriving(), {"content-length": "9" * 100}, 10)
-
-
-async def test_a_body_is_read_no_further_than_the_limit() -> None:
-    rest = parts([b"x" * 6] * 100)
-    receive = arriving(*rest)
-    with pytest.raises(TooLarge):
-        await read_body(receive, {}, 10)
-    assert (await receive())["body"] == b"x" * 6  # the third of a hundred was not taken
-    whole = arriving({"type": "http.request", "body": b"x" * 11})
-    with pytest.raises(TooLarge):
-        await read_body(whole, {}, 10)
-
-
-async def test_a_caller_that_leaves_in_the_middle_has_cancelled() -> None:
-    for before in ([], parts([b"a"])[:1]):
-        with pytest.raises(Cancelled):
-            await read_body(arriving(*before, {"type": "http.disconnect"}), {}, 10)
-
-
-async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
-    first = parts([b"a"])[0]
-
-    async def receive() -> dict[str, Any]:
-        nonlocal first
-        if first:
-            found, first = first, {}
-            return found
-        return await asyncio.get_running_loop().create_future()
-
-    with pytest.raises(DeadlineExceeded, match="the body took longer"):
-        await read_body(receive, {}, 10)
 
 
 @pytest.mark.parametrize("inside", ["AAAA", "A\\/A", "A[[{{,,", "", "\\u00e9"])

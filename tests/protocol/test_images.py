@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images import decode_image, read_data_url
+from predictors.protocol.images import decode_pixels, read_data_url
 from predictors.settings import ImageLimits
 from tests.http.pictures import BAD_PICTURES, Bad, png_of
 
@@ -26,6 +26,13 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Image.Image:
+    """The decoded pixels as a picture to look at."""
+    pixels = decode_pixels(raw, limits, param=param)
+    with pixels.memory.map() as mapped:
+        return Image.frombytes("RGB", (pixels.width, pixels.height), mapped[:])
 
 
 def plain(mode: str, color: Any, size: tuple[int, int] = (8, 8)) -> Image.Image:

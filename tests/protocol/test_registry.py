@@ -86,7 +86,7 @@ def test_the_gauge_of_requests_in_flight_is_what_the_operator_is_shown(registry:
 
 def test_one_dead_engine_is_enough_to_be_restarted(registry: Registry) -> None:
     assert registry.is_live()
-    model(registry, "two").host.is_alive = False
+    model(registry, "two").is_alive = False
     assert not registry.is_live()
 
 

@@ -16,6 +16,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol import v2_json, v2_proto
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.v2 import Tensor, V2Request, V2Response
+from predictors.protocol.v2_proto_response import encode_response
 from predictors.protocol.v2_tensors import (
     FORMATS,
     check_values,
@@ -126,7 +127,7 @@ def test_raw_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
     for tensor in sent:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_input_contents.append(pack(tensor))
-    found = v2_proto.decode_request(pb.ModelInferRequest.FromString(message.SerializeToString()))
+    found = v2_proto.decode_request(message.SerializeToString())
     for a, b in zip(found.inputs, sent, strict=True):
         same(a, b)
 
@@ -138,7 +139,7 @@ def test_typed_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> Non
     for tensor in sent:
         entry = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         getattr(entry.contents, FIELDS[tensor.datatype]).extend(tensor.data)
-    found = v2_proto.decode_request(pb.ModelInferRequest.FromString(message.SerializeToString()))
+    found = v2_proto.decode_request(message.SerializeToString())
     for a, b in zip(found.inputs, sent, strict=True):
         same(a, b)
 
@@ -159,8 +160,11 @@ def test_responses_say_the_same_on_every_wire(sent: list[Tensor], data: st.DataO
         values, raw = read_output(fields, raw, math.prod(tensor.shape))
         assert values == list(tensor.data)
     assert raw == b""
-    message = v2_proto.encode_response(response)
-    assert v2_proto.read_parameters(message.parameters) == parameters
+    message = encode_response(response)
+    said = {
+        name: getattr(x, x.WhichOneof("parameter_choice")) for name, x in message.parameters.items()
+    }
+    assert said == parameters
     for tensor, packed in zip(named, message.raw_output_contents, strict=True):
         found = unpack(tensor.name, tensor.datatype, math.prod(tensor.shape), packed)
         assert list(found) == list(tensor.data)
@@ -226,13 +230,13 @@ def test_the_whole_body_may_be_json_with_its_length_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "count"), [([2, 3], 6), ([], 1), ([0, 2**62], 0), ([2**20], 2**20)]
+    ("shape", "count"), [([2, 3], 6), ([], 1), ([0, 2**62], 0), ([2**16], 2**16)]
 )
 def test_a_shape_is_counted_without_overflow(shape: list[int], count: int) -> None:
     assert count_elements("x", shape) == (tuple(shape), count)
 
 
-@pytest.mark.parametrize("shape", [[2**20 + 1], [2**62, 4], [2**63 - 1] * 8])
+@pytest.mark.parametrize("shape", [[2**16 + 1], [2**62, 4], [2**63 - 1] * 8])
 def test_a_shape_of_too_many_is_too_large(shape: list[int]) -> None:
     with pytest.raises(TooLarge):
         count_elements("x", shape)

@@ -12,7 +12,8 @@ import pytest
 from predictors.base import Answer
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.openai_chat import read_body
+from predictors.protocol.openai_chat_body import read_body
+from predictors.protocol.openai_messages import read_files
 from predictors.protocol.v2 import Tensor, V2Request
 from predictors.qwen_vl.codec import ChunkEncoder, Codec
 from predictors.qwen_vl.request import ChatDelta, ChatRequest, Message, Picture, Sampling
@@ -33,7 +34,7 @@ def v2(*tensors: Tensor, **parameters: Any) -> list[ChatRequest]:
 
 def body(content: Any, **fields: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": content}]
-    return read_body({"model": "qwen-vl", "messages": messages, **fields})
+    return read_files(read_body({"model": "qwen-vl", "messages": messages, **fields}))
 
 
 def answer(request: ChatRequest, *deltas: ChatDelta, ms: int = 5) -> Answer[Any, Any]:

@@ -15,7 +15,8 @@ import pytest
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
-from predictors.protocol.openai_chat import read_body
+from predictors.protocol.openai_chat_body import read_body
+from predictors.protocol.openai_messages import read_files
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2 import Tensor, V2Request
 from predictors.qwen_vl.predictor import QwenVLPredictor, check_settings
@@ -45,7 +46,8 @@ def body(text: str = "say something", **fields: Any) -> dict[str, Any]:
         {"type": "text", "text": text},
     ]
     given = {"model": "qwen-vl", "messages": [{"role": "user", "content": parts}], "seed": 1}
-    return read_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
+    read = read_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
+    return read_files(read)
 
 
 async def streamed(predictor: QwenVLPredictor, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(
     parameters = {"max_tokens": 12, "temperature": 0.8, "seed": 1}
     response = await predictor.infer(V2Request("qwen-vl", "1", tensors, parameters), CALL)
     columns = {t.name: list(t.data) for t in response.outputs}
-    asked = read_body({**body(temperature=0.8), "ignore_eos": False})
+    asked = {**body(temperature=0.8), "ignore_eos": False}
     reply = await predictor.chat(asked, CALL)
     assert reply["choices"][0]["message"]["content"].encode() == columns["text"][0]
     assert reply["usage"]["prompt_tokens"] == columns["prompt_tokens"][0]
@@ -181,8 +183,7 @@ async def test_what_is_refused_is_refused_before_the_first_chunk(
     with pytest.raises(InvalidRequest, match="max_tokens"):
         await streamed(predictor, body(max_tokens=1000))
     broken = body()
-    url = "data:image/png;base64," + base64.b64encode(b"not a picture").decode()
-    broken["messages"][0]["content"][0]["image_url"]["url"] = url
+    broken["messages"][0]["content"][0]["image_url"]["file"] = b"not a picture"
     with pytest.raises(InvalidRequest, match="image"):
         await predictor.chat(broken, CALL)
 

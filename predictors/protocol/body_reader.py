@@ -1,0 +1,161 @@
+"""Reads the body of a REST request within limits: bytes, memory of all bodies together, pace, time.
+
+A small body is `bytes`. A larger one is written to shared memory as it arrives, from where a worker
+process reads it: this process never holds it, and closing it gives the memory back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from predictors import metrics
+from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
+from predictors.workers.messages import LARGE_BYTES
+from predictors.workers.shared_memory import SharedMemory
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Body = bytes | SharedMemory
+
+BODY_TIMEOUT_S = 60.0  # for the whole body, once its head is here
+PIECE_BYTES = 64 * 1024  # of a body that must arrive within `server.body_timeout_s`
+RETRY_AFTER_S = 2.0
+
+
+class BytesInFlight:
+    """What all large requests hold together, as a bound: bodies that arrive, and what was read from
+    them until it is answered. Event loop only."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count `num_bytes` more; raises `Overloaded` where they don't fit."""
+        if self.used + num_bytes > self._limit:
+            raise Overloaded(
+                f"requests hold {self.used} bytes already, and at most {self._limit} are taken "
+                "from all callers together; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.used += num_bytes
+        metrics.request_bytes_in_flight.set(self.used)
+
+    def remove(self, num_bytes: int) -> None:
+        """Count them no longer."""
+        self.used -= num_bytes
+        metrics.request_bytes_in_flight.set(self.used)
+
+
+class Charge:
+    """One request's part of `BytesInFlight`. The first `LARGE_BYTES` are free, so that small
+    requests pass however many large ones there are."""
+
+    def __init__(self, total: BytesInFlight) -> None:
+        self._total = total
+        self._seen = 0
+        self.num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count what has arrived; raises `Overloaded`."""
+        self._seen += num_bytes
+        due = max(0, self._seen - LARGE_BYTES) - self.num_bytes
+        if due > 0:
+            self._total.add(due)
+            self.num_bytes += due
+
+    def close(self) -> None:
+        """The request was answered. Idempotent."""
+        if self.num_bytes:
+            self._total.remove(self.num_bytes)
+            self.num_bytes = 0
+
+
+async def read_body(
+    receive: Receive,
+    headers: Mapping[str, str],
+    limit: int,
+    *,
+    charge: Charge | None = None,
+    piece_timeout_s: float = BODY_TIMEOUT_S,
+) -> Body:
+    """The whole body of an ASGI request, never more than `limit` bytes and one chunk of it.
+
+    Raises `TooLarge` (before reading anything when the head announces it), `Cancelled` when the
+    caller leaves, `Overloaded` when all bodies together are too many bytes, `DeadlineExceeded` when
+    64 KiB of it take longer than `piece_timeout_s`, or the whole longer than a minute.
+    """
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if len(body) <= LARGE_BYTES:
+            return body
+    async with before(time.monotonic() + BODY_TIMEOUT_S, _too_slow(BODY_TIMEOUT_S)):
+        return await _read_rest(message, receive, limit, charge, piece_timeout_s)
+
+
+async def _read_rest(
+    message: MutableMapping[str, Any],
+    receive: Receive,
+    limit: int,
+    charge: Charge | None,
+    piece_timeout_s: float,
+) -> Body:
+    loop = asyncio.get_running_loop()
+    small, large = bytearray(), None
+    size = due = 0
+    try:
+        async with asyncio.timeout(piece_timeout_s) as piece:
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise Cancelled("the caller left while sending the body")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                if charge is not None:
+                    charge.add(len(chunk))
+                if large is None and size > LARGE_BYTES:
+                    large = SharedMemory.empty()
+                    large.append(small)
+                if large is None:
+                    small += chunk
+                else:
+                    large.append(chunk)
+                if not message.get("more_body", False):
+                    return bytes(small) if large is None else large
+                if size >= due + PIECE_BYTES:
+                    due = size
+                    piece.reschedule(loop.time() + piece_timeout_s)
+                message = await receive()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"{PIECE_BYTES // 1024} KiB of the body took longer than {piece_timeout_s:g} s"
+        ) from error
+
+
+@asynccontextmanager
+async def before(deadline: float | None, message: str) -> AsyncIterator[None]:
+    """End the block at `deadline` (`time.monotonic()` seconds) with `DeadlineExceeded`."""
+    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        async with asyncio.timeout(left_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(message) from error
+
+
+def _too_slow(seconds: float) -> str:
+    return f"the body took longer than {seconds:g} s"
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the limit of {limit} bytes")

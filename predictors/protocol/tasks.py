@@ -1,0 +1,79 @@
+"""What worker processes do for the wire: a large body to a checked request, a picture to pixels.
+
+Workers import this module: nothing here, and nothing that it imports, may load torch or gRPC. Each
+`decode` function takes the body's bytes first, and is called in place where they are few.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from predictors.protocol.images import Pixels, decode_pixels
+from predictors.settings import ImageLimits, ServerSettings
+from predictors.workers.pool import Workers
+from predictors.workers.shared_memory import SharedMemory
+
+T = TypeVar("T")
+
+MODULES = (
+    "predictors.protocol.tasks",
+    "predictors.protocol.v2_json",
+    "predictors.protocol.v2_proto",
+    "predictors.protocol.openai_chat_body",
+    "predictors.protocol.openai_images_body",
+)
+"""What a worker imports; tasks are functions of these."""
+
+DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
+PARSE_FACTOR = 8  # bytes of memory per byte of a body: text of four bytes a character, and copies
+PARSE_BYTES = 2**20
+MESSAGE_FACTOR = 3  # of a protobuf message: its fields are slices
+
+
+def make_workers(settings: ServerSettings) -> Workers:
+    """The pool of a process; its workers start with the first large request, or with `start`."""
+    return Workers(
+        MODULES,
+        count=settings.workers,
+        memory_bytes=settings.worker_memory_bytes,
+        timeout_s=settings.worker_timeout_s,
+    )
+
+
+async def decode_large(
+    workers: Workers,
+    decode: Callable[..., T],
+    raw: bytes | SharedMemory,
+    *arguments: Any,
+    factor: int = PARSE_FACTOR,
+) -> T:
+    """`decode(raw, *arguments)` in a worker process; `raw` is closed then. Raises what it raises,
+    and what `Workers.run` does."""
+    size = raw.size if isinstance(raw, SharedMemory) else len(raw)
+    try:
+        value: T = await workers.run(
+            "predictors.protocol.tasks:run_decode",
+            f"{decode.__module__}:{decode.__name__}",
+            raw,
+            arguments,
+            memory_bytes=PARSE_BYTES + factor * size,
+        )
+    finally:
+        if isinstance(raw, SharedMemory):
+            raw.close()
+    return value
+
+
+def run_decode(name: str, raw: bytes | SharedMemory, arguments: Sequence[Any]) -> Any:
+    """Worker: call `name` (`module:function`) with the body's bytes."""
+    module, _, function = name.partition(":")
+    assert module in MODULES
+    whole = raw.read() if isinstance(raw, SharedMemory) else raw
+    return getattr(importlib.import_module(module), function)(whole, *arguments)
+
+
+def decode_picture(raw: bytes, limits: ImageLimits, param: str) -> Pixels:
+    """Worker: a file to RGB pixels in shared memory."""
+    return decode_pixels(raw, limits, param=param)

@@ -1,0 +1,120 @@
+"""Messages between the server and a worker process: pickled values over a Unix socket, large bytes
+beside them in shared memory.
+
+A message is a header, the pickle (when it is small), and file descriptors. All `bytes` of more than
+`LARGE_BYTES` inside the value travel through one shared file: reading it back copies without the
+interpreter's lock, while unpickling would hold it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+import struct
+from typing import Any
+
+from predictors.workers.shared_memory import SharedMemory
+
+LARGE_BYTES = 64 * 1024
+MAX_FDS = 8  # of one message
+_HEADER = struct.Struct("<QQQB")  # inline bytes, offset and bytes of a shared pickle, descriptors
+
+Reference = tuple[str, int, int]  # kind, offset or index, size
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.large: SharedMemory | None = None
+        self.handed: list[SharedMemory] = []
+
+    def persistent_id(self, obj: Any) -> Reference | None:
+        if type(obj) is bytes and len(obj) > LARGE_BYTES:
+            return "bytes", self.append(obj), len(obj)
+        if type(obj) is SharedMemory:
+            self.handed.append(obj)
+            return "memory", len(self.handed), obj.size
+        return None
+
+    def append(self, data: bytes) -> int:
+        if self.large is None:
+            self.large = SharedMemory.empty()
+        return self.large.append(data)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, received: list[SharedMemory]) -> None:
+        super().__init__(file)
+        self._received = received
+
+    def persistent_load(self, reference: Any) -> Any:
+        kind, where, size = reference
+        if kind == "bytes":
+            return self._received[0].read(where, size)
+        memory = self._received[where]
+        memory.size = size
+        return memory
+
+    def find_class(self, module: str, name: str) -> Any:
+        # a worker that a hostile picture took over must not run code here
+        if module.startswith("predictors."):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not expected in a message")
+
+
+def send(connection: socket.socket, value: object) -> None:
+    """Write one message. Raises `Closed` when nobody reads it any more."""
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(value)
+    payload, offset, size = file.getvalue(), 0, 0
+    if len(payload) > LARGE_BYTES:
+        offset, size, payload = pickler.append(payload), len(payload), b""
+    # the first descriptor is the large bytes', also when there are none: indices stay the same
+    first = pickler.large or (SharedMemory.empty() if pickler.handed else None)
+    memories = [first, *pickler.handed] if first is not None else []
+    header = _HEADER.pack(len(payload), offset, size, len(memories))
+    try:
+        sent = socket.send_fds(connection, [header], [memory.fd for memory in memories])
+        assert sent == _HEADER.size  # a fresh message of 25 bytes is never split
+        connection.sendall(payload)
+    except OSError as error:
+        raise Closed from error
+
+
+def receive(connection: socket.socket) -> Any:
+    """Read one message. Raises `Closed` at the end, `TimeoutError` as the socket says."""
+    try:
+        header, fds, _, _ = socket.recv_fds(connection, _HEADER.size, MAX_FDS)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise Closed from error
+    received = [SharedMemory(fd, 0) for fd in fds]
+    if len(header) != _HEADER.size:
+        raise Closed
+    inline, offset, size, count = _HEADER.unpack(header)
+    if len(received) != count:
+        raise Closed
+    payload = received[0].read(offset, size) if size else _exactly(connection, inline)
+    return _Unpickler(io.BytesIO(payload), received).load()
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        try:
+            piece = connection.recv(size - len(found))
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise Closed from error
+        if not piece:
+            raise Closed
+        found += piece
+    return bytes(found)

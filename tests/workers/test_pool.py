@@ -1,0 +1,173 @@
+"""The pool of worker processes: answers, refusals, deaths, limits and order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from predictors.errors import Draining, InvalidRequest, Overloaded, StepFailed, TooLarge
+from predictors.protocol.tasks import MODULES
+from predictors.workers import pool
+from predictors.workers.pool import Workers
+from tests.fakes import PATIENCE_S
+
+TASKS = "tests.workers.tasks"
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """Two processes."""
+    made = Workers([TASKS], count=2, memory_bytes=256 * 2**20)
+    yield made
+    made.close()
+
+
+class Gate:
+    """A task that runs until the test lets it end."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / name
+        os.mkfifo(self.path)
+
+    def task(self) -> tuple[str, str]:
+        return f"{TASKS}:wait_for", str(self.path)
+
+    def open(self, text: str = "done") -> None:
+        """Returns once the task has begun to read."""
+        self.path.write_text(text)
+
+
+async def test_a_task_is_answered_by_another_process(workers: Workers) -> None:
+    assert await workers.run(f"{TASKS}:double", b"ab" * 100_000) == b"ab" * 200_000
+    found = await workers.run(f"{TASKS}:process")
+    assert found != os.getpid()
+    assert found in workers.process_ids
+
+
+async def test_a_refusal_of_a_task_is_its_callers(workers: Workers) -> None:
+    with pytest.raises(InvalidRequest, match="no such thing") as refused:
+        await workers.run(f"{TASKS}:refuse", "no such thing")
+    assert refused.value.param == "x"
+
+
+async def test_what_a_task_did_not_mean_to_raise_is_no_serving_error(workers: Workers) -> None:
+    with pytest.raises(RuntimeError, match="KeyError"):
+        await workers.run(f"{TASKS}:fail")
+    assert await workers.run(f"{TASKS}:double", 2) == 4
+
+
+async def test_a_process_that_dies_fails_its_task_alone_and_is_replaced(workers: Workers) -> None:
+    with pytest.raises(StepFailed, match="died of it"):
+        await workers.run(f"{TASKS}:die")
+    answers = await asyncio.gather(*(workers.run(f"{TASKS}:double", i) for i in range(20)))
+    assert answers == [2 * i for i in range(20)]
+
+
+async def test_a_task_that_asks_for_more_memory_than_it_may_have_is_refused(
+    workers: Workers,
+) -> None:
+    with pytest.raises(TooLarge, match="more than the 384 MiB"):
+        await workers.run(f"{TASKS}:fill", 2**30)
+    assert await workers.run(f"{TASKS}:fill", 2**20) == 2**20
+    with pytest.raises(TooLarge, match="takes about 300 MiB of memory; at most 256 MiB"):
+        await workers.run(f"{TASKS}:fill", 1, memory_bytes=300 * 2**20)
+
+
+async def test_a_task_without_an_end_is_ended_and_so_is_its_process(tmp_path: Path) -> None:
+    workers = Workers([TASKS], count=2, timeout_s=0.2)
+    try:
+        with pytest.raises(StepFailed, match=r"longer than 0\.2 s"):
+            await workers.run(*Gate(tmp_path, "never opened").task())
+        assert workers.is_alive
+        assert await workers.run(f"{TASKS}:double", 1) == 2
+    finally:
+        workers.close()
+
+
+async def test_large_tasks_leave_a_process_for_small_ones(workers: Workers, tmp_path: Path) -> None:
+    large = [Gate(tmp_path, f"large {i}") for i in range(3)]
+    running = [
+        asyncio.create_task(workers.run(*gate.task(), memory_bytes=64 * 2**20)) for gate in large
+    ]
+    for i in range(5):  # while one large task runs and two wait
+        assert await workers.run(f"{TASKS}:double", i) == 2 * i
+    for gate in large:
+        await asyncio.to_thread(gate.open)
+    assert await asyncio.gather(*running) == ["done"] * 3
+
+
+async def test_a_caller_who_leaves_while_waiting_is_not_worked_for(
+    workers: Workers, tmp_path: Path
+) -> None:
+    gates = [Gate(tmp_path, str(i)) for i in range(2)]
+    busy = [asyncio.create_task(workers.run(*gate.task())) for gate in gates]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(workers.run(f"{TASKS}:die"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    before = set(workers.process_ids)
+    for gate in gates:
+        await asyncio.to_thread(gate.open)
+    await asyncio.gather(*busy)
+    assert await workers.run(f"{TASKS}:double", 1) == 2
+    assert set(workers.process_ids) == before, "the task of who left was done"
+
+
+async def test_more_than_may_wait_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MAX_WAITING", 2)
+    workers = Workers([TASKS], count=2)
+    gates = [Gate(tmp_path, str(i)) for i in range(2)]
+    running = [asyncio.create_task(workers.run(*gate.task())) for gate in gates]
+    await asyncio.sleep(0)
+    try:
+        refusals = []
+        for _ in range(5):  # two of all may be taken by a process at once
+            try:
+                workers.submit(f"{TASKS}:double", 1)
+            except Overloaded as error:
+                refusals.append(error.message)
+        assert refusals
+        assert refusals[-1].startswith("2 requests wait")
+        for gate in gates:
+            await asyncio.to_thread(gate.open)
+        assert await asyncio.gather(*running) == ["done", "done"]
+    finally:
+        workers.close()
+
+
+def test_closing_answers_everybody_and_leaves_no_process(tmp_path: Path) -> None:
+    workers = Workers([TASKS], count=2)
+    gates = [Gate(tmp_path, str(i)) for i in range(4)]
+    futures = [workers.submit(*gate.task()) for gate in gates]
+    workers.submit(f"{TASKS}:double", 1).cancel()
+    while len(workers.process_ids) < 2:
+        futures[0].running()
+    pids = workers.process_ids
+    workers.close()
+    workers.close()
+    for future in futures:
+        with pytest.raises((StepFailed, Draining)):
+            future.result(PATIENCE_S)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    with pytest.raises(Draining):
+        workers.submit(f"{TASKS}:double", 1)
+
+
+async def test_the_products_workers_load_neither_torch_nor_grpc() -> None:
+    workers = Workers([*MODULES, TASKS], count=2)
+    try:
+        loaded = set(await workers.run(f"{TASKS}:modules"))
+    finally:
+        workers.close()
+    assert not loaded & {"torch", "grpc", "kserve", "transformers", "starlette", "numpy"}
+    assert {"predictors", "PIL", "orjson"} <= loaded
