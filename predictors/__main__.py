@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictors import logs, tracing
+from predictors import logs, metrics, tracing
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
 from predictors.cluster.account import find_account
 from predictors.cluster.story import Story, telling
@@ -70,7 +70,7 @@ def serve(arguments: argparse.Namespace) -> int:
     # before torch is imported: its idle threads may spin for microseconds, not milliseconds, as
     # engines, loop and pool share the cores. Costs nothing alone, saves a factor of ten in company
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    logs.configure(settings.server.log_format, settings.server.log_level)
+    _begin_log(settings)
     from predictors.compute.device import keep_code
     from predictors.compute.gpu_watch import watching
     from predictors.compute.profiling import Profiler
@@ -111,7 +111,7 @@ def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and end. Nothing listens meanwhile."""
     settings = _settings(arguments)
-    logs.configure(settings.server.log_format, settings.server.log_level)
+    _begin_log(settings)
     from predictors.compute.compile_cache import keeps_new_code
     from predictors.compute.device import keep_code
     from predictors.offline import warmed
@@ -138,7 +138,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _settings(arguments)
-    logs.configure(settings.server.log_format, settings.server.log_level)
+    _begin_log(settings)
     from predictors.cli import profile_table
     from predictors.compute.device import keep_code
     from predictors.compute.profiling import Profiler
@@ -246,6 +246,11 @@ def _moved(model: BasePredictor[Any, Any, Any], story: Story, state: State) -> N
             story.ready(model.name)
         case State.FAILED:
             story.failed(model.name, model.host.failure.message)
+
+
+def _begin_log(settings: Settings) -> None:
+    own = settings.server
+    logs.configure(own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

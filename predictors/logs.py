@@ -1,6 +1,9 @@
 """How the log is written: lines for people on a terminal, one JSON object per line for machines.
 Knows no logger's meaning and nothing of requests but the id of the one that is being served.
 
+Records are formatted by the thread that logs, where the ids are known and arguments have not
+changed yet; a thread of its own writes the lines, so that nobody waits for who reads them.
+
 Whoever logs gives structured fields as `extra={"model": ...}`; the text format leaves them out, the
 JSON format writes them beside `ts`, `level`, `logger`, `message` and `request_id`.
 """
@@ -12,9 +15,13 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
+from logging.handlers import QueueHandler
 from types import TracebackType
-from typing import IO
+from typing import TextIO
+
+from predictors.line_writer import LineStream, LineWriter
 
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -56,16 +63,77 @@ class JsonFormatter(logging.Formatter):
         return f"{whole}.{int(record.msecs):03d}Z"
 
 
-def configure(log_format: str, level: str, stream: IO[str] | None = None) -> None:
+class LineHandler(QueueHandler):
+    """Formats a record on the thread that logs it and leaves the line to a `LineWriter`."""
+
+    def __init__(self, stream: TextIO, on_drop: Callable[[int], object]) -> None:
+        self.writer = LineWriter(stream, self._note, on_drop)
+        super().__init__(self.writer)  # type: ignore[arg-type]
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As any handler, but without a lock that a flush might hold for seconds."""
+        wanted = self.filter(record)
+        if wanted:
+            self.emit(wanted if isinstance(wanted, logging.LogRecord) else record)
+        return bool(wanted)
+
+    def prepare(self, record: logging.LogRecord) -> tuple[str, bool]:
+        """The line, and whether it matters."""
+        return f"{self.format(record)}\n", record.levelno >= logging.ERROR
+
+    def enqueue(self, record: tuple[str, bool]) -> None:  # type: ignore[override]
+        """Hand the line over; never blocks."""
+        line, matters = record
+        self.writer.put(line, keep=matters, hurry=matters)
+
+    def flush(self) -> None:
+        """Wait until the lines are written, for seconds at most."""
+        if self._is_stderr():
+            sys.stderr.flush()
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush, and give stderr back unless whoever writes there would be held up."""
+        is_stderr = self._is_stderr()
+        if is_stderr:
+            sys.stderr.flush()
+        if self.writer.close() and is_stderr:
+            sys.stderr = self.writer.stream
+        super().close()
+
+    def _is_stderr(self) -> bool:
+        return isinstance(sys.stderr, LineStream) and sys.stderr.writer is self.writer
+
+    def _note(self, count: int) -> str:
+        words = "%d lines of the log are missing here: they came faster than they were read"
+        facts = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+        record = logging.makeLogRecord({**facts, "msg": words, "args": (count,), "dropped": count})
+        return f"{self.format(record)}\n"
+
+
+def configure(
+    log_format: str,
+    level: str,
+    stream: TextIO | None = None,
+    on_drop: Callable[[int], object] = lambda count: None,
+) -> None:
     """Send everything to `stream` (stderr) in `log_format`: `text`, `json`, or `auto`, which is
     text on a terminal. In JSON, Python's warnings and what nobody catches are lines too.
+
+    `sys.stderr` goes the same way, so that nothing in Python waits for its reader. `on_drop` is
+    called with numbers of lines that were dropped since they were not read.
     """
-    stream = stream or sys.stderr
+    own = stream or sys.stderr
+    if isinstance(own, LineStream):  # configured before
+        own = own.writer.stream
     if log_format == "auto":
-        log_format = "text" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
+        log_format = "text" if own.isatty() else "json"
+    handler = LineHandler(own, on_drop)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if stream is None:
+        own.flush()
+        sys.stderr = LineStream(handler.writer)
     if log_format == "json":
         logging.captureWarnings(True)
         sys.excepthook = _uncaught

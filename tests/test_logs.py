@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from predictors import logs
+from predictors import line_writer, logs
 
+PATIENCE_S = 60.0
 MOMENT = 1_700_000_000.25
 
 
@@ -28,19 +29,29 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
+def _logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
     before = root.handlers[:], root.level
     root.handlers.clear()  # those of pytest: `configure` would close them
     yield
     logging.captureWarnings(False)
+    for handler in root.handlers:
+        handler.close()
     root.handlers[:], root.level = before
     sys.excepthook, threading.excepthook = hooks
     root.manager._clear_cache()  # type: ignore[attr-defined]
 
 
+def flush() -> None:
+    """What was logged is written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     """The log, every line of which must be an object."""
+    flush()
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert all(isinstance(line, dict) for line in found)
     return found
@@ -84,8 +95,8 @@ def test_whatever_is_said_stays_on_one_ascii_line(odd: str) -> None:
     stream = io.StringIO()
     logs.configure("json", "info", stream)
     logging.getLogger("one").info("%s", odd, extra={"odd": odd, "set": {1}})
-    assert stream.getvalue().isascii()
     (line,) = lines(stream)
+    assert stream.getvalue().isascii()
     assert line["message"] == line["odd"] == odd
 
 
@@ -134,6 +145,7 @@ def test_auto_is_text_on_a_terminal_and_json_otherwise(
     assert logs.is_json() is is_json
     logging.getLogger("one").info("hello", extra={"rows": 1})
     if not is_json:
+        flush()
         text = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO one hello\n"
         assert re.fullmatch(text, stream.getvalue())
 
@@ -156,6 +168,126 @@ def test_a_library_that_writes_by_itself_goes_the_common_way_once_adopted() -> N
     library.warning("here")
     assert own.getvalue() == ""
     assert [line["message"] for line in lines(stream)] == ["here"]
+
+
+class Paper:
+    """Says what is written on it at the moment."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_line_says_what_was_true_when_it_was_logged(log_format: str) -> None:
+    stream, paper, names = io.StringIO(), Paper("then"), ["then"]
+    logs.configure(log_format, "info", stream)
+    logging.getLogger("one").info("%s %s", paper, names, extra={"names": names})
+    paper.words = names[0] = "later"
+    flush()
+    assert "then ['then']" in stream.getvalue()
+    assert "later" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_record_that_cannot_be_formatted_harms_nobody(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, complaints = io.StringIO(), io.StringIO()
+    logs.configure(log_format, "info", stream)
+    monkeypatch.setattr(sys, "stderr", complaints)
+    logging.getLogger("one").info("%d", "no number")
+    logging.getLogger("one").info("next")
+    flush()
+    assert stream.getvalue().count("\n") == 1
+    assert "next" in stream.getvalue()
+    assert "--- Logging error ---" in complaints.getvalue()
+
+
+def test_missing_lines_are_a_line_in_the_format_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line_writer, "MAX_LINES", 0)
+    stream, dropped = io.StringIO(), list[int]()
+    logs.configure("json", "info", stream, dropped.append)
+    for _ in range(3):
+        logging.getLogger("one").info("hello")
+    (note,) = lines(stream)
+    assert re.fullmatch(r"\d{4}-.*Z", note.pop("ts"))
+    assert note == {
+        "level": "warning",
+        "logger": "predictors.logs",
+        "message": "3 lines of the log are missing here: they came faster than they were read",
+        "dropped": 3,
+    }
+    assert dropped == [1, 1, 1]
+
+
+SHOUTING = """
+import logging, sys, threading, warnings
+from predictors import line_writer, logs
+logs.configure(sys.argv[1], "info")
+logs.configure(sys.argv[1], "info")
+logging.getLogger("one").info("logged")
+print("printed", file=sys.stderr)
+warnings.warn("warned", stacklevel=1)
+thread = threading.Thread(target=lambda: 1 // 0)
+thread.start()
+thread.join()
+logging.getLogger("one").info("logged again")
+sys.stderr.write("unfinished")
+raise KeyError("uncaught")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_process_that_ends_has_written_everything_in_order(log_format: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHOUTING, log_format],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    words = ("logged", "printed", "warned", "ZeroDivisionError", "logged again", "KeyError")
+    places = [done.stderr.find(word) for word in words]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "unfinished" in done.stderr
+
+
+STUCK = """
+import logging, os, signal, sys
+from predictors import line_writer, logs
+logs.configure("text", "info")
+logging.getLogger("one").info("%s", "x" * 200_000)
+print("logged", flush=True)
+end = sys.argv[1]
+if end == "exit":
+    sys.exit(3)
+elif end == "uncaught":
+    raise KeyError("uncaught")
+elif end == "shutdown":
+    logging.shutdown()
+    os._exit(3)
+elif end == "said":
+    sys.stderr.write("error: " + "y" * 200_000)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("exit", 3), ("uncaught", 1), ("shutdown", 3), ("said", 3)]
+)
+def test_a_process_ends_though_nobody_reads_its_stderr(end: str, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, end], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.wait(PATIENCE_S) == code
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_command_that_cannot_start_says_so_in_the_format_of_the_log() -> None:

@@ -62,7 +62,7 @@ class Server:
 def _rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both rooms and the server are stand-ins; logging is left as it was."""
     monkeypatch.setattr(server, "PredictorServer", Server)
-    monkeypatch.setattr(root.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(root.logs, "configure", lambda *_, **__: None)
     monkeypatch.setattr(root.logs, "adopt", lambda: None)
     monkeypatch.setattr(root, "ROOMS", dict.fromkeys(root.ROOMS, f"{__name__}:Room"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -11,44 +11,67 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
+from predictors.errors import NotFound, ServingError
+from predictors.protocol.faults import fault_of
+from predictors.protocol.grpc_methods import (
+    abort,
+    add_service,
+    answered,
+    call_of,
+    name_call,
+    parse_small,
+)
 from predictors.protocol.registry import Registry
 
 WATCH_S = 1.0  # how often a watched state is looked at: engines get ready on threads of their own
 
+SERVICE = "grpc.health.v1.Health"
+
+_Request = health_pb2.HealthCheckRequest
 _Status = health_pb2.HealthCheckResponse
 
 
 def add_health(server: grpc.aio.Server, registry: Registry, overall: str) -> None:
     """Serve `grpc.health.v1.Health`; `overall` is one more name for the whole server."""
-    servicer = HealthServicer(registry, frozenset({"", overall}))
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health = Health(registry, frozenset({"", overall}))
+    add_service(server, SERVICE, {"Check": health.check}, {"Watch": health.watch})
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class Health:
     """Check and Watch. Event loop only."""
 
     def __init__(self, registry: Registry, overall: frozenset[str]) -> None:
         self._registry = registry
         self._overall = overall
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def check(self, raw: bytes, context: Any) -> Any:
         """The state now; NOT_FOUND for a name that is neither the server nor a model."""
-        status = await self._status(request.service)
-        if status == _Status.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
-        return _Status(status=status)
+        return await answered(self._check(raw), context)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def watch(self, raw: bytes, context: Any) -> AsyncIterator[Any]:
         """The state now and whenever it has changed; SERVICE_UNKNOWN for an unknown name."""
+        call = call_of(context)
+        try:
+            service = _service(raw)
+        except ServingError as error:
+            await abort(context, fault_of(error), call)
+            return
+        name_call(context, call)
         last: int | None = None
         while True:
-            status = await self._status(request.service)
+            status = await self._status(service)
             if status != last:
                 last = status
                 yield _Status(status=status)
             await asyncio.sleep(WATCH_S)
+
+    async def _check(self, raw: bytes) -> Any:
+        status = await self._status(_service(raw))
+        if status == _Status.SERVICE_UNKNOWN:
+            raise NotFound("there is no such service")
+        return _Status(status=status)
 
     async def _status(self, service: str) -> int:
         if service in self._overall:
@@ -58,3 +81,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         else:
             return int(_Status.SERVICE_UNKNOWN)
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
+
+
+def _service(raw: bytes) -> str:
+    """The name that a request asks for; raises `InvalidRequest`."""
+    return str(parse_small(_Request, raw).service)

@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
 BACKLOG = 2048
+# a client that pings every 10 s is early at times by jitter; the third ping too early ends it
+MIN_PING_INTERVAL_MS = 5_000
+MAX_GRPC_STREAMS = 1024  # calls of one connection at once; the next ones wait in the client
 
 
 class HttpServer(uvicorn.Server):
@@ -225,8 +228,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
+                ("grpc.max_concurrent_streams", MAX_GRPC_STREAMS),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
             ]
         )
         add_inference(server, self.registry)

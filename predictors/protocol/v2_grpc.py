@@ -1,25 +1,35 @@
-"""V2 gRPC: the inference service and `grpc.health.v1`. Knows no model beyond `Served`.
+"""V2 gRPC: the inference service. Knows no model beyond `Served`.
 
-Our own servicer over KServe's messages: its own reloads an unready model on the event loop, turns
-"not ready" into UNKNOWN and drops doubles. What a caller does wrong here has the same words and the
-same reasons as over REST. The request id goes into the trailing metadata of every answer.
+Our own methods over KServe's messages: its own reload an unready model on the event loop, turn "not
+ready" into UNKNOWN and drop doubles. What a caller does wrong here has the same words and the same
+reasons as over REST.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 
-from predictors import __version__, logs
+from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
-from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
-from predictors.protocol.grpc_status import status_details
-from predictors.protocol.kserve_sdk import pb, pb_grpc
+from predictors.protocol.grpc_methods import (
+    Method,
+    abort,
+    add_service,
+    answered,
+    call_of,
+    name_call,
+    parse,
+    parse_small,
+)
+from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2_proto import decode_request
 from predictors.protocol.v2_proto_response import encode_response
@@ -35,51 +45,55 @@ from predictors.protocol.v2_rest import (
 access = logging.getLogger("predictors.access")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-DETAILS_KEY = "grpc-status-details-bin"
-RETRY_KEY = "retry-after"
 
 
 def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
     """Serve `inference.GRPCInferenceService`."""
-    servicer = InferenceServicer(registry)
-    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    add_service(server, SERVICE, InferenceMethods(registry).table())
 
 
-class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The service's methods, named as its protocol names them. Event loop only."""
+class InferenceMethods:
+    """The service's methods. Event loop only."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._logs = registry.settings.server.access_log
 
+    def table(self) -> dict[str, Method]:
+        """Each method by the name that its protocol gives it; it gets the raw message."""
+        cheap: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": (pb.ServerLiveRequest, self._server_live),
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+        }
+        found: dict[str, Method] = {"ModelInfer": self.model_infer}
+        for each, (kind, answer) in cheap.items():
+            found[each] = partial(self._cheap, kind, answer)
+        return found
+
+    async def _cheap(
+        self, kind: Any, answer: Callable[[Any], Awaitable[Any]], raw: bytes, context: Any
+    ) -> Any:
+        async def work() -> Any:
+            return await answer(parse_small(kind, raw))
+
+        return await answered(work(), context)
+
     # -- health and metadata ---------------------------------------------------------------------
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def _server_live(self, request: Any) -> Any:
         """False once an engine is dead or stalled."""
         return pb.ServerLiveResponse(live=self._registry.is_live())
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def _server_ready(self, request: Any) -> Any:
         """True while every model is warm and the server is not shutting down."""
         return pb.ServerReadyResponse(ready=await self._registry.all_ready())
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Name, version, extensions."""
+    async def _server_metadata(self, request: Any) -> Any:
         return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
-
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """True once this model is warm."""
-        return await self._plain(self._model_ready(request), context)
-
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Versions, inputs and outputs."""
-        return await self._plain(self._model_metadata(request), context)
-
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Put a model back into service, where the operator allows it."""
-        return await self._plain(self._load(request), context)
-
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Take a model out of service, where the operator allows it."""
-        return await self._plain(self._unload(request), context)
 
     async def _model_ready(self, request: Any) -> Any:
         model = self._registry.find(request.name, request.version)
@@ -104,19 +118,19 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             raise NotSupported(REPOSITORY_OFF)
 
     # -- inference -------------------------------------------------------------------------------
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def model_infer(self, raw: bytes, context: Any) -> Any:
         """One inference request; cancelled by gRPC when the client goes or its time is up."""
-        call = _call(context)
+        call = call_of(context)
         tally = Tally("v2_grpc", "infer", call)
         reason = "ok"
         try:
-            answer = await attempt(self._infer(tally, request, call, context.time_remaining()))
+            answer = await attempt(self._infer(tally, raw, call, context.time_remaining()))
             if isinstance(answer, Exception):
                 fault = self._fault(answer, call)
                 reason = fault.reason
                 tally.end(reason)  # before the caller can know
-                await _abort(context, fault, call)
-            _name(context, call)
+                await abort(context, fault, call)
+            name_call(context, call)
             return answer
         except asyncio.CancelledError:
             remaining = context.time_remaining()
@@ -126,16 +140,16 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             tally.end(reason)
             self._log(tally, reason, call)
 
-    async def _infer(self, tally: Tally, request: Any, call: Call, remaining: float | None) -> Any:
-        name = request.model_name
-        model = self._registry.find(name, request.model_version)
-        tally.model = name
+    async def _infer(self, tally: Tally, raw: bytes, call: Call, remaining: float | None) -> Any:
+        request = parse(pb.ModelInferRequest, raw)
+        model = self._registry.find(request.model_name, request.model_version)
+        tally.model = request.model_name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
             call.tighten(remaining)
-        self._registry.enter(name)
+        self._registry.enter(request.model_name)
         try:
             values = decode_request(request.SerializeToString())
             check_outputs(values, model)
@@ -143,15 +157,6 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             return encode_response(complete(response, values, call))
         finally:
             self._registry.leave()
-
-    # -- what every method shares ----------------------------------------------------------------
-    async def _plain(self, work: Awaitable[Any], context: Any) -> Any:
-        call = _call(context)
-        answer = await attempt(work)
-        if isinstance(answer, Exception):
-            await _abort(context, self._fault(answer, call), call)
-        _name(context, call)
-        return answer
 
     def _fault(self, error: Exception, call: Call) -> Fault:
         status = self._registry.settings.queue.overload_status
@@ -167,24 +172,3 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             }
             line = "ModelInfer %s %s %.1f ms %s"
             access.info(line, *facts.values(), extra={"method": "ModelInfer", **facts})
-
-
-async def _abort(context: Any, fault: Fault, call: Call) -> None:
-    """End the call with the fault's status; raises."""
-    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_HEADER, call.request_id)]
-    if fault.retry_after_s is not None:
-        trailing.append((RETRY_KEY, str(fault.retry_after_s)))
-        trailing.append((DETAILS_KEY, status_details(fault)))
-    await context.abort(fault.grpc_code, fault.message, tuple(trailing))
-
-
-def _name(context: Any, call: Call) -> None:
-    context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
-
-
-def _call(context: Any) -> Call:
-    pairs = context.invocation_metadata() or ()
-    headers = {key: value for key, value in pairs if isinstance(value, str)}
-    call = Call(headers, protocol="v2_grpc")
-    logs.request_id.set(call.request_id)  # the task is this call's own
-    return call

@@ -7,10 +7,10 @@ pass, `open` lets all pass. Ends with the server's exit code.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import threading
 
+from predictors import logs
 from predictors.protocol.server import PredictorServer
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, TaskPredictor, small_settings
@@ -36,7 +36,7 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logs.configure("text", "info")
     drain_timeout_s, linger_s = map(float, sys.argv[1:])
     settings = small_settings(server={"drain_timeout_s": drain_timeout_s, "linger_s": linger_s})
     held = ScriptedEngine(slots=1)

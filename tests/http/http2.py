@@ -1,0 +1,115 @@
+"""HTTP/2 frame by frame, for tests that count frames: gRPC's own client pings when it likes."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+
+from tests.http.echo import PATIENCE_S
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+ACK = END_STREAM = 1
+END_HEADERS = 4
+ENHANCE_YOUR_CALM = 11
+MAX_CONCURRENT_STREAMS = 3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+
+class Connection:
+    """A client's end. Frames of no interest to it are answered as they must be."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb")
+        self.settings: dict[int, int] = {}
+        sock.sendall(PREFACE)
+        self.send(SETTINGS)
+        while not self.settings:
+            self.receive()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def send(self, kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> None:
+        head = struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream)
+        self._sock.sendall(head + payload)
+
+    def receive(self) -> Frame:
+        """The next frame."""
+        head = self._file.read(9)
+        assert len(head) == 9, "the server closed the connection without a word"
+        size = int.from_bytes(head[:3], "big")
+        kind, flags, stream = struct.unpack(">BBI", head[3:])
+        frame = Frame(kind, flags, stream, self._file.read(size))
+        if kind == SETTINGS and not flags & ACK:
+            pairs = struct.iter_unpack(">HI", frame.payload)
+            self.settings |= dict(pairs)
+            self.send(SETTINGS, flags=ACK)
+        elif kind == PING and not flags & ACK:
+            self.send(PING, frame.payload, ACK)
+        return frame
+
+    def ping(self) -> bool:
+        """Ping; whether that was answered, not with the end of the connection."""
+        with suppress(ConnectionError):  # the server's last word can be read all the same
+            self.send(PING, b"12345678")
+        while True:
+            frame = self.receive()
+            if frame.kind == PING and frame.flags & ACK:
+                return True
+            if frame.kind == GOAWAY:
+                assert struct.unpack(">I", frame.payload[4:8])[0] == ENHANCE_YOUR_CALM
+                assert frame.payload[8:] == b"too_many_pings"
+                return False
+
+    def call(self, path: str, message: bytes) -> None:
+        """Begin a gRPC call on stream 1."""
+        headers = {
+            ":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost",
+            "te": "trailers", "content-type": "application/grpc",
+        }  # fmt: skip
+        block = b"".join(_literal(name) + _string(text) for name, text in headers.items())
+        self.send(HEADERS, block, END_HEADERS, 1)
+        self.send(DATA, struct.pack(">BI", 0, len(message)) + message, END_STREAM, 1)
+
+    def answer(self) -> bytes:
+        """The call's message, once its trailers have come."""
+        found = b""
+        while True:
+            frame = self.receive()
+            if frame.stream == 1 and frame.kind == DATA:
+                found += frame.payload
+            if frame.stream == 1 and frame.flags & END_STREAM and frame.kind in {DATA, HEADERS}:
+                return found[5:]
+
+
+@contextmanager
+def connect(port: int) -> Iterator[Connection]:
+    """A connection whose settings have been exchanged."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,
+        closing(Connection(sock)) as connection,
+    ):
+        yield connection
+
+
+def _literal(name: str) -> bytes:
+    return b"\x00" + _string(name)
+
+
+def _string(text: str) -> bytes:
+    assert len(text) < 127
+    return bytes([len(text)]) + text.encode("ascii")

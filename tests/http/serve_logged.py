@@ -1,0 +1,37 @@
+"""A server in a process of its own whose log is what `python -m predictors serve` writes.
+
+Prints its port as JSON once it is ready; ends with the server's exit code. The arguments are the
+most lines and bytes that may wait for stderr, and whether its model is `open` or `held`; each
+request that it accepts is a line of stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+
+from predictors import line_writer, logs, metrics
+from predictors.protocol.server import PredictorServer
+from tests.fakes import ScriptedEngine
+from tests.http.echo import PATIENCE_S, TaskPredictor, small_settings
+
+
+def announce(server: PredictorServer, model: TaskPredictor) -> None:
+    server.wait_started(PATIENCE_S)
+    model.host.wait_ready(PATIENCE_S)
+    sys.stdout.write(json.dumps(server.http_port) + "\n")
+    sys.stdout.flush()
+    while model.submitted.acquire():  # for as long as it takes: the test ends the process
+        sys.stdout.write("accepted\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    line_writer.MAX_LINES, line_writer.MAX_BYTES = map(int, sys.argv[1:3])
+    logs.configure("json", "info", on_drop=metrics.log_records_dropped_total.inc)
+    settings = small_settings()
+    model = TaskPredictor("echo", ScriptedEngine(gated=sys.argv[3] == "held"), settings)
+    own = PredictorServer([model], settings)
+    threading.Thread(target=announce, args=(own, model), daemon=True).start()
+    sys.exit(own.run())

@@ -1,0 +1,111 @@
+"""gRPC methods called with bytes that are no message, or with far too many of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from predictors.protocol.grpc_methods import MAX_SMALL_BYTES
+from predictors.protocol.kserve_sdk import pb
+from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
+from tests.http.log_lines import logged
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+METHODS = [method for service in (SERVICE, HEALTH) for method in service.methods]
+SMALL = [method for method in METHODS if method.name != "ModelInfer"]
+GARBAGE = {
+    "no message": b"\xff\xff\xff\xff",
+    "a field that ends too early": b"\x0a\x7fshort",
+    "field number 0": b"\x00\x00",
+    "an unknown wire type": b"\x0f",
+    "a group that never ends": b"\x0b" * 200,
+    "text": b"hello, is this thing on?",
+}
+
+Method = type(METHODS[0])
+
+
+@pytest.fixture(scope="module")
+def big() -> Iterator[Running]:
+    """A server that takes messages of 64 MiB."""
+    settings = small_settings(server={"max_body_bytes": 64 * 2**20})
+    with serving(echo("echo", settings), settings=settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def channel(big: Running) -> Iterator[grpc.Channel]:
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(big.grpc_target, options=options) as found:
+        yield found
+
+
+def failure(channel: grpc.Channel, method: Method, raw: bytes) -> grpc.RpcError:
+    """How a call with these bytes ends."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    ask = channel.unary_stream(path) if method.server_streaming else channel.unary_unary(path)
+    with pytest.raises(grpc.RpcError) as caught:
+        b"".join(ask(raw, timeout=PATIENCE_S))  # of a stream all, of another nothing comes
+    return caught.value
+
+
+def by_name(method: Method) -> str:
+    return str(method.name)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_garbage_is_the_callers_fault_in_plain_words(
+    channel: grpc.Channel, method: Method, garbage: bytes
+) -> None:
+    try:
+        method.input_type._concrete_class.FromString(garbage)
+    except Exception:  # noqa: BLE001
+        pass
+    else:
+        pytest.fail("this is a message")
+    with logged(logging.WARNING) as lines:
+        error = failure(channel, method, garbage)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == f"the message is not a valid {method.input_type.name}"
+    trailing = dict(error.trailing_metadata())
+    assert re.fullmatch("[0-9a-f]{32}", trailing["x-request-id"])
+    assert lines.text == ""
+
+
+@pytest.mark.parametrize("method", SMALL, ids=by_name)
+def test_a_large_message_where_a_name_is_asked_for_is_not_parsed(
+    channel: grpc.Channel, method: Method
+) -> None:
+    fields = b"\x50\x01" * 10_000_000  # each an unknown field, an object in memory
+    with logged(logging.WARNING) as lines:
+        error = failure(channel, method, fields)
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    name = method.input_type.name
+    assert error.details() == f"a {name} of 20000000 bytes; at most {MAX_SMALL_BYTES} are read"
+    assert "x-request-id" in dict(error.trailing_metadata())
+    assert lines.text == ""
+
+
+@pytest.mark.parametrize("method", METHODS, ids=by_name)
+def test_every_method_of_the_protocol_is_served(channel: grpc.Channel, method: Method) -> None:
+    assert failure(channel, method, b"\xff").code() != grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_every_answer_says_the_id_of_its_request(channel: grpc.Channel) -> None:
+    given = (("x-request-id", "mine"),)
+    for method in SMALL:
+        if method.server_streaming or method.name.startswith("Repository"):
+            continue
+        raw = (
+            pb.ModelReadyRequest(name="echo").SerializeToString() if "Model" in method.name else b""
+        )
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        _, call = channel.unary_unary(path).with_call(raw, timeout=PATIENCE_S, metadata=given)
+        assert dict(call.trailing_metadata())["x-request-id"] == "mine"
