@@ -47,6 +47,11 @@ class ServerProcess:
         """Where REST is."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id, once it was started."""
+        return None if self._process is None else self._process.pid
+
     def __enter__(self) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.port, self.grpc_port = self._held.enter_context(held_ports(2))

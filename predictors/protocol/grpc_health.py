@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2
 from predictors.errors import NotFound, ServingError
 from predictors.protocol.faults import fault_of
 from predictors.protocol.grpc_methods import (
+    RawMessage,
     abort,
     add_service,
     answered,
@@ -46,15 +47,15 @@ class Health:
         self._registry = registry
         self._overall = overall
 
-    async def check(self, raw: bytes, context: Any) -> Any:
+    async def check(self, message: RawMessage, context: Any) -> Any:
         """The state now; NOT_FOUND for a name that is neither the server nor a model."""
-        return await answered(self._check(raw), context)
+        return await answered(self._check(message), context)
 
-    async def watch(self, raw: bytes, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, message: RawMessage, context: Any) -> AsyncIterator[Any]:
         """The state now and whenever it has changed; SERVICE_UNKNOWN for an unknown name."""
         call = call_of(context)
         try:
-            service = _service(raw)
+            service = _service(message)
         except ServingError as error:
             await abort(context, fault_of(error), call)
             return
@@ -67,8 +68,8 @@ class Health:
                 yield _Status(status=status)
             await asyncio.sleep(WATCH_S)
 
-    async def _check(self, raw: bytes) -> Any:
-        status = await self._status(_service(raw))
+    async def _check(self, message: RawMessage) -> Any:
+        status = await self._status(_service(message))
         if status == _Status.SERVICE_UNKNOWN:
             raise NotFound("there is no such service")
         return _Status(status=status)
@@ -83,6 +84,6 @@ class Health:
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
 
 
-def _service(raw: bytes) -> str:
+def _service(message: RawMessage) -> str:
     """The name that a request asks for; raises `InvalidRequest`."""
-    return str(parse_small(_Request, raw).service)
+    return str(parse_small(_Request, message).service)

@@ -25,8 +25,27 @@ RETRY_KEY = "retry-after"
 MAX_SMALL_BYTES = 64 * 1024
 """Of a request that holds names at most."""
 
-Method = Callable[[bytes, Any], Awaitable[Any]]  # raw request and context to response message
-Stream = Callable[[bytes, Any], AsyncIterator[Any]]
+
+class RawMessage:
+    """The bytes of a request, for whoever takes them first.
+
+    gRPC keeps a call's arguments, and the frames that its failure passed through, until the garbage
+    collector comes by. They hold this instead of 64 MB.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def take(self) -> bytes:
+        """The bytes; empty from then on."""
+        raw, self._raw = self._raw, b""
+        return raw
+
+
+Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
+Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
 
 
 def add_service(
@@ -38,27 +57,25 @@ def add_service(
     """Serve these methods, which answer once, and `streams`, which answer many times."""
     once, often = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
     handlers = {
-        **{name: once(method, None, _serialised) for name, method in methods.items()},
-        **{name: often(stream, None, _serialised) for name, stream in (streams or {}).items()},
+        **{name: once(method, RawMessage, _serialised) for name, method in methods.items()},
+        **{
+            name: often(stream, RawMessage, _serialised) for name, stream in (streams or {}).items()
+        },
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
-def parse(kind: Any, raw: bytes) -> Any:
-    """The message of class `kind`; raises `InvalidRequest`."""
-    try:
-        return kind.FromString(raw)
-    except DecodeError as error:
-        raise InvalidRequest(f"the message is not a valid {kind.DESCRIPTOR.name}") from error
-
-
-def parse_small(kind: Any, raw: bytes) -> Any:
-    """The same for messages of a few names; raises `TooLarge` before it parses."""
+def parse_small(kind: Any, message: RawMessage) -> Any:
+    """A message of a few names; raises `TooLarge` before it parses, `InvalidRequest`."""
+    raw = message.take()
     if len(raw) > MAX_SMALL_BYTES:
         raise TooLarge(
             f"a {kind.DESCRIPTOR.name} of {len(raw)} bytes; at most {MAX_SMALL_BYTES} are read"
         )
-    return parse(kind, raw)
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is not a valid {kind.DESCRIPTOR.name}") from error
 
 
 async def answered(work: Awaitable[Any], context: Any) -> Any:
@@ -66,13 +83,15 @@ async def answered(work: Awaitable[Any], context: Any) -> Any:
     call = call_of(context)
     answer = await attempt(work)
     if isinstance(answer, Exception):
-        await abort(context, fault_of(answer, request_id=call.request_id), call)
+        fault, answer = fault_of(answer, request_id=call.request_id), None
+        await abort(context, fault, call)
     name_call(context, call)
     return answer
 
 
 async def abort(context: Any, fault: Fault, call: Call) -> None:
-    """End the call with the fault's status; raises."""
+    """End the call with the fault's status; raises. gRPC keeps the frames of whoever calls this:
+    they should not refer to the failure any more, whose own frames hold the request."""
     trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_HEADER, call.request_id)]
     if fault.retry_after_s is not None:
         trailing.append((RETRY_KEY, str(fault.retry_after_s)))

@@ -14,15 +14,18 @@ from typing import Protocol
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
-from predictors.protocol.body_reader import BytesInFlight
+from predictors.protocol.body_reader import BytesInFlight, Charge
 from predictors.protocol.faults import UNKNOWN_MODEL
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
+from predictors.workers.process import trim
 
 VERSION = "1"  # the one version of every model
 MAX_SHOWN = 64  # characters of a caller's own name that an error repeats
+TRIM_BYTES = 2**20  # of a request after which the C heap is trimmed
+TRIM_AFTER_S = 1.0
 
 
 class Reading(Protocol):
@@ -44,6 +47,7 @@ class Registry:
         self.workers = workers or make_workers(settings.server)
         self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
         self.readers: set[Reading] = set()
+        self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {model.name: model for model in models}
         self._withdrawn: set[str] = set()
         self._leaving = False
@@ -138,6 +142,17 @@ class Registry:
         except TimeoutError:
             return False
         return True
+
+    def end_of(self, charge: Charge) -> None:
+        """A request was answered: its bytes count no longer, and many are given back to the system
+        once nothing has been for a moment."""
+        if charge.num_bytes > TRIM_BYTES and self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
+        charge.close()
+
+    def _start_trim(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, trim)
 
     # -- life ------------------------------------------------------------------------------------
     def retire(self) -> None:

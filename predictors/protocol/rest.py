@@ -175,7 +175,7 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        self._charge.close()
+        self._registry.end_of(self._charge)
         if self._admitted:
             self._admitted = False
             self._registry.leave()

@@ -17,21 +17,24 @@ import grpc
 
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
+from predictors.protocol.body_reader import Charge, before
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.grpc_methods import (
     Method,
+    RawMessage,
     abort,
     add_service,
     answered,
     call_of,
     name_call,
-    parse,
     parse_small,
 )
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.registry import Registry
-from predictors.protocol.v2_proto import decode_request
+from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
+from predictors.protocol.v2 import V2Request
+from predictors.protocol.v2_proto import decode_request, model_of
 from predictors.protocol.v2_proto_response import encode_response
 from predictors.protocol.v2_rest import (
     EXTENSIONS,
@@ -42,6 +45,7 @@ from predictors.protocol.v2_rest import (
     metadata,
 )
 
+INLINE_BYTES = 16 * 1024  # of a message that is read on the event loop: 8,000 fields at most
 access = logging.getLogger("predictors.access")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -76,10 +80,10 @@ class InferenceMethods:
         return found
 
     async def _cheap(
-        self, kind: Any, answer: Callable[[Any], Awaitable[Any]], raw: bytes, context: Any
+        self, kind: Any, answer: Callable[[Any], Awaitable[Any]], message: RawMessage, context: Any
     ) -> Any:
         async def work() -> Any:
-            return await answer(parse_small(kind, raw))
+            return await answer(parse_small(kind, message))
 
         return await answered(work(), context)
 
@@ -118,16 +122,16 @@ class InferenceMethods:
             raise NotSupported(REPOSITORY_OFF)
 
     # -- inference -------------------------------------------------------------------------------
-    async def model_infer(self, raw: bytes, context: Any) -> Any:
+    async def model_infer(self, message: RawMessage, context: Any) -> Any:
         """One inference request; cancelled by gRPC when the client goes or its time is up."""
         call = call_of(context)
         tally = Tally("v2_grpc", "infer", call)
         reason = "ok"
         try:
-            answer = await attempt(self._infer(tally, raw, call, context.time_remaining()))
+            answer = await attempt(self._infer(tally, message, call, context.time_remaining()))
             if isinstance(answer, Exception):
                 fault = self._fault(answer, call)
-                reason = fault.reason
+                reason, answer = fault.reason, None
                 tally.end(reason)  # before the caller can know
                 await abort(context, fault, call)
             name_call(context, call)
@@ -140,23 +144,43 @@ class InferenceMethods:
             tally.end(reason)
             self._log(tally, reason, call)
 
-    async def _infer(self, tally: Tally, raw: bytes, call: Call, remaining: float | None) -> Any:
-        request = parse(pb.ModelInferRequest, raw)
-        model = self._registry.find(request.model_name, request.model_version)
-        tally.model = request.model_name
+    async def _infer(
+        self, tally: Tally, message: RawMessage, call: Call, remaining: float | None
+    ) -> Any:
+        raw = message.take()
+        charge = Charge(self._registry.bytes_in_flight)
+        try:
+            charge.add(len(raw))
+            return await self._infer_charged(tally, raw, call, remaining)
+        finally:
+            self._registry.end_of(charge)
+
+    async def _infer_charged(
+        self, tally: Tally, raw: bytes, call: Call, remaining: float | None
+    ) -> Any:
+        name, version = model_of(raw)
+        model = self._registry.find(name, version)
+        tally.model = name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
             call.tighten(remaining)
-        self._registry.enter(request.model_name)
+        self._registry.enter(name)
         try:
-            values = decode_request(request.SerializeToString())
+            values = await self._decoded(raw, call)
             check_outputs(values, model)
             response = await model.infer(values, call)
             return encode_response(complete(response, values, call))
         finally:
             self._registry.leave()
+
+    async def _decoded(self, raw: bytes, call: Call) -> V2Request:
+        if len(raw) <= INLINE_BYTES:
+            return decode_request(raw)
+        async with before(call.deadline, "the deadline passed while the message was read"):
+            workers = self._registry.workers
+            return await decode_large(workers, decode_request, raw, factor=MESSAGE_FACTOR)
 
     def _fault(self, error: Exception, call: Call) -> Fault:
         status = self._registry.settings.queue.overload_status

@@ -36,6 +36,7 @@ from predictors.protocol.v2_tensors import (
 )
 
 MAX_FIELDS = 2 * MAX_ELEMENTS  # of a message: a BYTES element is a field
+MAX_OUTER_FIELDS = 1024  # of a message, whatever is inside of them
 MAX_PARAMETERS = 256  # of a message, of an input, of an output
 
 _CONTENTS = {
@@ -74,6 +75,17 @@ class _Input:
     parameters: dict[str, Scalar | None] = field(default_factory=dict)
     contents: dict[str, list[object]] = field(default_factory=dict)
     has_contents: bool = False
+
+
+def model_of(raw: bytes) -> tuple[str, str]:
+    """Name and version of the model that a `ModelInferRequest` asks; only its outermost fields are
+    looked at. Raises as `decode_request`."""
+    reader = WireReader(raw, MAX_OUTER_FIELDS)
+    found = {1: "", 2: ""}
+    for number, wire, _, span in reader.fields(reader.whole):
+        if number in found and wire == LENGTH:
+            found[number] = reader.text(span)
+    return found[1], found[2]
 
 
 def decode_request(raw: bytes) -> V2Request:

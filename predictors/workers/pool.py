@@ -89,7 +89,11 @@ class Workers:
     async def run_within(self, task: str, *arguments: Any, memory_bytes: int = 0) -> Any:
         """The same for a caller who holds the memory already, see `memory`."""
         future = self.submit(task, *arguments, memory_bytes=memory_bytes)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # a failure refers to this frame, and the future to the failure: a circle of megabytes
+            del future
 
     @asynccontextmanager
     async def memory(self, num_bytes: int) -> AsyncIterator[None]:
@@ -182,6 +186,7 @@ class Workers:
                 connection.close()
                 connection = None
             self._done(index, waiting)
+            del waiting  # its arguments and its answer may be large
         if connection is not None:
             connection.close()
         self._end(index)

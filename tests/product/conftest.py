@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors.__main__ import build
+from predictors.protocol.tasks import make_workers
 from predictors.settings import FluxSettings, Settings
 from tests.http.echo import Running, serving, small_settings
 from tests.product.brake import wait_answered
@@ -31,11 +33,15 @@ def product_settings() -> Settings:
 def product() -> Iterator[Running]:
     """A ready server with models `flux` and `qwen-vl`; one for all tests of this folder."""
     settings = product_settings()
+    workers = make_workers(settings.server)
     models = [
-        build("flux", CHECKPOINTS / "shapes-flux", settings),
-        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings),
+        build("flux", CHECKPOINTS / "shapes-flux", settings, workers),
+        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings, workers),
     ]
-    with serving(*models, settings=settings, wait_ready=False) as running:  # type: ignore[arg-type]
+    with (
+        closing(workers),
+        serving(*models, settings=settings, wait_ready=False, workers=workers) as running,  # type: ignore[arg-type]
+    ):
         for model in models:
             model.host.wait_ready(START_S)
         yield running
