@@ -28,7 +28,7 @@ from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
-from predictors.protocol.http_protocol import BoundedProtocol
+from predictors.protocol.http_connection import HttpConnection
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
@@ -197,7 +197,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 on_scrape=self._on_scrape,
                 is_leaving=lambda: self.registry.is_leaving,
             ),
-            http=BoundedProtocol,
+            http=HttpConnection,
             ws="none",
             lifespan="off",
             log_config=None,
