@@ -75,6 +75,8 @@ class ServerSettings:
     """After SIGTERM, and `linger_s`, accepted work is finished for at most this long, then the rest is failed with 503."""
     keep_alive_s: float = 65.0
     """Idle HTTP connections are closed after this; longer than the usual load balancer's 60 s."""
+    write_timeout_s: float = 30.0
+    """A connection whose caller takes less than 1 KiB per second of its response, on average over so many seconds, is cut off and its request's place freed; 0 waits for ever."""
     max_body_bytes: int = 64 * 2**20
     """Largest request body or gRPC message; more is 413 / RESOURCE_EXHAUSTED."""
     repository_api: bool = False

@@ -20,10 +20,11 @@ import uvicorn
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from predictors.protocol.http_chunks import BadChunk, ChunkedBody
+from predictors.protocol.http_bodies import BadChunk, ChunkedBody, SizedBody
 from predictors.protocol.http_cycle import RequestCycle, refusal, scope_of
 from predictors.protocol.http_deadline import Deadline
 from predictors.protocol.http_heads import BadHead, Head, HeadReader
+from predictors.protocol.http_writes import WriteWatch
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ class Stage(enum.Enum):
     """What the next byte belongs to."""
 
     HEAD = enum.auto()
-    LENGTH = enum.auto()  # a body with a Content-Length
-    CHUNKS = enum.auto()
+    BODY = enum.auto()
     NEXT = enum.auto()  # the next request, not looked at before this one is answered
     CLOSING = enum.auto()  # nothing: no request is taken any more
 
@@ -54,6 +54,8 @@ class HttpConnection(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        write_timeout_s: float = 30.0,
     ) -> None:
         self._app = config.loaded_app
         self._keep_alive_s = config.timeout_keep_alive
@@ -66,8 +68,7 @@ class HttpConnection(asyncio.Protocol):
         self._stage = Stage.HEAD
         self._unread = bytearray()
         self._heads = HeadReader()
-        self._left = 0  # bytes of a body that are still to come
-        self._chunks = ChunkedBody()
+        self._body: SizedBody | ChunkedBody = SizedBody(0)
         self._thrown = 0  # bytes that were read and thrown away
         self._throws = DISCARD_BYTES  # how many may be
         self._cycle: RequestCycle | None = None
@@ -76,6 +77,8 @@ class HttpConnection(asyncio.Protocol):
         self.is_write_paused = False
         self._writable = asyncio.Event()
         self._deadline = Deadline(self._loop, self._too_slow)
+        self._write_timeout_s = write_timeout_s
+        self._writes: WriteWatch = None  # type: ignore[assignment]
 
     # -- asyncio ---------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -83,21 +86,24 @@ class HttpConnection(asyncio.Protocol):
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
         self._local, self._remote = get_local_addr(transport), get_remote_addr(transport)
+        self._writes = WriteWatch(self._loop, transport, self._write_timeout_s, transport.abort)
         self._deadline.set(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that its caller has gone."""
         self._server.connections.discard(self)
-        self._stage = Stage.CLOSING
+        self._stage, self._body = Stage.CLOSING, SizedBody(0)
         self._deadline.end()
+        self._writes.end()
         self._unread.clear()
         self._writable.set()
         self._disconnect()
 
     def data_received(self, data: bytes) -> None:
         """Take what came as far as the present message goes, and keep the rest."""
-        if self._stage is Stage.LENGTH and not self._unread and len(data) < self._left:
-            self._left -= len(data)
+        body = self._body
+        if isinstance(body, SizedBody) and len(data) < body.left and not self._unread:
+            body.left -= len(data)  # most of a large body comes this way, and is not copied twice
             self._add_body(data)
             return
         self._unread += data
@@ -107,16 +113,23 @@ class HttpConnection(asyncio.Protocol):
         """The caller reads slower than the application writes."""
         self.is_write_paused = True
         self._writable.clear()
+        self._writes.begin()
 
     def resume_writing(self) -> None:
         """The caller has caught up."""
         self.is_write_paused = False
         self._writable.set()
+        if not self._transport.is_closing():
+            self._writes.end()
+
+    def abort(self) -> None:
+        """End it now, whatever is still to be written."""
+        self._transport.abort()
 
     def shutdown(self) -> None:
         """uvicorn's word for: no further request."""
         if self._cycle is None or self._cycle.is_complete:
-            self._transport.close()
+            self._close_now()
         else:
             self._cycle.keeps_alive = False
 
@@ -127,13 +140,8 @@ class HttpConnection(asyncio.Protocol):
             if stage is Stage.HEAD:
                 if not self._read_head():
                     break
-            elif stage is Stage.LENGTH:
-                body = bytes(self._unread[: self._left])
-                del self._unread[: self._left]
-                self._left -= len(body)
-                self._add_body(body, is_last=not self._left)
-            elif stage is Stage.CHUNKS:
-                if not self._read_chunks():
+            elif stage is Stage.BODY:
+                if not self._read_body():
                     break
             elif stage is Stage.CLOSING:
                 self._throw(len(self._unread))
@@ -158,19 +166,19 @@ class HttpConnection(asyncio.Protocol):
         self._begin(head)
         return True
 
-    def _read_chunks(self) -> bool:
-        """Decode what there is; False if the rest has not come or must wait for the loop."""
+    def _read_body(self) -> bool:
+        """Take what there is of it; False if the rest has not come or must wait for the loop."""
         before = len(self._unread)
         cycle = self._cycle
         assert cycle is not None
         try:
-            body, self._is_held = self._chunks.take(self._unread)
+            body, self._is_held = self._body.take(self._unread)
         except BadChunk as error:
             self._break_off(cycle, 400, error.message)
             return False
         if self._is_held:
             self._loop.call_soon(self._go_on)
-        is_last = self._chunks.is_complete
+        is_last = self._body.is_complete
         if body or is_last:
             self._add_body(body, is_last=is_last)
         return len(self._unread) < before
@@ -214,10 +222,9 @@ class HttpConnection(asyncio.Protocol):
     def _begin(self, head: Head) -> None:
         cycle = self._cycle = RequestCycle(self, head)
         self._thrown, self._throws = 0, DISCARD_BYTES
-        if head.is_chunked:
-            self._stage, self._chunks = Stage.CHUNKS, ChunkedBody()
-        elif head.content_length:
-            self._stage, self._left = Stage.LENGTH, head.content_length
+        if head.is_chunked or head.content_length:
+            self._stage = Stage.BODY
+            self._body = ChunkedBody() if head.is_chunked else SizedBody(head.content_length)
         else:
             self._stage = Stage.NEXT
             cycle.more_body = cycle.is_asked_to_continue = False
@@ -241,35 +248,28 @@ class HttpConnection(asyncio.Protocol):
         self._stage = Stage.HEAD
         self._deadline.set(self._keep_alive_s)
 
-    # -- Wire ------------------------------------------------------------------------------------
+    # -- for the cycle, as `Wire` ----------------------------------------------------------------
     def write(self, raw: bytes | memoryview) -> None:
-        """See `Wire`."""
         self._transport.write(raw)
 
     async def drained(self) -> None:
-        """See `Wire`."""
         await self._writable.wait()
 
     def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        """See `Wire`."""
         return self._server.default_headers
 
     def can_stay(self) -> bool:
-        """See `Wire`."""
         if self._stage is Stage.NEXT:
             return True
-        cycle = self._cycle
-        if self._stage is not Stage.LENGTH or cycle is None or cycle.is_asked_to_continue:
+        if self._stage is not Stage.BODY or (self._cycle and self._cycle.is_asked_to_continue):
             return False  # who was not told to continue may or may not send the body
-        return self._left <= DISCARD_BYTES
+        return isinstance(self._body, SizedBody) and self._body.left <= DISCARD_BYTES
 
     def body_taken(self) -> None:
-        """See `Wire`."""
         if self._is_read_paused:
             self._pace()
 
     def response_complete(self) -> None:
-        """See `Wire`."""
         cycle = self._cycle
         assert cycle is not None
         self._server.total_requests += 1
@@ -309,17 +309,20 @@ class HttpConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Close once all is written, reading on for a while where the caller may still send."""
         if self._stage is Stage.NEXT and not self._unread:
-            self._transport.close()
+            self._close_now()
         else:
             self._linger()
+
+    def _close_now(self) -> None:
+        """Close once all is written, if that is read at all."""
+        self._transport.close()
+        self._writes.begin()
 
     def _linger(self) -> None:
         """Read on for a while: closing a socket with unread bytes would take the response back."""
         self._thrown = 0
-        self._throws = (
-            LINGER_BYTES if self._stage in (Stage.LENGTH, Stage.CHUNKS) else DISCARD_BYTES
-        )
-        self._stage = Stage.CLOSING
+        self._throws = LINGER_BYTES if self._stage is Stage.BODY else DISCARD_BYTES
+        self._stage, self._body = Stage.CLOSING, SizedBody(0)
         self._unread.clear()
         self._pace()
         if self._transport.can_write_eof():
@@ -329,7 +332,10 @@ class HttpConnection(asyncio.Protocol):
     def _too_slow(self) -> None:
         if self._stage is Stage.HEAD and self._cycle is None:
             self._refuse(408, f"the request's head took longer than {HEAD_TIMEOUT_S:g} s")
-        elif self._stage is Stage.CLOSING:
-            self._transport.abort()
+        elif self._stage is not Stage.CLOSING:
+            self._close_now()
+        elif self._transport.get_write_buffer_size():
+            self._deadline.set(LINGER_S)  # the response is still being read
+            self._writes.begin()
         else:
-            self._transport.close()
+            self._transport.abort()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.protocol import http_connection
-from predictors.protocol.http_chunks import CHUNKS_PER_CALL
+from predictors.protocol.http_bodies import CHUNKS_PER_CALL
 from predictors.protocol.http_heads import MAX_HEAD_BYTES
 from tests.protocol.http_doubles import Message, Talk, split, turns
 

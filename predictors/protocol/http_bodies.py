@@ -1,4 +1,5 @@
-"""The chunked coding of a request's body (RFC 9112, 7.1), decoded by strict rules. Knows no head.
+"""Where the body of a request ends: by its Content-Length, or by the chunked coding (RFC 9112,
+section 7.1), decoded by strict rules. Knows no head.
 
 Chunk extensions and trailers are checked and dropped. What the coding itself takes is bounded, and
 so is the work of one call: a body in one-byte chunks must not hold the event loop.
@@ -29,6 +30,25 @@ _TRAILER = re.compile(FIELD_LINE)
 
 class BadChunk(InvalidRequest):
     """The body breaks the coding: where it ends is not known."""
+
+
+class SizedBody:
+    """One body on its way, of so many bytes."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it was taken."""
+        return self.left == 0
+
+    def take(self, raw: bytearray) -> tuple[bytes, bool]:
+        """Like `ChunkedBody.take`."""
+        body = bytes(raw[: self.left])
+        del raw[: self.left]
+        self.left -= len(body)
+        return body, False
 
 
 class ChunkedBody:
