@@ -73,8 +73,10 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device import keep_code
     from predictors.compute.gpu_watch import watching
     from predictors.compute.profiling import Profiler
+    from predictors.protocol.http_places import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
 
+    raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, os.environ)
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]

@@ -24,6 +24,7 @@ from predictors.protocol.http_bodies import BadChunk, ChunkedBody, SizedBody
 from predictors.protocol.http_cycle import RequestCycle, refusal, scope_of
 from predictors.protocol.http_deadline import Deadline
 from predictors.protocol.http_heads import BadHead, Head, HeadReader
+from predictors.protocol.http_places import Places
 from predictors.protocol.http_writes import WriteWatch
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class HttpConnection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        write_timeout_s: float = 30.0,
+        places: Places,
+        write_timeout_s: float,
     ) -> None:
         self._app = config.loaded_app
         self._keep_alive_s = config.timeout_keep_alive
@@ -63,8 +65,7 @@ class HttpConnection(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
-        self._local: Any = None
-        self._remote: Any = None
+        self._addresses: tuple[Any, Any] = (None, None)  # ours and the caller's
         self._stage = Stage.HEAD
         self._unread = bytearray()
         self._heads = HeadReader()
@@ -77,21 +78,24 @@ class HttpConnection(asyncio.Protocol):
         self.is_write_paused = False
         self._writable = asyncio.Event()
         self._deadline = Deadline(self._loop, self._too_slow)
+        self._places = places
         self._write_timeout_s = write_timeout_s
         self._writes: WriteWatch = None  # type: ignore[assignment]
 
     # -- asyncio ---------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a head."""
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
-        self._local, self._remote = get_local_addr(transport), get_remote_addr(transport)
+        self._addresses = get_local_addr(transport), get_remote_addr(transport)
         self._writes = WriteWatch(self._loop, transport, self._write_timeout_s, transport.abort)
         self._deadline.set(HEAD_TIMEOUT_S)
+        if not self._places.enter(self):
+            self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that its caller has gone."""
         self._server.connections.discard(self)
+        self._places.leave(self)
         self._stage, self._body = Stage.CLOSING, SizedBody(0)
         self._deadline.end()
         self._writes.end()
@@ -110,20 +114,17 @@ class HttpConnection(asyncio.Protocol):
         self._read_on()
 
     def pause_writing(self) -> None:
-        """The caller reads slower than the application writes."""
         self.is_write_paused = True
         self._writable.clear()
         self._writes.begin()
 
     def resume_writing(self) -> None:
-        """The caller has caught up."""
         self.is_write_paused = False
         self._writable.set()
         if not self._transport.is_closing():
             self._writes.end()
 
     def abort(self) -> None:
-        """End it now, whatever is still to be written."""
         self._transport.abort()
 
     def shutdown(self) -> None:
@@ -163,6 +164,9 @@ class HttpConnection(asyncio.Protocol):
                 self._deadline.set(HEAD_TIMEOUT_S)
             return False
         self._deadline.clear()
+        if not self._places.begin(self, head):
+            self._turn_away()
+            return False
         self._begin(head)
         return True
 
@@ -229,7 +233,7 @@ class HttpConnection(asyncio.Protocol):
             self._stage = Stage.NEXT
             cycle.more_body = cycle.is_asked_to_continue = False
             cycle.event.set()
-        scope = scope_of(head, self._local, self._remote) | {"state": self._app_state.copy()}
+        scope = scope_of(head, *self._addresses) | {"state": self._app_state.copy()}
         task = self._loop.create_task(self._app(scope, cycle.receive, cycle.send))
         self._server.tasks.add(task)
         task.add_done_callback(partial(self._ended, cycle))
@@ -237,15 +241,15 @@ class HttpConnection(asyncio.Protocol):
     def _ended(self, cycle: RequestCycle, task: asyncio.Task[None]) -> None:
         """The application has returned: with a complete response, or there is none to come."""
         self._server.tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            log.error("the application failed", exc_info=error)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the application failed", exc_info=task.exception())
         if not cycle.is_complete and not cycle.is_disconnected:
             self._break_off(cycle, 500, "internal error")
 
     def _await_head(self) -> None:
         """The message before was read and answered: look at the next one."""
         self._stage = Stage.HEAD
+        self._places.wait(self)
         self._deadline.set(self._keep_alive_s)
 
     # -- for the cycle, as `Wire` ----------------------------------------------------------------
@@ -272,7 +276,6 @@ class HttpConnection(asyncio.Protocol):
     def response_complete(self) -> None:
         cycle = self._cycle
         assert cycle is not None
-        self._server.total_requests += 1
         cycle.body = bytearray()
         if self._transport.is_closing():
             return
@@ -287,10 +290,16 @@ class HttpConnection(asyncio.Protocol):
         self._pace()
 
     # -- the end ---------------------------------------------------------------------------------
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, *headers: bytes) -> None:
         """Answer what is no request, and close. No response may be under way."""
-        self._transport.write(refusal(status, message))
+        self._transport.write(refusal(status, message, *headers))
+        self._places.wait(self)
         self._linger()
+
+    def _turn_away(self) -> None:
+        self._refuse(
+            503, "the server has no place for another request; try again", b"retry-after: 1"
+        )
 
     def _break_off(self, cycle: RequestCycle, status: int, message: str) -> None:
         """End the present request: its body or its response has no end that could be found."""

@@ -12,19 +12,24 @@ from functools import partial
 import uvicorn
 
 from predictors.protocol.http_connection import HttpConnection
+from predictors.protocol.http_places import Places
 from predictors.protocol.rest_app import RestApp
 from predictors.settings import ServerSettings
 
 LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
 BACKLOG = 2048
+ADMIN_CONNECTIONS = 16
 
 
 class HttpServer(uvicorn.Server):
-    """Serves `app` on the sockets that `serve` is given, until `should_exit` is set."""
+    """Serves `app` on the sockets that `serve` is given, to `limit` connections at once, until
+    `should_exit` is set."""
 
-    def __init__(self, app: RestApp, settings: ServerSettings) -> None:
+    def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        connection = partial(HttpConnection, write_timeout_s=settings.write_timeout_s)
+        connection = partial(
+            HttpConnection, places=Places(limit), write_timeout_s=settings.write_timeout_s
+        )
         super().__init__(
             uvicorn.Config(
                 app,

@@ -27,7 +27,8 @@ from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
-from predictors.protocol.http_server import BACKLOG, LAST_WORDS_S, HttpServer
+from predictors.protocol.http_places import max_connections
+from predictors.protocol.http_server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
@@ -128,7 +129,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
-            http_server = self._http_server(routes)
+            limit = max_connections(self.settings.server.max_connections)
+            http_server = self._http_server(routes, limit)
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
@@ -166,7 +168,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             return _nothing
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
-        server = self._http_server(admin.routes())
+        server = self._http_server(admin.routes(), ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", self.settings.server.admin_host, self.admin_port)
 
@@ -176,7 +178,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute]) -> HttpServer:
+    def _http_server(self, routes: Sequence[BaseRoute], limit: int) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,
@@ -184,7 +186,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             on_scrape=self._on_scrape,
             is_leaving=lambda: self.registry.is_leaving,
         )
-        return HttpServer(app, own)
+        return HttpServer(app, own, limit)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:

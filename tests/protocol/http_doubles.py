@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from predictors.protocol.http_connection import HttpConnection
+from predictors.protocol.http_places import Places
 
 
 class Line(asyncio.Transport):
@@ -103,7 +104,7 @@ class Message:
 class Talk:
     """One connection with its application; made inside a running loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Places | None = None) -> None:
         self.seen: list[Message] = []
         self.state = ServerState()
         self.line = Line()
@@ -111,7 +112,10 @@ class Talk:
             self.answer, interface="asgi3", proxy_headers=False, log_config=None
         )
         config.load()
-        self.connection = HttpConnection(config, self.state, {}, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self.connection = HttpConnection(
+            config, self.state, {}, loop, places=places or Places(1000), write_timeout_s=30.0
+        )
         self.line.protocol = self.connection
         self.connection.connection_made(self.line)
 
