@@ -74,9 +74,11 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device import keep_code
     from predictors.compute.gpu_watch import watching
     from predictors.compute.profiling import Profiler
+    from predictors.protocol.http_places import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
 
+    raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_code(settings.compute, os.environ)
     workers = make_workers(settings.server)

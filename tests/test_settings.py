@@ -20,6 +20,8 @@ DEFAULTS = {
     "server.linger_s": 0.0,
     "server.drain_timeout_s": 300.0,
     "server.keep_alive_s": 65.0,
+    "server.max_connections": 0,
+    "server.write_timeout_s": 30.0,
     "server.max_body_bytes": 64 * 2**20,
     "server.repository_api": False,
     "server.access_log": True,

@@ -16,19 +16,19 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import grpc
-import uvicorn
 from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
-from predictors.protocol.http_protocol import BoundedProtocol
+from predictors.protocol.http_places import max_connections
+from predictors.protocol.http_server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai_models import openai_routes
 from predictors.protocol.registry import Registry
@@ -42,20 +42,9 @@ from predictors.workers.pool import Workers
 log = logging.getLogger(__name__)
 
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
-LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
-BACKLOG = 2048
 # a client that pings every 10 s is early at times by jitter; the third ping too early ends it
 MIN_PING_INTERVAL_MS = 5_000
 MAX_GRPC_STREAMS = 1024  # calls of one connection at once; the next ones wait in the client
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its own opinion on signals: the process has one owner."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing is captured."""
-        yield
 
 
 class PredictorServer(ModelServer):  # type: ignore[misc]
@@ -146,7 +135,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
-            http_server = self._http_server(routes)
+            limit = max_connections(self.settings.server.max_connections)
+            http_server = self._http_server(routes, limit)
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
@@ -162,7 +152,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             )
             await self._ending.wait()
             grpc_stopped = await self._linger(grpc_server)
-            await self._drain()
+            await self._drain(http_server)
             http_server.should_exit = True
             await end_admin()
             await http_task
@@ -186,7 +176,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             return _nothing
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
-        server = self._http_server(admin.routes())
+        server = self._http_server(admin.routes(), ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", self.settings.server.admin_host, self.admin_port)
 
@@ -196,28 +186,15 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute]) -> HttpServer:
+    def _http_server(self, routes: Sequence[BaseRoute], limit: int) -> HttpServer:
         own = self.settings.server
-        config = uvicorn.Config(
-            RestApp(
-                routes,
-                access_log=own.access_log,
-                on_scrape=self._on_scrape,
-                is_leaving=lambda: self.registry.is_leaving,
-            ),
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=int(own.keep_alive_s),
-            timeout_graceful_shutdown=int(LAST_WORDS_S),
-            backlog=BACKLOG,
+        app = RestApp(
+            routes,
+            access_log=own.access_log,
+            on_scrape=self._on_scrape,
+            is_leaving=lambda: self.registry.is_leaving,
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        return HttpServer(config)
+        return HttpServer(app, own, limit)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
@@ -269,7 +246,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._refuse()
         return stopped
 
-    async def _drain(self) -> None:
+    async def _drain(self, http_server: HttpServer) -> None:
         """Finish what was accepted, and fail what is left when time is up."""
         waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
         self._on_drain(self.registry.in_flight, waiting_s)
@@ -278,6 +255,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             log.warning("%d requests are cut off", self.registry.in_flight)
             hosts = (getattr(model, "host", None) for model in self.registry.models.values())
             await _all_in_threads([partial(h.drain, 0.0) for h in hosts if h is not None])
+            http_server.cut_off()
             await self.registry.wait_idle(LAST_WORDS_S)
 
     async def _each_model(self, verb: str) -> None:

@@ -1,0 +1,201 @@
+"""One HTTP request and its response, as ASGI's `receive` and `send`. Knows no socket beyond `Wire`
+and no byte of the request's framing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import re
+import urllib.parse
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Protocol
+
+import orjson
+
+from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
+from predictors.protocol.http_heads import Head
+
+WRITE_BYTES = 256 * 1024  # at once: a caller that does not read holds no more in the server
+NO_BODY = frozenset({204, 304})
+
+_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
+
+
+STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
+
+
+def scope_of(head: Head, server: object, client: object) -> dict[str, Any]:
+    """ASGI's words for a head."""
+    path = head.path.decode("ascii")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": head.version,
+        "server": server,
+        "client": client,
+        "scheme": "http",
+        "method": head.method,
+        "root_path": "",
+        "path": urllib.parse.unquote(path) if "%" in path else path,
+        "raw_path": head.path,
+        "query_string": head.query,
+        "headers": head.headers,
+    }
+
+
+def refusal(status: int, message: str, *headers: bytes) -> bytes:
+    """A whole response to what is no request or comes at a bad time; its connection ends."""
+    body = orjson.dumps({"error": message})
+    lines = [
+        STATUS_LINES[status],
+        b"content-type: application/json\r\n",
+        b"content-length: %d\r\n" % len(body),
+        b"%s: %s\r\n" % (REQUEST_ID_HEADER.encode(), clean_request_id(None).encode()),
+        *(header + b"\r\n" for header in headers),
+        b"connection: close\r\n\r\n",
+    ]
+    return b"".join(lines) + body
+
+
+class Wire(Protocol):
+    """What a cycle needs of its connection. Event loop only."""
+
+    is_write_paused: bool
+
+    def write(self, raw: bytes | memoryview) -> None:
+        """Send `raw`, or keep it until the caller has read enough."""
+
+    async def drained(self) -> None:
+        """Return once more may be written, or nothing ever will be."""
+
+    def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """Headers of every response."""
+
+    def can_stay(self) -> bool:
+        """Whether the connection may take another request after this response."""
+
+    def body_taken(self) -> None:
+        """The application has taken what there was of the body."""
+
+    def response_complete(self) -> None:
+        """The last byte was written."""
+
+
+class RequestCycle:
+    """Event loop only. The connection appends to `body`, clears `more_body` and sets `event`."""
+
+    def __init__(self, wire: Wire, head: Head) -> None:
+        self._wire = wire
+        self._has_body = head.method != "HEAD"
+        self._may_chunk = head.version == "1.1"
+        self.is_asked_to_continue = head.expects_continue
+        self.keeps_alive = head.keeps_alive
+        self.body = bytearray()
+        self.more_body = True
+        self.event = asyncio.Event()
+        self.is_disconnected = False
+        self.is_started = False
+        self.is_complete = False
+        self._chunks = False
+        self._left: int | None = None  # bytes that Content-Length still promises
+
+    # -- ASGI ------------------------------------------------------------------------------------
+    async def receive(self) -> MutableMapping[str, Any]:
+        """The body so far; then nothing until the caller leaves or the response is complete."""
+        if self.is_asked_to_continue and not self.is_disconnected:
+            self.is_asked_to_continue = False
+            self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self.is_disconnected and not self.is_complete:
+            await self.event.wait()
+            self.event.clear()
+        if self.is_disconnected or self.is_complete:
+            return {"type": "http.disconnect"}
+        body = bytes(self.body)
+        if body:
+            self.body = bytearray()
+            self._wire.body_taken()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Write a part of the response; waits while the caller does not read."""
+        if self._wire.is_write_paused and not self.is_disconnected:
+            await self._wire.drained()
+        if self.is_disconnected:
+            return
+        expected = "http.response.body" if self.is_started else "http.response.start"
+        if self.is_complete or message["type"] != expected:
+            raise RuntimeError(f"{message['type']!r} was sent instead of {expected!r}")
+        if not self.is_started:
+            self._start(message["status"], message.get("headers", ()))
+            return
+        body: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if body and self._has_body:
+            await self._write_body(body)
+        if not more and not self.is_disconnected:
+            self._finish()
+
+    # -- the response ----------------------------------------------------------------------------
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.keeps_alive = self.keeps_alive and self._wire.can_stay()
+        self.is_started = True
+        lines = [STATUS_LINES[status]]
+        for name, value in (*self._wire.default_headers(), *headers):
+            if _UNSAFE.search(value) or _UNSAFE.search(name):
+                raise RuntimeError(f"header {name!r} of the response has a control character")
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                self.keeps_alive = self.keeps_alive and value != b"close"
+                continue
+            elif name == b"transfer-encoding":
+                continue  # the framing is ours
+            lines += (name, b": ", value, b"\r\n")
+        self._has_body = self._has_body and status not in NO_BODY
+        if not self._has_body:
+            self._left = None
+        elif self._left is None:
+            self._chunks = self._may_chunk
+            self.keeps_alive = self.keeps_alive and self._may_chunk
+            if self._chunks:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n" if self.keeps_alive else b"connection: close\r\n\r\n")
+        self._wire.write(b"".join(lines))
+
+    async def _write_body(self, body: bytes) -> None:
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0:
+                raise RuntimeError("the response is longer than its Content-Length")
+        if len(body) <= WRITE_BYTES:
+            self._wire.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunks else body)
+            return
+        if self._chunks:
+            self._wire.write(b"%x\r\n" % len(body))
+        view = memoryview(body)
+        for begin in range(0, len(body), WRITE_BYTES):
+            if self._wire.is_write_paused:
+                await self._wire.drained()
+            if self.is_disconnected:
+                return
+            self._wire.write(view[begin : begin + WRITE_BYTES])
+        if self._chunks:
+            self._wire.write(b"\r\n")
+
+    def _finish(self) -> None:
+        if self._left:
+            raise RuntimeError(f"the response is {self._left} bytes short of its Content-Length")
+        if self._chunks:
+            self._wire.write(b"0\r\n\r\n")
+        self.is_complete = True
+        self.event.set()
+        self._wire.response_complete()

@@ -1,0 +1,211 @@
+"""Heads of HTTP/1 requests: one whole head in, checked by strict rules, one `Head` out. Reads no
+socket and no body.
+
+Two servers that read the same bytes differently can be made to disagree where a request ends. So
+nothing is guessed here: what RFC 9112 leaves to a recipient's goodwill is refused. Every check is
+linear in the head's length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from predictors.errors import InvalidRequest
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 256
+MAX_EMPTY_LINES = 4  # before a request line; RFC 9112, 2.2 asks for tolerance of one
+MAX_LENGTH_DIGITS = 18
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
+FIELD_LINE = TOKEN + b":" + FIELD_VALUE + rb"\r\n"
+
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
+_HEAD = re.compile(_REQUEST_LINE.pattern + rb"((?:" + FIELD_LINE + rb")*+)\r\n")
+_FIELD_LINE = re.compile(FIELD_LINE)
+# control characters, CR without LF, LF without CR; a CR at the very end may still get its LF
+_STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~\-]+)?\]|(?:[0-9A-Za-z._~!$&'()*+;=\-]|%[0-9A-Fa-f]{2})+)"
+    rb"(?::[0-9]{0,5})?"
+)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
+
+NO_HTTP = "this is not an HTTP/1.1 request"
+
+
+class BadHead(InvalidRequest):
+    """A head that is refused with `status`; nothing that follows it can be read."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Head(NamedTuple):
+    """What a request line and its header lines say. Header names are lower-case."""
+
+    method: str
+    path: bytes  # still percent-encoded
+    query: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
+    content_length: int  # 0 without
+    is_chunked: bool
+    keeps_alive: bool
+    expects_continue: bool
+
+
+def parse_head(raw: bytes) -> Head:
+    """The head from request line to empty line, both included; raises `BadHead`."""
+    match = _HEAD.fullmatch(raw)
+    if match is None:
+        raise BadHead(_what_is_wrong(raw))
+    method, target, minor, block = match.groups()
+    lines = block.split(b"\r\n")
+    if len(lines) > MAX_HEADERS + 1:
+        raise BadHead(f"the request has more than {MAX_HEADERS} header lines", 431)
+    headers: list[tuple[bytes, bytes]] = []
+    framing: dict[bytes, list[bytes]] = {}
+    del lines[-1]  # empty: behind the last line's end
+    for line in lines:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        headers.append((name, value))
+        if name in _FRAMING:
+            framing.setdefault(name, []).append(value)
+    version = "1.1" if minor == b"1" else "1.0"
+    host = _read_host(framing.get(b"host", []), version)
+    if method == b"CONNECT":
+        raise BadHead("CONNECT is not offered: this server is no proxy", 501)
+    path, query, authority = _read_target(target, host)
+    if host is None and authority is not None:
+        headers.append((b"host", authority))
+    is_chunked = _read_coding(framing, version)
+    expects_continue = _read_expectation(framing.get(b"expect"), version)
+    keeps_alive = version == "1.1"
+    for value in framing.get(b"connection", ()):
+        keeps_alive = keeps_alive and b"close" not in map(bytes.strip, value.lower().split(b","))
+    return Head(
+        method.decode("ascii"),
+        path,
+        query,
+        version,
+        headers,
+        _read_length(framing.get(b"content-length")),
+        is_chunked,
+        keeps_alive,
+        expects_continue,
+    )
+
+
+class HeadReader:
+    """Finds one head after the other at the front of what a connection has received."""
+
+    def __init__(self) -> None:
+        self._searched = 0  # bytes that were looked through already
+        self._skipped = 0  # empty lines before the present head
+
+    def take(self, unread: bytearray) -> Head | None:
+        """Remove a whole head from the front; None when it is not all there. Raises `BadHead`,
+        also for an unfinished head that can't become a good one.
+        """
+        if unread.startswith(b"\r\n"):
+            self._skip_empty_lines(unread)
+        end = unread.find(b"\r\n\r\n", max(0, self._searched - 3)) + 4
+        if end > MAX_HEAD_BYTES or (end < 4 and len(unread) >= MAX_HEAD_BYTES):
+            raise BadHead(f"the request's head is larger than {MAX_HEAD_BYTES} bytes", 431)
+        if end < 4:
+            self._check_unfinished(unread)
+            self._searched = len(unread)
+            return None
+        raw = bytes(unread[:end])
+        del unread[:end]
+        self._searched = self._skipped = 0
+        return parse_head(raw)
+
+    def _skip_empty_lines(self, unread: bytearray) -> None:
+        while unread.startswith(b"\r\n"):
+            del unread[:2]
+            self._skipped += 1
+            if self._skipped > MAX_EMPTY_LINES:
+                raise BadHead(f"{NO_HTTP}: it begins with empty lines")
+        self._searched = 0
+
+    def _check_unfinished(self, unread: bytearray) -> None:
+        if _STRAY.search(unread, max(0, self._searched - 1)):
+            raise BadHead(NO_HTTP)
+        line_end = unread.find(b"\n", self._searched)
+        if line_end >= 0 and unread.find(b"\n") == line_end and not _REQUEST_LINE.match(unread):
+            raise BadHead(NO_HTTP)
+
+
+def _what_is_wrong(raw: bytes) -> str:
+    line_end = raw.find(b"\r\n") + 2
+    if _STRAY.search(raw) or not _REQUEST_LINE.fullmatch(raw[:line_end]):
+        return NO_HTTP
+    return f"{NO_HTTP}: a header line is not a name, a colon and a value on one line"
+
+
+def _read_host(values: list[bytes], version: str) -> bytes | None:
+    if len(values) > 1 or (not values and version == "1.1"):
+        raise BadHead(f"a request must have one Host header, this one has {len(values)}")
+    if not values:
+        return None
+    if not _HOST.fullmatch(values[0]):
+        raise BadHead("the Host header must be a host name or address with or without a port")
+    return values[0]
+
+
+def _read_target(target: bytes, host: bytes | None) -> tuple[bytes, bytes, bytes | None]:
+    """Path, query, and the authority where the target names one, which must be that of `host`."""
+    authority = None
+    if not target.startswith(b"/"):
+        match = _ABSOLUTE.fullmatch(target)
+        if match is not None:
+            authority, rest = match.groups()
+            if not _HOST.fullmatch(authority):
+                raise BadHead("the request's target names no valid host")
+            if host is not None and authority.lower() != host.lower():
+                raise BadHead("the request's target and its Host header name different hosts")
+            target = rest if rest.startswith(b"/") else b"/" + rest
+        elif target != b"*":
+            raise BadHead("the request's target must be a path")
+    if b"#" in target:
+        raise BadHead("the request's target must not have a fragment")
+    path, _, query = target.partition(b"?")
+    return path, query, authority
+
+
+def _read_length(values: list[bytes] | None) -> int:
+    if values is None:
+        return 0
+    if len(values) > 1:
+        raise BadHead(f"a request must have one Content-Length at most, this one has {len(values)}")
+    if not values[0].isdigit() or len(values[0]) > MAX_LENGTH_DIGITS:
+        raise BadHead(f"Content-Length must be a number of at most {MAX_LENGTH_DIGITS} digits")
+    return int(values[0])
+
+
+def _read_coding(framing: dict[bytes, list[bytes]], version: str) -> bool:
+    values = framing.get(b"transfer-encoding")
+    if values is None:
+        return False
+    if b"content-length" in framing:
+        raise BadHead("a request must not have both Content-Length and Transfer-Encoding")
+    if version == "1.0":
+        raise BadHead("an HTTP/1.0 request must not have a Transfer-Encoding")
+    if [value.lower() for value in values] != [b"chunked"]:
+        raise BadHead("the one Transfer-Encoding that is understood is 'chunked'")
+    return True
+
+
+def _read_expectation(values: list[bytes] | None, version: str) -> bool:
+    if values is None or version == "1.0":
+        return False
+    if [value.lower() for value in values] != [b"100-continue"]:
+        raise BadHead("the one expectation that can be met is '100-continue'", 417)
+    return True

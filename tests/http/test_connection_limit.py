@@ -1,0 +1,95 @@
+"""More sockets than the process may have: who has a request is served, and probes always are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.http.echo import PATIENCE_S, infer_body
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = 200
+CROWD = 400
+HALF_A_HEAD = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\n"
+HALF_A_BODY = HALF_A_HEAD + b"content-length: 1000\r\n\r\n{"
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server in a process that may open 200 files."""
+    command = f"ulimit -n {FILES} && exec {sys.executable} tests/http/serve_held.py 60 0"
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        ports = json.loads(process.stdout.readline())
+        process.stdin.write("open\n")
+        process.stdin.flush()
+        yield ports[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def crowd(port: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections that have sent this much."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * CROWD:
+        pytest.skip("the tests may not open as many files")
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for _ in range(CROWD):
+            sock = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+            sockets.append(stack.enter_context(sock))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(sent)
+        yield sockets
+
+
+def ask(port: int, path: str) -> int:
+    """The status, on a connection of its own."""
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S).status_code
+
+
+def infer(port: int) -> httpx.Response:
+    url = f"http://127.0.0.1:{port}/v2/models/echo/infer"
+    return httpx.post(url, json=infer_body("mine"), timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEAD], ids=["idle", "half a head"])
+def test_who_waits_makes_room_for_who_asks(port: int, sent: bytes) -> None:
+    with crowd(port, sent):
+        for _ in range(20):
+            assert ask(port, "/v2/health/live") == 200
+            assert infer(port).json()["outputs"][0]["data"] == ["mine"]
+
+
+def test_while_all_are_busy_probes_are_answered_and_others_told_to_come_back(port: int) -> None:
+    with crowd(port, HALF_A_BODY):
+        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/echo/ready", "/metrics"):
+            assert ask(port, path) == 200
+        refused = infer(port)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["connection"] == "close"
+        assert "no place" in refused.json()["error"]
+    while infer(port).status_code == 503:
+        ask(port, "/v2/health/live")  # until the server has seen them go
+    assert infer(port).status_code == 200
