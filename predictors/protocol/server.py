@@ -26,6 +26,7 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.access import Access
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
 from predictors.protocol.http_protocol import BoundedProtocol
@@ -143,7 +144,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
-            http_server = self._http_server(routes)
+            own = self.settings.server
+            http_server = self._http_server(routes, Access(own.host, own.allowed_hosts))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
@@ -181,9 +183,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             return _nothing
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
-        server = self._http_server(admin.routes())
+        own = self.settings.server
+        access = Access(own.admin_host, own.allowed_hosts, pages=False)
+        server = self._http_server(admin.routes(), access)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("admin on %s: HTTP %d", self.settings.server.admin_host, self.admin_port)
+        log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
         async def end() -> None:
             server.should_exit = True
@@ -191,7 +195,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute]) -> HttpServer:
+    def _http_server(self, routes: Sequence[BaseRoute], access: Access) -> HttpServer:
         own = self.settings.server
         config = uvicorn.Config(
             RestApp(
@@ -199,6 +203,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 access_log=own.access_log,
                 on_scrape=self._on_scrape,
                 is_leaving=lambda: self.registry.is_leaving,
+                access=access,
             ),
             http=BoundedProtocol,
             ws="none",
