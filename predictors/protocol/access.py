@@ -45,27 +45,29 @@ class Access:
         self._checks_host = is_checked and "*" not in self._allowed
         self._known = {""}  # HTTP/1.0 has no Host, and a browser always one
 
-    def check(
+    def refusal(
         self, headers: Mapping[str, str], raw: Sequence[tuple[bytes, bytes]], path: str
-    ) -> None:
-        """Raise `Forbidden` or `Misdirected`. `raw` are the same headers, doubles included."""
+    ) -> Forbidden | None:
+        """What the request is refused with. `raw` are the same headers, doubles included."""
         has_origin, host = "origin" in headers, headers.get("host", "")
         is_known = not self._checks_host or host in self._known
         if (is_known and not has_origin) or _OPEN.fullmatch(path):
-            return
-        if not is_known:
-            self._check_host(host)
+            return None
+        if not is_known and not self._knows(host):
+            return Misdirected(UNKNOWN_HOST)
         if has_origin:
             origins = [value for name, value in raw if name == b"origin"]
             if not self._pages or len(origins) != 1 or not _is_same(headers["origin"], host):
-                raise Forbidden(FOREIGN)
+                return Forbidden(FOREIGN)
+        return None
 
-    def _check_host(self, host: str) -> None:
+    def _knows(self, host: str) -> bool:
         found = _AUTHORITY.fullmatch(host)
         if found is None or not self._is_ours(_name(found[1])):
-            raise Misdirected(UNKNOWN_HOST)
+            return False
         if len(self._known) < _MAX_KNOWN:
             self._known.add(host)
+        return True
 
     def _is_ours(self, name: str) -> bool:
         if _is_loopback(name) or name in self._allowed:  # by loopback a port-forward comes

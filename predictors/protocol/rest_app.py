@@ -99,7 +99,11 @@ class RestApp:
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
-        error = await attempt(self._route(scope, receive, send_named))
+        error: Exception | None = None
+        if self._access is not None:
+            error = self._access.refusal(call, scope["headers"], scope["path"])
+        if error is None:
+            error = await attempt(self._router(scope, receive, send_named))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:
@@ -108,11 +112,6 @@ class RestApp:
                 await send_reply(send_named, reply)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
-
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._access is not None:
-            self._access.check(scope[CALL_KEY], scope["headers"], scope["path"])
-        await self._router(scope, receive, send)
 
     async def _no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer `GET /v2/` as `GET /v2`. What may be a command has one spelling: whoever guards

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from predictors.errors import Forbidden, Misdirected, ServingError
+from predictors.errors import Forbidden, Misdirected
 from predictors.protocol.access import Access
 from predictors.settings import InvalidSetting
 
@@ -14,16 +14,13 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 def verdict(
     access: Access, host: str | None, *origins: str, path: str = INFER
-) -> type[ServingError] | None:
+) -> type[Forbidden] | None:
     """What a request with these headers is refused with."""
     raw = [(b"host", host.encode("latin-1"))] if host is not None else []
     raw += [(b"origin", origin.encode("latin-1")) for origin in origins]
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-    try:
-        access.check(headers, raw, path)
-    except ServingError as error:
-        return type(error)
-    return None
+    refusal = access.refusal(headers, raw, path)
+    return None if refusal is None else type(refusal)
 
 
 SAME = [
