@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from predictors import logs
 from predictors.base import Answer, BasePredictor
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response
@@ -62,7 +62,7 @@ def main() -> int:
     """Serve until a signal."""
     settings = Settings()
     server = replace(settings.server, port=int(sys.argv[1]), grpc_port=-1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure("text", "info")
     settings = replace(settings, server=server)
     return int(PredictorServer([Echo(settings)], settings).run())
 

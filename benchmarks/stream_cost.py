@@ -153,7 +153,7 @@ def serve_bare(port: int, kind: str) -> None:
 async def ask(port: int, body: bytes) -> bytes:
     """One request on a connection of its own; the whole answer, head included."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n"
     head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     answer = bytearray()

@@ -5,6 +5,8 @@ code, no model.
     ├── InvalidRequest          the caller asked for something that can never be answered
     │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
     │   └── UnsupportedMedia    ... because of its content type or encoding
+    ├── Forbidden               a web page of another origin asks
+    │   └── Misdirected         ... or the request is for a host that this server is not
     ├── NotFound                no such model, version or route
     ├── NotSupported            a route or operation that this server names but does not offer
     ├── Overloaded              the queue is full now; later may work
@@ -70,6 +72,16 @@ class TooLarge(InvalidRequest):
 
 class UnsupportedMedia(InvalidRequest):
     """The body's content type or encoding is not one that is understood."""
+
+
+class Forbidden(ServingError):
+    """Whoever asks may not ask: a web page that is not served here."""
+
+    reason = "forbidden"
+
+
+class Misdirected(Forbidden):
+    """The request's `Host` is not a name of this server."""
 
 
 class NotFound(ServingError):

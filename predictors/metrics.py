@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
 REASONS = (
-    "ok", "invalid_input", "too_large", "not_found", "not_supported", "queue_full", "deadline", "cancelled",
+    "ok", "invalid_input", "too_large", "forbidden", "not_found", "not_supported", "queue_full", "deadline", "cancelled",
     "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
@@ -91,7 +91,7 @@ gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["d
 gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
 gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process; the log has their numbers.", ["device", "kind"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
-log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Lines of the log that were dropped since nobody read them fast enough.")
+log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Lines of the log that were dropped: they came faster than stderr was read.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; what is running.", ["model", "version", "torch", "device", "dtype"])
 
 _PER_MODEL = (

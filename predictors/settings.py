@@ -61,6 +61,8 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     """Address that REST and gRPC bind. The image and the chart set 0.0.0.0; nothing else should."""
+    allowed_hosts: str = ""
+    """Names, comma-separated and without ports, that a request's `Host` may have besides localhost and loopback addresses; `*.example.com` allows what is below it, `*` any. Others are refused with 421, but for probes and `/metrics`. Empty: only loopback names where `host` is loopback, else any."""
     port: int = 8080
     """HTTP port; 0 takes a free one."""
     grpc_port: int = 8081

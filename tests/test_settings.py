@@ -13,6 +13,7 @@ from predictors.settings import ALIASES, CHOICES, LEAST, InvalidSetting, Setting
 
 DEFAULTS = {
     "server.host": "127.0.0.1",
+    "server.allowed_hosts": "",
     "server.port": 8080,
     "server.grpc_port": 8081,
     "server.admin_port": -1,

@@ -9,6 +9,8 @@ rest. `Tally` counts, logs and traces a request exactly once, however it ends.
     InvalidRequest     400         INVALID_ARGUMENT    -
     TooLarge           413         RESOURCE_EXHAUSTED  content_too_large
     UnsupportedMedia   415         INVALID_ARGUMENT    unsupported_media_type
+    Forbidden          403         PERMISSION_DENIED   forbidden
+    Misdirected        421         PERMISSION_DENIED   misdirected_request
     NotFound           404         NOT_FOUND           not_found
     NotSupported       501         UNIMPLEMENTED       not_supported
     Overloaded         503 or 429  RESOURCE_EXHAUSTED  server_overloaded
@@ -71,6 +73,8 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
         415, _Code.INVALID_ARGUMENT, _CALLER, "unsupported_media_type"
     ),
     errors.InvalidRequest: Rendering(400, _Code.INVALID_ARGUMENT, _CALLER, None),
+    errors.Misdirected: Rendering(421, _Code.PERMISSION_DENIED, _CALLER, "misdirected_request"),
+    errors.Forbidden: Rendering(403, _Code.PERMISSION_DENIED, _CALLER, "forbidden"),
     errors.NotFound: Rendering(404, _Code.NOT_FOUND, _CALLER, "not_found"),
     errors.NotSupported: Rendering(501, _Code.UNIMPLEMENTED, _CALLER, "not_supported"),
     errors.Overloaded: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "server_overloaded"),

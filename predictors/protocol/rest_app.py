@@ -1,5 +1,5 @@
 """The ASGI application around all REST routes: request id, access log, 404, 405 and the last catch.
-Knows no route's meaning.
+Knows no route's meaning. A path of a GET may end with a slash more.
 
 Plain Starlette routing without Starlette's middleware: that would answer an unexpected error and
 then raise it again, and the server below would cut the connection.
@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from predictors import logs
 from predictors.errors import Cancelled, InvalidRequest, NotFound
+from predictors.protocol.access import Access
 from predictors.protocol.body_reader import Receive
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.exposition import Scraper
@@ -34,12 +35,13 @@ from predictors.protocol.rest import (
     send_reply,
 )
 
-access = logging.getLogger("predictors.access")
+access_log = logging.getLogger("predictors.access")
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
 _MAX_PATH = 200  # characters of a path in the log
+_READS = ("GET", "HEAD")
 _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
@@ -54,7 +56,8 @@ class Answering:
 
 
 class RestApp:
-    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date.
+    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date;
+    `access` says who may call, by default everybody.
 
     Once `is_leaving` is true every answer ends its connection, so that a client that keeps its
     connections comes back elsewhere.
@@ -67,13 +70,17 @@ class RestApp:
         access_log: bool,
         on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
+        access: Access | None = None,
     ) -> None:
+        self._access = access
         self._on_scrape = on_scrape
         self._is_leaving = is_leaving
         self._access_log = access_log
         self._scraper = Scraper(REGISTRY)
         metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
-        self._router = Router([*routes, metrics_route], redirect_slashes=False, default=_nowhere)
+        self._router = Router(
+            [*routes, metrics_route], redirect_slashes=False, default=self._no_route
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +99,11 @@ class RestApp:
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
-        error = await attempt(self._router(scope, receive, send_named))
+        error: Exception | None = None
+        if self._access is not None:
+            error = self._access.refusal(call, scope["headers"], scope["path"])
+        if error is None:
+            error = await attempt(self._router(scope, receive, send_named))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:
@@ -101,6 +112,16 @@ class RestApp:
                 await send_reply(send_named, reply)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
+
+    async def _no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `GET /v2/` as `GET /v2`. What may be a command has one spelling: whoever guards
+        paths before us must not have to know two."""
+        path: str = scope["path"]
+        if scope["method"] in _READS and len(path) > 1 and path[-1] == "/" and path[-2] != "/":
+            scope["path"] = path[:-1]
+            await self._router(scope, receive, send)
+        else:
+            raise NotFound(f"there is no route {path[:_MAX_PATH]!r}")
 
     def _log(self, scope: Scope, call: Call, seconds: float) -> None:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
@@ -113,7 +134,7 @@ class RestApp:
             "total_ms": round(seconds * 1000, 1),
             "request_id": call.request_id,
         }
-        access.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
+        access_log.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
 
     async def _metrics(self, request: Request) -> Reply:
         """Prometheus text, or OpenMetrics for who accepts it."""
@@ -122,10 +143,6 @@ class RestApp:
         # 3 ms with two models, ten where engines want the interpreter too
         body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
         return Reply(body, headers=(("content-type", content_type),))
-
-
-async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
-    raise NotFound(f"there is no route {scope['path'][:_MAX_PATH]!r}")
 
 
 def _fault_reply(scope: Scope, error: Exception, call: Call) -> Reply:

@@ -25,6 +25,7 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.access import Access
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
 from predictors.protocol.http_places import max_connections
@@ -135,8 +136,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
-            limit = max_connections(self.settings.server.max_connections)
-            http_server = self._http_server(routes, limit)
+            own = self.settings.server
+            access = Access(own.host, own.allowed_hosts)
+            http_server = self._http_server(routes, access, max_connections(own.max_connections))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
@@ -176,9 +178,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             return _nothing
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
-        server = self._http_server(admin.routes(), ADMIN_CONNECTIONS)
+        own = self.settings.server
+        access = Access(own.admin_host, own.allowed_hosts, pages=False)
+        server = self._http_server(admin.routes(), access, ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        log.info("admin on %s: HTTP %d", self.settings.server.admin_host, self.admin_port)
+        log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
         async def end() -> None:
             server.should_exit = True
@@ -186,13 +190,14 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute], limit: int) -> HttpServer:
+    def _http_server(self, routes: Sequence[BaseRoute], access: Access, limit: int) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,
             access_log=own.access_log,
             on_scrape=self._on_scrape,
             is_leaving=lambda: self.registry.is_leaving,
+            access=access,
         )
         return HttpServer(app, own, limit)
 

@@ -286,5 +286,5 @@ def test_a_client_that_gives_up_on_a_whole_answer_frees_the_slot_within_one_step
 def post(path: str, model: str, **more: Any) -> bytes:
     """An HTTP request as bytes."""
     body = json.dumps({"model": model, "messages": HELLO} | more).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

@@ -33,7 +33,7 @@ def send_only(running: Running, prompt: str, steps: int) -> socket.socket:
     """A request on a raw socket, its answer not read."""
     body = json.dumps(infer_body(prompt, parameters={"steps": steps})).encode()
     head = (
-        "POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     sock = socket.create_connection(("127.0.0.1", running.server.http_port), timeout=PATIENCE_S)
@@ -66,7 +66,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_counted_and_forgot
 
     with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
         before = left()
-        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 100\r\n\r\n{"
         with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
             sock.sendall(head.encode())
             while running.server.registry.in_flight == 0:

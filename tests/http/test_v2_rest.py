@@ -214,6 +214,31 @@ def test_metrics_come_in_both_formats_and_count_each_request_once(running: Runni
 def test_no_answer_invites_other_origins(client: httpx.Client) -> None:
     reply = client.get("/v2", headers={"origin": "http://evil.example"})
     preflight = client.options(INFER, headers={"origin": "http://evil.example"})
-    assert preflight.status_code == 405
+    assert (reply.status_code, preflight.status_code) == (403, 403)
     for headers in (reply.headers, preflight.headers):
         assert not [name for name in headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2", "/v2/models", "/v2/models/echo", "/v2/models/echo/versions/1", "/v2/health/live",
+        "/v2/health/ready", "/v2/models/echo/ready", "/v2/models/echo/versions/1/ready",
+        "/v2/repository/index", "/v1/models", "/openai/v1/models", "/v1/models/echo",
+        "/v2/models/nobody",
+    ],
+)  # fmt: skip
+def test_what_is_only_read_may_have_a_slash_at_its_end(client: httpx.Client, path: str) -> None:
+    plain, slashed = client.get(path), client.get(f"{path}/")
+    assert (slashed.status_code, slashed.content) == (plain.status_code, plain.content)
+    assert client.head(f"{path}/").status_code == plain.status_code
+    twice = client.get(f"{path}//")
+    assert twice.status_code == 404
+    assert "there is no route" in twice.text
+
+
+@pytest.mark.parametrize(
+    "path", [INFER, "/v1/chat/completions", "/v2/repository/models/echo/unload", "/v2"]
+)
+def test_what_may_be_a_command_has_one_spelling(client: httpx.Client, path: str) -> None:
+    assert client.post(f"{path}/", json=infer_body("a")).status_code == 404

@@ -159,7 +159,7 @@ class Clients:
         """A request over HTTP whose connection is closed after the block, counted as `kind`."""
         raw = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             f"content-length: {len(raw)}\r\n\r\n"
         )
         with socket.create_connection(("127.0.0.1", self._live.port), timeout=TIMEOUT_S) as sock:

@@ -67,7 +67,7 @@ class Server:
     def begin(self, route: str, body: bytes) -> socket.socket:
         """A request whose body the server waits for. It is in flight, and no drain is over before
         it."""
-        head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        head = f"POST {route} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         sock = socket.create_connection(("127.0.0.1", self.http_port), PATIENCE_S)
         sock.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
         assert sock.recv(65_536).startswith(b"HTTP/1.1 100 ")

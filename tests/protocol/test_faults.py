@@ -20,6 +20,8 @@ TABLE = [
     (errors.TooLarge("x"), 413, Code.RESOURCE_EXHAUSTED, "content_too_large", "too_large"),
     (errors.UnsupportedMedia("x"), 415, Code.INVALID_ARGUMENT, "unsupported_media_type",
      "invalid_input"),
+    (errors.Forbidden("x"), 403, Code.PERMISSION_DENIED, "forbidden", "forbidden"),
+    (errors.Misdirected("x"), 421, Code.PERMISSION_DENIED, "misdirected_request", "forbidden"),
     (errors.NotFound("x"), 404, Code.NOT_FOUND, "not_found", "not_found"),
     (errors.NotSupported("x"), 501, Code.UNIMPLEMENTED, "not_supported", "not_supported"),
     (errors.Overloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "queue_full"),
