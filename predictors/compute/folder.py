@@ -30,6 +30,7 @@ ADAPTER_FILES = (
     "*lora*.safetensors",
 )
 UNQUANTISED = "quantised weights are not served: take the unquantised folder"
+SINGLE = {".safetensors", ".gguf", ".ckpt", ".pt", ".bin"}
 SHOWN = 60  # characters of a value that a message repeats
 
 
@@ -132,3 +133,24 @@ def shown(value: object) -> str:
     """A value as a message repeats it."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def advice(folder: Path) -> str:
+    """What a folder without a known class seems to be, and what to give instead; empty if nothing
+    can be said."""
+    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
+        return "it holds an adapter: merge it into its model and give that folder"
+    if (folder / "snapshots").is_dir():
+        return "it is a hub's cache: give one of the folders in its snapshots"
+    for name in ("model_index.json", "config.json"):
+        if (folder / name).is_file():
+            try:
+                found = read_json(folder, name, name)
+            except EngineFailed as error:
+                return error.message
+            if "_class_name" in found and name == "config.json":
+                return "it is one part of a pipeline: give the folder that holds model_index.json"
+    weights = sorted(file.name for file in folder.glob("*.*") if file.suffix in SINGLE)
+    if weights:
+        return f"it holds weights in one file ({shown(weights[0])}): convert it to a folder first"
+    return ""
