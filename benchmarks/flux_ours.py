@@ -22,12 +22,14 @@ from benchmarks.flux_cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stag
 from benchmarks.flux_clock import Clock, Marks, Spread, no_synchronising
 from benchmarks.flux_random import Models
 from predictors.compute.device import Placement, place
-from predictors.flux.engine import FluxEngine, FluxJob
+from predictors.flux.canvas import Canvas, Embedding
+from predictors.flux.drawing import FluxJob
+from predictors.flux.engine import FluxEngine
 from predictors.flux.facts import read_facts
 from predictors.flux.inputs import FluxWork, Preparer
 from predictors.flux.offer import make_offer
 from predictors.flux.request import FP8, LOSSLESS, TURBO, Wish
-from predictors.flux.runner import Canvas, Embedding, Runner
+from predictors.flux.runner import Runner
 from predictors.flux.weights import load_parts
 from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings

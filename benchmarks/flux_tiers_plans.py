@@ -24,11 +24,12 @@ from torch import Tensor
 from checkpoints.training import checker
 from checkpoints.training.scenes import Scene, caption, evaluation_scenes
 from predictors.compute.device import place
+from predictors.flux.canvas import Canvas, Embedding
 from predictors.flux.facts import read_facts
 from predictors.flux.inputs import FluxWork, Preparer
 from predictors.flux.offer import make_offer
 from predictors.flux.request import BASE, Wish
-from predictors.flux.runner import Canvas, Embedding, Runner
+from predictors.flux.runner import Runner
 from predictors.flux.sampling import Course, Schedule, collapsed, plan
 from predictors.flux.weights import load_parts
 from predictors.settings import ComputeSettings, FluxSettings
@@ -199,7 +200,7 @@ class Sampler:
     def read_right(self, canvases: Sequence[Canvas]) -> list[bool]:
         """Whether each picture shows what was asked for."""
         with torch.inference_mode():
-            pictures = [self._runner.decode(canvas).result().numpy() for canvas in canvases]
+            pictures = [self._runner.decode(canvas).result().pixels for canvas in canvases]
         found = [checker.read(Image.fromarray(picture)) for picture in pictures]
         return [read == scene for read, scene in zip(found, self.scenes, strict=True)]
 

@@ -15,7 +15,8 @@ from benchmarks.flux_tiers_likeness import Pixels
 from checkpoints.training.scenes import Scene, caption
 from predictors import metrics
 from predictors.compute.device import Placement, place
-from predictors.flux.engine import FluxEngine, FluxJob
+from predictors.flux.drawing import FluxJob
+from predictors.flux.engine import FluxEngine
 from predictors.flux.facts import Facts, Tokenizers, read_facts
 from predictors.flux.inputs import FluxWork, Plan, Preparer
 from predictors.flux.offer import make_offer

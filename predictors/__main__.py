@@ -24,6 +24,7 @@ from predictors import logs, metrics, tracing
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
 from predictors.cluster.account import find_account
 from predictors.cluster.story import Story, telling
+from predictors.compute.folder import advice
 from predictors.errors import InvalidRequest, ServingError
 from predictors.serving.lifecycle import State
 from predictors.settings import InvalidSetting, Settings, from_env
@@ -198,9 +199,10 @@ def build(
     `InvalidRequest` when no room serves it."""
     architecture = read_architecture(checkpoint)
     if architecture not in ROOMS:
+        hint = advice(checkpoint)
         raise InvalidRequest(
             f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
-            f"served are {', '.join(ROOMS)}"
+            f"served are {', '.join(ROOMS)}{hint and '; '}{hint}"
         )
     module, _, class_name = ROOMS[architecture].partition(":")
     room = getattr(importlib.import_module(module), class_name)

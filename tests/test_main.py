@@ -176,6 +176,32 @@ def test_a_folder_that_no_room_serves_is_refused_with_what_is_served(
     assert str(tmp_path) not in error
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "it holds an adapter"),
+        ({"pytorch_lora_weights.safetensors": ""}, "it holds an adapter"),
+        ({"snapshots/abc/model_index.json": "{}"}, "give one of the folders in its snapshots"),
+        (
+            {"config.json": '{"_class_name": "FluxTransformer2DModel"}'},
+            "give the folder that holds model_index.json",
+        ),
+        ({"flux1-dev.safetensors": ""}, "weights in one file ('flux1-dev.safetensors')"),
+        ({"model.gguf": ""}, "weights in one file ('model.gguf')"),
+        ({"model_index.json": "{"}, "model_index.json is no JSON, or cut short (1 bytes)"),
+        ({"config.json": "[]"}, "config.json holds a list, not an object"),
+    ],
+)
+def test_a_folder_that_is_nearly_a_checkpoint_is_told_what_to_give_instead(
+    files: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in files.items():
+        (tmp_path / "e" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "e" / name).write_text(content)
+    assert root.main(["serve", f"--model=a={tmp_path / 'e'}"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_bad_setting_ends_the_process_and_is_named(
     flux: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

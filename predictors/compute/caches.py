@@ -59,3 +59,9 @@ class ByteBoundedCache(Generic[K, V]):
             _, (_, dropped) = self._entries.popitem(last=False)
             self.num_bytes -= dropped
             self._observe("evict")
+
+    def drop(self, key: K) -> None:
+        """Keep it no longer; nothing happens if it is not kept. Not counted."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.num_bytes -= entry[1]

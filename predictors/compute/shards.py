@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from predictors.compute.folder import shown
 from predictors.compute.staging import NUM_READERS, Extent, fill
 from predictors.errors import EngineFailed
 
@@ -40,14 +41,31 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of one tensor; `dtype` by its name in safetensors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Stored:
     """One tensor's entry in the header of its file; `offset` in bytes from the file's beginning."""
 
     handle: Any
     file: Path
     offset: int
-    dtype: torch.dtype | None
-    shape: tuple[int, ...]
+    header: Header
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """None for one that torch does not have."""
+        return DTYPES.get(self.header.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.header.shape
 
 
 class Shards:
@@ -75,6 +93,10 @@ class Shards:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
+
+    def headers(self) -> dict[str, Header]:
+        """All that is known of the tensors without reading one."""
+        return {name: stored.header for name, stored in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing of it is read."""
@@ -124,6 +146,13 @@ class Shards:
                 return [self._shard(name) for name in _listed(index)]
             if single.is_file():
                 return [single]
+        found = sorted(file.name for file in self._folder.glob("*.safetensors"))
+        if found:
+            raise EngineFailed(
+                f"the checkpoint's {self._folder.name} has {shown(', '.join(found))}, which is not "
+                f"read: weights are {' or '.join(f'{stem}.safetensors' for stem in self._stems)}, "
+                "or shards with an index; rename them"
+            )
         raise EngineFailed(
             f"the checkpoint's {self._folder.name} has no safetensors weights; no other is read"
         )
@@ -158,8 +187,7 @@ def _tensors_of(file: Path, stack: ExitStack) -> dict[str, _Stored]:
                 handle,
                 file,
                 8 + length + header[name]["data_offsets"][0],
-                DTYPES.get(header[name]["dtype"]),
-                tuple(header[name]["shape"]),
+                Header(header[name]["dtype"], tuple(header[name]["shape"])),
             )
             for name in handle.keys()  # noqa: SIM118 - it is no dict
         }

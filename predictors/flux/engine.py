@@ -8,10 +8,10 @@ at turns; on a GPU one turn is launched ahead. A turn that raises has advanced n
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -20,46 +20,29 @@ from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.compile_cache import Bundle
 from predictors.compute.compiling import RecompileGuard
 from predictors.compute.device import Placement, is_device_lost
+from predictors.compute.finite import DAMAGED, check_finite
 from predictors.compute.pacing import Done, Pace
 from predictors.compute.start import Start
-from predictors.errors import EngineFailed
+from predictors.errors import EngineFailed, StepFailed
+from predictors.flux.canvas import Developed, Embedding, Step, StepShape
+from predictors.flux.drawing import (
+    FluxJob,
+    Slot,
+    canvas_of,
+    describe_slot,
+    resolution_of,
+    without_a_crowd,
+)
 from predictors.flux.facts import Facts
 from predictors.flux.inputs import FluxWork, Preparer, Prompt, PromptKey
 from predictors.flux.request import ImageResult, Offer, Wish
-from predictors.flux.runner import Canvas, Embedding, Runner, Step, StepShape
-from predictors.flux.scheduling import Pending, choose, widths
+from predictors.flux.runner import Runner
+from predictors.flux.scheduling import choose, widths
 from predictors.flux.weights import Parts, load_parts
 from predictors.serving.engine import Progress, StickyDeviceError
-from predictors.serving.job import Job
 from predictors.settings import FluxSettings
 
-FluxJob = Job[FluxWork, ImageResult]
-
-
-@dataclass(slots=True)
-class Slot:
-    """A job's place. `canvas` is None until its first turn, when its prompt is encoded."""
-
-    job: FluxJob
-    canvas: Canvas | None = None
-    started_at: float = 0.0
-    waited_s: float = 0.0
-    """In the slot without taking a step."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all steps are taken and only decoding is left."""
-        return self.canvas is not None and self.canvas.is_finished
-
-    @property
-    def pending(self) -> Pending:
-        """The slot as scheduling sees it."""
-        work = self.job.work
-        num_text, rows, columns, _ = work.shape
-        left = work.course.num_calls - (self.canvas.index if self.canvas is not None else 0)
-        num_rows = work.request.num_rows
-        cost = left * num_rows * (num_text + rows * columns)
-        return Pending(work.shape, num_rows, cost, self.waited_s)
+log = logging.getLogger(__name__)
 
 
 class FluxEngine:
@@ -121,7 +104,7 @@ class FluxEngine:
         cached = {"entries": len(prompts), "bytes": prompts.num_bytes}
         sizes = [f"{width}x{height}" for width, height in self._offer.sizes]
         return {
-            "running": {slot.job.id: _describe_slot(slot) for slot in slots},
+            "running": {slot.job.id: describe_slot(slot) for slot in slots},
             "caches": {"prompt_embedding": cached},
             "warm_shapes": sizes if self._start.kind else [],
             "widths": {} if runner is None else self._describe_widths(runner),
@@ -199,10 +182,13 @@ class FluxEngine:
         canvases = [runner.begin(work.course, [embedding], form) for _ in range(rows)]
         steps = runner.denoise(canvases, rows)
         seconds = runner.seconds_per_pass(canvases)
+        shape = canvases[0].shape
+        what = f"warm-up {width}x{height} {form} x{rows}"
+        check_finite([step.latents for step in steps], f"the latents of {what}")
         if rows == 1:
             canvases[0].commit(steps[0])
-            runner.decode(canvases[0]).result()
-        return canvases[0].shape, seconds
+            check_picture(runner.decode(canvases[0]).result(), what)
+        return shape, seconds
 
     # -- turns -----------------------------------------------------------------------------------
     def admit(self, job: FluxJob) -> bool:
@@ -220,7 +206,7 @@ class FluxEngine:
         """One turn for some of `jobs`; see the module's first paragraph for what a turn is."""
         mine = [self._slots[job] for job in jobs if job in self._slots]
         finished = next((slot for slot in mine if slot.is_finished), None)
-        waiting = _without_a_crowd([slot for slot in mine if not slot.is_finished])
+        waiting = without_a_crowd([slot for slot in mine if not slot.is_finished])
         runner, limit = self._ready_runner(), self._settings.age_limit_s
         width_of = {slot.job.work.shape: runner.width(slot.job.work.shape) for slot in waiting}
         picked = choose([slot.pending for slot in waiting], width_of.__getitem__, limit)
@@ -236,23 +222,25 @@ class FluxEngine:
         runner = self._ready_runner()
         self._count_done(self._pace.wait())
         started = time.monotonic()
-        picture = None if finished is None else runner.decode(_canvas(finished))
+        picture = None if finished is None else runner.decode(canvas_of(finished))
         for slot in group:
             self._begin(slot, runner)
         steps: list[Step] = []
         if group:
-            with self._pace.step(_resolution(group[0])):
-                steps = runner.denoise([_canvas(slot) for slot in group])
+            with self._pace.step(resolution_of(group[0])):
+                steps = runner.denoise([canvas_of(slot) for slot in group])
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
-        pixels = None if picture is None else picture.result().numpy()
+        developed = None if picture is None else picture.result()
         # -- nothing below can raise: the turn counts from here ----------------------------------
         for slot, step in zip(group, steps, strict=True):
-            _canvas(slot).commit(step)
+            canvas_of(slot).commit(step)
         self._count_steps(group)
-        if finished is not None and pixels is not None:
+        if finished is not None and developed is not None:
             self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
-            num_read = finished.job.work.prompts[0].num_read
-            self._hand_over(finished, ImageResult(pixels, num_read))
+            if developed.is_finite:
+                self._hand_over(finished, developed)
+            else:
+                self._fail(finished)
 
     def _begin(self, slot: Slot, runner: Runner) -> None:
         """Encode the prompts of a slot's first turn. Changes nothing that a retry would notice."""
@@ -272,16 +260,26 @@ class FluxEngine:
             self._observe_stage(job, "text_encode", time.monotonic() - started)
         return embedding
 
-    def _hand_over(self, slot: Slot, result: ImageResult) -> None:
+    def _hand_over(self, slot: Slot, developed: Developed) -> None:
         job, request = slot.job, slot.job.work.request
-        metrics.images_total.labels(self._model, _resolution(slot), request.tier).inc()
+        metrics.images_total.labels(self._model, resolution_of(slot), request.tier).inc()
         metrics.image_pixels.labels(self._model).observe(request.width * request.height)
         metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
         seconds = job.clock() - job.submitted_at  # told before the caller can look
         metrics.ttfi_seconds.labels(self._model).observe(seconds, job.exemplar)
         self.evict(job)
-        job.emit(result)
+        job.emit(ImageResult(developed.pixels, job.work.prompts[0].num_read))
         job.finish()
+
+    def _fail(self, slot: Slot) -> None:
+        """The picture holds NaN or infinities: answered as a failure, and its prompts are encoded
+        anew when they come again."""
+        job = slot.job
+        log.error("%s: the picture of job %s is not finite", self._model, job.id)
+        for prompt in job.work.prompts:
+            self._prompts.drop(prompt.key)
+        self.evict(job)
+        job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 
     def _ready_runner(self) -> Runner:
         if self._runner is None:
@@ -311,32 +309,12 @@ class FluxEngine:
         metrics.stage_seconds.labels(self._model, stage).observe(seconds, job.exemplar)
 
 
-def _without_a_crowd(slots: list[Slot]) -> list[Slot]:
-    """All of `slots`, but while pictures are in the making only one new one: those who denoise
-    wait for at most one newcomer's text encoders, as they do for one decode."""
-    new = [slot for slot in slots if slot.canvas is None]
-    return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
-
-
-def _describe_slot(slot: Slot) -> dict[str, object]:
-    request, calls, canvas = slot.job.work.request, slot.job.work.course.num_calls, slot.canvas
-    done = 0 if canvas is None else canvas.index
-    return {
-        "steps_done": done,
-        "steps_left": calls - done,
-        "shape": f"{request.width}x{request.height}",
-        "tier": request.tier,
-    }
-
-
-def _resolution(slot: Slot) -> str:
-    request = slot.job.work.request
-    return metrics.resolution_class(request.width, request.height)
-
-
-def _canvas(slot: Slot) -> Canvas:
-    assert slot.canvas is not None
-    return slot.canvas
+def check_picture(developed: Developed, what: str) -> None:
+    """Raise `EngineFailed` for a warm-up picture that nobody could have asked for."""
+    if not developed.is_finite:
+        raise EngineFailed(f"the pixels of {what} are not finite; {DAMAGED}")
+    if developed.pixels.min() == developed.pixels.max():
+        raise EngineFailed(f"the picture of {what} is of one colour; {DAMAGED}")
 
 
 @contextmanager

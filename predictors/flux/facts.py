@@ -12,15 +12,22 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from transformers import CLIPTokenizer, T5TokenizerFast  # type: ignore[attr-defined]
+from transformers import (  # type: ignore[attr-defined]
+    CLIPTextConfig,
+    CLIPTokenizer,
+    T5Config,
+    T5TokenizerFast,
+)
 
+from predictors.compute.folder import reading, shown
 from predictors.errors import EngineFailed
+from predictors.flux.folder import check_folder, is_quantised
 from predictors.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.flux.modules.transformer import Shape
+from predictors.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 
 MAX_TEXT_TOKENS = 512  # what the model was trained on, whatever the tokenizer would allow
 MAX_TEXT_TOKENS_SCHNELL = 256
-FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +72,27 @@ class Tokenizers:
 
 
 def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
-    """Configs and tokenizers only: cheap, any thread."""
+    """Configs and tokenizers only: cheap, any thread. Raises `EngineFailed` for a folder that would
+    not be drawn as diffusers draws it."""
+    is_narrow = is_quantised(folder / "transformer")
+    raw = check_folder(folder)
+    raw["transformer"].pop("quantization_config", None)
     # instances fill in the defaults of absent fields; meta costs nothing
     with torch.device("meta"):
-        transformer, quantization = _transformer_config(folder / "transformer")
-        vae = _from_config(AutoencoderKL, folder / "vae").config
-    scheduler = _from_config(FlowMatchEulerDiscreteScheduler, folder / "scheduler").config
+        transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")
+        vae = _filled(AutoencoderKL, raw["vae"], "vae")
+    scheduler = _filled(FlowMatchEulerDiscreteScheduler, raw["scheduler"], "scheduler")
     tokenizers = Tokenizers(
-        clip=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        t5=T5TokenizerFast.from_pretrained(folder / "tokenizer_2", local_files_only=True),
+        clip=_tokenizer(CLIPTokenizer, folder / "tokenizer"),
+        t5=_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
     )
+    with reading("text_encoder/config.json"):
+        clip = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    with reading("text_encoder_2/config.json"):
+        t5 = T5Config.from_pretrained(folder / "text_encoder_2")
+    _check_fit(transformer, vae, clip, t5)
+    check_clip_tokenizer(tokenizers.clip, clip.vocab_size, clip.max_position_embeddings)
+    check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
     facts = Facts(
         folder=folder,
         shape=_shape(transformer),
@@ -85,28 +103,45 @@ def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
         sample_size=vae.sample_size,
         latent_scale=vae.scaling_factor,
         latent_shift=vae.shift_factor or 0.0,
-        is_quantized=quantization is not None,
+        is_quantized=is_narrow,
         max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
     )
     return facts, tokenizers
 
 
-def _transformer_config(folder: Path) -> tuple[Any, Any]:
-    """Config with defaults, and what it says of quantisation; raises `EngineFailed` for another
-    scheme than per-token activations and per-feature weights in e4m3."""
-    config = FluxTransformer2DModel.load_config(folder, local_files_only=True)
-    quantization = config.pop("quantization_config", None)
-    if quantization is not None and quantization.get("format") != FP8_FORMAT:
+def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:
+    """The config with the defaults of its class."""
+    with reading(f"the config of {part}"):
+        return kind.from_config(dict(raw)).config
+
+
+def _tokenizer(kind: Any, folder: Path) -> Any:
+    with reading(f"the tokenizer in {folder.name}"):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _check_fit(transformer: Any, vae: Any, clip: Any, t5: Any) -> None:
+    """Raise `EngineFailed` for parts that don't fit together."""
+    latent = 4 * vae.latent_channels
+    pairs = {
+        "in_channels": ("four latent_channels of vae", latent),
+        "out_channels": ("four latent_channels of vae", latent),
+        "joint_attention_dim": ("d_model of text_encoder_2", t5.d_model),
+        "pooled_projection_dim": ("hidden_size of text_encoder", clip.hidden_size),
+    }
+    for name, (theirs, wanted) in pairs.items():
+        found = getattr(transformer, name)
+        if found is not None and found != wanted:
+            raise EngineFailed(
+                f"transformer/config.json: {name} is {found}, {theirs} {wanted}: these are parts "
+                "of different models, or of another pipeline"
+            )
+    axes = transformer.axes_dims_rope
+    if len(axes) != 3 or sum(axes) != transformer.attention_head_dim:
         raise EngineFailed(
-            f"the transformer is quantised as {quantization.get('quant_method')} "
-            f"{quantization.get('format')}; only compressed-tensors {FP8_FORMAT} is read"
+            f"transformer/config.json: axes_dims_rope {shown(list(axes))} must be three numbers "
+            f"that add up to attention_head_dim {transformer.attention_head_dim}"
         )
-    kind: Any = FluxTransformer2DModel
-    return kind.from_config(config).config, quantization
-
-
-def _from_config(kind: Any, folder: Path) -> Any:
-    return kind.from_config(kind.load_config(folder, local_files_only=True))
 
 
 def _shape(config: Any) -> Shape:

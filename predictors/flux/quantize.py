@@ -18,7 +18,8 @@ from torch import Tensor
 from predictors.compute.fp8 import Fp8Linear, quantize_rows
 from predictors.compute.shards import Shards
 from predictors.errors import InvalidRequest
-from predictors.flux.facts import FP8_FORMAT, read_facts
+from predictors.flux.facts import read_facts
+from predictors.flux.folder import FP8_FORMAT
 from predictors.flux.modules.transformer import Shape, Transformer, quantized
 from predictors.flux.weights import transformer_names
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +23,8 @@ from predictors.compute.device import Placement
 from predictors.compute.graphs import Captured, Graphs
 from predictors.compute.pacing import Pace
 from predictors.compute.profiling import staged
-from predictors.compute.transfer import HostCopy, to_device, to_host_async
+from predictors.compute.transfer import to_device, to_host_async
+from predictors.flux.canvas import Canvas, Developing, Embedding, Step, StepShape, advanced
 from predictors.flux.facts import Facts
 from predictors.flux.modules import decoder as decoding
 from predictors.flux.modules.operations import Operations, Plain, PlainFp8
@@ -33,80 +32,13 @@ from predictors.flux.modules.rotary import rotary_table
 from predictors.flux.modules.text_encoders import clip_pooled, t5_states
 from predictors.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
 from predictors.flux.request import BASE, FP8
-from predictors.flux.sampling import Course, euler, extrapolate, guide, unpack
+from predictors.flux.sampling import Course, unpack
 from predictors.flux.weights import Parts
 
 log = logging.getLogger(__name__)
 
 NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
 NUM_TIMED = 3
-
-StepShape = tuple[int, int, int, str]
-"""T5 tokens, patches down, patches across, form of the weights: equal to share a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """One encoded prompt: pooled (pooled_dim,), context (T, dim) after the context embedder."""
-
-    pooled: Tensor
-    context: Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory it holds."""
-        return self.pooled.nbytes + self.context.nbytes
-
-
-class Step(NamedTuple):
-    """What a canvas is after one more step."""
-
-    latents: Tensor
-    """(patches, channels)."""
-    velocity: Tensor
-    """The velocity that led there, the same shape."""
-
-
-@dataclass(slots=True)
-class Canvas:
-    """A picture in the making, on the device. `latents`, `velocity` and `index` are the only
-    state."""
-
-    latents: Tensor
-    """(patches, channels)."""
-    velocity: Tensor | None
-    """Of the last computed step, the same shape."""
-    index: int
-    """Steps computed."""
-    context: Tensor
-    """(rows, T, dim)."""
-    modulation: Tensor
-    """(computed steps, rows, modulation_dim)."""
-    dts: Tensor
-    """(computed steps,) in the model's dtype; read only if `is_exact`."""
-    coefficients: Tensor
-    """(computed steps, 2) float32; read only if not `is_exact`."""
-    is_exact: bool
-    """Whether every step of the schedule is computed."""
-    cfg_scale: Tensor
-    """() float32; read only with two rows."""
-    rotary: Tensor
-    shape: StepShape
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of a step it takes."""
-        return self.context.shape[0]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether only decoding is left."""
-        return self.index == self.dts.shape[0]
-
-    def commit(self, step: Step) -> None:
-        """Be what `step` says."""
-        self.latents, self.velocity = step
-        self.index += 1
 
 
 class Runner:
@@ -147,7 +79,7 @@ class Runner:
         self._passes = EAGER if placement.is_cuda else _compiled_passes(placement)
         # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
         can_compile = placement.compile == "inductor" and not placement.is_cuda
-        develop = decoding.develop
+        develop = decoding.develop_checked
         self._develop = compiled(develop, placement, "flux_decoder") if can_compile else develop
 
     def _use_fused_operations(self, narrows_attention: bool) -> None:
@@ -229,16 +161,18 @@ class Runner:
         shares = zip(*(x.split(width) for x in (latents, context, modulation)), strict=True)
         velocity = torch.cat([self._velocity(first, *share) for share in shares])
         each = velocity.split([c.num_rows for c in canvases])
-        return [_advance(c, share) for c, share in zip(canvases, each, strict=True)]
+        return [advanced(c, share) for c, share in zip(canvases, each, strict=True)]
 
     @staged("vae_decode")
-    def decode(self, canvas: Canvas) -> HostCopy:
-        """Begin to decode a finished canvas; the copy's result is uint8 (height, width, 3)."""
+    def decode(self, canvas: Canvas) -> Developing:
+        """Begin to decode a finished canvas. Launches only."""
         _, rows, columns, _ = canvas.shape
         facts = self._facts
         latents = unpack(canvas.latents[None], rows, columns)
         latents = latents / facts.latent_scale + facts.latent_shift
-        return to_host_async(self._developer(rows, columns, latents)(latents))
+        copy = to_host_async(self._developer(rows, columns, latents)(latents))
+        side = facts.patch_pixels
+        return Developing(copy, rows * side, columns * side)
 
     # -- widths ---------------------------------------------------------------------------------
     def width(self, shape: StepShape) -> int:
@@ -309,7 +243,7 @@ class Runner:
 
     def _developer(self, rows: int, columns: int, latents: Tensor) -> Callable[..., Tensor]:
         is_promised = (rows, columns) in self._promised
-        develop = self._develop if is_promised else decoding.develop
+        develop = self._develop if is_promised else decoding.develop_checked
         run = self._developers.get((rows, columns))
         if run is None:
             run = partial(develop, self._parts.decoder, operations=self._decoding)
@@ -338,13 +272,3 @@ def _compiled_passes(placement: Placement) -> Passes:
         single=compiled(SingleBlock.forward, placement, "flux_single_block"),
         ends=compiled(Ends.forward, placement, "flux_ends"),
     )
-
-
-def _advance(canvas: Canvas, velocity: Tensor) -> Step:
-    toward = velocity[0]
-    if canvas.num_rows == 2:
-        toward = guide(toward, velocity[1], canvas.cfg_scale)
-    if canvas.is_exact:
-        return Step(euler(canvas.latents, toward, canvas.dts[canvas.index]), toward)
-    by = canvas.coefficients[canvas.index]
-    return Step(extrapolate(canvas.latents, toward, canvas.velocity, by), toward)

@@ -18,15 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.errors import InvalidRequest
+from predictors.flux.folder import UNSERVED_OPTIONS
 
-# what the class can do and this room does not: refused at load, never ignored
-_UNSUPPORTED = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-)
 # how `plan` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
@@ -51,7 +44,7 @@ class Schedule:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Schedule:
         """From the config of a `FlowMatchEulerDiscreteScheduler`, defaults filled in."""
-        for name in _UNSUPPORTED:
+        for name in UNSERVED_OPTIONS:
             if config.get(name):
                 raise InvalidRequest(f"the checkpoint's schedule sets {name}, which is not served")
         return cls(**{field.name: config[field.name] for field in fields(cls)})

@@ -11,21 +11,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from predictors.compute.accounting import FLOATS, FP8, Wanted, check_tensors
 from predictors.compute.device import Placement
+from predictors.compute.folder import UNQUANTISED, reading
 from predictors.compute.fp8 import E4M3, Fp8Linear
 from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed
 from predictors.flux.facts import Facts
+from predictors.flux.folder import QUANTISE
 from predictors.flux.modules.conditioning import Conditioning
 from predictors.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
 from predictors.flux.modules.transformer import Shape, Transformer, quantized
-from predictors.flux.request import BASE, FP8
+from predictors.flux.request import BASE
+from predictors.flux.request import FP8 as NARROW
 
 
 class Source(Protocol):
@@ -42,6 +46,27 @@ class Source(Protocol):
         tensor of another shape."""
 
 
+class _Modules(NamedTuple):
+    """The modules of a checkpoint."""
+
+    transformer: Transformer
+    conditioning: Conditioning
+    clip: CLIPTextModel
+    t5: T5EncoderModel
+    decoder: Decoder
+
+
+Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
+"""From what is stored to where each parameter of a module is."""
+UNUSED: Mapping[str, str] = {
+    "transformer": r"(?!)",
+    "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
+    "text_encoder_2": r"^(decoder|lm_head)\.",
+    "vae": r"^(encoder|quant_conv)\.",
+}
+"""Stored names that text to image has no use for, by component: derived buffers, CLIP's other half
+and projections (the pipeline takes the states before them), T5's decoder, the autoencoder's
+encoder."""
 Open = Callable[[str], AbstractContextManager[Source]]
 """From a component's name (`transformer`, `vae`, ...) to its tensors."""
 
@@ -70,32 +95,72 @@ def load_parts(
     is amiss.
     """
     opened = open_component or (lambda name: Shards(facts.folder / name))
-    with torch.device("meta"):
-        transformer = Transformer(facts.shape)
-        conditioning = Conditioning(facts.shape)
-        clip = CLIPTextModel(CLIPTextConfig.from_pretrained(facts.folder / "text_encoder"))
-        t5 = T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2"))
-        decoder = Decoder(facts.decoder)
-    names = transformer_names(facts.shape)
-    if facts.is_quantized:
-        transformer, names = _stored_quantized(transformer, names)
-    with opened("transformer") as stored:
-        _fill(transformer, stored, placement, names.__getitem__)
-        _fill(conditioning, stored, placement, conditioning_names(facts.shape).__getitem__)
-    for module, name in ((clip, "text_encoder"), (t5, "text_encoder_2")):
-        # T5's activations overflow float16
-        wide = module is t5 and placement.dtype == torch.float16
+    components, modules = _empty(facts)
+    if open_component is None:  # all of them before any is read: that takes minutes
+        for name, parts in components.items():
+            with Shards(facts.folder / name) as shards:
+                _check(name, parts, shards)
+    t5 = modules.t5
+    for name, parts in components.items():
         with opened(name) as stored:
-            own = replace(placement, dtype=torch.float32) if wide else placement
-            _fill(module, stored, own, partial(_stored_as, stored))
-    with opened("vae") as stored:
-        is_old = OLD_ATTENTION in stored
-        names = decoder_names(facts.decoder, has_old_attention=is_old)
-        _fill(decoder, stored, placement, names.__getitem__)
-    for part in (transformer, conditioning, clip, t5, decoder):
+            for module, sources in parts:
+                # T5's activations overflow float16
+                wide = module is t5 and placement.dtype == torch.float16
+                own = replace(placement, dtype=torch.float32) if wide else placement
+                _fill(module, stored, own, sources(stored))
+    for part in modules:
         _derive_buffers(part, placement)
         part.eval().requires_grad_(False)
-    return Parts(_in_forms(transformer, facts, forms), conditioning, clip, t5, decoder)
+    transformers = _in_forms(modules.transformer, facts, forms)
+    return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
+
+
+def _empty(facts: Facts) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
+    """All modules without values, and for each component what is to be filled from it."""
+    with torch.device("meta"), reading("the configs of the text encoders"):
+        modules = _Modules(
+            Transformer(facts.shape),
+            Conditioning(facts.shape),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(facts.folder / "text_encoder")),
+            T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2")),
+            Decoder(facts.decoder),
+        )
+    names = transformer_names(facts.shape)
+    if facts.is_quantized:
+        narrow, names = _stored_quantized(modules.transformer, names)
+        modules = modules._replace(transformer=narrow)
+    context = conditioning_names(facts.shape)
+
+    def of_decoder(stored: Source) -> Callable[[str], tuple[str, ...]]:
+        is_old = OLD_ATTENTION in stored
+        return decoder_names(facts.decoder, has_old_attention=is_old).__getitem__
+
+    def of_library(stored: Source) -> Callable[[str], tuple[str, ...]]:
+        return partial(_stored_as, stored)
+
+    return {
+        "transformer": [
+            (modules.transformer, lambda _: names.__getitem__),
+            (modules.conditioning, lambda _: context.__getitem__),
+        ],
+        "text_encoder": [(modules.clip, of_library)],
+        "text_encoder_2": [(modules.t5, of_library)],
+        "vae": [(modules.decoder, of_decoder)],
+    }, modules
+
+
+def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
+    """Every stored tensor has a place, and every place a tensor; only headers are read."""
+    wanted: dict[str, Wanted] = {}
+    for module, sources in parts:
+        for name, meta in module.state_dict(keep_vars=True).items():
+            stored = sources(shards)(name)
+            # stacked tensors, and convolutions that were linears once, are looked at when filled
+            is_whole = len(stored) == 1 and component != "vae"
+            shape = tuple(meta.shape) if is_whole else None
+            wanted |= dict.fromkeys(stored, Wanted(shape, FP8 if meta.dtype == E4M3 else FLOATS))
+    advice = f"{UNQUANTISED}; {QUANTISE}" if component == "transformer" else UNQUANTISED
+    check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
 
 
 def _in_forms(
@@ -104,10 +169,10 @@ def _in_forms(
     if facts.is_quantized:
         if BASE in forms:
             raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
-        return {FP8: transformer}
+        return {NARROW: transformer}
     held = {BASE: transformer} if BASE in forms else {}
-    if FP8 in forms:
-        held[FP8] = quantized(transformer, keep=BASE in forms)
+    if NARROW in forms:
+        held[NARROW] = quantized(transformer, keep=BASE in forms)
     return held
 
 

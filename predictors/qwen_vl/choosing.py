@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from predictors.qwen_vl.request import Sampling
-from predictors.qwen_vl.sampling import Draw, Penalties, drawn, greedy, noise_key, sampled
+from predictors.qwen_vl.sampling import Draw, Penalties, checked, drawn, greedy, noise_key, sampled
 from predictors.qwen_vl.slots import Slots
 
 NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0)
@@ -60,13 +60,14 @@ def packed(choices: Sequence[Choice], width: int, vocab: int, nobody: int) -> tu
 
 
 def choose(pick: Pick, state: Slots, logits: Tensor, ints: Tensor, floats: Tensor) -> Tensor:
-    """The next token (rows,) int64 for `logits` (rows, vocab) fp32; remembered in `state`."""
+    """The next token (rows,) int64 for `logits` (rows, vocab) fp32, or `NOT_FINITE`; remembered in
+    `state`."""
     slots, numbers, top_k, key, is_greedy = ints.unbind()
     temperature, top_p = floats[3:, :, None].unbind()
     greedy_rows = is_greedy.bool()[:, None]
     draw = Draw(temperature, top_p, top_k[:, None], key[:, None], greedy_rows, state.vocabulary)
-    tokens = pick(logits, state.penalties(slots, floats[:3]), draw)
-    state.keep(slots, numbers, tokens)
+    tokens = checked(pick(logits, state.penalties(slots, floats[:3]), draw), logits)
+    state.keep(slots, numbers, tokens.clamp(min=0))  # a step may be launched before this is read
     return tokens
 
 

@@ -51,6 +51,11 @@ class Embeddings:
                 found.append((first - part.start, rows))
         return found
 
+    def forget(self, reply: Reply) -> None:
+        """Keep the reply's pictures no longer: they are encoded anew when they come again."""
+        for picture in reply.work.pictures:
+            self._kept.drop(picture.patches.key)
+
     def close(self) -> None:
         """Let go of all tensors and of the tower."""
         self._kept = ByteBoundedCache(0, lambda tokens: tokens.nbytes)

@@ -25,7 +25,7 @@ from predictors.compute.device import Placement, is_device_lost
 from predictors.compute.graphs import Graphs
 from predictors.compute.start import Start
 from predictors.compute.transfer import HostCopy
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, StepFailed
 from predictors.qwen_vl import sizing
 from predictors.qwen_vl.embeddings import Embeddings
 from predictors.qwen_vl.inputs import DEFAULT_MAX_PIXELS, ChatWork
@@ -36,6 +36,7 @@ from predictors.qwen_vl.prefixes import keeps_prefixes, page_names
 from predictors.qwen_vl.reply import ChatJob, Reply
 from predictors.qwen_vl.request import ChatDelta
 from predictors.qwen_vl.runner import Piece, Runner
+from predictors.qwen_vl.sampling import NOT_FINITE
 from predictors.qwen_vl.scheduling import Chunk, Pass, Standing, Turn, pack, plan
 from predictors.qwen_vl.weights import Architecture, load_modules, narrow
 from predictors.serving.engine import Progress, StickyDeviceError
@@ -72,6 +73,7 @@ class QwenVLEngine:
         self.slots = sizing.slots_of(settings, placement)
         self.max_context = sizing.max_context(architecture, settings, placement)
         self.guard = RecompileGuard(model)
+        self._model = model
         self._checkpoint = checkpoint
         self._architecture = architecture
         self._settings = settings
@@ -141,30 +143,19 @@ class QwenVLEngine:
     def warm(self, progress: Progress) -> None:
         """Compile, capture and run every promised shape; then nothing may be compiled or captured
         any more."""
-        if not self._placement.is_cuda:
-            self._settle_width()
+        if self._deterministic and not self._placement.is_cuda:
+            self._runner.settle_width()
         shapes = [*self._embeddings.pictures.warm_shapes(), *self._runner.warm_shapes()]
         for done, (name, run) in enumerate(shapes):
             progress(name, done, len(shapes))
             run()
         progress("ready", len(shapes), len(shapes))
-        if self._placement.is_cuda:
-            self._settle_width()  # rows can be compared once their graphs are captured
+        if self._deterministic and self._placement.is_cuda:
+            self._runner.settle_width()  # rows can be compared once their graphs are captured
         self._warm_shapes = [name for name, _ in shapes]
         self._graphs.seal()
         self._start.end()
         self.guard.seal()
-
-    def _settle_width(self) -> None:
-        """Where a step must be the same for everybody: the one width whose rows agree, or one."""
-        if not self._deterministic:
-            return
-        runner = self._runner
-        runner.packs = False  # how a prompt is cut must not depend on others either
-        runner.decode_widths = runner.decode_widths[-1:]
-        if not runner.rows_agree():
-            log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
-            runner.decode_widths = (1,)
 
     def validate(self, work: ChatWork) -> None:
         """Raise `InvalidRequest` if the pages would never be enough. Any thread."""
@@ -319,9 +310,13 @@ class QwenVLEngine:
         after its last token, and for one that left, is dropped."""
         count = 0
         for reply, token in zip(replies, tokens, strict=True):
-            if not reply.is_gone:
-                self._extend(reply, token)
-                count += 1
+            if reply.is_gone:
+                continue
+            if token == NOT_FINITE:
+                self._fail(reply)
+                continue
+            self._extend(reply, token)
+            count += 1
         self._observations.tokens(count)
 
     def _extend(self, reply: Reply, token: int) -> None:
@@ -339,6 +334,16 @@ class QwenVLEngine:
         job.emit(ChatDelta((token,), reply.total, made, finish_reason=reason))
         self.evict(job)
         job.finish()
+
+    def _fail(self, reply: Reply) -> None:
+        """Its logits hold NaN or infinities: answered as a failure, and nothing that it read or
+        made is shared any more."""
+        job = reply.job
+        log.error("%s: the logits of job %s are not finite", self._model, job.id)
+        self._embeddings.forget(reply)
+        self._pool.forget(job)
+        self.evict(job)
+        job.fail(StepFailed("the model's values are not finite; others were not affected"))
 
 
 def _is_last(chunk: Chunk[Reply]) -> bool:

@@ -27,11 +27,13 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from predictors import metrics
 from predictors.compute.caches import ByteBoundedCache
+from predictors.compute.folder import reading
 from predictors.errors import InvalidRequest
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.qwen_vl.modules.pixels import Recipe, recipe_of
 from predictors.qwen_vl.modules.vision_grid import VisionShape
 from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
+from predictors.qwen_vl.template import check_template
 from predictors.settings import ImageLimits, QwenVLSettings
 
 DEFAULT_MAX_PIXELS = (
@@ -111,9 +113,10 @@ class Inputs:
         max_context: int,
         on_device: bool = False,
     ) -> None:
-        parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            checkpoint, local_files_only=True
-        )
+        with reading("the tokenizer or the preprocessor of pictures"):
+            parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                checkpoint, local_files_only=True
+            )
         self.tokenizer: Any = parts.tokenizer.backend_tokenizer
         self._templated = parts
         self._images = parts.image_processor
@@ -137,6 +140,11 @@ class Inputs:
         self._kept: ByteBoundedCache[bytes, Patches] = ByteBoundedCache(
             PATCH_CACHE_BYTES, lambda patches: patches.values.nbytes
         )
+
+    def check_template(self) -> None:
+        """Raise `EngineFailed` if the checkpoint's chat template can't say what callers say."""
+        template = self._templated.chat_template
+        check_template(template, self.tokens_of, self.tokenizer, self._image_token)
 
     def prepare(self, request: ChatRequest) -> ChatWork:
         """The work for one request, its pictures decoded on this thread; raises `InvalidRequest`

@@ -143,6 +143,13 @@ class PagePool:
                 self._page_of[name] = page
                 self._name_of[page] = name
 
+    def forget(self, owner: Hashable) -> None:
+        """What the owner's pages hold is not to be shared from now on: it may be broken."""
+        for page in self.owned(owner):
+            name = self._name_of.pop(page, None)
+            if name is not None:
+                del self._page_of[name]
+
     def owned(self, owner: Hashable) -> tuple[int, ...]:
         """The owner's pages in order; empty if it has none."""
         return self._owned.get(owner, ())

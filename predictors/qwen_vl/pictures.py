@@ -17,6 +17,7 @@ from torch import Tensor
 
 from predictors.compute.attention import Attention, choose_attention, sdpa
 from predictors.compute.device import Placement
+from predictors.compute.finite import check_finite
 from predictors.compute.graphs import Captured, Graphs
 from predictors.compute.profiling import staged
 from predictors.compute.transfer import to_device
@@ -176,12 +177,14 @@ class Pictures:
         """A picture of more than one window, both as patches and as it was decoded."""
         shape = self._shape
         side = shape.merge * (shape.side + 1)
-        values = torch.zeros(side * side, shape.patch_values)
-        self.encode(Patches(b"", (side, side), 0, values))
+        # no zeros: a broken weight times zero may look sound
+        values = torch.linspace(-1, 1, side * side * shape.patch_values).view(side * side, -1)
+        made = [self.encode(Patches(b"", (side, side), 0, values))]
         if self._is_fused:
             recipe = Recipe((0.5,) * 3, (0.5,) * 3, 1 / 255, shape.patch, shape.merge)
-            picture = torch.zeros(shape.window, shape.window, 3, dtype=torch.uint8)
-            self.encode(Patches(b"", (side, side), 0, picture, recipe))
+            picture = torch.full((shape.window, shape.window, 3), 90, dtype=torch.uint8)
+            made.append(self.encode(Patches(b"", (side, side), 0, picture, recipe)))
+        check_finite(made, "the vision features of a warm-up picture")
 
 
 def buckets_for(most: int) -> tuple[int, ...]:

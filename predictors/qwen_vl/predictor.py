@@ -56,6 +56,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             engine.max_context,
             on_device=placement.is_cuda,
         )
+        self._inputs.check_template()
         self._vocabulary = Vocabulary(self._inputs.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = Codec(architecture.defaults, precision, settings.images.max_images)

@@ -8,6 +8,7 @@ function of one prompt. Nothing here asks the device for a value. Engine thread 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from predictors.compute.compiling import compiled
 from predictors.compute.device import Placement
+from predictors.compute.finite import DAMAGED
 from predictors.compute.graphs import Captured, Graphs
 from predictors.compute.profiling import staged
 from predictors.compute.transfer import HostCopy, to_device, to_host_async
+from predictors.errors import EngineFailed
 from predictors.qwen_vl.choosing import WAYS, Choice, choose, packed, way_for
 from predictors.qwen_vl.kv_cache import Limits
 from predictors.qwen_vl.modules.decoder import Decoder
@@ -27,6 +30,8 @@ from predictors.qwen_vl.modules.paged import SCRATCH_PAGE, TILE
 from predictors.qwen_vl.passes import PACK_PIECES, Passes, num_prompt_ints
 from predictors.qwen_vl.request import Sampling
 from predictors.qwen_vl.slots import Slots
+
+log = logging.getLogger(__name__)
 
 GREEDY = Sampling(temperature=0.0)
 EVERY_WAY = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
@@ -224,6 +229,14 @@ class Runner:
         return to_host_async(tokens)
 
     # -- invariance ------------------------------------------------------------------------------
+    def settle_width(self) -> None:
+        """Where a step must be the same for everybody: the one width whose rows agree, or one."""
+        self.packs = False  # how a prompt is cut must not depend on others either
+        self.decode_widths = self.decode_widths[-1:]
+        if not self.rows_agree():
+            log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
+            self.decode_widths = (1,)
+
     @torch.no_grad()
     def rows_agree(self) -> bool:
         """Whether a sequence gets the same bits on every row, whoever is on the others.
@@ -282,7 +295,7 @@ class Runner:
         for sampling in EVERY_WAY:
             choices = [Choice(i, sampling, 0, 1) for i in everybody]
             rows = [Row(c.slot, 0, 0, 0, pages, c) for c in choices]
-            self.copy(self.decode(rows)).result()
+            self._check(self.decode(rows), f"decode x{width}")
 
     def _warm_prefill(self, width: int) -> None:
         n = min(width, self.limits.max_context)
@@ -295,4 +308,10 @@ class Runner:
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         for sampling in EVERY_WAY:
             piece = Piece(0, 0, tokens, positions, pages, (), Choice(0, sampling, 0, 0))
-            self.copy(self.prefill([piece], width)).result()
+            self._check(self.prefill([piece], width), f"prefill {width}")
+
+    def _check(self, tokens: Tensor, what: str) -> None:
+        """Raise `EngineFailed` for tokens of a warm-up that no model would choose. Waits."""
+        found, vocab = self.copy(tokens).result().tolist(), self._decoder.shape.vocab
+        if not all(0 <= token < vocab for token in found):
+            raise EngineFailed(f"the logits of warm-up {what} are not finite; {DAMAGED}")

@@ -17,6 +17,8 @@ GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): increment and th
 MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
 WORD = 2**64
+NOT_FINITE = -1
+"""In the place of a token: no id, so that it can't be taken for one."""
 NOISE_BITS = 23  # so that (n + 1/2) / 2^23 is exact in fp32 and never 0 or 1
 
 
@@ -70,6 +72,13 @@ def penalised(logits: Tensor, penalties: Penalties) -> Tensor:
     logits = torch.where(penalties.seen, scaled, logits)
     logits = logits - penalties.counts * penalties.frequency
     return logits - (penalties.counts > 0).to(logits.dtype) * penalties.presence
+
+
+def checked(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The chosen `tokens` (rows,) int64, `NOT_FINITE` for rows of `logits` (rows, vocab) that hold
+    NaN or infinities: whatever was chosen there means nothing."""
+    low, high = logits.aminmax(dim=-1)  # each is NaN if anything in its row is
+    return tokens.masked_fill(~(low.isfinite() & high.isfinite()), NOT_FINITE)
 
 
 def greedy(logits: Tensor, penalties: Penalties) -> Tensor:

@@ -10,7 +10,9 @@ still picture are folded into one; the vision MLP's width is padded with zeros.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from predictors.compute.accounting import FLOATS, Wanted, check_tensors
+from predictors.compute.folder import reading
 from predictors.compute.fp8 import Fp8Linear
 from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed, InvalidRequest
+from predictors.qwen_vl.folder import (
+    check_folder,
+    check_shapes,
+    check_tokens,
+    end_tokens,
+    read_tokens,
+)
 from predictors.qwen_vl.modules.decoder import Block, Decoder, TextShape
 from predictors.qwen_vl.modules.layers import GatedMLP
 from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
@@ -38,6 +49,9 @@ RENAMED = (  # what transformers 5 and its earlier releases call the same things
     ("model.visual.", "visual."),
 )
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
+"""Stored names that are of no use here: frequencies are computed from the config."""
 FRAMES = "visual.patch_embed.proj.weight"
 """Stored as a convolution over two frames."""
 
@@ -55,24 +69,26 @@ class Architecture:
 
 
 def read_architecture(checkpoint: Path) -> Architecture:
-    """Read `config.json` and `generation_config.json`; raises `InvalidRequest` for what we do not
-    offer.
+    """Read configs and the tokenizer's files; raises `InvalidRequest` for what we do not offer and
+    `EngineFailed` for a folder that would be served wrong.
     """
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    if config.model_type != "qwen2_5_vl":
-        raise InvalidRequest(f"{checkpoint.name} is a {config.model_type}, not a qwen2_5_vl")
-    text, frequencies = _text_shape(config)
-    generation = _generation(checkpoint)
-    eos = generation.eos_token_id
-    if eos is None:
-        eos = config.text_config.eos_token_id
+    raw = check_folder(checkpoint)
+    with reading("config.json"):
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        vision = _vision_shape(config.vision_config)
+        check_shapes(config.text_config, config.vision_config)
+        text, frequencies = _text_shape(config)
+    tokens = read_tokens(checkpoint)
+    check_tokens(raw, tokens, text.vocab)
+    with reading("generation_config.json"):
+        defaults = _defaults(_generation(checkpoint))
     return Architecture(
         text=text,
-        vision=_vision_shape(config.vision_config),
+        vision=vision,
         frequencies=frequencies,
         image_token=config.image_token_id,
-        eos_tokens=frozenset([eos] if isinstance(eos, int) else eos or ()),
-        defaults=_defaults(generation),
+        eos_tokens=end_tokens(checkpoint, raw, tokens),
+        defaults=defaults,
     )
 
 
@@ -146,19 +162,62 @@ def _defaults(generation: GenerationConfig) -> Sampling:
 def load_modules(
     checkpoint: Path, architecture: Architecture, device: torch.device, dtype: torch.dtype
 ) -> tuple[Decoder, VisionTower]:
-    """Both modules on `device` in `dtype`, ready to run; raises `EngineFailed` if a weight is
-    missing.
+    """Both modules on `device` in `dtype`, ready to run; raises `EngineFailed` naming a tensor
+    that is missing, of another shape or of no use, before any memory is taken.
     """
-    with torch.device("meta"):
-        decoder, vision = Decoder(architecture.text), VisionTower(architecture.vision)
-    for module in (decoder, vision):
-        module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    if architecture.text.tied:  # to_empty gives each name memory of its own
-        decoder.head.weight = decoder.embedding.weight
-    decoder.frequencies = architecture.frequencies.to(device)
-    decoder.axes = axis_of_frequency(architecture.text.rope_sections).to(device)
-    _fill(checkpoint, _decoder_slots(decoder) | _vision_slots(vision), architecture)
+    with Shards(checkpoint) as shards:
+        stored = _named(shards)
+        text = replace(architecture.text, tied=_is_tied(architecture.text, shards, stored))
+        with torch.device("meta"):
+            decoder, vision = Decoder(text), VisionTower(architecture.vision)
+        _check(_slots(decoder, vision), shards, stored)
+        for module in (decoder, vision):
+            module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+        if text.tied:  # to_empty gives each name memory of its own
+            decoder.head.weight = decoder.embedding.weight
+        decoder.frequencies = architecture.frequencies.to(device)
+        decoder.axes = axis_of_frequency(text.rope_sections).to(device)
+        _fill(_slots(decoder, vision), shards, stored)
     return decoder, vision
+
+
+def _named(shards: Shards) -> dict[str, str]:
+    """The stored names by those of the hub."""
+    stored: dict[str, str] = {}
+    for name in shards:
+        other = stored.setdefault(_hub_name(name), name)
+        if other != name:
+            raise EngineFailed(f"the checkpoint holds one weight twice: {other} and {name}")
+    return stored
+
+
+def _is_tied(text: TextShape, shards: Shards, stored: Mapping[str, str]) -> bool:
+    """Whether the embedding is the head, too. A head that is stored beside it and differs is used,
+    whatever the config says: merged adapters leave such folders."""
+    if not text.tied or HEAD not in stored or EMBEDDING not in stored:
+        return text.tied
+    names = (stored[EMBEDDING], stored[HEAD])
+    one, other = (shards.headers()[name] for name in names)
+    if one == other and one.dtype in FLOATS and torch.equal(*map(shards.read, names)):
+        return True
+    log.warning("tie_word_embeddings is set, but %s differs from the embedding: it is used", HEAD)
+    return False
+
+
+def _check(slots: Mapping[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+    """Every stored tensor has a place, and every place a tensor; only headers are read."""
+    headers = shards.headers()
+    for component, is_vision in (("the language model", False), ("the vision tower", True)):
+        mine = {n: headers[s] for n, s in stored.items() if n.startswith("visual.") == is_vision}
+        wanted = {
+            name: Wanted(None if name == FRAMES else tuple(slot.shape))
+            for name, slot in slots.items()
+            if name in mine
+        }
+        tied = "" if HEAD in slots else f"|^{re.escape(HEAD)}$"
+        check_tensors(component, mine, wanted, UNUSED + tied)
+    if missing := slots.keys() - stored.keys():
+        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
 
 
 def narrow(decoder: Decoder) -> None:
@@ -170,24 +229,20 @@ def narrow(decoder: Decoder) -> None:
                 setattr(part, name, Fp8Linear.of(getattr(part, name)))
 
 
-def _fill(checkpoint: Path, slots: dict[str, Tensor], architecture: Architecture) -> None:
-    with Shards(checkpoint) as shards:
-        stored = {_hub_name(name): name for name in shards}
-        for name in sorted(stored.keys() - slots.keys()):
-            if not (name == "lm_head.weight" and architecture.text.tied):
-                log.warning("weight %s of the checkpoint has no use here", name)
-        if missing := slots.keys() - stored.keys():
-            raise EngineFailed(
-                f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}"
-            )
-        folded = slots.pop(FRAMES)
-        shards.copy_into((slot, stored[name]) for name, slot in slots.items())
-        # both frames are the same picture
-        frames = shards.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
-        if frames.shape != folded.shape:
-            found, wanted = list(frames.shape), list(folded.shape)
-            raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
-        folded.copy_(frames)
+def _slots(decoder: Decoder, vision: VisionTower) -> dict[str, Tensor]:
+    """Where each of the checkpoint's names goes."""
+    return _decoder_slots(decoder) | _vision_slots(vision)
+
+
+def _fill(slots: dict[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+    folded = slots.pop(FRAMES)
+    shards.copy_into((slot, stored[name]) for name, slot in slots.items())
+    # both frames are the same picture
+    frames = shards.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
+    if frames.shape != folded.shape:
+        found, wanted = list(frames.shape), list(folded.shape)
+        raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
+    folded.copy_(frames)
 
 
 def _hub_name(name: str) -> str:
@@ -200,11 +255,11 @@ def _hub_name(name: str) -> str:
 def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:
     """Where each of the checkpoint's names goes: views into the packed weights."""
     slots = {
-        "model.embed_tokens.weight": decoder.embedding.weight.data,
+        EMBEDDING: decoder.embedding.weight.data,
         "model.norm.weight": decoder.norm.weight.data,
     }
     if not decoder.shape.tied:
-        slots["lm_head.weight"] = decoder.head.weight.data
+        slots[HEAD] = decoder.head.weight.data
     for i, block in enumerate(decoder.blocks):
         assert isinstance(block, Block)
         prefix = f"model.layers.{i}"

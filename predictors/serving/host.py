@@ -345,10 +345,11 @@ class EngineHost(Generic[W, C]):
     def _die(self, error: BaseException) -> None:
         """Nothing can go on: refuse, answer everybody, tell the owner."""
         phase = self.state.value
-        self._failure = f"{self.model} failed while {phase}; the server's log says why"
-        if isinstance(error, ServingError):
+        if isinstance(error, ServingError):  # raised on purpose: the sentence says it all
             self._failure = f"{self.model} failed while {phase}: {error.message}"
-        log.critical("%s failed while %s", self.model, phase, exc_info=error)
+        else:
+            self._failure = f"{self.model} failed while {phase}; the server's log says why"
+            log.critical("%s failed", self.model, exc_info=error)
         metrics.engine_failures_total.labels(self.model).inc()
         self._lifecycle.move(State.FAILED)
         self._turns.recordings.close(self.failure)

@@ -38,3 +38,11 @@ def test_the_bound_holds_and_the_count_is_true_after_any_order(
         cache.put(key, bytes(size))
         held = [cache.get(k) for k in range(6)]
         assert cache.num_bytes == sum(len(v) for v in held if v is not None) <= bound
+
+
+def test_what_is_dropped_is_gone_and_makes_room() -> None:
+    cache: ByteBoundedCache[str, bytes] = ByteBoundedCache(10, len)
+    cache.put("a", b"12345678")
+    cache.drop("a")
+    cache.drop("a")
+    assert (len(cache), cache.num_bytes, cache.get("a")) == (0, 0, None)

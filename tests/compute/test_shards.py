@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from predictors.compute.shards import Shards
+from predictors.compute.shards import Header, Shards
 from predictors.errors import EngineFailed
 
 
@@ -140,3 +140,15 @@ def test_an_index_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(EngineFailed, match=r"model\.safetensors\.index\.json is not an index"):
         Shards(folder).__enter__()
+
+
+def test_weights_under_another_name_are_named(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, **{"model.fp16": {"a": torch.zeros(1)}})
+    with pytest.raises(EngineFailed, match=r"has 'model.fp16.safetensors', which is not read"):
+        Shards(folder).__enter__()
+
+
+def test_headers_are_known_without_reading(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, model={"a": torch.zeros(2, 3, dtype=torch.int8)})
+    with Shards(folder) as shards:
+        assert shards.headers() == {"a": Header("I8", (2, 3))}

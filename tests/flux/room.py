@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from predictors.compute.device import Placement
+from predictors.flux.canvas import Canvas
 from predictors.flux.engine import FluxEngine
 from predictors.flux.facts import Facts, read_facts
 from predictors.flux.inputs import FluxWork, Preparer
 from predictors.flux.predictor import make_offer
 from predictors.flux.request import ImageResult, Offer, Wish
-from predictors.flux.runner import Canvas
 from predictors.serving.job import Job
 from predictors.settings import FluxSettings
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch._inductor.config
 
 from predictors.qwen_vl.request import ChatRequest, Sampling
 from tests.qwen_vl.room import GREEDY, Room, chat, png
+from tests.variants import nested, variant, weights
 
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, top_k=30, frequency_penalty=0.5)
 TRAFFIC = (
@@ -57,16 +56,21 @@ def test_the_guard_would_notice_a_shape_that_was_not_warmed(wild_checkpoint: Pat
     assert room.engine.guard.check() > 0
 
 
+def first_layer(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [n for n in tensors if n.startswith(("model.layers.1.", "model.layers.2."))]:
+        del tensors[name]
+
+
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_inductor_gives_the_same_tokens_and_compiles_nothing_later(
     wild_checkpoint: Path, tmp_path: Path
 ) -> None:
     """One layer and one width: each shape costs seconds of a C++ compiler."""
-    thin = shutil.copytree(wild_checkpoint, tmp_path / "thin")
-    config = json.loads((thin / "config.json").read_text())
-    config["text_config"] |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
-    (thin / "config.json").write_text(json.dumps(config))
+    one = nested("config.json", "text_config", num_hidden_layers=1, layer_types=["full_attention"])
+    thin = variant(
+        wild_checkpoint, tmp_path / "thin", one, weights("model.safetensors", first_layer)
+    )
     # no pool of processes; torch's own patch, for pytest's takes the option away in the end
     with torch._inductor.config.patch(compile_threads=1):
         room = Room.open(thin, "inductor", slots=1, prefill_chunk=1)

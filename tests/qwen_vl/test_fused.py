@@ -17,6 +17,7 @@ from predictors.qwen_vl.modules.operations import Angles, Plain, Where
 from predictors.qwen_vl.modules.paged import TILE
 from predictors.qwen_vl.modules.rotary import axis_of_frequency, inverse_frequencies
 from predictors.qwen_vl.request import Sampling
+from predictors.qwen_vl.sampling import NOT_FINITE
 from predictors.qwen_vl.slots import Slots
 from predictors.qwen_vl.weights import narrow
 from tests.flux import interpreter
@@ -234,3 +235,19 @@ def test_the_most_likely_token_is_the_same_in_the_kernel() -> None:
     found = tokens_in_and_out.best(ours, logits, ints, floats)
     assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
     assert torch.equal(ours.feed, plain.feed)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 2047, 2048, 4999])
+def test_the_best_token_of_a_row_that_is_not_finite_is_none(value: float, place: int) -> None:
+    ours, plain = memories(5000)
+    logits = torch.randn(3, 5000)
+    logits[1, place] = value
+    kind = Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7)
+    choices = [Choice(slot, kind, 0, slot + 5) for slot in range(3)]
+    ints, floats = packed(choices, 3, 5000, ours.nobody)
+    found = tokens_in_and_out.best(ours, logits, ints, floats)
+    assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
+    assert found[1] == NOT_FINITE
+    assert torch.equal(ours.feed, plain.feed)
+    assert ours.feed.min() >= 0

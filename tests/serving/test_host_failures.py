@@ -295,6 +295,19 @@ def test_a_start_that_fails_on_purpose_says_why(make_host: MakeHost) -> None:
         host.wait_ready(PATIENCE_S)
 
 
+def test_a_failure_on_purpose_leaves_no_trace_in_the_log_and_any_other_does(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error, traces in ((EngineFailed("a tensor is missing"), 0), (KeyError("a bug"), 1)):
+        caplog.clear()
+        engine = ScriptedEngine()
+        engine.raise_in["load"] = error
+        host = make_host(engine, wait=False)
+        with caplog.at_level(logging.INFO), pytest.raises(EngineFailed):
+            host.wait_ready(PATIENCE_S)
+        assert len([record for record in caplog.records if record.exc_info]) == traces
+
+
 def test_a_step_that_takes_too_long_is_a_stall(make_host: MakeHost) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=1)

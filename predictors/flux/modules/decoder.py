@@ -247,7 +247,25 @@ def develop(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -
     Rounded as diffusers does it in float32. In bfloat16 diffusers also halves and shifts in
     bfloat16, which is coarser than the 256 levels; here that is float32 too.
     """
-    picture = decoder(latents, operations)[0].permute(1, 2, 0).float()
+    return _levels(_picture(decoder, latents, operations))
+
+
+def develop_checked(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -> Tensor:
+    """The levels of `develop` in a row, uint8 (8h * 8w * 3 + 1,); the last is 1 if the picture was
+    finite before it was rounded, else 0: no level says so any more.
+    """
+    picture = _picture(decoder, latents, operations)
+    # both are NaN if anything is; unlike `isfinite` they write nothing of a picture's size
+    is_finite = picture.amin().isfinite() & picture.amax().isfinite()
+    return torch.cat((_levels(picture).flatten(), is_finite.to(torch.uint8)[None]))
+
+
+def _picture(decoder: Decoder, latents: Tensor, operations: Operations) -> Tensor:
+    picture: Tensor = decoder(latents, operations)
+    return picture[0].permute(1, 2, 0).float()
+
+
+def _levels(picture: Tensor) -> Tensor:
     levels: Tensor = ((picture * 0.5 + 0.5).clamp(0, 1) * MAX_LEVEL).round().to(torch.uint8)
     return levels.contiguous()
 

@@ -57,7 +57,7 @@ def best(memory: Memory, logits: Tensor, ints: Tensor, floats: Tensor) -> Tensor
     parts = -(-vocab // BEST_BLOCK)
     peaks = logits.new_empty(rows, parts)
     tokens = ints.new_empty(rows, parts)
-    chosen = ints.new_empty(rows)
+    chosen, fed = ints.new_empty(rows), ints.new_empty(rows)
     best_kernel[(rows, parts)](
         logits,
         ints[0],
@@ -70,7 +70,7 @@ def best(memory: Memory, logits: Tensor, ints: Tensor, floats: Tensor) -> Tensor
         BLOCK=BEST_BLOCK,
     )
     best_of_parts_kernel[(rows,)](
-        peaks, tokens, chosen, NUM_PARTS=parts, BLOCK=power_of_two(parts), num_warps=1
+        peaks, tokens, chosen, fed, NUM_PARTS=parts, BLOCK=power_of_two(parts), num_warps=1
     )
-    memory.keep(ints[0], ints[1], chosen)
+    memory.keep(ints[0], ints[1], fed)
     return chosen

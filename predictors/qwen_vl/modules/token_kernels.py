@@ -60,13 +60,15 @@ def best_kernel(
     BLOCK: tl.constexpr,
 ):
     """The best penalised logit of a part of the vocabulary, and whose it is: see
-    `sampling.penalised`. peaks, tokens (rows, parts); of equals the first token wins.
+    `sampling.penalised`. peaks, tokens (rows, parts); of equals the first token wins. A part with
+    a logit that is not finite wins over all others, with token -1 (`sampling.NOT_FINITE`).
     """
     row = tl.program_id(0)
     part = tl.program_id(1)
     token = part * BLOCK + tl.arange(0, BLOCK)
     inside = token < VOCAB
-    value = tl.load(logits + row.to(tl.int64) * VOCAB + token, inside, other=-float("inf"))
+    value = tl.load(logits + row.to(tl.int64) * VOCAB + token, inside, other=0.0)
+    is_broken = tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=0)  # NaN is not less
     cell = tl.load(slots + row) * VOCAB + token
     known = tl.load(seen + cell, inside, other=0).to(tl.int1)
     count = tl.load(counts + cell, inside, other=0.0)
@@ -76,15 +78,21 @@ def best_kernel(
     value = tl.where(count > 0, value - tl.load(presence + row), value)
     value = tl.where(inside, value, -float("inf"))
     best = tl.argmax(value, axis=0)
-    tl.store(peaks + row * tl.num_programs(1) + part, tl.max(value, axis=0))
-    tl.store(tokens + row * tl.num_programs(1) + part, (part * BLOCK + best).to(tl.int64))
+    peak = tl.where(is_broken > 0, float("inf"), tl.max(value, axis=0))
+    chosen = tl.where(is_broken > 0, -1, part * BLOCK + best).to(tl.int64)
+    tl.store(peaks + row * tl.num_programs(1) + part, peak)
+    tl.store(tokens + row * tl.num_programs(1) + part, chosen)
 
 
 @triton.jit
-def best_of_parts_kernel(peaks, tokens, out, NUM_PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The best over all parts: out (rows,)."""
+def best_of_parts_kernel(peaks, tokens, out, fed, NUM_PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The best over all parts: out (rows,); in fed (rows,) the same, but for 0 instead of -1, so
+    that it can be looked up.
+    """
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK)
     inside = part < NUM_PARTS
     peak = tl.load(peaks + row * NUM_PARTS + part, inside, other=-float("inf"))
-    tl.store(out + row, tl.load(tokens + row * NUM_PARTS + tl.argmax(peak, axis=0)))
+    chosen = tl.load(tokens + row * NUM_PARTS + tl.argmax(peak, axis=0))
+    tl.store(out + row, chosen)
+    tl.store(fed + row, tl.maximum(chosen, 0))

@@ -1,0 +1,156 @@
+"""Configs of a checkpoint folder: read as JSON, and what they may not say. Knows no model and no
+tensor.
+
+A folder comes from elsewhere, so anything may be missing, cut short or of another type. Whatever is
+amiss is one `EngineFailed` that names the file inside the folder, never the folder's place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from predictors.errors import EngineFailed, ServingError
+
+COUNT = (0, 1000)
+"""Of layers and the like; a larger one would take minutes to be found out."""
+WIDTH = (1, 2**20)
+OPTIONAL = {"out_channels"}
+"""Numbers that configs may leave to others by saying null."""
+QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
+QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Of GPTQ, AWQ and ModelOpt, beside a config that says nothing."""
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.*",
+    "pytorch_lora_weights.*",
+    "*lora*.safetensors",
+)
+UNQUANTISED = "quantised weights are not served: take the unquantised folder"
+SINGLE = {".safetensors", ".gguf", ".ckpt", ".pt", ".bin"}
+SHOWN = 60  # characters of a value that a message repeats
+
+
+def read_json(folder: Path, name: str, where: str) -> dict[str, Any]:
+    """The object in `folder / name`; `where` is what messages call the file."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EngineFailed(f"{where} is missing; fetch the checkpoint again") from error
+    except OSError as error:
+        raise EngineFailed(f"{where} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        size = (folder / name).stat().st_size
+        raise EngineFailed(
+            f"{where} is no JSON, or cut short ({size} bytes); fetch it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise EngineFailed(f"{where} holds a {type(found).__name__}, not an object")
+    return found
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever a library raises over files becomes an `EngineFailed` that names them.
+
+    They raise anything: `tokenizers` a bare `Exception`, diffusers an `IndexError`.
+    """
+    try:
+        yield
+    except ServingError:
+        raise
+    except Exception as error:
+        raise EngineFailed(
+            f"{what} can't be read: not what this kind of checkpoint has there; compare with the "
+            "original"
+        ) from error
+
+
+def check_numbers(
+    config: Mapping[str, Any], where: str, limits: Mapping[str, tuple[int, int]]
+) -> None:
+    """Raise `EngineFailed` for a whole number that is none or outside of its limits. What is absent
+    has a default."""
+    for name, (least, most) in limits.items():
+        if name not in config or (name in OPTIONAL and config[name] is None):
+            continue
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise EngineFailed(f"{where}: {name} is {shown(value)}; possible are {least} to {most}")
+
+
+def check_adapters(folder: Path, component: str) -> None:
+    """Raise `EngineFailed` for an adapter (LoRA, PEFT) that lies in the folder: it would not be
+    applied."""
+    for pattern in ADAPTER_FILES:
+        for file in sorted(folder.glob(pattern)):
+            raise EngineFailed(
+                f"{component} holds an adapter ({file.name}), which would not be applied; merge it "
+                "into the weights, or take it out of the folder"
+            )
+
+
+def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
+    """The method that a config names at its top or one level below, or a file beside it; an empty
+    string if it names none."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for key in QUANTISATION_KEYS:
+            if part.get(key):
+                return method_of(part[key])
+    for name in QUANTISATION_FILES if folder is not None else ():
+        if folder is not None and (folder / name).is_file():
+            return method_of(read_json(folder, name, name))
+    return ""
+
+
+def method_of(named: Any) -> str:
+    """What people call the method of a `quantization_config`."""
+    if not isinstance(named, dict):
+        return f"an unknown method, {shown(named)}"
+    method = str(named.get("quant_method") or named.get("quant_algo") or "").lower()
+    style = str(named.get("format") or "").lower()
+    if method == "compressed-tensors" or (not method and style):
+        kind = next((k for k in ("float", "int", "pack") if style.startswith(k)), "")
+        number = {"float": "FP8", "int": "int8", "pack": "packed int4"}.get(kind, "")
+        return shown_method("compressed-tensors", number, f"({style})" if style else "")
+    if method == "bitsandbytes" or any(f"load_in_{n}bit" in named for n in (4, 8)):
+        return "bitsandbytes " + ("int8" if named.get("load_in_8bit") else "4-bit")
+    bits = named.get("bits") or named.get("w_bit")
+    name = method.upper() if method in {"awq", "gptq", "fp8", "hqq", "aqlm"} else method
+    return shown_method(name or "an unnamed method", f"{bits}-bit" if bits else "")
+
+
+def shown_method(*words: str) -> str:
+    """The words that are there, short enough for a message."""
+    return " ".join(word.encode("ascii", "replace").decode()[:SHOWN] for word in words if word)
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it."""
+    text = ascii(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def advice(folder: Path) -> str:
+    """What a folder without a known class seems to be, and what to give instead; empty if nothing
+    can be said."""
+    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
+        return "it holds an adapter: merge it into its model and give that folder"
+    if (folder / "snapshots").is_dir():
+        return "it is a hub's cache: give one of the folders in its snapshots"
+    for name in ("model_index.json", "config.json"):
+        if (folder / name).is_file():
+            try:
+                found = read_json(folder, name, name)
+            except EngineFailed as error:
+                return error.message
+            if "_class_name" in found and name == "config.json":
+                return "it is one part of a pipeline: give the folder that holds model_index.json"
+    weights = sorted(file.name for file in folder.glob("*.*") if file.suffix in SINGLE)
+    if weights:
+        return f"it holds weights in one file ({shown(weights[0])}): convert it to a folder first"
+    return ""

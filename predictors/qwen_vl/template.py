@@ -1,0 +1,66 @@
+"""Whether a chat template can say what callers say: a turn of text, one with a picture, a history.
+Knows no file: it is rendered through the very function that serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from predictors.compute.folder import reading
+from predictors.errors import EngineFailed, InvalidRequest
+from predictors.qwen_vl.request import Message, Picture
+
+HOME = "chat_template.jinja, chat_template.json or tokenizer_config.json"
+PICTURE = Picture(b"")
+PROBES: dict[str, tuple[Message, ...]] = {
+    "a turn of text": (Message("user", ("first words",)),),
+    "a picture": (Message("user", (PICTURE, "first words")),),
+    "two pictures": (Message("user", ("first words", PICTURE, PICTURE, "second words")),),
+    "a history": (
+        Message("system", ("rules here",)),
+        Message("user", (PICTURE, "first words")),
+        Message("assistant", ("an answer",)),
+        Message("user", ("second words",)),
+    ),
+}
+OPENING = "assistant"
+CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+"""What templates write between texts."""
+
+
+def check_template(
+    template: Any,
+    tokens_of: Callable[[Sequence[Message]], list[int]],
+    tokenizer: Any,
+    image_token: int,
+) -> None:
+    """Raise `EngineFailed` for a template that is missing, raises, loses a text or a picture, or
+    does not open the answer, and for a tokenizer that takes its control tokens for text."""
+    if not template:
+        raise EngineFailed(f"the checkpoint has no chat template ({HOME})")
+    for written in CONTROL:
+        count = len(tokenizer.encode(written, add_special_tokens=False).ids)
+        if written in str(template) and count != 1:
+            raise EngineFailed(f"the tokenizer reads {written} as {count} tokens, not as one")
+    for name, messages in PROBES.items():
+        try:
+            with reading(f"the chat template ({HOME}) does not take {name}: it"):
+                tokens = tokens_of(messages)
+        except InvalidRequest as error:
+            raise EngineFailed(f"the chat template ({HOME}) does not take {name}") from error
+        parts = [part for message in messages for part in message.parts]
+        pictures = sum(isinstance(part, Picture) for part in parts)
+        if tokens.count(image_token) != pictures:
+            raise EngineFailed(
+                f"the chat template ({HOME}) makes {tokens.count(image_token)} image tokens of "
+                f"{name}, which has {pictures} pictures"
+            )
+        rest: str = tokenizer.decode(tokens, skip_special_tokens=False)
+        for part in parts:
+            if isinstance(part, str):
+                _, found, rest = rest.partition(part)
+                if not found:
+                    raise EngineFailed(f"the chat template ({HOME}) loses text of {name}")
+        if OPENING not in rest:
+            raise EngineFailed(f"the chat template ({HOME}) does not open an answer to {name}")
