@@ -32,9 +32,14 @@ BANNED_NAMES = {
     "manager", "helper", "helpers", "util", "utils", "common", "misc", "context", "data",
     "processor",
 }  # fmt: skip
-# the engine thread, and the edge that turns whatever is left into a bare "internal error"
-# and files of others, which libraries of others read: those raise anything
-BROAD_EXCEPTS_ALLOWED = {"serving/host.py", "protocol/faults.py", "compute/folder.py"}
+# the engine thread, a worker process, the edge that turns whatever is left into a bare "internal
+# error", and files of others, which libraries of others read: those raise anything
+BROAD_EXCEPTS_ALLOWED = {
+    "serving/host.py",
+    "workers/process.py",
+    "protocol/faults.py",
+    "compute/folder.py",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -18,6 +18,7 @@ from predictors.compute.profiling import Profiler
 from predictors.protocol import server
 from predictors.serving.lifecycle import Warmth
 from predictors.settings import Settings
+from predictors.workers.pool import Workers
 
 
 class Host:
@@ -31,10 +32,11 @@ class Host:
 class Room:
     """Stands for a predictor: says what it was built of."""
 
-    def __init__(self, name: str, checkpoint: Path, settings: Settings) -> None:
+    def __init__(self, name: str, checkpoint: Path, settings: Settings, workers: Any) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.settings = settings
+        self.workers = workers
         self.host = Host()
 
 
@@ -50,8 +52,10 @@ class Server:
         *,
         on_drain: Callable[[int, float], object],
         make_profiler: type,
+        workers: Workers,
     ) -> None:
         assert make_profiler is Profiler
+        assert all(model.workers is workers for model in models)  # one pool for all
         Server.given = (models, settings)
 
     def run(self) -> int:

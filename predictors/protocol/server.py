@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 # a client that pings every 10 s is early at times by jitter; the third ping too early ends it
 MIN_PING_INTERVAL_MS = 5_000
-MAX_GRPC_STREAMS = 1024  # calls of one connection at once; the next ones wait in the client
+MAX_GRPC_STREAMS = 256  # calls of one connection at once; the next ones wait in the client
 
 
 class PredictorServer(ModelServer):  # type: ignore[misc]

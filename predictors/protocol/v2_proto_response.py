@@ -1,4 +1,4 @@
-"""A V2 response as a `ModelInferResponse` message."""
+"""A V2 response as a `ModelInferResponse` message, all tensors raw."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from predictors.compute.folder import reading
 from predictors.errors import InvalidRequest
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.qwen_vl.modules.pixels import Recipe, recipe_of
+from predictors.qwen_vl.modules.rotary import mrope_positions
 from predictors.qwen_vl.modules.vision_grid import VisionShape
 from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
 from predictors.qwen_vl.template import check_template
@@ -149,7 +150,7 @@ class Inputs:
     def prepare(self, request: ChatRequest) -> ChatWork:
         """The work for one request, its pictures decoded on this thread; raises `InvalidRequest`
         for what can't be read or can't fit."""
-        return self.assemble(request, [self.prepare_picture(x) for x in pictures_of(request)])
+        return self.assemble(request, [self.prepare_picture(x) for x in request.pictures])
 
     def assemble(self, request: ChatRequest, patches: Sequence[Patches]) -> ChatWork:
         """The work for one request whose pictures are prepared."""
@@ -334,36 +335,3 @@ class Inputs:
                 param="max_tokens",
             )
         return min(self._default_max_tokens, room) if wanted is None else wanted
-
-
-def pictures_of(request: ChatRequest) -> list[Picture]:
-    """The pictures of all turns, in order."""
-    return [p for m in request.messages for p in m.parts if isinstance(p, Picture)]
-
-
-def num_chars(request: ChatRequest) -> int:
-    """Characters of all turns."""
-    return sum(len(p) for m in request.messages for p in m.parts if isinstance(p, str))
-
-
-def mrope_positions(
-    num_tokens: int, pictures: Sequence[tuple[int, int, int]]
-) -> tuple[Tensor, int]:
-    """Rotary positions (3, num_tokens) int64 of time, height, width, and the one that comes next.
-
-    `pictures` are (index of the first token, rows, columns) in tokens, in order. Text counts on all
-    axes alike; a picture stands still in time, spreads over height and width, and text goes on
-    after its longer side (arXiv 2409.12191, section 2.1).
-    """
-    pieces: list[Tensor] = []
-    index = position = 0
-    for start, rows, columns in pictures:
-        pieces.append(torch.arange(position, position + start - index).expand(3, -1))
-        position += start - index
-        height = torch.arange(rows).repeat_interleave(columns)
-        width = torch.arange(columns).repeat(rows)
-        pieces.append(torch.stack((torch.zeros_like(height), height, width)) + position)
-        position += max(rows, columns)
-        index = start + rows * columns
-    pieces.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
-    return torch.cat(pieces, dim=1), position + num_tokens - index

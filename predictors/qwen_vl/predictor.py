@@ -22,7 +22,7 @@ from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2 import V2Request, V2Response
 from predictors.qwen_vl.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
 from predictors.qwen_vl.engine import QwenVLEngine
-from predictors.qwen_vl.inputs import ChatWork, Inputs, Patches, num_chars, pictures_of
+from predictors.qwen_vl.inputs import ChatWork, Inputs, Patches
 from predictors.qwen_vl.request import ChatDelta, ChatRequest, Picture
 from predictors.qwen_vl.sizing import precision_of
 from predictors.qwen_vl.text import AnswerReader, Vocabulary
@@ -81,8 +81,8 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop, pictures decoded one after the other in worker processes."""
-        patches = [await self._prepare_picture(picture) for picture in pictures_of(request)]
-        is_large = num_chars(request) > INLINE_BYTES
+        patches = [await self._prepare_picture(picture) for picture in request.pictures]
+        is_large = request.num_chars > INLINE_BYTES
         return await self.off_loop(self._inputs.assemble, request, patches, is_large=is_large)
 
     async def _prepare_picture(self, picture: Picture) -> Patches:

@@ -64,6 +64,16 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """Of all turns, in order."""
+        return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of all turns."""
+        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:

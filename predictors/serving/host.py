@@ -1,4 +1,4 @@
-"""Owns the engine thread: load, warm, then turn after turn until the end. Knows no model, no HTTP.
+"""Owns the engine thread: load, warm, then turn after turn until the end.
 
 Only this thread touches the engine (but for `validate`). Whatever escapes from a turn ends
 everything: all in flight fail, and the owner of the process is told. The second thread, the watch,
@@ -43,10 +43,6 @@ def attempt(work: Callable[..., object], *args: Any) -> BaseException | None:
         traceback.clear_frames(error.__traceback__)
         return error
     return None
-
-
-def _job_ids(request_id: str, rows: int) -> list[str]:
-    return [request_id] if rows == 1 else [f"{request_id}/{row}" for row in range(rows)]
 
 
 class EngineHost(Generic[W, C]):
@@ -94,8 +90,7 @@ class EngineHost(Generic[W, C]):
         self._roster.check(rows)
 
     def reserved(self, rows: int) -> AbstractContextManager[None]:
-        """Keep places in the queue for so many rows while they are prepared: who is not admitted
-        must not be prepared. Raises what `submit` would."""
+        """Keep places for so many rows while they are prepared. Raises what `submit` would."""
         return self._roster.reserved(rows)
 
     def submit(
@@ -106,20 +101,24 @@ class EngineHost(Generic[W, C]):
         deadline: float | None,
         is_reserved: bool = False,
     ) -> list[Job[W, C]]:
-        """Accept all rows of a request, or raise and accept none. Any thread.
+        """Accept all rows of a request, or raise and accept none; `is_reserved` within `reserved`.
+        `deadline` is in seconds of the host's clock. Any thread.
 
-        `deadline` is in seconds of the host's clock; `is_reserved` within `reserved`. Raises
-        `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded` with a
-        Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
+        Raises `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded`
+        with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
+        if not is_reserved:
+            self._roster.check(len(works))
         try:
             self._validate(works)
         except InvalidRequest as error:
             metrics.admission_rejected_total.labels(self.model, error.reason).inc(len(works))
             raise
+        rows = range(len(works))
+        ids = [request_id] if len(works) == 1 else [f"{request_id}/{row}" for row in rows]
         jobs: list[Job[W, C]] = [
             Job(job_id, work, deadline=deadline, clock=self._clock)
-            for job_id, work in zip(_job_ids(request_id, len(works)), works, strict=True)
+            for job_id, work in zip(ids, works, strict=True)
         ]
         self._roster.accept(jobs, is_reserved=is_reserved)
         return jobs
@@ -147,7 +146,6 @@ class EngineHost(Generic[W, C]):
     # -- state -----------------------------------------------------------------------------------
     @property
     def state(self) -> State:
-        """Where the engine is in its life."""
         return self._lifecycle.state
 
     @property
@@ -195,7 +193,7 @@ class EngineHost(Generic[W, C]):
         self.on_state(state)
 
     def wake(self) -> None:
-        """Look at the clock again: for a clock that was set, not one that ran."""
+        """Look at the clock again, which was set."""
         self._roster.wake()
 
     def describe(self) -> dict[str, object]:
@@ -232,11 +230,8 @@ class EngineHost(Generic[W, C]):
                 thread.start()
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Block until every promised shape is warm.
-
-        Raises `EngineFailed` when loading or warming failed, `Draining` when the host was stopped
-        first, `NotReady` when `timeout_s` is over.
-        """
+        """Block until every promised shape is warm. Raises `EngineFailed` when loading or warming
+        failed, `Draining` when the host was stopped first, `NotReady` when `timeout_s` is over."""
         over = (State.READY, State.FAILED, State.DRAINING, State.STOPPED)
         self._lifecycle.wait_for(*over, timeout_s=timeout_s)
         refusal = self._refusal()
@@ -252,11 +247,9 @@ class EngineHost(Generic[W, C]):
         return self._roster.wait_empty(timeout_s)
 
     def drain(self, timeout_s: float) -> None:
-        """Refuse what is new, finish what was accepted; after `timeout_s` fail what is left.
-
-        Those fail with `Draining`. Blocks until everybody was answered. May be called again, also
-        while it runs: a shorter timeout wins.
-        """
+        """Refuse what is new, finish what was accepted; after `timeout_s` fail what is left with
+        `Draining`. Blocks until everybody was answered. May be called again, also while it runs: a
+        shorter timeout wins."""
         self._lifecycle.move(State.DRAINING)
         if not self._roster.wait_answered(timeout_s):
             left = self._roster.open_jobs
@@ -266,9 +259,7 @@ class EngineHost(Generic[W, C]):
 
     def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> None:
         """Fail what is left, close the engine on its own thread, wait `timeout_s` for it.
-
-        Idempotent.
-        """
+        Idempotent."""
         self.drain(0.0)
         self._is_stopping = True
         self._roster.close()

@@ -11,10 +11,10 @@ import pytest
 from tests.http.echo import PATIENCE_S, Running, infer_body
 from tests.http.test_bad_input_http import BODY, GOOD, JSON_HEAD, LENGTH, POST, chunks
 
-METADATA = b"GET /v2/models/echo HTTP/1.1\r\nhost: x\r\n"
+METADATA = b"GET /v2/models/echo HTTP/1.1\r\nhost: localhost\r\n"
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
 LAST = METADATA + b"connection: close, upgrade\r\nupgrade: websocket\r\n\r\n"
-SMUGGLED = b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n"
+SMUGGLED = b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n"
 TRAP = b"\r\nupgrade: x\r\n\r\n" + SMUGGLED
 
 
@@ -68,12 +68,12 @@ def test_upgrade_body_and_pipeline_are_answered_cut_anywhere(running: Running, c
 
 
 EARLY = [
-    (POST + b"host: x\r\ncontent-type: text/plain\r\n", 415),
-    (b"POST /nowhere HTTP/1.1\r\nhost: x\r\n", 404),
-    (b"POST /v2/repository/models/echo/unload HTTP/1.1\r\nhost: x\r\n", 501),
-    (b"PUT /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\n", 405),
-    (b"POST /v2/models/nobody/infer HTTP/1.1\r\nhost: x\r\n", 404),
-    (b"POST /v1/models/echo:predict HTTP/1.1\r\nhost: x\r\n", 501),
+    (POST + b"host: localhost\r\ncontent-type: text/plain\r\n", 415),
+    (b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\n", 404),
+    (b"POST /v2/repository/models/echo/unload HTTP/1.1\r\nhost: localhost\r\n", 501),
+    (b"PUT /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n", 405),
+    (b"POST /v2/models/nobody/infer HTTP/1.1\r\nhost: localhost\r\n", 404),
+    (b"POST /v1/models/echo:predict HTTP/1.1\r\nhost: localhost\r\n", 501),
 ]
 
 

@@ -76,7 +76,7 @@ def front(
 def attack(port: int, line: bytes) -> bytes:
     """A body with requests in it, behind a head that is answered early."""
     body = trap(SIZE)
-    head = line + b" HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+    head = line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
     head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     found = b""
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:

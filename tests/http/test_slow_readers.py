@@ -62,7 +62,7 @@ def talkative(**server: Any) -> Iterator[Running]:
 def ask_only(running: Running, path: str, body: dict[str, Any]) -> socket.socket:
     """A request on a socket with a small buffer; the first byte of the answer has come."""
     raw = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(raw)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(raw)}\r\n"
     sock = socket.socket()
     sock.settimeout(PATIENCE_S)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)

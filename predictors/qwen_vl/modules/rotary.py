@@ -7,6 +7,8 @@ positions can never leak into another's. Formulas: M-RoPE of Qwen2-VL (arXiv 240
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (wide * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+
+
+def mrope_positions(
+    num_tokens: int, pictures: Sequence[tuple[int, int, int]]
+) -> tuple[Tensor, int]:
+    """Rotary positions (3, num_tokens) int64 of time, height, width, and the one that comes next.
+
+    `pictures` are (index of the first token, rows, columns) in tokens, in order. Text counts on all
+    axes alike; a picture stands still in time, spreads over height and width, and text goes on
+    after its longer side (arXiv 2409.12191, section 2.1).
+    """
+    pieces: list[Tensor] = []
+    index = position = 0
+    for start, rows, columns in pictures:
+        pieces.append(torch.arange(position, position + start - index).expand(3, -1))
+        position += start - index
+        height = torch.arange(rows).repeat_interleave(columns)
+        width = torch.arange(columns).repeat(rows)
+        pieces.append(torch.stack((torch.zeros_like(height), height, width)) + position)
+        position += max(rows, columns)
+        index = start + rows * columns
+    pieces.append(torch.arange(position, position + num_tokens - index).expand(3, -1))
+    return torch.cat(pieces, dim=1), position + num_tokens - index
