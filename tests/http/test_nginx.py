@@ -43,6 +43,7 @@ http {{
       proxy_pass http://server;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
+      proxy_set_header Host localhost;
       proxy_request_buffering {buffering};
     }}
   }}

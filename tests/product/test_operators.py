@@ -28,6 +28,9 @@ SECRET = "a large yellow crescent"
 STEPS = 6
 REPORT_S = 150.0  # a report is made by a nice process, which gets little of a busy machine
 
+# names are labels of series: the server beside this one in the process has others
+FLUX, QWEN_VL = "watched-flux", "watched-qwen-vl"
+
 
 def admin_of(running: Running) -> httpx.Client:
     """A client of the admin port."""
@@ -67,8 +70,8 @@ def watched(profilers: Profilers) -> Iterator[Running]:
     base = product_settings()
     settings = replace(base, server=replace(base.server, admin_port=0))
     models = [
-        build("flux", CHECKPOINTS / "shapes-flux", settings),
-        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings),
+        build(FLUX, CHECKPOINTS / "shapes-flux", settings),
+        build(QWEN_VL, CHECKPOINTS / "shapes-qwen-vl", settings),
     ]
     more: Any = {"settings": settings, "make_profiler": profilers}
     with serving(*models, **more) as running:  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def draw(running: Running, steps: int) -> list[str]:
     prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [SECRET]}
     body = {"inputs": [prompt], "parameters": {"seed": 7, "num_inference_steps": steps}}
     with running.client() as http:
-        reply = http.post("/v2/models/flux/infer", json=body)
+        reply = http.post(f"/v2/models/{FLUX}/infer", json=body)
     assert reply.status_code == 200, reply.text
     return next(o["data"] for o in reply.json()["outputs"] if o["name"] == "image")
 
@@ -88,7 +91,7 @@ def draw(running: Running, steps: int) -> list[str]:
 def chat(running: Running, tokens: int) -> str:
     """One answer about no picture."""
     body = {
-        "model": "qwen-vl",
+        "model": QWEN_VL,
         "messages": [{"role": "user", "content": SECRET}],
         "max_tokens": tokens,
         "temperature": 0,
@@ -111,7 +114,7 @@ def test_the_view_shows_what_runs_and_never_what_was_asked(watched: Running) -> 
     with (
         ThreadPoolExecutor(1) as pool,
         admin_of(watched) as admin,
-        braked(watched, "flux", free_steps=2) as brake,
+        braked(watched, FLUX, free_steps=2) as brake,
     ):
         drawing = pool.submit(draw, watched, 100)
         brake.wait_held()
@@ -121,7 +124,7 @@ def test_the_view_shows_what_runs_and_never_what_was_asked(watched: Running) -> 
     assert reply.status_code == 200
     assert "yellow" not in reply.text
     models = reply.json()["models"]
-    flux, qwen = models["flux"], models["qwen-vl"]
+    flux, qwen = models[FLUX], models[QWEN_VL]
     job = flux["running"][0]
     assert (job["steps_done"], job["steps_left"]) == (2, 98)
     assert (job["shape"], job["tier"]) == ("128x128", "lossless")
@@ -143,7 +146,7 @@ def test_a_profile_of_live_drawing_has_its_steps_and_stages_and_changes_no_byte(
 ) -> None:
     alone = draw(watched, 60)
     with ThreadPoolExecutor(1) as pool, admin_of(watched) as admin:
-        wish, made = {"model": "flux", "steps": STEPS}, profilers.made
+        wish, made = {"model": FLUX, "steps": STEPS}, profilers.made
         asked = pool.submit(admin.post, "/debug/profile", json=wish)
         profilers.wait_made(made + 1)
         assert draw(watched, 60) == alone
@@ -166,7 +169,7 @@ def test_a_profile_of_a_whole_picture_names_all_its_stages(
     watched: Running, profilers: Profilers
 ) -> None:
     with ThreadPoolExecutor(1) as pool, admin_of(watched) as admin:
-        wish, made = {"model": "flux", "steps": 5}, profilers.made
+        wish, made = {"model": FLUX, "steps": 5}, profilers.made
         asked = pool.submit(admin.post, "/debug/profile", json=wish)
         profilers.wait_made(made + 1)
         files = [draw(watched, 4) for _ in range(2)]
@@ -178,7 +181,7 @@ def test_a_profile_of_a_whole_picture_names_all_its_stages(
 def test_a_profile_of_chat_comes_as_a_file_when_asked_for_one(watched: Running) -> None:
     alone = chat(watched, 40)
     with ThreadPoolExecutor(1) as pool, admin_of(watched) as admin:
-        wish = {"model": "qwen-vl", "steps": 20}
+        wish = {"model": QWEN_VL, "steps": 20}
         accept = {"accept": "application/gzip"}
         asked = pool.submit(admin.post, "/debug/profile", json=wish, headers=accept)
         while not asked.done():
@@ -195,12 +198,12 @@ def test_a_profile_of_chat_comes_as_a_file_when_asked_for_one(watched: Running) 
         ({}, 400),
         ([], 400),
         ({"model": 1}, 400),
-        ({"model": "flux", "steps": 0}, 400),
-        ({"model": "flux", "steps": True}, 400),
-        ({"model": "flux", "steps": 10_000}, 400),
-        ({"model": "flux", "timeout_s": "1"}, 400),
-        ({"model": "flux", "timeout_s": 1e9}, 400),
-        ({"model": "flux", "step": 1}, 400),
+        ({"model": FLUX, "steps": 0}, 400),
+        ({"model": FLUX, "steps": True}, 400),
+        ({"model": FLUX, "steps": 10_000}, 400),
+        ({"model": FLUX, "timeout_s": "1"}, 400),
+        ({"model": FLUX, "timeout_s": 1e9}, 400),
+        ({"model": FLUX, "step": 1}, 400),
         ({"model": "nobody"}, 404),
     ],
 )
@@ -215,16 +218,16 @@ def test_a_wish_without_its_media_type_is_refused_so_that_no_web_page_can_ask(
     watched: Running,
 ) -> None:
     with admin_of(watched) as admin:
-        assert admin.post("/debug/profile", content=b'{"model":"flux"}').status_code == 415
+        assert admin.post("/debug/profile", content=b'{"model":"watched-flux"}').status_code == 415
         assert admin.post("/debug/profile", json={"model": "x" * 5000}).status_code == 413
 
 
 def test_without_traffic_the_wait_ends_and_the_next_may_ask(watched: Running) -> None:
     with admin_of(watched) as admin:
         for _ in range(2):
-            reply = admin.post("/debug/profile", json={"model": "flux", "timeout_s": 0.1})
+            reply = admin.post("/debug/profile", json={"model": FLUX, "timeout_s": 0.1})
             assert reply.status_code == 504
-            assert "nobody asked 'flux'" in reply.json()["error"]
+            assert f"nobody asked {FLUX!r}" in reply.json()["error"]
 
 
 class Counting:

@@ -125,7 +125,9 @@ def test_unknown_fields_are_skipped() -> None:
     ],
 )
 def test_what_is_no_message_is_refused_in_plain_words(raw: bytes) -> None:
-    with pytest.raises(InvalidRequest, match=r"the message (is not a valid ModelInferRequest|has a text)"):
+    with pytest.raises(
+        InvalidRequest, match=r"the message (is not a valid ModelInferRequest|has a text)"
+    ):
         decode_request(raw)
 
 
