@@ -78,7 +78,7 @@ class ServerSettings:
     keep_alive_s: float = 65.0
     """Idle HTTP connections are closed after this; longer than the usual load balancer's 60 s."""
     max_connections: int = 0
-    """HTTP connections at once; beyond them those that have waited longest for a request are closed, and when all are busy the next is answered 503, but for probes. 0: as many as the limit of open files leaves when 64 of it, or a quarter, are set aside; at most 8192."""
+    """HTTP connections at once, at least 8; beyond them those that have waited longest for a request are closed, and when all are busy the next is answered 503, but for probes. 0: as many as the limit of open files leaves when 64 of it, or a quarter, are set aside; at most 8192."""
     write_timeout_s: float = 30.0
     """A connection whose caller takes less than 1 KiB per second of its response, on average over so many seconds, is cut off and its request's place freed; 0 waits for ever."""
     max_body_bytes: int = 64 * 2**20

@@ -14,7 +14,7 @@ from predictors.protocol.http_heads import FIELD_LINE, TOKEN
 
 MAX_LINE_BYTES = 4096  # a chunk's size with its extensions, or one trailer
 MAX_TRAILER_BYTES = 8192
-CHUNKS_PER_CALL = 4096  # some 5 ms
+CHUNKS_PER_CALL = 2048  # some 4 ms
 FREE_OVERHEAD_BYTES = 2**20  # the coding may take this, and as much again as the body itself
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'

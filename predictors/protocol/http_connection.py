@@ -233,7 +233,7 @@ class HttpConnection(asyncio.Protocol):
             self._stage = Stage.NEXT
             cycle.more_body = cycle.is_asked_to_continue = False
             cycle.event.set()
-        scope = scope_of(head, *self._addresses) | {"state": self._app_state.copy()}
+        scope = scope_of(head, *self._addresses, self._app_state.copy())
         task = self._loop.create_task(self._app(scope, cycle.receive, cycle.send))
         self._server.tasks.add(task)
         task.add_done_callback(partial(self._ended, cycle))

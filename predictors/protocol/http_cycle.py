@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import http
-import re
 import urllib.parse
 from collections.abc import Iterable, MutableMapping
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from predictors.protocol.http_heads import Head
 WRITE_BYTES = 256 * 1024  # at once: a caller that does not read holds no more in the server
 NO_BODY = frozenset({204, 304})
 
-_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 def _status_line(status: int) -> bytes:
@@ -33,12 +32,12 @@ def _status_line(status: int) -> bytes:
 STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
-def scope_of(head: Head, server: object, client: object) -> dict[str, Any]:
+def scope_of(head: Head, server: object, client: object, state: object) -> dict[str, Any]:
     """ASGI's words for a head."""
     path = head.path.decode("ascii")
     return {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "asgi": ASGI,
         "http_version": head.version,
         "server": server,
         "client": client,
@@ -49,6 +48,7 @@ def scope_of(head: Head, server: object, client: object) -> dict[str, Any]:
         "raw_path": head.path,
         "query_string": head.query,
         "headers": head.headers,
+        "state": state,
     }
 
 
@@ -140,18 +140,19 @@ class RequestCycle:
         body: bytes = message.get("body", b"")
         more = message.get("more_body", False)
         if body and self._has_body:
-            await self._write_body(body)
+            self._count(body)
+            if len(body) > WRITE_BYTES:
+                await self._write_large(body)
+            else:
+                self._wire.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunks else body)
         if not more and not self.is_disconnected:
             self._finish()
 
     # -- the response ----------------------------------------------------------------------------
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.keeps_alive = self.keeps_alive and self._wire.can_stay()
-        self.is_started = True
         lines = [STATUS_LINES[status]]
         for name, value in (*self._wire.default_headers(), *headers):
-            if _UNSAFE.search(value) or _UNSAFE.search(name):
-                raise RuntimeError(f"header {name!r} of the response has a control character")
             if name == b"content-length":
                 self._left = int(value)
             elif name == b"connection":
@@ -159,7 +160,7 @@ class RequestCycle:
                 continue
             elif name == b"transfer-encoding":
                 continue  # the framing is ours
-            lines += (name, b": ", value, b"\r\n")
+            lines.append(b"%b: %b\r\n" % (name, value))
         self._has_body = self._has_body and status not in NO_BODY
         if not self._has_body:
             self._left = None
@@ -168,17 +169,22 @@ class RequestCycle:
             self.keeps_alive = self.keeps_alive and self._may_chunk
             if self._chunks:
                 lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n" if self.keeps_alive else b"connection: close\r\n\r\n")
-        self._wire.write(b"".join(lines))
+        if not self.keeps_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        raw = b"".join(lines)
+        if not raw.count(b"\r") == raw.count(b"\n") == len(lines):
+            raise RuntimeError("a header of the response has a line end in it")
+        self.is_started = True
+        self._wire.write(raw)
 
-    async def _write_body(self, body: bytes) -> None:
+    def _count(self, body: bytes) -> None:
         if self._left is not None:
             self._left -= len(body)
             if self._left < 0:
                 raise RuntimeError("the response is longer than its Content-Length")
-        if len(body) <= WRITE_BYTES:
-            self._wire.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunks else body)
-            return
+
+    async def _write_large(self, body: bytes) -> None:
         if self._chunks:
             self._wire.write(b"%x\r\n" % len(body))
         view = memoryview(body)

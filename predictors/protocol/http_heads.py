@@ -22,16 +22,19 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELD_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
 FIELD_LINE = TOKEN + b":" + FIELD_VALUE + rb"\r\n"
 
-_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n")
 _HEAD = re.compile(_REQUEST_LINE.pattern + rb"((?:" + FIELD_LINE + rb")*+)\r\n")
 _FIELD_LINE = re.compile(FIELD_LINE)
 # control characters, CR without LF, LF without CR; a CR at the very end may still get its LF
 _STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
+_NAME = rb"[0-9A-Za-z._~!$&'()*+;=\-]"
+_ESCAPED = rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb"*+)"
 _HOST = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~\-]+)?\]|(?:[0-9A-Za-z._~!$&'()*+;=\-]|%[0-9A-Fa-f]{2})+)"
-    rb"(?::[0-9]{0,5})?"
+    rb"(?:" + _NAME + rb"++" + _ESCAPED + rb"*+|" + _ESCAPED + rb"++"
+    rb"|\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~\-]+)?\])(?::[0-9]{0,5})?"
 )
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
+_LISTS = frozenset({b"connection", b"expect"})
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 NO_HTTP = "this is not an HTTP/1.1 request"
@@ -66,40 +69,53 @@ def parse_head(raw: bytes) -> Head:
         raise BadHead(_what_is_wrong(raw))
     method, target, minor, block = match.groups()
     lines = block.split(b"\r\n")
-    if len(lines) > MAX_HEADERS + 1:
-        raise BadHead(f"the request has more than {MAX_HEADERS} header lines", 431)
-    headers: list[tuple[bytes, bytes]] = []
-    framing: dict[bytes, list[bytes]] = {}
     del lines[-1]  # empty: behind the last line's end
-    for line in lines:
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        headers.append((name, value))
-        if name in _FRAMING:
-            framing.setdefault(name, []).append(value)
-    version = "1.1" if minor == b"1" else "1.0"
-    host = _read_host(framing.get(b"host", []), version)
-    if method == b"CONNECT":
-        raise BadHead("CONNECT is not offered: this server is no proxy", 501)
-    path, query, authority = _read_target(target, host)
-    if host is None and authority is not None:
-        headers.append((b"host", authority))
-    is_chunked = _read_coding(framing, version)
-    expects_continue = _read_expectation(framing.get(b"expect"), version)
-    keeps_alive = version == "1.1"
-    for value in framing.get(b"connection", ()):
-        keeps_alive = keeps_alive and b"close" not in map(bytes.strip, value.lower().split(b","))
+    if len(lines) > MAX_HEADERS:
+        raise BadHead(f"the request has more than {MAX_HEADERS} header lines", 431)
+    headers, framing = _read_fields(lines)
+    is_new = minor == b"1"
+    host = framing.get(b"host")
+    if host is None:
+        if is_new:
+            raise BadHead("the request has no Host header")
+    elif not _HOST.fullmatch(host):
+        raise BadHead("the Host header must be a host name or address with or without a port")
+    if not target.startswith(b"/"):
+        target = _read_long_target(method, target, host, headers)
+    path, _, query = target.partition(b"?")
+    connection = framing.get(b"connection")
     return Head(
         method.decode("ascii"),
         path,
         query,
-        version,
+        "1.1" if is_new else "1.0",
         headers,
         _read_length(framing.get(b"content-length")),
-        is_chunked,
-        keeps_alive,
-        expects_continue,
+        b"transfer-encoding" in framing and _read_coding(framing, is_new),
+        is_new and (connection is None or not _names_close(connection)),
+        is_new and b"expect" in framing and _read_expectation(framing[b"expect"]),
     )
+
+
+def _read_fields(
+    lines: list[bytes],
+) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
+    """Names and values, and those of them that say how the message is to be read."""
+    headers: list[tuple[bytes, bytes]] = []
+    framing: dict[bytes, bytes] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        headers.append((name, value))
+        if name not in _FRAMING:
+            continue
+        if name not in framing:
+            framing[name] = value
+        elif name in _LISTS:
+            framing[name] += b"," + value
+        else:
+            raise BadHead(f"the request has more than one {name.decode().title()} header")
+    return headers, framing
 
 
 class HeadReader:
@@ -150,62 +166,53 @@ def _what_is_wrong(raw: bytes) -> str:
     return f"{NO_HTTP}: a header line is not a name, a colon and a value on one line"
 
 
-def _read_host(values: list[bytes], version: str) -> bytes | None:
-    if len(values) > 1 or (not values and version == "1.1"):
-        raise BadHead(f"a request must have one Host header, this one has {len(values)}")
-    if not values:
-        return None
-    if not _HOST.fullmatch(values[0]):
-        raise BadHead("the Host header must be a host name or address with or without a port")
-    return values[0]
+def _read_long_target(
+    method: bytes, target: bytes, host: bytes | None, headers: list[tuple[bytes, bytes]]
+) -> bytes:
+    """The path and query of a target that is no path itself but names a host, or is `*`.
+
+    Its host must be that of the Host header, and stands in for one that is missing.
+    """
+    if method == b"CONNECT":
+        raise BadHead("CONNECT is not offered: this server is no proxy", 501)
+    if target == b"*":
+        return target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise BadHead("the request's target must be a path")
+    authority, rest = match.groups()
+    if not _HOST.fullmatch(authority):
+        raise BadHead("the request's target names no valid host")
+    if host is None:
+        headers.append((b"host", authority))
+    elif authority.lower() != host.lower():
+        raise BadHead("the request's target and its Host header name different hosts")
+    return rest if rest.startswith(b"/") else b"/" + rest
 
 
-def _read_target(target: bytes, host: bytes | None) -> tuple[bytes, bytes, bytes | None]:
-    """Path, query, and the authority where the target names one, which must be that of `host`."""
-    authority = None
-    if not target.startswith(b"/"):
-        match = _ABSOLUTE.fullmatch(target)
-        if match is not None:
-            authority, rest = match.groups()
-            if not _HOST.fullmatch(authority):
-                raise BadHead("the request's target names no valid host")
-            if host is not None and authority.lower() != host.lower():
-                raise BadHead("the request's target and its Host header name different hosts")
-            target = rest if rest.startswith(b"/") else b"/" + rest
-        elif target != b"*":
-            raise BadHead("the request's target must be a path")
-    if b"#" in target:
-        raise BadHead("the request's target must not have a fragment")
-    path, _, query = target.partition(b"?")
-    return path, query, authority
-
-
-def _read_length(values: list[bytes] | None) -> int:
-    if values is None:
+def _read_length(value: bytes | None) -> int:
+    if value is None:
         return 0
-    if len(values) > 1:
-        raise BadHead(f"a request must have one Content-Length at most, this one has {len(values)}")
-    if not values[0].isdigit() or len(values[0]) > MAX_LENGTH_DIGITS:
+    if not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
         raise BadHead(f"Content-Length must be a number of at most {MAX_LENGTH_DIGITS} digits")
-    return int(values[0])
+    return int(value)
 
 
-def _read_coding(framing: dict[bytes, list[bytes]], version: str) -> bool:
-    values = framing.get(b"transfer-encoding")
-    if values is None:
-        return False
+def _read_coding(framing: dict[bytes, bytes], is_new: bool) -> bool:
     if b"content-length" in framing:
         raise BadHead("a request must not have both Content-Length and Transfer-Encoding")
-    if version == "1.0":
+    if not is_new:
         raise BadHead("an HTTP/1.0 request must not have a Transfer-Encoding")
-    if [value.lower() for value in values] != [b"chunked"]:
+    if framing[b"transfer-encoding"].lower() != b"chunked":
         raise BadHead("the one Transfer-Encoding that is understood is 'chunked'")
     return True
 
 
-def _read_expectation(values: list[bytes] | None, version: str) -> bool:
-    if values is None or version == "1.0":
-        return False
-    if [value.lower() for value in values] != [b"100-continue"]:
+def _names_close(connection: bytes) -> bool:
+    return b"close" in map(bytes.strip, connection.lower().split(b","))
+
+
+def _read_expectation(value: bytes) -> bool:
+    if value.lower() != b"100-continue":
         raise BadHead("the one expectation that can be met is '100-continue'", 417)
     return True

@@ -97,10 +97,10 @@ def is_probe(head: Head) -> bool:
 
 
 def max_connections(wanted: int) -> int:
-    """`wanted`, if the process may open so many files; 0 is as many as it may."""
+    """`wanted`, but at least 8 and no more than the process may open; 0 is as many as it may."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
-        return wanted or MOST
+        return max(LEAST, wanted or MOST)
     possible = max(LEAST, files - max(RESERVED_FILES, files // 4))
     if wanted > possible:
         log.warning(
@@ -109,7 +109,7 @@ def max_connections(wanted: int) -> int:
             files,
             possible,
         )
-    return min(wanted or MOST, possible)
+    return max(LEAST, min(wanted or MOST, possible))
 
 
 def raise_file_limit() -> None:

@@ -52,7 +52,12 @@ WIRES = [
     Wire("a space before the colon", b"GET /v2 HTTP/1.1\r\nhost : x\r\n\r\n", 400, "not an HTTP"),
     Wire("length -1", POST + HOST + b"content-length: -1\r\n\r\n", 400, "Content-Length must"),
     Wire("length a word", POST + HOST + b"content-length: many\r\n\r\n", 400, "a number"),
-    Wire("two lengths", POST + HOST + LENGTH + b"content-length: 1\r\n\r\n" + BODY, 400, "has 2"),
+    Wire(
+        "two lengths",
+        POST + HOST + LENGTH + b"content-length: 1\r\n\r\n" + BODY,
+        400,
+        "more than one",
+    ),
     Wire(
         "length and chunks", POST + HOST + LENGTH + CHUNKED + b"\r\n" + BODY, 400, "not have both"
     ),
@@ -78,6 +83,37 @@ WIRES = [
         200,
     ),
     Wire("a strange host", POST + b"host: evil.example\r\n" + LENGTH + b"\r\n" + BODY, 421),
+    Wire(
+        "120 KB of empty headers",
+        b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * 30_000,
+        431,
+        "65536",
+    ),
+    Wire("300 headers", b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * 300 + b"\r\n", 431, "256"),
+    Wire("HTTP/0.9", b"GET /v2/health/live\r\n", 400, "not an HTTP/1.1 request"),
+    Wire("HTTP/2 without its greeting", b"GET /v2 HTTP/2.0\r\nhost: x\r\n\r\n", 400, "not an HTTP"),
+    Wire("no host", POST + LENGTH + b"\r\n" + BODY, 400, "no Host"),
+    Wire("two hosts", POST + JSON_HEAD + HOST + LENGTH + b"\r\n" + BODY, 400, "more than one Host"),
+    Wire(
+        "a host that is none", POST + b"host: a@b:c/../d\r\n" + LENGTH + b"\r\n" + BODY, 400, "Host"
+    ),
+    Wire("a list of hosts", POST + b"host: a, b\r\n" + LENGTH + b"\r\n" + BODY, 400, "Host"),
+    Wire("a folded header", POST + HOST + b"a: b\r\n c: d\r\n\r\n", 400, "header line"),
+    Wire("line feeds alone", b"GET /v2 HTTP/1.1\nhost: x\n\n", 400, "not an HTTP"),
+    Wire("a tunnel", b"CONNECT x:443 HTTP/1.1\r\nhost: x:443\r\n\r\n", 501, "no proxy"),
+    Wire(
+        "an expectation",
+        POST + JSON_HEAD + b"expect: tea\r\n" + LENGTH + b"\r\n",
+        417,
+        "expectation",
+    ),
+    Wire(
+        "a coding that is unknown",
+        POST + HOST + b"transfer-encoding: gzip, chunked\r\n\r\n",
+        400,
+        "chunked",
+    ),
+    Wire("a chunk that is none", POST + JSON_HEAD + CHUNKED + b"\r\nxyz\r\n", 400, "malformed"),
     Wire("HTTP/1.0", POST.replace(b"1.1", b"1.0") + JSON_HEAD + LENGTH + b"\r\n" + BODY, 200),
     Wire(
         "a polite client",
@@ -228,6 +264,14 @@ ROUTES = [
     ("POST", "/v1/models/echo:predict", 501, "use POST /v2/models/echo/infer"),
     ("POST", "/v1/models/nobody:explain", 404, "no model 'nobody'"),
 ]
+
+
+def test_head_is_answered_like_get_without_the_body(client: httpx.Client) -> None:
+    for path in ("/v2/health/live", "/v2", "/metrics", "/nowhere"):
+        full, bare = client.get(path), client.head(path)
+        assert (bare.status_code, bare.content) == (full.status_code, b"")
+        assert bare.headers["content-type"] == full.headers["content-type"]
+        assert "content-length" in bare.headers
 
 
 @pytest.mark.parametrize(("method", "path", "status", "words"), ROUTES)

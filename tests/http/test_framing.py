@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from tests.http.echo import PATIENCE_S, Running, infer_body
+from tests.http.echo import PATIENCE_S, Running, infer_body, serving, small_settings
+from tests.http.openai_echo import Writer, words
 from tests.http.test_bad_input_http import BODY, GOOD, JSON_HEAD, LENGTH, POST, chunks
 
 METADATA = b"GET /v2/models/echo HTTP/1.1\r\nhost: localhost\r\n"
@@ -121,3 +122,22 @@ def test_a_connection_is_used_on_after_each_early_answer(running: Running) -> No
         sock.sendall(LAST)
         statuses = [status for status, _ in to_the_end(sock)]
     assert statuses == [x for _, status in EARLY for x in (status, 200)] + [200]
+
+
+def test_a_stream_to_an_http_1_0_caller_is_plain_and_ends_with_its_connection() -> None:
+    settings = small_settings()
+    body = {"model": "chat", "messages": [{"role": "user", "content": "w"}], "stream": True}
+    raw = json.dumps(body | {"max_tokens": 3}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.0\r\nconnection: keep-alive\r\n"
+    with (
+        serving(Writer("chat", words(), settings), settings=settings) as running,
+        connected(running) as sock,
+        sock.makefile("rb") as file,
+    ):
+        sock.sendall(head + b"content-length: %d\r\n\r\n" % len(raw) + raw)
+        head, _, events = file.read().partition(b"\r\n\r\n")
+    assert b"\r\nconnection: close" in head
+    assert b"transfer-encoding" not in head
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
+    assert events.count(b"\n\n") == events.count(b"data: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import h11
 import pytest
@@ -161,6 +162,58 @@ async def test_a_broken_body_is_a_400_unless_the_answer_has_begun(talk: Talk) ->
     await talk.feed([head, b"5\r\nhello\r\n", b"zz\r\n" + SECOND])
     assert talk.seen == []
     assert talk.statuses() == [400]
+
+
+async def test_garbage_behind_a_request_is_refused_once_that_is_answered(talk: Talk) -> None:
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        begun.set()
+        await going.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    talk.connection._app = slow
+    talk.line.feed(b"GET /first HTTP/1.1\r\n" + HOST + b"\r\n" + b"no request\r\n\r\n")
+    await begun.wait()
+    assert talk.statuses() == [200]
+    going.set()
+    await talk.settled()
+    assert talk.statuses() == [200, 400]
+    assert b"3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 400 Bad Request\r\n" in talk.line.written
+
+
+async def test_an_application_that_fails_is_a_500_or_an_end_that_can_be_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def failing(scope: Any, receive: object, send: Any) -> None:
+        if scope["path"] == "/late":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("a secret")
+
+    for path, statuses in ((b"/soon", [500]), (b"/late", [200])):
+        talk = Talk()
+        talk.connection._app = failing  # type: ignore[assignment]
+        await talk.feed([b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n"])
+        assert talk.statuses() == statuses
+        assert talk.line.is_aborted == (path == b"/late")
+        assert b"secret" not in talk.line.written
+        talk.end()
+    assert [record.getMessage() for record in caplog.records] == ["the application failed"] * 2
+
+
+@pytest.mark.parametrize("value", [b"a\r\nb: c", b"a\nb", b"a\rb"])
+async def test_no_header_of_a_response_becomes_two(
+    talk: Talk, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def splitting(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", value)]})
+
+    talk.connection._app = splitting  # type: ignore[assignment]
+    await talk.feed([b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"])
+    assert talk.statuses() == [500]
+    assert value not in talk.line.written
 
 
 async def test_one_line_end_before_a_request_is_in_order(talk: Talk) -> None:
