@@ -8,6 +8,7 @@ amiss is one `EngineFailed` that names the file inside the folder, never the fol
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,11 @@ def method_of(named: Any) -> str:
 def shown_method(*words: str) -> str:
     """The words that are there, short enough for a message."""
     return " ".join(word.encode("ascii", "replace").decode()[:SHOWN] for word in words if word)
+
+
+def is_real(value: object) -> bool:
+    """Whether a value of a config is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shown(value: object) -> str:

@@ -196,3 +196,5 @@ def _tensors_of(file: Path, stack: ExitStack) -> dict[str, _Stored]:
             f"{file.parent.name}/{file.name} is broken or cut short ({file.stat().st_size} bytes); "
             "fetch it again"
         ) from error
+    except OSError as error:
+        raise EngineFailed(f"{file.parent.name}/{file.name} can't be read") from error

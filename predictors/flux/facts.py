@@ -91,7 +91,9 @@ def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
     with reading("text_encoder_2/config.json"):
         t5 = T5Config.from_pretrained(folder / "text_encoder_2")
     _check_fit(transformer, vae, clip, t5)
-    check_clip_tokenizer(tokenizers.clip, clip.vocab_size, clip.max_position_embeddings)
+    check_clip_tokenizer(
+        tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
+    )
     check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
     facts = Facts(
         folder=folder,

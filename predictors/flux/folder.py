@@ -7,7 +7,6 @@ or a number that does not fit to another part is refused with its name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from predictors.compute.folder import (
     WIDTH,
     check_adapters,
     check_numbers,
+    is_real,
     method_of,
     quantisation,
     read_json,
@@ -222,7 +222,7 @@ def _check_real(config: Mapping[str, Any], name: str, where: str) -> None:
     value = config.get(name, 0.0)
     if value is None and name in {"shift_terminal", "shift_factor"}:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_real(value):
         raise EngineFailed(f"{where}: {name} is {shown(value)}, not a number")
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from predictors.compute.folder import shown
 from predictors.errors import EngineFailed
+from predictors.flux.modules.text_encoders import OLD_END_TOKEN
 
 PROBE = "a red circle above 2 blue squares"
 
 
-def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int) -> None:
-    """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's `vocab` and `positions`."""
+def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -> None:
+    """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's `vocab`, `positions` and
+    the token at whose first place CLIP looks, `end`."""
     length = tokenizer.model_max_length
     if not 2 < length <= positions:
         raise EngineFailed(
@@ -21,6 +23,12 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int) -> None:
             f"{positions} positions of text_encoder"
         )
     _check(tokenizer, "tokenizer", vocab)
+    largest = max(tokenizer.get_vocab().values())  # what is looked at if `end` is of old configs
+    if tokenizer.eos_token_id != (largest if end == OLD_END_TOKEN else end):
+        raise EngineFailed(
+            f"text_encoder/config.json: eos_token_id is {shown(end)}, the tokenizer's end token "
+            f"{tokenizer.eos_token_id}: the prompt would be read at another place"
+        )
 
 
 def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:

@@ -66,9 +66,10 @@ def choose(pick: Pick, state: Slots, logits: Tensor, ints: Tensor, floats: Tenso
     temperature, top_p = floats[3:, :, None].unbind()
     greedy_rows = is_greedy.bool()[:, None]
     draw = Draw(temperature, top_p, top_k[:, None], key[:, None], greedy_rows, state.vocabulary)
-    tokens = checked(pick(logits, state.penalties(slots, floats[:3]), draw), logits)
-    state.keep(slots, numbers, tokens.clamp(min=0))  # a step may be launched before this is read
-    return tokens
+    tokens = pick(logits, state.penalties(slots, floats[:3]), draw)
+    # a real token in any case: a step may be launched before this is read
+    state.keep(slots, numbers, tokens)
+    return checked(tokens, logits)
 
 
 def _ints(choice: Choice, vocab: int) -> tuple[int, int, int, int, int]:

@@ -16,6 +16,7 @@ from predictors.compute.folder import (
     WIDTH,
     check_adapters,
     check_numbers,
+    is_real,
     quantisation,
     read_json,
     shown,
@@ -52,6 +53,12 @@ SAME = (
     ("merge_size", "spatial_merge_size"),
 )
 """What preprocessor and vision tower must agree on."""
+SAMPLING = {
+    "temperature": (0.0, 1e3),
+    "top_p": (1e-6, 1.0),
+    "top_k": (-1, 2**31),
+    "repetition_penalty": (1e-3, 1e3),
+}
 NAMED_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -109,11 +116,29 @@ def _check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
     kind = found.get("image_processor_type")
     if kind is not None and not str(kind).startswith(IMAGES):
         raise EngineFailed(f"{file}: image_processor_type is {shown(kind)}; served is {IMAGES}")
+    for name in ("image_mean", "image_std"):
+        levels = found.get(name, [1.0] * 3)
+        if not isinstance(levels, list) or len(levels) != 3 or not all(map(is_real, levels)):
+            raise EngineFailed(f"{file}: {name} is {shown(levels)}, not three numbers")
+    if 0 in found.get("image_std", ()):
+        raise EngineFailed(f"{file}: image_std holds 0, by which pictures would be divided")
     for ours, theirs in SAME:
         if found.get(ours, vision.get(theirs)) != vision.get(theirs, found.get(ours)):
             raise EngineFailed(
                 f"{file}: {ours} is {shown(found[ours])}, but {theirs} of the vision tower "
                 f"{shown(vision[theirs])}"
+            )
+
+
+def check_generation(checkpoint: Path) -> None:
+    """Raise `EngineFailed` for a default of sampling that no caller could ask for."""
+    file = "generation_config.json"
+    found = _read_if_there(checkpoint, file)
+    for name, (least, most) in SAMPLING.items():
+        value = found.get(name)
+        if value is not None and (not is_real(value) or not least <= value <= most):
+            raise EngineFailed(
+                f"{file}: {name} is {shown(value)}; possible are {least:g} to {most:g}"
             )
 
 

@@ -128,9 +128,11 @@ class Inputs:
         self._limits = limits
         self._max_context = max_context
         self._default_max_tokens = settings.default_max_tokens
-        size = parts.image_processor.size
-        self.min_pixels = settings.min_pixels or size["shortest_edge"]
-        self.max_pixels = settings.max_pixels or min(size["longest_edge"], DEFAULT_MAX_PIXELS)
+        with reading("preprocessor_config.json"):
+            size = parts.image_processor.size
+            least, most = int(size["shortest_edge"]), int(size["longest_edge"])
+        self.min_pixels = settings.min_pixels or least
+        self.max_pixels = settings.max_pixels or min(most, DEFAULT_MAX_PIXELS)
         self._break = f"\ue000{secrets.token_hex(8)}\ue001"
         control = [
             t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special

@@ -25,6 +25,7 @@ from predictors.qwen_vl.engine import QwenVLEngine
 from predictors.qwen_vl.inputs import ChatWork, Inputs, Patches
 from predictors.qwen_vl.request import ChatDelta, ChatRequest, Picture
 from predictors.qwen_vl.sizing import precision_of
+from predictors.qwen_vl.template import check_spelling
 from predictors.qwen_vl.text import AnswerReader, Vocabulary
 from predictors.qwen_vl.weights import read_architecture
 from predictors.settings import InvalidSetting, QwenVLSettings, Settings
@@ -58,6 +59,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         self._inputs.check_template()
         self._vocabulary = Vocabulary(self._inputs.tokenizer)
+        check_spelling(self._vocabulary.bytes_of, self._inputs.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = Codec(architecture.defaults, precision, settings.images.max_images)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")

@@ -77,8 +77,8 @@ def penalised(logits: Tensor, penalties: Penalties) -> Tensor:
 def checked(tokens: Tensor, logits: Tensor) -> Tensor:
     """The chosen `tokens` (rows,) int64, `NOT_FINITE` for rows of `logits` (rows, vocab) that hold
     NaN or infinities: whatever was chosen there means nothing."""
-    low, high = logits.aminmax(dim=-1)  # each is NaN if anything in its row is
-    return tokens.masked_fill(~(low.isfinite() & high.isfinite()), NOT_FINITE)
+    total = logits.sum(-1)  # not finite if anything in its row is not
+    return tokens.masked_fill((total - total) != 0, NOT_FINITE)
 
 
 def greedy(logits: Tensor, penalties: Penalties) -> Tensor:

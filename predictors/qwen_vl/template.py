@@ -25,6 +25,7 @@ PROBES: dict[str, tuple[Message, ...]] = {
     ),
 }
 OPENING = "assistant"
+SPELT = "Two words, caf\u00e9, \u4e2d, 12.5\n"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 """What templates write between texts."""
 
@@ -45,9 +46,9 @@ def check_template(
             raise EngineFailed(f"the tokenizer reads {written} as {count} tokens, not as one")
     for name, messages in PROBES.items():
         try:
-            with reading(f"the chat template ({HOME}) does not take {name}: it"):
+            with reading("the chat template"):  # a template raises anything
                 tokens = tokens_of(messages)
-        except InvalidRequest as error:
+        except (InvalidRequest, EngineFailed) as error:
             raise EngineFailed(f"the chat template ({HOME}) does not take {name}") from error
         parts = [part for message in messages for part in message.parts]
         pictures = sum(isinstance(part, Picture) for part in parts)
@@ -64,3 +65,11 @@ def check_template(
                     raise EngineFailed(f"the chat template ({HOME}) loses text of {name}")
         if OPENING not in rest:
             raise EngineFailed(f"the chat template ({HOME}) does not open an answer to {name}")
+
+
+def check_spelling(bytes_of: Callable[[int], bytes], tokenizer: Any) -> None:
+    """Raise `EngineFailed` for a tokenizer whose tokens don't spell what they stand for: answers
+    would be written in another alphabet."""
+    tokens = tokenizer.encode(SPELT, add_special_tokens=False).ids
+    if b"".join(map(bytes_of, tokens)) != SPELT.encode():
+        raise EngineFailed("the tokenizer is no byte-level BPE: its tokens don't spell texts")

@@ -28,6 +28,7 @@ from predictors.compute.shards import Shards
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.qwen_vl.folder import (
     check_folder,
+    check_generation,
     check_shapes,
     check_tokens,
     end_tokens,
@@ -80,6 +81,7 @@ def read_architecture(checkpoint: Path) -> Architecture:
         text, frequencies = _text_shape(config)
     tokens = read_tokens(checkpoint)
     check_tokens(raw, tokens, text.vocab)
+    check_generation(checkpoint)
     with reading("generation_config.json"):
         defaults = _defaults(_generation(checkpoint))
     return Architecture(

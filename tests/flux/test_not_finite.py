@@ -16,6 +16,7 @@ from predictors.flux.modules.decoder import MAX_LEVEL, PLAIN, develop, develop_c
 from predictors.flux.request import Wish
 from predictors.flux.runner import Runner
 from predictors.flux.weights import Parts
+from predictors.protocol.faults import fault_of
 from tests.flux.room import FluxJob, Room, open_room, picture
 
 RED = Wish("a red circle", num_inference_steps=3, seed=1)
@@ -66,6 +67,7 @@ def test_a_row_of_a_batch_that_is_not_finite_fails_alone(
     failure = jobs[1].drain_unread()
     assert isinstance(failure, StepFailed)
     assert "not finite" in failure.message
+    assert (fault_of(failure).status, fault_of(failure).code) == (500, "job_failed")
     assert not jobs[1]._chunks
     for i in (0, 2):
         assert np.array_equal(picture(jobs[i]), alone[i])

@@ -393,6 +393,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         config("tokenizer/tokenizer_config.json", model_max_length=78),
         "model_max_length is missing or more than the 77 positions",
     ),
+    "another end": (config("text_encoder/config.json", eos_token_id=5), "eos_token_id is 5"),
     "few tokens": (
         config("text_encoder_2/config.json", vocab_size=100),
         "tokenizer_2 has a token",
@@ -424,6 +425,10 @@ def test_a_broken_folder_is_one_sentence_that_names_the_file(
     tmp_path: Path, change: Change, said: str
 ) -> None:
     assert said in said_by_configs(variant(FLUX, tmp_path / "c", change))
+
+
+def test_the_end_token_of_old_configs_is_the_largest_id(tmp_path: Path) -> None:
+    read_facts(variant(FLUX, tmp_path / "c", config("text_encoder/config.json", eos_token_id=2)))
 
 
 def test_a_variant_of_the_weights_files_is_named(tmp_path: Path) -> None:

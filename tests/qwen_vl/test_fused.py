@@ -249,5 +249,5 @@ def test_the_best_token_of_a_row_that_is_not_finite_is_none(value: float, place:
     found = tokens_in_and_out.best(ours, logits, ints, floats)
     assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
     assert found[1] == NOT_FINITE
-    assert torch.equal(ours.feed, plain.feed)
-    assert ours.feed.min() >= 0
+    assert torch.equal(ours.feed[[0, 2]], plain.feed[[0, 2]])
+    assert 0 <= ours.feed.min() <= ours.feed.max() < 5000

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from predictors.errors import EngineFailed, ServingError
 from predictors.qwen_vl.predictor import QwenVLPredictor
+from predictors.qwen_vl.template import check_spelling
+from predictors.qwen_vl.text import Vocabulary
 from predictors.qwen_vl.weights import load_modules, read_architecture
 from predictors.settings import ComputeSettings, QwenVLSettings, Settings
 from tests.qwen_vl.room import Room, chat
@@ -357,6 +359,14 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         "image_processor_type is 'Qwen2_5_VLImageProcessor'; served is Qwen2VLImageProcessor",
     ),
     "other patches": ((config(PREPROCESSOR, patch_size=16),), "patch_size is 16"),
+    "no spread": (
+        (config(PREPROCESSOR, image_std=[0.2, 0, 0.2]),),
+        "image_std holds 0",
+    ),
+    "two levels": ((config(PREPROCESSOR, image_mean=[0.5, 0.5]),), "image_mean is [0.5, 0.5]"),
+    "penalty 0": ((config(GENERATION, repetition_penalty=0),), "repetition_penalty is 0"),
+    "a hot config": ((config(GENERATION, temperature="hot"),), "temperature is 'hot'"),
+    "top_p 2": ((config(GENERATION, top_p=2),), "top_p is 2"),
     "no config": ((write("config.json", "{}"),), "not a qwen2_5_vl"),
     "a list": ((write("config.json", "[]"),), "config.json holds a list"),
     "text of another type": ((config("config.json", text_config=[]),), "text_config is []"),
@@ -387,6 +397,13 @@ def test_a_broken_folder_is_one_sentence_that_names_the_file(
     tmp_path: Path, changes: tuple[Change, ...], said: str
 ) -> None:
     assert said in refusal(variant(QWEN, tmp_path / "c", *changes))
+
+
+def test_a_tokenizer_that_spells_in_another_alphabet_is_refused(room: Room) -> None:
+    tokenizer = room.inputs.tokenizer
+    check_spelling(Vocabulary(tokenizer).bytes_of, tokenizer)
+    with pytest.raises(EngineFailed, match="no byte-level BPE"):
+        check_spelling(lambda token: tokenizer.id_to_token(token).encode(), tokenizer)
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
