@@ -346,6 +346,5 @@ class EngineHost(Generic[W, C]):
         self._turns.recordings.close(self.failure)
         self._roster.fail_all(lambda: self.failure)
         self._roster.dismiss()
-        failed = attempt(self.on_failed, self.failure) if self.on_failed else None
-        if failed is not None:
+        if self.on_failed and (failed := attempt(self.on_failed, self.failure)):
             log.error("%s: on_failed raised", self.model, exc_info=failed)
