@@ -97,6 +97,11 @@ class Target:
                 continue
         return total / 1024
 
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.http.close()
+        self._channel.close()
+
     def send(self, case: Case) -> str:
         """One request of a case; returns its status and the begin of what it was told."""
         if not case.is_grpc:
@@ -143,7 +148,7 @@ def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Ou
     peak, began = after_first, time.monotonic()
     attacker.start()
     try:
-        while time.monotonic() - began < seconds or len(statuses) < 3:
+        while time.monotonic() - began < seconds or len(statuses) < 3 or not smalls:
             lives.append(target.live())
             if len(lives) % 4 == 0:
                 smalls.append(target.small())

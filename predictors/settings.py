@@ -82,7 +82,9 @@ class ServerSettings:
     write_timeout_s: float = 30.0
     """A connection whose caller takes less than 1 KiB per second of its response, on average over so many seconds, is cut off and its request's place freed; 0 waits for ever."""
     max_body_bytes: int = 64 * 2**20
-    """Largest request body or gRPC message; more is 413 / RESOURCE_EXHAUSTED."""
+    """Largest request body over HTTP; more is 413."""
+    max_message_bytes: int = 32 * 2**20
+    """Largest gRPC message, inflated; more is RESOURCE_EXHAUSTED. gRPC copies a message whole, and holds up everything else for about a millisecond per MiB."""
     max_bytes_in_flight: int = 256 * 2**20
     """Bytes of request bodies that are held together, from their arrival to their answer; more is 503. The first 64 KiB of each request do not count."""
     body_timeout_s: float = 10.0

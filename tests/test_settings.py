@@ -33,6 +33,7 @@ DEFAULTS = {
     "server.workers": 0,
     "server.worker_memory_bytes": 2**30,
     "server.worker_timeout_s": 30.0,
+    "server.max_message_bytes": 32 * 2**20,
     "server.max_bytes_in_flight": 256 * 2**20,
     "server.body_timeout_s": 10.0,
     "queue.capacity": 64,

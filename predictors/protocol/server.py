@@ -204,7 +204,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
             return None
-        limit = self.settings.server.max_body_bytes
+        limit = self.settings.server.max_message_bytes
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", limit),

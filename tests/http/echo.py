@@ -183,7 +183,13 @@ def small_settings(
     *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
 ) -> Settings:
     """Free ports, short waits, bodies of at most 1 MiB."""
-    base = {"port": 0, "grpc_port": 0, "max_body_bytes": 2**20, "drain_timeout_s": PATIENCE_S}
+    base = {
+        "port": 0,
+        "grpc_port": 0,
+        "max_body_bytes": 2**20,
+        "max_message_bytes": 2**20,
+        "drain_timeout_s": PATIENCE_S,
+    }
     return Settings(
         server=ServerSettings(**base | (server or {})), queue=QueueSettings(**(queue or {}))
     )

@@ -271,3 +271,31 @@ def test_loading_and_unloading_are_unimplemented_unless_allowed(stub: Any) -> No
         assert caught.value.code() == Code.UNIMPLEMENTED
         check_text(caught.value.details(), "is off")
     assert stub.ModelReady(pb.ModelReadyRequest(name="echo")).ready
+
+
+def test_a_message_is_not_inflated_beyond_the_limit(stub: Any) -> None:
+    request = good(bytes(2**20 + 1))  # a kilobyte on the wire
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(request, timeout=PATIENCE_S, compression=grpc.Compression.Gzip)
+    assert caught.value.code() == Code.RESOURCE_EXHAUSTED
+    small = stub.ModelInfer(
+        good(b"x" * 1000), timeout=PATIENCE_S, compression=grpc.Compression.Gzip
+    )
+    assert small.raw_output_contents
+
+
+def test_small_messages_that_would_become_millions_of_objects_are_counted_first(
+    running: Running,
+) -> None:
+    many = {
+        "empty inputs": b"\x2a\x00" * 400_000,
+        "unknown fields": b"\x98\x06\x00" * 300_000,
+        "parameters": b"\x22\x00" * 400_000,
+    }
+    with grpc.insecure_channel(running.grpc_target) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for name, fields in many.items():
+            raw = b"\x0a\x04echo" + fields
+            with pytest.raises(grpc.RpcError, match="more than 1024 fields") as caught:
+                call(raw, timeout=PATIENCE_S, compression=grpc.Compression.Gzip)
+            assert caught.value.code() == Code.RESOURCE_EXHAUSTED, name

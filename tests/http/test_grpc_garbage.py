@@ -34,7 +34,7 @@ Method = type(METHODS[0])
 @pytest.fixture(scope="module")
 def big() -> Iterator[Running]:
     """A server that takes messages of 64 MiB."""
-    settings = small_settings(server={"max_body_bytes": 64 * 2**20})
+    settings = small_settings(server={"max_message_bytes": 64 * 2**20})
     with serving(echo("echo", settings), settings=settings) as running:
         yield running
 
