@@ -222,7 +222,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.facts["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.facts["prompts"] = [self.prompt(request)[:MAX_LOGGED] for request in requests]
-        with self.host.reserved(len(requests)):  # before any work is spent on preparing
+        self.host.reserve(len(requests))  # before any work is spent on preparing
+        try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
                 works = await self._prepare_all(requests, call)
@@ -232,6 +233,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             jobs = self.host.submit(
                 works, request_id=call.request_id, deadline=call.deadline, is_reserved=True
             )
+        finally:
+            self.host.release(len(requests))
         return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:

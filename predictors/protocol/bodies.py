@@ -20,6 +20,7 @@ from predictors.errors import InvalidRequest, TooLarge, UnsupportedMedia
 MAX_DEPTH = 32
 MAX_VALUES = 2**17  # of a body: strings, commas, lists and objects; each becomes a Python object
 MAX_NUMBER = 1000  # characters of one number
+SMALL = MAX_NUMBER  # bytes of a body in which nothing but its depth can be too much
 MAX_FILES = 4096  # data URLs that are left out of the search below
 JSON_MEDIA = frozenset({"", "application/json"})
 
@@ -56,8 +57,9 @@ def parse_json(raw: bytes) -> Any:
     length. Milliseconds per megabyte, most of them with the interpreter's lock: more than 64 KB
     belongs into a worker process.
     """
-    rest = _without_files(raw)
-    _check_size(rest)
+    rest = raw if len(raw) < SMALL else _without_files(raw)
+    if len(raw) >= SMALL or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_size(rest)
     try:
         text = raw.decode("utf-8")
         if _SURROGATE.search(rest):

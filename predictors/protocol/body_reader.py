@@ -79,7 +79,7 @@ async def read_body(
     headers: Mapping[str, str],
     limit: int,
     *,
-    charge: Charge | None = None,
+    make_charge: Callable[[], Charge] | None = None,
     piece_timeout_s: float = BODY_TIMEOUT_S,
 ) -> Body:
     """The whole body of an ASGI request, never more than `limit` bytes and one chunk of it.
@@ -98,6 +98,7 @@ async def read_body(
             raise _too_large(limit)
         if len(body) <= LARGE_BYTES:
             return body
+    charge = None if make_charge is None else make_charge()
     async with before(time.monotonic() + BODY_TIMEOUT_S, _too_slow(BODY_TIMEOUT_S)):
         return await _read_rest(message, receive, limit, charge, piece_timeout_s)
 

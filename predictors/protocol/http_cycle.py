@@ -106,6 +106,7 @@ class RequestCycle:
         self.is_started = False
         self.is_complete = False
         self._chunks = False
+        self._head = b""  # of the response; goes out with the first part of its body
         self._left: int | None = None  # bytes that Content-Length still promises
 
     # -- ASGI ------------------------------------------------------------------------------------
@@ -143,8 +144,10 @@ class RequestCycle:
             self._count(body)
             if len(body) > WRITE_BYTES:
                 await self._write_large(body)
+            elif self._chunks:
+                self._wire.write(b"%b%x\r\n%b\r\n" % (self._take_head(), len(body), body))
             else:
-                self._wire.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunks else body)
+                self._wire.write(self._take_head() + body if self._head else body)
         if not more and not self.is_disconnected:
             self._finish()
 
@@ -176,7 +179,11 @@ class RequestCycle:
         if not raw.count(b"\r") == raw.count(b"\n") == len(lines):
             raise RuntimeError("a header of the response has a line end in it")
         self.is_started = True
-        self._wire.write(raw)
+        self._head = raw
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
 
     def _count(self, body: bytes) -> None:
         if self._left is not None:
@@ -185,8 +192,7 @@ class RequestCycle:
                 raise RuntimeError("the response is longer than its Content-Length")
 
     async def _write_large(self, body: bytes) -> None:
-        if self._chunks:
-            self._wire.write(b"%x\r\n" % len(body))
+        self._wire.write(self._take_head() + (b"%x\r\n" % len(body) if self._chunks else b""))
         view = memoryview(body)
         for begin in range(0, len(body), WRITE_BYTES):
             if self._wire.is_write_paused:
@@ -200,8 +206,9 @@ class RequestCycle:
     def _finish(self) -> None:
         if self._left:
             raise RuntimeError(f"the response is {self._left} bytes short of its Content-Length")
-        if self._chunks:
-            self._wire.write(b"0\r\n\r\n")
+        last = self._take_head() + (b"0\r\n\r\n" if self._chunks else b"")
+        if last:
+            self._wire.write(last)
         self.is_complete = True
         self.event.set()
         self._wire.response_complete()

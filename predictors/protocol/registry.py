@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from predictors import metrics
-from predictors.errors import Draining, NotFound, NotReady
+from predictors.errors import Draining, NotFound, NotReady, ServingError
 from predictors.protocol.body_reader import BytesInFlight, Charge
 from predictors.protocol.faults import UNKNOWN_MODEL
 from predictors.protocol.serves import Served
@@ -31,8 +31,8 @@ TRIM_AFTER_S = 1.0
 class Reading(Protocol):
     """A request whose body is still arriving."""
 
-    def stop_reading(self) -> None:
-        """Give it up: the server drains."""
+    def stop_reading(self, reason: ServingError) -> None:
+        """Give it up."""
         ...
 
 
@@ -165,7 +165,7 @@ class Registry:
         self.retire()
         self._draining = True
         for reader in list(self.readers):
-            reader.stop_reading()
+            reader.stop_reading(Draining("the server is shutting down; ask another replica"))
 
     def withdraw(self, name: str) -> None:
         """Take a model out of service (`unload`); what it has accepted is finished, its weights

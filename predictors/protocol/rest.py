@@ -17,6 +17,7 @@ waits for the model is cancelled, and with it the jobs.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from predictors.errors import Cancelled, Draining
+from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.bodies import JSON_MEDIA, check_media
 from predictors.protocol.body_reader import Body, Charge, Receive, before, read_body
 from predictors.protocol.call import Call
@@ -95,8 +96,8 @@ class Exchange:
         self._registry = work.registry
         self._receive = receive
         self._admitted = False
-        self._charge = Charge(work.registry.bytes_in_flight)
-        self._is_drained = False
+        self._charge: Charge | None = None  # of a body that is not small
+        self._given_up: ServingError | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -109,35 +110,45 @@ class Exchange:
         A body that is not whole when the server begins to drain is given up with `Draining`.
         """
         check_media(self.call, media)
-        own = self._registry.settings.server
+        own, loop = self._registry.settings.server, asyncio.get_running_loop()
+        deadline, late = self.call.deadline, None
+        if deadline is not None:
+            late = loop.call_later(deadline - time.monotonic(), self._too_late)
+        self._registry.readers.add(self)
         try:
-            async with before(self.call.deadline, "the deadline passed before the body was here"):
-                self._registry.readers.add(self)
-                raw = await read_body(
-                    self._receive,
-                    self.call,
-                    own.max_body_bytes,
-                    charge=self._charge,
-                    piece_timeout_s=own.body_timeout_s,
-                )
+            raw = await read_body(
+                self._receive,
+                self.call,
+                own.max_body_bytes,
+                make_charge=self._make_charge,
+                piece_timeout_s=own.body_timeout_s,
+            )
         except Cancelled:
             self.gone = True
             raise
         except asyncio.CancelledError:
-            if self._is_drained and self._task is not None and self._task.uncancel() == 0:
-                raise Draining("the server is shutting down; ask another replica") from None
+            if self._given_up is not None and self._task is not None and not self._task.uncancel():
+                raise self._given_up from None
             raise
         finally:
             self._registry.readers.discard(self)
-        loop = asyncio.get_running_loop()
+            if late is not None:
+                late.cancel()
         self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
         return raw
 
-    def stop_reading(self) -> None:
-        """Give up a body that is still arriving. Called by the registry."""
-        if self._task is not None:
-            self._is_drained = True
+    def stop_reading(self, reason: ServingError) -> None:
+        """Give up a body that is still arriving, for `reason`. Once."""
+        if self._task is not None and self._given_up is None:
+            self._given_up = reason
             self._task.cancel()
+
+    def _make_charge(self) -> Charge:
+        self._charge = Charge(self._registry.bytes_in_flight)
+        return self._charge
+
+    def _too_late(self) -> None:
+        self.stop_reading(DeadlineExceeded("the deadline passed before the body was here"))
 
     async def decoded(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
@@ -175,7 +186,8 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        self._registry.end_of(self._charge)
+        if self._charge is not None:
+            self._registry.end_of(self._charge)
         if self._admitted:
             self._admitted = False
             self._registry.leave()

@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from predictors import metrics
@@ -48,10 +47,9 @@ def attempt(work: Callable[..., object], *args: Any) -> BaseException | None:
 class EngineHost(Generic[W, C]):
     """One engine behind a bounded queue.
 
-    `submit`, `check_accepting` and the properties: any thread, never blocking for long. `start`
-    returns at once; `wait_ready`, `drain` and `stop` block: not on an event loop and not in a
-    signal handler. Without `start`, a program or test of its own may call `prepare` once and `turn`
-    as often as it likes: then its thread is the engine thread.
+    `submit`, `reserve` and the properties: any thread, never blocking for long. `wait_ready`,
+    `drain` and `stop` block. Without `start`, a program may call `prepare` once and `turn` as often
+    as it likes: then its thread is the engine thread.
     """
 
     def __init__(
@@ -89,9 +87,13 @@ class EngineHost(Generic[W, C]):
         """Raise what `submit` of so many rows would raise now, before they cost anything."""
         self._roster.check(rows)
 
-    def reserved(self, rows: int) -> AbstractContextManager[None]:
-        """Keep places for so many rows while they are prepared. Raises what `submit` would."""
-        return self._roster.reserved(rows)
+    def reserve(self, rows: int) -> None:
+        """Keep places for rows that are prepared, until `release`. Raises what `submit` would."""
+        self._roster.reserve(rows)
+
+    def release(self, rows: int) -> None:
+        """Keep the places no longer."""
+        self._roster.release(rows)
 
     def submit(
         self,
@@ -101,7 +103,7 @@ class EngineHost(Generic[W, C]):
         deadline: float | None,
         is_reserved: bool = False,
     ) -> list[Job[W, C]]:
-        """Accept all rows of a request, or raise and accept none; `is_reserved` within `reserved`.
+        """Accept all rows of a request, or raise and accept none; `is_reserved` after `reserve`.
         `deadline` is in seconds of the host's clock. Any thread.
 
         Raises `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded`
@@ -114,8 +116,7 @@ class EngineHost(Generic[W, C]):
         except InvalidRequest as error:
             metrics.admission_rejected_total.labels(self.model, error.reason).inc(len(works))
             raise
-        rows = range(len(works))
-        ids = [request_id] if len(works) == 1 else [f"{request_id}/{row}" for row in rows]
+        ids = [request_id] if len(works) == 1 else [f"{request_id}/{i}" for i in range(len(works))]
         jobs: list[Job[W, C]] = [
             Job(job_id, work, deadline=deadline, clock=self._clock)
             for job_id, work in zip(ids, works, strict=True)
@@ -193,7 +194,7 @@ class EngineHost(Generic[W, C]):
         self.on_state(state)
 
     def wake(self) -> None:
-        """Look at the clock again, which was set."""
+        """Look at the clock again."""
         self._roster.wake()
 
     def describe(self) -> dict[str, object]:
@@ -239,7 +240,7 @@ class EngineHost(Generic[W, C]):
             raise refusal
 
     def wait_for(self, *states: State, timeout_s: float | None = None) -> State | None:
-        """The state as soon as it is one of `states`; None when `timeout_s` is over first."""
+        """See `Lifecycle.wait_for`."""
         return self._lifecycle.wait_for(*states, timeout_s=timeout_s)
 
     def wait_idle(self, timeout_s: float) -> bool:

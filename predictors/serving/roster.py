@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
@@ -79,21 +78,20 @@ class Roster(Generic[W, C]):
         with self._lock:
             self._check(rows)
 
-    @contextmanager
-    def reserved(self, rows: int) -> Iterator[None]:
-        """Keep places for so many rows while they are prepared, or raise what `accept` would.
-        `accept` is to be called within, and takes them."""
+    def reserve(self, rows: int) -> None:
+        """Keep places for so many rows while they are prepared, or raise what `accept` would;
+        `release` must follow, after `accept`."""
         with self._lock:
             self._check(rows)
             self._reserved += rows
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._reserved -= rows
+
+    def release(self, rows: int) -> None:
+        """Keep them no longer."""
+        with self._lock:
+            self._reserved -= rows
 
     def accept(self, jobs: Sequence[Job[W, C]], *, is_reserved: bool = False) -> None:
-        """Let all of them wait, or raise and let none. Who has `reserved` places finds them free.
+        """Let all of them wait, or raise and let none. Who has reserved places finds them free.
 
         Raises what the gate says, `InvalidRequest` for more rows than could ever wait,
         `DeadlineExceeded` for jobs that come too late, `Overloaded` when there is no place for all.

@@ -93,13 +93,13 @@ async def test_bodies_together_are_bounded_and_small_ones_are_not_counted() -> N
     total = BytesInFlight(3 * LARGE_BYTES)
     first, second, small = Charge(total), Charge(total), Charge(total)
     piece = bytes(LARGE_BYTES)
-    await read_body(arriving(*parts([piece] * 3)), {}, 2**30, charge=first)
+    await read_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: first)
     assert total.used == 2 * LARGE_BYTES
     with pytest.raises(Overloaded, match="196608 are taken from all callers together") as refused:
-        await read_body(arriving(*parts([piece] * 3)), {}, 2**30, charge=second)
+        await read_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: second)
     assert refused.value.retry_after_s > 0
     second.close()
-    await read_body(arriving(*parts([b"x" * 100])), {}, 2**30, charge=small)
+    await read_body(arriving(*parts([b"x" * 100])), {}, 2**30, make_charge=lambda: small)
     small.close()
     first.close()
     first.close()  # once is enough

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from predictors.errors import Draining, InvalidRequest, Overloaded
+from predictors.serving.host import EngineHost
 from tests.fakes import ScriptedEngine, Task, answer
 from tests.serving.conftest import MakeHost, busy, submit
+
+
+@contextmanager
+def reserved(host: EngineHost[Task, str], rows: int) -> Iterator[None]:
+    """Places that are kept as long as the block lasts."""
+    host.reserve(rows)
+    try:
+        yield
+    finally:
+        host.release(rows)
 
 
 def test_who_is_being_prepared_counts_and_is_never_refused_afterwards(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, capacity=2)
     busy(host, engine)
-    with host.reserved(1):
+    with reserved(host, 1):
         late = submit(host, Task("b"))
         with pytest.raises(Overloaded, match="2 of 2 places are taken"):
             submit(host, Task("c"))
-        with pytest.raises(Overloaded), host.reserved(1):
+        with pytest.raises(Overloaded), reserved(host, 1):
             raise AssertionError("this was let in")
         (job,) = host.submit([Task("a")], request_id="r", deadline=None, is_reserved=True)
     engine.open()
@@ -30,7 +44,7 @@ def test_places_of_who_is_refused_while_prepared_are_free_again(make_host: MakeH
     host = make_host(engine, capacity=2)
     busy(host, engine)
     for _ in range(3):
-        with pytest.raises(InvalidRequest), host.reserved(2):
+        with pytest.raises(InvalidRequest), reserved(host, 2):
             raise InvalidRequest("this picture is none")
     assert len(submit(host, Task("a"), Task("b"))) == 2
     engine.open()
@@ -41,7 +55,7 @@ def test_kept_places_hold_though_the_engine_turns_jobs_away_meanwhile(make_host:
     host = make_host(engine, capacity=1)
     submit(host, Task("first", steps=3))
     engine.wait_in_step()
-    with host.reserved(1):  # a free slot counts as a place until it is known to take nobody
+    with reserved(host, 1):  # a free slot counts as a place until it is known to take nobody
         submit(host, Task("turned away"))
         engine.take_steps(1)
         engine.wait_in_step()
@@ -54,9 +68,9 @@ def test_kept_places_hold_though_the_engine_turns_jobs_away_meanwhile(make_host:
 
 def test_a_place_is_no_way_around_a_drain_or_a_row_that_can_never_run(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(budget=2, gated=False))
-    with host.reserved(1), pytest.raises(InvalidRequest, match="size 3 exceeds 2"):
+    with reserved(host, 1), pytest.raises(InvalidRequest, match="size 3 exceeds 2"):
         host.submit([Task("a", size=3)], request_id="r", deadline=None, is_reserved=True)
-    with host.reserved(1):
+    with reserved(host, 1):
         host.drain(0.0)
         with pytest.raises(Draining):
             host.submit([Task("a")], request_id="r", deadline=None, is_reserved=True)
