@@ -303,7 +303,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _break_off(self, cycle: RequestCycle, status: int, message: str) -> None:
         """End the present request: its body or its response has no end that could be found."""
-        is_started = cycle.is_started
+        is_started = cycle.is_written
         self._disconnect()
         if is_started:
             self._transport.abort()  # an end of its own would make a part look like the whole

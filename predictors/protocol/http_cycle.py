@@ -109,6 +109,11 @@ class RequestCycle:
         self._head = b""  # of the response; goes out with the first part of its body
         self._left: int | None = None  # bytes that Content-Length still promises
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the caller has got a part of the response."""
+        return self.is_started and not self._head
+
     # -- ASGI ------------------------------------------------------------------------------------
     async def receive(self) -> MutableMapping[str, Any]:
         """The body so far; then nothing until the caller leaves or the response is complete."""

@@ -47,9 +47,8 @@ def attempt(work: Callable[..., object], *args: Any) -> BaseException | None:
 class EngineHost(Generic[W, C]):
     """One engine behind a bounded queue.
 
-    `submit`, `reserve` and the properties: any thread, never blocking for long. `wait_ready`,
-    `drain` and `stop` block. Without `start`, a program may call `prepare` once and `turn` as often
-    as it likes: then its thread is the engine thread.
+    `submit`, `reserve` and the properties: any thread. `wait_ready`, `drain` and `stop` block.
+    Without `start`, a program may call `prepare` once, then `turn`: its thread is the engine's.
     """
 
     def __init__(

@@ -190,9 +190,12 @@ async def test_an_application_that_fails_is_a_500_or_an_end_that_can_be_seen(
     async def failing(scope: Any, receive: object, send: Any) -> None:
         if scope["path"] == "/late":
             await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a part", "more_body": True})
+        if scope["path"] == "/begun":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
         raise ValueError("a secret")
 
-    for path, statuses in ((b"/soon", [500]), (b"/late", [200])):
+    for path, statuses in ((b"/soon", [500]), (b"/begun", [500]), (b"/late", [200])):
         talk = Talk()
         talk.connection._app = failing  # type: ignore[assignment]
         await talk.feed([b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n"])
@@ -200,7 +203,7 @@ async def test_an_application_that_fails_is_a_500_or_an_end_that_can_be_seen(
         assert talk.line.is_aborted == (path == b"/late")
         assert b"secret" not in talk.line.written
         talk.end()
-    assert [record.getMessage() for record in caplog.records] == ["the application failed"] * 2
+    assert [record.getMessage() for record in caplog.records] == ["the application failed"] * 3
 
 
 @pytest.mark.parametrize("value", [b"a\r\nb: c", b"a\nb", b"a\rb"])
