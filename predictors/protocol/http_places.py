@@ -19,8 +19,9 @@ from predictors.protocol.http_heads import Head
 log = logging.getLogger(__name__)
 
 MOST = 8192  # connections, where nobody says how many
+MOST_GRPC = 1024
 LEAST = 8
-RESERVED_FILES = 64  # descriptors, or a quarter: for models, logs, gRPC, threads and processes
+RESERVED_FILES = 64  # descriptors, or a quarter: for models, logs, threads and processes
 MAX_FILES = 65_536
 SAY_AGAIN_S = 60.0
 
@@ -97,19 +98,30 @@ def is_probe(head: Head) -> bool:
 
 
 def max_connections(wanted: int) -> int:
-    """`wanted`, but at least 8 and no more than the process may open; 0 is as many as it may."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if files == resource.RLIM_INFINITY:
+    """`wanted` HTTP connections, if the process may open so many files; 0 is as many as it may."""
+    possible = _possible_connections()
+    if possible is None:
         return max(LEAST, wanted or MOST)
-    possible = max(LEAST, files - max(RESERVED_FILES, files // 4))
+    possible = max(LEAST, possible - max_grpc_connections())
     if wanted > possible:
         log.warning(
-            "server.max_connections is %d, but with a limit of %d open files there are %d",
-            wanted,
-            files,
-            possible,
+            "server.max_connections is %d, but the limit of open files leaves %d", wanted, possible
         )
     return max(LEAST, min(wanted or MOST, possible))
+
+
+def max_grpc_connections() -> int:
+    """gRPC connections, each of which carries many calls: a quarter of all."""
+    possible = _possible_connections()
+    return MOST_GRPC if possible is None else max(LEAST // 2, min(MOST_GRPC, possible // 4))
+
+
+def _possible_connections() -> int | None:
+    """What the limit of open files leaves for connections; None without one."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return None
+    return max(LEAST, files - max(RESERVED_FILES, files // 4))
 
 
 def raise_file_limit() -> None:

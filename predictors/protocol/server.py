@@ -28,7 +28,7 @@ from predictors.errors import EngineFailed
 from predictors.protocol.access import Access
 from predictors.protocol.admin import Admin
 from predictors.protocol.grpc_health import add_health
-from predictors.protocol.http_places import max_connections
+from predictors.protocol.http_places import max_connections, max_grpc_connections
 from predictors.protocol.http_server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai_models import openai_routes
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 # a client that pings every 10 s is early at times by jitter; the third ping too early ends it
 MIN_PING_INTERVAL_MS = 5_000
+GRPC_HANDSHAKE_MS = 10_000  # for a connection on which nobody speaks HTTP/2
 MAX_GRPC_STREAMS = 256  # calls of one connection at once; the next ones wait in the client
 
 
@@ -211,6 +212,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
                 ("grpc.max_concurrent_streams", MAX_GRPC_STREAMS),
+                ("grpc.max_allowed_incoming_connections", max_grpc_connections()),
+                ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
             ]

@@ -21,6 +21,7 @@ from predictors.protocol.v2_tensors import (
     ElementCount,
     check_count,
     check_datatype,
+    check_parameters,
     check_values,
     count_elements,
     pack,
@@ -91,6 +92,7 @@ def read_parameters(raw: object, where: str) -> dict[str, Scalar]:
             shown = name[:MAX_NAME]
             message = f"parameter {shown!r} must be a string, a number or true or false"
             raise InvalidRequest(message, param=shown)
+    check_parameters(raw)
     return dict(raw)
 
 

@@ -27,9 +27,11 @@ from predictors.protocol.v2_json import MAX_ID, MAX_TENSORS
 from predictors.protocol.v2_tensors import (
     MAX_ELEMENTS,
     MAX_NAME,
+    MAX_PARAMETERS,
     ElementCount,
     check_count,
     check_datatype,
+    check_parameters,
     check_values,
     count_elements,
     unpack,
@@ -37,7 +39,6 @@ from predictors.protocol.v2_tensors import (
 
 MAX_FIELDS = 2 * MAX_ELEMENTS  # of a message: a BYTES element is a field
 MAX_OUTER_FIELDS = 1024  # of a message, whatever is inside of them
-MAX_PARAMETERS = 256  # of a message, of an input, of an output
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -224,6 +225,7 @@ def _values(parameters: dict[str, Scalar | None]) -> dict[str, Scalar]:
             shown = name[:MAX_NAME]
             message = f"parameter {shown!r} has no value that can be read"
             raise InvalidRequest(message, param=shown)
+    check_parameters(parameters)
     return parameters  # type: ignore[return-value]
 
 

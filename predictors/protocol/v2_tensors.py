@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from predictors.errors import InvalidRequest, TooLarge
@@ -33,6 +33,8 @@ FORMATS = {
 DATATYPES = frozenset(FORMATS) | {"BYTES"}
 MAX_ELEMENTS = 2**16  # of all tensors of a request together; a Python object each
 MAX_RANK = 8
+MAX_PARAMETERS = 256  # of a request, of an input, of an output
+MAX_PARAMETER = 2**17  # characters of one: they are read on the event loop
 MAX_NAME = 64  # characters of a caller's own name that an error repeats
 
 _LENGTH = struct.Struct("<I")
@@ -60,6 +62,17 @@ def count_elements(name: str, shape: Iterable[object]) -> tuple[tuple[int, ...],
         message = f"input {name[:MAX_NAME]!r} has shape {sides}, more than {MAX_ELEMENTS} elements"
         raise TooLarge(message, param=name[:MAX_NAME])
     return tuple(sides), count
+
+
+def check_parameters(values: Mapping[str, object]) -> None:
+    """Raise `TooLarge` for more, or longer, parameters than are read."""
+    if len(values) > MAX_PARAMETERS:
+        raise TooLarge(f"there are {len(values)} parameters; at most {MAX_PARAMETERS} are taken")
+    for name, value in values.items():
+        if isinstance(value, str) and len(value) > MAX_PARAMETER:
+            shown = name[:MAX_NAME]
+            message = f"parameter {shown!r} has {len(value)} characters"
+            raise TooLarge(f"{message}; at most {MAX_PARAMETER} are taken", param=shown)
 
 
 class ElementCount:

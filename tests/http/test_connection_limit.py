@@ -11,21 +11,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
+from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, infer_body
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = 200
 CROWD = 400
-HALF_A_HEAD = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\n"
+HALF_A_HEAD = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n"
 HALF_A_BODY = HALF_A_HEAD + b"content-length: 1000\r\n\r\n{"
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """A server in a process that may open 200 files."""
+def ports() -> Iterator[tuple[int, int]]:
+    """HTTP and gRPC of a server in a process that may open 200 files."""
     command = f"ulimit -n {FILES} && exec {sys.executable} tests/http/serve_held.py 60 0"
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
@@ -39,13 +41,18 @@ def port() -> Iterator[int]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        ports = json.loads(process.stdout.readline())
+        http_port, grpc_port, *_ = json.loads(process.stdout.readline())
         process.stdin.write("open\n")
         process.stdin.flush()
-        yield ports[0]
+        yield http_port, grpc_port
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def port(ports: tuple[int, int]) -> int:
+    return ports[0]
 
 
 @contextlib.contextmanager
@@ -93,3 +100,16 @@ def test_while_all_are_busy_probes_are_answered_and_others_told_to_come_back(por
     while infer(port).status_code == 503:
         ask(port, "/v2/health/live")  # until the server has seen them go
     assert infer(port).status_code == 200
+
+
+def test_a_crowd_at_the_grpc_port_takes_no_place_of_http_and_none_for_long(
+    ports: tuple[int, int],
+) -> None:
+    http_port, grpc_port = ports
+    with crowd(grpc_port, b""):
+        for _ in range(20):
+            assert ask(http_port, "/v2/health/live") == 200
+            assert infer(http_port).json()["outputs"][0]["data"] == ["mine"]
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        live = pb_grpc.GRPCInferenceServiceStub(channel).ServerLive
+        assert live(pb.ServerLiveRequest(), timeout=PATIENCE_S, wait_for_ready=True).live

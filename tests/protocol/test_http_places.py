@@ -110,8 +110,8 @@ def test_a_probe_only_asks_how_the_server_is(line: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("files", "wanted", "expected"),
     [
-        (200, 0, 136), (1024, 0, 768), (65_536, 0, 8192), (65_536, 20_000, 20_000), (200, 100, 100),
-        (200, 500, 136), (40, 0, 8), (65_536, 1, 8), (resource.RLIM_INFINITY, 0, 8192),
+        (200, 0, 102), (1024, 0, 576), (65_536, 0, 8192), (65_536, 20_000, 20_000), (200, 100, 100),
+        (200, 500, 102), (40, 0, 8), (65_536, 1, 8), (resource.RLIM_INFINITY, 0, 8192),
         (resource.RLIM_INFINITY, 9_000, 9_000),
     ],
 )  # fmt: skip

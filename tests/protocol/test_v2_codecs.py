@@ -19,6 +19,8 @@ from predictors.protocol.v2 import Tensor, V2Request, V2Response
 from predictors.protocol.v2_proto_response import encode_response
 from predictors.protocol.v2_tensors import (
     FORMATS,
+    MAX_PARAMETER,
+    MAX_PARAMETERS,
     check_values,
     count_elements,
     int_range,
@@ -249,3 +251,23 @@ def test_integers_are_held_to_their_range(datatype: str) -> None:
     for value in (low - 1, high + 1, True, 1.0, "1"):
         with pytest.raises(InvalidRequest, match="row 0: input 'x'"):
             check_values("x", datatype, [value])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"system_prompt": "x" * (MAX_PARAMETER + 1)}, {str(i): 1 for i in range(MAX_PARAMETERS + 1)}],
+    ids=["a long one", "many"],
+)
+def test_parameters_are_bounded_on_both_wires(parameters: dict[str, Any]) -> None:
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    with pytest.raises(TooLarge, match="parameter"):
+        decoded({"inputs": [tensor], "parameters": parameters})
+    with pytest.raises(TooLarge, match="parameter"):
+        decoded({"inputs": [tensor | {"parameters": parameters}]})
+    message = pb.ModelInferRequest(model_name="m")
+    message.inputs.add(name="x", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"a")
+    for name, value in parameters.items():
+        kind = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(message.parameters[name], kind, value)
+    with pytest.raises(TooLarge, match="parameter"):
+        v2_proto.decode_request(message.SerializeToString())
