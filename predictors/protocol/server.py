@@ -46,7 +46,7 @@ FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 # a client that pings every 10 s is early at times by jitter; the third ping too early ends it
 MIN_PING_INTERVAL_MS = 5_000
 GRPC_HANDSHAKE_MS = 10_000  # for a connection on which nobody speaks HTTP/2
-MAX_GRPC_STREAMS = 256  # calls of one connection at once; the next ones wait in the client
+MAX_GRPC_STREAMS = 64  # calls of one connection at once; the next ones wait in the client
 
 
 class PredictorServer(ModelServer):  # type: ignore[misc]
