@@ -137,6 +137,10 @@ def _json_cases() -> Iterator[Case]:
         ("characters of three bytes", b'["', "€".encode(), b'"]'),
     ):
         yield Case(f"JSON: {name}", INFER, lambda h=head, p=piece, t=tail: filled(h, p, t))
+    for name, piece in (("numbers", b"1,"), ("escaped characters", b"\\u0041,")):
+        quote = b'"' if name != "numbers" else b""
+        yield Case(f"JSON: a MiB of {name}", INFER, lambda p=piece, q=quote: filled(
+            b"[" + q, p, b"1" + q + b"]", MIB))  # fmt: skip
     ones = b",".join([b"1.5"] * ELEMENTS)
     yield Case("V2: all elements FP16", INFER, lambda: v2(ones, datatype="FP16", count=ELEMENTS))
     texts = b",".join([b'"' + b"x" * 900 + b'"'] * ELEMENTS)

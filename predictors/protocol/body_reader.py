@@ -1,7 +1,8 @@
 """Reads the body of a REST request within limits: bytes, memory of all bodies together, pace, time.
 
-A small body is `bytes`. A larger one is written to shared memory as it arrives, from where a worker
-process reads it: this process never holds it, and closing it gives the memory back at once.
+A body of up to a MiB is `bytes`. A larger one is written to shared memory as it arrives, from where
+a worker process reads it: this process never holds it, and closing it gives the memory back at
+once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 from predictors import metrics
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
-from predictors.workers.messages import LARGE_BYTES
 from predictors.workers.shared_memory import SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | SharedMemory
 
+INLINE_BYTES = 64 * 1024  # of a body that is parsed on the event loop, and is not counted
+SHARED_BYTES = 2**20  # of a body that a worker process parses instead of a thread
 BODY_TIMEOUT_S = 60.0  # for the whole body, once its head is here
 PIECE_BYTES = 64 * 1024  # of a body that must arrive within `server.body_timeout_s`
 RETRY_AFTER_S = 2.0
@@ -51,7 +53,7 @@ class BytesInFlight:
 
 
 class Charge:
-    """One request's part of `BytesInFlight`. The first `LARGE_BYTES` are free, so that small
+    """One request's part of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
     requests pass however many large ones there are."""
 
     def __init__(self, total: BytesInFlight) -> None:
@@ -62,7 +64,7 @@ class Charge:
     def add(self, num_bytes: int) -> None:
         """Count what has arrived; raises `Overloaded`."""
         self._seen += num_bytes
-        due = max(0, self._seen - LARGE_BYTES) - self.num_bytes
+        due = max(0, self._seen - INLINE_BYTES) - self.num_bytes
         if due > 0:
             self._total.add(due)
             self.num_bytes += due
@@ -96,7 +98,7 @@ async def read_body(
         body: bytes = message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)
-        if len(body) <= LARGE_BYTES:
+        if len(body) <= INLINE_BYTES:
             return body
     charge = None if make_charge is None else make_charge()
     async with before(time.monotonic() + BODY_TIMEOUT_S, _too_slow(BODY_TIMEOUT_S)):
@@ -124,7 +126,7 @@ async def _read_rest(
                     raise _too_large(limit)
                 if charge is not None:
                     charge.add(len(chunk))
-                if large is None and size > LARGE_BYTES:
+                if large is None and size > SHARED_BYTES:
                     large = SharedMemory.empty()
                     large.append(small)
                 if large is None:

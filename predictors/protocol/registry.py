@@ -9,8 +9,10 @@ draining finishes what is inside and refuses whatever comes later with `Draining
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady, ServingError
@@ -26,6 +28,9 @@ VERSION = "1"  # the one version of every model
 MAX_SHOWN = 64  # characters of a caller's own name that an error repeats
 TRIM_BYTES = 2**20  # of a request after which the C heap is trimmed
 TRIM_AFTER_S = 1.0
+PARSE_THREADS = 2  # beside the interpreter's lock more would not help
+
+T = TypeVar("T")
 
 
 class Reading(Protocol):
@@ -47,6 +52,7 @@ class Registry:
         self.workers = workers or make_workers(settings.server)
         self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
         self.readers: set[Reading] = set()
+        self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {model.name: model for model in models}
         self._withdrawn: set[str] = set()
@@ -143,6 +149,13 @@ class Registry:
             return False
         return True
 
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do `work`, which takes milliseconds, off the event loop, on one of a few threads."""
+        run = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, run, work, *arguments
+        )
+
     def end_of(self, charge: Charge) -> None:
         """A request was answered: its bytes count no longer, and many are given back to the system
         once nothing has been for a moment."""
@@ -150,9 +163,13 @@ class Registry:
             self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
         charge.close()
 
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False)
+
     def _start_trim(self) -> None:
         self._trim = None
-        asyncio.get_running_loop().run_in_executor(None, trim)
+        asyncio.get_running_loop().run_in_executor(self._threads, trim)
 
     # -- life ------------------------------------------------------------------------------------
     def retire(self) -> None:

@@ -27,7 +27,14 @@ import orjson
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.bodies import JSON_MEDIA, check_media
-from predictors.protocol.body_reader import Body, Charge, Receive, before, read_body
+from predictors.protocol.body_reader import (
+    INLINE_BYTES,
+    Body,
+    Charge,
+    Receive,
+    before,
+    read_body,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.registry import Registry
@@ -153,14 +160,17 @@ class Exchange:
     async def decoded(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
     ) -> T:
-        """What `decode` makes of the body's bytes, in a worker process where there are many.
+        """What `decode` makes of the body: on the event loop where it is small, in a thread up to a
+        MiB, in a worker process where one call could hold the interpreter's lock for long.
 
         `decode(raw, *arguments)` is a function of a module that workers import.
         """
         raw = await self.body(media)
-        if isinstance(raw, bytes):
+        if isinstance(raw, bytes) and len(raw) <= INLINE_BYTES:
             return decode(raw, *arguments)
         async with before(self.call.deadline, "the deadline passed while the body was read"):
+            if isinstance(raw, bytes):
+                return await self._registry.in_thread(decode, raw, *arguments)
             return await decode_large(self._registry.workers, decode, raw, *arguments)
 
     def find(self, name: str, version: str = "") -> Served:

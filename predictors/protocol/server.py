@@ -163,6 +163,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await grpc_server.stop(LAST_WORDS_S)
         await grpc_stopped
         await self._each_model("stop")
+        self.registry.close()
         if self._owns_workers:
             await asyncio.to_thread(self.registry.workers.close)
         log.info("stopped with exit code %d", self._exit_code)

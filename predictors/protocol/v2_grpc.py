@@ -17,7 +17,7 @@ import grpc
 
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
-from predictors.protocol.body_reader import Charge, before
+from predictors.protocol.body_reader import SHARED_BYTES, Charge, before
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
 from predictors.protocol.grpc_methods import (
@@ -179,6 +179,8 @@ class InferenceMethods:
         if len(raw) <= INLINE_BYTES:
             return decode_request(raw)
         async with before(call.deadline, "the deadline passed while the message was read"):
+            if len(raw) <= SHARED_BYTES:
+                return await self._registry.in_thread(decode_request, raw)
             workers = self._registry.workers
             return await decode_large(workers, decode_request, raw, factor=MESSAGE_FACTOR)
 

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from predictors import __version__
 from predictors.errors import InvalidRequest, NotSupported
 from predictors.protocol.bodies import JSON_MEDIA, parse_json
-from predictors.protocol.body_reader import read_body
+from predictors.protocol.body_reader import INLINE_BYTES, read_body
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.registry import VERSION, Registry
@@ -28,7 +28,6 @@ from predictors.protocol.rest_app import Answering
 from predictors.protocol.serves import Served
 from predictors.protocol.v2 import V2Request, V2Response, num_bytes
 from predictors.protocol.v2_json import HEADER, decode_request, encode_response
-from predictors.workers.messages import LARGE_BYTES
 
 NAME = "vision-predictors"
 EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
@@ -92,7 +91,7 @@ class V2Routes:
         request = await exchange.decoded(decode_request, head, name, version, files, media=MEDIA)
         check_outputs(request, model)
         response = complete(await model.infer(request, exchange.call), request, exchange.call)
-        if num_bytes(response) > LARGE_BYTES:
+        if num_bytes(response) > INLINE_BYTES:
             body, json_bytes = await asyncio.to_thread(encode_response, response, request)
         else:
             body, json_bytes = encode_response(response, request)

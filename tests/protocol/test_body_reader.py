@@ -11,8 +11,14 @@ import pytest
 
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
 from predictors.protocol import body_reader
-from predictors.protocol.body_reader import BytesInFlight, Charge, before, read_body
-from predictors.workers.messages import LARGE_BYTES
+from predictors.protocol.body_reader import (
+    INLINE_BYTES,
+    SHARED_BYTES,
+    BytesInFlight,
+    Charge,
+    before,
+    read_body,
+)
 from predictors.workers.shared_memory import SharedMemory
 
 
@@ -76,7 +82,8 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_large_body_is_handed_on_in_shared_memory_whatever_pieces_it_came_in() -> None:
-    raw = bytes(range(256)) * 1024
+    raw = bytes(range(256)) * 5000
+    assert len(raw) > SHARED_BYTES
     for size in (1000, 65_536, len(raw)):
         pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
         found = await read_body(arriving(*parts(pieces)), {}, len(raw))
@@ -90,11 +97,11 @@ async def test_a_large_body_is_handed_on_in_shared_memory_whatever_pieces_it_cam
 
 
 async def test_bodies_together_are_bounded_and_small_ones_are_not_counted() -> None:
-    total = BytesInFlight(3 * LARGE_BYTES)
+    total = BytesInFlight(3 * INLINE_BYTES)
     first, second, small = Charge(total), Charge(total), Charge(total)
-    piece = bytes(LARGE_BYTES)
+    piece = bytes(INLINE_BYTES)
     await read_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: first)
-    assert total.used == 2 * LARGE_BYTES
+    assert total.used == 2 * INLINE_BYTES
     with pytest.raises(Overloaded, match="196608 are taken from all callers together") as refused:
         await read_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: second)
     assert refused.value.retry_after_s > 0
