@@ -181,8 +181,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self, payload: V2Request | InferRequest, headers: Mapping[str, str] | None = None
     ) -> Decoded[R]:
         """Rows from a V2 request of our edges or of KServe's own server."""
-        self.host.check_accepting(1)  # before any work is spent on the body
         request = from_kserve(payload) if isinstance(payload, InferRequest) else payload
+        num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
+        self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
         as_kserve = request is not payload
         call = self._call(headers)
         timeout_us = request.parameters.get("timeout")

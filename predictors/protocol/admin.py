@@ -26,7 +26,7 @@ from predictors.errors import (
     Overloaded,
 )
 from predictors.protocol.bodies import check_media, parse_json
-from predictors.protocol.body_reader import read_body
+from predictors.protocol.body_reader import read_small_body
 from predictors.protocol.call import Call
 from predictors.protocol.registry import Registry
 from predictors.protocol.rest import CALL_KEY, Reply, json_reply
@@ -90,8 +90,8 @@ class Admin:
     async def _profile(self, request: Request) -> Reply:
         call: Call = request.scope[CALL_KEY]
         check_media(call, MEDIA)
-        raw = await read_body(request.receive, call, MAX_BODY_BYTES)
-        assert isinstance(raw, bytes)  # so small a body always is
+        timeout_s = self._registry.settings.server.body_timeout_s
+        raw = await read_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
         wish = read_wish(parse_json(raw))
         model = self._registry.find(wish.model)
         if self._make_profiler is None or not isinstance(model, Inspected):

@@ -25,6 +25,7 @@ SHARED_BYTES = 2**20  # of a body that a worker process parses instead of a thre
 BODY_TIMEOUT_S = 60.0  # for the whole body, once its head is here
 PIECE_BYTES = 64 * 1024  # of a body that must arrive within `server.body_timeout_s`
 RETRY_AFTER_S = 2.0
+_WHOLE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
 
 
 class BytesInFlight:
@@ -76,6 +77,16 @@ class Charge:
             self.num_bytes = 0
 
 
+async def read_small_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
+) -> bytes:
+    """A body of at most `limit` bytes, which is less than `SHARED_BYTES`, within `timeout_s`."""
+    async with before(time.monotonic() + timeout_s, too_slow(timeout_s)):
+        raw = await read_body(receive, headers, limit)
+    assert isinstance(raw, bytes)
+    return raw
+
+
 async def read_body(
     receive: Receive,
     headers: Mapping[str, str],
@@ -101,7 +112,7 @@ async def read_body(
         if len(body) <= INLINE_BYTES:
             return body
     charge = None if make_charge is None else make_charge()
-    async with before(time.monotonic() + BODY_TIMEOUT_S, _too_slow(BODY_TIMEOUT_S)):
+    async with before(time.monotonic() + BODY_TIMEOUT_S, _WHOLE):
         return await _read_rest(message, receive, limit, charge, piece_timeout_s)
 
 
@@ -140,9 +151,11 @@ async def _read_rest(
                     piece.reschedule(loop.time() + piece_timeout_s)
                 message = await receive()
     except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"{PIECE_BYTES // 1024} KiB of the body took longer than {piece_timeout_s:g} s"
-        ) from error
+        raise DeadlineExceeded(too_slow(piece_timeout_s)) from error
+    except BaseException:
+        if large is not None:
+            large.close()  # at once: failures are kept for a while, and their frames with them
+        raise
 
 
 @asynccontextmanager
@@ -156,8 +169,9 @@ async def before(deadline: float | None, message: str) -> AsyncIterator[None]:
         raise DeadlineExceeded(message) from error
 
 
-def _too_slow(seconds: float) -> str:
-    return f"the body took longer than {seconds:g} s"
+def too_slow(seconds: float) -> str:
+    """What is said of a piece of a body that took longer than it may."""
+    return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -8,6 +8,7 @@ A `Call` is a mapping of lower-case header names to values, because KServe's `Mo
 from __future__ import annotations
 
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from predictors.tracing import Trace
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_TIMEOUT_S = 24 * 3600.0
+_NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 
 
 class Call(dict[str, str]):
@@ -79,6 +81,8 @@ class Call(dict[str, str]):
 
 def parse_timeout(raw: object, name: str, *, unit_s: float) -> float:
     """Seconds from a number or numeric string in units of `unit_s`."""
+    if isinstance(raw, str) and not _NUMBER.fullmatch(raw):
+        raise InvalidRequest(f"{name} must be a positive number", param=name)
     try:
         value = float(raw) * unit_s  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -17,6 +17,7 @@ waits for the model is cancelled, and with it the jobs.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import aclosing
@@ -34,6 +35,7 @@ from predictors.protocol.body_reader import (
     Receive,
     before,
     read_body,
+    too_slow,
 )
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
@@ -46,6 +48,7 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CALL_KEY = "predictors.call"  # where `RestApp` leaves the call in the scope
+TOO_LATE = "the deadline passed before the body was here"
 STATUS_KEY = "predictors.status"  # where it finds the status to log
 WATCH_AFTER_S = 0.005  # a shorter request is over before a task that watches the client has begun
 JSON_TYPE = ("content-type", "application/json")
@@ -105,6 +108,7 @@ class Exchange:
         self._admitted = False
         self._charge: Charge | None = None  # of a body that is not small
         self._given_up: ServingError | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -118,9 +122,7 @@ class Exchange:
         """
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
-        deadline, late = self.call.deadline, None
-        if deadline is not None:
-            late = loop.call_later(deadline - time.monotonic(), self._too_late)
+        self._arm(own.body_timeout_s)  # for the first piece; the reader sees to the others
         self._registry.readers.add(self)
         try:
             raw = await read_body(
@@ -135,12 +137,12 @@ class Exchange:
             raise
         except asyncio.CancelledError:
             if self._given_up is not None and self._task is not None and not self._task.uncancel():
-                raise self._given_up from None
+                raise self._why_given_up() from None
             raise
         finally:
             self._registry.readers.discard(self)
-            if late is not None:
-                late.cancel()
+            if self._late is not None:
+                self._late.cancel()
         self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
         return raw
 
@@ -150,12 +152,31 @@ class Exchange:
             self._given_up = reason
             self._task.cancel()
 
+    def _arm(self, at_most_s: float = math.inf) -> None:
+        """Give the body up after so long, or at the request's deadline."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        deadline = self.call.deadline
+        left_s = math.inf if deadline is None else deadline - time.monotonic()
+        if min(at_most_s, left_s) < math.inf:
+            message = TOO_LATE if left_s <= at_most_s else too_slow(at_most_s)
+            loop = asyncio.get_running_loop()
+            self._late = loop.call_later(min(at_most_s, left_s), self._too_late, message)
+
+    def _why_given_up(self) -> ServingError:
+        # not kept: a failure refers to the frames that it passed through, and they to the body
+        error, self._given_up = self._given_up, None
+        assert error is not None
+        return error
+
     def _make_charge(self) -> Charge:
+        self._arm()
         self._charge = Charge(self._registry.bytes_in_flight)
         return self._charge
 
-    def _too_late(self) -> None:
-        self.stop_reading(DeadlineExceeded("the deadline passed before the body was here"))
+    def _too_late(self, message: str) -> None:
+        self.stop_reading(DeadlineExceeded(message))
 
     async def decoded(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA

@@ -77,6 +77,8 @@ class RestApp:
         self._is_leaving = is_leaving
         self._access_log = access_log
         self._scraper = Scraper(REGISTRY)
+        self._scrape_lock = asyncio.Lock()
+        self._next_scrapes: dict[str, asyncio.Task[Reply]] = {}  # by `Accept`
         metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
         self._router = Router(
             [*routes, metrics_route], redirect_slashes=False, default=self._no_route
@@ -102,6 +104,8 @@ class RestApp:
         error: Exception | None = None
         if self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
+        if error is None and "\n" in scope["path"]:  # routes would match in front of the last one
+            error = NotFound("there is no route with a line end in it")
         if error is None:
             error = await attempt(self._router(scope, receive, send_named))
         if isinstance(error, Cancelled):
@@ -137,9 +141,22 @@ class RestApp:
         access_log.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
 
     async def _metrics(self, request: Request) -> Reply:
-        """Prometheus text, or OpenMetrics for who accepts it."""
-        self._on_scrape()
+        """Prometheus text, or OpenMetrics for who accepts it. One is written at a time; those who
+        come meanwhile wait for the next and share it."""
         accept = request.headers.get("accept", "")
+        next_one = self._next_scrapes.get(accept)
+        if next_one is None:
+            next_one = asyncio.create_task(self._scrape_next(accept))
+            self._next_scrapes[accept] = next_one
+        return await asyncio.shield(next_one)
+
+    async def _scrape_next(self, accept: str) -> Reply:
+        async with self._scrape_lock:
+            del self._next_scrapes[accept]
+            return await self._scrape(accept)
+
+    async def _scrape(self, accept: str) -> Reply:
+        self._on_scrape()
         # 3 ms with two models, ten where engines want the interpreter too
         body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
         return Reply(body, headers=(("content-type", content_type),))

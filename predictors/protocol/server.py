@@ -263,7 +263,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         if not await self.registry.wait_idle(waiting_s):
             log.warning("%d requests are cut off", self.registry.in_flight)
             hosts = (getattr(model, "host", None) for model in self.registry.models.values())
-            await _all_in_threads([partial(h.drain, 0.0) for h in hosts if h is not None])
+            cut = [partial(h.drain, 0.0) for h in hosts if h is not None]
+            await _all_in_threads([self.registry.workers.close, *cut])
             http_server.cut_off()
             await self.registry.wait_idle(LAST_WORDS_S)
 

@@ -26,6 +26,7 @@ MODULES = (
 )
 """What a worker imports; tasks are functions of these."""
 
+RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
 PARSE_FACTOR = 8  # bytes of memory per byte of a body: text of four bytes a character, and copies
 PARSE_BYTES = 2**20
@@ -49,20 +50,15 @@ async def decode_large(
     *arguments: Any,
     factor: int = PARSE_FACTOR,
 ) -> T:
-    """`decode(raw, *arguments)` in a worker process; `raw` is closed then. Raises what it raises,
-    and what `Workers.run` does."""
+    """`decode(raw, *arguments)` in a worker process, which takes `raw`. Raises what it raises, and
+    what `Workers.run` does."""
     size = raw.size if isinstance(raw, SharedMemory) else len(raw)
-    try:
-        value: T = await workers.run(
-            "predictors.protocol.tasks:run_decode",
-            f"{decode.__module__}:{decode.__name__}",
-            raw,
-            arguments,
-            memory_bytes=PARSE_BYTES + factor * size,
-        )
-    finally:
-        if isinstance(raw, SharedMemory):
-            raw.close()
+    name = f"{decode.__module__}:{decode.__name__}"
+    memory_bytes = PARSE_BYTES + factor * size
+    # who leaves does not close it: the task may be on its way to a worker. It goes with the task
+    value: T = await workers.run(RUN_DECODE, name, raw, arguments, memory_bytes=memory_bytes)
+    if isinstance(raw, SharedMemory):
+        raw.close()
     return value
 
 

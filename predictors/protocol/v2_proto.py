@@ -38,6 +38,7 @@ from predictors.protocol.v2_tensors import (
 )
 
 MAX_FIELDS = 2 * MAX_ELEMENTS  # of a message: a BYTES element is a field
+MAX_NAME_BYTES = 4096  # of a model's name or version, or an id
 MAX_OUTER_FIELDS = 1024  # of a message, whatever is inside of them
 
 _CONTENTS = {
@@ -85,7 +86,7 @@ def model_of(raw: bytes) -> tuple[str, str]:
     found = {1: "", 2: ""}
     for number, wire, _, span in reader.fields(reader.whole):
         if number in found and wire == LENGTH:
-            found[number] = reader.text(span)
+            found[number] = _name(reader, span)
     return found[1], found[2]
 
 
@@ -102,7 +103,7 @@ def decode_request(raw: bytes) -> V2Request:
         if wire != LENGTH:
             continue
         if number in texts:
-            texts[number] = reader.text(span)
+            texts[number] = _name(reader, span)
         elif number == 4:
             _read_parameter(reader, span, parameters)
         elif number == 5:
@@ -133,6 +134,12 @@ def decode_request(raw: bytes) -> V2Request:
         outputs=_outputs(outputs),
         version=texts[2],
     )
+
+
+def _name(reader: WireReader, span: Span) -> str:
+    if span[1] - span[0] > MAX_NAME_BYTES:
+        raise InvalidRequest(f"a name or id of the message has more than {MAX_NAME_BYTES} bytes")
+    return reader.text(span)
 
 
 # -- reading ---------------------------------------------------------------------------------------

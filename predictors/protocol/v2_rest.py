@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from predictors import __version__
 from predictors.errors import InvalidRequest, NotSupported
 from predictors.protocol.bodies import JSON_MEDIA, parse_json
-from predictors.protocol.body_reader import INLINE_BYTES, read_body
+from predictors.protocol.body_reader import INLINE_BYTES, read_small_body
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.registry import VERSION, Registry
@@ -137,8 +137,8 @@ class V2Routes:
     async def repository_index(self, request: Request) -> Reply:
         """Triton's index: name, version and state of each model; `{"ready": true}` asks for the
         ready ones only."""
-        raw = await read_body(request.receive, request.headers, 4096)
-        assert isinstance(raw, bytes)  # so small a body always is
+        timeout_s = self._registry.settings.server.body_timeout_s
+        raw = await read_small_body(request.receive, request.headers, 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
         if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
             raise InvalidRequest("the body may have one field, ready")

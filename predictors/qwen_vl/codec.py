@@ -318,16 +318,22 @@ def _any_seed() -> int:
 
 def _between(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
-        raise InvalidRequest(f"{name} must be from {low:g} to {high:g}, not {value:g}", param=name)
+        span = f"from {_shown(low)} to {_shown(high)}"
+        raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
 
 
 def _above(low: float, high: float) -> Callable[[str, float], None]:
     def rule(name: str, value: float) -> None:
         if not low < value <= high:
-            span = f"above {low:g} and at most {high:g}"
-            raise InvalidRequest(f"{name} must be {span}, not {value:g}", param=name)
+            span = f"above {_shown(low)} and at most {_shown(high)}"
+            raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
 
     return rule
+
+
+def _shown(value: float) -> str:
+    # whole numbers may have a thousand digits, which no float has
+    return str(value)[:32] if isinstance(value, int) else f"{value:g}"
 
 
 def _within(low: float, high: float) -> Callable[[str, float], None]:

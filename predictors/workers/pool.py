@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from predictors.errors import Draining, Overloaded, StepFailed, TooLarge
+from predictors.errors import Draining, NotReady, Overloaded, StepFailed, TooLarge
 from predictors.workers.budget import MemoryBudget
 from predictors.workers.messages import Closed, receive, send
 from predictors.workers.process import READY, Outcome, Task
@@ -37,6 +37,7 @@ MAX_WAITING = 256  # tasks; one more is refused
 START_TIMEOUT_S = 60.0  # for the imports of a new process on a busy machine
 LARGE_TASK_BYTES = 32 * 2**20  # of memory: what takes more is a large task
 OWN_BYTES = 128 * 2**20  # of a process beside what its task takes
+MAX_FAILED_STARTS = 6  # then the server is not alive any more
 STALL_MARGIN_S = 30.0  # beyond a task's time limit
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from predictors.workers import process"
@@ -74,6 +75,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._is_closed = False
+        self._failed_starts = 0  # one after the other, of all processes
 
     # -- callers -----------------------------------------------------------------------------------
     async def run(self, task: str, *arguments: Any, memory_bytes: int = 0) -> Any:
@@ -122,7 +124,10 @@ class Workers:
 
     @property
     def is_alive(self) -> bool:
-        """False once a task is over its time and its process could not be ended."""
+        """False once a task is over its time and its process could not be ended, or once no process
+        can be started."""
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            return False
         with self._lock:
             oldest = min(self._began.values(), default=None)
         limit_s = self.timeout_s + START_TIMEOUT_S + STALL_MARGIN_S
@@ -169,27 +174,49 @@ class Workers:
 
     # -- one thread a process ----------------------------------------------------------------------
     def _keep(self, index: int) -> None:
-        connection: socket.socket | None = None
+        connection = self._try_spawn(index)
         while True:
-            try:
-                connection = connection or self._spawn(index)
-            except (OSError, Closed) as error:
-                if not self._is_closed:
-                    log.error("a worker process can't be started", exc_info=error)
             waiting = self._next(index)
             if waiting is None:
                 break
-            if connection is None:
-                self._answer(waiting, StepFailed("no process could be started to read this"))
-            elif not self._ask(connection, waiting):
-                self._end(index)
-                connection.close()
-                connection = None
+            connection = self._serve(index, connection, waiting)
             self._done(index, waiting)
             del waiting  # its arguments and its answer may be large
         if connection is not None:
             connection.close()
         self._end(index)
+
+    def _try_spawn(self, index: int) -> socket.socket | None:
+        try:
+            connection = self._spawn(index)
+        except (OSError, Closed) as error:
+            if not self._is_closed:
+                self._failed_starts += 1
+                log.error("a worker process can't be started", exc_info=error)
+            return None
+        self._failed_starts = 0
+        return connection
+
+    def _serve(
+        self, index: int, connection: socket.socket | None, waiting: _Waiting
+    ) -> socket.socket | None:
+        """Have the task answered; returns the connection for the next one.
+
+        A task whose process dies is tried once more: it may have died of something else.
+        """
+        for is_last in (False, True):
+            connection = connection or self._try_spawn(index)
+            if connection is None:
+                self._answer(waiting, NotReady("no process can be started to read this"))
+                return None
+            if self._ask(connection, waiting, is_last=is_last):
+                return connection
+            self._end(index)
+            connection.close()
+            connection = None
+            if waiting.future.done():
+                break
+        return self._try_spawn(index)
 
     def _next(self, index: int) -> _Waiting | None:
         """The next task for this process; None once the pool is closed."""
@@ -220,8 +247,9 @@ class Workers:
             self._began.pop(index, None)
             self._changed.notify_all()
 
-    def _ask(self, connection: socket.socket, waiting: _Waiting) -> bool:
-        """Have the task done and its caller answered; False when the process must be replaced."""
+    def _ask(self, connection: socket.socket, waiting: _Waiting, *, is_last: bool) -> bool:
+        """Have the task done and its caller answered; False when the process must be replaced. If
+        it died, the caller is only answered when this `is_last` of all tries."""
         try:
             send(connection, waiting.task)
             outcome: Outcome = receive(connection)
@@ -231,9 +259,12 @@ class Workers:
             self._answer(waiting, StepFailed(message))
             return False
         except (Closed, MemoryError, OSError) as error:
-            if not self._is_closed:
-                log.error("a worker process died of its task", exc_info=error)
-            self._answer(waiting, StepFailed("the process that read this request died of it"))
+            if self._is_closed:
+                self._answer(waiting, Draining("the server is shutting down"))
+                return False
+            if is_last:
+                log.error("two worker processes died of a task", exc_info=error)
+                self._answer(waiting, StepFailed("the process that read this request died of it"))
             return False
         self._answer(waiting, _error_of(outcome), outcome.value)
         return True
@@ -246,28 +277,31 @@ class Workers:
 
     def _spawn(self, index: int) -> socket.socket:
         ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._start_process(index, theirs)
+            ours.settimeout(START_TIMEOUT_S)
+            if receive(ours) != READY:
+                raise Closed
+        except (OSError, TimeoutError, Closed):
+            ours.close()
+            self._end(index)
+            raise
+        ours.settimeout(self.timeout_s)
+        return ours
+
+    def _start_process(self, index: int, theirs: socket.socket) -> None:
         limit = self.memory_bytes + OWN_BYTES
         arguments = [_ROOT, str(theirs.fileno()), str(limit), ",".join(self._modules)]
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, *arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
         with self._lock:
             self._processes[index] = process
             if self._is_closed:
                 process.kill()
-        ours.settimeout(START_TIMEOUT_S)
-        try:
-            if receive(ours) != READY:
-                raise Closed
-        except (TimeoutError, Closed) as error:
-            ours.close()
-            self._end(index)
-            raise Closed from error
-        ours.settimeout(self.timeout_s)
-        return ours
 
     def _end(self, index: int) -> None:
         with self._lock:

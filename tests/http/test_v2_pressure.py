@@ -210,3 +210,37 @@ def test_what_nobody_raised_on_purpose_is_an_internal_error_and_the_connection_l
             stub(channel).ModelInfer(grpc_request("x"), timeout=PATIENCE_S)
         assert caught.value.code() == grpc.StatusCode.INTERNAL
         assert "secret" not in caught.value.details()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/echo/infer", "/v1/chat/completions", "/v2/repository/index"]
+)
+def test_a_body_that_was_announced_and_never_begins_is_given_up(path: str) -> None:
+    settings = small_settings(server={"body_timeout_s": 0.2})
+    with held(ScriptedEngine(gated=False), settings) as (running, _):
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.sendall(head.encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 504 ")
+
+
+def test_a_deadline_in_the_middle_of_a_body_is_504_and_the_next_caller_is_served() -> None:
+    with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
+        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
+        with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.sendall(f"{head}x-request-timeout-ms: 50\r\n\r\n{{".encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 504 ")
+        assert http.post("/v2/models/echo/infer", json=infer_body()).status_code == 200
+        while running.server.registry.in_flight != 0:
+            http.get("/v2")  # until the end was seen
+
+
+def test_rows_that_could_never_wait_are_refused_before_anything_is_made_for_each() -> None:
+    engine = ScriptedEngine(gated=False)
+    with held(engine) as (running, model), running.client() as http:
+        refused = http.post("/v2/models/echo/infer", json=infer_body(*[""] * 20_000))
+        assert refused.status_code == 400
+        assert "1 to 64 rows, not 20000" in refused.json()["error"]
+        assert model.seen == []

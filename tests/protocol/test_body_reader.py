@@ -18,6 +18,7 @@ from predictors.protocol.body_reader import (
     Charge,
     before,
     read_body,
+    read_small_body,
 )
 from predictors.workers.shared_memory import SharedMemory
 
@@ -144,3 +145,28 @@ async def test_a_block_ends_at_its_deadline() -> None:
             await asyncio.get_running_loop().create_future()
     async with before(None, "never"):
         await asyncio.sleep(0)
+
+
+async def test_a_body_of_which_nothing_comes_is_given_up_as_well() -> None:
+    async def receive() -> dict[str, Any]:
+        return await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(DeadlineExceeded, match="64 KiB of the body took longer"):
+        await read_small_body(receive, {"content-length": "1"}, 10, 0.01)
+
+
+async def test_memory_of_a_body_that_is_given_up_is_given_back_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[SharedMemory] = []
+
+    def empty() -> SharedMemory:
+        made.append(real())
+        return made[-1]
+
+    real = SharedMemory.empty
+    monkeypatch.setattr(SharedMemory, "empty", empty)
+    pieces = parts([bytes(2**19)] * 5)[:-1]
+    with pytest.raises(Cancelled):
+        await read_body(arriving(*pieces, {"type": "http.disconnect"}), {}, 2**30)
+    assert [memory.fd for memory in made] == [-1]

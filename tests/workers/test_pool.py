@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from predictors.errors import Draining, InvalidRequest, Overloaded, StepFailed, TooLarge
-from predictors.protocol.tasks import MODULES
+from predictors.errors import (
+    Draining,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    StepFailed,
+    TooLarge,
+)
+from predictors.protocol.tasks import MODULES, decode_large
 from predictors.workers import pool
 from predictors.workers.pool import Workers
+from predictors.workers.shared_memory import SharedMemory
 from tests.fakes import PATIENCE_S
 
 TASKS = "tests.workers.tasks"
@@ -171,3 +181,50 @@ async def test_the_products_workers_load_neither_torch_nor_grpc() -> None:
         workers.close()
     assert not loaded & {"torch", "grpc", "kserve", "transformers", "starlette", "numpy"}
     assert {"predictors", "PIL", "orjson"} <= loaded
+
+
+async def test_a_process_that_ended_while_idle_costs_nobody_a_request(workers: Workers) -> None:
+    await workers.run(f"{TASKS}:double", 1)
+    for pid in workers.process_ids:
+        os.kill(pid, signal.SIGKILL)
+    answers = [await workers.run(f"{TASKS}:double", i) for i in range(6)]
+    assert answers == [0, 2, 4, 6, 8, 10]
+
+
+async def test_where_no_process_can_be_started_callers_are_told_so_and_liveness_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    workers = Workers([TASKS], count=2)
+    try:
+        for _ in range(pool.MAX_FAILED_STARTS):
+            with pytest.raises(NotReady, match="no process can be started"):
+                await workers.run(f"{TASKS}:double", 1)
+        assert not workers.is_alive
+        monkeypatch.undo()
+        assert await workers.run(f"{TASKS}:double", 1) == 2
+        assert workers.is_alive
+    finally:
+        workers.close()
+
+
+async def test_who_leaves_while_his_task_is_handed_over_harms_no_process(workers: Workers) -> None:
+    await workers.run(f"{TASKS}:double", 1)
+    before = set(workers.process_ids)
+    for _ in range(30):
+        memory = SharedMemory.empty()
+        memory.append(bytes(2**20))
+        task = asyncio.create_task(
+            decode_large(workers, double_of_three, memory)  # a name that no worker knows
+        )
+        del memory
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, RuntimeError)):
+            await task
+    assert await workers.run(f"{TASKS}:double", 1) == 2
+    assert set(workers.process_ids) == before
+
+
+def double_of_three(raw: bytes) -> int:
+    return len(raw)
