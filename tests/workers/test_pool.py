@@ -19,6 +19,7 @@ from predictors.errors import (
     StepFailed,
     TooLarge,
 )
+from predictors.protocol import v2_json
 from predictors.protocol.tasks import MODULES, decode_large
 from predictors.workers import pool
 from predictors.workers.pool import Workers
@@ -208,23 +209,24 @@ async def test_where_no_process_can_be_started_callers_are_told_so_and_liveness_
         workers.close()
 
 
-async def test_who_leaves_while_his_task_is_handed_over_harms_no_process(workers: Workers) -> None:
-    await workers.run(f"{TASKS}:double", 1)
-    before = set(workers.process_ids)
-    for _ in range(30):
-        memory = SharedMemory.empty()
-        memory.append(bytes(2**20))
-        task = asyncio.create_task(
-            decode_large(workers, double_of_three, memory)  # a name that no worker knows
-        )
-        del memory
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises((asyncio.CancelledError, RuntimeError)):
-            await task
-    assert await workers.run(f"{TASKS}:double", 1) == 2
-    assert set(workers.process_ids) == before
-
-
-def double_of_three(raw: bytes) -> int:
-    return len(raw)
+async def test_who_leaves_while_his_task_is_handed_over_harms_no_process() -> None:
+    workers = Workers([*MODULES, TASKS], count=2)
+    try:
+        while len(workers.process_ids) < 2:
+            await workers.run(f"{TASKS}:double", 1)
+        before = set(workers.process_ids)
+        for _ in range(30):
+            memory = SharedMemory.empty()
+            memory.append(bytes(2**20))
+            task = asyncio.create_task(
+                decode_large(workers, v2_json.decode_request, memory, {}, "m")
+            )
+            del memory
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises((asyncio.CancelledError, InvalidRequest)):
+                await task
+        assert await workers.run(f"{TASKS}:double", 1) == 2
+        assert set(workers.process_ids) == before
+    finally:
+        workers.close()
