@@ -191,3 +191,10 @@ def test_numbers_come_back_as_they_went(value: int) -> None:
     raw = varint(value)
     assert WireReader(raw, 1).varint(0, len(raw)) == (value, len(raw))
     assert signed(value, 64) == (value if value < 2**63 else value - 2**64)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_name_of_megabytes_is_refused_by_its_length(number: int) -> None:
+    raw = field(number, b"\xff" * 5000) + infer(PROMPT)  # not even looked at
+    with pytest.raises(InvalidRequest, match="more than 4096 bytes"):
+        decode_request(raw)

@@ -265,3 +265,11 @@ def test_usage_comes_with_every_chunk_when_asked_for() -> None:
     chunks = stream(with_usage=True, in_every_chunk=True)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == [0, 0, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k", "temperature", "top_p"])
+def test_a_number_that_no_float_holds_is_the_callers_fault(name: str) -> None:
+    for value in (int("9" * 999), -int("9" * 999)):
+        with pytest.raises(InvalidRequest, match=name) as refused:
+            v2(column("prompt", b"hi"), **{name: value})
+        assert len(refused.value.message) < 200
