@@ -110,7 +110,6 @@ class LineWriter:
         is_open = True
         while is_open:
             first = self._queue.get()
-            self._gather()
             lost = self._take_lost()  # after what is queued now, before what is put from now on
             lines: list[bytes] = []
             for item in self._taken(first):
@@ -128,6 +127,7 @@ class LineWriter:
                 lost += self._take_lost()
             if lost:
                 self._tell(lost)
+            self._gather()  # a line after a pause goes out at once, those behind it together
 
     def _take_lost(self) -> int:
         with self._lock:
