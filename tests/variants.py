@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from predictors.errors import ServingError
+
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 FLUX, QWEN = CHECKPOINTS / "shapes-flux", CHECKPOINTS / "shapes-qwen-vl"
 Change = Callable[[Path], object]
@@ -118,3 +120,67 @@ def recast(name: str, dtype: torch.dtype) -> Callable[[Tensors], object]:
 def dropped(name: str) -> Callable[[Tensors], object]:
     """A tensor that is not there."""
     return lambda tensors: tensors.pop(name)
+
+
+SCALED_METHODS = (
+    (torch.int8, "SCB", "bitsandbytes int8"),
+    (torch.int8, "weight_scale", "compressed-tensors int8"),
+    (torch.float8_e4m3fn, "weight_scale", "compressed-tensors FP8"),
+    (torch.float8_e4m3fn, "weight_scale_inv", "FP8 in blocks"),
+)
+LEAF_METHODS = {
+    "qweight": "AWQ",
+    "qzeros": "AWQ",
+    "scales": "integers with scales",
+    "g_idx": "GPTQ",
+    "SCB": "bitsandbytes int8",
+    "weight.absmax": "bitsandbytes 4-bit",
+    "weight.quant_map": "bitsandbytes 4-bit",
+    "weight.quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit",
+    "weight_packed": "compressed-tensors",
+    "weight_shape": "compressed-tensors",
+    "weight_zero_point": "compressed-tensors",
+    "weight_global_scale": "compressed-tensors",
+    "weight_scale": "compressed-tensors",
+    "input_scale": "FP8",
+    "k_scale": "FP8",
+    "v_scale": "FP8",
+    "weight._data": "quanto",
+    "weight_quantizer._amax": "ModelOpt",
+    "scale": "scales",
+    "codebooks": "AQLM",
+}
+Refused = dict[str, tuple[Change, tuple[str, ...]]]
+"""Cases by name: a change, and words that the refusal must have."""
+
+
+def scaled_layer(file: str, layer: str, component: str) -> Refused:
+    """A linear layer in eight bits with scales, one case per method that writes it so."""
+    return {
+        f"{layer} in {dtype} with {scale}": (
+            weights(file, scaled(f"{layer}.weight", dtype, scale)),
+            (f"{component} is quantised", method, f"{layer}.{scale}"),
+        )
+        for dtype, scale, method in SCALED_METHODS
+    }
+
+
+def layer_with_leaf(file: str, layer: str, component: str) -> Refused:
+    """A linear layer with a tensor of a quantisation beside its weight, one case per tensor."""
+    return {
+        f"{layer} with {leaf}": (
+            weights(file, added({f"{layer}.{leaf}": torch.ones(1)})),
+            (f"{component} is quantised", method, f"{layer}.{leaf}", "unquantised folder"),
+        )
+        for leaf, method in LEAF_METHODS.items()
+    }
+
+
+def plain_message(failure: ServingError, folder: Path) -> str:
+    """The failure's message, which is one short line of ASCII without the folder's place."""
+    message = failure.message
+    assert str(folder) not in message
+    assert "\n" not in message
+    assert message.isascii()
+    assert len(message) < 400
+    return message

@@ -21,14 +21,18 @@ from tests.qwen_vl.room import Room, chat
 from tests.variants import (
     QWEN,
     Change,
+    Refused,
     Tensors,
     added,
     config,
     cut,
     dropped,
+    layer_with_leaf,
     nested,
+    plain_message,
     recast,
     scaled,
+    scaled_layer,
     variant,
     weights,
     without,
@@ -46,43 +50,24 @@ ONE = torch.ones(1)
 
 
 def refusal(folder: Path) -> str:
-    """What is said while the room is made: nothing listens yet, no weight was looked at."""
+    """The message while the room is made: nothing listens yet, no weight was looked at."""
     with pytest.raises(ServingError) as failure:
         QwenVLPredictor("qwen-vl", folder, SETTINGS).stop()
-    return plain(failure.value, folder)
+    return plain_message(failure.value, folder)
 
 
 def refusal_of_weights(folder: Path) -> str:
-    """What is said when loading begins."""
+    """The message when loading begins."""
     architecture = read_architecture(folder)
     with pytest.raises(EngineFailed) as failure:
         load_modules(folder, architecture, torch.device("cpu"), torch.float32)
-    return plain(failure.value, folder)
-
-
-def plain(failure: ServingError, folder: Path) -> str:
-    message = failure.message
-    assert str(folder) not in message
-    assert "\n" not in message
-    assert message.isascii()
-    assert len(message) < 400
-    return message
+    return plain_message(failure.value, folder)
 
 
 # -- tensors: read from the headers when loading begins --------------------------------------------
-QUANTISED: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "float8 with scales": (
-        weights(WEIGHTS, scaled(f"{MLP}.weight", torch.float8_e4m3fn, "weight_scale")),
-        ("the language model is quantised", "compressed-tensors FP8", f"{MLP}.weight_scale"),
-    ),
-    "int8 with scales": (
-        weights(WEIGHTS, scaled(f"{MLP}.weight", torch.int8, "weight_scale")),
-        ("the language model is quantised", "compressed-tensors int8", f"{MLP}.weight_scale"),
-    ),
-    "int8 of bitsandbytes": (
-        weights(WEIGHTS, scaled(f"{MLP}.weight", torch.int8, "SCB")),
-        ("the language model is quantised", "bitsandbytes int8", f"{MLP}.SCB"),
-    ),
+QUANTISED: Refused = {
+    **scaled_layer(WEIGHTS, MLP, "the language model"),
+    **layer_with_leaf(WEIGHTS, MLP, "the language model"),
     "a vision tower in float8": (
         weights(WEIGHTS, scaled(f"{VISION}.weight", torch.float8_e4m3fn, "weight_scale_inv")),
         ("the vision tower is quantised", "FP8 in blocks", f"{VISION}.weight_scale_inv"),
@@ -92,21 +77,6 @@ for dtype in (torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m
     QUANTISED[f"a weight of {dtype}"] = (
         weights(WEIGHTS, recast("model.norm.weight", dtype)),
         ("the language model is quantised", "model.norm.weight"),
-    )
-for leaf, method in {
-    "qweight": "AWQ",
-    "qzeros": "AWQ",
-    "scales": "integers with scales",
-    "weight.absmax": "bitsandbytes 4-bit",
-    "weight.quant_state.bitsandbytes__nf4": "bitsandbytes 4-bit",
-    "weight_packed": "compressed-tensors",
-    "input_scale": "FP8",
-    "k_scale": "FP8",
-    "codebooks": "AQLM",
-}.items():
-    QUANTISED[f"with {leaf}"] = (
-        weights(WEIGHTS, added({f"{MLP}.{leaf}": ONE})),
-        ("the language model is quantised", method, f"{MLP}.{leaf}", "unquantised folder"),
     )
 
 
