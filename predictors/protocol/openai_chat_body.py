@@ -12,6 +12,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.bodies import parse_json
 from predictors.protocol.openai_fields import (
+    CLIENT_FIELDS,
     MAX_SEED,
     OpenAIBody,
     Rule,
@@ -84,12 +85,7 @@ FIELDS: dict[str, Rule] = {
     "stream": flag,
     "stream_options": _stream_options,
     # cannot change the answer
-    "user": ignored(str),
-    "metadata": ignored(dict),
-    "store": ignored(bool),
-    "safety_identifier": ignored(str),
-    "service_tier": ignored(str),
-    "prompt_cache_key": ignored(str),
+    **CLIENT_FIELDS,
     "prompt_cache_retention": ignored(str),
     "prompt_cache_options": ignored(dict),
     # only at the value that is served anyway

@@ -153,6 +153,17 @@ def ignored(kind: type) -> Rule:
     return rule
 
 
+CLIENT_FIELDS: Mapping[str, Rule] = {
+    "user": ignored(str),
+    "metadata": ignored(dict),
+    "store": ignored(bool),
+    "safety_identifier": ignored(str),
+    "service_tier": ignored(str),
+    "prompt_cache_key": ignored(str),
+}
+"""Fields of every OpenAI route that can't change the answer."""
+
+
 def harmless(*values: Any, why: str = "this server does not offer it") -> Rule:
     """A standard field that can't be honoured, save at these values, which ask for what is done
     anyway."""

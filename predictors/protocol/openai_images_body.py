@@ -14,12 +14,12 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.bodies import parse_json
 from predictors.protocol.openai_fields import (
+    CLIENT_FIELDS,
     DROP,
     MAX_SEED,
     OpenAIBody,
     Rule,
     harmless,
-    ignored,
     number,
     one_of,
     read_fields,
@@ -79,12 +79,7 @@ FIELDS: dict[str, Rule] = {
     "output_compression": whole(0, 100),
     "response_format": _response_format,
     # cannot change the answer
-    "user": ignored(str),
-    "metadata": ignored(dict),
-    "store": ignored(bool),
-    "safety_identifier": ignored(str),
-    "service_tier": ignored(str),
-    "prompt_cache_key": ignored(str),
+    **CLIENT_FIELDS,
     # only at the value that is served anyway
     "style": harmless("auto", why="the prompt is what sets the style"),
     "moderation": harmless("auto", why="there is no moderation to be set"),
