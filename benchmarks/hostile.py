@@ -1,5 +1,5 @@
-"""What one hostile caller does to others: each case of `hostile_cases` is sent in a loop, while a
-prober asks for liveness and for a short answer. Writes benchmarks/results/hostile.json.
+"""Measures how one hostile caller slows others: each case of `hostile_cases` is sent in a loop,
+while a prober asks for liveness and for a short answer. Writes benchmarks/results/hostile.json.
 
 `python -m benchmarks.hostile [WORD ...]` runs the cases whose name has one of the words, or all.
 """

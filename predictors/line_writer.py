@@ -2,7 +2,7 @@
 
 What waits is bounded in lines and bytes. Beyond that the newest lines are dropped, so that what led
 to the trouble is kept in order, and counted; a note in the place of the gap says how many they are.
-A quarter of the room is for lines that matter. Knows nothing of levels or formats.
+A quarter of the queue is kept for lines that the caller marks as important.
 """
 
 from __future__ import annotations

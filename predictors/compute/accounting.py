@@ -1,8 +1,8 @@
 """Whether every stored tensor of a component has its place: by names, dtypes and shapes from the
-headers alone. Knows no model: a room says what it wants and what it knows to be of no use.
+headers alone. Each model passes the tensors it expects and those that may be left out.
 
-A tensor that nobody asks for is no trifle: scales beside weights mean that the weights are not what
-they look like, `lora_A` that something was to be added to them.
+A tensor that nobody expects is an error: scales beside weights mean that the weights are quantised,
+`lora_A` that an adapter was to be added to them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from predictors.compute.shards import Header, Shards
 from predictors.errors import EngineFailed
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""What a weight may be stored in, by safetensors' names."""
+"""Dtypes that a weight may be stored in, by safetensors' names."""
 FP8 = frozenset({"F8_E4M3"})
 
 QUANTISED: tuple[tuple[str, str], ...] = (
@@ -46,7 +46,7 @@ ADAPTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a room expects of one stored tensor. No `shape`: it is looked at elsewhere."""
+    """The stored tensor that a model expects. `shape` is None where another check covers it."""
 
     shape: tuple[int, ...] | None = None
     dtypes: Collection[str] = FLOATS

@@ -1,4 +1,4 @@
-"""What warm-up looks at in the values it made. Knows no model: tensors and what they are called."""
+"""The check for NaN and infinity that warm-up makes of its results, for tensors of any model."""
 
 from __future__ import annotations
 

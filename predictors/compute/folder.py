@@ -1,5 +1,4 @@
-"""Configs of a checkpoint folder: read as JSON, and what they may not say. Knows no model and no
-tensor.
+"""Reads the configs of a checkpoint folder as JSON, and finds adapters and quantisation in it.
 
 A folder comes from elsewhere, so anything may be missing, cut short or of another type. Whatever is
 amiss is one `EngineFailed` that names the file inside the folder, never the folder's place.
@@ -109,7 +108,7 @@ def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
 
 
 def method_of(named: Any) -> str:
-    """What people call the method of a `quantization_config`."""
+    """The usual name for the method of a `quantization_config`."""
     if not isinstance(named, dict):
         return f"an unknown method, {shown(named)}"
     method = str(named.get("quant_method") or named.get("quant_algo") or "").lower()
@@ -142,8 +141,8 @@ def shown(value: object) -> str:
 
 
 def advice(folder: Path) -> str:
-    """What a folder without a known class seems to be, and what to give instead; empty if nothing
-    can be said."""
+    """For a folder without a known class: its likely kind and which folder to give instead; empty
+    if it has no known mark."""
     if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
         return "it holds an adapter: merge it into its model and give that folder"
     if (folder / "snapshots").is_dir():

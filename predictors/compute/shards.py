@@ -42,7 +42,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of one tensor; `dtype` by its name in safetensors."""
+    """One tensor as the file's header describes it; `dtype` by its name in safetensors."""
 
     dtype: str
     shape: tuple[int, ...]

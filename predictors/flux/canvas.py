@@ -1,5 +1,5 @@
 """A picture in the making and what is made of it: the values that stay on the device between turns,
-and the copy that brings the finished one to the host. Knows no module and no job.
+and the copy that brings the finished one to the host.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Embedding:
 
 
 class Step(NamedTuple):
-    """What a canvas is after one more step."""
+    """The values of a canvas after one more step."""
 
     latents: Tensor
     """(patches, channels)."""

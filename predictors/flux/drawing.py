@@ -50,7 +50,7 @@ def without_a_crowd(slots: list[Slot]) -> list[Slot]:
 
 
 def describe_slot(slot: Slot) -> dict[str, object]:
-    """What an operator is shown of it, as JSON can carry it."""
+    """Its entry in the admin state, as JSON values."""
     request, calls, canvas = slot.job.work.request, slot.job.work.course.num_calls, slot.canvas
     done = 0 if canvas is None else canvas.index
     return {

@@ -1,5 +1,5 @@
-"""What a FLUX folder in diffusers layout must hold before anything of it is used: its pipeline's
-parts, their configs, scheduler and tokenizers. Knows no weights.
+"""Checks a FLUX folder in diffusers layout before anything of it is used: the pipeline's parts,
+their configs, scheduler and tokenizers. Weights are checked in `weights`.
 
 Only what would be drawn as diffusers draws it passes: another class, an option that is not honoured
 or a number that does not fit to another part is refused with its name.

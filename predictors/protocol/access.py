@@ -1,5 +1,5 @@
 """Which web pages may call over HTTP, and by which names: a server without passwords is protected
-from pages that somebody visits on the same machine. Knows no route but those that are never asked.
+from web pages that somebody visits on the same machine. Probes and metrics are exempt.
 
 A browser says which page asks in `Origin`, and whose server it believes to be asking in `Host`. A
 page of another origin is refused whatever it sends. A name that does not belong to this machine is
@@ -48,7 +48,7 @@ class Access:
     def refusal(
         self, headers: Mapping[str, str], raw: Sequence[tuple[bytes, bytes]], path: str
     ) -> Forbidden | None:
-        """What the request is refused with. `raw` are the same headers, doubles included."""
+        """The error to refuse the request with, or None. `raw`: the same headers, none merged."""
         has_origin, host = "origin" in headers, headers.get("host", "")
         is_known = not self._checks_host or host in self._known
         if (is_known and not has_origin) or _OPEN.fullmatch(path):

@@ -29,8 +29,8 @@ _WHOLE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
 
 
 class BytesInFlight:
-    """What all large requests hold together, as a bound: bodies that arrive, and what was read from
-    them until it is answered. Event loop only."""
+    """Bytes that all large requests hold together, with a limit: bodies that arrive, and the values
+    read from them until the response. Event loop only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -170,7 +170,7 @@ async def before(deadline: float | None, message: str) -> AsyncIterator[None]:
 
 
 def too_slow(seconds: float) -> str:
-    """What is said of a piece of a body that took longer than it may."""
+    """The message for a piece of a body that took longer than it may."""
     return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 
 

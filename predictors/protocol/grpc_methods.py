@@ -1,5 +1,5 @@
 """gRPC methods that get the raw message: a wrong one is refused in plain words, a large one before
-it is parsed. Knows no service and no model.
+it is parsed.
 
 Generated handlers let gRPC parse: garbage is UNKNOWN with the name of a Python class and a
 traceback in the log, and a message for a probe may be as large as one for inference. The request id
@@ -79,7 +79,7 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
 
 
 async def answered(work: Awaitable[Any], context: Any) -> Any:
-    """What a cheap question is answered; a failure ends the call with its status."""
+    """The answer of a cheap method; a failure ends the call with its status."""
     call = call_of(context)
     answer = await attempt(work)
     if isinstance(answer, Exception):

@@ -1,5 +1,5 @@
 """Where the body of a request ends: by its Content-Length, or by the chunked coding (RFC 9112,
-section 7.1), decoded by strict rules. Knows no head.
+section 7.1), decoded by strict rules.
 
 Chunk extensions and trailers are checked and dropped. What the coding itself takes is bounded, and
 so is the work of one call: a body in one-byte chunks must not hold the event loop.

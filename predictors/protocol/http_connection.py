@@ -1,5 +1,5 @@
-"""One HTTP/1 connection: where each message begins and ends, one request at a time. Parses no head
-and no body itself, knows no route.
+"""One HTTP/1 connection: where each message begins and ends, one request at a time. Heads are
+parsed in `http_heads`, bodies in `http_bodies`.
 
 uvicorn's server makes one per accepted socket. The next head is only looked at when the message
 before it was read to its end and its response was written, so no byte of a body is ever taken for a
@@ -38,7 +38,7 @@ LINGER_S = 2.0
 
 
 class Stage(enum.Enum):
-    """What the next byte belongs to."""
+    """The part of a message that the next byte belongs to."""
 
     HEAD = enum.auto()
     BODY = enum.auto()

@@ -1,5 +1,5 @@
-"""One HTTP request and its response, as ASGI's `receive` and `send`. Knows no socket beyond `Wire`
-and no byte of the request's framing.
+"""One HTTP request and its response, as ASGI's `receive` and `send`. The connection behind it,
+which also decodes the request's body, is a `Wire`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
 def scope_of(head: Head, server: object, client: object, state: object) -> dict[str, Any]:
-    """ASGI's words for a head."""
+    """The ASGI scope of a head."""
     path = head.path.decode("ascii")
     return {
         "type": "http",
@@ -67,7 +67,7 @@ def refusal(status: int, message: str, *headers: bytes) -> bytes:
 
 
 class Wire(Protocol):
-    """What a cycle needs of its connection. Event loop only."""
+    """The interface of a connection to its cycle. Event loop only."""
 
     is_write_paused: bool
 

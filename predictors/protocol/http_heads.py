@@ -49,7 +49,7 @@ class BadHead(InvalidRequest):
 
 
 class Head(NamedTuple):
-    """What a request line and its header lines say. Header names are lower-case."""
+    """A parsed request line and its header lines. Header names are lower-case."""
 
     method: str
     path: bytes  # still percent-encoded

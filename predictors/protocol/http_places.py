@@ -1,4 +1,4 @@
-"""How many connections may be open, and who makes room when there are more. Knows no socket.
+"""How many connections may be open, and who makes room when there are more.
 
 File descriptors run out before memory does, and then nobody gets in, probes neither. So there is a
 limit below theirs: whoever has waited longest without a request is closed for a newcomer, never one
@@ -31,7 +31,7 @@ _PROBES = re.compile(
 
 
 class Connection(Protocol):
-    """What takes a place."""
+    """A connection that takes a place."""
 
     def abort(self) -> None:
         """End now."""
@@ -117,7 +117,7 @@ def max_grpc_connections() -> int:
 
 
 def _possible_connections() -> int | None:
-    """What the limit of open files leaves for connections; None without one."""
+    """Connections that the limit of open files allows; None without a limit."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         return None

@@ -1,6 +1,4 @@
-"""uvicorn's server, told to serve HTTP/1 by our own connections and to leave signals alone.
-Knows no route.
-"""
+"""uvicorn's server, told to serve HTTP/1 by our own connections and to leave signals alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends connections whose caller takes its response too slowly or not at all. Knows no response.
+"""Ends connections whose caller takes its response too slowly or not at all.
 
 A blocked write holds a request's place in the server. The place is freed when the caller has not
 taken the least amount in time; whoever takes that much gets as much time again.

@@ -116,5 +116,5 @@ def signed(value: int, bits: int) -> int:
 
 
 def malformed() -> InvalidRequest:
-    """What is said of bytes that are no such message."""
+    """The error for bytes that are no such message."""
     return InvalidRequest("the message is not a valid ModelInferRequest")

@@ -181,8 +181,8 @@ class Exchange:
     async def decoded(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
     ) -> T:
-        """What `decode` makes of the body: on the event loop where it is small, in a thread up to a
-        MiB, in a worker process where one call could hold the interpreter's lock for long.
+        """The body as `decode` returns it. `decode` runs on the event loop for a small body, in a
+        thread up to a MiB, and beyond in a worker process: it may hold the interpreter's lock long.
 
         `decode(raw, *arguments)` is a function of a module that workers import.
         """

@@ -1,5 +1,5 @@
 """The ASGI application around all REST routes: request id, access log, 404, 405 and the last catch.
-Knows no route's meaning. A path of a GET may end with a slash more.
+A path of a GET may end with a slash more.
 
 Plain Starlette routing without Starlette's middleware: that would answer an unexpected error and
 then raise it again, and the server below would cut the connection.

@@ -1,4 +1,4 @@
-"""What worker processes do for the wire: a large body to a checked request, a picture to pixels.
+"""Functions for worker processes: from a large body to a checked request, from a picture to pixels.
 
 Workers import this module: nothing here, and nothing that it imports, may load torch or gRPC. Each
 `decode` function takes the body's bytes first, and is called in place where they are few.
@@ -24,7 +24,7 @@ MODULES = (
     "predictors.protocol.openai_chat_body",
     "predictors.protocol.openai_images_body",
 )
-"""What a worker imports; tasks are functions of these."""
+"""Modules that a worker imports; tasks are functions of these."""
 
 RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"

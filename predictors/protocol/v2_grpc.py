@@ -1,4 +1,4 @@
-"""V2 gRPC: the inference service. Knows no model beyond `Served`.
+"""V2 gRPC, the inference service: health, metadata, inference, load and unload of models.
 
 Our own methods over KServe's messages: its own reload an unready model on the event loop, turn "not
 ready" into UNKNOWN and drop doubles. What a caller does wrong here has the same words and the same

@@ -1,5 +1,5 @@
-"""What a Qwen2.5-VL folder in transformers' layout must hold before anything of it is used:
-configs, preprocessor, tokens. Knows no weights and no library: JSON only.
+"""Checks a Qwen2.5-VL folder in transformers' layout before anything of it is used: configs,
+preprocessor, tokens. Reads JSON only; weights are checked in `weights`.
 
 Only what would be answered as transformers answers it passes; the rest is refused with its name.
 """
@@ -52,7 +52,7 @@ SAME = (
     ("temporal_patch_size", "temporal_patch_size"),
     ("merge_size", "spatial_merge_size"),
 )
-"""What preprocessor and vision tower must agree on."""
+"""Settings that preprocessor and vision tower must agree on."""
 SAMPLING = {
     "temperature": (0.0, 1e3),
     "top_p": (1e-6, 1.0),

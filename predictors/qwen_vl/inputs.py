@@ -187,7 +187,7 @@ class Inputs:
         return kept
 
     def kept(self, digest: bytes) -> Patches | None:
-        """What was prepared of this picture before, if it still is there."""
+        """The prepared picture from the cache, or None."""
         with self._lock:
             kept = self._kept.get(digest)
         if kept is not None:

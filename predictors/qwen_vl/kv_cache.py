@@ -144,7 +144,7 @@ class PagePool:
                 self._name_of[page] = name
 
     def forget(self, owner: Hashable) -> None:
-        """What the owner's pages hold is not to be shared from now on: it may be broken."""
+        """Stop sharing the owner's pages: their content may be broken."""
         for page in self.owned(owner):
             name = self._name_of.pop(page, None)
             if name is not None:

@@ -1,5 +1,5 @@
-"""Whether a chat template can say what callers say: a turn of text, one with a picture, a history.
-Knows no file: it is rendered through the very function that serves.
+"""Checks at the start that a chat template renders the messages callers send: a turn of text, one
+with a picture, a history. It is rendered by the function that serves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBES: dict[str, tuple[Message, ...]] = {
 OPENING = "assistant"
 SPELT = "Two words, caf\u00e9, \u4e2d, 12.5\n"
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-"""What templates write between texts."""
+"""Characters that templates write between texts."""
 
 
 def check_template(

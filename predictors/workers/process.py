@@ -28,7 +28,7 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the server asks for."""
+    """One call of a function, sent to a worker."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a worker answers: a value, a refusal of ours, or the traceback of anything else."""
+    """The result of a task: a value, a refusal of ours, or the traceback of anything else."""
 
     value: Any = None
     refusal: ServingError | None = None
