@@ -133,8 +133,7 @@ def _unmapped_kib(pid: int) -> int:
 
 def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Outcome:
     """Send `case` in a loop, at least three times and for so many seconds, and probe meanwhile."""
-    over, statuses, after_first = threading.Event(), [target.send(case)], 0.0
-    case.body()
+    over, statuses = threading.Event(), [target.send(case)]
     time.sleep(TRIMMED_AFTER_S)
     after_first = target.mib()
 
