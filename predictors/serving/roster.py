@@ -126,10 +126,13 @@ class Roster(Generic[W, C]):
             raise self._refused(InvalidRequest(message), rows)
         if is_reserved:
             return
-        if rows > self._queue.room(self._free_slots) - self._reserved:
+        room = self._queue.room(self._free_slots)
+        if rows > room - self._reserved:
             waiting = len(self._queue) + self._reserved
             retry_after_s = self._pace.retry_after_s(waiting)
-            taken = f"{waiting} of {self._capacity} places are taken"
+            # free slots are places too, until the engine turns somebody away: then more may wait
+            places = max(waiting, len(self._queue) + room)
+            taken = f"{waiting} of {places} places are taken"
             message = f"the queue is full: {taken}, {rows} needed; try again later"
             raise self._refused(Overloaded(message, retry_after_s=retry_after_s), rows)
 

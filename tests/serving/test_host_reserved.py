@@ -39,6 +39,17 @@ def test_who_is_being_prepared_counts_and_is_never_refused_afterwards(make_host:
     assert answer(late[0]) == ["b:1"]
 
 
+def test_free_slots_are_among_the_places_that_a_refusal_names(make_host: MakeHost) -> None:
+    engine = ScriptedEngine(slots=3)
+    host = make_host(engine, capacity=2)
+    with (
+        reserved(host, 2),
+        reserved(host, 2),
+        pytest.raises(Overloaded, match="4 of 5 places are taken, 2 needed"),
+    ):
+        submit(host, Task("a"), Task("b"))
+
+
 def test_places_of_who_is_refused_while_prepared_are_free_again(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, capacity=2)
