@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import hypothesis
 import pytest
@@ -13,6 +14,10 @@ from predictors.settings import ALIASES, PREFIX
 # Triton reads it when a kernel is declared: without a GPU its kernels run in the interpreter
 if not shutil.which("nvidia-smi"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# a shell without job control has its background jobs ignore Ctrl-C, and every child inherits that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEST_TIMEOUT_S = 180.0
 
