@@ -19,7 +19,7 @@ from typing import TextIO
 MAX_LINES = 10_000
 MAX_BYTES = 4 * 2**20
 RESERVE = 0.25  # of both, for lines that are kept before others
-GATHER_S = 0.05  # one wake-up of the writing thread serves all lines of this time
+GATHER_S = 0.25  # lines of this time share a wake-up of the thread, which delays a request or two
 FLUSH_S = 2.0  # the most that an end of the process waits for its reader
 
 ATOMIC_BYTES = select.PIPE_BUF  # a pipe takes so much at once: no other writer's text gets between
