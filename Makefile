@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,deploy]'
 	@# bytecode of what a server imports, once: else the first start takes twice as long
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.flux.predictor, predictors.qwen_vl.predictor'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.chat.predictor'
 	@touch $@
 
 demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, stop
@@ -54,7 +54,7 @@ cluster-tools: $(STAMP)
 	  $(BIN)/python -m tests.e2e.cluster build --only helm,kube
 
 manifests: $(STAMP) cluster-tools ## write manifests/ from the chart, a folder per profile
-	PYTHONPATH=. $(BIN)/python docs/manifests.py
+	PYTHONPATH=. $(BIN)/python tools/manifests.py
 
 e2e-cluster: $(STAMP) ## a real Kubernetes with KServe and KEDA on this machine: build what is missing, bring it up (root)
 	$(BIN)/python -m tests.e2e.cluster build
@@ -77,14 +77,14 @@ type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md, alerts, dashboard, the chart's README and settings schema
-	PYTHONPATH=. $(BIN)/python docs/configuration.py
-	PYTHONPATH=. $(BIN)/python docs/metrics.py
-	$(BIN)/python docs/alerts.py
-	$(BIN)/python docs/dashboard.py
-	PYTHONPATH=. $(BIN)/python docs/chart.py
+	PYTHONPATH=. $(BIN)/python tools/configuration.py
+	PYTHONPATH=. $(BIN)/python tools/metrics.py
+	$(BIN)/python tools/alerts.py
+	$(BIN)/python tools/dashboard.py
+	PYTHONPATH=. $(BIN)/python tools/chart.py
 
 dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Prometheus under load
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python docs/dashboard_pictures.py
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/dashboard_pictures.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.cpu

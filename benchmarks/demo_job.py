@@ -15,8 +15,8 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
-from predictors.flux.predictor import FluxPredictor
-from predictors.protocol.v2 import Tensor, V2Request
+from predictors.diffusion.predictor import FluxPredictor
+from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.job import Job
 from predictors.settings import Settings
 

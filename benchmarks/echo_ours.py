@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from predictors import logs
 from predictors.base import Answer, BasePredictor
+from predictors.observe import logs
 from predictors.protocol.server import PredictorServer
-from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response
+from predictors.protocol.v2.values import Inputs, Parameters, Tensor, V2Request, V2Response
 from predictors.settings import Settings
 from tests.fakes import EchoEngine
 

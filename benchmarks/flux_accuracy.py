@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from benchmarks.flux_cases import GUIDANCE, Case
 from benchmarks.flux_ours import Ours
 from benchmarks.flux_peer import Peer
-from predictors.flux.inputs import FluxWork
-from predictors.flux.request import LOSSLESS
+from predictors.diffusion.inputs import FluxWork
+from predictors.diffusion.request import LOSSLESS
 
 FLOAT32 = "float32"
 SLACK = 1.05  # one draw of the noise is not the last word on a spread

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.flux_clock import Clock
 from benchmarks.flux_random import EMBEDDED, Models
-from predictors.compute.device import Placement
-from predictors.flux.facts import read_facts
-from predictors.flux.request import BASE
-from predictors.flux.weights import load_parts
+from predictors.compute.device.placement import Placement
+from predictors.diffusion.request import BASE
+from predictors.models.flux.config import read_facts
+from predictors.models.flux.weights import load_parts
 
 SHARD_BYTES = 5 * 10**9
 STEMS = {

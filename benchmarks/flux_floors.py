@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from predictors.flux.modules.transformer import Shape
+from predictors.models.flux.modules.transformer import Shape
 
 MLP_RATIO = 4
 PATCH = 2  # latents per side of a patch

@@ -20,7 +20,7 @@ from benchmarks import flux_floors, flux_goals, flux_report
 from benchmarks.flux_cases import Case, Row, Stages
 from benchmarks.flux_ceilings import Measured
 from benchmarks.flux_random import Configs
-from predictors.flux.facts import Facts
+from predictors.models.flux.config import Facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,16 +21,16 @@ from torch import Tensor
 from benchmarks.flux_cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux_clock import Clock, Marks, Spread, no_synchronising
 from benchmarks.flux_random import Models
-from predictors.compute.device import Placement, place
-from predictors.flux.canvas import Canvas, Embedding
-from predictors.flux.drawing import FluxJob
-from predictors.flux.engine import FluxEngine
-from predictors.flux.facts import read_facts
-from predictors.flux.inputs import FluxWork, Preparer
-from predictors.flux.offer import make_offer
-from predictors.flux.request import FP8, LOSSLESS, TURBO, Wish
-from predictors.flux.runner import Runner
-from predictors.flux.weights import load_parts
+from predictors.compute.device.placement import Placement, place
+from predictors.diffusion.engine import FluxEngine
+from predictors.diffusion.inputs import FluxWork, Preparer
+from predictors.diffusion.latents import Canvas, Embedding
+from predictors.diffusion.limits import make_offer
+from predictors.diffusion.request import FP8, LOSSLESS, TURBO, Wish
+from predictors.diffusion.runner import Runner
+from predictors.diffusion.slots import FluxJob
+from predictors.models.flux.config import read_facts
+from predictors.models.flux.weights import load_parts
 from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings
 

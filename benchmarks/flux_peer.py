@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.flux_cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux_clock import Clock, Marks, Spread
 from benchmarks.flux_random import Models, twin
-from predictors.flux.facts import Facts, Tokenizers
-from predictors.flux.sampling import Schedule, draw_noise
+from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.models.flux.config import Facts, Tokenizers
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
     "pillow default": {},

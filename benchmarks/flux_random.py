@@ -78,7 +78,7 @@ FILES = {"scheduler": "scheduler_config.json", "tokenizer_2": "tokenizer_config.
 
 
 class Stored:
-    """One folder of a checkpoint, in memory: a `predictors.flux.weights.Source`."""
+    """One folder of a checkpoint, in memory: a `predictors.models.flux.weights.Source`."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
@@ -121,7 +121,7 @@ class Models:
         return {part: dict(module.state_dict()) for part, module in modules.items()}
 
     def opened(self, part: str) -> AbstractContextManager[Stored]:
-        """One folder's tensors, for `predictors.flux.weights.load_parts`."""
+        """One folder's tensors, for `predictors.models.flux.weights.load_parts`."""
         return nullcontext(Stored(self.states()[part]))
 
 

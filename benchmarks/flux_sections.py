@@ -29,7 +29,7 @@ from benchmarks.flux_journal import Journal
 from benchmarks.flux_ours import Ours, placement_for, settings_for
 from benchmarks.flux_peer import Peer, few_steps
 from benchmarks.flux_random import Models
-from predictors.flux.facts import Facts, read_facts
+from predictors.models.flux.config import Facts, read_facts
 
 EAGER, COMPILED = "diffusers eager", "diffusers compiled"
 WITH_DECODER = "diffusers compiled, decoder too"

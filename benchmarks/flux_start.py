@@ -50,7 +50,7 @@ def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dic
     from benchmarks.flux_cases import Case
     from benchmarks.flux_ours import Ours, placement_for, settings_for
     from benchmarks.flux_random import make
-    from predictors.compute.device import keep_code
+    from predictors.compute.device.placement import keep_code
     from predictors.settings import ComputeSettings
 
     keep_code(ComputeSettings(device=device, cache_dir=caches), os.environ)

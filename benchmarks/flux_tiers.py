@@ -37,7 +37,7 @@ from benchmarks.flux_tiers_likeness import (
 from benchmarks.flux_tiers_plans import calling
 from benchmarks.flux_tiers_room import GUIDANCE, NUM_TOKENS, SIDE, STEPS, Room, Way, open_room
 from checkpoints.training.scenes import Scene, evaluation_scenes
-from predictors.flux.request import LOSSLESS, TIERS, TURBO
+from predictors.diffusion.request import LOSSLESS, TIERS, TURBO
 
 RESULTS = Path(__file__).with_name("results") / "flux_tiers.json"
 SCENES_SEED = 1  # as `checkpoints.training.evaluate`

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from checkpoints.training import checker
 from checkpoints.training.scenes import Scene, caption, evaluation_scenes
-from predictors.compute.device import place
-from predictors.flux.canvas import Canvas, Embedding
-from predictors.flux.facts import read_facts
-from predictors.flux.inputs import FluxWork, Preparer
-from predictors.flux.offer import make_offer
-from predictors.flux.request import BASE, Wish
-from predictors.flux.runner import Runner
-from predictors.flux.sampling import Course, Schedule, collapsed, plan
-from predictors.flux.weights import load_parts
+from predictors.compute.device.placement import place
+from predictors.diffusion.inputs import FluxWork, Preparer
+from predictors.diffusion.latents import Canvas, Embedding
+from predictors.diffusion.limits import make_offer
+from predictors.diffusion.request import BASE, Wish
+from predictors.diffusion.runner import Runner
+from predictors.diffusion.sampling import Course, Schedule, collapsed, plan
+from predictors.models.flux.config import read_facts
+from predictors.models.flux.weights import load_parts
 from predictors.settings import ComputeSettings, FluxSettings
 
 STEPS = 28

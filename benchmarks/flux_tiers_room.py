@@ -14,14 +14,14 @@ from typing import Any
 from benchmarks.flux_tiers_likeness import Pixels
 from checkpoints.training.scenes import Scene, caption
 from predictors import metrics
-from predictors.compute.device import Placement, place
-from predictors.flux.drawing import FluxJob
-from predictors.flux.engine import FluxEngine
-from predictors.flux.facts import Facts, Tokenizers, read_facts
-from predictors.flux.inputs import FluxWork, Plan, Preparer
-from predictors.flux.offer import make_offer
-from predictors.flux.request import TURBO, Offer, Wish
-from predictors.flux.sampling import plan
+from predictors.compute.device.placement import Placement, place
+from predictors.diffusion.engine import FluxEngine
+from predictors.diffusion.inputs import FluxWork, Plan, Preparer
+from predictors.diffusion.limits import make_offer
+from predictors.diffusion.request import TURBO, Offer, Wish
+from predictors.diffusion.sampling import plan
+from predictors.diffusion.slots import FluxJob
+from predictors.models.flux.config import Facts, Tokenizers, read_facts
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, FluxSettings
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from predictors.flux.facts import read_facts
-from predictors.flux.modules import operations
-from predictors.flux.modules.operations import Plain
-from predictors.flux.modules.rotary import rotary_table
-from predictors.flux.modules.transformer import EAGER, Shape, Transformer
+from predictors.models.flux.config import read_facts
+from predictors.models.flux.modules import operations
+from predictors.models.flux.modules.operations import Plain
+from predictors.models.flux.modules.rotary import rotary_table
+from predictors.models.flux.modules.transformer import EAGER, Shape, Transformer
 
 CHECKPOINT = Path("checkpoints/shapes-flux")
 SLOTS = 8

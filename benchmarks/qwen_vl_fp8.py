@@ -27,11 +27,11 @@ from benchmarks.flux_tiers_likeness import (
 )
 from checkpoints.training import drawing
 from checkpoints.training.scenes import Scene, evaluation_scenes, parse_caption
-from predictors.compute.device import Placement, place
-from predictors.qwen_vl.engine import QwenVLEngine
-from predictors.qwen_vl.inputs import Inputs
-from predictors.qwen_vl.request import ChatDelta, ChatRequest, Message, Picture, Sampling
-from predictors.qwen_vl.weights import read_architecture
+from predictors.chat.engine import QwenVLEngine
+from predictors.chat.inputs import Inputs
+from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.compute.device.placement import Placement, place
+from predictors.models.qwen2_5_vl.weights import read_architecture
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, ImageLimits, QwenVLSettings
 

@@ -22,10 +22,10 @@ from benchmarks import flux_profile
 from benchmarks.flux_clock import GIB, Clock, no_synchronising
 from benchmarks.qwen_vl_cases import Pictures, text
 from benchmarks.qwen_vl_run import Notes, Options
-from predictors.qwen_vl.engine import QwenVLEngine
-from predictors.qwen_vl.inputs import ChatWork
-from predictors.qwen_vl.predictor import QwenVLPredictor
-from predictors.qwen_vl.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.engine import QwenVLEngine
+from predictors.chat.inputs import ChatWork
+from predictors.chat.predictor import QwenVLPredictor
+from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.serving.job import Job
 from predictors.settings import from_env
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from predictors.compute.device import Placement
-from predictors.compute.graphs import Graphs
-from predictors.qwen_vl.choosing import Choice
-from predictors.qwen_vl.kv_cache import Limits
-from predictors.qwen_vl.modules.decoder import Decoder, TextShape
-from predictors.qwen_vl.request import Sampling
-from predictors.qwen_vl.runner import Row, Runner
-from predictors.qwen_vl.weights import read_architecture
+from predictors.chat.decoder.decoder import Decoder, TextShape
+from predictors.chat.kv_cache import Limits
+from predictors.chat.request import Sampling
+from predictors.chat.runner import Row, Runner
+from predictors.chat.token_choice import Choice
+from predictors.compute.device.graphs import Graphs
+from predictors.compute.device.placement import Placement
+from predictors.models.qwen2_5_vl.weights import read_architecture
 
 CHECKPOINT = Path("checkpoints/shapes-qwen-vl")
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, "off")

@@ -71,7 +71,7 @@ class ScriptedChat:
         return True
 
     def step(self, jobs: Sequence[Any]) -> None:
-        from predictors.qwen_vl.request import ChatDelta
+        from predictors.chat.request import ChatDelta
 
         until = time.perf_counter() + STEP_S
         for job in jobs:
@@ -100,8 +100,8 @@ class ScriptedChat:
 
 def serve_ours(port: int, kind: str) -> None:
     """The product with a script for an engine, until it is killed."""
+    from predictors.chat.predictor import QwenVLPredictor
     from predictors.protocol.server import PredictorServer
-    from predictors.qwen_vl.predictor import QwenVLPredictor
     from predictors.serving.host import EngineHost
     from predictors.settings import Settings
 

@@ -20,12 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictors import logs, metrics, tracing
+from predictors import metrics
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
 from predictors.cluster.account import find_account
 from predictors.cluster.story import Story, telling
-from predictors.compute.folder import advice
+from predictors.compute.checkpoint.folder import advice
 from predictors.errors import InvalidRequest, ServingError
+from predictors.observe import logs, tracing
 from predictors.serving.lifecycle import State
 from predictors.settings import InvalidSetting, Settings, from_env
 
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 ROOMS = {
-    "FluxPipeline": "predictors.flux.predictor:FluxPredictor",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.qwen_vl.predictor:QwenVLPredictor",
+    "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.chat.predictor:QwenVLPredictor",
 }
 
 
@@ -72,10 +73,10 @@ def serve(arguments: argparse.Namespace) -> int:
     # engines, loop and pool share the cores. Costs nothing alone, saves a factor of ten in company
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     _begin_log(settings)
-    from predictors.compute.device import keep_code
-    from predictors.compute.gpu_watch import watching
-    from predictors.compute.profiling import Profiler
-    from predictors.protocol.http_places import raise_file_limit
+    from predictors.compute.device.placement import keep_code
+    from predictors.compute.profiling.profiler import Profiler
+    from predictors.compute.watch.gpu_watch import watching
+    from predictors.protocol.http.places import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
 
@@ -115,9 +116,9 @@ def warm(arguments: argparse.Namespace) -> int:
     PREDICTORS_COMPUTE_CACHE_DIR, and end. Nothing listens meanwhile."""
     settings = _settings(arguments)
     _begin_log(settings)
-    from predictors.compute.compile_cache import keeps_new_code
-    from predictors.compute.device import keep_code
-    from predictors.offline import warmed
+    from predictors.compute.compile.compile_cache import keeps_new_code
+    from predictors.compute.device.placement import keep_code
+    from predictors.operators.offline import warmed
 
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
@@ -143,10 +144,10 @@ def profile(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     _begin_log(settings)
     from predictors.cli import profile_table
-    from predictors.compute.device import keep_code
-    from predictors.compute.profiling import Profiler
-    from predictors.offline import question, recorded, warmed
-    from predictors.protocol.admin import read_wish
+    from predictors.compute.device.placement import keep_code
+    from predictors.compute.profiling.profiler import Profiler
+    from predictors.operators.admin import read_wish
+    from predictors.operators.offline import question, recorded, warmed
 
     # whatever can be wrong is told before minutes of loading
     name, path = named_path(arguments.model[0])
@@ -183,7 +184,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def quantize(arguments: argparse.Namespace) -> int:
     """Write a copy of a FLUX checkpoint whose transformer is fp8 already."""
-    from predictors.flux.quantize import quantize_checkpoint  # imports torch: serve need not
+    from predictors.models.flux.quantize import quantize_checkpoint  # imports torch: serve need not
 
     if read_architecture(arguments.source) != "FluxPipeline":
         raise InvalidRequest(f"{arguments.source.name} is no FLUX checkpoint in diffusers layout")

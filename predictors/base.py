@@ -15,14 +15,15 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from predictors import metrics, tracing
+from predictors import metrics
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight, Reader, merged
-from predictors.protocol.body_reader import before
+from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.http.body_reader import before
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
-from predictors.protocol.v2 import V2Request, V2Response, num_bytes
-from predictors.protocol.v2_kserve import from_kserve, to_kserve
+from predictors.protocol.v2.kserve import from_kserve, to_kserve
+from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.lanes import Lanes

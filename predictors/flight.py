@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
-from predictors import tracing
+from predictors.observe import tracing
 from predictors.serving.job import Job
 
 W = TypeVar("W")

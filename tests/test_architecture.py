@@ -20,12 +20,7 @@ PACKAGE = ROOT / "predictors"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-ROOMS = ("flux", "qwen_vl")
-DOORS = {
-    "request", "codec", "predictor", "engine", "inputs", "runner", "sampling", "weights", "modules",
-}  # fmt: skip
-
-MAX_FILE_LINES = 350
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 10
 BANNED_NAMES = {
@@ -38,7 +33,7 @@ BROAD_EXCEPTS_ALLOWED = {
     "serving/host.py",
     "workers/process.py",
     "protocol/faults.py",
-    "compute/folder.py",
+    "compute/checkpoint/folder.py",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -79,26 +74,12 @@ def test_the_import_contracts_hold() -> None:
 def test_the_contracts_that_were_agreed_are_written_down() -> None:
     names = {contract["name"] for contract in CONTRACTS["contracts"]}
     assert names >= {
-        "The house is layered; rooms and siblings are strangers",
-        "Both rooms have the same floor plan",
+        "The house is layered; models and siblings are strangers",
+        "Models do not know each other",
         "The serving core is plain Python",
-        "Shared torch code knows no HTTP and no model",
         "Wire formats never touch tensors",
-        "Engines never touch HTTP",
+        "Models and shared torch code know no HTTP",
     }
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_has_every_door(room: str) -> None:
-    found = {p.stem for p in (PACKAGE / room).iterdir() if not p.name.startswith("_")}
-    assert found >= DOORS
-
-
-def test_both_rooms_offer_the_same_hooks_to_base() -> None:
-    hooks = {"decode_v2", "encode_v2", "prepare", "get_input_types", "get_output_types"}
-    for room in ROOMS:
-        defined = {f.name for f in functions_of(PACKAGE / room / "predictor.py")}
-        assert defined >= hooks, f"{room} lacks {hooks - defined}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -13,7 +13,7 @@ from predictors.base import BasePredictor, threads_for
 from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
 from predictors.protocol.call import Call
 from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
-from predictors.protocol.v2 import Tensor, V2Request
+from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import PATIENCE_S, ScriptedEngine
 from tests.http.echo import EchoPredictor, Row, TaskPredictor, echo, small_settings

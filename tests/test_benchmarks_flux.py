@@ -31,7 +31,7 @@ from benchmarks.flux_random import (
     shells,
     write_folder,
 )
-from predictors.flux.facts import Facts, read_facts
+from predictors.models.flux.config import Facts, read_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def imported(path: Path, seen: dict[Path, set[str]]) -> dict[Path, set[str]]:
 
 def test_no_file_that_the_benchmark_runs_imports_kserve_or_a_server() -> None:
     files = imported(ROOT / "benchmarks/flux.py", {})
-    assert ROOT / "predictors/flux/engine.py" in files
+    assert ROOT / "predictors/diffusion/engine.py" in files
     roots = {name.partition(".")[0] for names in files.values() for name in names}
     assert roots.isdisjoint({"kserve", "fastapi", "starlette", "pydantic", "uvicorn"})
 

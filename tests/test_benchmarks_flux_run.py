@@ -16,8 +16,8 @@ from benchmarks.flux_cases import Case
 from benchmarks.flux_ours import Ours, placement_for, settings_for
 from benchmarks.flux_peer import Peer
 from benchmarks.flux_random import SCHNELL, TOY, Models, make, schnell_of, write_folder
-from predictors.compute.device import Placement
-from predictors.flux.facts import read_facts
+from predictors.compute.device.placement import Placement
+from predictors.models.flux.config import read_facts
 
 CPU = torch.device("cpu")
 CASE = Case("dev", 64, 64, steps=4)

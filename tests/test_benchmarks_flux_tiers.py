@@ -25,7 +25,7 @@ from benchmarks.flux_tiers_likeness import (
 from benchmarks.flux_tiers_room import STEPS
 from checkpoints.training import drawing
 from checkpoints.training.scenes import evaluation_scenes
-from predictors.flux.request import HIGH, LOSSLESS, TURBO
+from predictors.diffusion.request import HIGH, LOSSLESS, TURBO
 
 ROOT = Path(__file__).resolve().parents[1]
 # what the GPU machine lacks, and what only a server needs

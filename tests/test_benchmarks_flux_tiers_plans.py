@@ -23,8 +23,8 @@ from benchmarks.flux_tiers_plans import (
     skipping,
     ways,
 )
-from predictors.flux.facts import read_facts
-from predictors.flux.sampling import Schedule, plan
+from predictors.diffusion.sampling import Schedule, plan
+from predictors.models.flux.config import read_facts
 
 SCHEDULE = Schedule.of(read_facts(CHECKPOINT)[0].scheduler)
 NUM_PATCHES = 64

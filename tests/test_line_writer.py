@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from predictors import line_writer
-from predictors.line_writer import ATOMIC_BYTES, LineStream, LineWriter
+from predictors.observe import line_writer
+from predictors.observe.line_writer import ATOMIC_BYTES, LineStream, LineWriter
 
 PATIENCE_S = 60.0
 
@@ -250,7 +250,7 @@ def test_lines_for_a_reader_who_has_gone_are_counted(
 
 def test_a_forked_process_writes_its_own_lines() -> None:
     command = (
-        "import os, sys; from predictors.line_writer import LineWriter\n"
+        "import os, sys; from predictors.observe.line_writer import LineWriter\n"
         "writer = LineWriter(sys.stderr, str)\n"
         "writer.put('before\\n'); writer.flush()\n"
         "child = os.fork()\n"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from predictors import line_writer, logs
+from predictors.observe import line_writer, logs
 
 PATIENCE_S = 60.0
 MOMENT = 1_700_000_000.25
@@ -218,7 +218,7 @@ def test_missing_lines_are_a_line_in_the_format_of_the_log(
     assert re.fullmatch(r"\d{4}-.*Z", note.pop("ts"))
     assert note == {
         "level": "warning",
-        "logger": "predictors.logs",
+        "logger": "predictors.observe.logs",
         "message": "3 lines of the log are missing here: they came faster than they were read",
         "dropped": 3,
     }
@@ -227,7 +227,7 @@ def test_missing_lines_are_a_line_in_the_format_of_the_log(
 
 SHOUTING = """
 import logging, sys, threading, warnings
-from predictors import line_writer, logs
+from predictors.observe import line_writer, logs
 logs.configure(sys.argv[1], "info")
 logs.configure(sys.argv[1], "info")
 logging.getLogger("one").info("logged")
@@ -258,7 +258,7 @@ def test_a_process_that_ends_has_written_everything_in_order(log_format: str) ->
 
 STUCK = """
 import logging, os, signal, sys
-from predictors import line_writer, logs
+from predictors.observe import line_writer, logs
 logs.configure("text", "info")
 logging.getLogger("one").info("%s", "x" * 200_000)
 print("logged", flush=True)

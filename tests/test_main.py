@@ -14,7 +14,7 @@ import pytest
 
 from predictors import __main__ as root
 from predictors.cli import demo
-from predictors.compute.profiling import Profiler
+from predictors.compute.profiling.profiler import Profiler
 from predictors.protocol import server
 from predictors.serving.lifecycle import Warmth
 from predictors.settings import Settings

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from predictors.errors import EngineFailed, InvalidRequest, ServingError, StepFailed
-from predictors.offline import question, recorded, warmed
-from predictors.protocol.v2 import V2Request
+from predictors.operators.offline import question, recorded, warmed
+from predictors.protocol.v2.values import V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PIXEL, TaskPredictor, small_settings

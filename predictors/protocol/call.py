@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from predictors.errors import InvalidRequest
-from predictors.tracing import Trace
+from predictors.observe.tracing import Trace
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -39,7 +39,8 @@ import grpc
 import orjson
 from prometheus_client import Counter, Histogram
 
-from predictors import errors, logs, metrics, tracing
+from predictors import errors, metrics
+from predictors.observe import logs, tracing
 from predictors.protocol.call import Call
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady, ServingError
-from predictors.protocol.body_reader import BytesInFlight, Charge
 from predictors.protocol.faults import UNKNOWN_MODEL
+from predictors.protocol.http.body_reader import BytesInFlight, Charge
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings

@@ -25,18 +25,18 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
-from predictors.protocol.access import Access
-from predictors.protocol.admin import Admin
-from predictors.protocol.grpc_health import add_health
-from predictors.protocol.http_places import max_connections, max_grpc_connections
-from predictors.protocol.http_server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
+from predictors.operators.admin import Admin
+from predictors.protocol.grpc.health import add_health
+from predictors.protocol.http.access import Access
+from predictors.protocol.http.app import RestApp
+from predictors.protocol.http.places import max_connections, max_grpc_connections
+from predictors.protocol.http.server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
 from predictors.protocol.kserve_sdk import ModelServer
-from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.openai.models import openai_routes
 from predictors.protocol.registry import Registry
-from predictors.protocol.rest_app import RestApp
 from predictors.protocol.serves import Profiling, Served
-from predictors.protocol.v2_grpc import SERVICE, add_inference
-from predictors.protocol.v2_rest import v2_routes
+from predictors.protocol.v2.grpc import SERVICE, add_inference
+from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import InvalidSetting, Settings
 from predictors.workers.pool import Workers
 

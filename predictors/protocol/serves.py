@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.protocol.call import Call
-from predictors.protocol.v2 import V2Request, V2Response
+from predictors.protocol.v2.values import V2Request, V2Response
 
 
 @runtime_checkable

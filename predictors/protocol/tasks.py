@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 MODULES = (
     "predictors.protocol.tasks",
-    "predictors.protocol.v2_json",
-    "predictors.protocol.v2_proto",
-    "predictors.protocol.openai_chat_body",
-    "predictors.protocol.openai_images_body",
+    "predictors.protocol.v2.wire_json",
+    "predictors.protocol.v2.wire_proto",
+    "predictors.protocol.openai.chat_body",
+    "predictors.protocol.openai.images_body",
 )
 """Modules that a worker imports; tasks are functions of these."""
 

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
-from predictors import tracing
 from predictors.errors import Cancelled, ServingError
+from predictors.observe import tracing
 from predictors.serving.bell import Bell
 
 W = TypeVar("W")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from predictors import metrics
-from predictors.compute.attention import KERNELS, Choice, choose_attention, sdpa, winner
-from predictors.compute.device import Placement
+from predictors.compute.device.placement import Placement
+from predictors.compute.kernels.attention import KERNELS, Choice, choose_attention, sdpa, winner
 from predictors.settings import CHOICES, InvalidSetting
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")

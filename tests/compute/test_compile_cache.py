@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.compute import compile_cache
-from predictors.compute.compile_cache import (
+from predictors.compute.compile import compile_cache
+from predictors.compute.compile.compile_cache import (
     Bundle,
     digest,
     keep_compiled_code,
     machine_folder,
     machine_key,
 )
-from predictors.compute.device import keep_code, place
+from predictors.compute.device.placement import keep_code, place
 from predictors.settings import ComputeSettings
 
 CPU = torch.device("cpu")
@@ -317,8 +317,8 @@ def test_a_bundle_that_cannot_be_written_is_a_warning_and_leaves_nothing(
 
 KERNEL = """
 import json, os, sys, torch
-from predictors.compute.compile_cache import Bundle, keep_compiled_code
-from predictors.compute.start import Start
+from predictors.compute.compile.compile_cache import Bundle, keep_compiled_code
+from predictors.compute.compile.start import Start
 folder = keep_compiled_code(sys.argv[1], torch.device("cpu"), os.environ)
 start = Start("kernels", Bundle(folder, {}), has_kernels=True)
 start.begin()
@@ -368,10 +368,10 @@ def test_an_empty_folder_that_can_only_be_read_is_a_cold_start(tmp_path: Path) -
 GRAPH = """
 import json, os, sys, torch
 from torch._dynamo.utils import counters
-from predictors.compute.compile_cache import Bundle
-from predictors.compute.compiling import compiled
-from predictors.compute.device import keep_code, place
-from predictors.compute.start import Start
+from predictors.compute.compile.compile_cache import Bundle
+from predictors.compute.compile.compiling import compiled
+from predictors.compute.device.placement import keep_code, place
+from predictors.compute.compile.start import Start
 from predictors.settings import ComputeSettings
 settings = ComputeSettings(device="cpu", compile="inductor", cache_dir=sys.argv[1])
 keep_code(settings, os.environ)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from predictors import metrics
-from predictors.compute.compiling import RecompileGuard, compiled
-from predictors.compute.device import Placement
+from predictors.compute.compile.compiling import RecompileGuard, compiled
+from predictors.compute.device.placement import Placement
 
 EAGER = Placement(torch.device("cpu"), torch.float32, "off")
 AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
@@ -79,7 +79,7 @@ def test_an_unsealed_guard_counts_nothing() -> None:
 KERNELS = """
 import triton
 from tests.compute.kernels import compile_for
-from predictors.compute.compiling import RecompileGuard
+from predictors.compute.compile.compiling import RecompileGuard
 
 others = []
 triton.knobs.runtime.jit_post_compile_hook = lambda **kernel: others.append(kernel["repr"])

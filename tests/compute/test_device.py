@@ -7,7 +7,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import __version__
-from predictors.compute.device import announce, place
+from predictors.compute.device.placement import announce, place
 from predictors.settings import ComputeSettings, InvalidSetting
 
 

@@ -15,9 +15,9 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import metrics
-from predictors.compute import gpu_watch
-from predictors.compute.gpu_watch import GpuWatch, Held, held_on, watching
-from predictors.compute.nvml import open_library
+from predictors.compute.watch import gpu_watch
+from predictors.compute.watch.gpu_watch import GpuWatch, Held, held_on, watching
+from predictors.compute.watch.nvml import open_library
 from predictors.settings import ComputeSettings
 from tests.compute.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
 from tests.fakes import PATIENCE_S

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from predictors import metrics
-from predictors.compute.device import Placement
-from predictors.compute.graphs import Captured, Graphs
+from predictors.compute.device.graphs import Captured, Graphs
+from predictors.compute.device.placement import Placement
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
 CUDA = Placement(torch.device("cuda"), torch.float32, "inductor")

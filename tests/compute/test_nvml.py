@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from predictors.compute import nvml
-from predictors.compute.nvml import NvmlSilent, find_card, open_library
+from predictors.compute.watch import nvml
+from predictors.compute.watch.nvml import NvmlSilent, find_card, open_library
 from tests.compute.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
 
 MISSING = sorted(set(ANSWERS))

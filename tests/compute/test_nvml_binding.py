@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).with_name("scripted_nvml.c")
 PROGRAM = """
 import dataclasses, json
-from predictors.compute.nvml import NvmlSilent, find_card, open_library
+from predictors.compute.watch.nvml import NvmlSilent, find_card, open_library
 
 library = open_library()
 found = {}

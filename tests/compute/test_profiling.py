@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.compute import profiling
-from predictors.compute.profiling import Profiler, Report, staged
+from predictors.compute.profiling import profiler as profiling
+from predictors.compute.profiling.profiler import Profiler, Report, staged
 from predictors.errors import DeadlineExceeded
 
 

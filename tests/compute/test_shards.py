@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from predictors.compute.shards import Header, Shards
+from predictors.compute.checkpoint.shards import Header, Shards
 from predictors.errors import EngineFailed
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.compute.staging import Extent, fill, pieces
+from predictors.compute.checkpoint.staging import Extent, fill, pieces
 from predictors.errors import EngineFailed
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -9,10 +9,10 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import metrics
-from predictors.compute.compile_cache import Bundle
-from predictors.compute.compiling import compiled
-from predictors.compute.device import Placement
-from predictors.compute.start import Start, Tally
+from predictors.compute.compile.compile_cache import Bundle
+from predictors.compute.compile.compiling import compiled
+from predictors.compute.compile.start import Start, Tally
+from predictors.compute.device.placement import Placement
 
 AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from predictors.compute import trace_table
-from predictors.compute.trace_table import rows_of
+from predictors.compute.profiling import trace_table
+from predictors.compute.profiling.trace_table import rows_of
 
 
 def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args: object) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from predictors.compute.device import Placement
-from predictors.compute.transfer import to_device, to_host_async
+from predictors.compute.device.placement import Placement
+from predictors.compute.device.transfer import to_device, to_host_async
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
 

@@ -37,7 +37,7 @@ def overlaid(folder: Path, base: Path, **more: object) -> list[Object]:
 
 def test_manifests_are_what_make_manifests_writes() -> None:
     done = subprocess.run(
-        [sys.executable, "docs/manifests.py", "--check"],
+        [sys.executable, "tools/manifests.py", "--check"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, f"run `make manifests`\n{done.stdout}{done.stderr}"

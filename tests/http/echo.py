@@ -26,7 +26,14 @@ from predictors.flight import Flight
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
 from predictors.protocol.server import PredictorServer
-from predictors.protocol.v2 import Inputs, Parameters, Tensor, V2Request, V2Response, same_rows
+from predictors.protocol.v2.values import (
+    Inputs,
+    Parameters,
+    Tensor,
+    V2Request,
+    V2Response,
+    same_rows,
+)
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
 from predictors.settings import ImageLimits, QueueSettings, ServerSettings, Settings

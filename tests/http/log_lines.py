@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from predictors.logs import JsonFormatter
+from predictors.observe.logs import JsonFormatter
 from tests.http.echo import PATIENCE_S
 
 Line = dict[str, Any]

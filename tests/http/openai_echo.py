@@ -15,7 +15,7 @@ from typing import Any
 
 from predictors.flight import Flight
 from predictors.protocol.call import Call
-from predictors.protocol.openai_events import event
+from predictors.protocol.openai.events import event
 from predictors.serving.engine import Engine
 from predictors.settings import Settings
 from tests.fakes import EchoEngine, Task

@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 
-from predictors import logs
+from predictors.observe import logs
 from predictors.protocol.server import PredictorServer
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, TaskPredictor, small_settings

@@ -11,7 +11,8 @@ import json
 import sys
 import threading
 
-from predictors import line_writer, logs, metrics
+from predictors import metrics
+from predictors.observe import line_writer, logs
 from predictors.protocol.server import PredictorServer
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, TaskPredictor, small_settings

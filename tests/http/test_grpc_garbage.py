@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from predictors.protocol.grpc_methods import MAX_SMALL_BYTES
+from predictors.protocol.grpc.methods import MAX_SMALL_BYTES
 from predictors.protocol.kserve_sdk import pb
 from tests.http.echo import PATIENCE_S, Running, echo, serving, small_settings
 from tests.http.log_lines import logged

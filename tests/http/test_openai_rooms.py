@@ -12,13 +12,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from predictors.chat.codec import Codec
+from predictors.chat.request import Sampling
+from predictors.diffusion.codec import FluxCodec
+from predictors.diffusion.request import Offer, Tiers
 from predictors.errors import InvalidRequest
-from predictors.flux.codec import FluxCodec
-from predictors.flux.request import Offer, Tiers
-from predictors.protocol import openai_chat_body, openai_images_body
-from predictors.protocol.openai_messages import read_files
-from predictors.qwen_vl.codec import Codec
-from predictors.qwen_vl.request import Sampling
+from predictors.protocol.openai import chat_body as openai_chat_body
+from predictors.protocol.openai import images_body as openai_images_body
+from predictors.protocol.openai.messages import read_files
 
 OFFER = Offer(
     default_width=128,

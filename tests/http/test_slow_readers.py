@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from predictors.base import Answer
-from predictors.protocol.v2 import Tensor, V2Request, V2Response
+from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from tests.fakes import EchoEngine, ScriptedEngine
 from tests.http.echo import (
     PATIENCE_S,

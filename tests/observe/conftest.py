@@ -36,7 +36,7 @@ def needs_alertmanager() -> None:
 def write_rules(tmp_path_factory: pytest.TempPathFactory) -> WriteRules:
     """`write_rules({"QueueSaturated": {"for": "1s"}})`: the files that `make docs` would write with
     these values laid over those of charts/predictors/alerts/values.yaml."""
-    spec = importlib.util.spec_from_file_location("alert_rules", ROOT / "docs/alerts.py")
+    spec = importlib.util.spec_from_file_location("alert_rules", ROOT / "tools/alerts.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

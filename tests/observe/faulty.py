@@ -62,9 +62,9 @@ class Faults:
 
 def infest(faults: Faults) -> None:
     """Put the faults into both rooms."""
-    from predictors.flux.engine import FluxEngine
-    from predictors.flux.predictor import FluxPredictor
-    from predictors.qwen_vl.engine import QwenVLEngine
+    from predictors.chat.engine import QwenVLEngine
+    from predictors.diffusion.engine import FluxEngine
+    from predictors.diffusion.predictor import FluxPredictor
 
     rooms: dict[str, Any] = {"flux": FluxEngine, "qwen-vl": QwenVLEngine}
     for model, engine in rooms.items():

@@ -251,7 +251,7 @@ def test_every_alert_has_cases() -> None:
 
 
 def test_the_rules_are_current_and_valid(promtool: str) -> None:
-    assert subprocess.run([sys.executable, "docs/alerts.py", "--check"], cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "tools/alerts.py", "--check"], cwd=ROOT).returncode == 0
     files = [str(ALERTS / f"{name}.yaml") for name in ("alerts", "recording")]
     run = subprocess.run([promtool, "check", "rules", *files], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

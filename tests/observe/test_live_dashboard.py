@@ -158,7 +158,7 @@ def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> N
 def test_a_row_is_drawn_where_it_has_data(
     observed: Observed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     drawing = importlib.import_module("dashboard_pictures")
     monkeypatch.setattr(drawing, "FOLDER", tmp_path / "pictures")
     assert drawing.draw("Saturation", observed)

@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from predictors.chat import codec as qwen_vl_codec
+from predictors.diffusion import codec as flux_codec
+from predictors.diffusion.request import Wish
 from predictors.errors import InvalidRequest
-from predictors.flux import codec as flux_codec
-from predictors.flux.request import Wish
-from predictors.protocol import openai_chat_body, openai_images_body, openai_messages
 from predictors.protocol.faults import RENDERINGS
-from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.openai import chat_body as openai_chat_body
+from predictors.protocol.openai import images_body as openai_images_body
+from predictors.protocol.openai import messages as openai_messages
+from predictors.protocol.openai.models import openai_routes
 from predictors.protocol.registry import Registry
-from predictors.protocol.v2_rest import v2_routes
-from predictors.qwen_vl import codec as qwen_vl_codec
+from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import Settings
 from tests.http.echo import PATIENCE_S, Running
 

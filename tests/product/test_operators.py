@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from predictors.__main__ import build
-from predictors.compute.profiling import Profiler
+from predictors.compute.profiling.profiler import Profiler
 from predictors.settings import ServerSettings
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from predictors.base import BasePredictor
-from predictors.qwen_vl.request import ChatRequest, Message, Picture, Sampling
+from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from tests.http.echo import Running
 from tests.http.log_lines import logged
 from tests.product.test_same_answer_everywhere import prompt_tensor

@@ -18,8 +18,8 @@ import openai
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from predictors import logs, tracing
 from predictors.metrics import FLUX_STAGES, QWEN_VL_STAGES
+from predictors.observe import logs, tracing
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, Running, png
 from tests.http.log_lines import logged

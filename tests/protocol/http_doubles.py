@@ -18,8 +18,8 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from predictors.protocol.http_connection import HttpConnection
-from predictors.protocol.http_places import Places
+from predictors.protocol.http.connection import HttpConnection
+from predictors.protocol.http.places import Places
 
 
 class Line(asyncio.Transport):

@@ -17,10 +17,10 @@ import pytest
 
 from predictors import metrics
 from predictors.protocol.call import Call
-from predictors.protocol.openai_events import event
-from predictors.protocol.openai_models import openai_routes
+from predictors.protocol.http.app import RestApp
+from predictors.protocol.openai.events import event
+from predictors.protocol.openai.models import openai_routes
 from predictors.protocol.registry import Registry
-from predictors.protocol.rest_app import RestApp
 from predictors.settings import Settings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openai"

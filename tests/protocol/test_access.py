@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from predictors.errors import Forbidden, Misdirected
-from predictors.protocol.access import Access
+from predictors.protocol.http.access import Access
 from predictors.settings import InvalidSetting
 
 INFER = "/v2/models/echo/infer"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
-from predictors.protocol import body_reader
-from predictors.protocol.body_reader import (
+from predictors.protocol.http import body_reader
+from predictors.protocol.http.body_reader import (
     INLINE_BYTES,
     SHARED_BYTES,
     BytesInFlight,

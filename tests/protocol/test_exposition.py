@@ -13,8 +13,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from predictors.protocol import exposition
-from predictors.protocol.exposition import MAX_FORMATS, Scraper
+from predictors.protocol.http import exposition
+from predictors.protocol.http.exposition import MAX_FORMATS, Scraper
 
 PLAIN, OPEN = "", "application/openmetrics-text; version=1.0.0"
 ACCEPTS = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictors.protocol.http_bodies import (
+from predictors.protocol.http.framing import (
     CHUNKS_PER_CALL,
     FREE_OVERHEAD_BYTES,
     MAX_LINE_BYTES,

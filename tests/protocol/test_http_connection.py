@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictors.protocol import http_connection
-from predictors.protocol.http_bodies import CHUNKS_PER_CALL
-from predictors.protocol.http_heads import MAX_HEAD_BYTES
+from predictors.protocol.http import connection as http_connection
+from predictors.protocol.http.framing import CHUNKS_PER_CALL
+from predictors.protocol.http.heads import MAX_HEAD_BYTES
 from tests.protocol.http_doubles import Message, Talk, split, turns
 
 HOST = b"Host: x\r\n"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from predictors.protocol.http_heads import (
+from predictors.protocol.http.heads import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     BadHead,

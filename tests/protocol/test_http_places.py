@@ -6,9 +6,9 @@ import resource
 
 import pytest
 
-from predictors.protocol import http_places
-from predictors.protocol.http_heads import Head, parse_head
-from predictors.protocol.http_places import Places, is_probe, max_connections, raise_file_limit
+from predictors.protocol.http import places as http_places
+from predictors.protocol.http.heads import Head, parse_head
+from predictors.protocol.http.places import Places, is_probe, max_connections, raise_file_limit
 from tests.protocol.http_doubles import Talk, turns
 
 

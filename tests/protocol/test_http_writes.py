@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from predictors.protocol.http_writes import MIN_BYTES_PER_S, WriteWatch
+from predictors.protocol.http.writes import MIN_BYTES_PER_S, WriteWatch
 
 TIMEOUT_S = 30.0
 LEAST = int(MIN_BYTES_PER_S * TIMEOUT_S)

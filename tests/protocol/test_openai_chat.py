@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai_chat_body import FIELDS, read_body
+from predictors.protocol.openai.chat_body import FIELDS, read_body
 
 HELLO = [{"role": "user", "content": "hello"}]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

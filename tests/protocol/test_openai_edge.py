@@ -24,7 +24,7 @@ from predictors.errors import (
     StepFailed,
     TooLarge,
 )
-from predictors.protocol.openai_edge import PREFIXES
+from predictors.protocol.openai.edge import PREFIXES
 from predictors.protocol.registry import Registry
 from predictors.settings import QueueSettings, ServerSettings, Settings
 from tests.protocol.openai_doubles import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.protocol.openai_events import DONE, TextEvents, event
+from predictors.protocol.openai.events import DONE, TextEvents, event
 
 
 def chunk(text: str, name: str) -> dict[str, object]:

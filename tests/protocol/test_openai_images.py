@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai_images_body import FIELDS, read_body
+from predictors.protocol.openai.images_body import FIELDS, read_body
 from tests.protocol.openai_doubles import IMAGES, Painter, application, post
 
 

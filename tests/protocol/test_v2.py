@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.v2 import Inputs, Parameters, Tensor, decode_base64, same_rows
+from predictors.protocol.v2.values import Inputs, Parameters, Tensor, decode_base64, same_rows
 
 
 def tensor(name: str = "prompt", datatype: str = "BYTES", **more: Any) -> Tensor:

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol import v2_json, v2_proto
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.v2 import Tensor, V2Request, V2Response
-from predictors.protocol.v2_proto_response import encode_response
-from predictors.protocol.v2_tensors import (
+from predictors.protocol.v2 import wire_json as v2_json
+from predictors.protocol.v2 import wire_proto as v2_proto
+from predictors.protocol.v2.tensors import (
     FORMATS,
     MAX_PARAMETER,
     MAX_PARAMETERS,
@@ -27,6 +26,8 @@ from predictors.protocol.v2_tensors import (
     pack,
     unpack,
 )
+from predictors.protocol.v2.values import Tensor, V2Request, V2Response
+from predictors.protocol.v2.wire_proto_response import encode_response
 
 FEW = settings(max_examples=40)
 WIDTHS = {"FP16": 16, "FP32": 32, "FP64": 64}

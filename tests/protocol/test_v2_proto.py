@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks.hostile_cases import NAME, PROMPT, field, infer, varint
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.grpc.protobuf_reader import WireReader, signed
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.protobuf_reader import WireReader, signed
-from predictors.protocol.v2_proto import decode_request, model_of
-from predictors.protocol.v2_tensors import MAX_ELEMENTS
+from predictors.protocol.v2.tensors import MAX_ELEMENTS
+from predictors.protocol.v2.wire_proto import decode_request, model_of
 
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8)
 PARAMETERS = st.dictionaries(st.text(max_size=8), SCALARS, max_size=4)

@@ -10,8 +10,8 @@ import traceback
 
 import pytest
 
-from predictors import tracing
 from predictors.errors import EngineFailed, InvalidRequest, OutOfMemory, StepFailed
+from predictors.observe import tracing
 from predictors.serving.engine import StickyDeviceError
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import State

@@ -19,8 +19,8 @@ from predictors.errors import (
     StepFailed,
     TooLarge,
 )
-from predictors.protocol import v2_json
 from predictors.protocol.tasks import MODULES, decode_large
+from predictors.protocol.v2 import wire_json as v2_json
 from predictors.workers import pool
 from predictors.workers.pool import Workers
 from predictors.workers.shared_memory import SharedMemory

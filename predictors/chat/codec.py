@@ -1,0 +1,357 @@
+"""V2 and OpenAI chat <-> requests and answers of this room. Knows both ends of the translation, not
+the engine.
+
+Defaults come from the checkpoint's `generation_config.json` on every protocol; a request overrides
+them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from predictors.base import Answer
+from predictors.chat.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.call import Call
+from predictors.protocol.openai.events import TextEvents, event
+from predictors.protocol.v2.values import (
+    Inputs,
+    Parameters,
+    Tensor,
+    V2Request,
+    V2Response,
+    same_rows,
+)
+
+MAX_ROWS = 2**16  # kept free above a random seed for the rows that count up from it
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+MAX_TOKENS = 2**31 - 1
+SAMPLING_FIELDS = (
+    "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+IGNORED = ("binary_data_output", "timeout")  # `timeout` was read on the way
+
+INPUT_TYPES = [
+    {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
+    {"name": "image", "datatype": "BYTES", "shape": [-1]},
+]
+OUTPUT_TYPES = [
+    {"name": "text", "datatype": "BYTES", "shape": [-1]},
+    {"name": "finish_reason", "datatype": "BYTES", "shape": [-1]},
+    {"name": "prompt_tokens", "datatype": "INT64", "shape": [-1]},
+    {"name": "completion_tokens", "datatype": "INT64", "shape": [-1]},
+]
+
+ChatAnswer = Answer[ChatRequest, ChatDelta]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Both translations for one model. `precision` is what it computes in. Any thread."""
+
+    defaults: Sampling
+    precision: str
+    max_images: int
+
+    # -- V2 --------------------------------------------------------------------------------------
+    def decode_v2(self, request: V2Request) -> list[ChatRequest]:
+        """One chat of a single turn per row: the picture, if there is one, then the prompt."""
+        inputs = Inputs(request.inputs)
+        prompts, images = inputs.take_text("prompt"), inputs.take_files("image")
+        inputs.finish()
+        if prompts is None:
+            raise InvalidRequest("input 'prompt' is required", param="prompt")
+        same_rows(prompt=prompts, image=images)
+        common = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
+        system = request.parameters.get("system_prompt")
+        opening = () if system is None else (Message("system", (str(system),)),)
+        rows = []
+        for i, prompt in enumerate(prompts):
+            parts = (prompt,) if images is None else (_picture(images[i], i), prompt)
+            rows.append(replace(common, messages=(*opening, Message("user", parts))))
+        return numbered(rows)
+
+    def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
+        given: dict[str, Any] = {
+            name: (parameters.take_int if name == "top_k" else parameters.take_float)(name)
+            for name in SAMPLING_FIELDS
+        }
+        seed, max_tokens = parameters.take_int("seed"), parameters.take_int("max_tokens")
+        stop = _stops(parameters.take_text("stop"))
+        parameters.take_text("system_prompt")
+        parameters.finish()
+        _between("seed", seed, 0, MAX_SEED)
+        _between("max_tokens", max_tokens, 1, MAX_TOKENS)
+        return ChatRequest(
+            messages=(),
+            sampling=self._sampling(given),
+            seed=_any_seed() if seed is None else seed,
+            max_tokens=max_tokens,
+            stop=stop,
+        )
+
+    def _sampling(self, given: Mapping[str, Any]) -> Sampling:
+        for name, value in given.items():
+            if value is not None:
+                RANGES[name](name, value)
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen.get("top_k", 0) < 0:
+            chosen["top_k"] = 0  # -1 is off, as in vLLM
+        return replace(self.defaults, **chosen)
+
+    def encode_v2(self, request: V2Request, answers: Sequence[ChatAnswer]) -> V2Response:
+        """All rows' texts and counts; times are the slowest row's; `seed` is the first row's."""
+        replies = [Reply.of(answer) for answer in answers]
+        shape = (len(replies),)
+        columns: list[tuple[str, list[Any]]] = [
+            ("text", [r.text.encode() for r in replies]),
+            ("finish_reason", [r.finish_reason.encode() for r in replies]),
+            ("prompt_tokens", [r.prompt_tokens for r in replies]),
+            ("completion_tokens", [r.completion_tokens for r in replies]),
+        ]
+        types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
+        tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
+        parameters: dict[str, str | int | bool] = {
+            "precision": self.precision,
+            "queue_ms": max(answer.queue_ms for answer in answers),
+            "compute_ms": max(answer.compute_ms for answer in answers),
+            "seed": answers[0].request.seed,
+        }
+        return V2Response(request.model, request.id, tuple(tensors), parameters)
+
+    # -- OpenAI chat -----------------------------------------------------------------------------
+    def decode_chat(self, body: Mapping[str, Any]) -> list[ChatRequest]:
+        """`n` requests for a body that `openai_chat.read_body` has checked."""
+        given = {name: body.get(name) for name in SAMPLING_FIELDS}
+        seed = body.get("seed")
+        request = ChatRequest(
+            messages=self._messages(body["messages"]),
+            sampling=self._sampling(given),
+            seed=_any_seed() if seed is None else seed,
+            max_tokens=body.get("max_tokens"),
+            stop=tuple(body.get("stop", ())),
+            ignore_eos=body.get("ignore_eos", False),
+        )
+        return numbered([request] * body.get("n", 1))
+
+    def _messages(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+        messages = tuple(map(_message, turns))
+        count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
+        if count > self.max_images:
+            raise TooLarge(
+                f"messages hold {count} pictures; at most {self.max_images} are taken",
+                param="messages",
+            )
+        return messages
+
+    def encode_chat(
+        self, body: Mapping[str, Any], call: Call, answers: Sequence[ChatAnswer]
+    ) -> dict[str, Any]:
+        """A `chat.completion`."""
+        replies = [Reply.of(answer) for answer in answers]
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": reply.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": reply.finish_reason,
+            }
+            for i, reply in enumerate(replies)
+        ]
+        counts = [(reply.prompt_tokens, reply.completion_tokens) for reply in replies]
+        queue_ms = max(answer.queue_ms for answer in answers)
+        compute_ms = max(answer.compute_ms for answer in answers)
+        return {
+            **_head(body, call, "chat.completion"),
+            "choices": choices,
+            "usage": usage(counts),
+            "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
+            "precision": self.precision,
+            "seed": answers[0].request.seed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer, put together from its deltas."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, answer: ChatAnswer) -> Reply:
+        """The sum of an answer's deltas; the last one brings reason and counts."""
+        last = answer.chunks[-1]
+        assert last.finish_reason is not None
+        text = "".join(delta.text for delta in answer.chunks)
+        return cls(text, last.finish_reason, last.prompt_tokens, last.completion_tokens)
+
+
+class ChunkEncoder:
+    """The events of one streamed chat: roles first, then texts, counts and times with the last."""
+
+    def __init__(
+        self, body: Mapping[str, Any], call: Call, precision: str, requests: Sequence[ChatRequest]
+    ) -> None:
+        self._head = _head(body, call, "chat.completion.chunk")
+        options = body.get("stream_options", {})
+        self._with_usage = bool(options.get("include_usage", False))
+        self._in_every_chunk = bool(options.get("continuous_usage_stats", False))
+        self._counts = [(0, 0)] * len(requests)
+        self._open = len(requests)
+        self._last = {"precision": precision, "seed": requests[0].seed}
+        blank = [self._text_chunk(i, "") for i in range(len(requests))]
+        self._texts = [TextEvents(chunk) for chunk in blank]
+
+    def opening(self) -> bytes:
+        """One event per choice that says who speaks."""
+        role = {"role": "assistant", "content": ""}
+        chunks = [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
+        return b"".join(map(event, chunks))
+
+    def deltas(
+        self, index: int, deltas: Sequence[ChatDelta], timings: Callable[[], Mapping[str, int]]
+    ) -> bytes:
+        """The events for what came of choice `index`, its texts as one; `timings` is asked once, at
+        the end. Nothing may come after a delta with a reason.
+        """
+        last = deltas[-1]
+        self._counts[index] = (last.prompt_tokens, last.completion_tokens)
+        text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
+        events = self._text(index, text) if text else b""
+        if last.finish_reason is not None:
+            events += b"".join(map(event, self._ending(index, last.finish_reason, timings)))
+        return events
+
+    def _text(self, index: int, text: str) -> bytes:
+        if self._in_every_chunk:  # they differ in more than the text
+            return event(self._text_chunk(index, text))
+        return self._texts[index].event(text)
+
+    def _ending(
+        self, index: int, reason: str, timings: Callable[[], Mapping[str, int]]
+    ) -> list[dict[str, Any]]:
+        chunks = [self._chunk([_choice(index, {}, reason)])]
+        self._open -= 1
+        if self._open == 0:
+            if self._with_usage:
+                chunks.append({**self._chunk([]), "usage": usage(self._counts)})
+            chunks[-1] |= {"timings": dict(timings()), **self._last}
+        return chunks
+
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk([_choice(index, {"content": text}, None)])
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self._head, "choices": choices}
+        if not self._with_usage:
+            return chunk
+        return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
+
+
+def numbered(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+    """The same requests with seeds s, s + 1, ..."""
+    first, count = requests[0].seed, len(requests)
+    if first + count - 1 > MAX_SEED:
+        message = f"seed {first} plus {count} rows passes the largest seed {MAX_SEED}"
+        raise InvalidRequest(message, param="seed")
+    return [replace(request, seed=first + i) for i, request in enumerate(requests)]
+
+
+def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """OpenAI's counts of (prompt, completion) tokens: the prompt is counted once."""
+    prompt, completion = counts[0][0], sum(completion for _, completion in counts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def _head(body: Mapping[str, Any], call: Call, kind: str) -> dict[str, Any]:
+    identity = f"chatcmpl-{call.request_id}"
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": body["model"]}
+
+
+def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    content = turn["content"]
+    if isinstance(content, str):
+        return Message(turn["role"], (content,))
+    return Message(turn["role"], tuple(map(_part, content)))
+
+
+def _part(part: Mapping[str, Any]) -> str | Picture:
+    if part["type"] == "text":
+        return str(part["text"])
+    return Picture(part["image_url"]["file"])
+
+
+def _picture(raw: bytes, row: int) -> Picture:
+    if not raw:
+        raise InvalidRequest("image is empty", param="image", row=row)
+    return Picture(raw)
+
+
+def _stops(raw: str | None) -> tuple[str, ...]:
+    if raw is None:
+        return ()
+    try:
+        stops = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest('stop must be a JSON list, such as ["\\n"]', param="stop") from error
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidRequest("stop must be a JSON list of strings that are not empty", param="stop")
+    if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARS for s in stops):
+        limits = f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters"
+        raise InvalidRequest(f"stop takes {limits}", param="stop")
+    return tuple(stops)
+
+
+def _any_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1 - MAX_ROWS)
+
+
+def _between(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        span = f"from {_shown(low)} to {_shown(high)}"
+        raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
+
+
+def _above(low: float, high: float) -> Callable[[str, float], None]:
+    def rule(name: str, value: float) -> None:
+        if not low < value <= high:
+            span = f"above {_shown(low)} and at most {_shown(high)}"
+            raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
+
+    return rule
+
+
+def _shown(value: float) -> str:
+    # whole numbers may have a thousand digits, which no float has
+    return str(value)[:32] if isinstance(value, int) else f"{value:g}"
+
+
+def _within(low: float, high: float) -> Callable[[str, float], None]:
+    return lambda name, value: _between(name, value, low, high)
+
+
+RANGES: dict[str, Callable[[str, float], None]] = {
+    "temperature": _within(0, 2),
+    "top_p": _above(0, 1),
+    "top_k": _within(-1, MAX_TOKENS),
+    "repetition_penalty": _above(0, 100),
+    "presence_penalty": _within(-2, 2),
+    "frequency_penalty": _within(-2, 2),
+}

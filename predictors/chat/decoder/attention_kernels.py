@@ -1,0 +1,328 @@
+"""Triton kernels for attention over KV pages: a decode step's and a prompt's. Knows pointers, sizes
+and strides only.
+
+Lengths, slots and page tables are read on the device, so one captured form serves any traffic. All
+query heads of one key head share a program, which is what makes grouped queries cheap: eight heads
+read their keys once. A sequence sees its own pages only, in a fixed order of summation for its
+length. Imported on CUDA only, and by tests in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from predictors.chat.decoder.skinny_kernels import _begin, _until_written
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _turned(low, high, cos, sin):
+    """The two halves of a head after rotation, float32."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit
+def _rows_of_pages(tables, positions, inside, PAGE: tl.constexpr):
+    """Where a sequence's tokens lie, counted in tokens from the cache's start."""
+    page = tl.load(tables + positions // PAGE, inside, other=0)
+    return page * PAGE + positions % PAGE
+
+
+@triton.jit
+def _new_token(
+    qkv,
+    cos,
+    sin,
+    angle,
+    group,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """A row's queries of one group (16, DIM / 2) twice and its key twice, turned, and its value."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    HALF: tl.constexpr = DIM // 2
+    half = tl.arange(0, HALF)
+    heads = tl.arange(0, 16)
+    c, s = tl.load(cos + angle * DIM + half), tl.load(sin + angle * DIM + half)
+    q = qkv + (group * GROUP + heads)[:, None] * DIM + half[None, :]
+    real = (heads < GROUP)[:, None]
+    q_low, q_high = tl.load(q, real, other=0.0), tl.load(q + HALF, real, other=0.0)
+    dtype = q_low.dtype
+    q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
+    k = qkv + (HEADS + group) * DIM
+    low, high = _turned(tl.load(k + half), tl.load(k + HALF + half), c, s)
+    value = tl.load(qkv + (HEADS + KV_HEADS + group) * DIM + tl.arange(0, DIM))
+    return q_low.to(dtype), q_high.to(dtype), low.to(dtype), high.to(dtype), value
+
+
+@triton.jit
+def _over_keys(
+    q_low,
+    q_high,
+    new_low,
+    new_high,
+    new_value,
+    cache,
+    table,
+    group,
+    first,
+    end,
+    length,
+    to_values,
+    SCALE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Attention to tokens first .. end, number `length` being the new one, which no page is asked
+    for: largest score and sum (16,), weighted values (16, DIM)."""
+    HALF: tl.constexpr = DIM // 2
+    half, dims = tl.arange(0, HALF), tl.arange(0, DIM)
+    most = tl.full((16,), -float("inf"), tl.float32)
+    mass = tl.zeros((16,), tl.float32)
+    mixed = tl.zeros((16, DIM), tl.float32)
+    for start in tl.range(first, end, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        old = tokens < tl.minimum(length, end)
+        places = _rows_of_pages(table, tokens, old, PAGE) * KV_HEADS + group
+        keys = cache + places[:, None] * DIM + half[None, :]
+        low = tl.load(keys, old[:, None], other=0.0)
+        high = tl.load(keys + HALF, old[:, None], other=0.0)
+        values = cache + to_values + places[:, None] * DIM + dims[None, :]
+        value = tl.load(values, old[:, None], other=0.0)
+        is_new = (tokens == length)[:, None]
+        low = tl.where(is_new, new_low[None, :], low)
+        high = tl.where(is_new, new_high[None, :], high)
+        value = tl.where(is_new, new_value[None, :], value)
+        scores = tl.dot(q_low, low.T, input_precision="ieee")
+        scores = tl.dot(q_high, high.T, scores, input_precision="ieee") * (SCALE * LOG2E)
+        scores = tl.where((tokens < end)[None, :], scores, -float("inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        shrink, share = tl.exp2(most - higher), tl.exp2(scores - higher[:, None])
+        mass = mass * shrink + tl.sum(share, axis=1)
+        mixed = mixed * shrink[:, None]
+        mixed = tl.dot(share.to(q_low.dtype), value, mixed, input_precision="ieee")
+        most = higher
+    return most, mass, mixed
+
+
+@triton.jit
+def _joined(partial, weights, cell, parts, DIM: tl.constexpr):
+    """The parts of one row's group as one: weighted values (16, DIM) over their sum."""
+    heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+    most = tl.full((16,), -float("inf"), tl.float32)
+    mass = tl.zeros((16,), tl.float32)
+    mixed = tl.zeros((16, DIM), tl.float32)
+    for part in tl.range(0, parts):
+        theirs = weights + (cell + part) * 32 + heads
+        peak = tl.load(theirs, cache_modifier=".cg")  # another program wrote it just now
+        higher = tl.maximum(most, peak)
+        shrink, grow = tl.exp2(most - higher), tl.exp2(peak - higher)
+        mass = mass * shrink + tl.load(theirs + 16, cache_modifier=".cg") * grow
+        there = partial + (cell + part).to(tl.int64) * 16 * DIM
+        there += heads[:, None] * DIM + dims[None, :]
+        found = tl.load(there, cache_modifier=".cg")
+        mixed = mixed * shrink[:, None] + found * grow[:, None]
+        most = higher
+    return mixed / mass[:, None]
+
+
+@triton.jit
+def _store_token(cache, place, low, high, value, to_values, DIM: tl.constexpr):
+    """The new key and value to their place."""
+    half, dims = tl.arange(0, DIM // 2), tl.arange(0, DIM)
+    tl.store(cache + place * DIM + half, low)
+    tl.store(cache + place * DIM + DIM // 2 + half, high)
+    tl.store(cache + to_values + place * DIM + dims, value)
+
+
+@triton.jit
+def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
+    """What one program has of a row's group."""
+    heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+    there = partial + cell.to(tl.int64) * 16 * DIM + heads[:, None] * DIM + dims[None, :]
+    tl.store(there, mixed)
+    tl.store(weights + cell * 32 + heads, most)
+    tl.store(weights + cell * 32 + 16 + heads, mass)
+
+
+@triton.jit
+def decode_attention_kernel(
+    qkv,
+    cos,
+    sin,
+    positions,
+    cache,
+    tables,
+    slots,
+    lengths,
+    out,
+    partial,
+    weights,
+    arrivals,
+    to_values,
+    table_stride,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    IS_CHAINED: tl.constexpr,
+):
+    """One new token per row: turn q and k, write k and v to their place, attend to all before.
+
+    qkv (rows, (HEADS + 2 KV_HEADS) DIM); cos, sin (any, DIM) float32 are looked up at positions
+    (rows,); cache (2, tokens, KV_HEADS, DIM) with values `to_values` further; lengths (rows,): keys
+    before the new one. A sequence's keys are cut in at most SPLITS parts; the last to come joins.
+    partial (rows, KV_HEADS, SPLITS, 16, DIM), weights (rows, KV_HEADS, SPLITS, 2, 16) float32 are
+    scratch, arrivals (rows, KV_HEADS) int32 zeros that are zeros again afterwards.
+    """
+    _begin(IS_CHAINED)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + row)
+    total = length + 1
+    per = tl.cdiv(tl.cdiv(total, SPLITS), BLOCK) * BLOCK
+    first = split * per
+    if first < total:
+        end = tl.minimum(first + per, total)
+        table = tables + tl.load(slots + row) * table_stride
+        angle = tl.load(positions + row)
+        _until_written(IS_CHAINED)
+        mine = qkv + row.to(tl.int64) * (HEADS + 2 * KV_HEADS) * DIM
+        q_low, q_high, low, high, value = _new_token(
+            mine, cos, sin, angle, group, HEADS, KV_HEADS, DIM
+        )
+        if end == total:
+            place = _rows_of_pages(table, length, True, PAGE) * KV_HEADS + group
+            _store_token(cache, place, low, high, value, to_values, DIM)
+        most, mass, mixed = _over_keys(
+            q_low, q_high, low, high, value, cache, table, group, first, end, length, to_values,
+            SCALE, KV_HEADS, DIM, PAGE, BLOCK,
+        )  # fmt: skip
+        cell = (row * KV_HEADS + group) * SPLITS
+        _store_part(partial, weights, cell + split, most, mass, mixed, DIM)
+        tl.debug_barrier()  # all of this program has written before it says so
+        parts = tl.cdiv(total, per)
+        arrival = arrivals + row * KV_HEADS + group
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
+            tl.debug_barrier()
+            heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+            there = out + (row.to(tl.int64) * HEADS + group * GROUP + heads)[:, None] * DIM
+            result = _joined(partial, weights, cell, parts, DIM)
+            real = (heads < GROUP)[:, None]
+            tl.store(there + dims[None, :], result.to(out.dtype.element_ty), real)
+            tl.store(arrival, 0)
+
+
+@triton.jit
+def turn_kernel(
+    qkv,
+    cos,
+    sin,
+    cache,
+    places,
+    to_values,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+):
+    """A prompt's rows: turn q in place, turn k into its page, copy v into its page."""
+    HALF: tl.constexpr = DIM // 2
+    row = tl.program_id(0).to(tl.int64)
+    half = tl.arange(0, HALF)
+    heads = tl.arange(0, BLOCK_HEADS)
+    c = tl.load(cos + row * DIM + half)[None, :]
+    s = tl.load(sin + row * DIM + half)[None, :]
+    mine = qkv + row * (HEADS + 2 * KV_HEADS) * DIM + heads[:, None] * DIM + half[None, :]
+    turned = (heads < HEADS + KV_HEADS)[:, None]
+    low, high = tl.load(mine, turned, other=0.0), tl.load(mine + HALF, turned, other=0.0)
+    dtype = low.dtype
+    low, high = _turned(low, high, c, s)
+    is_query = (heads < HEADS)[:, None]
+    tl.store(mine, low.to(dtype), is_query)
+    tl.store(mine + HALF, high.to(dtype), is_query)
+    place = cache + tl.load(places + row) * KV_HEADS * DIM
+    there = place + (heads - HEADS)[:, None] * DIM + half[None, :]
+    is_key = turned & (heads >= HEADS)[:, None]
+    tl.store(there, low.to(dtype), is_key)
+    tl.store(there + HALF, high.to(dtype), is_key)
+    values = mine + KV_HEADS * DIM
+    tl.store(there + to_values, tl.load(values, is_key, other=0.0), is_key)
+    tl.store(there + to_values + HALF, tl.load(values + HALF, is_key, other=0.0), is_key)
+
+
+@triton.jit
+def prompt_attention_kernel(
+    qkv,
+    cache,
+    tables,
+    tile_slots,
+    tile_starts,
+    tile_rows,
+    out,
+    to_values,
+    table_stride,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+):
+    """Rows of prompts over their pages, which hold these rows' own keys already; causal.
+
+    Tile t is the rows t * TILE ...: `tile_rows` of them are real, they belong to `tile_slots` and
+    the first is its token number `tile_starts`. Rows that are not real come back as zeros.
+    """
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * DIM
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
+    group = tl.program_id(1)
+    lanes = tl.arange(0, TILE * BLOCK_GROUP)
+    token, head = lanes // BLOCK_GROUP, lanes % BLOCK_GROUP
+    dims = tl.arange(0, DIM)
+    begin = tl.load(tile_starts + tile)
+    num_rows = tl.load(tile_rows + tile)
+    table = tables + tl.load(tile_slots + tile) * table_stride
+    row = (tile * TILE + token).to(tl.int64)
+    is_head = head < GROUP
+    real = (is_head & (token < num_rows))[:, None]
+    q = tl.load(
+        qkv + (row * WIDTH + (group * GROUP + head) * DIM)[:, None] + dims[None, :],
+        real,
+        other=0.0,
+    )
+    last = begin + token  # the newest key that a row sees
+    most = tl.full((TILE * BLOCK_GROUP,), -float("inf"), tl.float32)
+    mass = tl.zeros((TILE * BLOCK_GROUP,), tl.float32)
+    mixed = tl.zeros((TILE * BLOCK_GROUP, DIM), tl.float32)
+    end = tl.where(num_rows > 0, begin + num_rows, 0)
+    for start in tl.range(0, end, BLOCK):
+        positions = start + tl.arange(0, BLOCK)
+        known = positions < end
+        places = _rows_of_pages(table, positions, known, PAGE) * KV_HEADS + group
+        there = cache + places[:, None] * DIM + dims[None, :]
+        keys = tl.load(there, known[:, None], other=0.0)
+        values = tl.load(there + to_values, known[:, None], other=0.0)
+        scores = tl.dot(q, keys.T, input_precision="ieee") * (SCALE * LOG2E)
+        scores = tl.where(positions[None, :] <= last[:, None], scores, -float("inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        shrink = tl.exp2(most - higher)
+        share = tl.exp2(scores - higher[:, None])
+        mass = mass * shrink + tl.sum(share, axis=1)
+        mixed = tl.dot(share.to(q.dtype), values, mixed * shrink[:, None], input_precision="ieee")
+        most = higher
+    result = tl.where(real, mixed / tl.where(mass > 0, mass, 1.0)[:, None], 0.0)
+    there = out + (row * HEADS + group * GROUP + head)[:, None] * DIM + dims[None, :]
+    tl.store(there, result.to(out.dtype.element_ty), is_head[:, None])

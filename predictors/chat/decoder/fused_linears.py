@@ -1,0 +1,193 @@
+"""A block's linears on a GPU, with what stands beside them: for one row and for many, in the
+weights' own dtype and in fp8. Knows kernels and matmuls; knows no block and no request.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from predictors.chat.decoder.layers import RMSNorm
+from predictors.chat.decoder.operations import Layer, Wide
+from predictors.chat.decoder.row_kernels import gate_kernel, norm_kernel
+from predictors.chat.decoder.skinny_kernels import row_kernel
+from predictors.compute.kernels.attention import HOPPER
+from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
+
+SKINNY_BLOCK = 1024
+WIDE = 2**16
+GATE_BLOCK = 1024
+FP8_ROWS = 16  # cuBLAS multiplies e4m3 in multiples of it
+
+
+class Rows:
+    """Linears over a matrix of rows; before an fp8 layer, what makes its input quantises it."""
+
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        if isinstance(layer, Fp8Linear):
+            return _scaled(_narrow(x, norm), layer, len(x))
+        return torch.addmm(layer.bias, _normed(x, norm), layer.weight.t())
+
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+        """See `Operations`; overwrites the stream."""
+        if isinstance(layer, Fp8Linear):
+            narrowed = _narrow(x, None) if isinstance(x, Tensor) else x
+            return stream.add_(_scaled(narrowed, layer, len(stream)))
+        assert isinstance(x, Tensor)
+        return stream.addmm_(x, layer.weight.t())
+
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+        """See `Operations`."""
+        if isinstance(layer, Fp8Linear):
+            return gated_narrow(_scaled(_narrow(x, norm), layer, len(x)))
+        return gated(torch.mm(_normed(x, norm), layer.weight.t()))
+
+    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
+        """See `Operations`."""
+        return torch.mm(_normed(x, norm), head.weight.t()).to(torch.float32)
+
+
+class OneRow:
+    """Linears over one row; it stays as it is beside an fp8 weight."""
+
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        return skinny(x, layer, norm=norm)
+
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        assert isinstance(x, Tensor)
+        return skinny(x, layer, residual=stream)
+
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        return skinny(x, layer, norm=norm, is_gated=True)
+
+    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
+        """See `Operations`."""
+        return skinny(x, head, norm=norm, dtype=torch.float32)
+
+
+def skinny(
+    x: Tensor,
+    layer: Layer,
+    *,
+    norm: RMSNorm | None = None,
+    residual: Tensor | None = None,
+    is_gated: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """layer(norm(x)) + residual, or the gated product, for x (1, features): one kernel."""
+    features = x.shape[1]
+    weight, bias = layer.weight, None if is_gated else layer.bias
+    scales = layer.weight_scale if isinstance(layer, Fp8Linear) else None
+    width = len(weight) // 2 if is_gated else len(weight)
+    out = torch.empty(1, width, dtype=dtype or x.dtype, device=x.device)
+    block, warps = _tiling(width, is_gated)
+    row_kernel[(-(-width // block),)](
+        x,
+        weight,
+        x if scales is None else scales,
+        x if bias is None else bias,
+        x if norm is None else norm.weight,
+        x if residual is None else residual,
+        out,
+        K=features,
+        N=width,
+        EPS=0.0 if norm is None else norm.eps,
+        HAS_NORM=norm is not None,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        HAS_SCALES=scales is not None,
+        IS_GATED=is_gated,
+        IS_CHAINED=is_chained(),
+        BLOCK_N=block,
+        BLOCK_K=SKINNY_BLOCK,
+        num_warps=warps,
+        **chained(),
+    )
+    return out
+
+
+def _tiling(width: int, is_gated: bool) -> tuple[int, int]:
+    """Features per program and warps: the fastest on an H200 at this model's sizes."""
+    if is_gated:
+        return 8, 8
+    return (2, 4) if width < WIDE else (16, 4)
+
+
+@lru_cache(maxsize=1)
+def is_chained() -> bool:
+    """Whether a kernel may begin before the one before it has ended, up to its own wait: Hopper's
+    programmatic launch, which hides the microseconds between two short kernels."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= HOPPER
+
+
+def chained() -> dict[str, bool]:
+    return {"launch_pdl": True} if is_chained() else {}
+
+
+def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    out = torch.empty_like(x)
+    _pass_over(x, norm, out, None)
+    return out
+
+
+def _narrow(x: Tensor, norm: RMSNorm | None) -> RowScaled:
+    """norm(x), or x itself, in fp8."""
+    out = _empty_rows(x, x.shape[1])
+    _pass_over(x, norm, *out)
+    return out
+
+
+def _pass_over(x: Tensor, norm: RMSNorm | None, out: Tensor, scales: Tensor | None) -> None:
+    norm_kernel[(len(x),)](
+        x,
+        x if norm is None else norm.weight,
+        out,
+        x if scales is None else scales,
+        EPS=0.0 if norm is None else norm.eps,
+        DIM=x.shape[1],
+        BLOCK=power_of_two(x.shape[1]),
+        HAS_NORM=norm is not None,
+        IS_FP8=scales is not None,
+    )
+
+
+def gated(wide: Tensor) -> Tensor:
+    """silu(first half) * second half of wide (rows, 2 n)."""
+    width = wide.shape[1] // 2
+    out = wide.new_empty(len(wide), width)
+    grid = (len(wide), -(-width // GATE_BLOCK))
+    gate_kernel[grid](wide, out, wide, DIM=width, BLOCK=GATE_BLOCK, IS_FP8=False)
+    return out
+
+
+def gated_narrow(wide: Tensor) -> RowScaled:
+    """The same in fp8."""
+    width = wide.shape[1] // 2
+    out = _empty_rows(wide, width)
+    block = power_of_two(width)
+    gate_kernel[(len(wide), 1)](wide, *out, DIM=width, BLOCK=block, IS_FP8=True, num_warps=8)
+    return out
+
+
+def _empty_rows(like: Tensor, width: int) -> RowScaled:
+    rows = -(-len(like) // FP8_ROWS) * FP8_ROWS
+    values = torch.empty(rows, width, dtype=E4M3, device=like.device)
+    return RowScaled(values, torch.empty(rows, 1, device=like.device))
+
+
+def _scaled(x: RowScaled, layer: Fp8Linear, rows: int) -> Tensor:
+    shape = (len(x.values), layer.out_features)
+    out = torch.empty(shape, dtype=layer.bias.dtype, device=layer.bias.device)
+    scaled: Tensor = layer(x, out)
+    return scaled[:rows]
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (size - 1).bit_length()

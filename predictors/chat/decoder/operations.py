@@ -1,0 +1,107 @@
+"""What a decoder block is made of, and that in plain torch: any device, any dtype, exact.
+
+A block asks for five things (`Operations`), so that one text of the model serves the CPU, a prompt
+and a decode step on a GPU. Knows no block, no request and no file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from predictors.chat.decoder.layers import RMSNorm
+from predictors.chat.decoder.paged import paged_attention
+from predictors.chat.decoder.rotary import rotate
+from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
+
+Layer = nn.Linear | Fp8Linear
+Wide = Tensor | RowScaled
+"""What one operation hands to the next: fp8 where the next one's weight is."""
+
+
+class Angles(NamedTuple):
+    """cos and sin, each (rows, head_dim) float32: of each row; for a fused decode step of each
+    position, looked up in the kernel."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Where(NamedTuple):
+    """Each sequence's place in the cache, see `paged_attention`."""
+
+    places: Tensor
+    pages: Tensor
+    spans: Tensor
+
+
+class Operations(Protocol):
+    """x and results are (rows, features) in the dtype of the weights."""
+
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+        """layer(norm(x))."""
+        ...
+
+    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
+        """The joined heads (rows, heads * head_dim) of qkv (rows, heads + 2 kv_heads), turned and
+        written into `cache` (2, pages, page_tokens, kv_heads, head_dim). May overwrite qkv."""
+        ...
+
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+        """stream + layer(x), the layer without bias. May overwrite the stream."""
+        ...
+
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+        """silu(gate) * up of the packed layer's (gate, up) of norm(x)."""
+        ...
+
+    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
+        """head(norm(x)) in float32."""
+        ...
+
+
+class Plain:
+    """torch's own operations, in the order transformers has them. An fp8 layer quantises each row
+    of what it is given, and multiplies in float32."""
+
+    def __init__(self, where: Where) -> None:
+        self._where = where
+
+    def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        return _linear(norm(x), layer)
+
+    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
+        """See `Operations`; overwrites nothing but the cache."""
+        kv = cache.shape[-2] * head_dim
+        parts = qkv.split([qkv.shape[-1] - 2 * kv, kv, kv], dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in parts)  # (rows, heads, head_dim)
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        mixed: Tensor = paged_attention(q, k, v, cache, *self._where).flatten(1)
+        return mixed
+
+    def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
+        """See `Operations`."""
+        assert isinstance(x, Tensor)
+        return stream + _linear(x, layer)
+
+    def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
+        """See `Operations`."""
+        gate, up = _linear(norm(x), layer).chunk(2, dim=-1)
+        out: Tensor = F.silu(gate) * up
+        return out
+
+    def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
+        """See `Operations`."""
+        out: Tensor = head(norm(x)).to(torch.float32)
+        return out
+
+
+def _linear(x: Tensor, layer: Layer) -> Tensor:
+    if isinstance(layer, Fp8Linear):
+        return layer.reference(dequantized(quantize_rows(x)))
+    out: Tensor = layer(x)
+    return out

@@ -1,0 +1,132 @@
+"""Tokens -> text as it grows, and where it stops. Knows no model and no wire; runs on the caller's
+side.
+
+Tokens are bytes of UTF-8, so a character may be spread over several. Whole characters are passed on
+at once, halves wait; text that may be the beginning of a stop string waits too. How tokens are
+grouped into chunks changes nothing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from predictors.chat.request import ChatDelta
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte: how byte-level BPE writes its vocabulary."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [b for b in range(256) if b not in kept]
+    return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
+
+
+class Vocabulary:
+    """The bytes of each token of a byte-level BPE; control tokens have none. Thread-safe."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._alphabet = byte_alphabet()
+        added = tokenizer.get_added_tokens_decoder()
+        self._control = {i for i, token in added.items() if token.special}
+        self.bytes_of: Callable[[int], bytes] = lru_cache(maxsize=2**18)(self._bytes_of)
+
+    def _bytes_of(self, token: int) -> bytes:
+        written = None if token in self._control else self._tokenizer.id_to_token(token)
+        if written is None:  # a control token, or an id beyond the vocabulary that pads the head
+            return b""
+        if all(c in self._alphabet for c in written):
+            return bytes(self._alphabet[c] for c in written)
+        return str(written).encode()  # an added token, written as it is
+
+
+class StopFinder:
+    """Passes text on up to the first stop string. What may be the beginning of one is held back.
+
+    The match that ends first wins, among those the longest: that does not depend on chunk borders.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """What may be passed on now; nothing more once `found`."""
+        if self.found:
+            return ""
+        if not self._stops:  # most have none, and this is asked for every token
+            return text
+        text = self._held + text
+        cut = self._first_match(text)
+        if cut is not None:
+            self.found, self._held = True, ""
+            return text[:cut]
+        keep = self._may_begin(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str) -> int | None:
+        found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        return min(found)[1] if found else None
+
+    def _may_begin(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(s.startswith(text[-size:]) for s in self._stops):
+                return size
+        return 0
+
+
+class AnswerReader:
+    """Adds text to the engine's deltas; `done` once a stop string came. One per job, one thread at
+    a time.
+
+    Half a character at the very end of the answer is dropped. `observe` gets the seconds spent
+    here.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        observe: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._bytes_of = vocabulary.bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stops = StopFinder(stops)
+        self._observe = observe
+        self._seconds = 0.0
+        self._unsent: tuple[int, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer ended here, before the engine knew."""
+        return self._stops.found
+
+    def feed(self, chunk: ChatDelta) -> list[ChatDelta]:
+        """The delta with its text, or nothing as long as there is none to pass on."""
+        started = time.perf_counter()
+        raw = b"".join(map(self._bytes_of, chunk.tokens))
+        text = self._stops.feed(self._decoder.decode(raw))
+        reason = "stop" if self._stops.found else chunk.finish_reason
+        if reason is not None:
+            text += self._stops.flush()
+        self._seconds += time.perf_counter() - started
+        self._unsent += chunk.tokens
+        if reason is not None:
+            self._observe(self._seconds)
+        elif not text:
+            return []
+        tokens, self._unsent = self._unsent, ()
+        # `dataclasses.replace` takes three times as long, for every token
+        return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text, reason)]

@@ -1,0 +1,230 @@
+"""Qwen2.5-VL behind every protocol: puts codec, inputs, engine and reader of this room together.
+Knows no token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from predictors import metrics
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
+from predictors.chat.detokenize import AnswerReader, Vocabulary
+from predictors.chat.engine import QwenVLEngine
+from predictors.chat.inputs import ChatWork, Inputs, Patches
+from predictors.chat.limits import precision_of
+from predictors.chat.request import ChatDelta, ChatRequest, Picture
+from predictors.chat.template import check_spelling
+from predictors.compute.device.placement import announce, place
+from predictors.flight import Flight
+from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.observe import tracing
+from predictors.protocol.call import Call
+from predictors.protocol.image_headers import decoding_bytes
+from predictors.protocol.images import Pixels
+from predictors.protocol.tasks import DECODE_PICTURE
+from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.settings import InvalidSetting, QwenVLSettings, Settings
+from predictors.workers.pool import LARGE_TASK_BYTES, Workers
+
+DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
+
+
+class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
+    """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
+
+    room: ClassVar[str] = "qwen_vl"
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    ) -> None:
+        check_settings(settings.qwen_vl)
+        placement = place(settings.compute)
+        architecture = read_architecture(checkpoint)
+        engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
+        super().__init__(name, engine, settings, workers)
+        announce(name, placement)
+        self._inputs = Inputs(
+            name,
+            checkpoint,
+            architecture.vision,
+            architecture.image_token,
+            settings.qwen_vl,
+            settings.images,
+            engine.max_context,
+            on_device=placement.is_cuda,
+        )
+        self._inputs.check_template()
+        self._vocabulary = Vocabulary(self._inputs.tokenizer)
+        check_spelling(self._vocabulary.bytes_of, self._inputs.tokenizer)
+        precision = precision_of(settings.qwen_vl, placement)
+        self._codec = Codec(architecture.defaults, precision, settings.images.max_images)
+        self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
+
+    # -- the room's hooks ------------------------------------------------------------------------
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Names, types and shapes of the V2 inputs."""
+        return INPUT_TYPES
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Names, types and shapes of the V2 outputs."""
+        return OUTPUT_TYPES
+
+    def decode_v2(self, request: V2Request) -> list[ChatRequest]:
+        """The rows of a V2 request."""
+        return self._codec.decode_v2(request)
+
+    def prepare(self, request: ChatRequest) -> ChatWork:
+        """Tokens, positions and patches, pictures decoded on this thread too."""
+        return self._inputs.prepare(request)
+
+    async def prepare_row(self, request: ChatRequest) -> ChatWork:
+        """The same off the event loop, pictures decoded one after the other in worker processes."""
+        made: list[Patches] = []
+        is_large = request.num_chars > INLINE_BYTES
+        if self.workers is None:
+            return await self.off_loop(self.prepare, request, is_large=is_large)
+        for picture in request.pictures:
+            digest = await self._digest(picture)
+            kept = self._inputs.kept(digest)
+            if kept is not None:
+                made.append(kept)
+                continue
+            is_last = len(made) + 1 == len(request.pictures)
+            num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
+            is_large = is_large or num_bytes > LARGE_TASK_BYTES
+            async with self.workers.memory(num_bytes):  # until what was decoded is cut
+                limits = self.settings.images
+                pixels = await self.workers.run_within(
+                    DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
+                )
+                if is_last:  # together with what comes next: a thread less to wait for
+                    rest = (request, made, digest, pixels)
+                    return await self.off_loop(self._cut_and_assemble, *rest, is_large=is_large)
+                cut = self._inputs.cut
+                made.append(await self.off_loop(cut, digest, pixels, is_large=is_large))
+        return await self.off_loop(self._inputs.assemble, request, made, is_large=is_large)
+
+    async def _digest(self, picture: Picture) -> bytes:
+        if len(picture.raw) <= DIGEST_INLINE_BYTES:
+            return picture.digest()
+        return await self.off_loop(picture.digest)
+
+    def _cut_and_assemble(
+        self, request: ChatRequest, made: Sequence[Patches], digest: bytes, pixels: Pixels
+    ) -> ChatWork:
+        return self._inputs.assemble(request, [*made, self._inputs.cut(digest, pixels)])
+
+    def encode_v2(
+        self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
+    ) -> V2Response:
+        """The response of a V2 request."""
+        return self._codec.encode_v2(request, answers)
+
+    def reader(self, work: ChatWork) -> AnswerReader:
+        """What turns this job's tokens into text."""
+        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+
+    def _observe_detokenize(self, seconds: float) -> None:
+        self._detokenize_seconds.observe(seconds, tracing.exemplar())
+
+    def facts(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
+        """Tokens and pictures."""
+        facts: dict[str, int | str] = {
+            "prompt_tokens": work.num_prompt_tokens,
+            "completion_tokens": 0 if last is None else last.completion_tokens,
+            "pictures": len(work.pictures),
+            "max_tokens": work.max_tokens,
+        }
+        if last is not None and last.finish_reason is not None:
+            facts["finish_reason"] = last.finish_reason
+        return facts
+
+    def prompt(self, request: ChatRequest) -> str:
+        """All turns, one per line, pictures left out."""
+        return "\n".join(
+            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
+            for turn in request.messages
+        )
+
+    # -- OpenAI ----------------------------------------------------------------------------------
+    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """A whole `chat.completion`; `n` choices are `n` jobs."""
+        answers = await self.run(await self._decode_chat(body, call), call)
+        with tracing.stage(call.trace, "encode"):
+            return self._codec.encode_chat(body, call, answers)
+
+    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+        """Events as the text grows; the first one comes with the first token, so that a failure
+        before it still gets a status. Closing the iterator cancels the jobs.
+        """
+        requests = await self._decode_chat(body, call)
+        flights = await self.submit(requests, call)
+        encoder = ChunkEncoder(body, call, self._codec.precision, requests)
+        timings = partial(_slowest, flights)
+        opening = encoder.opening()
+        try:
+            async with aclosing(_interleaved(flights)) as batches:  # type: ignore[type-var]
+                async for index, deltas in batches:
+                    yield opening + encoder.deltas(index, deltas, timings)
+                    opening = b""
+        finally:
+            self.settle(flights, call)
+
+    async def _decode_chat(self, body: Mapping[str, Any], call: Call) -> list[ChatRequest]:
+        self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
+        with tracing.stage(call.trace, "parse"):
+            return self._codec.decode_chat(body)
+
+
+def check_settings(settings: QwenVLSettings) -> None:
+    """Raise `InvalidSetting` for a number that no engine can work with."""
+    for knob in dataclasses.fields(settings):
+        least, value = int(knob.name == "default_max_tokens"), getattr(settings, knob.name)
+        if isinstance(value, int) and value < least:
+            raise InvalidSetting(f"qwen_vl.{knob.name} must be at least {least}")
+
+
+async def _interleaved(
+    flights: Sequence[Flight[ChatWork, ChatDelta]],
+) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
+    """The flights' deltas as they come, with their flight's index; raises the first failure."""
+    if len(flights) == 1:
+        async with aclosing(flights[0].batches()) as batches:  # type: ignore[type-var]
+            async for deltas in batches:
+                yield 0, deltas
+        return
+    streams = [flight.batches() for flight in flights]
+    pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index, found = pending.pop(task), task.result()
+                if found is not None:
+                    yield index, found
+                    pending[asyncio.create_task(_next(streams[index]))] = index
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
+    return await anext(stream, None)
+
+
+def _slowest(flights: Sequence[Flight[ChatWork, ChatDelta]]) -> dict[str, int]:
+    return {
+        "queue_ms": max(flight.queue_ms for flight in flights),
+        "compute_ms": max(flight.compute_ms for flight in flights),
+    }

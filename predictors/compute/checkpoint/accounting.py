@@ -1,0 +1,140 @@
+"""Whether every stored tensor of a component has its place: by names, dtypes and shapes from the
+headers alone. Each model passes the tensors it expects and those that may be left out.
+
+A tensor that nobody expects is an error: scales beside weights mean that the weights are quantised,
+`lora_A` that an adapter was to be added to them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from predictors.compute.checkpoint.folder import UNQUANTISED
+from predictors.compute.checkpoint.shards import Header, Shards
+from predictors.errors import EngineFailed
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""Dtypes that a weight may be stored in, by safetensors' names."""
+FP8 = frozenset({"F8_E4M3"})
+
+QUANTISED: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)g_idx$", "GPTQ"),
+    (r"(^|\.)(qweight|qzeros)$", "AWQ or GPTQ"),
+    (r"(^|\.)(SCB|weight_format)$", "bitsandbytes int8"),
+    (r"quant_state|(^|\.)(nested_)?(absmax|quant_map)$", "bitsandbytes 4-bit"),
+    (r"(^|\.)weight_(packed|shape|zero_point|g_idx|global_scale)$", "compressed-tensors, packed"),
+    (r"(^|\.)(weight|activation)_scale_inv$", "FP8 in blocks"),
+    (r"(^|\.)(scale_weight|scale_input|scaled_fp8)$", "scaled FP8, as ComfyUI stores it"),
+    (r"(^|\.)weight_scale(_2)?$", "compressed-tensors"),
+    (r"\.(_data|_scale)$|(^|\.)weight_qtype$", "quanto"),
+    (r"(^|\.)W_q$", "HQQ"),
+    (r"(weight|input|output)_quantizer(\.|$)|(^|[._])amax$", "ModelOpt"),
+    (r"(^|\.)(codebooks|codes)$", "AQLM"),
+    (r"[._](blocks|scales|zeros|zero_points?)$", "integers with scales"),
+    (r"(^|[._])(input|output|act|activation|[qkv]|kv|weight)_(global_)?scale$", "FP8 with scales"),
+    (r"(^|\.)(scale|zero)$", "integers with scales"),
+)
+"""Names of what is stored beside quantised weights, and what does so. The first that fits wins."""
+ADAPTED = re.compile(
+    r"(^|[._])(lora|loha|lokr|hada|dora|ia3|oft|adapter|base_layer|modules_to_save)([._]|$)"
+    r"|lora_|(^|\.)alpha$|magnitude_vector"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The stored tensor that a model expects. `shape` is None where another check covers it."""
+
+    shape: tuple[int, ...] | None = None
+    dtypes: Collection[str] = FLOATS
+
+
+def check_tensors(
+    component: str,
+    stored: Mapping[str, Header],
+    wanted: Mapping[str, Wanted],
+    unused: str = r"(?!)",
+    named_method: str = "",
+    advice: str = UNQUANTISED,
+) -> None:
+    """Raise `EngineFailed` naming a tensor that has no place, is stored as something else than
+    expected, is missing, or has another shape.
+
+    `unused` is a pattern of names that are known to be of no use here; `named_method` is what the
+    config says of quantisation and `advice` what to do instead, both for the message.
+    """
+    foreign = [name for name in stored if name not in wanted]
+    for name in foreign:
+        if ADAPTED.search(name):
+            raise EngineFailed(
+                f"{component} holds tensors of an adapter such as {name}, which would not be "
+                "applied; merge it into the weights, or take the folder without it"
+            )
+    found = beside(foreign, stored) or narrowed(stored, wanted)
+    if found is not None:
+        method, name = found
+        raise EngineFailed(
+            f"{component} is quantised ({named_method or method}; tensor {name}): {advice}"
+        )
+    left = [name for name in foreign if not re.search(unused, name)]
+    if left:
+        raise EngineFailed(
+            f"{component} holds {len(left)} tensors that have no place in this model, such as "
+            f"{min(left)}: its config is another model's, or something was added to it"
+        )
+    if missing := wanted.keys() - stored.keys():
+        count = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise EngineFailed(f"the checkpoint's {component} has no tensor {min(missing)}{count}")
+    for name, want in wanted.items():
+        if want.shape is not None and stored[name].shape != want.shape:
+            raise EngineFailed(
+                f"tensor {name} has shape {list(stored[name].shape)}; the config asks for "
+                f"{list(want.shape)}"
+            )
+
+
+def beside(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[str, str] | None:
+    """A tensor that belongs to quantised weights, and whose method it shows."""
+    names = list(names)
+    for pattern, method in QUANTISED:
+        for name in names:
+            if re.search(pattern, name):
+                if method == "AWQ or GPTQ":
+                    method = "AWQ"  # GPTQ has `g_idx`, which comes first
+                return _with_kind(method, name, stored), name
+    return None
+
+
+def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
+    """`compressed-tensors` with what the scaled weight is stored in."""
+    if method != "compressed-tensors":
+        return method
+    weight = stored.get(re.sub(r"_scale(_2)?$", "", scale))
+    kind = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "I8": "int8", "U8": "packed"}
+    return f"{method} {kind.get(weight.dtype, '') if weight else ''}".strip()
+
+
+def witness(folder: Path) -> str:
+    """`; tensor NAME` for a message, one that shows that the folder's weights are quantised; empty
+    if none does."""
+    try:
+        with Shards(folder) as shards:
+            stored = shards.headers()
+    except EngineFailed:
+        return ""
+    odd = (name for name, header in stored.items() if header.dtype not in FLOATS)
+    found = beside(stored, stored)
+    name = found[1] if found else next(odd, "")
+    return f"; tensor {name}" if name else ""
+
+
+def narrowed(stored: Mapping[str, Header], wanted: Mapping[str, Wanted]) -> tuple[str, str] | None:
+    """A weight that is stored in another kind of number than expected, and in which."""
+    for name, want in wanted.items():
+        if name in stored and stored[name].dtype not in want.dtypes:
+            kind = stored[name].dtype
+            return f"{kind} instead of {' or '.join(sorted(want.dtypes))}", name
+    return None

@@ -1,0 +1,115 @@
+"""Which device, which dtype, compiled how: one frozen answer per process. Knows no model and no
+request."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from predictors import __version__, metrics
+from predictors.compute.compile.compile_cache import keep_compiled_code, kept_in
+from predictors.settings import ComputeSettings, InvalidSetting
+
+COMPILERS = ("off", "aot_eager", "inductor")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where modules live (`device`), what they compute in (`dtype`), which compiler runs
+    (`compile`; `off` means no CUDA graphs either)."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: str
+    attention: str = "auto"
+    """Which attention kernel is wanted on CUDA, see `choose_attention`."""
+    cache: Path | None = None
+    """Where bundles of compiled code for this machine are kept, see `Bundle`; None: nowhere."""
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether copies between host and device exist at all."""
+        return self.device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """The effective precision as callers see it: `float32`, `bfloat16`, `float16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def place(settings: ComputeSettings) -> Placement:
+    """The placement that `settings` ask for; raises `InvalidSetting` where this machine can't give
+    it.
+
+    Sets torch's intra-op threads when asked to: call it before the first tensor operation, on any
+    thread.
+    """
+    device = chosen_device(settings)
+    if settings.dtype != "auto" and settings.dtype not in DTYPES:
+        raise InvalidSetting(
+            f"compute.dtype must be auto or one of {', '.join(DTYPES)}, not {settings.dtype!r}"
+        )
+    if settings.compile != "auto" and settings.compile not in COMPILERS:
+        raise InvalidSetting(
+            f"compute.compile must be auto or one of {', '.join(COMPILERS)}, "
+            f"not {settings.compile!r}"
+        )
+    if settings.threads > 0:
+        torch.set_num_threads(settings.threads)
+    is_cuda = device.type == "cuda"
+    dtype = "bfloat16" if is_cuda else "float32"
+    compiler = "inductor" if is_cuda else "off"
+    return Placement(
+        device=device,
+        dtype=DTYPES[dtype if settings.dtype == "auto" else settings.dtype],
+        compile=compiler if settings.compile == "auto" else settings.compile,
+        attention=settings.attention,
+        cache=kept_in(),
+    )
+
+
+def keep_code(settings: ComputeSettings, environ: MutableMapping[str, str]) -> None:
+    """Honour `compute.cache_dir`, see `keep_compiled_code`: for the root of a process, with its
+    environment, before the first `place`. Raises `InvalidSetting` as `place` does."""
+    if settings.cache_dir:
+        keep_compiled_code(settings.cache_dir, chosen_device(settings), environ)
+
+
+def announce(model: str, placement: Placement) -> None:
+    """Show what runs where in `predictors_build_info`."""
+    device = placement.device.type
+    labels = (model, __version__, torch.__version__, device, placement.precision)
+    metrics.build_info.labels(*labels).set(1)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a CUDA context is gone (illegal address, device assert, ECC), so that nothing can be
+    retried."""
+    return isinstance(error, torch.AcceleratorError)
+
+
+def chosen_device(settings: ComputeSettings) -> torch.device:
+    """Where everything runs, without touching it; raises `InvalidSetting` as `place` does."""
+    name = settings.device
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidSetting(
+            f"compute.device must be auto, cpu, cuda or cuda:N, not {name!r}"
+        ) from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise InvalidSetting(f"compute.device must be auto, cpu, cuda or cuda:N, not {name!r}")
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidSetting(
+            f"compute.device is {name!r}, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", device.index or 0)

@@ -1,0 +1,161 @@
+"""What a FLUX checkpoint says about itself: configs and tokenizers, read through diffusers' and
+transformers' own classes, so that defaults and old spellings are theirs. Knows no weights and no
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import (  # type: ignore[attr-defined]
+    CLIPTextConfig,
+    CLIPTokenizer,
+    T5Config,
+    T5TokenizerFast,
+)
+
+from predictors.compute.checkpoint.folder import reading, shown
+from predictors.errors import EngineFailed
+from predictors.models.flux.folder import check_folder, is_quantised
+from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
+from predictors.models.flux.modules.transformer import Shape
+from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
+
+MAX_TEXT_TOKENS = 512  # what the model was trained on, whatever the tokenizer would allow
+MAX_TEXT_TOKENS_SCHNELL = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a checkpoint says about itself; read from configs, without weights."""
+
+    folder: Path
+    shape: Shape
+    decoder: DecoderShape
+    scheduler: Mapping[str, Any]
+    """The whole config of its noise schedule, defaults filled in."""
+    latent_channels: int
+    patch_pixels: int
+    """Pixels per side of one packed latent patch: 16 with FLUX's autoencoder."""
+    sample_size: int
+    """The autoencoder's native side in pixels."""
+    latent_scale: float
+    latent_shift: float
+    is_quantized: bool
+    """Whether the transformer's linears are stored in fp8."""
+    max_text_tokens: int
+    """Longest T5 sequence that may be asked for."""
+
+    @property
+    def default_text_tokens(self) -> int:
+        """T5 tokens of a request that names none."""
+        limit = MAX_TEXT_TOKENS if self.shape.has_guidance else MAX_TEXT_TOKENS_SCHNELL
+        return min(self.max_text_tokens, limit)
+
+    @property
+    def default_steps(self) -> int:
+        """Denoise steps of a request that names none: distilled checkpoints need four."""
+        return 28 if self.shape.has_guidance else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizers:
+    """The two tokenizers of a checkpoint. Not thread-safe: they keep padding state."""
+
+    clip: Any
+    t5: Any
+
+
+def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
+    """Configs and tokenizers only: cheap, any thread. Raises `EngineFailed` for a folder that would
+    not be drawn as diffusers draws it."""
+    is_narrow = is_quantised(folder / "transformer")
+    raw = check_folder(folder)
+    raw["transformer"].pop("quantization_config", None)
+    # instances fill in the defaults of absent fields; meta costs nothing
+    with torch.device("meta"):
+        transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")
+        vae = _filled(AutoencoderKL, raw["vae"], "vae")
+    scheduler = _filled(FlowMatchEulerDiscreteScheduler, raw["scheduler"], "scheduler")
+    tokenizers = Tokenizers(
+        clip=_tokenizer(CLIPTokenizer, folder / "tokenizer"),
+        t5=_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
+    )
+    with reading("text_encoder/config.json"):
+        clip = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    with reading("text_encoder_2/config.json"):
+        t5 = T5Config.from_pretrained(folder / "text_encoder_2")
+    _check_fit(transformer, vae, clip, t5)
+    check_clip_tokenizer(
+        tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
+    )
+    check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
+    facts = Facts(
+        folder=folder,
+        shape=_shape(transformer),
+        decoder=decoder_shape(vae),
+        scheduler=dict(scheduler),
+        latent_channels=transformer.in_channels // 4,
+        patch_pixels=2 * decoder_shape(vae).pixels_per_latent,
+        sample_size=vae.sample_size,
+        latent_scale=vae.scaling_factor,
+        latent_shift=vae.shift_factor or 0.0,
+        is_quantized=is_narrow,
+        max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
+    )
+    return facts, tokenizers
+
+
+def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:
+    """The config with the defaults of its class."""
+    with reading(f"the config of {part}"):
+        return kind.from_config(dict(raw)).config
+
+
+def _tokenizer(kind: Any, folder: Path) -> Any:
+    with reading(f"the tokenizer in {folder.name}"):
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _check_fit(transformer: Any, vae: Any, clip: Any, t5: Any) -> None:
+    """Raise `EngineFailed` for parts that don't fit together."""
+    latent = 4 * vae.latent_channels
+    pairs = {
+        "in_channels": ("four latent_channels of vae", latent),
+        "out_channels": ("four latent_channels of vae", latent),
+        "joint_attention_dim": ("d_model of text_encoder_2", t5.d_model),
+        "pooled_projection_dim": ("hidden_size of text_encoder", clip.hidden_size),
+    }
+    for name, (theirs, wanted) in pairs.items():
+        found = getattr(transformer, name)
+        if found is not None and found != wanted:
+            raise EngineFailed(
+                f"transformer/config.json: {name} is {found}, {theirs} {wanted}: these are parts "
+                "of different models, or of another pipeline"
+            )
+    axes = transformer.axes_dims_rope
+    if len(axes) != 3 or sum(axes) != transformer.attention_head_dim:
+        raise EngineFailed(
+            f"transformer/config.json: axes_dims_rope {shown(list(axes))} must be three numbers "
+            f"that add up to attention_head_dim {transformer.attention_head_dim}"
+        )
+
+
+def _shape(config: Any) -> Shape:
+    return Shape(
+        num_double=config.num_layers,
+        num_single=config.num_single_layers,
+        num_heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels or config.in_channels,
+        text_dim=config.joint_attention_dim,
+        pooled_dim=config.pooled_projection_dim,
+        has_guidance=config.guidance_embeds,
+        rotary_axes=tuple(config.axes_dims_rope),
+    )

@@ -1,0 +1,243 @@
+"""Checks a FLUX folder in diffusers layout before anything of it is used: the pipeline's parts,
+their configs, scheduler and tokenizers. Weights are checked in `weights`.
+
+Only what would be drawn as diffusers draws it passes: another class, an option that is not honoured
+or a number that does not fit to another part is refused with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from predictors.compute.checkpoint.accounting import witness
+from predictors.compute.checkpoint.folder import (
+    COUNT,
+    UNQUANTISED,
+    WIDTH,
+    check_adapters,
+    check_numbers,
+    is_real,
+    method_of,
+    quantisation,
+    read_json,
+    shown,
+)
+from predictors.errors import EngineFailed
+
+FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "scheduler": (SCHEDULER,),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("T5EncoderModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+}
+"""Parts of a pipeline by their folders, and the classes that are served."""
+IDLE = {"feature_extractor"}  # does nothing without an `image_encoder`
+MODEL_TYPES = {
+    "text_encoder": ("clip_text_model", "clip"),
+    "text_encoder_2": ("t5",),
+}
+NUMBERS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "transformer": {
+        "patch_size": (1, 1),
+        "num_layers": COUNT,
+        "num_single_layers": COUNT,
+        "num_attention_heads": (1, 1000),
+        **dict.fromkeys(("attention_head_dim", "in_channels", "out_channels"), WIDTH),
+        **dict.fromkeys(("joint_attention_dim", "pooled_projection_dim"), WIDTH),
+    },
+    "text_encoder": {
+        "num_hidden_layers": (1, 1000),
+        "num_attention_heads": (1, 1000),
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), WIDTH),
+        "max_position_embeddings": WIDTH,
+    },
+    "text_encoder_2": {
+        "num_layers": (1, 1000),
+        "num_heads": (1, 1000),
+        **dict.fromkeys(("d_model", "d_ff", "d_kv", "vocab_size"), WIDTH),
+    },
+    "vae": {
+        "layers_per_block": (1, 1000),
+        **dict.fromkeys(("latent_channels", "norm_num_groups", "sample_size"), WIDTH),
+    },
+    "scheduler": {
+        "num_train_timesteps": WIDTH,
+        "base_image_seq_len": WIDTH,
+        "max_image_seq_len": WIDTH,
+    },
+}
+UNSERVED_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+"""Of the scheduler's class: what it can do and this room does not."""
+QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
+
+
+def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    """The raw configs of the parts by their folders; raises `EngineFailed` for a folder that can't
+    be served as it is."""
+    index = read_json(folder, "model_index.json", "model_index.json")
+    if method := quantisation({k: v for k, v in index.items() if not isinstance(v, list)}):
+        raise EngineFailed(f"model_index.json names a quantisation, {method}: {UNQUANTISED}")
+    check_adapters(folder, "the checkpoint")
+    _check_classes(index)
+    configs = {}
+    for part in ("scheduler", "transformer", "vae", "text_encoder", "text_encoder_2"):
+        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        where = f"{part}/{file}"
+        if not (folder / part).is_dir():
+            raise EngineFailed(f"the folder {part} is missing; fetch the checkpoint again")
+        config = configs[part] = read_json(folder / part, file, where)
+        check_adapters(folder / part, part)
+        _check_class(config, part, where)
+        for level in (config, config.get("text_config")):
+            if isinstance(level, dict):
+                check_numbers(level, where, NUMBERS[part])
+        if part != "transformer" and (method := quantisation(config, folder / part)):
+            shows = witness(folder / part)
+            raise EngineFailed(
+                f"{part} is quantised ({method}, says {where}{shows}): {UNQUANTISED}"
+            )
+    _check_scheduler(configs["scheduler"])
+    _check_vae(configs["vae"])
+    for part in ("tokenizer", "tokenizer_2"):
+        check_tokenizer_files(folder / part, part)
+    return configs
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether the linears of the transformer in `folder` are fp8 as `quantize` writes them; raises
+    `EngineFailed` for any other quantisation."""
+    config = read_json(folder, "config.json", "transformer/config.json")
+    method = quantisation(config, folder)
+    if not method:
+        return False
+    named = config.get("quantization_config")
+    is_ours = isinstance(named, dict) and named.get("format") == FP8_FORMAT
+    if not is_ours or not isinstance(named, dict):
+        raise EngineFailed(
+            f"the transformer is quantised ({method}{witness(folder)}); only compressed-tensors "
+            f"{FP8_FORMAT} is read: {UNQUANTISED}; {QUANTISE}"
+        )
+    groups = named.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        _check_group(group, method_of(named))
+    return True
+
+
+def _check_group(group: Any, method: str) -> None:
+    expected = {
+        "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+    }
+    for side, wanted in expected.items():
+        found = group.get(side) if isinstance(group, dict) else None
+        for name, value in wanted.items():
+            if not isinstance(found, dict) or found.get(name, value) != value:
+                raise EngineFailed(
+                    f"the transformer is quantised ({method}) with other {side} than {wanted}: "
+                    f"{UNQUANTISED}; {QUANTISE}"
+                )
+
+
+def _check_classes(index: Mapping[str, Any]) -> None:
+    for part, named in index.items():
+        if part.startswith("_") or part in IDLE or not isinstance(named, list):
+            continue
+        found = named[-1] if named else None
+        if found is None and part not in CLASSES:
+            continue
+        served = CLASSES.get(part)
+        if served is None:
+            raise EngineFailed(
+                f"model_index.json names a part that is not served: {shown(part)}, a {shown(found)}"
+            )
+        if found not in served:
+            raise EngineFailed(
+                f"{part} is a {shown(found)}, says model_index.json; served is {served[0]}"
+            )
+    for part in CLASSES:
+        if part not in index:
+            raise EngineFailed(f"model_index.json names no {part}; a FLUX pipeline has one")
+
+
+def _check_class(config: Mapping[str, Any], part: str, where: str) -> None:
+    found = config.get("_class_name")
+    if found is not None and found not in CLASSES[part]:
+        raise EngineFailed(f"{where} is of a {shown(found)}; served is {CLASSES[part][0]}")
+    kinds = MODEL_TYPES.get(part)
+    kind = config.get("model_type")
+    if kinds and kind is not None and kind not in kinds:
+        raise EngineFailed(f"{where} is of a {shown(kind)}; served is {kinds[0]}")
+
+
+def _check_scheduler(config: Mapping[str, Any]) -> None:
+    where = "scheduler/scheduler_config.json"
+    for name in UNSERVED_OPTIONS:
+        if config.get(name):
+            raise EngineFailed(f"{where} sets {name}, which is not served")
+    for name in ("shift", "base_shift", "max_shift", "shift_terminal"):
+        _check_real(config, name, where)
+    if (config.get("shift_terminal") or 0.0) >= 1.0 or config.get("shift", 1.0) <= 0.0:
+        raise EngineFailed(f"{where}: shift must be above 0 and shift_terminal below 1")
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise EngineFailed(f"{where}: time_shift_type is {shown(kind)}, not exponential or linear")
+    least, most = (config.get(f"{n}_image_seq_len") or d for n, d in (("base", 256), ("max", 4096)))
+    if least == most:
+        raise EngineFailed(f"{where}: base_image_seq_len and max_image_seq_len are both {least}")
+
+
+def _check_vae(config: Mapping[str, Any]) -> None:
+    where = "vae/config.json"
+    widths = config.get("block_out_channels")
+    is_list = isinstance(widths, list) and 1 <= len(widths) <= 8
+    if not is_list or not isinstance(widths, list):
+        raise EngineFailed(f"{where}: block_out_channels is {shown(widths)}, not 1 to 8 widths")
+    for width in widths:
+        check_numbers({"block_out_channels": width}, where, {"block_out_channels": WIDTH})
+        groups = config.get("norm_num_groups") or 32
+        if width is None or width % groups:
+            raise EngineFailed(
+                f"{where}: {shown(width)} channels can't be cut into norm_num_groups {groups}"
+            )
+    for name in ("scaling_factor", "shift_factor"):
+        _check_real(config, name, where)
+    if config.get("scaling_factor") == 0:
+        raise EngineFailed(f"{where}: scaling_factor is 0")
+
+
+def _check_real(config: Mapping[str, Any], name: str, where: str) -> None:
+    value = config.get(name, 0.0)
+    if value is None and name in {"shift_terminal", "shift_factor"}:
+        return
+    if not is_real(value):
+        raise EngineFailed(f"{where}: {name} is {shown(value)}, not a number")
+
+
+def check_tokenizer_files(folder: Path, part: str) -> None:
+    """Raise `EngineFailed` where a tokenizer would be read as an empty one, or not at all."""
+    if not folder.is_dir():
+        raise EngineFailed(f"the folder {part} is missing; fetch the checkpoint again")
+    pieces = ("vocab.json", "merges.txt") if part == "tokenizer" else ("spiece.model",)
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder, "tokenizer.json", f"{part}/tokenizer.json")
+    elif not all((folder / name).is_file() for name in pieces):
+        raise EngineFailed(
+            f"{part} has no tokenizer.json and no {' and '.join(pieces)}; fetch the checkpoint "
+            "again"
+        )
+    for name in ("tokenizer_config.json", "vocab.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            read_json(folder, name, f"{part}/{name}")

@@ -1,0 +1,267 @@
+"""The operations of `operations.py` on a GPU with few passes over memory. Knows kernels and
+matmuls; knows no block and no request.
+
+A FLUX step at 1024x1024 is 100 ms of matmul and attention on a Hopper card; norms, rotation, GELU,
+gates and copies done one by one add a third to that. Here what lies between two matmuls is one
+Triton kernel, GELU is in the matmul's epilogue, both streams write into one buffer, and the half of
+a one-stream block that attention and MLP share is two matmuls into one sum instead of a copy.
+Nothing is read back, nothing depends on values: a whole step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
+from predictors.models.flux.modules.kernels import enter_kernel, gelu_rows_kernel, heads_kernel
+from predictors.models.flux.modules.operations import (
+    EPS,
+    FLOAT16_MAX,
+    Activations,
+    Carry,
+    Change,
+    Layer,
+    Norms,
+    Operations,
+    Streams,
+    shared,
+)
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""query, key, value (rows, heads, tokens, head_dim) to (rows, tokens, heads * head_dim)."""
+
+
+class Fused:
+    """In the dtype of the weights: bfloat16 as a rule."""
+
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+
+    @property
+    def unquantized(self) -> Operations:
+        """Itself."""
+        return self
+
+    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+        """As `Plain.enter`; overwrites the carried tokens with the sum."""
+        normed = torch.empty_like(carry.tokens)
+        _enter(carry, change, num_text, normed, None)
+        return carry.tokens, normed
+
+    def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
+        """As `Plain.linear`."""
+        out: Tensor = x.new_empty((*x.shape[:2], layers.image.weight.shape[0]))
+        for part, place, layer in _parts(x, out, layers, num_text):
+            torch.addmm(layer.bias, part, layer.weight.t(), out=place)
+        return out
+
+    def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
+        """As `Plain.attend`; overwrites qkv."""
+        heads = _normed_heads(qkv, None, norms, rotary, num_text)
+        return self._attention(*heads.transpose(1, 3).unbind(2))
+
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+        """As `Plain.leave`."""
+        return self.linear(mixed, layers, num_text)
+
+    def mlp(
+        self,
+        x: Activations,
+        up: Streams[Layer],
+        down: Streams[Layer],
+        num_text: int,
+    ) -> Tensor:
+        """As `Plain.mlp`."""
+        return self.linear(self._gelu_of(x, up, num_text), down, num_text)
+
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+        """As `Plain.join`: the sum over attention's features, then that over the MLP's on top."""
+        wide, dim = self._gelu_of(x, shared(up), 0), mixed.shape[-1]
+        weight = leave.weight.t()
+        out = torch.addmm(leave.bias, mixed.flatten(0, 1), weight[:dim])
+        out.addmm_(wide.flatten(0, 1), weight[dim:])
+        return out.view_as(mixed)
+
+    def _gelu_of(self, x: Tensor, up: Streams[Layer], num_text: int) -> Tensor:
+        out = x.new_empty((*x.shape[:2], up.image.weight.shape[0]))
+        for part, place, layer in _parts(x, out, up, num_text):
+            torch.ops.aten._addmm_activation.out(
+                layer.bias, part, layer.weight.t(), use_gelu=True, out=place
+            )
+        return out
+
+
+class FusedFp8(Fused):
+    """With linears in fp8: what makes a linear's input also quantises it, in the same pass."""
+
+    def __init__(self, attention: Attention, narrow_attention: Attention | None = None) -> None:
+        super().__init__(attention)
+        self._narrow_attention = narrow_attention
+
+    @property
+    def unquantized(self) -> Operations:
+        """The operations without fp8."""
+        return Fused(self._attention)
+
+    def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
+        """As `Plain.attend`, with e4m3 heads where there is attention for them; overwrites qkv."""
+        if self._narrow_attention is None:
+            return super().attend(qkv, norms, rotary, num_text)
+        narrow = torch.empty((3, *qkv.shape[:2], qkv.shape[2] // 3), dtype=E4M3, device=qkv.device)
+        _normed_heads(qkv, narrow, norms, rotary, num_text)
+        return self._narrow_attention(*narrow.unflatten(-1, (-1, 2 * rotary.shape[-1])).unbind())
+
+    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+        """As `PlainFp8.enter`; overwrites the carried tokens with the sum."""
+        normed = _empty_rows(carry.tokens, carry.tokens.shape[-1])
+        _enter(carry, change, num_text, normed.values, normed.scales)
+        return carry.tokens, normed
+
+    def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
+        """As `PlainFp8.linear`."""
+        layer = layers.image
+        assert isinstance(layer, Fp8Linear)
+        shape = (*x.values.shape[:2], layer.out_features)
+        out = torch.empty(shape, dtype=layer.bias.dtype, device=layer.bias.device)
+        for part, place, each in _scaled_parts(x, out, layers, num_text):
+            each(part, place)
+        return out
+
+    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+        """As `PlainFp8.leave`."""
+        return self.linear(_gelu_rows(mixed, None), layers, num_text)
+
+    def mlp(
+        self,
+        x: Activations,
+        up: Streams[Layer],
+        down: Streams[Layer],
+        num_text: int,
+    ) -> Tensor:
+        """As `PlainFp8.mlp`."""
+        return self.linear(_gelu_rows(None, self.linear(x, up, num_text)), down, num_text)
+
+    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+        """As `PlainFp8.join`: one scale per token over both halves, one matmul."""
+        wide = self.linear(x, shared(up), 0)
+        return self.linear(_gelu_rows(mixed, wide), shared(leave), 0)
+
+
+def _enter(
+    carry: Carry, change: Change, num_text: int, normed: Tensor, scales: Tensor | None
+) -> None:
+    tokens = carry.tokens
+    rows, num_tokens, dim = tokens.shape
+    gate = change.shift if carry.gate is None else carry.gate  # unread without an update
+    enter_kernel[(rows * num_tokens,)](
+        tokens,
+        tokens if carry.update is None else carry.update,
+        normed,
+        tokens if scales is None else scales,
+        gate.image,
+        change.shift.image,
+        change.scale.image,
+        num_tokens,
+        num_text,
+        change.shift.image.stride(0),
+        _distance(change.shift),
+        _distance(gate),
+        EPS=EPS,
+        DIM=dim,
+        BLOCK=_power_of_two(dim),
+        HAS_UPDATE=carry.update is not None,
+        IS_FP8=scales is not None,
+        LIMIT=FLOAT16_MAX if tokens.dtype == torch.float16 else 0.0,
+        num_warps=4,
+    )
+
+
+def _normed_heads(
+    qkv: Tensor, narrow: Tensor | None, norms: Streams[Norms], rotary: Tensor, num_text: int
+) -> Tensor:
+    """qkv (rows, tokens, 3 * dim) with query and key normed and turned, in place: (rows, tokens, 3,
+    heads, head_dim). With `narrow` (3, rows, tokens, dim) all three go there as e4m3 instead."""
+    half = rotary.shape[-1]
+    rows, tokens, features = qkv.shape
+    heads = features // (6 * half)
+    heads_kernel[(rows * tokens, 2 if narrow is None else 3)](
+        qkv,
+        qkv if narrow is None else narrow,
+        norms.text.query.weight,
+        norms.image.query.weight,
+        norms.text.key.weight,
+        norms.image.key.weight,
+        rotary,
+        tokens,
+        num_text,
+        EPS=EPS,
+        HEADS=heads,
+        HEADS_BLOCK=_power_of_two(heads),
+        HALF=half,
+        IS_FP8=narrow is not None,
+        num_warps=4,
+    )
+    return qkv.view(rows, tokens, 3, heads, 2 * half)
+
+
+def _distance(parts: Streams[Tensor]) -> int:
+    """Elements from the picture's part to the text's: both are views of one row of modulation."""
+    return int(parts.text.storage_offset()) - int(parts.image.storage_offset())
+
+
+def _gelu_rows(mixed: Tensor | None, wide: Tensor | None) -> RowScaled:
+    """(mixed, GELU(wide)) side by side, each (rows, tokens, features) or None, quantised."""
+    some = wide if mixed is None else mixed
+    assert some is not None
+    num_mixed = 0 if mixed is None else mixed.shape[-1]
+    num_wide = 0 if wide is None else wide.shape[-1]
+    width = num_mixed + num_wide
+    out = _empty_rows(some, width)
+    gelu_rows_kernel[(some.shape[0] * some.shape[1],)](
+        some if mixed is None else mixed,
+        some if wide is None else wide,
+        out.values,
+        out.scales,
+        NUM_MIXED=num_mixed,
+        NUM_WIDE=num_wide,
+        BLOCK=_power_of_two(width),
+        num_warps=8 if width > 4096 else 4,
+    )
+    return out
+
+
+def _empty_rows(like: Tensor, width: int) -> RowScaled:
+    shape = like.shape[:2]
+    return RowScaled(
+        torch.empty((*shape, width), dtype=E4M3, device=like.device),
+        torch.empty((*shape, 1), dtype=torch.float32, device=like.device),
+    )
+
+
+def _parts(
+    x: Tensor, out: Tensor, layers: Streams[Layer], num_text: int
+) -> Iterator[tuple[Tensor, Tensor, Layer]]:
+    """Matrices in, matrices out and their layer: one for all tokens, or two views per row."""
+    if layers.are_one:
+        yield x.flatten(0, 1), out.flatten(0, 1), layers.image
+        return
+    for source, target in zip(x.unbind(), out.unbind(), strict=True):
+        yield source[:num_text], target[:num_text], layers.text
+        yield source[num_text:], target[num_text:], layers.image
+
+
+def _scaled_parts(
+    x: RowScaled, out: Tensor, layers: Streams[Layer], num_text: int
+) -> Iterator[tuple[RowScaled, Tensor, Layer]]:
+    """`_parts` of values and scales together."""
+    values = _parts(x.values, out, layers, num_text)
+    scales = _parts(x.scales, out, layers, num_text)
+    for (value, place, layer), (scale, _, _) in zip(values, scales, strict=True):
+        yield RowScaled(value, scale), place, layer
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

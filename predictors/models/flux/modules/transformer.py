@@ -1,0 +1,209 @@
+"""FLUX.1's transformer: two-stream blocks, then one-stream blocks. Knows no prompt, no schedule,
+no checkpoint layout and no device: what the blocks are made of comes from `Operations`, exact ones
+(`operations.py`) or those of a GPU (`fused.py`).
+
+What depends on the timestep (modulation), the prompt (context) or the size (rotary table) comes in
+ready made from `modules/conditioning.py` and `modules/rotary.py`: a step computes nothing twice.
+Text and picture are one buffer of tokens from the first block to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from predictors.compute.kernels.fp8 import Fp8Linear
+from predictors.models.flux.modules.operations import (
+    EPS,
+    Carry,
+    Change,
+    Norms,
+    Operations,
+    Streams,
+    apart,
+    shared,
+)
+
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of one checkpoint's transformer, in features unless named otherwise."""
+
+    num_double: int
+    num_single: int
+    num_heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    text_dim: int
+    pooled_dim: int
+    has_guidance: bool
+    rotary_axes: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def modulation_dim(self) -> int:
+        """Features of one row's modulation: shift, scale and gate of every block, and the end."""
+        return self.dim * (12 * self.num_double + 3 * self.num_single + 2)
+
+
+class Stream(nn.Module):
+    """The weights of one stream (picture or text) in a two-stream block."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        dim = shape.dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.query_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
+        self.key_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
+        self.out = nn.Linear(dim, dim)
+        self.up = nn.Linear(dim, MLP_RATIO * dim)
+        self.down = nn.Linear(MLP_RATIO * dim, dim)
+
+
+class DoubleBlock(nn.Module):
+    """Text and picture keep their own weights and meet in one attention."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.image = Stream(shape)
+        self.text = Stream(shape)
+
+    def forward(
+        self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
+    ) -> Carry:
+        """carry of (rows, T + I, dim), modulation (rows, 12 * dim): the carry of the next block."""
+        # shift, scale and gate of attention, then of the MLP; the picture's before the text's
+        parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None].unbind(1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
+            Streams(text, image)
+            for image, text in zip(*(part.unbind(1) for part in parts), strict=True)
+        )
+        both = Streams(self.text, self.image)
+        qkv, out, up, down = (
+            Streams(*(getattr(stream, name) for stream in both))
+            for name in ("qkv", "out", "up", "down")
+        )
+        norms = Streams(*(Norms(stream.query_norm, stream.key_norm) for stream in both))
+        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        mixed = ops.attend(ops.linear(x, qkv, num_text), norms, rotary, num_text)
+        carry = Carry(tokens, ops.leave(mixed, out, num_text), gate)
+        tokens, x = ops.enter(carry, Change(mlp_shift, mlp_scale), num_text)
+        return Carry(tokens, ops.mlp(x, up, down, num_text), mlp_gate)
+
+
+class SingleBlock(nn.Module):
+    """Text and picture in one stream; attention and MLP side by side."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        dim = shape.dim
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.query_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
+        self.key_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
+        self.up = nn.Linear(dim, MLP_RATIO * dim)
+        self.leave = nn.Linear((1 + MLP_RATIO) * dim, dim)
+
+    def forward(
+        self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
+    ) -> Carry:
+        """carry of (rows, T + I, dim), modulation (rows, 3 * dim): the carry of the next block."""
+        shift, scale, gate = map(shared, modulation.unflatten(-1, (3, 1, -1)).unbind(1))
+        norms = shared(Norms(self.query_norm, self.key_norm))
+        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        mixed = ops.attend(ops.linear(x, shared(self.qkv), num_text), norms, rotary, num_text)
+        return Carry(tokens, ops.join(mixed, x, self.up, self.leave), gate)
+
+
+class Ends(nn.Module):
+    """The way in for patches and the way out."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.enter = nn.Linear(shape.in_channels, shape.dim)
+        self.leave = nn.Linear(shape.dim, shape.out_channels)
+
+    def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
+        """carry of (rows, T + I, dim), modulation (rows, 2 * dim): velocity (rows, I, channels)."""
+        scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
+        _, x = ops.enter(carry, Change(shift, scale), num_text)
+        return apart(self.leave, x[:, num_text:])
+
+
+class Passes(NamedTuple):
+    """The three repeated units as functions of (module, tensors): plain, or compiled by a runner.
+
+    One compiled unit serves all blocks of its kind, so start-up compiles two blocks, not 57.
+    """
+
+    double: Callable[..., Carry] = DoubleBlock.forward
+    single: Callable[..., Carry] = SingleBlock.forward
+    ends: Callable[..., Tensor] = Ends.forward
+
+
+EAGER = Passes()
+
+
+class Transformer(nn.Module):
+    """Velocity of the flow for packed latents."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.double_blocks = nn.ModuleList(DoubleBlock(shape) for _ in range(shape.num_double))
+        self.single_blocks = nn.ModuleList(SingleBlock(shape) for _ in range(shape.num_single))
+        self.ends = Ends(shape)
+
+    def forward(
+        self,
+        ops: Operations,
+        passes: Passes,
+        latents: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        rotary: Tensor,
+    ) -> Tensor:
+        """Velocity (rows, I, out_channels), dtype of the weights.
+
+        latents (rows, I, in_channels), context (rows, T, dim) after the context embedder,
+        modulation (rows, modulation_dim), rotary float32 (2, T + I, head_dim / 2).
+        """
+        dim, num_text = self.shape.dim, context.shape[1]
+        sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
+        parts = iter(modulation.split(sizes, dim=-1))
+        tokens = torch.cat((context, apart(self.ends.enter, latents)), dim=1)
+        carry = Carry(tokens, None, None)
+        for block in self.double_blocks:
+            carry = passes.double(block, ops, carry, next(parts), rotary, num_text)
+        for block in self.single_blocks:
+            carry = passes.single(block, ops, carry, next(parts), rotary, num_text)
+        return passes.ends(self.ends, ops.unquantized, carry, next(parts), num_text)
+
+
+def quantized(transformer: Transformer, *, keep: bool) -> Transformer:
+    """`transformer` with the linears of its blocks in fp8; everything else is shared.
+
+    Ends and norms stay as they are: they are a thousandth of the work. With `keep` it is a second
+    module beside the first, else the first itself, whose weights are freed one by one.
+    """
+    twin = transformer
+    if keep:
+        with torch.device("meta"):
+            twin = Transformer(transformer.shape)
+        twin.ends = transformer.ends
+        twin.eval().requires_grad_(False)
+    for path, layer in list(transformer.named_modules()):
+        is_norm = isinstance(layer, nn.RMSNorm)
+        if is_norm or (isinstance(layer, nn.Linear) and not path.startswith("ends.")):
+            twin.set_submodule(path, layer if is_norm else Fp8Linear.of(layer))
+    return twin

@@ -1,0 +1,54 @@
+"""Whether the tokenizers of a FLUX folder can be what its text encoders were trained with. Knows
+tokenizers, no folder and no weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from predictors.compute.checkpoint.folder import shown
+from predictors.errors import EngineFailed
+from predictors.models.flux.modules.text_encoders import OLD_END_TOKEN
+
+PROBE = "a red circle above 2 blue squares"
+
+
+def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -> None:
+    """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's `vocab`, `positions` and
+    the token at whose first place CLIP looks, `end`."""
+    length = tokenizer.model_max_length
+    if not 2 < length <= positions:
+        raise EngineFailed(
+            "tokenizer/tokenizer_config.json: model_max_length is missing or more than the "
+            f"{positions} positions of text_encoder"
+        )
+    _check(tokenizer, "tokenizer", vocab)
+    largest = max(tokenizer.get_vocab().values())  # what is looked at if `end` is of old configs
+    if tokenizer.eos_token_id != (largest if end == OLD_END_TOKEN else end):
+        raise EngineFailed(
+            f"text_encoder/config.json: eos_token_id is {shown(end)}, the tokenizer's end token "
+            f"{tokenizer.eos_token_id}: the prompt would be read at another place"
+        )
+
+
+def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
+    """The same for T5, which has no positions."""
+    if not tokenizer.model_max_length > 1:
+        raise EngineFailed("tokenizer_2/tokenizer_config.json: model_max_length is no length")
+    _check(tokenizer, "tokenizer_2", vocab)
+
+
+def _check(tokenizer: Any, part: str, vocab: int) -> None:
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, name) is None:
+            raise EngineFailed(f"{part} has no {name}; fetch its tokenizer_config.json again")
+    tokens = tokenizer.get_vocab()
+    token, last = max(tokens.items(), key=lambda pair: pair[1], default=("", -1))
+    if last >= vocab:
+        raise EngineFailed(
+            f"{part} has a token {shown(token)} with id {last}; its text encoder has {vocab}"
+        )
+    ids = tokenizer(PROBE).input_ids
+    known = [i for i in ids if i not in set(tokenizer.all_special_ids)]
+    if len(known) < 2 or tokenizer.eos_token_id not in ids:
+        raise EngineFailed(f"{part} reads a sentence as {len(known)} tokens; fetch it again")

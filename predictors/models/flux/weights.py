@@ -1,0 +1,312 @@
+"""The weights of a checkpoint folder in diffusers layout, into our modules on the device. Knows
+tensor names; knows no traffic.
+
+They are read straight from safetensors, each into its place: `from_pretrained` sets process-wide
+torch defaults meanwhile, and two rooms load at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from predictors.compute.checkpoint.accounting import FLOATS, FP8, Wanted, check_tensors
+from predictors.compute.checkpoint.folder import UNQUANTISED, reading
+from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.device.placement import Placement
+from predictors.compute.kernels.fp8 import E4M3, Fp8Linear
+from predictors.diffusion.request import BASE
+from predictors.diffusion.request import FP8 as NARROW
+from predictors.errors import EngineFailed
+from predictors.models.flux.config import Facts
+from predictors.models.flux.folder import QUANTISE
+from predictors.models.flux.modules.conditioning import Conditioning
+from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
+from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
+
+
+class Source(Protocol):
+    """Stored tensors by name."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it is stored."""
+
+    def shape(self, name: str) -> Sequence[int]:
+        """Of one tensor."""
+
+    def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
+        """Each (target, stored name) into its place, in any dtype; raises `EngineFailed` for a
+        tensor of another shape."""
+
+
+class _Modules(NamedTuple):
+    """The modules of a checkpoint."""
+
+    transformer: Transformer
+    conditioning: Conditioning
+    clip: CLIPTextModel
+    t5: T5EncoderModel
+    decoder: Decoder
+
+
+Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
+"""From what is stored to where each parameter of a module is."""
+UNUSED: Mapping[str, str] = {
+    "transformer": r"(?!)",
+    "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
+    "text_encoder_2": r"^(decoder|lm_head)\.",
+    "vae": r"^(encoder|quant_conv)\.",
+}
+"""Stored names that text to image has no use for, by component: derived buffers, CLIP's other half
+and projections (the pipeline takes the states before them), T5's decoder, the autoencoder's
+encoder."""
+Open = Callable[[str], AbstractContextManager[Source]]
+"""From a component's name (`transformer`, `vae`, ...) to its tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The modules of a checkpoint, on the device, in the placement's dtype."""
+
+    transformers: Mapping[str, Transformer]
+    """By form: `BASE`, `FP8`."""
+    conditioning: Conditioning
+    clip: CLIPTextModel
+    t5: T5EncoderModel
+    decoder: Decoder
+
+
+def load_parts(
+    facts: Facts,
+    placement: Placement,
+    forms: Collection[str] = (BASE,),
+    open_component: Open | None = None,
+) -> Parts:
+    """All modules with their weights, the transformer in each of `forms`. Engine thread.
+
+    `open_component` stands for the checkpoint's folder if given. Raises `EngineFailed` naming what
+    is amiss.
+    """
+    opened = open_component or (lambda name: Shards(facts.folder / name))
+    components, modules = _empty(facts)
+    if open_component is None:  # all of them before any is read: that takes minutes
+        for name, parts in components.items():
+            with Shards(facts.folder / name) as shards:
+                _check(name, parts, shards)
+    t5 = modules.t5
+    for name, parts in components.items():
+        with opened(name) as stored:
+            for module, sources in parts:
+                # T5's activations overflow float16
+                wide = module is t5 and placement.dtype == torch.float16
+                own = replace(placement, dtype=torch.float32) if wide else placement
+                _fill(module, stored, own, sources(stored))
+    for part in modules:
+        _derive_buffers(part, placement)
+        part.eval().requires_grad_(False)
+    transformers = _in_forms(modules.transformer, facts, forms)
+    return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
+
+
+def _empty(facts: Facts) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
+    """All modules without values, and for each component what is to be filled from it."""
+    with torch.device("meta"), reading("the configs of the text encoders"):
+        modules = _Modules(
+            Transformer(facts.shape),
+            Conditioning(facts.shape),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(facts.folder / "text_encoder")),
+            T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2")),
+            Decoder(facts.decoder),
+        )
+    names = transformer_names(facts.shape)
+    if facts.is_quantized:
+        narrow, names = _stored_quantized(modules.transformer, names)
+        modules = modules._replace(transformer=narrow)
+    context = conditioning_names(facts.shape)
+
+    def of_decoder(stored: Source) -> Callable[[str], tuple[str, ...]]:
+        is_old = OLD_ATTENTION in stored
+        return decoder_names(facts.decoder, has_old_attention=is_old).__getitem__
+
+    def of_library(stored: Source) -> Callable[[str], tuple[str, ...]]:
+        return partial(_stored_as, stored)
+
+    return {
+        "transformer": [
+            (modules.transformer, lambda _: names.__getitem__),
+            (modules.conditioning, lambda _: context.__getitem__),
+        ],
+        "text_encoder": [(modules.clip, of_library)],
+        "text_encoder_2": [(modules.t5, of_library)],
+        "vae": [(modules.decoder, of_decoder)],
+    }, modules
+
+
+def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
+    """Every stored tensor has a place, and every place a tensor; only headers are read."""
+    wanted: dict[str, Wanted] = {}
+    for module, sources in parts:
+        for name, meta in module.state_dict(keep_vars=True).items():
+            stored = sources(shards)(name)
+            # stacked tensors, and convolutions that were linears once, are looked at when filled
+            is_whole = len(stored) == 1 and component != "vae"
+            shape = tuple(meta.shape) if is_whole else None
+            wanted |= dict.fromkeys(stored, Wanted(shape, FP8 if meta.dtype == E4M3 else FLOATS))
+    advice = f"{UNQUANTISED}; {QUANTISE}" if component == "transformer" else UNQUANTISED
+    check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
+
+
+def _in_forms(
+    transformer: Transformer, facts: Facts, forms: Collection[str]
+) -> dict[str, Transformer]:
+    if facts.is_quantized:
+        if BASE in forms:
+            raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
+        return {NARROW: transformer}
+    held = {BASE: transformer} if BASE in forms else {}
+    if NARROW in forms:
+        held[NARROW] = quantized(transformer, keep=BASE in forms)
+    return held
+
+
+def _stored_quantized(
+    transformer: Transformer, names: dict[str, tuple[str, ...]]
+) -> tuple[Transformer, dict[str, tuple[str, ...]]]:
+    """The still empty module with fp8 linears, and where their scales are stored."""
+    empty = quantized(transformer, keep=False)
+    for path, layer in empty.named_modules():
+        if isinstance(layer, Fp8Linear):
+            weights = names[f"{path}.weight"]
+            names[f"{path}.weight_scale"] = tuple(f"{name}_scale" for name in weights)
+    return empty, names
+
+
+def transformer_names(shape: Shape) -> dict[str, tuple[str, ...]]:
+    """Our parameter names to diffusers' (several are stacked along the output features)."""
+    names: dict[str, tuple[str, ...]] = {}
+    for i in range(shape.num_double):
+        ours, theirs = f"double_blocks.{i}", f"transformer_blocks.{i}"
+        names |= _stream(f"{ours}.image", theirs, "to_{}", "norm_", "to_out.0", "ff")
+        names |= _stream(
+            f"{ours}.text", theirs, "add_{}_proj", "norm_added_", "to_add_out", "ff_context"
+        )
+    for i in range(shape.num_single):
+        ours, theirs = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
+        names |= _linear(f"{ours}.qkv", *(f"{theirs}.attn.to_{x}" for x in "qkv"))
+        names |= _linear(f"{ours}.up", f"{theirs}.proj_mlp")
+        names |= _linear(f"{ours}.leave", f"{theirs}.proj_out")
+        names[f"{ours}.query_norm.weight"] = (f"{theirs}.attn.norm_q.weight",)
+        names[f"{ours}.key_norm.weight"] = (f"{theirs}.attn.norm_k.weight",)
+    return names | _linear("ends.enter", "x_embedder") | _linear("ends.leave", "proj_out")
+
+
+def _stream(
+    ours: str, block: str, qkv: str, norm: str, out: str, ff: str
+) -> dict[str, tuple[str, ...]]:
+    attn = f"{block}.attn"
+    return (
+        _linear(f"{ours}.qkv", *(f"{attn}.{qkv.format(x)}" for x in "qkv"))
+        | _linear(f"{ours}.out", f"{attn}.{out}")
+        | _linear(f"{ours}.up", f"{block}.{ff}.net.0.proj")
+        | _linear(f"{ours}.down", f"{block}.{ff}.net.2")
+        | {f"{ours}.query_norm.weight": (f"{attn}.{norm}q.weight",)}
+        | {f"{ours}.key_norm.weight": (f"{attn}.{norm}k.weight",)}
+    )
+
+
+def conditioning_names(shape: Shape) -> dict[str, tuple[str, ...]]:
+    """As `transformer_names`; the modulation stacks every block's in the order of the forward."""
+    norms = [
+        f"transformer_blocks.{i}.{norm}.linear"
+        for i in range(shape.num_double)
+        for norm in ("norm1", "norm1_context")
+    ]
+    norms += [f"single_transformer_blocks.{i}.norm.linear" for i in range(shape.num_single)]
+    names = _linear("modulation", *norms, "norm_out.linear") | _linear(
+        "context", "context_embedder"
+    )
+    embedders = {
+        "time": "timestep_embedder",
+        "guidance": "guidance_embedder",
+        "pooled": "text_embedder",
+    }
+    for ours, theirs in embedders.items():
+        names |= _linear(f"{ours}.enter", f"time_text_embed.{theirs}.linear_1")
+        names |= _linear(f"{ours}.leave", f"time_text_embed.{theirs}.linear_2")
+    return names
+
+
+def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+    return {f"{ours}.{p}": tuple(f"{name}.{p}" for name in theirs) for p in ("weight", "bias")}
+
+
+def _stored_as(stored: Source, name: str) -> tuple[str]:
+    """The stored name of a library module's parameter: with or without `text_model.`, and T5's
+    input embedding under either of its two names."""
+    bare = name.removeprefix("text_model.")
+    tied = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "shared.weight": "encoder.embed_tokens.weight",
+    }
+    for candidate in (name, bare, f"text_model.{bare}", tied.get(name, name)):
+        if candidate in stored:
+            return (candidate,)
+    return (name,)
+
+
+def _fill(
+    module: nn.Module,
+    stored: Source,
+    placement: Placement,
+    sources: Callable[[str], tuple[str, ...]],
+) -> None:
+    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0."""
+    places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
+    state = {}
+    pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
+    for name, meta in module.state_dict(keep_vars=True).items():
+        if id(meta) not in places:
+            # fp8 weights and their scales stay what they are
+            is_scaled = meta.dtype == E4M3 or name.endswith(".weight_scale")
+            dtype = meta.dtype if is_scaled else placement.dtype
+            place = torch.empty(meta.shape, dtype=dtype, device=placement.device)
+            pairs += _pairs(name, place, stored, sources(name))
+            places[id(meta)] = place
+        state[name] = places[id(meta)]
+    stored.copy_into(pairs)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _derive_buffers(module: nn.Module, placement: Placement) -> None:
+    """CLIP's position ids are derived, not stored; no other module here has a buffer."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        if leaf != "position_ids":
+            raise EngineFailed(f"no way is known to derive the buffer {name}")
+        positions = torch.arange(buffer.shape[-1], device=placement.device)[None]
+        module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
+
+
+def _pairs(
+    name: str, place: Tensor, stored: Source, sources: Iterable[str]
+) -> Iterator[tuple[Tensor, str]]:
+    """The stretches of `place` along dim 0 and what is stored for each."""
+    row = 0
+    for source in sources:
+        shape = stored.shape(source)
+        target = place[row : row + shape[0]]
+        if tuple(shape[2:]) == (1, 1) and target.ndim == 2:  # 1x1 convolutions of old checkpoints
+            target = target[:, :, None, None]
+        yield target, source
+        row += shape[0]
+    if row != place.shape[0]:
+        raise EngineFailed(f"{name} takes {place.shape[0]} rows; the checkpoint has {row}")

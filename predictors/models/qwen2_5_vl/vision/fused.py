@@ -1,0 +1,152 @@
+"""The operations of `vision_operations.py` on a GPU. Knows kernels and matmuls; knows no block and
+no request.
+
+cuBLAS multiplies and one Triton kernel lies between two matmuls. The grid comes as a tensor of
+integers and nothing is read back, so a pass over a bucket of patches can be captured once and run
+for every grid that fits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from predictors.chat.decoder.fused_linears import gated, power_of_two
+from predictors.chat.decoder.layers import RMSNorm
+from predictors.chat.decoder.rotary import vision_table
+from predictors.compute.kernels.attention import Attention
+from predictors.models.qwen2_5_vl.vision.grid import PackedGrid, VisionShape
+from predictors.models.qwen2_5_vl.vision.kernels import (
+    add_norm_kernel,
+    heads_kernel,
+    window_attention_kernel,
+)
+
+# the window kernel's tiling. One head each would be a third faster, and Triton 3.6 compiles it
+# wrongly for sm_90: a loop of one turn leaves a barrier out, and rows come back as garbage.
+HEADS_EACH = 2
+WINDOW_WARPS = 4
+LEAST = 16
+"""No side of a tensor core's tile is shorter."""
+
+
+class FusedVision:
+    """Over one picture of a bucket. `ints` are `packed_grid`'s; `frequencies` (head_dim / 4,) fp32;
+    `attention` is for heads of `padded_head` features. All on the device."""
+
+    def __init__(
+        self,
+        ints: Tensor,
+        patches: int,
+        shape: VisionShape,
+        frequencies: Tensor,
+        attention: Attention,
+    ) -> None:
+        self._shape = shape
+        self._grid = PackedGrid.unpacked(ints, patches, shape)
+        self._cos, self._sin = vision_table(self._grid.row, self._grid.column, frequencies)
+        self._attention = attention
+
+    def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
+        """See `VisionOperations`; `patches` may have more columns than the layer takes: zeros."""
+        spare = patches.shape[1] - layer.in_features
+        weight = F.pad(layer.weight, (0, spare)) if spare else layer.weight
+        return torch.mm(patches.index_select(0, self._grid.order), weight.t())
+
+    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """See `VisionOperations`."""
+        return _add_norm(x, None, norm)
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        """See `VisionOperations`."""
+        return torch.addmm(layer.bias, x, layer.weight.t())
+
+    def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
+        """See `VisionOperations`."""
+        return self._attend_all(qkv) if is_full else self._attend_windows(qkv)
+
+    def _attend_windows(self, qkv: Tensor) -> Tensor:
+        shape, grid = self._shape, self._grid
+        out = qkv.new_empty(len(qkv), shape.hidden)
+        low, high = split_head(shape.head_dim)
+        each = HEADS_EACH if shape.heads % HEADS_EACH == 0 else shape.heads
+        window_attention_kernel[(len(grid.starts), shape.heads // each)](
+            qkv,
+            self._cos,
+            self._sin,
+            grid.starts,
+            grid.lengths,
+            out,
+            SCALE=shape.head_dim**-0.5,
+            HEADS=shape.heads,
+            DIM=shape.head_dim,
+            ROWS=power_of_two(max(shape.window_patches, LEAST)),
+            LOW=low,
+            HIGH=high,
+            EACH=each,
+            num_warps=WINDOW_WARPS,
+        )
+        return out
+
+    def _attend_all(self, qkv: Tensor) -> Tensor:
+        shape, rows = self._shape, len(qkv)
+        heads, dim, padded = shape.heads, shape.head_dim, padded_head(shape.head_dim)
+        packed = qkv.new_empty(rows, 3, heads, padded)
+        heads_kernel[(rows,)](
+            qkv,
+            self._cos,
+            self._sin,
+            self._grid.real,
+            packed,
+            FACTOR=(padded / dim) ** 0.5,  # the attention will divide by the root of `padded`
+            HEADS=heads,
+            DIM=dim,
+            PADDED=padded,
+            BLOCK_HEADS=power_of_two(heads),
+            BLOCK=power_of_two(padded),
+            num_warps=4,
+        )
+        query, key, value = packed[None].transpose(1, 3).unbind(2)  # (1, heads, rows, padded)
+        mixed = self._attention(query, key, value).view(rows, heads, padded)
+        return mixed[..., :dim].reshape(rows, heads * dim)
+
+    def added(self, stream: Tensor, update: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """See `VisionOperations`; overwrites the stream."""
+        return stream, _add_norm(stream, update, norm)
+
+    def gated(self, wide: Tensor) -> Tensor:
+        """See `VisionOperations`."""
+        return gated(wide)
+
+    def restored(self, tokens: Tensor) -> Tensor:
+        """See `VisionOperations`."""
+        return tokens.index_select(0, self._grid.back)
+
+
+def _add_norm(stream: Tensor, update: Tensor | None, norm: RMSNorm) -> Tensor:
+    out, dim = torch.empty_like(stream), stream.shape[1]
+    add_norm_kernel[(len(stream),)](
+        stream,
+        stream if update is None else update,
+        norm.weight,
+        out,
+        EPS=norm.eps,
+        HAS_UPDATE=update is not None,
+        DIM=dim,
+        BLOCK=power_of_two(dim),
+    )
+    return out
+
+
+def padded_head(head_dim: int) -> int:
+    """Features of a head in full attention: one more, which hides rows, then up to a multiple of 8
+    as the kernels want it."""
+    return -(-(head_dim + 1) // 8) * 8
+
+
+def split_head(head_dim: int) -> tuple[int, int]:
+    """Columns that are powers of two, together at least `head_dim`: 64 + 16 for 80, 32 + 0 for
+    32."""
+    low = max(LEAST, 1 << (head_dim.bit_length() - 1))
+    return low, 0 if low >= head_dim else max(LEAST, power_of_two(head_dim - low))

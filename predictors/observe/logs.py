@@ -1,0 +1,169 @@
+"""How the log is written: lines for people on a terminal, one JSON object per line for machines.
+Knows no logger's meaning and nothing of requests but the id of the one that is being served.
+
+Records are formatted by the thread that logs, where the ids are known and arguments have not
+changed yet; a thread of its own writes the lines, so that nobody waits for who reads them.
+
+Whoever logs gives structured fields as `extra={"model": ...}`; the text format leaves them out, the
+JSON format writes them beside `ts`, `level`, `logger`, `message` and `request_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from logging.handlers import QueueHandler
+from types import TracebackType
+from typing import TextIO
+
+from predictors.observe.line_writer import LineStream, LineWriter
+
+TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the request that the present task serves; the edges set it."""
+
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""Of its trace, where it is sampled."""
+
+log = logging.getLogger("predictors")
+
+_ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One object per record, on one line; a traceback is the field `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, object] = {
+            "ts": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        about = {"request_id": request_id.get(), "trace_id": trace_id.get()}
+        line.update((name, known) for name, known in about.items() if known)
+        line.update((k, v) for k, v in vars(record).items() if k not in _ORDINARY)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        # ASCII: neither a line separator nor half a character of a caller's gets into a line
+        return json.dumps(line, default=str)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """UTC to the millisecond, as `2026-01-31T23:59:59.123Z`."""
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{whole}.{int(record.msecs):03d}Z"
+
+
+class LineHandler(QueueHandler):
+    """Formats a record on the thread that logs it and leaves the line to a `LineWriter`."""
+
+    def __init__(self, stream: TextIO, on_drop: Callable[[int], object]) -> None:
+        self.writer = LineWriter(stream, self._note, on_drop)
+        super().__init__(self.writer)  # type: ignore[arg-type]
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As any handler, but without a lock that a flush might hold for seconds."""
+        wanted = self.filter(record)
+        if wanted:
+            self.emit(wanted if isinstance(wanted, logging.LogRecord) else record)
+        return bool(wanted)
+
+    def prepare(self, record: logging.LogRecord) -> tuple[str, bool]:
+        """The line, and whether it matters."""
+        return f"{self.format(record)}\n", record.levelno >= logging.ERROR
+
+    def enqueue(self, record: tuple[str, bool]) -> None:  # type: ignore[override]
+        """Hand the line over; never blocks."""
+        line, matters = record
+        self.writer.put(line, keep=matters, hurry=matters)
+
+    def flush(self) -> None:
+        """Wait until the lines are written, for seconds at most."""
+        if self._is_stderr():
+            sys.stderr.flush()
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush, and give stderr back unless whoever writes there would be held up."""
+        is_stderr = self._is_stderr()
+        if is_stderr:
+            sys.stderr.flush()
+        if self.writer.close() and is_stderr:
+            sys.stderr = self.writer.stream
+        super().close()
+
+    def _is_stderr(self) -> bool:
+        return isinstance(sys.stderr, LineStream) and sys.stderr.writer is self.writer
+
+    def _note(self, count: int) -> str:
+        words = "%d lines of the log are missing here: they came faster than they were read"
+        facts = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+        record = logging.makeLogRecord({**facts, "msg": words, "args": (count,), "dropped": count})
+        return f"{self.format(record)}\n"
+
+
+def configure(
+    log_format: str,
+    level: str,
+    stream: TextIO | None = None,
+    on_drop: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Send everything to `stream` (stderr) in `log_format`: `text`, `json`, or `auto`, which is
+    text on a terminal. In JSON, Python's warnings and what nobody catches are lines too.
+
+    `sys.stderr` goes the same way, so that nothing in Python waits for its reader. `on_drop` is
+    called with numbers of lines that were dropped since they were not read.
+    """
+    own = stream or sys.stderr
+    if isinstance(own, LineStream):  # configured before
+        own = own.writer.stream
+    if log_format == "auto":
+        log_format = "text" if own.isatty() else "json"
+    handler = LineHandler(own, on_drop)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if stream is None:
+        own.flush()
+        sys.stderr = LineStream(handler.writer)
+    if log_format == "json":
+        logging.captureWarnings(True)
+        sys.excepthook = _uncaught
+        threading.excepthook = _uncaught_in_thread
+
+
+def is_json() -> bool:
+    """Whether the log was configured to be JSON."""
+    return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
+
+
+def adopt() -> None:
+    """Take the handlers of libraries that write to the terminal by themselves: their lines go the
+    way of all others. To be called once they are imported.
+    """
+    for logger in logging.root.manager.loggerDict.values():
+        if not isinstance(logger, logging.Logger):
+            continue
+        for handler in logger.handlers[:]:
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    log.critical("uncaught %s", kind.__name__, exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    error = args.exc_value
+    if error is not None:
+        name = args.thread.name if args.thread is not None else "a thread"
+        log.critical("uncaught %s in %s", args.exc_type.__name__, name, exc_info=error)

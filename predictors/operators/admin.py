@@ -1,0 +1,198 @@
+"""The operator's port: what a running server is doing, as JSON, and a profile of its live traffic.
+Knows no model beyond `Inspected` and no profiler beyond `Profiling`.
+
+Off unless `server.admin_port` says otherwise. Both ask nothing of an engine but what it tells
+without being waited for; only the recording itself happens on the engine's thread. One profile at a
+time in the process, its report included, and only the last trace is kept. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from predictors.errors import (
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    Overloaded,
+)
+from predictors.protocol.call import Call
+from predictors.protocol.http.app import Answering
+from predictors.protocol.http.body_reader import read_small_body
+from predictors.protocol.http.exchange import CALL_KEY, Reply, json_reply
+from predictors.protocol.http.json_bodies import check_media, parse_json
+from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Inspected, ProfileRecording, Profiling
+
+MAX_BODY_BYTES = 4096
+MAX_STEPS = 200  # a denoise step of FLUX is a megabyte of trace
+DEFAULT_STEPS = 8
+DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 600.0
+LAST_STEP_S = 60.0  # for the step that runs when time is up
+MEDIA = frozenset({"application/json"})  # one must be named, so that no web page can ask
+GZIP = "application/gzip"
+BUSY = "a profile is being recorded or reported already; try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A checked body of `/debug/profile`."""
+
+    model: str
+    steps: int
+    timeout_s: float
+
+
+class Admin:
+    """The routes. `make_profiler` comes from the composition root; without it there are no
+    profiles. Once `ending` is set nobody is waited for any more."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        ending: asyncio.Event,
+        make_profiler: Callable[[], Profiling] | None,
+    ) -> None:
+        self._registry = registry
+        self._ending = ending
+        self._make_profiler = make_profiler
+        self._is_busy = False
+        self._last: tuple[str, bytes] | None = None
+
+    def routes(self) -> list[BaseRoute]:
+        """For `RestApp`."""
+        return [
+            Route("/debug/engine", Answering(self._engine), methods=["GET"]),
+            Route("/debug/profile", Answering(self._profile), methods=["POST"]),
+            Route("/debug/profile/{id}", Answering(self._trace), methods=["GET"]),
+        ]
+
+    async def _engine(self, request: Request) -> Reply:
+        models = self._registry.models.items()
+        shown = {name: model.describe() for name, model in models if isinstance(model, Inspected)}
+        seen = {"in_flight": self._registry.in_flight, "draining": self._registry.is_draining}
+        return json_reply({**seen, "models": shown})
+
+    async def _trace(self, request: Request) -> Reply:
+        if self._last is None or self._last[0] != request.path_params["id"]:
+            raise NotFound("there is no such profile; only the last one is kept")
+        return _download(*self._last)
+
+    async def _profile(self, request: Request) -> Reply:
+        call: Call = request.scope[CALL_KEY]
+        check_media(call, MEDIA)
+        timeout_s = self._registry.settings.server.body_timeout_s
+        raw = await read_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
+        wish = read_wish(parse_json(raw))
+        model = self._registry.find(wish.model)
+        if self._make_profiler is None or not isinstance(model, Inspected):
+            raise NotSupported(f"model {wish.model!r} can't be profiled here")
+        if self._is_busy:
+            raise Overloaded(BUSY)
+        self._is_busy = True
+        try:
+            profiler = self._make_profiler()
+            recording = model.record(profiler, wish.steps)
+        except BaseException:
+            self._is_busy = False
+            raise
+        outcome = asyncio.ensure_future(asyncio.wrap_future(recording.outcome))
+        last: asyncio.Future[Any] = outcome
+        try:
+            steps = await self._wait(outcome, recording, request, wish)
+            making = last = asyncio.ensure_future(asyncio.to_thread(profiler.report))
+            report = await asyncio.shield(making)
+        finally:  # whatever becomes of this request, the next profile waits for what goes on
+            last.add_done_callback(self._stopped)
+        name = uuid.uuid4().hex
+        self._last = (name, report.trace)
+        if GZIP in call.get("accept", ""):
+            return _download(name, report.trace)
+        where = {"id": name, "trace": f"/debug/profile/{name}", "trace_bytes": len(report.trace)}
+        return json_reply({"model": wish.model, "steps": steps, **where, **report.table})
+
+    def _stopped(self, last: asyncio.Future[Any]) -> None:
+        self._is_busy = False
+        if not last.cancelled():
+            last.exception()  # somebody has looked at it, even if the asker has left
+
+    async def _wait(
+        self,
+        outcome: asyncio.Future[int],
+        recording: ProfileRecording,
+        request: Request,
+        wish: Wish,
+    ) -> int:
+        """Recorded steps, at least one: those wished for, or what there was when time was up, the
+        server began to drain or the asker left."""
+        loop = asyncio.get_running_loop()
+        others = (loop.create_task(self._ending.wait()), loop.create_task(_left(request)))
+        try:
+            waited: set[asyncio.Future[Any]] = {outcome, *others}
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait(waited, timeout=wish.timeout_s, return_when=first)
+            recording.end()
+            await asyncio.wait({outcome}, timeout=LAST_STEP_S)
+        finally:
+            recording.end()
+            for other in others:
+                other.cancel()
+        if not outcome.done():
+            raise DeadlineExceeded(f"the step that runs takes longer than {LAST_STEP_S:g} s")
+        steps = outcome.result()
+        if steps == 0 and self._ending.is_set():
+            raise Draining("the server began to shut down before there was a step to record")
+        if steps == 0:
+            raise DeadlineExceeded(f"nobody asked {wish.model!r} for work in {wish.timeout_s:g} s")
+        return steps
+
+
+def read_wish(body: Any) -> Wish:
+    """The body, checked; raises `InvalidRequest` naming the field."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    unknown = sorted(set(body) - {"model", "steps", "timeout_s"})
+    if unknown:
+        raise InvalidRequest(f"the body has an unknown field {unknown[0][:64]!r}")
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise InvalidRequest("model must be the name of a served model", param="model")
+    steps = _number(body, "steps", DEFAULT_STEPS, (int,), (1, MAX_STEPS))
+    timeout_s = _number(body, "timeout_s", DEFAULT_TIMEOUT_S, (int, float), (0.1, MAX_TIMEOUT_S))
+    return Wish(model, int(steps), float(timeout_s))
+
+
+def _number(
+    body: Mapping[str, Any],
+    name: str,
+    default: float,
+    kinds: Collection[type],
+    bounds: tuple[float, float],
+) -> float:
+    value: float = body.get(name, default)
+    least, most = bounds
+    if type(value) not in kinds or not least <= value <= most:
+        what = "a number" if float in kinds else "a whole number"
+        raise InvalidRequest(f"{name} must be {what} from {least:g} to {most:g}", param=name)
+    return value
+
+
+async def _left(request: Request) -> None:
+    """Returns when the asker has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _download(name: str, trace: bytes) -> Reply:
+    file = f'attachment; filename="profile-{name}.trace.json.gz"'
+    headers = (("content-type", GZIP), ("content-disposition", file))
+    return Reply(trace, headers=headers)

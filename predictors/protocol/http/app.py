@@ -1,0 +1,178 @@
+"""The ASGI application around all REST routes: request id, access log, 404, 405 and the last catch.
+A path of a GET may end with a slash more.
+
+Plain Starlette routing without Starlette's middleware: that would answer an unexpected error and
+then raise it again, and the server below would cut the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route, Router
+
+from predictors.errors import Cancelled, InvalidRequest, NotFound
+from predictors.observe import logs
+from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.faults import Fault, attempt, fault_of
+from predictors.protocol.http.access import Access
+from predictors.protocol.http.body_reader import Receive
+from predictors.protocol.http.exchange import (
+    CALL_KEY,
+    JSON_TYPE,
+    STATUS_KEY,
+    Reply,
+    Scope,
+    Send,
+    send_reply,
+)
+from predictors.protocol.http.exposition import Scraper
+
+access_log = logging.getLogger("predictors.access")
+
+OPENAI_PREFIXES = ("/v1/", "/openai/")
+_REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
+_CLOSE = (b"connection", b"close")
+_MAX_PATH = 200  # characters of a path in the log
+_READS = ("GET", "HEAD")
+_PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
+
+
+class Answering:
+    """An ASGI endpoint for a cheap question: no model works for it, nothing is counted."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_reply(send, await self._answer(Request(scope, receive)))
+
+
+class RestApp:
+    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date;
+    `access` says who may call, by default everybody.
+
+    Once `is_leaving` is true every answer ends its connection, so that a client that keeps its
+    connections comes back elsewhere.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[BaseRoute],
+        *,
+        access_log: bool,
+        on_scrape: Callable[[], None],
+        is_leaving: Callable[[], bool] = lambda: False,
+        access: Access | None = None,
+    ) -> None:
+        self._access = access
+        self._on_scrape = on_scrape
+        self._is_leaving = is_leaving
+        self._access_log = access_log
+        self._scraper = Scraper(REGISTRY)
+        self._scrape_lock = asyncio.Lock()
+        self._next_scrapes: dict[str, asyncio.Task[Reply]] = {}  # by `Accept`
+        metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
+        self._router = Router(
+            [*routes, metrics_route], redirect_slashes=False, default=self._no_route
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = time.monotonic()
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
+        logs.request_id.set(call.request_id)  # the task is this request's own
+        request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
+        scope["app"] = self  # routes raise HTTPException for a wrong method instead of answering
+
+        async def send_named(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                closing = [_CLOSE] if self._is_leaving() else []
+                message["headers"] = [*message["headers"], request_id, *closing]
+                scope[STATUS_KEY] = message["status"]
+            await send(message)
+
+        error: Exception | None = None
+        if self._access is not None:
+            error = self._access.refusal(call, scope["headers"], scope["path"])
+        if error is None and "\n" in scope["path"]:  # routes would match in front of the last one
+            error = NotFound("there is no route with a line end in it")
+        if error is None:
+            error = await attempt(self._router(scope, receive, send_named))
+        if isinstance(error, Cancelled):
+            scope[STATUS_KEY] = 499
+        elif error is not None:
+            reply = _fault_reply(scope, error, call)
+            if STATUS_KEY not in scope:
+                await send_reply(send_named, reply)
+        if self._access_log:
+            self._log(scope, call, time.monotonic() - started)
+
+    async def _no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `GET /v2/` as `GET /v2`. What may be a command has one spelling: whoever guards
+        paths before us must not have to know two."""
+        path: str = scope["path"]
+        if scope["method"] in _READS and len(path) > 1 and path[-1] == "/" and path[-2] != "/":
+            scope["path"] = path[:-1]
+            await self._router(scope, receive, send)
+        else:
+            raise NotFound(f"there is no route {path[:_MAX_PATH]!r}")
+
+    def _log(self, scope: Scope, call: Call, seconds: float) -> None:
+        path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
+        if path in _PROBES or path.endswith("/ready"):
+            return
+        facts = {
+            "method": scope["method"],
+            "path": path[:_MAX_PATH],
+            "status": scope.get(STATUS_KEY, 500),
+            "total_ms": round(seconds * 1000, 1),
+            "request_id": call.request_id,
+        }
+        access_log.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
+
+    async def _metrics(self, request: Request) -> Reply:
+        """Prometheus text, or OpenMetrics for who accepts it. One is written at a time; those who
+        come meanwhile wait for the next and share it."""
+        accept = request.headers.get("accept", "")
+        next_one = self._next_scrapes.get(accept)
+        if next_one is None:
+            next_one = asyncio.create_task(self._scrape_next(accept))
+            self._next_scrapes[accept] = next_one
+        return await asyncio.shield(next_one)
+
+    async def _scrape_next(self, accept: str) -> Reply:
+        async with self._scrape_lock:
+            del self._next_scrapes[accept]
+            return await self._scrape(accept)
+
+    async def _scrape(self, accept: str) -> Reply:
+        self._on_scrape()
+        # 3 ms with two models, ten where engines want the interpreter too
+        body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
+        return Reply(body, headers=(("content-type", content_type),))
+
+
+def _fault_reply(scope: Scope, error: Exception, call: Call) -> Reply:
+    """The error body that belongs to the path's protocol."""
+    path: str = scope["path"]
+    headers: list[tuple[str, str]] = [JSON_TYPE]
+    if isinstance(error, HTTPException):
+        shown = InvalidRequest(f"{scope['method']} is not allowed on {path[:_MAX_PATH]!r}")
+        headers += [(k.lower(), v) for k, v in (error.headers or {}).items()]
+        fault, status = fault_of(shown), error.status_code
+    else:
+        fault = fault_of(error, request_id=call.request_id)
+        status = fault.status
+    is_openai = path.startswith(OPENAI_PREFIXES) and ":" not in path
+    body = Fault.openai_body(fault) if is_openai else Fault.v2_body(fault)
+    return Reply(body, status, (*headers, *fault.headers))

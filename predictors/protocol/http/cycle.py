@@ -1,0 +1,219 @@
+"""One HTTP request and its response, as ASGI's `receive` and `send`. The connection behind it,
+which also decodes the request's body, is a `Wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import urllib.parse
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Protocol
+
+import orjson
+
+from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
+from predictors.protocol.http.heads import Head
+
+WRITE_BYTES = 256 * 1024  # at once: a caller that does not read holds no more in the server
+NO_BODY = frozenset({204, 304})
+
+ASGI = {"version": "3.0", "spec_version": "2.3"}
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
+
+
+STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
+
+
+def scope_of(head: Head, server: object, client: object, state: object) -> dict[str, Any]:
+    """The ASGI scope of a head."""
+    path = head.path.decode("ascii")
+    return {
+        "type": "http",
+        "asgi": ASGI,
+        "http_version": head.version,
+        "server": server,
+        "client": client,
+        "scheme": "http",
+        "method": head.method,
+        "root_path": "",
+        "path": urllib.parse.unquote(path) if "%" in path else path,
+        "raw_path": head.path,
+        "query_string": head.query,
+        "headers": head.headers,
+        "state": state,
+    }
+
+
+def refusal(status: int, message: str, *headers: bytes) -> bytes:
+    """A whole response to what is no request or comes at a bad time; its connection ends."""
+    body = orjson.dumps({"error": message})
+    lines = [
+        STATUS_LINES[status],
+        b"content-type: application/json\r\n",
+        b"content-length: %d\r\n" % len(body),
+        b"%s: %s\r\n" % (REQUEST_ID_HEADER.encode(), clean_request_id(None).encode()),
+        *(header + b"\r\n" for header in headers),
+        b"connection: close\r\n\r\n",
+    ]
+    return b"".join(lines) + body
+
+
+class Wire(Protocol):
+    """The interface of a connection to its cycle. Event loop only."""
+
+    is_write_paused: bool
+
+    def write(self, raw: bytes | memoryview) -> None:
+        """Send `raw`, or keep it until the caller has read enough."""
+
+    async def drained(self) -> None:
+        """Return once more may be written, or nothing ever will be."""
+
+    def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """Headers of every response."""
+
+    def can_stay(self) -> bool:
+        """Whether the connection may take another request after this response."""
+
+    def body_taken(self) -> None:
+        """The application has taken what there was of the body."""
+
+    def response_complete(self) -> None:
+        """The last byte was written."""
+
+
+class RequestCycle:
+    """Event loop only. The connection appends to `body`, clears `more_body` and sets `event`."""
+
+    def __init__(self, wire: Wire, head: Head) -> None:
+        self._wire = wire
+        self._has_body = head.method != "HEAD"
+        self._may_chunk = head.version == "1.1"
+        self.is_asked_to_continue = head.expects_continue
+        self.keeps_alive = head.keeps_alive
+        self.body = bytearray()
+        self.more_body = True
+        self.event = asyncio.Event()
+        self.is_disconnected = False
+        self.is_started = False
+        self.is_complete = False
+        self._chunks = False
+        self._head = b""  # of the response; goes out with the first part of its body
+        self._left: int | None = None  # bytes that Content-Length still promises
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the caller has got a part of the response."""
+        return self.is_started and not self._head
+
+    # -- ASGI ------------------------------------------------------------------------------------
+    async def receive(self) -> MutableMapping[str, Any]:
+        """The body so far; then nothing until the caller leaves or the response is complete."""
+        if self.is_asked_to_continue and not self.is_disconnected:
+            self.is_asked_to_continue = False
+            self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self.is_disconnected and not self.is_complete:
+            await self.event.wait()
+            self.event.clear()
+        if self.is_disconnected or self.is_complete:
+            return {"type": "http.disconnect"}
+        body = bytes(self.body)
+        if body:
+            self.body = bytearray()
+            self._wire.body_taken()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Write a part of the response; waits while the caller does not read."""
+        if self._wire.is_write_paused and not self.is_disconnected:
+            await self._wire.drained()
+        if self.is_disconnected:
+            return
+        expected = "http.response.body" if self.is_started else "http.response.start"
+        if self.is_complete or message["type"] != expected:
+            raise RuntimeError(f"{message['type']!r} was sent instead of {expected!r}")
+        if not self.is_started:
+            self._start(message["status"], message.get("headers", ()))
+            return
+        body: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if body and self._has_body:
+            self._count(body)
+            if len(body) > WRITE_BYTES:
+                await self._write_large(body)
+            elif self._chunks:
+                self._wire.write(b"%b%x\r\n%b\r\n" % (self._take_head(), len(body), body))
+            else:
+                self._wire.write(self._take_head() + body if self._head else body)
+        if not more and not self.is_disconnected:
+            self._finish()
+
+    # -- the response ----------------------------------------------------------------------------
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.keeps_alive = self.keeps_alive and self._wire.can_stay()
+        lines = [STATUS_LINES[status]]
+        for name, value in (*self._wire.default_headers(), *headers):
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                self.keeps_alive = self.keeps_alive and value != b"close"
+                continue
+            elif name == b"transfer-encoding":
+                continue  # the framing is ours
+            lines.append(b"%b: %b\r\n" % (name, value))
+        self._has_body = self._has_body and status not in NO_BODY
+        if not self._has_body:
+            self._left = None
+        elif self._left is None:
+            self._chunks = self._may_chunk
+            self.keeps_alive = self.keeps_alive and self._may_chunk
+            if self._chunks:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keeps_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        raw = b"".join(lines)
+        if not raw.count(b"\r") == raw.count(b"\n") == len(lines):
+            raise RuntimeError("a header of the response has a line end in it")
+        self.is_started = True
+        self._head = raw
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
+
+    def _count(self, body: bytes) -> None:
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0:
+                raise RuntimeError("the response is longer than its Content-Length")
+
+    async def _write_large(self, body: bytes) -> None:
+        self._wire.write(self._take_head() + (b"%x\r\n" % len(body) if self._chunks else b""))
+        view = memoryview(body)
+        for begin in range(0, len(body), WRITE_BYTES):
+            if self._wire.is_write_paused:
+                await self._wire.drained()
+            if self.is_disconnected:
+                return
+            self._wire.write(view[begin : begin + WRITE_BYTES])
+        if self._chunks:
+            self._wire.write(b"\r\n")
+
+    def _finish(self) -> None:
+        if self._left:
+            raise RuntimeError(f"the response is {self._left} bytes short of its Content-Length")
+        last = self._take_head() + (b"0\r\n\r\n" if self._chunks else b"")
+        if last:
+            self._wire.write(last)
+        self.is_complete = True
+        self.event.set()
+        self._wire.response_complete()

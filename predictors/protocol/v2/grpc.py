@@ -1,0 +1,200 @@
+"""V2 gRPC, the inference service: health, metadata, inference, load and unload of models.
+
+Our own methods over KServe's messages: its own reload an unready model on the event loop, turn "not
+ready" into UNKNOWN and drop doubles. What a caller does wrong here has the same words and the same
+reasons as over REST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import grpc
+
+from predictors import __version__
+from predictors.errors import DeadlineExceeded, NotSupported
+from predictors.protocol.call import Call
+from predictors.protocol.faults import Fault, Tally, attempt, fault_of
+from predictors.protocol.grpc.methods import (
+    Method,
+    RawMessage,
+    abort,
+    add_service,
+    answered,
+    call_of,
+    name_call,
+    parse_small,
+)
+from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, before
+from predictors.protocol.kserve_sdk import pb
+from predictors.protocol.registry import Registry
+from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
+from predictors.protocol.v2.rest import (
+    EXTENSIONS,
+    NAME,
+    REPOSITORY_OFF,
+    check_outputs,
+    complete,
+    metadata,
+)
+from predictors.protocol.v2.values import V2Request
+from predictors.protocol.v2.wire_proto import decode_request, model_of
+from predictors.protocol.v2.wire_proto_response import encode_response
+
+INLINE_BYTES = 16 * 1024  # of a message that is read on the event loop: 8,000 fields at most
+access = logging.getLogger("predictors.access")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
+    """Serve `inference.GRPCInferenceService`."""
+    add_service(server, SERVICE, InferenceMethods(registry).table())
+
+
+class InferenceMethods:
+    """The service's methods. Event loop only."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._logs = registry.settings.server.access_log
+
+    def table(self) -> dict[str, Method]:
+        """Each method by the name that its protocol gives it; it gets the raw message."""
+        cheap: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": (pb.ServerLiveRequest, self._server_live),
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+        }
+        found: dict[str, Method] = {"ModelInfer": self.model_infer}
+        for each, (kind, answer) in cheap.items():
+            found[each] = partial(self._cheap, kind, answer)
+        return found
+
+    async def _cheap(
+        self, kind: Any, answer: Callable[[Any], Awaitable[Any]], message: RawMessage, context: Any
+    ) -> Any:
+        async def work() -> Any:
+            return await answer(parse_small(kind, message))
+
+        return await answered(work(), context)
+
+    # -- health and metadata ---------------------------------------------------------------------
+    async def _server_live(self, request: Any) -> Any:
+        """False once an engine is dead or stalled."""
+        return pb.ServerLiveResponse(live=self._registry.is_live())
+
+    async def _server_ready(self, request: Any) -> Any:
+        """True while every model is warm and the server is not shutting down."""
+        return pb.ServerReadyResponse(ready=await self._registry.all_ready())
+
+    async def _server_metadata(self, request: Any) -> Any:
+        return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
+
+    async def _model_ready(self, request: Any) -> Any:
+        model = self._registry.find(request.name, request.version)
+        return pb.ModelReadyResponse(ready=await self._registry.is_ready(model.name))
+
+    async def _model_metadata(self, request: Any) -> Any:
+        model = self._registry.find(request.name, request.version)
+        return pb.ModelMetadataResponse(**metadata(model))
+
+    async def _load(self, request: Any) -> Any:
+        self._check_repository()
+        self._registry.restore(request.model_name)
+        return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
+
+    async def _unload(self, request: Any) -> Any:
+        self._check_repository()
+        self._registry.withdraw(request.model_name)
+        return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
+
+    def _check_repository(self) -> None:
+        if not self._registry.settings.server.repository_api:
+            raise NotSupported(REPOSITORY_OFF)
+
+    # -- inference -------------------------------------------------------------------------------
+    async def model_infer(self, message: RawMessage, context: Any) -> Any:
+        """One inference request; cancelled by gRPC when the client goes or its time is up."""
+        call = call_of(context)
+        tally = Tally("v2_grpc", "infer", call)
+        reason = "ok"
+        try:
+            answer = await attempt(self._infer(tally, message, call, context.time_remaining()))
+            if isinstance(answer, Exception):
+                fault = self._fault(answer, call)
+                reason, answer = fault.reason, None
+                tally.end(reason)  # before the caller can know
+                await abort(context, fault, call)
+            name_call(context, call)
+            return answer
+        except asyncio.CancelledError:
+            remaining = context.time_remaining()
+            reason = "deadline" if remaining is not None and remaining <= 0 else "cancelled"
+            raise
+        finally:
+            tally.end(reason)
+            self._log(tally, reason, call)
+
+    async def _infer(
+        self, tally: Tally, message: RawMessage, call: Call, remaining: float | None
+    ) -> Any:
+        raw = message.take()
+        charge = Charge(self._registry.bytes_in_flight)
+        try:
+            charge.add(len(raw))
+            return await self._infer_charged(tally, raw, call, remaining)
+        finally:
+            self._registry.end_of(charge)
+
+    async def _infer_charged(
+        self, tally: Tally, raw: bytes, call: Call, remaining: float | None
+    ) -> Any:
+        name, version = model_of(raw)
+        model = self._registry.find(name, version)
+        tally.model = name
+        call.read_deadline(self._registry.settings.queue.default_timeout_s)
+        if remaining is not None:
+            if remaining <= 0:
+                raise DeadlineExceeded("the deadline had passed before the request was read")
+            call.tighten(remaining)
+        self._registry.enter(name)
+        try:
+            values = await self._decoded(raw, call)
+            check_outputs(values, model)
+            response = await model.infer(values, call)
+            return encode_response(complete(response, values, call))
+        finally:
+            self._registry.leave()
+
+    async def _decoded(self, raw: bytes, call: Call) -> V2Request:
+        if len(raw) <= INLINE_BYTES:
+            return decode_request(raw)
+        async with before(call.deadline, "the deadline passed while the message was read"):
+            if len(raw) <= SHARED_BYTES:
+                return await self._registry.in_thread(decode_request, raw)
+            workers = self._registry.workers
+            return await decode_large(workers, decode_request, raw, factor=MESSAGE_FACTOR)
+
+    def _fault(self, error: Exception, call: Call) -> Fault:
+        status = self._registry.settings.queue.overload_status
+        return fault_of(error, overload_status=status, request_id=call.request_id)
+
+    def _log(self, tally: Tally, reason: str, call: Call) -> None:
+        if self._logs:
+            facts = {
+                "model": tally.model,
+                "reason": reason,
+                "total_ms": round(tally.elapsed_s * 1000, 1),
+                "request_id": call.request_id,
+            }
+            line = "ModelInfer %s %s %.1f ms %s"
+            access.info(line, *facts.values(), extra={"method": "ModelInfer", **facts})

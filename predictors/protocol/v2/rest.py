@@ -1,0 +1,214 @@
+"""V2 REST: health, metadata, inference and the repository routes. Knows no model beyond `Served`.
+
+Routes that the Open Inference Protocol or Triton have and this server doesn't (`config`, `stats`,
+`trace`, shared memory) fall through to the ordinary 404. `load` and `unload` are refused with 501
+unless the operator turned them on, since nobody is asked who they are; even then they only take a
+model out of service and back, its weights stay where they are. V1's `:predict` and `:explain` are
+501 and name V2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from predictors import __version__
+from predictors.errors import InvalidRequest, NotSupported
+from predictors.protocol.call import Call
+from predictors.protocol.faults import Fault
+from predictors.protocol.http.app import Answering
+from predictors.protocol.http.body_reader import INLINE_BYTES, read_small_body
+from predictors.protocol.http.exchange import Exchange, Reply, Work, json_reply
+from predictors.protocol.http.json_bodies import JSON_MEDIA, parse_json
+from predictors.protocol.registry import VERSION, Registry
+from predictors.protocol.serves import Served
+from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
+from predictors.protocol.v2.wire_json import HEADER, decode_request, encode_response
+
+NAME = "vision-predictors"
+EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
+MEDIA = JSON_MEDIA | {"application/octet-stream"}
+BINARY_TYPE = ("content-type", "application/octet-stream")
+REPOSITORY_OFF = (
+    "loading and unloading over the network is off; the operator can turn it on with "
+    "PREDICTORS_SERVER_REPOSITORY_API"
+)
+
+
+def v2_routes(registry: Registry) -> list[BaseRoute]:
+    """Every V2 route, the most frequent first, and V1's two."""
+    routes = V2Routes(registry)
+    infer = Work(
+        routes.infer, registry, protocol="v2_rest", operation="infer", body_of=Fault.v2_body
+    )
+    model = "/v2/models/{model}"
+    version = model + "/versions/{version}"
+    found: list[BaseRoute] = [
+        Route(model + "/infer", infer, methods=["POST"]),
+        Route(version + "/infer", infer, methods=["POST"]),
+    ]
+    for path, answer in (
+        ("/v2/health/live", routes.live),
+        ("/v2/health/ready", routes.ready),
+        (model + "/ready", routes.model_ready),
+        (version + "/ready", routes.model_ready),
+        ("/", routes.root),
+        ("/v2", routes.server_metadata),
+        ("/v2/models", routes.model_names),
+        (model, routes.model_metadata),
+        (version, routes.model_metadata),
+    ):
+        found.append(Route(path, Answering(answer), methods=["GET"]))
+    index = Answering(routes.repository_index)
+    found.append(Route("/v2/repository/index", index, methods=["GET", "POST"]))
+    for path, answer in (
+        ("/v2/repository/models/{model}/load", routes.load),
+        ("/v2/repository/models/{model}/unload", routes.unload),
+        ("/v1/models/{model}:predict", routes.v1),
+        ("/v1/models/{model}:explain", routes.v1),
+    ):
+        found.append(Route(path, Answering(answer), methods=["POST"]))
+    return found
+
+
+class V2Routes:
+    """The answers. Event loop only."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    # -- inference -------------------------------------------------------------------------------
+    async def infer(self, exchange: Exchange) -> Reply:
+        """`POST /v2/models/{model}[/versions/{version}]/infer`"""
+        name, version = exchange.path["model"], exchange.path.get("version", "")
+        model = exchange.admit(name, version)
+        head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
+        files = model.file_inputs
+        request = await exchange.decoded(decode_request, head, name, version, files, media=MEDIA)
+        check_outputs(request, model)
+        response = complete(await model.infer(request, exchange.call), request, exchange.call)
+        if num_bytes(response) > INLINE_BYTES:
+            body, json_bytes = await asyncio.to_thread(encode_response, response, request)
+        else:
+            body, json_bytes = encode_response(response, request)
+        if json_bytes is None:
+            return Reply(body)
+        return Reply(body, headers=(BINARY_TYPE, (HEADER, str(json_bytes))))
+
+    # -- health ----------------------------------------------------------------------------------
+    async def root(self, request: Request) -> Reply:
+        """KServe's greeting; also what a bare load balancer asks."""
+        return json_reply({"status": "alive"})
+
+    async def live(self, request: Request) -> Reply:
+        """503 once an engine is dead or stalled: the process should be restarted."""
+        live = self._registry.is_live()
+        return json_reply({"live": live}, 200 if live else 503)
+
+    async def ready(self, request: Request) -> Reply:
+        """503 until every model is warm, and again while the server shuts down."""
+        ready = await self._registry.all_ready()
+        return json_reply({"ready": ready}, 200 if ready else 503)
+
+    async def model_ready(self, request: Request) -> Reply:
+        """503 until this model is warm."""
+        model = self._find(request)
+        ready = await self._registry.is_ready(model.name)
+        return json_reply({"name": model.name, "ready": ready}, 200 if ready else 503)
+
+    # -- metadata --------------------------------------------------------------------------------
+    async def server_metadata(self, request: Request) -> Reply:
+        """`GET /v2`"""
+        return json_reply({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+
+    async def model_names(self, request: Request) -> Reply:
+        """`GET /v2/models`"""
+        return json_reply({"models": list(self._registry.models)})
+
+    async def model_metadata(self, request: Request) -> Reply:
+        """`GET /v2/models/{model}`"""
+        return json_reply(metadata(self._find(request)))
+
+    # -- repository ------------------------------------------------------------------------------
+    async def repository_index(self, request: Request) -> Reply:
+        """Triton's index: name, version and state of each model; `{"ready": true}` asks for the
+        ready ones only."""
+        timeout_s = self._registry.settings.server.body_timeout_s
+        raw = await read_small_body(request.receive, request.headers, 4096, timeout_s)
+        wanted = parse_json(raw) if raw.strip() else {}
+        if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
+            raise InvalidRequest("the body may have one field, ready")
+        only_ready = wanted.get("ready", False)
+        if not isinstance(only_ready, bool):
+            raise InvalidRequest("ready must be true or false", param="ready")
+        entries = []
+        for name in self._registry.models:
+            ready = await self._registry.is_ready(name)
+            state = "READY" if ready else "UNAVAILABLE"
+            if ready or not only_ready:
+                entries.append({"name": name, "version": VERSION, "state": state, "reason": ""})
+        return json_reply(entries)
+
+    async def load(self, request: Request) -> Reply:
+        """Put a model back into service."""
+        model = self._repository_model(request)
+        self._registry.restore(model.name)
+        return json_reply({"name": model.name, "load": True})
+
+    async def unload(self, request: Request) -> Reply:
+        """Take a model out of service; what it has accepted is finished."""
+        model = self._repository_model(request)
+        self._registry.withdraw(model.name)
+        return json_reply({"name": model.name, "unload": True})
+
+    async def v1(self, request: Request) -> Reply:
+        """V1 has no place for named tensors and parameters."""
+        name = request.path_params["model"]
+        self._registry.find(name)
+        raise NotSupported(f"V1 inference is not offered; use POST /v2/models/{name}/infer")
+
+    def _find(self, request: Request) -> Served:
+        parameters = request.path_params
+        return self._registry.find(parameters["model"], parameters.get("version", ""))
+
+    def _repository_model(self, request: Request) -> Served:
+        if not self._registry.settings.server.repository_api:
+            raise NotSupported(REPOSITORY_OFF)
+        return self._registry.find(request.path_params["model"])
+
+
+def metadata(model: Served) -> dict[str, Any]:
+    """What V2 tells about a model; both transports."""
+    return {
+        "name": model.name,
+        "versions": [VERSION],
+        "platform": "",
+        "inputs": model.get_input_types(),
+        "outputs": model.get_output_types(),
+    }
+
+
+def check_outputs(request: V2Request, model: Served) -> None:
+    """Raise `InvalidRequest` for an output that the model does not have, before it works."""
+    if not request.outputs:
+        return
+    known = [output["name"] for output in model.get_output_types()]
+    for name in request.outputs:
+        if name not in known:
+            shown = name[:64]
+            message = f"there is no output {shown!r}; {model.name} has {', '.join(known)}"
+            raise InvalidRequest(message, param=shown)
+
+
+def complete(response: V2Response, request: V2Request, call: Call) -> V2Response:
+    """The response with id and version, and the wanted outputs in the wanted order."""
+    outputs = response.outputs
+    if request.outputs:
+        by_name = {tensor.name: tensor for tensor in outputs}
+        outputs = tuple(by_name[name] for name in request.outputs)
+    identity = request.id or call.request_id
+    return replace(response, id=identity, version=VERSION, outputs=outputs)

@@ -1,0 +1,260 @@
+"""V2 requests and responses as JSON and as the binary extension. Knows no route and no model.
+
+The binary extension puts raw tensors behind the JSON; `Inference-Header-Content-Length` says where
+the JSON ends. Field names and their meaning are the Open Inference Protocol's; whatever is not in
+it is refused by name rather than dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import orjson
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.http.json_bodies import parse_json
+from predictors.protocol.v2.tensors import (
+    MAX_NAME,
+    ElementCount,
+    check_count,
+    check_datatype,
+    check_parameters,
+    check_values,
+    count_elements,
+    pack,
+    unpack,
+)
+from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response, with_files
+
+HEADER = "inference-header-content-length"
+MAX_TENSORS = 64
+MAX_ID = 1024
+
+_REQUEST_FIELDS = frozenset(
+    {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
+)
+_INPUT_FIELDS = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_INPUT_PARAMETERS = frozenset({"binary_data_size", "content_type", "encoding"})
+_OUTPUT_FIELDS = frozenset({"name", "parameters"})
+_OUTPUT_PARAMETERS = frozenset({"binary_data"})
+
+
+def decode_request(
+    raw: bytes,
+    headers: Mapping[str, str],
+    model: str,
+    version: str = "",
+    files: Collection[str] = (),
+) -> V2Request:
+    """The request in a body; raises `InvalidRequest` that names what is wrong.
+
+    `headers` may have the one of the binary extension; `files` are the inputs that hold files, in
+    JSON as base64.
+    """
+    length = header_length(headers, len(raw))
+    body = parse_json(raw if length == len(raw) else raw[:length])
+    _only(body, _REQUEST_FIELDS, "the body")
+    parameters = read_parameters(body.get("parameters"), "parameters")
+    outputs, binary = _outputs(body.get("outputs"))
+    return V2Request(
+        model=model,
+        id=_id(body.get("id")),
+        inputs=_inputs(body.get("inputs"), raw, length, files),
+        outputs=outputs,
+        binary=binary,
+        binary_default=_flag(parameters.pop("binary_data_output", False), "binary_data_output"),
+        parameters=parameters,
+        version=version,
+    )
+
+
+def header_length(headers: Mapping[str, str], total: int) -> int:
+    """Bytes of JSON at the head of a body of `total` bytes."""
+    text = headers.get(HEADER)
+    if text is None:
+        return total
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or int(text) > total:
+        message = f"{HEADER} must be a whole number of at most the body's {total} bytes"
+        raise InvalidRequest(message, param=HEADER)
+    return int(text)
+
+
+def read_parameters(raw: object, where: str) -> dict[str, Scalar]:
+    """A map of names to strings, numbers and booleans."""
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"{where} must be an object", param=where)
+    for name, value in raw.items():
+        if not isinstance(value, str | int | float):
+            shown = name[:MAX_NAME]
+            message = f"parameter {shown!r} must be a string, a number or true or false"
+            raise InvalidRequest(message, param=shown)
+    check_parameters(raw)
+    return dict(raw)
+
+
+def _inputs(raw: object, body: bytes, position: int, files: Collection[str]) -> tuple[Tensor, ...]:
+    if not isinstance(raw, list) or not raw:
+        raise InvalidRequest("inputs must be a list of at least one tensor", param="inputs")
+    if len(raw) > MAX_TENSORS:
+        raise InvalidRequest(f"there are {len(raw)} inputs; at most {MAX_TENSORS}", param="inputs")
+    tensors, elements = [], ElementCount()
+    for entry in raw:
+        tensor, position = _input(entry, body, position, elements)
+        tensors.append(with_files(tensor) if tensor.text and tensor.name in files else tensor)
+    if position != len(body):
+        raise InvalidRequest(f"{len(body) - position} bytes are left over behind the last input")
+    return tuple(tensors)
+
+
+def _input(entry: object, body: bytes, position: int, elements: ElementCount) -> tuple[Tensor, int]:
+    """One input and where the raw bytes of the next one begin."""
+    fields = _only(entry, _INPUT_FIELDS, "an input")
+    name = _name(fields, "an input")
+    datatype = check_datatype(name, fields.get("datatype"))
+    sides = fields.get("shape")
+    if not isinstance(sides, list):
+        raise InvalidRequest(f"input {name[:MAX_NAME]!r} has no shape", param=name[:MAX_NAME])
+    shape, count = count_elements(name, sides)
+    elements.add(name, count)
+    parameters = read_parameters(
+        fields.get("parameters"), f"parameters of input {name[:MAX_NAME]!r}"
+    )
+    _only(parameters, _INPUT_PARAMETERS, f"parameters of input {name[:MAX_NAME]!r}")
+    size = parameters.pop("binary_data_size", None)
+    if size is None:
+        values = _flat(name, fields.get("data"), shape)
+        check_count(name, count, len(values))
+        data = check_values(name, datatype, values)
+        return Tensor(name, datatype, shape, data, parameters, text=True), position
+    if "data" in fields:
+        raise _input_error(name, "has both data and binary_data_size")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - position:
+        raise _input_error(name, f"has a binary_data_size that is not 0 to {len(body) - position}")
+    data = unpack(name, datatype, count, body[position : position + size])
+    return Tensor(name, datatype, shape, data, parameters), position + size
+
+
+def _flat(name: str, data: object, shape: tuple[int, ...]) -> list[object]:
+    """`data`, flat as it is or nested exactly as the shape says."""
+    if not isinstance(data, list):
+        raise _input_error(name, "has no list of data")
+    for depth, side in enumerate(shape[:-1]):
+        if not (data and isinstance(data[0], list)):
+            break
+        if depth == 0 and len(data) != side:
+            raise _input_error(name, "has data that is nested otherwise than its shape says")
+        below = shape[depth + 1]
+        if not all(isinstance(part, list) and len(part) == below for part in data):
+            raise _input_error(name, "has data that is nested otherwise than its shape says")
+        data = [value for part in data for value in part]
+    return data
+
+
+def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
+    """Names of the wanted outputs, and which of them say whether they go raw."""
+    if raw is None:
+        return (), {}
+    if not isinstance(raw, list) or len(raw) > MAX_TENSORS:
+        message = f"outputs must be a list of at most {MAX_TENSORS}"
+        raise InvalidRequest(message, param="outputs")
+    names: list[str] = []
+    binary: dict[str, bool] = {}
+    for entry in raw:
+        fields = _only(entry, _OUTPUT_FIELDS, "an output")
+        name = _name(fields, "an output")
+        if name in names:
+            shown = name[:MAX_NAME]
+            raise InvalidRequest(f"output {shown!r} is asked for twice", param=shown)
+        names.append(name)
+        where = f"parameters of output {name[:MAX_NAME]!r}"
+        parameters = read_parameters(fields.get("parameters"), where)
+        _only(parameters, _OUTPUT_PARAMETERS, where)
+        if "binary_data" in parameters:
+            binary[name] = _flag(parameters["binary_data"], "binary_data")
+    return tuple(names), binary
+
+
+def _only(raw: object, known: Collection[str], where: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"{where} must be a JSON object")
+    for name in raw:
+        if name not in known:
+            shown = name[:MAX_NAME]
+            raise InvalidRequest(f"{where} has an unknown field {shown!r}", param=shown)
+    return raw
+
+
+def _name(fields: Mapping[str, Any], where: str) -> str:
+    name = fields.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where} has no name", param="name")
+    return name
+
+
+def _id(raw: object) -> str:
+    if raw is None:
+        return ""
+    if not isinstance(raw, str) or len(raw) > MAX_ID:
+        raise InvalidRequest(f"id must be a string of at most {MAX_ID} characters", param="id")
+    return raw
+
+
+def _flag(raw: object, name: str) -> bool:
+    if not isinstance(raw, bool):
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return raw
+
+
+def _input_error(name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"input {name[:MAX_NAME]!r} {problem}", param=name[:MAX_NAME])
+
+
+# -- responses -------------------------------------------------------------------------------------
+def encode_response(response: V2Response, request: V2Request) -> tuple[bytes, int | None]:
+    """Body, and the length of its JSON where raw tensors follow it (else None)."""
+    outputs, raw = [], []
+    for tensor in response.outputs:
+        fields: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+        }
+        parameters: dict[str, Scalar] = dict(tensor.parameters)
+        if request.binary.get(tensor.name, request.binary_default):
+            packed = pack(tensor)
+            raw.append(packed)
+            parameters["binary_data_size"] = len(packed)
+        else:
+            fields["data"] = _plain(tensor, parameters)
+        if parameters:
+            fields["parameters"] = parameters
+        outputs.append(fields)
+    body: dict[str, Any] = {
+        "model_name": response.model,
+        "model_version": response.version,
+        "id": response.id,
+        "outputs": outputs,
+    }
+    if response.parameters:
+        body["parameters"] = response.parameters
+    head = orjson.dumps(body)
+    return (b"".join((head, *raw)), len(head)) if raw else (head, None)
+
+
+def _plain(tensor: Tensor, parameters: dict[str, Scalar]) -> list[object]:
+    """Values for JSON; BYTES that are files or not UTF-8 go as base64, and `parameters` says so."""
+    if tensor.datatype != "BYTES":
+        return list(tensor.data)
+    rows: list[bytes] = list(tensor.data)  # type: ignore[arg-type]
+    if not str(parameters.get("content_type", "")).startswith("image/"):
+        try:
+            return [row.decode("utf-8") for row in rows]
+        except UnicodeDecodeError:
+            parameters.setdefault("content_type", "application/octet-stream")
+    parameters["encoding"] = "base64"
+    # base64 needs no escapes: the encoder copies it as it is
+    return [orjson.Fragment(b'"%b"' % base64.b64encode(row)) for row in rows]

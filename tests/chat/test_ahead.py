@@ -1,0 +1,236 @@
+"""A step ahead and several prompts per pass, as on a GPU: the tokens of the plain path, whoever
+comes, leaves or ends early.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from predictors.chat.pictures import Pictures
+from predictors.chat.request import Sampling
+from predictors.chat.runner import Piece, Row, Runner
+from predictors.compute.device.transfer import HostCopy
+from tests.chat.reference import Reference
+from tests.chat.room import Room, chat, deltas_of, png, tokens_of
+from tests.chat.test_invariance import EIGHT
+
+SAMPLED = Sampling(temperature=1.0, repetition_penalty=1.2, frequency_penalty=0.4)
+
+
+@pytest.fixture(scope="module")
+def ahead(wild_checkpoint: Path) -> Room:
+    """Short chunks, so that prompts are cut and share passes."""
+    return Room.open_ahead(wild_checkpoint, prefill_chunk=64)
+
+
+@pytest.fixture(scope="module")
+def plain(wild: Room) -> list[list[int]]:
+    """What each of the eight answers alone, read at once."""
+    return [wild.answer(replace(request, ignore_eos=True)) for request in EIGHT]
+
+
+def until_told(room: Room, *jobs: Any) -> None:
+    """Step until each of these has a token."""
+    while not all(tokens_of(job) for job in jobs):
+        room.engine.step(room.engine.active)
+
+
+# -- tokens --------------------------------------------------------------------------------------
+def test_answers_are_those_of_generate(wild_checkpoint: Path, ahead: Room) -> None:
+    requests = [
+        chat("look:", png(1, 130, 90), "and", png(2, 60, 160), "then say what you see"),
+        chat("only text", max_tokens=1),
+        chat(png(3, 60, 60), "short"),
+    ]
+    expected = [Reference.load(wild_checkpoint).answer(request) for request in requests]
+    assert ahead.answers(requests) == expected
+
+
+def test_eight_together_answer_what_each_answers_on_the_plain_path(
+    ahead: Room, plain: list[list[int]]
+) -> None:
+    assert ahead.answers([replace(request, ignore_eos=True) for request in EIGHT]) == plain
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
+    ahead: Room, plain: list[list[int]], seed: int
+) -> None:
+    chance = random.Random(seed)
+    pool = ahead.engine._pool
+    waiting = [(i, ahead.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
+    stayed, leavers = {}, 3
+    while waiting or ahead.engine.busy:
+        active = ahead.engine.active
+        action = chance.random()
+        if waiting and action < 0.3:
+            index, job = waiting.pop(chance.randrange(len(waiting)))
+            assert ahead.engine.admit(job)
+            stayed[index] = job
+        elif active and action < 0.4 and leavers:
+            leavers -= 1
+            left = chance.choice(active)
+            ahead.engine.evict(left)
+            before = tokens_of(left)
+            ahead.engine.step(ahead.engine.active)
+            assert tokens_of(left) == before  # what was in flight for it is dropped
+            stayed = {i: job for i, job in stayed.items() if job is not left}
+        elif active:
+            ahead.engine.step(chance.sample(active, chance.randint(1, len(active))))
+    assert pool.num_free == pool.num_pages
+    assert {i: tokens_of(job) for i, job in stayed.items()} == {i: plain[i] for i in stayed}
+
+
+# -- one step in flight --------------------------------------------------------------------------
+def test_a_step_is_launched_before_the_one_before_it_is_read(
+    ahead: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    decode, result = Runner.decode, HostCopy.result
+    monkeypatch.setattr(
+        Runner, "decode", lambda self, rows: order.append("launch") or decode(self, rows)
+    )
+    monkeypatch.setattr(HostCopy, "result", lambda self: order.append("read") or result(self))
+    job = ahead.start(chat("hi", max_tokens=4, ignore_eos=True))
+    told = []
+    while ahead.engine.busy:
+        ahead.engine.step([job])
+        told.append(len(tokens_of(job)))
+    # the prompt, three decode steps of which each but the first reads, and one that only reads
+    assert order == ["launch", "read"] * 3 + ["read"]
+    assert told == [0, 1, 2, 3, 4]
+    assert job.done
+
+
+def test_a_prompt_of_many_chunks_is_not_launched_more_than_a_step_ahead(
+    ahead: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    prefill, result = Runner.prefill, HostCopy.result
+    monkeypatch.setattr(
+        Runner, "prefill", lambda self, *args: order.append("launch") or prefill(self, *args)
+    )
+    monkeypatch.setattr(HostCopy, "result", lambda self: order.append("read") or result(self))
+    ahead.answer(chat("long " * 250, max_tokens=1))
+    assert order == ["launch", *["launch", "read"] * (order.count("launch") - 1), "read"]
+    assert order.count("launch") > 3
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_nobody_is_launched_beyond_max_tokens(
+    ahead: Room, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    rows: list[Row] = []
+    decode = Runner.decode
+    monkeypatch.setattr(Runner, "decode", lambda self, r: rows.extend(r) or decode(self, r))
+    assert len(ahead.answer(chat("hi", max_tokens=most, ignore_eos=True))) == most
+    assert [row.choice.position for row in rows] == list(range(1, most))
+
+
+def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
+    ahead: Room, wild: Room
+) -> None:
+    sampled = replace(SAMPLED, presence_penalty=0.5)
+    request = chat("end", max_tokens=12, sampling=sampled, seed=3)
+    tokens = wild.answer(replace(request, ignore_eos=True))
+    following = chat("next in line", sampling=sampled, seed=4, ignore_eos=True)
+    expected = wild.answer(following)
+    engine, architecture = ahead.engine, ahead.engine._architecture
+    engine._architecture = replace(architecture, eos_tokens=frozenset([tokens[4]]))
+    try:
+        job = ahead.start(request)
+        while not job.done:
+            engine.step([job])
+        assert engine._in_flight is not None  # the surplus token
+        free = list(engine._free_slots)
+        after = ahead.start(following)
+        assert engine._sequences[after].slot == free[-1]
+        ahead.finish()
+    finally:
+        engine._architecture = architecture
+    assert tokens_of(job) == tokens[: tokens.index(tokens[4]) + 1]
+    assert deltas_of(job)[-1].finish_reason == "stop"
+    assert tokens_of(after) == expected
+
+
+# -- a step that fails ---------------------------------------------------------------------------
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (Runner, "begin"),
+        (Runner, "decode"),
+        (Runner, "prefill"),
+        (Runner, "copy"),
+        (HostCopy, "result"),
+        (Pictures, "encode"),
+    ],
+)
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_step_that_raised_is_repeated_with_the_same_tokens(
+    ahead: Room, wild: Room, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, at: int,
+    together: bool,
+) -> None:  # fmt: skip
+    requests = [
+        chat(png(at), "first", png(at + 20), sampling=SAMPLED, seed=1, ignore_eos=True),
+        chat("x" * 300, sampling=SAMPLED, seed=2, ignore_eos=True, max_tokens=3),
+        chat(png(at + 40), png(at + 60), sampling=SAMPLED, seed=3, ignore_eos=True, max_tokens=2),
+        chat("short", sampling=SAMPLED, seed=4, ignore_eos=True, max_tokens=1),
+    ]
+    alone = [wild.answer(request) for request in requests]
+    ahead.engine._embeddings._kept._entries.clear()
+    calls = failures = 0
+    original = getattr(owner, method)
+
+    def failing(self: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = original(self, *args)  # all its writes have happened
+        if calls == at:
+            raise RuntimeError("injected")
+        return result
+
+    monkeypatch.setattr(owner, method, failing)
+    jobs = [ahead.start(request) for request in requests]
+    while ahead.engine.busy:
+        seen = [len(deltas_of(job)) for job in jobs]
+        active = ahead.engine.active
+        try:
+            ahead.engine.step(active)
+        except RuntimeError:
+            failures += 1
+            assert [len(deltas_of(job)) for job in jobs] == seen
+            # all again, or each alone, those too that the first of them saw end
+            for group in [active] if together else [[job] for job in active]:
+                ahead.engine.step(group)
+    assert failures == 1
+    assert [tokens_of(job) for job in jobs] == alone
+
+
+# -- passes --------------------------------------------------------------------------------------
+def test_prompts_share_a_pass_and_one_picture_is_encoded_per_step(
+    wild_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room.open_ahead(wild_checkpoint, prefill_chunk=512)
+    passes: list[list[Piece]] = []
+    encoded: list[int] = []
+    prefill, encode = Runner.prefill, Pictures.encode
+    monkeypatch.setattr(
+        Runner, "prefill", lambda self, p, width: passes.append(p) or prefill(self, p, width)
+    )
+    monkeypatch.setattr(
+        Pictures, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)
+    )
+    monkeypatch.setattr("predictors.chat.engine.PICTURE_TOKENS", 1)
+    requests = [chat("one"), chat(png(1), "two"), chat(png(2), "three"), chat("four")]
+    jobs = [room.start(request) for request in requests]
+    until_told(room, *jobs)
+    assert [len(pieces) for pieces in passes] == [4, 1]  # the third is cut before its picture
+    assert encoded == [0, 1]
+    room.finish()
+    assert [tokens_of(job) for job in jobs] == room.answers(requests)

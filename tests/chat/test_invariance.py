@@ -1,0 +1,127 @@
+"""Neighbours never change an answer: the same tokens alone and in company, greedy and seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from predictors.chat.request import ChatRequest, Sampling
+from tests.chat.room import GREEDY, Room, chat, png, tokens_of
+
+SEEDED = Sampling(temperature=0.9, top_p=0.95, top_k=40, repetition_penalty=1.1)
+EIGHT = (
+    chat(png(1), "one", max_tokens=24),
+    chat("text only, greedy", max_tokens=9),
+    chat(png(2, 200, 90), "a longer question about this picture", sampling=SEEDED, seed=7),
+    chat(png(3), png(4, 90, 60), "two", sampling=replace(SEEDED, temperature=1.5), seed=8),
+    chat("x" * 150, sampling=Sampling(frequency_penalty=0.7, temperature=1.0), seed=2**53 - 1),
+    chat("presence", sampling=Sampling(presence_penalty=1.5, temperature=0.0), max_tokens=30),
+    chat(png(5, 300, 300), "large", max_tokens=16),
+    chat(png(6), "seeded", sampling=replace(GREEDY, temperature=1.0), seed=9, max_tokens=20),
+)
+
+
+def joined(room: Room, requests: Sequence[ChatRequest], moments: Sequence[int]) -> list[list[int]]:
+    """Tokens of jobs that join at the given steps."""
+    jobs = [room.job(request) for request in requests]
+    step = 0
+    while room.engine.busy or step <= max(moments):
+        for job, moment in zip(jobs, moments, strict=True):
+            if moment == step:
+                assert room.engine.admit(job)
+        room.engine.step(room.engine.active)
+        step += 1
+    return [tokens_of(job) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def alone(wild: Room) -> list[list[int]]:
+    """What each of the eight answers when nobody else is there."""
+    return [wild.answer(replace(request, ignore_eos=True)) for request in EIGHT]
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [(0, 0, 0, 0, 0, 0, 0, 0), (0, 1, 3, 4, 4, 9, 11, 2), (14, 12, 10, 8, 6, 4, 2, 0)],
+    ids=["together", "one by one", "last first"],
+)
+def test_eight_different_jobs_get_in_company_what_they_get_alone(
+    wild: Room, alone: list[list[int]], moments: tuple[int, ...]
+) -> None:
+    requests = [replace(request, ignore_eos=True) for request in EIGHT]
+    assert joined(wild, requests, moments) == alone
+    assert [len(tokens) for tokens in alone] == [r.max_tokens for r in requests]
+    assert len({tuple(tokens) for tokens in alone}) == 8
+
+
+def test_a_decode_step_gives_each_row_the_same_bits_wherever_it_sits(wild: Room) -> None:
+    fresh = Room.open()
+    assert fresh.engine._runner.rows_agree()
+    assert wild.engine._runner.decode_widths == (8,)
+
+
+def test_rows_that_differ_are_noticed_and_decoded_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("predictors.chat.runner.Runner.rows_agree", lambda self: False)
+    room = Room.open(slots=4)
+    assert room.engine._runner.decode_widths == (1,)
+    assert "one by one" in caplog.text
+    requests = [chat("a"), chat("b"), chat("c")]
+    assert room.answers(requests) == [room.answer(request) for request in requests]
+
+
+def test_a_seed_decides_and_another_seed_decides_otherwise(wild: Room) -> None:
+    request = chat("draw", sampling=Sampling(temperature=1.2), max_tokens=12, ignore_eos=True)
+    first = wild.answer(replace(request, seed=3))
+    assert wild.answer(replace(request, seed=3)) == first
+    assert wild.answer(replace(request, seed=4)) != first
+
+
+def test_without_the_promise_decoding_takes_the_smallest_width_that_fits() -> None:
+    room = Room.open(slots=8, deterministic="off")
+    assert room.engine._runner.decode_widths == (1, 2, 4, 8)
+    requests = [chat(f"number {i}") for i in range(5)]
+    assert room.answers(requests) == [room.answer(request) for request in requests]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
+    wild: Room, alone: list[list[int]], seed: int
+) -> None:
+    """Random order of admissions, steps of a few (as after a failure) and leavings."""
+    chance = random.Random(seed)
+    pool = wild.engine._pool
+    waiting = [(i, wild.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
+    stayed, leavers = {}, 3
+    while waiting or wild.engine.busy:
+        active = wild.engine.active
+        action = chance.random()
+        if waiting and action < 0.3:
+            index, job = waiting.pop(chance.randrange(len(waiting)))
+            assert wild.engine.admit(job)
+            stayed[index] = job
+        elif active and action < 0.4 and leavers:
+            leavers -= 1
+            left = chance.choice(active)
+            wild.engine.evict(left)
+            stayed = {i: job for i, job in stayed.items() if job is not left}
+        elif active:
+            wild.engine.step(chance.sample(active, chance.randint(1, len(active))))
+        owned = [page for job in wild.engine.active for page in pool.owned(job)]
+        assert len(set(owned)) == len(owned)
+        assert len(owned) + pool.num_free == pool.num_pages
+    assert pool.num_free == pool.num_pages
+    assert len(stayed) == 5
+    assert {i: tokens_of(job) for i, job in stayed.items()} == {i: alone[i] for i in stayed}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5, 6])
+def test_any_number_of_slots_decodes_at_one_width_whose_rows_agree(slots: int) -> None:
+    runner = Room.open(slots=slots).engine._runner
+    assert len(runner.decode_widths) == 1
+    assert runner.decode_widths[0] >= slots
+    assert runner.rows_agree()

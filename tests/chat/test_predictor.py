@@ -1,0 +1,215 @@
+"""The whole room behind its engine thread: V2 rows, chat, streams, leaving callers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from predictors.chat.predictor import QwenVLPredictor, check_settings
+from predictors.errors import InvalidRequest
+from predictors.protocol.call import Call
+from predictors.protocol.openai.chat_body import read_body
+from predictors.protocol.openai.messages import read_files
+from predictors.protocol.serves import ServesChat
+from predictors.protocol.v2.values import Tensor, V2Request
+from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
+from tests.chat.room import Room, chat, png
+from tests.fakes import PATIENCE_S
+
+SETTINGS = Settings(
+    compute=ComputeSettings(device="cpu"), qwen_vl=QwenVLSettings(slots=4, max_context=512)
+)
+CALL = Call({}, protocol="openai", request_id="test")
+PICTURE = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+
+
+@pytest.fixture(scope="module")
+def predictor(wild_checkpoint: Path) -> Iterator[QwenVLPredictor]:
+    made = QwenVLPredictor("qwen-vl", wild_checkpoint, SETTINGS)
+    assert not made.host.is_ready
+    assert made.load()
+    yield made
+    made.stop()
+
+
+def body(text: str = "say something", **fields: Any) -> dict[str, Any]:
+    parts = [
+        {"type": "image_url", "image_url": {"url": PICTURE}},
+        {"type": "text", "text": text},
+    ]
+    given = {"model": "qwen-vl", "messages": [{"role": "user", "content": parts}], "seed": 1}
+    read = read_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
+    return read_files(read)
+
+
+async def streamed(predictor: QwenVLPredictor, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    events = b"".join([some async for some in predictor.chat_stream(asked, CALL)])
+    return [orjson.loads(line[6:]) for line in events.split(b"\n\n")[:-1]]
+
+
+def contents(chunks: list[dict[str, Any]], index: int) -> str:
+    choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+def used_slots(predictor: QwenVLPredictor) -> int:
+    return len(predictor.host._engine.active)  # type: ignore[attr-defined]
+
+
+async def next_turn(predictor: QwenVLPredictor) -> None:
+    """Wait for a turn of the engine: it evicts the dead before it admits the next."""
+    await predictor.chat(body("turn", max_tokens=1), CALL)
+
+
+def test_it_serves_chat(predictor: QwenVLPredictor) -> None:
+    assert isinstance(predictor, ServesChat)
+    assert [t["name"] for t in predictor.get_input_types()] == ["prompt", "image"]
+    assert len(predictor.get_output_types()) == 4
+
+
+async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(
+    predictor: QwenVLPredictor, wild: Room
+) -> None:
+    prompts = (b"say something", "größer?".encode(), b"third")
+    tensors = (
+        Tensor("prompt", "BYTES", (3,), prompts, text=True),
+        Tensor("image", "BYTES", (3,), (png(1), png(2), png(3))),
+    )
+    parameters = {"max_tokens": 12, "temperature": 0.8, "seed": 1}
+    response = await predictor.infer(V2Request("qwen-vl", "1", tensors, parameters), CALL)
+    columns = {t.name: list(t.data) for t in response.outputs}
+    asked = {**body(temperature=0.8), "ignore_eos": False}
+    reply = await predictor.chat(asked, CALL)
+    assert reply["choices"][0]["message"]["content"].encode() == columns["text"][0]
+    assert reply["usage"]["prompt_tokens"] == columns["prompt_tokens"][0]
+    alone = [
+        await predictor.infer(
+            V2Request(
+                "qwen-vl",
+                "1",
+                (
+                    Tensor("prompt", "BYTES", (1,), (prompts[i],)),
+                    Tensor("image", "BYTES", (1,), (png(i + 1),)),
+                ),
+                {**parameters, "seed": 1 + i},
+            ),
+            CALL,
+        )
+        for i in range(3)
+    ]
+    assert [next(iter(a.outputs[0].data)) for a in alone] == columns["text"]
+    assert response.parameters["precision"] == "float32"
+    assert isinstance(response.parameters["compute_ms"], int)
+
+
+async def test_a_stream_is_the_whole_answer_in_pieces(predictor: QwenVLPredictor) -> None:
+    asked = body(n=3, temperature=1.0)
+    whole = await predictor.chat(asked, CALL)
+    chunks = await streamed(predictor, asked)
+    texts = [choice["message"]["content"] for choice in whole["choices"]]
+    assert [contents(chunks, i) for i in range(3)] == texts
+    assert len(set(texts)) == 3
+    assert len(chunks) >= 9  # a role, a text and a reason for each, or more texts
+    reasons = [c["finish_reason"] for chunk in chunks for c in chunk["choices"]]
+    assert [r for r in reasons if r] == ["length"] * 3
+    assert set(chunks[-1]["timings"]) == {"queue_ms", "compute_ms"}
+
+
+async def test_a_stop_string_ends_answer_and_job(predictor: QwenVLPredictor) -> None:
+    asked = body(max_tokens=200)
+    text = (await predictor.chat(body(max_tokens=30), CALL))["choices"][0]["message"]["content"]
+    stop = text[6:9]
+    stopped = {**asked, "stop": [stop]}
+    reply = await predictor.chat(stopped, CALL)
+    choice = reply["choices"][0]
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+    assert reply["usage"]["completion_tokens"] <= 30
+    chunks = await streamed(predictor, stopped)
+    assert contents(chunks, 0) == text[: text.index(stop)]
+    await next_turn(predictor)  # long before 200 tokens
+    assert predictor.host._engine._pool.num_free == predictor.host._engine._pool.num_pages  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_caller_that_leaves_a_stream_frees_slots_and_pages(
+    predictor: QwenVLPredictor, n: int
+) -> None:
+    stream = predictor.chat_stream(body(n=n, max_tokens=400), CALL)
+    async with aclosing(stream) as chunks:  # type: ignore[type-var]
+        async for _ in chunks:
+            break
+    await next_turn(predictor)
+    pool = predictor.host._engine._pool  # type: ignore[attr-defined]
+    assert pool.num_free == pool.num_pages
+
+
+async def test_a_cancelled_call_frees_its_slots(
+    predictor: QwenVLPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
+    step = engine.step
+
+    def held(jobs: Sequence[Any]) -> None:
+        """Both are there when their caller leaves, however fast the engine is."""
+        if len(jobs) == 2:
+            are_running.set()
+            assert has_left.wait(PATIENCE_S)
+        step(jobs)
+
+    monkeypatch.setattr(engine, "step", held)
+    task = asyncio.create_task(predictor.chat(body(n=2, max_tokens=400), CALL))
+    assert await asyncio.to_thread(are_running.wait, PATIENCE_S)
+    assert used_slots(predictor) == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    has_left.set()
+    await next_turn(predictor)
+    assert used_slots(predictor) == 0
+
+
+async def test_what_is_refused_is_refused_before_the_first_chunk(
+    predictor: QwenVLPredictor,
+) -> None:
+    with pytest.raises(InvalidRequest, match="max_tokens"):
+        await streamed(predictor, body(max_tokens=1000))
+    broken = body()
+    broken["messages"][0]["content"][0]["image_url"]["file"] = b"not a picture"
+    with pytest.raises(InvalidRequest, match="image"):
+        await predictor.chat(broken, CALL)
+
+
+async def test_a_bad_row_is_named_and_no_other_row_starts(predictor: QwenVLPredictor) -> None:
+    tensors = (
+        Tensor("prompt", "BYTES", (2,), (b"a", b"b")),
+        Tensor("image", "BYTES", (2,), (png(1), b"GIF89a")),
+    )
+    with pytest.raises(InvalidRequest, match=r"^row 1: "):
+        await predictor.infer(V2Request("qwen-vl", "1", tensors), CALL)
+    assert used_slots(predictor) == 0
+
+
+async def test_usage_comes_last_when_asked_for(predictor: QwenVLPredictor) -> None:
+    chunks = await streamed(predictor, body(stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1]["choices"] == []
+    prompt = predictor.prepare(chat(png(1), "say something")).num_prompt_tokens
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": 12,
+        "total_tokens": prompt + 12,
+    }
+
+
+@pytest.mark.parametrize("setting", [{"slots": -1}, {"default_max_tokens": 0}, {"max_context": -1}])
+def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, int]) -> None:
+    with pytest.raises(InvalidSetting, match=rf"qwen_vl\.{next(iter(setting))} must be"):
+        check_settings(QwenVLSettings(**setting))  # type: ignore[arg-type]

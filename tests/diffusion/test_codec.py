@@ -1,0 +1,322 @@
+"""V2 and OpenAI bodies to requests and back: names, types, rows, files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from predictors.base import Answer
+from predictors.diffusion.codec import FluxCodec
+from predictors.diffusion.limits import make_offer
+from predictors.diffusion.request import MAX_SEED, ImageRequest, ImageResult, Tiers, Wish
+from predictors.diffusion.sampling import plan
+from predictors.errors import InvalidRequest, TooLarge
+from predictors.models.flux.config import read_facts
+from predictors.protocol.openai.images_body import read_body
+from predictors.protocol.v2.values import Tensor, V2Request
+from predictors.settings import FluxSettings
+from tests.diffusion.room import CHECKPOINT
+
+OFFER = make_offer(read_facts(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
+CODEC = FluxCodec("codec", OFFER, "float32", png_level=1)
+
+
+def texts(name: str, *rows: str | bytes) -> Tensor:
+    data = [row.encode() if isinstance(row, str) else row for row in rows]
+    return Tensor(name, "BYTES", (len(rows),), data, text=True)
+
+
+def ints(name: str, *rows: int) -> Tensor:
+    return Tensor(name, "INT64", (len(rows),), rows)
+
+
+def v2(*inputs: Tensor, outputs: tuple[str, ...] = (), **parameters: Any) -> V2Request:
+    return V2Request("flux", "id-1", inputs, parameters, outputs)
+
+
+def answer(wish: Wish, *, queue_ms: int = 1, compute_ms: int = 2) -> Answer[Any, Any]:
+    request = OFFER.request(wish)
+    rows, columns = np.mgrid[: request.height, : request.width]
+    pixels = np.stack((rows, columns, rows ^ columns), -1).astype(np.uint8)
+    return Answer(request, (ImageResult(pixels, 7),), queue_ms, compute_ms)
+
+
+def picture(file: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file))
+
+
+# -- V2 in -----------------------------------------------------------------------------------------
+def test_rows_share_parameters_and_count_seeds_up() -> None:
+    request = v2(texts("prompt", "a", "b", "c"), seed=7, width=96, guidance_scale=2, height="64")
+    rows = CODEC.decode_v2(request)
+    assert [row.prompt for row in rows] == ["a", "b", "c"]
+    assert [row.seed for row in rows] == [7, 8, 9]
+    assert {(row.width, row.height, row.guidance_scale) for row in rows} == {(96, 64, 2.0)}
+
+
+def test_the_seed_tensor_beats_the_parameter() -> None:
+    rows = CODEC.decode_v2(v2(texts("prompt", "a", "b"), ints("seed", 5, 3), seed=100))
+    assert [row.seed for row in rows] == [5, 3]
+
+
+def test_negative_prompts_turn_guidance_on_row_by_row() -> None:
+    rows = CODEC.decode_v2(v2(texts("prompt", "a", "b"), texts("negative_prompt", "x", "")))
+    assert [(row.negative_prompt, row.true_cfg_scale) for row in rows] == [("x", 4.0), ("", 4.0)]
+
+
+def test_shape_n_by_one_and_what_the_edges_read_are_accepted() -> None:
+    column = Tensor("prompt", "BYTES", (2, 1), [b"a", b"b"])
+    rows = CODEC.decode_v2(v2(column, binary_data_output=True, timeout=5_000_000))
+    assert len(rows) == 2
+
+
+PROMPT = texts("prompt", "a", "b")
+WRONG: list[tuple[V2Request, str | None, str]] = [
+    (v2(), "prompt", "'prompt' is required"),
+    (v2(texts("negative_prompt", "a")), "prompt", "'prompt' is required"),
+    (v2(PROMPT, texts("promt", "a")), "promt", "unknown input 'promt'"),
+    (v2(PROMPT, widht=64), "widht", "unknown parameter 'widht'"),
+    (v2(ints("prompt", 1)), "prompt", "takes BYTES"),
+    (v2(PROMPT, Tensor("seed", "FP32", (2,), (1.0, 2.0))), "seed", "takes INT64"),
+    (v2(PROMPT, ints("seed", 1)), None, "disagree on the number of rows"),
+    (v2(PROMPT, texts("negative_prompt", "a", "b", "c")), None, "disagree"),
+    (v2(texts("prompt", "a", b"\xff\xfe")), "prompt", "row 1: prompt is not UTF-8"),
+    (v2(texts("prompt", "a", "b" * 40_000)), "prompt", "row 1: prompt has 40000 bytes"),
+    (v2(PROMPT, texts("negative_prompt", "a" * 40_000, "")), "negative_prompt", "row 0: "),
+    (v2(PROMPT, ints("seed", 1, -1)), "seed", "row 1: seed must be from 0"),
+    (v2(PROMPT, seed=MAX_SEED), "seed", "passes the largest seed"),
+    (v2(PROMPT, seed=-1), "seed", "seed must be from 0"),
+    (v2(PROMPT, seed=1.5), "seed", "whole number"),
+    (v2(PROMPT, width=100), "width", "multiple of 16"),
+    (v2(PROMPT, width=True), "width", "whole number"),
+    (v2(PROMPT, guidance_scale="x"), "guidance_scale", "finite number"),
+    (v2(PROMPT, guidance_scale=float("inf")), "guidance_scale", "finite number"),
+    (v2(PROMPT, true_cfg_scale=2.0), "true_cfg_scale", "needs a negative_prompt"),
+    (v2(PROMPT, output_format=3), "output_format", "must be a string"),
+    (v2(PROMPT, tier=3), "tier", "must be a string"),
+    (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),
+    (v2(PROMPT, outputs=("image", "picture")), "picture", "unknown output 'picture'"),
+]
+
+
+@pytest.mark.parametrize(("request_", "param", "words"), WRONG)
+def test_a_wrong_v2_request_is_refused_by_name(
+    request_: V2Request, param: str | None, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        CODEC.decode_v2(request_)
+    assert refusal.value.param == param
+    assert words in str(refusal.value)
+
+
+def test_a_prompt_that_is_too_large_stays_too_large_when_its_row_is_named() -> None:
+    with pytest.raises(TooLarge):
+        CODEC.decode_v2(v2(texts("prompt", "a", "b" * 2**20)))
+
+
+@given(
+    st.lists(st.text(max_size=20), min_size=1, max_size=5),
+    st.integers(0, MAX_SEED - 5),
+    st.integers(4, 20),
+    st.integers(1, 50),
+    st.floats(0, 100),
+)
+def test_whatever_is_valid_arrives_unchanged(
+    prompts: list[str], seed: int, side: int, steps: int, guidance: float
+) -> None:
+    parameters = {"width": 16 * side, "num_inference_steps": str(steps), "seed": seed}
+    request = v2(texts("prompt", *prompts), guidance_scale=repr(guidance), **parameters)
+    for row, found in enumerate(CODEC.decode_v2(request)):
+        assert found == OFFER.request(
+            Wish(
+                prompts[row],
+                seed=seed + row,
+                width=16 * side,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+            )
+        )
+
+
+# -- V2 out ----------------------------------------------------------------------------------------
+def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
+    wish = Wish("a", seed=4, width=96, height=64, num_inference_steps=3)
+    answers = [answer(wish, queue_ms=5, compute_ms=1), answer(wish, queue_ms=2, compute_ms=9)]
+    response = CODEC.encode_v2(v2(PROMPT), answers)
+    image, seed = response.outputs
+    assert (image.name, image.datatype, image.shape) == ("image", "BYTES", (2,))
+    assert image.parameters == {"content_type": "image/png"}
+    assert (seed.name, seed.datatype, list(seed.data)) == ("seed", "INT64", [4, 4])
+    assert (response.model, response.id) == ("flux", "id-1")
+    assert response.parameters == {
+        "num_inference_steps": 3,
+        "num_model_steps": 3,
+        "width": 96,
+        "height": 64,
+        "tier": "lossless",
+        "precision": "float32",
+        "queue_ms": 5,
+        "compute_ms": 9,
+    }
+    for file in image.data:
+        assert isinstance(file, bytes)
+        assert np.array_equal(np.asarray(picture(file)), answers[0].chunks[0].pixels)
+
+
+EFFORTS = [
+    (Wish("a"), ("lossless", "float32", 28, 28)),
+    (Wish("a", tier="high"), ("high", "float8_e4m3fn", 28, 28)),
+    (Wish("a", tier="turbo"), ("turbo", "float8_e4m3fn", 28, sum(plan(28)))),
+    (Wish("a", tier="turbo", num_inference_steps=4), ("turbo", "float8_e4m3fn", 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("wish", "effort"), EFFORTS)
+def test_both_protocols_say_what_was_spent(wish: Wish, effort: tuple[Any, ...]) -> None:
+    v2_says = CODEC.encode_v2(v2(PROMPT, outputs=("seed",)), [answer(wish)]).parameters
+    openai_says = CODEC.encode_images([answer(wish)])
+    for says in (v2_says, openai_says):
+        names = ("tier", "precision", "num_inference_steps", "num_model_steps")
+        assert tuple(says[name] for name in names) == effort
+
+
+def test_turbo_without_fp8_is_told_in_the_precision_of_the_base_weights() -> None:
+    codec = replace(CODEC, offer=replace(OFFER, tiers=Tiers(("lossless", "turbo"), "lossless")))
+    says = codec.encode_images([answer(Wish("a", tier="turbo"))])
+    assert (says["tier"], says["precision"]) == ("turbo", "float32")
+
+
+def test_only_the_outputs_that_were_asked_for_come_back() -> None:
+    answers = [answer(Wish("a"))]
+    for names in (("seed",), ("image",), ("seed", "image")):
+        response = CODEC.encode_v2(v2(PROMPT, outputs=names), answers)
+        assert {tensor.name for tensor in response.outputs} == set(names)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_files_are_of_the_kind_asked_for_with_nothing_but_pixels(kind: str) -> None:
+    one = answer(Wish("a secret prompt", output_format=kind, width=96, height=64))
+    file = CODEC.encode(one)
+    opened = picture(file)
+    assert (opened.format, opened.size, opened.mode) == (kind.upper(), (96, 64), "RGB")
+    assert b"secret" not in file
+    assert CODEC.encode(one) == file
+    opened.load()
+    assert not {"exif", "xmp", "icc_profile", "comment", "Software"} & set(opened.info)
+    assert not opened.getexif()
+    if kind == "png":
+        assert {file[i : i + 4] for i in (12, 37)} == {b"IHDR", b"IDAT"}  # no text chunk between
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_output_compression_is_the_quality(kind: str) -> None:
+    sizes = [
+        len(CODEC.encode(answer(Wish("a", output_format=kind, output_compression=q))))
+        for q in (0, 50, 100)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2] / 2
+
+
+# -- OpenAI ----------------------------------------------------------------------------------------
+def images(**fields: Any) -> list[ImageRequest]:
+    return CODEC.decode_images(read_body({"model": "flux", "prompt": "a", **fields}))
+
+
+def test_openai_and_v2_make_the_same_request() -> None:
+    openai = images(
+        n=2,
+        size="96x64",
+        seed=5,
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        negative_prompt="b",
+        true_cfg_scale=3,
+        max_sequence_length=32,
+        output_format="webp",
+        output_compression=80,
+        tier="high",
+        user="me",
+    )
+    assert openai == CODEC.decode_v2(
+        v2(
+            texts("prompt", "a", "a"),
+            texts("negative_prompt", "b", "b"),
+            width=96,
+            height=64,
+            seed=5,
+            num_inference_steps=3,
+            guidance_scale=2.5,
+            true_cfg_scale=3,
+            max_sequence_length=32,
+            output_format="webp",
+            output_compression=80,
+            tier="high",
+        )
+    )
+
+
+def test_quality_is_openais_word_for_the_tier() -> None:
+    for tier in ("lossless", "high", "turbo"):
+        assert images(quality=tier, seed=1) == images(tier=tier, seed=1)
+    assert images(quality="auto")[0].tier == "lossless"
+
+
+def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() -> None:
+    (request,) = images(size="auto", output_compression=100)
+    assert (request.width, request.height) == (OFFER.default_width, OFFER.default_height)
+    assert request.output_format == "png"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "100x64"}, "width"),
+        ({"size": "64x4096"}, "height"),
+        ({"seed": MAX_SEED, "n": 2}, "seed"),
+        ({"true_cfg_scale": 2}, "true_cfg_scale"),
+        ({"num_inference_steps": 101}, "num_inference_steps"),
+        ({"guidance_scale": 1000}, "guidance_scale"),
+        ({"max_sequence_length": 1000}, "max_sequence_length"),
+        ({"output_compression": 10}, "output_compression"),
+        ({"prompt": "x" * 40_000}, "prompt"),
+        ({"tier": "best"}, "tier"),
+    ],
+)
+def test_what_only_the_room_can_know_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        images(**fields)
+    assert refusal.value.param == param
+
+
+def test_the_openai_reply_carries_pictures_seeds_usage_and_timings() -> None:
+    wish = Wish("a", seed=4, width=96, height=64, num_inference_steps=3, output_format="jpeg")
+    reply = CODEC.encode_images([answer(wish, queue_ms=5), answer(wish, compute_ms=9)])
+    assert isinstance(reply["created"], int)
+    assert [entry["seed"] for entry in reply["data"]] == [4, 4]
+    for entry in reply["data"]:
+        file = base64.b64decode(entry["b64_json"], validate=True)
+        assert picture(file).format == "JPEG"
+    assert {k: v for k, v in reply.items() if k not in {"created", "data"}} == {
+        "output_format": "jpeg",
+        "size": "96x64",
+        "usage": {
+            "input_tokens": 14,
+            "input_tokens_details": {"text_tokens": 14, "image_tokens": 0},
+            "output_tokens": 48,
+            "total_tokens": 62,
+        },
+        "timings": {"queue_ms": 5, "compute_ms": 9},
+        "tier": "lossless",
+        "precision": "float32",
+        "num_inference_steps": 3,
+        "num_model_steps": 3,
+    }

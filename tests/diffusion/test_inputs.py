@@ -1,0 +1,60 @@
+"""What a request becomes on the host: whose weights, which steps call the model, and with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from predictors.diffusion.inputs import FluxWork, Preparer
+from predictors.diffusion.limits import make_offer
+from predictors.diffusion.request import Wish
+from predictors.diffusion.sampling import plan
+from predictors.models.flux.config import read_facts
+from predictors.settings import FluxSettings
+from tests.diffusion.room import CHECKPOINT, FAST
+
+FACTS, TOKENIZERS = read_facts(CHECKPOINT)
+
+
+def prepare(
+    tier: str | None, num_steps: int = 28, dtype: torch.dtype = torch.float32, tiers: str = "auto"
+) -> FluxWork:
+    knobs: dict[str, Any] = FAST | {"tiers": tiers}
+    offer = make_offer(FACTS, FluxSettings(**knobs))
+    wish = Wish("a red circle", seed=5, num_inference_steps=num_steps, tier=tier)
+    return Preparer(FACTS, TOKENIZERS, dtype, offer.tiers).prepare(offer.request(wish))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turbo_calls_the_model_at_some_of_the_levels_of_lossless(dtype: torch.dtype) -> None:
+    exact, turbo = prepare("lossless", dtype=dtype).course, prepare("turbo", dtype=dtype).course
+    called = torch.tensor(plan(28))
+    assert (exact.is_exact, exact.num_calls, exact.num_steps) == (True, 28, 28)
+    assert (turbo.is_exact, turbo.num_calls, turbo.num_steps) == (False, int(called.sum()), 28)
+    assert torch.equal(turbo.timesteps, exact.timesteps[called])
+    assert torch.equal(turbo.noise, exact.noise)
+    assert (turbo.timesteps.dtype, turbo.dts.dtype) == (dtype, dtype)
+    assert turbo.coefficients.dtype == torch.float32
+    assert turbo.coefficients.shape == (turbo.num_calls, 2)
+    assert abs(float(turbo.dts.sum()) + 1) < 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 8])
+def test_few_steps_are_the_same_course_in_every_tier(num_steps: int) -> None:
+    exact, turbo = prepare("lossless", num_steps).course, prepare("turbo", num_steps).course
+    assert turbo.is_exact
+    for name in ("timesteps", "dts", "coefficients", "noise"):
+        assert torch.equal(getattr(turbo, name), getattr(exact, name)), name
+
+
+def test_pictures_of_other_weights_have_another_shape() -> None:
+    loaded = "lossless,high,turbo"
+    shapes = {tier: prepare(tier, tiers=loaded).shape for tier in loaded.split(",")}
+    assert shapes == {
+        "lossless": (16, 4, 4, "base"),
+        "high": (16, 4, 4, "fp8"),
+        "turbo": (16, 4, 4, "fp8"),
+    }
+    assert prepare("turbo").shape == prepare(None).shape == (16, 4, 4, "base")

@@ -1,0 +1,277 @@
+"""Writes charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. Knows no
+threshold: those are in values.yaml beside them. The template is the alerts before the numbers are
+filled in, which the chart does with its own values.
+
+`python tools/alerts.py` writes the files, `--check` says whether they are current.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).resolve().parents[1] / "charts/predictors/alerts"
+HEAD = "# Written by `make docs` from tools/alerts.py and values.yaml; edit those.\n"
+BY = "namespace, isvc, model"
+POD = f"job, {BY}, pod, instance"
+OURS = "ok|queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
+"""Outcomes that count for the objective; a caller's mistake and a caller who left do not."""
+
+
+def errors(window: str) -> str:
+    """The share of requests that failed by our fault, per model."""
+    bad = f'predictors_requests_total{{reason=~"{OURS.removeprefix("ok|")}"}}[{window}]'
+    every = f'predictors_requests_total{{reason=~"{OURS}"}}[{window}]'
+    return f"sum by ({BY}) (rate({bad})) / sum by ({BY}) (rate({every}))"
+
+
+def burns(long: str, short: str) -> str:
+    """The budget is spent too fast, for long and still now."""
+    limit = "{above} * (1 - {objective})"
+    rules = [f"predictors:slo_errors:ratio_rate{window}" for window in (long, short)]
+    return f"{rules[0]} > {limit} and {rules[1]} > {limit}"
+
+
+def slow(series: str) -> str:
+    """The 95th percentile of a histogram is over the target."""
+    rate = f"rate(predictors_{series}_bucket[5m])"
+    return f"histogram_quantile(0.95, sum by (le, {BY}) ({rate})) > {{above}}"
+
+
+def grew(*series: str) -> str:
+    """A counter that should stand still moved within a quarter of an hour."""
+    return " + ".join(f"increase(predictors_{name}[15m])" for name in series) + " > 0"
+
+
+SERVES = "count by (job, instance) (last_over_time(predictors_model_ready[1d]))"
+GPU_FREE, GPU_TOTAL = (
+    f'predictors_gpu_memory_bytes{{{{state="{state}"}}}}' for state in ("free", "total")
+)
+BUSY = "predictors_requests_running + predictors_requests_waiting > 0"
+
+# name: expression, summary, description
+ALERTS: dict[str, tuple[str, str, str]] = {
+    "ScrapeFailing": (
+        f"up == 0 and on (job, instance) {SERVES}",
+        "{{ $labels.instance }} cannot be scraped",
+        "It served a model within the last day, and Prometheus can no longer reach it.",
+    ),
+    "ModelGone": (
+        f"max by ({BY}) (last_over_time(predictors_model_ready[1d])) "
+        f"unless max by ({BY}) (predictors_model_ready)",
+        "No process serves {{ $labels.model }} any more",
+        "Its series ended within the last day. Meant where the service scales to zero.",
+    ),
+    "ModelNotReadyTooLong": (
+        "predictors_model_ready == 0 unless on (job, instance) predictors_draining == 1",
+        "{{ $labels.model }} on {{ $labels.instance }} does not become ready",
+        "It runs, but loading and warming have not come to an end.",
+    ),
+    "DrainingTooLong": (
+        "predictors_draining == 1",
+        "{{ $labels.instance }} does not end",
+        "It was told to stop and still finishes accepted work.",
+    ),
+    "ProcessRestarted": (
+        f"changes(process_start_time_seconds[15m]) > 0 and on (job, instance) {SERVES}",
+        "{{ $labels.instance }} died and started again in its place",
+        "What was in flight is lost. A failed engine ends its process before the next scrape.",
+    ),
+    "RestartLoop": (
+        f"changes(process_start_time_seconds[1h]) >= {{above}} and on (job, instance) {SERVES}",
+        "{{ $labels.instance }} starts again and again",
+        "{{ $value }} starts within the last hour.",
+    ),
+    "ErrorBudgetBurnFast": (
+        burns("1h", "5m"),
+        "{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        "At this rate the error budget of 30 days is gone in two days.",
+    ),
+    "ErrorBudgetBurnSlow": (
+        burns("6h", "30m"),
+        "{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        "At this rate the error budget of 30 days is gone in five days.",
+    ),
+    "QueueSaturated": (
+        "predictors_requests_waiting / (predictors_queue_capacity > 0) > {above}",
+        "The queue of {{ $labels.model }} is {{ $value | humanizePercentage }} full",
+        "Requests wait on {{ $labels.instance }}; when it is full the next one is refused.",
+    ),
+    "HeadOfLineTooOld": (
+        "predictors_queue_oldest_seconds > {above}",
+        "A request to {{ $labels.model }} waits for {{ $value | humanizeDuration }}",
+        "The oldest request in the queue of {{ $labels.instance }} does not get a slot.",
+    ),
+    "RejectionsHigh": (
+        f'sum by ({BY}) (rate(predictors_requests_total{{{{reason="queue_full"}}}}[5m])) '
+        f"/ sum by ({BY}) (rate(predictors_requests_total[5m])) > {{above}}",
+        "{{ $labels.model }} refuses {{ $value | humanizePercentage }} of its requests",
+        "The queue is full; callers get 503 (or 429) with Retry-After.",
+    ),
+    "FirstImageSlow": (
+        slow("time_to_first_image_seconds"),
+        "Pictures of {{ $labels.model }} take {{ $value | humanizeDuration }} (p95)",
+        "From submission to the picture, waiting included.",
+    ),
+    "FirstTokenSlow": (
+        slow("time_to_first_token_seconds"),
+        "The first token of {{ $labels.model }} takes {{ $value | humanizeDuration }} (p95)",
+        "From submission to the first token, waiting included.",
+    ),
+    "EngineStalled": (
+        f"increase(predictors_engine_steps_total[1m]) == 0 and ({BUSY})",
+        "The engine of {{ $labels.model }} has work and takes no step",
+        "No step on {{ $labels.instance }} for a minute although requests run or wait.",
+    ),
+    "CompilingAfterReady": (
+        grew("recompilations_total", "graph_captures_total"),
+        "{{ $labels.model }} compiles although it was ready",
+        "A shape that was not warmed is compiled or captured while callers wait.",
+    ),
+    "OutOfMemory": (
+        grew('jobs_total{{reason="oom"}}'),
+        "{{ $labels.model }} ran out of GPU memory",
+        "Requests on {{ $labels.instance }} failed for want of memory.",
+    ),
+    "GpuXidErrors": (
+        grew('gpu_xid_errors_total{{kind="device"}}'),
+        "The driver reports errors (XID) of {{ $labels.device }}: memory, bus or driver",
+        "On {{ $labels.instance }}; the numbers are in its log.",
+    ),
+    "GpuXidApplicationErrors": (
+        grew('gpu_xid_errors_total{{kind="application"}}'),
+        "The driver reports that something that ran on {{ $labels.device }} was wrong (XID)",
+        "On {{ $labels.instance }}; the numbers are in its log. The card itself is well.",
+    ),
+    "GpuMemoryNearLimit": (
+        f"1 - {GPU_FREE} / ignoring (state) {GPU_TOTAL} > {{above}}",
+        "{{ $value | humanizePercentage }} of the memory of {{ $labels.device }} is taken",
+        "By {{ $labels.instance }} and its neighbours; the next allocation may fail.",
+    ),
+    "RequestsPoisoned": (
+        grew('jobs_total{{reason="poisoned"}}'),
+        "A request breaks steps of {{ $labels.model }}",
+        "Steps were halved until the culprit was found; only it failed.",
+    ),
+    "KvCacheFull": (
+        "predictors_kv_cache_usage_ratio > {above}",
+        "{{ $value | humanizePercentage }} of the KV pages of {{ $labels.model }} are reserved",
+        "Sequences wait for pages, not for slots.",
+    ),
+    "ColdStartOverBudget": (
+        f'sum by ({POD}) (predictors_model_phase_seconds{{{{phase=~"load|warmup"}}}}) > {{above}}'
+        " and on (job, instance) time() - process_start_time_seconds < 3600",
+        "{{ $labels.model }} took {{ $value | humanizeDuration }} to start",
+        "A scale-up or a restart of {{ $labels.instance }} costs this much. Told for an hour.",
+    ),
+}
+
+VLM = "and on (job, instance, model) predictors_kv_cache_usage_ratio"  # the room that has pages
+AS_VLLM = {  # vllm's name: ours; a histogram stands for its three series
+    "num_requests_running": f"predictors_requests_running {VLM}",
+    "num_requests_waiting": f"predictors_requests_waiting {VLM}",
+    "kv_cache_usage_perc": "predictors_kv_cache_usage_ratio",
+    "prompt_tokens_total": "predictors_prompt_tokens_total",
+    "generation_tokens_total": "predictors_generation_tokens_total",
+    "request_success_total": f'predictors_jobs_total{{reason="ok"}} {VLM}',
+}
+HISTOGRAMS_AS_VLLM = {
+    "time_to_first_token_seconds": "predictors_time_to_first_token_seconds{part}",
+    "inter_token_latency_seconds": "predictors_inter_token_latency_seconds{part}",
+    "e2e_request_latency_seconds": "sum without (protocol, outcome) "
+    f"(predictors_request_duration_seconds{{part}}) {VLM}",
+    "request_queue_time_seconds": f"predictors_queue_duration_seconds{{part}} {VLM}",
+    "request_prefill_time_seconds": 'predictors_stage_duration_seconds{part}{{stage="prefill"}}',
+    "request_decode_time_seconds": 'predictors_stage_duration_seconds{part}{{stage="decode"}}',
+    "request_prompt_tokens": "predictors_request_prompt_tokens{part}",
+    "request_generation_tokens": "predictors_request_generation_tokens{part}",
+}
+
+
+def values() -> dict[str, Any]:
+    """Thresholds, durations and severities."""
+    found: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def alert(name: str) -> dict[str, Any]:
+    """One alert with its numbers filled in."""
+    chosen = values()["alerts"][name]
+    expression, summary, description = ALERTS[name]
+    numbers = {"above": chosen.get("above"), "objective": values()["slo"]["objective"]}
+    return {
+        "alert": f"Predictors{name}",
+        "expr": expression.format(**numbers),
+        "for": chosen["for"],
+        "labels": {"severity": chosen["severity"]},
+        "annotations": {
+            "summary": summary,
+            "description": description,
+            "runbook_url": f"{values()['runbooks']}#{name.lower()}",
+        },
+    }
+
+
+def as_vllm() -> list[dict[str, str]]:
+    """The language model's series under vLLM's names and its label `model_name`. vLLM has no
+    series of the GPU, so ours keep their names only."""
+    named = dict(AS_VLLM)
+    for name, ours in HISTOGRAMS_AS_VLLM.items():
+        named |= {f"{name}{part}": ours.format(part=part) for part in ("_bucket", "_sum", "_count")}
+    rename = 'label_replace({}, "model_name", "$1", "model", "(.*)")'
+    return [{"record": f"vllm:{name}", "expr": rename.format(ours)} for name, ours in named.items()]
+
+
+def template() -> dict[str, Any]:
+    """Every alert with <above> and <objective> where a number of the values belongs."""
+    return {
+        name: {
+            "expr": expression.format(above="<above>", objective="<objective>"),
+            "summary": summary,
+            "description": description,
+        }
+        for name, (expression, summary, description) in ALERTS.items()
+    }
+
+
+def dumped(content: dict[str, Any]) -> str:
+    """A file's text."""
+    return HEAD + yaml.safe_dump(content, sort_keys=False, width=1000)
+
+
+def files() -> dict[str, str]:
+    """The text of each file, by name."""
+    windows = ("5m", "30m", "1h", "6h")
+    slo = [
+        {"record": f"predictors:slo_errors:ratio_rate{window}", "expr": errors(window)}
+        for window in windows
+    ]
+    groups = {
+        "recording": {"predictors-slo": slo, "predictors-as-vllm": as_vllm()},
+        "alerts": {"predictors-alerts": [alert(name) for name in ALERTS]},
+    }
+    texts = {
+        f"{file}.yaml": dumped(
+            {"groups": [{"name": name, "rules": rules} for name, rules in found.items()]}
+        )
+        for file, found in groups.items()
+    }
+    return texts | {"template.yaml": dumped({"alerts": template()})}
+
+
+def main() -> int:
+    """Write or check the files; returns the exit code."""
+    for name, text in files().items():
+        path = FOLDER / name
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
