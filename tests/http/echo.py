@@ -173,7 +173,7 @@ class TaskPredictor(EchoPredictor):
     def let_pass(self, seconds: float) -> None:
         """From now on it is so much later for whoever waits or runs."""
         self._ahead_s += seconds
-        self.host.wake()
+        self.host.jobs.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
         """Return once so many more requests were accepted."""
