@@ -19,6 +19,7 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import QwenVLEngine
 from predictors.chat.inputs import ChatWork, Inputs, Patches
 from predictors.chat.limits import precision_of
+from predictors.chat.metrics import SERIES
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.template import check_spelling
 from predictors.compute.device.placement import announce, place
@@ -41,6 +42,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
 
     room: ClassVar[str] = "qwen_vl"
+    series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(

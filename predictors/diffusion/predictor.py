@@ -15,6 +15,7 @@ from predictors.diffusion.codec import INPUT_TYPES, OUTPUT_TYPES, FluxCodec
 from predictors.diffusion.engine import FluxEngine
 from predictors.diffusion.inputs import FluxWork, Preparer
 from predictors.diffusion.limits import make_offer
+from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.models.flux.config import read_facts
 from predictors.observe import tracing
@@ -29,6 +30,7 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
     """Text to image. Construction reads configs and tokenizers; weights come in `load`."""
 
     room = "flux"
+    series = SERIES
 
     def __init__(
         self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None

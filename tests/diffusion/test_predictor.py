@@ -15,7 +15,7 @@ import torch
 from predictors import metrics
 from predictors.diffusion.inputs import FluxWork
 from predictors.diffusion.predictor import FluxPredictor
-from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.errors import InvalidRequest, NotReady, StepFailed
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import read_images_body
@@ -150,4 +150,3 @@ async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
         if sample.labels["model"] == "flux-shown"
     }
     assert shown == {("lossless", "float32"): 1, ("high", "float8_e4m3fn"): 1}
-    assert metrics.TIERS == TIERS

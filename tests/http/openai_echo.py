@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from predictors.flight import Flight
+from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import event
@@ -33,6 +34,7 @@ class Artist(TaskPredictor):
     """Serves images."""
 
     room = "flux"
+    series = ModelSeries(operations=("infer", "images"))
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         row = Row(body.prompt, steps=body.num_inference_steps or 1)
@@ -48,6 +50,7 @@ class Writer(TaskPredictor):
     """
 
     room = "qwen_vl"
+    series = ModelSeries(operations=("infer", "chat"))
 
     def __init__(self, name: str, engine: Engine[Task, str], settings: Settings) -> None:
         super().__init__(name, engine, settings)
