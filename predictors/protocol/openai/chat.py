@@ -9,7 +9,7 @@ from typing import Any
 
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
-from predictors.protocol.http.exchange import EventStream, Reply, json_reply
+from predictors.protocol.http.exchange import EventStream, Response, json_response
 from predictors.protocol.openai.chat_body import decode
 from predictors.protocol.openai.edge import Operation, openai_body
 from predictors.protocol.openai.events import DONE, framed
@@ -22,11 +22,11 @@ STREAM_HEADERS = (
 )
 
 
-async def _reply(model: ServesChat, body: Mapping[str, Any], call: Call) -> Reply | EventStream:
+async def _reply(model: ServesChat, body: Mapping[str, Any], call: Call) -> Response | EventStream:
     if body.get("stream", False):
         events = model.chat_stream(body, call)
         return EventStream(events, last_words=_last_words, closing=DONE, headers=STREAM_HEADERS)
-    return json_reply(await model.chat(body, call))
+    return json_response(await model.chat(body, call))
 
 
 def _last_words(fault: Fault) -> bytes:

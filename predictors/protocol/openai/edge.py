@@ -16,7 +16,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
-from predictors.protocol.http.exchange import EventStream, Exchange, Reply, Work
+from predictors.protocol.http.exchange import Endpoint, EventStream, Exchange, Response
 from predictors.protocol.openai.fields import OpenAIBody
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
@@ -37,13 +37,13 @@ class Operation:
     route: str
     decode: Callable[[bytes], OpenAIBody]
     serves: Callable[[Served], bool]
-    reply: Callable[[Any, Mapping[str, Any], Call], Awaitable[Reply | EventStream]]
+    reply: Callable[[Any, Mapping[str, Any], Call], Awaitable[Response | EventStream]]
 
 
-def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Work:
+def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Endpoint:
     """The ASGI endpoint of `operation`; `others` are where models of other kinds are sent."""
 
-    async def handle(exchange: Exchange) -> Reply | EventStream:
+    async def handle(exchange: Exchange) -> Response | EventStream:
         body = await _read(exchange, registry, operation)
         model = exchange.find(body["model"])
         if not operation.serves(model):
@@ -51,7 +51,9 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         exchange.admit(model.name)
         return await operation.reply(model, body, exchange.call)
 
-    return Work(handle, registry, protocol="openai", operation=operation.name, body_of=openai_body)
+    return Endpoint(
+        handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
+    )
 
 
 def openai_body(fault: Fault) -> bytes:
@@ -62,7 +64,7 @@ def openai_body(fault: Fault) -> bytes:
 
 
 async def _read(exchange: Exchange, registry: Registry, operation: Operation) -> Mapping[str, Any]:
-    body = await exchange.decoded(operation.decode)
+    body = await exchange.decode_body(operation.decode)
     if body.model is not None:
         exchange.tally.model = registry.label(body.model)  # a refused body counts under it too
     return body.checked()

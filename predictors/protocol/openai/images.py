@@ -10,13 +10,13 @@ import orjson
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
-from predictors.protocol.http.exchange import Reply, json_reply
+from predictors.protocol.http.exchange import Response, json_response
 from predictors.protocol.openai.edge import Operation
 from predictors.protocol.openai.images_body import ImagesBody, decode
 from predictors.protocol.serves import ServesImages
 
 
-async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Reply:
+async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Response:
     try:
         # a hundred megabytes of base64 would hold the event loop up
         return await asyncio.to_thread(_encoded, await model.images(body, call))
@@ -26,13 +26,13 @@ async def _reply(model: ServesImages, body: Mapping[str, Any], call: Call) -> Re
         raise
 
 
-def _encoded(answer: Mapping[str, Any]) -> Reply:
+def _encoded(answer: Mapping[str, Any]) -> Response:
     # base64 needs no escapes: the encoder copies it as it is
     data = [
         {**picture, "b64_json": orjson.Fragment(b'"%b"' % picture["b64_json"].encode())}
         for picture in answer["data"]
     ]
-    return json_reply({**answer, "data": data})
+    return json_response({**answer, "data": data})
 
 
 IMAGES = Operation(

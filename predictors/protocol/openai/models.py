@@ -15,8 +15,8 @@ from starlette.routing import BaseRoute, Route
 
 from predictors.errors import NotFound
 from predictors.protocol.faults import fault_of
-from predictors.protocol.http.app import Answering
-from predictors.protocol.http.exchange import Reply, json_reply
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.exchange import Response, json_response
 from predictors.protocol.openai.chat import CHAT
 from predictors.protocol.openai.edge import PREFIXES, endpoint, openai_body
 from predictors.protocol.openai.images import IMAGES
@@ -35,8 +35,8 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
         routes += [
             Route(prefix + CHAT.route, chat, methods=["POST"]),
             Route(prefix + IMAGES.route, images, methods=["POST"]),
-            Route(f"{prefix}/models", Answering(listing.all), methods=["GET"]),
-            Route(f"{prefix}/models/{{name}}", Answering(listing.one), methods=["GET"]),
+            Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
+            Route(f"{prefix}/models/{{name}}", PlainEndpoint(listing.one), methods=["GET"]),
         ]
     return routes
 
@@ -48,25 +48,25 @@ class Listing:
         self._registry = registry
         self._created = int(time.time())  # Unix seconds, when this server began to serve them
 
-    async def all(self, request: Request) -> Reply:
+    async def all(self, request: Request) -> Response:
         """`data` for OpenAI's clients, `models` for KServe V1's; models that still load are
         listed too.
         """
         names = list(self._registry.models)
         data = [self._card(name) for name in names]
-        return json_reply({"object": "list", "data": data, "models": names})
+        return json_response({"object": "list", "data": data, "models": names})
 
-    async def one(self, request: Request) -> Reply:
+    async def one(self, request: Request) -> Response:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
         name = request.path_params["name"]
         try:
             self._registry.find(name)
         except NotFound as error:
             fault = fault_of(error)
-            return Reply(openai_body(fault), fault.status)
+            return Response(openai_body(fault), fault.status)
         ready = await self._registry.is_ready(name)
         card = self._card(name) | {"name": name, "ready": ready}
-        return json_reply(card, 200 if ready else 503)
+        return json_response(card, 200 if ready else 503)
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}
