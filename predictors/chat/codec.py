@@ -21,7 +21,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import BodyMessage, ChatBody
 from predictors.protocol.openai.events import TextEvents, event
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
@@ -63,9 +63,9 @@ class Codec:
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
         """One chat of a single turn per row: the picture, if there is one, then the prompt."""
-        inputs = Inputs(request.inputs)
-        prompts, images = inputs.take_text("prompt"), inputs.take_files("image")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
+        inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         same_rows(prompt=prompts, image=images)
@@ -80,13 +80,13 @@ class Codec:
 
     def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
         given: dict[str, Any] = {
-            name: (parameters.take_int if name == "top_k" else parameters.take_float)(name)
+            name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
             for name in SAMPLING_FIELDS
         }
-        seed, max_tokens = parameters.take_int("seed"), parameters.take_int("max_tokens")
-        stop = _stops(parameters.take_text("stop"))
-        parameters.take_text("system_prompt")
-        parameters.finish()
+        seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
+        stop = _stops(parameters.read_text("stop"))
+        parameters.read_text("system_prompt")
+        parameters.reject_unread()
         _between("seed", seed, 0, MAX_SEED)
         _between("max_tokens", max_tokens, 1, MAX_TOKENS)
         return ChatRequest(

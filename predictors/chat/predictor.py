@@ -27,8 +27,7 @@ from predictors.flight import Flight
 from predictors.models.qwen2_5_vl.weights import read_architecture
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.image_headers import decoding_bytes
-from predictors.protocol.images import Pixels
+from predictors.protocol.images import Pixels, decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response

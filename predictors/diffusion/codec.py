@@ -27,7 +27,7 @@ from predictors.observe import tracing
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.png import write_png
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
@@ -68,11 +68,11 @@ class FluxCodec:
         """One request per row; raises `InvalidRequest` that names the field, and the row if one of
         several is to blame."""
         _check_outputs(request)
-        inputs = Inputs(request.inputs)
-        prompts = inputs.take_text("prompt")
-        negatives = inputs.take_text("negative_prompt")
-        seeds = inputs.take_ints("seed")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts = inputs.read_text("prompt")
+        negatives = inputs.read_text("negative_prompt")
+        seeds = inputs.read_ints("seed")
+        inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         num_rows = same_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
@@ -219,17 +219,17 @@ def _check_outputs(request: V2Request) -> None:
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
     """What all rows share, by `Wish` field, and the seed of the first row."""
     parameters = Parameters(values, ignored=IGNORED_PARAMETERS)
-    seed = parameters.take_int("seed")
+    seed = parameters.read_int("seed")
     common = {
-        "width": parameters.take_int("width"),
-        "height": parameters.take_int("height"),
-        "num_inference_steps": parameters.take_int("num_inference_steps"),
-        "guidance_scale": parameters.take_float("guidance_scale"),
-        "true_cfg_scale": parameters.take_float("true_cfg_scale"),
-        "max_sequence_length": parameters.take_int("max_sequence_length"),
-        "output_format": parameters.take_text("output_format"),
-        "output_compression": parameters.take_int("output_compression"),
-        "tier": parameters.take_text("tier"),
+        "width": parameters.read_int("width"),
+        "height": parameters.read_int("height"),
+        "num_inference_steps": parameters.read_int("num_inference_steps"),
+        "guidance_scale": parameters.read_float("guidance_scale"),
+        "true_cfg_scale": parameters.read_float("true_cfg_scale"),
+        "max_sequence_length": parameters.read_int("max_sequence_length"),
+        "output_format": parameters.read_text("output_format"),
+        "output_compression": parameters.read_int("output_compression"),
+        "tier": parameters.read_text("tier"),
     }
-    parameters.finish()
+    parameters.reject_unread()
     return common, seed

@@ -20,12 +20,20 @@ import uvicorn
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
+from predictors.protocol.http.connection_limits import (
+    ConnectionDeadline,
+    ConnectionLimit,
+    SlowReaderTimeout,
+)
 from predictors.protocol.http.cycle import RequestCycle, refusal, scope_of
-from predictors.protocol.http.deadline import Deadline
-from predictors.protocol.http.framing import BadChunk, ChunkedBody, SizedBody
-from predictors.protocol.http.heads import BadHead, Head, HeadReader
-from predictors.protocol.http.places import Places
-from predictors.protocol.http.writes import WriteWatch
+from predictors.protocol.http.parsing import (
+    BadChunk,
+    BadHead,
+    ChunkedBody,
+    Head,
+    HeadParser,
+    SizedBody,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,7 @@ class HttpConnection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        places: Places,
+        places: ConnectionLimit,
         write_timeout_s: float,
     ) -> None:
         self._app = config.loaded_app
@@ -68,7 +76,7 @@ class HttpConnection(asyncio.Protocol):
         self._addresses: tuple[Any, Any] = (None, None)  # ours and the caller's
         self._stage = Stage.HEAD
         self._unread = bytearray()
-        self._heads = HeadReader()
+        self._heads = HeadParser()
         self._body: SizedBody | ChunkedBody = SizedBody(0)
         self._thrown = 0  # bytes that were read and thrown away
         self._throws = DISCARD_BYTES  # how many may be
@@ -77,17 +85,19 @@ class HttpConnection(asyncio.Protocol):
         self._is_held = False  # the rest of a body in tiny chunks waits for the loop's next turn
         self.is_write_paused = False
         self._writable = asyncio.Event()
-        self._deadline = Deadline(self._loop, self._too_slow)
+        self._deadline = ConnectionDeadline(self._loop, self._too_slow)
         self._places = places
         self._write_timeout_s = write_timeout_s
-        self._writes: WriteWatch = None  # type: ignore[assignment]
+        self._writes: SlowReaderTimeout = None  # type: ignore[assignment]
 
     # -- asyncio ---------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
         self._addresses = get_local_addr(transport), get_remote_addr(transport)
-        self._writes = WriteWatch(self._loop, transport, self._write_timeout_s, transport.abort)
+        self._writes = SlowReaderTimeout(
+            self._loop, transport, self._write_timeout_s, transport.abort
+        )
         self._deadline.set(HEAD_TIMEOUT_S)
         if not self._places.enter(self):
             self._turn_away()

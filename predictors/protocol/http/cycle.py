@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
-from predictors.protocol.http.heads import Head
+from predictors.protocol.http.parsing import Head
 
 WRITE_BYTES = 256 * 1024  # at once: a caller that does not read holds no more in the server
 NO_BODY = frozenset({204, 304})

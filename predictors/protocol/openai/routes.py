@@ -20,8 +20,14 @@ from starlette.routing import BaseRoute, Route
 from predictors.errors import InvalidRequest, NotFound
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
-from predictors.protocol.http.app import Answering
-from predictors.protocol.http.exchange import EventStream, Exchange, Reply, Work, json_reply
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.exchange import (
+    Endpoint,
+    EventStream,
+    Exchange,
+    Response,
+    json_response,
+)
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
 from predictors.protocol.openai.events import DONE, framed
 from predictors.protocol.openai.fields import DecodedBody
@@ -49,7 +55,7 @@ class Operation:
     """From the body's bytes; called in a worker process where they are many."""
     serves: Callable[[Served], bool]
     """Tells whether a model answers this route."""
-    reply: Callable[[Any, Any, Call], Awaitable[Reply | EventStream]]
+    reply: Callable[[Any, Any, Call], Awaitable[Response | EventStream]]
     """From such a model, the checked body and the call."""
 
 
@@ -63,19 +69,19 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
         routes += [
             Route(prefix + CHAT.route, chat, methods=["POST"]),
             Route(prefix + IMAGES.route, images, methods=["POST"]),
-            Route(f"{prefix}/models", Answering(listing.all), methods=["GET"]),
-            Route(f"{prefix}/models/{{name}}", Answering(listing.one), methods=["GET"]),
+            Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
+            Route(f"{prefix}/models/{{name}}", PlainEndpoint(listing.one), methods=["GET"]),
         ]
     return routes
 
 
-def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Work:
+def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Endpoint:
     """The ASGI endpoint of `operation`. `others` are named to callers whose model is of another
     kind.
     """
 
-    async def handle(exchange: Exchange) -> Reply | EventStream:
-        decoded = await exchange.decoded(operation.decode)
+    async def handle(exchange: Exchange) -> Response | EventStream:
+        decoded = await exchange.decode_body(operation.decode)
         if decoded.model is not None:
             exchange.tally.model = registry.label(decoded.model)  # for a refused body too
         body = decoded.accepted()
@@ -85,7 +91,9 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         exchange.admit(model.name)
         return await operation.reply(model, body, exchange.call)
 
-    return Work(handle, registry, protocol="openai", operation=operation.name, body_of=openai_body)
+    return Endpoint(
+        handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
+    )
 
 
 def openai_body(fault: Fault) -> bytes:
@@ -105,11 +113,11 @@ def _wrong_kind(
 
 
 # -- chat ------------------------------------------------------------------------------------------
-async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Reply | EventStream:
+async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Response | EventStream:
     if body.stream:
         events = model.chat_stream(body, call)
         return EventStream(events, last_words=_last_words, closing=DONE, headers=STREAM_HEADERS)
-    return json_reply(await model.chat(body, call))
+    return json_response(await model.chat(body, call))
 
 
 def _last_words(fault: Fault) -> bytes:
@@ -129,7 +137,7 @@ CHAT = Operation(
 
 
 # -- images ----------------------------------------------------------------------------------------
-async def _reply_images(model: ServesImages, body: ImagesBody, call: Call) -> Reply:
+async def _reply_images(model: ServesImages, body: ImagesBody, call: Call) -> Response:
     try:
         # a hundred megabytes of base64 would block the event loop
         return await asyncio.to_thread(_images_reply, await model.images(body, call))
@@ -139,13 +147,13 @@ async def _reply_images(model: ServesImages, body: ImagesBody, call: Call) -> Re
         raise
 
 
-def _images_reply(answer: Mapping[str, Any]) -> Reply:
+def _images_reply(answer: Mapping[str, Any]) -> Response:
     # base64 needs no escapes: the encoder copies it as it is
     data = [
         {**picture, "b64_json": orjson.Fragment(b'"%b"' % picture["b64_json"].encode())}
         for picture in answer["data"]
     ]
-    return json_reply({**answer, "data": data})
+    return json_response({**answer, "data": data})
 
 
 IMAGES = Operation(
@@ -167,25 +175,25 @@ class Listing:
         self._registry = registry
         self._created = int(time.time())  # Unix seconds of the server's start
 
-    async def all(self, request: Request) -> Reply:
+    async def all(self, request: Request) -> Response:
         """`data` for OpenAI's clients, `models` for KServe V1's; models that still load are
         listed too.
         """
         names = list(self._registry.models)
         data = [self._card(name) for name in names]
-        return json_reply({"object": "list", "data": data, "models": names})
+        return json_response({"object": "list", "data": data, "models": names})
 
-    async def one(self, request: Request) -> Reply:
+    async def one(self, request: Request) -> Response:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
         name = request.path_params["name"]
         try:
             self._registry.find(name)
         except NotFound as error:
             fault = fault_of(error)
-            return Reply(openai_body(fault), fault.status)
+            return Response(openai_body(fault), fault.status)
         ready = await self._registry.is_ready(name)
         card = self._card(name) | {"name": name, "ready": ready}
-        return json_reply(card, 200 if ready else 503)
+        return json_response(card, 200 if ready else 503)
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictors.protocol.http.framing import (
+from predictors.protocol.http.parsing import (
     CHUNKS_PER_CALL,
     FREE_OVERHEAD_BYTES,
     MAX_LINE_BYTES,
     BadChunk,
     ChunkedBody,
 )
-from tests.protocol.http_doubles import split
+from tests.protocol.http.doubles import split
 
 
 def decoded(parts: list[bytes]) -> tuple[bytes, bytes] | None:

@@ -7,14 +7,16 @@ whose request is being answered. The last places are kept for probes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import resource
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
-from predictors.protocol.http.heads import Head
+from predictors.protocol.http.parsing import Head
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ LEAST = 8
 RESERVED_FILES = 64  # descriptors, or a quarter: for models, logs, threads and processes
 MAX_FILES = 65_536
 SAY_AGAIN_S = 60.0
+MIN_BYTES_PER_S = 1024  # on average over the timeout
+LOOKS = 4  # per timeout
 
 _PROBES = re.compile(
     rb"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready"
@@ -37,7 +41,7 @@ class Connection(Protocol):
         """End now."""
 
 
-class Places:
+class ConnectionLimit:
     """The open connections of one socket. Event loop only."""
 
     def __init__(self, limit: int) -> None:
@@ -133,3 +137,104 @@ def raise_file_limit() -> None:
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class ConnectionDeadline:
+    """Calls `passed` once the last deadline that was set is over. Event loop only.
+
+    A later deadline leaves the loop's timer where it is: when that fires too early, it is set anew.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._passed = passed
+        self._at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def set(self, seconds: float) -> None:
+        """From now on it is over in `seconds`."""
+        self._at = self._loop.time() + seconds
+        if self._timer is not None and self._timer_at > self._at:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._arm(self._at)
+
+    def clear(self) -> None:
+        """From now on there is none. The timer stays: most often the next deadline is later."""
+        self._at = None
+
+    def end(self) -> None:
+        """There will be none any more."""
+        self._at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, at: float) -> None:
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._fired)
+
+    def _fired(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        if self._loop.time() < self._at:
+            self._arm(self._at)
+            return
+        self._at = None
+        self._passed()
+
+
+class SlowReaderTimeout:
+    """Looks at what one transport still has to send, from `begin` until `end`. Event loop only.
+
+    A timeout of 0 is none.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.WriteTransport,
+        timeout_s: float,
+        stalled: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._stalled = stalled
+        self._least = int(MIN_BYTES_PER_S * timeout_s)
+        self._size = 0  # bytes that were to be sent when the time began
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """There is something to send; called again it changes nothing."""
+        if self._timer is None and self._timeout_s > 0:
+            self._size = self._transport.get_write_buffer_size()
+            self._since = self._loop.time()
+            self._arm()
+
+    def end(self) -> None:
+        """Nothing that anybody waits for is left to send."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self._timeout_s / LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        size, now = self._transport.get_write_buffer_size(), self._loop.time()
+        if size == 0:
+            return
+        if self._size - size >= self._least:
+            self._size, self._since = size, now
+        elif now - self._since >= self._timeout_s:
+            log.info("a caller took less than %d bytes in %g s", self._least, self._timeout_s)
+            self._stalled()
+            return
+        self._size = max(self._size, size)
+        self._arm()

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.protocol.http import connection as http_connection
-from predictors.protocol.http.framing import CHUNKS_PER_CALL
-from predictors.protocol.http.heads import MAX_HEAD_BYTES
-from tests.protocol.http_doubles import Message, Talk, split, turns
+from predictors.protocol.http.parsing import CHUNKS_PER_CALL, MAX_HEAD_BYTES
+from tests.protocol.http.doubles import Message, Talk, split, turns
 
 HOST = b"Host: x\r\n"
 SECOND = b"GET /second HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"

@@ -6,10 +6,15 @@ import resource
 
 import pytest
 
-from predictors.protocol.http import places as http_places
-from predictors.protocol.http.heads import Head, parse_head
-from predictors.protocol.http.places import Places, is_probe, max_connections, raise_file_limit
-from tests.protocol.http_doubles import Talk, turns
+from predictors.protocol.http import connection_limits
+from predictors.protocol.http.connection_limits import (
+    ConnectionLimit,
+    is_probe,
+    max_connections,
+    raise_file_limit,
+)
+from predictors.protocol.http.parsing import Head, parse_head
+from tests.protocol.http.doubles import Talk, turns
 
 
 class Caller:
@@ -29,14 +34,14 @@ def head(line: str) -> Head:
 WORK, PROBE = head("POST /v2/models/a/infer"), head("GET /v2/health/live")
 
 
-def entered(places: Places, count: int) -> list[Caller]:
+def entered(places: ConnectionLimit, count: int) -> list[Caller]:
     callers = [Caller() for _ in range(count)]
     assert all(places.enter(caller) for caller in callers)
     return callers
 
 
 def test_a_newcomer_ends_whoever_has_waited_longest() -> None:
-    places = Places(8)
+    places = ConnectionLimit(8)
     callers = entered(places, 8)
     assert places.begin(callers[0], WORK)
     newcomers = entered(places, 2)
@@ -50,7 +55,7 @@ def test_a_newcomer_ends_whoever_has_waited_longest() -> None:
 
 
 def test_who_has_gone_takes_no_place() -> None:
-    places = Places(8)
+    places = ConnectionLimit(8)
     for _ in range(3):
         for caller in entered(places, 8):
             places.leave(caller)
@@ -59,7 +64,7 @@ def test_who_has_gone_takes_no_place() -> None:
 
 
 def test_no_request_ends_for_a_newcomer_and_the_last_places_are_for_probes() -> None:
-    places = Places(8)
+    places = ConnectionLimit(8)
     busy = entered(places, 6)
     assert all(places.begin(caller, WORK) for caller in busy)
     late, probing = entered(places, 2)
@@ -85,7 +90,7 @@ def test_no_request_ends_for_a_newcomer_and_the_last_places_are_for_probes() -> 
 def test_a_limit_that_is_reached_is_logged_once_in_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    places = Places(8)
+    places = ConnectionLimit(8)
     entered(places, 50)
     assert [record.getMessage() for record in caplog.records] == [
         "8 HTTP connections are open, that is the limit: those that have waited longest for a "
@@ -138,11 +143,11 @@ def test_the_limit_of_open_files_is_raised_and_never_lowered(
     monkeypatch.setattr(resource, "setrlimit", lambda kind, new: was_set.append(new))
     raise_file_limit()
     assert was_set == ([] if expected is None else [expected])
-    assert http_places.MAX_FILES == 65_536
+    assert connection_limits.MAX_FILES == 65_536
 
 
 async def test_an_idle_connection_ends_for_a_newcomer_and_a_busy_one_does_not() -> None:
-    places = Places(4)
+    places = ConnectionLimit(4)
     body = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab"
     probe = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
     talks = [Talk(places) for _ in range(4)]

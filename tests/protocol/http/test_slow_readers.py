@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from predictors.protocol.http.writes import MIN_BYTES_PER_S, WriteWatch
+from predictors.protocol.http.connection_limits import MIN_BYTES_PER_S, SlowReaderTimeout
 
 TIMEOUT_S = 30.0
 LEAST = int(MIN_BYTES_PER_S * TIMEOUT_S)
@@ -48,7 +48,7 @@ class Watched:
         self.clock = Clock()
         self.is_cut = False
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.watch = WriteWatch(loop, self, timeout_s, self.cut)  # type: ignore[arg-type]
+        self.watch = SlowReaderTimeout(loop, self, timeout_s, self.cut)  # type: ignore[arg-type]
         self.watch.begin()
 
     def get_write_buffer_size(self) -> int:
