@@ -254,7 +254,7 @@ def test_spans_reach_a_collector_by_the_standard_variables() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
         run = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | there, timeout=60, check=False,
+            [sys.executable, "-c", code], env=os.environ | there, timeout=300, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         server.shutdown()
