@@ -39,7 +39,7 @@ BROAD_EXCEPTS_ALLOWED = {
 MAX_SENTENCES = 4
 # words of a private language, which the docstrings once had
 RIDDLES = re.compile(
-    r"\b(knows? (no|neither|nothing|not|only)|nobody|whoever|whose|anew|aught|in company|wish(es)?)\b"
+    r"\b(knows? (no|neither|nothing|not)|nobody|whoever|anew|aught|in company|wish(es)?)\b"
     r"|^(What|Whether|Who) ",
     re.IGNORECASE,
 )
