@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from predictors.base import Answer, BasePredictor
+from predictors.metrics import ModelSeries
 from predictors.observe import logs
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2.values import InputTensors, Parameters, Tensor, V2Request, V2Response
@@ -22,6 +23,7 @@ class Echo(BasePredictor[str, str, str]):
     """Answers each row with itself."""
 
     room = "qwen_vl"
+    series = ModelSeries(operations=("infer", "chat"))
     inline = True
 
     def __init__(self, settings: Settings) -> None:

@@ -76,6 +76,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     """A model behind every protocol. Subclasses give `room`, an engine and the hooks below."""
 
     room: ClassVar[str]
+    series: ClassVar[metrics.ModelSeries]
+    """Label values and series of this kind of model."""
     file_inputs: ClassVar[frozenset[str]] = frozenset()
     """V2 inputs that hold files: base64 where they come in JSON."""
     inline: ClassVar[bool] = (
@@ -90,7 +92,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         workers: Workers | None = None,
     ) -> None:
         super().__init__(name)
-        metrics.register_model(name, self.room)
+        metrics.register_model(name, self.series)
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)

@@ -11,7 +11,7 @@ import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from predictors.diffusion.inputs import steps_called
 from predictors.diffusion.request import FP8, ImageRequest, ImageResult, Offer, Wish, row_seeds
 from predictors.errors import InvalidRequest
 from predictors.observe import tracing
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.png import write_png
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -116,12 +117,23 @@ class FluxCodec:
         return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    def decode_images(self, body: Mapping[str, Any]) -> list[ImageRequest]:
-        """One request per picture from a body that `openai_images.read_body` has checked."""
-        num_rows = body.get("n", 1)
-        fields = {k: v for k, v in body.items() if k not in {"model", "n", "seed"}}
-        seeds = row_seeds(body.get("seed"), num_rows)
-        return [self.offer.request(Wish(seed=seed, **fields)) for seed in seeds]
+    def decode_images(self, body: ImagesBody) -> list[ImageRequest]:
+        """One request per picture."""
+        wish = Wish(
+            prompt=body.prompt,
+            negative_prompt=body.negative_prompt,
+            width=body.width,
+            height=body.height,
+            num_inference_steps=body.num_inference_steps,
+            guidance_scale=body.guidance_scale,
+            true_cfg_scale=body.true_cfg_scale,
+            max_sequence_length=body.max_sequence_length,
+            output_format=body.output_format,
+            output_compression=body.output_compression,
+            tier=body.tier,
+        )
+        seeds = row_seeds(body.seed, body.n)
+        return [self.offer.request(replace(wish, seed=seed)) for seed in seeds]
 
     def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
         """The reply's JSON. Pool thread."""

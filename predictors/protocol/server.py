@@ -37,7 +37,7 @@ from predictors.protocol.http.app import (
 )
 from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
 from predictors.protocol.kserve_sdk import ModelServer
-from predictors.protocol.openai.models import openai_routes
+from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Profiling, Served
 from predictors.protocol.v2.grpc import SERVICE, add_inference

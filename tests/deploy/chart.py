@@ -39,7 +39,7 @@ def binary(name: str) -> str:
 
 def helm(*words: str) -> subprocess.CompletedProcess[str]:
     """Runs helm and waits; the caller looks at the exit code."""
-    return subprocess.run([binary("helm"), *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([binary("helm"), *words], capture_output=True, text=True, timeout=300)
 
 
 def arguments(*values: str | Path, sets: tuple[str, ...] = ()) -> list[str]:

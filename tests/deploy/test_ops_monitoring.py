@@ -182,7 +182,7 @@ def test_every_expression_is_promql(values: str, tmp_path: Path) -> None:
         (tmp_path / "rules.yaml").write_text(yaml.safe_dump(found["spec"]))
         done = subprocess.run(
             [promtool, "check", "rules", str(tmp_path / "rules.yaml")],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 

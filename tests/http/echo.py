@@ -23,6 +23,7 @@ from PIL import Image
 from predictors.base import Answer, BasePredictor
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight
+from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
 from predictors.protocol.server import PredictorServer
@@ -76,6 +77,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
     """
 
     room = "flux"
+    series = ModelSeries(operations=("infer", "images"))
     file_inputs = frozenset({"image"})
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:

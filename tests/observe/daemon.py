@@ -48,7 +48,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        self._http = httpx.Client(base_url=f"http://{self.address}", timeout=30.0)
+        self._http = httpx.Client(base_url=f"http://{self.address}", timeout=300.0)
         self.wait_until(self._is_ready, f"{self._binary} does not start")
         return self
 

@@ -45,7 +45,7 @@ class Live(ServerProcess):
     def __enter__(self) -> Live:
         (self._admin_port,) = self._held.enter_context(held_ports(1))
         self._settings["PREDICTORS_SERVER_ADMIN_PORT"] = str(self._admin_port)
-        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=60.0)
+        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=300.0)
         super().__enter__()
         return self
 

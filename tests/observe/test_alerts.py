@@ -194,7 +194,7 @@ def prove(promtool: str, folder: Path, cases: list[dict[str, Any]], evaluation: 
         json.dumps({"rule_files": rules, "evaluation_interval": evaluation, "tests": cases})
     )
     run = subprocess.run(
-        [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=60
+        [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
