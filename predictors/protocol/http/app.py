@@ -194,7 +194,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         connection = partial(
-            HttpConnection, places=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
+            HttpConnection, limit=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
         )
         super().__init__(
             uvicorn.Config(
