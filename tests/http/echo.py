@@ -33,7 +33,7 @@ from predictors.protocol.v2.values import (
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
@@ -98,7 +98,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
         parameters.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is missing", param="prompt")
-        count = same_rows(prompt=prompts, image=images, seed=seeds)
+        count = count_rows(prompt=prompts, image=images, seed=seeds)
         for i, image in enumerate(images or []):
             try:
                 decode_pixels(image, LIMITS).memory.close()
