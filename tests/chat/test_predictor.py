@@ -7,6 +7,7 @@ import base64
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from predictors.chat.predictor import QwenVLPredictor, check_settings
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
+from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart, read_chat_body
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
@@ -122,10 +123,9 @@ async def test_a_stream_is_the_whole_answer_in_pieces(predictor: QwenVLPredictor
 
 
 async def test_a_stop_string_ends_answer_and_job(predictor: QwenVLPredictor) -> None:
-    asked = body(max_tokens=200)
     text = (await predictor.chat(body(max_tokens=30), CALL))["choices"][0]["message"]["content"]
     stop = text[6:9]
-    stopped = {**asked, "stop": [stop]}
+    stopped = body(max_tokens=200, stop=stop)
     reply = await predictor.chat(stopped, CALL)
     choice = reply["choices"][0]
     assert choice["message"]["content"] == text[: text.index(stop)]
@@ -180,8 +180,7 @@ async def test_what_is_refused_is_refused_before_the_first_chunk(
 ) -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):
         await streamed(predictor, body(max_tokens=1000))
-    broken = body()
-    broken["messages"][0]["content"][0]["image_url"]["file"] = b"not a picture"
+    broken = replace(body(), messages=(BodyMessage("user", (PicturePart(b"not a picture"),)),))
     with pytest.raises(InvalidRequest, match="image"):
         await predictor.chat(broken, CALL)
 

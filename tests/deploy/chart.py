@@ -1,4 +1,4 @@
-"""Renders the chart by the real `helm template`: no cluster, no network. Knows no value by name.
+"""Renders the chart by the real `helm template`: no cluster, no network.
 
 Helm is the one on PATH, or the newest that `python -m tests.e2e.cluster build` has left in the
 machine's cache. Where there is none the tests fail and say so.

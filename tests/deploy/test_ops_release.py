@@ -219,7 +219,7 @@ def test_the_picture_that_is_asked_about_is_one() -> None:
 
 
 def notes(*sets: str) -> str:
-    """What `helm install` prints at its end; `helm template` shows it only within an object."""
+    """The output of `helm install` at its end; `helm template` shows it only within an object."""
     shown = """{kind: ConfigMap, apiVersion: v1, metadata: {name: notes}, data: {text:
         {{ include "predictors.notes" . | toJson }} }}"""
     objects = render(LAPTOP, sets=(*sets, f"extraObjects={json.dumps([shown])}"))

@@ -1,5 +1,5 @@
 """One of Prometheus' family of programs for a block: a binary with a JSON configuration, a log in a
-folder of the test, and `/-/ready`. Knows no flag and no route but that one.
+folder of the test, and `/-/ready`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The command line's server beside the test, as an operator starts it, with an admin port. Knows
-where it listens and what it counts; nothing of what is asked of it.
+"""The command line's server beside the test, as an operator starts it, with an admin port.
 
 `Live(..., module="tests.observe.faulty")` is the same server with faults that the test switches on.
 """

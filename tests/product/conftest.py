@@ -1,4 +1,4 @@
-"""Both rooms behind one server, embedded checkpoints, short prompts, few steps."""
+"""Both models behind one server, embedded checkpoints, short prompts, few steps."""
 
 from __future__ import annotations
 

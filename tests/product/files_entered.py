@@ -1,5 +1,5 @@
-"""Serves both embedded models and prints, as JSON, the files of the package that one picture and one
-chat about a picture enter, each in the order of its first call.
+"""Serves both embedded models and prints, as JSON, the files of the package that one picture and
+one chat about a picture enter, each in the order of its first call.
 
 A program of its own: the trace function must be set before any thread starts.
 """

@@ -176,14 +176,14 @@ def exemplified(text: str, trace: str) -> set[tuple[str, str, str]]:
 
 
 def picture_tensor(trace: str) -> dict[str, Any]:
-    """A picture that nobody has asked about."""
+    """A picture that is in no cache."""
     colour = tuple(int(trace[i : i + 2], 16) for i in (0, 2, 4))
     file = base64.b64encode(png(colour, size=(56, 56))).decode()  # type: ignore[arg-type]
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": [file]}
 
 
 def test_what_the_pool_logs_is_said_to_be_of_its_request(product: Running, spans: Spans) -> None:
-    """The pool's threads are everybody's."""
+    """Threads of the pool are shared."""
     del spans
     body = {"inputs": [prompt_tensor("a red circle")]}
     work: Any = product.server.registry.models["flux"]
