@@ -1,10 +1,8 @@
-"""Decodes untrusted pictures, from bytes or a data URL, to RGB pixels. Fetches no URL and opens no
+"""Decodes untrusted pictures, from bytes or a data URL, to RGB pixels. Fetches no URL, opens no
 path.
 
 Only Pillow's PNG, JPEG and WebP decoders are reachable, and the header is checked before any pixel
 is decoded. Pillow's messages are never passed on, since they contain object addresses.
-`decoding_bytes` estimates the memory from the first bytes, for a budget: a header may be wrong, and
-a worker with limited memory checks it again.
 """
 
 from __future__ import annotations
@@ -197,7 +195,9 @@ def _url_error(url: str, param: str) -> str:
 def decoding_bytes(raw: bytes, max_pixels: int) -> int:
     """Estimate the peak memory of decoding `raw`, in bytes, for a picture of at most `max_pixels`.
 
-    A JPEG without a readable header counts as the largest picture, other data as a small one.
+    An estimate for a budget, from the first bytes: a header may lie, and the decoder checks it
+    again in a process with limited memory. A JPEG without a readable header counts as the largest
+    picture, other data as a small one.
     """
     pixels, per_pixel = _read(raw, max_pixels)
     # a larger picture is refused by its header, which takes no memory

@@ -1,11 +1,11 @@
-"""Protects a server without passwords from web pages that a user visits: checks the `Origin` and
-`Host` headers.
+"""Protects a server without passwords from web pages that a user visits, by the `Origin` and `Host`
+headers.
 
-A browser names the page that makes a request in `Origin`, and the server it believes to talk to in
-`Host`. A page of another origin is always refused. A page can get its own origin to point here by
-DNS rebinding, so an unknown host name is refused too, on loopback always and elsewhere once the
-operator has listed the allowed names. Probes and `/metrics` are exempt: kubelet and Prometheus ask
-by address, and nothing there is secret.
+A browser names the page that makes a request in `Origin`, and a page of another origin is always
+refused. DNS rebinding lets a page point its own origin here, so a `Host` that does not belong to
+this machine is refused too: always on loopback, elsewhere once the operator has listed the allowed
+names. Probes and `/metrics` are exempt, since kubelet and Prometheus ask by address and nothing
+there is secret.
 """
 
 from __future__ import annotations

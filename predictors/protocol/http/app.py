@@ -115,7 +115,7 @@ class RestApp:
         error: Exception | None = None
         if self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
-        if error is None and "\n" in scope["path"]:  # `$` of a route matches before the last one
+        if error is None and "\n" in scope["path"]:  # a route's `$` matches before it
             error = NotFound("there is no route with a line end in it")
         if error is None:
             error = await attempt(self._router(scope, receive, send_with_id))

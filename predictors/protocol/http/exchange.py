@@ -1,10 +1,9 @@
-"""One HTTP exchange with a model, from the parsed head to the complete response. Independent of the
-body's wire format.
+"""One HTTP exchange with a model, from the parsed head to the complete response, for any wire
+format.
 
-`Endpoint` is the ASGI endpoint. Its handler gets an `Exchange` and returns a `Response` or an
-`EventStream`, which is sent, counted and logged exactly once. An exception becomes an error
-response in the caller's wire format. When the client disconnects, the handler's task is cancelled,
-and with it its jobs.
+An `Endpoint` gives its handler an `Exchange`, and sends, counts and logs the `Response` or
+`EventStream` that it returns. An exception becomes an error response in the caller's wire format.
+When the client disconnects, the handler's task is cancelled, and with it its jobs.
 
     async def chat(exchange: Exchange) -> Response:
         body = await exchange.decode_body(decode_chat)

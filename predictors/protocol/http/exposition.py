@@ -1,10 +1,10 @@
 """Prometheus text exposition, byte for byte what `prometheus_client` writes, in a third of the
 time.
 
-Everything that stays the same between scrapes is cached, and only values are formatted. Names,
-labels, escapes, order and headers come from the library's own encoder. It encodes each family once,
-with sample indexes in place of values. A family that changed, or has samples other than plain
-numbers, is encoded by the library.
+Names, labels, escapes, order and headers come from the library's own encoder, which encodes each
+family once with sample indexes in place of values. That text is cached, and only values are
+formatted. A family that changed, or has samples other than plain numbers, is encoded by the
+library.
 """
 
 from __future__ import annotations

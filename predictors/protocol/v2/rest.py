@@ -1,9 +1,9 @@
 """V2 REST routes: health, metadata, inference and the model repository.
 
 Routes of the Open Inference Protocol or Triton that this server lacks (`config`, `stats`, `trace`,
-shared memory) are ordinary 404s. `load` and `unload` are refused with 501 unless the operator
-enabled them, since callers are not authenticated. They only take a model out of service and back;
-its weights stay loaded. V1's `:predict` and `:explain` answer 501 and name V2.
+shared memory) are ordinary 404s. `load` and `unload` answer 501 unless the operator enabled them,
+since callers are not authenticated; they only take a model out of service and back, its weights
+stay loaded. V1's `:predict` and `:explain` answer 501 and name V2.
 """
 
 from __future__ import annotations

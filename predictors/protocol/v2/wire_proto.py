@@ -3,8 +3,7 @@
 Fields, inputs and parameters are counted while they are read, so that a small message cannot become
 millions of objects. Known fields follow protobuf's rules: repeated ones may be packed or not, the
 last of a singular one counts, `contents` are merged, unknown fields are skipped but counted.
-Triton's `double_param` and `uint64_param`, which KServe's proto lacks, are accepted. Workers import
-this module, so nothing here may load gRPC.
+Workers import this module, so nothing here may load gRPC.
 """
 
 from __future__ import annotations
@@ -218,9 +217,9 @@ def _read_value(reader: WireReader, span: Span, value: Scalar | None) -> Scalar 
                 value = signed(varint, 64)
             case 3, 2:
                 value = reader.text(inner)
-            case 4, _ if wire == FIXED64:
+            case 4, _ if wire == FIXED64:  # double_param of Triton; KServe's proto has none
                 value = float(struct.unpack("<d", reader.bytes(inner))[0])
-            case 5, 0:
+            case 5, 0:  # uint64_param of Triton
                 value = varint
     return value
 
