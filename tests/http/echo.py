@@ -231,6 +231,13 @@ class Running:
         assert not self.thread.is_alive(), "the server did not end"
         return self.exit_codes[0]
 
+    def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
+        loop = self.server._loop
+        assert loop is not None
+        idle = self.server.registry.wait_idle(PATIENCE_S)
+        assert asyncio.run_coroutine_threadsafe(idle, loop).result(PATIENCE_S)
+
     def client(self) -> httpx.Client:
         """A client with one keep-alive connection."""
         limits = httpx.Limits(max_connections=1)
