@@ -83,15 +83,25 @@ def has_vllm() -> bool:
 
 @contextmanager
 def running(
-    command: Sequence[str], env: Mapping[str, str], port: int, log: Path, ready: str
+    command: Sequence[str],
+    env: Mapping[str, str],
+    port: int,
+    log: Path,
+    ready: str,
+    cwd: Path | None = None,
 ) -> Iterator[Server]:
-    """Started and ready; stopped on the way out. `ready` is the path that answers 200 then; raises
-    `RuntimeError` with the end of its log if it dies or never gets there."""
+    """A server that is started, awaited and stopped at the end. `ready` is the path that answers
+    200 once it is ready. Raises `RuntimeError` with the end of its log if it never gets there."""
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=file, stderr=subprocess.STDOUT
+            command,
+            cwd=cwd,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
         try:
             _wait(process, port, ready, log)
