@@ -76,7 +76,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
     from predictors.compute.watch.gpu_watch import watching
-    from predictors.protocol.http.places import raise_file_limit
+    from predictors.protocol.http.connection_limits import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
 

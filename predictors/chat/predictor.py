@@ -19,6 +19,7 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import QwenVLEngine
 from predictors.chat.inputs import ChatWork, Inputs, Patches
 from predictors.chat.limits import precision_of
+from predictors.chat.metrics import SERIES
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.template import check_spelling
 from predictors.compute.device.placement import announce, place
@@ -26,8 +27,8 @@ from predictors.flight import Flight
 from predictors.models.qwen2_5_vl.weights import read_architecture
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.image_headers import decoding_bytes
-from predictors.protocol.images import Pixels
+from predictors.protocol.images import Pixels, decoding_bytes
+from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import InvalidSetting, QwenVLSettings, Settings
@@ -40,6 +41,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
 
     room: ClassVar[str] = "qwen_vl"
+    series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
@@ -155,13 +157,13 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         """A whole `chat.completion`; `n` choices are `n` jobs."""
         answers = await self.run(await self._decode_chat(body, call), call)
         with tracing.stage(call.trace, "encode"):
             return self._codec.encode_chat(body, call, answers)
 
-    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+    async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the text grows; the first one comes with the first token, so that a failure
         before it still gets a status. Closing the iterator cancels the jobs.
         """
@@ -178,8 +180,8 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         finally:
             self.settle(flights, call)
 
-    async def _decode_chat(self, body: Mapping[str, Any], call: Call) -> list[ChatRequest]:
-        self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
+    async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
+        self.host.check_accepting(body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 

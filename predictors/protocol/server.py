@@ -27,12 +27,17 @@ from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.operators.admin import Admin
 from predictors.protocol.grpc.health import add_health
-from predictors.protocol.http.access import Access
-from predictors.protocol.http.app import RestApp
-from predictors.protocol.http.places import max_connections, max_grpc_connections
-from predictors.protocol.http.server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
+from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.http.app import (
+    ADMIN_CONNECTIONS,
+    BACKLOG,
+    LAST_WORDS_S,
+    HttpServer,
+    RestApp,
+)
+from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
 from predictors.protocol.kserve_sdk import ModelServer
-from predictors.protocol.openai.models import openai_routes
+from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Profiling, Served
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -138,7 +143,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
             own = self.settings.server
-            access = Access(own.host, own.allowed_hosts)
+            access = AccessPolicy(own.host, own.allowed_hosts)
             http_server = self._http_server(routes, access, max_connections(own.max_connections))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
@@ -181,7 +186,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
         own = self.settings.server
-        access = Access(own.admin_host, own.allowed_hosts, pages=False)
+        access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         server = self._http_server(admin.routes(), access, ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
@@ -192,7 +197,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute], access: Access, limit: int) -> HttpServer:
+    def _http_server(
+        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+    ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,

@@ -23,11 +23,12 @@ from PIL import Image
 from predictors.base import Answer, BasePredictor
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight
+from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
@@ -76,6 +77,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
     """
 
     room = "flux"
+    series = ModelSeries(operations=("infer", "images"))
     file_inputs = frozenset({"image"})
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
@@ -84,16 +86,16 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 
     def decode_v2(self, request: V2Request) -> list[Row]:
         self.seen.append(request)
-        inputs = Inputs(request.inputs)
-        prompts = inputs.take_text("prompt")
-        images = inputs.take_files("image")
-        seeds = inputs.take_ints("seed")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts = inputs.read_text("prompt")
+        images = inputs.read_files("image")
+        seeds = inputs.read_ints("seed")
+        inputs.reject_unread()
         parameters = Parameters(request.parameters, ignored=("timeout",))
-        steps = parameters.take_int("steps")
-        scale = parameters.take_float("scale")
-        parameters.take_text("format")
-        parameters.finish()
+        steps = parameters.read_int("steps")
+        scale = parameters.read_float("scale")
+        parameters.read_text("format")
+        parameters.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is missing", param="prompt")
         count = same_rows(prompt=prompts, image=images, seed=seeds)

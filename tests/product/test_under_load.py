@@ -1,4 +1,4 @@
-"""Both rooms under company: real batches, leaving callers, deadlines, nothing compiled."""
+"""Both models under load: real batches, leaving callers, deadlines, nothing compiled."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
 
 
 def open_jobs(sample: Sample) -> float:
-    """Pictures that wait or are in the making."""
+    """Pictures that wait or run."""
     names = ("predictors_requests_waiting", "predictors_requests_running")
     return sum(sample(name, model="flux") for name in names)
 
@@ -119,7 +119,7 @@ def test_a_bad_row_names_itself_and_costs_nothing(product: Running, sample: Samp
     assert sample("predictors_denoise_steps_total", model="flux") == before
 
 
-def test_mixed_traffic_compiles_nothing_and_leaves_nobody_behind(
+def test_mixed_traffic_compiles_nothing_and_leaves_no_job_behind(
     product: Running, sample: Sample
 ) -> None:
     def ask(i: int) -> int:

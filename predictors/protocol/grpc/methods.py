@@ -18,10 +18,10 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, attempt, fault_of
-from predictors.protocol.grpc.status import status_details
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after"
+RETRY_INFO = b"type.googleapis.com/google.rpc.RetryInfo"
 MAX_SMALL_BYTES = 64 * 1024
 """Of a request that holds names at most."""
 
@@ -116,3 +116,31 @@ def call_of(context: Any) -> Call:
 def _serialised(message: Any) -> bytes:
     raw: bytes = message.SerializeToString()
     return raw
+
+
+def status_details(fault: Fault) -> bytes:
+    """A serialised `google.rpc.Status`: code, message, and a RetryInfo if the fault has one."""
+    code: int = fault.grpc_code.value[0]
+    status = _number(1, code) + _field(2, fault.message.encode("utf-8"))
+    if fault.retry_after_s is not None:
+        duration = _number(1, fault.retry_after_s)  # google.protobuf.Duration.seconds
+        retry_info = _field(1, duration)
+        status += _field(3, _field(1, RETRY_INFO) + _field(2, retry_info))  # google.protobuf.Any
+    return status
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)

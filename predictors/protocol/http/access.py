@@ -33,7 +33,7 @@ UNKNOWN_HOST = (
 )
 
 
-class Access:
+class AccessPolicy:
     """The rule of one port, which binds `address`. `allowed` are the setting's names; without
     `pages` no page may ask, not even one of the same origin. Event loop only.
     """

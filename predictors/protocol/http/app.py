@@ -8,11 +8,14 @@ then raise it again, and the server below would cut the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
+import uvicorn
 from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,22 +25,28 @@ from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, attempt, fault_of
-from predictors.protocol.http.access import Access
+from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.body_reader import Receive
+from predictors.protocol.http.connection import HttpConnection
+from predictors.protocol.http.connection_limits import ConnectionLimit
 from predictors.protocol.http.exchange import (
     CALL_KEY,
     JSON_TYPE,
     STATUS_KEY,
-    Reply,
+    Response,
     Scope,
     Send,
-    send_reply,
+    send_response,
 )
 from predictors.protocol.http.exposition import Scraper
+from predictors.settings import ServerSettings
 
 access_log = logging.getLogger("predictors.access")
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
+LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
+BACKLOG = 2048
+ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
 _MAX_PATH = 200  # characters of a path in the log
@@ -45,14 +54,14 @@ _READS = ("GET", "HEAD")
 _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
-class Answering:
+class PlainEndpoint:
     """An ASGI endpoint for a cheap question: no model works for it, nothing is counted."""
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
+    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_reply(send, await self._answer(Request(scope, receive)))
+        await send_response(send, await self._answer(Request(scope, receive)))
 
 
 class RestApp:
@@ -70,7 +79,7 @@ class RestApp:
         access_log: bool,
         on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
-        access: Access | None = None,
+        access: AccessPolicy | None = None,
     ) -> None:
         self._access = access
         self._on_scrape = on_scrape
@@ -78,8 +87,8 @@ class RestApp:
         self._access_log = access_log
         self._scraper = Scraper(REGISTRY)
         self._scrape_lock = asyncio.Lock()
-        self._next_scrapes: dict[str, asyncio.Task[Reply]] = {}  # by `Accept`
-        metrics_route = Route("/metrics", Answering(self._metrics), methods=["GET"])
+        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by `Accept`
+        metrics_route = Route("/metrics", PlainEndpoint(self._metrics), methods=["GET"])
         self._router = Router(
             [*routes, metrics_route], redirect_slashes=False, default=self._no_route
         )
@@ -111,9 +120,9 @@ class RestApp:
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:
-            reply = _fault_reply(scope, error, call)
+            reply = _fault_response(scope, error, call)
             if STATUS_KEY not in scope:
-                await send_reply(send_named, reply)
+                await send_response(send_named, reply)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
 
@@ -140,7 +149,7 @@ class RestApp:
         }
         access_log.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
 
-    async def _metrics(self, request: Request) -> Reply:
+    async def _metrics(self, request: Request) -> Response:
         """Prometheus text, or OpenMetrics for who accepts it. One is written at a time; those who
         come meanwhile wait for the next and share it."""
         accept = request.headers.get("accept", "")
@@ -150,19 +159,19 @@ class RestApp:
             self._next_scrapes[accept] = next_one
         return await asyncio.shield(next_one)
 
-    async def _scrape_next(self, accept: str) -> Reply:
+    async def _scrape_next(self, accept: str) -> Response:
         async with self._scrape_lock:
             del self._next_scrapes[accept]
             return await self._scrape(accept)
 
-    async def _scrape(self, accept: str) -> Reply:
+    async def _scrape(self, accept: str) -> Response:
         self._on_scrape()
         # 3 ms with two models, ten where engines want the interpreter too
         body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
-        return Reply(body, headers=(("content-type", content_type),))
+        return Response(body, headers=(("content-type", content_type),))
 
 
-def _fault_reply(scope: Scope, error: Exception, call: Call) -> Reply:
+def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
     """The error body that belongs to the path's protocol."""
     path: str = scope["path"]
     headers: list[tuple[str, str]] = [JSON_TYPE]
@@ -175,4 +184,41 @@ def _fault_reply(scope: Scope, error: Exception, call: Call) -> Reply:
         status = fault.status
     is_openai = path.startswith(OPENAI_PREFIXES) and ":" not in path
     body = Fault.openai_body(fault) if is_openai else Fault.v2_body(fault)
-    return Reply(body, status, (*headers, *fault.headers))
+    return Response(body, status, (*headers, *fault.headers))
+
+
+class HttpServer(uvicorn.Server):
+    """Serves `app` on the sockets that `serve` is given, to `limit` connections at once, until
+    `should_exit` is set."""
+
+    def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        connection = partial(
+            HttpConnection, limit=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
+        )
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=connection,  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=int(settings.keep_alive_s),
+                timeout_graceful_shutdown=int(LAST_WORDS_S),
+                backlog=BACKLOG,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing is captured: the process has one owner."""
+        yield
+
+    def cut_off(self) -> None:
+        """End the connections whose callers have responses to read and don't."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, HttpConnection) and connection.is_write_paused:
+                connection.abort()

@@ -77,17 +77,17 @@ class Charge:
             self.num_bytes = 0
 
 
-async def read_small_body(
+async def receive_small_body(
     receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
 ) -> bytes:
     """A body of at most `limit` bytes, which is less than `SHARED_BYTES`, within `timeout_s`."""
-    async with before(time.monotonic() + timeout_s, too_slow(timeout_s)):
-        raw = await read_body(receive, headers, limit)
+    async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
+        raw = await receive_body(receive, headers, limit)
     assert isinstance(raw, bytes)
     return raw
 
 
-async def read_body(
+async def receive_body(
     receive: Receive,
     headers: Mapping[str, str],
     limit: int,
@@ -112,7 +112,7 @@ async def read_body(
         if len(body) <= INLINE_BYTES:
             return body
     charge = None if make_charge is None else make_charge()
-    async with before(time.monotonic() + BODY_TIMEOUT_S, _WHOLE):
+    async with fail_at(time.monotonic() + BODY_TIMEOUT_S, _WHOLE):
         return await _read_rest(message, receive, limit, charge, piece_timeout_s)
 
 
@@ -151,7 +151,7 @@ async def _read_rest(
                     piece.reschedule(loop.time() + piece_timeout_s)
                 message = await receive()
     except TimeoutError as error:
-        raise DeadlineExceeded(too_slow(piece_timeout_s)) from error
+        raise DeadlineExceeded(slow_body_message(piece_timeout_s)) from error
     except BaseException:
         if large is not None:
             large.close()  # at once: failures are kept for a while, and their frames with them
@@ -159,7 +159,7 @@ async def _read_rest(
 
 
 @asynccontextmanager
-async def before(deadline: float | None, message: str) -> AsyncIterator[None]:
+async def fail_at(deadline: float | None, message: str) -> AsyncIterator[None]:
     """End the block at `deadline` (`time.monotonic()` seconds) with `DeadlineExceeded`."""
     left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
@@ -169,7 +169,7 @@ async def before(deadline: float | None, message: str) -> AsyncIterator[None]:
         raise DeadlineExceeded(message) from error
 
 
-def too_slow(seconds: float) -> str:
+def slow_body_message(seconds: float) -> str:
     """The message for a piece of a body that took longer than it may."""
     return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 

@@ -1,16 +1,16 @@
 """What every REST edge shares: one exchange from head to answer. Knows no wire format of a body.
 
-`Work` is an ASGI endpoint that asks a model for something. Its handler gets an `Exchange` and
-returns a `Reply` or an `EventStream`; here that is sent, counted once, logged once, and turned into
+`Endpoint` is an ASGI endpoint that asks a model for something. Its handler gets an `Exchange` and
+returns a `Response` or an `EventStream`; that is sent, counted once, logged once, and turned into
 a fault of the caller's own wire format when it raises. When the client goes away, the task that
 waits for the model is cancelled, and with it the jobs.
 
-    async def chat(exchange: Exchange) -> Reply:
-        body = await exchange.decoded(openai_chat.decode)
+    async def chat(exchange: Exchange) -> Response:
+        body = await exchange.decode_body(openai_chat.decode)
         model = exchange.admit(body["model"])
-        return json_reply(await model.chat(body, exchange.call))
+        return json_response(await model.chat(body, exchange.call))
 
-    Route("/v1/chat/completions", Work(chat, registry, protocol="openai", operation="chat",
+    Route("/v1/chat/completions", Endpoint(chat, registry, protocol="openai", operation="chat",
                                        body_of=Fault.openai_body), methods=["POST"])
 """
 
@@ -34,9 +34,9 @@ from predictors.protocol.http.body_reader import (
     Body,
     Charge,
     Receive,
-    before,
-    read_body,
-    too_slow,
+    fail_at,
+    receive_body,
+    slow_body_message,
 )
 from predictors.protocol.http.json_bodies import JSON_MEDIA, check_media
 from predictors.protocol.registry import Registry
@@ -55,7 +55,7 @@ JSON_TYPE = ("content-type", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """A whole answer. Header names are lower-case; content-length is added."""
 
     body: bytes
@@ -83,12 +83,12 @@ class EventStream:
     )
 
 
-def json_reply(value: object, status: int = 200) -> Reply:
+def json_response(value: object, status: int = 200) -> Response:
     """A JSON answer."""
-    return Reply(orjson.dumps(value), status)
+    return Response(orjson.dumps(value), status)
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
+async def send_response(send: Send, reply: Response) -> None:
     """Send a whole answer over ASGI."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
     headers.append((b"content-length", str(len(reply.body)).encode("ascii")))
@@ -99,7 +99,7 @@ async def send_reply(send: Send, reply: Reply) -> None:
 class Exchange:
     """One request for work. Event loop only."""
 
-    def __init__(self, work: Work, scope: Scope, receive: Receive) -> None:
+    def __init__(self, work: Endpoint, scope: Scope, receive: Receive) -> None:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
         self.tally = Tally(work.protocol, work.operation, self.call)
@@ -125,7 +125,7 @@ class Exchange:
         self._arm(own.body_timeout_s)  # for the first piece; the reader sees to the others
         self._registry.readers.add(self)
         try:
-            raw = await read_body(
+            raw = await receive_body(
                 self._receive,
                 self.call,
                 own.max_body_bytes,
@@ -160,7 +160,7 @@ class Exchange:
         deadline = self.call.deadline
         left_s = math.inf if deadline is None else deadline - time.monotonic()
         if min(at_most_s, left_s) < math.inf:
-            message = TOO_LATE if left_s <= at_most_s else too_slow(at_most_s)
+            message = TOO_LATE if left_s <= at_most_s else slow_body_message(at_most_s)
             loop = asyncio.get_running_loop()
             self._late = loop.call_later(min(at_most_s, left_s), self._too_late, message)
 
@@ -178,7 +178,7 @@ class Exchange:
     def _too_late(self, message: str) -> None:
         self.stop_reading(DeadlineExceeded(message))
 
-    async def decoded(
+    async def decode_body(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
     ) -> T:
         """The body as `decode` returns it. `decode` runs on the event loop for a small body, in a
@@ -189,7 +189,7 @@ class Exchange:
         raw = await self.body(media)
         if isinstance(raw, bytes) and len(raw) <= INLINE_BYTES:
             return decode(raw, *arguments)
-        async with before(self.call.deadline, "the deadline passed while the body was read"):
+        async with fail_at(self.call.deadline, "the deadline passed while the body was read"):
             if isinstance(raw, bytes):
                 return await self._registry.in_thread(decode, raw, *arguments)
             return await decode_large(self._registry.workers, decode, raw, *arguments)
@@ -210,7 +210,7 @@ class Exchange:
         self._admitted = True
         return model
 
-    # -- for `Work` --------------------------------------------------------------------------------
+    # -- for `Endpoint` -----------------------------------------------------------------------
     def close(self) -> None:
         """The answer is written: nobody is watched and nothing is in flight any more."""
         if self._timer is not None:
@@ -234,10 +234,10 @@ class Exchange:
             self._task.cancel()
 
 
-Handler = Callable[[Exchange], Awaitable[Reply | EventStream]]
+Handler = Callable[[Exchange], Awaitable[Response | EventStream]]
 
 
-class Work:
+class Endpoint:
     """An ASGI endpoint around a handler; see the module's first lines."""
 
     def __init__(
@@ -280,16 +280,16 @@ class Work:
                     return await self._stream(exchange, reply, first, send)
             reply = first
         if not isinstance(reply, Exception):
-            await send_reply(send, reply)
+            await send_response(send, reply)
             return "ok"
         if exchange.gone:
             raise Cancelled("the caller left") from reply
         fault = self.fault(reply, exchange.call)
         headers = (JSON_TYPE, *fault.headers)
-        await send_reply(send, Reply(self.body_of(fault), fault.status, headers))
+        await send_response(send, Response(self.body_of(fault), fault.status, headers))
         return fault.reason
 
-    async def _handle(self, exchange: Exchange) -> Reply | EventStream:
+    async def _handle(self, exchange: Exchange) -> Response | EventStream:
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
         return await self.handler(exchange)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from predictors.protocol.grpc.methods import (
     name_call,
     parse_small,
 )
-from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, before
+from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.registry import Registry
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
@@ -41,9 +41,9 @@ from predictors.protocol.v2.rest import (
     complete,
     metadata,
 )
-from predictors.protocol.v2.values import V2Request
-from predictors.protocol.v2.wire_proto import decode_request, model_of
-from predictors.protocol.v2.wire_proto_response import encode_response
+from predictors.protocol.v2.tensors import pack_tensor
+from predictors.protocol.v2.values import Scalar, V2Request, V2Response
+from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 INLINE_BYTES = 16 * 1024  # of a message that is read on the event loop: 8,000 fields at most
 access = logging.getLogger("predictors.access")
@@ -171,18 +171,18 @@ class InferenceMethods:
             values = await self._decoded(raw, call)
             check_outputs(values, model)
             response = await model.infer(values, call)
-            return encode_response(complete(response, values, call))
+            return encode_proto_response(complete(response, values, call))
         finally:
             self._registry.leave()
 
     async def _decoded(self, raw: bytes, call: Call) -> V2Request:
         if len(raw) <= INLINE_BYTES:
-            return decode_request(raw)
-        async with before(call.deadline, "the deadline passed while the message was read"):
+            return decode_proto_request(raw)
+        async with fail_at(call.deadline, "the deadline passed while the message was read"):
             if len(raw) <= SHARED_BYTES:
-                return await self._registry.in_thread(decode_request, raw)
+                return await self._registry.in_thread(decode_proto_request, raw)
             workers = self._registry.workers
-            return await decode_large(workers, decode_request, raw, factor=MESSAGE_FACTOR)
+            return await decode_large(workers, decode_proto_request, raw, factor=MESSAGE_FACTOR)
 
     def _fault(self, error: Exception, call: Call) -> Fault:
         status = self._registry.settings.queue.overload_status
@@ -198,3 +198,28 @@ class InferenceMethods:
             }
             line = "ModelInfer %s %s %.1f ms %s"
             access.info(line, *facts.values(), extra={"method": "ModelInfer", **facts})
+
+
+def encode_proto_response(response: V2Response) -> Any:
+    """A `ModelInferResponse`, all tensors raw: tritonclient with numpy 2 can't read BYTES from
+    `contents`."""
+    message = pb.ModelInferResponse(
+        model_name=response.model, model_version=response.version, id=response.id
+    )
+    for tensor in response.outputs:
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        write_parameters(output.parameters, tensor.parameters)
+        message.raw_output_contents.append(pack_tensor(tensor))
+    write_parameters(message.parameters, response.parameters)
+    return message
+
+
+def write_parameters(target: Any, parameters: Mapping[str, Scalar]) -> None:
+    """Fill a map of `InferParameter`: int64, bool and string are all there is."""
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            target[name].bool_param = value
+        elif isinstance(value, int):
+            target[name].int64_param = value
+        else:
+            target[name].string_param = str(value)

@@ -121,7 +121,7 @@ def int_range(datatype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if datatype[0] == "U" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def unpack(name: str, datatype: str, count: int, raw: bytes) -> Sequence[object]:
+def unpack_tensor(name: str, datatype: str, count: int, raw: bytes) -> Sequence[object]:
     """`count` values from raw bytes, all of which must be used."""
     if datatype == "BYTES":
         return _unpack_bytes(name, count, raw)
@@ -156,7 +156,7 @@ def _unpack_bytes(name: str, count: int, raw: bytes) -> list[bytes]:
     return rows
 
 
-def pack(tensor: Tensor) -> bytes:
+def pack_tensor(tensor: Tensor) -> bytes:
     """The raw bytes of a tensor of ours."""
     if tensor.datatype == "BYTES":
         parts: list[bytes] = []

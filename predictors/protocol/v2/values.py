@@ -75,7 +75,7 @@ def num_bytes(message: V2Request | V2Response) -> int:
     return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
 
 
-class Inputs:
+class InputTensors:
     """The named inputs of a request, each read once; whatever nobody read is unknown.
 
     All inputs have shape [n] or [n, 1] (tritonclient users send both) with the same n.
@@ -91,26 +91,26 @@ class Inputs:
             self._tensors[tensor.name] = tensor
         self._unread = set(self._tensors)
 
-    def take_bytes(self, name: str) -> list[bytes] | None:
+    def read_bytes(self, name: str) -> list[bytes] | None:
         """BYTES elements of one input, or None if it is absent."""
         tensor = self._take(name, "BYTES")
         return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
 
-    def take_text(self, name: str) -> list[str] | None:
+    def read_text(self, name: str) -> list[str] | None:
         """UTF-8 text of one BYTES input; a row that is not UTF-8 is named."""
-        rows = self.take_bytes(name)
+        rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
-    def take_files(self, name: str) -> list[bytes] | None:
+    def read_files(self, name: str) -> list[bytes] | None:
         """Files of one BYTES input: raw as they are, or base64 decoded when they came as JSON
         strings.
         """
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.text and tensor.datatype == "BYTES":
             self._tensors[name] = with_files(tensor)
-        return self.take_bytes(name)
+        return self.read_bytes(name)
 
-    def take_ints(self, name: str) -> list[int] | None:
+    def read_ints(self, name: str) -> list[int] | None:
         """INT64 (or any narrower integer type) elements of one input."""
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.datatype not in {
@@ -129,7 +129,7 @@ class Inputs:
         tensor = self._take(name, None)
         return None if tensor is None else [int(x) for x in tensor.data]  # type: ignore[call-overload]
 
-    def finish(self) -> None:
+    def reject_unread(self) -> None:
         """Raise for inputs that nobody read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]
@@ -168,7 +168,7 @@ class Parameters:
         self._values = values
         self._unread = {name for name in values if name not in ignored}
 
-    def take_int(self, name: str) -> int | None:
+    def read_int(self, name: str) -> int | None:
         """A whole number; 28.0 and "28" are whole, 1.5, true and "x" are not."""
         value = self._take(name)
         if value is None:
@@ -181,7 +181,7 @@ class Parameters:
             return int(value)
         raise InvalidRequest(f"{name} must be a whole number, not {str(value)[:32]!r}", param=name)
 
-    def take_float(self, name: str) -> float | None:
+    def read_float(self, name: str) -> float | None:
         """A finite number."""
         value = self._take(name)
         if value is None:
@@ -198,14 +198,14 @@ class Parameters:
             )
         return number
 
-    def take_text(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
         """A string."""
         value = self._take(name)
         if value is None or isinstance(value, str):
             return value
         raise InvalidRequest(f"{name} must be a string, not {str(value)[:32]!r}", param=name)
 
-    def finish(self) -> None:
+    def reject_unread(self) -> None:
         """Raise for parameters that nobody read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]

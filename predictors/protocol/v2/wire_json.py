@@ -23,8 +23,8 @@ from predictors.protocol.v2.tensors import (
     check_parameters,
     check_values,
     count_elements,
-    pack,
-    unpack,
+    pack_tensor,
+    unpack_tensor,
 )
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response, with_files
 
@@ -41,7 +41,7 @@ _OUTPUT_FIELDS = frozenset({"name", "parameters"})
 _OUTPUT_PARAMETERS = frozenset({"binary_data"})
 
 
-def decode_request(
+def decode_json_request(
     raw: bytes,
     headers: Mapping[str, str],
     model: str,
@@ -134,7 +134,7 @@ def _input(entry: object, body: bytes, position: int, elements: ElementCount) ->
         raise _input_error(name, "has both data and binary_data_size")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - position:
         raise _input_error(name, f"has a binary_data_size that is not 0 to {len(body) - position}")
-    data = unpack(name, datatype, count, body[position : position + size])
+    data = unpack_tensor(name, datatype, count, body[position : position + size])
     return Tensor(name, datatype, shape, data, parameters), position + size
 
 
@@ -214,7 +214,7 @@ def _input_error(name: str, problem: str) -> InvalidRequest:
 
 
 # -- responses -------------------------------------------------------------------------------------
-def encode_response(response: V2Response, request: V2Request) -> tuple[bytes, int | None]:
+def encode_json_response(response: V2Response, request: V2Request) -> tuple[bytes, int | None]:
     """Body, and the length of its JSON where raw tensors follow it (else None)."""
     outputs, raw = [], []
     for tensor in response.outputs:
@@ -225,7 +225,7 @@ def encode_response(response: V2Response, request: V2Request) -> tuple[bytes, in
         }
         parameters: dict[str, Scalar] = dict(tensor.parameters)
         if request.binary.get(tensor.name, request.binary_default):
-            packed = pack(tensor)
+            packed = pack_tensor(tensor)
             raw.append(packed)
             parameters["binary_data_size"] = len(packed)
         else:

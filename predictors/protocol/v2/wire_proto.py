@@ -32,7 +32,7 @@ from predictors.protocol.v2.tensors import (
     check_parameters,
     check_values,
     count_elements,
-    unpack,
+    unpack_tensor,
 )
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request
 from predictors.protocol.v2.wire_json import MAX_ID, MAX_TENSORS
@@ -81,7 +81,7 @@ class _Input:
 
 def model_of(raw: bytes) -> tuple[str, str]:
     """Name and version of the model that a `ModelInferRequest` asks; only its outermost fields are
-    looked at. Raises as `decode_request`."""
+    looked at. Raises as `decode_proto_request`."""
     reader = WireReader(raw, MAX_OUTER_FIELDS)
     found = {1: "", 2: ""}
     for number, wire, _, span in reader.fields(reader.whole):
@@ -90,7 +90,7 @@ def model_of(raw: bytes) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def decode_request(raw: bytes) -> V2Request:
+def decode_proto_request(raw: bytes) -> V2Request:
     """A serialised `ModelInferRequest` as values; raises `InvalidRequest` that names what is
     wrong, `TooLarge` for more than is read."""
     reader = WireReader(raw, MAX_FIELDS)
@@ -250,7 +250,7 @@ def _tensor(read: _Input, raw: bytes | None, elements: ElementCount) -> Tensor:
     if raw is not None:
         if read.has_contents:
             raise _wrong(name, "has contents beside raw_input_contents")
-        return Tensor(name, datatype, shape, unpack(name, datatype, count, raw), parameters)
+        return Tensor(name, datatype, shape, unpack_tensor(name, datatype, count, raw), parameters)
     values = _contents(name, datatype, read.contents)
     check_count(name, count, len(values))
     data = values if datatype == "BYTES" else check_values(name, datatype, values)

@@ -14,7 +14,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.grpc.protobuf_reader import WireReader, signed
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.v2.tensors import MAX_ELEMENTS
-from predictors.protocol.v2.wire_proto import decode_request, model_of
+from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8)
 PARAMETERS = st.dictionaries(st.text(max_size=8), SCALARS, max_size=4)
@@ -47,7 +47,7 @@ def test_what_protobuf_writes_is_read_as_protobuf_reads_it(
     for output in outs:
         message.outputs.add(name=output)
     raw = message.SerializeToString()
-    found = decode_request(raw)
+    found = decode_proto_request(raw)
     assert model_of(raw) == (name, version) == (found.model, found.version)
     assert found.id == identity
     parameters.pop("binary_data_output", None)
@@ -61,7 +61,7 @@ def test_what_protobuf_writes_is_read_as_protobuf_reads_it(
 @given(st.binary(max_size=60))
 def test_no_bytes_are_taken_that_protobuf_would_refuse(raw: bytes) -> None:
     try:
-        decode_request(raw)
+        decode_proto_request(raw)
         model_of(raw)
     except InvalidRequest as error:
         assert error.message  # noqa: PT017 -- most bytes are refused
@@ -77,20 +77,31 @@ def numbers(kind: int, values: bytes, datatype: bytes, count: int) -> bytes:
 
 def test_repeated_numbers_may_be_packed_or_not_or_both() -> None:
     packed = field(3, b"\x01\x02") + b"\x18\x03" + field(3, b"\x04")
-    assert list(decode_request(numbers(0, packed, b"INT64", 4)).inputs[0].data) == [1, 2, 3, 4]
+    assert list(decode_proto_request(numbers(0, packed, b"INT64", 4)).inputs[0].data) == [
+        1,
+        2,
+        3,
+        4,
+    ]
     minus = varint(2**64 - 5)
-    assert list(decode_request(numbers(3, minus, b"INT64", 1)).inputs[0].data) == [-5]
-    assert list(decode_request(numbers(2, minus, b"INT8", 1)).inputs[0].data) == [-5]
+    assert list(decode_proto_request(numbers(3, minus, b"INT64", 1)).inputs[0].data) == [-5]
+    assert list(decode_proto_request(numbers(2, minus, b"INT8", 1)).inputs[0].data) == [-5]
     floats = struct.pack("<2f", 1.5, -2.0)
-    assert list(decode_request(numbers(6, floats, b"FP32", 2)).inputs[0].data) == [1.5, -2.0]
+    assert list(decode_proto_request(numbers(6, floats, b"FP32", 2)).inputs[0].data) == [1.5, -2.0]
     one_by_one = b"".join(b"\x35" + struct.pack("<f", x) for x in (1.5, -2.0))
-    assert list(decode_request(numbers(0, one_by_one, b"FP32", 2)).inputs[0].data) == [1.5, -2.0]
-    assert list(decode_request(numbers(1, b"\x01\x00", b"BOOL", 2)).inputs[0].data) == [True, False]
+    assert list(decode_proto_request(numbers(0, one_by_one, b"FP32", 2)).inputs[0].data) == [
+        1.5,
+        -2.0,
+    ]
+    assert list(decode_proto_request(numbers(1, b"\x01\x00", b"BOOL", 2)).inputs[0].data) == [
+        True,
+        False,
+    ]
 
 
 def test_contents_that_come_twice_are_merged_and_a_single_field_counts_last() -> None:
     tensor = PROMPT + field(3, b"\x02") + field(5, field(8, b"a")) + field(5, field(8, b"b"))
-    found = decode_request(field(1, b"first") + infer(tensor))
+    found = decode_proto_request(field(1, b"first") + infer(tensor))
     assert list(found.inputs[0].data) == [b"a", b"b"]
     assert found.model == "qwen-vl"
 
@@ -99,12 +110,14 @@ def test_tritons_numbers_are_parameters_too() -> None:
     double = field(1, b"scale") + field(2, b"\x21" + struct.pack("<d", 2.5))
     large = field(1, b"seed") + field(2, b"\x28" + varint(2**63 + 1))
     raw = field(4, double) + field(4, large) + infer(PROMPT + field(3, b"\x01"), b"\0\0\0\0")
-    assert decode_request(raw).parameters == {"scale": 2.5, "seed": 2**63 + 1}
+    assert decode_proto_request(raw).parameters == {"scale": 2.5, "seed": 2**63 + 1}
 
 
 def test_unknown_fields_are_skipped() -> None:
     unknown = b"\x98\x06\x01" + field(99, b"x") + b"\x9d\x06\0\0\0\0" + b"\x99\x06" + bytes(8)
-    found = decode_request(unknown + infer(unknown + PROMPT + field(3, b"\x01"), b"\1\0\0\0x"))
+    found = decode_proto_request(
+        unknown + infer(unknown + PROMPT + field(3, b"\x01"), b"\1\0\0\0x")
+    )
     assert list(found.inputs[0].data) == [b"x"]
 
 
@@ -128,7 +141,7 @@ def test_what_is_no_message_is_refused_in_plain_words(raw: bytes) -> None:
     with pytest.raises(
         InvalidRequest, match=r"the message (is not a valid ModelInferRequest|has a text)"
     ):
-        decode_request(raw)
+        decode_proto_request(raw)
 
 
 MANY = {
@@ -177,7 +190,7 @@ MANY = {
 def test_more_than_is_read_is_refused_before_it_is_built(name: str) -> None:
     raw, kind, words = MANY[name]
     with pytest.raises(kind, match=words):
-        decode_request(raw)
+        decode_proto_request(raw)
 
 
 def test_the_model_is_found_without_a_look_inside() -> None:
@@ -197,4 +210,4 @@ def test_numbers_come_back_as_they_went(value: int) -> None:
 def test_a_name_of_megabytes_is_refused_by_its_length(number: int) -> None:
     raw = field(number, b"\xff" * 5000) + infer(PROMPT)  # not even looked at
     with pytest.raises(InvalidRequest, match="more than 4096 bytes"):
-        decode_request(raw)
+        decode_proto_request(raw)

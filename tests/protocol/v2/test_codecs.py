@@ -16,6 +16,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.v2 import wire_json as v2_json
 from predictors.protocol.v2 import wire_proto as v2_proto
+from predictors.protocol.v2.grpc import encode_proto_response
 from predictors.protocol.v2.tensors import (
     FORMATS,
     MAX_PARAMETER,
@@ -23,11 +24,10 @@ from predictors.protocol.v2.tensors import (
     check_values,
     count_elements,
     int_range,
-    pack,
-    unpack,
+    pack_tensor,
+    unpack_tensor,
 )
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
-from predictors.protocol.v2.wire_proto_response import encode_response
 
 FEW = settings(max_examples=40)
 WIDTHS = {"FP16": 16, "FP32": 32, "FP64": 64}
@@ -73,7 +73,7 @@ def as_json(tensor: Tensor) -> dict[str, Any]:
 def decoded(body: dict[str, Any], raw: bytes = b"") -> V2Request:
     head = json.dumps(body).encode()
     headers = {v2_json.HEADER: str(len(head))} if raw else {}
-    return v2_json.decode_request(head + raw, headers, model="m")
+    return v2_json.decode_json_request(head + raw, headers, model="m")
 
 
 def same(found: Tensor, sent: Tensor) -> None:
@@ -85,18 +85,20 @@ def same(found: Tensor, sent: Tensor) -> None:
 @given(tensors())
 def test_raw_bytes_come_back_as_they_went(tensor: Tensor) -> None:
     count = math.prod(tensor.shape)
-    assert list(unpack("x", tensor.datatype, count, pack(tensor))) == list(tensor.data)
+    assert list(unpack_tensor("x", tensor.datatype, count, pack_tensor(tensor))) == list(
+        tensor.data
+    )
 
 
 @FEW
 @given(tensors(), st.binary(min_size=1, max_size=3))
 def test_raw_bytes_with_more_or_less_are_refused(tensor: Tensor, more: bytes) -> None:
-    raw, count = pack(tensor), math.prod(tensor.shape)
+    raw, count = pack_tensor(tensor), math.prod(tensor.shape)
     with pytest.raises(InvalidRequest):
-        unpack("x", tensor.datatype, count, raw + more)
+        unpack_tensor("x", tensor.datatype, count, raw + more)
     if raw:
         with pytest.raises(InvalidRequest):
-            unpack("x", tensor.datatype, count, raw[:-1])
+            unpack_tensor("x", tensor.datatype, count, raw[:-1])
 
 
 @FEW
@@ -111,7 +113,7 @@ def test_json_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
 @FEW
 @given(batch())
 def test_binary_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
-    raws = [pack(tensor) for tensor in sent]
+    raws = [pack_tensor(tensor) for tensor in sent]
     inputs = [
         {"name": t.name, "datatype": t.datatype, "shape": t.shape,
          "parameters": {"binary_data_size": len(raw)}}
@@ -129,8 +131,8 @@ def test_raw_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
     message = pb.ModelInferRequest(model_name="m")
     for tensor in sent:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        message.raw_input_contents.append(pack(tensor))
-    found = v2_proto.decode_request(message.SerializeToString())
+        message.raw_input_contents.append(pack_tensor(tensor))
+    found = v2_proto.decode_proto_request(message.SerializeToString())
     for a, b in zip(found.inputs, sent, strict=True):
         same(a, b)
 
@@ -142,7 +144,7 @@ def test_typed_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> Non
     for tensor in sent:
         entry = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         getattr(entry.contents, FIELDS[tensor.datatype]).extend(tensor.data)
-    found = v2_proto.decode_request(message.SerializeToString())
+    found = v2_proto.decode_proto_request(message.SerializeToString())
     for a, b in zip(found.inputs, sent, strict=True):
         same(a, b)
 
@@ -155,7 +157,7 @@ def test_responses_say_the_same_on_every_wire(sent: list[Tensor], data: st.DataO
     response = V2Response("m", "r1", tuple(named), parameters, "1")
     binary = {t.name: data.draw(st.booleans()) for t in named}
     request = V2Request("m", "r1", (), binary=binary)
-    body, length = v2_json.encode_response(response, request)
+    body, length = v2_json.encode_json_response(response, request)
     head = json.loads(body if length is None else body[:length])
     raw = b"" if length is None else body[length:]
     assert head["parameters"] == parameters
@@ -163,13 +165,13 @@ def test_responses_say_the_same_on_every_wire(sent: list[Tensor], data: st.DataO
         values, raw = read_output(fields, raw, math.prod(tensor.shape))
         assert values == list(tensor.data)
     assert raw == b""
-    message = encode_response(response)
+    message = encode_proto_response(response)
     said = {
         name: getattr(x, x.WhichOneof("parameter_choice")) for name, x in message.parameters.items()
     }
     assert said == parameters
     for tensor, packed in zip(named, message.raw_output_contents, strict=True):
-        found = unpack(tensor.name, tensor.datatype, math.prod(tensor.shape), packed)
+        found = unpack_tensor(tensor.name, tensor.datatype, math.prod(tensor.shape), packed)
         assert list(found) == list(tensor.data)
 
 
@@ -179,7 +181,7 @@ def read_output(fields: dict[str, Any], raw: bytes, count: int) -> tuple[list[An
     if "binary_data_size" in parameters:
         size = parameters["binary_data_size"]
         assert "data" not in fields
-        return list(unpack("x", fields["datatype"], count, raw[:size])), raw[size:]
+        return list(unpack_tensor("x", fields["datatype"], count, raw[:size])), raw[size:]
     if fields["datatype"] != "BYTES":
         return fields["data"], raw
     if parameters.get("encoding") == "base64":
@@ -192,7 +194,7 @@ def read_output(fields: dict[str, Any], raw: bytes, count: int) -> tuple[list[An
 def test_no_bytes_raise_anything_but_a_refusal(raw: bytes, length: int) -> None:
     for headers in ({}, {v2_json.HEADER: str(length)}):
         with pytest.raises(InvalidRequest):
-            v2_json.decode_request(raw, headers, model="m")
+            v2_json.decode_json_request(raw, headers, model="m")
 
 
 @FEW
@@ -213,14 +215,14 @@ def test_no_shape_of_json_raises_anything_but_a_refusal(value: Any) -> None:
     ]
     for body in bodies:
         try:
-            v2_json.decode_request(json.dumps(body).encode(), {}, model="m")
+            v2_json.decode_json_request(json.dumps(body).encode(), {}, model="m")
         except InvalidRequest as error:
             assert error.message  # noqa: PT017 -- some of these are in order
 
 
 def test_a_file_is_base64_in_json_even_if_its_bytes_happen_to_be_text() -> None:
     tensor = Tensor("image", "BYTES", (1,), [b"GIF89a"], {"content_type": "image/gif"})
-    body, _ = v2_json.encode_response(V2Response("m", "", (tensor,)), V2Request("m", "", ()))
+    body, _ = v2_json.encode_json_response(V2Response("m", "", (tensor,)), V2Request("m", "", ()))
     output = json.loads(body)["outputs"][0]
     assert output["parameters"] == {"content_type": "image/gif", "encoding": "base64"}
     assert output["data"] == [base64.b64encode(b"GIF89a").decode()]
@@ -228,7 +230,7 @@ def test_a_file_is_base64_in_json_even_if_its_bytes_happen_to_be_text() -> None:
 
 def test_the_whole_body_may_be_json_with_its_length_said() -> None:
     body = json.dumps({"inputs": [as_json(Tensor("a", "BYTES", (1,), [b"x"]))]}).encode()
-    found = v2_json.decode_request(body, {v2_json.HEADER: str(len(body))}, model="m")
+    found = v2_json.decode_json_request(body, {v2_json.HEADER: str(len(body))}, model="m")
     assert found.inputs[0].text
 
 
@@ -271,4 +273,4 @@ def test_parameters_are_bounded_on_both_wires(parameters: dict[str, Any]) -> Non
         kind = "string_param" if isinstance(value, str) else "int64_param"
         setattr(message.parameters[name], kind, value)
     with pytest.raises(TooLarge, match="parameter"):
-        v2_proto.decode_request(message.SerializeToString())
+        v2_proto.decode_proto_request(message.SerializeToString())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from predictors.errors import Forbidden, Misdirected
-from predictors.protocol.http.access import Access
+from predictors.protocol.http.access import AccessPolicy
 from predictors.settings import InvalidSetting
 
 INFER = "/v2/models/echo/infer"
@@ -13,7 +13,7 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
 def verdict(
-    access: Access, host: str | None, *origins: str, path: str = INFER
+    access: AccessPolicy, host: str | None, *origins: str, path: str = INFER
 ) -> type[Forbidden] | None:
     """What a request with these headers is refused with."""
     raw = [(b"host", host.encode("latin-1"))] if host is not None else []
@@ -79,18 +79,18 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("host", "origin"), SAME)
 def test_a_page_that_was_served_here_may_ask(host: str, origin: str) -> None:
-    assert verdict(Access(EVERYWHERE), host, origin) is None
+    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is None
 
 
 @pytest.mark.parametrize(("host", "origin"), FOREIGN)
 def test_a_page_from_elsewhere_may_not(host: str | None, origin: str) -> None:
-    assert verdict(Access(EVERYWHERE), host, origin) is Forbidden
+    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is Forbidden
 
 
 def test_two_origins_are_none() -> None:
     same = "http://localhost"
-    assert verdict(Access(EVERYWHERE), "localhost", same, same) is Forbidden
-    assert verdict(Access(EVERYWHERE), "localhost", same, "http://evil.example") is Forbidden
+    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, same) is Forbidden
+    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, "http://evil.example") is Forbidden
 
 
 OURS = [
@@ -108,7 +108,7 @@ NOT_OURS = [
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
 def test_on_loopback_only_names_of_this_machine_are_answered(address: str) -> None:
-    access = Access(address)
+    access = AccessPolicy(address)
     for _ in range(2):  # the second time it is remembered
         assert [host for host in OURS if verdict(access, host) is not None] == []
         assert {verdict(access, host) for host in NOT_OURS} == {Misdirected}
@@ -116,13 +116,15 @@ def test_on_loopback_only_names_of_this_machine_are_answered(address: str) -> No
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "models.example.com"])
 def test_elsewhere_any_name_is_answered(address: str) -> None:
-    access = Access(address)
+    access = AccessPolicy(address)
     assert {verdict(access, host) for host in (*OURS, *NOT_OURS)} == {None}
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
 def test_the_operator_names_further_hosts(address: str) -> None:
-    access = Access(address, "models.Example.com, *.svc.cluster.local,[2001:DB8::1] ,10.1.2.3")
+    access = AccessPolicy(
+        address, "models.Example.com, *.svc.cluster.local,[2001:DB8::1] ,10.1.2.3"
+    )
     good = (
         "models.example.com", "MODELS.example.com.:443", "flux.ns.svc.cluster.local",
         "a.svc.cluster.local:80", "[2001:db8:0::1]:8080", "10.1.2.3:8080", "localhost:8080",
@@ -136,7 +138,7 @@ def test_the_operator_names_further_hosts(address: str) -> None:
 
 
 def test_any_host_may_be_allowed_on_loopback_too() -> None:
-    access = Access(LOOPBACK, "*")
+    access = AccessPolicy(LOOPBACK, "*")
     assert verdict(access, "evil.example") is None
     assert verdict(access, "evil.example", "http://other.example") is Forbidden
 
@@ -146,7 +148,7 @@ def test_any_host_may_be_allowed_on_loopback_too() -> None:
 )
 def test_a_setting_that_names_no_hosts_is_refused(setting: str) -> None:
     with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_ALLOWED_HOSTS must be names"):
-        Access(EVERYWHERE, f"good.example,{setting}")
+        AccessPolicy(EVERYWHERE, f"good.example,{setting}")
 
 
 OPEN = [
@@ -162,7 +164,7 @@ CLOSED = [
 
 
 def test_probes_and_metrics_answer_everybody() -> None:
-    for access in (Access(LOOPBACK), Access(LOOPBACK, pages=False)):
+    for access in (AccessPolicy(LOOPBACK), AccessPolicy(LOOPBACK, pages=False)):
         for path in OPEN:
             assert verdict(access, "10.1.2.3:8080", "https://evil.example", path=path) is None
         for path in CLOSED:
@@ -171,13 +173,13 @@ def test_probes_and_metrics_answer_everybody() -> None:
 
 
 def test_where_there_are_no_pages_none_may_ask() -> None:
-    access = Access(LOOPBACK, pages=False)
+    access = AccessPolicy(LOOPBACK, pages=False)
     assert verdict(access, "localhost:8080", "http://localhost:8080") is Forbidden
     assert verdict(access, "localhost:8080") is None
 
 
 def test_what_is_remembered_of_callers_is_bounded() -> None:
-    access = Access(LOOPBACK)
+    access = AccessPolicy(LOOPBACK)
     for port in range(2000):
         assert verdict(access, f"localhost:{port}") is None
     assert len(access._known) <= 64

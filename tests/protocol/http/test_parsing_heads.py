@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from predictors.protocol.http.heads import (
+from predictors.protocol.http.parsing import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     BadHead,
     Head,
-    HeadReader,
+    HeadParser,
     parse_head,
 )
 
@@ -202,11 +202,11 @@ def test_header_lines_are_counted() -> None:
 def test_every_byte_of_a_head_counts() -> None:
     begin, end = b"GET / HTTP/1.1\r\nHost: x\r\na: ", b"\r\n\r\n"
     fits = begin + b"b" * (MAX_HEAD_BYTES - len(begin) - len(end)) + end
-    found = HeadReader().take(bytearray(fits))
+    found = HeadParser().next_head(bytearray(fits))
     assert found is not None
     for raw in (fits.replace(b"b\r", b"bb\r"), fits[:-4] + b"bbbbb"):
         with pytest.raises(BadHead, match="65536") as caught:
-            HeadReader().take(bytearray(raw))
+            HeadParser().next_head(bytearray(raw))
         assert caught.value.status == 431
 
 
@@ -241,9 +241,9 @@ def test_a_head_in_single_bytes_is_looked_through_once() -> None:
             return super().find(what, begin, end)
 
     raw = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 100 + b"\r\n"
-    unread, reader, found = Counting(), HeadReader(), None
+    unread, reader, found = Counting(), HeadParser(), None
     for i in range(len(raw)):
         unread += raw[i : i + 1]
-        found = reader.take(unread)
+        found = reader.next_head(unread)
         assert (found is None) == (i < len(raw) - 1)
     assert Counting.looked < 8 * len(raw) + 110 * 20_100  # the first line, once per line end

@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from predictors.protocol.http.connection import HttpConnection
-from predictors.protocol.http.places import Places
+from predictors.protocol.http.connection_limits import ConnectionLimit
 
 
 class Line(asyncio.Transport):
@@ -104,7 +104,7 @@ class Message:
 class Talk:
     """One connection with its application; made inside a running loop."""
 
-    def __init__(self, places: Places | None = None) -> None:
+    def __init__(self, limit: ConnectionLimit | None = None) -> None:
         self.seen: list[Message] = []
         self.state = ServerState()
         self.line = Line()
@@ -114,7 +114,12 @@ class Talk:
         config.load()
         loop = asyncio.get_running_loop()
         self.connection = HttpConnection(
-            config, self.state, {}, loop, places=places or Places(1000), write_timeout_s=30.0
+            config,
+            self.state,
+            {},
+            loop,
+            limit=limit or ConnectionLimit(1000),
+            write_timeout_s=30.0,
         )
         self.line.protocol = self.connection
         self.connection.connection_made(self.line)
@@ -170,6 +175,6 @@ async def turns() -> None:
 
 
 def split(raw: bytes, *cuts: int) -> list[bytes]:
-    """`raw` in pieces that begin at these places."""
+    """`raw` in pieces that begin at these limit."""
     edges = [0, *sorted(cuts), len(raw)]
     return [raw[a:b] for a, b in pairwise(edges) if a < b]
