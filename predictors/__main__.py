@@ -39,7 +39,7 @@ log = logging.getLogger("predictors")
 
 ROOMS = {
     "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.chat.predictor:QwenVLPredictor",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
 }
 
 
