@@ -67,7 +67,7 @@ def test_with_all_slots_busy_64_jobs_wait_and_the_next_is_refused_at_once(
     host = make_host(engine)
     running = busy(host, engine, steps=1)
     waiting = [submit(host, Task(f"w{i}"))[0] for i in range(64)]
-    assert (host.running, host.waiting) == (2, 64)
+    assert (len(host.jobs.running), host.jobs.waiting) == (2, 64)
     with pytest.raises(Overloaded) as refused:  # while the engine is inside its step
         submit(host, Task("one too many"))
     assert refused.value.retry_after_s >= 1
@@ -98,9 +98,9 @@ def test_a_request_is_accepted_whole_or_not_at_all(make_host: MakeHost) -> None:
     submit(host, *names("a", "b", "c"))
     with pytest.raises(Overloaded, match="3 of 4 places are taken, 2 needed"):
         submit(host, *names("d", "e"))
-    assert host.waiting == 3
+    assert host.jobs.waiting == 3
     submit(host, Task("f"))
-    assert host.waiting == 4
+    assert host.jobs.waiting == 4
 
 
 def test_a_request_with_more_rows_than_the_queue_holds_is_invalid(make_host: MakeHost) -> None:
@@ -123,7 +123,7 @@ def test_a_row_that_could_never_run_is_named_and_no_row_is_accepted(make_host: M
     with pytest.raises(InvalidRequest, match=r"^size 11 exceeds 10$"):
         submit(host, Task("b", size=11))
     assert engine.steps == []
-    assert host.waiting == host.running == 0
+    assert host.jobs.waiting == len(host.jobs.running) == 0
 
 
 def test_the_kind_of_an_invalid_row_is_kept(
@@ -205,7 +205,7 @@ def test_a_deadline_that_has_passed_on_arrival_is_refused(make_host: MakeHost) -
     host = make_host(ScriptedEngine(), clock=clock)
     with pytest.raises(DeadlineExceeded):
         submit(host, Task("late"), deadline=100.0)
-    assert host.waiting == 0
+    assert host.jobs.waiting == 0
     assert sample("predictors_admission_rejected_total", host, reason="deadline") == 1
 
 
@@ -220,7 +220,7 @@ def test_a_deadline_in_the_queue_is_answered_while_the_engine_is_inside_a_step(
     [patient] = submit(host, Task("patient"), deadline=clock.now + 6)
     clock.advance(5)
     assert isinstance(failure(late), DeadlineExceeded)  # the step is still held
-    assert host.waiting == 1
+    assert host.jobs.waiting == 1
     assert not running.done
     engine.open()
     assert answer(patient) == ["patient:1"]
@@ -283,7 +283,7 @@ def test_a_cancelled_job_leaves_the_queue_at_once_while_the_engine_is_inside_a_s
     with pytest.raises(Overloaded):
         host.check_accepting(1)
     waiting.cancel()
-    assert host.waiting == 0
+    assert host.jobs.waiting == 0
     assert isinstance(failure(waiting), Cancelled)
     [next_one] = submit(host, Task("next"))  # the place is free, though no step has ended
     engine.open()
@@ -343,7 +343,7 @@ def test_a_running_job_past_its_deadline_fails_at_once_and_is_evicted_after_the_
     [waiting] = submit(host, Task("waiting"))
     clock.advance(5)
     assert isinstance(failure(late), DeadlineExceeded)
-    assert host.running == 1  # the step is still held, and so is the slot
+    assert len(host.jobs.running) == 1  # the step is still held, and so is the slot
     engine.open()
     assert answer(waiting) == ["waiting:1"]
     assert engine.steps == [("late",)] * 3 + [("waiting",)]

@@ -144,7 +144,7 @@ def test_a_second_drain_with_less_time_ends_the_first_early(make_host: MakeHost)
     first.join(PATIENCE_S)  # though the engine is still inside its step
     assert not first.is_alive()
     host.drain(10 * PATIENCE_S)  # nor does a later one wait for the step
-    assert host.running == 1
+    assert len(host.jobs.running) == 1
 
 
 def test_a_drain_of_an_idle_host_is_over_at_once(make_host: MakeHost) -> None:

@@ -121,7 +121,7 @@ class Serving(RuleBasedStateMachine):
         if poison:
             errors = {"error": ValueError("poison"), "memory": OutOfMemoryError("poison")}
             self.engine.poison[tasks[-1].name] = errors[poison]
-        waiting = self.host.waiting
+        waiting = self.host.jobs.waiting
         deadline = None if timeout is None else self.clock.now + timeout
         try:
             jobs = self.host.submit(tasks, request_id="r", deadline=deadline)
@@ -130,13 +130,15 @@ class Serving(RuleBasedStateMachine):
             return
         except ServingError:
             assert waiting + len(tasks) > self.capacity  # never refused while there is a place
-            assert self.host.waiting == waiting  # and no row of a refused request was accepted
+            assert self.host.jobs.waiting == waiting  # and no row of a refused request was accepted
             return
         assert not self.is_draining
         self.engine.accepted += jobs
         assert len(jobs) == len(tasks)
         assert len(tasks) <= self.capacity
-        assert self.host.waiting <= self.capacity + self.engine.slots - self.host.running
+        assert self.host.jobs.waiting <= self.capacity + self.engine.slots - len(
+            self.host.jobs.running
+        )
 
     @rule()
     def run_round(self) -> None:
@@ -186,10 +188,10 @@ class Serving(RuleBasedStateMachine):
                 outcome = self.check(job)
                 assert self.outcomes.setdefault(job, outcome) == outcome
         waiting = [j for j in self.open_jobs() if j not in self.engine.admitted]
-        assert self.host.waiting == len(waiting)
-        assert self.host.running <= self.engine.slots
+        assert self.host.jobs.waiting == len(waiting)
+        assert len(self.host.jobs.running) <= self.engine.slots
         assert value_of(metrics.requests_waiting, self.host) == len(waiting)
-        assert value_of(metrics.requests_running, self.host) == self.host.running
+        assert value_of(metrics.requests_running, self.host) == len(self.host.jobs.running)
 
     def check(self, job: TaskJob) -> str:
         """Its outcome, after asserting that an event explains it."""
@@ -223,7 +225,7 @@ class Serving(RuleBasedStateMachine):
         assert self.open_jobs() == []
         self.every_job_is_answered_at_most_once()
         assert self.engine.active == []
-        assert (self.host.waiting, self.host.running) == (0, 0)
+        assert (self.host.jobs.waiting, len(self.host.jobs.running)) == (0, 0)
         reasons = metrics.REASONS
         counted = sum(value_of(metrics.jobs_total, self.host, reason) for reason in reasons)
         assert counted == len(self.engine.accepted)
