@@ -76,6 +76,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
     from predictors.compute.watch.gpu_watch import watching
+    from predictors.operators.admin import admin_routes
     from predictors.protocol.http.connection_limits import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
@@ -103,7 +104,7 @@ def serve(arguments: argparse.Namespace) -> int:
                 models,
                 settings,
                 on_drain=story.draining,
-                make_profiler=Profiler,
+                admin_routes=partial(admin_routes, make_profiler=Profiler),
                 workers=workers,
             ).run()
         finally:
@@ -118,7 +119,7 @@ def warm(arguments: argparse.Namespace) -> int:
     _begin_log(settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
-    from predictors.operators.offline import warmed
+    from predictors.operators.offline import warm_model
 
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
@@ -130,7 +131,7 @@ def warm(arguments: argparse.Namespace) -> int:
     for model in models:
         model.host.on_progress = partial(_progressed, model.name, Story([], None))
         # on this thread, for all: torch does not survive two that compile one after the other
-        warmed(model)
+        warm_model(model)
         model.stop()
         sys.stdout.write(f"{model.name} is warm\n")
     return 0
@@ -146,15 +147,15 @@ def profile(arguments: argparse.Namespace) -> int:
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
-    from predictors.operators.admin import read_wish
-    from predictors.operators.offline import question, recorded, warmed
+    from predictors.operators.admin import read_profile_parameters
+    from predictors.operators.offline import offline_request, record_steps, warm_model
 
     # whatever can be wrong is told before minutes of loading
     name, path = named_path(arguments.model[0])
-    steps = read_wish({"model": name, "steps": arguments.steps}).steps
+    steps = read_profile_parameters({"model": name, "steps": arguments.steps}).steps
     image = read_file(arguments.image) if arguments.image else None
     parameters = dict(map(named_value, arguments.parameter))
-    request = question(name, arguments.prompt or [PROMPT], image, parameters)
+    request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     keep_code(settings.compute, os.environ)
     model, profiler = build(name, path, settings), Profiler()
     logs.adopt()
@@ -162,9 +163,9 @@ def profile(arguments: argparse.Namespace) -> int:
     model.host.on_progress = partial(_progressed, name, Story([], None))
     model.host.on_warm = spare_the_loaded
     with new_file(arguments.out) as file:
-        warmed(model)
+        warm_model(model)
         try:
-            seconds = recorded(model, request, profiler, steps)
+            seconds = record_steps(model, request, profiler, steps)
         finally:
             model.stop()
         report = profiler.report()

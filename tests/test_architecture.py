@@ -32,7 +32,7 @@ BANNED_NAMES = {
 BROAD_EXCEPTS_ALLOWED = {
     "serving/host.py",
     "workers/process.py",
-    "protocol/faults.py",
+    "protocol/outcomes.py",
     "compute/checkpoint/folder.py",
 }
 

@@ -51,10 +51,10 @@ class Server:
         settings: Settings,
         *,
         on_drain: Callable[[int, float], object],
-        make_profiler: type,
+        admin_routes: Any,
         workers: Workers,
     ) -> None:
-        assert make_profiler is Profiler
+        assert admin_routes.keywords == {"make_profiler": Profiler}
         assert all(model.workers is workers for model in models)  # one pool for all
         Server.given = (models, settings)
 

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.faults import Fault, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.outcomes import result_or_error
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after"
@@ -81,7 +82,7 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
 async def answered(work: Awaitable[Any], context: Any) -> Any:
     """The answer of a cheap method; a failure ends the call with its status."""
     call = call_of(context)
-    answer = await attempt(work)
+    answer = await result_or_error(work)
     if isinstance(answer, Exception):
         fault, answer = fault_of(answer, request_id=call.request_id), None
         await abort(context, fault, call)

@@ -28,7 +28,7 @@ import orjson
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.call import Call
-from predictors.protocol.faults import Fault, Tally, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.body_reader import (
     INLINE_BYTES,
     Body,
@@ -39,6 +39,7 @@ from predictors.protocol.http.body_reader import (
     slow_body_message,
 )
 from predictors.protocol.http.json_bodies import JSON_MEDIA, check_media
+from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import decode_large
@@ -102,7 +103,7 @@ class Exchange:
     def __init__(self, work: Endpoint, scope: Scope, receive: Receive) -> None:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
-        self.tally = Tally(work.protocol, work.operation, self.call)
+        self.record = RequestRecord(work.protocol, work.operation, self.call)
         self._registry = work.registry
         self._receive = receive
         self._admitted = False
@@ -123,7 +124,7 @@ class Exchange:
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
         self._arm(own.body_timeout_s)  # for the first piece; the reader sees to the others
-        self._registry.readers.add(self)
+        self._registry.pending_bodies.add(self)
         try:
             raw = await receive_body(
                 self._receive,
@@ -140,7 +141,7 @@ class Exchange:
                 raise self._why_given_up() from None
             raise
         finally:
-            self._registry.readers.discard(self)
+            self._registry.pending_bodies.discard(self)
             if self._late is not None:
                 self._late.cancel()
         self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
@@ -197,7 +198,7 @@ class Exchange:
     def find(self, name: str, version: str = "") -> Served:
         """The model, ready or not; the request is counted under its name. Raises `NotFound`."""
         model = self._registry.find(name, version)
-        self.tally.model = name
+        self.record.model = name
         return model
 
     def admit(self, name: str, version: str = "") -> Served:
@@ -206,7 +207,7 @@ class Exchange:
         Raises `NotFound`, `Draining` or `NotReady`. Call it once, before anything expensive.
         """
         model = self.find(name, version)
-        self._registry.enter(name)
+        self._registry.begin_request(name)
         self._admitted = True
         return model
 
@@ -218,10 +219,10 @@ class Exchange:
         if self._watcher is not None:
             self._watcher.cancel()
         if self._charge is not None:
-            self._registry.end_of(self._charge)
+            self._registry.release_bytes(self._charge)
         if self._admitted:
             self._admitted = False
-            self._registry.leave()
+            self._registry.end_request()
 
     def _start_watching(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -261,21 +262,21 @@ class Endpoint:
             reason = await self._answer(exchange, send)
         except (asyncio.CancelledError, Cancelled):
             if not exchange.gone:  # the process ends before the drain was over
-                exchange.tally.end("draining")
+                exchange.record.end("draining")
                 raise
             reason = "cancelled"  # nobody reads what we would send
             scope[STATUS_KEY] = 499
         finally:
             exchange.close()
-        exchange.tally.end(reason)
+        exchange.record.end(reason)
 
     async def _answer(self, exchange: Exchange, send: Send) -> str:
         """Send the answer or the fault; returns the reason to count."""
         exchange.call.protocol = self.protocol
-        reply = await attempt(self._handle(exchange))
+        reply = await result_or_error(self._handle(exchange))
         if isinstance(reply, EventStream):
             async with aclosing(reply.events) as events:  # type: ignore[type-var]
-                first = await attempt(anext(events, b""))
+                first = await result_or_error(anext(events, b""))
                 if not isinstance(first, Exception):
                     return await self._stream(exchange, reply, first, send)
             reply = first
@@ -299,7 +300,7 @@ class Endpoint:
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
-        failure = await attempt(_pump(stream.events, send))
+        failure = await result_or_error(_pump(stream.events, send))
         reason, last = "ok", stream.closing
         if failure is not None:  # the status is out: the stream itself says it
             fault = self.fault(failure, exchange.call)
