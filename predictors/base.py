@@ -336,7 +336,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         `on_failed` is called on the engine thread after a failure of the engine.
         """
         if on_failed is not None:
-            self.host.on_failed = on_failed
+            self.host.events.subscribe(on_failed=on_failed)
         self.host.start()
 
     def cut_off(self) -> None:

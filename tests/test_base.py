@@ -22,7 +22,7 @@ from predictors.protocol.kserve_sdk import (
 )
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
-from tests.fakes import PATIENCE_S, ScriptedEngine
+from tests.fakes import PATIENCE_S, ScriptedEngine, wait_idle
 from tests.http.echo import EchoPredictor, Row, TaskPredictor, echo, small_settings
 
 
@@ -133,7 +133,7 @@ def test_one_failing_row_fails_its_request_and_cancels_the_others(
         assert "secret" not in caught.value.message
 
     asyncio.run(ask())
-    assert predictor.host.wait_idle(PATIENCE_S)
+    wait_idle(predictor.host)
 
 
 def test_cancelling_the_task_cancels_every_job_of_the_request(
@@ -150,7 +150,7 @@ def test_cancelling_the_task_cancels_every_job_of_the_request(
 
     asyncio.run(leave())
     engine.take_steps(1)
-    assert predictor.host.wait_idle(PATIENCE_S)
+    wait_idle(predictor.host)
     assert len(engine.steps) == 1
 
 
@@ -215,7 +215,7 @@ def test_stop_during_a_start_does_not_wait_for_the_usual_join_timeout(
     engine = ScriptedEngine(hold=["warm"])
     predictor = TaskPredictor("compiling", engine, small_settings())
     predictor.start()
-    assert predictor.host.wait_for(State.WARMING, timeout_s=PATIENCE_S) is State.WARMING
+    assert predictor.host.lifecycle.wait_for(State.WARMING, timeout_s=PATIENCE_S) is State.WARMING
     predictor.stop()  # an hour would be over the test's time limit
     assert predictor.host.state is State.STOPPED
     engine.release("warm")

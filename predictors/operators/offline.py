@@ -16,7 +16,7 @@ from typing import Any
 from predictors.base import BasePredictor
 from predictors.errors import EngineFailed, ServingError
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request
-from predictors.serving.host import attempt
+from predictors.serving.loop import try_call
 from predictors.serving.recording import Recorder, Recording
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def warm_model(model: Predictor) -> None:
 
     Raises `EngineFailed` with the reason in one sentence; the traceback is in the log.
     """
-    error = attempt(model.host.prepare)
+    _, error = try_call(model.host.loop.prepare)
     if error is None:
         return
     model.stop()
@@ -66,7 +66,7 @@ def record_steps(model: Predictor, request: V2Request, recorder: Recorder, steps
                 seconds += _run_request(model, request, recording, is_interrupted)
     finally:
         recording.end()
-        model.host.turn()  # evicts what is left and stops the recorder
+        model.host.loop.run_once()  # evicts what is left and stops the recorder
     recording.outcome.result()
     return seconds
 
@@ -79,7 +79,7 @@ def _run_request(
     jobs = model.host.submit(works, request_id=request.id, deadline=None)
     began_s = time.monotonic()
     try:
-        while not recording.outcome.done() and model.host.turn():
+        while not recording.outcome.done() and model.host.loop.run_once():
             if is_interrupted.is_set():
                 raise KeyboardInterrupt
         seconds = time.monotonic() - began_s

@@ -28,7 +28,7 @@ from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     BACKLOG,
-    LAST_WORDS_S,
+    CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
@@ -167,7 +167,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await stop_admin()
             await http_task
         if grpc_server is not None:
-            await grpc_server.stop(LAST_WORDS_S)
+            await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
         await _all_in_threads([model.stop for model in self.registry.startable])
         self.registry.close()
@@ -262,15 +262,15 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     async def _drain(self, http_server: HttpServer) -> None:
         """Finish what was accepted, and fail what is left when the time is over."""
-        waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
+        waiting_s = CLOSE_TIMEOUT_S if self._exit_code else self.settings.server.drain_timeout_s
         self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
             log.warning("%d requests are cut off", self.registry.in_flight)
             cut = [model.cut_off for model in self.registry.startable]
             await _all_in_threads([self.registry.workers.close, *cut])
-            http_server.cut_off()
-            await self.registry.wait_idle(LAST_WORDS_S)
+            http_server.abort_unread()
+            await self.registry.wait_idle(CLOSE_TIMEOUT_S)
 
     # -- shutdown --------------------------------------------------------------------------------
     def _begin_end(self, exit_code: int, *, lingers: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""How many connections may be open, and who makes room when there are more.
+"""Limits on HTTP connections: how many are open, how long they wait, how slowly a client may read.
 
-File descriptors run out before memory does, and then nobody gets in, probes neither. So there is a
-limit below theirs: whoever has waited longest without a request is closed for a newcomer, never one
-whose request is being answered. The last places are kept for probes.
+Without a limit the process would run out of file descriptors before memory, and then even probes
+could not connect. At the limit, a new connection replaces the one that has been idle longest, never
+one with a request in progress. The last slots are kept for probes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from predictors.protocol.http.parsing import Head
 
 log = logging.getLogger(__name__)
 
-MOST = 8192  # connections, where nobody says how many
-MOST_GRPC = 1024
-LEAST = 8
-RESERVED_FILES = 64  # descriptors, or a quarter: for models, logs, threads and processes
+DEFAULT_CONNECTIONS = 8192  # of HTTP, when the setting is 0 and descriptors allow it
+MAX_GRPC_CONNECTIONS = 1024
+MIN_CONNECTIONS = 8
+RESERVED_FILES = 64  # or a quarter of all if more: for models, logs, threads and processes
 MAX_FILES = 65_536
-SAY_AGAIN_S = 60.0
-MIN_BYTES_PER_S = 1024  # on average over the timeout
-LOOKS = 4  # per timeout
+LOG_INTERVAL_S = 60.0
+MIN_BYTES_PER_S = 1024  # average over the timeout
+CHECKS_PER_TIMEOUT = 4
 
 _PROBES = re.compile(
     rb"/|/metrics|/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready"
@@ -35,103 +35,109 @@ _PROBES = re.compile(
 
 
 class Connection(Protocol):
-    """A connection that takes a place."""
+    """A connection that counts against the limit."""
 
     def abort(self) -> None:
-        """End now."""
+        """Close now, dropping unsent data."""
 
 
 class ConnectionLimit:
-    """The open connections of one socket. Event loop only."""
+    """The open connections of one listening socket. Event loop only."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._for_probes = max(2, min(16, limit // 8))
         self._open: set[Connection] = set()
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()  # the longest first
-        self._said_at = -SAY_AGAIN_S
+        self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle first
+        self._logged_at = -LOG_INTERVAL_S
 
-    def enter(self, connection: Connection) -> bool:
-        """A connection was made and waits for a request; whoever has waited longest makes room.
+    def add(self, connection: Connection) -> bool:
+        """Register a new, idle connection; at the limit, close the one that has been idle longest.
 
-        False where nobody does: it can only be told so, and makes room for the next.
+        Returns False if all others have requests in progress. The caller then refuses the new
+        connection, which stays registered as idle and is closed for the next one.
         """
         has_room = len(self._open) < self.limit
         if not has_room:
-            self._say("those that have waited longest for a request are closed")
-        if not has_room and self._waiting:
-            longest = next(iter(self._waiting))
-            self.leave(longest)
-            longest.abort()
+            self._log_full("those that have waited longest for a request are closed")
+        if not has_room and self._idle:
+            oldest = next(iter(self._idle))
+            self.remove(oldest)
+            oldest.abort()
             has_room = True
         self._open.add(connection)
-        self._waiting[connection] = None
+        self._idle[connection] = None
         return has_room
 
-    def begin(self, connection: Connection, head: Head) -> bool:
-        """Its request begins; false where only places for probes are left."""
-        busy = len(self._open) - len(self._waiting)
+    def start_request(self, connection: Connection, head: Head) -> bool:
+        """Mark the connection busy. Returns False if only slots for probes are left."""
+        busy = len(self._open) - len(self._idle)
         if busy >= self.limit - self._for_probes and not is_probe(head):
-            self._say("all are busy, requests are refused")
+            self._log_full("all are busy, requests are refused")
             return False
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
         return True
 
-    def wait(self, connection: Connection) -> None:
-        """Its request is answered: it waits again, or is about to end."""
+    def end_request(self, connection: Connection) -> None:
+        """Mark the connection idle: its request was answered, or it is about to close."""
         if connection in self._open:
-            self._waiting[connection] = None
+            self._idle[connection] = None
 
-    def leave(self, connection: Connection) -> None:
-        """It has ended."""
+    def remove(self, connection: Connection) -> None:
+        """Unregister a closed connection. Idempotent."""
         self._open.discard(connection)
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
 
-    def _say(self, what: str) -> None:
+    def _log_full(self, what: str) -> None:
         now = time.monotonic()
-        if now - self._said_at >= SAY_AGAIN_S:
-            self._said_at = now
+        if now - self._logged_at >= LOG_INTERVAL_S:
+            self._logged_at = now
             log.warning(
                 "%d HTTP connections are open, that is the limit: %s", len(self._open), what
             )
 
 
 def is_probe(head: Head) -> bool:
-    """Whether a request only asks how the server is."""
+    """True for health, readiness and metrics requests."""
     return head.method in {"GET", "HEAD"} and _PROBES.fullmatch(head.path) is not None
 
 
 def max_connections(wanted: int) -> int:
-    """`wanted` HTTP connections, if the process may open so many files; 0 is as many as it may."""
+    """HTTP connections to accept: `wanted`, bounded by the limit on open files. 0 means as many as
+    possible.
+    """
     possible = _possible_connections()
     if possible is None:
-        return max(LEAST, wanted or MOST)
-    possible = max(LEAST, possible - max_grpc_connections())
+        return max(MIN_CONNECTIONS, wanted or DEFAULT_CONNECTIONS)
+    possible = max(MIN_CONNECTIONS, possible - max_grpc_connections())
     if wanted > possible:
         log.warning(
             "server.max_connections is %d, but the limit of open files leaves %d", wanted, possible
         )
-    return max(LEAST, min(wanted or MOST, possible))
+    return max(MIN_CONNECTIONS, min(wanted or DEFAULT_CONNECTIONS, possible))
 
 
 def max_grpc_connections() -> int:
-    """gRPC connections, each of which carries many calls: a quarter of all."""
+    """gRPC connections to accept: a quarter of all, since each carries many calls."""
     possible = _possible_connections()
-    return MOST_GRPC if possible is None else max(LEAST // 2, min(MOST_GRPC, possible // 4))
+    if possible is None:
+        return MAX_GRPC_CONNECTIONS
+    return max(MIN_CONNECTIONS // 2, min(MAX_GRPC_CONNECTIONS, possible // 4))
 
 
 def _possible_connections() -> int | None:
-    """Connections that the limit of open files allows; None without a limit."""
+    """Connections that the limit on open files allows; None if there is no limit."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         return None
-    return max(LEAST, files - max(RESERVED_FILES, files // 4))
+    return max(MIN_CONNECTIONS, files - max(RESERVED_FILES, files // 4))
 
 
 def raise_file_limit() -> None:
-    """Let the process open as many files as it may: the usual 1,024 of a shell or a container
-    runtime are for programs that call `select`. No further than anybody needs, since some programs
-    that are started from here close every number up to their limit.
+    """Raise the soft limit on open files towards the hard limit, to `MAX_FILES` at most.
+
+    The usual soft limit of 1,024 exists for programs that use `select`. Higher than needed would be
+    slow: some child processes close every descriptor number up to their limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
@@ -140,20 +146,21 @@ def raise_file_limit() -> None:
 
 
 class ConnectionDeadline:
-    """Calls `passed` once the last deadline that was set is over. Event loop only.
+    """Calls `callback` when the deadline set last has passed. Event loop only.
 
-    A later deadline leaves the loop's timer where it is: when that fires too early, it is set anew.
+    Moving the deadline, which happens with each request, is nearly free: a later deadline leaves
+    the loop's timer as it is. When the timer fires too early, it is set again.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, passed: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
-        self._passed = passed
+        self._callback = callback
         self._at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
     def set(self, seconds: float) -> None:
-        """From now on it is over in `seconds`."""
+        """Replace the deadline: `seconds` from now."""
         self._at = self._loop.time() + seconds
         if self._timer is not None and self._timer_at > self._at:
             self._timer.cancel()
@@ -162,11 +169,11 @@ class ConnectionDeadline:
             self._arm(self._at)
 
     def clear(self) -> None:
-        """From now on there is none. The timer stays: most often the next deadline is later."""
+        """Remove the deadline. The timer stays, since the next deadline is usually later."""
         self._at = None
 
     def end(self) -> None:
-        """There will be none any more."""
+        """Cancel the timer, for good."""
         self._at = None
         if self._timer is not None:
             self._timer.cancel()
@@ -184,13 +191,15 @@ class ConnectionDeadline:
             self._arm(self._at)
             return
         self._at = None
-        self._passed()
+        self._callback()
 
 
 class SlowReaderTimeout:
-    """Looks at what one transport still has to send, from `begin` until `end`. Event loop only.
+    """Closes the connection of a client that reads its response too slowly, since a blocked write
+    holds a slot of the server. Event loop only.
 
-    A timeout of 0 is none.
+    Calls `on_stalled` when the client takes less than `MIN_BYTES_PER_S` on average over the
+    timeout. A client that takes that much gets the whole timeout again. A timeout of 0 disables it.
     """
 
     def __init__(
@@ -198,43 +207,43 @@ class SlowReaderTimeout:
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.WriteTransport,
         timeout_s: float,
-        stalled: Callable[[], None],
+        on_stalled: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._timeout_s = timeout_s
-        self._stalled = stalled
-        self._least = int(MIN_BYTES_PER_S * timeout_s)
-        self._size = 0  # bytes that were to be sent when the time began
+        self._on_stalled = on_stalled
+        self._min_bytes = int(MIN_BYTES_PER_S * timeout_s)
+        self._size = 0  # unsent bytes when the current period began
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """There is something to send; called again it changes nothing."""
+    def start(self) -> None:
+        """Start watching the transport's unsent bytes. No effect if already started."""
         if self._timer is None and self._timeout_s > 0:
             self._size = self._transport.get_write_buffer_size()
             self._since = self._loop.time()
             self._arm()
 
-    def end(self) -> None:
-        """Nothing that anybody waits for is left to send."""
+    def stop(self) -> None:
+        """Stop watching: nothing is left to send."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self) -> None:
-        self._timer = self._loop.call_later(self._timeout_s / LOOKS, self._look)
+        self._timer = self._loop.call_later(self._timeout_s / CHECKS_PER_TIMEOUT, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         size, now = self._transport.get_write_buffer_size(), self._loop.time()
         if size == 0:
             return
-        if self._size - size >= self._least:
+        if self._size - size >= self._min_bytes:
             self._size, self._since = size, now
         elif now - self._since >= self._timeout_s:
-            log.info("a caller took less than %d bytes in %g s", self._least, self._timeout_s)
-            self._stalled()
+            log.info("a caller took less than %d bytes in %g s", self._min_bytes, self._timeout_s)
+            self._on_stalled()
             return
         self._size = max(self._size, size)
         self._arm()

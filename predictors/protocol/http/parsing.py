@@ -1,9 +1,10 @@
-"""Heads of HTTP/1 requests: one whole head in, checked by strict rules, one `Head` out. Reads no
-socket and no body.
+"""Strict HTTP/1 parsing: request heads, and bodies by Content-Length or the chunked coding (RFC
+9112, section 7.1).
 
-Two servers that read the same bytes differently can be made to disagree where a request ends. So
-nothing is guessed here: what RFC 9112 leaves to a recipient's goodwill is refused. Every check is
-linear in the head's length.
+If two servers disagree where a message ends, a request can be smuggled in a body. Everything that
+RFC 9112 leaves to the recipient's tolerance is therefore refused. Every check takes time linear in
+the input, and the work of one call is bounded: a body in one-byte chunks must not block the event
+loop.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 MAX_EMPTY_LINES = 4  # before a request line; RFC 9112, 2.2 asks for tolerance of one
 MAX_LENGTH_DIGITS = 18
+MAX_LINE_BYTES = 4096  # a chunk-size line with its extensions, or one trailer
+MAX_TRAILER_BYTES = 8192
+CHUNKS_PER_CALL = 2048  # about 4 ms of decoding
+FREE_OVERHEAD_BYTES = 2**20  # chunk framing may take this plus the size of the decoded body
 
+# grammar of RFC 9110 and 9112; possessive quantifiers keep every match linear
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELD_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
 FIELD_LINE = TOKEN + b":" + FIELD_VALUE + rb"\r\n"
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n")
 _HEAD = re.compile(_REQUEST_LINE.pattern + rb"((?:" + FIELD_LINE + rb")*+)\r\n")
-_FIELD_LINE = re.compile(FIELD_LINE)
-# control characters, CR without LF, LF without CR; a CR at the very end may still get its LF
+# control characters, CR without LF, LF without CR; the LF of a CR at the end may still come
 _STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
 _NAME = rb"[0-9A-Za-z._~!$&'()*+;=\-]"
 _ESCAPED = rb"(?:%[0-9A-Fa-f]{2}" + _NAME + rb"*+)"
@@ -34,13 +39,9 @@ _HOST = re.compile(
     rb"|\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~\-]+)?\])(?::[0-9]{0,5})?"
 )
 _ABSOLUTE = re.compile(rb"https?://([^/?]*)(.*)", re.IGNORECASE)
-_LISTS = frozenset({b"connection", b"expect"})
+_LISTS = frozenset({b"connection", b"expect"})  # may be repeated: comma-separated lists
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
-MAX_LINE_BYTES = 4096  # a chunk's size with its extensions, or one trailer
-MAX_TRAILER_BYTES = 8192
-CHUNKS_PER_CALL = 2048  # some 4 ms
-FREE_OVERHEAD_BYTES = 2**20  # the coding may take this, and as much again as the body itself
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 _SIZE = (
     rb"([0-9A-Fa-f]{1,16})"
@@ -48,14 +49,14 @@ _SIZE = (
     rb"\r\n"
 )
 _FIRST_SIZE = re.compile(_SIZE)
-_NEXT_SIZE = re.compile(rb"\r\n" + _SIZE)  # with the end of the chunk before it
+_NEXT_SIZE = re.compile(rb"\r\n" + _SIZE)  # with the line end of the previous chunk
 _TRAILER = re.compile(FIELD_LINE)
 
 NO_HTTP = "this is not an HTTP/1.1 request"
 
 
 class BadHead(InvalidRequest):
-    """A head that is refused with `status`; nothing that follows it can be read."""
+    """A head refused with `status`. No byte after it can be interpreted."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -63,27 +64,27 @@ class BadHead(InvalidRequest):
 
 
 class Head(NamedTuple):
-    """A parsed request line and its header lines. Header names are lower-case."""
+    """A parsed request line and its headers. Header names are lower-case."""
 
     method: str
     path: bytes  # still percent-encoded
     query: bytes
     version: str
     headers: list[tuple[bytes, bytes]]
-    content_length: int  # 0 without
+    content_length: int  # 0 without the header
     is_chunked: bool
     keeps_alive: bool
     expects_continue: bool
 
 
 def parse_head(raw: bytes) -> Head:
-    """The head from request line to empty line, both included; raises `BadHead`."""
+    """Parse a head from its request line to the empty line, both included. Raises `BadHead`."""
     match = _HEAD.fullmatch(raw)
     if match is None:
         raise BadHead(_what_is_wrong(raw))
     method, target, minor, block = match.groups()
     lines = block.split(b"\r\n")
-    del lines[-1]  # empty: behind the last line's end
+    del lines[-1]  # empty: after the last line end
     if len(lines) > MAX_HEADERS:
         raise BadHead(f"the request has more than {MAX_HEADERS} header lines", 431)
     headers, framing = _read_fields(lines)
@@ -114,7 +115,7 @@ def parse_head(raw: bytes) -> Head:
 def _read_fields(
     lines: list[bytes],
 ) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
-    """Names and values, and those of them that say how the message is to be read."""
+    """Return all header names and values, and a dict of those that affect the message's framing."""
     headers: list[tuple[bytes, bytes]] = []
     framing: dict[bytes, bytes] = {}
     for line in lines:
@@ -133,15 +134,16 @@ def _read_fields(
 
 
 class HeadParser:
-    """Finds one head after the other at the front of what a connection has received."""
+    """Parses successive heads from the start of a connection's receive buffer."""
 
     def __init__(self) -> None:
-        self._searched = 0  # bytes that were looked through already
-        self._skipped = 0  # empty lines before the present head
+        self._searched = 0  # bytes already searched for the end of the head
+        self._skipped = 0  # empty lines before the current head
 
-    def take(self, unread: bytearray) -> Head | None:
-        """Remove a whole head from the front; None when it is not all there. Raises `BadHead`,
-        also for an unfinished head that can't become a good one.
+    def next_head(self, unread: bytearray) -> Head | None:
+        """Remove one head from the start of `unread` and return it; None if it is incomplete.
+
+        Raises `BadHead`, also for an incomplete head that can no longer become valid.
         """
         if unread.startswith(b"\r\n"):
             self._skip_empty_lines(unread)
@@ -183,9 +185,10 @@ def _what_is_wrong(raw: bytes) -> str:
 def _read_long_target(
     method: bytes, target: bytes, host: bytes | None, headers: list[tuple[bytes, bytes]]
 ) -> bytes:
-    """The path and query of a target that is no path itself but names a host, or is `*`.
+    """Path and query of a target that is not a path: an absolute URL, or `*`.
 
-    Its host must be that of the Host header, and stands in for one that is missing.
+    The URL's host must equal the Host header, or is appended to `headers` if there is none
+    (HTTP/1.0).
     """
     if method == b"CONNECT":
         raise BadHead("CONNECT is not offered: this server is no proxy", 501)
@@ -234,22 +237,20 @@ def _read_expectation(value: bytes) -> bool:
 
 # -- bodies ---------------------------------------------------------------------------------------
 class BadChunk(InvalidRequest):
-    """The body breaks the coding: where it ends is not known."""
+    """The body violates the chunked coding, so its end is unknown."""
 
 
 class SizedBody:
-    """One body on its way, of so many bytes."""
+    """Decodes one body whose length is known. `left` counts the bytes still to come."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it was taken."""
         return self.left == 0
 
-    def take(self, raw: bytearray) -> tuple[bytes, bool]:
-        """Like `ChunkedBody.take`."""
+    def decode(self, raw: bytearray) -> tuple[bytes, bool]:
         body = bytes(raw[: self.left])
         del raw[: self.left]
         self.left -= len(body)
@@ -257,22 +258,25 @@ class SizedBody:
 
 
 class ChunkedBody:
-    """One body on its way. `is_complete` once the last trailer was read."""
+    """Decodes one body in the chunked coding. Extensions and trailers are checked and dropped.
+
+    `is_complete` is set after the empty line behind the trailers.
+    """
 
     def __init__(self) -> None:
         self.is_complete = False
         self._next_size = _FIRST_SIZE
-        self._left = 0  # bytes of the present chunk that are still to come
-        self._trailer_bytes = 0  # counted once the last chunk's size was read
+        self._left = 0  # bytes of the current chunk that have not arrived
+        self._trailer_bytes = 0  # counted after the last chunk's size line
         self._in_trailers = False
         self._body_bytes = 0
         self._overhead_bytes = 0
 
-    def take(self, raw: bytearray) -> tuple[bytes, bool]:
-        """Remove from the front of `raw` what can be decoded. Returns the body's bytes in it, and
-        whether there is more to decode that must wait for another call.
+    def decode(self, raw: bytearray) -> tuple[bytes, bool]:
+        """Remove what can be decoded from the start of `raw`.
 
-        Raises `BadChunk`.
+        Returns the decoded bytes, and True if more can be decoded by another call at once. Raises
+        `BadChunk`.
         """
         parts: list[bytes] = []
         at, calls = 0, 0
@@ -297,7 +301,7 @@ class ChunkedBody:
         return b"".join(parts), calls == CHUNKS_PER_CALL and not self.is_complete
 
     def _read_size(self, raw: bytearray, at: int) -> int:
-        """Where the line with the next chunk's size ends, `at` if that is not here yet."""
+        """Return the end of the chunk-size line at `at`, or `at` if the line is incomplete."""
         match = self._next_size.match(raw, at)
         if match is None or match.end() - at > MAX_LINE_BYTES:
             is_first = self._next_size is _FIRST_SIZE
@@ -311,7 +315,7 @@ class ChunkedBody:
         return match.end()
 
     def _read_trailer(self, raw: bytearray, at: int) -> int:
-        """Where the next trailer or the empty line behind them ends; `at` if it is not here."""
+        """Return the end of the trailer or last empty line at `at`, or `at` if it is incomplete."""
         if raw.startswith(b"\r\n", at):
             self.is_complete = True
             return at + 2
@@ -327,7 +331,7 @@ class ChunkedBody:
 
 
 def _check_unfinished(raw: bytearray, at: int) -> None:
-    """Raise `BadChunk` unless the line that begins at `at` may still become a good one."""
+    """Raise `BadChunk` if the incomplete line at `at` can no longer become valid."""
     if raw.find(b"\n", at, at + MAX_LINE_BYTES) >= 0 or 0 <= raw.find(b"\r", at) < len(raw) - 1:
         raise BadChunk("a line of the body's chunked coding is malformed")
     if len(raw) - at >= MAX_LINE_BYTES:

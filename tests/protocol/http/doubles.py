@@ -104,7 +104,7 @@ class Message:
 class Talk:
     """One connection with its application; made inside a running loop."""
 
-    def __init__(self, places: ConnectionLimit | None = None) -> None:
+    def __init__(self, limit: ConnectionLimit | None = None) -> None:
         self.seen: list[Message] = []
         self.state = ServerState()
         self.line = Line()
@@ -118,7 +118,7 @@ class Talk:
             self.state,
             {},
             loop,
-            places=places or ConnectionLimit(1000),
+            limit=limit or ConnectionLimit(1000),
             write_timeout_s=30.0,
         )
         self.line.protocol = self.connection
@@ -175,6 +175,6 @@ async def turns() -> None:
 
 
 def split(raw: bytes, *cuts: int) -> list[bytes]:
-    """`raw` in pieces that begin at these places."""
+    """`raw` in pieces that begin at these offsets."""
     edges = [0, *sorted(cuts), len(raw)]
     return [raw[a:b] for a, b in pairwise(edges) if a < b]

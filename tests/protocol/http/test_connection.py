@@ -106,7 +106,7 @@ async def test_a_head_cut_in_its_last_line_end_is_no_different(talk: Talk) -> No
 
 async def test_a_pipeline_is_kept_back_and_bounded(talk: Talk) -> None:
     first = b"POST /first HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n\r\n"
-    count = 3 * http_connection.HELD_BYTES // len(THIRD)
+    count = 3 * http_connection.MAX_BUFFERED_BYTES // len(THIRD)
     talk.line.feed(first + THIRD * count)
     assert talk.line.is_paused, "it goes on reading"
     assert talk.seen == []
@@ -120,8 +120,10 @@ async def test_tiny_chunks_are_decoded_in_several_turns_of_the_loop(
     talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns_taken = []
-    go_on = talk.connection._go_on
-    monkeypatch.setattr(talk.connection, "_go_on", lambda: (turns_taken.append(1), go_on()))
+    resume = talk.connection._resume_decoding
+    monkeypatch.setattr(
+        talk.connection, "_resume_decoding", lambda: (turns_taken.append(1), resume())
+    )
     body = b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n"
     head = b"POST /first HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
     await talk.feed([head + body + THIRD])

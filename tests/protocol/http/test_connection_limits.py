@@ -34,64 +34,64 @@ def head(line: str) -> Head:
 WORK, PROBE = head("POST /v2/models/a/infer"), head("GET /v2/health/live")
 
 
-def entered(places: ConnectionLimit, count: int) -> list[Caller]:
+def entered(limit: ConnectionLimit, count: int) -> list[Caller]:
     callers = [Caller() for _ in range(count)]
-    assert all(places.enter(caller) for caller in callers)
+    assert all(limit.add(caller) for caller in callers)
     return callers
 
 
 def test_a_newcomer_ends_whoever_has_waited_longest() -> None:
-    places = ConnectionLimit(8)
-    callers = entered(places, 8)
-    assert places.begin(callers[0], WORK)
-    newcomers = entered(places, 2)
+    limit = ConnectionLimit(8)
+    callers = entered(limit, 8)
+    assert limit.start_request(callers[0], WORK)
+    newcomers = entered(limit, 2)
     assert [caller.is_ended for caller in callers] == [False, True, True] + [False] * 5
-    places.wait(callers[0])  # answered: now it waits, but not for long
-    entered(places, 7)
+    limit.end_request(callers[0])  # answered: now it waits, but not for long
+    entered(limit, 7)
     assert [caller.is_ended for caller in callers] == [False] + [True] * 7
     assert all(caller.is_ended for caller in newcomers)
-    entered(places, 1)
+    entered(limit, 1)
     assert callers[0].is_ended
 
 
 def test_who_has_gone_takes_no_place() -> None:
-    places = ConnectionLimit(8)
+    limit = ConnectionLimit(8)
     for _ in range(3):
-        for caller in entered(places, 8):
-            places.leave(caller)
-            places.wait(caller)  # the answer of one that has gone already
+        for caller in entered(limit, 8):
+            limit.remove(caller)
+            limit.end_request(caller)  # the answer of one that has gone already
             assert not caller.is_ended
 
 
 def test_no_request_ends_for_a_newcomer_and_the_last_places_are_for_probes() -> None:
-    places = ConnectionLimit(8)
-    busy = entered(places, 6)
-    assert all(places.begin(caller, WORK) for caller in busy)
-    late, probing = entered(places, 2)
-    assert not places.begin(late, WORK)
-    assert places.begin(probing, PROBE)
-    (other,) = entered(places, 1)  # in place of the late one
+    limit = ConnectionLimit(8)
+    busy = entered(limit, 6)
+    assert all(limit.start_request(caller, WORK) for caller in busy)
+    late, probing = entered(limit, 2)
+    assert not limit.start_request(late, WORK)
+    assert limit.start_request(probing, PROBE)
+    (other,) = entered(limit, 1)  # in place of the late one
     assert late.is_ended
-    assert places.begin(other, PROBE)
+    assert limit.start_request(other, PROBE)
     turned_away = Caller()
-    assert not places.enter(turned_away)
+    assert not limit.add(turned_away)
     assert not turned_away.is_ended
-    entered(places, 1)
+    entered(limit, 1)
     assert turned_away.is_ended, "it makes room for the next"
     assert not any(caller.is_ended for caller in (*busy, probing, other))
-    places.wait(busy[0])
-    (last,) = entered(places, 1)
-    assert not places.begin(last, WORK)  # a probe runs in the place of work meanwhile
-    places.wait(probing)
-    places.wait(other)
-    assert places.begin(last, WORK)
+    limit.end_request(busy[0])
+    (last,) = entered(limit, 1)
+    assert not limit.start_request(last, WORK)  # a probe runs in the place of work meanwhile
+    limit.end_request(probing)
+    limit.end_request(other)
+    assert limit.start_request(last, WORK)
 
 
 def test_a_limit_that_is_reached_is_logged_once_in_a_while(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    places = ConnectionLimit(8)
-    entered(places, 50)
+    limit = ConnectionLimit(8)
+    entered(limit, 50)
     assert [record.getMessage() for record in caplog.records] == [
         "8 HTTP connections are open, that is the limit: those that have waited longest for a "
         "request are closed"
@@ -147,13 +147,13 @@ def test_the_limit_of_open_files_is_raised_and_never_lowered(
 
 
 async def test_an_idle_connection_ends_for_a_newcomer_and_a_busy_one_does_not() -> None:
-    places = ConnectionLimit(4)
+    limit = ConnectionLimit(4)
     body = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab"
     probe = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-    talks = [Talk(places) for _ in range(4)]
+    talks = [Talk(limit) for _ in range(4)]
     for talk in talks[:2]:
         talk.line.feed(body)  # two are busy: the others are for probes
-    talks.append(Talk(places))
+    talks.append(Talk(limit))
     await turns()
     assert [talk.line.is_aborted for talk in talks] == [False, False, True, False, False]
     talks[3].line.feed(body)

@@ -24,7 +24,7 @@ def decoded(parts: list[bytes]) -> tuple[bytes, bytes] | None:
         unread += part
         more = True
         while more and not coded.is_complete:
-            found, more = coded.take(unread)
+            found, more = coded.decode(unread)
             body += found
     return (body, bytes(unread)) if coded.is_complete else None
 
@@ -92,7 +92,7 @@ def test_what_the_coding_itself_takes_is_bounded(raw: bytes) -> None:
 def test_one_call_decodes_so_many_chunks_and_no_more() -> None:
     unread = bytearray(b"1\r\nx\r\n" * (2 * CHUNKS_PER_CALL) + b"0\r\n\r\n")
     coded = ChunkedBody()
-    sizes = [len(coded.take(unread)[0]) for _ in range(3)]
+    sizes = [len(coded.decode(unread)[0]) for _ in range(3)]
     assert sizes == [CHUNKS_PER_CALL - 1, CHUNKS_PER_CALL, 1]
     assert coded.is_complete
 

@@ -202,22 +202,22 @@ def test_header_lines_are_counted() -> None:
 def test_every_byte_of_a_head_counts() -> None:
     begin, end = b"GET / HTTP/1.1\r\nHost: x\r\na: ", b"\r\n\r\n"
     fits = begin + b"b" * (MAX_HEAD_BYTES - len(begin) - len(end)) + end
-    found = HeadParser().take(bytearray(fits))
+    found = HeadParser().next_head(bytearray(fits))
     assert found is not None
     for raw in (fits.replace(b"b\r", b"bb\r"), fits[:-4] + b"bbbbb"):
         with pytest.raises(BadHead, match="65536") as caught:
-            HeadParser().take(bytearray(raw))
+            HeadParser().next_head(bytearray(raw))
         assert caught.value.status == 431
 
 
 def seconds(work: bytes) -> float:
-    """The least of three."""
+    """CPU time of this thread, the least of three runs."""
     took = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(BadHead):
             parse_head(work)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     return min(took)
 
 
@@ -244,6 +244,6 @@ def test_a_head_in_single_bytes_is_looked_through_once() -> None:
     unread, reader, found = Counting(), HeadParser(), None
     for i in range(len(raw)):
         unread += raw[i : i + 1]
-        found = reader.take(unread)
+        found = reader.next_head(unread)
         assert (found is None) == (i < len(raw) - 1)
     assert Counting.looked < 8 * len(raw) + 110 * 20_100  # the first line, once per line end

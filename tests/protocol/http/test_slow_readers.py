@@ -49,7 +49,7 @@ class Watched:
         self.is_cut = False
         loop = cast(asyncio.AbstractEventLoop, self.clock)
         self.watch = SlowReaderTimeout(loop, self, timeout_s, self.cut)  # type: ignore[arg-type]
-        self.watch.begin()
+        self.watch.start()
 
     def get_write_buffer_size(self) -> int:
         return self.size
@@ -80,10 +80,10 @@ def test_who_reads_fast_enough_may_read_for_ever(step_s: float) -> None:
     watched = Watched()
     for _ in range(100):
         watched.size = FULL  # the application has written on
-        watched.watch.begin()
+        watched.watch.start()
         watched.size -= min(FULL, int(2 * MIN_BYTES_PER_S * step_s))
         watched.clock.advance(step_s)
-        watched.watch.end()
+        watched.watch.stop()
         assert not watched.is_cut
 
 
@@ -101,8 +101,8 @@ def test_who_stops_after_a_good_begin_has_a_whole_time_more() -> None:
 def test_the_last_bytes_are_enough_however_few() -> None:
     watched = Watched()
     watched.size = 10
-    watched.watch.end()
-    watched.watch.begin()
+    watched.watch.stop()
+    watched.watch.start()
     watched.clock.advance(TIMEOUT_S / 2)
     watched.size = 0
     watched.clock.advance(10 * TIMEOUT_S)
@@ -111,7 +111,7 @@ def test_the_last_bytes_are_enough_however_few() -> None:
 
 def test_nobody_is_watched_who_has_nothing_to_read_or_where_time_is_no_matter() -> None:
     ended, endless = Watched(), Watched(timeout_s=0.0)
-    ended.watch.end()
+    ended.watch.stop()
     for watched in (ended, endless):
         watched.clock.advance(1e6)
         assert not watched.is_cut
