@@ -60,16 +60,16 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         """Files and seeds. Pool thread."""
         return self._codec.encode_v2(request, answers)
 
-    def facts(self, work: FluxWork, last: ImageResult | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: FluxWork, last: ImageResult | None) -> Mapping[str, int | str]:
         """The picture's size and what it costs."""
         wish = work.request
-        facts: dict[str, int | str] = {
+        fields: dict[str, int | str] = {
             "width": wish.width,
             "height": wish.height,
             "steps": wish.num_inference_steps,
             "tier": wish.tier,
         }
-        return facts if last is None else facts | {"prompt_tokens": last.num_prompt_tokens}
+        return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
 
     def prompt(self, request: ImageRequest) -> str:
         """The prompt without its negative."""

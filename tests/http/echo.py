@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 import httpx
 from PIL import Image
 
-from predictors.base import Answer, BasePredictor
+from predictors.base import Answer, BasePredictor, Submission
 from predictors.errors import InvalidRequest
-from predictors.flight import Flight
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
@@ -160,10 +159,10 @@ class TaskPredictor(EchoPredictor):
     def prepare(self, request: Row) -> Any:
         return Task(request.prompt, steps=request.steps)
 
-    async def submit(self, requests: Sequence[Row], call: Call) -> list[Flight[Any, Any]]:
-        flights = await super().submit(requests, call)
+    async def submit(self, requests: Sequence[Row], call: Call) -> list[Submission[Any, Any]]:
+        submissions = await super().submit(requests, call)
         self.submitted.release()
-        return flights
+        return submissions
 
     async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
         try:
@@ -274,12 +273,16 @@ def infer_body(*prompts: str, **more: Any) -> dict[str, Any]:
 
 @contextmanager
 def held(
-    engine: ScriptedEngine, settings: Settings | None = None, *, wait_ready: bool = True
+    engine: ScriptedEngine,
+    settings: Settings | None = None,
+    *,
+    wait_ready: bool = True,
+    **more: Any,
 ) -> Iterator[tuple[Running, TaskPredictor]]:
-    """A server in front of an engine that the test holds still; opened at the end."""
+    """A server whose engine steps only when the test allows it; opened at the end."""
     settings = settings or small_settings()
     model = TaskPredictor("echo", engine, settings)
-    with serving(model, settings=settings, wait_ready=wait_ready) as running:
+    with serving(model, settings=settings, wait_ready=wait_ready, **more) as running:
         try:
             yield running, model
         finally:

@@ -193,7 +193,7 @@ class Telling(TaskPredictor):
     def prompt(self, request: Row) -> str:
         return request.prompt
 
-    def facts(self, work: Any, last: Any) -> Mapping[str, int | str]:
+    def log_fields(self, work: Any, last: Any) -> Mapping[str, int | str]:
         return {"task": work.name, "steps": work.steps}
 
 
@@ -216,7 +216,7 @@ def test_prompts_are_logged_only_where_the_operator_says_so_and_then_cut() -> No
     assert "prompts" not in ask_telling(False)
 
 
-def test_facts_of_rows_are_one_value_where_all_agree_else_a_list() -> None:
+def test_a_log_field_is_one_value_where_all_rows_agree_else_a_list() -> None:
     line = ask_telling(False)
     assert line["steps"] == 1
     assert line["task"] == ["one", SECRET * 1000]

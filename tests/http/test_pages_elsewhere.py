@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from predictors.operators.admin import admin_routes
 from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
 
 INFER = "/v2/models/echo/infer"
@@ -184,7 +185,8 @@ def test_the_operator_names_the_hosts_that_are_answered() -> None:
 def test_no_page_at_all_reaches_the_operators_port() -> None:
     settings = small_settings(server={"admin_port": 0})
     with ExitStack() as stack:
-        running = stack.enter_context(serving(echo("echo", settings), settings=settings))
+        model = echo("echo", settings)
+        running = stack.enter_context(serving(model, settings=settings, admin_routes=admin_routes))
         own = f"http://127.0.0.1:{running.server.admin_port}"
         http = stack.enter_context(httpx.Client(base_url=own, timeout=PATIENCE_S))
         assert http.get("/debug/engine").status_code == 200
