@@ -241,7 +241,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         for model in self.registry.models.values():
             host = getattr(model, "host", None)
             if host is not None:
-                host.on_failed = self._engine_failed
+                host.events.subscribe(on_failed=self._engine_failed)
             start = getattr(model, "start", None)
             if start is not None:
                 start()

@@ -175,7 +175,7 @@ class TaskPredictor(EchoPredictor):
     def let_pass(self, seconds: float) -> None:
         """Advance the host's clock."""
         self._ahead_s += seconds
-        self.host.wake()
+        self.host.jobs.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
         """Wait until `times` more requests were accepted."""

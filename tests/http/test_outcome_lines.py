@@ -174,7 +174,7 @@ def test_a_failed_job_logs_one_line_and_a_traceback_with_the_same_id(lines: Line
         assert answer.status_code == 500
         (line,) = lines.wait(1)
         check_outcome(line, request_id=answer.headers["x-request-id"], reason="poisoned")
-        (broken,) = lines.wait(1, "serving.turns")
+        *_, broken = lines.wait(3, "serving.loop")  # after load and warmup
         assert broken["request_id"] == line["request_id"]
         assert "ValueError: broken" in broken["exception"]
 
