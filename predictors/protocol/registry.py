@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady, ServingError
 from predictors.protocol.faults import UNKNOWN_MODEL
-from predictors.protocol.http.body_reader import BytesInFlight, Charge
+from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
@@ -50,7 +50,9 @@ class Registry:
     ) -> None:
         self.settings = settings
         self.workers = workers or make_workers(settings.server)
-        self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
+        self.bytes_in_flight = BytesInFlight(
+            settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
+        )
         self.readers: set[Reading] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None

@@ -17,7 +17,7 @@ from predictors.errors import (
     TooLarge,
     UnsupportedMedia,
 )
-from predictors.protocol.http.json_bodies import MAX_VALUES, check_media, parse_json
+from predictors.protocol.http.bodies import MAX_VALUES, check_media, parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

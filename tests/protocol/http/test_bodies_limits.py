@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
-from predictors.protocol.http import body_reader
-from predictors.protocol.http.body_reader import (
+from predictors.protocol.http import bodies
+from predictors.protocol.http.bodies import (
     INLINE_BYTES,
     SHARED_BYTES,
     BytesInFlight,
@@ -68,7 +68,7 @@ async def test_a_disconnect_during_the_body_is_a_cancellation() -> None:
 
 
 async def test_a_body_that_never_ends_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_reader, "BODY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
     first = parts([b"a"])[0]
 
     async def receive() -> dict[str, Any]:
@@ -98,7 +98,8 @@ async def test_a_large_body_in_any_pieces_is_returned_in_shared_memory() -> None
 
 
 async def test_bodies_share_a_limit_and_small_ones_are_not_counted() -> None:
-    total = BytesInFlight(3 * INLINE_BYTES)
+    gauge: list[int] = []
+    total = BytesInFlight(3 * INLINE_BYTES, gauge.append)
     first, second, small = Charge(total), Charge(total), Charge(total)
     piece = bytes(INLINE_BYTES)
     await receive_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: first)
@@ -112,6 +113,8 @@ async def test_bodies_share_a_limit_and_small_ones_are_not_counted() -> None:
     first.close()
     first.close()  # idempotent
     assert total.used == 0
+    assert max(gauge) == 3 * INLINE_BYTES
+    assert gauge[-1] == 0
 
 
 async def test_a_body_that_stalls_near_its_end_times_out() -> None:
