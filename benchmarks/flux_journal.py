@@ -20,7 +20,7 @@ from benchmarks import flux_floors, flux_goals, flux_report
 from benchmarks.flux_cases import Case, Row, Stages
 from benchmarks.flux_ceilings import Measured
 from benchmarks.flux_random import Configs
-from predictors.models.flux.config import Facts
+from predictors.models.flux.config import FluxConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Journal:
         print(f"{name}: {self.found['took_s'][name]} s", flush=True)
         self.save()
 
-    def add(self, row: Row, facts: Facts) -> None:
+    def add(self, row: Row, facts: FluxConfig) -> None:
         """A row of the table, with what follows from it."""
         self.rows.append(row)
         if self.measured is None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 ROOMS = {
-    "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
+    "FluxPipeline": "predictors.models.flux.model:make_predictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.chat.predictor:QwenVLPredictor",
 }
 

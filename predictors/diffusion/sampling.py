@@ -18,9 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.errors import InvalidRequest
-from predictors.models.flux.folder import UNSERVED_OPTIONS
 
-# how `plan` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
+UNSERVED_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+"""Options of diffusers' scheduler class that are not implemented here."""
+
+# how `plan_calls` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
 GROWTH = (1 / 6, 0.3)
@@ -83,7 +91,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class DenoisePlan:
     """All that the steps of one picture need besides its prompt, on the host.
 
     K counts the steps that call the model: all of the schedule's if `is_exact`.
@@ -120,7 +128,7 @@ class Course:
         return self.num_calls == self.num_steps
 
 
-def plan(num_steps: int) -> tuple[bool, ...]:
+def plan_calls(num_steps: int) -> tuple[bool, ...]:
     """Which steps of a schedule call the model where skipping is allowed: (num_steps,), the first
     and the last always.
 
@@ -210,18 +218,18 @@ def draw_noise(seed: int, channels: int, rows: int, columns: int) -> Tensor:
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, channels, 2 * rows, 2 * columns)
-    return pack(torch.randn(shape, generator=generator, dtype=torch.float32))[0]
+    return pack_patches(torch.randn(shape, generator=generator, dtype=torch.float32))[0]
 
 
-def pack(latents: Tensor) -> Tensor:
+def pack_patches(latents: Tensor) -> Tensor:
     """(n, channels, 2 * rows, 2 * columns) to (n, rows * columns, channels * 4): 2x2 patches."""
     n, channels, height, width = latents.shape
     patches = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(n, (height // 2) * (width // 2), channels * 4)
 
 
-def unpack(latents: Tensor, rows: int, columns: int) -> Tensor:
-    """The inverse of `pack`: (n, rows * columns, channels * 4) to (n, channels, 2r, 2c)."""
+def unpack_patches(latents: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `pack_patches`: (n, rows * columns, channels * 4) to (n, channels, 2r, 2c)."""
     n, _, features = latents.shape
     patches = latents.view(n, rows, columns, features // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(n, features // 4, 2 * rows, 2 * columns)

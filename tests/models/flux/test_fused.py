@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import tests.diffusion.interpreter  # noqa: F401
+import tests.triton_interpreter  # noqa: F401
 from predictors.compute.kernels.attention import sdpa
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
 from predictors.models.flux.modules import fused

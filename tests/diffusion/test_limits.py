@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from predictors.diffusion import limits as offer
-from predictors.diffusion.limits import make_offer, make_tiers
-from predictors.diffusion.request import BASE, FP8, Tiers, Wish
-from predictors.models.flux.config import read_facts
+from predictors.diffusion.limits import make_limits, make_tiers
+from predictors.diffusion.request import BASE, FP8, ImageParameters, Tiers
+from predictors.models.flux.config import read_checkpoint
 from predictors.settings import FluxSettings, InvalidSetting
-from tests.diffusion.room import CHECKPOINT
+from tests.diffusion.driver import CHECKPOINT
 
 CPU, OLD_GPU, GPU = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
-FACTS, _ = read_facts(CHECKPOINT)
+FACTS, _ = read_checkpoint(CHECKPOINT)
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +69,15 @@ def test_what_is_asked_for_is_loaded_also_on_the_cpu(
 
 def test_a_request_that_names_no_tier_gets_the_default() -> None:
     for default in ("", "lossless", "turbo"):
-        made = make_offer(FACTS, FluxSettings(default_tier=default))
-        assert made.request(Wish("x")).tier == (default or "lossless")
-        assert made.request(Wish("x", tier="turbo")).may_skip
-    assert not make_offer(FACTS, FluxSettings()).request(Wish("x")).may_skip
+        made = make_limits(FACTS, FluxSettings(default_tier=default))
+        assert made.request(ImageParameters("x")).tier == (default or "lossless")
+        assert made.request(ImageParameters("x", tier="turbo")).may_skip
+    assert not make_limits(FACTS, FluxSettings()).request(ImageParameters("x")).may_skip
 
 
 def test_a_checkpoint_stored_in_fp8_is_served_by_its_facts() -> None:
-    made = make_offer(replace(FACTS, is_quantized=True), FluxSettings())
-    assert made.request(Wish("x")).tier == "high"
+    made = make_limits(replace(FACTS, is_quantized=True), FluxSettings())
+    assert made.request(ImageParameters("x")).tier == "high"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import tests.diffusion.interpreter  # noqa: F401
+import tests.triton_interpreter  # noqa: F401
 from predictors.models.flux.modules import group_norm, wide_attention
 from predictors.models.flux.modules.decoder import Sum
 from predictors.models.flux.modules.group_norm import reference
