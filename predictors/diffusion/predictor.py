@@ -15,10 +15,12 @@ from predictors.diffusion.codec import INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
+from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -28,6 +30,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
     """Text to image with one `DiffusionModel`, whose weights are read in `load`."""
 
     room = "flux"  # the name of this task in settings, metrics and the admin state
+    series = SERIES
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         """The prompt without its negative."""
         return request.prompt
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         """The reply to OpenAI's `images/generations`."""
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)

@@ -14,6 +14,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import metrics
+from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.request import ImageParameters
 from predictors.serving.engine import StickyDeviceError
 from predictors.serving.job import Job
@@ -270,7 +271,7 @@ def test_a_lost_device_is_told_apart_from_a_job_that_failed(
 
 def test_each_stage_step_and_picture_is_counted() -> None:
     driver = open_driver(model="counted", prompt_cache_bytes=20_000)
-    metrics.register_model("counted", "flux")
+    metrics.register_model("counted", SERIES)
     guided = replace(RED, negative_prompt="blue", num_inference_steps=2)
     driver.drive(
         [(0, driver.job(RED)), (0, driver.job(guided)), (0, driver.job(replace(RED, width=272)))]
