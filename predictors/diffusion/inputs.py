@@ -32,7 +32,7 @@ class DiffusionWork:
 
     @property
     def shape(self) -> StepShape:
-        """What must be equal to share a step."""
+        """Works of equal shape can share a step."""
         return StepShape(self.prompts[0].num_tokens, self.plan.rows, self.plan.columns, self.form)
 
 

@@ -17,7 +17,7 @@ from predictors.compute.device.placement import Placement
 from predictors.diffusion.sampling import Schedule
 
 PromptKey = tuple[str, int]
-"""What an embedding depends on: the text, and T."""
+"""The text and T: an embedding depends on nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Embedding(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """What pictures must have in common to share a denoise step."""
+    """Pictures share a denoise step only if all of this is equal."""
 
     num_text: int
     """T."""
@@ -98,7 +98,7 @@ class CheckpointConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the settings ask of the passes."""
+    """The settings and promises that the passes are made for."""
 
     forms: tuple[str, ...]
     """Forms of the transformer's weights to hold: `request.BASE`, `request.FP8`."""
@@ -135,8 +135,8 @@ class DiffusionModel(Protocol):
 class DiffusionPasses(Protocol):
     """A loaded checkpoint's forward passes. Engine thread only, in `torch.inference_mode`.
 
-    They only launch: nothing is read back. On CUDA `encode` and the functions of `velocity` and
-    `decoder` are captured in graphs, so they must not depend on values, and upload nothing.
+    They only launch and read nothing back. On CUDA `encode` and the functions of `velocity` and
+    `decoder` are captured in graphs, so they must not depend on values nor upload anything.
     """
 
     @property
@@ -149,13 +149,13 @@ class DiffusionPasses(Protocol):
     def modulations(
         self, timesteps: Tensor, guidance: Tensor, prompts: Sequence[Embedding]
     ) -> Tensor:
-        """What a step reads of its timestep: (steps, rows, features), a row per prompt.
+        """The modulation of every step, (steps, rows, features), with a row per prompt.
 
-        timesteps (steps,) and guidance (1,) as in `DenoisePlan`.
+        timesteps (steps,) and guidance (1,) are those of a `DenoisePlan`.
         """
 
     def positions(self, num_text: int, rows: int, columns: int) -> Tensor:
-        """What a step reads of the tokens' places, as a rotary table. On the host."""
+        """The tokens' positions as the transformer reads them, e.g. a rotary table. On the host."""
 
     def velocity(self, form: str, *, is_promised: bool) -> Callable[..., Tensor]:
         """A function of latents (n, I, C), context (n, T, dim), modulation (n, features) and

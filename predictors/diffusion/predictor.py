@@ -55,7 +55,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return self._codec.decode_v2(request)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
-        """Tokens, noise and noise schedule. Pool thread."""
+        """Token ids, noise and denoise plan. Pool thread."""
         return self._preparer.prepare(request)
 
     def encode_v2(
@@ -65,7 +65,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return self._codec.encode_v2(request, answers)
 
     def facts(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
-        """The picture's size and what it costs."""
+        """The picture's size and cost."""
         request = work.request
         facts: dict[str, int | str] = {
             "width": request.width,
@@ -76,11 +76,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return facts if last is None else facts | {"prompt_tokens": last.num_prompt_tokens}
 
     def prompt(self, request: ImageRequest) -> str:
-        """The prompt without its negative."""
+        """The prompt, without the negative prompt."""
         return request.prompt
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
-        """The reply to OpenAI's `images/generations`."""
+        """The JSON of the response to OpenAI's `images/generations`."""
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)
         answers = await self.run(requests, call)
@@ -88,7 +88,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             return await self.off_loop(self._codec.encode_images, answers)
 
     def describe(self) -> dict[str, object]:
-        """With the precision that callers read, by tier."""
+        """The state of base class and engine, and `precision` by tier as responses show it."""
         tiers = self._codec.limits.tiers.loaded
         precision = {tier: self._codec.precision_of(tier) for tier in tiers}
         return {**super().describe(), "precision": precision}

@@ -103,7 +103,6 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, output_format=3), "output_format", "must be a string"),
     (v2(PROMPT, tier=3), "tier", "must be a string"),
     (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),
-    (v2(PROMPT, outputs=("image", "picture")), "picture", "unknown output 'picture'"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The decoder of FLUX.1's autoencoder: latents to a picture.
+"""The decoder of FLUX.1's autoencoder, which turns latents into a picture.
 
 One forward for every device, written against a few operations: `PLAIN` is the reference in torch,
 `decoder_fused.py` does the same on a GPU with fewer passes over memory. Pictures are (n, channels,
