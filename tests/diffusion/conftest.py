@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.diffusion.driver import EngineDriver, open_driver
+from tests.diffusion.threads import threads
+
+__all__ = ["threads"]
 
 
 @pytest.fixture(scope="session")

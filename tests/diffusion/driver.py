@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ FAST: dict[str, Any] = {"sizes": "64x64", "default_size": "64x64", "max_sequence
 DiffusionJob = Job[DiffusionWork, ImageResult]
 Pixels = NDArray[np.uint8]
 
+_numbers = itertools.count()
+
 
 @dataclass(frozen=True)
 class EngineDriver:
@@ -37,9 +40,17 @@ class EngineDriver:
     preparer: Preparer
     engine: DiffusionEngine
 
-    def job(self, image: ImageParameters, name: str = "job") -> DiffusionJob:
-        """A job that is not admitted yet."""
-        return Job(name, self.preparer.prepare(self.limits.request(image)))
+    def job(self, image: ImageParameters, name: str = "") -> DiffusionJob:
+        """A job that is not admitted yet, with an id of its own."""
+        return Job(
+            name or f"job-{next(_numbers)}", self.preparer.prepare(self.limits.request(image))
+        )
+
+    def steps_done(self, job: DiffusionJob) -> int:
+        """Computed steps of an active job."""
+        running: Any = self.engine.describe()["running"]
+        done: int = running[job.id]["steps_done"]
+        return done
 
     def state(self, job: DiffusionJob) -> DenoiseState:
         """The state of a job that has taken its first step."""

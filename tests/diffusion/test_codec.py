@@ -62,7 +62,7 @@ def test_rows_share_parameters_and_count_seeds_up() -> None:
     assert {(row.width, row.height, row.guidance_scale) for row in rows} == {(96, 64, 2.0)}
 
 
-def test_the_seed_tensor_beats_the_parameter() -> None:
+def test_the_seed_tensor_overrides_the_parameter() -> None:
     rows = CODEC.decode_v2(v2(texts("prompt", "a", "b"), ints("seed", 5, 3), seed=100))
     assert [row.seed for row in rows] == [5, 3]
 
@@ -72,7 +72,7 @@ def test_negative_prompts_turn_guidance_on_row_by_row() -> None:
     assert [(row.negative_prompt, row.true_cfg_scale) for row in rows] == [("x", 4.0), ("", 4.0)]
 
 
-def test_shape_n_by_one_and_what_the_edges_read_are_accepted() -> None:
+def test_shape_n_by_one_and_the_edges_parameters_are_accepted() -> None:
     column = Tensor("prompt", "BYTES", (2, 1), [b"a", b"b"])
     rows = CODEC.decode_v2(v2(column, binary_data_output=True, timeout=5_000_000))
     assert len(rows) == 2
@@ -128,7 +128,7 @@ def test_a_prompt_that_is_too_large_stays_too_large_when_its_row_is_named() -> N
     st.integers(1, 50),
     st.floats(0, 100),
 )
-def test_whatever_is_valid_arrives_unchanged(
+def test_valid_fields_arrive_unchanged(
     prompts: list[str], seed: int, side: int, steps: int, guidance: float
 ) -> None:
     parameters = {"width": 16 * side, "num_inference_steps": str(steps), "seed": seed}
@@ -146,7 +146,7 @@ def test_whatever_is_valid_arrives_unchanged(
 
 
 # -- V2 out ----------------------------------------------------------------------------------------
-def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
+def test_the_response_has_files_seeds_and_the_shared_parameters() -> None:
     image = ImageParameters("a", seed=4, width=96, height=64, num_inference_steps=3)
     answers = [answer(image, queue_ms=5, compute_ms=1), answer(image, queue_ms=2, compute_ms=9)]
     response = CODEC.encode_v2(v2(PROMPT), answers)
@@ -179,7 +179,9 @@ EFFORTS = [
 
 
 @pytest.mark.parametrize(("image", "effort"), EFFORTS)
-def test_both_protocols_say_what_was_spent(image: ImageParameters, effort: tuple[Any, ...]) -> None:
+def test_both_protocols_show_tier_precision_and_steps(
+    image: ImageParameters, effort: tuple[Any, ...]
+) -> None:
     v2_says = CODEC.encode_v2(v2(PROMPT, outputs=("seed",)), [answer(image)]).parameters
     openai_says = CODEC.encode_images([answer(image)])
     for says in (v2_says, openai_says):
@@ -187,13 +189,13 @@ def test_both_protocols_say_what_was_spent(image: ImageParameters, effort: tuple
         assert tuple(says[name] for name in names) == effort
 
 
-def test_turbo_without_fp8_is_told_in_the_precision_of_the_base_weights() -> None:
+def test_turbo_without_fp8_shows_the_precision_of_the_base_weights() -> None:
     codec = replace(CODEC, limits=replace(LIMITS, tiers=Tiers(("lossless", "turbo"), "lossless")))
     says = codec.encode_images([answer(ImageParameters("a", tier="turbo"))])
     assert (says["tier"], says["precision"]) == ("turbo", "float32")
 
 
-def test_only_the_outputs_that_were_asked_for_come_back() -> None:
+def test_only_requested_outputs_are_returned() -> None:
     answers = [answer(ImageParameters("a"))]
     for names in (("seed",), ("image",), ("seed", "image")):
         response = CODEC.encode_v2(v2(PROMPT, outputs=names), answers)
@@ -201,7 +203,7 @@ def test_only_the_outputs_that_were_asked_for_come_back() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_files_are_of_the_kind_asked_for_with_nothing_but_pixels(kind: str) -> None:
+def test_files_have_the_requested_format_and_hold_only_pixels(kind: str) -> None:
     one = answer(ImageParameters("a secret prompt", output_format=kind, width=96, height=64))
     file = CODEC.encode(one)
     opened = picture(file)
@@ -290,13 +292,15 @@ def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() 
         ({"tier": "best"}, "tier"),
     ],
 )
-def test_what_only_the_room_can_know_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_fields_that_only_the_model_can_check_are_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         images(**fields)
     assert refusal.value.param == param
 
 
-def test_the_openai_reply_carries_pictures_seeds_usage_and_timings() -> None:
+def test_the_openai_response_has_pictures_seeds_usage_and_timings() -> None:
     image = ImageParameters(
         "a", seed=4, width=96, height=64, num_inference_steps=3, output_format="jpeg"
     )

@@ -1,4 +1,4 @@
-"""Slots and turns: all or nothing, nobody starves, one decode per turn, and what is counted."""
+"""Slots and steps: all or nothing, no job starves, one decode per step, and the metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def empty(driver: EngineDriver) -> None:
 
 
 def poison(driver: EngineDriver, image: ImageParameters = RED) -> DiffusionJob:
-    """A job whose tokens are outside the vocabulary: the real text encoder raises."""
+    """A job whose tokens are outside the vocabulary, so that the real text encoder raises."""
     job = driver.job(image, "poison")
     (prompt,) = job.work.prompts
     clip_ids, t5_ids = prompt.ids
@@ -61,7 +61,7 @@ def test_admit_computes_nothing(driver: EngineDriver, monkeypatch: pytest.Monkey
     assert driver.engine.admit(driver.job(RED))
 
 
-def test_a_turn_that_raises_has_advanced_nobody(driver: EngineDriver) -> None:
+def test_a_step_that_raises_advances_no_job(driver: EngineDriver) -> None:
     alone = driver.draw(RED)
     jobs = [driver.job(RED), poison(driver), driver.job(replace(RED, seed=2))]
     for job in jobs[:2]:
@@ -72,7 +72,7 @@ def test_a_turn_that_raises_has_advanced_nobody(driver: EngineDriver) -> None:
     for _ in range(2):  # the host tries again, and in halves
         with pytest.raises(IndexError):
             driver.engine.step(driver.engine.active)
-        assert driver.state(jobs[0]).index == 1
+        assert driver.steps_done(jobs[0]) == 1
         assert torch.equal(driver.state(jobs[0]).latents, before)
         assert not any(job.done or job._chunks for job in jobs)
     driver.engine.evict(jobs[1])
@@ -82,7 +82,7 @@ def test_a_turn_that_raises_has_advanced_nobody(driver: EngineDriver) -> None:
     assert np.array_equal(picture(jobs[2]), driver.draw(replace(RED, seed=2)))
 
 
-def test_a_decode_that_raises_holds_back_the_denoise_of_its_turn(
+def test_a_decode_that_raises_undoes_the_denoise_step_beside_it(
     driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = driver.job(replace(RED, num_inference_steps=1)), driver.job(RED)
@@ -94,11 +94,11 @@ def test_a_decode_that_raises_holds_back_the_denoise_of_its_turn(
         broken.setattr(decoder, "forward", lambda *_, **__: torch.ones(1)[7])
         with pytest.raises(IndexError):
             driver.engine.step(driver.engine.active)
-    assert (driver.state(first).index, driver.state(second).index) == (1, 1)
+    assert steps_taken(driver, [first, second]) == [1, 1]
     assert not first.done
     driver.engine.step(driver.engine.active)
     assert first.done
-    assert driver.state(second).index == 2
+    assert driver.steps_done(second) == 2
 
 
 def test_a_step_of_some_jobs_leaves_the_others_where_they_are(driver: EngineDriver) -> None:
@@ -107,8 +107,8 @@ def test_a_step_of_some_jobs_leaves_the_others_where_they_are(driver: EngineDriv
         assert driver.engine.admit(job)
     driver.engine.step(jobs[1:2])
     driver.engine.step([])
-    assert driver.state(jobs[1]).index == 1
-    assert driver.engine._slots[jobs[0]].state is None
+    assert driver.steps_done(jobs[1]) == 1
+    assert driver.steps_done(jobs[0]) == 0
 
 
 def test_an_evicted_job_is_not_stepped(driver: EngineDriver) -> None:
@@ -119,7 +119,7 @@ def test_an_evicted_job_is_not_stepped(driver: EngineDriver) -> None:
     assert not driver.engine.busy
 
 
-def test_four_pictures_done_together_are_decoded_one_per_turn(driver: EngineDriver) -> None:
+def test_four_pictures_finished_together_are_decoded_one_per_step(driver: EngineDriver) -> None:
     jobs = [driver.job(replace(RED, seed=i, num_inference_steps=1), str(i)) for i in range(4)]
     for job in jobs:
         assert driver.engine.admit(job)
@@ -130,7 +130,7 @@ def test_four_pictures_done_together_are_decoded_one_per_turn(driver: EngineDriv
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_denoising_goes_on_in_the_turns_that_decode(driver: EngineDriver) -> None:
+def test_denoising_goes_on_in_steps_that_decode(driver: EngineDriver) -> None:
     short = driver.job(replace(RED, num_inference_steps=1))
     long = driver.job(replace(RED, num_inference_steps=4))
     for job in (short, long):
@@ -138,32 +138,32 @@ def test_denoising_goes_on_in_the_turns_that_decode(driver: EngineDriver) -> Non
     driver.engine.step(driver.engine.active)
     driver.engine.step(driver.engine.active)
     assert short.done
-    assert driver.state(long).index == 2
+    assert driver.steps_done(long) == 2
 
 
-def test_newcomers_join_one_per_turn_unless_nobody_is_denoising(driver: EngineDriver) -> None:
+def test_new_pictures_start_one_per_step_unless_none_is_denoising(driver: EngineDriver) -> None:
     jobs = [driver.job(replace(RED, seed=i, num_inference_steps=6), str(i)) for i in range(4)]
     assert driver.engine.admit(jobs[0])
     driver.engine.step(driver.engine.active)
     for job in jobs[1:]:
         assert driver.engine.admit(job)
-    begun = []
+    started = []
     for _ in range(3):
         driver.engine.step(driver.engine.active)
-        begun.append(sum(driver.engine._slots[job].state is not None for job in jobs))
-    assert begun == [2, 3, 4]
+        started.append(sum(driver.steps_done(job) > 0 for job in jobs))
+    assert started == [2, 3, 4]
     for job in jobs:
         driver.engine.evict(job)
     again = [driver.job(replace(RED, seed=i), str(i)) for i in range(4)]
     for job in again:
         assert driver.engine.admit(job)
     driver.engine.step(driver.engine.active)
-    assert [driver.state(job).index for job in again] == [1, 1, 1, 1]
+    assert steps_taken(driver, again) == [1, 1, 1, 1]
 
 
 @pytest.fixture
 def impatient_driver(monkeypatch: pytest.MonkeyPatch) -> EngineDriver:
-    """Nobody waits longer than no time, and each look at the clock takes a second."""
+    """An age limit of zero, and a clock that goes on by a second with each call."""
     ticks = itertools.count()
     monkeypatch.setattr(
         "predictors.diffusion.engine.time", SimpleNamespace(monotonic=lambda: float(next(ticks)))
@@ -172,11 +172,10 @@ def impatient_driver(monkeypatch: pytest.MonkeyPatch) -> EngineDriver:
 
 
 def steps_taken(driver: EngineDriver, jobs: Sequence[DiffusionJob]) -> list[int]:
-    states = [driver.engine._slots[job].state for job in jobs]
-    return [state.index if state else 0 for state in states]
+    return [driver.steps_done(job) for job in jobs]
 
 
-def test_whoever_has_least_to_do_goes_first(driver: EngineDriver) -> None:
+def test_the_least_remaining_work_goes_first(driver: EngineDriver) -> None:
     long, short = (driver.job(replace(RED, num_inference_steps=n, width=96)) for n in (6, 3))
     small = driver.job(replace(RED, num_inference_steps=4))
     jobs = [long, short, small]
@@ -194,7 +193,7 @@ def test_whoever_has_least_to_do_goes_first(driver: EngineDriver) -> None:
         driver.engine.step(driver.engine.active)
 
 
-def test_sizes_take_turns_once_they_have_waited(impatient_driver: EngineDriver) -> None:
+def test_sizes_alternate_once_they_have_waited(impatient_driver: EngineDriver) -> None:
     driver = impatient_driver
     wide = [driver.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
     jobs = [*wide, driver.job(replace(RED, num_inference_steps=6, width=96))]
@@ -208,20 +207,20 @@ def test_sizes_take_turns_once_they_have_waited(impatient_driver: EngineDriver) 
     assert min(same[0], lone) >= 3
 
 
-def test_a_stream_of_new_jobs_of_one_size_does_not_hold_up_another(
+def test_a_stream_of_new_jobs_of_one_size_does_not_starve_another(
     impatient_driver: EngineDriver,
 ) -> None:
     driver = impatient_driver
     lone = driver.job(replace(RED, num_inference_steps=5, width=96))
-    crowd = [(i // 3, driver.job(replace(RED, seed=i))) for i in range(30)]
-    turns, waiting = 0, list(crowd)
+    others = [(i // 3, driver.job(replace(RED, seed=i))) for i in range(30)]
+    num_steps, waiting = 0, list(others)
     assert driver.engine.admit(lone)
     while not lone.done:
         while waiting and driver.engine.admit(waiting[0][1]):
             waiting.pop(0)
         driver.engine.step(driver.engine.active)
-        turns += 1
-    assert turns <= 5 * driver.engine.slots + 1
+        num_steps += 1
+    assert num_steps <= 5 * driver.engine.slots + 1
 
 
 def test_guided_pictures_share_a_pass_within_its_rows(
@@ -256,7 +255,7 @@ def test_a_guided_picture_is_drawn_with_a_single_slot(driver: EngineDriver) -> N
     assert np.array_equal(narrow.draw(guided), driver.draw(guided))
 
 
-def test_a_lost_device_is_told_apart_from_a_job_that_failed(
+def test_a_lost_device_raises_sticky_device_error(
     driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(_: object) -> None:
@@ -269,7 +268,7 @@ def test_a_lost_device_is_told_apart_from_a_job_that_failed(
         driver.engine.step([job])
 
 
-def test_each_stage_step_and_picture_is_counted() -> None:
+def test_stages_steps_and_pictures_are_counted() -> None:
     driver = open_driver(model="counted", prompt_cache_bytes=20_000)
     metrics.register_model("counted", SERIES)
     guided = replace(RED, negative_prompt="blue", num_inference_steps=2)
@@ -305,10 +304,10 @@ def test_a_prompt_is_encoded_once_per_length(
     assert encoded == [16, 24]
 
 
-def test_close_forgets_everything() -> None:
+def test_close_drops_jobs_and_cached_prompts() -> None:
     driver = open_driver(model="closing")
     driver.draw(RED)
     assert driver.engine.admit(driver.job(RED))
     driver.engine.close()
     assert not driver.engine.busy
-    assert driver.engine._prompts.num_bytes == 0
+    assert driver.engine.describe()["caches"] == {"prompt_embedding": {"entries": 0, "bytes": 0}}

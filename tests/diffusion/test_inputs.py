@@ -1,4 +1,4 @@
-"""What a request becomes on the host: whose weights, which steps call the model, and with what."""
+"""The work made of a request: form of the weights, steps that call the model, and their inputs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_turbo_calls_the_model_at_some_of_the_levels_of_lossless(dtype: torch.dt
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 8])
-def test_few_steps_are_the_same_course_in_every_tier(num_steps: int) -> None:
+def test_few_steps_have_the_same_plan_in_every_tier(num_steps: int) -> None:
     exact, turbo = prepare("lossless", num_steps).plan, prepare("turbo", num_steps).plan
     assert turbo.is_exact
     for name in ("timesteps", "dts", "coefficients", "noise"):

@@ -39,11 +39,11 @@ def test_a_model_with_one_text_encoder_and_no_pooled_vector_is_drawn() -> None:
     assert np.abs(drawn.astype(int) - by_hand(IMAGE).astype(int)).max() <= 1
 
 
-def test_it_warms_shares_steps_and_is_described() -> None:
+def test_such_a_model_warms_shares_steps_and_is_described() -> None:
     driver = tiny_driver()
-    told: list[str] = []
-    driver.engine.warm(lambda shape, done, total: told.append(shape))
-    assert told == [f"32x32 base x{rows}" for rows in range(1, driver.engine.slots + 1)]
+    shapes: list[str] = []
+    driver.engine.warm(lambda shape, done, total: shapes.append(shape))
+    assert shapes == [f"32x32 base x{rows}" for rows in range(1, driver.engine.slots + 1)]
     assert driver.engine.describe()["attention"] == "none"
     images = [replace(IMAGE, seed=i, negative_prompt=n) for i, n in enumerate((None, "x", None))]
     alone = [driver.draw(image) for image in images]

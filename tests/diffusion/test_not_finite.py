@@ -1,4 +1,4 @@
-"""A picture that is not finite is a failed job or a failed start, never a black picture."""
+"""A picture with NaN or infinity fails its job, or the start, instead of becoming black."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BAD = [float("nan"), float("inf"), float("-inf")]
 
 @pytest.fixture(scope="module")
 def own() -> EngineDriver:
-    """A room whose weights may be spoilt."""
+    """An engine whose weights a test may overwrite."""
     return open_driver(slots=3)
 
 
@@ -96,7 +96,7 @@ def test_an_embedding_that_is_not_finite_is_found_in_the_picture_and_not_kept(fo
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_a_decoder_that_makes_something_not_finite_fails_the_picture(
+def test_a_decoder_whose_output_is_not_finite_fails_the_picture(
     own: EngineDriver, value: float
 ) -> None:
     layer = parts(own).decoder.leave
@@ -111,7 +111,7 @@ def test_a_decoder_that_makes_something_not_finite_fails_the_picture(
     assert isinstance(job.drain_unread(), StepFailed)
 
 
-def test_the_verdict_comes_with_the_picture_and_costs_no_other_wait(own: EngineDriver) -> None:
+def test_the_check_comes_with_the_picture_and_costs_no_other_wait(own: EngineDriver) -> None:
     job = own.job(replace(RED, num_inference_steps=1))
     assert own.engine.admit(job)
     own.engine.step([job])
@@ -123,7 +123,7 @@ def test_the_verdict_comes_with_the_picture_and_costs_no_other_wait(own: EngineD
 
 
 @pytest.mark.parametrize("value", [0.0, *BAD])
-def test_checked_levels_are_the_levels_and_a_verdict(own: EngineDriver, value: float) -> None:
+def test_the_last_level_is_one_only_for_a_finite_picture(own: EngineDriver, value: float) -> None:
     decoder, latents = parts(own).decoder, torch.randn(1, 16, 6, 4)
     latents[0, 3, 2, 1] = value
     with torch.inference_mode():

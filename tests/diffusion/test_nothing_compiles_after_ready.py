@@ -30,11 +30,11 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def warm_driver() -> tuple[EngineDriver, list[tuple[str, int, int]]]:
-    """Two sizes at two widths, compiled with `aot_eager`, and what warm-up told."""
-    told: list[tuple[str, int, int]] = []
+    """Two sizes at two widths, compiled with `aot_eager`, and the progress of warm-up."""
+    progress: list[tuple[str, int, int]] = []
     driver = open_driver(model="aot", compiler="aot_eager", slots=2, sizes=SIZES)
-    driver.engine.warm(lambda *progress: told.append(progress))
-    return driver, told
+    driver.engine.warm(lambda *shape: progress.append(shape))
+    return driver, progress
 
 
 def mixed_traffic(driver: EngineDriver) -> None:
@@ -48,12 +48,12 @@ def mixed_traffic(driver: EngineDriver) -> None:
     driver.drive([(i // 2, driver.job(image)) for i, image in enumerate(images)])
 
 
-def test_mixed_traffic_after_warm_up_recompiles_nothing_and_an_unwarmed_width_would_show(
+def test_mixed_traffic_recompiles_nothing_after_warm_up_but_another_width_does(
     warm_driver: tuple[EngineDriver, list[tuple[str, int, int]]],
 ) -> None:
-    driver, told = warm_driver
+    driver, progress = warm_driver
     labels = [f"{size} base x{rows}" for size in SIZES.split(",") for rows in (1, 2)]
-    assert told == [(label, i, 4) for i, label in enumerate(labels, start=1)]
+    assert progress == [(label, i, 4) for i, label in enumerate(labels, start=1)]
     mixed_traffic(driver)
     assert driver.engine._guard.check() == 0
     assert metrics.recompilations_total.labels("aot")._value.get() == 0

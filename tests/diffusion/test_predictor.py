@@ -1,4 +1,4 @@
-"""The whole room behind its door, engine thread and all, without a server."""
+"""The predictor with its engine thread, without a server."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ def call() -> Call:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_v2_and_openai_draw_the_same_bytes_alone_and_in_company(
+async def test_v2_and_openai_draw_the_same_bytes_alone_and_beside_others(
     predictor: DiffusionPredictor,
 ) -> None:
     alone = files(await predictor.infer(v2("a red circle", seed=3), call()))[0]
-    crowd = await asyncio.gather(
+    others = await asyncio.gather(
         predictor.infer(v2("a", "b", "a red circle"), call()),  # its seed is 1 + 2
         predictor.infer(v2("c", "d", num_inference_steps=5), call()),
         predictor.infer(v2("a red circle", width=96), call()),
     )
-    assert files(crowd[0])[2] == alone
+    assert files(others[0])[2] == alone
     body = read_images_body(
         {"model": "x", "prompt": "a red circle", "seed": 2, "n": 2, "num_inference_steps": 2}
     )
@@ -110,7 +110,7 @@ async def test_a_bad_row_is_named_and_nothing_is_drawn_for_it(
         await predictor.infer(v2("a", "b" * 40_000), call())
 
 
-async def test_leaving_frees_the_slots(
+async def test_a_caller_that_leaves_frees_its_slots(
     predictor: DiffusionPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
@@ -134,7 +134,9 @@ async def test_leaving_frees_the_slots(
     assert files(response)
 
 
-async def test_metadata_has_the_true_names_and_shapes(predictor: DiffusionPredictor) -> None:
+async def test_metadata_has_the_names_and_types_of_the_tensors(
+    predictor: DiffusionPredictor,
+) -> None:
     inputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_input_types()}
     assert inputs == {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
     outputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_output_types()}

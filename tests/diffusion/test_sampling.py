@@ -63,7 +63,7 @@ def test_sigmas_and_timesteps_equal_diffusers_to_the_bit(
         assert torch.equal(schedule.timesteps(sigmas, dtype), theirs)
 
 
-def test_one_step_goes_from_noise_to_picture_at_once() -> None:
+def test_one_step_goes_from_level_one_to_zero() -> None:
     for name in ("dev", "schnell", "terminal"):
         schedule = Schedule.of(FlowMatchEulerDiscreteScheduler(**CONFIGS[name]).config)
         assert schedule.sigmas(1, 64).tolist() == [1.0, 0.0]
@@ -193,7 +193,7 @@ def test_calling_the_model_at_each_step_is_eulers_method(
     st.floats(-10, 10),
     st.floats(-10, 10),
 )
-def test_a_velocity_that_is_linear_in_the_noise_level_loses_nothing(
+def test_a_velocity_linear_in_the_noise_level_is_extrapolated_exactly(
     name: str, num_steps: int, num_patches: int, offset: float, slope: float
 ) -> None:
     sigmas = levels(name, num_steps, num_patches).astype(np.float64)
@@ -207,7 +207,9 @@ def test_a_velocity_that_is_linear_in_the_noise_level_loses_nothing(
 
 
 @given(st.sampled_from(list(CONFIGS)), st.integers(1, 100), st.integers(16, 16_384))
-def test_an_error_of_a_call_is_never_blown_up(name: str, num_steps: int, num_patches: int) -> None:
+def test_an_error_of_a_call_grows_at_most_threefold(
+    name: str, num_steps: int, num_patches: int
+) -> None:
     pairs = collapsed(levels(name, num_steps, num_patches), plan_calls(num_steps))
     assert np.abs(pairs).sum() <= 3  # Euler's is 1
 
@@ -236,7 +238,7 @@ def test_the_plan_calls_at_both_ends_and_its_gaps_grow_one_by_one(num_steps: int
         (28, "xxxxxx.x.x..x..x..x..x..x..x"),
     ],
 )
-def test_where_the_model_is_called(num_steps: int, marks: str) -> None:
+def test_the_calls_of_a_schedule(num_steps: int, marks: str) -> None:
     assert "".join(".x"[is_call] for is_call in plan_calls(num_steps)) == marks
 
 
@@ -252,7 +254,7 @@ def test_several_steps_are_summed_in_float32_and_rounded_once(dtype: torch.dtype
     assert torch.allclose(moved.double(), exact, rtol=torch.finfo(dtype).eps / 2, atol=1e-6)
 
 
-def test_before_there_is_a_second_velocity_it_is_eulers_step() -> None:
+def test_with_one_velocity_only_extrapolation_is_eulers_step() -> None:
     latents, velocity = torch.randn(2, 64, 16).unbind()
     pair = torch.tensor([-0.3, 0.0])
     expected = euler(latents, velocity, pair[0])

@@ -1,4 +1,4 @@
-"""Who steps: one shape, no more rows than fit, the least left first, and nobody starves."""
+"""A step has one shape and no more rows than fit, the least work first, and no picture starves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_longest_wait_beyond_the_limit_goes_first_and_else_the_least_left(
 
 
 @given(CANDIDATES.filter(len))
-def test_nobody_of_the_shape_stays_behind_while_there_is_room(candidates: list[Candidate]) -> None:
+def test_no_picture_of_the_shape_that_fits_is_left_out(candidates: list[Candidate]) -> None:
     picked = pick_group(candidates, WIDTHS.__getitem__, LIMIT_S)
     shape = candidates[picked[0]].shape
     free = WIDTHS[str(shape)] - sum(candidates[i].num_rows for i in picked)
@@ -59,7 +59,7 @@ def test_nobody_of_the_shape_stays_behind_while_there_is_room(candidates: list[C
 
 
 @given(CANDIDATES.filter(len), st.integers(0, 11))
-def test_equals_go_in_order_of_admission(candidates: list[Candidate], waited: int) -> None:
+def test_equal_pictures_go_in_order_of_admission(candidates: list[Candidate], waited: int) -> None:
     alike = [Candidate("a", 1, 3.0, float(waited)) for _ in candidates]
     assert pick_group(alike, WIDTHS.__getitem__, LIMIT_S) == [0]
 
@@ -100,13 +100,13 @@ def round_robin() -> Policy:
 
 
 def simulate(queue: Iterator[Work], policy: Policy, until: Work | None = None) -> list[Work]:
-    """Those who finished, with four slots, until nobody is left or `until` is finished."""
+    """The finished pictures, in four slots, until none is left or `until` is finished."""
     now, slots, finished = 0.0, list(islice(queue, SLOTS)), list[Work]()
     while slots and (until is None or until.steps):
         picked = policy(slots)
         took = sum(COSTS[slots[i].shape] for i in picked)
         now += took
-        assert now < 100_000, "somebody starves"
+        assert now < 100_000, "a picture starves"
         for i, work in enumerate(slots):
             work.steps -= i in picked
             work.waited_s += 0 if i in picked else took
@@ -121,7 +121,7 @@ STREAMS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 28)), min_si
 
 
 @given(STREAMS, st.sampled_from("abc"), st.integers(1, 40), st.floats(0, 50))
-def test_nobody_starves_whatever_keeps_arriving(
+def test_no_picture_starves_whatever_keeps_arriving(
     stream: list[tuple[str, int]], shape: str, steps: int, limit_s: float
 ) -> None:
     big = Work(shape, steps)
@@ -130,12 +130,12 @@ def test_nobody_starves_whatever_keeps_arriving(
     assert not big.steps
     slowest = max(COSTS.values())
     alone = steps * COSTS[shape]
-    # beyond the limit only those who waited longer go first: with each, at most turn and turn about
+    # beyond the limit only those with a longer wait go first, and it alternates with each at most
     assert big.waited_s <= limit_s + (SLOTS - 1) * (limit_s + alone + 2 * slowest)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 28)), min_size=1, max_size=SLOTS))
-def test_the_mean_wait_is_never_longer_than_turn_and_turn_about(
+def test_the_mean_wait_is_never_longer_than_with_round_robin(
     works: list[tuple[str, int]],
 ) -> None:
     ends = []

@@ -20,7 +20,7 @@ def test_a_denoise_step_of_mixed_jobs_has_no_host_sync_and_no_upload(driver: Eng
     jobs = [driver.job(image) for image in images]
     for job in jobs:
         assert driver.engine.admit(job)
-    driver.engine.step(jobs)  # text encoding and uploads belong to a job's first turn
+    driver.engine.step(jobs)  # text encoding and uploads are part of a job's first step
     for _ in range(3):
         with count_host_syncs() as found:
             driver.engine.step(jobs)
@@ -30,7 +30,7 @@ def test_a_denoise_step_of_mixed_jobs_has_no_host_sync_and_no_upload(driver: Eng
         driver.engine.step(driver.engine.active)
 
 
-def test_the_counter_does_see_a_jobs_last_turn(driver: EngineDriver) -> None:
+def test_the_counter_sees_the_sync_of_a_decoded_picture(driver: EngineDriver) -> None:
     job = driver.job(replace(IMAGE, num_inference_steps=1))
     assert driver.engine.admit(job)
     driver.engine.step([job])

@@ -1,5 +1,5 @@
-"""Quality tiers through the real room on the CPU: what the answers say, who is refused, that tiers
-share a room without touching each other's bytes, and that none waits or compiles while serving."""
+"""Quality tiers through the whole predictor on the CPU: responses, refusals, tiers side by side that
+give the bytes they give alone, and no wait or compilation while serving."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def calls_of(tier: str, num_steps: int) -> int:
     return sum(plan_calls(num_steps)) if tier == TURBO else num_steps
 
 
-# -- behind the door -------------------------------------------------------------------------------
-def behind_the_door(name: str, tiers: str) -> DiffusionPredictor:
+# -- whole predictors ------------------------------------------------------------------------------
+def make_predictor(name: str, tiers: str) -> DiffusionPredictor:
     flux = FluxSettings(**(FAST | {"tiers": tiers, "slots": 8}))
     return DiffusionPredictor(
         name, FluxModel(CHECKPOINT), Settings(compute=ComputeSettings(device="cpu"), flux=flux)
@@ -50,7 +50,7 @@ def behind_the_door(name: str, tiers: str) -> DiffusionPredictor:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def door() -> AsyncIterator[DiffusionPredictor]:
-    made = behind_the_door("tiers-door", ALL)
+    made = make_predictor("tiers-door", ALL)
     await asyncio.to_thread(made.load)
     yield made
     await asyncio.to_thread(made.stop)
@@ -85,7 +85,7 @@ def counted(model: str) -> float:
 @in_one_loop
 @pytest.mark.parametrize("num_steps", [4, STEPS])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_both_protocols_tell_the_tier_and_the_calls_that_were_counted(
+async def test_both_protocols_show_the_tier_and_the_counted_calls(
     door: DiffusionPredictor, tier: str, num_steps: int
 ) -> None:
     expected = {
@@ -110,7 +110,7 @@ def test_turbo_spends_half_to_two_thirds_of_the_usual_steps() -> None:
 
 
 @in_one_loop
-async def test_tiers_at_once_get_the_bytes_they_get_alone(door: DiffusionPredictor) -> None:
+async def test_tiers_together_give_the_bytes_they_give_alone(door: DiffusionPredictor) -> None:
     extras: list[dict[str, Any]] = [{}, {"negative_prompt": "blue", "true_cfg_scale": 3.0}]
     asked = [
         v2("a star", tier=tier, num_inference_steps=n, width=width, **extra)
@@ -129,7 +129,7 @@ async def test_tiers_at_once_get_the_bytes_they_get_alone(door: DiffusionPredict
 async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
     loaded: str, asked: str
 ) -> None:
-    made = behind_the_door("tiers-few", loaded)
+    made = make_predictor("tiers-few", loaded)
     await asyncio.to_thread(made.load)
     message = f"'{asked}' is not loaded here; loaded are {loaded.replace(',', ', ')}"
     with pytest.raises(InvalidRequest, match=message) as refusal:
@@ -143,7 +143,7 @@ async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
     await asyncio.to_thread(made.stop)
 
 
-# -- turn by turn ----------------------------------------------------------------------------------
+# -- step by step ----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def tiers_driver() -> EngineDriver:
     return open_driver(model="tiers", tiers=ALL, slots=4)
@@ -167,7 +167,7 @@ def latents(driver: EngineDriver, image: ImageParameters) -> torch.Tensor:
     return state.latents
 
 
-def test_no_number_of_steps_breaks_turbo(turbo_driver: EngineDriver) -> None:
+def test_turbo_is_finite_with_any_number_of_steps(turbo_driver: EngineDriver) -> None:
     for num_steps in range(1, 51):
         found = latents(turbo_driver, replace(IMAGE, tier=TURBO, num_inference_steps=num_steps))
         assert found.isfinite().all(), num_steps
@@ -176,7 +176,7 @@ def test_no_number_of_steps_breaks_turbo(turbo_driver: EngineDriver) -> None:
 
 @pytest.mark.parametrize("tier", [HIGH, TURBO])
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (112, 80)])
-def test_fp8_breaks_at_no_size_and_no_number_of_steps(
+def test_fp8_is_finite_at_any_size_and_number_of_steps(
     tiers_driver: EngineDriver, tier: str, width: int, height: int
 ) -> None:
     for num_steps in (1, 2, 8, 9, 50):
@@ -201,7 +201,7 @@ def test_turbo_and_high_end_near_lossless_and_fewer_steps_of_its_own_do_not(
 
 
 @pytest.mark.parametrize("tier", [HIGH, TURBO])
-def test_true_guidance_leads_away_from_the_negative_prompt(
+def test_true_guidance_moves_away_from_the_negative_prompt(
     tiers_driver: EngineDriver, tier: str
 ) -> None:
     def drawn(negative: str, scale: float) -> torch.Tensor:
@@ -223,7 +223,7 @@ def test_a_step_of_no_tier_waits_or_uploads(
     image = replace(IMAGE, tier=tier, negative_prompt=negative)
     jobs = [tiers_driver.job(replace(image, seed=seed)) for seed in (1, 2)]
     assert all(map(tiers_driver.engine.admit, jobs))
-    begin_all(tiers_driver, jobs)
+    start_all(tiers_driver, jobs)
     state = tiers_driver.state(jobs[0])
     while not state.is_finished:
         with count_host_syncs() as found:
@@ -237,8 +237,8 @@ def test_a_step_of_no_tier_waits_or_uploads(
     assert all(job.done for job in jobs)
 
 
-def begin_all(driver: EngineDriver, jobs: Sequence[DiffusionJob]) -> None:
-    """First turns, which encode prompts and upload."""
+def start_all(driver: EngineDriver, jobs: Sequence[DiffusionJob]) -> None:
+    """First steps, which encode prompts and upload."""
     for job in jobs:
         driver.engine.step([job])
 

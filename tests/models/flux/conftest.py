@@ -12,6 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from transformers import T5EncoderModel
 
 from tests.diffusion.driver import CHECKPOINT, EngineDriver, open_driver
+from tests.diffusion.threads import threads
+
+__all__ = ["threads"]
 
 SHARD_BYTES = 3_000_000  # of a transformer that has 14.7 MB in float32
 

@@ -96,7 +96,7 @@ def test_every_layout_decodes_as_diffusers_does(layout: str, size: tuple[int, in
         assert torch.allclose(decoder(latents), theirs(vae, latents), atol=5e-5)
 
 
-def test_the_embedded_checkpoint_decodes_to_the_very_same_levels(
+def test_the_embedded_checkpoint_decodes_to_the_same_levels(
     shapes_vae: AutoencoderKL,
 ) -> None:
     decoder = ours(shapes_vae)
@@ -109,7 +109,7 @@ def test_the_embedded_checkpoint_decodes_to_the_very_same_levels(
             assert torch.equal(levels[:-1].view(expected.shape), expected)
 
 
-def test_every_stored_tensor_of_the_decoder_is_asked_for_exactly_once() -> None:
+def test_every_stored_tensor_of_the_decoder_is_read_exactly_once() -> None:
     for config in LAYOUTS.values():
         vae = make_vae(**config)
         stored = [n for n in vae.state_dict() if n.startswith(("decoder.", "post_quant_conv."))]
@@ -118,7 +118,7 @@ def test_every_stored_tensor_of_the_decoder_is_asked_for_exactly_once() -> None:
         assert set(names) == set(Decoder(decoder_shape(vae.config)).state_dict())
 
 
-def test_the_old_spelling_of_attention_is_known_too() -> None:
+def test_the_old_names_of_attention_are_read_too() -> None:
     shape = decoder_shape(make_vae(**FLUX_LIKE).config)
     old, new = decoder_names(shape, has_old_attention=True), decoder_names(shape)
     base = OLD_ATTENTION.removesuffix("proj_attn.weight")

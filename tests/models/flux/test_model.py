@@ -26,7 +26,7 @@ def test_noise_is_what_the_pipeline_draws_from_the_same_seed(
 
 
 @pytest.mark.parametrize("text", ["a red circle", "", "blue square left of " * 40])
-def test_a_prompt_has_the_ids_of_both_tokenizers_and_the_number_of_its_own(
+def test_a_prompt_has_the_ids_of_both_tokenizers_and_counts_its_tokens(
     model: FluxModel, pipeline: FluxPipeline, text: str
 ) -> None:
     prompt = model.tokenize(text, 16)

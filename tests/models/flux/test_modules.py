@@ -11,7 +11,7 @@ from predictors.models.flux.modules.rotary import rotary_table, rotate
 from tests.diffusion.driver import EngineDriver
 
 
-def test_the_rotary_table_is_diffusers_once_instead_of_twice() -> None:
+def test_the_rotary_table_is_diffusers_with_each_angle_once() -> None:
     axes = (8, 12, 12)
     ids = FluxPipeline._prepare_latent_image_ids(1, 5, 3, torch.device("cpu"), torch.float32)
     cos, sin = FluxPosEmbed(theta=10000, axes_dim=list(axes))(torch.cat((torch.zeros(7, 3), ids)))
@@ -20,7 +20,7 @@ def test_the_rotary_table_is_diffusers_once_instead_of_twice() -> None:
     assert torch.equal(table.repeat_interleave(2, dim=-1), torch.stack((cos, sin)))
 
 
-def test_rotation_keeps_lengths_and_turns_by_the_difference_of_positions() -> None:
+def test_rotation_keeps_lengths_and_depends_on_the_difference_of_positions() -> None:
     table = rotary_table(0, 1, 9, (8, 12, 12))
     query, key = torch.randn(32), torch.randn(32)
     queries = rotate(query.expand(1, 9, 1, 32), table)[0, :, 0]

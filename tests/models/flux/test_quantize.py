@@ -28,7 +28,7 @@ def narrow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_it_draws_what_quantising_at_load_draws(narrow_checkpoint: Path) -> None:
+def test_a_saved_fp8_checkpoint_draws_as_one_quantised_at_load(narrow_checkpoint: Path) -> None:
     at_load = open_driver(tiers="lossless,high", max_sequence_length=16)
     saved = open_driver(narrow_checkpoint, tiers="high", max_sequence_length=16)
     assert np.array_equal(saved.draw(IMAGE), at_load.draw(IMAGE))
@@ -46,7 +46,7 @@ def test_block_linears_are_fp8_with_scales_and_nothing_else(narrow_checkpoint: P
     assert {f"{name}_scale" for name in narrow} == {n for n in stored if n.endswith("_scale")}
 
 
-def test_only_tiers_on_fp8_weights_can_be_had(narrow_checkpoint: Path) -> None:
+def test_an_fp8_checkpoint_serves_fp8_tiers_only(narrow_checkpoint: Path) -> None:
     assert read_checkpoint(narrow_checkpoint)[0].is_quantized
     with pytest.raises((InvalidSetting, EngineFailed), match="lossless"):
         open_driver(narrow_checkpoint, tiers="lossless,high")

@@ -112,7 +112,7 @@ STRAY: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "said"), STRAY.values(), ids=STRAY)
-def test_a_tensor_that_nobody_asks_for_is_named(tmp_path: Path, change: Change, said: str) -> None:
+def test_a_tensor_without_a_place_is_named(tmp_path: Path, change: Change, said: str) -> None:
     assert re.search(said, refusal(variant(FLUX, tmp_path / "c", change)))
 
 
@@ -124,7 +124,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("file", HARMLESS)
-def test_what_is_known_to_be_of_no_use_harms_nobody(tmp_path: Path, file: str) -> None:
+def test_known_unused_tensors_are_accepted(tmp_path: Path, file: str) -> None:
     change = weights(file, added({name: torch.tensor([1]) for name in HARMLESS[file]}))
     open_driver(variant(FLUX, tmp_path / "c", change))
 
@@ -186,7 +186,7 @@ def test_our_own_fp8_is_served_with_all_its_scales(narrow: Path, tmp_path: Path)
         ),
     ],
 )
-def test_fp8_that_is_not_quite_ours_is_refused(
+def test_fp8_of_another_layout_is_refused(
     narrow: Path, tmp_path: Path, change: Change, said: str
 ) -> None:
     with pytest.raises(EngineFailed, match=said):
@@ -291,7 +291,7 @@ def test_a_scheduler_of_another_class_is_refused_by_its_name(
         ({"base_image_seq_len": 4096}, "are both 4096"),
     ],
 )
-def test_an_option_of_the_scheduler_that_is_not_honoured_is_refused(
+def test_an_unserved_option_of_the_scheduler_is_refused(
     tmp_path: Path, values: dict[str, Any], said: str
 ) -> None:
     message = said_by_configs(variant(FLUX, tmp_path / "c", config(SCHEDULER, **values)))

@@ -127,11 +127,13 @@ def test_four_threads_may_load_at_once_and_leave_torchs_defaults_alone() -> None
         assert all(torch.equal(tensor, loaded[0][name]) for name, tensor in other.items())
 
 
-def test_facts_are_read_through_the_config_classes(schnell_checkpoint: Path, copy: Path) -> None:
-    facts, _ = read_checkpoint(CHECKPOINT)
-    assert (facts.patch_pixels, facts.latent_channels, facts.sample_size) == (16, 16, 128)
-    assert (facts.default_steps, facts.shape.has_guidance) == (28, True)
-    assert facts.default_text_tokens == min(facts.max_text_tokens, 512)
+def test_the_config_is_read_through_the_library_classes(
+    schnell_checkpoint: Path, copy: Path
+) -> None:
+    config, _ = read_checkpoint(CHECKPOINT)
+    assert (config.patch_pixels, config.latent_channels, config.sample_size) == (16, 16, 128)
+    assert (config.default_steps, config.shape.has_guidance) == (28, True)
+    assert config.default_text_tokens == min(config.max_text_tokens, 512)
     schnell, _ = read_checkpoint(schnell_checkpoint)
     assert (schnell.default_steps, schnell.shape.has_guidance) == (4, False)
     assert schnell.default_text_tokens == min(schnell.max_text_tokens, 256)
