@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 MODELS = {
-    "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
+    "FluxPipeline": "predictors.models.flux.model:make_predictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
