@@ -16,12 +16,12 @@ from prometheus_client import REGISTRY
 from predictors.chat.pictures import Pictures
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.runner import Runner
-from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.qwen2_5_vl.weights import load_modules, read_architecture
 from predictors.serving.engine import StickyDeviceError
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
+from tests.tools.syncs import count_host_syncs
 
 
 def cached(result: str) -> float:
