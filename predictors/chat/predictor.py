@@ -5,7 +5,6 @@ Knows no token.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -31,7 +30,7 @@ from predictors.protocol.image_headers import decoding_bytes
 from predictors.protocol.images import Pixels
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
-from predictors.settings import InvalidSetting, QwenVLSettings, Settings
+from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
 DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
@@ -47,7 +46,6 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def __init__(
         self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
     ) -> None:
-        check_settings(settings.qwen_vl)
         placement = place(settings.compute)
         architecture = read_architecture(checkpoint)
         engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
@@ -184,14 +182,6 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
-
-
-def check_settings(settings: QwenVLSettings) -> None:
-    """Raise `InvalidSetting` for a number that no engine can work with."""
-    for knob in dataclasses.fields(settings):
-        least, value = int(knob.name == "default_max_tokens"), getattr(settings, knob.name)
-        if isinstance(value, int) and value < least:
-            raise InvalidSetting(f"qwen_vl.{knob.name} must be at least {least}")
 
 
 async def _interleaved(
