@@ -14,7 +14,7 @@ from predictors.base import Answer, BasePredictor
 from predictors.metrics import ModelSeries
 from predictors.observe import logs
 from predictors.protocol.server import PredictorServer
-from predictors.protocol.v2.values import Inputs, Parameters, Tensor, V2Request, V2Response
+from predictors.protocol.v2.values import InputTensors, Parameters, Tensor, V2Request, V2Response
 from predictors.settings import Settings
 from tests.fakes import EchoEngine
 
@@ -31,10 +31,10 @@ class Echo(BasePredictor[str, str, str]):
 
     def decode_v2(self, request: V2Request) -> list[str]:
         """The rows of `prompt`."""
-        inputs = Inputs(request.inputs)
-        rows = inputs.take_text("prompt") or []
-        inputs.finish()
-        Parameters(request.parameters).finish()
+        inputs = InputTensors(request.inputs)
+        rows = inputs.read_text("prompt") or []
+        inputs.reject_unread()
+        Parameters(request.parameters).reject_unread()
         return rows
 
     def prepare(self, request: str) -> str:

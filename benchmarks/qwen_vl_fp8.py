@@ -27,11 +27,11 @@ from benchmarks.flux_tiers_likeness import (
 )
 from checkpoints.training import drawing
 from checkpoints.training.scenes import Scene, evaluation_scenes, parse_caption
-from predictors.chat.engine import QwenVLEngine
+from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import Inputs
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.compute.device.placement import Placement, place
-from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, ImageLimits, QwenVLSettings
 
@@ -60,18 +60,10 @@ class Collected(Job[Any, ChatDelta]):
 def describe(images: Sequence[Image.Image], placement: Placement, precision: str) -> list[str]:
     """The descriptions by the engine in `precision`, as many at once as it has slots."""
     settings = QwenVLSettings(slots=32, max_context=512, precision=precision)
-    architecture = read_architecture(CHECKPOINT)
-    engine = QwenVLEngine(f"fp8-{precision}", CHECKPOINT, architecture, settings, placement)
-    inputs = Inputs(
-        "fp8",
-        CHECKPOINT,
-        architecture.vision,
-        architecture.image_token,
-        settings,
-        ImageLimits(),
-        engine.max_context,
-        on_device=placement.is_cuda,
-    )
+    model = Qwen25VLModel(CHECKPOINT)
+    engine = ChatEngine(f"fp8-{precision}", model, settings, placement)
+    limit, on_device = engine.max_context, placement.is_cuda
+    inputs = Inputs("fp8", model, settings, ImageLimits(), limit, on_device=on_device)
     engine.load()
     engine.warm(lambda *_: None)
     jobs = [Collected(inputs.prepare(asked(image))) for image in images]
@@ -81,7 +73,7 @@ def describe(images: Sequence[Image.Image], placement: Placement, precision: str
             waiting.pop(0)
         engine.step(engine.active)
     engine.close()
-    return [inputs.tokenizer.decode(job.tokens, skip_special_tokens=True) for job in jobs]
+    return [model.tokenizer.decode(job.tokens, skip_special_tokens=True) for job in jobs]
 
 
 def asked(image: Image.Image) -> ChatRequest:

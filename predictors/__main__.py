@@ -39,7 +39,7 @@ log = logging.getLogger("predictors")
 
 ROOMS = {
     "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.chat.predictor:QwenVLPredictor",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
 }
 
 
@@ -76,7 +76,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
     from predictors.compute.watch.gpu_watch import watching
-    from predictors.protocol.http.places import raise_file_limit
+    from predictors.protocol.http.connection_limits import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
 
@@ -95,9 +95,11 @@ def serve(arguments: argparse.Namespace) -> int:
         watching(settings.compute),
     ):
         for model in models:
-            model.host.on_progress = partial(_progressed, model.name, events)
-            model.host.on_state = partial(_moved, model, events)
-            model.host.on_warm = spare_the_loaded
+            model.host.events.subscribe(
+                on_progress=partial(_progressed, model.name, events),
+                on_state=partial(_moved, model, events),
+                on_warm=spare_the_loaded,
+            )
         try:
             return PredictorServer(
                 models,
@@ -128,7 +130,9 @@ def warm(arguments: argparse.Namespace) -> int:
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
     logs.adopt()
     for model in models:
-        model.host.on_progress = partial(_progressed, model.name, LifecycleEvents([], None))
+        model.host.events.subscribe(
+            on_progress=partial(_progressed, model.name, LifecycleEvents([], None))
+        )
         # on this thread, for all: torch does not survive two that compile one after the other
         warmed(model)
         model.stop()
@@ -159,8 +163,9 @@ def profile(arguments: argparse.Namespace) -> int:
     model, profiler = build(name, path, settings), Profiler()
     logs.adopt()
     model.decode_v2(request)
-    model.host.on_progress = partial(_progressed, name, LifecycleEvents([], None))
-    model.host.on_warm = spare_the_loaded
+    model.host.events.subscribe(
+        on_progress=partial(_progressed, name, LifecycleEvents([], None)), on_warm=spare_the_loaded
+    )
     with new_file(arguments.out) as file:
         warmed(model)
         try:

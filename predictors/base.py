@@ -20,7 +20,7 @@ from predictors.errors import InvalidRequest
 from predictors.flight import Flight, Reader, merged
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
-from predictors.protocol.http.body_reader import before
+from predictors.protocol.http.body_reader import fail_at
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
@@ -292,7 +292,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         works = []
         for row, request in enumerate(requests):
             try:
-                async with before(call.deadline, "the deadline passed before this was prepared"):
+                async with fail_at(call.deadline, "the deadline passed before this was prepared"):
                     works.append(await self.prepare_row(request))
             except InvalidRequest as error:
                 if len(requests) > 1 and error.row is None:

@@ -102,7 +102,7 @@ def test_promtool_finds_nothing_to_say(scrape: str) -> None:
         input="\n".join(ours) + "\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 

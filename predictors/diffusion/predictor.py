@@ -20,6 +20,7 @@ from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.models.flux.config import read_facts
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -74,7 +75,7 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         """The prompt without its negative."""
         return request.prompt
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         """The reply to OpenAI's `images/generations`."""
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)

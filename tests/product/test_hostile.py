@@ -105,7 +105,7 @@ class Unfinished:
     def __init__(self, port: int, pieces: list[bytes]) -> None:
         import socket
 
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60.0)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=300.0)
         head = "POST /v2/models/flux/infer HTTP/1.1\r\nhost: localhost\r\n"
         self._socket.sendall(f"{head}content-length: {60 * 2**20}\r\n\r\n".encode())
         try:
