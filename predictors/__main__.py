@@ -75,7 +75,7 @@ def serve(arguments: argparse.Namespace) -> int:
     _begin_log(settings)
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
-    from predictors.compute.watch.gpu_watch import watching
+    from predictors.compute.watch.gpu_watch import watch_gpu
     from predictors.protocol.http.connection_limits import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
@@ -87,18 +87,18 @@ def serve(arguments: argparse.Namespace) -> int:
     workers.start()  # they import while the models are built
     named = map(named_path, arguments.model)
     models = [build(name, path, settings, workers) for name, path in named]
-    logs.adopt()
+    logs.redirect_library_handlers()
     os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
-    tracing.configure(os.environ)
+    tracing.configure_tracing(os.environ)
     with (
         lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
-        watching(settings.compute),
+        watch_gpu(settings.compute),
     ):
         for model in models:
             model.host.events.subscribe(
                 on_progress=partial(_progressed, model.name, events),
                 on_state=partial(_moved, model, events),
-                on_warm=spare_the_loaded,
+                on_warm=freeze_loaded_objects,
             )
         try:
             return PredictorServer(
@@ -128,7 +128,7 @@ def warm(arguments: argparse.Namespace) -> int:
             "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
         )
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
-    logs.adopt()
+    logs.redirect_library_handlers()
     for model in models:
         model.host.events.subscribe(
             on_progress=partial(_progressed, model.name, LifecycleEvents([], None))
@@ -161,10 +161,11 @@ def profile(arguments: argparse.Namespace) -> int:
     request = question(name, arguments.prompt or [PROMPT], image, parameters)
     keep_code(settings.compute, os.environ)
     model, profiler = build(name, path, settings), Profiler()
-    logs.adopt()
+    logs.redirect_library_handlers()
     model.decode_v2(request)
     model.host.events.subscribe(
-        on_progress=partial(_progressed, name, LifecycleEvents([], None)), on_warm=spare_the_loaded
+        on_progress=partial(_progressed, name, LifecycleEvents([], None)),
+        on_warm=freeze_loaded_objects,
     )
     with new_file(arguments.out) as file:
         warmed(model)
@@ -174,7 +175,7 @@ def profile(arguments: argparse.Namespace) -> int:
             model.stop()
         report = profiler.report()
         file.write(report.trace)
-    for line in profile_table.lines(report.table, steps):
+    for line in profile_table.table_lines(report.table, steps):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"\n{steps} steps in {seconds:.2f} s; trace: {arguments.out}\n")
     return 0
@@ -184,7 +185,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
-    return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
+    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out)
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -230,13 +231,14 @@ def read_architecture(checkpoint: Path) -> str:
     return ""
 
 
-def spare_the_loaded() -> None:
-    """Take what is loaded by now out of the garbage collector's sight, for it is never garbage.
+def freeze_loaded_objects() -> None:
+    """Exclude all objects that exist now from garbage collection.
 
-    A full collection visits every object of torch and transformers with the interpreter held: a
-    third of a second in which no token leaves and no step is launched. Any thread.
+    A full collection visits every object of torch and transformers with the interpreter's lock
+    held. That takes a third of a second in which no token is sent and no step is launched. Any
+    thread.
     """
-    gc.collect()  # what is garbage already would be kept for ever
+    gc.collect()  # garbage that is frozen would never be freed
     gc.freeze()
 
 
@@ -260,7 +262,9 @@ def _moved(model: BasePredictor[Any, Any, Any], events: LifecycleEvents, state: 
 
 def _begin_log(settings: Settings) -> None:
     own = settings.server
-    logs.configure(own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc)
+    logs.configure_logging(
+        own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

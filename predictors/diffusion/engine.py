@@ -21,7 +21,7 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.finite import DAMAGED, check_finite
-from predictors.compute.device.pacing import Done, Pace
+from predictors.compute.device.pacing import FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.diffusion.inputs import FluxWork, Preparer, Prompt, PromptKey
 from predictors.diffusion.latents import Developed, Embedding, Step, StepShape
@@ -68,7 +68,7 @@ class FluxEngine:
         self._slots: dict[FluxJob, Slot] = {}
         self._runner: Runner | None = None
         self._guard = RecompileGuard(model)
-        self._pace = Pace(placement)
+        self._pace = StepPacer(placement)
         compiled_for = {"checkpoint": facts, "settings": settings, "dtype": placement.precision}
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(model, bundle, has_kernels=placement.is_cuda)
@@ -297,7 +297,7 @@ class FluxEngine:
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
-    def _count_done(self, steps: Sequence[Done]) -> None:
+    def _count_done(self, steps: Sequence[FinishedStep]) -> None:
         for resolution, seconds in steps:
             metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.pacing import Pace
+from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import Placement
 from predictors.compute.device.transfer import to_device, to_host_async
 from predictors.compute.kernels.attention import choose_attention, fp8_attention
@@ -195,7 +195,7 @@ class Runner:
         widths are not measured. Waits for the device: while warming only."""
         if not self._is_measured:
             return 0.0
-        pace = Pace(self._placement)
+        pace = StepPacer(self._placement)
         for _ in range(NUM_TIMED):
             with pace.step(""):
                 self.denoise(canvases, sum(canvas.num_rows for canvas in canvases))
