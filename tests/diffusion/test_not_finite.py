@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, StepFailed
 from predictors.models.flux.modules.decoder import decode
@@ -18,6 +17,7 @@ from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import Parts
 from predictors.protocol.faults import fault_of
 from tests.diffusion.driver import DiffusionJob, EngineDriver, open_driver, picture
+from tests.tools.syncs import count_host_syncs
 
 RED = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 BAD = [float("nan"), float("inf"), float("-inf")]
