@@ -16,7 +16,10 @@ MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shape
 # two xdist workers times torch's own threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup demo serve test test-observe test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
+# what is quick and finds most: the core, the protocols' edges, the engines' arithmetic, the pages
+FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
+
+.PHONY: help setup demo serve check test test-observe test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -38,6 +41,9 @@ demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, sto
 serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), until Ctrl-C
 	@mkdir -p out
 	@HOST=$(HOST) PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) exec $(BIN)/python -m predictors serve $(MODELS)
+
+check: lint type ## before a commit: lint, types and the fast tests; at most 90 s on a kept environment
+	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test, warnings are errors
 	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e
@@ -69,7 +75,7 @@ lint: $(STAMP) ## ruff, formatting, import contracts, size rules
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-format: $(STAMP) ## mend what ruff can mend
+format: $(STAMP) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -87,14 +93,14 @@ dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Pr
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/dashboard_pictures.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.serving.cpu
 
 bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, into benchmarks/results/flux.json
 	$(BIN)/python -m benchmarks.flux
 
 bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the journal
 	$(BIN)/python -m benchmarks.qwen_vl
-	$(BIN)/python -m benchmarks.qwen_vl_journal
+	$(BIN)/python -m benchmarks.qwen_vl.tables
 
 checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
 	$(BIN)/python -m checkpoints.training

@@ -77,7 +77,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
     from predictors.compute.watch.gpu_watch import watching
-    from predictors.protocol.http.places import raise_file_limit
+    from predictors.protocol.http.connection_limits import raise_file_limit
     from predictors.protocol.server import PredictorServer  # imports KServe: a second
     from predictors.protocol.tasks import make_workers
 
@@ -96,9 +96,11 @@ def serve(arguments: argparse.Namespace) -> int:
         watching(settings.compute),
     ):
         for model in models:
-            model.host.on_progress = partial(_progressed, model.name, story)
-            model.host.on_state = partial(_moved, model, story)
-            model.host.on_warm = spare_the_loaded
+            model.host.events.subscribe(
+                on_progress=partial(_progressed, model.name, story),
+                on_state=partial(_moved, model, story),
+                on_warm=spare_the_loaded,
+            )
         try:
             return PredictorServer(
                 models,
@@ -129,7 +131,7 @@ def warm(arguments: argparse.Namespace) -> int:
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
     logs.adopt()
     for model in models:
-        model.host.on_progress = partial(_progressed, model.name, Story([], None))
+        model.host.events.subscribe(on_progress=partial(_progressed, model.name, Story([], None)))
         # on this thread, for all: torch does not survive two that compile one after the other
         warmed(model)
         model.stop()
@@ -160,8 +162,9 @@ def profile(arguments: argparse.Namespace) -> int:
     model, profiler = build(name, path, settings), Profiler()
     logs.adopt()
     model.decode_v2(request)
-    model.host.on_progress = partial(_progressed, name, Story([], None))
-    model.host.on_warm = spare_the_loaded
+    model.host.events.subscribe(
+        on_progress=partial(_progressed, name, Story([], None)), on_warm=spare_the_loaded
+    )
     with new_file(arguments.out) as file:
         warmed(model)
         try:

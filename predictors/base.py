@@ -20,7 +20,7 @@ from predictors.errors import InvalidRequest
 from predictors.flight import Flight, Reader, merged
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
-from predictors.protocol.http.body_reader import before
+from predictors.protocol.http.body_reader import fail_at
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
@@ -76,6 +76,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     """A model behind every protocol. Subclasses give `room`, an engine and the hooks below."""
 
     room: ClassVar[str]
+    series: ClassVar[metrics.ModelSeries]
+    """Label values and series of this kind of model."""
     file_inputs: ClassVar[frozenset[str]] = frozenset()
     """V2 inputs that hold files: base64 where they come in JSON."""
     inline: ClassVar[bool] = (
@@ -90,7 +92,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         workers: Workers | None = None,
     ) -> None:
         super().__init__(name)
-        metrics.register_model(name, self.room)
+        metrics.register_model(name, self.series)
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
@@ -290,7 +292,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         works = []
         for row, request in enumerate(requests):
             try:
-                async with before(call.deadline, "the deadline passed before this was prepared"):
+                async with fail_at(call.deadline, "the deadline passed before this was prepared"):
                     works.append(await self.prepare_row(request))
             except InvalidRequest as error:
                 if len(requests) > 1 and error.row is None:

@@ -1,10 +1,13 @@
-"""Every Prometheus series, declared once, with its buckets and allowed labels. Knows not when they are touched.
+"""Every Prometheus series of the process, declared once, with its labels, buckets and help text.
 
-Names have one prefix, base units and `_total`; labels are bounded: never a prompt, a seed, a caller or a raw size.
+Names have one prefix, base units and `_total`. Labels are bounded: never a prompt, a seed, a caller or a raw size.
 `register_model` creates every label combination of a model at zero, so that `rate()` works on the first error.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -15,11 +18,7 @@ REASONS = (
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
 SPLITS = ("oom", "other")  # the step did not fit into memory; it raised anything else
-FLUX_STAGES = ("prepare", "text_encode", "denoise", "vae_decode", "image_encode")
-QWEN_VL_STAGES = ("prepare", "vision_encode", "prefill", "decode", "detokenize")
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height), a closed set
-TIERS = ("lossless", "high", "turbo")
-CACHES = {"flux": ("prompt_embedding",), "qwen_vl": ("vision_embedding", "prefix")}
 CACHE_RESULTS = ("hit", "miss", "evict")
 PHASES = ("load", "warmup", "capture", "compile")
 STARTS = ("cold", "warm", "plain")  # something was compiled; all of it was on disk; there was nothing to compile
@@ -98,31 +97,40 @@ _PER_MODEL = (
     requests_running, requests_waiting, queue_oldest_seconds, queue_seconds, batch_size, step_seconds,
     engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
 )  # fmt: skip
-_FLUX = (denoise_steps_total, image_pixels, inference_steps, ttfi_seconds)
-_QWEN_VL = (
-    ttft_seconds, itl_seconds, prompt_tokens_total, vision_tokens_total, generation_tokens_total, request_prompt_tokens,
-    request_generation_tokens, input_image_pixels, kv_cache_usage_ratio,
-)  # fmt: skip
+
+Series = Counter | Gauge | Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeries:
+    """What one kind of model adds to the series that every model has, see `register_model`."""
+
+    operations: tuple[str, str]
+    """Values of the label `operation`: of V2 requests, and of OpenAI requests."""
+    stages: tuple[str, ...] = ()
+    """Values of the label `stage`, in the order of a request."""
+    caches: tuple[str, ...] = ()
+    """Values of the label `cache`."""
+    own: Mapping[Series, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """Series that only this kind has, with the values of their labels after `model`; `((),)` where `model` is the only label."""
 
 
 def resolution_class(width: int, height: int) -> str:
-    """The closed class of a size: by the side of a square of equal area, in pixels."""
+    """The value of the label `resolution`: the smallest class whose square has at least this area."""
     for limit, name in zip((256, 512, 768, 1024), RESOLUTIONS, strict=False):
         if width * height <= limit * limit:
             return name
     return RESOLUTIONS[-1]
 
 
-def register_model(model: str, room: str) -> None:
-    """Create every series of `model` at zero; `room` is `flux` or `qwen_vl`. Idempotent."""
-    operations = {"flux": ("infer", "images"), "qwen_vl": ("infer", "chat")}[room]
-    for series in (*_PER_MODEL, *(_FLUX if room == "flux" else _QWEN_VL)):
+def register_model(model: str, added: ModelSeries) -> None:
+    """Create every series of `model` at zero: those of all models and those that its kind adds. Idempotent."""
+    for series in _PER_MODEL:
         series.labels(model)
     for reason in REASONS:
         jobs_total.labels(model, reason)
         for protocol in PROTOCOLS:
-            operation = operations[1] if protocol == "openai" else operations[0]
-            requests_total.labels(model, protocol, operation, reason)
+            requests_total.labels(model, protocol, added.operations[protocol == "openai"], reason)
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)
@@ -130,13 +138,11 @@ def register_model(model: str, room: str) -> None:
         batch_splits_total.labels(model, reason)
     for reason in REFUSALS:
         admission_rejected_total.labels(model, reason)
-    for stage in FLUX_STAGES if room == "flux" else QWEN_VL_STAGES:
+    for stage in added.stages:
         stage_seconds.labels(model, stage)
-    for cache in CACHES[room]:
+    for cache in added.caches:
         for result in CACHE_RESULTS:
             cache_requests_total.labels(model, cache, result)
-    if room == "flux":
-        for resolution in RESOLUTIONS:
-            denoise_step_seconds.labels(model, resolution)
-            for tier in TIERS:
-                images_total.labels(model, resolution, tier)
+    for own, combinations in added.own.items():
+        for values in combinations:
+            own.labels(model, *values)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_COLUMNS = 160
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
@@ -112,8 +113,23 @@ def test_ci_runs_what_people_run() -> None:
         "test-deploy",
         "e2e",
     ]
-    workflow = (ROOT / ".github/workflows/ci.yaml").read_text()
-    assert "- run: sudo --preserve-env=PATH .ci/run" in workflow
+    workflows = ROOT / ".github/workflows"
+    assert "- run: sudo --preserve-env=PATH .ci/run" in (workflows / "nightly.yaml").read_text()
+    quick = re.findall(r"- run: (.+)", (workflows / "ci.yaml").read_text())
+    assert quick == ["make check", "make test"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_line_of_a_page_is_longer_than_160_columns(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [
+        n for n, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS and not is_example(line)
+    ] == []
+
+
+def is_example(line: str) -> bool:
+    """A line of a log or a body, which can't be broken."""
+    return line.startswith("{")
 
 
 def test_the_readmes_figures_are_the_ones_that_were_measured() -> None:

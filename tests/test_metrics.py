@@ -13,6 +13,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors import metrics
+from predictors.chat.metrics import SERIES as CHAT
+from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.errors import (
     DeadlineExceeded,
     Draining,
@@ -69,8 +71,8 @@ QWEN_VL_ONLY = {
 @pytest.fixture(scope="module")
 def scrape() -> str:
     """The text of a scrape after both rooms were registered."""
-    metrics.register_model(FLUX, "flux")
-    metrics.register_model(QWEN_VL, "qwen_vl")
+    metrics.register_model(FLUX, DIFFUSION)
+    metrics.register_model(QWEN_VL, CHAT)
     return generate_latest(REGISTRY).decode()
 
 
@@ -99,7 +101,7 @@ def test_promtool_finds_nothing_to_say(scrape: str) -> None:
         input="\n".join(ours) + "\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
@@ -159,7 +161,7 @@ def test_every_reason_to_refuse_at_the_door_exists_before_it_happens(
 
 def test_registering_twice_changes_nothing(scrape: str) -> None:
     metrics.requests_running.labels(FLUX).inc()
-    metrics.register_model(FLUX, "flux")
+    metrics.register_model(FLUX, DIFFUSION)
     assert REGISTRY.get_sample_value("predictors_requests_running", {"model": FLUX}) == 1
     metrics.requests_running.labels(FLUX).dec()
 
@@ -186,7 +188,9 @@ def test_every_series_is_touched_by_somebody() -> None:
     package = Path(metrics.__file__).parent
     code = "".join(p.read_text() for p in package.rglob("*.py") if p != package / "metrics.py")
     names = {k for k, v in vars(metrics).items() if isinstance(v, MetricWrapperBase)}
-    assert {name for name in names if not re.search(rf"\bmetrics\.{name}\b", code)} == set()
+    # to list a series in a model's `ModelSeries` (followed by a colon) is not to write it
+    written = {name for name in names if re.search(rf"\bmetrics\.{name}\b(?!:)", code)}
+    assert written == names
 
 
 def test_labels_are_bounded() -> None:
@@ -246,9 +250,9 @@ def test_the_page_sends_who_looks_in_vain_to_series_that_exist() -> None:
             assert not {f"predictors_{name}", f"predictors_{name}_total"} & names, name
     labels = {label for series in declared() for label in series._labelnames}
     assert not {"code", "priority"} & labels
-    stages = {*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES}
+    stages = {*DIFFUSION.stages, *CHAT.stages}
     assert not {"image_fetch", "image_decode", "safety"} & stages
     assert "prepare" in stages
     assert "download" not in metrics.PHASES
-    kept = {cache for caches in metrics.CACHES.values() for cache in caches}
+    kept = {*DIFFUSION.caches, *CHAT.caches}
     assert not {"compile", "cuda_graph"} & kept

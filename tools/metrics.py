@@ -13,6 +13,9 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
+from predictors.chat.metrics import SERIES as CHAT
+from predictors.diffusion.metrics import SERIES as DIFFUSION
+from predictors.diffusion.request import TIERS
 from predictors.settings import CHOICES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
@@ -83,10 +86,10 @@ def values() -> list[str]:
     closed = {
         "protocol": metrics.PROTOCOLS,
         "reason": (*metrics.REASONS, *metrics.SPLITS),
-        "stage": (*metrics.FLUX_STAGES, *metrics.QWEN_VL_STAGES),
+        "stage": (*DIFFUSION.stages, *CHAT.stages),
         "resolution": metrics.RESOLUTIONS,
-        "tier": metrics.TIERS,
-        "cache": [cache for caches in metrics.CACHES.values() for cache in caches],
+        "tier": TIERS,
+        "cache": (*DIFFUSION.caches, *CHAT.caches),
         "result": metrics.CACHE_RESULTS,
         "phase": metrics.PHASES,
         "start": metrics.STARTS,

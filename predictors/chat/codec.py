@@ -18,14 +18,15 @@ from predictors.base import Answer
 from predictors.chat.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
+from predictors.protocol.openai.chat_body import BodyMessage, ChatBody
 from predictors.protocol.openai.events import TextEvents, event
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 
 MAX_ROWS = 2**16  # kept free above a random seed for the rows that count up from it
@@ -62,12 +63,12 @@ class Codec:
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
         """One chat of a single turn per row: the picture, if there is one, then the prompt."""
-        inputs = Inputs(request.inputs)
-        prompts, images = inputs.take_text("prompt"), inputs.take_files("image")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
+        inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        same_rows(prompt=prompts, image=images)
+        count_rows(prompt=prompts, image=images)
         common = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
@@ -79,13 +80,13 @@ class Codec:
 
     def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
         given: dict[str, Any] = {
-            name: (parameters.take_int if name == "top_k" else parameters.take_float)(name)
+            name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
             for name in SAMPLING_FIELDS
         }
-        seed, max_tokens = parameters.take_int("seed"), parameters.take_int("max_tokens")
-        stop = _stops(parameters.take_text("stop"))
-        parameters.take_text("system_prompt")
-        parameters.finish()
+        seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
+        stop = _stops(parameters.read_text("stop"))
+        parameters.read_text("system_prompt")
+        parameters.reject_unread()
         _between("seed", seed, 0, MAX_SEED)
         _between("max_tokens", max_tokens, 1, MAX_TOKENS)
         return ChatRequest(
@@ -126,21 +127,20 @@ class Codec:
         return V2Response(request.model, request.id, tuple(tensors), parameters)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
-    def decode_chat(self, body: Mapping[str, Any]) -> list[ChatRequest]:
-        """`n` requests for a body that `openai_chat.read_body` has checked."""
-        given = {name: body.get(name) for name in SAMPLING_FIELDS}
-        seed = body.get("seed")
+    def decode_chat(self, body: ChatBody) -> list[ChatRequest]:
+        """`n` requests."""
+        given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
-            messages=self._messages(body["messages"]),
+            messages=self._messages(body.messages),
             sampling=self._sampling(given),
-            seed=_any_seed() if seed is None else seed,
-            max_tokens=body.get("max_tokens"),
-            stop=tuple(body.get("stop", ())),
-            ignore_eos=body.get("ignore_eos", False),
+            seed=_any_seed() if body.seed is None else body.seed,
+            max_tokens=body.max_tokens,
+            stop=body.stop,
+            ignore_eos=body.ignore_eos,
         )
-        return numbered([request] * body.get("n", 1))
+        return numbered([request] * body.n)
 
-    def _messages(self, turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    def _messages(self, turns: Sequence[BodyMessage]) -> tuple[Message, ...]:
         messages = tuple(map(_message, turns))
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
@@ -151,7 +151,7 @@ class Codec:
         return messages
 
     def encode_chat(
-        self, body: Mapping[str, Any], call: Call, answers: Sequence[ChatAnswer]
+        self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
     ) -> dict[str, Any]:
         """A `chat.completion`."""
         replies = [Reply.of(answer) for answer in answers]
@@ -199,12 +199,11 @@ class ChunkEncoder:
     """The events of one streamed chat: roles first, then texts, counts and times with the last."""
 
     def __init__(
-        self, body: Mapping[str, Any], call: Call, precision: str, requests: Sequence[ChatRequest]
+        self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
     ) -> None:
         self._head = _head(body, call, "chat.completion.chunk")
-        options = body.get("stream_options", {})
-        self._with_usage = bool(options.get("include_usage", False))
-        self._in_every_chunk = bool(options.get("continuous_usage_stats", False))
+        self._with_usage = body.stream_options.include_usage
+        self._in_every_chunk = body.stream_options.continuous_usage_stats
         self._counts = [(0, 0)] * len(requests)
         self._open = len(requests)
         self._last = {"precision": precision, "seed": requests[0].seed}
@@ -276,26 +275,18 @@ def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
     }
 
 
-def _head(body: Mapping[str, Any], call: Call, kind: str) -> dict[str, Any]:
+def _head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     identity = f"chatcmpl-{call.request_id}"
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": body["model"]}
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
 def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
 
 
-def _message(turn: Mapping[str, Any]) -> Message:
-    content = turn["content"]
-    if isinstance(content, str):
-        return Message(turn["role"], (content,))
-    return Message(turn["role"], tuple(map(_part, content)))
-
-
-def _part(part: Mapping[str, Any]) -> str | Picture:
-    if part["type"] == "text":
-        return str(part["text"])
-    return Picture(part["image_url"]["file"])
+def _message(turn: BodyMessage) -> Message:
+    parts = (part if isinstance(part, str) else Picture(part.file) for part in turn.parts)
+    return Message(turn.role, tuple(parts))
 
 
 def _picture(raw: bytes, row: int) -> Picture:

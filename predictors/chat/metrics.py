@@ -9,6 +9,23 @@ from collections.abc import Callable
 from predictors import metrics
 from predictors.chat.sequence import ChatJob, Reply
 
+SERIES = metrics.ModelSeries(
+    operations=("infer", "chat"),
+    stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
+    caches=("vision_embedding", "prefix"),
+    own={
+        metrics.ttft_seconds: ((),),
+        metrics.itl_seconds: ((),),
+        metrics.prompt_tokens_total: ((),),
+        metrics.vision_tokens_total: ((),),
+        metrics.generation_tokens_total: ((),),
+        metrics.request_prompt_tokens: ((),),
+        metrics.request_generation_tokens: ((),),
+        metrics.input_image_pixels: ((),),
+        metrics.kv_cache_usage_ratio: ((),),
+    },
+)
+
 
 class Observations:
     """The series of one model."""

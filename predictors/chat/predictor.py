@@ -16,6 +16,7 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatWork, Inputs
 from predictors.chat.limits import precision_of
+from predictors.chat.metrics import SERIES
 from predictors.chat.model import ChatModel
 from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
@@ -24,8 +25,8 @@ from predictors.compute.device.placement import announce, place
 from predictors.flight import Flight
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.image_headers import decoding_bytes
-from predictors.protocol.images import Pixels
+from predictors.protocol.images import Pixels, decoding_bytes
+from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import InvalidSetting, QwenVLSettings, Settings
@@ -38,6 +39,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """Serves a `ChatModel`. Making one reads no weights."""
 
     room: ClassVar[str] = "qwen_vl"
+    series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
@@ -150,13 +152,13 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         """A whole `chat.completion`; `n` choices are `n` jobs."""
         answers = await self.run(await self._decode_chat(body, call), call)
         with tracing.stage(call.trace, "encode"):
             return self._codec.encode_chat(body, call, answers)
 
-    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+    async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the text grows; the first one comes with the first token, so that a failure
         before it still gets a status. Closing the iterator cancels the jobs.
         """
@@ -173,8 +175,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         finally:
             self.settle(flights, call)
 
-    async def _decode_chat(self, body: Mapping[str, Any], call: Call) -> list[ChatRequest]:
-        self.host.check_accepting(body.get("n", 1))  # before any work is spent on the body
+    async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
+        self.host.check_accepting(body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 

@@ -11,7 +11,7 @@ import base64
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,15 @@ from predictors.diffusion.inputs import steps_called
 from predictors.diffusion.request import FP8, ImageRequest, ImageResult, Offer, Wish, row_seeds
 from predictors.errors import InvalidRequest
 from predictors.observe import tracing
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.png import write_png
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 
 ImageAnswer = Answer[ImageRequest, ImageResult]
@@ -67,14 +68,14 @@ class FluxCodec:
         """One request per row; raises `InvalidRequest` that names the field, and the row if one of
         several is to blame."""
         _check_outputs(request)
-        inputs = Inputs(request.inputs)
-        prompts = inputs.take_text("prompt")
-        negatives = inputs.take_text("negative_prompt")
-        seeds = inputs.take_ints("seed")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts = inputs.read_text("prompt")
+        negatives = inputs.read_text("negative_prompt")
+        seeds = inputs.read_ints("seed")
+        inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        num_rows = same_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
+        num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
         row_wishes = [
             Wish(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
@@ -116,12 +117,23 @@ class FluxCodec:
         return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    def decode_images(self, body: Mapping[str, Any]) -> list[ImageRequest]:
-        """One request per picture from a body that `openai_images.read_body` has checked."""
-        num_rows = body.get("n", 1)
-        fields = {k: v for k, v in body.items() if k not in {"model", "n", "seed"}}
-        seeds = row_seeds(body.get("seed"), num_rows)
-        return [self.offer.request(Wish(seed=seed, **fields)) for seed in seeds]
+    def decode_images(self, body: ImagesBody) -> list[ImageRequest]:
+        """One request per picture."""
+        wish = Wish(
+            prompt=body.prompt,
+            negative_prompt=body.negative_prompt,
+            width=body.width,
+            height=body.height,
+            num_inference_steps=body.num_inference_steps,
+            guidance_scale=body.guidance_scale,
+            true_cfg_scale=body.true_cfg_scale,
+            max_sequence_length=body.max_sequence_length,
+            output_format=body.output_format,
+            output_compression=body.output_compression,
+            tier=body.tier,
+        )
+        seeds = row_seeds(body.seed, body.n)
+        return [self.offer.request(replace(wish, seed=seed)) for seed in seeds]
 
     def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
         """The reply's JSON. Pool thread."""
@@ -207,17 +219,17 @@ def _check_outputs(request: V2Request) -> None:
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
     """What all rows share, by `Wish` field, and the seed of the first row."""
     parameters = Parameters(values, ignored=IGNORED_PARAMETERS)
-    seed = parameters.take_int("seed")
+    seed = parameters.read_int("seed")
     common = {
-        "width": parameters.take_int("width"),
-        "height": parameters.take_int("height"),
-        "num_inference_steps": parameters.take_int("num_inference_steps"),
-        "guidance_scale": parameters.take_float("guidance_scale"),
-        "true_cfg_scale": parameters.take_float("true_cfg_scale"),
-        "max_sequence_length": parameters.take_int("max_sequence_length"),
-        "output_format": parameters.take_text("output_format"),
-        "output_compression": parameters.take_int("output_compression"),
-        "tier": parameters.take_text("tier"),
+        "width": parameters.read_int("width"),
+        "height": parameters.read_int("height"),
+        "num_inference_steps": parameters.read_int("num_inference_steps"),
+        "guidance_scale": parameters.read_float("guidance_scale"),
+        "true_cfg_scale": parameters.read_float("true_cfg_scale"),
+        "max_sequence_length": parameters.read_int("max_sequence_length"),
+        "output_format": parameters.read_text("output_format"),
+        "output_compression": parameters.read_int("output_compression"),
+        "tier": parameters.read_text("tier"),
     }
-    parameters.finish()
+    parameters.reject_unread()
     return common, seed

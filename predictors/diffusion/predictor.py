@@ -15,10 +15,12 @@ from predictors.diffusion.codec import INPUT_TYPES, OUTPUT_TYPES, FluxCodec
 from predictors.diffusion.engine import FluxEngine
 from predictors.diffusion.inputs import FluxWork, Preparer
 from predictors.diffusion.limits import make_offer
+from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.models.flux.config import read_facts
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -28,6 +30,7 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
     """Text to image. Construction reads configs and tokenizers; weights come in `load`."""
 
     room = "flux"
+    series = SERIES
 
     def __init__(
         self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
@@ -72,7 +75,7 @@ class FluxPredictor(BasePredictor[ImageRequest, FluxWork, ImageResult]):
         """The prompt without its negative."""
         return request.prompt
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         """The reply to OpenAI's `images/generations`."""
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)

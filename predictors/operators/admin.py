@@ -26,9 +26,9 @@ from predictors.errors import (
     Overloaded,
 )
 from predictors.protocol.call import Call
-from predictors.protocol.http.app import Answering
-from predictors.protocol.http.body_reader import read_small_body
-from predictors.protocol.http.exchange import CALL_KEY, Reply, json_reply
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.body_reader import receive_small_body
+from predictors.protocol.http.exchange import CALL_KEY, Response, json_response
 from predictors.protocol.http.json_bodies import check_media, parse_json
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Inspected, ProfileRecording, Profiling
@@ -71,27 +71,27 @@ class Admin:
     def routes(self) -> list[BaseRoute]:
         """For `RestApp`."""
         return [
-            Route("/debug/engine", Answering(self._engine), methods=["GET"]),
-            Route("/debug/profile", Answering(self._profile), methods=["POST"]),
-            Route("/debug/profile/{id}", Answering(self._trace), methods=["GET"]),
+            Route("/debug/engine", PlainEndpoint(self._engine), methods=["GET"]),
+            Route("/debug/profile", PlainEndpoint(self._profile), methods=["POST"]),
+            Route("/debug/profile/{id}", PlainEndpoint(self._trace), methods=["GET"]),
         ]
 
-    async def _engine(self, request: Request) -> Reply:
+    async def _engine(self, request: Request) -> Response:
         models = self._registry.models.items()
         shown = {name: model.describe() for name, model in models if isinstance(model, Inspected)}
         seen = {"in_flight": self._registry.in_flight, "draining": self._registry.is_draining}
-        return json_reply({**seen, "models": shown})
+        return json_response({**seen, "models": shown})
 
-    async def _trace(self, request: Request) -> Reply:
+    async def _trace(self, request: Request) -> Response:
         if self._last is None or self._last[0] != request.path_params["id"]:
             raise NotFound("there is no such profile; only the last one is kept")
         return _download(*self._last)
 
-    async def _profile(self, request: Request) -> Reply:
+    async def _profile(self, request: Request) -> Response:
         call: Call = request.scope[CALL_KEY]
         check_media(call, MEDIA)
         timeout_s = self._registry.settings.server.body_timeout_s
-        raw = await read_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
+        raw = await receive_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
         wish = read_wish(parse_json(raw))
         model = self._registry.find(wish.model)
         if self._make_profiler is None or not isinstance(model, Inspected):
@@ -118,7 +118,7 @@ class Admin:
         if GZIP in call.get("accept", ""):
             return _download(name, report.trace)
         where = {"id": name, "trace": f"/debug/profile/{name}", "trace_bytes": len(report.trace)}
-        return json_reply({"model": wish.model, "steps": steps, **where, **report.table})
+        return json_response({"model": wish.model, "steps": steps, **where, **report.table})
 
     def _stopped(self, last: asyncio.Future[Any]) -> None:
         self._is_busy = False
@@ -192,7 +192,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _download(name: str, trace: bytes) -> Reply:
+def _download(name: str, trace: bytes) -> Response:
     file = f'attachment; filename="profile-{name}.trace.json.gz"'
     headers = (("content-type", GZIP), ("content-disposition", file))
-    return Reply(trace, headers=headers)
+    return Response(trace, headers=headers)

@@ -27,12 +27,17 @@ from predictors import metrics
 from predictors.errors import EngineFailed
 from predictors.operators.admin import Admin
 from predictors.protocol.grpc.health import add_health
-from predictors.protocol.http.access import Access
-from predictors.protocol.http.app import RestApp
-from predictors.protocol.http.places import max_connections, max_grpc_connections
-from predictors.protocol.http.server import ADMIN_CONNECTIONS, BACKLOG, LAST_WORDS_S, HttpServer
+from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.http.app import (
+    ADMIN_CONNECTIONS,
+    BACKLOG,
+    CLOSE_TIMEOUT_S,
+    HttpServer,
+    RestApp,
+)
+from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
 from predictors.protocol.kserve_sdk import ModelServer
-from predictors.protocol.openai.models import openai_routes
+from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Profiling, Served
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -138,7 +143,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
             own = self.settings.server
-            access = Access(own.host, own.allowed_hosts)
+            access = AccessPolicy(own.host, own.allowed_hosts)
             http_server = self._http_server(routes, access, max_connections(own.max_connections))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
@@ -160,7 +165,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await end_admin()
             await http_task
         if grpc_server is not None:
-            await grpc_server.stop(LAST_WORDS_S)
+            await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
         await self._each_model("stop")
         self.registry.close()
@@ -181,7 +186,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.admin_port = listener.getsockname()[1]
         admin = Admin(self.registry, self._ending, self._make_profiler)
         own = self.settings.server
-        access = Access(own.admin_host, own.allowed_hosts, pages=False)
+        access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         server = self._http_server(admin.routes(), access, ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
@@ -192,7 +197,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
         return end
 
-    def _http_server(self, routes: Sequence[BaseRoute], access: Access, limit: int) -> HttpServer:
+    def _http_server(
+        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+    ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,
@@ -234,7 +241,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         for model in self.registry.models.values():
             host = getattr(model, "host", None)
             if host is not None:
-                host.on_failed = self._engine_failed
+                host.events.subscribe(on_failed=self._engine_failed)
             start = getattr(model, "start", None)
             if start is not None:
                 start()
@@ -257,7 +264,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     async def _drain(self, http_server: HttpServer) -> None:
         """Finish what was accepted, and fail what is left when time is up."""
-        waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
+        waiting_s = CLOSE_TIMEOUT_S if self._exit_code else self.settings.server.drain_timeout_s
         self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
@@ -265,8 +272,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             hosts = (getattr(model, "host", None) for model in self.registry.models.values())
             cut = [partial(h.drain, 0.0) for h in hosts if h is not None]
             await _all_in_threads([self.registry.workers.close, *cut])
-            http_server.cut_off()
-            await self.registry.wait_idle(LAST_WORDS_S)
+            http_server.abort_unread()
+            await self.registry.wait_idle(CLOSE_TIMEOUT_S)
 
     async def _each_model(self, verb: str) -> None:
         verbs = (getattr(model, verb, None) for model in self.registry.models.values())

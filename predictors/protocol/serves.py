@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.protocol.call import Call
+from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
 
@@ -42,8 +44,8 @@ class Served(Protocol):
 class ServesImages(Served, Protocol):
     """A predictor behind `POST /v1/images/generations`."""
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        """The reply's JSON for a body that `openai_images.read_body` has checked."""
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
+        """The reply's JSON."""
         ...
 
 
@@ -51,11 +53,11 @@ class ServesImages(Served, Protocol):
 class ServesChat(Served, Protocol):
     """A predictor behind `POST /v1/chat/completions`."""
 
-    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        """The reply's JSON for a body that `openai_chat.read_body` has checked."""
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
+        """The reply's JSON."""
         ...
 
-    def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+    def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """The reply's `chat.completion.chunk`s as events (`openai_events`), one or several at a
         time, `[DONE]` left out. Closing the iterator cancels the jobs.
 

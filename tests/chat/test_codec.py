@@ -14,8 +14,7 @@ from predictors.chat.codec import ChunkEncoder, Codec
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import read_body
-from predictors.protocol.openai.messages import read_files
+from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
 from predictors.protocol.v2.values import Tensor, V2Request
 
 DEFAULTS = Sampling(temperature=1e-6, repetition_penalty=1.05)
@@ -32,9 +31,9 @@ def v2(*tensors: Tensor, **parameters: Any) -> list[ChatRequest]:
     return CODEC.decode_v2(V2Request("m", "1", tensors, parameters))
 
 
-def body(content: Any, **fields: Any) -> dict[str, Any]:
+def body(content: Any, **fields: Any) -> ChatBody:
     messages = [{"role": "user", "content": content}]
-    return read_files(read_body({"model": "qwen-vl", "messages": messages, **fields}))
+    return read_chat_body({"model": "qwen-vl", "messages": messages, **fields})
 
 
 def answer(request: ChatRequest, *deltas: ChatDelta, ms: int = 5) -> Answer[Any, Any]:

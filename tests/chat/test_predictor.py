@@ -7,6 +7,7 @@ import base64
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from predictors.chat.predictor import ChatPredictor, check_settings
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import read_body
-from predictors.protocol.openai.messages import read_files
+from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart, read_chat_body
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
@@ -41,17 +41,16 @@ def predictor(wild_checkpoint: Path) -> Iterator[ChatPredictor]:
     made.stop()
 
 
-def body(text: str = "say something", **fields: Any) -> dict[str, Any]:
+def body(text: str = "say something", **fields: Any) -> ChatBody:
     parts = [
         {"type": "image_url", "image_url": {"url": PICTURE}},
         {"type": "text", "text": text},
     ]
     given = {"model": "qwen-vl", "messages": [{"role": "user", "content": parts}], "seed": 1}
-    read = read_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
-    return read_files(read)
+    return read_chat_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
 
 
-async def streamed(predictor: ChatPredictor, asked: dict[str, Any]) -> list[dict[str, Any]]:
+async def streamed(predictor: ChatPredictor, asked: ChatBody) -> list[dict[str, Any]]:
     events = b"".join([some async for some in predictor.chat_stream(asked, CALL)])
     return [orjson.loads(line[6:]) for line in events.split(b"\n\n")[:-1]]
 
@@ -87,7 +86,7 @@ async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(
     parameters = {"max_tokens": 12, "temperature": 0.8, "seed": 1}
     response = await predictor.infer(V2Request("qwen-vl", "1", tensors, parameters), CALL)
     columns = {t.name: list(t.data) for t in response.outputs}
-    asked = {**body(temperature=0.8), "ignore_eos": False}
+    asked = body(temperature=0.8, ignore_eos=False)
     reply = await predictor.chat(asked, CALL)
     assert reply["choices"][0]["message"]["content"].encode() == columns["text"][0]
     assert reply["usage"]["prompt_tokens"] == columns["prompt_tokens"][0]
@@ -125,10 +124,9 @@ async def test_a_stream_is_the_whole_answer_in_pieces(predictor: ChatPredictor) 
 
 
 async def test_a_stop_string_ends_answer_and_job(predictor: ChatPredictor) -> None:
-    asked = body(max_tokens=200)
     text = (await predictor.chat(body(max_tokens=30), CALL))["choices"][0]["message"]["content"]
     stop = text[6:9]
-    stopped = {**asked, "stop": [stop]}
+    stopped = body(max_tokens=200, stop=stop)
     reply = await predictor.chat(stopped, CALL)
     choice = reply["choices"][0]
     assert choice["message"]["content"] == text[: text.index(stop)]
@@ -183,8 +181,7 @@ async def test_what_is_refused_is_refused_before_the_first_chunk(
 ) -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):
         await streamed(predictor, body(max_tokens=1000))
-    broken = body()
-    broken["messages"][0]["content"][0]["image_url"]["file"] = b"not a picture"
+    broken = replace(body(), messages=(BodyMessage("user", (PicturePart(b"not a picture"),)),))
     with pytest.raises(InvalidRequest, match="image"):
         await predictor.chat(broken, CALL)
 

@@ -1,4 +1,4 @@
-"""Renders the chart by the real `helm template`: no cluster, no network. Knows no value by name.
+"""Renders the chart by the real `helm template`: no cluster, no network.
 
 Helm is the one on PATH, or the newest that `python -m tests.e2e.cluster build` has left in the
 machine's cache. Where there is none the tests fail and say so.
@@ -39,7 +39,7 @@ def binary(name: str) -> str:
 
 def helm(*words: str) -> subprocess.CompletedProcess[str]:
     """Runs helm and waits; the caller looks at the exit code."""
-    return subprocess.run([binary("helm"), *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([binary("helm"), *words], capture_output=True, text=True, timeout=300)
 
 
 def arguments(*values: str | Path, sets: tuple[str, ...] = ()) -> list[str]:

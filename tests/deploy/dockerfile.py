@@ -1,4 +1,4 @@
-"""Reads the Dockerfile and .dockerignore into stages and patterns. Knows no builder."""
+"""Reads the Dockerfile and .dockerignore into stages and patterns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_stages(path: Path = ROOT / "Dockerfile") -> tuple[dict[str, str], list[
 
 
 def is_sent(path: str, patterns: list[str]) -> bool:
-    """Whether a file of the repository reaches the build: the last pattern that fits decides."""
+    """True if a file of the repository reaches the build: the last pattern that fits decides."""
     sent = True
     for pattern in patterns:
         wanted = pattern.startswith("!")

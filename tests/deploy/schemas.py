@@ -1,5 +1,5 @@
 """Schemas to hold rendered objects to: Kubernetes' own, strict, for every version that the chart is
-for, and those in the CRDs of KServe, the Prometheus Operator and the Gateway API. Knows no chart.
+for, and those in the CRDs of KServe, the Prometheus Operator and the Gateway API.
 
 Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules, copied into the
 machine's cache. A CRD's CEL rules need an API server and are not looked at; tests/e2e has one.

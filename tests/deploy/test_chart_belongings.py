@@ -81,7 +81,7 @@ def test_an_annotation_of_a_shared_account_has_one_value() -> None:
     assert "models.qwen-vl.serviceAccount.annotations: identity differs" in message
 
 
-def test_without_events_nobody_gets_rights() -> None:
+def test_without_events_no_rights_are_granted() -> None:
     objects = render("values-laptop.yaml", sets=("events.enabled=false",))
     assert not of_kind(objects, "Role")
     assert not of_kind(objects, "RoleBinding")

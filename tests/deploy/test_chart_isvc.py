@@ -101,7 +101,7 @@ def test_the_pod_has_time_for_the_sleep_the_linger_the_drain_and_some_slack() ->
     assert spec["model"]["livenessProbe"]["terminationGracePeriodSeconds"] == 15
 
 
-def test_the_longest_job_is_the_gateways_timeout_and_the_deadline_of_who_brings_none() -> None:
+def test_the_longest_job_is_the_gateways_timeout_and_the_default_deadline() -> None:
     spec = laptop("models.flux.timeoutSeconds=42")
     assert spec["timeout"] == 42
     assert environment(spec["model"])["PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S"] == "42"

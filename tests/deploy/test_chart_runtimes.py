@@ -105,7 +105,7 @@ def test_an_inferenceservice_of_few_lines_drains_within_kubernetes_own_30_second
 
 
 @pytest.mark.parametrize("values", [*PROFILES, *CASES], ids=lambda path: path.name)
-def test_what_a_runtime_says_of_the_end_every_model_of_the_chart_says_anew(values: Path) -> None:
+def test_every_model_of_the_chart_repeats_the_runtimes_shutdown_settings(values: Path) -> None:
     """KServe 0.20 lays a model's container over the runtime's by a strategic merge: a variable by
     its name, a handler field by field, so that only one of the same kind replaces the runtime's."""
     for service in of_kind(render(values), "InferenceService").values():

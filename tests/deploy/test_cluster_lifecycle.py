@@ -29,7 +29,7 @@ class Answering(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Drop the line."""
 
 
 @pytest.fixture
@@ -100,9 +100,7 @@ def test_a_cgroup_in_use_is_said(tmp_path: Path) -> None:
     assert host.remove_cgroups(tmp_path, timeout_s=0.0) == [busy]
 
 
-def test_a_pid_that_is_somebody_elses_by_now_is_not_ours(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_reused_pid_is_not_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lifecycle, "RUN", tmp_path)
     assert lifecycle.supervisor_pid() is None
     process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
@@ -117,7 +115,7 @@ def test_a_pid_that_is_somebody_elses_by_now_is_not_ours(
         process.communicate()
 
 
-def test_a_cluster_of_somebody_else_is_neither_used_nor_taken_down(
+def test_a_cluster_of_another_owner_is_neither_used_nor_taken_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken_down: list[bool] = []

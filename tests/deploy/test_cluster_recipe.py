@@ -34,7 +34,7 @@ from tests.e2e.cluster.places import ClusterError, Site
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    """A cluster's folders that nobody else uses."""
+    """A cluster's folders of its own."""
     made = Site(*(tmp_path / name for name in ("run", "state", "images", "bin", "out")))
     for folder in (made.run, made.state, made.config):
         folder.mkdir(parents=True)
@@ -82,7 +82,9 @@ def test_the_kubernetes_version_is_that_of_go_mod() -> None:
     assert f"k8s.io/kubernetes {recipe.KUBERNETES}\n" in (recipe.BUILD / "go.mod").read_text()
 
 
-def test_a_machine_without_go_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_go_gets_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(building, "GO_FOLDERS", (str(tmp_path / "nowhere"),))
     with pytest.raises(ClusterError, match=r"built with Go 1\.25\.8 or newer; there is no go"):
@@ -118,7 +120,7 @@ def test_apt_is_asked_for_what_is_missing_only() -> None:
     assert packages.missing(lambda _: True) == []
 
 
-def test_a_machine_without_apt_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_apt_gets_the_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "missing", lambda: ["containerd", "runc"])
     monkeypatch.setattr(packages.shutil, "which", lambda *_args, **_kwargs: None)
     with pytest.raises(ClusterError, match="needs containerd runc, and there is no apt-get"):

@@ -30,7 +30,7 @@ def beneath(name: str) -> list[Stage]:
 
 
 def needed_by(name: str) -> set[str]:
-    """The names of all stages whose change would build this one anew."""
+    """The names of all stages whose change rebuilds this one."""
     found = {name}
     for stage in beneath(name):
         found |= {stage.name}
@@ -104,7 +104,7 @@ def test_the_labels_say_what_it_is() -> None:
     assert recipe.default_of("VERSION") == PROJECT["version"]
 
 
-def test_only_dependencies_and_constraints_can_make_the_wheels_anew() -> None:
+def test_only_dependencies_and_constraints_rebuild_the_wheels() -> None:
     stages = needed_by("wheels")
     assert stages == {"system", "requirements", "attention", "wheels"}
     sources = {source for name in stages for source in BY_NAME[name].sources}

@@ -1,4 +1,4 @@
-"""What is built anew when, and what a containerd is sent: hashes and streams, without a builder."""
+"""What is rebuilt when, and what a containerd is sent: hashes and streams, without a builder."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_fresh_clone_has_the_same_wheels(clone: Path) -> None:
         ("Dockerfile", "libgomp1", "libgomp2"),
     ],
 )
-def test_the_wheels_are_made_anew_after_a_change_of(
+def test_the_wheels_are_rebuilt_after_a_change_of(
     clone: Path, file: str, old: str, new: str
 ) -> None:
     change(clone / file, old, new)
@@ -203,11 +203,11 @@ def test_the_faulty_image_hangs_an_engine_while_its_file_is_there(tmp_path: Path
 import sys, threading, time, types
 from pathlib import Path
 import sitecustomize
-from predictors.serving.turns import Turns
+from predictors.serving.loop import EngineLoop
 sitecustomize.HANG = Path(sys.argv[1])
 steps = []
 engine = types.SimpleNamespace(step=steps.append)
-Turns("model", engine, None, time.monotonic, None)
+EngineLoop("model", engine, None, None, None, time.monotonic)
 engine.step([1])
 sitecustomize.HANG.touch()
 thread = threading.Thread(target=engine.step, args=([2],))
@@ -221,6 +221,6 @@ print(steps, thread.is_alive())
     folder = ROOT / "tests" / "e2e" / "image" / "faulty"
     said = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "hang")],
-        env={"PYTHONPATH": f"{folder}:{ROOT}"}, capture_output=True, text=True, timeout=60,
+        env={"PYTHONPATH": f"{folder}:{ROOT}"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert said.stdout.splitlines() == ["[[1]] True", "[[1], [2]] False"], said.stderr

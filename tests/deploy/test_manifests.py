@@ -21,7 +21,7 @@ HELMS = ("helm.sh/", "managed-by: Helm", "Release")
 def built(folder: Path) -> list[Object]:
     """What `kubectl apply -k` would apply."""
     done = subprocess.run(
-        [binary("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=60
+        [binary("kubectl"), "kustomize", str(folder)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))

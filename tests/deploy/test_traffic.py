@@ -72,7 +72,7 @@ class Scripted:
 
 @pytest.fixture
 def server() -> Iterator[Scripted]:
-    """A server that answers rightly until it is told otherwise."""
+    """A server that answers rightly until it is set otherwise."""
     scripted = Scripted()
     scripted.start()
     yield scripted
@@ -95,7 +95,7 @@ def asking(server: Scripted, **options: object) -> Iterator[Traffic]:
         yield traffic
 
 
-def test_a_change_that_nobody_notices_passes(server: Scripted) -> None:
+def test_a_change_without_a_failed_request_passes(server: Scripted) -> None:
     with asking(server) as traffic, traffic.around("nothing", settle=20) as window:
         pass
     window.assert_none_failed()
@@ -128,7 +128,7 @@ def test_one_failure_among_thousands_is_enough(server: Scripted) -> None:
         window.assert_none_failed()
 
 
-def test_a_question_that_nobody_answers_fails_when_its_time_is_up(server: Scripted) -> None:
+def test_an_unanswered_request_fails_at_its_deadline(server: Scripted) -> None:
     with asking(server, timeout_s=0.2) as traffic, traffic.around("silence", settle=3) as window:
         server.mode = "silent"
         traffic.wait_failed(3)  # what was asked before may still be answered meanwhile

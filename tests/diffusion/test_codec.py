@@ -20,7 +20,7 @@ from predictors.diffusion.request import MAX_SEED, ImageRequest, ImageResult, Ti
 from predictors.diffusion.sampling import plan
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_facts
-from predictors.protocol.openai.images_body import read_body
+from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import FluxSettings
 from tests.diffusion.room import CHECKPOINT
@@ -228,7 +228,7 @@ def test_output_compression_is_the_quality(kind: str) -> None:
 
 # -- OpenAI ----------------------------------------------------------------------------------------
 def images(**fields: Any) -> list[ImageRequest]:
-    return CODEC.decode_images(read_body({"model": "flux", "prompt": "a", **fields}))
+    return CODEC.decode_images(read_images_body({"model": "flux", "prompt": "a", **fields}))
 
 
 def test_openai_and_v2_make_the_same_request() -> None:

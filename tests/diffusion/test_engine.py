@@ -14,6 +14,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import metrics
+from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.request import Wish
 from predictors.errors import InvalidRequest
 from predictors.serving.engine import StickyDeviceError
@@ -265,7 +266,7 @@ def test_a_lost_device_is_told_apart_from_a_job_that_failed(
 
 def test_each_stage_step_and_picture_is_counted() -> None:
     room = open_room(model="counted", prompt_cache_bytes=20_000)
-    metrics.register_model("counted", "flux")
+    metrics.register_model("counted", SERIES)
     guided = replace(RED, negative_prompt="blue", num_inference_steps=2)
     room.drive([(0, room.job(RED)), (0, room.job(guided)), (0, room.job(replace(RED, width=272)))])
     assert value("denoise_steps_total") == 3 + 2 + 3

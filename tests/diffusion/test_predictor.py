@@ -15,10 +15,10 @@ import torch
 from predictors import metrics
 from predictors.diffusion.inputs import FluxWork
 from predictors.diffusion.predictor import FluxPredictor
-from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.errors import InvalidRequest, NotReady, StepFailed
 from predictors.protocol.call import Call
-from predictors.protocol.openai.images_body import read_body
+from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.room import CHECKPOINT, FluxJob
@@ -80,7 +80,7 @@ async def test_v2_and_openai_draw_the_same_bytes_alone_and_in_company(
         predictor.infer(v2("a red circle", width=96), call()),
     )
     assert files(crowd[0])[2] == alone
-    body = read_body(
+    body = read_images_body(
         {"model": "x", "prompt": "a red circle", "seed": 2, "n": 2, "num_inference_steps": 2}
     )
     reply = await predictor.images(body, call())
@@ -150,4 +150,3 @@ async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
         if sample.labels["model"] == "flux-shown"
     }
     assert shown == {("lossless", "float32"): 1, ("high", "float8_e4m3fn"): 1}
-    assert metrics.TIERS == TIERS

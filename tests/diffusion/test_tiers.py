@@ -21,8 +21,8 @@ from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, Wish
 from predictors.diffusion.sampling import plan
 from predictors.errors import InvalidRequest
 from predictors.protocol.call import Call
-from predictors.protocol.openai.images import IMAGES
-from predictors.protocol.openai.images_body import read_body
+from predictors.protocol.openai.images_body import read_images_body
+from predictors.protocol.openai.routes import IMAGES
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.room import CHECKPOINT, FAST, FluxJob, Room, open_room
@@ -72,7 +72,8 @@ def file(response: V2Response) -> object:
 
 
 async def openai(model: FluxPredictor, **fields: Any) -> dict[str, Any]:
-    return await model.images(read_body({"model": "x", "prompt": "a", "seed": 1, **fields}), call())
+    body = read_images_body({"model": "x", "prompt": "a", "seed": 1, **fields})
+    return await model.images(body, call())
 
 
 def counted(model: str) -> float:
@@ -134,7 +135,7 @@ async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
         await made.infer(v2("a", tier=asked), call())
     assert refusal.value.param == "tier"
     for param in ("tier", "quality"):
-        body = read_body({"model": "x", "prompt": "a", param: asked})
+        body = read_images_body({"model": "x", "prompt": "a", param: asked})
         with pytest.raises(InvalidRequest, match=message) as refusal:
             await IMAGES.reply(made, body, call())
         assert refusal.value.param == param

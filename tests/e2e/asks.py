@@ -1,6 +1,6 @@
 """The questions that end-to-end tests ask both models, and what a right answer looks like.
 
-Each is small, one step or a few tokens, since two cores draw. Knows the wire, not where it leads.
+Each is small, one step or a few tokens, since two cores draw.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What the tests on a cluster stand on: a cluster that can be reached, a namespace per file with
-the embedded checkpoints in a claim, and what is kept for whoever looks for a failure's cause.
+the embedded checkpoints in a claim, and what is kept to find the cause of
+a failure's cause.
 
 The cluster is whatever KUBECONFIG names. Nothing is skipped when it is missing: the tests fail with
 a sentence that says what to do.

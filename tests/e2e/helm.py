@@ -1,6 +1,6 @@
 """One Helm release of a chart in one namespace: install, upgrade, rollback, test, uninstall.
 
-Knows helm's command line and no template. Values are given as files, then as one mapping on top.
+Values are given as files, then as one mapping on top.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Release:
         self.chart = chart
 
     def __call__(self, verb: str, *words: str, stdin: str = "") -> str:
-        """What `helm VERB RELEASE WORDS...` printed."""
+        """The output of `helm VERB RELEASE WORDS...`."""
         named = ("helm", "-n", self.namespace, verb, self.name, *words)
         return run(*named, stdin=stdin, timeout_s=WAIT_S + 60)
 

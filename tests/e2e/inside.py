@@ -27,7 +27,7 @@ with httpx.stream("POST", url, json=body, timeout=60) as reply:
 
 
 def run_inside(kube: Kube, script: str, *argv: str) -> str:
-    """What `script` printed in a pod of its own; raises AssertionError when it failed."""
+    """The output of `script` in a pod of its own; raises AssertionError when it failed."""
     name = f"asks-{secrets.token_hex(2)}"
     kube.apply(pod(name, script, argv))
 

@@ -1,7 +1,7 @@
 """One namespace of a cluster, through kubectl: apply, get, watch, wait, list all there is.
 
-Knows the cluster that KUBECONFIG names and no chart. Nothing is tried again here but for `until`,
-which polls what is expected to become true; a command that fails raises `CommandFailed`.
+Nothing is tried again here but for `until`, which polls what is expected to become true; a command
+that fails raises `CommandFailed`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CommandFailed(AssertionError):
 
 
 def run(*words: str, stdin: str = "", timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-    """What a command printed to stdout; raises `CommandFailed`, `subprocess.TimeoutExpired`."""
+    """The output of a command to stdout; raises `CommandFailed`, `subprocess.TimeoutExpired`."""
     done = subprocess.run(
         words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -108,7 +108,7 @@ class Kube:
         self.namespace = namespace
 
     def __call__(self, *words: str, stdin: str = "", timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-        """What `kubectl -n NAMESPACE WORDS...` printed."""
+        """The output of `kubectl -n NAMESPACE WORDS...`."""
         return run("kubectl", "-n", self.namespace, *words, stdin=stdin, timeout_s=timeout_s)
 
     # -- objects ---------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Kube:
 
     # -- pods ------------------------------------------------------------------------------------
     def pods(self, model: str) -> list[Object]:
-        """The pods of an InferenceService that nobody has asked to go, oldest first."""
+        """The pods of an InferenceService that are not being deleted, oldest first."""
         found = self.list("pods", f"serving.kserve.io/inferenceservice={model}")
         staying = [p for p in found if "deletionTimestamp" not in p["metadata"]]
         return sorted(staying, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
@@ -156,7 +156,7 @@ class Kube:
         return until(f"{count} ready pods of {model}", probe, timeout_s)
 
     def exec(self, pod: str, *argv: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-        """What a command in the pod's first container printed."""
+        """The output of a command in the pod's first container."""
         return self("exec", pod, "--", *argv, timeout_s=timeout_s)
 
     def log_lines(self, pod: str, *words: str) -> list[Object]:
@@ -215,7 +215,7 @@ class Kube:
 
     # -- leftovers -------------------------------------------------------------------------------
     def report(self) -> str:
-        """What somebody who looks for a failure's cause wants to read: pods, events, logs."""
+        """The evidence for the cause of a failure: pods, events, logs."""
         parts: Sequence[tuple[str, ...]] = (
             ("get", "all,isvc,servingruntime,pvc,pdb", "-o", "wide"),
             ("describe", "isvc,pods"),

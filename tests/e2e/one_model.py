@@ -1,5 +1,5 @@
 """A release of one model, the drawing one, and the traffic that asks it: what a test needs that
-wants to see one Deployment change. Knows the chart's keys, no test.
+wants to see one Deployment change.
 """
 
 from __future__ import annotations

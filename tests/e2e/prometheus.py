@@ -1,5 +1,4 @@
-"""A real Prometheus (Debian's) beside the test, that scrapes a namespace's pods every second. Knows
-ports and labels, no series.
+"""A real Prometheus (Debian's) beside the test, that scrapes a namespace's pods every second.
 
 Debian builds it without Kubernetes' discovery, so a thread lists the pods each second and writes
 the addresses into a file that Prometheus watches.
@@ -53,7 +52,7 @@ def targets(kube: Kube) -> list[dict[str, Any]]:
 
 
 def keep_listed(kube: Kube, listed: Path, stopping: threading.Event) -> None:
-    """Write the targets once a second until told to stop."""
+    """Write the targets once a second until stopped."""
     while not stopping.wait(1.0):
         beside = listed.with_suffix(".new")
         try:
@@ -106,7 +105,7 @@ def scraping(kube: Kube, static: dict[str, str], folder: Path) -> Iterator[Prome
 
 
 def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Whether somebody says 200 there; fails when the process has ended."""
+    """True if the address answers 200; fails when the process has ended."""
     assert process.poll() is None, "Prometheus ended: see prometheus.log"
     try:
         return httpx.get(url, timeout=2, trust_env=False).status_code == 200

@@ -1,5 +1,5 @@
-"""A version that cannot start harms nobody: its pod stays beside the old one, which goes on
-answering, until somebody rolls back.
+"""A version that cannot start harms no caller: its pod stays beside the old one, which goes on
+answering, until an operator rolls back.
 """
 
 from __future__ import annotations

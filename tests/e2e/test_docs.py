@@ -60,7 +60,7 @@ def volume(namespace: str, folder: Path) -> dict[str, object]:
     }
 
 
-def test_the_page_has_shell_blocks_and_no_language_that_nobody_looks_at() -> None:
+def test_the_page_has_shell_blocks_and_only_languages_that_are_checked() -> None:
     languages = [name for name, _ in BLOCK.findall(PAGE.read_text())]
     assert set(languages) == {"sh", "console", "yaml"}
     assert languages.count("sh") >= 8

@@ -1,5 +1,5 @@
-"""What an operator sees of a model with kubectl alone, and that nobody waits for the API server:
-while it is stopped, requests are answered.
+"""What an operator sees of a model with kubectl alone, and that no request waits for the API
+server: while it is stopped, requests are answered.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def component(verb: str, name: str) -> None:
     run(sys.executable, "-m", "tests.e2e.cluster", "component", verb, name, timeout_s=90)
 
 
-def test_the_story_of_a_start_is_told_by_the_pod_and_its_inference_service(
-    kube: Kube, release: Release
-) -> None:
+def test_pod_and_inference_service_have_the_events_of_a_start(kube: Kube, release: Release) -> None:
     (pod,) = kube.ready_pods(MODEL, 1)
     for kind, name in (("Pod", name_of(pod)), ("InferenceService", MODEL)):
         told = until(

@@ -1,5 +1,7 @@
-"""`helm install` of the laptop profile to answered requests, an upgrade that nobody notices, and
-an uninstall that leaves nothing. Any order: whoever needs the release installs it if it is not."""
+"""`helm install` of the laptop profile to answered requests, an upgrade without a failed request,
+and an uninstall that leaves nothing. Any order: a test that needs the release installs it
+first.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ def rolled_out(kube: Kube, model: str, old: set[str]) -> None:
 
 
 def change(kube: Kube, name: str, kept: Path, work: Callable[[], object]) -> list[Window]:
-    """Do `work`, which changes the release, while everybody asks; gives what they saw."""
+    """Do `work`, which changes the release, under load; returns the outcomes."""
     old = {p["metadata"]["uid"] for model in asks.MODELS for p in kube.pods(model)}
     with everybody_asks(kube, name, kept) as windows:
         work()

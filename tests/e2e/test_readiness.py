@@ -136,7 +136,7 @@ def test_a_pod_whose_engine_hangs_is_restarted_and_serves_again(
 
 
 def is_ready(kube: Kube, pod: str) -> bool:
-    """Whether a pod is ready now."""
+    """True if a pod is ready now."""
     return condition(kube.get("pod", pod), "Ready") == "True"
 
 

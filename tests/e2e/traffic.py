@@ -2,8 +2,7 @@
 
 Nothing is retried and nothing is cancelled: each question is asked once and its end written down,
 with the time. A test puts `around` its change and then says what may have failed meanwhile, which
-is nothing. Knows no protocol: a `Dial` opens a line to somebody, and asking on it raises when the
-answer is not the right one.
+is nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Outcome:
 
 
 class NothingAsked(AssertionError):
-    """A window in which nobody asked proves nothing."""
+    """A window without a request proves nothing."""
 
 
 @dataclass

@@ -23,16 +23,17 @@ from PIL import Image
 from predictors.base import Answer, BasePredictor
 from predictors.errors import InvalidRequest
 from predictors.flight import Flight
+from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2.values import (
-    Inputs,
+    InputTensors,
     Parameters,
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
@@ -76,6 +77,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
     """
 
     room = "flux"
+    series = ModelSeries(operations=("infer", "images"))
     file_inputs = frozenset({"image"})
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
@@ -84,19 +86,19 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 
     def decode_v2(self, request: V2Request) -> list[Row]:
         self.seen.append(request)
-        inputs = Inputs(request.inputs)
-        prompts = inputs.take_text("prompt")
-        images = inputs.take_files("image")
-        seeds = inputs.take_ints("seed")
-        inputs.finish()
+        inputs = InputTensors(request.inputs)
+        prompts = inputs.read_text("prompt")
+        images = inputs.read_files("image")
+        seeds = inputs.read_ints("seed")
+        inputs.reject_unread()
         parameters = Parameters(request.parameters, ignored=("timeout",))
-        steps = parameters.take_int("steps")
-        scale = parameters.take_float("scale")
-        parameters.take_text("format")
-        parameters.finish()
+        steps = parameters.read_int("steps")
+        scale = parameters.read_float("scale")
+        parameters.read_text("format")
+        parameters.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is missing", param="prompt")
-        count = same_rows(prompt=prompts, image=images, seed=seeds)
+        count = count_rows(prompt=prompts, image=images, seed=seeds)
         for i, image in enumerate(images or []):
             try:
                 decode_pixels(image, LIMITS).memory.close()
@@ -173,7 +175,7 @@ class TaskPredictor(EchoPredictor):
     def let_pass(self, seconds: float) -> None:
         """From now on it is so much later for whoever waits or runs."""
         self._ahead_s += seconds
-        self.host.wake()
+        self.host.jobs.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
         """Return once so many more requests were accepted."""
@@ -228,6 +230,13 @@ class Running:
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive(), "the server did not end"
         return self.exit_codes[0]
+
+    def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
+        loop = self.server._loop
+        assert loop is not None
+        idle = self.server.registry.wait_idle(PATIENCE_S)
+        assert asyncio.run_coroutine_threadsafe(idle, loop).result(PATIENCE_S)
 
     def client(self) -> httpx.Client:
         """A client with one keep-alive connection."""

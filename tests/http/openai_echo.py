@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from predictors.flight import Flight
+from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
+from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import event
+from predictors.protocol.openai.images_body import ImagesBody
 from predictors.serving.engine import Engine
 from predictors.settings import Settings
 from tests.fakes import EchoEngine, Task
@@ -31,10 +34,11 @@ class Artist(TaskPredictor):
     """Serves images."""
 
     room = "flux"
+    series = ModelSeries(operations=("infer", "images"))
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        row = Row(body["prompt"], steps=body.get("num_inference_steps", 1))
-        answers = await self.run([row] * body.get("n", 1), call)
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
+        row = Row(body.prompt, steps=body.num_inference_steps or 1)
+        answers = await self.run([row] * body.n, call)
         file = base64.b64encode(png()).decode("ascii")
         data = [{"b64_json": file, "seed": i} for i, _ in enumerate(answers)]
         return {"created": 1, "data": data, "size": "8x8"}
@@ -46,6 +50,7 @@ class Writer(TaskPredictor):
     """
 
     room = "qwen_vl"
+    series = ModelSeries(operations=("infer", "chat"))
 
     def __init__(self, name: str, engine: Engine[Task, str], settings: Settings) -> None:
         super().__init__(name, engine, settings)
@@ -57,13 +62,13 @@ class Writer(TaskPredictor):
         self.accepted.release()
         return flights
 
-    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         try:
             return await self._chat(body, call)
         finally:
             self.left.release()
 
-    async def _chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def _chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         answers = await self.run(self._rows(body), call)
         choices = [
             {
@@ -76,7 +81,7 @@ class Writer(TaskPredictor):
         used = self._usage(len(answers[0].chunks))
         return self._head(call, "chat.completion") | {"choices": choices, "usage": used}
 
-    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+    async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         (flight,) = await self.submit(self._rows(body), call)
         head = self._head(call, "chat.completion.chunk")
         count = 0
@@ -88,12 +93,14 @@ class Writer(TaskPredictor):
         finally:
             self.left.release()
         yield event(head | {"choices": [_choice({}, "stop")]})
-        if body.get("stream_options", {}).get("include_usage"):
+        if body.stream_options.include_usage:
             yield event(head | {"choices": [], "usage": self._usage(count)})
 
-    def _rows(self, body: Mapping[str, Any]) -> list[Row]:
-        row = Row(body["messages"][-1]["content"], steps=body.get("max_tokens", 1))
-        return [row] * body.get("n", 1)
+    def _rows(self, body: ChatBody) -> list[Row]:
+        (name,) = body.messages[-1].parts
+        assert isinstance(name, str)
+        row = Row(name, steps=body.max_tokens or 1)
+        return [row] * body.n
 
     def _head(self, call: Call, kind: str) -> dict[str, Any]:
         return {"id": call.request_id, "object": kind, "created": 1, "model": self.name}

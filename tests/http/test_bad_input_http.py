@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from predictors.protocol.http import connection as http_connection
-from predictors.protocol.http.heads import MAX_HEAD_BYTES
+from predictors.protocol.http.parsing import MAX_HEAD_BYTES
 from tests.http.echo import PATIENCE_S, Running, infer_body
 from tests.http.wrongs import check_text
 

@@ -17,9 +17,8 @@ from predictors.chat.request import Sampling
 from predictors.diffusion.codec import FluxCodec
 from predictors.diffusion.request import Offer, Tiers
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai import chat_body as openai_chat_body
-from predictors.protocol.openai import images_body as openai_images_body
-from predictors.protocol.openai.messages import read_files
+from predictors.protocol.openai.chat_body import read_chat_body
+from predictors.protocol.openai.images_body import read_images_body
 
 OFFER = Offer(
     default_width=128,
@@ -102,7 +101,7 @@ CHAT_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({"prompt": TEXT}, optional=IMAGE_FIELDS))
 def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
-        body = openai_images_body.read_body({"model": "flux"} | fields)
+        body = read_images_body({"model": "flux"} | fields)
         requests = FLUX.decode_images(body)
     except InvalidRequest:
         return
@@ -124,7 +123,7 @@ def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any])
 )
 def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
-        body = read_files(openai_chat_body.read_body({"model": "qwen-vl"} | fields))
+        body = read_chat_body({"model": "qwen-vl"} | fields)
         requests = QWEN_VL.decode_chat(body)
     except InvalidRequest:
         return
@@ -140,11 +139,11 @@ def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, 
 
 def test_the_same_wish_in_either_spelling_is_the_same_request() -> None:
     common = {"model": "flux", "prompt": "x", "seed": 3}
-    by_size = openai_images_body.read_body(common | {"size": "64x128"})
-    by_sides = openai_images_body.read_body(common | {"width": 64, "height": 128})
+    by_size = read_images_body(common | {"size": "64x128"})
+    by_sides = read_images_body(common | {"width": 64, "height": 128})
     assert FLUX.decode_images(by_size) == FLUX.decode_images(by_sides)
     messages = [{"role": "user", "content": "x"}]
     chat = {"model": "qwen-vl", "messages": messages, "seed": 3}
-    older = openai_chat_body.read_body(chat | {"max_tokens": 5, "stop": "a"})
-    newer = openai_chat_body.read_body(chat | {"max_completion_tokens": 5, "stop": ["a"]})
+    older = read_chat_body(chat | {"max_tokens": 5, "stop": "a"})
+    newer = read_chat_body(chat | {"max_completion_tokens": 5, "stop": ["a"]})
     assert QWEN_VL.decode_chat(older) == QWEN_VL.decode_chat(newer)

@@ -1,4 +1,4 @@
-"""A real Alertmanager for a block, to which a Prometheus sends what fires. Knows no alert of ours.
+"""A real Alertmanager for a block, to which a Prometheus sends what fires.
 
 Debian's binary, on a free port of 127.0.0.1, alone (no cluster), with its one receiver silent.
 """
@@ -23,7 +23,7 @@ class Alertmanager(Daemon):
         super().__init__(BINARY, folder, SILENT, storage, "--cluster.listen-address=")
 
     def alerts(self) -> dict[str, Mapping[str, Any]]:
-        """What it was told and is not over, by the alert's name: `labels`, `annotations`, ..."""
+        """The unresolved alerts that it was sent, by name: `labels`, `annotations`, ..."""
         reply = self._http.get("/api/v2/alerts")
         assert reply.status_code == 200, reply.text
         return {alert["labels"]["alertname"]: alert for alert in reply.json()}

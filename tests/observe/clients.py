@@ -1,6 +1,5 @@
 """A load generator that knows what became of each of its requests: one question per call, over V2
-REST, V2 gRPC or OpenAI, its end written down under the reason that its own answer shows. Knows the
-wires; nothing of the server's own counters.
+REST, V2 gRPC or OpenAI, its end written down under the reason that its own answer shows.
 """
 
 from __future__ import annotations

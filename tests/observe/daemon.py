@@ -1,5 +1,5 @@
 """One of Prometheus' family of programs for a block: a binary with a JSON configuration, a log in a
-folder of the test, and `/-/ready`. Knows no flag and no route but that one.
+folder of the test, and `/-/ready`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        self._http = httpx.Client(base_url=f"http://{self.address}", timeout=30.0)
+        self._http = httpx.Client(base_url=f"http://{self.address}", timeout=300.0)
         self.wait_until(self._is_ready, f"{self._binary} does not start")
         return self
 

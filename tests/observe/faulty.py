@@ -1,9 +1,9 @@
 """`python -m tests.observe.faulty serve ...`: the command line's server, word for word, with faults
-that a test switches on by files in the folder `FAULTS`. Knows the engines' verbs; no test.
+that a test switches on by files in the folder `FAULTS`.
 
     hang-MODEL   the next step of that model waits until the file is gone
     hold-MODEL   loading that model waits until the file is gone
-    compile      the next step of flux calls a function that nobody compiled yet
+    compile      the next step of flux calls a function that is not compiled yet
     memory       every step of flux runs out of memory
     lose         the next step of flux finds that the device's context is lost
 
@@ -35,11 +35,11 @@ class Faults:
         self._folder = folder
 
     def is_on(self, name: str) -> bool:
-        """Whether the file is there."""
+        """True if the file is there."""
         return (self._folder / name).exists()
 
     def take(self, name: str) -> bool:
-        """Whether it was on; now it is off."""
+        """True if it was on; now it is off."""
         was = self.is_on(name)
         self.clear(name)
         return was

@@ -1,5 +1,4 @@
-"""The command line's server beside the test, as an operator starts it, with an admin port. Knows
-where it listens and what it counts; nothing of what is asked of it.
+"""The command line's server beside the test, as an operator starts it, with an admin port.
 
 `Live(..., module="tests.observe.faulty")` is the same server with faults that the test switches on.
 """
@@ -45,7 +44,7 @@ class Live(ServerProcess):
     def __enter__(self) -> Live:
         (self._admin_port,) = self._held.enter_context(held_ports(1))
         self._settings["PREDICTORS_SERVER_ADMIN_PORT"] = str(self._admin_port)
-        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=60.0)
+        self.admin = httpx.Client(base_url=f"http://{self.admin_address}", timeout=300.0)
         super().__enter__()
         return self
 

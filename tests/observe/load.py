@@ -1,6 +1,5 @@
-"""Mixed load from both rooms over all protocols, for as long as a block lasts: good requests, wrong
-ones, callers that leave, deadlines that can't be met, and more than the queue takes. Knows the
-clients; asserts nothing.
+"""Mixed load for both models over all protocols, for as long as a block lasts: good requests, wrong
+ones, callers that leave, deadlines that can't be met, and more than the queue takes.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ ASKERS: tuple[Callable[[Clients, int], object], ...] = (
 
 @contextmanager
 def mixed_load(clients: Clients, count_of_each: int = 1) -> Iterator[None]:
-    """Everybody of `ASKERS` asks without a pause; at the end each finishes what it asked.
+    """All `ASKERS` ask without a pause; at the end each finishes what it asked.
 
     Raises what a client raised: an answer that says nothing, or none at all.
     """

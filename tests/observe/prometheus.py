@@ -1,5 +1,4 @@
-"""A real Prometheus for a block: it scrapes, evaluates rules and answers over its HTTP API. Knows
-no metric of ours.
+"""A real Prometheus for a block: it scrapes, evaluates rules and answers over its HTTP API.
 
 Debian's binary, on a free port of 127.0.0.1, with its database in a folder of the test.
 """
@@ -21,7 +20,7 @@ Labels = Mapping[str, str]
 
 class Prometheus(Daemon):
     """A context manager. `targets` are addresses to scrape with the labels that a cluster would
-    add; `rules` are rule files; `alertmanagers` are addresses that are told what fires. Methods
+    add; `rules` are rule files; `alertmanagers` are addresses that get firing alerts. Methods
     block; the test's thread."""
 
     def __init__(

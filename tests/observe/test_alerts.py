@@ -194,7 +194,7 @@ def prove(promtool: str, folder: Path, cases: list[dict[str, Any]], evaluation: 
         json.dumps({"rule_files": rules, "evaluation_interval": evaluation, "tests": cases})
     )
     run = subprocess.run(
-        [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=60
+        [promtool, "test", "rules", str(written)], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -212,7 +212,7 @@ def seconds(duration: str) -> float:
     return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
 
 
-def test_a_stalled_engine_is_told_before_it_is_restarted(promtool: str, tmp_path: Path) -> None:
+def test_a_stalled_engine_fires_before_it_is_restarted(promtool: str, tmp_path: Path) -> None:
     (rule,) = (rule for rule in RULES if rule.get("alert") == "PredictorsEngineStalled")
     (window,) = re.findall(r"\[(\w+)\]", rule["expr"])
     assert seconds(window) + seconds(rule["for"]) < QueueSettings().stall_timeout_s
@@ -233,14 +233,14 @@ def test_a_stalled_engine_is_told_before_it_is_restarted(promtool: str, tmp_path
         ("ModelGone", {READY: "1x280 stale _x139"}),
     ],
 )
-def test_an_outage_is_still_told_after_140_minutes(
+def test_an_outage_still_fires_after_140_minutes(
     name: str, lost: dict[str, str], promtool: str, tmp_path: Path
 ) -> None:
     times = {"4h40m": False, "5h": True, "7h": True}
     prove(promtool, tmp_path, [case(lost, [look(name, *at) for at in times.items()])])
 
 
-def test_a_drain_is_told_before_it_is_cut() -> None:
+def test_a_long_drain_fires_before_it_is_cut() -> None:
     (rule,) = (rule for rule in RULES if rule.get("alert") == "PredictorsDrainingTooLong")
     assert seconds(rule["for"]) < ServerSettings().drain_timeout_s
 

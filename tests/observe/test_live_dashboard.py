@@ -100,7 +100,7 @@ def scrape_for(live: Live, seconds: float) -> tuple[list[float], list[float]]:
 
 
 def has_everything(seen: Counter[Kind]) -> bool:
-    """Whether the load met every outcome and came through every door that tests look for."""
+    """True if the load met every outcome and came through every door that tests look for."""
     doors = {(kind.model, kind.protocol) for kind in list(seen) if kind.reason == "ok"}
     return {kind.reason for kind in list(seen)} >= OUTCOMES and len(doors) == DOORS
 
@@ -120,7 +120,7 @@ def as_grafana_asks(observed: Observed, expression: str) -> str:
 
 
 def is_expected(expression: str) -> bool:
-    """Whether this machine has what the expression asks for."""
+    """True if this machine has what the expression asks for."""
     named = set(re.findall(r"\bpredictors[_:][\w:]+", expression))
     return torch.cuda.is_available() or not named or not named <= GPU_SERIES
 
@@ -221,7 +221,7 @@ def test_the_server_counted_what_the_load_saw(observed: Observed) -> None:
     assert has_everything(observed.seen)
 
 
-def test_prometheus_has_the_same_counts_and_nobody_waits_or_runs(observed: Observed) -> None:
+def test_prometheus_has_the_same_counts_and_no_job_waits_or_runs(observed: Observed) -> None:
     asked = "sum by (model, protocol, operation, reason) (predictors_requests_total) > 0"
     scraped = {
         Kind(**series["metric"]): round(float(series["value"][1]))

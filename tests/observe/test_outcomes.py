@@ -92,7 +92,7 @@ class Stage:
         return asked
 
     def assert_counted(self) -> None:
-        """The server has counted what was seen since it started, and nobody is left."""
+        """The server has counted what was seen since it started, and no request is left."""
         self.live.wait_idle()
         assert counted(self.live) == self.clients.seen
         for gauge in ("waiting", "running"):
@@ -100,7 +100,7 @@ class Stage:
             assert set(values.values()) == {0.0}, gauge
 
     def close(self) -> None:
-        """Wait for everybody."""
+        """Wait for all requests."""
         self._pool.shutdown()
 
 
@@ -145,7 +145,7 @@ def test_what_a_full_queue_refuses(stage: Stage) -> None:
     stage.assert_counted()
 
 
-def test_deadlines_of_those_who_run_and_of_those_who_wait(stage: Stage) -> None:
+def test_deadlines_of_running_and_of_waiting_jobs(stage: Stage) -> None:
     for first in range(len(LATE)):
         with stage.still():
             asked = stage.ask_until_it_runs(LATE[first])

@@ -68,7 +68,7 @@ class Pace:
         return (self._read() - self._steps) / (time.monotonic() - self._at_s)
 
     def has_begun(self) -> bool:
-        """Whether there was a step since this was made."""
+        """True if there was a step since this was made."""
         return self._read() > self._steps
 
     def _read(self) -> float:

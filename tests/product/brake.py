@@ -1,5 +1,5 @@
 """A brake on a live engine: a recorder of its steps that lets some pass and holds the next one. For
-tests that must do something while a real picture or answer is in the making."""
+tests that must do something while a real picture or answer is in progress."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def braked(running: Running, model: str, free_steps: int = 0) -> Iterator[Brake]
 
 
 def wait_answered(running: Running) -> None:
-    """Return once nobody's request is in flight and what became of each is logged and counted."""
+    """Return once no request is in flight and each outcome is logged and counted."""
     with running.client() as http:
         while running.server.registry.in_flight:
             http.get("/v2/health/live")

@@ -1,9 +1,9 @@
-"""Both rooms behind one server, embedded checkpoints, short prompts, few steps."""
+"""Both models behind one server, embedded checkpoints, short prompts, few steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -29,9 +29,9 @@ def product_settings() -> Settings:
     return Settings(server=base.server, queue=base.queue, flux=FLUX)
 
 
-@pytest.fixture(scope="session")
-def product() -> Iterator[Running]:
-    """A ready server with models `flux` and `qwen-vl`; one for all tests of this folder."""
+@contextmanager
+def served_both() -> Iterator[Running]:
+    """A ready server in this process with the models `flux` and `qwen-vl`."""
     settings = product_settings()
     workers = make_workers(settings.server)
     models = [
@@ -44,6 +44,13 @@ def product() -> Iterator[Running]:
     ):
         for model in models:
             model.host.wait_ready(START_S)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def product() -> Iterator[Running]:
+    """`served_both`, once for all tests of this folder."""
+    with served_both() as running:
         yield running
 
 

@@ -39,7 +39,7 @@ def admin_of(running: Running) -> httpx.Client:
 
 
 class Profilers:
-    """Makes profilers and says so: the steps of whoever asks afterwards are recorded."""
+    """Makes profilers and says so: the steps of later requests are recorded."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -207,14 +207,14 @@ def test_a_profile_of_chat_comes_as_a_file_when_asked_for_one(watched: Running) 
         ({"model": "nobody"}, 404),
     ],
 )
-def test_a_bad_wish_is_refused(watched: Running, body: Any, status: int) -> None:
+def test_a_bad_profile_request_is_refused(watched: Running, body: Any, status: int) -> None:
     with admin_of(watched) as admin:
         reply = admin.post("/debug/profile", json=body)
     assert reply.status_code == status
     assert reply.json()["error"]
 
 
-def test_a_wish_without_its_media_type_is_refused_so_that_no_web_page_can_ask(
+def test_a_profile_request_without_its_media_type_is_refused_so_that_no_web_page_can_ask(
     watched: Running,
 ) -> None:
     with admin_of(watched) as admin:
@@ -333,7 +333,7 @@ def test_the_next_profile_waits_until_the_report_of_the_last_is_made() -> None:
         assert reply.status_code == 504, "it may ask, and nobody steps"
 
 
-def test_a_profiler_that_fails_harms_nobody_and_tells_nothing() -> None:
+def test_a_profiler_that_fails_harms_no_request_and_leaks_nothing() -> None:
     wish = {"model": "echo", "steps": 1, "timeout_s": PATIENCE_S}
     with profiled(Broken) as (_, asking, admin):
         asked = asking.call(lambda: admin.post("/debug/profile", json=wish))

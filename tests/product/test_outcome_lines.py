@@ -1,4 +1,4 @@
-"""What the log tells of pictures and chats: sizes, steps and tokens, and none of the words."""
+"""What the log says about pictures and chats: sizes, steps and tokens, and none of the words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "a large red circle"
 HELLO = [{"role": "user", "content": f"Hello {SECRET}"}]
 
 
-def test_a_picture_is_told_by_size_steps_tier_and_tokens(product: Running) -> None:
+def test_a_pictures_line_has_size_steps_tier_and_tokens(product: Running) -> None:
     body = {"inputs": [prompt_tensor(SECRET, SECRET)]}
     with logged() as lines, product.client() as http:
         assert http.post("/v2/models/flux/infer", json=body).status_code == 200
@@ -32,7 +32,7 @@ def test_a_picture_is_told_by_size_steps_tier_and_tokens(product: Running) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_chat_is_told_by_its_tokens_and_how_it_ended(product: Running, stream: bool) -> None:
+def test_a_chats_line_has_its_tokens_and_finish_reason(product: Running, stream: bool) -> None:
     client = openai.OpenAI(base_url=f"{product.url}/v1", api_key="-")
     with logged() as lines, client:
         answer: Any = client.chat.completions.create(
@@ -50,7 +50,7 @@ def test_a_chat_is_told_by_its_tokens_and_how_it_ended(product: Running, stream:
     assert SECRET not in lines.text
 
 
-def test_an_operator_who_wants_prompts_gets_the_words_of_either_room(product: Running) -> None:
+def test_an_operator_who_wants_prompts_gets_those_of_both_models(product: Running) -> None:
     models = product.server.registry.models
     chat = models["qwen-vl"]
     assert isinstance(chat, BasePredictor)

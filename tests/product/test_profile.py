@@ -83,7 +83,7 @@ def test_a_chat_about_a_picture_is_profiled_by_two_rows_at_once(tmp_path: Path) 
         (["--out=/proc/x/y"], "'/proc/x/y' can't be written: No such file or directory"),
     ],
 )
-def test_a_wrong_wish_is_a_sentence_before_anything_is_loaded(
+def test_a_wrong_argument_is_refused_before_anything_is_loaded(
     wrong: list[str], sentence: str
 ) -> None:
     done = profile(FLUX, *wrong)

@@ -1,4 +1,4 @@
-"""One wish, every protocol and client: the same picture bytes, the same words."""
+"""One request by every protocol and client: the same picture bytes, the same words."""
 
 from __future__ import annotations
 

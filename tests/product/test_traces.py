@@ -18,7 +18,8 @@ import openai
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from predictors.metrics import FLUX_STAGES, QWEN_VL_STAGES
+from predictors.chat.metrics import SERIES as CHAT
+from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.observe import logs, tracing
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, Running, png
@@ -128,13 +129,13 @@ EXEMPLIFIED = {
         ("predictors_request_duration_seconds", ""),
         ("predictors_queue_duration_seconds", ""),
         ("predictors_time_to_first_image_seconds", ""),
-        *(("predictors_stage_duration_seconds", stage) for stage in FLUX_STAGES),
+        *(("predictors_stage_duration_seconds", stage) for stage in DIFFUSION.stages),
     },
     "qwen-vl": {
         ("predictors_request_duration_seconds", ""),
         ("predictors_queue_duration_seconds", ""),
         ("predictors_time_to_first_token_seconds", ""),
-        *(("predictors_stage_duration_seconds", stage) for stage in QWEN_VL_STAGES),
+        *(("predictors_stage_duration_seconds", stage) for stage in CHAT.stages),
     },
 }
 
@@ -175,14 +176,14 @@ def exemplified(text: str, trace: str) -> set[tuple[str, str, str]]:
 
 
 def picture_tensor(trace: str) -> dict[str, Any]:
-    """A picture that nobody has asked about."""
+    """A picture that is in no cache."""
     colour = tuple(int(trace[i : i + 2], 16) for i in (0, 2, 4))
     file = base64.b64encode(png(colour, size=(56, 56))).decode()  # type: ignore[arg-type]
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": [file]}
 
 
 def test_what_the_pool_logs_is_said_to_be_of_its_request(product: Running, spans: Spans) -> None:
-    """The pool's threads are everybody's."""
+    """Threads of the pool are shared."""
     del spans
     body = {"inputs": [prompt_tensor("a red circle")]}
     work: Any = product.server.registry.models["flux"]
@@ -253,7 +254,7 @@ def test_spans_reach_a_collector_by_the_standard_variables() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
         run = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | there, timeout=60, check=False,
+            [sys.executable, "-c", code], env=os.environ | there, timeout=300, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         server.shutdown()

@@ -1,4 +1,4 @@
-"""Both rooms under company: real batches, leaving callers, deadlines, nothing compiled."""
+"""Both models under load: real batches, leaving callers, deadlines, nothing compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 
+from tests.fakes import wait_idle
 from tests.http.echo import PATIENCE_S, Running
 from tests.product.brake import braked, host_of, wait_answered
 from tests.product.conftest import Sample
@@ -52,7 +53,7 @@ def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
 
 
 def open_jobs(sample: Sample) -> float:
-    """Pictures that wait or are in the making."""
+    """Pictures that wait or run."""
     names = ("predictors_requests_waiting", "predictors_requests_running")
     return sum(sample(name, model="flux") for name in names)
 
@@ -119,7 +120,7 @@ def test_a_bad_row_names_itself_and_costs_nothing(product: Running, sample: Samp
     assert sample("predictors_denoise_steps_total", model="flux") == before
 
 
-def test_mixed_traffic_compiles_nothing_and_leaves_nobody_behind(
+def test_mixed_traffic_compiles_nothing_and_leaves_no_job_behind(
     product: Running, sample: Sample
 ) -> None:
     def ask(i: int) -> int:
@@ -140,7 +141,7 @@ def test_mixed_traffic_compiles_nothing_and_leaves_nobody_behind(
         assert set(pool.map(ask, range(12), timeout=PATIENCE_S * 3)) == {200}
     assert sample("predictors_recompilations_total") == before
     for model in ("flux", "qwen-vl"):
-        assert host_of(product, model).wait_idle(PATIENCE_S)  # an answer comes a moment before
+        wait_idle(host_of(product, model))  # an answer comes a moment before
     for name in ("requests_waiting", "requests_running", "kv_cache_usage_ratio"):
         for model in ("flux", "qwen-vl"):
             assert sample(f"predictors_{name}", model=model) == 0, (name, model)

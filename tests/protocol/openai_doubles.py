@@ -8,7 +8,7 @@ no thread. They record what reached them, so that a test sees the checked body a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import pytest
 from predictors import metrics
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
+from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import event
-from predictors.protocol.openai.models import openai_routes
+from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 
@@ -38,7 +40,7 @@ class Model:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_ready = True
-        self.bodies: list[Mapping[str, Any]] = []
+        self.bodies: list[ChatBody | ImagesBody] = []
         self.calls: list[Call] = []
         self.error: BaseException | None = None  # raised before anything is answered
 
@@ -54,7 +56,7 @@ class Model:
     async def infer(self, request: Any, call: Call) -> Any:
         raise AssertionError("no V2 request belongs here")
 
-    def note(self, body: Mapping[str, Any], call: Call) -> None:
+    def note(self, body: ChatBody | ImagesBody, call: Call) -> None:
         self.bodies.append(body)
         self.calls.append(call)
         if self.error is not None:
@@ -71,7 +73,7 @@ class Painter(Model):
         self.entered = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def images(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         self.note(body, call)
         self.entered.set()
         if self.hold:
@@ -80,7 +82,7 @@ class Painter(Model):
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
-        return {"created": 1, "data": [{"b64_json": "AAAA", "seed": 7}] * body.get("n", 1)}
+        return {"created": 1, "data": [{"b64_json": "AAAA", "seed": 7}] * body.n}
 
 
 class Chatter(Model):
@@ -98,7 +100,7 @@ class Chatter(Model):
         self.holding = asyncio.Event()
         self.closed = asyncio.Event()
 
-    async def chat(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         self.note(body, call)
         message = {"role": "assistant", "content": "".join(self.words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -108,7 +110,7 @@ class Chatter(Model):
             "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
         }
 
-    async def chat_stream(self, body: Mapping[str, Any], call: Call) -> AsyncIterator[bytes]:
+    async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         try:
             self.note(body, call)
             for i, word in enumerate(self.words):
@@ -119,7 +121,7 @@ class Chatter(Model):
                     await asyncio.Event().wait()
                 yield event(self._chunk(call, {"content": word}))
             yield event(self._chunk(call, {}, finish_reason="stop"))
-            if body.get("stream_options", {}).get("include_usage"):
+            if body.stream_options.include_usage:
                 usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
                 yield event(self._chunk(call, None) | {"usage": usage})
         finally:

@@ -11,7 +11,7 @@ import pytest
 from predictors import errors, metrics
 from predictors.protocol import faults
 from predictors.protocol.faults import Fault, Tally, attempt, fault_of
-from predictors.protocol.grpc.status import status_details
+from predictors.protocol.grpc.methods import status_details
 
 Code = grpc.StatusCode
 

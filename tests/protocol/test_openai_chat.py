@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,14 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.chat_body import FIELDS, read_body
+from predictors.protocol.openai.chat_body import (
+    FIELDS,
+    BodyMessage,
+    ChatBody,
+    PicturePart,
+    StreamOptions,
+    read_chat_body,
+)
 
 HELLO = [{"role": "user", "content": "hello"}]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+FILE = PicturePart(bytes(3))
 
 
 def body(**fields: Any) -> dict[str, Any]:
     return {"model": "qwen-vl", "messages": HELLO} | fields
+
+
+def checked(*messages: BodyMessage, **fields: Any) -> ChatBody:
+    """The checked body, of `HELLO` when no messages are given."""
+    return ChatBody("qwen-vl", messages or (BodyMessage("user", ("hello",)),), **fields)
 
 
 def asked(content: Any, **fields: Any) -> dict[str, Any]:
@@ -24,7 +39,7 @@ def asked(content: Any, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_full_body_comes_out_with_one_spelling_for_each_wish() -> None:
-    read = read_body(
+    read = read_chat_body(
         body(
             max_completion_tokens=7,
             temperature=0,
@@ -41,32 +56,30 @@ def test_a_full_body_comes_out_with_one_spelling_for_each_wish() -> None:
             stream_options={"include_usage": True, "include_obfuscation": False},
         )
     )
-    assert read == {
-        "model": "qwen-vl",
-        "messages": HELLO,
-        "max_tokens": 7,
-        "temperature": 0.0,
-        "top_p": 0.5,
-        "top_k": -1,
-        "repetition_penalty": 1.05,
-        "presence_penalty": -2.0,
-        "frequency_penalty": 2.0,
-        "seed": 2**53 - 1,
-        "stop": ["\n"],
-        "n": 2,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    assert read == checked(
+        max_tokens=7,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=-1,
+        repetition_penalty=1.05,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        seed=2**53 - 1,
+        stop=("\n",),
+        n=2,
+        ignore_eos=True,
+        stream=True,
+        stream_options=StreamOptions(include_usage=True),
+    )
 
 
 def test_null_means_absent_for_every_field_but_the_required_ones() -> None:
     nulls = dict.fromkeys(set(FIELDS) - {"model", "messages"})
-    assert read_body(body(**nulls)) == body()
+    assert read_chat_body(body(**nulls)) == checked()
 
 
 def test_standard_fields_that_change_nothing_are_accepted_and_dropped() -> None:
-    read = read_body(
+    read = read_chat_body(
         body(
             user="u",
             metadata={"a": "b"},
@@ -89,11 +102,11 @@ def test_standard_fields_that_change_nothing_are_accepted_and_dropped() -> None:
             response_format={"type": "text"},
         )
     )
-    assert read == body()
+    assert read == checked()
 
 
 def test_both_names_of_the_token_limit_may_be_given_when_they_agree() -> None:
-    assert read_body(body(max_tokens=5, max_completion_tokens=5)) == body(max_tokens=5)
+    assert read_chat_body(body(max_tokens=5, max_completion_tokens=5)) == checked(max_tokens=5)
 
 
 def test_parts_keep_their_order_and_developer_becomes_system() -> None:
@@ -103,11 +116,11 @@ def test_parts_keep_their_order_and_developer_becomes_system() -> None:
         {"role": "user", "content": [PICTURE, text, PICTURE]},
         {"role": "assistant", "content": [text]},
     ]
-    assert read_body(body(messages=messages))["messages"] == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": [PICTURE, text, PICTURE]},
-        {"role": "assistant", "content": [text]},
-    ]
+    assert read_chat_body(body(messages=messages)) == checked(
+        BodyMessage("system", ("be brief",)),
+        BodyMessage("user", (FILE, "what?", FILE)),
+        BodyMessage("assistant", ("what?",)),
+    )
 
 
 def test_an_assistants_message_is_taken_back_as_the_client_dumps_it() -> None:
@@ -116,15 +129,16 @@ def test_an_assistants_message_is_taken_back_as_the_client_dumps_it() -> None:
     said = ChatCompletionMessage(role="assistant", content="a red circle").model_dump()
     assert set(said) > {"role", "content"}  # the client adds nulls; else this tests nothing
     messages = [*HELLO, said | {"annotations": [], "tool_calls": []}, *HELLO]
-    read = read_body(body(messages=messages))["messages"]
-    assert read == [*HELLO, {"role": "assistant", "content": "a red circle"}, *HELLO]
+    hello = BodyMessage("user", ("hello",))
+    answer = BodyMessage("assistant", ("a red circle",))
+    assert read_chat_body(body(messages=messages)) == checked(hello, answer, hello)
 
 
 def test_the_picture_may_be_a_plain_string_and_its_detail_is_dropped() -> None:
-    part = {"type": "image_url", "image_url": "data:,x"}
-    assert read_body(asked([part]))["messages"][0]["content"][0]["image_url"] == {"url": "data:,x"}
-    part = {"type": "image_url", "image_url": {"url": "data:,x", "detail": "high"}}
-    assert read_body(asked([part]))["messages"][0]["content"][0]["image_url"] == {"url": "data:,x"}
+    url = "data:;base64,AAAA"
+    for image in (url, {"url": url, "detail": "high"}):
+        read = read_chat_body(asked([{"type": "image_url", "image_url": image}]))
+        assert read == checked(BodyMessage("user", (FILE,)))
 
 
 CASES: list[tuple[str, Any, str | None]] = [
@@ -154,6 +168,11 @@ CASES: list[tuple[str, Any, str | None]] = [
         "messages[1].content",
     ),
     ("1025 parts", asked([PICTURE] * 1025), "messages[0].content"),
+    (
+        "picture that is a web address",
+        asked([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
+        "messages[0].content[0].image_url",
+    ),
     ("part a string", asked(["hi"]), "messages[0].content[0]"),
     ("part without type", asked([{"text": "x"}]), "messages[0].content[0].type"),
     ("part type unknown", asked([{"type": "nope"}]), "messages[0].content[0].type"),
@@ -275,7 +294,7 @@ CASES: list[tuple[str, Any, str | None]] = [
 @pytest.mark.parametrize(("given", "param"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_a_wrong_body_is_refused_and_the_field_named(given: Any, param: str | None) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        read_body(given)
+        read_chat_body(given)
     assert refused.value.param == param
     message = refused.value.message
     assert len(message) < 300
@@ -293,7 +312,7 @@ def test_there_are_cases_for_every_field_that_is_read_or_can_be_refused() -> Non
 
 def test_a_misspelt_field_is_answered_with_the_right_name() -> None:
     with pytest.raises(InvalidRequest, match="did you mean 'max_tokens'"):
-        read_body(body(max_token=3))
+        read_chat_body(body(max_token=3))
 
 
 JSON = st.recursive(
@@ -324,13 +343,32 @@ BODY = st.fixed_dictionaries(
 )
 
 
+def as_json(read: ChatBody) -> dict[str, Any]:
+    """The checked body as a caller would send it."""
+    fields = {name: value for name, value in asdict(read).items() if value is not None}
+    if not read.stream:
+        del fields["stream_options"]
+    return fields | {
+        "stop": list(read.stop),
+        "messages": [
+            {"role": message.role, "content": [_part_as_json(part) for part in message.parts]}
+            for message in read.messages
+        ],
+    }
+
+
+def _part_as_json(part: str | PicturePart) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url = f"data:image/png;base64,{b64encode(part.file).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 @settings(max_examples=150)
 @given(BODY | JSON)
-def test_whatever_json_comes_is_read_or_refused_and_reading_twice_changes_nothing(
-    any_body: Any,
-) -> None:
+def test_any_json_is_read_or_refused_and_a_checked_body_reads_as_itself(any_body: Any) -> None:
     try:
-        read = read_body(any_body)
+        read = read_chat_body(any_body)
     except InvalidRequest:
         return
-    assert read_body(read) == read
+    assert read_chat_body(as_json(read)) == read

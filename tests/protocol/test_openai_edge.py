@@ -24,7 +24,8 @@ from predictors.errors import (
     StepFailed,
     TooLarge,
 )
-from predictors.protocol.openai.edge import PREFIXES
+from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.routes import PREFIXES
 from predictors.protocol.registry import Registry
 from predictors.settings import QueueSettings, ServerSettings, Settings
 from tests.protocol.openai_doubles import (
@@ -59,7 +60,7 @@ async def test_the_model_gets_the_checked_body_and_the_call() -> None:
     painter = Painter()
     body = CIRCLE | {"size": "64x32", "user": "me", "n": 2}
     wire = await post(IMAGES, body, x_request_id="abc").run(application(painter))
-    assert painter.bodies == [CIRCLE | {"width": 64, "height": 32, "n": 2}]
+    assert painter.bodies == [ImagesBody(**CIRCLE, width=64, height=32, n=2)]
     assert painter.calls[0].request_id == "abc"
     assert painter.calls[0].protocol == "openai"
     assert len(wire.json["data"]) == 2

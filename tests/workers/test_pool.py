@@ -219,7 +219,7 @@ async def test_who_leaves_while_his_task_is_handed_over_harms_no_process() -> No
             memory = SharedMemory.empty()
             memory.append(bytes(2**20))
             task = asyncio.create_task(
-                decode_large(workers, v2_json.decode_request, memory, {}, "m")
+                decode_large(workers, v2_json.decode_json_request, memory, {}, "m")
             )
             del memory
             await asyncio.sleep(0)

@@ -1,6 +1,4 @@
-"""One HTTP request and its response, as ASGI's `receive` and `send`. The connection behind it,
-which also decodes the request's body, is a `Wire`.
-"""
+"""One HTTP request and its response, as the `receive` and `send` callables of ASGI 3."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ from typing import Any, Protocol
 import orjson
 
 from predictors.protocol.call import REQUEST_ID_HEADER, clean_request_id
-from predictors.protocol.http.heads import Head
+from predictors.protocol.http.parsing import Head
 
-WRITE_BYTES = 256 * 1024  # at once: a caller that does not read holds no more in the server
+WRITE_BYTES = 256 * 1024  # per write; bounds what a client that does not read can hold in memory
 NO_BODY = frozenset({204, 304})
 
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -33,7 +31,7 @@ STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
 def scope_of(head: Head, server: object, client: object, state: object) -> dict[str, Any]:
-    """The ASGI scope of a head."""
+    """The ASGI scope of a request head. Percent-escapes of the path are decoded."""
     path = head.path.decode("ascii")
     return {
         "type": "http",
@@ -53,7 +51,9 @@ def scope_of(head: Head, server: object, client: object, state: object) -> dict[
 
 
 def refusal(status: int, message: str, *headers: bytes) -> bytes:
-    """A whole response to what is no request or comes at a bad time; its connection ends."""
+    """A complete error response for input that is not a valid request, or that comes at the wrong
+    time. It closes the connection.
+    """
     body = orjson.dumps({"error": message})
     lines = [
         STATUS_LINES[status],
@@ -66,35 +66,39 @@ def refusal(status: int, message: str, *headers: bytes) -> bytes:
     return b"".join(lines) + body
 
 
-class Wire(Protocol):
-    """The interface of a connection to its cycle. Event loop only."""
+class CycleConnection(Protocol):
+    """What a cycle needs of its connection. Event loop only."""
 
     is_write_paused: bool
 
     def write(self, raw: bytes | memoryview) -> None:
-        """Send `raw`, or keep it until the caller has read enough."""
+        """Send `raw`, or buffer it until the client has read enough."""
 
-    async def drained(self) -> None:
-        """Return once more may be written, or nothing ever will be."""
+    async def wait_writable(self) -> None:
+        """Return when more may be written, or the connection is lost."""
 
     def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        """Headers of every response."""
+        """Headers added to every response."""
 
-    def can_stay(self) -> bool:
-        """Whether the connection may take another request after this response."""
+    def can_keep_alive(self) -> bool:
+        """True if the connection can take another request after this response."""
 
-    def body_taken(self) -> None:
-        """The application has taken what there was of the body."""
+    def body_consumed(self) -> None:
+        """The application has received the buffered part of the body."""
 
     def response_complete(self) -> None:
-        """The last byte was written."""
+        """The last byte of the response was written."""
 
 
 class RequestCycle:
-    """Event loop only. The connection appends to `body`, clears `more_body` and sets `event`."""
+    """One request and its response. Event loop only.
 
-    def __init__(self, wire: Wire, head: Head) -> None:
-        self._wire = wire
+    The connection appends to `body`, clears `more_body` at the end of the body, and sets `event` at
+    either and when the client disconnects.
+    """
+
+    def __init__(self, connection: CycleConnection, head: Head) -> None:
+        self._connection = connection
         self._has_body = head.method != "HEAD"
         self._may_chunk = head.version == "1.1"
         self.is_asked_to_continue = head.expects_continue
@@ -106,20 +110,24 @@ class RequestCycle:
         self.is_started = False
         self.is_complete = False
         self._chunks = False
-        self._head = b""  # of the response; goes out with the first part of its body
-        self._left: int | None = None  # bytes that Content-Length still promises
+        self._head = b""  # of the response; sent together with the first part of the body
+        self._bytes_left: int | None = (
+            None  # bytes of Content-Length not yet sent; None without one
+        )
 
     @property
     def is_written(self) -> bool:
-        """Whether the caller has got a part of the response."""
+        """True if part of the response was sent to the client."""
         return self.is_started and not self._head
 
     # -- ASGI ------------------------------------------------------------------------------------
     async def receive(self) -> MutableMapping[str, Any]:
-        """The body so far; then nothing until the caller leaves or the response is complete."""
+        """ASGI receive: the body buffered so far; after that, wait until the client disconnects or
+        the response is complete.
+        """
         if self.is_asked_to_continue and not self.is_disconnected:
             self.is_asked_to_continue = False
-            self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_disconnected and not self.is_complete:
             await self.event.wait()
             self.event.clear()
@@ -128,20 +136,20 @@ class RequestCycle:
         body = bytes(self.body)
         if body:
             self.body = bytearray()
-            self._wire.body_taken()
+            self._connection.body_consumed()
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """Write a part of the response; waits while the caller does not read."""
-        if self._wire.is_write_paused and not self.is_disconnected:
-            await self._wire.drained()
+        """ASGI send: write a part of the response. Waits while the client does not read."""
+        if self._connection.is_write_paused and not self.is_disconnected:
+            await self._connection.wait_writable()
         if self.is_disconnected:
             return
         expected = "http.response.body" if self.is_started else "http.response.start"
         if self.is_complete or message["type"] != expected:
             raise RuntimeError(f"{message['type']!r} was sent instead of {expected!r}")
         if not self.is_started:
-            self._start(message["status"], message.get("headers", ()))
+            self._start_response(message["status"], message.get("headers", ()))
             return
         body: bytes = message.get("body", b"")
         more = message.get("more_body", False)
@@ -150,29 +158,29 @@ class RequestCycle:
             if len(body) > WRITE_BYTES:
                 await self._write_large(body)
             elif self._chunks:
-                self._wire.write(b"%b%x\r\n%b\r\n" % (self._take_head(), len(body), body))
+                self._connection.write(b"%b%x\r\n%b\r\n" % (self._take_head(), len(body), body))
             else:
-                self._wire.write(self._take_head() + body if self._head else body)
+                self._connection.write(self._take_head() + body if self._head else body)
         if not more and not self.is_disconnected:
             self._finish()
 
     # -- the response ----------------------------------------------------------------------------
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.keeps_alive = self.keeps_alive and self._wire.can_stay()
+    def _start_response(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.keeps_alive = self.keeps_alive and self._connection.can_keep_alive()
         lines = [STATUS_LINES[status]]
-        for name, value in (*self._wire.default_headers(), *headers):
+        for name, value in (*self._connection.default_headers(), *headers):
             if name == b"content-length":
-                self._left = int(value)
+                self._bytes_left = int(value)
             elif name == b"connection":
                 self.keeps_alive = self.keeps_alive and value != b"close"
                 continue
             elif name == b"transfer-encoding":
-                continue  # the framing is ours
+                continue  # framing is decided here
             lines.append(b"%b: %b\r\n" % (name, value))
         self._has_body = self._has_body and status not in NO_BODY
         if not self._has_body:
-            self._left = None
-        elif self._left is None:
+            self._bytes_left = None
+        elif self._bytes_left is None:
             self._chunks = self._may_chunk
             self.keeps_alive = self.keeps_alive and self._may_chunk
             if self._chunks:
@@ -191,29 +199,31 @@ class RequestCycle:
         return head
 
     def _count(self, body: bytes) -> None:
-        if self._left is not None:
-            self._left -= len(body)
-            if self._left < 0:
+        if self._bytes_left is not None:
+            self._bytes_left -= len(body)
+            if self._bytes_left < 0:
                 raise RuntimeError("the response is longer than its Content-Length")
 
     async def _write_large(self, body: bytes) -> None:
-        self._wire.write(self._take_head() + (b"%x\r\n" % len(body) if self._chunks else b""))
+        self._connection.write(self._take_head() + (b"%x\r\n" % len(body) if self._chunks else b""))
         view = memoryview(body)
         for begin in range(0, len(body), WRITE_BYTES):
-            if self._wire.is_write_paused:
-                await self._wire.drained()
+            if self._connection.is_write_paused:
+                await self._connection.wait_writable()
             if self.is_disconnected:
                 return
-            self._wire.write(view[begin : begin + WRITE_BYTES])
+            self._connection.write(view[begin : begin + WRITE_BYTES])
         if self._chunks:
-            self._wire.write(b"\r\n")
+            self._connection.write(b"\r\n")
 
     def _finish(self) -> None:
-        if self._left:
-            raise RuntimeError(f"the response is {self._left} bytes short of its Content-Length")
+        if self._bytes_left:
+            raise RuntimeError(
+                f"the response is {self._bytes_left} bytes short of its Content-Length"
+            )
         last = self._take_head() + (b"0\r\n\r\n" if self._chunks else b"")
         if last:
-            self._wire.write(last)
+            self._connection.write(last)
         self.is_complete = True
         self.event.set()
-        self._wire.response_complete()
+        self._connection.response_complete()

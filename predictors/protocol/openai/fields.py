@@ -1,10 +1,9 @@
-"""Rules for single fields of an OpenAI body: type, range, harmless, ignored. Knows no route and
-no model.
+"""Rules for the fields of an OpenAI body: types, ranges, fields that are dropped or refused.
 
 A rule takes a field's name and value and returns the checked value, or `DROP` when the field is
-right but changes nothing. Types are strict: `"28"` and `true` are no numbers, while 28.0 is a
-whole one, since JSON has one kind of number. `null` means absent, as it does for OpenAI. Whatever
-has no rule is unknown and refused by name.
+right but changes nothing. Types are strict: `"28"` and `true` are not numbers, while 28.0 is a
+whole number, since JSON has one kind of number. `null` means absent, as it does for OpenAI; a field
+without a rule is refused as unknown.
 """
 
 from __future__ import annotations
@@ -12,51 +11,53 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from predictors.errors import InvalidRequest
 
+B = TypeVar("B")
 Rule = Callable[[str, Any], Any]
 """`(name, value) -> checked value or DROP`; raises `InvalidRequest` with `param=name`."""
 
 DROP: Final = object()
 MAX_SEED = 2**53 - 1
-MAX_NAME = 64  # characters of a caller's own name that an error repeats
+MAX_NAME = 64  # characters of an unknown field's name that an error repeats
 
 
-@dataclass(frozen=True, slots=True)
-class OpenAIBody:
-    """A decoded body: its checked fields, or why it is refused. `model` is the name that it gives,
-    also when it is refused."""
+@dataclass(frozen=True)
+class DecodedBody(Generic[B]):
+    """The outcome of checking a body: `body`, or the reason why it is refused. `model` is the name
+    in the body, of a refused one too.
+    """
 
     model: str | None
-    fields: dict[str, Any] | None
+    body: B | None
     refusal: InvalidRequest | None = None
 
-    def checked(self) -> dict[str, Any]:
-        """The fields; raises the refusal."""
+    def accepted(self) -> B:
+        """The body; raises the refusal."""
         if self.refusal is not None:
             raise self.refusal
-        assert self.fields is not None
-        return self.fields
+        assert self.body is not None
+        return self.body
 
 
-def read_openai(body: Any, read: Callable[[object], dict[str, Any]]) -> OpenAIBody:
-    """`body` as `read` checks it."""
+def check_body(body: Any, read: Callable[[object], B]) -> DecodedBody[B]:
+    """`read(body)`, or the `InvalidRequest` that it raises."""
     name = body.get("model") if isinstance(body, dict) else None
     model = name if isinstance(name, str) else None
     try:
-        return OpenAIBody(model, read(body))
+        return DecodedBody(model, read(body))
     except InvalidRequest as error:
-        return OpenAIBody(model, None, error)
+        return DecodedBody(model, None, error)
 
 
 def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> dict[str, Any]:
-    """The checked fields of one JSON object; `where` is the path of a nested one, such as
+    """The checked fields of one JSON object. `where` is the path of a nested object, such as
     `messages[0]`.
 
-    Raises `InvalidRequest` naming the first wrong field: unknown ones come first, since a misspelt
-    name explains more than a missing one.
+    Raises `InvalidRequest` naming the first wrong field. Unknown fields come first, since a
+    misspelt name explains more than a missing one.
     """
     if not isinstance(body, dict):
         raise InvalidRequest(f"{where or 'the body'} must be a JSON object", param=where or None)
@@ -140,9 +141,8 @@ def one_of(*choices: str) -> Rule:
     return rule
 
 
-def ignored(kind: type) -> Rule:
-    """A standard field that can't change the answer: its JSON type is checked, then it is
-    dropped."""
+def dropped(kind: type) -> Rule:
+    """A standard field that can't change the answer: only its JSON type is checked."""
     noun = {str: "a string", bool: "true or false", dict: "an object"}[kind]
 
     def rule(name: str, value: Any) -> object:
@@ -154,22 +154,23 @@ def ignored(kind: type) -> Rule:
 
 
 CLIENT_FIELDS: Mapping[str, Rule] = {
-    "user": ignored(str),
-    "metadata": ignored(dict),
-    "store": ignored(bool),
-    "safety_identifier": ignored(str),
-    "service_tier": ignored(str),
-    "prompt_cache_key": ignored(str),
+    "user": dropped(str),
+    "metadata": dropped(dict),
+    "store": dropped(bool),
+    "safety_identifier": dropped(str),
+    "service_tier": dropped(str),
+    "prompt_cache_key": dropped(str),
 }
 """Fields of every OpenAI route that can't change the answer."""
 
 
-def harmless(*values: Any, why: str = "this server does not offer it") -> Rule:
-    """A standard field that can't be honoured, save at these values, which ask for what is done
-    anyway."""
+def only_values(*values: Any, why: str = "this server does not offer it") -> Rule:
+    """Reject the field unless its value is one of `values`, which ask for what is done anyway; then
+    drop it.
+    """
 
     def rule(name: str, value: Any) -> object:
-        # 0 == False in Python, not in JSON
+        # types too: 0 == False in Python, but not in JSON
         if any(type(value) is type(v) and value == v for v in values):
             return DROP
         allowed = f"; it may only be {_either(values)}" if values else ""
@@ -193,7 +194,7 @@ def list_of(item: Rule, *, at_most: int, noun: str) -> Rule:
 
 
 def wrong(name: str, expected: str, value: object) -> InvalidRequest:
-    """`name` must be `expected`: the failure, with a short picture of what came instead."""
+    """The failure "`name` must be `expected`, not ...", with `value` shortened."""
     return InvalidRequest(f"{name} must be {expected}, not {_shown(value)}", param=name)
 
 

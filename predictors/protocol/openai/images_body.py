@@ -1,14 +1,15 @@
-"""The fields of a body of `POST /v1/images/generations`, checked.
+"""The body of `POST /v1/images/generations`, checked field by field.
 
-`read_body` checks what every text-to-image model shares: names, types and ranges that hold for
-all. Whatever depends on the checkpoint (multiples of 16, largest side, step limit) is the room's
-to check. Workers import this module: nothing here loads gRPC.
+`read_images_body` checks names, types and ranges that hold for every text-to-image model. Limits of
+a checkpoint (multiples of 16, largest side, steps) are checked by its codec. Worker processes
+import this module, so nothing here loads gRPC.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictors.errors import InvalidRequest
@@ -17,13 +18,13 @@ from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,
     MAX_SEED,
-    OpenAIBody,
+    DecodedBody,
     Rule,
-    harmless,
+    check_body,
     number,
     one_of,
+    only_values,
     read_fields,
-    read_openai,
     require,
     text,
     whole,
@@ -31,13 +32,73 @@ from predictors.protocol.openai.fields import (
 )
 
 MAX_N = 16  # OpenAI's is 10
-MAX_PROMPT = 2**21  # characters of a text that is handed on at all; the room's limit is lower
-MAX_SIDE = 65_536  # of a number that is read at all; the room's limit is lower
+MAX_PROMPT = 2**21  # characters that are read; the codec's limit is lower
+MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
+# Without slots: pickle restores an object that has slots through a Python function.
+@dataclass(frozen=True)
+class ImagesBody:
+    """A checked body. None means that the field is absent or null; sides are in pixels."""
+
+    model: str
+    prompt: str
+    negative_prompt: str | None = None
+    n: int = 1
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    max_sequence_length: int | None = None
+    tier: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The caller's field for each one that came under another name: `width` from `size`."""
+
+
+def decode_images_body(raw: bytes) -> DecodedBody[ImagesBody]:
+    """The body of a request from its JSON text. Raises `InvalidRequest` for text that is not
+    JSON.
+    """
+    return check_body(parse_json(raw), read_images_body)
+
+
+def read_images_body(body: object) -> ImagesBody:
+    """The body, with `size` as `width` and `height`, and `quality` as `tier`.
+
+    Raises `InvalidRequest` that names the field.
+    """
+    read = read_fields(body, FIELDS)
+    require(read, "model", "prompt")
+    spelt: dict[str, str] = {}
+    if "size" in read:
+        width, height = read.pop("size")
+        _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
+    if "quality" in read:
+        quality = read.pop("quality")
+        _merge(read, "quality", quality, {"tier": quality}, spelt)
+    return ImagesBody(**read, spelt=spelt)
+
+
+def _merge(
+    read: dict[str, Any], name: str, shown: str, parts: Mapping[str, Any], spelt: dict[str, str]
+) -> None:
+    """Add `parts` in place of the field `name`. Raises `InvalidRequest` where one of them is given
+    already and differs.
+    """
+    for part, value in parts.items():
+        if read.setdefault(part, value) != value:
+            message = f"{name} {shown} and {part} {str(read[part])[:32]} disagree"
+            raise InvalidRequest(message, param=part)
+        spelt[part] = name
+
+
 def _size(name: str, value: Any) -> object:
-    """`WxH` in pixels as (width, height); `auto` is the checkpoint's own size."""
+    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size."""
     if value == "auto":
         return DROP
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -55,7 +116,7 @@ def _response_format(name: str, value: Any) -> object:
 
 
 def _quality(name: str, value: Any) -> object:
-    """OpenAI's word for a `tier`; what it says when it says nothing is the model's default."""
+    """OpenAI's word for a `tier`; `auto` and `standard` mean the model's default."""
     one_of("auto", "standard", "lossless", "high", "turbo")(name, value)
     return DROP if value in {"auto", "standard"} else value
 
@@ -78,63 +139,20 @@ FIELDS: dict[str, Rule] = {
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": whole(0, 100),
     "response_format": _response_format,
-    # cannot change the answer
+    # these can't change the answer
     **CLIENT_FIELDS,
-    # only at the value that is served anyway
-    "style": harmless("auto", why="the prompt is what sets the style"),
-    "moderation": harmless("auto", why="there is no moderation to be set"),
-    "background": harmless("auto", "opaque", why="pictures are opaque"),
-    "partial_images": harmless(0, why="only finished pictures are sent"),
-    "stream": harmless(False, why="only finished pictures are sent"),
-    # standard elsewhere on OpenAI's images API
-    "image": harmless(why="pictures are drawn from words only"),
-    "mask": harmless(why="pictures are drawn from words only"),
-    "input_fidelity": harmless(why="pictures are drawn from words only"),
-    "complexity": harmless(why="only raster pictures are drawn"),
-    "svg": harmless(why="only raster pictures are drawn"),
-    "frame_count": harmless(why="pictures do not move"),
-    "frame_duration_ms": harmless(why="pictures do not move"),
+    # these are only taken at the value that is served anyway
+    "style": only_values("auto", why="the prompt is what sets the style"),
+    "moderation": only_values("auto", why="there is no moderation to be set"),
+    "background": only_values("auto", "opaque", why="pictures are opaque"),
+    "partial_images": only_values(0, why="only finished pictures are sent"),
+    "stream": only_values(False, why="only finished pictures are sent"),
+    # standard in other parts of OpenAI's images API
+    "image": only_values(why="pictures are drawn from words only"),
+    "mask": only_values(why="pictures are drawn from words only"),
+    "input_fidelity": only_values(why="pictures are drawn from words only"),
+    "complexity": only_values(why="only raster pictures are drawn"),
+    "svg": only_values(why="only raster pictures are drawn"),
+    "frame_count": only_values(why="pictures do not move"),
+    "frame_duration_ms": only_values(why="pictures do not move"),
 }
-
-
-class ImagesBody(dict[str, Any]):
-    """A checked body. It remembers which fields came under another name, so that an error says
-    the caller's."""
-
-    def __init__(self, read: Mapping[str, Any]) -> None:
-        super().__init__(read)
-        self.spelt: dict[str, str] = {}
-
-    def spell_out(self, name: str, parts: Mapping[str, Any]) -> None:
-        """Put `parts` in place of the field `name`; raises `InvalidRequest` where they are there
-        and differ."""
-        shown = self.pop(name)
-        shown = "x".join(map(str, shown)) if isinstance(shown, tuple) else shown
-        for part, value in parts.items():
-            if self.setdefault(part, value) != value:
-                message = f"{name} {shown} and {part} {str(self[part])[:32]} disagree"
-                raise InvalidRequest(message, param=part)
-            self.spelt[part] = name
-
-
-def read_body(body: object) -> ImagesBody:
-    """The checked body: absent fields are absent, ignored ones dropped, `size` replaced by
-    `width` and `height`, `quality` by `tier`.
-
-    Keys and types: `model` str, `prompt` str, and if given `negative_prompt` str, `n` int,
-    `width` and `height` int (pixels), `seed` int, `num_inference_steps` int, `guidance_scale`
-    float, `true_cfg_scale` float, `max_sequence_length` int, `output_format` png|jpeg|webp,
-    `output_compression` int (0 to 100), `tier` str. Raises `InvalidRequest` that names the field.
-    """
-    read = ImagesBody(read_fields(body, FIELDS))
-    require(read, "model", "prompt")
-    if "size" in read:
-        read.spell_out("size", dict(zip(("width", "height"), read["size"], strict=True)))
-    if "quality" in read:
-        read.spell_out("quality", {"tier": read["quality"]})
-    return read
-
-
-def decode(raw: bytes) -> OpenAIBody:
-    """The checked body of a request."""
-    return read_openai(parse_json(raw), read_body)

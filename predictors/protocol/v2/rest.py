@@ -1,10 +1,9 @@
-"""V2 REST: health, metadata, inference and the repository routes. Knows no model beyond `Served`.
+"""V2 REST routes: health, metadata, inference and the model repository.
 
-Routes that the Open Inference Protocol or Triton have and this server doesn't (`config`, `stats`,
-`trace`, shared memory) fall through to the ordinary 404. `load` and `unload` are refused with 501
-unless the operator turned them on, since nobody is asked who they are; even then they only take a
-model out of service and back, its weights stay where they are. V1's `:predict` and `:explain` are
-501 and name V2.
+Routes of the Open Inference Protocol or Triton that this server lacks (`config`, `stats`, `trace`,
+shared memory) are ordinary 404s. `load` and `unload` answer 501 unless the operator enabled them,
+since callers are not authenticated; they only take a model out of service and back, its weights
+stay loaded. V1's `:predict` and `:explain` answer 501 and name V2.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from predictors import __version__
 from predictors.errors import InvalidRequest, NotSupported
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
-from predictors.protocol.http.app import Answering
-from predictors.protocol.http.body_reader import INLINE_BYTES, read_small_body
-from predictors.protocol.http.exchange import Exchange, Reply, Work, json_reply
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.body_reader import INLINE_BYTES, receive_small_body
+from predictors.protocol.http.exchange import Endpoint, Exchange, Response, json_response
 from predictors.protocol.http.json_bodies import JSON_MEDIA, parse_json
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
-from predictors.protocol.v2.wire_json import HEADER, decode_request, encode_response
+from predictors.protocol.v2.wire_json import HEADER, decode_json_request, encode_json_response
 
 NAME = "vision-predictors"
 EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
@@ -40,9 +39,9 @@ REPOSITORY_OFF = (
 
 
 def v2_routes(registry: Registry) -> list[BaseRoute]:
-    """Every V2 route, the most frequent first, and V1's two."""
+    """All V2 routes, the most frequent first, and V1's two."""
     routes = V2Routes(registry)
-    infer = Work(
+    infer = Endpoint(
         routes.infer, registry, protocol="v2_rest", operation="infer", body_of=Fault.v2_body
     )
     model = "/v2/models/{model}"
@@ -62,8 +61,8 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
         (model, routes.model_metadata),
         (version, routes.model_metadata),
     ):
-        found.append(Route(path, Answering(answer), methods=["GET"]))
-    index = Answering(routes.repository_index)
+        found.append(Route(path, PlainEndpoint(answer), methods=["GET"]))
+    index = PlainEndpoint(routes.repository_index)
     found.append(Route("/v2/repository/index", index, methods=["GET", "POST"]))
     for path, answer in (
         ("/v2/repository/models/{model}/load", routes.load),
@@ -71,74 +70,76 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
         ("/v1/models/{model}:predict", routes.v1),
         ("/v1/models/{model}:explain", routes.v1),
     ):
-        found.append(Route(path, Answering(answer), methods=["POST"]))
+        found.append(Route(path, PlainEndpoint(answer), methods=["POST"]))
     return found
 
 
 class V2Routes:
-    """The answers. Event loop only."""
+    """Handlers of the V2 routes. Event loop only."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     # -- inference -------------------------------------------------------------------------------
-    async def infer(self, exchange: Exchange) -> Reply:
+    async def infer(self, exchange: Exchange) -> Response:
         """`POST /v2/models/{model}[/versions/{version}]/infer`"""
         name, version = exchange.path["model"], exchange.path.get("version", "")
         model = exchange.admit(name, version)
         head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
         files = model.file_inputs
-        request = await exchange.decoded(decode_request, head, name, version, files, media=MEDIA)
+        request = await exchange.decode_body(
+            decode_json_request, head, name, version, files, media=MEDIA
+        )
         check_outputs(request, model)
         response = complete(await model.infer(request, exchange.call), request, exchange.call)
         if num_bytes(response) > INLINE_BYTES:
-            body, json_bytes = await asyncio.to_thread(encode_response, response, request)
+            body, json_bytes = await asyncio.to_thread(encode_json_response, response, request)
         else:
-            body, json_bytes = encode_response(response, request)
+            body, json_bytes = encode_json_response(response, request)
         if json_bytes is None:
-            return Reply(body)
-        return Reply(body, headers=(BINARY_TYPE, (HEADER, str(json_bytes))))
+            return Response(body)
+        return Response(body, headers=(BINARY_TYPE, (HEADER, str(json_bytes))))
 
     # -- health ----------------------------------------------------------------------------------
-    async def root(self, request: Request) -> Reply:
-        """KServe's greeting; also what a bare load balancer asks."""
-        return json_reply({"status": "alive"})
+    async def root(self, request: Request) -> Response:
+        """`GET /`, KServe's liveness message; plain load balancers ask for it too."""
+        return json_response({"status": "alive"})
 
-    async def live(self, request: Request) -> Reply:
-        """503 once an engine is dead or stalled: the process should be restarted."""
+    async def live(self, request: Request) -> Response:
+        """503 once an engine is dead or stalled, and the process should be restarted."""
         live = self._registry.is_live()
-        return json_reply({"live": live}, 200 if live else 503)
+        return json_response({"live": live}, 200 if live else 503)
 
-    async def ready(self, request: Request) -> Reply:
+    async def ready(self, request: Request) -> Response:
         """503 until every model is warm, and again while the server shuts down."""
         ready = await self._registry.all_ready()
-        return json_reply({"ready": ready}, 200 if ready else 503)
+        return json_response({"ready": ready}, 200 if ready else 503)
 
-    async def model_ready(self, request: Request) -> Reply:
-        """503 until this model is warm."""
+    async def model_ready(self, request: Request) -> Response:
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
-        return json_reply({"name": model.name, "ready": ready}, 200 if ready else 503)
+        return json_response({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     # -- metadata --------------------------------------------------------------------------------
-    async def server_metadata(self, request: Request) -> Reply:
+    async def server_metadata(self, request: Request) -> Response:
         """`GET /v2`"""
-        return json_reply({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+        return json_response({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
 
-    async def model_names(self, request: Request) -> Reply:
+    async def model_names(self, request: Request) -> Response:
         """`GET /v2/models`"""
-        return json_reply({"models": list(self._registry.models)})
+        return json_response({"models": list(self._registry.models)})
 
-    async def model_metadata(self, request: Request) -> Reply:
+    async def model_metadata(self, request: Request) -> Response:
         """`GET /v2/models/{model}`"""
-        return json_reply(metadata(self._find(request)))
+        return json_response(metadata(self._find(request)))
 
     # -- repository ------------------------------------------------------------------------------
-    async def repository_index(self, request: Request) -> Reply:
-        """Triton's index: name, version and state of each model; `{"ready": true}` asks for the
-        ready ones only."""
+    async def repository_index(self, request: Request) -> Response:
+        """Triton's index with the name, version and state of each model. `{"ready": true}` selects
+        ready ones.
+        """
         timeout_s = self._registry.settings.server.body_timeout_s
-        raw = await read_small_body(request.receive, request.headers, 4096, timeout_s)
+        raw = await receive_small_body(request.receive, request.headers, 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
         if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
             raise InvalidRequest("the body may have one field, ready")
@@ -151,22 +152,22 @@ class V2Routes:
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not only_ready:
                 entries.append({"name": name, "version": VERSION, "state": state, "reason": ""})
-        return json_reply(entries)
+        return json_response(entries)
 
-    async def load(self, request: Request) -> Reply:
+    async def load(self, request: Request) -> Response:
         """Put a model back into service."""
         model = self._repository_model(request)
         self._registry.restore(model.name)
-        return json_reply({"name": model.name, "load": True})
+        return json_response({"name": model.name, "load": True})
 
-    async def unload(self, request: Request) -> Reply:
-        """Take a model out of service; what it has accepted is finished."""
+    async def unload(self, request: Request) -> Response:
+        """Take a model out of service. Accepted requests are completed."""
         model = self._repository_model(request)
         self._registry.withdraw(model.name)
-        return json_reply({"name": model.name, "unload": True})
+        return json_response({"name": model.name, "unload": True})
 
-    async def v1(self, request: Request) -> Reply:
-        """V1 has no place for named tensors and parameters."""
+    async def v1(self, request: Request) -> Response:
+        """Refuse V1 inference: it cannot carry named tensors and parameters."""
         name = request.path_params["model"]
         self._registry.find(name)
         raise NotSupported(f"V1 inference is not offered; use POST /v2/models/{name}/infer")
@@ -182,7 +183,7 @@ class V2Routes:
 
 
 def metadata(model: Served) -> dict[str, Any]:
-    """What V2 tells about a model; both transports."""
+    """A model's V2 metadata, for REST and gRPC."""
     return {
         "name": model.name,
         "versions": [VERSION],
@@ -193,7 +194,7 @@ def metadata(model: Served) -> dict[str, Any]:
 
 
 def check_outputs(request: V2Request, model: Served) -> None:
-    """Raise `InvalidRequest` for an output that the model does not have, before it works."""
+    """Raise `InvalidRequest` for a requested output that the model does not have."""
     if not request.outputs:
         return
     known = [output["name"] for output in model.get_output_types()]
@@ -205,7 +206,7 @@ def check_outputs(request: V2Request, model: Served) -> None:
 
 
 def complete(response: V2Response, request: V2Request, call: Call) -> V2Response:
-    """The response with id and version, and the wanted outputs in the wanted order."""
+    """Add id and version to the response, and select the requested outputs in their order."""
     outputs = response.outputs
     if request.outputs:
         by_name = {tensor.name: tensor for tensor in outputs}

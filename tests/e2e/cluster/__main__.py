@@ -1,5 +1,5 @@
 """`python -m tests.e2e.cluster`: build, up, down, run, with, load, status, component, gpus, suite.
-Turns a `ClusterError` into a sentence and exit code 1; knows nothing of how things are done.
+Turns a `ClusterError` into a sentence and exit code 1.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Container images as tar files: write the smallest one there can be, and read from a big one what
-identifies it. The standard library only; knows no containerd.
+identifies it. The standard library only.
 """
 
 from __future__ import annotations

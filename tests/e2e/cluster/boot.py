@@ -135,7 +135,7 @@ def until(what: str, probe: Callable[[], bool]) -> None:
 
 
 def node_is_ready(site: Site) -> bool:
-    """Whether the node says Ready."""
+    """True if the node says Ready."""
     try:
         node = json.loads(kubectl(site, "get", "node", NODE, "-o", "json"))
     except ClusterError:
@@ -145,7 +145,7 @@ def node_is_ready(site: Site) -> bool:
 
 
 def account_exists(site: Site) -> bool:
-    """Whether pods can be made in the default namespace."""
+    """True if pods can be made in the default namespace."""
     try:
         return bool(kubectl(site, "get", "serviceaccount", "default", "-n", "default"))
     except ClusterError:
@@ -153,7 +153,7 @@ def account_exists(site: Site) -> bool:
 
 
 def kubectl(site: Site, *words: str, stdin: str = "") -> str:
-    """What an admin's kubectl printed; raises `ClusterError` with its complaint."""
+    """The output of an admin's kubectl; raises `ClusterError` with its complaint."""
     done = subprocess.run(
         [site.bin / "kube", "kubectl", "--kubeconfig", site.kubeconfig(), *words],
         input=stdin,

@@ -122,7 +122,7 @@ def find_go() -> str:
 
 
 def run_go(go: str, words: list[str]) -> str:
-    """What a go command printed; raises `ClusterError` with the end of what it complained."""
+    """The output of a go command; raises `ClusterError` with the end of what it complained."""
     environment = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     done = subprocess.run(
         [go, *words], cwd=recipe.BUILD, env=environment, capture_output=True, text=True, check=False

@@ -1,5 +1,5 @@
 """A certificate authority for one cluster, and the certificates that its parts serve and present.
-Drives openssl; knows no component beyond the names it is given.
+Drives openssl.
 """
 
 from __future__ import annotations

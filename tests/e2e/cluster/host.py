@@ -1,5 +1,5 @@
 """What the machine lends to a cluster: mounts and a network in private namespaces, cgroups outside
-of them, and how all of it is given back. Knows no component.
+of them, and how all of it is given back.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def prepare_network() -> None:
 
 
 def prepare_cgroups() -> None:
-    """The kubelet's root in every hierarchy; a cpuset must be told what it has."""
+    """The kubelet's root in every hierarchy; a cpuset needs its cpus and mems."""
     if (CGROUPS / "cgroup.controllers").exists():
         (CGROUPS / CGROUP).mkdir(exist_ok=True)
         return

@@ -1,5 +1,5 @@
 """What a cluster's containerd holds: import archives that are not there yet, and forget the pods of
-a run that was cut off. Speaks to containerd through `ctr`; knows no Kubernetes.
+a run that was cut off. Speaks to containerd through `ctr`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IMPORT_FACTOR = 2.2  # the blobs, and the same files unpacked
 
 
 def ctr(socket: Path, *words: object) -> str:
-    """What a ctr command printed; raises `ClusterError` with its complaint."""
+    """The output of a ctr command; raises `ClusterError` with its complaint."""
     command = ["ctr", "--address", str(socket), "-n", SPACE, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -44,7 +44,7 @@ def load(site: Site, path: Path) -> str:
 
 
 def holds(site: Site, identity: archive.Archived) -> bool:
-    """Whether every reference was imported from the same content and is still what it was."""
+    """True if every reference was imported from the same content and is still what it was."""
     if not identity.references:
         return False
     return all(

@@ -60,7 +60,7 @@ def need_root() -> None:
 
 
 def need_none() -> None:
-    """Raise `ClusterError` while a cluster is up: it is somebody's, who takes it down."""
+    """Raise `ClusterError` while a cluster is up: its owner takes it down."""
     if supervisor_pid() is not None:
         raise ClusterError("a cluster is up already: `python -m tests.e2e.cluster down` first")
 
@@ -113,7 +113,7 @@ def note_pid(site: Site, parent: int) -> None:
 
 
 def started_at(pid: int) -> str:
-    """When a process started, in clock ticks since boot: a pid alone may be somebody else's."""
+    """When a process started, in clock ticks since boot: a pid alone may have been reused."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -163,7 +163,7 @@ def wait_gone(pid: int) -> None:
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether a process has ended and waits for its parent."""
+    """True if a process has ended and waits for its parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

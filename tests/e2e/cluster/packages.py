@@ -1,5 +1,5 @@
 """Which of Debian's packages the cluster still needs, and their installation without starting their
-services. Knows no cluster; what apt cannot give is named in the failure.
+services.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def on_this_machine(wanted: str) -> bool:
-    """Whether a command or a file is there."""
+    """True if a command or a file is there."""
     if wanted.startswith("/"):
         return Path(wanted).exists()
     return find(wanted) is not None
@@ -76,7 +76,7 @@ def install_missing() -> None:
 
 @contextmanager
 def services_stay_off(root: list[str]) -> Iterator[None]:
-    """Debian asks this script before it starts a service; ours says no, somebody else's stays."""
+    """Debian asks this script before it starts a service; ours says no, an existing one stays."""
     if POLICY.exists():
         yield
         return

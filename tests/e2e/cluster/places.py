@@ -1,5 +1,5 @@
 """Where the test cluster lies on this machine: its cache, its run folder, its logs, and whether the
-disk can hold them. Knows no component and starts nothing.
+disk can hold them.
 
 What is worth keeping outlives a clone (`VISION_PREDICTORS_CACHE`, else the user's cache folder);
 what one cluster makes is gone after `down`.
@@ -115,7 +115,7 @@ def check_free_disk(folder: Path, needed_bytes: float, purpose: str) -> None:
 
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
-    """Hold a lock of this machine; whoever comes second waits."""
+    """Hold a lock of this machine; a second holder waits."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{what}.lock").open("w") as lock:

@@ -1,5 +1,5 @@
 """The components' processes under the supervisor: start, stop, notice that one ended, ask whether
-one is ready. Runs in PID 1 of the cluster's namespaces; knows no order of things.
+one is ready. Runs in PID 1 of the cluster's namespaces.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Processes:
             os.waitpid(found.si_pid, 0)
 
     def is_ready(self, component: Component) -> bool:
-        """Whether a component's address answers with 200."""
+        """True if a component's address answers with 200."""
         if component.ready_url is None:
             return True
         trust = None

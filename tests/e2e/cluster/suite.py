@@ -1,5 +1,5 @@
 """The whole end-to-end run, stage by stage: build, images, cluster up, images into it, tests,
-cluster down. Says how long each stage took and keeps what it printed; knows no stage's inside.
+cluster down. Says how long each stage took and keeps what it printed.
 """
 
 from __future__ import annotations

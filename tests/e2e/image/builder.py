@@ -2,7 +2,7 @@
 
 Base (Debian by mmdebstrap) and wheels are kept by the hash of what they depend on, see `recipe`;
 the product is a layer on them, rebuilt whenever its files changed. All that is to be imported ends
-in the OCI layout. Knows no cluster.
+in the OCI layout.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def build_variant(name: str, reference: str) -> None:
 def lay_down(wheels: str, layout: Layout) -> None:
     """Put the layers of the wheels into the layout as they are, before anything is pushed there.
 
-    `buildah push` compresses layers for a layout, and does so anew each time (a minute for the
+    `buildah push` compresses layers for a layout, and does so each time (a minute for the
     wheels), unless the very bytes are there already. A folder (`dir:`) gets them as they are.
     """
     shown = json.loads(buildah_says("inspect", "--type", "image", wheels))
@@ -130,7 +130,7 @@ def push(reference: str) -> None:
 
 
 def exists(reference: str) -> bool:
-    """Whether buildah has this image."""
+    """True if buildah has this image."""
     command = _buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", reference)
     return subprocess.run(command, capture_output=True).returncode == 0
 
@@ -155,7 +155,7 @@ def _buildah(verb: str, *arguments: str) -> list[str]:
 
 
 def buildah_says(verb: str, *arguments: str) -> str:
-    """What one buildah command prints, on the images of the suite. Raises `CannotBuild`."""
+    """The output of one buildah command, on the images of the suite. Raises `CannotBuild`."""
     return ask(_buildah(verb, *arguments))
 
 

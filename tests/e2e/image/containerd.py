@@ -1,7 +1,7 @@
 """Brings the layout's images into a containerd, and only what it lacks of them.
 
 A blob that the content store has is neither sent nor unpacked again: after the first import, which
-brings the wheels, a new product takes a second. Knows containerd's `ctr` and no cluster.
+brings the wheels, a new product takes a second.
 """
 
 from __future__ import annotations

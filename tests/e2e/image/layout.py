@@ -1,7 +1,7 @@
 """An OCI layout folder: which blobs an image consists of, and a tar stream of some of them.
 
-Content is addressed by its digest, so a stream may leave out whatever the other side has already:
-a new product is sent without the 5 GB of wheels beneath it. Knows no builder and no cluster.
+Content is addressed by its digest, so a stream may leave out whatever the other side has already: a
+new product is sent without the 5 GB of wheels beneath it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Where the images of the e2e suite lie on this machine, and whether the disk can hold them. Knows
-no tool.
+"""Where the images of the e2e suite lie on this machine, and whether the disk can hold them.
 
 All of it outlives a clone: `VISION_PREDICTORS_CACHE`, else the user's cache folder.
 """
@@ -21,7 +20,7 @@ GIGABYTE = 10**9
 
 
 class CannotBuild(Exception):
-    """What is missing, in a sentence for whoever runs the suite."""
+    """What is missing, in a sentence for the person who runs the suite."""
 
 
 def cache() -> Path:

@@ -1,6 +1,4 @@
-"""What an image depends on, as short hashes: same hash, same content, nothing to build. Knows the
-Dockerfile's text and Debian's package names, and no tool.
-"""
+"""What an image depends on, as short hashes: same hash, same content, nothing to build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs that build images: runs them, installs what Debian has of them. Knows no image."""
+"""The programs that build images: runs them, installs what Debian has of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(command: Sequence[str], *, cwd: Path = ROOT, quiet: bool = False) -> Non
 
 
 def ask(command: Sequence[str], *, cwd: Path = ROOT) -> str:
-    """What `command` prints. Raises `CannotBuild` with what it said when it fails."""
+    """The output of `command`. Raises `CannotBuild` with what it said when it fails."""
     done = subprocess.run(
         command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

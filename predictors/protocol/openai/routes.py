@@ -1,0 +1,201 @@
+"""All OpenAI routes: chat completions, image generations, and the models KServe V1 lists too.
+
+`endpoint` makes the ASGI endpoint of one POST route from an `Operation`. A failure is `{"error":
+{"message", "type", "param", "code"}}`: the response's body, or the last event of a stream that has
+begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from predictors.errors import InvalidRequest, NotFound
+from predictors.protocol.call import Call
+from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.exchange import (
+    Endpoint,
+    EventStream,
+    Exchange,
+    Response,
+    json_response,
+)
+from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
+from predictors.protocol.openai.events import DONE, framed
+from predictors.protocol.openai.fields import DecodedBody
+from predictors.protocol.openai.images_body import ImagesBody, decode_images_body
+from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Served, ServesChat, ServesImages
+
+PREFIXES = ("/openai/v1", "/v1")
+OWNER = "vision-predictors"
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),  # nginx would hold the events back
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One POST route: its path below `/v1`, and how its body is read and answered."""
+
+    name: str
+    """Metric label."""
+    route: str
+    decode: Callable[[bytes], DecodedBody[Any]]
+    """From the body's bytes; called in a worker process where they are many."""
+    serves: Callable[[Served], bool]
+    """Tells whether a model answers this route."""
+    reply: Callable[[Any, Any, Call], Awaitable[Response | EventStream]]
+    """From such a model, the checked body and the call."""
+
+
+def openai_routes(registry: Registry) -> list[BaseRoute]:
+    """Every OpenAI route, under each prefix."""
+    listing = Listing(registry)
+    chat = endpoint(registry, CHAT, (IMAGES,))
+    images = endpoint(registry, IMAGES, (CHAT,))
+    routes: list[BaseRoute] = []
+    for prefix in PREFIXES:
+        routes += [
+            Route(prefix + CHAT.route, chat, methods=["POST"]),
+            Route(prefix + IMAGES.route, images, methods=["POST"]),
+            Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
+            Route(f"{prefix}/models/{{name}}", PlainEndpoint(listing.one), methods=["GET"]),
+        ]
+    return routes
+
+
+def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Endpoint:
+    """The ASGI endpoint of `operation`. `others` are named to callers whose model is of another
+    kind.
+    """
+
+    async def handle(exchange: Exchange) -> Response | EventStream:
+        decoded = await exchange.decode_body(operation.decode)
+        if decoded.model is not None:
+            exchange.tally.model = registry.label(decoded.model)  # for a refused body too
+        body = decoded.accepted()
+        model = exchange.find(body.model)
+        if not operation.serves(model):
+            raise _wrong_kind(model, operation, others)
+        exchange.admit(model.name)
+        return await operation.reply(model, body, exchange.call)
+
+    return Endpoint(
+        handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
+    )
+
+
+def openai_body(fault: Fault) -> bytes:
+    """The error body. The only thing that these routes don't find is a model."""
+    if fault.code == "not_found":
+        fault = replace(fault, param="model", code="model_not_found")
+    return fault.openai_body()
+
+
+def _wrong_kind(
+    model: Served, operation: Operation, others: tuple[Operation, ...]
+) -> InvalidRequest:
+    there = [other.route for other in others if other.serves(model)]
+    hint = f"; POST /v1{there[0]} does" if there else ""
+    message = f"POST /v1{operation.route} does not serve model {model.name!r}{hint}"
+    return InvalidRequest(message, param="model")
+
+
+# -- chat ------------------------------------------------------------------------------------------
+async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Response | EventStream:
+    if body.stream:
+        events = model.chat_stream(body, call)
+        return EventStream(
+            events, encode_error=_encode_error, last_event=DONE, headers=STREAM_HEADERS
+        )
+    return json_response(await model.chat(body, call))
+
+
+def _encode_error(fault: Fault) -> bytes:
+    """The event for a failure after the first chunk. No `[DONE]` follows: the answer is not
+    complete.
+    """
+    return framed(openai_body(fault))
+
+
+CHAT = Operation(
+    name="chat",
+    route="/chat/completions",
+    decode=decode_chat_body,
+    serves=lambda model: isinstance(model, ServesChat),
+    reply=_reply_chat,
+)
+
+
+# -- images ----------------------------------------------------------------------------------------
+async def _reply_images(model: ServesImages, body: ImagesBody, call: Call) -> Response:
+    try:
+        # a hundred megabytes of base64 would block the event loop
+        return await asyncio.to_thread(_images_reply, await model.images(body, call))
+    except InvalidRequest as error:
+        if error.param is not None:
+            error.param = body.spelt.get(error.param, error.param)
+        raise
+
+
+def _images_reply(answer: Mapping[str, Any]) -> Response:
+    # base64 needs no escapes: the encoder copies it as it is
+    data = [
+        {**picture, "b64_json": orjson.Fragment(b'"%b"' % picture["b64_json"].encode())}
+        for picture in answer["data"]
+    ]
+    return json_response({**answer, "data": data})
+
+
+IMAGES = Operation(
+    name="images",
+    route="/images/generations",
+    decode=decode_images_body,
+    serves=lambda model: isinstance(model, ServesImages),
+    reply=_reply_images,
+)
+
+
+# -- models ----------------------------------------------------------------------------------------
+class Listing:
+    """`GET /v1/models` and `/v1/models/{name}`, each answer with the fields of OpenAI and of KServe
+    V1, which share these addresses. Event loop.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._created = int(time.time())  # Unix seconds of the server's start
+
+    async def all(self, request: Request) -> Response:
+        """`data` for OpenAI's clients, `models` for KServe V1's; models that still load are
+        listed too.
+        """
+        names = list(self._registry.models)
+        data = [self._card(name) for name in names]
+        return json_response({"object": "list", "data": data, "models": names})
+
+    async def one(self, request: Request) -> Response:
+        """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
+        name = request.path_params["name"]
+        try:
+            self._registry.find(name)
+        except NotFound as error:
+            fault = fault_of(error)
+            return Response(openai_body(fault), fault.status)
+        ready = await self._registry.is_ready(name)
+        card = self._card(name) | {"name": name, "ready": ready}
+        return json_response(card, 200 if ready else 503)
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}

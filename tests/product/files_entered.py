@@ -1,0 +1,73 @@
+"""Serves both embedded models and prints, as JSON, the files of the package that one picture and
+one chat about a picture enter, each in the order of its first call.
+
+A program of its own: the trace function must be set before any thread starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = str(ROOT / "predictors") + "/"
+
+
+class FilesEntered:
+    """A trace function: while `is_on`, keeps the package's files in which a function is called."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.files: dict[str, None] = {}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if self.is_on and frame.f_code.co_filename.startswith(PACKAGE):
+            self.files.setdefault(frame.f_code.co_filename.removeprefix(PACKAGE))
+
+    def of(self, run: Any) -> list[str]:
+        """The files entered while `run()` runs."""
+        self.files, self.is_on = {}, True
+        try:
+            run()
+        finally:
+            self.is_on = False
+        return list(self.files)
+
+
+def main() -> None:
+    """Serve, ask, print."""
+    entered = FilesEntered()
+    threading.settrace(entered)
+    sys.settrace(entered)
+    from tests.product.conftest import served_both  # after the trace is set
+
+    with served_both() as running, running.client() as http:
+        picture: dict[str, Any] = {}
+
+        def draw() -> None:
+            prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a red circle"]}
+            body = {"inputs": [prompt], "parameters": {"num_inference_steps": 4}}
+            reply = http.post("/v2/models/flux/infer", json=body)
+            assert reply.status_code == 200, reply.text
+            picture.update(reply.json())
+
+        def chat() -> None:
+            (data,) = picture["outputs"][0]["data"]
+            url = {"url": f"data:image/png;base64,{data}"}
+            parts = [{"type": "text", "text": "Describe."}, {"type": "image_url", "image_url": url}]
+            messages = [{"role": "user", "content": parts}]
+            body = {"model": "qwen-vl", "messages": messages, "max_tokens": 8, "stream": True}
+            reply = http.post("/v1/chat/completions", json=body)
+            assert reply.status_code == 200, reply.text
+
+        found = {"picture": entered.of(draw), "chat": entered.of(chat)}
+    sys.settrace(None)
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""docs/architecture.md lists the files that one picture and one chat enter: held to a trace."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.product.files_entered import ROOT
+
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+INWARD = ("base.py", "serving/", "diffusion/", "chat/", "models/", "compute/")
+Entered = dict[str, list[str]]
+
+pytestmark = pytest.mark.timeout(900)  # a last resort: both models load and warm under a trace
+
+
+@pytest.fixture(scope="module")
+def entered() -> Entered:
+    """The files by kind of request, in the order of their first call."""
+    command = [sys.executable, "-m", "tests.product.files_entered"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850)
+    assert ran.returncode == 0, ran.stderr
+    found: Entered = json.loads(ran.stdout)
+    return found
+
+
+def listed(heading: str) -> list[str]:
+    """The files that stand under a heading of the page."""
+    section = PAGE.split(f"### {heading}")[1].split("\n#")[0]
+    return re.findall(r"`([\w/]+\.py)`", section)
+
+
+@pytest.mark.parametrize(("kind", "heading"), [("picture", "One picture"), ("chat", "One chat")])
+def test_the_page_lists_the_files_that_a_request_enters(
+    entered: Entered, kind: str, heading: str
+) -> None:
+    assert set(listed(heading)) == set(entered[kind])
+    assert len(listed(heading)) == len(set(listed(heading)))

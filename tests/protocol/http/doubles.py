@@ -1,0 +1,180 @@
+"""A connection without a socket: what it is fed comes in exactly the pieces that a test says.
+
+`Line` is the transport; like a socket's it keeps what comes while reading is paused. `answer` is an
+application that reads each body and says what it has read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from predictors.protocol.http.connection import HttpConnection
+from predictors.protocol.http.connection_limits import ConnectionLimit
+
+
+class Line(asyncio.Transport):
+    """A transport that writes into memory. Its peer reads at once unless `reads` is false."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.reads = True
+        self.is_closed = False
+        self.is_aborted = False
+        self.has_sent_eof = False
+        self.is_paused = False
+        self.protocol: Any = None
+        self._buffered = 0
+        self._kept: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written += data
+        if not self.reads:
+            self._buffered += len(data)
+            if self._buffered > 65536:
+                self.protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._buffered
+
+    def take(self, count: int) -> None:
+        """The peer reads so much of what is buffered."""
+        self._buffered -= min(count, self._buffered)
+        if self._buffered <= 16384:
+            self.protocol.resume_writing()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.has_sent_eof = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.close()
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
+        kept, self._kept = self._kept, []
+        for data in kept:
+            asyncio.get_running_loop().call_soon(self.feed, data)
+
+    def feed(self, data: bytes) -> None:
+        """These bytes come from the peer."""
+        if self.is_closed:
+            return
+        if self.is_paused:
+            self._kept.append(data)
+        else:
+            self.protocol.data_received(data)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request as an application has seen it."""
+
+    method: str
+    target: str
+    body: bytes
+
+
+class Talk:
+    """One connection with its application; made inside a running loop."""
+
+    def __init__(self, limit: ConnectionLimit | None = None) -> None:
+        self.seen: list[Message] = []
+        self.state = ServerState()
+        self.line = Line()
+        config = uvicorn.Config(
+            self.answer, interface="asgi3", proxy_headers=False, log_config=None
+        )
+        config.load()
+        loop = asyncio.get_running_loop()
+        self.connection = HttpConnection(
+            config,
+            self.state,
+            {},
+            loop,
+            limit=limit or ConnectionLimit(1000),
+            write_timeout_s=30.0,
+        )
+        self.line.protocol = self.connection
+        self.connection.connection_made(self.line)
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """Reads the body, unless the path begins with /early, and says what came."""
+        body, more = b"", not scope["path"].startswith("/early")
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        target = scope["raw_path"] + (
+            b"?" + scope["query_string"] if scope["query_string"] else b""
+        )
+        self.seen.append(Message(scope["method"], target.decode(), body))
+        said = {"path": scope["path"], "sha": hashlib.sha256(body).hexdigest()[:16]}
+        reply = json.dumps(said).encode()
+        headers = [(b"content-length", str(len(reply)).encode())]
+        status = 415 if scope["path"].startswith("/early") else 200
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply})
+
+    async def feed(self, parts: Sequence[bytes], *, breathe: bool = True) -> None:
+        """Each part as one read; the application may run in between if it may `breathe`."""
+        for part in parts:
+            self.line.feed(part)
+            if breathe:
+                await turns()
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Return when no request is running any more."""
+        await turns()
+        while self.state.tasks:
+            await asyncio.wait(self.state.tasks)
+            await turns()
+
+    def statuses(self) -> list[int]:
+        """Of the responses so far."""
+        return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.line.written)]
+
+    def end(self) -> None:
+        """Let the connection's timer go."""
+        self.connection.connection_lost(None)
+
+
+async def turns() -> None:
+    """A few turns of the loop: a request begins, answers, and what it has paused is fed."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def split(raw: bytes, *cuts: int) -> list[bytes]:
+    """`raw` in pieces that begin at these offsets."""
+    edges = [0, *sorted(cuts), len(raw)]
+    return [raw[a:b] for a, b in pairwise(edges) if a < b]

@@ -1,0 +1,185 @@
+"""Which pages may call and under which names: the rule of one port, header by header."""
+
+from __future__ import annotations
+
+import pytest
+
+from predictors.errors import Forbidden, Misdirected
+from predictors.protocol.http.access import AccessPolicy
+from predictors.settings import InvalidSetting
+
+INFER = "/v2/models/echo/infer"
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+def verdict(
+    access: AccessPolicy, host: str | None, *origins: str, path: str = INFER
+) -> type[Forbidden] | None:
+    """What a request with these headers is refused with."""
+    raw = [(b"host", host.encode("latin-1"))] if host is not None else []
+    raw += [(b"origin", origin.encode("latin-1")) for origin in origins]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    refusal = access.refusal(headers, raw, path)
+    return None if refusal is None else type(refusal)
+
+
+SAME = [
+    ("models.example.com", "http://models.example.com"),
+    ("models.example.com", "https://models.example.com"),
+    ("models.example.com:443", "https://models.example.com"),
+    ("models.example.com", "https://models.example.com:443"),
+    ("models.example.com", "http://models.example.com:80"),
+    ("models.example.com:80", "http://models.example.com"),
+    ("models.example.com:", "http://models.example.com"),
+    ("MODELS.example.COM:8080", "HTTP://models.EXAMPLE.com:8080"),
+    ("models.example.com.:8080", "http://models.example.com:8080"),
+    ("localhost:8080", "http://localhost:8080"),
+    ("10.1.2.3:8080", "http://10.1.2.3:8080"),
+    ("[::1]:8080", "http://[::1]:8080"),
+    ("[0:0:0:0:0:0:0:1]:8080", "http://[::1]:8080"),
+    ("[2001:DB8::1]", "https://[2001:db8::1]"),
+]
+FOREIGN = [
+    ("localhost:8080", "https://evil.example"),
+    ("localhost:8080", "http://localhost:3000"),
+    ("localhost:8080", "http://localhost"),
+    ("localhost:8080", "https://localhost"),
+    ("localhost:8080", "http://127.0.0.1:8080"),
+    ("models.example.com", "http://models.example.com:443"),
+    ("models.example.com:80", "https://models.example.com"),
+    ("models.example.com", "https://example.com"),
+    ("example.com", "https://models.example.com"),
+    ("example.com", "https://example.com.evil.example"),
+    ("localhost:8080", "null"),
+    ("localhost:8080", ""),
+    ("localhost:8080", " "),
+    ("localhost:8080", "localhost:8080"),
+    ("localhost:8080", "//localhost:8080"),
+    ("localhost:8080", "http:localhost:8080"),
+    ("localhost:8080", "http://localhost:8080/"),
+    ("localhost:8080", "http://localhost:8080 http://localhost:8080"),
+    ("localhost:8080", "http://localhost:8080, http://localhost:8080"),
+    ("localhost:8080", "http://user@localhost:8080"),
+    ("localhost:8080", "http://localhost:8080@evil.example"),
+    ("localhost:8080", "http://localhost:8080#evil.example"),
+    ("localhost:8080", "http://localhost:808080"),
+    ("localhost:8080", "http://localhost:+8080"),
+    ("localhost:8080", "http://localhost:８080".encode().decode("latin-1")),
+    ("localhost:8080", "file://"),
+    ("localhost:8080", "file://localhost:8080"),
+    ("localhost:8080", "chrome-extension://localhost:8080"),
+    ("[::1]:8080", "http://::1:8080"),
+    ("[::1]:8080", "http://[::2]:8080"),
+    ("", "http://"),
+    ("", "http://evil.example"),
+    (None, "http://evil.example"),
+    ("a@b", "http://a@b"),
+]
+
+
+@pytest.mark.parametrize(("host", "origin"), SAME)
+def test_a_page_that_was_served_here_may_ask(host: str, origin: str) -> None:
+    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is None
+
+
+@pytest.mark.parametrize(("host", "origin"), FOREIGN)
+def test_a_page_from_elsewhere_may_not(host: str | None, origin: str) -> None:
+    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is Forbidden
+
+
+def test_two_origins_are_none() -> None:
+    same = "http://localhost"
+    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, same) is Forbidden
+    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, "http://evil.example") is Forbidden
+
+
+OURS = [
+    "localhost", "localhost:1", "LOCALHOST:8080", "localhost.", "localhost:", "127.0.0.1",
+    "127.0.0.1:8080", "127.1.2.3:99", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]", "", None,
+]  # fmt: skip
+NOT_OURS = [
+    "evil.example", "evil.example:8080", "localhost.evil.example", "evil.localhost.example",
+    "127.0.0.1.evil.example", "127.0.0.1@evil.example", "localhost@evil.example", "0.0.0.0",
+    "10.1.2.3", "[::2]", "::1", "[::1", "localhost:80:80", "localhost:http", "localhost/",
+    "localhost evil.example", "localhost,evil.example", "x", "-", ".", "[]", "127.1", "2130706433",
+    "a" * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_on_loopback_only_names_of_this_machine_are_answered(address: str) -> None:
+    access = AccessPolicy(address)
+    for _ in range(2):  # the second time it is remembered
+        assert [host for host in OURS if verdict(access, host) is not None] == []
+        assert {verdict(access, host) for host in NOT_OURS} == {Misdirected}
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "models.example.com"])
+def test_elsewhere_any_name_is_answered(address: str) -> None:
+    access = AccessPolicy(address)
+    assert {verdict(access, host) for host in (*OURS, *NOT_OURS)} == {None}
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
+def test_the_operator_names_further_hosts(address: str) -> None:
+    access = AccessPolicy(
+        address, "models.Example.com, *.svc.cluster.local,[2001:DB8::1] ,10.1.2.3"
+    )
+    good = (
+        "models.example.com", "MODELS.example.com.:443", "flux.ns.svc.cluster.local",
+        "a.svc.cluster.local:80", "[2001:db8:0::1]:8080", "10.1.2.3:8080", "localhost:8080",
+    )  # fmt: skip
+    bad = (
+        "example.com", "a.models.example.com", "svc.cluster.local", "xsvc.cluster.local",
+        "svc.cluster.local.evil.example", "10.1.2.4", "*.svc.cluster.local", "*",
+    )  # fmt: skip
+    assert {verdict(access, host) for host in good} == {None}
+    assert {verdict(access, host) for host in bad} == {Misdirected}
+
+
+def test_any_host_may_be_allowed_on_loopback_too() -> None:
+    access = AccessPolicy(LOOPBACK, "*")
+    assert verdict(access, "evil.example") is None
+    assert verdict(access, "evil.example", "http://other.example") is Forbidden
+
+
+@pytest.mark.parametrize(
+    "setting", ["localhost:8080", "http://a", "a b", "*.*.a", "a.*", "*a", "a/b", "a;b", "ä"]
+)
+def test_a_setting_that_names_no_hosts_is_refused(setting: str) -> None:
+    with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_ALLOWED_HOSTS must be names"):
+        AccessPolicy(EVERYWHERE, f"good.example,{setting}")
+
+
+OPEN = [
+    "/", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready", "/v2/health/ready/",
+    "/v2/models/echo/ready", "/v2/models/echo/versions/1/ready",
+]  # fmt: skip
+CLOSED = [
+    "/v2", "/v2/", "/v2/models", "/v2/models/echo", "/v2/models/ready", "/v2/models//ready",
+    "/v2/models/a/b/ready", "/v2/health", "/v2/repository/index", INFER, "/v1/models",
+    "/v2/repository/models/ready/unload", "/debug/engine", "/metricsx", "//metrics", "/ready",
+    "/v2/models/echo/infer/ready/x",
+]  # fmt: skip
+
+
+def test_probes_and_metrics_answer_everybody() -> None:
+    for access in (AccessPolicy(LOOPBACK), AccessPolicy(LOOPBACK, pages=False)):
+        for path in OPEN:
+            assert verdict(access, "10.1.2.3:8080", "https://evil.example", path=path) is None
+        for path in CLOSED:
+            assert verdict(access, "10.1.2.3:8080", path=path) is Misdirected
+            assert verdict(access, "localhost", "https://evil.example", path=path) is Forbidden
+
+
+def test_where_there_are_no_pages_none_may_ask() -> None:
+    access = AccessPolicy(LOOPBACK, pages=False)
+    assert verdict(access, "localhost:8080", "http://localhost:8080") is Forbidden
+    assert verdict(access, "localhost:8080") is None
+
+
+def test_what_is_remembered_of_callers_is_bounded() -> None:
+    access = AccessPolicy(LOOPBACK)
+    for port in range(2000):
+        assert verdict(access, f"localhost:{port}") is None
+    assert len(access._known) <= 64
