@@ -15,10 +15,11 @@ from predictors import __main__ as root
 from predictors.cluster import story
 from predictors.cluster.account import find_account
 from predictors.cluster.reporter import Reporter
+from predictors.operators import serve
 from predictors.serving.lifecycle import State
 
 FOLDER, LAST_WORDS_S = Path(sys.argv[1]), float(sys.argv[2])
-moved = root._moved
+report_state = serve._report_state
 
 
 class Patient(Reporter):
@@ -31,13 +32,13 @@ class Patient(Reporter):
 
 def held(model: Any, told: Any, state: State) -> None:
     """Whoever has said that it loads waits for the test."""
-    moved(model, told, state)
+    report_state(model, told, state)
     if state is State.LOADING:
         os.read(0, 1)
 
 
 if __name__ == "__main__":
     root.find_account = partial(find_account, folder=FOLDER)  # type: ignore[assignment]
-    root._moved = held
+    serve._report_state = held
     story.Reporter = Patient  # type: ignore[misc]
     sys.exit(root.main(sys.argv[3:]))
