@@ -34,6 +34,7 @@ log = logging.getLogger("predictors")
 MODELS = {
     "FluxPipeline": "predictors.models.flux.model:make_predictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
 
