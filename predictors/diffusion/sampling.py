@@ -20,7 +20,7 @@ from torch import Tensor
 from predictors.errors import InvalidRequest
 from predictors.models.flux.folder import UNSERVED_OPTIONS
 
-# how `plan` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
+# how `plan` places model calls; `benchmarks/flux/tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
 GROWTH = (1 / 6, 0.3)
