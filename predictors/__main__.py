@@ -40,6 +40,7 @@ log = logging.getLogger("predictors")
 ROOMS = {
     "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 
 
