@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
-from predictors.cluster.account import find_account
-from predictors.cluster.story import Story, telling
+from predictors.cluster.identity import find_pod_identity
+from predictors.cluster.lifecycle_events import LifecycleEvents, lifecycle_events
 from predictors.compute.checkpoint.folder import advice
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs, tracing
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until a signal; ready once all of them are warm."""
     settings = _settings(arguments)
-    account = find_account(settings.cluster, os.environ)
+    identity = find_pod_identity(settings.cluster, os.environ)
     # before torch is imported: its idle threads may spin for microseconds, not milliseconds, as
     # engines, loop and pool share the cores. Costs nothing alone, saves a factor of ten in company
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -92,20 +92,20 @@ def serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
     tracing.configure(os.environ)
     with (
-        telling([model.name for model in models], account, settings.cluster) as story,
+        lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
         watching(settings.compute),
     ):
         for model in models:
             model.host.events.subscribe(
-                on_progress=partial(_progressed, model.name, story),
-                on_state=partial(_moved, model, story),
+                on_progress=partial(_progressed, model.name, events),
+                on_state=partial(_moved, model, events),
                 on_warm=spare_the_loaded,
             )
         try:
             return PredictorServer(
                 models,
                 settings,
-                on_drain=story.draining,
+                on_drain=events.draining,
                 make_profiler=Profiler,
                 workers=workers,
             ).run()
@@ -131,7 +131,9 @@ def warm(arguments: argparse.Namespace) -> int:
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
     logs.adopt()
     for model in models:
-        model.host.events.subscribe(on_progress=partial(_progressed, model.name, Story([], None)))
+        model.host.events.subscribe(
+            on_progress=partial(_progressed, model.name, LifecycleEvents([], None))
+        )
         # on this thread, for all: torch does not survive two that compile one after the other
         warmed(model)
         model.stop()
@@ -163,7 +165,7 @@ def profile(arguments: argparse.Namespace) -> int:
     logs.adopt()
     model.decode_v2(request)
     model.host.events.subscribe(
-        on_progress=partial(_progressed, name, Story([], None)), on_warm=spare_the_loaded
+        on_progress=partial(_progressed, name, LifecycleEvents([], None)), on_warm=spare_the_loaded
     )
     with new_file(arguments.out) as file:
         warmed(model)
@@ -239,22 +241,22 @@ def spare_the_loaded() -> None:
     gc.freeze()
 
 
-def _progressed(model: str, story: Story, progress: Warmth) -> None:
+def _progressed(model: str, events: LifecycleEvents, progress: Warmth) -> None:
     if progress.shape:
         log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
-        story.warmed(model, progress.shape, progress.done, progress.total)
+        events.warmed(model, progress.shape, progress.done, progress.total)
 
 
-def _moved(model: BasePredictor[Any, Any, Any], story: Story, state: State) -> None:
+def _moved(model: BasePredictor[Any, Any, Any], events: LifecycleEvents, state: State) -> None:
     match state:
         case State.LOADING:
-            story.loading(model.name)
+            events.loading(model.name)
         case State.WARMING:
-            story.warming(model.name)
+            events.warming(model.name)
         case State.READY:
-            story.ready(model.name)
+            events.ready(model.name)
         case State.FAILED:
-            story.failed(model.name, model.host.failure.message)
+            events.failed(model.name, model.host.failure.message)
 
 
 def _begin_log(settings: Settings) -> None:

@@ -1,13 +1,11 @@
-"""Writes charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. Knows no
-threshold: those are in values.yaml beside them. The template is the alerts before the numbers are
-filled in, which the chart does with its own values.
-
-`python tools/alerts.py` writes the files, `--check` says whether they are current.
+"""Generates charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. The
+thresholds are in values.yaml beside them. The template has the alerts without numbers; the chart
+fills in those of its own values.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +189,17 @@ HISTOGRAMS_AS_VLLM = {
 }
 
 
-def values() -> dict[str, Any]:
-    """Thresholds, durations and severities."""
+def shipped_values() -> dict[str, Any]:
+    """Thresholds, durations and severities of values.yaml."""
     found: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text(encoding="utf-8"))
     return found
 
 
-def alert(name: str) -> dict[str, Any]:
+def alert(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """One alert with its numbers filled in."""
-    chosen = values()["alerts"][name]
+    chosen = values["alerts"][name]
     expression, summary, description = ALERTS[name]
-    numbers = {"above": chosen.get("above"), "objective": values()["slo"]["objective"]}
+    numbers = {"above": chosen.get("above"), "objective": values["slo"]["objective"]}
     return {
         "alert": f"Predictors{name}",
         "expr": expression.format(**numbers),
@@ -210,7 +208,7 @@ def alert(name: str) -> dict[str, Any]:
         "annotations": {
             "summary": summary,
             "description": description,
-            "runbook_url": f"{values()['runbooks']}#{name.lower()}",
+            "runbook_url": f"{values['runbooks']}#{name.lower()}",
         },
     }
 
@@ -242,8 +240,8 @@ def dumped(content: dict[str, Any]) -> str:
     return HEAD + yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
-def files() -> dict[str, str]:
-    """The text of each file, by name."""
+def rules(values: Mapping[str, Any]) -> dict[str, str]:
+    """Text of the files with rules, by name, for these thresholds."""
     windows = ("5m", "30m", "1h", "6h")
     slo = [
         {"record": f"predictors:slo_errors:ratio_rate{window}", "expr": errors(window)}
@@ -251,27 +249,17 @@ def files() -> dict[str, str]:
     ]
     groups = {
         "recording": {"predictors-slo": slo, "predictors-as-vllm": as_vllm()},
-        "alerts": {"predictors-alerts": [alert(name) for name in ALERTS]},
+        "alerts": {"predictors-alerts": [alert(name, values) for name in ALERTS]},
     }
-    texts = {
+    return {
         f"{file}.yaml": dumped(
-            {"groups": [{"name": name, "rules": rules} for name, rules in found.items()]}
+            {"groups": [{"name": name, "rules": each} for name, each in found.items()]}
         )
         for file, found in groups.items()
     }
-    return texts | {"template.yaml": dumped({"alerts": template()})}
 
 
-def main() -> int:
-    """Write or check the files; returns the exit code."""
-    for name, text in files().items():
-        path = FOLDER / name
-        if "--check" not in sys.argv[1:]:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Text of each file, by its path."""
+    texts = rules(shipped_values()) | {"template.yaml": dumped({"alerts": template()})}
+    return {FOLDER / name: text for name, text in texts.items()}

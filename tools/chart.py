@@ -1,24 +1,20 @@
-"""Writes charts/predictors/README.md from the comments of values.yaml, and the settings of
-values.schema.json from predictors/settings.py. Knows no value and no knob by name.
-
-`python tools/chart.py` writes the files, `--check` says whether they are current. A comment that
-begins with `# --` describes the key beneath it; a key without one is a part of its parent's row,
-or a map whose own keys are described.
+"""Generates charts/predictors/README.md from the comments of values.yaml, and the settings in
+values.schema.json from predictors/settings.py. A comment that begins with `# --` describes the key
+below it. A key without one is part of its parent's row, or a map whose own keys are described.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from predictors.settings import CHOICES, LEAST, PREFIX, Settings
-from tools.configuration import sentences
+from predictors.settings import Settings, bounds_of
+from tools.configuration import descriptions
 
 CHART = Path(__file__).resolve().parents[1] / "charts/predictors"
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<rest>.*)$")
@@ -140,56 +136,44 @@ def first_paragraph(path: Path) -> str:
     return " ".join(words)
 
 
-def knob(name: str, value: object) -> dict[str, Any]:
-    """The schema of one setting: by its variable's name and its default."""
-    if name in CHOICES:
-        return {"enum": list(CHOICES[name])}
-    if isinstance(value, bool):
+def setting_schema(knob: Field[Any]) -> dict[str, Any]:
+    """The schema of one setting, by its default and its bounds."""
+    bounds = bounds_of(knob)
+    if bounds.choices:
+        return {"enum": list(bounds.choices)}
+    if isinstance(knob.default, bool):
         return {"type": "boolean"}
-    if isinstance(value, int):
-        return {"type": "integer", "minimum": LEAST.get(name, 0)}
-    if isinstance(value, float):
-        return {"type": "number", "minimum": LEAST.get(name, 0)}
+    if isinstance(knob.default, int | float):
+        kind = "integer" if isinstance(knob.default, int) else "number"
+        most = {"maximum": bounds.most} if bounds.most < float("inf") else {}
+        return {"type": kind, "minimum": bounds.least, **most}
     return {"type": "string"}
 
 
 def settings_schema() -> dict[str, Any]:
-    """What `settings` of a model may hold: every section and every knob, and nothing else."""
+    """The schema of a model's `settings`: every group with its settings, and nothing else."""
     sections = {}
     for section in fields(Settings):
-        values = getattr(Settings(), section.name)
-        words = sentences(type(values).__name__)
+        kind = type(getattr(Settings(), section.name))
+        texts = descriptions(kind.__name__)
         sections[section.name] = {
             "type": "object",
             "additionalProperties": False,
             "properties": {
-                each.name: knob(
-                    f"{PREFIX}_{section.name}_{each.name}".upper(), getattr(values, each.name)
-                )
-                | {"description": words[each.name]}
-                for each in fields(values)
+                knob.name: setting_schema(knob) | {"description": texts[knob.name]}
+                for knob in fields(kind)
             },
         }
     return {"type": "object", "additionalProperties": False, "properties": sections}
 
 
 def schema() -> str:
-    """The text of values.schema.json: as it is, with the settings anew."""
+    """The text of values.schema.json: the present file with its settings replaced."""
     found = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     found["definitions"]["settings"] = settings_schema()
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
-def main() -> int:
-    """Write or check both files; returns the exit code."""
-    for name, text in {"README.md": readme(), "values.schema.json": schema()}.items():
-        path = CHART / name
-        if "--check" not in sys.argv[1:]:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Text of both files, by their paths."""
+    return {CHART / "README.md": readme(), CHART / "values.schema.json": schema()}

@@ -1,14 +1,11 @@
 # ruff: noqa: E501 - one panel, one line
-"""Writes charts/predictors/dashboards/predictors.json: one Grafana dashboard. Knows no threshold; the
-objective is that of charts/predictors/alerts/values.yaml until its reader types another.
-
-`python tools/dashboard.py` writes the file, `--check` says whether it is current.
+"""Generates charts/predictors/dashboards/predictors.json: one Grafana dashboard. Its objective is that
+of charts/predictors/alerts/values.yaml, and can be changed in a text box of the dashboard.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,8 +156,9 @@ def panels() -> list[dict[str, Any]]:
     return [{"id": i, **panel} for i, panel in enumerate(found, 1)]
 
 
-def text() -> str:
-    """The file. A label that the scrape does not set matches `.*`, so every variable may be All."""
+def files() -> dict[Path, str]:
+    """The dashboard, by its path. A label that the scrape does not set matches `.*`, so every
+    variable may be All."""
     variables: list[dict[str, Any]] = [{"name": "datasource", "type": "datasource", "query": "prometheus"}]  # fmt: skip
     variables += [{
             "name": name, "type": "query", "query": f"label_values(predictors_model_ready, {name})",
@@ -178,16 +176,4 @@ def text() -> str:
         "editable": False, "time": {"from": "now-1h", "to": "now"}, "refresh": "30s",
         "templating": {"list": variables}, "panels": panels(),
     }  # fmt: skip
-    return json.dumps(board, indent=1) + "\n"
-
-
-def main() -> int:
-    """Write or check the file; returns the exit code."""
-    if "--check" in sys.argv[1:]:
-        return 0 if FILE.exists() and FILE.read_text(encoding="utf-8") == text() else 1
-    FILE.write_text(text(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {FILE: json.dumps(board, indent=1) + "\n"}

@@ -19,10 +19,9 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from checkpoints.training import data, drawing, encoders, flux_forward, parts
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.train_vae import encode
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 256, 0.60), (64, 192, 0.32), (512, 40, 0.08))
 EMPTY_SHARE = 0.1
 SHIFT = 0.4675  # FLUX's dynamic shift for 64 picture tokens
@@ -129,9 +128,17 @@ def draw_sigma(batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 def tables_for(
     transformer: FluxTransformer2DModel, length: int, device: torch.device
 ) -> flux_forward.Tables:
-    """The rotary tables of a prompt of this length and one picture."""
+    """The rotary tables of a prompt of `length` tokens and one picture."""
     ids = torch.cat((torch.zeros(length, 3), image_ids())).to(device)
     return flux_forward.signed(transformer.pos_embed(ids))
+
+
+def position_tables(
+    painter: Painter, length: int, device: torch.device
+) -> tuple[Tensor, flux_forward.Tables]:
+    """T5's position buckets and the transformer's rotary tables for a prompt of `length` tokens."""
+    buckets = encoders.t5_buckets(painter.t5, length)
+    return buckets, tables_for(painter.transformer, length, device)
 
 
 def _loss(
@@ -182,12 +189,11 @@ def train_painter(
     for module in (painter.transformer, painter.t5, painter.clip):
         module.train()
     trainer = Trainer([painter.transformer, painter.t5, painter.clip], plan, "flux")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        batch = batch if device.type == "cuda" else 16
-        tables = tables_for(painter.transformer, length, device)
-        steps.append(partial(_loss, painter, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, device)
+        return partial(_loss, painter, pool, length, batch, *tables)
+
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)
     for module in (painter.transformer, painter.t5, painter.clip):
         module.eval()

@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from checkpoints.training import encoders, flux_forward
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.train_flux import (
     EMPTY_SHARE,
     KINDS_OF_STEP,
@@ -24,7 +24,7 @@ from checkpoints.training.train_flux import (
     Pool,
     draw_sigma,
     pick_prompts,
-    tables_for,
+    position_tables,
 )
 
 LOWEST, HIGHEST, USUAL = 1.0, 5.0, 3.5  # guidance values; half the rows take the usual one
@@ -79,11 +79,10 @@ def train_guidance(
     teacher = copy.deepcopy(painter.transformer).to(dtype).requires_grad_(False)
     for encoder in (painter.t5, painter.clip):
         encoder.to(dtype).requires_grad_(False)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, pool.latents.device)
+        return partial(_loss, painter, teacher, pool, length, batch, *tables)
+
     trainer = Trainer([painter.transformer], plan, "guidance")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        tables = tables_for(painter.transformer, length, pool.latents.device)
-        batch = batch if trainer.gpu else 16
-        steps.append(partial(_loss, painter, teacher, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

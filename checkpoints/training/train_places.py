@@ -19,13 +19,12 @@ from torch import Tensor
 
 from checkpoints.training import data, drawing, encoders, flux_forward, wording
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.scenes import Scene, split
-from checkpoints.training.train_flux import EMPTY_SHARE, Painter, draw_sigma, pack, tables_for
+from checkpoints.training.train_flux import EMPTY_SHARE, Painter, draw_sigma, pack, position_tables
 from checkpoints.training.train_guidance import HIGHEST, LOWEST, USUAL
 from checkpoints.training.train_vae import encode
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 24, 0.85), (64, 16, 0.15))
 WORDINGS = 6  # prompts per picture
 SAME_SIZE, SINGLE = 0.7, 0.1  # shares of the pictures; the rest is any two figures
@@ -164,10 +163,10 @@ def train_places(
     frozen = Painter(*(copy.deepcopy(part).to(dtype) for part in before))
     for part in (frozen.transformer, frozen.t5, frozen.clip, painter.t5, painter.clip):
         part.to(dtype).requires_grad_(False)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, pool.latents.device)
+        return partial(_loss, painter, frozen, pool, length, batch, *tables)
+
     trainer = Trainer([painter.transformer], plan, "places")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        tables = tables_for(painter.transformer, length, pool.latents.device)
-        steps.append(partial(_loss, painter, frozen, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

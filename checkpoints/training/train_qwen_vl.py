@@ -114,7 +114,5 @@ def train_captioner(
     device = pool.ids.device
     batch = 192 if device.type == "cuda" else 16
     forward = Forward(model).to(device)
-    trainer = Trainer([model], plan, "qwen-vl")
-    trainer.run([lambda: _loss(forward, pool, batch)], save=save)
-    trainer.load_average()
+    Trainer([model], plan, "qwen-vl").run([lambda: _loss(forward, pool, batch)], save=save)
     model.eval()

@@ -75,9 +75,7 @@ def train_vae(
     torch.manual_seed(101)
     torch.backends.cudnn.benchmark = True
     vae.to(device, memory_format=torch.channels_last)
-    trainer = Trainer([vae], plan, "vae")
-    trainer.run([lambda: _loss(vae, pool, batch)])
-    trainer.load_average()
+    Trainer([vae], plan, "vae").run([lambda: _loss(vae, pool, batch)])
     vae.eval()
     latents = encode(vae, pool[:4096]).float()
     vae.register_to_config(

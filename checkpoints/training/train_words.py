@@ -20,11 +20,10 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from checkpoints.training import data, encoders, wording
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.scenes import KINDS, OPPOSITE, PALETTE, RELATIONS, SIZES, Figure, Scene
 from checkpoints.training.scenes import sample as sample_scene
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 48, 0.85), (64, 16, 0.15))
 CLASSES = (len(PALETTE), len(KINDS), len(SIZES), len(RELATIONS))
 NO_LABEL = -1
@@ -138,8 +137,9 @@ def train_words(
     look_around(t5)
     trainer = Trainer([t5, heads], plan, "words")
     old.to(next(t5.parameters()).dtype)
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
+
+    def make_step(length: int, batch: int) -> Step:
         buckets = encoders.t5_buckets(t5, length)
-        steps.append(partial(_loss, t5, old, heads, pool, length, batch, buckets))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+        return partial(_loss, t5, old, heads, pool, length, batch, buckets)
+
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

@@ -21,14 +21,6 @@ NO_UNITS = "which this GPU does not multiply (compute capability 8.9 and later d
 def make_offer(facts: Facts, settings: FluxSettings, device: torch.device = CPU) -> Offer:
     """What this checkpoint draws under these settings on `device`; raises `InvalidSetting` naming
     the knob."""
-    if settings.unpromised not in {"serve", "refuse"}:
-        raise InvalidSetting(
-            f"flux.unpromised must be serve or refuse, not {settings.unpromised!r}"
-        )
-    if not 0 <= settings.png_level <= 9:
-        raise InvalidSetting(f"flux.png_level must be from 0 to 9, not {settings.png_level}")
-    if settings.slots < 1:
-        raise InvalidSetting(f"flux.slots must be at least 1, not {settings.slots}")
     width, height = default = _default_size(facts, settings)
     tokens = settings.max_sequence_length or facts.default_text_tokens
     if not 1 <= tokens <= facts.max_text_tokens:

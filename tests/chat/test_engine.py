@@ -17,13 +17,13 @@ from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.runner import Runner
 from predictors.compute.device.placement import place
-from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.engine import StickyDeviceError
 from predictors.settings import ComputeSettings
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
+from tests.tools.syncs import count_host_syncs
 
 
 def cached(result: str) -> float:

@@ -14,9 +14,9 @@ from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.token_choice import WAYS, Choice, choose, packed
-from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, StepFailed
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.tools.syncs import count_host_syncs
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 GREEDY = Sampling(temperature=0.0)

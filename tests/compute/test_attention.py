@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from predictors import metrics
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.attention import KERNELS, Choice, choose_attention, sdpa, winner
-from predictors.settings import CHOICES, InvalidSetting
+from predictors.settings import ComputeSettings, InvalidSetting, bounds_of
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
 CUDA = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
@@ -55,13 +57,8 @@ def test_a_challenger_must_win_clearly(times: dict[str, float], name: str) -> No
 
 
 def test_the_setting_offers_what_there_is() -> None:
-    assert CHOICES["PREDICTORS_COMPUTE_ATTENTION"] == ("auto", *KERNELS)
-
-
-@pytest.mark.parametrize("placement", [CPU, CUDA])
-def test_an_unknown_kernel_is_refused_by_name(placement: Placement) -> None:
-    with pytest.raises(InvalidSetting, match=r"compute\.attention .* not 'fast'"):
-        choose_attention(placement, 3, 4, 5, "fast")
+    (setting,) = (field for field in fields(ComputeSettings) if field.name == "attention")
+    assert bounds_of(setting).choices == ("auto", *KERNELS)
 
 
 def test_the_choice_is_shown_in_the_metrics() -> None:

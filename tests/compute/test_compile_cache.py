@@ -383,7 +383,7 @@ with torch.inference_mode():
     unit(torch.ones(8))
 found = start.end()
 counts = counters["inductor"]
-print(json.dumps([found.start, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]]))
+print(json.dumps([found.kind, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]]))
 """
 
 

@@ -33,8 +33,6 @@ def test_explicit_choices_are_taken_as_they_are() -> None:
         (ComputeSettings(device="tpu"), "compute.device"),
         (ComputeSettings(device="meta"), "compute.device"),
         (ComputeSettings(device="cuda:99"), "compute.device"),
-        (ComputeSettings(device="cpu", dtype="int8"), "compute.dtype"),
-        (ComputeSettings(device="cpu", compile="fast"), "compute.compile"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(settings: ComputeSettings, named: str) -> None:

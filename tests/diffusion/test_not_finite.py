@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.request import Wish
 from predictors.diffusion.runner import Runner
 from predictors.errors import EngineFailed, StepFailed
@@ -18,6 +17,7 @@ from predictors.models.flux.modules.decoder import MAX_LEVEL, PLAIN, develop, de
 from predictors.models.flux.weights import Parts
 from predictors.protocol.faults import fault_of
 from tests.diffusion.room import FluxJob, Room, open_room, picture
+from tests.tools.syncs import count_host_syncs
 
 RED = Wish("a red circle", num_inference_steps=3, seed=1)
 BAD = [float("nan"), float("inf"), float("-inf")]

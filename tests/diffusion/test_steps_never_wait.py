@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.request import Wish
 from tests.diffusion.room import Room
+from tests.tools.syncs import count_host_syncs
 
 WISH = Wish("a red circle", num_inference_steps=6, seed=1)
 

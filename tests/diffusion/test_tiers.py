@@ -15,7 +15,6 @@ import pytest_asyncio
 import torch
 
 from predictors import metrics
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.predictor import FluxPredictor
 from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, Wish
 from predictors.diffusion.sampling import plan
@@ -26,6 +25,7 @@ from predictors.protocol.openai.routes import IMAGES
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.room import CHECKPOINT, FAST, FluxJob, Room, open_room
+from tests.tools.syncs import count_host_syncs
 
 ALL = ",".join(TIERS)
 STEPS = 28

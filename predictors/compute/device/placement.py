@@ -13,7 +13,6 @@ from predictors import __version__, metrics
 from predictors.compute.compile.compile_cache import keep_compiled_code, kept_in
 from predictors.settings import ComputeSettings, InvalidSetting
 
-COMPILERS = ("off", "aot_eager", "inductor")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,15 +48,6 @@ def place(settings: ComputeSettings) -> Placement:
     thread.
     """
     device = chosen_device(settings)
-    if settings.dtype != "auto" and settings.dtype not in DTYPES:
-        raise InvalidSetting(
-            f"compute.dtype must be auto or one of {', '.join(DTYPES)}, not {settings.dtype!r}"
-        )
-    if settings.compile != "auto" and settings.compile not in COMPILERS:
-        raise InvalidSetting(
-            f"compute.compile must be auto or one of {', '.join(COMPILERS)}, "
-            f"not {settings.compile!r}"
-        )
     if settings.threads > 0:
         torch.set_num_threads(settings.threads)
     is_cuda = device.type == "cuda"

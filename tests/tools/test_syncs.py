@@ -1,4 +1,4 @@
-"""Each way of making host and device wait for each other is seen, and plain arithmetic is not."""
+"""Operations that make host and device wait for each other are counted; arithmetic is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from predictors.compute.syncs import count_host_syncs, no_host_syncs
+from tests.tools.syncs import count_host_syncs, no_host_syncs
 
 WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "item": lambda x: x[0].item(),

@@ -1,5 +1,5 @@
-"""Which pod this is and whose word it may speak: the ServiceAccount that Kubernetes mounts. Knows
-the environment's names and the mounted files; talks to nobody.
+"""The identity of the pod and the credentials of its ServiceAccount, from the environment and the
+files that Kubernetes mounts.
 """
 
 from __future__ import annotations
@@ -16,39 +16,38 @@ PORT = "KUBERNETES_SERVICE_PORT"
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A ServiceAccount's files, the API server, and whom the events are about."""
+class PodIdentity:
+    """Names of this pod, address of the API server and the ServiceAccount's files."""
 
     folder: Path
-    """Where `token` and `ca.crt` lie; Kubernetes renews the token there."""
+    """Holds `token` and `ca.crt`. Kubernetes renews the token there."""
     host: str
     port: str
     namespace: str
     pod: str
     service: str
-    """Name of the InferenceService that the pod belongs to; empty where it belongs to none."""
+    """Name of the pod's InferenceService; empty if it has none."""
 
     @property
-    def token(self) -> Path:
-        """The file with the token."""
+    def token_file(self) -> Path:
         return self.folder / "token"
 
     @property
-    def authority(self) -> Path:
-        """The file with the certificates that the API server's is checked against."""
+    def ca_file(self) -> Path:
+        """Certificates that sign the API server's certificate."""
         return self.folder / "ca.crt"
 
 
-def find_account(
+def find_pod_identity(
     settings: ClusterSettings, environ: Mapping[str, str], folder: Path = MOUNTED_AT
-) -> Account | None:
-    """The account to speak for, or None where nobody is to be told.
+) -> PodIdentity | None:
+    """The identity to report with, or None if nothing is reported.
 
-    Raises `InvalidSetting` when `cluster.events` is `on` and something is missing.
+    Raises `InvalidSetting` if `cluster.events` is `on` and something is missing.
     """
     if settings.events == "off":
         return None
-    account = Account(
+    identity = PodIdentity(
         folder=folder,
         host=environ.get(HOST, ""),
         port=environ.get(PORT, ""),
@@ -57,19 +56,19 @@ def find_account(
         pod=environ.get("POD_NAME", "") or environ.get("HOSTNAME", ""),
         service=environ.get("INFERENCE_SERVICE_NAME", ""),
     )
-    missing = _missing(account)
+    missing = _missing(identity)
     if missing and settings.events == "on":
         raise InvalidSetting(f"PREDICTORS_CLUSTER_EVENTS is on, but there is no {missing}")
-    return None if missing else account
+    return None if missing else identity
 
 
-def _missing(account: Account) -> str:
-    """What can't be done without, in words; empty when all is there."""
-    if not _first_line(account.token) or not _first_line(account.authority):
-        return f"ServiceAccount token and ca.crt in {account.folder}"
-    if not account.host or not account.port:
+def _missing(identity: PodIdentity) -> str:
+    """A description of the first required part that is absent; empty if none is."""
+    if not _first_line(identity.token_file) or not _first_line(identity.ca_file):
+        return f"ServiceAccount token and ca.crt in {identity.folder}"
+    if not identity.host or not identity.port:
         return f"{HOST} and {PORT} in the environment"
-    if not account.pod or not account.namespace:
+    if not identity.pod or not identity.namespace:
         return "POD_NAME and POD_NAMESPACE in the environment"
     return ""
 

@@ -1,9 +1,8 @@
-"""Counts or forbids what makes a GPU wait for the host, or the host for a GPU. For tests; knows no
-model.
+"""Counts, or forbids, operations that make the GPU wait for the host or the host for the GPU.
 
-Counting works on the CPU too: reading a value (`item`, `bool`, `tolist`, `numpy`), data-dependent
+Counted, on the CPU too, are: reading a value (`item`, `bool`, `tolist`, `numpy`), data-dependent
 shapes (`nonzero`, masks), moves between devices, and tensors made from Python numbers (on a GPU
-each is a pageable copy). Forbidding needs a GPU: torch looks where it is about to wait.
+each is a pageable copy). Forbidding needs a GPU: torch checks where it is about to wait.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ class SyncCount(Counter[str]):
 
     @property
     def syncs(self) -> int:
-        """All of them."""
         return sum(self.values())
 
 
@@ -113,11 +111,12 @@ def count_host_syncs() -> Iterator[SyncCount]:
 def no_host_syncs() -> Iterator[None]:
     """Raise `RuntimeError` where the host would wait for a GPU, while the block runs.
 
-    Seen are `item`, `cpu`, `nonzero`, masks, `torch.tensor([...], device="cuda")` and
-    `Stream.synchronize`. Not seen, measured on an H200 with torch 2.11: `Event.synchronize`,
-    `torch.cuda.synchronize`, copies with `non_blocking=True` even of pageable memory; graph replays
-    never wait. torch's mode is the process's: a sync of another thread raises there, and blocks of
-    two threads must not overlap. Raises `RuntimeError` without a GPU.
+    It detects `item`, `cpu`, `nonzero`, masks, `torch.tensor([...], device="cuda")` and
+    `Stream.synchronize`. Measured on an H200 with torch 2.11, it does not detect
+    `Event.synchronize`, `torch.cuda.synchronize`, and copies with `non_blocking=True`, even of
+    pageable memory. Graph replays never wait. torch's mode is process-wide: a sync on another
+    thread raises there, and the blocks of two threads must not overlap. Raises `RuntimeError`
+    without a GPU.
     """
     before = torch.cuda.get_sync_debug_mode()
     _set_sync_mode("error")
@@ -129,6 +128,6 @@ def no_host_syncs() -> Iterator[None]:
 
 def _set_sync_mode(mode: int | str) -> None:
     with warnings.catch_warnings():
-        # once per process torch says that it does not see everything
+        # torch warns once per process that it does not detect everything
         warnings.filterwarnings("ignore", message="Synchronization debug mode")
         torch.cuda.set_sync_debug_mode(mode)
