@@ -26,9 +26,9 @@ from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
-from predictors.serving.lanes import Lanes
 from predictors.serving.lifecycle import State
 from predictors.serving.recording import Recorder, Recording
+from predictors.serving.thread_pools import ThreadPools
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -98,7 +98,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
         """Processes that decode pictures; None where none were given: then threads do."""
-        self._lanes = Lanes(
+        self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
             settings.queue.stall_timeout_s,
@@ -149,16 +149,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         is_starting = self.host.state in {State.LOADING, State.WARMING}
         self.host.drain(self.settings.server.drain_timeout_s)
         self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
-        self._lanes.close()
+        self._pools.close()
 
     async def healthy(self) -> bool:
         """Ready means warm: every promised shape compiled, the engine alive, not draining."""
-        return self.host.is_ready and self._lanes.is_alive
+        return self.host.is_ready and self._pools.is_alive
 
     @property
     def is_alive(self) -> bool:
         """False once the engine or a thread that prepares for it failed or hangs."""
-        return self.host.is_alive and self._lanes.is_alive
+        return self.host.is_alive and self._pools.is_alive
 
     # -- for operators ---------------------------------------------------------------------------
     def describe(self) -> dict[str, object]:
@@ -280,7 +280,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         What may take long goes to threads of its own (`is_large`), so that others do not wait.
         """
         run = copy_context().run
-        return await asyncio.wrap_future(self._lanes.submit(run, work, *args, is_large=is_large))
+        return await asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
 
     async def prepare_row(self, request: R) -> W:
         """`prepare` off the event loop; a room that has more to wait for overrides it."""

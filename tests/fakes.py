@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -297,9 +298,22 @@ def wait_idle(host: EngineHost[Any, Any], patience_s: float = PATIENCE_S) -> Non
         assert removed.wait_for(lambda: host.jobs.open_jobs == 0, patience_s), "jobs are left"
 
 
+async def stream(job: Job[Any, C]) -> AsyncIterator[C]:
+    """The chunks of `job`, one by one; raises its failure."""
+    async with aclosing(job.batches()) as batches:  # type: ignore[type-var]
+        async for chunks in batches:
+            for chunk in chunks:
+                yield chunk
+
+
+async def read(job: Job[Any, C]) -> list[C]:
+    """All chunks of `job`, once it is answered; raises its failure."""
+    return [chunk async for chunk in stream(job)]
+
+
 def answer(job: Job[Any, C], patience_s: float = PATIENCE_S) -> list[C]:
     """All chunks of `job`, read from a new loop; raises its failure, TimeoutError if unanswered."""
-    return asyncio.run(asyncio.wait_for(job.wait(), patience_s))
+    return asyncio.run(asyncio.wait_for(read(job), patience_s))
 
 
 def unread(job: Job[Any, C]) -> list[C]:

@@ -83,7 +83,7 @@ def _answered(
                 raise KeyboardInterrupt
         seconds = time.monotonic() - began_s
         for job in jobs:
-            error = job.drain_unread()
+            error = job.error
             if error is not None:
                 raise error
     finally:

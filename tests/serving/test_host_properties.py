@@ -75,7 +75,7 @@ class WatchedEngine(ScriptedEngine):
             overtaken = [
                 other.id
                 for other in self.accepted
-                if other.ticket < job.ticket
+                if other.arrival_number < job.arrival_number
                 and other.work.size <= job.work.size
                 and not other.done
                 and other not in self.seated
@@ -193,7 +193,7 @@ class Serving(RuleBasedStateMachine):
 
     def check(self, job: TaskJob) -> str:
         """Its outcome, which must have its reason in what was done to it."""
-        error = job.drain_unread()
+        error = job.error
         name = job.work.name
         match error:
             case None:

@@ -9,7 +9,7 @@ import pytest
 
 from predictors.errors import Cancelled, StepFailed
 from predictors.serving.job import Job
-from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure
+from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure, read, stream
 
 
 def job_of(name: str = "a", **keywords: object) -> Job[Task, str]:
@@ -38,7 +38,7 @@ async def test_a_reader_gets_each_chunk_from_another_thread_before_the_next_is_m
     thread = threading.Thread(target=engine)
     thread.start()
     chunks = []
-    async for chunk in job.stream():
+    async for chunk in stream(job):
         chunks.append(chunk)
         seen.set()
     thread.join()
@@ -50,8 +50,8 @@ async def test_a_flood_of_chunks_wakes_the_reader_once_until_it_looks(
 ) -> None:
     loop = asyncio.get_running_loop()
     job = job_of()
-    stream = job.stream()
-    first = asyncio.ensure_future(anext(stream))
+    chunks = stream(job)
+    first = asyncio.ensure_future(anext(chunks))
     await asyncio.sleep(0)  # the reader waits now
     calls = 0
     schedule = loop.call_soon_threadsafe
@@ -66,7 +66,7 @@ async def test_a_flood_of_chunks_wakes_the_reader_once_until_it_looks(
         job.emit(str(i))
     job.finish()
     assert await first == "0"
-    assert [chunk async for chunk in stream] == [str(i) for i in range(1, 100)]
+    assert [chunk async for chunk in chunks] == [str(i) for i in range(1, 100)]
     assert calls == 1
 
 
@@ -75,16 +75,16 @@ def test_several_loops_in_several_threads_read_their_own_jobs() -> None:
     answers: list[list[str]] = [[] for _ in jobs]
     reading = threading.Barrier(len(jobs) + 1)
 
-    def read(i: int) -> None:
+    def read_job(i: int) -> None:
         async def main() -> None:
-            reader = asyncio.ensure_future(jobs[i].wait())
+            reader = asyncio.ensure_future(read(jobs[i]))
             await asyncio.sleep(0)
             reading.wait(PATIENCE_S)
             answers[i] = await asyncio.wait_for(reader, PATIENCE_S)
 
         asyncio.run(main())
 
-    threads = [threading.Thread(target=read, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(target=read_job, args=(i,)) for i in range(len(jobs))]
     for thread in threads:
         thread.start()
     reading.wait(PATIENCE_S)
@@ -123,7 +123,7 @@ def test_chunks_before_a_failure_are_read_before_it() -> None:
     chunks = []
 
     async def read() -> None:
-        async for chunk in job.stream():
+        async for chunk in stream(job):
             chunks.append(chunk)  # noqa: PERF401 - what came before the failure is kept
 
     with pytest.raises(StepFailed, match="broken"):
@@ -135,7 +135,7 @@ def test_a_closed_loop_does_not_hurt_the_engine_and_counts_as_leaving() -> None:
     job = job_of()
 
     async def look_once() -> None:
-        reader = asyncio.ensure_future(job.wait())
+        reader = asyncio.ensure_future(read(job))
         await asyncio.sleep(0)
         reader.cancel()
 
