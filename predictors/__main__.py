@@ -193,7 +193,9 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     flags = ("host", "port", "grpc_port", "log_format")
     given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
     own = replace(settings.server, **given)
-    logs.configure_logging(own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc)
+    logs.configure_logging(
+        own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
+    )
     return replace(settings, server=own)
 
 
