@@ -36,7 +36,7 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("text", "info")
+    logs.configure_logging("text", "info")
     drain_timeout_s, linger_s = map(float, sys.argv[1:])
     settings = small_settings(server={"drain_timeout_s": drain_timeout_s, "linger_s": linger_s})
     held = ScriptedEngine(slots=1)

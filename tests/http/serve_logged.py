@@ -30,7 +30,7 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
 
 if __name__ == "__main__":
     line_writer.MAX_LINES, line_writer.MAX_BYTES = map(int, sys.argv[1:3])
-    logs.configure("json", "info", on_drop=metrics.log_records_dropped_total.inc)
+    logs.configure_logging("json", "info", on_drop=metrics.log_records_dropped_total.inc)
     settings = small_settings()
     model = TaskPredictor("echo", ScriptedEngine(gated=sys.argv[3] == "held"), settings)
     own = PredictorServer([model], settings)
