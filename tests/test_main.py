@@ -65,8 +65,8 @@ class Server:
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Predictors and server are stand-ins; logging stays as it is."""
     monkeypatch.setattr(serve, "PredictorServer", Server)
-    monkeypatch.setattr(root.logs, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(root.logs, "adopt", lambda: None)
+    monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
