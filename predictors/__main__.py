@@ -137,7 +137,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
-    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out)
+    return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
 
 
 def quantize(arguments: argparse.Namespace) -> int:

@@ -192,7 +192,7 @@ def test_the_demo_says_in_one_line_why_it_failed(
 ) -> None:
     monkeypatch.setattr(Scripted, "script", DIES)
     monkeypatch.setattr(module, "ServerProcess", Scripted)
-    assert module.run_demo(out=tmp_path) == 1
+    assert module.demo(out=tmp_path) == 1
     assert (
         "the demo failed: the server ended while it started\nno such checkpoint"
         in capsys.readouterr().out

@@ -1,6 +1,6 @@
-"""The verb `demo`: start the server, draw two prompts over V2, describe them over chat, stop.
-
-It is a client like any other, over HTTP only.
+"""The demonstration: start the server, have two prompts drawn over V2 and the drawings described
+over OpenAI chat, stop. A client like any other: knows HTTP, base64 and the terminal, and nothing
+that a caller elsewhere would not know.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 
 
-def run_demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
+def demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
     """Run it and write `out/1.png`, `out/2.png` ... and the server's log; returns the exit code."""
     started = time.monotonic()
     try:
@@ -57,7 +57,7 @@ def draw(client: httpx.Client, prompts: Sequence[str], out: Path) -> list[Path]:
     started = time.monotonic()
     response = client.post(f"/v2/models/{PAINTER}/infer", json=body)
     seconds = time.monotonic() - started
-    answer = require_ok(response).json()
+    answer = checked(response).json()
     told = answer["parameters"]
     say(
         f"one V2 request, {rows} pictures of {told['width']}x{told['height']}, "
@@ -99,13 +99,13 @@ def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             response.read()
-        for line in require_ok(response).iter_lines():
+        for line in checked(response).iter_lines():
             event = line.removeprefix("data: ")
             if event != line and event != "[DONE]":
-                yield from delta_texts(json.loads(event))
+                yield from pieces(json.loads(event))
 
 
-def delta_texts(chunk: dict[str, object]) -> Iterator[str]:
+def pieces(chunk: dict[str, object]) -> Iterator[str]:
     """The text in one chunk of a streamed chat."""
     if "error" in chunk:
         raise httpx.HTTPError(f"the stream broke off: {chunk['error']}")
@@ -114,7 +114,7 @@ def delta_texts(chunk: dict[str, object]) -> Iterator[str]:
         yield choice["delta"].get("content") or ""
 
 
-def require_ok(response: httpx.Response) -> httpx.Response:
+def checked(response: httpx.Response) -> httpx.Response:
     """The response, or an error that shows what the server said."""
     if response.is_error:
         raise httpx.HTTPError(
