@@ -28,8 +28,8 @@ from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.job import Job
-from predictors.serving.lanes import Lanes
 from predictors.serving.lifecycle import State
+from predictors.serving.thread_pools import ThreadPools
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -178,7 +178,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
         """Processes that decode pictures; None: threads decode them."""
-        self._lanes = Lanes(
+        self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
             settings.queue.stall_timeout_s,
@@ -309,7 +309,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         wait behind it.
         """
         run = copy_context().run
-        return await asyncio.wrap_future(self._lanes.submit(run, work, *args, is_large=is_large))
+        return await asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
 
     # -- KServe's own server ---------------------------------------------------------------------
     async def predict(
@@ -349,16 +349,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         is_starting = self.host.state in {State.LOADING, State.WARMING}
         self.host.drain(self.settings.server.drain_timeout_s)
         self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
-        self._lanes.close()
+        self._pools.close()
 
     async def healthy(self) -> bool:
         """True while every promised shape is compiled, the engine alive, and nothing draining."""
-        return self.host.is_ready and self._lanes.is_alive
+        return self.host.is_ready and self._pools.is_alive
 
     @property
     def is_alive(self) -> bool:
         """False once the engine or a thread that prepares for it failed or hangs."""
-        return self.host.is_alive and self._lanes.is_alive
+        return self.host.is_alive and self._pools.is_alive
 
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""

@@ -73,7 +73,7 @@ def test_a_request_is_asked_again_until_there_are_as_many_steps(
     assert record_steps(model, work("a", "b", steps=3), recorder, 7) > 0
     assert recorder.calls == ["start", *["step", "/step"] * 7, "stop"]
     assert engine.steps == [("a", "b")] * 7
-    assert (model.host.running, model.host.waiting) == (0, 0)
+    assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
 def test_a_request_is_left_where_the_steps_are_all_there(
@@ -81,7 +81,7 @@ def test_a_request_is_left_where_the_steps_are_all_there(
 ) -> None:
     record_steps(model, work("a", steps=100), Steps(), 4)
     assert len(engine.steps) == 4
-    assert (model.host.running, model.host.waiting) == (0, 0)
+    assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
 def test_what_the_caller_would_get_is_raised_and_the_recorder_stops(
@@ -112,7 +112,7 @@ def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
 
     with pytest.raises(ServingError, match="the profiler failed"):
         record_steps(model, work("a", steps=3), Steps(fail), 4)
-    assert model.host.running == 0
+    assert len(model.host.jobs.running) == 0
 
 
 def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(

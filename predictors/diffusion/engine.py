@@ -305,7 +305,7 @@ class FluxEngine:
         metrics.cache_requests_total.labels(self._model, "prompt_embedding", result).inc()
 
     def _observe_stage(self, job: FluxJob, stage: str, seconds: float, **facts: int) -> None:
-        job.note(stage, seconds, **facts)
+        job.add_stage(stage, seconds, **facts)
         metrics.stage_seconds.labels(self._model, stage).observe(seconds, job.exemplar)
 
 

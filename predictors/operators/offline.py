@@ -84,7 +84,7 @@ def _run_request(
                 raise KeyboardInterrupt
         seconds = time.monotonic() - began_s
         for job in jobs:
-            error = job.drain_unread()
+            error = job.error
             if error is not None:
                 raise error
     finally:

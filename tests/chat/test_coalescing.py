@@ -63,7 +63,7 @@ async def streamed(tokens: Sequence[int], bursts: Sequence[int], every: bool) ->
         for at in range(made, min(made + burst, len(tokens))):
             emit(job, tokens, at)
         made = min(made + burst, len(tokens))
-        for _ in range(3):  # the bell, the reader's future, the reader
+        for _ in range(3):  # the waker, the reader's future, the reader
             await asyncio.sleep(0)
     for at in range(made, len(tokens)):
         emit(job, tokens, at)

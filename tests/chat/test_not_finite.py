@@ -47,7 +47,7 @@ def spoil_pages(room: Room, job: Any, value: float = float("nan")) -> None:
 
 
 def failed(job: Any) -> StepFailed:
-    error = job.drain_unread()
+    error = job.error
     assert isinstance(error, StepFailed)
     assert "not finite" in error.message
     return error

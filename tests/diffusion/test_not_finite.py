@@ -64,7 +64,7 @@ def test_a_row_of_a_batch_that_is_not_finite_fails_alone(
     latents = own.canvas(jobs[1]).latents = own.canvas(jobs[1]).latents.clone()
     latents[(0, 0) if place == "one latent" else ...] = value
     finish(own)
-    failure = jobs[1].drain_unread()
+    failure = jobs[1].error
     assert isinstance(failure, StepFailed)
     assert "not finite" in failure.message
     assert (fault_of(failure).status, fault_of(failure).code) == (500, "job_failed")
@@ -88,8 +88,8 @@ def test_an_embedding_that_is_not_finite_is_found_in_the_picture_and_not_kept(fo
     assert room.engine.admit(job)
     assert room.engine.admit(other)
     finish(room)
-    assert isinstance(job.drain_unread(), StepFailed)
-    assert other.drain_unread() is None
+    assert isinstance(job.error, StepFailed)
+    assert other.error is None
     assert prompt.key not in room.engine._prompts
     assert np.array_equal(room.draw(wish), alone)
 
@@ -107,7 +107,7 @@ def test_a_decoder_that_makes_something_not_finite_fails_the_picture(
         finish(own)
     finally:
         layer.bias[0] = before
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
 
 
 def test_the_verdict_comes_with_the_picture_and_costs_no_other_wait(own: Room) -> None:
@@ -117,7 +117,7 @@ def test_the_verdict_comes_with_the_picture_and_costs_no_other_wait(own: Room) -
     own.canvas(job).latents = torch.full_like(own.canvas(job).latents, float("nan"))
     with count_host_syncs() as found:
         own.engine.step([job])
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
     assert found.syncs == 1
 
 

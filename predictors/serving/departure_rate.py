@@ -1,4 +1,4 @@
-"""How fast jobs leave, and from that how long a full queue needs. Knows neither queue nor clock."""
+"""Estimates how fast jobs leave the engine, and from that the Retry-After of a full queue."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ SPREAD = 0.25
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-class Pace:
-    """Engine seconds per job, exponentially averaged. Not thread-safe: `Roster` holds the lock."""
+class DepartureRate:
+    """Average engine seconds per job, exponential. Not thread-safe: `JobTable` holds the lock."""
 
     def __init__(self) -> None:
         self._seconds_per_job: float | None = None
         self._refusals = 0
 
-    def note(self, seconds_in_slot: float, sharing: int) -> None:
-        """A job has left its slot, which it shared with `sharing` jobs (itself included)."""
-        share = max(0.0, seconds_in_slot) / max(1, sharing)
+    def observe(self, seconds_in_slot: float, num_running: int) -> None:
+        """Count a finished job, which ran beside others: `num_running` jobs, itself included."""
+        share = max(0.0, seconds_in_slot) / max(1, num_running)
         last = self._seconds_per_job
         self._seconds_per_job = share if last is None else last + WEIGHT * (share - last)
 
     def retry_after_s(self, waiting: int) -> float:
-        """Seconds until `waiting` jobs will have gone, 1 to 60, each refusal up to a quarter later.
+        """Estimate the seconds until `waiting` jobs have left, 1 to 60, plus a spread.
 
-        The spread keeps those who were refused together from coming back together. It walks by the
-        golden ratio, which fills the quarter evenly and needs no random numbers.
+        Each refusal gets up to a quarter more, so that callers who were refused together do not
+        come back together. Steps of the golden ratio fill the quarter evenly without random
+        numbers.
         """
         estimate = waiting * (self._seconds_per_job or 0.0)
         self._refusals += 1
