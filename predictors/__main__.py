@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
-from predictors.cluster.account import find_account
+from predictors.cluster.identity import find_pod_identity
 from predictors.compute.checkpoint.folder import advice
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 MODELS = {
-    "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
+    "FluxPipeline": "predictors.models.flux.model:make_predictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
 
@@ -59,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until a signal; ready once all of them are warm."""
     settings = _read_settings(arguments)
-    account = find_account(settings.cluster, os.environ)
+    identity = find_pod_identity(settings.cluster, os.environ)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from predictors.operators.serve import serve_models
 
     named = [named_path(raw) for raw in arguments.model]
-    return serve_models(named, build, settings, account, os.environ)
+    return serve_models(named, build, settings, identity, os.environ)
 
 
 def warm(arguments: argparse.Namespace) -> int:
@@ -84,7 +85,7 @@ def warm(arguments: argparse.Namespace) -> int:
             "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
         )
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
-    logs.adopt()
+    logs.redirect_library_handlers()
     for model in models:
         follow_start(model)
         # all on this thread: torch does not survive two threads that compile one after the other
@@ -115,7 +116,7 @@ def profile(arguments: argparse.Namespace) -> int:
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     keep_code(settings.compute, os.environ)
     model, profiler = build(name, path, settings), Profiler()
-    logs.adopt()
+    logs.redirect_library_handlers()
     model.decode_v2(request)
     follow_start(model)
     model.host.events.subscribe(on_warm=freeze_loaded_objects)
@@ -127,7 +128,7 @@ def profile(arguments: argparse.Namespace) -> int:
             model.stop()
         report = profiler.report()
         file.write(report.trace)
-    for line in profile_table.lines(report.table, steps):
+    for line in profile_table.table_lines(report.table, steps):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"\n{steps} steps in {seconds:.2f} s; trace: {arguments.out}\n")
     return 0
@@ -137,7 +138,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
-    return client.demo(arguments.prompt or client.PROMPTS, arguments.out)
+    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out)
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -192,7 +193,9 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     flags = ("host", "port", "grpc_port", "log_format")
     given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
     own = replace(settings.server, **given)
-    logs.configure(own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc)
+    logs.configure_logging(
+        own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
+    )
     return replace(settings, server=own)
 
 

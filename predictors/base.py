@@ -21,7 +21,7 @@ from predictors import metrics
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
-from predictors.protocol.http.body_reader import fail_at
+from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes

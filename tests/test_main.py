@@ -225,7 +225,7 @@ def test_a_wrong_command_line_prints_the_usage(
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Sequence[str], Path]] = []
-    monkeypatch.setattr(demo, "demo", lambda prompts, out: calls.append((prompts, out)) or 3)
+    monkeypatch.setattr(demo, "run_demo", lambda prompts, out: calls.append((prompts, out)) or 3)
     assert root.main(["demo"]) == 3
     assert root.main(["demo", "a red star", "--out", "elsewhere"]) == 3
     assert calls == [(demo.PROMPTS, Path("out")), (["a red star"], Path("elsewhere"))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -28,7 +27,7 @@ from predictors.protocol.images import Pixels, decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
-from predictors.settings import InvalidSetting, QwenVLSettings, Settings
+from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
 DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
@@ -44,7 +43,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
     ) -> None:
-        check_settings(settings.qwen_vl)
         placement = place(settings.compute)
         engine = ChatEngine(name, model, settings.qwen_vl, placement)
         super().__init__(name, engine, settings, workers)
@@ -178,14 +176,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self.host.check_accepting(body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
-
-
-def check_settings(settings: QwenVLSettings) -> None:
-    """Raise `InvalidSetting` for a number that no engine can work with."""
-    for knob in dataclasses.fields(settings):
-        least, value = int(knob.name == "default_max_tokens"), getattr(settings, knob.name)
-        if isinstance(value, int) and value < least:
-            raise InvalidSetting(f"qwen_vl.{knob.name} must be at least {least}")
 
 
 async def _interleaved(

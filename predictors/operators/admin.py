@@ -27,9 +27,8 @@ from predictors.errors import (
 )
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.body_reader import receive_small_body
+from predictors.protocol.http.bodies import check_media, parse_json, receive_small_body
 from predictors.protocol.http.exchange import CALL_KEY, Response, json_response
-from predictors.protocol.http.json_bodies import check_media, parse_json
 from predictors.protocol.registry import Registry
 from predictors.serving.recording import Recording
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from predictors.base import BasePredictor
-from predictors.cluster.account import Account
-from predictors.cluster.story import Story, telling
+from predictors.cluster.identity import PodIdentity
+from predictors.cluster.lifecycle_events import LifecycleEvents, lifecycle_events
 from predictors.compute.device.placement import keep_code
 from predictors.compute.profiling.profiler import Profiler
-from predictors.compute.watch.gpu_watch import watching
+from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
 from predictors.protocol.http.connection_limits import raise_file_limit
@@ -43,7 +43,7 @@ def serve_models(
     named: Sequence[tuple[str, Path]],
     build: Build,
     settings: Settings,
-    account: Account | None,
+    identity: PodIdentity | None,
     environ: MutableMapping[str, str],
 ) -> int:
     """Serve checkpoints by name until a signal; returns the process's exit code."""
@@ -53,23 +53,23 @@ def serve_models(
     workers = make_workers(settings.server)
     workers.start()  # they import while the models are built
     models = [build(name, path, settings, workers) for name, path in named]
-    logs.adopt()
+    logs.redirect_library_handlers()
     environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
-    tracing.configure(environ)
+    tracing.configure_tracing(environ)
     with (
-        telling([model.name for model in models], account, settings.cluster) as story,
-        watching(settings.compute),
+        lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
+        watch_gpu(settings.compute),
     ):
         for model in models:
-            follow_start(model, story)
+            follow_start(model, events)
             model.host.events.subscribe(
-                on_state=partial(_report_state, model, story), on_warm=freeze_loaded_objects
+                on_state=partial(_report_state, model, events), on_warm=freeze_loaded_objects
             )
         try:
             return PredictorServer(
                 models,
                 settings,
-                on_drain=story.draining,
+                on_drain=events.draining,
                 admin_routes=partial(admin_routes, make_profiler=Profiler),
                 workers=workers,
             ).run()
@@ -78,9 +78,9 @@ def serve_models(
             tracing.stop()
 
 
-def follow_start(model: Predictor, story: Story | None = None) -> None:
-    """Report each shape that `model` warms: as a line of the log, and to `story`."""
-    model.host.events.subscribe(on_progress=partial(_report_progress, model.name, story))
+def follow_start(model: Predictor, events: LifecycleEvents | None = None) -> None:
+    """Report each shape that `model` warms: as a line of the log, and to `events`."""
+    model.host.events.subscribe(on_progress=partial(_report_progress, model.name, events))
 
 
 def freeze_loaded_objects() -> None:
@@ -93,20 +93,20 @@ def freeze_loaded_objects() -> None:
     gc.freeze()
 
 
-def _report_progress(model: str, story: Story | None, progress: Warmth) -> None:
+def _report_progress(model: str, events: LifecycleEvents | None, progress: Warmth) -> None:
     if progress.shape:
         log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
-        if story is not None:
-            story.warmed(model, progress.shape, progress.done, progress.total)
+        if events is not None:
+            events.warmed(model, progress.shape, progress.done, progress.total)
 
 
-def _report_state(model: Predictor, story: Story, state: State) -> None:
+def _report_state(model: Predictor, events: LifecycleEvents, state: State) -> None:
     match state:
         case State.LOADING:
-            story.loading(model.name)
+            events.loading(model.name)
         case State.WARMING:
-            story.warming(model.name)
+            events.warming(model.name)
         case State.READY:
-            story.ready(model.name)
+            events.ready(model.name)
         case State.FAILED:
-            story.failed(model.name, model.host.failure.message)
+            events.failed(model.name, model.host.failure.message)

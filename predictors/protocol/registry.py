@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady, ServingError
-from predictors.protocol.http.body_reader import BytesInFlight, Charge
+from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.serves import Served, Startable
 from predictors.protocol.tasks import make_workers
@@ -50,7 +50,9 @@ class Registry:
     ) -> None:
         self.settings = settings
         self.workers = workers or make_workers(settings.server)
-        self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
+        self.bytes_in_flight = BytesInFlight(
+            settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
+        )
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None

@@ -26,7 +26,7 @@ from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy
-from predictors.protocol.http.body_reader import Receive
+from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.connection import HttpConnection
 from predictors.protocol.http.connection_limits import ConnectionLimit
 from predictors.protocol.http.exchange import (

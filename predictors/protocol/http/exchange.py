@@ -29,16 +29,17 @@ import orjson
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
-from predictors.protocol.http.body_reader import (
+from predictors.protocol.http.bodies import (
     INLINE_BYTES,
+    JSON_MEDIA,
     Body,
     Charge,
     Receive,
+    check_media,
     fail_at,
     receive_body,
     slow_body_message,
 )
-from predictors.protocol.http.json_bodies import JSON_MEDIA, check_media
 from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served

@@ -29,7 +29,7 @@ from predictors.protocol.grpc.methods import (
     set_request_id,
     start_call,
 )
-from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, fail_at
+from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
