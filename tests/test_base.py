@@ -60,7 +60,7 @@ def test_a_predictor_is_a_kserve_model(ready: EchoPredictor) -> None:
     assert ready.ready is True
 
 
-def test_load_is_cheap_and_true_the_second_time(ready: EchoPredictor) -> None:
+def test_a_second_load_returns_at_once(ready: EchoPredictor) -> None:
     assert ready.load() is True
 
 
@@ -161,7 +161,7 @@ def test_the_timeout_parameter_is_microseconds_and_only_tightens(ready: EchoPred
 
 
 @pytest.mark.parametrize("timeout", [-1, "soon", True, "nan", float("inf")])
-def test_a_timeout_that_is_no_positive_number_is_refused(
+def test_a_timeout_that_is_not_a_positive_number_is_refused(
     ready: EchoPredictor, timeout: Any
 ) -> None:
     with pytest.raises(InvalidRequest, match="timeout must be a positive number"):
@@ -201,9 +201,7 @@ def test_the_base_class_leaves_the_task_to_subclasses() -> None:
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (192, 8)])
-def test_a_machine_of_many_cores_prepares_several_requests_at_once(
-    cores: int, threads: int
-) -> None:
+def test_the_number_of_prepare_threads_follows_the_cores(cores: int, threads: int) -> None:
     assert threads_for(cores) == threads
 
 

@@ -1,4 +1,4 @@
-"""Two predictors without a model behind the OpenAI routes, through the real base, host and edges.
+"""Two predictors without a model behind the OpenAI routes, with the real base class and host.
 
 `Artist` answers pictures, `Writer` answers chat; both in front of any engine for `Task`s. The
 last user message is the name of the task, `max_tokens` and `num_inference_steps` are its steps,
@@ -45,7 +45,7 @@ class Artist(TaskPredictor):
 
 
 class Writer(TaskPredictor):
-    """Serves chat. `accepted` and `left` are released when a request's jobs are queued and when its
+    """Serves chat. `accepted` is released when a request's jobs are queued, `left` when its
     caller has its answer or is gone.
     """
 
