@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictors.chat.codec import Codec
+from predictors.chat.codec import ChatCodec
 from predictors.chat.request import Sampling
 from predictors.diffusion.codec import FluxCodec
 from predictors.diffusion.request import Offer, Tiers
@@ -36,7 +36,7 @@ OFFER = Offer(
     tiers=Tiers(("lossless", "turbo"), "lossless"),
 )
 FLUX = FluxCodec(model="flux", offer=OFFER, precision="float32", png_level=1)
-QWEN_VL = Codec(defaults=Sampling(), precision="float32", max_images=2)
+QWEN_VL = ChatCodec(defaults=Sampling(), precision="float32", max_images=2)
 
 TEXT = st.text(max_size=12)
 SEED = st.integers(0, 2**53)
