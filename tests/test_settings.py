@@ -1,4 +1,4 @@
-"""The promised defaults, and how the environment is read. A changed default changes here too."""
+"""Defaults of the settings, bounds, and reading the environment."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ DEFAULTS = {
 
 
 def links_to(service: str) -> dict[str, str]:
-    """What Kubernetes sets in every pod beside a Service of this name."""
+    """The variables that Kubernetes sets in every pod for a Service of this name."""
     name = service.upper().replace("-", "_")
     return {
         f"{name}_SERVICE_HOST": "10.96.0.7",
@@ -115,16 +115,16 @@ def links_to(service: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "service", ["predictors", "predictors-metrics", "predictors-server", "grpc"]
 )
-def test_a_service_of_a_like_name_in_the_namespace_sets_nothing(service: str) -> None:
+def test_variables_of_a_kubernetes_service_set_nothing(service: str) -> None:
     assert from_env(links_to(service)) == Settings()
 
 
-def test_a_port_that_was_set_beside_such_a_service_holds() -> None:
+def test_a_port_set_by_the_operator_is_read_beside_such_variables() -> None:
     environ = links_to("grpc") | {"GRPC_PORT": "9000"}
     assert from_env(environ).server.grpc_port == 9000
 
 
-def test_beside_such_a_service_a_wrong_name_is_still_refused() -> None:
+def test_an_unknown_name_is_refused_beside_such_variables() -> None:
     with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_PROT"):
         from_env(links_to("predictors-server") | {"PREDICTORS_SERVER_PROT": "1"})
 
@@ -138,7 +138,7 @@ CHOICES = {
 
 
 def flat(settings: Settings) -> dict[str, object]:
-    """`group.knob` to value."""
+    """Values by `group.knob`."""
     groups = dataclasses.asdict(settings)
     return {f"{g}.{k}": v for g, knobs in groups.items() for k, v in knobs.items()}
 
@@ -158,7 +158,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("knob", DEFAULTS)
-def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
+def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     default = DEFAULTS[knob]
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
@@ -173,7 +173,7 @@ def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
 
 
 @pytest.mark.parametrize(("long", "short"), ALIASES.items())
-def test_a_familiar_name_works_and_the_full_name_beats_it(long: str, short: str) -> None:
+def test_a_short_name_works_and_the_full_name_wins(long: str, short: str) -> None:
     group, knob = long.removeprefix("PREDICTORS_").split("_", 1)
     read = lambda environ: getattr(getattr(from_env(environ), group.lower()), knob.lower())  # noqa: E731
     assert str(read({short: "1234"})) == "1234"
@@ -213,7 +213,7 @@ def test_a_bad_value_is_refused_and_named(name: str, raw: str, word: str) -> Non
         from_env({name: raw})
 
 
-def test_no_port_for_grpc_is_minus_one() -> None:
+def test_grpc_is_turned_off_by_port_minus_one() -> None:
     assert from_env({"GRPC_PORT": "-1"}).server.grpc_port == -1
 
 

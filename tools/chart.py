@@ -58,7 +58,7 @@ What `defaults` holds is what `models.<name>` takes; a model says only what diff
 
 
 def comment_rows(text: str) -> list[tuple[str, str]]:
-    """Dotted key and sentence of every described key, in the file's order."""
+    """Dotted key and description of every described key, in the file's order."""
     rows: list[tuple[str, str]] = []
     path: list[tuple[int, str]] = []
     words = ""
@@ -75,7 +75,7 @@ def comment_rows(text: str) -> list[tuple[str, str]]:
 
 
 def undescribed(values: dict[str, Any], rows: list[tuple[str, str]]) -> list[str]:
-    """Keys with a value that no row stands for, neither its own nor a parent's."""
+    """Keys with a value that have no row, neither their own nor a parent's."""
     described = {key for key, _ in rows}
 
     def walk(value: object, path: str) -> list[str]:
@@ -90,19 +90,17 @@ def undescribed(values: dict[str, Any], rows: list[tuple[str, str]]) -> list[str
 
 
 def at(values: Any, key: str) -> Any:
-    """The value at a dotted key."""
     for part in key.split("."):
         values = values[part]
     return values
 
 
 def shown(value: object) -> str:
-    """A default as JSON, which YAML reads as well."""
+    """A default as JSON, which is also YAML."""
     return f"`{json.dumps(value)}`".replace("|", "\\|")
 
 
 def readme() -> str:
-    """The text of README.md."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
     values, rows = yaml.safe_load(text), comment_rows(text)
     if missing := undescribed(values, rows):
@@ -127,7 +125,7 @@ def readme() -> str:
 
 
 def first_paragraph(path: Path) -> str:
-    """The comment that a profile begins with, on one line, commands left out."""
+    """The comment at the beginning of a profile, on one line."""
     words = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,8 +1,8 @@
 """Trains the small FLUX transformer together with its T5 and CLIP encoders on encoded pictures.
 
-Rectified flow with velocity targets, as FLUX. A tenth of the prompts is emptied, so that true
-guidance with negative prompts works; what the guidance value means is taught afterwards
-(`train_guidance`). Prompts are padded to several lengths, because nothing masks the padding.
+Rectified flow with velocity targets, as in FLUX. A tenth of the prompts is empty, so that true
+guidance with negative prompts works. The guidance value is trained afterwards (`train_guidance`).
+Prompts are padded to several lengths, because the padding is not masked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def image_ids() -> Tensor:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[n, 16, 16, 16] to [n, 64, 64], as FluxPipeline packs."""
+    """[n, 16, 16, 16] to [n, 64, 64], as in FluxPipeline."""
     batch, channels, height, width = latents.shape
     x = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, channels * 4)
@@ -44,7 +44,7 @@ def pack(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Everything a step draws from, on the device; rows are sorted, short prompts first."""
+    """The training data, on the device. Rows with short prompts come first."""
 
     latents: Tensor
     picture: Tensor
@@ -107,7 +107,8 @@ def _padded(ids: Tensor, length: int) -> Tensor:
 def pick_prompts(
     pool: Pool, length: int, batch: int, empty_share: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random rows of the pool: their numbers, T5 and CLIP ids, and which prompts were emptied."""
+    """Random rows of the pool: their numbers, T5 and CLIP ids, and a mask of the emptied
+    prompts."""
     device = pool.latents.device
     rows = pool.short if length == KINDS_OF_STEP[0][0] else len(pool.picture)
     row = torch.randint(rows, (batch,), device=device)
@@ -118,7 +119,7 @@ def pick_prompts(
 
 
 def draw_sigma(batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Noise levels in fp32 that `dtype` holds exactly: the network sees them in its precision."""
+    """Noise levels in fp32 that are exact in `dtype`, the precision of the network."""
     wide = torch.rand(batch, device=device) < 0.15
     spot = torch.sigmoid(torch.randn(batch, device=device) + SHIFT)
     sigma = torch.where(wide, torch.rand(batch, device=device), spot)
@@ -183,7 +184,7 @@ def train_painter(
     save: Callable[[], None] | None = None,
     seed: int = 102,
 ) -> None:
-    """Train the networks in place; they come back in fp32 with their average weights."""
+    """Train the networks in place. They end in fp32 with their average weights."""
     torch.manual_seed(seed)
     device = pool.latents.device
     for module in (painter.transformer, painter.t5, painter.clip):

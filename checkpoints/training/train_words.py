@@ -1,8 +1,7 @@
-"""Teaches T5 which words belong together, on text alone, as a real T5 is trained before FLUX.
+"""Trains T5 on text alone to relate the words of a figure, as a real T5 is trained before FLUX.
 
-From the state of every colour and kind word, heads that are thrown away read the figure's colour,
-kind, size and place; a pull towards the old states keeps the transformer able to read them. Does
-not know pictures.
+Temporary heads read the figure's colour, kind, size and position from the state of every colour and
+kind word. A penalty on the distance to the old states keeps them readable for the transformer.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from checkpoints.training.scenes import sample as sample_scene
 KINDS_OF_STEP = ((32, 48, 0.85), (64, 16, 0.15))
 CLASSES = (len(PALETTE), len(KINDS), len(SIZES), len(RELATIONS))
 NO_LABEL = -1
-WEIGHTS = (1.0, 1.0, 1.0, 3.0)  # the place is the hardest to find
-OLD_STATES = 0.2  # weight of the pull towards the old states
+WEIGHTS = (1.0, 1.0, 1.0, 3.0)  # the position is the hardest to learn
+OLD_STATES = 0.2  # weight of the penalty on the distance to the old states
 SHARP = 8.0  # a bias that decides where a head looks
 _NAMED = re.compile(rf"\b({'|'.join(PALETTE)}) ({'|'.join(KINDS)})\b", re.IGNORECASE)
 
 
 def _named_figures(text: str, scene: Scene) -> list[tuple[re.Match[str], Figure, str | None]]:
-    """Where the text names each figure, and its place; empty when the text leaves it unclear."""
+    """The words of each figure in the text, and its position; empty if the text is ambiguous."""
     matches = list(_NAMED.finditer(text))
     found = [(m[1].lower(), m[2].lower()) for m in matches]
     if len(set(found)) != len(scene.figures) or len(matches) != len(scene.figures):
@@ -115,8 +114,8 @@ def _loss(
     with torch.no_grad():
         before = encoders.t5_states(old, picked, buckets)
     loss = OLD_STATES * (states - before).float().square().mean()
-    said = heads(states[:, :width]).float().split(CLASSES, dim=-1)
-    for number, scores in enumerate(said):
+    logits = heads(states[:, :width]).float().split(CLASSES, dim=-1)
+    for number, scores in enumerate(logits):
         wanted = labels[row, :width, number].flatten()
         part = F.cross_entropy(scores.flatten(0, 1), wanted, ignore_index=NO_LABEL)
         loss = loss + WEIGHTS[number] * part
@@ -130,7 +129,7 @@ def train_words(
     save: Callable[[], None] | None = None,
     seed: int = 104,
 ) -> None:
-    """Train T5 in place; it comes back in fp32 with its average weights."""
+    """Train T5 in place. It ends in fp32 with its average weights."""
     torch.manual_seed(seed)
     heads = nn.Linear(t5.config.d_model, sum(CLASSES)).to(pool[0].device)
     old = copy.deepcopy(t5).requires_grad_(False)

@@ -134,16 +134,6 @@ class EngineHost(Generic[W, C]):
         return EngineFailed(self.loop.failure)
 
     @property
-    def waiting(self) -> int:
-        """Number of jobs in the queue."""
-        return self.jobs.waiting
-
-    @property
-    def running(self) -> int:
-        """Number of jobs that hold a slot."""
-        return self.jobs.open_jobs - self.jobs.waiting
-
-    @property
     def is_ready(self) -> bool:
         """True while requests are served: warm, alive, not draining."""
         return self.state is State.READY and self.is_alive

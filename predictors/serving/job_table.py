@@ -250,8 +250,8 @@ class JobTable(Generic[W, C]):
     def wait_answered(self, timeout_s: float) -> bool:
         """Block until every job was answered; False when `timeout_s` is over first.
 
-        Jobs that were answered from outside may still hold a slot: an engine that is stuck inside
-        a step frees none, and waiting for it would be in vain.
+        Answered jobs may still hold a slot: an engine that is stuck inside a step frees none, so
+        this does not wait for slots.
         """
         with self.removed:
             return self.removed.wait_for(self._is_answered, min(timeout_s, threading.TIMEOUT_MAX))

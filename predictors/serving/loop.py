@@ -155,9 +155,9 @@ class EngineLoop(Generic[W, C]):
         would pay for the failure again. If a single job did not fit, the width says nothing about
         the others.
         """
-        width = self._max_width or len(jobs)
-        groups = [jobs[i : i + width] for i in range(0, len(jobs), width)]
-        groups.reverse()  # a stack: the first group is stepped first
+        groups = [jobs]  # a stack
+        if width := self._max_width:
+            groups = [jobs[i : i + width] for i in range(0, len(jobs), width)][::-1]
         failed: list[tuple[Job[W, C], BaseException]] = []
         while groups:
             group = groups.pop()
@@ -174,9 +174,9 @@ class EngineLoop(Generic[W, C]):
                 failed.append((group[0], error))
             else:
                 groups += self._halves(group, error)
-        if any(is_out_of_memory(error) for _, error in failed):
-            self._max_width = None
         for job, error in failed:
+            if is_out_of_memory(error):
+                self._max_width = None
             self._fail_job(job, error)
 
     def _halves(

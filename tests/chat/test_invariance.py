@@ -121,7 +121,7 @@ def test_answers_stay_the_same_when_other_jobs_come_leave_or_are_stepped_apart(
 
 @pytest.mark.parametrize("slots", [1, 3, 5, 6])
 def test_any_number_of_slots_decodes_at_one_width_with_equal_rows(slots: int) -> None:
-    runner = Room.open(slots=slots).engine._runner
+    runner = Room.open(slots=slots).runner
     assert len(runner.decode_widths) == 1
     assert runner.decode_widths[0] >= slots
     assert runner.has_equal_rows()

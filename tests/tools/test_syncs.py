@@ -94,13 +94,13 @@ def test_a_wait_is_refused_on_a_gpu_and_allowed_again_afterwards(name: str) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("work", ALLOWED)
-def test_what_the_loop_does_instead_of_waiting_passes(
+def test_asynchronous_operations_are_allowed(
     work: Callable[[torch.Tensor], object],
 ) -> None:
     work(torch.ones(2, device="cuda"))
 
 
-def test_without_a_gpu_nothing_is_promised() -> None:
+def test_forbidding_syncs_needs_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     has_run = False

@@ -18,12 +18,12 @@ from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.request import Sampling
 from predictors.chat.sampling import NOT_FINITE, SAMPLERS, TokenChoice, pack_choices
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
-from tests.diffusion import interpreter
+from tests import triton_interpreter
 
 fused = pytest.importorskip("predictors.chat.decoder.fused")
 linears = pytest.importorskip("predictors.chat.decoder.fused_linears")
 tokens_in_and_out = pytest.importorskip("predictors.chat.decoder.fused_tokens")
-assert interpreter
+assert triton_interpreter
 
 PAGE, PAGES_EACH, SLOTS = 16, 10, 4
 SHAPE = DecoderShape(

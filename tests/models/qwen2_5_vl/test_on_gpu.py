@@ -1,4 +1,4 @@
-"""The engine on a GPU in float32: graphs, kernels, pages, packed and cut prompts, caches. Its tokens
+"""The engine on a GPU in float32: graphs, kernels, pages, packed and cut prompts, caches. Tokens
 are those of transformers on the CPU.
 """
 

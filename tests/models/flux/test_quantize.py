@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from predictors.__main__ import main
-from predictors.diffusion.request import Wish
+from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, InvalidRequest
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.quantize import quantize_checkpoint
 from predictors.settings import InvalidSetting
-from tests.diffusion.room import CHECKPOINT, open_room
+from tests.diffusion.driver import CHECKPOINT, open_driver
 
-WISH = Wish("a large red circle", num_inference_steps=3, seed=3, tier="high")
+IMAGE = ImageParameters("a large red circle", num_inference_steps=3, seed=3, tier="high")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def narrow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_it_draws_what_quantising_at_load_draws(narrow_checkpoint: Path) -> None:
-    at_load = open_room(tiers="lossless,high", max_sequence_length=16)
-    saved = open_room(narrow_checkpoint, tiers="high", max_sequence_length=16)
-    assert np.array_equal(saved.draw(WISH), at_load.draw(WISH))
+def test_a_saved_fp8_checkpoint_draws_as_one_quantised_at_load(narrow_checkpoint: Path) -> None:
+    at_load = open_driver(tiers="lossless,high", max_sequence_length=16)
+    saved = open_driver(narrow_checkpoint, tiers="high", max_sequence_length=16)
+    assert np.array_equal(saved.draw(IMAGE), at_load.draw(IMAGE))
 
 
 def test_block_linears_are_fp8_with_scales_and_nothing_else(narrow_checkpoint: Path) -> None:
@@ -46,11 +46,11 @@ def test_block_linears_are_fp8_with_scales_and_nothing_else(narrow_checkpoint: P
     assert {f"{name}_scale" for name in narrow} == {n for n in stored if n.endswith("_scale")}
 
 
-def test_only_tiers_on_fp8_weights_can_be_had(narrow_checkpoint: Path) -> None:
-    assert read_facts(narrow_checkpoint)[0].is_quantized
+def test_an_fp8_checkpoint_serves_fp8_tiers_only(narrow_checkpoint: Path) -> None:
+    assert read_checkpoint(narrow_checkpoint)[0].is_quantized
     with pytest.raises((InvalidSetting, EngineFailed), match="lossless"):
-        open_room(narrow_checkpoint, tiers="lossless,high")
-    assert open_room(narrow_checkpoint, tiers="high,turbo").offer.tiers.default == "high"
+        open_driver(narrow_checkpoint, tiers="lossless,high")
+    assert open_driver(narrow_checkpoint, tiers="high,turbo").limits.tiers.default == "high"
 
 
 def test_another_scheme_is_refused_by_name(narrow_checkpoint: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_another_scheme_is_refused_by_name(narrow_checkpoint: Path, tmp_path: Pa
         json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}})
     )
     with pytest.raises(EngineFailed, match="bitsandbytes"):
-        read_facts(other.parent)
+        read_checkpoint(other.parent)
 
 
 def test_nothing_is_overwritten_and_nothing_quantised_twice(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import tests.diffusion.interpreter  # noqa: F401
+import tests.triton_interpreter  # noqa: F401
 from predictors.compute.kernels.attention import sdpa
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
 from predictors.models.flux.modules import fused
@@ -106,7 +106,7 @@ def test_quantised_norm_is_the_references_quantisation_of_the_norm() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
-def test_heads_are_normed_and_turned_as_in_float64(dtype: torch.dtype, bound: float) -> None:
+def test_heads_are_normed_and_rotated_as_in_float64(dtype: torch.dtype, bound: float) -> None:
     heads, half = 5, 16
     norms = [torch.nn.RMSNorm(2 * half, eps=1e-6, dtype=dtype) for _ in range(4)]
     for norm in norms:
@@ -124,7 +124,7 @@ def test_heads_are_normed_and_turned_as_in_float64(dtype: torch.dtype, bound: fl
     assert distance(found, exact) <= bound
 
 
-def test_narrow_heads_are_the_normed_and_turned_ones_and_the_value_as_e4m3() -> None:
+def test_narrow_heads_are_the_normed_and_rotated_ones_and_the_value_in_e4m3() -> None:
     heads, half = 5, 16
     norms = [torch.nn.RMSNorm(2 * half, eps=1e-6).requires_grad_(False) for _ in range(4)]
     both = Streams(Norms(*norms[:2]), Norms(*norms[2:]))
@@ -178,7 +178,7 @@ def model(dtype: torch.dtype) -> Transformer:
 
 
 @torch.inference_mode()
-def test_the_whole_transformer_is_the_one_in_float64() -> None:
+def test_the_whole_transformer_equals_the_one_in_float64() -> None:
     transformer, given = model(torch.float32), inputs(torch.float32)
     wide = Transformer(SHAPE).double().requires_grad_(False)
     wide.load_state_dict(transformer.state_dict())
@@ -200,7 +200,7 @@ def test_the_whole_fp8_transformer_is_as_close_as_the_plain_one() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("make", [lambda: FUSED, Plain])
-def test_a_row_does_not_see_its_neighbours(make: Callable[[], Plain]) -> None:
+def test_a_row_does_not_depend_on_the_others(make: Callable[[], Plain]) -> None:
     transformer, given = model(torch.float32), inputs(torch.float32)
     latents, context, change, rotary = given
     both = transformer(make(), EAGER, *given)

@@ -1,4 +1,4 @@
-"""What every answer to a wrong request must hold, whatever the protocol."""
+"""Checks that hold for every response to an invalid request, in any protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAKS = re.compile(
 
 
 def check_text(text: str, words: str) -> None:
-    """The message says the right thing and nothing of the inside."""
+    """Check that the message has these words and no internals."""
     assert words in text, text
     assert not LEAKS.search(text), text
     assert len(text) < 600
@@ -30,7 +30,7 @@ def tensor(name: str = "prompt", datatype: str = "BYTES", **more: Any) -> dict[s
 
 @contextmanager
 def timed(record_property: Any) -> Iterator[None]:
-    """Records how long the answer took (`--junitxml`); time decides no test."""
+    """Record the response time (`--junitxml`). No test depends on it."""
     began = time.perf_counter()
     yield
     record_property("seconds", round(time.perf_counter() - began, 4))

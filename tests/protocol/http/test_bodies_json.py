@@ -1,4 +1,4 @@
-"""Bodies within limits, media types, and JSON that means one thing only."""
+"""JSON bodies: limits, media types, and refusal of everything ambiguous."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from predictors.errors import (
     TooLarge,
     UnsupportedMedia,
 )
-from predictors.protocol.http.json_bodies import MAX_VALUES, check_media, parse_json
+from predictors.protocol.http.bodies import MAX_VALUES, check_media, parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -30,14 +30,14 @@ VALUES = st.recursive(
 # -- JSON ------------------------------------------------------------------------------------------
 @settings(max_examples=50)
 @given(VALUES)
-def test_whatever_json_can_say_is_read_as_python_reads_it(value: Any) -> None:
+def test_valid_json_is_parsed_as_by_python(value: Any) -> None:
     for raw in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False).encode()):
         assert parse_json(raw) == json.loads(raw)
 
 
 @settings(max_examples=50)
 @given(st.binary(max_size=60))
-def test_no_bytes_raise_anything_but_a_refusal(raw: bytes) -> None:
+def test_arbitrary_bytes_raise_only_invalid_request(raw: bytes) -> None:
     try:
         parse_json(raw)
     except InvalidRequest as error:
@@ -46,19 +46,19 @@ def test_no_bytes_raise_anything_but_a_refusal(raw: bytes) -> None:
 
 @settings(max_examples=50)
 @given(VALUES)
-def test_json_cut_anywhere_is_refused(value: Any) -> None:
+def test_truncated_json_is_refused(value: Any) -> None:
     raw = json.dumps([value]).encode()
     for end in range(len(raw)):
         with pytest.raises(InvalidRequest):
             parse_json(raw[:end])
 
 
-def test_a_pair_of_surrogates_is_a_character() -> None:
+def test_a_surrogate_pair_is_one_character() -> None:
     assert parse_json(rb'"\ud83e\udd8a"') == "🦊"
     assert parse_json(rb'"\\ud800"') == "\\ud800"
 
 
-def test_depth_counts_outside_of_strings() -> None:
+def test_brackets_in_strings_do_not_count_as_depth() -> None:
     brackets = "[" * 500 + '"' + "{" * 500
     assert parse_json(json.dumps({"a": brackets}).encode()) == {"a": brackets}
     wide: dict[str, Any] = {"a": [[i] for i in range(500)]}
@@ -79,17 +79,17 @@ def test_depth_counts_outside_of_strings() -> None:
     ],
     ids=["numbers", "strings", "escaped strings", "lists", "nothing but lists", "quotes"],
 )
-def test_more_tiny_values_than_are_read_are_refused_before_they_are_built(raw: bytes) -> None:
+def test_too_many_values_are_refused_before_they_are_built(raw: bytes) -> None:
     with pytest.raises(TooLarge, match="more than 131072 values"):
         parse_json(raw)
 
 
-def test_what_stands_in_strings_is_no_value() -> None:
+def test_commas_in_strings_are_not_counted_as_values() -> None:
     text = ',[]{}"' * MAX_VALUES
     assert parse_json(json.dumps([text]).encode()) == [text]
 
 
-def test_a_number_of_more_digits_than_are_read_is_refused() -> None:
+def test_a_number_with_too_many_digits_is_refused() -> None:
     assert parse_json(b"[%b]" % (b"1" * 1000)) == [int("1" * 1000)]
     for number in (b"1" * 1001, b"0." + b"1" * 1000, b"1e" + b"0" * 1000):
         with pytest.raises(InvalidRequest, match="number that is too long"):
@@ -112,9 +112,7 @@ REPEATED = {
 
 
 @pytest.mark.parametrize(("head", "body", "tail"), REPEATED.values(), ids=REPEATED)
-def test_twice_the_body_takes_no_more_than_about_twice_the_time(
-    head: bytes, body: bytes, tail: bytes
-) -> None:
+def test_parsing_time_is_linear_in_the_body(head: bytes, body: bytes, tail: bytes) -> None:
     def seconds(count: int) -> float:
         raw = head + body * count + tail
         best = math.inf
@@ -125,7 +123,7 @@ def test_twice_the_body_takes_no_more_than_about_twice_the_time(
             best = min(best, time.thread_time() - started)
         return best
 
-    # eight times as much: a quadratic search would take 64 times as long
+    # for eight times the body a quadratic search would take 64 times as long
     few = max(seconds(50_000), 0.001)
     assert seconds(400_000) < 24 * few
 
@@ -148,7 +146,7 @@ def test_twice_the_body_takes_no_more_than_about_twice_the_time(
         (b'{\n"a": }', "line 2 column 6"),
     ],
 )
-def test_what_two_readers_could_understand_differently_is_refused(raw: bytes, words: str) -> None:
+def test_ambiguous_json_is_refused(raw: bytes, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         parse_json(raw)
 
@@ -166,7 +164,7 @@ def test_what_two_readers_could_understand_differently_is_refused(raw: bytes, wo
         {"content-type": "application/json", "content-encoding": "identity"},
     ],
 )
-def test_json_under_its_names_is_accepted(headers: dict[str, str]) -> None:
+def test_json_content_types_are_accepted(headers: dict[str, str]) -> None:
     check_media(headers)
 
 
@@ -181,7 +179,7 @@ def test_json_under_its_names_is_accepted(headers: dict[str, str]) -> None:
         {"content-encoding": "gzip, identity"},
     ],
 )
-def test_anything_else_is_not(headers: dict[str, str]) -> None:
+def test_other_content_types_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(UnsupportedMedia):
         check_media(headers)
 
@@ -192,14 +190,14 @@ def test_a_file_in_a_body_is_parsed_like_any_string(inside: str) -> None:
     assert parse_json(raw) == json.loads(raw)
 
 
-def test_a_picture_may_hold_what_would_be_too_many_values() -> None:
+def test_base64_of_a_picture_is_not_counted_as_values() -> None:
     assert parse_json(b'["a;base64,%b"]' % (b"," * 2**21)) == ["a;base64," + "," * 2**21]
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b'["a;base64,AA\\ud800AA"]',  # half of a pair, in a file
+        b'["a;base64,AA\\ud800AA"]',  # a lone surrogate inside a data URL
         b'["a;base64,AA", "\\ud800"]',
         b'["a;base64,AA", ' + b"[" * 40 + b"]" * 40 + b"]",
         b"[" * 40 + b'"a;base64,AA"' + b"]" * 40,
@@ -208,6 +206,6 @@ def test_a_picture_may_hold_what_would_be_too_many_values() -> None:
         b'["a;base64,AAAA',
     ],
 )
-def test_a_file_hides_nothing_from_the_checks(raw: bytes) -> None:
+def test_a_data_url_cannot_hide_values_from_the_checks(raw: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse_json(raw)

@@ -11,9 +11,9 @@ import torch
 
 from predictors.compute.checkpoint.shards import Shards
 from predictors.errors import EngineFailed, ServingError
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.quantize import quantize_checkpoint
-from tests.diffusion.room import open_room
+from tests.diffusion.driver import open_driver
 from tests.variants import (
     FLUX,
     Change,
@@ -48,7 +48,7 @@ ONE = torch.ones(1)
 def refusal(folder: Path) -> str:
     """The message of a start with `folder`; it must not get as far as weights."""
     with pytest.raises(ServingError) as failure:
-        open_room(folder)
+        open_driver(folder)
     return plain_message(failure.value, folder)
 
 
@@ -112,7 +112,7 @@ STRAY: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "said"), STRAY.values(), ids=STRAY)
-def test_a_tensor_that_nobody_asks_for_is_named(tmp_path: Path, change: Change, said: str) -> None:
+def test_a_tensor_without_a_place_is_named(tmp_path: Path, change: Change, said: str) -> None:
     assert re.search(said, refusal(variant(FLUX, tmp_path / "c", change)))
 
 
@@ -124,16 +124,16 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("file", HARMLESS)
-def test_what_is_known_to_be_of_no_use_harms_nobody(tmp_path: Path, file: str) -> None:
+def test_known_unused_tensors_are_accepted(tmp_path: Path, file: str) -> None:
     change = weights(file, added({name: torch.tensor([1]) for name in HARMLESS[file]}))
-    open_room(variant(FLUX, tmp_path / "c", change))
+    open_driver(variant(FLUX, tmp_path / "c", change))
 
 
 def test_both_names_of_t5s_embedding_may_be_stored(tmp_path: Path) -> None:
     def both(tensors: dict[str, torch.Tensor]) -> None:
         tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
 
-    open_room(variant(FLUX, tmp_path / "c", weights(T5, both)))
+    open_driver(variant(FLUX, tmp_path / "c", weights(T5, both)))
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_our_own_fp8_is_served_with_all_its_scales(narrow: Path, tmp_path: Path) -> None:
     with Shards(narrow / "transformer") as stored:
         scales = [name for name in stored if name.endswith("_scale")]
-    open_room(narrow, tiers="high")
+    open_driver(narrow, tiers="high")
     for name in (scales[0], scales[-1]):
         lost = weights(TRANSFORMER, dropped(name))
         folder = variant(narrow, tmp_path / name, lost)
         with pytest.raises(EngineFailed, match=f"transformer has no tensor {name}"):
-            open_room(folder, tiers="high")
+            open_driver(folder, tiers="high")
 
 
 @pytest.mark.parametrize(
@@ -186,17 +186,17 @@ def test_our_own_fp8_is_served_with_all_its_scales(narrow: Path, tmp_path: Path)
         ),
     ],
 )
-def test_fp8_that_is_not_quite_ours_is_refused(
+def test_fp8_of_another_layout_is_refused(
     narrow: Path, tmp_path: Path, change: Change, said: str
 ) -> None:
     with pytest.raises(EngineFailed, match=said):
-        open_room(variant(narrow, tmp_path / "c", change), tiers="high")
+        open_driver(variant(narrow, tmp_path / "c", change), tiers="high")
 
 
 # -- configs: read before anything listens ---------------------------------------------------------
 def said_by_configs(folder: Path) -> str:
     with pytest.raises(ServingError) as failure:
-        read_facts(folder)
+        read_checkpoint(folder)
     return plain_message(failure.value, folder)
 
 
@@ -291,7 +291,7 @@ def test_a_scheduler_of_another_class_is_refused_by_its_name(
         ({"base_image_seq_len": 4096}, "are both 4096"),
     ],
 )
-def test_an_option_of_the_scheduler_that_is_not_honoured_is_refused(
+def test_an_unserved_option_of_the_scheduler_is_refused(
     tmp_path: Path, values: dict[str, Any], said: str
 ) -> None:
     message = said_by_configs(variant(FLUX, tmp_path / "c", config(SCHEDULER, **values)))
@@ -388,7 +388,9 @@ def test_a_broken_folder_is_one_sentence_that_names_the_file(
 
 
 def test_the_end_token_of_old_configs_is_the_largest_id(tmp_path: Path) -> None:
-    read_facts(variant(FLUX, tmp_path / "c", config("text_encoder/config.json", eos_token_id=2)))
+    read_checkpoint(
+        variant(FLUX, tmp_path / "c", config("text_encoder/config.json", eos_token_id=2))
+    )
 
 
 def test_a_variant_of_the_weights_files_is_named(tmp_path: Path) -> None:

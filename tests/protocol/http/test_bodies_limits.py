@@ -1,4 +1,4 @@
-"""Bodies of requests: read within limits of bytes, pace and time, and counted together."""
+"""Bodies of requests: limits on bytes, pace and time, and the limit of all bodies together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from predictors.errors import Cancelled, DeadlineExceeded, Overloaded, TooLarge
-from predictors.protocol.http import body_reader
-from predictors.protocol.http.body_reader import (
+from predictors.protocol.http import bodies
+from predictors.protocol.http.bodies import (
     INLINE_BYTES,
     SHARED_BYTES,
     BytesInFlight,
@@ -24,7 +24,7 @@ from predictors.workers.shared_memory import SharedMemory
 
 
 def arriving(*messages: dict[str, Any]) -> Any:
-    """An ASGI `receive` that gives these messages."""
+    """An ASGI `receive` that returns these messages."""
     queue = list(messages)
 
     async def receive() -> dict[str, Any]:
@@ -38,37 +38,37 @@ def parts(chunks: Iterable[bytes]) -> list[dict[str, Any]]:
     return [*found, {"type": "http.request", "body": b"", "more_body": False}]
 
 
-async def test_a_body_in_pieces_is_the_body() -> None:
+async def test_a_body_in_pieces_is_joined() -> None:
     receive = arriving(*parts([b"ab", b"", b"c"]))
     assert await receive_body(receive, {}, 3) == b"abc"
 
 
-async def test_a_body_that_says_it_is_too_large_is_not_even_read() -> None:
+async def test_a_body_announced_as_too_large_is_not_read() -> None:
     with pytest.raises(TooLarge, match="limit of 10 bytes"):
         await receive_body(arriving(), {"content-length": "11"}, 10)
     with pytest.raises(TooLarge):
         await receive_body(arriving(), {"content-length": "9" * 100}, 10)
 
 
-async def test_a_body_is_read_no_further_than_the_limit() -> None:
+async def test_reading_stops_at_the_limit() -> None:
     rest = parts([b"x" * 6] * 100)
     receive = arriving(*rest)
     with pytest.raises(TooLarge):
         await receive_body(receive, {}, 10)
-    assert (await receive())["body"] == b"x" * 6  # the third of a hundred was not taken
+    assert (await receive())["body"] == b"x" * 6  # the third of 100 pieces was not received
     whole = arriving({"type": "http.request", "body": b"x" * 11})
     with pytest.raises(TooLarge):
         await receive_body(whole, {}, 10)
 
 
-async def test_a_caller_that_leaves_in_the_middle_has_cancelled() -> None:
+async def test_a_disconnect_during_the_body_is_a_cancellation() -> None:
     for earlier in ([], parts([b"a"])[:1]):
         with pytest.raises(Cancelled):
             await receive_body(arriving(*earlier, {"type": "http.disconnect"}), {}, 10)
 
 
-async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_reader, "BODY_TIMEOUT_S", 0.01)
+async def test_a_body_that_never_ends_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.01)
     first = parts([b"a"])[0]
 
     async def receive() -> dict[str, Any]:
@@ -82,7 +82,7 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
         await receive_body(receive, {}, 10)
 
 
-async def test_a_large_body_is_handed_on_in_shared_memory_whatever_pieces_it_came_in() -> None:
+async def test_a_large_body_in_any_pieces_is_returned_in_shared_memory() -> None:
     raw = bytes(range(256)) * 5000
     assert len(raw) > SHARED_BYTES
     for size in (1000, 65_536, len(raw)):
@@ -97,8 +97,9 @@ async def test_a_large_body_is_handed_on_in_shared_memory_whatever_pieces_it_cam
     assert found.read() == raw
 
 
-async def test_bodies_together_are_bounded_and_small_ones_are_not_counted() -> None:
-    total = BytesInFlight(3 * INLINE_BYTES)
+async def test_bodies_share_a_limit_and_small_ones_are_not_counted() -> None:
+    gauge: list[int] = []
+    total = BytesInFlight(3 * INLINE_BYTES, gauge.append)
     first, second, small = Charge(total), Charge(total), Charge(total)
     piece = bytes(INLINE_BYTES)
     await receive_body(arriving(*parts([piece] * 3)), {}, 2**30, make_charge=lambda: first)
@@ -110,11 +111,13 @@ async def test_bodies_together_are_bounded_and_small_ones_are_not_counted() -> N
     await receive_body(arriving(*parts([b"x" * 100])), {}, 2**30, make_charge=lambda: small)
     small.close()
     first.close()
-    first.close()  # once is enough
+    first.close()  # idempotent
     assert total.used == 0
+    assert max(gauge) == 3 * INLINE_BYTES
+    assert gauge[-1] == 0
 
 
-async def test_a_body_that_stops_in_the_middle_is_given_up_though_most_of_it_came() -> None:
+async def test_a_body_that_stalls_near_its_end_times_out() -> None:
     asked = iter(parts([bytes(1000)] * 500)[:-1])
 
     async def receive() -> dict[str, Any]:
@@ -125,7 +128,7 @@ async def test_a_body_that_stops_in_the_middle_is_given_up_though_most_of_it_cam
         await receive_body(receive, {}, 2**30, piece_timeout_s=0.05)
 
 
-async def test_a_body_that_goes_on_is_read_though_it_takes_longer_than_a_piece_may() -> None:
+async def test_a_steady_body_may_take_longer_than_the_timeout_of_a_piece() -> None:
     turns = 0
 
     async def receive() -> dict[str, Any]:
@@ -139,7 +142,7 @@ async def test_a_body_that_goes_on_is_read_though_it_takes_longer_than_a_piece_m
     assert found.size == 400 * 2**16
 
 
-async def test_a_block_ends_at_its_deadline() -> None:
+async def test_fail_at_ends_the_block_at_the_deadline() -> None:
     with pytest.raises(DeadlineExceeded, match="too late"):
         async with fail_at(time.monotonic() - 1, "too late"):
             await asyncio.get_running_loop().create_future()
@@ -147,7 +150,7 @@ async def test_a_block_ends_at_its_deadline() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_body_of_which_nothing_comes_is_given_up_as_well() -> None:
+async def test_a_body_that_never_starts_times_out() -> None:
     async def receive() -> dict[str, Any]:
         return await asyncio.get_running_loop().create_future()
 
@@ -155,7 +158,7 @@ async def test_a_body_of_which_nothing_comes_is_given_up_as_well() -> None:
         await receive_small_body(receive, {"content-length": "1"}, 10, 0.01)
 
 
-async def test_memory_of_a_body_that_is_given_up_is_given_back_at_once(
+async def test_shared_memory_of_a_failed_body_is_freed_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[SharedMemory] = []

@@ -1,5 +1,6 @@
-"""What a browser sends for a web page elsewhere is refused on every data route and changes nothing;
-what it sends for a page of our own, and what other clients send, is answered."""
+"""Requests that a browser sends for pages of other origins are refused on every data route without
+effect; those of the same origin and of other clients are answered.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from predictors.operators.admin import admin_routes
 from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
 
 INFER = "/v2/models/echo/infer"
@@ -54,7 +56,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def open_repository() -> Iterator[Running]:
-    """A server whose operator allows `unload`: the worst that a page could reach."""
+    """A server that allows `unload`, the most harmful route for a page."""
     settings = small_settings(server={"repository_api": True})
     with serving(echo("echo", settings), settings=settings) as running:
         yield running
@@ -69,7 +71,7 @@ def http(open_repository: Running) -> Iterator[httpx.Client]:
 def ask(
     http: httpx.Client, method: str, path: str, kind: str | None, **headers: str
 ) -> httpx.Response:
-    """One request as a browser sends it."""
+    """Send one request as a browser does."""
     if kind is not None:
         headers["content-type"] = kind
     if method == "OPTIONS":
@@ -83,7 +85,7 @@ def ask(
 
 @pytest.mark.parametrize(("headers", "status"), WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize(("method", "path", "kind"), DATA_ROUTES)
-def test_a_page_elsewhere_is_refused_in_the_format_of_the_route(
+def test_a_page_of_another_origin_is_refused_in_the_routes_format(
     http: httpx.Client,
     open_repository: Running,
     method: str,
@@ -107,17 +109,17 @@ def test_a_page_elsewhere_is_refused_in_the_format_of_the_route(
     assert not [name for name in reply.headers if name.startswith("access-control-")]
     assert len(model.seen) == before
     assert open_repository.server.registry.in_flight == 0
-    assert http.get("/v2/models/echo/ready").status_code == 200  # nobody unloaded it
+    assert http.get("/v2/models/echo/ready").status_code == 200  # it was not unloaded
 
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)
-def test_probes_and_metrics_are_answered_whoever_asks(http: httpx.Client, path: str) -> None:
+def test_probes_and_metrics_are_answered_for_any_origin(http: httpx.Client, path: str) -> None:
     for headers, _ in WRONG.values():
         assert ask(http, "GET", path, None, **headers).status_code == 200
 
 
 @pytest.mark.parametrize("kind", KINDS[2:])
-def test_a_page_of_our_own_is_answered(
+def test_a_page_of_the_same_origin_is_answered(
     http: httpx.Client, open_repository: Running, kind: str | None
 ) -> None:
     for name in ("localhost", "127.0.0.1", "[::1]"):
@@ -127,21 +129,21 @@ def test_a_page_of_our_own_is_answered(
         assert ask(http, "GET", "/v2", None, **own).status_code == 200
 
 
-def test_who_is_no_browser_is_answered_under_every_loopback_name_and_port(
+def test_other_clients_are_answered_under_every_loopback_name_and_port(
     http: httpx.Client,
 ) -> None:
     for host in ("localhost", "127.0.0.1:9999", "[::1]:80", "127.5.5.5"):
         assert ask(http, "POST", INFER, None, host=host).status_code == 200
 
 
-def test_two_origins_are_refused(http: httpx.Client, open_repository: Running) -> None:
+def test_two_origin_headers_are_refused(http: httpx.Client, open_repository: Running) -> None:
     own = f"http://127.0.0.1:{open_repository.server.http_port}"
     headers = [("origin", own), ("origin", own)]
     assert http.post(INFER, content=BODY, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_refusal_leaves_no_half_read_body_on_the_connection(
+def test_the_body_of_a_refused_request_is_not_parsed_as_requests(
     open_repository: Running, version: str
 ) -> None:
     address = ("127.0.0.1", open_repository.server.http_port)
@@ -159,7 +161,7 @@ def test_a_refusal_leaves_no_half_read_body_on_the_connection(
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
-def test_elsewhere_than_on_loopback_any_host_is_answered_but_no_foreign_page() -> None:
+def test_off_loopback_any_host_is_answered_and_other_origins_are_refused() -> None:
     settings = small_settings(server={"host": "0.0.0.0"})
     with serving(echo("echo", settings), settings=settings) as running, running.client() as http:
         for host in ("flux-predictor.ns.svc.cluster.local", "10.1.2.3:8080", "localhost:9000"):
@@ -170,7 +172,7 @@ def test_elsewhere_than_on_loopback_any_host_is_answered_but_no_foreign_page() -
             assert ask(http, "POST", INFER, None, **foreign).status_code == 403
 
 
-def test_the_operator_names_the_hosts_that_are_answered() -> None:
+def test_the_setting_limits_allowed_hosts() -> None:
     settings = small_settings(server={"host": "0.0.0.0", "allowed_hosts": "*.example.com"})
     with serving(echo("echo", settings), settings=settings) as running, running.client() as http:
         statuses = [
@@ -181,10 +183,11 @@ def test_the_operator_names_the_hosts_that_are_answered() -> None:
         assert ask(http, "GET", "/v2/health/ready", None, host="10.1.2.3").status_code == 200
 
 
-def test_no_page_at_all_reaches_the_operators_port() -> None:
+def test_the_admin_port_refuses_every_origin() -> None:
     settings = small_settings(server={"admin_port": 0})
     with ExitStack() as stack:
-        running = stack.enter_context(serving(echo("echo", settings), settings=settings))
+        model = echo("echo", settings)
+        running = stack.enter_context(serving(model, settings=settings, admin_routes=admin_routes))
         own = f"http://127.0.0.1:{running.server.admin_port}"
         http = stack.enter_context(httpx.Client(base_url=own, timeout=PATIENCE_S))
         assert http.get("/debug/engine").status_code == 200

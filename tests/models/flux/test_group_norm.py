@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import tests.diffusion.interpreter  # noqa: F401
+import tests.triton_interpreter  # noqa: F401
 from predictors.models.flux.modules import group_norm, wide_attention
 from predictors.models.flux.modules.decoder import Sum
 from predictors.models.flux.modules.group_norm import reference
@@ -49,7 +49,7 @@ def unfolded(y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("owed", ["nothing", "bias", "residual", "both"])
-def test_group_norm_of_what_is_owed_is_the_norm_in_float64(
+def test_group_norm_of_a_pending_sum_is_the_norm_in_float64(
     size: tuple[int, int, int, int, int], owed: str
 ) -> None:
     n, channels, groups, height, width = size
@@ -68,7 +68,7 @@ def test_group_norm_of_what_is_owed_is_the_norm_in_float64(
         assert normed.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_bias_alone_is_owed_by_the_norm_and_nothing_is_copied() -> None:
+def test_a_bias_alone_is_added_by_the_norm_without_a_copy() -> None:
     norm = make_norm(16, 48)
     x = Sum(picture(1, 48, 6, 5), torch.randn(48))
     total, normed = group_norm.group_norm(x, norm, silu=True, keep=False)
@@ -76,7 +76,7 @@ def test_a_bias_alone_is_owed_by_the_norm_and_nothing_is_copied() -> None:
     assert torch.allclose(normed.double(), exactly(x, norm, True)[1], atol=2e-5)
 
 
-def test_bfloat16_is_rounded_once_on_the_way_out() -> None:
+def test_bfloat16_is_rounded_once_at_the_end() -> None:
     norm = make_norm(16, 48).bfloat16()
     x = Sum(picture(1, 48, 9, 9).bfloat16(), torch.randn(48).bfloat16())
     normed = group_norm.group_norm(x, norm, silu=True, keep=False)[1].double()
@@ -106,7 +106,7 @@ def test_more_tiles_than_chunks_are_all_counted(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_folded_picture_is_unfolded_on_the_way(n: int) -> None:
+def test_a_folded_picture_is_unfolded_by_the_first_pass(n: int) -> None:
     norm = make_norm(16, 48)
     x = Sum(picture(n, 4 * 48, 4, 6), torch.randn(48), None, is_folded=True)
     total, normed = group_norm.group_norm(x, norm, silu=True, keep=False)
@@ -130,7 +130,7 @@ def test_equal_inputs_give_equal_bits_alone_and_beside_others() -> None:
         assert torch.equal(one[0], three[2])
 
 
-def test_settling_adds_up_and_measures_nothing() -> None:
+def test_settling_only_adds_up() -> None:
     x = Sum(picture(2, 48, 5, 7), torch.randn(48), picture(2, 48, 5, 7))
     total = group_norm.settle(x)
     exact = exactly(x, make_norm(16, 48), False)[0]
@@ -140,7 +140,7 @@ def test_settling_adds_up_and_measures_nothing() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 63, 130])
 @pytest.mark.parametrize("chunk", [1 << 30, 64 * 4 * 40])
-def test_wide_attention_is_attention_in_any_chunks(
+def test_wide_attention_equals_attention_in_any_chunks(
     tokens: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wide_attention, "CHUNK_BYTES", chunk)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-import tests.diffusion.interpreter  # noqa: F401
+import tests.triton_interpreter  # noqa: F401
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.placement import Placement
 from predictors.errors import EngineFailed
@@ -20,14 +20,14 @@ from predictors.models.flux.modules.decoder import (
     OLD_ATTENTION,
     PLAIN,
     Decoder,
+    decode,
     decoder_names,
     decoder_shape,
-    develop,
 )
 from predictors.models.flux.modules.decoder_fused import Fused, fold, pad_outputs
 from tests.tools.syncs import no_host_syncs
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "shapes-flux" / "vae"
+CHECKPOINT = Path(__file__).parents[3] / "checkpoints" / "shapes-flux" / "vae"
 FLUX_LIKE: dict[str, Any] = {
     "block_out_channels": (16, 32, 48, 48),
     "layers_per_block": 2,
@@ -74,8 +74,8 @@ def theirs(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return picture
 
 
-def theirs_developed(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """What the runner did before this decoder."""
+def theirs_decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """RGB levels as diffusers rounds them, (height, width, 3)."""
     picture = theirs(vae, latents)
     picture = (picture * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).float()
     return (picture * 255).round().to(torch.uint8).contiguous()
@@ -96,20 +96,20 @@ def test_every_layout_decodes_as_diffusers_does(layout: str, size: tuple[int, in
         assert torch.allclose(decoder(latents), theirs(vae, latents), atol=5e-5)
 
 
-def test_the_embedded_checkpoint_develops_to_the_very_same_levels(
+def test_the_embedded_checkpoint_decodes_to_the_same_levels(
     shapes_vae: AutoencoderKL,
 ) -> None:
     decoder = ours(shapes_vae)
     with torch.inference_mode():
         for size in ((16, 16), (8, 20)):
             latents = torch.randn(1, 16, *size)
-            levels = develop(decoder, latents)
-            assert levels.shape == (8 * size[0], 8 * size[1], 3)
-            assert levels.is_contiguous()
-            assert torch.equal(levels, theirs_developed(shapes_vae, latents))
+            levels, expected = decode(decoder, latents), theirs_decoded(shapes_vae, latents)
+            assert expected.shape == (8 * size[0], 8 * size[1], 3)
+            assert levels.shape == (expected.numel() + 1,)
+            assert torch.equal(levels[:-1].view(expected.shape), expected)
 
 
-def test_every_stored_tensor_of_the_decoder_is_asked_for_exactly_once() -> None:
+def test_every_stored_tensor_of_the_decoder_is_read_exactly_once() -> None:
     for config in LAYOUTS.values():
         vae = make_vae(**config)
         stored = [n for n in vae.state_dict() if n.startswith(("decoder.", "post_quant_conv."))]
@@ -118,7 +118,7 @@ def test_every_stored_tensor_of_the_decoder_is_asked_for_exactly_once() -> None:
         assert set(names) == set(Decoder(decoder_shape(vae.config)).state_dict())
 
 
-def test_the_old_spelling_of_attention_is_known_too() -> None:
+def test_the_old_names_of_attention_are_read_too() -> None:
     shape = decoder_shape(make_vae(**FLUX_LIKE).config)
     old, new = decoder_names(shape, has_old_attention=True), decoder_names(shape)
     base = OLD_ATTENTION.removesuffix("proj_attn.weight")
@@ -146,9 +146,9 @@ def test_a_decoder_of_another_kind_is_refused_by_name(field: str, value: object)
 def test_the_plain_decoder_is_one_graph_for_a_compiler(shapes_vae: AutoencoderKL) -> None:
     """Inductor itself runs in test_nothing_compiles_after_ready."""
     decoder, latents = ours(shapes_vae), torch.randn(1, 16, 6, 4)
-    unit = compiled(develop, Placement(torch.device("cpu"), torch.float32, "eager"), "develop")
+    unit = compiled(decode, Placement(torch.device("cpu"), torch.float32, "eager"), "decode")
     with torch.inference_mode():
-        assert torch.equal(unit(decoder, latents, PLAIN), develop(decoder, latents))
+        assert torch.equal(unit(decoder, latents, PLAIN), decode(decoder, latents))
 
 
 # -- what only a GPU runs ------------------------------------------------------------------------
@@ -186,14 +186,14 @@ def test_fused_operations_decode_as_plain_ones_do(layout: str, folds: bool) -> N
 
 
 @on_cpu
-def test_fused_operations_develop_the_embedded_checkpoint_to_the_same_levels(
+def test_fused_operations_decode_the_embedded_checkpoint_to_the_same_levels(
     shapes_vae: AutoencoderKL,
 ) -> None:
     decoder = ours(shapes_vae)
     latents = torch.randn(1, 16, 4, 4)
     with torch.inference_mode():
-        expected = develop(decoder, latents).int()
-        found = develop(decoder, latents, Fused(decoder)).int()
+        expected = decode(decoder, latents).int()
+        found = decode(decoder, latents, Fused(decoder)).int()
     assert (found - expected).abs().max() <= 1
     assert (found != expected).float().mean() < 1e-3
 
@@ -231,11 +231,11 @@ def test_another_size_compiles_no_kernel_and_waits_for_nothing() -> None:
     sizes = [(16, 16), (32, 40), (62, 46), (16, 2)]
     inputs = [torch.randn(1, 16, *size, device="cuda", dtype=torch.bfloat16) for size in sizes]
     with torch.inference_mode():
-        develop(decoder, inputs[0], operations)
+        decode(decoder, inputs[0], operations)
         before = num_forms()
         with no_host_syncs():
             for latents in inputs:
-                develop(decoder, latents, operations)
+                decode(decoder, latents, operations)
     assert num_forms() == before > 0
 
 

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from predictors.compute.device.placement import Placement
 from predictors.errors import EngineFailed
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.weights import Parts, load_parts
-from tests.diffusion.room import CHECKPOINT
+from tests.diffusion.driver import CHECKPOINT
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
 
 
 def load(folder: Path) -> Parts:
-    return load_parts(read_facts(folder)[0], CPU)
+    return load_parts(read_checkpoint(folder)[0], CPU)
 
 
 def tensors(parts: Parts) -> dict[str, torch.Tensor]:
@@ -127,14 +127,16 @@ def test_four_threads_may_load_at_once_and_leave_torchs_defaults_alone() -> None
         assert all(torch.equal(tensor, loaded[0][name]) for name, tensor in other.items())
 
 
-def test_facts_are_read_through_the_config_classes(schnell_checkpoint: Path, copy: Path) -> None:
-    facts, _ = read_facts(CHECKPOINT)
-    assert (facts.patch_pixels, facts.latent_channels, facts.sample_size) == (16, 16, 128)
-    assert (facts.default_steps, facts.shape.has_guidance) == (28, True)
-    assert facts.default_text_tokens == min(facts.max_text_tokens, 512)
-    schnell, _ = read_facts(schnell_checkpoint)
+def test_the_config_is_read_through_the_library_classes(
+    schnell_checkpoint: Path, copy: Path
+) -> None:
+    config, _ = read_checkpoint(CHECKPOINT)
+    assert (config.patch_pixels, config.latent_channels, config.sample_size) == (16, 16, 128)
+    assert (config.default_steps, config.shape.has_guidance) == (28, True)
+    assert config.default_text_tokens == min(config.max_text_tokens, 512)
+    schnell, _ = read_checkpoint(schnell_checkpoint)
     assert (schnell.default_steps, schnell.shape.has_guidance) == (4, False)
     assert schnell.default_text_tokens == min(schnell.max_text_tokens, 256)
     # absent fields take the class's defaults, as when a hub config predates them
     (copy / "scheduler" / "scheduler_config.json").write_text('{"shift": 2.0}')
-    assert read_facts(copy)[0].scheduler["num_train_timesteps"] == 1000
+    assert read_checkpoint(copy)[0].scheduler["num_train_timesteps"] == 1000

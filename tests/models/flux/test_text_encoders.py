@@ -70,7 +70,7 @@ def test_t5_gives_the_librarys_states_to_the_bit() -> None:
 
 
 @torch.inference_mode()
-def test_neither_waits_for_the_device() -> None:
+def test_neither_encoder_waits_for_the_device() -> None:
     clip, t5, ids = clip_model(END), t5_model(), some_ids()
     with count_host_syncs() as found:
         clip_pooled(clip, ids)
