@@ -46,7 +46,7 @@ def test_no_grid_has_more_windows_than_a_bucket_holds(rows: int, columns: int, s
 
 
 @given(GROUPS, GROUPS, st.integers(0, 50))
-def test_a_packed_grid_says_what_the_plan_says(rows: int, columns: int, spare: int) -> None:
+def test_a_packed_grid_equals_the_plan(rows: int, columns: int, spare: int) -> None:
     count, patches = 4 * rows * columns, 4 * (rows * columns + spare)
     ints = packed_grid(2 * rows, 2 * columns, patches, SHAPE)
     assert len(ints) == num_packed(patches, SHAPE)

@@ -19,6 +19,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 LEVELS = 255.0
 BICUBIC = 3  # as Pillow counts
+DEFAULT_MAX_PIXELS = 28 * 28 * 1280
+"""transformers' class default; the hub's files allow twelve times that."""
 MOST_SHRINKING = 32.0
 """The CUDA kernel holds a pixel's weights in 48 KB of shared memory: 47 times is its end."""
 

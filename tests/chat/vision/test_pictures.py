@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from predictors.chat.pictures import ALIGNED, LEAST_BUCKET, PictureRunner, buckets_for
-from predictors.chat.pixels import PatchFormat, PreparedPicture
+from predictors.chat.vision.pictures import ALIGNED, LEAST_BUCKET, PictureRunner, buckets_for
+from predictors.chat.vision.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder

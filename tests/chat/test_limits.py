@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from predictors.chat import limits as sizing
-from predictors.chat.kv_cache import Limits
+from predictors.chat.limits import EngineLimits, free_pages, kv_bytes, plan_limits
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
 from predictors.settings import QwenVLSettings
@@ -22,9 +21,9 @@ def a_gpu_with_a_gibibyte_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 2**31))
 
 
-def limits(placement: Placement, **settings: object) -> Limits:
+def limits(placement: Placement, **settings: object) -> EngineLimits:
     chosen = QwenVLSettings(**settings)  # type: ignore[arg-type]
-    return sizing.limits(SHAPE, chosen, placement)
+    return plan_limits(SHAPE, chosen, placement)
 
 
 def test_a_cpu_keeps_one_decode_width_and_reads_prompts_one_by_one() -> None:
@@ -57,13 +56,13 @@ def test_a_deterministic_gpu_has_its_one_width_and_a_way_out() -> None:
 def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
     text = SHAPE
     page_bytes = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 64
-    assert sizing.free_pages(text, 64, GPU) == sizing.kv_bytes(2**30) // page_bytes
-    assert sizing.free_pages(text, 64, CPU) is None
-    assert limits(GPU, slots=10**6).num_pages == sizing.free_pages(text, 64, GPU)
+    assert free_pages(text, 64, GPU) == kv_bytes(2**30) // page_bytes
+    assert free_pages(text, 64, CPU) is None
+    assert limits(GPU, slots=10**6).num_pages == free_pages(text, 64, GPU)
 
 
 @pytest.mark.parametrize(("free_gib", "least", "most"), [(16, 8, 8.1), (130, 99, 99.5)])
 def test_keys_and_values_leave_room_for_the_graphs(
     free_gib: float, least: float, most: float
 ) -> None:
-    assert least <= sizing.kv_bytes(int(free_gib * 2**30)) / 2**30 <= most
+    assert least <= kv_bytes(int(free_gib * 2**30)) / 2**30 <= most

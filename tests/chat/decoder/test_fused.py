@@ -13,12 +13,10 @@ from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.decoder.rotary import axes_in_blocks, axes_interleaved, inverse_frequencies
+from predictors.chat.decoder.state import SlotState
 from predictors.chat.decoder.weights import quantize_decoder
-from predictors.chat.device_state import Slots
-from predictors.chat.kv_cache import Limits
 from predictors.chat.request import Sampling
-from predictors.chat.sampling import NOT_FINITE
-from predictors.chat.token_choice import WAYS, Choice, choose, packed
+from predictors.chat.sampling import NOT_FINITE, SAMPLERS, TokenChoice, pack_choices
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
 from tests import triton_interpreter
 
@@ -45,7 +43,7 @@ class Rig:
     decoder: Decoder
     caches: list[Tensor]
     tables: Tensor
-    scratch: fused.Scratch
+    scratch: fused.DecodeScratch
 
     @classmethod
     def build(cls, shape: DecoderShape = SHAPE) -> Rig:
@@ -58,7 +56,7 @@ class Rig:
         tables = torch.zeros(SLOTS + 1, PAGES_EACH, dtype=torch.int64)
         tables[:SLOTS] = 1 + torch.randperm(SLOTS * PAGES_EACH).view(SLOTS, PAGES_EACH)
         caches = [torch.randn(pool) for _ in range(shape.layers)]
-        scratch = fused.Scratch.of(SLOTS, shape.kv_heads, shape.head_dim, torch.device("cpu"))
+        scratch = fused.DecodeScratch.of(SLOTS, shape.kv_heads, shape.head_dim, torch.device("cpu"))
         return cls(decoder, caches, tables, scratch)
 
     def places(self, slot: int, index: Tensor) -> Tensor:
@@ -105,8 +103,8 @@ def test_a_fused_decode_step_equals_the_plain_one(rig: Rig, lengths: list[int]) 
     everywhere = rig.decoder.angles(torch.arange(200).expand(3, -1))
     own = Angles(*(table[positions] for table in everywhere))
     exact, caches = rig.exact(x, own, CachePlaces(places, rig.tables[slots], spans))
-    standing = fused.Standing(slots, before, positions, rig.tables)
-    kinds = [fused.FusedMany] + [fused.FusedOne] * (rows == 1)
+    standing = fused.DecodePlaces(slots, before, positions, rig.tables)
+    kinds = [fused.FusedDecodeMany] + [fused.FusedDecodeOne] * (rows == 1)
     untouched = rig.caches
     for kind in kinds:
         ours = [cache.clone() for cache in untouched]
@@ -132,7 +130,7 @@ def test_pieces_of_several_prompts_share_a_fused_pass(rig: Rig) -> None:
     x, positions = torch.randn(rows, SHAPE.hidden), torch.randint(0, 150, (3, rows))
     angles = rig.decoder.angles(positions)
     own, starts, real = torch.tensor(tiles).T.contiguous()
-    ops = fused.FusedPrompt(fused.Tiles(places, own, starts, real, rig.tables))
+    ops = fused.FusedPrompt(fused.PromptTiles(places, own, starts, real, rig.tables))
     ours = [cache.clone() for cache in rig.caches]
     levels = rig.decoder.shape.deepstack
     deepstack = torch.randn(levels, rows, SHAPE.hidden) if levels else None
@@ -204,10 +202,10 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
-def memories(vocab: int) -> tuple[Slots, Slots]:
+def memories(vocab: int) -> tuple[SlotState, SlotState]:
     """Twice the same state: for the kernels, and for torch."""
     torch.manual_seed(1)
-    both = tuple(Slots(Limits(3, 4, 9, 12, (2,), (16,)), vocab, torch.device("cpu")) for _ in "ab")
+    both = tuple(SlotState(3, 3, vocab, torch.device("cpu")) for _ in "ab")
     for state in both:
         generator = torch.Generator().manual_seed(9)
         state.feed.copy_(torch.randint(0, vocab, state.feed.shape, generator=generator))
@@ -223,8 +221,8 @@ def test_a_fed_token_is_counted_once_however_often_the_step_is_repeated() -> Non
     slots, numbers = torch.tensor([2, 0]), torch.tensor([7, 3])  # slot 0 counted its third already
     before = plain.counts.clone()
     for _ in range(2):
-        x = tokens_in_and_out.fed(ours, slots, numbers, embedding)
-        tokens = plain.fed(slots, numbers)
+        x = tokens_in_and_out.embed_newest(ours, slots, numbers, embedding)
+        tokens = plain.newest_tokens(slots, numbers)
     assert torch.equal(x, embedding[tokens])
     for name in ("seen", "counts", "counted", "feed"):
         assert torch.equal(getattr(ours, name), getattr(plain, name)), name
@@ -240,10 +238,10 @@ def test_the_most_likely_token_is_the_same_in_the_kernel() -> None:
         Sampling(temperature=0.0),
         Sampling(temperature=0.0, frequency_penalty=0.4, repetition_penalty=0.8),
     ]
-    choices = [Choice(slot, kind, 0, slot + 5) for slot, kind in enumerate(kinds)]
-    ints, floats = packed(choices, 3, 5000, ours.nobody)
-    found = tokens_in_and_out.best(ours, logits, ints, floats)
-    assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
+    choices = [TokenChoice(slot, kind, 0, slot + 5) for slot, kind in enumerate(kinds)]
+    ints, floats = pack_choices(choices, 3, 5000, ours.padding)
+    found = tokens_in_and_out.choose_greedy(ours, logits, ints, floats)
+    assert torch.equal(found, plain.choose_tokens(SAMPLERS["greedy"], logits, ints, floats))
     assert torch.equal(ours.feed, plain.feed)
 
 
@@ -254,10 +252,10 @@ def test_the_best_token_of_a_row_that_is_not_finite_is_none(value: float, place:
     logits = torch.randn(3, 5000)
     logits[1, place] = value
     kind = Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.7)
-    choices = [Choice(slot, kind, 0, slot + 5) for slot in range(3)]
-    ints, floats = packed(choices, 3, 5000, ours.nobody)
-    found = tokens_in_and_out.best(ours, logits, ints, floats)
-    assert torch.equal(found, choose(WAYS["greedy"], plain, logits, ints, floats))
+    choices = [TokenChoice(slot, kind, 0, slot + 5) for slot in range(3)]
+    ints, floats = pack_choices(choices, 3, 5000, ours.padding)
+    found = tokens_in_and_out.choose_greedy(ours, logits, ints, floats)
+    assert torch.equal(found, plain.choose_tokens(SAMPLERS["greedy"], logits, ints, floats))
     assert found[1] == NOT_FINITE
     assert torch.equal(ours.feed[[0, 2]], plain.feed[[0, 2]])
     assert 0 <= ours.feed.min() <= ours.feed.max() < 5000

@@ -74,7 +74,7 @@ def in_window_order(grid: tuple[int, int], shape: VisionShape, patches: int, wid
 @pytest.mark.parametrize(
     ("heads", "head_dim"), [(2, 80), (1, 32), (3, 24), (2, 8), (1, 72)]
 )  # the checkpoint's, the small one's, and what no tile fits
-def test_attention_equals_the_plain_one_whatever_a_head_measures(
+def test_attention_equals_the_plain_one_for_heads_of_any_size(
     heads: int, head_dim: int, is_full: bool
 ) -> None:
     shape, grid = shape_with(heads, head_dim), (10, 12)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of pictures: compiled kernels, graphs, and that nothing waits."""
+"""Pictures on a GPU: compiled kernels, graphs, and no waiting of the host."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from predictors.chat.pictures import PictureRunner
-from predictors.chat.pixels import PatchFormat, PreparedPicture
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.vision.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder

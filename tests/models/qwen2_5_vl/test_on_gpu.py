@@ -1,5 +1,5 @@
-"""The room on a GPU in float32: graphs, kernels, pages, packed and cut prompts, caches. Tokens are
-those of transformers on the CPU.
+"""The engine on a GPU in float32: graphs, kernels, pages, packed and cut prompts, caches. Tokens
+are those of transformers on the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from predictors.chat.request import Sampling
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, png
-from tests.chat.test_parity import pairs
+from tests.models.qwen2_5_vl.test_parity import pairs
 from tests.tools.syncs import no_host_syncs
 
 pytestmark = pytest.mark.gpu

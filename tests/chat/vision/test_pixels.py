@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.pixels import PatchFormat, cut, patch_format, resized
+from predictors.chat.vision.pixels import PatchFormat, cut, patch_format, resized
 from tests.chat.room import CHECKPOINT
 
 SIZES = [  # height, width: smaller, larger, the same, one pixel, thin
@@ -27,7 +27,7 @@ def processor() -> Any:
 
 @pytest.fixture(scope="module")
 def recipe(processor: Any) -> PatchFormat:
-    """What it does."""
+    """The checkpoint's format."""
     found = patch_format(processor)
     assert found is not None
     return found

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from predictors.chat.kv_cache import FIRST_PAGE, Limits, PagePool
+from predictors.chat.kv_cache import FIRST_PAGE, PagePool
+from predictors.chat.limits import EngineLimits, num_pages
 
 
 class Pages(RuleBasedStateMachine):
@@ -21,7 +22,7 @@ class Pages(RuleBasedStateMachine):
 
     @rule(num_tokens=st.integers(1, 60))
     def admit(self, num_tokens: int) -> None:
-        """Whole or not at all, and refused only when it can't be."""
+        """All pages or none; refused only if too few are free."""
         free = self.pool.num_free
         pages = self.pool.reserve(self.next_owner, num_tokens)
         wanted = -(-num_tokens // 4)
@@ -108,7 +109,7 @@ class SharedPages(RuleBasedStateMachine):
     @precondition(lambda self: self.names)
     @rule(data=st.data())
     def share_more(self, data: st.DataObject) -> None:
-        """Who has not begun takes over what others have filled meanwhile."""
+        """An owner that has not begun takes over pages that others have filled since."""
         owner = data.draw(st.sampled_from(sorted(self.names)))
         if self.filled[owner] == 0:
             free = self.pool.num_free
@@ -144,7 +145,7 @@ class SharedPages(RuleBasedStateMachine):
 
     @invariant()
     def everybody_reads_what_it_should(self) -> None:
-        """Nobody has written to a page that somebody else has read or will."""
+        """No owner has written to a page that another one has read or will read."""
         for owner, names in self.names.items():
             done = self.filled[owner]
             assert [self.memory[p] for p in self.pool.owned(owner)[:done]] == names[:done]
@@ -169,7 +170,7 @@ SharedPages.TestCase.settings = settings(max_examples=80, stateful_step_count=40
 test_shared_pages_have_no_writer_and_none_is_lost = SharedPages.TestCase
 
 
-def test_pages_that_nobody_uses_are_given_up_least_recently_used_first() -> None:
+def test_unused_pages_are_evicted_least_recently_used_first() -> None:
     evicted: list[str] = []
     pool = PagePool(4, 1, evicted.append)
     for owner, names in (("old", [b"1", b"12"]), ("young", [b"3"])):
@@ -193,11 +194,12 @@ def test_an_owner_reserves_once() -> None:
 
 
 def test_the_pool_holds_every_worst_case_unless_memory_or_a_setting_says_otherwise() -> None:
-    shapes = {"slots": 4, "page_tokens": 16, "max_context": 100}
-    widths = {"decode_widths": (4,), "chunk_widths": (16,)}
-    plan = lambda kv, free: Limits.plan(**shapes, kv_tokens=kv, free_pages=free, **widths)  # noqa: E731
-    assert plan(0, None).num_pages == 4 * 7
-    assert plan(0, 10).num_pages == 10
-    assert plan(0, 0).num_pages == 1
-    assert plan(50, None).num_pages == 4
-    assert plan(0, None).pages_per_slot == 7
+    def pages(kv_tokens: int, free: int | None) -> int:
+        shapes = {"slots": 4, "page_tokens": 16, "max_context": 100}
+        return num_pages(**shapes, kv_tokens=kv_tokens, free_pages=free)
+
+    assert pages(0, None) == 4 * 7
+    assert pages(0, 10) == 10
+    assert pages(0, 0) == 1
+    assert pages(50, None) == 4
+    assert EngineLimits(4, 16, 28, 100, (4,), (16,)).pages_per_slot == 7

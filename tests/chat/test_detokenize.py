@@ -118,7 +118,7 @@ def test_a_stop_string_ends_the_answer_wherever_chunks_are_cut(
 
 @settings(max_examples=200)
 @given(text=few_letters, stops=stop_lists)
-def test_only_what_may_begin_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
+def test_only_text_that_may_begin_a_stop_string_is_held_back(text: str, stops: list[str]) -> None:
     finder, shown = StopFinder(stops), ""
     for i, letter in enumerate(text):
         shown += finder.feed(letter)
@@ -145,7 +145,7 @@ def test_control_tokens_and_ids_beyond_the_vocabulary_have_no_text(
     assert vocabulary.bytes_of(tokenizer.token_to_id("<tool_call>")) == b"<tool_call>"
 
 
-def test_the_time_spent_is_told_once(vocabulary: Vocabulary) -> None:
+def test_the_time_spent_is_observed_once(vocabulary: Vocabulary) -> None:
     told: list[float] = []
     reader = AnswerReader(vocabulary, (), told.append)
     reader.feed(ChatDelta((1,), 1, 1))

@@ -1,9 +1,9 @@
-"""Runs pictures through a model's vision encoder, and keeps what was encoded.
+"""Runs pictures through a model's vision encoder, and caches the encoded ones. Engine thread only.
 
 On a GPU a picture runs as one of a few numbers of patches (eight per octave), each a CUDA graph
-that was captured while warming; the grid is an input. A picture beyond the largest runs the same
-kernels one by one: computing takes longer than launching. On the CPU a picture runs in its own
-shape, in plain torch. Nothing here asks the device for a value. Engine thread only.
+that was captured while warming; the grid is an input. A larger picture runs the same kernels one by
+one: computing takes longer than launching. On the CPU a picture runs in its own shape, in plain
+torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from predictors.chat.inputs import DEFAULT_MAX_PIXELS
+from predictors.chat.inputs import PlacedPicture
 from predictors.chat.model import EncodedPicture, VisionEncoder
-from predictors.chat.pixels import PatchFormat, PreparedPicture, cut, resized
+from predictors.chat.sequence import ChatMetrics, Sequence
+from predictors.chat.vision.pixels import (
+    DEFAULT_MAX_PIXELS,
+    PatchFormat,
+    PreparedPicture,
+    cut,
+    resized,
+)
+from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.device.finite import check_finite
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import Placement
@@ -58,7 +66,7 @@ class PictureRunner:
     @staged("vision")
     @torch.no_grad()
     def encode(self, picture: PreparedPicture) -> EncodedPicture:
-        """The features of one picture, in memory of their own. Launches only."""
+        """The features of one picture, in memory of their own. Asks the device for no value."""
         if self._is_fused:
             return EncodedPicture(self._encode_packed(picture))
         return EncodedPicture(self._encoder.encode(self._values(picture), picture.grid))
@@ -153,9 +161,76 @@ class PictureRunner:
         check_finite(made, "the vision features of a warm-up picture")
 
 
+class PictureCache:
+    """Encoded pictures, at most `max_bytes` of them besides those that sequences hold."""
+
+    def __init__(self, max_bytes: int, chat_metrics: ChatMetrics) -> None:
+        self._metrics = chat_metrics
+        self._kept: ByteBoundedCache[bytes, EncodedPicture] = ByteBoundedCache(
+            max_bytes,
+            lambda picture: picture.features.nbytes,
+            chat_metrics.cache_counter("vision_embedding"),
+        )
+
+    def describe(self) -> dict[str, int]:
+        """Size of the cache. Any thread."""
+        return {"entries": len(self._kept), "bytes": self._kept.num_bytes}
+
+    def missing(self, sequence: Sequence) -> tuple[tuple[int, int], ...]:
+        """The pictures that must be encoded before `sequence` can be read on, see
+        `SequenceProgress.new`."""
+        return tuple(
+            (max(picture.start, sequence.done), picture.length)
+            for i, picture in enumerate(sequence.work.pictures)
+            if picture.start + picture.length > sequence.done
+            and i not in sequence.pictures
+            and picture.prepared.key not in self._kept
+        )
+
+    def within(
+        self, sequence: Sequence, part: slice, runner: PictureRunner
+    ) -> list[tuple[int, EncodedPicture]]:
+        """First row and features of the pictures in a part of the prompt. New ones are encoded by
+        `runner`. May be repeated."""
+        found = []
+        for i, picture in enumerate(sequence.work.pictures):
+            first = max(picture.start, part.start)
+            end = min(picture.start + picture.length, part.stop)
+            if first < end:
+                encoded = self._encoded(sequence, i, picture, runner)
+                rows = encoded.part(first - picture.start, end - picture.start)
+                found.append((first - part.start, rows))
+        return found
+
+    def drop(self, sequence: Sequence) -> None:
+        """Drop the sequence's pictures, which may be damaged."""
+        for picture in sequence.work.pictures:
+            self._kept.drop(picture.prepared.key)
+
+    def close(self) -> None:
+        """Free all tensors."""
+        self._kept = ByteBoundedCache(0, lambda picture: picture.features.nbytes)
+
+    def _encoded(
+        self, sequence: Sequence, index: int, picture: PlacedPicture, runner: PictureRunner
+    ) -> EncodedPicture:
+        """The sequence's own, from the cache, or encoded now."""
+        encoded = sequence.pictures.get(index)
+        if encoded is None:
+            encoded = self._kept.get(picture.prepared.key)
+        if encoded is None:
+            started = sequence.job.clock()
+            encoded = runner.encode(picture.prepared)
+            self._kept.put(picture.prepared.key, encoded)
+            seconds = sequence.job.clock() - started
+            self._metrics.observe_stage(sequence.job, "vision_encode", seconds)
+        sequence.pictures[index] = encoded  # the cache may drop it before the last chunk
+        return encoded
+
+
 def buckets_for(most: int) -> tuple[int, ...]:
-    """Numbers of patches, ascending, that hold every number up to `most`: eight per octave, so that
-    at most an eighth of the next smaller one is padding."""
+    """Numbers of patches, ascending, up to one that holds `most`: eight per octave, so that padding
+    is at most an eighth of the next smaller number."""
     sizes = {LEAST_BUCKET}
     octave = LEAST_BUCKET
     while max(sizes) < most:

@@ -1,4 +1,4 @@
-"""What would be answered wrong is refused at the start, by its name and in one sentence."""
+"""A checkpoint that would be answered wrong is refused at the start, by name, in one sentence."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from predictors.chat.checkpoint import end_tokens, read_config, read_tokens
+from predictors.chat.checkpoint import check_spelling, end_tokens, read_config, read_tokens
 from predictors.chat.detokenize import Vocabulary
-from predictors.chat.template import check_spelling
 from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, ServingError
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel, make_predictor
@@ -51,7 +50,7 @@ ONE = torch.ones(1)
 
 
 def refusal(folder: Path) -> str:
-    """The message while the room is made: nothing listens yet, no weight was looked at."""
+    """The message while the predictor is made, before any weight is read."""
     with pytest.raises(ServingError) as failure:
         make_predictor("qwen-vl", folder, SETTINGS).stop()
     return plain_message(failure.value, folder)
@@ -117,14 +116,14 @@ def test_quantised_weights_are_refused_by_method_component_and_tensor(
         ("something.else", "no place in this model"),
     ],
 )
-def test_a_tensor_that_nobody_asks_for_is_named(tmp_path: Path, name: str, said: str) -> None:
+def test_a_tensor_without_a_place_is_named(tmp_path: Path, name: str, said: str) -> None:
     folder = variant(QWEN, tmp_path / "c", weights(WEIGHTS, added({name: ONE})))
     message = refusal_of_weights(folder)
     assert said in message
     assert name in message
 
 
-def test_what_is_known_to_be_of_no_use_harms_nobody(tmp_path: Path) -> None:
+def test_tensors_known_to_be_unused_are_ignored(tmp_path: Path) -> None:
     names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "visual.rotary_pos_emb.inv_freq")
     stray = added({name: torch.ones(1) for name in names})
     Room.open(variant(QWEN, tmp_path / "c", weights(WEIGHTS, stray)), slots=1)
@@ -160,12 +159,12 @@ def test_a_head_that_differs_from_the_embedding_is_used_although_they_are_said_t
         room = Room.open(folder, slots=1)
     assert "lm_head.weight differs from the embedding" in caplog.text
     stored = load_file(folder / WEIGHTS)
-    assert torch.equal(room.engine._runner._decoder.head.weight, stored[HEAD].float())
+    assert torch.equal(room.runner._decoder.head.weight, stored[HEAD].float())
     assert room.answer(chat("hi")) == Room.open(untied, slots=1).answer(chat("hi"))
     assert room.answer(chat("hi")) != Room.open(slots=1).answer(chat("hi"))
 
 
-def test_a_head_that_equals_the_embedding_stays_tied_without_a_word(
+def test_a_head_that_equals_the_embedding_stays_tied_and_logs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def same(tensors: Tensors) -> None:
@@ -173,7 +172,7 @@ def test_a_head_that_equals_the_embedding_stays_tied_without_a_word(
 
     with caplog.at_level(logging.WARNING):
         room = Room.open(variant(QWEN, tmp_path / "c", weights(WEIGHTS, same)), slots=1)
-    decoder = room.engine._runner._decoder
+    decoder = room.runner._decoder
     assert decoder.head.weight.data_ptr() == decoder.embedding.weight.data_ptr()
     assert caplog.text == ""
 
@@ -218,7 +217,7 @@ def test_a_quantisation_that_a_file_names_is_refused(tmp_path: Path, file: str) 
 
 
 def template(text: str) -> tuple[Change, ...]:
-    """One chat template, and no other."""
+    """The only chat template of the folder."""
     return (
         config(SETTINGS_FILE, chat_template=...),
         without("chat_template.json"),
@@ -256,9 +255,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize(("text", "said"), TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_that_cant_say_what_callers_say_is_refused(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_template_that_loses_messages_is_refused(tmp_path: Path, text: str, said: str) -> None:
     message = refusal(variant(QWEN, tmp_path / "c", *template(text)))
     assert "chat template" in message
     assert said in message
