@@ -65,8 +65,8 @@ class Server:
 def _rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both rooms and the server are stand-ins; logging is left as it was."""
     monkeypatch.setattr(server, "PredictorServer", Server)
-    monkeypatch.setattr(root.logs, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(root.logs, "adopt", lambda: None)
+    monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "ROOMS", dict.fromkeys(root.ROOMS, f"{__name__}:Room"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
@@ -225,7 +225,7 @@ def test_a_wrong_command_line_shows_the_usage(
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Sequence[str], Path]] = []
-    monkeypatch.setattr(demo, "demo", lambda prompts, out: calls.append((prompts, out)) or 3)
+    monkeypatch.setattr(demo, "run_demo", lambda prompts, out: calls.append((prompts, out)) or 3)
     assert root.main(["demo"]) == 3
     assert root.main(["demo", "a red star", "--out", "elsewhere"]) == 3
     assert calls == [(demo.PROMPTS, Path("out")), (["a red star"], Path("elsewhere"))]
