@@ -1,4 +1,4 @@
-"""NVML's values are converted to base units, refused ones are absent, and slices are told apart."""
+"""NVML's values are converted to base units, refused ones are absent, and slices are found."""
 
 from __future__ import annotations
 
