@@ -18,7 +18,7 @@ from predictors.compute.watch import gpu_watch
 from predictors.compute.watch.gpu_watch import GpuWatch, TorchMemory, torch_memory
 from predictors.compute.watch.nvml import open_library
 from predictors.settings import ComputeSettings
-from tests.compute.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
+from tests.compute.watch.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
 from tests.fakes import PATIENCE_S
 
 NAME = f"GPU-{CARD}"

@@ -321,7 +321,7 @@ from predictors.compute.compile.start import Start
 folder = keep_compiled_code(sys.argv[1], torch.device("cpu"), os.environ)
 start = Start("kernels", Bundle(folder, {}), has_kernels=True)
 start.begin()
-from tests.compute.kernels import compile_for
+from tests.compute.compile.hopper_kernel import compile_for
 compile_for(32)
 found = start.end()
 print(json.dumps([found.compiled, found.cached, os.environ["TRITON_CACHE_DIR"]]))

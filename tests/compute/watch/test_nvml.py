@@ -12,7 +12,7 @@ import torch
 
 from predictors.compute.watch import nvml
 from predictors.compute.watch.nvml import XidUnavailable, find_card, open_library
-from tests.compute.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
+from tests.compute.watch.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
 
 MISSING = sorted(set(ANSWERS))
 
