@@ -22,7 +22,7 @@ from benchmarks.flux import goals as flux_goals
 from benchmarks.flux import report as flux_report
 from benchmarks.flux.cases import Case, Row, Stages
 from benchmarks.flux.random_weights import Configs
-from predictors.models.flux.config import Facts
+from predictors.models.flux.config import FluxConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Journal:
         print(f"{name}: {self.found['took_s'][name]} s", flush=True)
         self.save()
 
-    def add(self, row: Row, facts: Facts) -> None:
+    def add(self, row: Row, facts: FluxConfig) -> None:
         """A row of the table, with what follows from it."""
         self.rows.append(row)
         if self.measured is None:

@@ -1,5 +1,5 @@
-"""This engine on random weights: `FluxEngine` turn by turn, as its host's thread drives it, and PNG
-files by the codec's writer. Knows no peer, no server and no queue.
+"""This engine on random weights: `DiffusionEngine` step by step, as its host's thread drives it,
+and PNG files by the codec's writer. Knows no peer, no server and no queue.
 
 A picture is timed from its request (tokens, noise and schedule are prepared inside the time; the
 prompt's embedding is cached, as the peer's is given) to the last byte of its PNG. Nothing here
@@ -22,15 +22,16 @@ from benchmarks.common.clock import Clock, Marks, Spread, no_synchronising
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models
 from predictors.compute.device.placement import Placement, place
-from predictors.diffusion.engine import FluxEngine
-from predictors.diffusion.inputs import FluxWork, Preparer
-from predictors.diffusion.latents import Canvas, Embedding
-from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import FP8, LOSSLESS, TURBO, Wish
-from predictors.diffusion.runner import Runner
-from predictors.diffusion.slots import FluxJob
-from predictors.models.flux.config import read_facts
-from predictors.models.flux.weights import load_parts
+from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.latents import DenoiseState
+from predictors.diffusion.limits import make_limits
+from predictors.diffusion.model import Embedding
+from predictors.diffusion.request import FP8, LOSSLESS, TURBO, ImageParameters
+from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.slots import DiffusionJob
+from predictors.models.flux.model import FluxModel
+from predictors.models.flux.passes import FluxPasses
 from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -57,11 +58,12 @@ class Ours:
         self._models = models
         self._placement = placement
         self._clock = Clock(placement.device)
-        self.facts, tokenizers = read_facts(models.folder)
-        self.offer = make_offer(self.facts, settings, placement.device)
-        self._preparer = Preparer(self.facts, tokenizers, placement.dtype, self.offer.tiers)
-        self.engine = FluxEngine(
-            "bench", self.facts, self.offer, self._preparer, settings, placement
+        model = FluxModel(models.folder, models.opened)
+        self.facts = model.config
+        self.offer = make_limits(model.config, settings, placement.device)
+        self._preparer = Preparer(model, placement.dtype, self.offer.tiers)
+        self.engine = DiffusionEngine(
+            "bench", model, self.offer, self._preparer, settings, placement
         )
         self._png_level = settings.png_level
         self._pool = ThreadPoolExecutor(ENCODE_THREADS)
@@ -72,15 +74,11 @@ class Ours:
     def open(self) -> Opening:
         """Load and warm."""
         before = self._clock.held_bytes()
-        load_s, _ = self._clock.seconds(self._load)
+        load_s, _ = self._clock.seconds(self.engine.load)
         warm_s, _ = self._clock.seconds(lambda: self.engine.warm(lambda *_: None))
         held = self._clock.held_bytes() - before
-        self._opening = Opening(load_s, warm_s, held, self.runner._graphs.count)
+        self._opening = Opening(load_s, warm_s, held, self.runner.captures)
         return self._opening
-
-    def _load(self) -> None:
-        forms = self.offer.tiers.forms
-        self.engine.take(load_parts(self.facts, self._placement, forms, self._models.opened))
 
     def close(self) -> None:
         """Give the memory back."""
@@ -88,9 +86,9 @@ class Ours:
         self._pool.shutdown()
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> DiffusionRunner:
         """The engine's passes."""
-        return self.engine._ready_runner()
+        return self.engine.runner
 
     @property
     def plain_tiers(self) -> Sequence[str]:
@@ -103,9 +101,9 @@ class Ours:
         return self.offer.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
-    def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> FluxWork:
+    def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> DiffusionWork:
         """Tokens, noise and schedule of picture `row`."""
-        wish = Wish(
+        wish = ImageParameters(
             prompt,
             width=case.width,
             height=case.height,
@@ -116,16 +114,18 @@ class Ours:
         )
         return self._preparer.prepare(self.offer.request(wish))
 
-    def admit(self, case: Case, tier: str) -> list[FluxJob]:
+    def admit(self, case: Case, tier: str) -> list[DiffusionJob]:
         """A case's pictures, each with a slot."""
         works = [self.prepare(case, tier, row) for row in range(case.batch)]
-        jobs = [FluxJob(f"bench-{row}", work) for row, work in enumerate(works)]
+        jobs = [DiffusionJob(f"bench-{row}", work) for row, work in enumerate(works)]
         for job in jobs:
             if not self.engine.admit(job):
                 raise RuntimeError(f"{len(jobs)} jobs do not fit into {self.engine.slots} slots")
         return jobs
 
-    def drive(self, jobs: Sequence[FluxJob], on_turn: Callable[[], None] = lambda: None) -> None:
+    def drive(
+        self, jobs: Sequence[DiffusionJob], on_turn: Callable[[], None] = lambda: None
+    ) -> None:
         """Take turns until all are answered."""
         while not all(job.done for job in jobs):
             self.engine.step(self.engine.active)
@@ -151,14 +151,14 @@ class Ours:
             seconds, (pixels, encode_s) = self._clock.seconds(run)
         return Drawn(seconds, marks.gaps_ms(), {"here": encode_s}, pixels)
 
-    def _any_ends(self, jobs: Sequence[FluxJob]) -> bool:
+    def _any_ends(self, jobs: Sequence[DiffusionJob]) -> bool:
         return any(job.done for job in jobs)
 
     def drive_mixed(self, waiting: Sequence[tuple[Case, str]], prompt: str) -> int:
         """Draw them all, each admitted as soon as a slot is free; returns the number of turns. On
         CUDA whatever makes the host wait for the device raises `RuntimeError`."""
         works = [self.prepare(case, tier, prompt=prompt) for case, tier in waiting]
-        jobs = [FluxJob("bench", work) for work in works]
+        jobs = [DiffusionJob("bench", work) for work in works]
         arrivals, turns = list(jobs), 0
         try:
             with self._counting(), no_synchronising(self._clock):
@@ -197,24 +197,27 @@ class Ours:
     def remember(self, prompt: Tensor, pooled: Tensor, case: Case) -> None:
         """Take these states for the prompt's from now on, so that both sides draw from the same."""
         with torch.inference_mode():
-            context = self.runner._parts.conditioning.context(prompt)[0]
             key = self.prepare(case, LOSSLESS).prompts[0].key
-            self.engine._prompts.put(key, Embedding(pooled[0], context))
+            self.engine._prompts.put(key, self._embedding(prompt, pooled))
 
-    def _begin(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str) -> Canvas:
-        context = self.runner._parts.conditioning.context(prompt)[0]
+    def _begin(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str) -> DenoiseState:
         work = self.prepare(case, tier)
-        return self.runner.begin(work.course, [Embedding(pooled[0], context)], work.form)
+        return self.runner.start(work.plan, [self._embedding(prompt, pooled)], work.form)
 
-    def _canvas(self, job: FluxJob) -> Canvas:
-        canvas = self.engine._slots[job].canvas
+    def _embedding(self, prompt: Tensor, pooled: Tensor) -> Embedding:
+        passes = self.runner.passes
+        assert isinstance(passes, FluxPasses)
+        return Embedding(passes.parts.conditioning.context(prompt)[0], (pooled[0],))
+
+    def _canvas(self, job: DiffusionJob) -> DenoiseState:
+        canvas = self.engine._slots[job].state
         assert canvas is not None
         return canvas
 
     def late_work(self) -> dict[str, int]:
         """What was compiled while drawing, and captured at all, since the engine said it was
         ready. Whatever the peer compiles on this thread is not counted."""
-        captures = self.runner._graphs.count - self._opening.num_graphs
+        captures = self.runner.captures - self._opening.num_graphs
         return {"recompilations": self._recompilations, "captures": captures}
 
     @contextmanager
@@ -239,7 +242,7 @@ class Ours:
             f"here {tier}",
             case,
             drawn,
-            passes=len(self.prepare(case, tier).course.timesteps),
+            passes=len(self.prepare(case, tier).plan.timesteps),
             is_fp8=self.is_fp8(tier),
             peak_bytes=None if peak is None else peak - before + self._opening.held_bytes,
         )
@@ -252,16 +255,14 @@ class Ours:
         work = self.prepare(case, tier)
         prompt = work.prompts[0]
         with torch.inference_mode():
-            embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
-            canvas = runner.begin(work.course, [embedding], work.form)
+            embedding = runner.encode(prompt)
+            canvas = runner.start(work.plan, [embedding], work.form)
             copies = [clock.seconds(lambda: runner.decode(canvas).result())[0] for _ in range(3)]
             ms: dict[str, Spread | None] = {
                 "prepare": Spread.of(prepare_s).times(1e3),
-                "text encoders": clock.device_ms(
-                    lambda: runner.encode(prompt.clip_ids, prompt.t5_ids), STAGE_REPEATS
-                ),
+                "text encoders": clock.device_ms(lambda: runner.encode(prompt), STAGE_REPEATS),
                 "begin": clock.device_ms(
-                    lambda: runner.begin(work.course, [embedding], work.form), STAGE_REPEATS
+                    lambda: runner.start(work.plan, [embedding], work.form), STAGE_REPEATS
                 ),
                 "step": row.step_ms,
                 "vae, with uint8 and its copy": clock.device_ms(

@@ -25,7 +25,7 @@ from benchmarks.common.clock import Clock, Marks, Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import Schedule, draw_noise
-from predictors.models.flux.config import Facts, Tokenizers
+from predictors.models.flux.config import FluxConfig, Tokenizers
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
     "pillow default": {},
@@ -47,7 +47,9 @@ class Embeddings:
 class Peer:
     """One way to run the pipeline."""
 
-    def __init__(self, name: str, models: Models, facts: Facts, tokenizers: Tokenizers) -> None:
+    def __init__(
+        self, name: str, models: Models, facts: FluxConfig, tokenizers: Tokenizers
+    ) -> None:
         self.name = name
         self.models = models
         self._facts = facts

@@ -27,7 +27,7 @@ from benchmarks.flux.journal import Journal
 from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer, few_steps
 from benchmarks.flux.random_weights import Models
-from predictors.models.flux.config import Facts, read_facts
+from predictors.models.flux.config import FluxConfig, read_checkpoint
 
 EAGER, COMPILED = "diffusers eager", "diffusers compiled"
 WITH_DECODER = "diffusers compiled, decoder too"
@@ -53,7 +53,7 @@ def in_this_process(journal: Journal, clock: Clock, configs: Path) -> None:
     """All but the starts; whatever is on the device is gone afterwards."""
     options, place = journal.options, placement_for(journal.options.device)
     dev = flux_random.make(configs, place.device, place.dtype)
-    facts, _ = read_facts(configs)
+    facts, _ = read_checkpoint(configs)
     journal.section("ceilings", lambda: ceilings(journal, clock, facts))
     peers = peers_of(journal, dev) if options.has_peer else []
     if journal.wants("headline"):
@@ -107,7 +107,7 @@ def cases(journal: Journal, peers: list[Peer], ours: Ours) -> None:
 # -- both sides ------------------------------------------------------------------------------------
 def peers_of(journal: Journal, models: Models) -> list[Peer]:
     """Diffusers eager and compiled; the attention kernel is named where that is faster."""
-    facts, tokenizers = read_facts(models.folder)
+    facts, tokenizers = read_checkpoint(models.folder)
     eager = Peer(EAGER, models, facts, tokenizers)
     if journal.measured is not None and journal.measured.cudnn_pays:
         eager.use_attention("_native_cudnn")
@@ -137,7 +137,7 @@ def free(clock: Clock) -> None:
 
 
 # -- sections --------------------------------------------------------------------------------------
-def ceilings(journal: Journal, clock: Clock, facts: Facts) -> dict[str, Any]:
+def ceilings(journal: Journal, clock: Clock, facts: FluxConfig) -> dict[str, Any]:
     """The card's best rates, attention at every number of tokens that occurs."""
     shape, dtype = facts.shape, placement_for(journal.options.device).dtype
     texts = {facts.default_text_tokens, min(facts.default_text_tokens, 256)}
@@ -189,11 +189,11 @@ def one_case(
 def distinct(ours: Ours, case: Case, tiers: Sequence[str]) -> list[str]:
     """Without the tiers that do what an earlier one does: with few steps none is skipped."""
     works = {tier: ours.prepare(case, tier) for tier in tiers}
-    kinds = {tier: (work.form, work.course.num_calls) for tier, work in works.items()}
+    kinds = {tier: (work.form, work.plan.num_calls) for tier, work in works.items()}
     return [tier for i, tier in enumerate(tiers) if kinds[tier] not in list(kinds.values())[:i]]
 
 
-def told(journal: Journal, row: Row, facts: Facts) -> None:
+def told(journal: Journal, row: Row, facts: FluxConfig) -> None:
     """Keep a row, and say so: a run may be cut off."""
     journal.add(row, facts)
     print(f"  {row.engine}: {row.seconds.median:.3f} s", flush=True)

@@ -15,13 +15,13 @@ from benchmarks.flux.likeness import Pixels
 from checkpoints.training.scenes import Scene, caption
 from predictors import metrics
 from predictors.compute.device.placement import Placement, place
-from predictors.diffusion.engine import FluxEngine
-from predictors.diffusion.inputs import FluxWork, Plan, Preparer
-from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import TURBO, Offer, Wish
-from predictors.diffusion.sampling import plan
-from predictors.diffusion.slots import FluxJob
-from predictors.models.flux.config import Facts, Tokenizers, read_facts
+from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.inputs import CallPlan, DiffusionWork, Preparer
+from predictors.diffusion.limits import make_limits
+from predictors.diffusion.request import TURBO, ImageParameters, PictureLimits
+from predictors.diffusion.sampling import plan_calls
+from predictors.diffusion.slots import DiffusionJob
+from predictors.models.flux.model import FluxModel
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -45,7 +45,7 @@ class Way:
 
     name: str
     tier: str
-    plan: Plan = plan
+    plan: CallPlan = plan_calls
 
     @property
     def calls(self) -> int:
@@ -58,26 +58,27 @@ class Room:
     """The engine, warm, and what requests go through on their way to it."""
 
     placement: Placement
-    facts: Facts
-    tokenizers: Tokenizers
-    offer: Offer
-    engine: FluxEngine
+    model: FluxModel
+    offer: PictureLimits
+    engine: DiffusionEngine
 
-    def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[FluxWork]:
+    def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[DiffusionWork]:
         """One picture per (seed, scene)."""
         dtype = self.placement.dtype
-        preparer = Preparer(self.facts, self.tokenizers, dtype, self.offer.tiers, way.plan)
+        preparer = Preparer(self.model, dtype, self.offer.tiers, way.plan)
         for seed, scene in scenes:
-            wish = Wish(caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier)
+            wish = ImageParameters(
+                caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier
+            )
             yield preparer.prepare(self.offer.request(wish))
 
-    def draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
+    def draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
         """All pictures, in order, as many at once as there are slots."""
         return asyncio.run(self._draw(works))
 
-    async def _draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
+    async def _draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
         engine, drawn = self.engine, list[Pixels]()
-        source, under_way = iter(works), deque[FluxJob]()
+        source, under_way = iter(works), deque[DiffusionJob]()
         is_over = False
         while not is_over or under_way:
             while not is_over and len(engine.active) < engine.slots:
@@ -106,10 +107,10 @@ def open_room(
     """Loaded and warmed; `changes` are settings of the FLUX room."""
     placement = place(ComputeSettings(device=device, threads=threads))
     settings = FluxSettings(**(SETTINGS | {"tiers": ",".join(tiers), "slots": slots} | changes))
-    facts, tokenizers = read_facts(CHECKPOINT)
-    offer = make_offer(facts, settings, placement.device)
-    preparer = Preparer(facts, tokenizers, placement.dtype, offer.tiers)
-    engine = FluxEngine(MODEL, facts, offer, preparer, settings, placement)
+    model = FluxModel(CHECKPOINT)
+    offer = make_limits(model.config, settings, placement.device)
+    preparer = Preparer(model, placement.dtype, offer.tiers)
+    engine = DiffusionEngine(MODEL, model, offer, preparer, settings, placement)
     engine.load()
     engine.warm(lambda *_: None)
-    return Room(placement, facts, tokenizers, offer, engine)
+    return Room(placement, model, offer, engine)

@@ -16,7 +16,7 @@ from benchmarks.common import paths
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
-from predictors.diffusion.predictor import FluxPredictor
+from predictors.diffusion.predictor import DiffusionPredictor
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.job import Job
 from predictors.settings import Settings
@@ -38,7 +38,7 @@ def request() -> V2Request:
     )
 
 
-def draw(predictor: FluxPredictor) -> float:
+def draw(predictor: DiffusionPredictor) -> float:
     """Seconds from a decoded request to its last chunk."""
     wish = predictor.decode_v2(request())[0]
     engine = predictor.host._engine
@@ -56,7 +56,7 @@ def draw(predictor: FluxPredictor) -> float:
 def main() -> None:
     """Draw on demand."""
     predictor = build("flux", CHECKPOINT, Settings())
-    assert isinstance(predictor, FluxPredictor)
+    assert isinstance(predictor, DiffusionPredictor)
     predictor.host._engine.load()
     predictor.host._engine.warm(lambda shape, done, total: None)
     draw(predictor)  # caches are warm on both sides

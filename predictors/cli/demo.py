@@ -1,5 +1,6 @@
-"""The demo: starts a server, draws two prompts over V2, describes the pictures over OpenAI chat,
-and stops. It is an ordinary HTTP client.
+"""The verb `demo`: start the server, draw two prompts over V2, describe them over chat, stop.
+
+It is a client like any other, over HTTP only.
 """
 
 from __future__ import annotations

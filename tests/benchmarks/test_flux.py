@@ -29,7 +29,7 @@ from benchmarks.flux.random_weights import (
     shells,
     write_folder,
 )
-from predictors.models.flux.config import Facts, read_facts
+from predictors.models.flux.config import FluxConfig, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -38,9 +38,9 @@ CASE = Case("dev", 64, 64, steps=4)
 
 # -- arithmetic ------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+def full(tmp_path_factory: pytest.TempPathFactory) -> FluxConfig:
     """FLUX.1-dev's configs; no weights are made."""
-    return read_facts(write_folder(tmp_path_factory.mktemp("full") / "dev", FULL))[0]
+    return read_checkpoint(write_folder(tmp_path_factory.mktemp("full") / "dev", FULL))[0]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Facts:
      (1536, 512, 191.9, 0.345), (2048, 512, 418.1, 0.478), (1024, 256, 69.47, 0.191)],
 )  # fmt: skip
 def test_a_steps_operations_are_those_of_the_performance_page(
-    full: Facts, side: int, text: int, tera: float, share_of_attention: float
+    full: FluxConfig, side: int, text: int, tera: float, share_of_attention: float
 ) -> None:
     work = flux_floors.step(full.shape, text, (side // 16) ** 2)
     assert work.total / 1e12 == pytest.approx(tera, rel=3e-4)
@@ -57,13 +57,13 @@ def test_a_steps_operations_are_those_of_the_performance_page(
 
 
 def test_schnell_has_its_own_tokens_and_no_guidance(tmp_path: Path) -> None:
-    facts, _ = read_facts(write_folder(tmp_path / "schnell", FULL, SCHNELL))
+    facts, _ = read_checkpoint(write_folder(tmp_path / "schnell", FULL, SCHNELL))
     assert not facts.shape.has_guidance
     assert facts.default_text_tokens == 256
     assert facts.scheduler["use_dynamic_shifting"] is False
 
 
-def test_operations_are_what_torch_counts_in_the_peers_modules(full: Facts) -> None:
+def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig) -> None:
     with torch.device("meta"):
         modules = shells(full.folder)
         tokens, image = 64, 256
@@ -86,7 +86,7 @@ def test_operations_are_what_torch_counts_in_the_peers_modules(full: Facts) -> N
     assert transformer.get_total_flops() == ours + embedders
 
 
-def test_text_encoders_are_counted_as_the_page_does(full: Facts) -> None:
+def test_text_encoders_are_counted_as_the_page_does(full: FluxConfig) -> None:
     modules = shells(full.folder)
     assert flux_floors.t5(modules["t5"].config, 512).total / 1e12 == pytest.approx(4.85, abs=0.01)
     assert flux_floors.clip(modules["clip"].config, 77).total / 1e9 == pytest.approx(13.3, abs=0.1)

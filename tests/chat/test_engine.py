@@ -204,7 +204,7 @@ def test_the_same_file_at_another_size_is_another_picture(wild_checkpoint: Path)
     file = png(3, 200, 200)
     small = Room.open(wild_checkpoint, slots=1, max_pixels=112 * 112)
     large = Room.open(wild_checkpoint, slots=1)
-    keys = [room.inputs.prepare(chat(file)).pictures[0].patches.key for room in (small, large)]
+    keys = [room.inputs.prepare(chat(file)).pictures[0].prepared.key for room in (small, large)]
     assert keys[0] != keys[1]
     assert small.inputs.prepare(chat(file)).num_prompt_tokens < 60
 

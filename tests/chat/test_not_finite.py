@@ -82,9 +82,9 @@ def test_a_picture_that_is_not_finite_fails_at_the_first_token(
     jobs = [own.job(request) for request in asked]
     placed = jobs[1].work.pictures[0]
     patches = replace(
-        placed.patches, key=b"bad", values=torch.full_like(placed.patches.values, value)
+        placed.prepared, key=b"bad", values=torch.full_like(placed.prepared.values, value)
     )
-    jobs[1].work = replace(jobs[1].work, pictures=(replace(placed, patches=patches),))
+    jobs[1].work = replace(jobs[1].work, pictures=(replace(placed, prepared=patches),))
     for job in jobs:
         assert own.engine.admit(job)
     own.finish()

@@ -15,10 +15,11 @@ from predictors import __main__ as root
 from predictors.cluster import lifecycle_events
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.reporter import EventReporter
+from predictors.operators import serve
 from predictors.serving.lifecycle import State
 
 FOLDER, CLOSE_TIMEOUT_S = Path(sys.argv[1]), float(sys.argv[2])
-moved = root._moved
+report_state = serve._report_state
 
 
 class Patient(EventReporter):
@@ -30,13 +31,13 @@ class Patient(EventReporter):
 
 def held(model: Any, events: Any, state: State) -> None:
     """Report the state; a model that loads waits for the test."""
-    moved(model, events, state)
+    report_state(model, events, state)
     if state is State.LOADING:
         os.read(0, 1)
 
 
 if __name__ == "__main__":
     root.find_pod_identity = partial(find_pod_identity, folder=FOLDER)  # type: ignore[assignment]
-    root._moved = held
+    serve._report_state = held
     lifecycle_events.EventReporter = Patient  # type: ignore[misc]
     sys.exit(root.main(sys.argv[3:]))

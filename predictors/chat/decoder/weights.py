@@ -174,5 +174,5 @@ def mlp_slots(prefix: str, mlp: GatedMLP, hidden: int, kinds: tuple[str, ...]) -
     return slots
 
 
-def linear_slots(prefix: str, linear: nn.Linear) -> dict[str, Tensor]:
+def linear_slots(prefix: str, linear: nn.Linear | nn.LayerNorm) -> dict[str, Tensor]:
     return {f"{prefix}.weight": linear.weight.data, f"{prefix}.bias": linear.bias.data}
