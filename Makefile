@@ -93,14 +93,14 @@ dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Pr
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/dashboard_pictures.py
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.serving.cpu
 
 bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, into benchmarks/results/flux.json
 	$(BIN)/python -m benchmarks.flux
 
 bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the journal
 	$(BIN)/python -m benchmarks.qwen_vl
-	$(BIN)/python -m benchmarks.qwen_vl_journal
+	$(BIN)/python -m benchmarks.qwen_vl.tables
 
 checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
 	$(BIN)/python -m checkpoints.training

@@ -28,7 +28,7 @@ UNSERVED_OPTIONS = (
 )
 """Options of diffusers' scheduler class that are not implemented here."""
 
-# how `plan_calls` places model calls; `benchmarks/flux_tiers_plans.py` compares it with others
+# how `plan_calls` places model calls; `benchmarks/flux/tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
 GROWTH = (1 / 6, 0.3)

@@ -1,5 +1,5 @@
-"""Quality tiers through the whole predictor on the CPU: responses, refusals, tiers side by side that
-give the bytes they give alone, and no wait or compilation while serving."""
+"""Quality tiers through the whole predictor on the CPU: responses, refusals, tiers side by side
+giving the bytes they give alone, and no wait or compilation while serving."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One hostile caller beside others: the worst request of each kind in a loop, on the command line's
 server. Liveness and another caller's short question go on, and memory comes back.
 
-`python -m benchmarks.hostile` runs all kinds and prints the milliseconds; here the bounds are what
-only a server that is held up exceeds, however busy the machine.
+`python -m benchmarks.serving.hostile` runs all kinds and prints the milliseconds; here the bounds
+are what only a server that is held up exceeds, however busy the machine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.hostile import MODELS, START_S, Target, measure
-from benchmarks.hostile_cases import Case, cases, encoded, pictures
+from benchmarks.serving.hostile import MODELS, START_S, Target, measure
+from benchmarks.serving.hostile_cases import Case, cases, encoded, pictures
 from predictors.cli.child import ServerProcess
 
 HELD_UP_MS = 2_000.0  # the least of the faults held liveness up for 2.1 s on a quiet machine

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.hostile_cases import NAME, PROMPT, field, infer, varint
+from benchmarks.serving.hostile_cases import NAME, PROMPT, field, infer, varint
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.grpc.protobuf_reader import WireReader, signed
 from predictors.protocol.kserve_sdk import pb

@@ -1,0 +1,106 @@
+"""The best that the card gives: large matmuls in both precisions, attention at the model's heads, a
+copy. Knows no model beyond its number of heads and their width.
+
+Random operands: on zeros the same matmul runs a tenth faster (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.common.clock import Clock
+from benchmarks.flux.floors import Ceilings
+
+MATMUL_SIDE = 8192
+TOY_SIDE = 256
+COPY_BYTES = 4 * 2**30
+REPEATS = 20
+NOTICEABLE = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Ceilings, and what else one wants to know of a card."""
+
+    ceilings: Ceilings
+    copy_bytes_per_s: float
+    default_attention: dict[int, float]
+    """What `scaled_dot_product_attention` gives when nobody chooses its kernel."""
+
+    @property
+    def cudnn_pays(self) -> bool:
+        """Whether naming the cuDNN kernel beats torch's own choice at any of the sizes."""
+        named = self.ceilings.attention
+        return any(named[n] > NOTICEABLE * rate for n, rate in self.default_attention.items())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, by name."""
+        return asdict(self) | {"cudnn_pays": self.cudnn_pays}
+
+
+def measure(
+    clock: Clock, dtype: torch.dtype, heads: int, head_dim: int, tokens: Iterable[int]
+) -> Measured:
+    """All of them; a second or two on a GPU."""
+    side = MATMUL_SIDE if clock.is_cuda else TOY_SIDE
+    default, best = {}, {}
+    for n in sorted(set(tokens)):
+        qkv = [
+            torch.randn(1, heads, n, head_dim, device=clock.device, dtype=dtype) for _ in range(3)
+        ]
+        work = 4 * n**2 * heads * head_dim
+        default[n] = _rate(clock, work, partial(_attention, qkv))
+        best[n] = default[n]
+        if clock.is_cuda:
+            best[n] = max(best[n], _rate(clock, work, partial(_by_cudnn, qkv)))
+    ceilings = Ceilings(_matmul(clock, dtype, side), _fp8_matmul(clock, side), best)
+    return Measured(ceilings, _copy(clock), default)
+
+
+def _rate(clock: Clock, work: float, run: Callable[[], object]) -> float:
+    return work / (1e-3 * clock.device_ms(run, REPEATS, warm=3).median)
+
+
+def _attention(qkv: list[torch.Tensor]) -> torch.Tensor:
+    query, key, value = qkv
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _by_cudnn(qkv: list[torch.Tensor]) -> torch.Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _attention(qkv)
+
+
+def _matmul(clock: Clock, dtype: torch.dtype, side: int) -> float:
+    a, b = (torch.randn(side, side, device=clock.device, dtype=dtype) for _ in range(2))
+    return _rate(clock, 2 * side**3, lambda: a @ b.t())
+
+
+def _fp8_matmul(clock: Clock, side: int) -> float | None:
+    """Row-wise scales, as served; None on a device without it."""
+    if not clock.is_cuda or torch.cuda.get_device_capability(clock.device) < (8, 9):
+        return None
+    a, b = (torch.randn(side, side, device=clock.device) for _ in range(2))
+    a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+    scale = torch.ones(side, 1, device=clock.device)
+
+    def run() -> torch.Tensor:
+        return torch._scaled_mm(
+            a8, b8.t(), scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+
+    return _rate(clock, 2 * side**3, run)
+
+
+def _copy(clock: Clock) -> float:
+    num_bytes = COPY_BYTES if clock.is_cuda else 2**20
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=clock.device).random_()
+    target = torch.empty_like(source)
+    return _rate(clock, 2 * num_bytes, lambda: target.copy_(source))

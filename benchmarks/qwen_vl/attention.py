@@ -1,0 +1,80 @@
+"""Attention at this model's shapes by each kernel that torch carries: FlashAttention 2, cuDNN's,
+the memory-efficient one. Knows shapes and SDPA; this engine's own kernels it knows not (their share
+of a step is in the traces of the part `profile`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.common.clock import Clock
+from benchmarks.common.run import Notes, Options
+
+KERNELS = {
+    "FlashAttention 2": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+REPEATS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One call of a layer: `rows` problems of `queries` x `keys` tokens."""
+
+    name: str
+    rows: int
+    heads: int
+    head_dim: int
+    queries: int
+    keys: int
+    is_causal: bool = False
+
+    @property
+    def operations(self) -> float:
+        """Causal counts half."""
+        whole = 4.0 * self.rows * self.heads * self.head_dim * self.queries * self.keys
+        return whole / 2 if self.is_causal else whole
+
+
+SHAPES = (
+    Shape("tower, full block, 1024x1024", 1, 16, 80, 5476, 5476),
+    Shape("tower, windows, 1024x1024", 100, 16, 80, 64, 64),
+    Shape("tower, full block, 448x448", 1, 16, 80, 1024, 1024),
+    Shape("prompt with 1024x1024", 1, 16, 128, 1433, 1433, is_causal=True),
+    Shape("decode, 1 row", 1, 16, 128, 1, 1536),
+    Shape("decode, 64 rows", 64, 16, 128, 1, 1536),
+)
+TOY_SHAPES = (Shape("toy", 1, 4, 32, 64, 64), Shape("toy, causal", 1, 4, 32, 64, 64, True))
+
+
+def attention(options: Options, notes: Notes) -> None:
+    """Milliseconds by shape and kernel; a kernel that does not take a shape has none."""
+    clock = Clock(torch.device(options.device))
+    dtype = torch.bfloat16 if clock.is_cuda else torch.float32
+    for shape in TOY_SHAPES if options.is_toy else SHAPES:
+        notes.tell(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
+
+
+def one(clock: Clock, dtype: torch.dtype, shape: Shape, kernel: str) -> dict[str, Any]:
+    """One cell."""
+    made = partial(torch.randn, device=clock.device, dtype=dtype)
+    query = made(shape.rows, shape.heads, shape.queries, shape.head_dim)
+    key, value = (made(shape.rows, shape.heads, shape.keys, shape.head_dim) for _ in range(2))
+
+    def run() -> Tensor:
+        with sdpa_kernel(KERNELS[kernel]):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=shape.is_causal)
+
+    try:
+        ms = clock.device_ms(run, REPEATS, warm=3).median
+    except RuntimeError:
+        return {"ms": None}
+    return {"ms": ms, "tflops": shape.operations / ms / 1e9}

@@ -1,0 +1,139 @@
+"""The cases through a real server with streaming clients, ours and vLLM's alike. Knows which cases,
+in which order; the clock is the clients'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.run import Notes, Options
+from benchmarks.qwen_vl import client as qwen_vl_client
+from benchmarks.qwen_vl import server as qwen_vl_server
+from benchmarks.qwen_vl.answers import summed_up
+from benchmarks.qwen_vl.cases import Case
+from benchmarks.qwen_vl.server import MODEL, Server
+from predictors.cli.child import free_ports
+
+CASES = (
+    Case(1, "1024x1024", 16),
+    Case(1, "448x448", 16),
+    Case(1, "text", 16),
+    Case(1, "same 1024x1024", 16),
+    Case(64, "1024x1024", 320),
+    Case(64, "448x448", 512),
+    Case(64, "text", 768),
+    Case(1, "1280x720", 12),
+    Case(1, "4 1024x1024", 8),
+    Case(1, "turns 1024x1024", 18),
+    Case(8, "1024x1024", 64),
+    Case(32, "1024x1024", 192),
+    Case(8, "text", 128),
+    Case(32, "text", 384),
+    Case(64, "1280x720", 256),
+    Case(8, "448x448", 96),
+    Case(32, "448x448", 256),
+    Case(64, "same 1024x1024", 512),
+    Case(64, "turns 448x448", 384),
+    Case(64, "4 448x448", 192),
+)
+"""The goals' first."""
+TOY_CASES = (
+    Case(1, "text", 3, 8),
+    Case(4, "64x64", 8, 8),
+    Case(1, "2 64x48", 2, 8),
+    Case(2, "same 64x64", 4, 8),
+    Case(2, "turns 64x64", 6, 8),
+)
+APART = 1_000_000
+"""Between the numbers of two cases' conversations: no case may find another's pictures kept."""
+WARM = APART // 2
+WARM_TOKENS = 16
+CASE_S = 240.0
+SOAK_ROUNDS = 5
+SOAK = (Case(64, "448x448", 200, 16), Case(64, "text", 200, 16))
+TOY_SOAK = (Case(4, "64x64", 8, 4), Case(4, "text", 8, 4))
+READY = {"ours": "/v2/health/ready", "vllm": "/health"}
+
+
+def chosen(options: Options) -> list[Case]:
+    """The cases that were asked for."""
+    cases = TOY_CASES if options.is_toy else CASES
+    names = {name.strip() for name in options.cases.split(",") if name.strip()}
+    return [case for case in cases if not names or str(case) in names]
+
+
+def http(options: Options, notes: Notes) -> None:
+    """Every case through our server."""
+    (port,) = free_ports(1)
+    start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
+    with qwen_vl_server.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
+        notes.tell("ready_s", server.ready_s)
+        before = server.counters()
+        measure(options, server, notes)
+        notes.tell("counters", {"at ready": before, "at the end": server.counters()})
+        notes.tell("host_gib", server.host_bytes() / 2**30)
+
+
+def vllm(options: Options, notes: Notes) -> None:
+    """The same through vLLM's, where it is installed."""
+    if not qwen_vl_server.has_vllm():
+        notes.tell("was not", "vllm cannot be imported here")
+        return
+    (port,) = free_ports(1)
+    start = qwen_vl_server.vllm(port, Path(options.folder), options.slots)
+    with qwen_vl_server.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
+        notes.tell("ready_s", server.ready_s)
+        measure(options, server, notes)
+
+
+def measure(options: Options, server: Server, notes: Notes) -> None:
+    """The chosen cases, every one with conversations of its own."""
+    for number, case in enumerate(chosen(options), start=1):
+        one_case(case, APART * number, server, notes)
+
+
+def one_case(case: Case, first: int, server: Server, notes: Notes) -> None:
+    """Warm up with other pictures, then measure; a case that fails says so and the next runs."""
+    warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
+    try:
+        qwen_vl_client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
+        answers = qwen_vl_client.measure(case, server.port, MODEL, first, CASE_S)
+    except Exception as error:  # noqa: BLE001 - the next case may still work
+        notes.tell(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
+        return
+    notes.tell(str(case), {"case": asdict(case), **summed_up(answers)})
+
+
+def soak(options: Options, notes: Notes) -> None:
+    """Some 2,000 requests: memory after every round, what was compiled or captured meanwhile."""
+    (port,) = free_ports(1)
+    start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
+    with qwen_vl_server.running(*start, port, _log(options, "soak"), READY["ours"]) as server:
+        rounds = [_memory(server, 0, 0)]
+        for turn in range(SOAK_ROUNDS):
+            asked, failed = rounds[-1]["requests"], rounds[-1]["failed"]
+            for case in TOY_SOAK if options.is_toy else SOAK:
+                answers = qwen_vl_client.measure(
+                    case, server.port, MODEL, APART * (turn + 1), CASE_S
+                )
+                asked += len(answers)
+                failed += sum(answer.error is not None for answer in answers)
+            rounds.append(_memory(server, asked, failed))
+            notes.found["rounds"] = rounds
+            notes.tell("last round", rounds[-1])
+        notes.tell("counters", server.counters())
+
+
+def _memory(server: Server, requests: int, failed: int) -> dict[str, Any]:
+    return {
+        "requests": requests,
+        "failed": failed,
+        "host_bytes": server.host_bytes(),
+        "device_bytes": server.device_bytes(),
+    }
+
+
+def _log(options: Options, name: str) -> Path:
+    return Path(options.folder).parent / f"qwen-vl-{name}.log"
