@@ -101,10 +101,10 @@ class DoubleBlock(nn.Module):
             for name in ("qkv", "out", "up", "down")
         )
         norms = Streams(*(Norms(stream.query_norm, stream.key_norm) for stream in both))
-        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        tokens, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
         mixed = ops.attend(ops.linear(x, qkv, num_text), norms, rotary, num_text)
-        carry = Carry(tokens, ops.leave(mixed, out, num_text), gate)
-        tokens, x = ops.enter(carry, Change(mlp_shift, mlp_scale), num_text)
+        carry = Carry(tokens, ops.project(mixed, out, num_text), gate)
+        tokens, x = ops.add_and_norm(carry, Change(mlp_shift, mlp_scale), num_text)
         return Carry(tokens, ops.mlp(x, up, down, num_text), mlp_gate)
 
 
@@ -118,7 +118,7 @@ class SingleBlock(nn.Module):
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
         self.up = nn.Linear(dim, MLP_RATIO * dim)
-        self.leave = nn.Linear((1 + MLP_RATIO) * dim, dim)
+        self.out = nn.Linear((1 + MLP_RATIO) * dim, dim)
 
     def forward(
         self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
@@ -126,9 +126,9 @@ class SingleBlock(nn.Module):
         """The next block's carry, for carry (rows, T + I, dim) and modulation (rows, 3 * dim)."""
         shift, scale, gate = map(shared, modulation.unflatten(-1, (3, 1, -1)).unbind(1))
         norms = shared(Norms(self.query_norm, self.key_norm))
-        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        tokens, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
         mixed = ops.attend(ops.linear(x, shared(self.qkv), num_text), norms, rotary, num_text)
-        return Carry(tokens, ops.join(mixed, x, self.up, self.leave), gate)
+        return Carry(tokens, ops.project_joined(mixed, x, self.up, self.out), gate)
 
 
 class Ends(nn.Module):
@@ -136,15 +136,15 @@ class Ends(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.enter = nn.Linear(shape.in_channels, shape.dim)
-        self.leave = nn.Linear(shape.dim, shape.out_channels)
+        self.embed = nn.Linear(shape.in_channels, shape.dim)
+        self.project = nn.Linear(shape.dim, shape.out_channels)
 
     def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
         """Velocity (rows, I, channels), for carry (rows, T + I, dim) and modulation (rows, 2 *
         dim)."""
         scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
-        _, x = ops.enter(carry, Change(shift, scale), num_text)
-        return apart(self.leave, x[:, num_text:])
+        _, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
+        return apart(self.project, x[:, num_text:])
 
 
 class BlockUnits(NamedTuple):
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         dim, num_text = self.shape.dim, context.shape[1]
         sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
         parts = iter(modulation.split(sizes, dim=-1))
-        tokens = torch.cat((context, apart(self.ends.enter, latents)), dim=1)
+        tokens = torch.cat((context, apart(self.ends.embed, latents)), dim=1)
         carry = Carry(tokens, None, None)
         for block in self.double_blocks:
             carry = units.double(block, ops, carry, next(parts), rotary, num_text)
