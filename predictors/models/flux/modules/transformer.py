@@ -4,10 +4,14 @@ Blocks are made of `Operations`: exact ones (`operations.py`) or those of a GPU 
 Modulation, context and rotary table are inputs, made once per picture by `conditioning.py` and
 `rotary.py`. Text and picture are one buffer of tokens from the first block to the last:
 
-    context (rows, T, dim) ---+                      +-- x num_double --+   +-- x num_single --+
-                              +-- (rows, T + I, dim) |   DoubleBlock    |   |   SingleBlock    |
-    latents (rows, I, 64) ----+                      +------------------+   +------------------+
-                                                        -- Ends -> velocity (rows, I, 64)
+    context (rows, T, dim) ---------------------+
+                                                +--> tokens (rows, T + I, dim)
+    latents (rows, I, channels) -> Ends.embed --+        |
+                                                         v
+                 DoubleBlock, num_double times -> SingleBlock, num_single times -> Ends
+                                                                                    |
+                                                                                    v
+                                                       velocity (rows, I, channels)
 
 T counts the prompt's tokens, I the picture's patches; a row is one prompt of one picture.
 """
@@ -92,20 +96,21 @@ class DoubleBlock(nn.Module):
         # shift, scale and gate of attention, then of the MLP; the picture's before the text's
         parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None].unbind(1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
-            Streams(text, image)
-            for image, text in zip(*(part.unbind(1) for part in parts), strict=True)
+            Streams(of_text, of_image)
+            for of_image, of_text in zip(*(part.unbind(1) for part in parts), strict=True)
         )
-        both = Streams(self.text, self.image)
-        qkv, out, up, down = (
-            Streams(*(getattr(stream, name) for stream in both))
-            for name in ("qkv", "out", "up", "down")
+        text, image = self.text, self.image
+        norms = Streams(
+            Norms(text.query_norm, text.key_norm), Norms(image.query_norm, image.key_norm)
         )
-        norms = Streams(*(Norms(stream.query_norm, stream.key_norm) for stream in both))
         tokens, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
-        mixed = ops.attend(ops.linear(x, qkv, num_text), norms, rotary, num_text)
-        carry = Carry(tokens, ops.project(mixed, out, num_text), gate)
+        qkv = ops.linear(x, Streams(text.qkv, image.qkv), num_text)
+        mixed = ops.attend(qkv, norms, rotary, num_text)
+        update = ops.project(mixed, Streams(text.out, image.out), num_text)
+        carry = Carry(tokens, update, gate)
         tokens, x = ops.add_and_norm(carry, Change(mlp_shift, mlp_scale), num_text)
-        return Carry(tokens, ops.mlp(x, up, down, num_text), mlp_gate)
+        update = ops.mlp(x, Streams(text.up, image.up), Streams(text.down, image.down), num_text)
+        return Carry(tokens, update, mlp_gate)
 
 
 class SingleBlock(nn.Module):
