@@ -131,7 +131,7 @@ class Ours:
             self.engine.step(self.engine.active)
             on_turn()
         for job in jobs:
-            if (failure := job.drain_unread()) is not None:
+            if (failure := job.error) is not None:
                 raise failure
 
     def draw(self, case: Case, tier: str) -> Drawn:

@@ -48,7 +48,7 @@ def draw(predictor: DiffusionPredictor) -> float:
         raise RuntimeError("the engine has no room for one job")
     while not job.done:
         engine.step(engine.active)
-    if (failure := job.drain_unread()) is not None:
+    if (failure := job.error) is not None:
         raise failure
     return time.perf_counter() - started
 

@@ -64,7 +64,7 @@ def main() -> int:
     """Serve until a signal."""
     settings = Settings()
     server = replace(settings.server, port=int(sys.argv[1]), grpc_port=-1)
-    logs.configure("text", "info")
+    logs.configure_logging("text", "info")
     settings = replace(settings, server=server)
     return int(PredictorServer([Echo(settings)], settings).run())
 

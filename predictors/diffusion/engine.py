@@ -21,7 +21,7 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.finite import DAMAGED, check_finite
-from predictors.compute.device.pacing import Done, Pace
+from predictors.compute.device.pacing import FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
@@ -68,7 +68,7 @@ class DiffusionEngine:
         self._slots: dict[DiffusionJob, Slot] = {}
         self._runner: DiffusionRunner | None = None
         self._guard = RecompileGuard(name)
-        self._pace = Pace(placement)
+        self._pace = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
             "settings": settings,
@@ -290,7 +290,7 @@ class DiffusionEngine:
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
-    def _count_done(self, steps: Sequence[Done]) -> None:
+    def _count_done(self, steps: Sequence[FinishedStep]) -> None:
         for resolution, seconds in steps:
             metrics.denoise_step_seconds.labels(self._name, resolution).observe(seconds)
 
@@ -300,7 +300,7 @@ class DiffusionEngine:
     def _observe_stage(
         self, job: DiffusionJob, stage: str, seconds: float, **attributes: int
     ) -> None:
-        job.note(stage, seconds, **attributes)
+        job.add_stage(stage, seconds, **attributes)
         metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
 
 

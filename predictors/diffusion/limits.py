@@ -155,14 +155,6 @@ def make_limits(
 ) -> PictureLimits:
     """The limits of a checkpoint under these settings on `device`; raises `InvalidSetting` naming
     the setting."""
-    if settings.unpromised not in {"serve", "refuse"}:
-        raise InvalidSetting(
-            f"flux.unpromised must be serve or refuse, not {settings.unpromised!r}"
-        )
-    if not 0 <= settings.png_level <= 9:
-        raise InvalidSetting(f"flux.png_level must be from 0 to 9, not {settings.png_level}")
-    if settings.slots < 1:
-        raise InvalidSetting(f"flux.slots must be at least 1, not {settings.slots}")
     width, height = default = _default_size(config, settings)
     tokens = settings.max_sequence_length or config.default_text_tokens
     if not 1 <= tokens <= config.max_text_tokens:

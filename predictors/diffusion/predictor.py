@@ -64,16 +64,16 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         """Files and seeds. Pool thread."""
         return self._codec.encode_v2(request, answers)
 
-    def facts(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
         """The picture's size and cost."""
         request = work.request
-        facts: dict[str, int | str] = {
+        fields: dict[str, int | str] = {
             "width": request.width,
             "height": request.height,
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
-        return facts if last is None else facts | {"prompt_tokens": last.num_prompt_tokens}
+        return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
 
     def prompt(self, request: ImageRequest) -> str:
         """The prompt, without the negative prompt."""

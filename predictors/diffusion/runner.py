@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.pacing import Pace
+from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import Placement
 from predictors.compute.device.transfer import to_device, to_host_async
 from predictors.compute.profiling.profiler import staged
@@ -135,7 +135,7 @@ class DiffusionRunner:
         widths are not measured. Waits for the device: while warming only."""
         if not self._is_measured:
             return 0.0
-        pace = Pace(self._placement)
+        pace = StepPacer(self._placement)
         for _ in range(NUM_TIMED):
             with pace.step(""):
                 self.denoise(states, sum(state.num_rows for state in states))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, StepFailed
 from predictors.models.flux.modules.decoder import decode
@@ -18,6 +17,7 @@ from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import Parts
 from predictors.protocol.faults import fault_of
 from tests.diffusion.driver import DiffusionJob, EngineDriver, open_driver, picture
+from tests.tools.syncs import count_host_syncs
 
 RED = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -65,7 +65,7 @@ def test_a_row_of_a_batch_that_is_not_finite_fails_alone(
     latents = own.state(jobs[1]).latents = own.state(jobs[1]).latents.clone()
     latents[(0, 0) if place == "one latent" else ...] = value
     finish(own)
-    failure = jobs[1].drain_unread()
+    failure = jobs[1].error
     assert isinstance(failure, StepFailed)
     assert "not finite" in failure.message
     assert (fault_of(failure).status, fault_of(failure).code) == (500, "job_failed")
@@ -89,8 +89,8 @@ def test_an_embedding_that_is_not_finite_is_found_in_the_picture_and_not_kept(fo
     assert driver.engine.admit(job)
     assert driver.engine.admit(other)
     finish(driver)
-    assert isinstance(job.drain_unread(), StepFailed)
-    assert other.drain_unread() is None
+    assert isinstance(job.error, StepFailed)
+    assert other.error is None
     assert prompt.key not in driver.engine._prompts
     assert np.array_equal(driver.draw(image), alone)
 
@@ -108,7 +108,7 @@ def test_a_decoder_whose_output_is_not_finite_fails_the_picture(
         finish(own)
     finally:
         layer.bias[0] = before
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
 
 
 def test_the_check_comes_with_the_picture_and_costs_no_other_wait(own: EngineDriver) -> None:
@@ -118,7 +118,7 @@ def test_the_check_comes_with_the_picture_and_costs_no_other_wait(own: EngineDri
     own.state(job).latents = torch.full_like(own.state(job).latents, float("nan"))
     with count_host_syncs() as found:
         own.engine.step([job])
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
     assert found.syncs == 1
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.request import ImageParameters
 from tests.diffusion.driver import EngineDriver
+from tests.tools.syncs import count_host_syncs
 
 IMAGE = ImageParameters("a red circle", num_inference_steps=6, seed=1)
 

@@ -1,5 +1,5 @@
-"""Quality tiers through the whole predictor on the CPU: responses, refusals, tiers side by side
-giving the bytes they give alone, and no wait or compilation while serving."""
+"""Quality tiers through the whole predictor on the CPU: responses, refusals, equal bytes alone and
+beside other tiers, and no wait or compilation while serving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest_asyncio
 import torch
 
 from predictors import metrics
-from predictors.compute.syncs import count_host_syncs
 from predictors.diffusion.predictor import DiffusionPredictor
 from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, ImageParameters
 from predictors.diffusion.sampling import plan_calls
@@ -27,6 +26,7 @@ from predictors.protocol.openai.routes import IMAGES
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.driver import CHECKPOINT, FAST, DiffusionJob, EngineDriver, open_driver
+from tests.tools.syncs import count_host_syncs
 
 ALL = ",".join(TIERS)
 STEPS = 28

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.checkpoint.accounting import FLOATS, FP8, Wanted, check_tensors
+from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.folder import UNQUANTISED, reading
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
@@ -151,14 +151,16 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
 def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
     """Raise `EngineFailed` unless every stored tensor has a place and every place a tensor. Reads
     headers only."""
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, ExpectedTensor] = {}
     for module, sources in parts:
         for name, meta in module.state_dict(keep_vars=True).items():
             stored = sources(shards)(name)
             # stacked tensors, and convolutions that were linears once, are checked when filled
             is_whole = len(stored) == 1 and component != "vae"
             shape = tuple(meta.shape) if is_whole else None
-            wanted |= dict.fromkeys(stored, Wanted(shape, FP8 if meta.dtype == E4M3 else FLOATS))
+            wanted |= dict.fromkeys(
+                stored, ExpectedTensor(shape, FP8 if meta.dtype == E4M3 else FLOATS)
+            )
     advice = f"{UNQUANTISED}; {QUANTISE}" if component == "transformer" else UNQUANTISED
     check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 import tests.triton_interpreter  # noqa: F401
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.placement import Placement
-from predictors.compute.syncs import no_host_syncs
 from predictors.errors import EngineFailed
 from predictors.models.flux.modules import picture_kernels
 from predictors.models.flux.modules.decoder import (
@@ -26,6 +25,7 @@ from predictors.models.flux.modules.decoder import (
     decoder_shape,
 )
 from predictors.models.flux.modules.decoder_fused import Fused, fold, pad_outputs
+from tests.tools.syncs import no_host_syncs
 
 CHECKPOINT = Path(__file__).parents[3] / "checkpoints" / "shapes-flux" / "vae"
 FLUX_LIKE: dict[str, Any] = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.syncs import count_host_syncs
 from predictors.models.flux.modules.text_encoders import clip_pooled, t5_states
+from tests.tools.syncs import count_host_syncs
 
 END = 49
 NUM_TOKENS = 12
