@@ -10,7 +10,7 @@ import pytest
 from kserve.protocol.dataplane import DataPlane
 
 from predictors import base
-from predictors.base import BasePredictor, threads_for
+from predictors.base import BasePredictor
 from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
 from predictors.protocol.call import Call
 from predictors.protocol.kserve_sdk import (
@@ -197,12 +197,7 @@ def test_a_full_queue_refuses_before_anything_is_prepared(
 
 
 def test_the_base_class_leaves_the_task_to_subclasses() -> None:
-    assert not hasattr(BasePredictor, "room")
-
-
-@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (192, 8)])
-def test_the_number_of_prepare_threads_follows_the_cores(cores: int, threads: int) -> None:
-    assert threads_for(cores) == threads
+    assert not hasattr(BasePredictor, "task")
 
 
 def test_stop_during_a_start_does_not_wait_for_the_usual_join_timeout(

@@ -33,7 +33,7 @@ def words() -> Engine[Task, str]:
 class Artist(TaskPredictor):
     """Serves images."""
 
-    room = "flux"
+    task = "flux"
     series = ModelSeries(operations=("infer", "images"))
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Writer(TaskPredictor):
     caller has its answer or is gone.
     """
 
-    room = "qwen_vl"
+    task = "qwen_vl"
     series = ModelSeries(operations=("infer", "chat"))
 
     def __init__(self, name: str, engine: Engine[Task, str], settings: Settings) -> None:

@@ -244,7 +244,7 @@ def counted(model: str, operation: str, reason: str) -> float:
 
 
 def same_as_golden(name: str, wire: Wire) -> None:
-    """Compare the response with a transcript. A test writes the file if it is missing, and fails."""
+    """Compare the response with a transcript. If that is missing, write it and fail."""
     head = "".join(f"{k}: {v}\n" for k, v in sorted(wire.answered.items()))
     transcript = f"{wire.status}\n{head}\n".encode() + wire.body
     path = GOLDEN / name
