@@ -37,7 +37,7 @@ DIGEST_INLINE_BYTES = 256 * 1024
 class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """Serves a `ChatModel`. Making one reads no weights."""
 
-    room: ClassVar[str] = "qwen_vl"
+    task: ClassVar[str] = "qwen_vl"
     series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 

@@ -1,5 +1,5 @@
-"""A driver for machines that have none: the functions of `pynvml` that we call, answering what a
-test wrote down. Knows nothing of a real card, and no figure comes from it.
+"""A replacement for `pynvml` on machines without a driver: the functions that we call, with values
+that a test sets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ANSWERS: dict[str, Any] = {
 
 
 class ScriptedNvml:
-    """One card, whole or with slices. Functions named in `refused` raise, as NVML's do; `events`
-    are the errors that it will report, each a (number, slice) or an exception."""
+    """A card, whole or with slices. Functions named in `refused` raise, as NVML's do. `events` are
+    the errors that it will report, each a (number, slice) or an exception."""
 
     NVML_TEMPERATURE_GPU = 0
     NVML_ERROR_NOT_SUPPORTED = 3
@@ -99,10 +99,10 @@ class ScriptedNvml:
 
     def _nvmlEventSetWait_v2(self, events: str, timeout_ms: int) -> SimpleNamespace:  # noqa: N802
         try:
-            told = self.events.get(timeout=timeout_ms / 1000)
+            event = self.events.get(timeout=timeout_ms / 1000)
         except queue.Empty:
             raise self.NVMLError(self.NVML_ERROR_TIMEOUT) from None
-        if isinstance(told, Exception):
-            raise told
+        if isinstance(event, Exception):
+            raise event
         kind = self.nvmlEventTypeXidCriticalError
-        return SimpleNamespace(eventType=kind, eventData=told[0], gpuInstanceId=told[1])
+        return SimpleNamespace(eventType=kind, eventData=event[0], gpuInstanceId=event[1])

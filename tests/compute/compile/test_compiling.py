@@ -77,7 +77,7 @@ def test_an_unsealed_guard_counts_nothing() -> None:
 
 KERNELS = """
 import triton
-from tests.compute.kernels import compile_for
+from tests.compute.compile.hopper_kernel import compile_for
 from predictors.compute.compile.compiling import RecompileGuard
 
 others = []

@@ -18,7 +18,7 @@ from predictors.compute.watch import gpu_watch
 from predictors.compute.watch.gpu_watch import GpuWatch, TorchMemory, torch_memory
 from predictors.compute.watch.nvml import open_library
 from predictors.settings import ComputeSettings
-from tests.compute.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
+from tests.compute.watch.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
 from tests.fakes import PATIENCE_S
 
 NAME = f"GPU-{CARD}"
@@ -40,10 +40,10 @@ def sample(series: str, **labels: str) -> float | None:
 
 def states(device: str = NAME) -> dict[str, float | None]:
     """The memory gauges of a device."""
-    told = {
+    gauges = {
         state: sample("memory_bytes", device=device, state=state) for state in metrics.GPU_MEMORY
     }
-    return {state: value for state, value in told.items() if value is not None}
+    return {state: value for state, value in gauges.items() if value is not None}
 
 
 @contextmanager
@@ -208,9 +208,9 @@ def test_a_card_and_its_driver_agree_with_torch() -> None:
         assert len(found) == 1
         (name,) = found
         assert held.uuid in name or name.startswith("MIG-")
-        told = states(name)
-        assert set(told) == set(metrics.GPU_MEMORY)
-        numbers = {state: value or 0.0 for state, value in told.items()}
+        gauges = states(name)
+        assert set(gauges) == set(metrics.GPU_MEMORY)
+        numbers = {state: value or 0.0 for state, value in gauges.items()}
         assert numbers["allocated"] >= block.nbytes
         assert numbers["peak"] >= numbers["allocated"]
         assert numbers["used"] >= numbers["reserved"] >= numbers["allocated"]
@@ -229,7 +229,7 @@ def test_a_card_and_its_driver_agree_with_torch() -> None:
         took = {"median": round(statistics.median(took_ms), 2), "max": round(max(took_ms), 2)}
         print("milliseconds a look", took)  # noqa: T201 - a measurement, with `pytest -rP`
         assert took["median"] < 1000
-        if name.startswith("GPU-"):  # of a slice the driver tells less
+        if name.startswith("GPU-"):  # the driver gives fewer values of a slice
             assert 0 <= (sample("utilization_ratio", device=name) or 0.0) <= 1
             assert 10 < (sample("temperature_celsius", device=name) or 0.0) < 110
             watts = sample("power_watts", device=name) or 0.0

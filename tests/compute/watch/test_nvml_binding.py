@@ -36,7 +36,7 @@ print(json.dumps({**found, "heard": heard}))
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The output of a process that uses this library instead of a driver's."""
     compiler = shutil.which("cc")
     if compiler is None:
@@ -56,9 +56,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_card_is_read_and_a_function_that_its_driver_lacks_is_absent(
-    told: dict[str, Any],
+    printed: dict[str, Any],
 ) -> None:
-    assert told["abc"] == {
+    assert printed["abc"] == {
         "name": "GPU-abc",
         "memory_bytes": {"used": 30, "free": 70, "total": 100},
         "utilization": 0.37,
@@ -68,15 +68,15 @@ def test_a_card_is_read_and_a_function_that_its_driver_lacks_is_absent(
     }
 
 
-def test_a_slice_is_found_and_its_values_are_read(told: dict[str, Any]) -> None:
-    own = told["def"]
+def test_a_slice_is_found_and_its_values_are_read(printed: dict[str, Any]) -> None:
+    own = printed["def"]
     assert (own["name"], own["memory_bytes"]["used"]) == ("MIG-def", 30)
     assert own["utilization"] is own["temperature_celsius"] is own["power_watts"] is None
 
 
-def test_a_device_that_the_driver_does_not_know_is_none(told: dict[str, Any]) -> None:
-    assert told["ghi"] is None
+def test_a_device_that_the_driver_does_not_know_is_none(printed: dict[str, Any]) -> None:
+    assert printed["ghi"] is None
 
 
-def test_a_slice_gets_the_cards_errors_and_its_own(told: dict[str, Any]) -> None:
-    assert told["heard"] == [79, None, 13, "GPU is lost", None]
+def test_a_slice_gets_the_cards_errors_and_its_own(printed: dict[str, Any]) -> None:
+    assert printed["heard"] == [79, None, 13, "GPU is lost", None]

@@ -38,7 +38,7 @@ def asked(content: Any, **fields: Any) -> dict[str, Any]:
     return body(messages=[{"role": "user", "content": content} | fields])
 
 
-def test_a_full_body_comes_out_with_one_spelling_for_each_wish() -> None:
+def test_a_full_body_is_read_with_one_name_for_each_parameter() -> None:
     read = read_chat_body(
         body(
             max_completion_tokens=7,
@@ -73,7 +73,7 @@ def test_a_full_body_comes_out_with_one_spelling_for_each_wish() -> None:
     )
 
 
-def test_null_means_absent_for_every_field_but_the_required_ones() -> None:
+def test_null_means_absent_for_every_optional_field() -> None:
     nulls = dict.fromkeys(set(FIELDS) - {"model", "messages"})
     assert read_chat_body(body(**nulls)) == checked()
 
@@ -123,7 +123,7 @@ def test_parts_keep_their_order_and_developer_becomes_system() -> None:
     )
 
 
-def test_an_assistants_message_is_taken_back_as_the_client_dumps_it() -> None:
+def test_an_assistants_message_is_accepted_as_the_openai_client_dumps_it() -> None:
     from openai.types.chat import ChatCompletionMessage
 
     said = ChatCompletionMessage(role="assistant", content="a red circle").model_dump()
@@ -303,14 +303,14 @@ def test_a_wrong_body_is_refused_and_the_field_named(given: Any, param: str | No
         assert ascii(param)[1:-1] in message
 
 
-def test_there_are_cases_for_every_field_that_is_read_or_can_be_refused() -> None:
+def test_every_field_that_can_be_refused_has_a_case() -> None:
     dropped = {"safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"}
     dropped |= {"prompt_cache_options", "moderation"}
     tried = {str(param).split(".")[0].split("[")[0] for _, _, param in CASES}
     assert set(FIELDS) - dropped <= tried
 
 
-def test_a_misspelt_field_is_answered_with_the_right_name() -> None:
+def test_the_refusal_of_a_misspelt_field_suggests_the_right_name() -> None:
     with pytest.raises(InvalidRequest, match="did you mean 'max_tokens'"):
         read_chat_body(body(max_token=3))
 

@@ -1,4 +1,4 @@
-"""Two models that answer from a script, and one ASGI request driven by hand.
+"""Two scripted models behind the OpenAI routes, and a client of one ASGI request.
 
 `Chatter` and `Painter` have what the OpenAI routes need of a model and nothing else: no engine,
 no thread. They record what reached them, so that a test sees the checked body and the call.
@@ -25,7 +25,7 @@ from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "openai"
+GOLDEN = Path(__file__).parents[2] / "golden" / "openai"
 HELLO = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hello"}]}
 CIRCLE = {"model": "flux", "prompt": "a red circle"}
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
@@ -33,7 +33,7 @@ PATIENCE_S = 60.0  # never reached when all is well
 
 
 class Model:
-    """What every double has."""
+    """The common part of the doubles."""
 
     file_inputs = ()
 
@@ -86,8 +86,9 @@ class Painter(Model):
 
 
 class Chatter(Model):
-    """Serves chat. A stream yields `words`; before word `fail_at` it raises `late_error`, before
-    `hold_at` it waits."""
+    """Serves chat. A stream yields `words`. It raises `late_error` before word `fail_at`, and waits
+    before word `hold_at`.
+    """
 
     def __init__(
         self, name: str = "qwen-vl", words: tuple[str, ...] = ("a ", "red ", "circle")
@@ -150,8 +151,9 @@ def mounted(registry: Registry) -> RestApp:
 
 
 class Wire:
-    """One request to an ASGI application, and what came back. Nothing is sent after `leave`, as
-    in uvicorn."""
+    """One request to an ASGI application and its response. As in uvicorn, nothing is sent after
+    `leave`.
+    """
 
     def __init__(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
         self.method = method
@@ -171,7 +173,6 @@ class Wire:
         self._gone.set()
 
     async def run(self, app: Any) -> Wire:
-        """The whole exchange."""
         scope: dict[str, Any] = {
             "type": "http",
             "method": self.method,
@@ -183,11 +184,11 @@ class Wire:
         }
         async with asyncio.timeout(PATIENCE_S):
             await app(scope, self._receive, self._send)
-            self.on_return()  # before anything else on the loop has its turn
+            self.on_return()  # before any other task of the loop runs
         return self
 
     async def part(self, index: int) -> bytes:
-        """The body's part `index`, once it is there."""
+        """Wait for the body's part `index`."""
         async with asyncio.timeout(PATIENCE_S):
             while len(self.parts) <= index:
                 self._news.clear()
@@ -243,8 +244,7 @@ def counted(model: str, operation: str, reason: str) -> float:
 
 
 def same_as_golden(name: str, wire: Wire) -> None:
-    """The answer as a transcript; delete the file and run the test to write it anew, then read
-    the diff."""
+    """Compare the response with a transcript. If that is missing, write it and fail."""
     head = "".join(f"{k}: {v}\n" for k, v in sorted(wire.answered.items()))
     transcript = f"{wire.status}\n{head}\n".encode() + wire.body
     path = GOLDEN / name

@@ -321,7 +321,7 @@ from predictors.compute.compile.start import Start
 folder = keep_compiled_code(sys.argv[1], torch.device("cpu"), os.environ)
 start = Start("kernels", Bundle(folder, {}), has_kernels=True)
 start.begin()
-from tests.compute.kernels import compile_for
+from tests.compute.compile.hopper_kernel import compile_for
 compile_for(32)
 found = start.end()
 print(json.dumps([found.compiled, found.cached, os.environ["TRITON_CACHE_DIR"]]))
@@ -405,22 +405,22 @@ def test_inductors_graphs_are_compiled_once(tmp_path: Path) -> None:
 def test_a_start_with_a_read_only_folder_compiles_no_inductor_graph(
     tmp_path: Path,
 ) -> None:
-    compiler, told = tmp_path / "c++", tmp_path / "told"
-    compiler.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexec g++ "$@"\n')
+    compiler, calls = tmp_path / "c++", tmp_path / "calls"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec g++ "$@"\n')
     compiler.chmod(0o755)
     environ = QUICK | {"CXX": str(compiler)}
     kept = tmp_path / "kept"
     assert child(GRAPH, kept, environ=environ) == ["cold", 0, 1]
-    assert "-shared" in told.read_text()
+    assert "-shared" in calls.read_text()
     before = {file: file.stat().st_mtime_ns for file in kept.rglob("*")}
-    told.write_text("")  # versions and headers are asked for in any case
+    calls.write_text("")  # versions and headers are asked for in any case
     forbid_writing(kept, True)
     try:
         assert child(GRAPH, kept, environ=environ) == ["warm", 1, 0]
         assert {file: file.stat().st_mtime_ns for file in kept.rglob("*")} == before
     finally:
         forbid_writing(kept, False)
-    assert "-shared" not in told.read_text()
+    assert "-shared" not in calls.read_text()
 
 
 def test_a_placement_has_the_folder_after_keep_code(

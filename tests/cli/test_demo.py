@@ -62,9 +62,9 @@ def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.Clien
 def drawn(request: httpx.Request) -> httpx.Response:
     """Two pictures."""
     image = {"name": "image", "data": [base64.b64encode(PNG + bytes([i])).decode() for i in (1, 2)]}
-    told = {"width": 128, "height": 128, "num_inference_steps": 20, "precision": "float32"}
+    parameters = {"width": 128, "height": 128, "num_inference_steps": 20, "precision": "float32"}
     return httpx.Response(
-        200, json={"outputs": [{"name": "seed", "data": [7, 7]}, image], "parameters": told}
+        200, json={"outputs": [{"name": "seed", "data": [7, 7]}, image], "parameters": parameters}
     )
 
 

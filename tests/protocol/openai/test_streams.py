@@ -1,4 +1,4 @@
-"""Event streams and leaving callers on the OpenAI routes, over ASGI."""
+"""Event streams and disconnects on the OpenAI routes, over ASGI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from predictors.errors import (
 )
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
-from tests.protocol.openai_doubles import (
+from tests.protocol.openai.doubles import (
     CHAT,
     CIRCLE,
     HELLO,
@@ -27,13 +27,13 @@ from tests.protocol.openai_doubles import (
 )
 
 
-async def test_a_stream_is_what_it_was() -> None:
+async def test_a_stream_matches_the_golden_file() -> None:
     app = application(Chatter())
     body = HELLO | {"stream": True, "stream_options": {"include_usage": True}}
     same_as_golden("chat_stream.http", await post(CHAT, body, x_request_id="r1").run(app))
 
 
-async def test_a_stream_that_fails_late_says_so_as_its_last_event_and_is_not_done() -> None:
+async def test_a_stream_that_fails_ends_with_the_error_and_without_done() -> None:
     chatter = Chatter()
     chatter.fail_at, chatter.late_error = 2, StepFailed("the engine raised on this job alone")
     body = HELLO | {"stream": True}
@@ -44,7 +44,7 @@ async def test_a_stream_that_fails_late_says_so_as_its_last_event_and_is_not_don
     same_as_golden("chat_stream_failed.http", wire)
 
 
-async def test_nothing_of_a_bug_leaks_into_a_stream_that_has_begun(caplog: Any) -> None:
+async def test_an_internal_error_in_a_stream_shows_no_detail(caplog: Any) -> None:
     chatter = Chatter()
     chatter.fail_at = 1
     wire = await post(CHAT, HELLO | {"stream": True}).run(application(chatter))
@@ -55,7 +55,7 @@ async def test_nothing_of_a_bug_leaks_into_a_stream_that_has_begun(caplog: Any) 
     assert "secret" in caplog.text
 
 
-async def test_a_caller_that_leaves_a_stream_closes_the_models_generator() -> None:
+async def test_a_disconnect_closes_the_models_generator() -> None:
     chatter = Chatter("leaving")
     chatter.hold_at = 2
     wire = post(CHAT, HELLO | {"model": "leaving", "stream": True})
@@ -69,7 +69,7 @@ async def test_a_caller_that_leaves_a_stream_closes_the_models_generator() -> No
     assert counted("leaving", "chat", "cancelled") == 1
 
 
-async def test_a_caller_that_leaves_before_the_first_chunk_closes_the_models_generator() -> None:
+async def test_a_disconnect_before_the_first_chunk_closes_the_models_generator() -> None:
     chatter = Chatter()
     chatter.hold_at = 0
     wire = post(CHAT, HELLO | {"stream": True})
@@ -81,7 +81,7 @@ async def test_a_caller_that_leaves_before_the_first_chunk_closes_the_models_gen
     assert wire.status == 0
 
 
-async def test_a_caller_that_leaves_cancels_the_picture_it_waited_for() -> None:
+async def test_a_disconnect_cancels_the_picture() -> None:
     painter = Painter("leaving-too")
     painter.hold = True
     wire = post(IMAGES, CIRCLE | {"model": "leaving-too"})
@@ -93,7 +93,7 @@ async def test_a_caller_that_leaves_cancels_the_picture_it_waited_for() -> None:
     assert counted("leaving-too", "images", "cancelled") == 1
 
 
-async def test_a_caller_that_reads_slowly_holds_the_generator_back() -> None:
+async def test_a_slow_reader_pauses_the_generator() -> None:
     chatter = Chatter(words=("x",) * 10)
     wire = post(CHAT, HELLO | {"stream": True})
     reading = asyncio.Semaphore(0)
@@ -117,7 +117,7 @@ async def test_a_caller_that_reads_slowly_holds_the_generator_back() -> None:
     assert wire.is_complete
 
 
-async def test_a_caller_that_leaves_in_the_middle_of_an_event_closes_the_models_generator() -> None:
+async def test_a_disconnect_in_the_middle_of_an_event_closes_the_models_generator() -> None:
     chatter = Chatter(words=("x",) * 10)
     wire = post(CHAT, HELLO | {"stream": True})
     sent = wire._send
@@ -136,7 +136,7 @@ async def test_a_caller_that_leaves_in_the_middle_of_an_event_closes_the_models_
     assert len(wire.parts) == 2
 
 
-async def test_work_in_flight_is_known_until_the_last_event_is_sent() -> None:
+async def test_a_stream_counts_as_in_flight_until_its_last_event_is_sent() -> None:
     chatter = Chatter()
     chatter.hold_at = 1
     registry = Registry([chatter], Settings())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.images_body import FIELDS, ImagesBody, read_images_body
-from tests.protocol.openai_doubles import IMAGES, Painter, application, post
+from tests.protocol.openai.doubles import IMAGES, Painter, application, post
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def checked(**fields: Any) -> ImagesBody:
     return ImagesBody("flux", "a red circle", **fields)
 
 
-def test_a_full_body_comes_out_checked_with_the_size_as_two_sides() -> None:
+def test_a_full_body_is_read_with_its_size_as_width_and_height() -> None:
     extras = {
         "negative_prompt": "blue",
         "n": 2,
@@ -39,7 +39,7 @@ def test_a_full_body_comes_out_checked_with_the_size_as_two_sides() -> None:
     assert read == checked(width=1024, height=768, **extras)
 
 
-def test_null_means_absent_for_every_field_but_the_required_ones() -> None:
+def test_null_means_absent_for_every_optional_field() -> None:
     nulls = dict.fromkeys(set(FIELDS) - {"model", "prompt"})
     assert read_images_body(body(**nulls)) == checked()
 
@@ -75,13 +75,13 @@ def test_size_and_sides_may_both_be_given_when_they_agree() -> None:
     assert read_images_body(body(size="64x32", width=64)) == checked(width=64, height=32)
 
 
-def test_quality_comes_out_as_the_tier_and_may_be_given_twice_when_it_agrees() -> None:
+def test_quality_is_read_as_the_tier_and_may_be_given_beside_an_equal_tier() -> None:
     assert read_images_body(body(quality="turbo")) == checked(tier="turbo")
     assert read_images_body(body(quality="turbo", tier="turbo")) == checked(tier="turbo")
     assert read_images_body(body(quality="auto", tier="turbo")) == checked(tier="turbo")
 
 
-async def test_a_tier_that_is_not_loaded_is_named_as_the_caller_spelt_it() -> None:
+async def test_the_refusal_of_a_tier_names_the_field_that_the_caller_sent() -> None:
     painter = Painter()
     for asked in ({"quality": "high"}, {"tier": "high"}):
         painter.error = InvalidRequest("tier 'high' is not loaded here", param="tier")
@@ -89,7 +89,7 @@ async def test_a_tier_that_is_not_loaded_is_named_as_the_caller_spelt_it() -> No
         assert (wire.status, wire.error["param"]) == (400, *asked)
 
 
-async def test_a_side_that_the_model_refuses_is_named_as_the_caller_spelt_it() -> None:
+async def test_the_refusal_of_a_side_names_the_field_that_the_caller_sent() -> None:
     painter = Painter()
     for asked, named in [({"size": "63x64"}, "size"), ({"width": 63}, "width")]:
         painter.error = InvalidRequest("width must be a multiple of 16", param="width")
@@ -97,7 +97,7 @@ async def test_a_side_that_the_model_refuses_is_named_as_the_caller_spelt_it() -
         assert (wire.status, wire.error["param"]) == (400, named)
 
 
-def test_a_url_is_refused_with_what_to_ask_for_instead() -> None:
+def test_the_refusal_of_a_url_response_names_b64_json() -> None:
     with pytest.raises(InvalidRequest, match="b64_json") as refused:
         read_images_body(body(response_format="url"))
     assert refused.value.param == "response_format"
@@ -192,7 +192,7 @@ def test_a_wrong_body_is_refused_and_the_field_named(given: Any, param: str | No
         assert param in message
 
 
-def test_there_are_cases_for_every_field_that_is_read_or_can_be_refused() -> None:
+def test_every_field_that_can_be_refused_has_a_case() -> None:
     dropped = {"safety_identifier", "service_tier", "prompt_cache_key"}
     assert set(FIELDS) - dropped <= {param for _, _, param in CASES}
 

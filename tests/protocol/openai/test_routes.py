@@ -28,7 +28,7 @@ from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import PREFIXES
 from predictors.protocol.registry import Registry
 from predictors.settings import QueueSettings, ServerSettings, Settings
-from tests.protocol.openai_doubles import (
+from tests.protocol.openai.doubles import (
     CHAT,
     CIRCLE,
     HELLO,
@@ -43,8 +43,8 @@ from tests.protocol.openai_doubles import (
     post,
     same_as_golden,
 )
-from tests.protocol.test_openai_chat import CASES as CHAT_CASES
-from tests.protocol.test_openai_images import CASES as IMAGES_CASES
+from tests.protocol.openai.test_chat_body import CASES as CHAT_CASES
+from tests.protocol.openai.test_images_body import CASES as IMAGES_CASES
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -66,13 +66,13 @@ async def test_the_model_gets_the_checked_body_and_the_call() -> None:
     assert len(wire.json["data"]) == 2
 
 
-async def test_answers_are_what_they_were() -> None:
+async def test_responses_match_the_golden_files() -> None:
     app = application(Painter(), Chatter())
     same_as_golden("images.http", await post(IMAGES, CIRCLE, x_request_id="r1").run(app))
     same_as_golden("chat.http", await post(CHAT, HELLO, x_request_id="r1").run(app))
 
 
-async def test_refusals_are_what_they_were() -> None:
+async def test_refusals_match_the_golden_files() -> None:
     app = application(Painter(), Chatter())
     for name, path, body in [
         ("bad_field.http", CHAT, HELLO | {"temperature": "hot"}),
@@ -82,7 +82,7 @@ async def test_refusals_are_what_they_were() -> None:
     same_as_golden("wrong_method.http", await Wire("GET", CHAT, x_request_id="r1").run(app))
 
 
-async def test_every_answer_carries_a_request_id_the_callers_or_ours() -> None:
+async def test_every_response_carries_the_callers_request_id_or_a_new_one() -> None:
     app = application(Painter(), Chatter())
     for wire in (
         post(IMAGES, CIRCLE),
@@ -98,7 +98,7 @@ async def test_every_answer_carries_a_request_id_the_callers_or_ours() -> None:
     assert wire.answered["x-request-id"] != "two words"
 
 
-async def test_nothing_of_a_bug_leaves_the_process_but_the_request_id(caplog: Any) -> None:
+async def test_an_internal_error_shows_the_request_id_and_no_detail(caplog: Any) -> None:
     chatter = Chatter()
     chatter.error = RuntimeError("secret /mnt/models at 0x7f00")
     for stream in (False, True):
@@ -130,7 +130,7 @@ FAULTS: list[tuple[ServingError, int, str, str | None, str | None]] = [
 @pytest.mark.parametrize(
     ("error", "status", "kind", "code", "retry_after"), FAULTS, ids=lambda x: str(x)[:20]
 )
-async def test_a_refusal_before_the_first_chunk_has_its_status_streamed_or_not(
+async def test_a_refusal_before_the_first_chunk_has_its_own_status(
     error: ServingError, status: int, kind: str, code: str, retry_after: str | None, stream: bool
 ) -> None:
     chatter = Chatter()
@@ -148,7 +148,7 @@ async def test_a_refusal_before_the_first_chunk_has_its_status_streamed_or_not(
     assert chatter.closed.is_set() == stream
 
 
-async def test_a_full_queue_is_429_where_that_is_set() -> None:
+async def test_a_full_queue_is_429_where_the_setting_says_so() -> None:
     painter = Painter()
     painter.error = Overloaded("full", retry_after_s=0.2)
     settings = Settings(queue=QueueSettings(overload_status=429))
@@ -157,7 +157,7 @@ async def test_a_full_queue_is_429_where_that_is_set() -> None:
     assert wire.error["type"] == "rate_limit_error"
 
 
-async def test_an_unknown_model_is_404_in_openais_words_and_counted_as_unknown() -> None:
+async def test_an_unknown_model_is_a_404_in_openais_format_and_counted_as_unknown() -> None:
     before = counted("unknown", "chat", "not_found")
     wire = await post(CHAT, HELLO | {"model": "gpt-5"}).run(application(Chatter()))
     assert wire.status == 404
@@ -168,7 +168,7 @@ async def test_an_unknown_model_is_404_in_openais_words_and_counted_as_unknown()
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-async def test_a_model_on_the_wrong_route_is_sent_to_the_right_one(prefix: str) -> None:
+async def test_the_refusal_of_a_model_on_the_wrong_route_names_the_right_route(prefix: str) -> None:
     app = application(Painter(), Chatter(), Deaf("deaf"))
     wire = await post(f"{prefix}/chat/completions", HELLO | {"model": "flux"}).run(app)
     assert (wire.status, wire.error["param"]) == (400, "model")
@@ -232,7 +232,7 @@ BODIES: list[tuple[str, bytes, dict[str, str], int]] = [
 @pytest.mark.parametrize(
     ("raw", "headers", "status"), [b[1:] for b in BODIES], ids=[b[0] for b in BODIES]
 )
-async def test_a_body_that_cannot_be_read_is_refused_and_the_next_one_served(
+async def test_an_unreadable_body_is_refused_and_the_next_request_served(
     raw: bytes, headers: dict[str, str], status: int
 ) -> None:
     settings = Settings(
@@ -251,7 +251,7 @@ async def test_a_body_that_cannot_be_read_is_refused_and_the_next_one_served(
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", ""])
-async def test_json_is_taken_with_any_spelling_of_its_type_or_none(kind: str) -> None:
+async def test_json_is_accepted_with_any_spelling_of_its_media_type_or_none(kind: str) -> None:
     app = application(Painter())
     assert (await post(IMAGES, CIRCLE, content_type=kind).run(app)).status == 200
 
@@ -282,7 +282,7 @@ async def test_each_request_is_counted_once_however_it_ends() -> None:
     assert counted("counted", "chat", "ok") == 2
 
 
-async def test_a_draining_server_refuses_new_work_with_its_own_code() -> None:
+async def test_a_draining_server_refuses_new_requests_with_server_draining() -> None:
     registry = Registry([Chatter()], Settings())
     app = mounted(registry)
     registry.drain()
@@ -295,7 +295,7 @@ async def test_a_draining_server_refuses_new_work_with_its_own_code() -> None:
     assert registry.in_flight == 0
 
 
-async def test_models_are_listed_for_both_worlds() -> None:
+async def test_the_list_of_models_has_openais_and_kserves_fields() -> None:
     app = application(Painter(), Chatter())
     listed = (await Wire("GET", "/v1/models").run(app)).json
     assert listed["object"] == "list"
@@ -306,7 +306,7 @@ async def test_models_are_listed_for_both_worlds() -> None:
     assert all(isinstance(card["created"], int) for card in listed["data"])
 
 
-async def test_one_model_says_whether_it_is_ready_by_status_and_by_field() -> None:
+async def test_one_model_shows_its_readiness_in_status_and_field() -> None:
     painter = Painter()
     app = application(painter)
     ready = await Wire("GET", "/v1/models/flux").run(app)
@@ -319,7 +319,7 @@ async def test_one_model_says_whether_it_is_ready_by_status_and_by_field() -> No
     assert warming.json == ready.json | {"ready": False}
 
 
-async def test_an_unknown_model_cannot_be_retrieved() -> None:
+async def test_retrieving_an_unknown_model_is_a_404() -> None:
     wire = await Wire("GET", "/v1/models/gpt-5").run(application(Painter()))
     assert wire.status == 404
     assert wire.error["code"] == "model_not_found"
@@ -354,7 +354,7 @@ TOKENS = [
     st.lists(st.tuples(st.integers(0, 200), st.sampled_from(TOKENS), st.booleans()), max_size=4),
     st.sampled_from([CHAT, IMAGES]),
 )
-def test_no_bytes_ever_make_it_a_500_or_go_unanswered(
+def test_any_bytes_get_a_response_below_500(
     raw: bytes, edits: list[tuple[int, bytes, bool]], path: str
 ) -> None:
     for at, token, replaces in edits:
@@ -369,7 +369,7 @@ def test_no_bytes_ever_make_it_a_500_or_go_unanswered(
 WRONG = [(CHAT, *case) for case in CHAT_CASES] + [(IMAGES, *case) for case in IMAGES_CASES]
 
 
-async def test_every_wrong_field_is_400_over_the_wire_and_harms_no_later_request() -> None:
+async def test_every_wrong_field_is_a_400_and_the_next_request_is_served() -> None:
     chatter, painter = Chatter(), Painter()
     app = application(chatter, painter)
     for path, title, body, param in WRONG:

@@ -1,8 +1,7 @@
-"""What the OpenAI edge lets through, the rooms' codecs understand: a request comes out, or a
-refusal that we raise.
+"""Every body that the OpenAI routes accept is understood by the codecs of the tasks.
 
-The edge checks what all models share and a codec what its own needs; nothing may fall between the
-two.
+The routes check what all models share and a codec what its own checkpoint needs: each body becomes
+requests or a refusal.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ CHAT_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 @settings(max_examples=150)
 @given(st.fixed_dictionaries({"prompt": TEXT}, optional=IMAGE_FIELDS))
-def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any]) -> None:
+def test_every_images_body_becomes_requests_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
         body = read_images_body({"model": "flux"} | fields)
         requests = FLUX.decode_images(body)
@@ -123,7 +122,7 @@ def test_every_images_body_becomes_pictures_or_a_refusal(fields: dict[str, Any])
         {"messages": st.lists(TURN, min_size=1, max_size=3)}, optional=CHAT_FIELDS
     )
 )
-def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, Any]) -> None:
+def test_every_chat_body_becomes_requests_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
         body = read_chat_body({"model": "qwen-vl"} | fields)
         requests = QWEN_VL.decode_chat(body)
@@ -139,7 +138,7 @@ def test_every_chat_body_becomes_answers_to_give_or_a_refusal(fields: dict[str, 
                 assert getattr(request.sampling, name) == fields[name]
 
 
-def test_the_same_wish_in_either_spelling_is_the_same_request() -> None:
+def test_both_spellings_of_a_parameter_make_the_same_request() -> None:
     common = {"model": "flux", "prompt": "x", "seed": 3}
     by_size = read_images_body(common | {"size": "64x128"})
     by_sides = read_images_body(common | {"width": 64, "height": 128})

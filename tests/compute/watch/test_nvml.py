@@ -1,4 +1,4 @@
-"""NVML's values are converted to base units, refused ones are absent, and slices are told apart."""
+"""NVML's values are converted to base units, refused ones are absent, and slices are found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from predictors.compute.watch import nvml
 from predictors.compute.watch.nvml import XidUnavailable, find_card, open_library
-from tests.compute.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
+from tests.compute.watch.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
 
 MISSING = sorted(set(ANSWERS))
 

@@ -1,5 +1,4 @@
-"""Work without a server, on the test's own thread: as many steps as were asked for, and what
-becomes of a request, a recorder or a Ctrl-C that goes wrong."""
+"""Offline runs on the test's own thread: recorded steps, failures and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tests.http.echo import PIXEL, TaskPredictor, small_settings
 
 
 class Steps:
-    """A recorder that writes down its calls; `on_step` is called inside each step's range."""
+    """A recorder that keeps its calls; `on_step` is called at the start of each step."""
 
     def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
         self.calls: list[str] = []
@@ -39,13 +38,13 @@ class Steps:
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    """Steps as often as it is told to."""
+    """A free-running engine."""
     return ScriptedEngine(gated=False)
 
 
 @pytest.fixture
 def model(engine: ScriptedEngine) -> Iterator[TaskPredictor]:
-    """Warm; its prompts are names of tasks."""
+    """A warm model whose prompts are names of tasks."""
     predictor = TaskPredictor("tasks", engine, small_settings())
     warm_model(predictor)
     yield predictor
@@ -53,11 +52,11 @@ def model(engine: ScriptedEngine) -> Iterator[TaskPredictor]:
 
 
 def work(*prompts: str, steps: int) -> V2Request:
-    """A row per prompt, of so many steps each."""
+    """A request with a row of `steps` steps per prompt."""
     return offline_request("tasks", prompts, None, {"steps": steps})
 
 
-def test_a_question_is_a_row_per_prompt_beside_the_same_picture() -> None:
+def test_an_offline_request_has_a_row_per_prompt_with_the_same_picture() -> None:
     told = offline_request("m", ["a", "b"], PIXEL, {"seed": 7})
     assert [(t.name, t.shape, list(t.data)) for t in told.inputs] == [
         ("prompt", (2,), [b"a", b"b"]),
@@ -66,7 +65,7 @@ def test_a_question_is_a_row_per_prompt_beside_the_same_picture() -> None:
     assert told.parameters == {"seed": 7}
 
 
-def test_a_request_is_asked_again_until_there_are_as_many_steps(
+def test_a_request_is_repeated_until_all_steps_are_recorded(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
     recorder = Steps()
@@ -76,7 +75,7 @@ def test_a_request_is_asked_again_until_there_are_as_many_steps(
     assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
-def test_a_request_is_left_where_the_steps_are_all_there(
+def test_a_request_is_cancelled_when_all_steps_are_recorded(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
     record_steps(model, work("a", steps=100), Steps(), 4)
@@ -84,7 +83,7 @@ def test_a_request_is_left_where_the_steps_are_all_there(
     assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
-def test_what_the_caller_would_get_is_raised_and_the_recorder_stops(
+def test_the_failure_of_the_request_is_raised_and_the_recorder_stops(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
     engine.poison["a"] = RuntimeError("x")
@@ -106,7 +105,7 @@ def test_a_request_that_can_never_run_is_refused_and_records_nothing(
     record_steps(model, work("a", steps=3), recorder, 2)  # the next one is not told of another
 
 
-def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
+def test_a_failing_recorder_raises_a_serving_error(model: TaskPredictor) -> None:
     def fail(step: int) -> None:
         raise RuntimeError("x")
 
@@ -115,7 +114,7 @@ def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
     assert len(model.host.jobs.running) == 0
 
 
-def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(
+def test_ctrl_c_is_raised_between_two_steps_and_fails_no_job(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
     def interrupt(step: int) -> None:
@@ -132,7 +131,7 @@ def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(
 
 
 @pytest.mark.parametrize("verb", ["load", "warm"])
-def test_a_model_that_cannot_be_warmed_is_a_sentence(engine: ScriptedEngine, verb: str) -> None:
+def test_a_failed_warm_up_is_one_sentence(engine: ScriptedEngine, verb: str) -> None:
     engine.raise_in[verb] = ValueError("a path that nobody should see")
     model = TaskPredictor("tasks", engine, small_settings())
     with pytest.raises(EngineFailed, match=r"^tasks can't be warmed: ValueError$"):
@@ -140,7 +139,7 @@ def test_a_model_that_cannot_be_warmed_is_a_sentence(engine: ScriptedEngine, ver
     assert model.host.state is State.STOPPED
 
 
-def test_ctrl_c_while_it_loads_is_ctrl_c(engine: ScriptedEngine) -> None:
+def test_ctrl_c_during_the_load_is_raised_as_it_is(engine: ScriptedEngine) -> None:
     engine.raise_in["load"] = KeyboardInterrupt()
     model = TaskPredictor("tasks", engine, small_settings())
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Events whose surroundings are encoded once are the bytes that plain encoding gives."""
+"""`TextEvents` makes the bytes that encoding each event as a whole makes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(ANY_TEXT, ANY_TEXT | st.just('"content":""'))
-def test_an_event_around_any_text_is_what_encoding_it_whole_gives(text: str, name: str) -> None:
+def test_an_event_with_any_text_equals_the_event_encoded_as_a_whole(text: str, name: str) -> None:
     assert TextEvents(chunk("", name)).event(text) == event(chunk(text, name))
 
 
@@ -25,5 +25,5 @@ def test_a_line_break_in_a_text_never_ends_an_event() -> None:
     assert TextEvents(chunk("", "a")).event("a\n\nb\r").count(b"\n") == 2
 
 
-def test_the_last_event_is_openais() -> None:
+def test_the_last_event_is_done() -> None:
     assert DONE == b"data: [DONE]\n\n"
