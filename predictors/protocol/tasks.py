@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.settings import ImageLimits, ServerSettings
+from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
-from predictors.workers.shared_memory import SharedMemory
 
 T = TypeVar("T")
 

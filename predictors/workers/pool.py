@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from predictors.errors import Draining, NotReady, Overloaded, StepFailed, TooLarge
-from predictors.workers.budget import MemoryBudget
 from predictors.workers.messages import ConnectionClosed, receive, send
 from predictors.workers.process import READY, Outcome, Task
 
@@ -320,3 +319,51 @@ def _error_of(outcome: Outcome) -> Exception | None:
     if outcome.trace:
         return RuntimeError(f"a task failed in a worker:\n{outcome.trace}")
     return outcome.refusal
+
+
+class MemoryBudget:
+    """A budget of `num_bytes`. Event loop only.
+
+    Later small parts never overtake a large one that waits. Parts of 0 bytes never wait.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self.free = num_bytes
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
+        """Wait for `num_bytes` of the budget and hold them until the block ends."""
+        if num_bytes:
+            await self._acquire(num_bytes)
+        try:
+            yield
+        finally:
+            self.free += num_bytes
+            self._grant()
+
+    async def _acquire(self, num_bytes: int) -> None:
+        if not self._waiting and num_bytes <= self.free:
+            self.free -= num_bytes
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, num_bytes))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():  # granted at the same moment
+                self.free += num_bytes
+            self._grant()
+            raise
+
+    def _grant(self) -> None:
+        while self._waiting:
+            future, num_bytes = self._waiting[0]
+            if future.done():  # its caller left
+                self._waiting.popleft()
+                continue
+            if num_bytes > self.free:
+                return
+            self._waiting.popleft()
+            self.free -= num_bytes
+            future.set_result(None)
