@@ -21,6 +21,7 @@ from predictors.protocol.kserve_sdk import (
     Model,
     ModelRepository,
 )
+from predictors.protocol.serves import Served, Startable
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import PATIENCE_S, ScriptedEngine, wait_idle
@@ -63,8 +64,10 @@ def repository(predictor: BasePredictor[Any, Any, Any]) -> ModelRepository:
     return models
 
 
-def test_a_predictor_is_a_kserve_model(ready: EchoPredictor) -> None:
+def test_a_predictor_is_a_kserve_model_and_what_the_server_starts(ready: EchoPredictor) -> None:
     assert isinstance(ready, Model)
+    assert isinstance(ready, Served)
+    assert isinstance(ready, Startable)
     assert ready.ready is True
 
 
