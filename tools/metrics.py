@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
-from predictors.chat.metrics import SERIES as CHAT
+from predictors.chat.sequence import SERIES as CHAT
 from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.diffusion.request import TIERS
 from predictors.settings import ComputeSettings, bounds_of

@@ -94,7 +94,7 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
 def watched(one: Ours) -> Iterator[list[Tensor]]:
     """Logits (1, vocab) that the tokens of a lone job are chosen from meanwhile, in order, if the
     runner has a `_choose` they go through."""
-    runner: Any = one.engine._runner
+    runner: Any = one.engine._ready.runner
     seen: list[Tensor] = []
     choose: Callable[..., Tensor] | None = getattr(runner, "_choose", None)
     if choose is None:

@@ -29,7 +29,7 @@ from benchmarks.flux.likeness import (
 from checkpoints.training import drawing
 from checkpoints.training.scenes import Scene, evaluation_scenes, parse_caption
 from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import Inputs
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.compute.device.placement import Placement, place
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
@@ -64,7 +64,7 @@ def describe(images: Sequence[Image.Image], placement: Placement, precision: str
     model = Qwen25VLModel(CHECKPOINT)
     engine = ChatEngine(f"fp8-{precision}", model, settings, placement)
     limit, on_device = engine.max_context, placement.is_cuda
-    inputs = Inputs("fp8", model, settings, ImageLimits(), limit, on_device=on_device)
+    inputs = ChatPreparer("fp8", model, settings, ImageLimits(), limit, on_device=on_device)
     engine.load()
     engine.warm(lambda *_: None)
     jobs = [Collected(inputs.prepare(asked(image))) for image in images]

@@ -152,7 +152,7 @@ def decode_step(
 def read_at_once(one: Ours, options: Options) -> list[dict[str, Any]]:
     """The same text steps with every step's tokens waited for before the next is launched, as a
     loop with a device-to-host copy per token does; empty where that is how it is served."""
-    runner: Any = one.engine._runner
+    runner: Any = one.engine._ready.runner
     if not getattr(runner, "is_ahead", False):
         return []
     runner.is_ahead = False

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from predictors.chat.pictures import PictureRunner
-from predictors.chat.pixels import PatchFormat, PreparedPicture
 from predictors.chat.request import Sampling
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.vision.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
 from predictors.models.qwen3_vl.vision.encoder import Encoder
