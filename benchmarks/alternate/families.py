@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import paths
+from benchmarks.common import server as servers
 from benchmarks.qwen_vl import client
-from benchmarks.qwen_vl import server as chat_server
 from benchmarks.qwen_vl.answers import summed_up
 from benchmarks.qwen_vl.cases import Case
 from benchmarks.serving import stream_cost
@@ -125,7 +125,7 @@ def echo(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     (port,) = free_ports(1)
     start = [sys.executable, "-m", module, str(port)], tree.environment
     ready = "/v2/models/echo/ready"
-    running = chat_server.running(*start, port, tree.log("echo"), ready, cwd=tree.root)
+    running = servers.running(*start, port, tree.log("echo"), ready, cwd=tree.root)
     pid = stack.enter_context(running).process.pid
 
     def requests(clients: int, count: int) -> dict[str, float]:
@@ -172,7 +172,7 @@ def stream(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     command = [sys.executable, "-m", module, "--serve", "lockstep", "--port", str(port)]
     environment = tree.environment | {"PREDICTORS_LOG_LEVEL": "WARNING"}
     server = stack.enter_context(
-        chat_server.running(command, environment, port, tree.log("stream"), READY, cwd=tree.root)
+        servers.running(command, environment, port, tree.log("stream"), READY, cwd=tree.root)
     )
 
     def tokens(pair: int) -> Mapping[str, float]:
@@ -217,10 +217,10 @@ def qwen_vl(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     }
     if not options.is_small:  # two servers share the card
         settings |= {"QWEN_VL_KV_TOKENS": "400000", "SERVER_PREPARE_THREADS": "8"}
-    command, own = chat_server.ours(port, folder, settings)
+    command, own = servers.ours(port, folder, settings)
     log = tree.log("qwen_vl")
     environment = tree.environment | own
-    stack.enter_context(chat_server.running(command, environment, port, log, READY, cwd=tree.root))
+    stack.enter_context(servers.running(command, environment, port, log, READY, cwd=tree.root))
     cases = SMALL_CHAT_CASES if options.is_small else CHAT_CASES
     return {
         str(case): partial(one_case, port, case, APART * number)
@@ -241,7 +241,7 @@ def random_checkpoint(options: Options) -> Path:
 def one_case(port: int, case: Case, first: int, pair: int) -> Mapping[str, float]:
     """New conversations each time; the same ones for both trees."""
     own = first + (pair + 1) * 1000
-    answers = client.measure(replace(case), port, chat_server.MODEL, own, CASE_S)
+    answers = client.measure(replace(case), port, servers.MODEL, own, CASE_S)
     found = summed_up(answers)
     if found["failed"]:
         raise RuntimeError(f"{case}: {found['failed']} failed: {found['errors']}")

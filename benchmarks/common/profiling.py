@@ -1,6 +1,4 @@
-"""Where the device's time goes: a trace for chrome://tracing and the kernels that take most. Knows
-torch's profiler and no model.
-"""
+"""Device time by kernel: a trace for chrome://tracing, and a list of the kernels that take most."""
 
 from __future__ import annotations
 

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.common.distances import distance
 from benchmarks.flux.cases import GUIDANCE, Case
 from benchmarks.flux.ours import Ours
 from benchmarks.flux.peer import Peer
@@ -26,19 +25,6 @@ from predictors.diffusion.request import LOSSLESS
 FLOAT32 = "float32"
 SLACK = 1.05  # one draw of the noise is not the last word on a spread
 LEAST = 1e-5  # float32 sums in another order; nothing beside bfloat16's spread
-PEAK = 255.0
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||other||, in float32."""
-    other = other.float()
-    return float((one.float() - other).norm() / other.norm())
-
-
-def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float | None:
-    """Peak signal to noise ratio of two pictures; None if they are equal."""
-    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return None if error == 0 else float(10 * np.log10(PEAK**2 / error))
 
 
 def velocities(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
@@ -158,19 +144,3 @@ def trajectories(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any
         }
         for name, found in latents.items()
     }
-
-
-def as_text(found: Mapping[str, Any]) -> str:
-    """Both parts, a line per answer."""
-    lines = []
-    for step, tables in found["velocity"].items():
-        if step == "verdict":
-            lines += [f"  {what}: {'yes' if held else 'NO'}" for what, held in tables.items()]
-            continue
-        for to, apart in tables.items():
-            told = ", ".join(f"{name} {value:.5f}" for name, value in apart.items())
-            lines.append(f"  velocity, {step}, {to}: {told}")
-    for name, apart in found["latents"].items():
-        told = ", ".join(f"{to} {value:.5f}" for to, value in apart.items() if to != "finite")
-        lines.append(f"  latents, {name}: {told}, {'finite' if apart['finite'] else 'NOT FINITE'}")
-    return "\n".join(lines)

@@ -1,9 +1,7 @@
-"""This engine on random weights: `FluxEngine` turn by turn, as its host's thread drives it, and PNG
-files by the codec's writer. Knows no peer, no server and no queue.
-
-A picture is timed from its request (tokens, noise and schedule are prepared inside the time; the
-prompt's embedding is cached, as the peer's is given) to the last byte of its PNG. Nothing here
-imports KServe: a GPU machine need not have it.
+"""This engine on random weights, stepped as its host's thread does, and PNG files by the codec's
+writer. A picture is timed from its request (tokens, noise and schedule are prepared inside the
+time; the prompt's embedding is cached, as the peer's is given) to the last byte of its PNG. This
+module does not import KServe: a GPU machine may lack it.
 """
 
 from __future__ import annotations
@@ -13,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common.clock import Clock, Marks, Spread, no_synchronising
+from benchmarks.common.clock import Clock, Marks, no_synchronising
+from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models
 from predictors.compute.device.placement import Placement, place
@@ -26,10 +26,10 @@ from predictors.diffusion.engine import FluxEngine
 from predictors.diffusion.inputs import FluxWork, Preparer
 from predictors.diffusion.latents import Canvas, Embedding
 from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import FP8, LOSSLESS, TURBO, Wish
+from predictors.diffusion.request import FP8, LOSSLESS, TURBO, ImageResult, Offer, Wish
 from predictors.diffusion.runner import Runner
 from predictors.diffusion.slots import FluxJob
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import Facts, Tokenizers, read_facts
 from predictors.models.flux.weights import load_parts
 from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings
@@ -50,19 +50,49 @@ class Opening:
     """Captures until it was ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A checkpoint's engine before it is loaded, and the parts that requests pass on their way."""
+
+    facts: Facts
+    tokenizers: Tokenizers
+    offer: Offer
+    preparer: Preparer
+    engine: FluxEngine
+
+
+def assemble(folder: Path, settings: FluxSettings, placement: Placement, name: str) -> Assembly:
+    """The engine of the checkpoint in `folder`; `name` labels its metrics."""
+    facts, tokenizers = read_facts(folder)
+    offer = make_offer(facts, settings, placement.device)
+    preparer = Preparer(facts, tokenizers, placement.dtype, offer.tiers)
+    engine = FluxEngine(name, facts, offer, preparer, settings, placement)
+    return Assembly(facts, tokenizers, offer, preparer, engine)
+
+
+class Drawing(FluxJob):
+    """A job that keeps its pictures."""
+
+    def __init__(self, work: FluxWork) -> None:
+        super().__init__("bench", work)
+        self.pixels: list[Any] = []
+
+    def emit(self, chunk: ImageResult) -> None:
+        """Called on the thread that steps the engine."""
+        self.pixels.append(chunk.pixels)
+        super().emit(chunk)
+
+
 class Ours:
-    """One checkpoint of this engine."""
+    """This engine on one checkpoint, on the caller's thread."""
 
     def __init__(self, models: Models, placement: Placement, settings: FluxSettings) -> None:
         self._models = models
         self._placement = placement
         self._clock = Clock(placement.device)
-        self.facts, tokenizers = read_facts(models.folder)
-        self.offer = make_offer(self.facts, settings, placement.device)
-        self._preparer = Preparer(self.facts, tokenizers, placement.dtype, self.offer.tiers)
-        self.engine = FluxEngine(
-            "bench", self.facts, self.offer, self._preparer, settings, placement
-        )
+        made = assemble(models.folder, settings, placement, "bench")
+        self.facts, self.offer, self.engine = made.facts, made.offer, made.engine
+        self._preparer = made.preparer
         self._png_level = settings.png_level
         self._pool = ThreadPoolExecutor(ENCODE_THREADS)
         self._opening = Opening(0.0, 0.0, 0, 0)
@@ -94,12 +124,12 @@ class Ours:
 
     @property
     def plain_tiers(self) -> Sequence[str]:
-        """Those that make every pass: what one pass can tell of."""
+        """The tiers that make every pass, so that one pass can be compared."""
         return [tier for tier in self.tiers if tier != TURBO]
 
     @property
     def tiers(self) -> Sequence[str]:
-        """What may be asked for."""
+        """Every tier that is loaded."""
         return self.offer.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
@@ -116,17 +146,17 @@ class Ours:
         )
         return self._preparer.prepare(self.offer.request(wish))
 
-    def admit(self, case: Case, tier: str) -> list[FluxJob]:
+    def admit(self, case: Case, tier: str) -> list[Drawing]:
         """A case's pictures, each with a slot."""
         works = [self.prepare(case, tier, row) for row in range(case.batch)]
-        jobs = [FluxJob(f"bench-{row}", work) for row, work in enumerate(works)]
+        jobs = [Drawing(work) for work in works]
         for job in jobs:
             if not self.engine.admit(job):
                 raise RuntimeError(f"{len(jobs)} jobs do not fit into {self.engine.slots} slots")
         return jobs
 
     def drive(self, jobs: Sequence[FluxJob], on_turn: Callable[[], None] = lambda: None) -> None:
-        """Take turns until all are answered."""
+        """Step until all are done; raises the first failure."""
         while not all(job.done for job in jobs):
             self.engine.step(self.engine.active)
             on_turn()
@@ -142,7 +172,7 @@ class Ours:
             jobs = self.admit(case, tier)
             # a turn with a decode in it says nothing about steps
             self.drive(jobs, lambda: None if self._any_ends(jobs) else marks.set())
-            pixels = [job._chunks[0].pixels for job in jobs]
+            pixels = [picture for job in jobs for picture in job.pixels]
             started = time.perf_counter()
             list(self._pool.map(lambda each: write_png(each, self._png_level), pixels))
             return pixels, time.perf_counter() - started
@@ -158,7 +188,7 @@ class Ours:
         """Draw them all, each admitted as soon as a slot is free; returns the number of turns. On
         CUDA whatever makes the host wait for the device raises `RuntimeError`."""
         works = [self.prepare(case, tier, prompt=prompt) for case, tier in waiting]
-        jobs = [FluxJob("bench", work) for work in works]
+        jobs = [Drawing(work) for work in works]
         arrivals, turns = list(jobs), 0
         try:
             with self._counting(), no_synchronising(self._clock):

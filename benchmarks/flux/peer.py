@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from diffusers import FluxPipeline
 from PIL.Image import Image
 from torch import Tensor
 
-from benchmarks.common.clock import Clock, Marks, Spread
+from benchmarks.common.clock import Clock, Marks
+from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import Schedule, draw_noise
@@ -149,7 +150,7 @@ class Peer:
             "text encoders": clock.device_ms(self._encode_text, STAGE_REPEATS),
             "step": row.step_ms,
             "vae": clock.device_ms(decode, STAGE_REPEATS),
-            "transfer": host_ms(clock, lambda: to_pil(picture, output_type="pil"), STAGE_REPEATS),
+            "transfer": clock.host_ms(lambda: to_pil(picture, output_type="pil"), STAGE_REPEATS),
         }
         for name, seconds in row.notes["encode_s"].items():
             ms[f"png, {name}"] = seconds.times(1e3)
@@ -199,12 +200,6 @@ def num_bytes(models: Models) -> int:
         for tensor in state.values()
     }
     return sum(tensors.values())
-
-
-def host_ms(clock: Clock, work: Callable[[], object], repeats: int) -> Spread:
-    """Host milliseconds per call, from an idle device to an idle device."""
-    work()
-    return Spread.of([1e3 * clock.seconds(work)[0] for _ in range(repeats)])
 
 
 def _encode_s(pictures: Sequence[Image], options: dict[str, int]) -> float:

@@ -1,5 +1,5 @@
-"""Says of pictures whether they show what was asked for, on as many cores as there are. Knows the
-checker of rules; knows no engine. Imported by worker processes, so it is kept light.
+"""Judges drawings by rules, in one process per core. Imported by those processes, so it imports
+little.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which steps of a schedule should call the model: plans for turbo, and a schedule of its own with
-as few steps, beside calling it at all 28. Knows the passes of the room; knows no engine.
+"""Plans for turbo, which choose the steps that call the model, and own schedules with as few steps,
+beside calling it at all 28.
 
 Distances are of the latents after the last step, ||x - y|| / ||y||: to those of all 28 calls (what
 turbo stands in for) and to a finer schedule (what both stand in for). `python -m
@@ -9,7 +9,6 @@ benchmarks.flux.tiers_plans` writes `results/flux_turbo_plans.json` after each o
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import paths
+from benchmarks.common.run import write_json
+from benchmarks.flux.ours import assemble
 from checkpoints.training import checker
 from checkpoints.training.scenes import Scene, caption, evaluation_scenes
 from predictors.compute.device.placement import place
-from predictors.diffusion.inputs import FluxWork, Preparer
+from predictors.diffusion.inputs import FluxWork
 from predictors.diffusion.latents import Canvas, Embedding
-from predictors.diffusion.limits import make_offer
 from predictors.diffusion.request import BASE, Wish
 from predictors.diffusion.runner import Runner
 from predictors.diffusion.sampling import Course, Schedule, collapsed, plan
-from predictors.models.flux.config import read_facts
 from predictors.models.flux.weights import load_parts
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -148,11 +147,10 @@ class Sampler:
             max_sequence_length=NUM_TOKENS,
             tiers="lossless",
         )
-        facts, tokenizers = read_facts(checkpoint)
-        offer = make_offer(facts, settings, self._place.device)
+        made = assemble(checkpoint, settings, self._place, "plans")
+        facts, offer, preparer = made.facts, made.offer, made.preparer
         self.schedule = Schedule.of(facts.scheduler)
         self.scenes: list[Scene] = evaluation_scenes(count, seed=SCENES_SEED)
-        preparer = Preparer(facts, tokenizers, self._place.dtype, offer.tiers)
         self._works = [
             preparer.prepare(
                 offer.request(Wish(caption(scene), seed=FIRST_SEED + i, guidance_scale=GUIDANCE))
@@ -270,9 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="as the setting compute.device")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for report in compare_plans(args.device, args.prompts):
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.out, report)
 
 
 if __name__ == "__main__":

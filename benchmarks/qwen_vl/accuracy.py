@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.distances import distance
+from benchmarks.common.run import PartialResults
 from benchmarks.qwen_vl.cases import Pictures, text
-from benchmarks.qwen_vl.ours import Ours, attempt
+from benchmarks.qwen_vl.options import QwenVLOptions
+from benchmarks.qwen_vl.ours import Ours
 from benchmarks.qwen_vl.peer import Peer
 
 TOKENS, TOY_TOKENS = 24, 6
@@ -51,7 +53,7 @@ class Answer:
     logits: Tensor | None = field(repr=False)
 
 
-def accuracy(options: Options, notes: Notes) -> None:
+def accuracy(options: QwenVLOptions, results: PartialResults) -> None:
     """Ours first, then the peer twice; every prompt is a figure."""
     prompts = list(make_prompts(options))
     one = Ours(options, **(TOY_POOL if options.is_toy else POOL))
@@ -68,11 +70,11 @@ def accuracy(options: Options, notes: Notes) -> None:
         def compared(prompt: Prompt = prompt, ours: Answer = ours, theirs: Any = theirs) -> Any:
             return compare(ours, theirs, forced(peer, prompt, ours))
 
-        attempt(notes, prompt.name, compared)
-    notes.tell("as near as the peer", verdict(notes.found))
+        results.attempt(prompt.name, compared)
+    results.add("as near as the peer", verdict(results.found))
 
 
-def make_prompts(options: Options) -> Iterator[Prompt]:
+def make_prompts(options: QwenVLOptions) -> Iterator[Prompt]:
     """Text, a picture, a large one, two."""
     for number, sizes in enumerate(TOY_KINDS if options.is_toy else KINDS):
         files = [Pictures(*size).jpeg(40 + number + i) for i, size in enumerate(sizes)]
@@ -152,11 +154,6 @@ def compare(ours: Answer, same: Tensor, exact: Tensor) -> dict[str, Any]:
         "first, peer to float32": distance(same[:1], exact[:1]),
         "finite": found["finite"] and bool(torch.isfinite(ours.logits).all()),
     }
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||other||."""
-    return float((one - other).norm() / other.norm())
 
 
 def agreement(tokens: Tensor, exact: Tensor) -> float:

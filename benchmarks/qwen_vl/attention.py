@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common.clock import Clock
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.run import PartialResults
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 KERNELS = {
     "FlashAttention 2": SDPBackend.FLASH_ATTENTION,
@@ -55,12 +56,12 @@ SHAPES = (
 TOY_SHAPES = (Shape("toy", 1, 4, 32, 64, 64), Shape("toy, causal", 1, 4, 32, 64, 64, True))
 
 
-def attention(options: Options, notes: Notes) -> None:
+def attention(options: QwenVLOptions, results: PartialResults) -> None:
     """Milliseconds by shape and kernel; a kernel that does not take a shape has none."""
     clock = Clock(torch.device(options.device))
     dtype = torch.bfloat16 if clock.is_cuda else torch.float32
     for shape in TOY_SHAPES if options.is_toy else SHAPES:
-        notes.tell(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
+        results.add(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
 
 
 def one(clock: Clock, dtype: torch.dtype, shape: Shape, kernel: str) -> dict[str, Any]:

@@ -25,9 +25,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from benchmarks.common.clock import Clock, Spread
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.clock import Clock
+from benchmarks.common.run import PartialResults
+from benchmarks.common.stats import Spread
 from benchmarks.qwen_vl.cases import Case, Conversations, text
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 DYNAMIC, STATIC = "transformers dynamic", "transformers static"
 SINGLE = (("1024x1024", 128), ("448x448", 64), ("text", 64))
@@ -40,7 +42,7 @@ WORDS = text(1)
 
 
 class Stamps(StoppingCriteria):
-    """Never stops; notes when each token was there."""
+    """Never stops generation; notes the time of each token."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -137,29 +139,29 @@ def _turn(pictures: int, words: str) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": words}]}
 
 
-def peer(options: Options, notes: Notes) -> None:
+def peer(options: QwenVLOptions, results: PartialResults) -> None:
     """One row at a time in both ways, then batches."""
     device = torch.device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     started = time.perf_counter()
     one = Peer(Path(options.folder), device, dtype)
-    notes.tell("load_s", time.perf_counter() - started)
+    results.add("load_s", time.perf_counter() - started)
     for name, is_static in ((DYNAMIC, False), (STATIC, True)):
         for kind, tokens in TOY_SINGLE if options.is_toy else SINGLE:
             case = Case(1, kind, REPEATS, tokens)
-            _attempt(one, case, name, notes, is_static=is_static)
+            _attempt(one, case, name, results, is_static=is_static)
     if not options.is_toy:
         for batch in BATCHES:
             case = Case(batch, "1024x1024", 1, 128)
-            _attempt(one, case, DYNAMIC, notes, is_static=False)
+            _attempt(one, case, DYNAMIC, results, is_static=False)
 
 
-def _attempt(one: Peer, case: Case, name: str, notes: Notes, *, is_static: bool) -> None:
+def _attempt(one: Peer, case: Case, name: str, results: PartialResults, *, is_static: bool) -> None:
     try:
         found = measure(one, case, is_static=is_static)
     except Exception as error:  # noqa: BLE001 - the next case may still work
         found = {"error": repr(error)[:500]}
-    notes.tell(f"{name}, {case}", found)
+    results.add(f"{name}, {case}", found)
     gc.collect()
     if one.clock.is_cuda:
         torch.cuda.empty_cache()
