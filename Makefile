@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,deploy]'
 	@# bytecode of what a server imports, once: else the first start takes twice as long
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.chat.predictor'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.models.qwen2_5_vl.model'
 	@touch $@
 
 demo: $(STAMP) ## serve both models, draw two prompts, caption the drawings, stop

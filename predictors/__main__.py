@@ -39,7 +39,7 @@ log = logging.getLogger("predictors")
 
 ROOMS = {
     "FluxPipeline": "predictors.diffusion.predictor:FluxPredictor",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.chat.predictor:QwenVLPredictor",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
 }
 
 
@@ -95,9 +95,11 @@ def serve(arguments: argparse.Namespace) -> int:
         watching(settings.compute),
     ):
         for model in models:
-            model.host.on_progress = partial(_progressed, model.name, story)
-            model.host.on_state = partial(_moved, model, story)
-            model.host.on_warm = spare_the_loaded
+            model.host.events.subscribe(
+                on_progress=partial(_progressed, model.name, story),
+                on_state=partial(_moved, model, story),
+                on_warm=spare_the_loaded,
+            )
         try:
             return PredictorServer(
                 models,
@@ -128,7 +130,7 @@ def warm(arguments: argparse.Namespace) -> int:
     models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
     logs.adopt()
     for model in models:
-        model.host.on_progress = partial(_progressed, model.name, Story([], None))
+        model.host.events.subscribe(on_progress=partial(_progressed, model.name, Story([], None)))
         # on this thread, for all: torch does not survive two that compile one after the other
         warmed(model)
         model.stop()
@@ -159,8 +161,9 @@ def profile(arguments: argparse.Namespace) -> int:
     model, profiler = build(name, path, settings), Profiler()
     logs.adopt()
     model.decode_v2(request)
-    model.host.on_progress = partial(_progressed, name, Story([], None))
-    model.host.on_warm = spare_the_loaded
+    model.host.events.subscribe(
+        on_progress=partial(_progressed, name, Story([], None)), on_warm=spare_the_loaded
+    )
     with new_file(arguments.out) as file:
         warmed(model)
         try:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from predictors.errors import InvalidRequest
 from predictors.serving.engine import Progress
+from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 
 W = TypeVar("W")
@@ -289,9 +290,21 @@ class EchoEngine(Generic[W, C]):
         self._positions.clear()
 
 
+def wait_idle(host: EngineHost[Any, Any], patience_s: float = PATIENCE_S) -> None:
+    """Return once no job waits or holds a slot: by then all are counted."""
+    removed = host.jobs.removed
+    with removed:
+        assert removed.wait_for(lambda: host.jobs.open_jobs == 0, patience_s), "jobs are left"
+
+
 def answer(job: Job[Any, C], patience_s: float = PATIENCE_S) -> list[C]:
     """All chunks of `job`, read from a new loop; raises its failure, TimeoutError if unanswered."""
     return asyncio.run(asyncio.wait_for(job.wait(), patience_s))
+
+
+def unread(job: Job[Any, C]) -> list[C]:
+    """The chunks that were emitted and not read yet, without waiting."""
+    return list(job._chunks)
 
 
 def failure(job: Job[Any, Any], patience_s: float = PATIENCE_S) -> Exception:

@@ -30,7 +30,8 @@ BANNED_NAMES = {
 # the engine thread, a worker process, the edge that turns whatever is left into a bare "internal
 # error", and files of others, which libraries of others read: those raise anything
 BROAD_EXCEPTS_ALLOWED = {
-    "serving/host.py",
+    "serving/loop.py",
+    "serving/recording.py",
     "workers/process.py",
     "protocol/faults.py",
     "compute/checkpoint/folder.py",

@@ -15,7 +15,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
-from tests.fakes import PATIENCE_S, ScriptedEngine
+from tests.fakes import PATIENCE_S, ScriptedEngine, wait_idle
 from tests.http.echo import EchoPredictor, Row, TaskPredictor, echo, small_settings
 
 
@@ -104,7 +104,7 @@ def test_one_failing_row_fails_its_request_and_cancels_the_others(
         assert "secret" not in caught.value.message
 
     asyncio.run(ask())
-    assert predictor.host.wait_idle(PATIENCE_S)
+    wait_idle(predictor.host)
 
 
 def test_leaving_cancels_every_job_of_the_request(
@@ -121,7 +121,7 @@ def test_leaving_cancels_every_job_of_the_request(
 
     asyncio.run(leave())
     engine.take_steps(1)
-    assert predictor.host.wait_idle(PATIENCE_S)
+    wait_idle(predictor.host)
     assert len(engine.steps) == 1
 
 
@@ -186,7 +186,7 @@ def test_a_start_that_is_given_up_is_not_waited_for_as_long_as_a_step(
     engine = ScriptedEngine(hold=["warm"])
     predictor = TaskPredictor("compiling", engine, small_settings())
     predictor.start()
-    assert predictor.host.wait_for(State.WARMING, timeout_s=PATIENCE_S) is State.WARMING
+    assert predictor.host.lifecycle.wait_for(State.WARMING, timeout_s=PATIENCE_S) is State.WARMING
     predictor.stop()  # an hour would be over the test's time limit
     assert predictor.host.state is State.STOPPED
     engine.release("warm")

@@ -16,7 +16,7 @@ from predictors import __main__ as root
 from predictors.cli import demo
 from predictors.compute.profiling.profiler import Profiler
 from predictors.protocol import server
-from predictors.serving.lifecycle import Warmth
+from predictors.serving.lifecycle import HostEvents, Warmth
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -24,9 +24,8 @@ from predictors.workers.pool import Workers
 class Host:
     """Takes the callbacks of a start."""
 
-    on_progress: Any = None
-    on_state: Any = None
-    on_warm: Any = None
+    def __init__(self) -> None:
+        self.events = HostEvents()
 
 
 class Room:
@@ -125,7 +124,7 @@ def test_each_warmed_shape_is_a_line_in_the_log(
     flux: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.main(["serve", f"--model=a={flux}"])
-    tell = Server.given[0][0].host.on_progress
+    (tell,) = Server.given[0][0].host.events.on_progress
     with caplog.at_level(logging.INFO, "predictors"):
         tell(Warmth("load"))
         tell(Warmth("warmup", "128x128", 1, 3))
@@ -134,7 +133,7 @@ def test_each_warmed_shape_is_a_line_in_the_log(
 
 def test_what_is_loaded_when_a_model_is_warm_is_no_longer_collected(flux: Path) -> None:
     root.main(["serve", f"--model=a={flux}"])
-    settle = Server.given[0][0].host.on_warm
+    (settle,) = Server.given[0][0].host.events.on_warm
     before = gc.get_freeze_count()
     try:
         settle()

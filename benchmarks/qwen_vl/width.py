@@ -16,14 +16,15 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import paths
-from predictors.chat.decoder.decoder import Decoder, TextShape
+from predictors.chat.decoder.decoder import Decoder, DecoderShape
+from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
 from predictors.chat.kv_cache import Limits
 from predictors.chat.request import Sampling
 from predictors.chat.runner import Row, Runner
 from predictors.chat.token_choice import Choice
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement
-from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.models.qwen2_5_vl.config import read_shapes
 
 CHECKPOINT = paths.SHAPES_QWEN_VL
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, "off")
@@ -31,17 +32,18 @@ SLOTS, CONTEXT, PAGE = 8, 256, 16
 POLICIES = {"fixed width 8": (8,), "smallest width": (1, 2, 4, 8), "row by row": (1,)}
 
 
-def shapes() -> dict[str, tuple[TextShape, int]]:
+def shapes() -> dict[str, tuple[DecoderShape, int]]:
     """Decoders by name, with the number of repetitions: the demo's, and two layers of the 3B."""
-    small = read_architecture(CHECKPOINT).text
-    large = TextShape(
-        vocab=8192, hidden=2048, mlp=11008, layers=2, heads=16, kv_heads=2, eps=1e-6,
-        rope_sections=(16, 24, 24), rope_scale=1.0, tied=True, max_positions=32768,
+    _, small, _ = read_shapes(CHECKPOINT)
+    large = DecoderShape(
+        vocab=8192, hidden=2048, mlp=11008, layers=2, heads=16, kv_heads=2, head_dim=128,
+        eps=1e-6, frequencies=tuple(inverse_frequencies(128, 1e6).tolist()),
+        axes=axes_in_blocks((16, 24, 24)), rope_scale=1.0, tied=True, max_positions=32768,
     )  # fmt: skip
     return {"shapes-qwen-vl, 3 layers x 128": (small, 200), "3B, 2 layers x 2048": (large, 15)}
 
 
-def runner_of(text: TextShape, widths: tuple[int, ...]) -> Runner:
+def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> Runner:
     """A runner of random weights."""
     pages = SLOTS * CONTEXT // PAGE
     limits = Limits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))

@@ -93,10 +93,10 @@ class Bench:
         self.host: EngineHost[int, int] = EngineHost(
             "bench", self.engine, QueueSettings(capacity=2048)
         )
-        self.host.prepare()
+        self.host.loop.prepare()
         self.dice = random.Random(0)
         self.queue = [self.submit(steps) for _ in range(SLOTS + waiting)][SLOTS:]
-        self.host.turn()
+        self.host.loop.run_once()
         assert self.host.waiting == waiting
 
     def submit(self, steps: int) -> CountJob:
@@ -111,7 +111,7 @@ class Bench:
         gc.disable()
         started = time.thread_time_ns()
         for _ in range(turns):
-            self.host.turn()
+            self.host.loop.run_once()
             between(self)
         total = time.thread_time_ns() - started
         gc.enable()

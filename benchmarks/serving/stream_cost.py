@@ -99,17 +99,19 @@ class ScriptedChat:
 
 
 def serve_ours(port: int, kind: str) -> None:
-    """The product with a script for an engine, until it is killed."""
-    from predictors.chat.predictor import QwenVLPredictor
+    """The product with a scripted engine, until it is killed."""
+    from tokenizers import Tokenizer
+
+    from predictors.models.qwen2_5_vl.model import make_predictor
     from predictors.protocol.server import PredictorServer
     from predictors.serving.host import EngineHost
     from predictors.settings import Settings
 
     settings = Settings()
     settings = replace(settings, server=replace(settings.server, port=port, grpc_port=-1))
-    model = QwenVLPredictor("qwen", CHECKPOINT, settings)
+    model = make_predictor("qwen", CHECKPOINT, settings)
     text = "a large red circle to the left of a small blue square, and a green triangle above"
-    tokens = model._inputs.tokenizer.encode(text).ids
+    tokens = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).encode(text).ids
     model.host = EngineHost("qwen", ScriptedChat(kind, tokens), settings.queue)
     PredictorServer([model], settings).run()
 

@@ -26,7 +26,7 @@ from predictors.protocol.v2.values import (
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 
 MAX_ROWS = 2**16  # kept free above a random seed for the rows that count up from it
@@ -68,7 +68,7 @@ class Codec:
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        same_rows(prompt=prompts, image=images)
+        count_rows(prompt=prompts, image=images)
         common = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)

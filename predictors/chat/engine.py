@@ -14,17 +14,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from predictors.chat import limits as sizing
+from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.inputs import DEFAULT_MAX_PIXELS, ChatWork
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.metrics import Observations
+from predictors.chat.model import ChatModel
 from predictors.chat.picture_cache import Embeddings
-from predictors.chat.pictures import Pictures
+from predictors.chat.pictures import PictureRunner
 from predictors.chat.prefixes import keeps_prefixes, page_names
 from predictors.chat.request import ChatDelta
 from predictors.chat.runner import Piece, Runner
@@ -38,7 +39,6 @@ from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.compute.device.transfer import HostCopy
 from predictors.errors import InvalidRequest, StepFailed
-from predictors.models.qwen2_5_vl.weights import Architecture, load_modules, narrow
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 
@@ -59,23 +59,21 @@ class Launch:
     copy: HostCopy
 
 
-class QwenVLEngine:
+class ChatEngine:
     """The room's engine. `slots` sequences decode together."""
 
     def __init__(
         self,
-        model: str,
-        checkpoint: Path,
-        architecture: Architecture,
+        name: str,
+        model: ChatModel,
         settings: QwenVLSettings,
         placement: Placement,
     ) -> None:
         self.slots = sizing.slots_of(settings, placement)
-        self.max_context = sizing.max_context(architecture, settings, placement)
-        self.guard = RecompileGuard(model)
+        self.max_context = sizing.max_context(model.shape, settings, placement)
+        self.guard = RecompileGuard(name)
+        self._name = name
         self._model = model
-        self._checkpoint = checkpoint
-        self._architecture = architecture
         self._settings = settings
         self._placement = placement
         self._deterministic = sizing.is_deterministic(settings, placement)
@@ -84,14 +82,13 @@ class QwenVLEngine:
         self._in_flight: Launch | None = None
         self._warm_shapes: list[str] = []
         self._free_slots = list(range(self.slots - 1, -1, -1))
-        self._graphs = Graphs(model, placement)
-        shapes = {"text": architecture.text, "vision": architecture.vision}
-        compiled_for = {**shapes, "settings": settings, "dtype": placement.precision}
+        self._graphs = Graphs(name, placement)
+        compiled_for = {**model.compiled_for, "settings": settings, "dtype": placement.precision}
         bundle = Bundle(placement.cache, compiled_for)
-        self._start = Start(model, bundle, has_kernels=placement.is_cuda)
+        self._start = Start(name, bundle, has_kernels=placement.is_cuda)
         self._runner: Runner  # from `load` on
         self._pool: PagePool
-        self._observations = Observations(model)
+        self._observations = Observations(name)
         self._count_prefix = self._observations.cache("prefix")
         self._embeddings = Embeddings(settings.embedding_cache_bytes, self._observations)
 
@@ -129,16 +126,14 @@ class QwenVLEngine:
         """Read the weights and lay out the KV pages."""
         self._start.begin()
         placement = self._placement
-        decoder, vision = load_modules(
-            self._checkpoint, self._architecture, placement.device, placement.dtype
-        )
+        decoder, vision = self._model.load(placement)
         if sizing.is_narrow(self._settings, placement):
-            narrow(decoder)
-        limits = sizing.limits(self._architecture, self._settings, placement)
+            quantize_decoder(decoder)
+        limits = sizing.limits(self._model.shape, self._settings, placement)
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._runner = Runner(decoder, limits, placement, self._graphs)
         largest = self._settings.max_pixels or DEFAULT_MAX_PIXELS
-        self._embeddings.pictures = Pictures(vision, placement, self._graphs, largest)
+        self._embeddings.pictures = PictureRunner(vision, placement, self._graphs, largest)
 
     def warm(self, progress: Progress) -> None:
         """Compile, capture and run every promised shape; then nothing may be compiled or captured
@@ -325,7 +320,7 @@ class QwenVLEngine:
         self._observations.token(reply, job.clock())
         made = len(reply.answer)
         reason = "length" if made >= work.max_tokens else None
-        if token in self._architecture.eos_tokens and not work.ignore_eos:
+        if token in self._model.end_tokens and not work.ignore_eos:
             reason = "stop"
         if reason is None:
             job.emit(ChatDelta((token,), reply.total, made))
@@ -339,7 +334,7 @@ class QwenVLEngine:
         """Its logits hold NaN or infinities: answered as a failure, and nothing that it read or
         made is shared any more."""
         job = reply.job
-        log.error("%s: the logits of job %s are not finite", self._model, job.id)
+        log.error("%s: the logits of job %s are not finite", self._name, job.id)
         self._embeddings.forget(reply)
         self._pool.forget(job)
         self.evict(job)

@@ -1,10 +1,8 @@
-"""A request -> work for the engine: tokens, positions, patches. Runs in pool threads; knows no
-device and no wire.
+"""A request to work for the engine: tokens, rotary positions, prepared pictures. Pool threads.
 
 Template, tokenizer and image preparation are transformers' own, so that prompts and patches are
-exactly what the checkpoint was trained on; where a device is to prepare pictures, they are only
-decoded here, for the size that transformers' own arithmetic says. Rotary positions are computed
-here, per request, and never kept in a module.
+exactly what the checkpoint was trained on. Where the device prepares pictures, they are only
+decoded here.
 """
 
 from __future__ import annotations
@@ -15,25 +13,19 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoProcessor
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from predictors import metrics
-from predictors.chat.decoder.rotary import mrope_positions
-from predictors.chat.pixels import Recipe, recipe_of
+from predictors.chat.model import ChatModel
+from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.template import check_template
 from predictors.compute.caches import ByteBoundedCache
-from predictors.compute.checkpoint.folder import reading
 from predictors.errors import InvalidRequest
-from predictors.models.qwen2_5_vl.vision.grid import VisionShape
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.settings import ImageLimits, QwenVLSettings
 
@@ -46,33 +38,12 @@ PATCH_CACHE_BYTES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Patches:
-    """One prepared picture: `values` (patches, channels * patch * patch) fp32; `grid` in patches
-    (rows, columns).
-
-    `key` names the picture and how it was prepared; `pixels` is its area as it came. With a
-    `recipe` only decoding is done: `values` are its levels (height, width, channels) uint8, and the
-    device makes patches of them.
-    """
-
-    key: bytes
-    grid: tuple[int, int]
-    pixels: int
-    values: Tensor = field(repr=False)
-    recipe: Recipe | None = None
-
-
-_Prepared = tuple[tuple[int, int], Tensor, Recipe | None]
-"""Grid, values and recipe of `Patches`."""
-
-
-@dataclass(frozen=True, slots=True)
 class PlacedPicture:
     """A picture whose `length` tokens start at index `start` of the prompt."""
 
     start: int
     length: int
-    patches: Patches
+    prepared: PreparedPicture
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,71 +71,57 @@ class ChatWork:
 
 
 class Inputs:
-    """Prepares requests for one checkpoint. Thread-safe. `on_device`: pictures are only decoded
-    here, and the device makes patches of them; else they are exactly transformers'."""
+    """Prepares requests for one model. Thread-safe. `on_device`: pictures are only decoded here,
+    and the device makes patches of them; else patches are exactly transformers'."""
 
     def __init__(
         self,
-        model: str,
-        checkpoint: Path,
-        vision: VisionShape,
-        image_token: int,
+        name: str,
+        model: ChatModel,
         settings: QwenVLSettings,
         limits: ImageLimits,
         max_context: int,
         on_device: bool = False,
     ) -> None:
-        with reading("the tokenizer or the preprocessor of pictures"):
-            parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                checkpoint, local_files_only=True
-            )
-        self.tokenizer: Any = parts.tokenizer.backend_tokenizer
-        self._templated = parts
-        self._images = parts.image_processor
-        self._recipe = recipe_of(parts.image_processor) if on_device else None
-        self._vision = vision
-        self._image_token = image_token
+        self._name = name
         self._model = model
         self._limits = limits
         self._max_context = max_context
+        self._on_device = on_device
         self._default_max_tokens = settings.default_max_tokens
-        with reading("preprocessor_config.json"):
-            size = parts.image_processor.size
-            least, most = int(size["shortest_edge"]), int(size["longest_edge"])
-        self.min_pixels = settings.min_pixels or least
-        self.max_pixels = settings.max_pixels or min(most, DEFAULT_MAX_PIXELS)
+        self.min_pixels = settings.min_pixels or model.pictures.min_pixels
+        self.max_pixels = settings.max_pixels or min(model.pictures.max_pixels, DEFAULT_MAX_PIXELS)
         self._break = f"\ue000{secrets.token_hex(8)}\ue001"
-        control = [
-            t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special
-        ]
+        added = model.tokenizer.get_added_tokens_decoder().values()
+        control = [token.content for token in added if token.special]
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
-        self._longest_token = max(map(len, self.tokenizer.get_vocab()))
+        self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self._lock = threading.Lock()
-        self._kept: ByteBoundedCache[bytes, Patches] = ByteBoundedCache(
-            PATCH_CACHE_BYTES, lambda patches: patches.values.nbytes
+        self._kept: ByteBoundedCache[bytes, PreparedPicture] = ByteBoundedCache(
+            PATCH_CACHE_BYTES, lambda picture: picture.values.nbytes
         )
 
     def check_template(self) -> None:
         """Raise `EngineFailed` if the checkpoint's chat template can't say what callers say."""
-        template = self._templated.chat_template
-        check_template(template, self.tokens_of, self.tokenizer, self._image_token)
+        model = self._model
+        check_template(model.template, self.tokens_of, model.tokenizer, model.image_token)
 
     def prepare(self, request: ChatRequest) -> ChatWork:
         """The work for one request, its pictures decoded on this thread; raises `InvalidRequest`
         for what can't be read or can't fit."""
         return self.assemble(request, [self.prepare_picture(x) for x in request.pictures])
 
-    def assemble(self, request: ChatRequest, patches: Sequence[Patches]) -> ChatWork:
+    def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
         """The work for one request whose pictures are prepared."""
-        tokens, starts = self._place(self.tokens_of(request.messages), patches)
-        lengths = [self._merged(p) for p in patches]
-        placed = [PlacedPicture(*x) for x in zip(starts, lengths, patches, strict=True)]
-        merge = self._vision.merge
+        tokens, starts = self._place(self.tokens_of(request.messages), pictures)
+        lengths = [self._merged(picture) for picture in pictures]
+        placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
+        merge = self._model.pictures.merge
         grids = [
-            (s, p.grid[0] // merge, p.grid[1] // merge)
-            for s, p in zip(starts, patches, strict=True)
+            (start, picture.grid[0] // merge, picture.grid[1] // merge)
+            for start, picture in zip(starts, pictures, strict=True)
         ]
-        positions, next_position = mrope_positions(len(tokens), grids)
+        positions, next_position = self._model.positions(len(tokens), grids)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -178,7 +135,7 @@ class Inputs:
         )
 
     # -- pictures --------------------------------------------------------------------------------
-    def prepare_picture(self, picture: Picture) -> Patches:
+    def prepare_picture(self, picture: Picture) -> PreparedPicture:
         """Decode and check one picture, and cut it, on this thread."""
         digest = picture.digest()
         kept = self.kept(digest)
@@ -186,68 +143,40 @@ class Inputs:
             kept = self.cut(digest, decode_pixels(picture.raw, self._limits))
         return kept
 
-    def kept(self, digest: bytes) -> Patches | None:
+    def kept(self, digest: bytes) -> PreparedPicture | None:
         """The prepared picture from the cache, or None."""
         with self._lock:
             kept = self._kept.get(digest)
         if kept is not None:
-            metrics.input_image_pixels.labels(self._model).observe(kept.pixels)
+            metrics.input_image_pixels.labels(self._name).observe(kept.pixels)
         return kept
 
-    def cut(self, digest: bytes, pixels: Pixels) -> Patches:
+    def cut(self, digest: bytes, pixels: Pixels) -> PreparedPicture:
         """Resize, normalise and cut a decoded picture, exactly as transformers does, unless the
         device will. The memory of `pixels` is closed."""
         mapped = np.frombuffer(pixels.memory.map(), np.uint8)
         pixels.memory.close()
         picture = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
+        bounds = (self.min_pixels, self.max_pixels)
         try:
-            grid, values, recipe = self._left_whole(picture) or self._cut(picture)
+            grid, values, layout = self._model.pictures.prepare(
+                picture, *bounds, on_device=self._on_device
+            )
         except ValueError as error:  # sides too different, or no pixel left after resizing
             shape = f"{pixels.width}x{pixels.height}"
             raise InvalidRequest(
                 f"a picture of {shape} pixels can't be cut into patches"
             ) from error
-        key = digest + repr((grid, self.min_pixels, self.max_pixels, recipe)).encode()
-        made = Patches(key, grid, pixels.width * pixels.height, values, recipe)
+        key = digest + repr((grid, *bounds, layout)).encode()
+        made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
         with self._lock:
             self._kept.put(digest, made)
-        metrics.input_image_pixels.labels(self._model).observe(made.pixels)
+        metrics.input_image_pixels.labels(self._name).observe(made.pixels)
         return made
 
-    def _left_whole(self, picture: Tensor) -> _Prepared | None:
-        """The picture as it is, or None where the device can't prepare it."""
-        recipe = self._recipe
-        if recipe is None:
-            return None
-        sides = (picture.shape[0], picture.shape[1])
-        multiple = recipe.patch * recipe.merge
-        height, width = smart_resize(*sides, multiple, self.min_pixels, self.max_pixels)
-        grid = (height // recipe.patch, width // recipe.patch)
-        if not recipe.can_shrink(sides, grid):
-            return None
-        # pinned here, since copying megabytes would hold the engine's thread up; a copy in any
-        # case, as what is mapped belongs to the kernel's account of shared memory
-        values = picture.pin_memory() if torch.cuda.is_available() else picture.clone()
-        return grid, values, recipe
-
-    def _cut(self, picture: Tensor) -> _Prepared:
-        """The patches that transformers makes of (height, width, 3) uint8."""
-        size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-        made = self._images(
-            images=[picture.permute(2, 0, 1)],
-            size=size,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )
-        _, rows, columns = made["image_grid_thw"][0].tolist()
-        v = self._vision
-        pairs = made["pixel_values"].view(-1, v.channels, v.temporal_patch, v.patch**2)
-        # both frames of a still picture are the same: one is enough
-        return (rows, columns), pairs[:, :, 0].flatten(1).contiguous(), None
-
-    def _merged(self, patches: Patches) -> int:
-        rows, columns = patches.grid
-        return rows * columns // self._vision.merge**2
+    def _merged(self, picture: PreparedPicture) -> int:
+        rows, columns = picture.grid
+        return rows * columns // self._model.pictures.merge**2
 
     # -- text ------------------------------------------------------------------------------------
     def tokens_of(self, messages: Sequence[Message]) -> list[int]:
@@ -260,9 +189,7 @@ class Inputs:
         self._check_length(messages)
         turns = [{"role": m.role, "content": self._content(m)} for m in messages]
         try:
-            rendered: str = self._templated.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
+            rendered = self._model.render(turns)
             rendered.encode()  # half a surrogate pair is no text
         except TemplateError as error:
             message = "the model's chat template does not take these messages"
@@ -272,7 +199,7 @@ class Inputs:
         pieces = rendered.split(self._break)
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
-        encoded = self.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [token for piece in encoded for token in piece.ids]
 
     def _check_length(self, messages: Sequence[Message]) -> None:
@@ -307,18 +234,21 @@ class Inputs:
 
         return self._control.sub(broken, text)
 
-    def _place(self, tokens: list[int], patches: Sequence[Patches]) -> tuple[list[int], list[int]]:
+    def _place(
+        self, tokens: list[int], pictures: Sequence[PreparedPicture]
+    ) -> tuple[list[int], list[int]]:
         """Each picture's token repeated for all its patches, and where each begins."""
-        if tokens.count(self._image_token) != len(patches):
+        image_token = self._model.image_token
+        if tokens.count(image_token) != len(pictures):
             raise InvalidRequest(
                 "the chat template has no place for these pictures", param="messages"
             )
         out: list[int] = []
         starts: list[int] = []
         for token in tokens:
-            if token == self._image_token:
+            if token == image_token:
                 starts.append(len(out))
-                out += [token] * self._merged(patches[len(starts) - 1])
+                out += [token] * self._merged(pictures[len(starts) - 1])
             else:
                 out.append(token)
         return out, starts

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from predictors.chat.decoder.decoder import TextShape
+from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.kv_cache import Limits
 from predictors.chat.scheduling import (
     chunk_widths,
@@ -17,7 +17,6 @@ from predictors.chat.scheduling import (
 )
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.models.qwen2_5_vl.weights import Architecture
 from predictors.settings import InvalidSetting, QwenVLSettings
 
 CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
@@ -29,10 +28,10 @@ GRAPH_BYTES = 6 * 2**30  # the tower's 48 sizes took 4.4 GB on an H200
 LEAST_KV_SHARE = 0.5  # where that leaves little
 
 
-def max_context(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> int:
+def max_context(shape: DecoderShape, settings: QwenVLSettings, placement: Placement) -> int:
     """Most tokens of prompt and answer together."""
     usual = GPU_CONTEXT if placement.is_cuda else CPU_CONTEXT
-    return min(settings.max_context or usual, architecture.text.max_positions)
+    return min(settings.max_context or usual, shape.max_positions)
 
 
 def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
@@ -65,11 +64,11 @@ def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
     return "fp8" if is_narrow(settings, placement) else placement.precision
 
 
-def free_pages(text: TextShape, page_tokens: int, placement: Placement) -> int | None:
+def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> int | None:
     """KV pages that a GPU has memory for once the weights are there; None on the CPU."""
     if not placement.is_cuda:
         return None
-    values = 2 * text.layers * text.kv_heads * text.head_dim * page_tokens
+    values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
     return kv_bytes(free) // (values * placement.dtype.itemsize)
 
@@ -79,7 +78,7 @@ def kv_bytes(free: int) -> int:
     return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
 
 
-def limits(architecture: Architecture, settings: QwenVLSettings, placement: Placement) -> Limits:
+def limits(shape: DecoderShape, settings: QwenVLSettings, placement: Placement) -> Limits:
     """Shapes of the engine's runner. To be asked once the weights are loaded."""
     slots, is_cuda = slots_of(settings, placement), placement.is_cuda
     page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
@@ -94,8 +93,8 @@ def limits(architecture: Architecture, settings: QwenVLSettings, placement: Plac
         slots=slots,
         page_tokens=page_tokens,
         kv_tokens=settings.kv_tokens,
-        max_context=max_context(architecture, settings, placement),
-        free_pages=free_pages(architecture.text, page_tokens, placement),
+        max_context=max_context(shape, settings, placement),
+        free_pages=free_pages(shape, page_tokens, placement),
         decode_widths=widths,
         chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from predictors.chat.decoder.decoder import Decoder
-from predictors.chat.decoder.operations import Angles, Plain, Where
+from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.device_state import Slots
 from predictors.chat.kv_cache import Limits
@@ -57,7 +57,7 @@ class Passes:
     ) -> Tensor:
         """Logits (rows, vocab) fp32 of one token (rows,) int64 per sequence; `positions` (rows,)
         for all axes; the rest as `paged_attention` has it."""
-        decoder, ops = self._decoder, Plain(Where(places, pages, spans))
+        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
         angles = decoder.angles(positions.expand(3, -1))
         stream = decoder(decoder.embedding(tokens), angles, self.caches, ops)
         return decoder.logits(stream, ops)
@@ -70,11 +70,12 @@ class Passes:
         places: Tensor,
         pages: Tensor,
         spans: Tensor,
+        deepstack: Tensor | None = None,
     ) -> Tensor:
         """Logits (1, vocab) fp32 after row `last` (1,) int64 of one piece, embeddings (rows,
-        hidden)."""
-        decoder, ops = self._decoder, Plain(Where(places, pages, spans))
-        stream = decoder(embedded, decoder.angles(positions), self.caches, ops)
+        hidden), `deepstack` (levels, rows, hidden) of models that have it."""
+        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
+        stream = decoder(embedded, decoder.angles(positions), self.caches, ops, deepstack)
         return decoder.logits(stream.index_select(0, last), ops)
 
     # -- fused -----------------------------------------------------------------------------------
@@ -93,9 +94,12 @@ class Passes:
         stream = decoder(x, self._everywhere, self.caches, ops)
         return self.logits[: len(slots)].copy_(decoder.logits(stream, ops))
 
-    def fused_prompt(self, embedded: Tensor, ints: Tensor) -> Tensor:
-        """Pieces of prompts, embeddings (rows, hidden), see `prompt_ints`. Leaves `logits` after
-        the last row of each piece."""
+    def fused_prompt(
+        self, embedded: Tensor, ints: Tensor, deepstack: Tensor | None = None
+    ) -> Tensor:
+        """Pieces of prompts, embeddings (rows, hidden), `num_prompt_ints` integers, `deepstack`
+        (levels, rows, hidden) of models that have it. Leaves `logits` after the last row of each
+        piece."""
         from predictors.chat.decoder.fused import FusedPrompt, Tiles
 
         rows = len(embedded)
@@ -105,7 +109,7 @@ class Passes:
         ops = FusedPrompt(Tiles(places, slots, starts, real, self._state.tables))
         decoder = self._decoder
         angles = decoder.angles(positions.view(3, rows))
-        stream = decoder(embedded, angles, self.caches, ops)
+        stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)
         return self.logits[:PACK_PIECES].copy_(decoder.logits(ended, ops))
 

@@ -4,11 +4,10 @@ in a part of a prompt. Keeps what was encoded; knows no pass and no page. Engine
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from predictors.chat.inputs import PlacedPicture
 from predictors.chat.metrics import Observations
-from predictors.chat.pictures import Pictures
+from predictors.chat.model import EncodedPicture
+from predictors.chat.pictures import PictureRunner
 from predictors.chat.sequence import Reply
 from predictors.compute.caches import ByteBoundedCache
 
@@ -18,10 +17,12 @@ class Embeddings:
     sequences hold. `pictures` encodes; it is set when the weights are there."""
 
     def __init__(self, max_bytes: int, observations: Observations) -> None:
-        self.pictures: Pictures
+        self.pictures: PictureRunner
         self._observations = observations
-        self._kept: ByteBoundedCache[bytes, Tensor] = ByteBoundedCache(
-            max_bytes, lambda tokens: tokens.nbytes, observations.cache("vision_embedding")
+        self._kept: ByteBoundedCache[bytes, EncodedPicture] = ByteBoundedCache(
+            max_bytes,
+            lambda picture: picture.features.nbytes,
+            observations.cache("vision_embedding"),
         )
 
     def describe(self) -> dict[str, int]:
@@ -35,10 +36,10 @@ class Embeddings:
             for i, picture in enumerate(reply.work.pictures)
             if picture.start + picture.length > reply.done
             and i not in reply.embedded
-            and picture.patches.key not in self._kept
+            and picture.prepared.key not in self._kept
         )
 
-    def within(self, reply: Reply, part: slice) -> list[tuple[int, Tensor]]:
+    def within(self, reply: Reply, part: slice) -> list[tuple[int, EncodedPicture]]:
         """First row and embeddings (rows, hidden) of the pictures that lie in a part of the prompt.
         Encodes those that are new; may be repeated."""
         found = []
@@ -47,29 +48,29 @@ class Embeddings:
             end = min(picture.start + picture.length, part.stop)
             if first < end:
                 tokens = self._of(reply, i, picture)
-                rows = tokens[first - picture.start : end - picture.start]
+                rows = tokens.part(first - picture.start, end - picture.start)
                 found.append((first - part.start, rows))
         return found
 
     def forget(self, reply: Reply) -> None:
         """Keep the reply's pictures no longer: they are encoded anew when they come again."""
         for picture in reply.work.pictures:
-            self._kept.drop(picture.patches.key)
+            self._kept.drop(picture.prepared.key)
 
     def close(self) -> None:
         """Let go of all tensors and of the tower."""
-        self._kept = ByteBoundedCache(0, lambda tokens: tokens.nbytes)
+        self._kept = ByteBoundedCache(0, lambda picture: picture.features.nbytes)
         self.__dict__.pop("pictures", None)
 
-    def _of(self, reply: Reply, index: int, picture: PlacedPicture) -> Tensor:
+    def _of(self, reply: Reply, index: int, picture: PlacedPicture) -> EncodedPicture:
         """The picture's tokens: the sequence's own, from the cache, or newly made."""
         tokens = reply.embedded.get(index)
         if tokens is None:
-            tokens = self._kept.get(picture.patches.key)
+            tokens = self._kept.get(picture.prepared.key)
         if tokens is None:
             started = reply.job.clock()
-            tokens = self.pictures.encode(picture.patches)
-            self._kept.put(picture.patches.key, tokens)
+            tokens = self.pictures.encode(picture.prepared)
+            self._kept.put(picture.prepared.key, tokens)
             self._observations.stage(reply.job, "vision_encode", reply.job.clock() - started)
         reply.embedded[index] = tokens  # the cache may drop it before the last chunk
         return tokens

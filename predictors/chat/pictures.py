@@ -1,10 +1,9 @@
-"""Pictures to decoder tokens: which shape a picture runs in, and the graphs of those shapes. Knows
-the tower and the grid of a picture; knows no request and no page. Engine thread only.
+"""Runs pictures through a model's vision encoder, and keeps what was encoded.
 
-On a GPU a grid runs as one of a few numbers of patches (eight per octave), each a CUDA graph that
-was captured while warming; what depends on the grid is an input. A picture beyond the largest runs
-the same kernels one by one: its computing takes longer than its launches. On the CPU a picture runs
-in its own shape, in plain torch. Nothing here asks the device for a value.
+On a GPU a picture runs as one of a few numbers of patches (eight per octave), each a CUDA graph
+that was captured while warming; the grid is an input. A picture beyond the largest runs the same
+kernels one by one: computing takes longer than launching. On the CPU a picture runs in its own
+shape, in plain torch. Nothing here asks the device for a value. Engine thread only.
 """
 
 from __future__ import annotations
@@ -15,25 +14,16 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from predictors.chat.inputs import DEFAULT_MAX_PIXELS, Patches
-from predictors.chat.pixels import Recipe, cut, resized
+from predictors.chat.inputs import DEFAULT_MAX_PIXELS
+from predictors.chat.model import EncodedPicture, VisionEncoder
+from predictors.chat.pixels import PatchFormat, PreparedPicture, cut, resized
 from predictors.compute.device.finite import check_finite
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import Placement
 from predictors.compute.device.transfer import to_device
-from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.compute.profiling.profiler import staged
-from predictors.models.qwen2_5_vl.vision.grid import (
-    GridPlan,
-    frequencies_of,
-    num_packed,
-    packed_grid,
-    plan_grid,
-)
-from predictors.models.qwen2_5_vl.vision.operations import Plain
-from predictors.models.qwen2_5_vl.vision.tower import VisionTower
 
-GRID_PLANS = 256  # kept; one of 1024 x 1024 pixels takes 0.2 MB on a GPU, 3.6 MB on the CPU
+PACKED_GRIDS = 256  # kept on the device; one of 1024 x 1024 pixels takes 0.2 MB
 LEAST_BUCKET = 64
 MOST_BUCKET = 2**14  # 3.2 megapixels: from there on launches hide behind what they launch
 PER_OCTAVE = 8
@@ -41,106 +31,88 @@ ALIGNED = 16
 """Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""
 
 
-class Pictures:
-    """Owns the vision tower. `max_pixels` is the largest area after resizing that gets a graph of
+class PictureRunner:
+    """Owns the vision encoder. `max_pixels` is the largest area after resizing that gets a graph of
     its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch."""
 
     def __init__(
         self,
-        tower: VisionTower,
+        encoder: VisionEncoder,
         placement: Placement,
         graphs: Graphs,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         is_fused: bool | None = None,
     ) -> None:
-        self._tower = tower
-        self._shape = tower.shape
+        self._encoder = encoder
         self._placement = placement
         self._graphs = graphs
-        is_narrow = (
-            placement.is_cuda and placement.dtype.itemsize == 2
-        )  # else too large for a program
-        self._is_fused = is_narrow if is_fused is None else is_fused
-        self.buckets = buckets_for(min(max_pixels // self._shape.patch**2, MOST_BUCKET))
+        # in 32 bits the kernels' tiles are too large for a program
+        fits = placement.is_cuda and placement.dtype.itemsize == 2
+        self._is_fused = fits if is_fused is None else is_fused
+        self.buckets = buckets_for(min(max_pixels // encoder.patch**2, MOST_BUCKET))
         self._captured: dict[int, Captured[Tensor]] = {}
-        self._frequencies = to_device(frequencies_of(self._shape), placement)
-        self._attention: Attention = sdpa
-        self._width = _up(self._shape.patch_values, ALIGNED)
-        self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
-        self._ints = lru_cache(maxsize=GRID_PLANS)(self._make_ints)
+        self._width = _up(encoder.patch_values, ALIGNED)
+        self._packed = lru_cache(maxsize=PACKED_GRIDS)(self._pack_grid)
         self._levels = lru_cache(maxsize=4)(self._make_levels)
 
     @staged("vision")
     @torch.no_grad()
-    def encode(self, patches: Patches) -> Tensor:
-        """Decoder tokens (merged, hidden) of one picture, in memory of their own. Launches only."""
+    def encode(self, picture: PreparedPicture) -> EncodedPicture:
+        """The features of one picture, in memory of their own. Launches only."""
         if self._is_fused:
-            return self._encode_fused(patches)
-        ops = Plain(self._plan(patches.grid), self._shape.heads, self._shape.merge)
-        tokens: Tensor = self._tower(self._values(patches), ops)
-        return tokens
+            return EncodedPicture(self._encode_packed(picture))
+        return EncodedPicture(self._encoder.encode(self._values(picture), picture.grid))
 
-    def _values(self, patches: Patches) -> Tensor:
-        """Patches (patches, values) on the device, prepared there if they are not already."""
+    def _values(self, picture: PreparedPicture) -> Tensor:
+        """Patches (patches, patch_values) on the device, made there if they are not already."""
         kind = self._placement
-        if patches.recipe is None:
-            return to_device(patches.values, kind, kind.dtype)
-        size = (patches.grid[0] * patches.grid[1], self._shape.patch_values)
-        return self._fill(patches, torch.empty(size, dtype=kind.dtype, device=kind.device))
+        if picture.format is None:
+            return to_device(picture.values, kind, kind.dtype)
+        size = (picture.grid[0] * picture.grid[1], self._encoder.patch_values)
+        return self._fill(picture, torch.empty(size, dtype=kind.dtype, device=kind.device))
 
-    def _fill(self, patches: Patches, out: Tensor) -> Tensor:
-        """The picture's patches into `out` (patches, columns), on the device."""
-        if patches.recipe is None:
-            width = patches.values.shape[1]
-            out[:, :width] = to_device(patches.values, self._placement)
+    def _fill(self, picture: PreparedPicture, out: Tensor) -> Tensor:
+        """Write the picture's patches into `out` (patches, columns), on the device."""
+        layout, values = picture.format, to_device(picture.values, self._placement)
+        if layout is None:
+            width = values.shape[1]
+            out[:, :width] = values
             out[:, width:].zero_()
             return out
-        recipe = patches.recipe
-        levels = resized(to_device(patches.values, self._placement), patches.grid, recipe.patch)
-        return cut(levels, recipe, self._levels(recipe), out)
+        levels = resized(values, picture.grid, layout.patch)
+        return cut(levels, layout, self._levels(layout), out)
 
     # -- fused -----------------------------------------------------------------------------------
-    def _encode_fused(self, patches: Patches) -> Tensor:
-        count = patches.grid[0] * patches.grid[1]
-        merged = count // self._shape.merge**2
+    def _encode_packed(self, picture: PreparedPicture) -> Tensor:
+        count = picture.grid[0] * picture.grid[1]
+        merged = count // self._encoder.merge**2
         bucket = self.bucket_of(count)
-        ints = self._ints(patches.grid, bucket)
+        grid = self._packed(picture.grid, bucket)
         captured = self._captured.get(bucket)
         if captured is None:
             rows = self._rows(bucket)
-            self._fill(patches, rows[:count])
-            return self._forward(rows, ints)[:merged]
+            self._fill(picture, rows[:count])
+            return self._encoder.encode_packed(rows, grid)[:, :merged]
         if not captured.inputs:
             raise RuntimeError("the graphs were closed")
         rows = captured.inputs[0]
-        self._fill(patches, rows[:count])  # rows beyond may hold anything
-        return captured(rows, ints)[:merged].clone()  # the next graph uses this memory
+        self._fill(picture, rows[:count])  # rows beyond may hold anything
+        return captured(rows, grid)[:, :merged].clone()  # the next graph uses this memory
 
     def bucket_of(self, count: int) -> int:
-        """How many patches the pass of a picture of `count` has: beyond the buckets the next
-        multiple of 16."""
+        """Patches in the pass of a picture of `count`: a bucket, or beyond them the next multiple
+        of 16."""
         return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
-
-    def _forward(self, rows: Tensor, ints: Tensor) -> Tensor:
-        from predictors.models.qwen2_5_vl.vision.fused import FusedVision  # CUDA only: has Triton
-
-        ops = FusedVision(ints, len(rows), self._shape, self._frequencies, self._attention)
-        tokens: Tensor = self._tower(rows, ops)
-        return tokens
 
     def _rows(self, bucket: int) -> Tensor:
         kind = self._placement
         return torch.zeros(bucket, self._width, dtype=kind.dtype, device=kind.device)
 
-    # -- kept ------------------------------------------------------------------------------------
-    def _make_plan(self, grid: tuple[int, int]) -> GridPlan:
-        return plan_grid(*grid, self._shape).moved(partial(to_device, placement=self._placement))
+    def _pack_grid(self, grid: tuple[int, int], bucket: int) -> Tensor:
+        return to_device(self._encoder.pack_grid(grid, bucket), self._placement)
 
-    def _make_ints(self, grid: tuple[int, int], bucket: int) -> Tensor:
-        return to_device(packed_grid(*grid, bucket, self._shape), self._placement)
-
-    def _make_levels(self, recipe: Recipe) -> Tensor:
-        return to_device(recipe.levels(), self._placement)
+    def _make_levels(self, layout: PatchFormat) -> Tensor:
+        return to_device(layout.levels(), self._placement)
 
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
@@ -155,35 +127,29 @@ class Pictures:
 
     @torch.no_grad()
     def _choose_attention(self) -> None:
-        from predictors.models.qwen2_5_vl.vision.fused import padded_head
-
-        choice = choose_attention(
-            self._placement,
-            self._shape.heads,
-            padded_head(self._shape.head_dim),
-            self.buckets[-1],
-        )
-        self._attention = choice.attention
+        self._encoder.choose_attention(self.buckets[-1])
 
     def _capture(self, bucket: int) -> None:
         if bucket in self._captured:
             return
-        ints = torch.zeros(num_packed(bucket, self._shape), dtype=torch.int64)
-        examples = (self._rows(bucket), to_device(ints, self._placement))
-        captured = self._graphs.capture(self._forward, examples, f"vision {bucket}")
+        grid = (self._encoder.merge, self._encoder.merge)
+        examples = (self._rows(bucket), self._pack_grid(grid, bucket))
+        captured = self._graphs.capture(self._encoder.encode_packed, examples, f"vision {bucket}")
         self._captured[bucket] = captured
 
     def _warm(self) -> None:
-        """A picture of more than one window, both as patches and as it was decoded."""
-        shape = self._shape
-        side = shape.merge * (shape.side + 1)
-        # no zeros: a broken weight times zero may look sound
-        values = torch.linspace(-1, 1, side * side * shape.patch_values).view(side * side, -1)
-        made = [self.encode(Patches(b"", (side, side), 0, values))]
+        """Encode the warm-up picture, as patches and as a GPU gets it."""
+        grid, patch = self._encoder.warm_grid, self._encoder.patch
+        count = grid[0] * grid[1]
+        # not zeros: a broken weight times zero may look sound
+        values = torch.linspace(-1, 1, count * self._encoder.patch_values).view(count, -1)
+        made = [self.encode(PreparedPicture(b"", grid, 0, values)).features]
         if self._is_fused:
-            recipe = Recipe((0.5,) * 3, (0.5,) * 3, 1 / 255, shape.patch, shape.merge)
-            picture = torch.full((shape.window, shape.window, 3), 90, dtype=torch.uint8)
-            made.append(self.encode(Patches(b"", (side, side), 0, picture, recipe)))
+            layout = PatchFormat((0.5,) * 3, (0.5,) * 3, 1 / 255, patch, self._encoder.merge)
+            # a patch smaller each way, so that it is resized
+            size = ((grid[0] - 1) * patch, (grid[1] - 1) * patch, 3)
+            picture = torch.full(size, 90, dtype=torch.uint8)
+            made.append(self.encode(PreparedPicture(b"", grid, 0, picture, layout)).features)
         check_finite(made, "the vision features of a warm-up picture")
 
 

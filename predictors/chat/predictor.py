@@ -1,6 +1,4 @@
-"""Qwen2.5-VL behind every protocol: puts codec, inputs, engine and reader of this room together.
-Knows no token.
-"""
+"""A chat model behind every protocol: puts codec, inputs, engine and reader together."""
 
 from __future__ import annotations
 
@@ -9,22 +7,22 @@ import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
-from predictors.chat.engine import QwenVLEngine
-from predictors.chat.inputs import ChatWork, Inputs, Patches
+from predictors.chat.engine import ChatEngine
+from predictors.chat.inputs import ChatWork, Inputs
 from predictors.chat.limits import precision_of
 from predictors.chat.metrics import SERIES
+from predictors.chat.model import ChatModel
+from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.template import check_spelling
 from predictors.compute.device.placement import announce, place
 from predictors.flight import Flight
-from predictors.models.qwen2_5_vl.weights import read_architecture
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.images import Pixels, decoding_bytes
@@ -37,37 +35,34 @@ from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
 
 
-class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
-    """A Qwen2.5-VL checkpoint in transformers' layout. Making one reads configs only."""
+class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
+    """Serves a `ChatModel`. Making one reads no weights."""
 
     room: ClassVar[str] = "qwen_vl"
     series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
-        self, name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+        self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
     ) -> None:
         check_settings(settings.qwen_vl)
         placement = place(settings.compute)
-        architecture = read_architecture(checkpoint)
-        engine = QwenVLEngine(name, checkpoint, architecture, settings.qwen_vl, placement)
+        engine = ChatEngine(name, model, settings.qwen_vl, placement)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
         self._inputs = Inputs(
             name,
-            checkpoint,
-            architecture.vision,
-            architecture.image_token,
+            model,
             settings.qwen_vl,
             settings.images,
             engine.max_context,
             on_device=placement.is_cuda,
         )
         self._inputs.check_template()
-        self._vocabulary = Vocabulary(self._inputs.tokenizer)
-        check_spelling(self._vocabulary.bytes_of, self._inputs.tokenizer)
+        self._vocabulary = Vocabulary(model.tokenizer)
+        check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
-        self._codec = Codec(architecture.defaults, precision, settings.images.max_images)
+        self._codec = Codec(model.sampling, precision, settings.images.max_images)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- the room's hooks ------------------------------------------------------------------------
@@ -89,7 +84,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop, pictures decoded one after the other in worker processes."""
-        made: list[Patches] = []
+        made: list[PreparedPicture] = []
         is_large = request.num_chars > INLINE_BYTES
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
@@ -120,7 +115,7 @@ class QwenVLPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return await self.off_loop(picture.digest)
 
     def _cut_and_assemble(
-        self, request: ChatRequest, made: Sequence[Patches], digest: bytes, pixels: Pixels
+        self, request: ChatRequest, made: Sequence[PreparedPicture], digest: bytes, pixels: Pixels
     ) -> ChatWork:
         return self._inputs.assemble(request, [*made, self._inputs.cut(digest, pixels)])
 

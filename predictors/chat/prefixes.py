@@ -31,7 +31,7 @@ def page_names(work: ChatWork, page_tokens: int) -> tuple[bytes, ...]:
         found.update(tokens[first:end].tobytes())  # of one length, so that nothing can shift
         for picture in work.pictures:
             if picture.start < end and first < picture.start + picture.length:
-                key, grid = picture.patches.key, picture.patches.grid
+                key, grid = picture.prepared.key, picture.prepared.grid
                 place = repr((len(key), grid, first - picture.start, picture.length))
                 found.update(place.encode() + key)
         name = found.digest()

@@ -20,6 +20,7 @@ from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.paged import SCRATCH_PAGE, TILE
 from predictors.chat.device_state import Slots
 from predictors.chat.kv_cache import Limits
+from predictors.chat.model import EncodedPicture
 from predictors.chat.passes import PACK_PIECES, Passes, num_prompt_ints
 from predictors.chat.request import Sampling
 from predictors.chat.token_choice import WAYS, Choice, choose, packed, way_for
@@ -60,8 +61,7 @@ class Piece:
     """A chunk of a prompt: `tokens` (n,) int64 and `positions` (3, n) int64 on the CPU, from index
     `start`.
 
-    `pictures` are (first row, embeddings (rows, hidden)) of this chunk; the last piece of a prompt
-    has a `choice`.
+    `pictures` are (first row, features) of this chunk; the last piece of a prompt has a `choice`.
     """
 
     slot: int
@@ -69,7 +69,7 @@ class Piece:
     tokens: Tensor
     positions: Tensor
     pages: Sequence[int]
-    pictures: Sequence[tuple[int, Tensor]]
+    pictures: Sequence[tuple[int, EncodedPicture]]
     choice: Choice | None
 
 
@@ -128,11 +128,20 @@ class Runner:
         columns[4, :n] = self._places(piece.pages, piece.start, n)
         tokens, positions, places = columns.split((1, 3, 1))
         embedded = self._decoder.embedding(tokens[0])
-        for first, rows in piece.pictures:
-            embedded[first : first + len(rows)] = rows
+        deepstack = self._deepstack(width)
+        _put_pictures([piece], [0], embedded, deepstack)
         table = self._slots.tables[piece.slot : piece.slot + 1]
-        span = torch.tensor([[piece.start, n]])
-        return self._prompt(embedded, positions, torch.tensor([n - 1]), places[0], table, span)
+        span, last = torch.tensor([[piece.start, n]]), torch.tensor([n - 1])
+        given = (embedded, positions, last, places[0], table, span)
+        return self._prompt(*given) if deepstack is None else self._prompt(*given, deepstack)
+
+    def _deepstack(self, width: int) -> Tensor | None:
+        """Zeros (levels, width, hidden) for a pass's DeepStack features; None in models without."""
+        shape, kind = self._decoder.shape, self._placement
+        if not shape.deepstack:
+            return None
+        size = (shape.deepstack, width, shape.hidden)
+        return torch.zeros(size, dtype=kind.dtype, device=kind.device)
 
     def _read_packed(self, pieces: Sequence[Piece], width: int) -> Tensor:
         """Logits (PACK_PIECES, vocab), those of pieces with a choice first."""
@@ -164,16 +173,14 @@ class Runner:
         self, pieces: Sequence[Piece], firsts: Sequence[int], width: int, ints: Tensor
     ) -> Tensor:
         run = self._captured["prefill", width]
-        hidden = self._decoder.shape.hidden
-        embedded, placed = run.inputs if len(run.inputs) else (None, None)
-        if embedded is None or placed is None:
+        if not run.inputs:
             raise RuntimeError("the graphs were closed")
+        embedded, placed, *rest = run.inputs
         placed.copy_(ints.pin_memory(), non_blocking=True)
         torch.index_select(self._decoder.embedding.weight, 0, placed[:width], out=embedded)
-        for piece, start in zip(pieces, firsts, strict=True):
-            for first, rows in piece.pictures:
-                embedded[start + first : start + first + len(rows)] = rows.view(-1, hidden)
-        return run(embedded, placed)
+        deepstack = rest[0].zero_() if rest else None
+        _put_pictures(pieces, firsts, embedded, deepstack)
+        return run(*run.inputs)
 
     def _places(self, pages: Sequence[int], start: int, n: int) -> Tensor:
         """Where tokens start .. start + n of a sequence lie in the cache."""
@@ -303,7 +310,9 @@ class Runner:
             hidden, kind = self._decoder.shape.hidden, self._placement
             embedded = torch.zeros(width, hidden, dtype=kind.dtype, device=kind.device)
             ints = self._move(torch.zeros(num_prompt_ints(width), dtype=torch.int64))
-            self._capture("prefill", width, self._passes.fused_prompt, embedded, ints)
+            deepstack = self._deepstack(width)
+            more = () if deepstack is None else (deepstack,)
+            self._capture("prefill", width, self._passes.fused_prompt, embedded, ints, *more)
         tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         for sampling in EVERY_WAY:
@@ -315,3 +324,16 @@ class Runner:
         found, vocab = self.copy(tokens).result().tolist(), self._decoder.shape.vocab
         if not all(0 <= token < vocab for token in found):
             raise EngineFailed(f"the logits of warm-up {what} are not finite; {DAMAGED}")
+
+
+def _put_pictures(
+    pieces: Sequence[Piece], firsts: Sequence[int], embedded: Tensor, deepstack: Tensor | None
+) -> None:
+    """Write the pictures of pieces that begin at rows `firsts` into `embedded` (rows, hidden), and
+    their other levels into `deepstack` (levels, rows, hidden)."""
+    for piece, start in zip(pieces, firsts, strict=True):
+        for first, picture in piece.pictures:
+            rows = slice(start + first, start + first + len(picture.embedding))
+            embedded[rows] = picture.embedding
+            if deepstack is not None:
+                deepstack[:, rows] = picture.deepstack

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from predictors.chat.inputs import ChatWork
+from predictors.chat.model import EncodedPicture
 from predictors.chat.request import ChatDelta
 from predictors.chat.runner import Row
 from predictors.chat.token_choice import Choice
@@ -42,7 +41,9 @@ class Reply:
     """Tokens of the answer that were read."""
     is_gone: bool = False
     """Whether it was evicted: what is still in flight for it is dropped."""
-    embedded: dict[int, Tensor] = field(default_factory=dict)  # picture's index -> its tokens
+    embedded: dict[int, EncodedPicture] = field(
+        default_factory=dict
+    )  # picture's index -> its tokens
     first_token_at: float = 0.0
     last_token_at: float = 0.0
 

@@ -32,7 +32,7 @@ from predictors.protocol.v2.values import (
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 
 ImageAnswer = Answer[ImageRequest, ImageResult]
@@ -75,7 +75,7 @@ class FluxCodec:
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        num_rows = same_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
+        num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
         row_wishes = [
             Wish(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)

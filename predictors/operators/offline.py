@@ -15,7 +15,7 @@ from typing import Any
 from predictors.base import BasePredictor
 from predictors.errors import EngineFailed, ServingError
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request
-from predictors.serving.host import attempt
+from predictors.serving.loop import try_call
 from predictors.serving.recording import Recorder, Recording
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def warmed(model: Predictor) -> None:
 
     Raises `EngineFailed` with a sentence for whoever started it; the traceback is in the log.
     """
-    error = attempt(model.host.prepare)
+    _, error = try_call(model.host.loop.prepare)
     if error is None:
         return
     model.stop()
@@ -65,7 +65,7 @@ def recorded(model: Predictor, request: V2Request, recorder: Recorder, steps: in
                 seconds += _answered(model, request, recording, is_interrupted)
     finally:
         recording.end()
-        model.host.turn()  # nobody is left to step for: they leave, and the recorder stops
+        model.host.loop.run_once()  # nobody is left to step for: they leave, and the recorder stops
     recording.outcome.result()
     return seconds
 
@@ -78,7 +78,7 @@ def _answered(
     jobs = model.host.submit(works, request_id=request.id, deadline=None)
     began_s = time.monotonic()
     try:
-        while not recording.outcome.done() and model.host.turn():
+        while not recording.outcome.done() and model.host.loop.run_once():
             if is_interrupted.is_set():
                 raise KeyboardInterrupt
         seconds = time.monotonic() - began_s

@@ -1,9 +1,8 @@
-"""Pixels to a PNG file, ten times as fast as Pillow and no larger. Knows the file format; knows no
-model and no request.
+"""Encodes RGB pixels as PNG, ten times as fast as Pillow and no larger.
 
-The same filter on every row is one numpy subtraction, and what it leaves is compressed by ISA-L's
-vectorised deflate. A picture of 1024x1024 with noise: 7 ms and 1.94 MB; Pillow at its level 1
-takes 117 ms for 2.09 MB, at level 6 170 ms for 1.86 MB (docs/performance.md).
+All rows use the same filter, one numpy subtraction, and ISA-L's vectorised deflate compresses the
+result. A 1024x1024 picture with noise takes 7 ms and 1.94 MB; Pillow takes 117 ms for 2.09 MB at
+level 1, and 170 ms for 1.86 MB at level 6 (docs/performance.md).
 
 Format: https://www.w3.org/TR/png-3/ (filters in 9.2, chunks in 5.3, zlib stream in 10.1).
 """
@@ -20,18 +19,18 @@ from numpy.typing import NDArray
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = 3
 BIT_DEPTH, TRUECOLOUR = 8, 2
-NONE, SUB, UP = 0, 1, 2  # filter types, as the first byte of each row says them
+NONE, SUB, UP = 0, 1, 2  # filter types: the first byte of each row
 FASTEST_LEVEL = 1
-ROWS_BETWEEN_SAMPLES = 16  # a sixteenth of the rows tells which filter leaves less
+ROWS_BETWEEN_SAMPLES = 16  # a sixteenth of the rows decides the filter
 
 
 def write_png(pixels: NDArray[np.uint8], level: int) -> bytes:
-    """RGB uint8 (h, w, 3), strides of any kind, as a PNG file. Any thread; mostly without the GIL.
+    """Encode uint8 pixels of shape (h, w, 3), with any strides. Any thread; mostly without the GIL.
 
-    `level` 0 stores, 1 is ISA-L's fast deflate, 2 to 9 are zlib's levels, tuned for filtered rows:
-    ten times slower and more, and only smaller on drawings (a photograph gets no smaller than at
-    1). The file holds pixels and nothing else, and is the same for the same pixels, level,
-    machine type and library versions; the decoded pixels are the same everywhere.
+    `level` 0 stores, 1 is ISA-L's fast deflate, 2 to 9 are zlib's levels tuned for filtered rows.
+    Those are at least ten times slower and only smaller for drawings, not for photographs. The file
+    has no metadata and is identical for equal pixels, level, machine type and library versions. The
+    decoded pixels are identical everywhere.
     """
     height, width, channels = pixels.shape
     assert pixels.dtype == np.uint8
@@ -44,17 +43,17 @@ def write_png(pixels: NDArray[np.uint8], level: int) -> bytes:
 
 
 def _filtered(pixels: NDArray[np.uint8], level: int) -> NDArray[np.uint8]:
-    # (h, 1 + 3w): each row's filter type, then its bytes less their neighbour's, modulo 256
+    # (h, 1 + 3w): the filter type, then each byte minus its neighbour, modulo 256
     height, width, _ = pixels.shape
     rows = np.ascontiguousarray(pixels).reshape(height, width * CHANNELS)
-    kind = _best_filter(rows) if level > 0 else NONE  # filters help only what compresses
+    filter_type = _best_filter(rows) if level > 0 else NONE  # level 0 does not compress
     out = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    out[:, 0] = kind
+    out[:, 0] = filter_type
     body = out[:, 1:]
-    if kind == UP:
+    if filter_type == UP:
         body[0] = rows[0]
         np.subtract(rows[1:], rows[:-1], out=body[1:])
-    elif kind == SUB:
+    elif filter_type == SUB:
         body[:, :CHANNELS] = rows[:, :CHANNELS]
         np.subtract(rows[:, CHANNELS:], rows[:, :-CHANNELS], out=body[:, CHANNELS:])
     else:
@@ -63,15 +62,15 @@ def _filtered(pixels: NDArray[np.uint8], level: int) -> NDArray[np.uint8]:
 
 
 def _best_filter(rows: NDArray[np.uint8]) -> int:
-    # the usual rule (12.7): the smaller sum of the differences, taken as signed, compresses better
+    # the usual heuristic (12.7): the smaller sum of absolute signed differences compresses better
     above = rows[1::ROWS_BETWEEN_SAMPLES] - rows[:-1:ROWS_BETWEEN_SAMPLES]
-    some = rows[1::ROWS_BETWEEN_SAMPLES]
-    left = some[:, CHANNELS:] - some[:, :-CHANNELS]
+    sampled = rows[1::ROWS_BETWEEN_SAMPLES]
+    left = sampled[:, CHANNELS:] - sampled[:, :-CHANNELS]
     return SUB if _weight(left) < _weight(above) else UP
 
 
 def _weight(differences: NDArray[np.uint8]) -> float:
-    # mean, as the two filters leave different numbers of whole first pixels
+    # the mean: the two filters have different numbers of differences
     if differences.size == 0:
         return 0.0
     return float(np.abs(differences.view(np.int8).astype(np.int16)).mean())
@@ -80,7 +79,7 @@ def _weight(differences: NDArray[np.uint8]) -> float:
 def _deflate(rows: NDArray[np.uint8], level: int) -> bytes:
     if level == FASTEST_LEVEL:
         return isal_zlib.compress(rows.data, FASTEST_LEVEL)
-    # Z_FILTERED: runs of small differences are coded one by one instead of searched for
+    # Z_FILTERED: more Huffman coding and less string matching, for small differences
     packer = zlib.compressobj(level, strategy=zlib.Z_FILTERED)
     return packer.compress(rows.data) + packer.flush()
 

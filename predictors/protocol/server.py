@@ -31,7 +31,7 @@ from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     BACKLOG,
-    LAST_WORDS_S,
+    CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
@@ -165,7 +165,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await end_admin()
             await http_task
         if grpc_server is not None:
-            await grpc_server.stop(LAST_WORDS_S)
+            await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
         await self._each_model("stop")
         self.registry.close()
@@ -241,7 +241,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         for model in self.registry.models.values():
             host = getattr(model, "host", None)
             if host is not None:
-                host.on_failed = self._engine_failed
+                host.events.subscribe(on_failed=self._engine_failed)
             start = getattr(model, "start", None)
             if start is not None:
                 start()
@@ -264,7 +264,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     async def _drain(self, http_server: HttpServer) -> None:
         """Finish what was accepted, and fail what is left when time is up."""
-        waiting_s = LAST_WORDS_S if self._exit_code else self.settings.server.drain_timeout_s
+        waiting_s = CLOSE_TIMEOUT_S if self._exit_code else self.settings.server.drain_timeout_s
         self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
@@ -272,8 +272,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             hosts = (getattr(model, "host", None) for model in self.registry.models.values())
             cut = [partial(h.drain, 0.0) for h in hosts if h is not None]
             await _all_in_threads([self.registry.workers.close, *cut])
-            http_server.cut_off()
-            await self.registry.wait_idle(LAST_WORDS_S)
+            http_server.abort_unread()
+            await self.registry.wait_idle(CLOSE_TIMEOUT_S)
 
     async def _each_model(self, verb: str) -> None:
         verbs = (getattr(model, verb, None) for model in self.registry.models.values())

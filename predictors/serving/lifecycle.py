@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from predictors.errors import EngineFailed
 
 
 class State(Enum):
@@ -50,6 +52,43 @@ class Warmth:
     shape: str = ""
     done: int = 0
     total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostEvents:
+    """Callbacks of one host, called in the order in which they were subscribed."""
+
+    on_state: list[Callable[[State], object]] = field(default_factory=list)
+    on_progress: list[Callable[[Warmth], object]] = field(default_factory=list)
+    on_warm: list[Callable[[], object]] = field(default_factory=list)
+    on_failed: list[Callable[[EngineFailed], object]] = field(default_factory=list)
+
+    def subscribe(
+        self,
+        *,
+        on_state: Callable[[State], object] | None = None,
+        on_progress: Callable[[Warmth], object] | None = None,
+        on_warm: Callable[[], object] | None = None,
+        on_failed: Callable[[EngineFailed], object] | None = None,
+    ) -> None:
+        """Add callbacks. Call it before the host starts.
+
+        `on_state(state)`: after each change, on the thread that made it. It must not raise.
+        `on_progress(warmth)`: engine thread, at the start of each phase and after each warmed
+        shape. What it raises is logged.
+        `on_warm()`: engine thread, once, before the first request is served. What it raises fails
+        the host.
+        `on_failed(error)`: engine thread, once, after all jobs were answered. The process should
+        end. What it raises is logged.
+        """
+        if on_state is not None:
+            self.on_state.append(on_state)
+        if on_progress is not None:
+            self.on_progress.append(on_progress)
+        if on_warm is not None:
+            self.on_warm.append(on_warm)
+        if on_failed is not None:
+            self.on_failed.append(on_failed)
 
 
 class Lifecycle:

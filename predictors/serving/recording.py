@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
@@ -60,21 +61,19 @@ class Recording:
 
 
 class Recordings:
-    """The engine thread's side: at most one recording at a time.
+    """The recordings of one engine loop, at most one at a time.
 
-    `attempt(work, *args)` does `work` and returns what it raised, or None: a recorder that fails
-    ends its recording and nothing else.
+    An error of a recorder ends its recording and nothing else.
     """
 
-    def __init__(self, attempt: Callable[..., BaseException | None]) -> None:
-        self._attempt = attempt
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._current: Recording | None = None
         self._closed: ServingError | None = None
 
-    def begin(self, recording: Recording) -> None:
-        """Record from the next step on. Any thread. Raises `Overloaded` while another is on, and
-        what `close` was told."""
+    def add(self, recording: Recording) -> None:
+        """Record from the next step on. Any thread. Raises `Overloaded` while another recording
+        is on, and the error that `close` was called with."""
         with self._lock:
             if self._closed is not None:
                 raise self._closed
@@ -84,66 +83,66 @@ class Recordings:
 
     # -- the engine thread -----------------------------------------------------------------------
     def before_step(self) -> None:
-        """A step is about to begin."""
-        self.settle()
+        """Start the recorder before its first step, and call its `before_step`."""
+        self.stop_ended()
         current = self._current
         if current is None:
             return
         if not current.is_started:
             current.is_started = True
-            self._do(current, current.recorder.start)
-        self._do(current, current.recorder.before_step)
+            self._call(current, current.recorder.start)
+        self._call(current, current.recorder.before_step)
 
     def after_step(self) -> None:
-        """The step that was about to begin has ended."""
+        """Call the recorder's `after_step`, and stop the recorder after its last step."""
         current = self._current
         if current is None or not current.is_started:
             return
-        self._do(current, current.recorder.after_step)
+        self._call(current, current.recorder.after_step)
         current.taken += 1
         if current.taken == current.steps:
             current.is_ending = True
-        self.settle()
+        self.stop_ended()
 
-    def settle(self) -> None:
-        """Between steps: stop what was told to end."""
+    def stop_ended(self) -> None:
+        """Stop a recording that has ended. Called between steps."""
         current = self._current
         if current is not None and current.is_ending:
             self._stop(current, None)
 
     def close(self, error: ServingError) -> None:
-        """No step will come any more: end what is on, refuse what comes with `error`."""
+        """End the present recording and refuse later ones with `error`: there are no more steps."""
         with self._lock:
             self._closed = error
         if self._current is not None:
             self._stop(self._current, error)
 
-    def _do(self, current: Recording, work: Callable[[], None]) -> None:
-        if self._current is not current:
-            return  # it failed a moment ago
-        error = self._attempt(work)
-        if error is not None:
-            self._fail(current, error)
-
     def _stop(self, current: Recording, reason: ServingError | None) -> None:
-        error = self._attempt(current.recorder.stop) if current.is_started else None
-        if error is not None:
-            self._fail(current, error)
-        elif self._let_go(current):
+        if current.is_started:
+            self._call(current, current.recorder.stop)
+        if self._clear(current):
             if reason is not None and current.taken == 0:
                 current.outcome.set_exception(reason)
             else:
                 current.outcome.set_result(current.taken)
 
-    def _fail(self, current: Recording, error: BaseException) -> None:
-        log.error("recording steps failed", exc_info=error)
-        failure = ServingError("the profiler failed; the server's log says why")
-        failure.__cause__ = error
-        if self._let_go(current):
-            current.outcome.set_exception(failure)
+    def _call(self, current: Recording, work: Callable[[], None]) -> None:
+        """Call the recorder, unless the recording failed before."""
+        if self._current is not current:
+            return
+        try:
+            work()
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            log.error("recording steps failed", exc_info=error)
+            failure = ServingError("the profiler failed; the server's log says why")
+            failure.__cause__ = error
+            if self._clear(current):
+                current.outcome.set_exception(failure)
 
-    def _let_go(self, current: Recording) -> bool:
+    def _clear(self, current: Recording) -> bool:
+        """Make room for the next recording; False if `current` was cleared before."""
         with self._lock:
-            is_on = self._current is current
+            is_current = self._current is current
             self._current = None
-        return is_on
+        return is_current

@@ -60,7 +60,8 @@ class Roster(Generic[W, C]):
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)  # the engine thread waits for it
         self._due = threading.Condition(self._lock)  # the watch waits for it
-        self._left = threading.Condition(self._lock)  # a drain waits for it
+        self.removed = threading.Condition(self._lock)
+        """Notified when a job was answered or removed."""
         self._outcomes = {r: metrics.jobs_total.labels(model, r) for r in metrics.REASONS}
         self._queue_seconds = metrics.queue_seconds.labels(model)
         # read when somebody scrapes, instead of written whenever somebody moves
@@ -159,7 +160,7 @@ class Roster(Generic[W, C]):
                     self._leave(waiting)
                 elif running is not None:
                     running.fail(DeadlineExceeded("the deadline passed before it was done"))
-                    self._left.notify_all()
+                    self.removed.notify_all()
                     self._note_change()
 
     def wait_for_deadline(self) -> bool:
@@ -209,7 +210,7 @@ class Roster(Generic[W, C]):
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
         elif error is None:
             self._pace.note((job.finished_at or now) - job.admitted_at, len(self._running) + 1)
-        self._left.notify_all()
+        self.removed.notify_all()
         if self.open_jobs == 0:
             self._busy_since = None
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
@@ -236,7 +237,7 @@ class Roster(Generic[W, C]):
                 self._leave(job)
             for job in self._running.values():
                 job.fail(make_error())
-            self._left.notify_all()
+            self.removed.notify_all()
             self._note_change()
 
     def dismiss(self) -> None:
@@ -245,23 +246,16 @@ class Roster(Generic[W, C]):
             self.leave(job)
 
     def wait_answered(self, timeout_s: float) -> bool:
-        """Whether everybody was answered, waiting for it at most `timeout_s`.
+        """Block until every job was answered; False when `timeout_s` is over first.
 
-        Those who were answered from outside may still hold a slot: an engine that is stuck inside
-        a step gives none back, and that is nothing to wait for.
+        Jobs that were answered from outside may still hold a slot: an engine that is stuck inside
+        a step frees none, and waiting for it would be in vain.
         """
-        return self._wait_until(self._is_answered, timeout_s)
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """Whether nobody is left, not even in a slot, waiting for it at most `timeout_s`."""
-        return self._wait_until(lambda: self.open_jobs == 0, timeout_s)
+        with self.removed:
+            return self.removed.wait_for(self._is_answered, min(timeout_s, threading.TIMEOUT_MAX))
 
     def _is_answered(self) -> bool:
         return not len(self._queue) and all(job.done for job in self._running.values())
-
-    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
-        with self._lock:
-            return self._left.wait_for(is_so, min(timeout_s, threading.TIMEOUT_MAX))
 
     def wake(self) -> None:
         """Let whoever waits for time or change look again: the clock jumped, the host stops."""

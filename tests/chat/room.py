@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from predictors.chat.engine import QwenVLEngine
+from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatWork, Inputs
+from predictors.chat.model import ChatModel
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.compute.device.placement import place
-from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, ImageLimits, QwenVLSettings
 
@@ -47,10 +48,11 @@ def chat(*parts: str | bytes, **given: Any) -> ChatRequest:
 
 @dataclass
 class Room:
-    """Inputs and engine of one checkpoint, without server and thread."""
+    """Model, inputs and engine of one checkpoint, without server and thread."""
 
+    model: ChatModel
     inputs: Inputs
-    engine: QwenVLEngine
+    engine: ChatEngine
 
     @classmethod
     def open(
@@ -65,21 +67,14 @@ class Room:
         """Loaded and warm, float32 on the CPU; `on_device`: pictures are resized there."""
         chosen = QwenVLSettings(**{"slots": 8, "max_context": 512, **settings})
         placement = place(ComputeSettings(device=device, compile=compile, dtype=dtype))
-        architecture = read_architecture(checkpoint)
-        engine = QwenVLEngine("test", checkpoint, architecture, chosen, placement)
+        model = Qwen25VLModel(checkpoint)
+        engine = ChatEngine("test", model, chosen, placement)
         inputs = Inputs(
-            "test",
-            checkpoint,
-            architecture.vision,
-            architecture.image_token,
-            chosen,
-            ImageLimits(),
-            engine.max_context,
-            on_device=on_device,
+            "test", model, chosen, ImageLimits(), engine.max_context, on_device=on_device
         )
         engine.load()
         engine.warm(lambda *_: None)
-        return cls(inputs, engine)
+        return cls(model, inputs, engine)
 
     @classmethod
     def open_ahead(cls, checkpoint: Path = CHECKPOINT, **settings: Any) -> Room:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from predictors.chat.pictures import Pictures
+from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import Sampling
 from predictors.chat.runner import Piece, Row, Runner
 from predictors.compute.device.transfer import HostCopy
@@ -140,8 +140,8 @@ def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
     tokens = wild.answer(replace(request, ignore_eos=True))
     following = chat("next in line", sampling=sampled, seed=4, ignore_eos=True)
     expected = wild.answer(following)
-    engine, architecture = ahead.engine, ahead.engine._architecture
-    engine._architecture = replace(architecture, eos_tokens=frozenset([tokens[4]]))
+    engine, ends = ahead.engine, ahead.model.end_tokens
+    ahead.model.end_tokens = frozenset([tokens[4]])
     try:
         job = ahead.start(request)
         while not job.done:
@@ -152,7 +152,7 @@ def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
         assert engine._sequences[after].slot == free[-1]
         ahead.finish()
     finally:
-        engine._architecture = architecture
+        ahead.model.end_tokens = ends
     assert tokens_of(job) == tokens[: tokens.index(tokens[4]) + 1]
     assert deltas_of(job)[-1].finish_reason == "stop"
     assert tokens_of(after) == expected
@@ -168,7 +168,7 @@ def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
         (Runner, "prefill"),
         (Runner, "copy"),
         (HostCopy, "result"),
-        (Pictures, "encode"),
+        (PictureRunner, "encode"),
     ],
 )
 @pytest.mark.parametrize("at", [1, 4])
@@ -219,12 +219,12 @@ def test_prompts_share_a_pass_and_one_picture_is_encoded_per_step(
     room = Room.open_ahead(wild_checkpoint, prefill_chunk=512)
     passes: list[list[Piece]] = []
     encoded: list[int] = []
-    prefill, encode = Runner.prefill, Pictures.encode
+    prefill, encode = Runner.prefill, PictureRunner.encode
     monkeypatch.setattr(
         Runner, "prefill", lambda self, p, width: passes.append(p) or prefill(self, p, width)
     )
     monkeypatch.setattr(
-        Pictures, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)
+        PictureRunner, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)
     )
     monkeypatch.setattr("predictors.chat.engine.PICTURE_TOKENS", 1)
     requests = [chat("one"), chat(png(1), "two"), chat(png(2), "three"), chat("four")]

@@ -13,13 +13,15 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from predictors.chat.pictures import Pictures
+from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.runner import Runner
+from predictors.compute.device.placement import place
 from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, InvalidRequest
-from predictors.models.qwen2_5_vl.weights import load_modules, read_architecture
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.engine import StickyDeviceError
+from predictors.settings import ComputeSettings
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
 
@@ -64,15 +66,14 @@ def test_an_answer_ends_at_the_end_of_turn_unless_told_otherwise(wild: Room) -> 
     request = chat("end", max_tokens=12, ignore_eos=True)
     tokens = wild.answer(request)
     assert len(tokens) == 12
-    architecture = wild.engine._architecture
-    early = replace(architecture, eos_tokens=frozenset([tokens[4]]))
-    wild.engine._architecture = early
+    ends = wild.model.end_tokens
+    wild.model.end_tokens = frozenset([tokens[4]])
     try:
         job = wild.start(replace(request, ignore_eos=False))
         wild.finish()
         assert wild.answer(request) == tokens
     finally:
-        wild.engine._architecture = architecture
+        wild.model.end_tokens = ends
     assert tokens_of(job) == tokens[: tokens.index(tokens[4]) + 1]
     assert deltas_of(job)[-1].finish_reason == "stop"
     assert job.done
@@ -181,9 +182,9 @@ def test_a_repeated_picture_is_encoded_once_and_another_never_takes_its_place(
     wild: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
-    original = Pictures.encode
+    original = PictureRunner.encode
     monkeypatch.setattr(
-        Pictures, "encode", lambda self, one: encoded.append(one) or original(self, one)
+        PictureRunner, "encode", lambda self, one: encoded.append(one) or original(self, one)
     )
     same, other = chat(png(71), "what?"), chat(png(72), "what?")
     hits = cached("hit")
@@ -241,7 +242,7 @@ def test_a_decode_step_asks_the_device_for_nothing_but_its_tokens(wild: Room) ->
         wild.engine.step(wild.engine.active)
     with count_host_syncs() as found:
         wild.engine.step(wild.engine.active)
-    layers = wild.engine._architecture.text.layers
+    layers = wild.model.shape.layers
     # lists become host tensors (uploads); lengths are read per layer from a host tensor; one read
     assert set(found) <= {"aten::lift_fresh", "Tensor.tolist"}
     assert found["Tensor.tolist"] <= layers + 1
@@ -294,7 +295,7 @@ def test_a_checkpoint_without_a_weight_or_with_a_wrong_one_says_which(
     config["text_config"]["max_window_layers"] = 0
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidRequest, match="sliding window"):
-        read_architecture(broken)
+        Qwen25VLModel(broken)
 
 
 def test_weights_named_as_transformers_five_names_them_load_too(tmp_path: Path) -> None:
@@ -311,11 +312,10 @@ def test_weights_named_as_transformers_five_names_them_load_too(tmp_path: Path) 
         for name, tensor in weights.items()
     }
     save_file(renamed, other / "model.safetensors")
-    architecture = read_architecture(CHECKPOINT)
-    device, dtype = torch.device("cpu"), torch.float32
-    ours = load_modules(CHECKPOINT, architecture, device, dtype)
-    theirs = load_modules(other, architecture, device, dtype)
-    for a, b in zip(ours, theirs, strict=True):
+    placement = place(ComputeSettings(device="cpu", compile="off"))
+    ours, theirs = (Qwen25VLModel(x).load(placement) for x in (CHECKPOINT, other))
+    towers = (ours.vision._tower, theirs.vision._tower)  # type: ignore[attr-defined]
+    for a, b in ((ours.decoder, theirs.decoder), towers):
         assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
 
 
@@ -331,6 +331,6 @@ def test_a_stretched_context_takes_its_frequencies_from_transformers(tmp_path: P
         "original_max_position_embeddings": 32,
     }
     (yarn / "config.json").write_text(json.dumps(config))
-    assert read_architecture(yarn).text.rope_scale != 1.0
+    assert Qwen25VLModel(yarn).shape.rope_scale != 1.0
     request: ChatRequest = chat(png(5), "far", max_tokens=4)
     assert Room.open(yarn, slots=1).answer(request) == Reference.load(yarn).answer(request)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from predictors.chat.decoder.decoder import Block, Decoder, TextShape
+from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import RMSNorm
-from predictors.chat.decoder.operations import Angles, Plain, Where
+from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
 from predictors.chat.decoder.paged import TILE
-from predictors.chat.decoder.rotary import axis_of_frequency, inverse_frequencies
+from predictors.chat.decoder.rotary import axes_in_blocks, axes_interleaved, inverse_frequencies
+from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.device_state import Slots
 from predictors.chat.kv_cache import Limits
 from predictors.chat.request import Sampling
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.token_choice import WAYS, Choice, choose, packed
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
-from predictors.models.qwen2_5_vl.weights import narrow
 from tests.diffusion import interpreter
 
 fused = pytest.importorskip("predictors.chat.decoder.fused")
@@ -28,10 +28,14 @@ tokens_in_and_out = pytest.importorskip("predictors.chat.decoder.fused_tokens")
 assert interpreter
 
 PAGE, PAGES_EACH, SLOTS = 16, 10, 4
-SHAPE = TextShape(
-    vocab=200, hidden=128, mlp=352, layers=2, heads=4, kv_heads=2, eps=1e-6,
-    rope_sections=(4, 6, 6), rope_scale=1.0, tied=True, max_positions=512,
+SHAPE = DecoderShape(
+    vocab=200, hidden=128, mlp=352, layers=2, heads=4, kv_heads=2, head_dim=32, eps=1e-6,
+    frequencies=tuple(inverse_frequencies(32, 1e6).tolist()), axes=axes_in_blocks((4, 6, 6)),
+    rope_scale=1.0, tied=True, max_positions=512,
 )  # fmt: skip
+OPTIONS = replace(SHAPE, head_dim=16, qkv_bias=False, qk_norm=True, deepstack=1,
+    frequencies=SHAPE.frequencies[:8], axes=axes_interleaved((4, 2, 2)))  # fmt: skip
+"""Everything that the other shape has not."""
 
 
 @dataclass
@@ -44,42 +48,43 @@ class Rig:
     scratch: fused.Scratch
 
     @classmethod
-    def build(cls) -> Rig:
+    def build(cls, shape: DecoderShape = SHAPE) -> Rig:
         torch.manual_seed(3)
-        decoder = Decoder(SHAPE).requires_grad_(False)
+        decoder = Decoder(shape).requires_grad_(False)
         for name, weight in decoder.named_parameters():
             if "norm" in name:
                 weight.copy_(1 + 0.3 * torch.randn(weight.shape))
-        decoder.frequencies = inverse_frequencies(SHAPE.head_dim, 1e6)
-        decoder.axes = axis_of_frequency(SHAPE.rope_sections)
-        pool = (2, 1 + SLOTS * PAGES_EACH, PAGE, SHAPE.kv_heads, SHAPE.head_dim)
+        pool = (2, 1 + SLOTS * PAGES_EACH, PAGE, shape.kv_heads, shape.head_dim)
         tables = torch.zeros(SLOTS + 1, PAGES_EACH, dtype=torch.int64)
         tables[:SLOTS] = 1 + torch.randperm(SLOTS * PAGES_EACH).view(SLOTS, PAGES_EACH)
-        caches = [torch.randn(pool) for _ in range(SHAPE.layers)]
-        scratch = fused.Scratch.of(SLOTS, SHAPE.kv_heads, SHAPE.head_dim, torch.device("cpu"))
+        caches = [torch.randn(pool) for _ in range(shape.layers)]
+        scratch = fused.Scratch.of(SLOTS, shape.kv_heads, shape.head_dim, torch.device("cpu"))
         return cls(decoder, caches, tables, scratch)
 
     def places(self, slot: int, index: Tensor) -> Tensor:
         """Where tokens of a slot lie."""
         return self.tables[slot][index // PAGE] * PAGE + index % PAGE
 
-    def exact(self, x: Tensor, angles: Angles, where: Where) -> tuple[Tensor, list[Tensor]]:
+    def exact(
+        self, x: Tensor, angles: Angles, where: CachePlaces, deepstack: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The stream and the caches afterwards, in float64."""
         wide = wide_copy(self.decoder)
         caches = [cache.double() for cache in self.caches]
         turned = Angles(angles.cos.double(), angles.sin.double())
-        return wide(x.double(), turned, caches, Plain(where)), caches
+        added = None if deepstack is None else deepstack.double()
+        return wide(x.double(), turned, caches, PlainOperations(where), added), caches
 
 
-@pytest.fixture
-def rig() -> Rig:
+@pytest.fixture(params=[SHAPE, OPTIONS], ids=["bias", "norms"])
+def rig(request: pytest.FixtureRequest) -> Rig:
     """A fresh one: passes write to its caches."""
-    return Rig.build()
+    return Rig.build(request.param)
 
 
 def wide_copy(decoder: Decoder) -> Decoder:
     """The same in float64."""
-    wide = Decoder(SHAPE).double().requires_grad_(False)
+    wide = Decoder(decoder.shape).double().requires_grad_(False)
     wide.load_state_dict(decoder.state_dict())
     return wide
 
@@ -99,7 +104,7 @@ def test_a_fused_decode_step_equals_the_plain_one(rig: Rig, lengths: list[int]) 
     spans = torch.stack((before, torch.ones_like(before)), 1)
     everywhere = rig.decoder.angles(torch.arange(200).expand(3, -1))
     own = Angles(*(table[positions] for table in everywhere))
-    exact, caches = rig.exact(x, own, Where(places, rig.tables[slots], spans))
+    exact, caches = rig.exact(x, own, CachePlaces(places, rig.tables[slots], spans))
     standing = fused.Standing(slots, before, positions, rig.tables)
     kinds = [fused.FusedMany] + [fused.FusedOne] * (rows == 1)
     untouched = rig.caches
@@ -129,12 +134,15 @@ def test_pieces_of_several_prompts_share_a_fused_pass(rig: Rig) -> None:
     own, starts, real = torch.tensor(tiles).T.contiguous()
     ops = fused.FusedPrompt(fused.Tiles(places, own, starts, real, rig.tables))
     ours = [cache.clone() for cache in rig.caches]
-    found = rig.decoder(x.clone(), angles, ours, ops)
+    levels = rig.decoder.shape.deepstack
+    deepstack = torch.randn(levels, rows, SHAPE.hidden) if levels else None
+    found = rig.decoder(x.clone(), angles, ours, ops, deepstack)
     assert found.isfinite().all()
     for (slot, start, n), first in zip(pieces, firsts, strict=True):
         part = slice(first, first + n)
-        where = Where(places[part], rig.tables[slot : slot + 1], torch.tensor([[start, n]]))
-        exact, _ = rig.exact(x[part], Angles(*(t[part] for t in angles)), where)
+        where = CachePlaces(places[part], rig.tables[slot : slot + 1], torch.tensor([[start, n]]))
+        added = None if deepstack is None else deepstack[:, part]
+        exact, _ = rig.exact(x[part], Angles(*(t[part] for t in angles)), where, added)
         assert_near(found[part], exact)
 
 
@@ -159,7 +167,7 @@ def test_one_row_through_a_linear_with_all_that_stands_beside_it() -> None:
 
 
 def test_fp8_linears_over_one_row_and_over_many_equal_their_reference(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The matrix units are not here: the product itself is the reference's."""
 
@@ -167,11 +175,13 @@ def test_fp8_linears_over_one_row_and_over_many_equal_their_reference(
         return out.copy_(self.reference(dequantized(x)))
 
     monkeypatch.setattr(Fp8Linear, "forward", multiplied)
+    rig = Rig.build()
     exact = wide_copy(rig.decoder)
-    narrow(rig.decoder)
+    quantize_decoder(rig.decoder)
     block = rig.decoder.blocks[0]
     assert isinstance(block, Block)
-    stream, plain = torch.randn(3, SHAPE.hidden), Plain(Where(*[torch.empty(0)] * 3))
+    stream = torch.randn(3, SHAPE.hidden)
+    plain = PlainOperations(CachePlaces(*[torch.empty(0)] * 3))
     ours = fused.FusedPrompt(None)
     qkv, out, mlp = block.attention.qkv, block.attention.out, block.mlp
     rows = ours.normed_linear(stream, block.norm1, qkv)

@@ -11,7 +11,7 @@ import torch
 from predictors.chat.inputs import DEFAULT_MAX_PIXELS, Inputs
 from predictors.chat.request import Message, Picture
 from predictors.errors import InvalidRequest
-from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.settings import ImageLimits, QwenVLSettings
 from tests.chat.room import CHECKPOINT, Room, chat, png
 
@@ -20,7 +20,7 @@ CONTROL = ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<
 
 @pytest.mark.parametrize("control", CONTROL)
 def test_a_control_token_in_a_callers_text_is_plain_text(room: Room, control: str) -> None:
-    tokenizer = room.inputs.tokenizer
+    tokenizer = room.model.tokenizer
     text = f"say {control} twice: {control}{control}"
     tokens = room.inputs.prepare(chat(text)).tokens.tolist()
     usual = room.inputs.prepare(chat("say it")).tokens.tolist()
@@ -40,7 +40,7 @@ def test_a_caller_cannot_claim_a_picture_or_a_turn(room: Room) -> None:
     pieces = ["nested <|im_<|im_end|>end|>", "<|im_end", "|>"]  # no token comes out of the parts
     ends = room.inputs.prepare(chat("a")).tokens.tolist()
     tokens = room.inputs.prepare(chat(*pieces)).tokens.tolist()
-    end = room.inputs.tokenizer.token_to_id("<|im_end|>")
+    end = room.model.tokenizer.token_to_id("<|im_end|>")
     assert tokens.count(end) == ends.count(end)
 
 
@@ -67,20 +67,18 @@ def test_pixel_limits_are_the_settings_or_the_checkpoints_within_reason(room: Ro
     assert (room.inputs.min_pixels, room.inputs.max_pixels) == (3136, DEFAULT_MAX_PIXELS)
     small = Room.open(slots=1, min_pixels=28 * 28, max_pixels=56 * 56)
     grids = [
-        r.inputs.prepare(chat(png(1, 400, 400))).pictures[0].patches.grid for r in (room, small)
+        r.inputs.prepare(chat(png(1, 400, 400))).pictures[0].prepared.grid for r in (room, small)
     ]
     assert grids == [(28, 28), (4, 4)]
-    assert small.inputs.prepare(chat(png(1, 20, 20))).pictures[0].patches.grid == (2, 2)
+    assert small.inputs.prepare(chat(png(1, 20, 20))).pictures[0].prepared.grid == (2, 2)
 
 
 @pytest.fixture(scope="module")
 def for_a_device() -> Inputs:
     """Those that only decode, as where a GPU makes the patches."""
-    architecture = read_architecture(CHECKPOINT)
-    return Inputs(
-        "test", CHECKPOINT, architecture.vision, architecture.image_token,
-        QwenVLSettings(max_pixels=56 * 560), ImageLimits(), 512, on_device=True,
-    )  # fmt: skip
+    settings = QwenVLSettings(max_pixels=56 * 560)
+    model = Qwen25VLModel(CHECKPOINT)
+    return Inputs("test", model, settings, ImageLimits(), 512, on_device=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 300), (20, 20), (1, 1), (900, 40), (27, 300)])
@@ -92,23 +90,21 @@ def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
     theirs, ours = usual.prepare(request), for_a_device.prepare(request)
     assert ours.tokens.tolist() == theirs.tokens.tolist()
     assert torch.equal(ours.positions, theirs.positions)
-    made, decoded = theirs.pictures[0].patches, ours.pictures[0].patches
+    made, decoded = theirs.pictures[0].prepared, ours.pictures[0].prepared
     assert (decoded.grid, decoded.pixels) == (made.grid, made.pixels)
     assert decoded.key != made.key
-    assert (made.recipe, decoded.values.shape) == (None, (size[1], size[0], 3))
+    assert (made.format, decoded.values.shape) == (None, (size[1], size[0], 3))
     assert decoded.values.dtype is torch.uint8
 
 
 def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
-    architecture = read_architecture(CHECKPOINT)
-    tiny = Inputs(
-        "test", CHECKPOINT, architecture.vision, architecture.image_token,
-        QwenVLSettings(min_pixels=784, max_pixels=784), ImageLimits(), 512, on_device=True,
-    )  # fmt: skip
+    settings = QwenVLSettings(min_pixels=784, max_pixels=784)
+    model = Qwen25VLModel(CHECKPOINT)
+    tiny = Inputs("test", model, settings, ImageLimits(), 512, on_device=True)
     large, small = (tiny.prepare_picture(Picture(png(1, side, side))) for side in (1000, 800))
-    assert large.recipe is None
+    assert large.format is None
     assert large.values.shape == (4, 588)
-    assert small.recipe is not None
+    assert small.format is not None
 
 
 def test_sides_that_differ_too_much_are_refused_on_both_paths(
@@ -128,7 +124,7 @@ def test_a_picture_that_is_none_is_refused(room: Room) -> None:
 
 def test_a_picture_between_texts_stays_between_them(room: Room) -> None:
     work = room.inputs.prepare(chat("before", png(1), "after"))
-    decoded = room.inputs.tokenizer.decode(work.tokens.tolist(), skip_special_tokens=False)
+    decoded = room.model.tokenizer.decode(work.tokens.tolist(), skip_special_tokens=False)
     assert decoded.index("before") < decoded.index("<|image_pad|>") < decoded.index("after")
 
 
@@ -141,7 +137,7 @@ def test_turns_keep_their_order_and_roles(room: Room) -> None:
     )
     request = chat("x")
     work = room.inputs.prepare(type(request)(turns, request.sampling, 0))
-    text = room.inputs.tokenizer.decode(work.tokens.tolist(), skip_special_tokens=False)
+    text = room.model.tokenizer.decode(work.tokens.tolist(), skip_special_tokens=False)
     marks = ["be brief", "<|image_pad|>", "what?", "a star", "sure?", "<|im_start|>assistant"]
     places = [text.rindex(mark) for mark in marks]
     assert places == sorted(places)
@@ -165,7 +161,7 @@ def test_many_threads_prepare_the_same(room: Room) -> None:
 def test_n_answers_share_one_prepared_picture(room: Room) -> None:
     request = chat(png(55, 90, 90), "same")
     first, second = room.inputs.prepare(request), room.inputs.prepare(request)
-    assert first.pictures[0].patches is second.pictures[0].patches
+    assert first.pictures[0].prepared is second.pictures[0].prepared
 
 
 def test_half_a_surrogate_pair_is_refused(room: Room) -> None:
@@ -177,7 +173,7 @@ def test_half_a_surrogate_pair_is_refused(room: Room) -> None:
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room.inputs, "tokenizer", None)  # not even looked at
+    monkeypatch.setattr(room.model, "tokenizer", None)  # not even looked at
     with pytest.raises(InvalidRequest, match=r"at least \d+ tokens; the context is 512"):
         room.inputs.prepare(chat("a" * 5_000_000))
 
@@ -186,6 +182,6 @@ def test_a_template_that_raises_is_the_callers_error(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{{ raise_exception('system goes first') }}"
-    monkeypatch.setattr(room.inputs._templated, "chat_template", template)
+    monkeypatch.setattr(room.model._parts, "chat_template", template)
     with pytest.raises(InvalidRequest, match="chat template"):
         room.inputs.prepare(chat("hi"))

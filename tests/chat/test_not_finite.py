@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.chat.engine import QwenVLEngine
+from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.token_choice import WAYS, Choice, choose, packed
@@ -153,15 +153,15 @@ def test_the_token_of_a_broken_row_is_no_token_and_feeds_a_real_one(
 
 
 # -- warm-up -------------------------------------------------------------------------------------
-def loaded(checkpoint: Path) -> QwenVLEngine:
+def loaded(checkpoint: Path) -> ChatEngine:
     """An engine that is loaded but not warm."""
     warm: list[Callable[..., None]] = []
-    made = QwenVLEngine.warm
+    made = ChatEngine.warm
     try:
-        QwenVLEngine.warm = lambda self, progress: warm.append(progress)  # type: ignore[method-assign, assignment]
+        ChatEngine.warm = lambda self, progress: warm.append(progress)  # type: ignore[method-assign, assignment]
         return Room.open(checkpoint).engine
     finally:
-        QwenVLEngine.warm = made  # type: ignore[method-assign]
+        ChatEngine.warm = made  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -179,7 +179,7 @@ def test_a_weight_that_is_not_finite_fails_the_start(
     wild_checkpoint: Path, part: str, said: str, value: float
 ) -> None:
     engine = loaded(wild_checkpoint)
-    decoder, tower = engine._runner._decoder, engine._embeddings.pictures._tower
+    decoder, tower = engine._runner._decoder, engine._embeddings.pictures._encoder._tower
     weight = {
         "embedding": decoder.embedding.weight,
         "block": decoder.blocks[1].mlp.down.weight,  # type: ignore[union-attr]

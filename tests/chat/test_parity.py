@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from predictors.chat.request import ChatRequest, Message, Picture
-from predictors.models.qwen2_5_vl.vision.grid import plan_grid
-from predictors.models.qwen2_5_vl.vision.operations import Plain
-from predictors.models.qwen2_5_vl.weights import load_modules, read_architecture
+from predictors.compute.device.placement import place
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.settings import ComputeSettings
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, GREEDY, Room, chat, png
 
@@ -73,10 +73,10 @@ def test_prompts_and_patches_are_those_of_transformers(room: Room, reference: Re
         if not work.pictures:
             continue
         patches = theirs["pixel_values"].view(len(theirs["pixel_values"]), 3, 2, 14 * 14)
-        ours = torch.cat([picture.patches.values for picture in work.pictures])
+        ours = torch.cat([picture.prepared.values for picture in work.pictures])
         assert torch.equal(patches[:, :, 0].flatten(1), ours)
         assert torch.equal(patches[:, :, 0], patches[:, :, 1])  # why one frame is enough
-        grids = [(1, *picture.patches.grid) for picture in work.pictures]
+        grids = [(1, *picture.prepared.grid) for picture in work.pictures]
         assert grids == [tuple(grid) for grid in theirs["image_grid_thw"].tolist()]
 
 
@@ -96,15 +96,13 @@ def test_rotary_positions_are_those_of_get_rope_index(room: Room, reference: Ref
 def test_the_vision_tower_has_the_numbers_of_transformers(
     reference: Reference, grid: tuple[int, int]
 ) -> None:
-    architecture = read_architecture(CHECKPOINT)
-    _, tower = load_modules(CHECKPOINT, architecture, torch.device("cpu"), torch.float32)
+    placement = place(ComputeSettings(device="cpu", compile="off"))
+    encoder = Qwen25VLModel(CHECKPOINT).load(placement).vision
     values = torch.randn(grid[0] * grid[1], 3, 14 * 14, generator=torch.Generator().manual_seed(1))
     both_frames = values[:, :, None].expand(-1, -1, 2, -1).flatten(1)
     with torch.no_grad():
         theirs = reference.model.model.visual(both_frames, grid_thw=torch.tensor([[1, *grid]]))
-        shape = architecture.vision
-        plain = Plain(plan_grid(*grid, shape), shape.heads, shape.merge)
-        ours = tower(values.flatten(1), plain)
+        ours = encoder.encode(values.flatten(1), grid)[0]
     scale = theirs.pooler_output.abs().max()
     assert (ours - theirs.pooler_output).abs().max() < 1e-5 * scale
 
@@ -117,7 +115,7 @@ def test_a_checkpoint_as_the_hub_ships_it_gives_the_answers_of_generate(
     room, reference = Room.open(hub_checkpoint, slots=4), Reference.load(hub_checkpoint)
     requests = pairs()[::7]
     prompt = room.inputs.prepare(requests[0]).tokens.tolist()
-    assert "You describe pictures." in room.inputs.tokenizer.decode(prompt)
+    assert "You describe pictures." in room.model.tokenizer.decode(prompt)
     assert prompt == reference.inputs(requests[0])["input_ids"][0].tolist()
     assert room.answers(requests) == [reference.answer(request) for request in requests]
 
@@ -132,4 +130,4 @@ def test_a_chat_template_in_a_file_of_its_own_is_used(hub_checkpoint: Path, tmp_
     )
     room = Room.open(copy, slots=1)
     tokens = room.inputs.prepare(chat("hello")).tokens.tolist()
-    assert room.inputs.tokenizer.decode(tokens) == "<hello>"
+    assert room.model.tokenizer.decode(tokens) == "<hello>"

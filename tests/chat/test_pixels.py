@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.pixels import Recipe, cut, recipe_of, resized
+from predictors.chat.pixels import PatchFormat, cut, patch_format, resized
 from tests.chat.room import CHECKPOINT
 
 SIZES = [  # height, width: smaller, larger, the same, one pixel, thin
@@ -26,9 +26,9 @@ def processor() -> Any:
 
 
 @pytest.fixture(scope="module")
-def recipe(processor: Any) -> Recipe:
+def recipe(processor: Any) -> PatchFormat:
     """What it does."""
-    found = recipe_of(processor)
+    found = patch_format(processor)
     assert found is not None
     return found
 
@@ -53,7 +53,7 @@ def theirs(processor: Any, picture: Tensor, max_pixels: int) -> tuple[Tensor, tu
     return pairs[:, :, 0].flatten(1), tuple(made["image_grid_thw"][0].tolist()[1:])
 
 
-def ours(picture: Tensor, grid: tuple[int, int], recipe: Recipe, spare: int = 0) -> Tensor:
+def ours(picture: Tensor, grid: tuple[int, int], recipe: PatchFormat, spare: int = 0) -> Tensor:
     out = torch.full((grid[0] * grid[1], 588 + spare), float("nan"))
     return cut(resized(picture, grid, recipe.patch), recipe, recipe.levels(), out)
 
@@ -61,7 +61,7 @@ def ours(picture: Tensor, grid: tuple[int, int], recipe: Recipe, spare: int = 0)
 @pytest.mark.parametrize("kind", ["noise", "smooth"])
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_are_those_of_transformers_but_for_rounding(
-    processor: Any, recipe: Recipe, size: tuple[int, int], kind: str
+    processor: Any, recipe: PatchFormat, size: tuple[int, int], kind: str
 ) -> None:
     picture = picture_of(size, kind)
     exact, grid = theirs(processor, picture, 400_000)
@@ -74,14 +74,14 @@ def test_patches_are_those_of_transformers_but_for_rounding(
 
 
 def test_a_picture_of_the_right_size_is_cut_exactly_as_by_transformers(
-    processor: Any, recipe: Recipe
+    processor: Any, recipe: PatchFormat
 ) -> None:
     picture = picture_of((84, 140), "noise")
     exact, grid = theirs(processor, picture, 400_000)
     assert torch.equal(ours(picture, grid, recipe), exact)
 
 
-def test_columns_that_no_patch_has_become_zero(recipe: Recipe) -> None:
+def test_columns_that_no_patch_has_become_zero(recipe: PatchFormat) -> None:
     found = ours(picture_of((56, 84), "noise"), (4, 6), recipe, spare=4)
     assert not found[:, 588:].any()
     assert found.isfinite().all()
@@ -92,12 +92,12 @@ def test_a_processor_that_prepares_otherwise_has_no_recipe(processor: Any) -> No
         usual = getattr(processor, name)
         setattr(processor, name, value)
         try:
-            assert recipe_of(processor) is None
+            assert patch_format(processor) is None
         finally:
             setattr(processor, name, usual)
 
 
-def test_only_a_size_that_the_kernel_takes_is_shrunk(recipe: Recipe) -> None:
+def test_only_a_size_that_the_kernel_takes_is_shrunk(recipe: PatchFormat) -> None:
     assert recipe.can_shrink((32 * 14 * 2, 100), (2, 8))
     assert not recipe.can_shrink((32 * 14 * 2 + 1, 100), (2, 8))
     assert not recipe.can_shrink((100, 32 * 14 * 8 + 1), (2, 8))

@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 import pytest
 
-from predictors.chat.predictor import QwenVLPredictor, check_settings
+from predictors.chat.predictor import ChatPredictor, check_settings
 from predictors.errors import InvalidRequest
+from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart, read_chat_body
 from predictors.protocol.serves import ServesChat
@@ -32,8 +33,8 @@ PICTURE = "data:image/png;base64," + base64.b64encode(png(1)).decode()
 
 
 @pytest.fixture(scope="module")
-def predictor(wild_checkpoint: Path) -> Iterator[QwenVLPredictor]:
-    made = QwenVLPredictor("qwen-vl", wild_checkpoint, SETTINGS)
+def predictor(wild_checkpoint: Path) -> Iterator[ChatPredictor]:
+    made = make_predictor("qwen-vl", wild_checkpoint, SETTINGS)
     assert not made.host.is_ready
     assert made.load()
     yield made
@@ -49,7 +50,7 @@ def body(text: str = "say something", **fields: Any) -> ChatBody:
     return read_chat_body({**given, "max_tokens": 12, "ignore_eos": True, **fields})
 
 
-async def streamed(predictor: QwenVLPredictor, asked: ChatBody) -> list[dict[str, Any]]:
+async def streamed(predictor: ChatPredictor, asked: ChatBody) -> list[dict[str, Any]]:
     events = b"".join([some async for some in predictor.chat_stream(asked, CALL)])
     return [orjson.loads(line[6:]) for line in events.split(b"\n\n")[:-1]]
 
@@ -59,23 +60,23 @@ def contents(chunks: list[dict[str, Any]], index: int) -> str:
     return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
-def used_slots(predictor: QwenVLPredictor) -> int:
+def used_slots(predictor: ChatPredictor) -> int:
     return len(predictor.host._engine.active)  # type: ignore[attr-defined]
 
 
-async def next_turn(predictor: QwenVLPredictor) -> None:
+async def next_turn(predictor: ChatPredictor) -> None:
     """Wait for a turn of the engine: it evicts the dead before it admits the next."""
     await predictor.chat(body("turn", max_tokens=1), CALL)
 
 
-def test_it_serves_chat(predictor: QwenVLPredictor) -> None:
+def test_it_serves_chat(predictor: ChatPredictor) -> None:
     assert isinstance(predictor, ServesChat)
     assert [t["name"] for t in predictor.get_input_types()] == ["prompt", "image"]
     assert len(predictor.get_output_types()) == 4
 
 
 async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(
-    predictor: QwenVLPredictor, wild: Room
+    predictor: ChatPredictor, wild: Room
 ) -> None:
     prompts = (b"say something", "größer?".encode(), b"third")
     tensors = (
@@ -109,7 +110,7 @@ async def test_v2_and_chat_give_the_same_answer_and_rows_are_independent(
     assert isinstance(response.parameters["compute_ms"], int)
 
 
-async def test_a_stream_is_the_whole_answer_in_pieces(predictor: QwenVLPredictor) -> None:
+async def test_a_stream_is_the_whole_answer_in_pieces(predictor: ChatPredictor) -> None:
     asked = body(n=3, temperature=1.0)
     whole = await predictor.chat(asked, CALL)
     chunks = await streamed(predictor, asked)
@@ -122,7 +123,7 @@ async def test_a_stream_is_the_whole_answer_in_pieces(predictor: QwenVLPredictor
     assert set(chunks[-1]["timings"]) == {"queue_ms", "compute_ms"}
 
 
-async def test_a_stop_string_ends_answer_and_job(predictor: QwenVLPredictor) -> None:
+async def test_a_stop_string_ends_answer_and_job(predictor: ChatPredictor) -> None:
     text = (await predictor.chat(body(max_tokens=30), CALL))["choices"][0]["message"]["content"]
     stop = text[6:9]
     stopped = body(max_tokens=200, stop=stop)
@@ -139,7 +140,7 @@ async def test_a_stop_string_ends_answer_and_job(predictor: QwenVLPredictor) -> 
 
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_caller_that_leaves_a_stream_frees_slots_and_pages(
-    predictor: QwenVLPredictor, n: int
+    predictor: ChatPredictor, n: int
 ) -> None:
     stream = predictor.chat_stream(body(n=n, max_tokens=400), CALL)
     async with aclosing(stream) as chunks:  # type: ignore[type-var]
@@ -151,7 +152,7 @@ async def test_a_caller_that_leaves_a_stream_frees_slots_and_pages(
 
 
 async def test_a_cancelled_call_frees_its_slots(
-    predictor: QwenVLPredictor, monkeypatch: pytest.MonkeyPatch
+    predictor: ChatPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
     step = engine.step
@@ -176,7 +177,7 @@ async def test_a_cancelled_call_frees_its_slots(
 
 
 async def test_what_is_refused_is_refused_before_the_first_chunk(
-    predictor: QwenVLPredictor,
+    predictor: ChatPredictor,
 ) -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):
         await streamed(predictor, body(max_tokens=1000))
@@ -185,7 +186,7 @@ async def test_what_is_refused_is_refused_before_the_first_chunk(
         await predictor.chat(broken, CALL)
 
 
-async def test_a_bad_row_is_named_and_no_other_row_starts(predictor: QwenVLPredictor) -> None:
+async def test_a_bad_row_is_named_and_no_other_row_starts(predictor: ChatPredictor) -> None:
     tensors = (
         Tensor("prompt", "BYTES", (2,), (b"a", b"b")),
         Tensor("image", "BYTES", (2,), (png(1), b"GIF89a")),
@@ -195,7 +196,7 @@ async def test_a_bad_row_is_named_and_no_other_row_starts(predictor: QwenVLPredi
     assert used_slots(predictor) == 0
 
 
-async def test_usage_comes_last_when_asked_for(predictor: QwenVLPredictor) -> None:
+async def test_usage_comes_last_when_asked_for(predictor: ChatPredictor) -> None:
     chunks = await streamed(predictor, body(stream=True, stream_options={"include_usage": True}))
     assert chunks[-1]["choices"] == []
     prompt = predictor.prepare(chat(png(1), "say something")).num_prompt_tokens

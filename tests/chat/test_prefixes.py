@@ -10,7 +10,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors.chat.inputs import ChatWork
-from predictors.chat.pictures import Pictures
+from predictors.chat.pictures import PictureRunner
 from predictors.chat.prefixes import keeps_prefixes, page_names
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.runner import Piece, Runner
@@ -157,10 +157,10 @@ def test_a_picture_inside_a_shared_prefix_is_not_encoded(
     sharing.answer(request)
     sharing.engine._embeddings._kept._entries.clear()
 
-    def never(self: Pictures, patches: object) -> None:
+    def never(self: PictureRunner, patches: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(Pictures, "encode", never)
+    monkeypatch.setattr(PictureRunner, "encode", never)
     assert sharing.answer(request) == expected
 
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from predictors.chat.detokenize import Vocabulary
-from predictors.chat.predictor import QwenVLPredictor
 from predictors.chat.template import check_spelling
+from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, ServingError
-from predictors.models.qwen2_5_vl.weights import load_modules, read_architecture
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel, make_predictor
 from predictors.settings import ComputeSettings, QwenVLSettings, Settings
 from tests.chat.room import Room, chat
 from tests.variants import (
@@ -52,15 +52,15 @@ ONE = torch.ones(1)
 def refusal(folder: Path) -> str:
     """The message while the room is made: nothing listens yet, no weight was looked at."""
     with pytest.raises(ServingError) as failure:
-        QwenVLPredictor("qwen-vl", folder, SETTINGS).stop()
+        make_predictor("qwen-vl", folder, SETTINGS).stop()
     return plain_message(failure.value, folder)
 
 
 def refusal_of_weights(folder: Path) -> str:
     """The message when loading begins."""
-    architecture = read_architecture(folder)
+    model, placement = Qwen25VLModel(folder), place(SETTINGS.compute)
     with pytest.raises(EngineFailed) as failure:
-        load_modules(folder, architecture, torch.device("cpu"), torch.float32)
+        model.load(placement)
     return plain_message(failure.value, folder)
 
 
@@ -265,7 +265,7 @@ def test_a_template_that_cant_say_what_callers_say_is_refused(
 
 def test_a_template_that_can_is_taken_from_any_file(tmp_path: Path) -> None:
     good = TURN + PARTS + "<|im_end|>{% endfor %}" + OPEN
-    QwenVLPredictor("q", variant(QWEN, tmp_path / "c", *template(good)), SETTINGS).stop()
+    make_predictor("q", variant(QWEN, tmp_path / "c", *template(good)), SETTINGS).stop()
 
 
 def more_tokens(token: str, number: int) -> Change:
@@ -370,7 +370,7 @@ def test_a_broken_folder_is_one_sentence_that_names_the_file(
 
 
 def test_a_tokenizer_that_spells_in_another_alphabet_is_refused(room: Room) -> None:
-    tokenizer = room.inputs.tokenizer
+    tokenizer = room.model.tokenizer
     check_spelling(Vocabulary(tokenizer).bytes_of, tokenizer)
     with pytest.raises(EngineFailed, match="no byte-level BPE"):
         check_spelling(lambda token: tokenizer.id_to_token(token).encode(), tokenizer)
@@ -406,4 +406,4 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
 def test_an_answer_ends_at_every_end_token_wherever_it_is_named(
     tmp_path: Path, changes: tuple[Change, ...]
 ) -> None:
-    assert read_architecture(variant(QWEN, tmp_path / "c", *changes)).eos_tokens == {800, 802}
+    assert Qwen25VLModel(variant(QWEN, tmp_path / "c", *changes)).end_tokens == {800, 802}

@@ -8,11 +8,12 @@ import torch
 from predictors.chat import limits as sizing
 from predictors.chat.kv_cache import Limits
 from predictors.compute.device.placement import Placement
-from predictors.models.qwen2_5_vl.weights import read_architecture
+from predictors.models.qwen2_5_vl.config import read_shapes
 from predictors.settings import InvalidSetting, QwenVLSettings
 from tests.chat.room import CHECKPOINT
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
+_, SHAPE, _ = read_shapes(CHECKPOINT)
 GPU = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
 
 
@@ -23,7 +24,7 @@ def a_gpu_with_a_gibibyte_free(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def limits(placement: Placement, **settings: object) -> Limits:
     chosen = QwenVLSettings(**settings)  # type: ignore[arg-type]
-    return sizing.limits(read_architecture(CHECKPOINT), chosen, placement)
+    return sizing.limits(SHAPE, chosen, placement)
 
 
 def test_a_cpu_keeps_one_decode_width_and_reads_prompts_one_by_one() -> None:
@@ -54,7 +55,7 @@ def test_a_deterministic_gpu_has_its_one_width_and_a_way_out() -> None:
 
 
 def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
-    text = read_architecture(CHECKPOINT).text
+    text = SHAPE
     page_bytes = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 64
     assert sizing.free_pages(text, 64, GPU) == sizing.kv_bytes(2**30) // page_bytes
     assert sizing.free_pages(text, 64, CPU) is None

@@ -49,11 +49,19 @@ def test_every_model_names_a_runtime_of_this_release_and_its_protocol(values: Pa
     runtimes = of_kind(objects, "ServingRuntime")
     for each in of_kind(objects, "InferenceService").values():
         model = each["spec"]["predictor"]["model"]
-        offered = runtimes[model["runtime"]]["spec"]["supportedModelFormats"][0]
-        assert {**model["modelFormat"], "autoSelect": True, "priority": 1} == offered
+        offered = runtimes[model["runtime"]]["spec"]["supportedModelFormats"]
+        assert {**model["modelFormat"], "autoSelect": True, "priority": 1} in offered
         assert model["protocolVersion"] == "v2"
         assert not {"name", "args", "command", "securityContext"} & set(model)
         assert "PYTHONPATH" not in environment(model)
+
+
+def test_a_model_names_the_first_version_of_its_format_unless_it_says_another() -> None:
+    said = 'models.qwen-vl.formatVersion="3"'
+    for sets, version in (((), "2.5"), ((said,), "3")):
+        model = predictor("qwen-vl", "values-laptop.yaml", sets=sets)["model"]
+        assert model["modelFormat"] == {"name": "qwen-vl", "version": version}
+        assert model["runtime"] == "predictors-qwen-vl"
 
 
 @pytest.mark.parametrize("values", FILES, ids=lambda path: path.name)

@@ -23,6 +23,7 @@ BY_SCHEMA = [
     ("models.flux.settings.flux.slots=0", "/settings/flux/slots': minimum"),
     ('models.flux.settings.compute.compile="fast"', "/settings/compute/compile': value must be"),
     ('models.flux.format="llava"', "'/models/flux/format': value must be one of 'flux', 'qwen-vl'"),
+    ("models.qwen-vl.formatVersion=2.5", "'/models/qwen-vl/formatVersion': got number"),
     ('models.Flux.format="flux"', "'Flux' does not match"),
     ('models.flux.rollout="recreate"', "'/models/flux/rollout': value must be"),
     ("models.flux.gpu.count=2", "'/models/flux/gpu/count': maximum"),
@@ -61,6 +62,8 @@ URIS = [
 BY_TEMPLATE = [
     (("models.x.storage.uri=\"pvc://a\"",), "models.x.format is needed"),
     (('models.x.format="flux"',), "models.x.storage.uri is needed"),
+    (('models.flux.formatVersion="3"',), 'models.flux.formatVersion is "3": flux has 1'),
+    (('models.qwen-vl.formatVersion="2"',), 'is "2": qwen-vl has 2.5 and 3'),
     ((ZERO, 'models.flux.autoscaling.wakeQuery="up"'),
      "models.flux.replicas.min 0 needs autoscaling.enabled"),
     (("defaults.replicas.min=0", "defaults.autoscaling.enabled=true"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.deploy.chart import CASES, PROFILES, Object, environment, of_kind, render, template
 
-FORMATS = {"flux": "1", "qwen-vl": "2.5"}
+FORMATS = {"flux": ["1"], "qwen-vl": ["2.5", "3"]}
 
 
 def runtimes(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Object]:
@@ -30,7 +30,8 @@ def container(spec: Object) -> Object:
 def test_both_formats_are_selected_by_name_and_version() -> None:
     for name, spec in runtimes().items():
         assert spec["supportedModelFormats"] == [
-            {"name": name, "version": FORMATS[name], "autoSelect": True, "priority": 1}
+            {"name": name, "version": version, "autoSelect": True, "priority": 1}
+            for version in FORMATS[name]
         ]
         assert spec["protocolVersions"] == ["v2", "grpc-v2"]
         assert spec["multiModel"] is False
@@ -40,8 +41,9 @@ def test_both_formats_are_selected_by_name_and_version() -> None:
 def test_selection_can_be_turned_off_and_ranked() -> None:
     sets = ("runtimes.autoSelect=false", "runtimes.priority=3")
     for spec in runtimes(sets=sets).values():
-        assert spec["supportedModelFormats"][0]["autoSelect"] is False
-        assert spec["supportedModelFormats"][0]["priority"] == 3
+        for each in spec["supportedModelFormats"]:
+            assert each["autoSelect"] is False
+            assert each["priority"] == 3
 
 
 def test_kserves_placeholders_survive_helm() -> None:

@@ -203,11 +203,11 @@ def test_the_faulty_image_hangs_an_engine_while_its_file_is_there(tmp_path: Path
 import sys, threading, time, types
 from pathlib import Path
 import sitecustomize
-from predictors.serving.turns import Turns
+from predictors.serving.loop import EngineLoop
 sitecustomize.HANG = Path(sys.argv[1])
 steps = []
 engine = types.SimpleNamespace(step=steps.append)
-Turns("model", engine, None, time.monotonic, None)
+EngineLoop("model", engine, None, None, None, time.monotonic)
 engine.step([1])
 sitecustomize.HANG.touch()
 thread = threading.Thread(target=engine.step, args=([2],))

@@ -34,7 +34,7 @@ def request(picture: Any) -> InferRequest:
 
 
 async def rest() -> dict[str, Any]:
-    client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=20))
+    client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60))
     try:
         result = await client.infer(URL, request(base64.b64encode(PICTURE).decode()), "echo")
         outputs = {tensor.name: tensor.data for tensor in result.outputs}
@@ -51,7 +51,7 @@ async def rest() -> dict[str, Any]:
 
 
 async def grpc() -> dict[str, Any]:
-    async with InferenceGRPCClient(TARGET, timeout=20) as client:
+    async with InferenceGRPCClient(TARGET, timeout=60) as client:
         result = await client.infer(request(PICTURE))
         outputs = {tensor.name: tensor for tensor in result.outputs}
         return {

@@ -26,8 +26,8 @@ def ask(client: Any) -> dict[str, Any]:
         model_version="1",
         request_id="r1",
         parameters={"scale": 3.5, "steps": 4, "format": "png"},
-        timeout=20_000_000,
-        client_timeout=20.0,
+        timeout=60_000_000,
+        client_timeout=60.0,
     )
     response = result.get_response()
     return {

@@ -33,7 +33,7 @@ from predictors.protocol.v2.values import (
     Tensor,
     V2Request,
     V2Response,
-    same_rows,
+    count_rows,
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
@@ -98,7 +98,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
         parameters.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is missing", param="prompt")
-        count = same_rows(prompt=prompts, image=images, seed=seeds)
+        count = count_rows(prompt=prompts, image=images, seed=seeds)
         for i, image in enumerate(images or []):
             try:
                 decode_pixels(image, LIMITS).memory.close()
@@ -175,7 +175,7 @@ class TaskPredictor(EchoPredictor):
     def let_pass(self, seconds: float) -> None:
         """From now on it is so much later for whoever waits or runs."""
         self._ahead_s += seconds
-        self.host.wake()
+        self.host.jobs.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
         """Return once so many more requests were accepted."""
@@ -230,6 +230,13 @@ class Running:
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive(), "the server did not end"
         return self.exit_codes[0]
+
+    def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
+        loop = self.server._loop
+        assert loop is not None
+        idle = self.server.registry.wait_idle(PATIENCE_S)
+        assert asyncio.run_coroutine_threadsafe(idle, loop).result(PATIENCE_S)
 
     def client(self) -> httpx.Client:
         """A client with one keep-alive connection."""

@@ -172,7 +172,7 @@ def test_a_job_that_breaks_is_one_line_and_its_traceback_has_the_same_id(lines: 
         assert answer.status_code == 500
         (line,) = lines.wait(1)
         outcome(line, request_id=answer.headers["x-request-id"], reason="poisoned")
-        (broken,) = lines.wait(1, "serving.turns")
+        *_, broken = lines.wait(3, "serving.loop")  # after load and warmup
         assert broken["request_id"] == line["request_id"]
         assert "ValueError: broken" in broken["exception"]
 

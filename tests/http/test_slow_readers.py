@@ -72,13 +72,6 @@ def ask_only(running: Running, path: str, body: dict[str, Any]) -> socket.socket
     return sock
 
 
-def wait_idle(running: Running) -> None:
-    """Return once nothing is in flight; each look is a request."""
-    with running.client() as http:
-        while running.server.registry.in_flight:
-            assert http.get("/v2/health/live").status_code == 200
-
-
 def rest(sock: socket.socket) -> int:
     """How much still comes until the server ends the connection."""
     count = 0
@@ -93,7 +86,7 @@ def rest(sock: socket.socket) -> int:
 @pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
 def test_who_never_reads_gives_its_place_back(path: str, body: dict[str, Any]) -> None:
     with talkative(write_timeout_s=SOON_S) as running, ask_only(running, path, body) as sock:
-        wait_idle(running)
+        running.wait_idle()
         assert rest(sock) < len(PICTURE), "the answer was not cut off"
 
 

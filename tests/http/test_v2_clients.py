@@ -59,7 +59,7 @@ def test_tritonclient_http_in_every_mix_of_json_and_binary(
         outputs=wanted,
         request_id="r1",
         parameters={"scale": 3.5},
-        timeout=20_000_000,
+        timeout=60_000_000,
     )
     assert result.get_response()["id"] == "r1"
     assert [x if isinstance(x, str) else x.decode() for x in result.as_numpy("echo")] == ["a", "b"]

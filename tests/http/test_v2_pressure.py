@@ -64,16 +64,16 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body_is_counted_and_forgot
         labels = ("echo", "v2_rest", "infer", "cancelled")
         return metrics.requests_total.labels(*labels)._value.get()  # type: ignore[no-any-return]
 
-    with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
+    with held(ScriptedEngine(gated=False)) as (running, _):
         before = left()
-        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 100\r\n\r\n{"
+        head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 100\r\n"
         with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
-            sock.sendall(head.encode())
-            while running.server.registry.in_flight == 0:
-                http.get("/v2")  # until the head was read
-        while running.server.registry.in_flight != 0:
-            http.get("/v2")  # until the end was seen
-        http.get("/v2")  # and counted, which comes after
+            sock.settimeout(PATIENCE_S)
+            sock.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+            assert running.server.registry.in_flight == 1
+            sock.sendall(b"{")
+        running.wait_idle()
         assert left() == before + 1
         assert running.stop() == 0  # nothing is left that a drain would wait for
 
@@ -233,8 +233,7 @@ def test_a_deadline_in_the_middle_of_a_body_is_504_and_the_next_caller_is_served
             sock.sendall(f"{head}x-request-timeout-ms: 50\r\n\r\n{{".encode())
             assert sock.recv(4096).startswith(b"HTTP/1.1 504 ")
         assert http.post("/v2/models/echo/infer", json=infer_body()).status_code == 200
-        while running.server.registry.in_flight != 0:
-            http.get("/v2")  # until the end was seen
+        running.wait_idle()
 
 
 def test_rows_that_could_never_wait_are_refused_before_anything_is_made_for_each() -> None:

@@ -62,11 +62,11 @@ class Faults:
 
 def infest(faults: Faults) -> None:
     """Put the faults into both rooms."""
-    from predictors.chat.engine import QwenVLEngine
+    from predictors.chat.engine import ChatEngine
     from predictors.diffusion.engine import FluxEngine
     from predictors.diffusion.predictor import FluxPredictor
 
-    rooms: dict[str, Any] = {"flux": FluxEngine, "qwen-vl": QwenVLEngine}
+    rooms: dict[str, Any] = {"flux": FluxEngine, "qwen-vl": ChatEngine}
     for model, engine in rooms.items():
         _infest_engine(model, engine, faults)
     prepare = FluxPredictor.prepare

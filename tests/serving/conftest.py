@@ -34,7 +34,7 @@ def make_host() -> Iterator[MakeHost]:
         keywords = {} if clock is None else {"clock": clock}
         host = EngineHost(f"test-{next(_NUMBERS)}", engine, QueueSettings(**settings), **keywords)
         if isinstance(clock, ScriptedClock):
-            clock.listeners.append(host.wake)
+            clock.listeners.append(host.jobs.wake)
         made.append((host, engine))
         if start:
             host.start()

@@ -20,7 +20,7 @@ from predictors.errors import (
 )
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
-from tests.fakes import PATIENCE_S, ScriptedClock, ScriptedEngine, Task, answer, failure
+from tests.fakes import PATIENCE_S, ScriptedClock, ScriptedEngine, Task, answer, failure, wait_idle
 from tests.serving.conftest import MakeHost, busy, sample, submit
 
 
@@ -252,7 +252,7 @@ def test_a_job_whose_time_comes_between_queue_and_slot_does_not_start(make_host:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=2)
     host = make_host(engine, clock=clock, start=False)
-    host.prepare()
+    host.loop.prepare()
     first, second = submit(host, Task("first"), Task("second"), deadline=clock.now + 1)
     admit = engine.admit
 
@@ -264,8 +264,8 @@ def test_a_job_whose_time_comes_between_queue_and_slot_does_not_start(make_host:
 
     engine.admit = slow_admit  # type: ignore[method-assign,assignment]
     engine.open()
-    host.turn()
-    host.turn()
+    host.loop.run_once()
+    host.loop.run_once()
     assert ("admit", "second") not in engine.calls
     assert isinstance(failure(second), DeadlineExceeded)
     assert first.done
@@ -295,7 +295,7 @@ def test_a_job_that_leaves_while_it_is_being_seated_gives_the_slot_back(
 ) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, start=False)
-    host.prepare()
+    host.loop.prepare()
     leaving, staying = submit(host, *names("leaving", "staying"))
     admit = engine.admit
 
@@ -306,8 +306,8 @@ def test_a_job_that_leaves_while_it_is_being_seated_gives_the_slot_back(
 
     engine.admit = admit_and_lose  # type: ignore[method-assign,assignment]
     engine.open()
-    host.turn()
-    host.turn()
+    host.loop.run_once()
+    host.loop.run_once()
     assert isinstance(failure(leaving), Cancelled)
     assert answer(staying) == ["staying:1"]
     assert engine.steps == [("staying",)]
@@ -397,7 +397,7 @@ def test_times_and_outcomes_of_a_job_are_written_down(make_host: MakeHost) -> No
     engine.take_steps(2)
     assert answer(job) == ["a:1", "a:2"]
     assert (job.submitted_at, job.admitted_at, job.finished_at) == (50.0, 53.0, 57.0)
-    assert host.wait_idle(PATIENCE_S)  # it is counted after it is answered
+    wait_idle(host)  # it is counted after it is answered
     assert sample("predictors_jobs_total", host, reason="ok") == 2
     assert sample("predictors_engine_steps_total", host) == 3
     assert sample("predictors_step_duration_seconds_sum", host) == 7.0
@@ -416,7 +416,7 @@ def test_a_full_queue_says_when_to_come_back_by_the_recent_pace(make_host: MakeH
         clock.advance(5)
         engine.take_steps(1)
         answer(job)
-        assert host.wait_idle(PATIENCE_S)
+        wait_idle(host)
     busy(host, engine)
     for i in range(4):
         submit(host, Task(f"w{i}"))

@@ -43,10 +43,10 @@ def host_with(
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, clock=clock, start=False, capacity=2000)
-    host.prepare()
+    host.loop.prepare()
     for i in range(4 + waiting):
         submit(host, Task(f"t{i}", steps), deadline=clock.now + 600 - i % 7)
-    host.turn()
+    host.loop.run_once()
     return host, engine
 
 
@@ -61,7 +61,7 @@ def test_a_turn_makes_as_many_calls_however_many_wait(make_host: MakeHost, steps
     for waiting in LENGTHS:
         host, engine = host_with(make_host, waiting + (4 if steps == 1 else 0), steps)
         engine.calls.clear()
-        costs.append(calls_of(host.turn))
+        costs.append(calls_of(host.loop.run_once))
         assert len(engine.steps[0]) == 4
     assert costs[0] == costs[1] == costs[2]
 
@@ -80,7 +80,7 @@ def test_a_refusal_costs_the_same_however_many_wait(make_host: MakeHost) -> None
     for capacity in LENGTHS:
         engine = ScriptedEngine(slots=1)
         host = make_host(engine, start=False, capacity=capacity)
-        host.prepare()
+        host.loop.prepare()
         for i in range(capacity + 1):
             submit(host, Task(f"w{i}"))
         costs.append(calls_of(partial(refused, host)))

@@ -24,6 +24,7 @@ from tests.fakes import (
     Task,
     answer,
     failure,
+    wait_idle,
 )
 from tests.serving.conftest import MakeHost, busy, sample, submit
 
@@ -49,7 +50,7 @@ def test_one_poisonous_row_of_eight_fails_alone(make_host: MakeHost, culprit: in
             assert isinstance(error.__cause__, ValueError)
         else:
             assert answer(job) == job.work.chunks  # what it gets alone: no step twice, none missing
-    assert host.wait_idle(PATIENCE_S)  # who was answered is counted when the slot is free again
+    wait_idle(host)  # who was answered is counted when the slot is free again
     assert sample("predictors_jobs_total", host, reason="poisoned") == 1
     assert sample("predictors_jobs_total", host, reason="ok") == 7
     assert sample("predictors_batch_splits_total", host, reason="other") == 3
@@ -112,7 +113,7 @@ def test_a_step_that_does_not_fit_into_memory_is_halved_and_everybody_is_served(
     host = make_host(engine)
     jobs = submit(host, *eight())
     assert all(answer(job) == job.work.chunks for job in jobs)
-    assert host.wait_idle(PATIENCE_S)
+    wait_idle(host)
     splits = sample("predictors_batch_splits_total", host, reason="oom")
     assert splits > 0
     assert sample("predictors_batch_splits_total", host, reason="other") == 0
@@ -213,7 +214,8 @@ def test_a_lost_device_fails_everybody_and_ends_the_engine(make_host: MakeHost) 
     host = make_host(engine)
     told: list[EngineFailed] = []
     dead = threading.Event()
-    host.on_failed = lambda error: (told.append(error), dead.set())  # type: ignore[func-returns-value]
+    host.events.subscribe(on_failed=told.append)
+    host.events.subscribe(on_failed=lambda error: dead.set())
     running = busy(host, engine)
     waiting = [submit(host, Task(f"w{i}"))[0] for i in range(5)]
     engine.poison["long1"] = StickyDeviceError(SECRET)
@@ -249,7 +251,7 @@ def test_a_failing_eviction_ends_the_engine_because_nobody_knows_what_it_holds(
     [waiting] = submit(host, Task("waiting"))
     engine.allow()
     assert isinstance(failure(waiting), EngineFailed)
-    assert host.wait_for(State.FAILED, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.FAILED, timeout_s=PATIENCE_S)
 
 
 def test_an_owner_that_raises_when_told_does_not_hide_the_failure(make_host: MakeHost) -> None:
@@ -260,7 +262,7 @@ def test_an_owner_that_raises_when_told_does_not_hide_the_failure(make_host: Mak
     def on_failed(error: EngineFailed) -> None:
         raise RuntimeError("owner is confused")
 
-    host.on_failed = on_failed
+    host.events.subscribe(on_failed=on_failed)
     assert isinstance(failure(submit(host, Task("bad"))[0]), EngineFailed)
     host.stop()
     assert host.state is State.FAILED
@@ -275,7 +277,7 @@ def test_an_engine_that_raises_at_the_start_leaves_a_clean_message(
     engine.raise_in[verb] = FileNotFoundError(SECRET)
     told = threading.Event()
     host = make_host(engine, start=False)
-    host.on_failed = lambda error: told.set()
+    host.events.subscribe(on_failed=lambda error: told.set())
     host.start()
     with pytest.raises(EngineFailed, match=f"failed while {phase}") as failed:
         host.wait_ready(PATIENCE_S)
@@ -342,7 +344,7 @@ def test_an_engine_that_was_idle_for_long_is_not_stalled_by_its_next_job(
     [first] = submit(host, Task("first"))
     engine.take_steps(1)
     answer(first)
-    assert host.wait_idle(PATIENCE_S)
+    wait_idle(host)
     clock.advance(5000)
     assert host.is_alive  # nothing to do is no stall
     submit(host, Task("slow"))
@@ -372,7 +374,7 @@ def test_a_slow_start_is_not_a_stall(make_host: MakeHost) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(hold=["load"])
     host = make_host(engine, clock=clock, wait=False, stall_timeout_s=10.0)
-    assert host.wait_for(State.LOADING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.LOADING, timeout_s=PATIENCE_S)
     clock.advance(5000)
     assert host.is_alive
     assert not host.is_ready

@@ -10,7 +10,7 @@ import pytest
 from predictors.errors import Draining, NotReady, Overloaded
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import State, Warmth
-from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure
+from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure, wait_idle
 from tests.serving.conftest import MakeHost, busy, sample, submit
 
 
@@ -24,18 +24,18 @@ def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
     engine = ScriptedEngine(hold=["load", "warm"])
     host = make_host(engine, start=False)
     told = threading.Event()  # of a state after its series was set
-    host.on_state = lambda state: state is State.READY and told.set()
+    host.events.subscribe(on_state=lambda state: state is State.READY and told.set())
     assert (host.state, host.is_ready) == (State.NEW, False)
     with pytest.raises(NotReady, match="new"):
         submit(host, Task("a"))
     host.start()
-    assert host.wait_for(State.LOADING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.LOADING, timeout_s=PATIENCE_S)
     with pytest.raises(NotReady, match="loading"):
         submit(host, Task("a"))
     with pytest.raises(NotReady):
         host.wait_ready(0)
     engine.release("load")
-    assert host.wait_for(State.WARMING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.WARMING, timeout_s=PATIENCE_S)
     with pytest.raises(NotReady, match="warming up"):
         host.check_accepting(1)
     assert not host.is_ready
@@ -61,8 +61,7 @@ def test_starting_twice_loads_once(make_host: MakeHost) -> None:
 def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
     seen: list[Warmth] = []
     host = make_host(ScriptedEngine(warm_shapes=["256x256", "512x512"]), start=False)
-    host.on_progress = seen.append
-    assert host.progress == Warmth()
+    host.events.subscribe(on_progress=seen.append)
     host.start()
     host.wait_ready(PATIENCE_S)
     assert seen == [
@@ -71,7 +70,6 @@ def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
         Warmth("warmup", "256x256", 1, 2),
         Warmth("warmup", "512x512", 2, 2),
     ]
-    assert host.progress == seen[-1]
 
 
 def test_who_wants_to_know_that_all_is_warm_is_told_before_anybody_is_served(
@@ -80,7 +78,7 @@ def test_who_wants_to_know_that_all_is_warm_is_told_before_anybody_is_served(
     seen: list[State] = []
     engine = ScriptedEngine()
     host = make_host(engine, start=False)
-    host.on_warm = lambda: seen.append(host.state)
+    host.events.subscribe(on_warm=lambda: seen.append(host.state))
     host.start()
     host.wait_ready(PATIENCE_S)
     assert seen == [State.WARMING]
@@ -92,7 +90,7 @@ def test_a_listener_that_raises_does_not_stop_the_start(make_host: MakeHost) -> 
     def on_progress(progress: Warmth) -> None:
         raise OSError("the terminal is gone")
 
-    host.on_progress = on_progress
+    host.events.subscribe(on_progress=on_progress)
     host.start()
     host.wait_ready(PATIENCE_S)
 
@@ -103,7 +101,7 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_is_new(make_host: M
     jobs = busy(host, engine, steps=3)
     jobs += [submit(host, Task(f"w{i}", steps=2))[0] for i in range(7)]
     draining = in_background(host.drain, PATIENCE_S)
-    assert host.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
     assert not host.is_ready
     assert host.is_alive
     with pytest.raises(Draining):
@@ -140,7 +138,7 @@ def test_a_second_drain_with_less_time_cuts_the_first_short(make_host: MakeHost)
     host = make_host(engine)
     [running] = busy(host, engine)
     first = in_background(host.drain, PATIENCE_S)
-    assert host.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.DRAINING, timeout_s=PATIENCE_S)
     host.drain(0)
     assert isinstance(failure(running), Draining)
     first.join(PATIENCE_S)  # though the engine is still inside its step
@@ -182,16 +180,16 @@ def test_nobody_slips_in_between_the_last_answer_and_the_end(make_host: MakeHost
         worker.join(PATIENCE_S)
     assert unanswered == []
     assert len(refused) == 4
-    assert host.wait_idle(PATIENCE_S)
+    wait_idle(host)
     assert sample("predictors_jobs_total", host, reason="ok") == len(accepted)
 
 
 def test_stopping_during_the_load_never_becomes_ready(make_host: MakeHost) -> None:
     engine = ScriptedEngine(hold=["load"])
     host = make_host(engine, wait=False)
-    assert host.wait_for(State.LOADING, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.LOADING, timeout_s=PATIENCE_S)
     stopping = in_background(host.stop)
-    assert host.wait_for(State.DRAINING, State.STOPPED, timeout_s=PATIENCE_S)
+    assert host.lifecycle.wait_for(State.DRAINING, State.STOPPED, timeout_s=PATIENCE_S)
     with pytest.raises(Draining):
         host.wait_ready(PATIENCE_S)
     engine.release("load")
@@ -304,9 +302,9 @@ def test_every_verb_but_validate_runs_on_one_thread(make_host: MakeHost) -> None
 def test_a_host_without_threads_can_be_turned_by_hand(make_host: MakeHost) -> None:
     engine = ScriptedEngine(gated=False)
     host = make_host(engine, start=False)
-    host.prepare()
+    host.loop.prepare()
     [job] = submit(host, Task("a", steps=2))
-    assert [host.turn(), host.turn(), host.turn()] == [True, True, False]
+    assert [host.loop.run_once(), host.loop.run_once(), host.loop.run_once()] == [True, True, False]
     assert answer(job) == ["a:1", "a:2"]
     host.stop()
     assert engine.calls[-1] == ("close",)

@@ -37,13 +37,14 @@ from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
 from predictors.settings import QueueSettings
 from tests.fakes import (
-    PATIENCE_S,
     EchoEngine,
     OutOfMemoryError,
     ScriptedClock,
     ScriptedEngine,
     Task,
     answer,
+    unread,
+    wait_idle,
 )
 from tests.serving.conftest import MakeHost, sample, submit
 
@@ -102,7 +103,7 @@ class Serving(RuleBasedStateMachine):
             QueueSettings(capacity=capacity, skip_window=window, skip_max_wait_s=4.0),
             clock=self.clock,
         )
-        self.host.prepare()
+        self.host.loop.prepare()
         self.names = count()
         self.left: set[TaskJob] = set()
         self.turned_away: set[str] = set()
@@ -139,7 +140,7 @@ class Serving(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        self.host.turn()
+        self.host.loop.run_once()
 
     @rule(seconds=st.sampled_from([0.5, 1, 3]))
     def pass_time(self, seconds: float) -> None:
@@ -196,7 +197,7 @@ class Serving(RuleBasedStateMachine):
         name = job.work.name
         match error:
             case None:
-                assert list(job._chunks) == job.work.chunks
+                assert unread(job) == job.work.chunks
                 assert name not in self.engine.poison
             case StepFailed():
                 assert name in self.engine.poison or name in self.turned_away
@@ -218,7 +219,7 @@ class Serving(RuleBasedStateMachine):
         self.engine.refuse.clear()
         work = sum(job.work.steps for job in self.open_jobs())
         for _ in range(work + 2):
-            self.host.turn()
+            self.host.loop.run_once()
         assert self.open_jobs() == []
         self.nobody_is_lost_or_answered_twice()
         assert self.engine.active == []
@@ -271,7 +272,7 @@ def test_real_threads_in_any_order_lose_nobody(make_host: MakeHost) -> None:
     for thread in clients:
         thread.join(60)
     assert not any(thread.is_alive() for thread in clients)
-    assert host.wait_idle(PATIENCE_S)
+    wait_idle(host)
     assert host.state is State.READY
     assert engine.active == []
     for reason in ("ok", "cancelled", "deadline"):
@@ -285,13 +286,13 @@ def test_an_answered_job_is_forgotten_long_before_its_deadline(make_host: MakeHo
     """A deadline in ten minutes must not keep ten minutes of traffic in memory."""
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, start=False)
-    host.prepare()
+    host.loop.prepare()
     refs = []
     for i in range(500):
         [job] = submit(host, Task(f"t{i}"), deadline=time.monotonic() + 600)
-        host.turn()
+        host.loop.run_once()
         refs.append(weakref.ref(job))
     del job
     gc.collect()
     assert [ref for ref in refs if ref() is not None] == []
-    assert len(host._roster._deadlines) < 100
+    assert len(host.jobs._deadlines) < 100

@@ -1,5 +1,15 @@
 {{/* What a model says laid over the defaults. Sprig's mergeOverwrite can't turn true into false, hence this. */}}
 
+{{/* Versions of each model format, as JSON: flux 1 is FLUX.1; qwen-vl 2.5 is Qwen2.5-VL, 3 is Qwen3-VL. The first is a model's own unless it says another. */}}
+{{- define "predictors.versions" -}}
+{{ toJson (dict "flux" (list "1") "qwen-vl" (list "2.5" "3")) }}
+{{- end }}
+
+{{/* The version that a model's InferenceService names. */}}
+{{- define "predictors.version" -}}
+{{ default (first (get (include "predictors.versions" . | fromJson) .format)) .formatVersion }}
+{{- end }}
+
 {{/* Lays the second map over the first, in place; null takes a key away: (list base over) */}}
 {{- define "predictors.overlay" -}}
 {{- $base := first . -}}

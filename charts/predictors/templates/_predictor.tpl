@@ -62,7 +62,7 @@ model:
 {{- $root := index . 0 -}}{{- $model := index . 2 -}}{{- $image := index . 3 -}}
 modelFormat:
   name: {{ $model.format }}
-  version: {{ get (dict "flux" "1" "qwen-vl" "2.5") $model.format | quote }}
+  version: {{ include "predictors.version" $model | quote }}
 runtime: {{ include "predictors.of" (list $root $model.format) }}
 protocolVersion: v2
 storageUri: {{ $model.storage.uri }}

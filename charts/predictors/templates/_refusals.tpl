@@ -19,6 +19,10 @@
 {{- if not $m.format -}}
 {{- fail (printf "%s.format is needed: flux or qwen-vl" $at) -}}
 {{- end -}}
+{{- $versions := get (include "predictors.versions" $m | fromJson) $m.format -}}
+{{- if and $m.formatVersion (not (has $m.formatVersion $versions)) -}}
+{{- fail (printf "%s.formatVersion is %q: %s has %s" $at $m.formatVersion $m.format (join " and " $versions)) -}}
+{{- end -}}
 {{- if not $m.storage.uri -}}
 {{- fail (printf "%s.storage.uri is needed: pvc://claim/path, hf://organisation/model or oci://registry/image" $at) -}}
 {{- end -}}

@@ -1,5 +1,4 @@
-"""Triton kernels for attention over KV pages: a decode step's and a prompt's. Knows pointers, sizes
-and strides only.
+"""Triton kernels for attention over KV pages: one for a decode step, two for a prompt pass.
 
 Lengths, slots and page tables are read on the device, so one captured form serves any traffic. All
 query heads of one key head share a program, which is what makes grouped queries cheap: eight heads
@@ -25,6 +24,18 @@ def _turned(low, high, cos, sin):
 
 
 @triton.jit
+def _normed(low, high, weight, half, EPS: tl.constexpr, HALF: tl.constexpr):
+    """The two halves of heads (heads, HALF) over their root mean square, times weight (2 HALF,);
+    float32."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    squares = tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)
+    root = tl.rsqrt(squares / (2 * HALF) + EPS)[:, None]
+    low *= root * tl.load(weight + half).to(tl.float32)[None, :]
+    high *= root * tl.load(weight + HALF + half).to(tl.float32)[None, :]
+    return low, high
+
+
+@triton.jit
 def _rows_of_pages(tables, positions, inside, PAGE: tl.constexpr):
     """Where a sequence's tokens lie, counted in tokens from the cache's start."""
     page = tl.load(tables + positions // PAGE, inside, other=0)
@@ -36,13 +47,18 @@ def _new_token(
     qkv,
     cos,
     sin,
+    q_norm,
+    k_norm,
     angle,
     group,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
 ):
-    """A row's queries of one group (16, DIM / 2) twice and its key twice, turned, and its value."""
+    """A row's queries of one group, two halves (16, DIM / 2), and its key, two halves (DIM / 2,),
+    normed and rotated; and its value (DIM,)."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     HALF: tl.constexpr = DIM // 2
     half = tl.arange(0, HALF)
@@ -52,9 +68,17 @@ def _new_token(
     real = (heads < GROUP)[:, None]
     q_low, q_high = tl.load(q, real, other=0.0), tl.load(q + HALF, real, other=0.0)
     dtype = q_low.dtype
-    q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
     k = qkv + (HEADS + group) * DIM
-    low, high = _turned(tl.load(k + half), tl.load(k + HALF + half), c, s)
+    low, high = tl.load(k + half), tl.load(k + HALF + half)
+    if HAS_NORM:
+        q_low, q_high = _normed(q_low, q_high, q_norm, half, EPS, HALF)
+        low, high = low.to(tl.float32), high.to(tl.float32)
+        squares = tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0)
+        root = tl.rsqrt(squares / DIM + EPS)
+        low *= root * tl.load(k_norm + half).to(tl.float32)
+        high *= root * tl.load(k_norm + HALF + half).to(tl.float32)
+    q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
+    low, high = _turned(low, high, c, s)
     value = tl.load(qkv + (HEADS + KV_HEADS + group) * DIM + tl.arange(0, DIM))
     return q_low.to(dtype), q_high.to(dtype), low.to(dtype), high.to(dtype), value
 
@@ -165,6 +189,8 @@ def decode_attention_kernel(
     partial,
     weights,
     arrivals,
+    q_norm,
+    k_norm,
     to_values,
     table_stride,
     SCALE: tl.constexpr,
@@ -174,15 +200,18 @@ def decode_attention_kernel(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     IS_CHAINED: tl.constexpr,
 ):
-    """One new token per row: turn q and k, write k and v to their place, attend to all before.
+    """One new token per row: norm and rotate q and k, store k and v, attend to all keys so far.
 
     qkv (rows, (HEADS + 2 KV_HEADS) DIM); cos, sin (any, DIM) float32 are looked up at positions
-    (rows,); cache (2, tokens, KV_HEADS, DIM) with values `to_values` further; lengths (rows,): keys
-    before the new one. A sequence's keys are cut in at most SPLITS parts; the last to come joins.
-    partial (rows, KV_HEADS, SPLITS, 16, DIM), weights (rows, KV_HEADS, SPLITS, 2, 16) float32 are
-    scratch, arrivals (rows, KV_HEADS) int32 zeros that are zeros again afterwards.
+    (rows,); q_norm, k_norm (DIM,) are read if HAS_NORM; cache (2, tokens, KV_HEADS, DIM) with
+    values `to_values` further; lengths (rows,): keys before the new one. A sequence's keys are cut
+    in at most SPLITS parts; the program that finishes last joins them. Scratch are partial (rows,
+    KV_HEADS, SPLITS, 16, DIM) and weights (rows, KV_HEADS, SPLITS, 2, 16) float32; arrivals (rows,
+    KV_HEADS) int32 are zero before and after.
     """
     _begin(IS_CHAINED)
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -198,7 +227,7 @@ def decode_attention_kernel(
         _until_written(IS_CHAINED)
         mine = qkv + row.to(tl.int64) * (HEADS + 2 * KV_HEADS) * DIM
         q_low, q_high, low, high, value = _new_token(
-            mine, cos, sin, angle, group, HEADS, KV_HEADS, DIM
+            mine, cos, sin, q_norm, k_norm, angle, group, HEADS, KV_HEADS, DIM, EPS, HAS_NORM
         )
         if end == total:
             place = _rows_of_pages(table, length, True, PAGE) * KV_HEADS + group
@@ -229,13 +258,17 @@ def turn_kernel(
     sin,
     cache,
     places,
+    q_norm,
+    k_norm,
     to_values,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """A prompt's rows: turn q in place, turn k into its page, copy v into its page."""
+    """A prompt's rows: norm and rotate q in place, k into its page, copy v into its page."""
     HALF: tl.constexpr = DIM // 2
     row = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF)
@@ -246,8 +279,12 @@ def turn_kernel(
     turned = (heads < HEADS + KV_HEADS)[:, None]
     low, high = tl.load(mine, turned, other=0.0), tl.load(mine + HALF, turned, other=0.0)
     dtype = low.dtype
-    low, high = _turned(low, high, c, s)
     is_query = (heads < HEADS)[:, None]
+    if HAS_NORM:
+        q_low, q_high = _normed(low, high, q_norm, half, EPS, HALF)
+        k_low, k_high = _normed(low, high, k_norm, half, EPS, HALF)
+        low, high = tl.where(is_query, q_low, k_low), tl.where(is_query, q_high, k_high)
+    low, high = _turned(low, high, c, s)
     tl.store(mine, low.to(dtype), is_query)
     tl.store(mine + HALF, high.to(dtype), is_query)
     place = cache + tl.load(places + row) * KV_HEADS * DIM

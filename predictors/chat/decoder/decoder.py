@@ -1,9 +1,9 @@
-"""Qwen2.5-VL's text decoder over packed tokens and KV pages. Knows no request, no sampling and no
-file.
+"""A decoder-only transformer over packed tokens and KV pages, with grouped-query attention, M-RoPE
+and a gated MLP.
 
-One forward serves both uses: a decode step (one row per sequence) and a prefill pass (many rows of
-one or more prompts); only shapes and `Operations` differ. Rows never mix except inside attention,
-which keeps to a sequence's own pages.
+One forward serves both uses: a decode step (one row per sequence) and a prompt pass (many rows of
+one or more prompts); only shapes and `Operations` differ. Rows mix inside attention only, which
+reads a sequence's own pages.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
-from predictors.chat.decoder.operations import Angles, Operations
+from predictors.chat.decoder.operations import Angles, HeadNorms, Operations
 from predictors.chat.decoder.rotary import text_table
 
 
 @dataclass(frozen=True, slots=True)
-class TextShape:
-    """Sizes of a decoder; `rope_sections` are frequencies per axis (time, height, width)."""
+class DecoderShape:
+    """Sizes and options of a decoder, as a checkpoint's config gives them."""
 
     vocab: int
     hidden: int
@@ -29,33 +29,48 @@ class TextShape:
     layers: int
     heads: int
     kv_heads: int
+    head_dim: int
     eps: float
-    rope_sections: tuple[int, ...]
+    frequencies: tuple[float, ...]
+    """Rotary frequencies, head_dim / 2 of them, each a float32."""
+    axes: tuple[int, ...]
+    """The axis of each frequency: 0 time, 1 height, 2 width."""
     rope_scale: float
+    """Multiplies cos and sin: 1 unless the context is stretched, as YaRN does."""
     tied: bool
+    """The embedding is the head, too."""
     max_positions: int
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.hidden // self.heads
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    """Each head of q and k goes through an RMS norm before it is rotated."""
+    deepstack: int = 0
+    """The first layers that add features of pictures to their output (arXiv 2406.04334)."""
 
 
 class Attention(nn.Module):
     """The weights of grouped-query attention, with q, k and v in one matmul."""
 
-    def __init__(self, shape: TextShape) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.widths = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
         self.head_dim = shape.head_dim
-        self.qkv = nn.Linear(shape.hidden, sum(self.widths), bias=True)
+        self.qkv = nn.Linear(shape.hidden, sum(self.widths), bias=shape.qkv_bias)
         self.out = nn.Linear(self.widths[0], shape.hidden, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, shape.eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.eps) if shape.qk_norm else None
+
+    @property
+    def head_norms(self) -> HeadNorms | None:
+        """Norms of q's and k's heads; None in models without them."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return HeadNorms(self.q_norm, self.k_norm)
 
 
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and added to the stream."""
 
-    def __init__(self, shape: TextShape) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.norm1 = RMSNorm(shape.hidden, shape.eps)
         self.attention = Attention(shape)
@@ -63,22 +78,23 @@ class Block(nn.Module):
         self.mlp = GatedMLP(shape.hidden, shape.mlp, bias=False)
 
     def forward(self, x: Tensor, angles: Angles, cache: Tensor, ops: Operations) -> Tensor:
-        qkv = ops.normed_linear(x, self.norm1, self.attention.qkv)
-        mixed = ops.attend(qkv, angles, cache, self.attention.head_dim)
-        x = ops.added_linear(x, mixed, self.attention.out)
+        attention = self.attention
+        qkv = ops.normed_linear(x, self.norm1, attention.qkv)
+        mixed = ops.attend(qkv, angles, cache, attention.head_dim, attention.head_norms)
+        x = ops.added_linear(x, mixed, attention.out)
         wide = ops.gated_linear(x, self.norm2, self.mlp.gate_up)
         return ops.added_linear(x, wide, self.mlp.down)
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, norm and head. `frequencies` (head_dim/2,) fp32 and `axes` (head_dim/2,)
-    int64.
+    """Embedding, blocks, norm and head. `frequencies` (head_dim / 2,) fp32 and `axes`
+    (head_dim / 2,) int64 are those of the shape.
     """
 
     frequencies: Tensor
     axes: Tensor
 
-    def __init__(self, shape: TextShape) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocab, shape.hidden)
@@ -87,24 +103,32 @@ class Decoder(nn.Module):
         self.head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
-        half = shape.head_dim // 2
-        self.register_buffer("frequencies", torch.zeros(half), persistent=False)
-        self.register_buffer("axes", torch.zeros(half, dtype=torch.int64), persistent=False)
+        self.register_buffer("frequencies", torch.tensor(shape.frequencies), persistent=False)
+        self.register_buffer("axes", torch.tensor(shape.axes), persistent=False)
 
     def angles(self, positions: Tensor) -> Angles:
         """Rotary tables for `positions` (3, rows) int64."""
         return Angles(*text_table(positions, self.frequencies, self.axes, self.shape.rope_scale))
 
     def forward(
-        self, x: Tensor, angles: Angles, caches: Sequence[Tensor], ops: Operations
+        self,
+        x: Tensor,
+        angles: Angles,
+        caches: Sequence[Tensor],
+        ops: Operations,
+        deepstack: Tensor | None = None,
     ) -> Tensor:
         """The stream (rows, hidden) after all blocks, for embeddings `x` (rows, hidden).
 
         `caches` are one per layer and are written in place, so running the same step twice gives
-        the same result: it overwrites what it wrote.
+        the same result: it overwrites what it wrote. Level i of `deepstack` (levels, rows, hidden)
+        is added after layer i; it is zero for rows that are no picture's.
         """
-        for block, cache in zip(self.blocks, caches, strict=True):
+        added = () if deepstack is None else deepstack.unbind()
+        for i, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             x = block(x, angles, cache, ops)
+            if i < len(added):
+                x = x + added[i]
         return x
 
     def logits(self, stream: Tensor, ops: Operations) -> Tensor:

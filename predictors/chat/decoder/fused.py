@@ -26,7 +26,7 @@ from predictors.chat.decoder.fused_linears import (
     is_chained,
     power_of_two,
 )
-from predictors.chat.decoder.operations import Angles
+from predictors.chat.decoder.operations import Angles, HeadNorms
 from predictors.chat.decoder.paged import TILE
 
 PROMPT_BLOCK = 64
@@ -78,8 +78,10 @@ class _Decode:
         self._standing = standing
         self._scratch = scratch
 
-    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
-        """See `Operations`; `angles` are of all positions."""
+    def attend(
+        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+    ) -> Tensor:
+        """`angles` are of all positions."""
         at, scratch, kv_heads = self._standing, self._scratch, cache.shape[-2]
         rows, heads = len(qkv), qkv.shape[-1] // head_dim - 2 * kv_heads
         out = qkv.new_empty(rows, heads * head_dim)
@@ -96,6 +98,7 @@ class _Decode:
             scratch.partial,
             scratch.weights,
             scratch.arrivals,
+            *_norm_weights(norms, qkv),
             cache.stride(0),
             at.tables.stride(0),
             SCALE=head_dim**-0.5,
@@ -105,6 +108,8 @@ class _Decode:
             PAGE=cache.shape[2],
             BLOCK=_keys_at_once(rows),
             SPLITS=splits,
+            EPS=0.0 if norms is None else norms.query.eps,
+            HAS_NORM=norms is not None,
             IS_CHAINED=is_chained(),
             num_warps=4,
             **chained(),
@@ -139,8 +144,10 @@ class FusedPrompt(Rows):
     def __init__(self, tiles: Tiles) -> None:
         self._tiles = tiles
 
-    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
-        """See `Operations`; overwrites qkv."""
+    def attend(
+        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+    ) -> Tensor:
+        """Overwrites qkv."""
         tiles, kv_heads = self._tiles, cache.shape[-2]
         heads = qkv.shape[-1] // head_dim - 2 * kv_heads
         sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": head_dim}
@@ -149,8 +156,11 @@ class FusedPrompt(Rows):
             *angles,
             cache,
             tiles.places,
+            *_norm_weights(norms, qkv),
             cache.stride(0),
             **sizes,
+            EPS=0.0 if norms is None else norms.query.eps,
+            HAS_NORM=norms is not None,
             BLOCK_HEADS=power_of_two(heads + kv_heads),
             num_warps=4,
         )
@@ -175,3 +185,7 @@ class FusedPrompt(Rows):
             num_stages=2,
         )
         return out
+
+
+def _norm_weights(norms: HeadNorms | None, unused: Tensor) -> tuple[Tensor, Tensor]:
+    return (unused, unused) if norms is None else (norms.query.weight, norms.key.weight)

@@ -29,7 +29,10 @@ class Rows:
         """See `Operations`."""
         if isinstance(layer, Fp8Linear):
             return _scaled(_narrow(x, norm), layer, len(x))
-        return torch.addmm(layer.bias, _normed(x, norm), layer.weight.t())
+        bias: Tensor | None = layer.bias
+        if bias is None:
+            return torch.mm(_normed(x, norm), layer.weight.t())
+        return torch.addmm(bias, _normed(x, norm), layer.weight.t())
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """See `Operations`; overwrites the stream."""

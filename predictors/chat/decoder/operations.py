@@ -1,7 +1,8 @@
-"""What a decoder block is made of, and that in plain torch: any device, any dtype, exact.
+"""The five operations of a decoder block (`Operations`), and their plain torch form: any device,
+any dtype, exact.
 
-A block asks for five things (`Operations`), so that one text of the model serves the CPU, a prompt
-and a decode step on a GPU. Knows no block, no request and no file.
+The kernels in `fused` are the other form, so one definition of the model serves the CPU, a prompt
+pass and a decode step on a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ class Angles(NamedTuple):
     sin: Tensor
 
 
-class Where(NamedTuple):
+class HeadNorms(NamedTuple):
+    """Norms over head_dim, of each head of q and of each head of k, before they are rotated."""
+
+    query: RMSNorm
+    key: RMSNorm
+
+
+class CachePlaces(NamedTuple):
     """Each sequence's place in the cache, see `paged_attention`."""
 
     places: Tensor
@@ -45,9 +53,13 @@ class Operations(Protocol):
         """layer(norm(x))."""
         ...
 
-    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
-        """The joined heads (rows, heads * head_dim) of qkv (rows, heads + 2 kv_heads), turned and
-        written into `cache` (2, pages, page_tokens, kv_heads, head_dim). May overwrite qkv."""
+    def attend(
+        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+    ) -> Tensor:
+        """The joined heads (rows, heads * head_dim) of qkv (rows, (heads + 2 kv_heads) * head_dim).
+
+        q and k go through `norms` and are rotated; k and v are written into `cache` (2, pages,
+        page_tokens, kv_heads, head_dim). May overwrite qkv."""
         ...
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
@@ -63,39 +75,38 @@ class Operations(Protocol):
         ...
 
 
-class Plain:
+class PlainOperations:
     """torch's own operations, in the order transformers has them. An fp8 layer quantises each row
-    of what it is given, and multiplies in float32."""
+    of its input, and multiplies in float32."""
 
-    def __init__(self, where: Where) -> None:
-        self._where = where
+    def __init__(self, places: CachePlaces) -> None:
+        self._places = places
 
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        """See `Operations`."""
         return _linear(norm(x), layer)
 
-    def attend(self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int) -> Tensor:
-        """See `Operations`; overwrites nothing but the cache."""
+    def attend(
+        self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
+    ) -> Tensor:
         kv = cache.shape[-2] * head_dim
         parts = qkv.split([qkv.shape[-1] - 2 * kv, kv, kv], dim=-1)
         q, k, v = (part.unflatten(-1, (-1, head_dim)) for part in parts)  # (rows, heads, head_dim)
+        if norms is not None:
+            q, k = norms.query(q), norms.key(k)
         q, k = rotate(q, *angles), rotate(k, *angles)
-        mixed: Tensor = paged_attention(q, k, v, cache, *self._where).flatten(1)
+        mixed: Tensor = paged_attention(q, k, v, cache, *self._places).flatten(1)
         return mixed
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
-        """See `Operations`."""
         assert isinstance(x, Tensor)
         return stream + _linear(x, layer)
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
-        """See `Operations`."""
         gate, up = _linear(norm(x), layer).chunk(2, dim=-1)
         out: Tensor = F.silu(gate) * up
         return out
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        """See `Operations`."""
         out: Tensor = head(norm(x)).to(torch.float32)
         return out
 

@@ -19,12 +19,18 @@ def inverse_frequencies(dim: int, theta: float) -> Tensor:
     return 1.0 / theta**exponents
 
 
-def axis_of_frequency(sections: tuple[int, ...]) -> Tensor:
-    """Which axis (0 time, 1 height, 2 width) each frequency follows, shape (sum of sections,),
-    int64.
-    """
-    axes = [axis % 3 for axis, size in enumerate(sections) for _ in range(size)]
-    return torch.tensor(axes, dtype=torch.int64)
+def axes_in_blocks(sections: Sequence[int]) -> tuple[int, ...]:
+    """The axis (0 time, 1 height, 2 width) of each frequency: blocks of `sections` frequencies, one
+    axis after the other."""
+    return tuple(axis % 3 for axis, size in enumerate(sections) for _ in range(size))
+
+
+def axes_interleaved(sections: Sequence[int]) -> tuple[int, ...]:
+    """The same with the axes in turn: time, height, width, time, ... as long as an axis has
+    frequencies left of its `sections`, and time after that."""
+    ends = {axis: 3 * sections[axis] for axis in (1, 2)}
+    axes = (i % 3 for i in range(sum(sections)))
+    return tuple(axis if i < ends.get(axis, 0) else 0 for i, axis in enumerate(axes))
 
 
 def text_table(

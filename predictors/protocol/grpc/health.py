@@ -1,7 +1,8 @@
-"""`grpc.health.v1` for Kubernetes' gRPC probes and client-side load balancing. Knows the registry.
+"""`grpc.health.v1` for Kubernetes' gRPC probes and client-side load balancing.
 
-The service name "" and the inference service are the whole server; each model has its own name, so
-that a probe can wait for one of several. NOT_SERVING until warm, and while draining.
+The service names "" and the inference service stand for the whole server. Each model has its own
+name, so that a probe can wait for one of several. The status is NOT_SERVING until warm and while
+draining.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from predictors.protocol.grpc.methods import (
     RawMessage,
     abort,
     add_service,
-    answered,
-    call_of,
-    name_call,
     parse_small,
+    run_cheap_method,
+    set_request_id,
+    start_call,
 )
 from predictors.protocol.registry import Registry
 
-WATCH_S = 1.0  # how often a watched state is looked at: engines get ready on threads of their own
+WATCH_S = 1.0  # polling interval of watched states, which change on engine threads
 
 SERVICE = "grpc.health.v1.Health"
 
@@ -35,31 +36,31 @@ _Status = health_pb2.HealthCheckResponse
 
 
 def add_health(server: grpc.aio.Server, registry: Registry, overall: str) -> None:
-    """Serve `grpc.health.v1.Health`; `overall` is one more name for the whole server."""
-    health = Health(registry, frozenset({"", overall}))
+    """Serve `grpc.health.v1.Health`. `overall` is one more name for the whole server."""
+    health = HealthMethods(registry, frozenset({"", overall}))
     add_service(server, SERVICE, {"Check": health.check}, {"Watch": health.watch})
 
 
-class Health:
-    """Check and Watch. Event loop only."""
+class HealthMethods:
+    """Methods of the health service. Event loop only."""
 
     def __init__(self, registry: Registry, overall: frozenset[str]) -> None:
         self._registry = registry
         self._overall = overall
 
     async def check(self, message: RawMessage, context: Any) -> Any:
-        """The state now; NOT_FOUND for a name that is neither the server nor a model."""
-        return await answered(self._check(message), context)
+        """The current status. NOT_FOUND for a name that is neither the server nor a model."""
+        return await run_cheap_method(self._check(message), context)
 
     async def watch(self, message: RawMessage, context: Any) -> AsyncIterator[Any]:
-        """The state now and whenever it has changed; SERVICE_UNKNOWN for an unknown name."""
-        call = call_of(context)
+        """The current status, and each change. SERVICE_UNKNOWN for an unknown name."""
+        call = start_call(context)
         try:
             service = _service(message)
         except ServingError as error:
             await abort(context, fault_of(error), call)
             return
-        name_call(context, call)
+        set_request_id(context, call)
         last: int | None = None
         while True:
             status = await self._status(service)
@@ -85,5 +86,5 @@ class Health:
 
 
 def _service(message: RawMessage) -> str:
-    """The name that a request asks for; raises `InvalidRequest`."""
+    """The service name of a request. Raises `InvalidRequest`."""
     return str(parse_small(_Request, message).service)

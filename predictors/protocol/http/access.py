@@ -1,11 +1,11 @@
-"""Which web pages may call over HTTP, and by which names: a server without passwords is protected
-from web pages that somebody visits on the same machine. Probes and metrics are exempt.
+"""Protects a server without passwords from web pages that a user visits, by the `Origin` and `Host`
+headers.
 
-A browser says which page asks in `Origin`, and whose server it believes to be asking in `Host`. A
-page of another origin is refused whatever it sends. A name that does not belong to this machine is
-how a page gets its own origin to point here (DNS rebinding): it is refused where this server
-listens on loopback only, and elsewhere once the operator has named the right ones. Probes and
-`/metrics` answer everybody: kubelet and Prometheus ask by address, and nothing there is secret.
+A browser names the page that makes a request in `Origin`, and a page of another origin is always
+refused. DNS rebinding lets a page point its own origin here, so a `Host` that does not belong to
+this machine is refused too: always on loopback, elsewhere once the operator has listed the allowed
+names. Probes and `/metrics` are exempt, since kubelet and Prometheus ask by address and nothing
+there is secret.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0
 _ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
 _PATTERN = re.compile(r"(?:\*\.)?[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _PORTS = {"http": 80, "https": 443}
-_MAX_KNOWN = 64  # spellings of `Host` that were found right and are not looked at again
+_MAX_KNOWN = 64  # cached spellings of `Host` that are allowed
 
 FOREIGN = "pages of another origin may not call this server"
 UNKNOWN_HOST = (
@@ -34,8 +34,10 @@ UNKNOWN_HOST = (
 
 
 class AccessPolicy:
-    """The rule of one port, which binds `address`. `allowed` are the setting's names; without
-    `pages` no page may ask, not even one of the same origin. Event loop only.
+    """The policy of one port, bound to `address`. Event loop only.
+
+    `allowed` is the setting with allowed host names. With `pages=False` no web page may call, not
+    even one of the same origin.
     """
 
     def __init__(self, address: str, allowed: str = "", *, pages: bool = True) -> None:
@@ -43,17 +45,19 @@ class AccessPolicy:
         self._allowed = _read(allowed)
         is_checked = bool(self._allowed) or _is_loopback(_name(address.strip("[]")))
         self._checks_host = is_checked and "*" not in self._allowed
-        self._known = {""}  # HTTP/1.0 has no Host, and a browser always one
+        self._known = {""}  # HTTP/1.0 needs no Host; a browser always sends one
 
     def refusal(
         self, headers: Mapping[str, str], raw: Sequence[tuple[bytes, bytes]], path: str
     ) -> Forbidden | None:
-        """The error to refuse the request with, or None. `raw`: the same headers, none merged."""
+        """Return the error to refuse the request with, or None. `raw` holds the same headers,
+        unmerged.
+        """
         has_origin, host = "origin" in headers, headers.get("host", "")
         is_known = not self._checks_host or host in self._known
         if (is_known and not has_origin) or _OPEN.fullmatch(path):
             return None
-        if not is_known and not self._knows(host):
+        if not is_known and not self._is_allowed_host(host):
             return Misdirected(UNKNOWN_HOST)
         if has_origin:
             origins = [value for name, value in raw if name == b"origin"]
@@ -61,16 +65,16 @@ class AccessPolicy:
                 return Forbidden(FOREIGN)
         return None
 
-    def _knows(self, host: str) -> bool:
+    def _is_allowed_host(self, host: str) -> bool:
         found = _AUTHORITY.fullmatch(host)
-        if found is None or not self._is_ours(_name(found[1])):
+        if found is None or not self._is_allowed_name(_name(found[1])):
             return False
         if len(self._known) < _MAX_KNOWN:
             self._known.add(host)
         return True
 
-    def _is_ours(self, name: str) -> bool:
-        if _is_loopback(name) or name in self._allowed:  # by loopback a port-forward comes
+    def _is_allowed_name(self, name: str) -> bool:
+        if _is_loopback(name) or name in self._allowed:  # as through a port-forward
             return True
         _, dot, parent = name.partition(".")
         while dot:
@@ -81,7 +85,7 @@ class AccessPolicy:
 
 
 def _read(allowed: str) -> frozenset[str]:
-    """The names of the setting; raises `InvalidSetting`."""
+    """Parse the setting's host names. Raises `InvalidSetting`."""
     names = [name.strip() for name in allowed.split(",") if name.strip()]
     for name in names:
         if name != "*" and not _PATTERN.fullmatch(name):
@@ -93,7 +97,9 @@ def _read(allowed: str) -> frozenset[str]:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether a page of `origin` was served under `host`, with TLS ended before us or not."""
+    """True if a page of `origin` was served under `host`. Its scheme may differ: a proxy may end
+    TLS.
+    """
     parts = _ORIGIN.fullmatch(origin)
     if parts is None:
         return False
@@ -108,7 +114,7 @@ def _authority(text: str, default_port: int) -> tuple[str, int] | None:
 
 
 def _name(text: str) -> str:
-    """One spelling of a name or address."""
+    """Normalise a host name or address to one spelling."""
     name = text.strip("[]").lower()
     try:
         return str(ipaddress.ip_address(name))

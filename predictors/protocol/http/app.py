@@ -1,8 +1,8 @@
-"""The ASGI application around all REST routes: request id, access log, 404, 405 and the last catch.
-A path of a GET may end with a slash more.
+"""The ASGI application of all REST routes, and the uvicorn server that runs it.
 
-Plain Starlette routing without Starlette's middleware: that would answer an unexpected error and
-then raise it again, and the server below would cut the connection.
+`RestApp` adds the request id, access log, access policy, `/metrics`, and the error bodies of 404,
+405 and unexpected errors. It uses Starlette's router without its middleware, which would answer an
+unexpected error and raise it again, so that the connection is cut.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from predictors.settings import ServerSettings
 access_log = logging.getLogger("predictors.access")
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
-LAST_WORDS_S = 5.0  # for answers that are written while the sockets close
+CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 BACKLOG = 2048
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
@@ -55,7 +55,9 @@ _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
 class PlainEndpoint:
-    """An ASGI endpoint for a cheap question: no model works for it, nothing is counted."""
+    """ASGI endpoint of a cheap request that needs no model. It is not counted in the request
+    metrics.
+    """
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
         self._answer = answer
@@ -65,11 +67,11 @@ class PlainEndpoint:
 
 
 class RestApp:
-    """The application. `on_scrape` is called before each `/metrics`, to bring gauges up to date;
-    `access` says who may call, by default everybody.
+    """The REST application. Event loop only.
 
-    Once `is_leaving` is true every answer ends its connection, so that a client that keeps its
-    connections comes back elsewhere.
+    `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
+    other origins; None allows all. While `is_leaving` returns true, every response closes its
+    connection, so that keep-alive clients reconnect to another replica.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class RestApp:
         self._access_log = access_log
         self._scraper = Scraper(REGISTRY)
         self._scrape_lock = asyncio.Lock()
-        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by `Accept`
+        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by the `Accept` header
         metrics_route = Route("/metrics", PlainEndpoint(self._metrics), methods=["GET"])
         self._router = Router(
             [*routes, metrics_route], redirect_slashes=False, default=self._no_route
@@ -99,11 +101,11 @@ class RestApp:
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
-        logs.request_id.set(call.request_id)  # the task is this request's own
+        logs.request_id.set(call.request_id)  # each request runs in its own task
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
-        scope["app"] = self  # routes raise HTTPException for a wrong method instead of answering
+        scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
-        async def send_named(message: MutableMapping[str, Any]) -> None:
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 closing = [_CLOSE] if self._is_leaving() else []
                 message["headers"] = [*message["headers"], request_id, *closing]
@@ -113,22 +115,25 @@ class RestApp:
         error: Exception | None = None
         if self._access is not None:
             error = self._access.refusal(call, scope["headers"], scope["path"])
-        if error is None and "\n" in scope["path"]:  # routes would match in front of the last one
+        if error is None and "\n" in scope["path"]:  # a route's `$` matches before it
             error = NotFound("there is no route with a line end in it")
         if error is None:
-            error = await attempt(self._router(scope, receive, send_named))
+            error = await attempt(self._router(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:
-            reply = _fault_response(scope, error, call)
+            response = _fault_response(scope, error, call)
             if STATUS_KEY not in scope:
-                await send_response(send_named, reply)
+                await send_response(send_with_id, response)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
 
     async def _no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer `GET /v2/` as `GET /v2`. What may be a command has one spelling: whoever guards
-        paths before us must not have to know two."""
+        """Serve a GET path with one trailing slash as the path without it; anything else is a 404.
+
+        Other methods are not rewritten: a proxy that guards a path must not have to know a second
+        spelling of it.
+        """
         path: str = scope["path"]
         if scope["method"] in _READS and len(path) > 1 and path[-1] == "/" and path[-2] != "/":
             scope["path"] = path[:-1]
@@ -140,18 +145,20 @@ class RestApp:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
         if path in _PROBES or path.endswith("/ready"):
             return
-        facts = {
+        log_fields = {
             "method": scope["method"],
             "path": path[:_MAX_PATH],
             "status": scope.get(STATUS_KEY, 500),
             "total_ms": round(seconds * 1000, 1),
             "request_id": call.request_id,
         }
-        access_log.info("%s %s %d %.1f ms %s", *facts.values(), extra=facts)
+        access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=log_fields)
 
     async def _metrics(self, request: Request) -> Response:
-        """Prometheus text, or OpenMetrics for who accepts it. One is written at a time; those who
-        come meanwhile wait for the next and share it."""
+        """Prometheus text, or OpenMetrics if the client accepts it.
+
+        One scrape runs at a time. Requests that come meanwhile share the next one.
+        """
         accept = request.headers.get("accept", "")
         next_one = self._next_scrapes.get(accept)
         if next_one is None:
@@ -166,13 +173,13 @@ class RestApp:
 
     async def _scrape(self, accept: str) -> Response:
         self._on_scrape()
-        # 3 ms with two models, ten where engines want the interpreter too
+        # 3 ms with two models, 10 ms while engines compete for the interpreter's lock
         body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
         return Response(body, headers=(("content-type", content_type),))
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
-    """The error body that belongs to the path's protocol."""
+    """The error response, in the wire format that belongs to the path."""
     path: str = scope["path"]
     headers: list[tuple[str, str]] = [JSON_TYPE]
     if isinstance(error, HTTPException):
@@ -188,8 +195,9 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
 
 
 class HttpServer(uvicorn.Server):
-    """Serves `app` on the sockets that `serve` is given, to `limit` connections at once, until
-    `should_exit` is set."""
+    """uvicorn server with `HttpConnection` as its HTTP/1 protocol and at most `limit` connections.
+    Serves `app` until `should_exit` is set.
+    """
 
     def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -207,18 +215,18 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=int(settings.keep_alive_s),
-                timeout_graceful_shutdown=int(LAST_WORDS_S),
+                timeout_graceful_shutdown=int(CLOSE_TIMEOUT_S),
                 backlog=BACKLOG,
             )
         )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing is captured: the process has one owner."""
+        """Install no signal handlers: the process handles its signals itself."""
         yield
 
-    def cut_off(self) -> None:
-        """End the connections whose callers have responses to read and don't."""
+    def abort_unread(self) -> None:
+        """Abort connections whose clients have a response to read and do not read it."""
         for connection in list(self.server_state.connections):
             if isinstance(connection, HttpConnection) and connection.is_write_paused:
                 connection.abort()

@@ -1,7 +1,8 @@
-"""Reads the body of a REST request within limits: bytes, memory of all bodies together, pace, time.
+"""Reads the body of a REST request within limits on its size, the memory of all bodies, pace and
+time.
 
-A body of up to a MiB is `bytes`. A larger one is written to shared memory as it arrives, from where
-a worker process reads it: this process never holds it, and closing it gives the memory back at
+A body of up to 1 MiB is `bytes`. A larger one is written to shared memory as it arrives, from where
+a worker process reads it. The server process never holds it, and closing it frees the memory at
 once.
 """
 
@@ -20,24 +21,25 @@ from predictors.workers.shared_memory import SharedMemory
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | SharedMemory
 
-INLINE_BYTES = 64 * 1024  # of a body that is parsed on the event loop, and is not counted
-SHARED_BYTES = 2**20  # of a body that a worker process parses instead of a thread
-BODY_TIMEOUT_S = 60.0  # for the whole body, once its head is here
-PIECE_BYTES = 64 * 1024  # of a body that must arrive within `server.body_timeout_s`
+INLINE_BYTES = 64 * 1024  # largest body that is parsed on the event loop; it is not counted
+SHARED_BYTES = 2**20  # a larger body is parsed by a worker process instead of a thread
+BODY_TIMEOUT_S = 60.0  # for the whole body, after its head
+PIECE_BYTES = 64 * 1024  # that must arrive within each `server.body_timeout_s`
 RETRY_AFTER_S = 2.0
-_WHOLE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
+_BODY_TIMEOUT_MESSAGE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
 
 
 class BytesInFlight:
     """Bytes that all large requests hold together, with a limit: bodies that arrive, and the values
-    read from them until the response. Event loop only."""
+    decoded from them until the response is sent. Event loop only.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.used = 0
 
     def add(self, num_bytes: int) -> None:
-        """Count `num_bytes` more; raises `Overloaded` where they don't fit."""
+        """Add `num_bytes`. Raises `Overloaded` above the limit."""
         if self.used + num_bytes > self._limit:
             raise Overloaded(
                 f"requests hold {self.used} bytes already, and at most {self._limit} are taken "
@@ -48,14 +50,14 @@ class BytesInFlight:
         metrics.request_bytes_in_flight.set(self.used)
 
     def remove(self, num_bytes: int) -> None:
-        """Count them no longer."""
         self.used -= num_bytes
         metrics.request_bytes_in_flight.set(self.used)
 
 
 class Charge:
-    """One request's part of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
-    requests pass however many large ones there are."""
+    """One request's share of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
+    requests pass while large ones use up the limit.
+    """
 
     def __init__(self, total: BytesInFlight) -> None:
         self._total = total
@@ -63,7 +65,7 @@ class Charge:
         self.num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Count what has arrived; raises `Overloaded`."""
+        """Charge bytes that have arrived. Raises `Overloaded`."""
         self._seen += num_bytes
         due = max(0, self._seen - INLINE_BYTES) - self.num_bytes
         if due > 0:
@@ -71,7 +73,7 @@ class Charge:
             self.num_bytes += due
 
     def close(self) -> None:
-        """The request was answered. Idempotent."""
+        """Release the charge. Idempotent."""
         if self.num_bytes:
             self._total.remove(self.num_bytes)
             self.num_bytes = 0
@@ -80,7 +82,9 @@ class Charge:
 async def receive_small_body(
     receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
 ) -> bytes:
-    """A body of at most `limit` bytes, which is less than `SHARED_BYTES`, within `timeout_s`."""
+    """Receive a body of at most `limit` bytes within `timeout_s`. `limit` is less than
+    `SHARED_BYTES`.
+    """
     async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
         raw = await receive_body(receive, headers, limit)
     assert isinstance(raw, bytes)
@@ -95,11 +99,12 @@ async def receive_body(
     make_charge: Callable[[], Charge] | None = None,
     piece_timeout_s: float = BODY_TIMEOUT_S,
 ) -> Body:
-    """The whole body of an ASGI request, never more than `limit` bytes and one chunk of it.
+    """Receive the whole body of an ASGI request. Buffers at most `limit` bytes and one chunk.
 
-    Raises `TooLarge` (before reading anything when the head announces it), `Cancelled` when the
-    caller leaves, `Overloaded` when all bodies together are too many bytes, `DeadlineExceeded` when
-    64 KiB of it take longer than `piece_timeout_s`, or the whole longer than a minute.
+    Raises `TooLarge` (before reading if Content-Length exceeds the limit), `Cancelled` when the
+    client disconnects, `Overloaded` when all bodies together hold too many bytes, and
+    `DeadlineExceeded` when 64 KiB take longer than `piece_timeout_s` or the whole body longer than
+    a minute.
     """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
@@ -112,7 +117,7 @@ async def receive_body(
         if len(body) <= INLINE_BYTES:
             return body
     charge = None if make_charge is None else make_charge()
-    async with fail_at(time.monotonic() + BODY_TIMEOUT_S, _WHOLE):
+    async with fail_at(time.monotonic() + BODY_TIMEOUT_S, _BODY_TIMEOUT_MESSAGE):
         return await _read_rest(message, receive, limit, charge, piece_timeout_s)
 
 
@@ -154,13 +159,13 @@ async def _read_rest(
         raise DeadlineExceeded(slow_body_message(piece_timeout_s)) from error
     except BaseException:
         if large is not None:
-            large.close()  # at once: failures are kept for a while, and their frames with them
+            large.close()  # now: an exception keeps its frames alive for a while
         raise
 
 
 @asynccontextmanager
 async def fail_at(deadline: float | None, message: str) -> AsyncIterator[None]:
-    """End the block at `deadline` (`time.monotonic()` seconds) with `DeadlineExceeded`."""
+    """Cancel the block at `deadline` (`time.monotonic()` seconds) with `DeadlineExceeded`."""
     left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
         async with asyncio.timeout(left_s):
@@ -170,7 +175,7 @@ async def fail_at(deadline: float | None, message: str) -> AsyncIterator[None]:
 
 
 def slow_body_message(seconds: float) -> str:
-    """The message for a piece of a body that took longer than it may."""
+    """The error message for a piece of the body that arrived too slowly."""
     return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 
 

@@ -1,10 +1,9 @@
-"""One HTTP/1 connection: message boundaries, one request at a time. Parsing is in `parsing`.
+"""One HTTP/1 connection: finds where each message begins and ends, and runs one request at a time.
 
-uvicorn's server creates one `HttpConnection` per accepted socket. The next head is parsed only
-after the previous message was read to its end and its response was written. So no byte of a body is
-ever taken for a head, even if the application answered early. A connection that cannot safely be
-read further is closed after the response. It reads on for a limited time first, so that the client
-receives the response.
+The next head is parsed only after the previous message was read to its end and its response was
+written. So no byte of a body is ever taken for a head, even if the application answered early. A
+connection that cannot safely be read further is closed after the response, and reads on for a
+limited time first, so that the client receives the response.
 """
 
 from __future__ import annotations
@@ -55,7 +54,9 @@ class Stage(enum.Enum):
 
 
 class HttpConnection(asyncio.Protocol):
-    """asyncio protocol that runs the ASGI application for each request. Event loop only."""
+    """asyncio protocol of one socket, created by uvicorn's server. Runs the ASGI application for
+    each request. Event loop only.
+    """
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
 """Limits on HTTP connections: how many are open, how long they wait, how slowly a client may read.
 
 Without a limit the process would run out of file descriptors before memory, and then even probes
-could not connect. At the limit, a new connection replaces the one that has been idle longest. A
-connection with a request in progress is never closed for another one. The last slots are kept for
-probes.
+could not connect. At the limit, a new connection replaces the one that has been idle longest, never
+one with a request in progress. The last slots are kept for probes.
 """
 
 from __future__ import annotations

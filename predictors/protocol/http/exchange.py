@@ -1,17 +1,17 @@
-"""What every REST edge shares: one exchange from head to answer. Knows no wire format of a body.
+"""One HTTP exchange with a model, from the parsed head to the complete response, for any wire
+format.
 
-`Endpoint` is an ASGI endpoint that asks a model for something. Its handler gets an `Exchange` and
-returns a `Response` or an `EventStream`; that is sent, counted once, logged once, and turned into
-a fault of the caller's own wire format when it raises. When the client goes away, the task that
-waits for the model is cancelled, and with it the jobs.
+An `Endpoint` gives its handler an `Exchange`, and sends, counts and logs the `Response` or
+`EventStream` that it returns. An exception becomes an error response in the caller's wire format.
+When the client disconnects, the handler's task is cancelled, and with it its jobs.
 
     async def chat(exchange: Exchange) -> Response:
-        body = await exchange.decode_body(openai_chat.decode)
-        model = exchange.admit(body["model"])
+        body = await exchange.decode_body(decode_chat)
+        model = exchange.admit(body.model)
         return json_response(await model.chat(body, exchange.call))
 
     Route("/v1/chat/completions", Endpoint(chat, registry, protocol="openai", operation="chat",
-                                       body_of=Fault.openai_body), methods=["POST"])
+                                           body_of=Fault.openai_body), methods=["POST"])
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-CALL_KEY = "predictors.call"  # where `RestApp` leaves the call in the scope
-TOO_LATE = "the deadline passed before the body was here"
-STATUS_KEY = "predictors.status"  # where it finds the status to log
-WATCH_AFTER_S = 0.005  # a shorter request is over before a task that watches the client has begun
+CALL_KEY = "predictors.call"  # scope key of the request's `Call`, set by `RestApp`
+READ_DEADLINE_MESSAGE = "the deadline passed before the body was here"
+STATUS_KEY = "predictors.status"  # scope key of the status for the access log
+WATCH_AFTER_S = 0.005  # start watching for a disconnect after this; saves a task per short request
 JSON_TYPE = ("content-type", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole answer. Header names are lower-case; content-length is added."""
+    """A complete response. Header names are lower-case; content-length is added when it is sent."""
 
     body: bytes
     status: int = 200
@@ -65,16 +65,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """An answer in server-sent events: each item of `events` is sent as it is, framing included,
-    and `closing` after the last one.
+    """A response of server-sent events. Each item of `events` is sent as it is, framing included,
+    and `last_event` after the last one.
 
-    The status is decided by the first item: what raises before it is an ordinary fault. What raises
-    later is sent as `last_words(fault)` in place of `closing`. `events` is closed here, always.
+    An exception before the first item becomes an ordinary error response. A later one is sent as
+    `encode_error(fault)` in place of `last_event`. `events` is always closed.
     """
 
     events: AsyncIterator[bytes]
-    last_words: Callable[[Fault], bytes]
-    closing: bytes = b""
+    encode_error: Callable[[Fault], bytes]
+    last_event: bytes = b""
     headers: Sequence[tuple[str, str]] = field(
         default=(
             ("content-type", "text/event-stream; charset=utf-8"),
@@ -84,45 +84,46 @@ class EventStream:
 
 
 def json_response(value: object, status: int = 200) -> Response:
-    """A JSON answer."""
     return Response(orjson.dumps(value), status)
 
 
-async def send_response(send: Send, reply: Response) -> None:
-    """Send a whole answer over ASGI."""
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
-    headers.append((b"content-length", str(len(reply.body)).encode("ascii")))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+async def send_response(send: Send, response: Response) -> None:
+    headers = [
+        (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
+    ]
+    headers.append((b"content-length", str(len(response.body)).encode("ascii")))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
 class Exchange:
-    """One request for work. Event loop only."""
+    """One request for a model. Event loop only."""
 
-    def __init__(self, work: Endpoint, scope: Scope, receive: Receive) -> None:
+    def __init__(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> None:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
-        self.tally = Tally(work.protocol, work.operation, self.call)
-        self._registry = work.registry
+        self.tally = Tally(endpoint.protocol, endpoint.operation, self.call)
+        self._registry = endpoint.registry
         self._receive = receive
         self._admitted = False
-        self._charge: Charge | None = None  # of a body that is not small
-        self._given_up: ServingError | None = None
-        self._late: asyncio.TimerHandle | None = None
+        self._charge: Charge | None = None  # None for a small body
+        self._stop_reason: ServingError | None = None
+        self._read_deadline: asyncio.TimerHandle | None = None
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.gone = False
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self.is_disconnected = False
 
     # -- for handlers ------------------------------------------------------------------------------
-    async def body(self, media: Collection[str] = JSON_MEDIA) -> Body:
-        """The body; from here on a client that leaves cancels the handler.
+    async def read_body(self, media: Collection[str] = JSON_MEDIA) -> Body:
+        """Read the body. From then on a client that disconnects cancels the handler.
 
-        A body that is not whole when the server begins to drain is given up with `Draining`.
+        Raises `Draining` if the body is incomplete when the server begins to drain,
+        `UnsupportedMedia`, and what `receive_body` raises.
         """
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
-        self._arm(own.body_timeout_s)  # for the first piece; the reader sees to the others
+        self._set_read_deadline(own.body_timeout_s)  # of the first piece, then `receive_body`'s
         self._registry.readers.add(self)
         try:
             raw = await receive_body(
@@ -133,60 +134,65 @@ class Exchange:
                 piece_timeout_s=own.body_timeout_s,
             )
         except Cancelled:
-            self.gone = True
+            self.is_disconnected = True
             raise
         except asyncio.CancelledError:
-            if self._given_up is not None and self._task is not None and not self._task.uncancel():
-                raise self._why_given_up() from None
+            if self._stop_reason is not None and self._task and not self._task.uncancel():
+                raise self._take_stop_reason() from None
             raise
         finally:
             self._registry.readers.discard(self)
-            if self._late is not None:
-                self._late.cancel()
-        self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+            if self._read_deadline is not None:
+                self._read_deadline.cancel()
+        self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
         return raw
 
     def stop_reading(self, reason: ServingError) -> None:
-        """Give up a body that is still arriving, for `reason`. Once."""
-        if self._task is not None and self._given_up is None:
-            self._given_up = reason
+        """Cancel a body that is still arriving, with `reason` as its error. Only the first call
+        counts.
+        """
+        if self._task is not None and self._stop_reason is None:
+            self._stop_reason = reason
             self._task.cancel()
 
-    def _arm(self, at_most_s: float = math.inf) -> None:
-        """Give the body up after so long, or at the request's deadline."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _set_read_deadline(self, at_most_s: float = math.inf) -> None:
+        """Stop reading after `at_most_s` seconds, or at the deadline of the request."""
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+            self._read_deadline = None
         deadline = self.call.deadline
         left_s = math.inf if deadline is None else deadline - time.monotonic()
         if min(at_most_s, left_s) < math.inf:
-            message = TOO_LATE if left_s <= at_most_s else slow_body_message(at_most_s)
+            message = READ_DEADLINE_MESSAGE if left_s <= at_most_s else slow_body_message(at_most_s)
             loop = asyncio.get_running_loop()
-            self._late = loop.call_later(min(at_most_s, left_s), self._too_late, message)
+            self._read_deadline = loop.call_later(
+                min(at_most_s, left_s), self._deadline_passed, message
+            )
 
-    def _why_given_up(self) -> ServingError:
-        # not kept: a failure refers to the frames that it passed through, and they to the body
-        error, self._given_up = self._given_up, None
+    def _take_stop_reason(self) -> ServingError:
+        # not kept here: the traceback refers to frames that hold the body
+        error, self._stop_reason = self._stop_reason, None
         assert error is not None
         return error
 
     def _make_charge(self) -> Charge:
-        self._arm()
+        self._set_read_deadline()
         self._charge = Charge(self._registry.bytes_in_flight)
         return self._charge
 
-    def _too_late(self, message: str) -> None:
+    def _deadline_passed(self, message: str) -> None:
         self.stop_reading(DeadlineExceeded(message))
 
     async def decode_body(
         self, decode: Callable[..., T], *arguments: Any, media: Collection[str] = JSON_MEDIA
     ) -> T:
-        """The body as `decode` returns it. `decode` runs on the event loop for a small body, in a
-        thread up to a MiB, and beyond in a worker process: it may hold the interpreter's lock long.
+        """Read the body and return `decode(raw, *arguments)`.
 
-        `decode(raw, *arguments)` is a function of a module that workers import.
+        `decode` runs on the event loop for a small body, in a thread up to 1 MiB, and in a worker
+        process for a larger one, since it may hold the interpreter's lock for long. It must be a
+        function of a module that workers import.
         """
-        raw = await self.body(media)
+        raw = await self.read_body(media)
         if isinstance(raw, bytes) and len(raw) <= INLINE_BYTES:
             return decode(raw, *arguments)
         async with fail_at(self.call.deadline, "the deadline passed while the body was read"):
@@ -195,15 +201,15 @@ class Exchange:
             return await decode_large(self._registry.workers, decode, raw, *arguments)
 
     def find(self, name: str, version: str = "") -> Served:
-        """The model, ready or not; the request is counted under its name. Raises `NotFound`."""
+        """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
         model = self._registry.find(name, version)
         self.tally.model = name
         return model
 
     def admit(self, name: str, version: str = "") -> Served:
-        """The model, with this request counted as in flight until it is answered.
+        """Return the model, and count this request as in flight until it is answered.
 
-        Raises `NotFound`, `Draining` or `NotReady`. Call it once, before anything expensive.
+        Raises `NotFound`, `Draining` or `NotReady`. Call it once, before any expensive work.
         """
         model = self.find(name, version)
         self._registry.enter(name)
@@ -212,9 +218,9 @@ class Exchange:
 
     # -- for `Endpoint` -----------------------------------------------------------------------
     def close(self) -> None:
-        """The answer is written: nobody is watched and nothing is in flight any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Release everything after the response was written."""
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
         if self._charge is not None:
@@ -230,7 +236,7 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if self._task is not None:
-            self.gone = True
+            self.is_disconnected = True
             self._task.cancel()
 
 
@@ -238,7 +244,7 @@ Handler = Callable[[Exchange], Awaitable[Response | EventStream]]
 
 
 class Endpoint:
-    """An ASGI endpoint around a handler; see the module's first lines."""
+    """ASGI endpoint that runs a handler; see the module's docstring."""
 
     def __init__(
         self,
@@ -260,31 +266,31 @@ class Endpoint:
         try:
             reason = await self._answer(exchange, send)
         except (asyncio.CancelledError, Cancelled):
-            if not exchange.gone:  # the process ends before the drain was over
+            if not exchange.is_disconnected:  # the process stops before the drain is complete
                 exchange.tally.end("draining")
                 raise
-            reason = "cancelled"  # nobody reads what we would send
+            reason = "cancelled"  # no client is left to read a response
             scope[STATUS_KEY] = 499
         finally:
             exchange.close()
         exchange.tally.end(reason)
 
     async def _answer(self, exchange: Exchange, send: Send) -> str:
-        """Send the answer or the fault; returns the reason to count."""
+        """Send the response or the fault. Returns the outcome for the metrics."""
         exchange.call.protocol = self.protocol
-        reply = await attempt(self._handle(exchange))
-        if isinstance(reply, EventStream):
-            async with aclosing(reply.events) as events:  # type: ignore[type-var]
+        response = await attempt(self._handle(exchange))
+        if isinstance(response, EventStream):
+            async with aclosing(response.events) as events:  # type: ignore[type-var]
                 first = await attempt(anext(events, b""))
                 if not isinstance(first, Exception):
-                    return await self._stream(exchange, reply, first, send)
-            reply = first
-        if not isinstance(reply, Exception):
-            await send_response(send, reply)
+                    return await self._stream(exchange, response, first, send)
+            response = first
+        if not isinstance(response, Exception):
+            await send_response(send, response)
             return "ok"
-        if exchange.gone:
-            raise Cancelled("the caller left") from reply
-        fault = self.fault(reply, exchange.call)
+        if exchange.is_disconnected:
+            raise Cancelled("the caller left") from response
+        fault = self.fault(response, exchange.call)
         headers = (JSON_TYPE, *fault.headers)
         await send_response(send, Response(self.body_of(fault), fault.status, headers))
         return fault.reason
@@ -299,20 +305,20 @@ class Endpoint:
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
-        failure = await attempt(_pump(stream.events, send))
-        reason, last = "ok", stream.closing
-        if failure is not None:  # the status is out: the stream itself says it
+        failure = await attempt(_send_events(stream.events, send))
+        reason, last = "ok", stream.last_event
+        if failure is not None:  # the status is already sent: report it in the stream
             fault = self.fault(failure, exchange.call)
-            reason, last = fault.reason, stream.last_words(fault)
+            reason, last = fault.reason, stream.encode_error(fault)
         await send({"type": "http.response.body", "body": last})
         return reason
 
     def fault(self, error: Exception, call: Call) -> Fault:
-        """What the caller sees of `error`."""
+        """The fault that the caller sees for `error`."""
         status = self.registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
 
 
-async def _pump(events: AsyncIterator[bytes], send: Send) -> None:
+async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
     async for event in events:
         await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -1,9 +1,10 @@
-"""The text of a scrape, byte for byte what `prometheus_client` writes, for a third of the work:
-what stays the same from scrape to scrape is kept, only values are written anew. Knows no series.
+"""Prometheus text exposition, byte for byte what `prometheus_client` writes, in a third of the
+time.
 
-All that the format is made of (names, labels, escapes, order, headers) comes out of the library's
-own encoder, which is shown each family once with numbers instead of values; whatever has changed
-since, or is not a plain number, it encodes itself.
+Names, labels, escapes, order and headers come from the library's own encoder, which encodes each
+family once with sample indexes in place of values. That text is cached, and only values are
+formatted. A family that changed, or has samples other than plain numbers, is encoded by the
+library.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ MAX_FORMATS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One family: `parts` are what comes before a value, and whose value that is; `tail` is what
-    comes after the last."""
+    """Cached text of one family. `parts` holds the text before each value with the sample's index;
+    `tail` is the text after the last value.
+    """
 
-    about: tuple[object, ...]
+    fingerprint: tuple[object, ...]
     parts: tuple[tuple[str, int], ...]
     tail: str
 
 
 class _Families(Collector):
-    """What an encoder is to encode."""
+    """A collector of given families, as the library's encoder takes it."""
 
     def __init__(self, *families: Metric) -> None:
         self._families = families
@@ -43,7 +45,7 @@ class _Families(Collector):
 
 
 class _Format:
-    """What one encoder of the library would write."""
+    """The output of one of the library's encoders."""
 
     def __init__(self, encode: Callable[[Collector], bytes]) -> None:
         self._encode = encode
@@ -51,60 +53,61 @@ class _Format:
         self._layouts: dict[str, _Layout] = {}
 
     def text(self, registry: Collector) -> bytes:
-        """All of `registry`."""
         pieces: list[str] = []
         for family in registry.collect():
-            pieces += self._pieces(family)
+            pieces += self._family_text(family)
         return "".join([*pieces, self._closing]).encode()
 
-    def _pieces(self, family: Metric) -> Iterator[str]:
+    def _family_text(self, family: Metric) -> Iterator[str]:
         samples = family.samples
-        if any(_is_special(sample) for sample in samples):
-            yield self._encoded(family)
+        if any(_needs_library(sample) for sample in samples):
+            yield self._encode_family(family)
             return
-        about = _about(family)
+        fingerprint = _fingerprint(family)
         layout = self._layouts.get(family.name)
-        if layout is None or layout.about != about:
-            layout = self._layouts[family.name] = self._layout(family, about)
+        if layout is None or layout.fingerprint != fingerprint:
+            layout = self._layouts[family.name] = self._layout(family, fingerprint)
         for head, index in layout.parts:
             sample = samples[index]
             yield head
             if sample.exemplar is None:
                 yield floatToGoString(sample.value)  # type: ignore[no-untyped-call]
-            else:  # a few: the last one of each bucket that a traced request fell into
-                line = self._encoded(_with(family, [sample])).split("\n")[-2]
+            else:  # few: at most one per bucket, from a traced request
+                line = self._encode_family(_with_samples(family, [sample])).split("\n")[-2]
                 yield line[len(head.rpartition("\n")[2]) :]
         yield layout.tail
 
-    def _layout(self, family: Metric, about: tuple[object, ...]) -> _Layout:
-        """The library's lines for each sample's index in place of its value."""
+    def _layout(self, family: Metric, fingerprint: tuple[object, ...]) -> _Layout:
+        """Encode the family with each sample's index in place of its value, and split at the
+        values.
+        """
         numbered = [
             sample._replace(value=float(index), exemplar=None)
             for index, sample in enumerate(family.samples)
         ]
         parts, before = [], ""
-        for line in self._encoded(_with(family, numbered)).split("\n")[:-1]:
+        for line in self._encode_family(_with_samples(family, numbered)).split("\n")[:-1]:
             if line.startswith("#"):
                 before += f"{line}\n"
                 continue
             head, _, index = line.rpartition(" ")
             parts.append((f"{before}{head} ", int(float(index))))
             before = "\n"
-        return _Layout(about, tuple(parts), before)
+        return _Layout(fingerprint, tuple(parts), before)
 
-    def _encoded(self, family: Metric) -> str:
+    def _encode_family(self, family: Metric) -> str:
         return self._encode(_Families(family)).decode().removesuffix(self._closing)
 
 
 class Scraper:
-    """Answers scrapes of `registry`. Any thread."""
+    """Encodes all metrics of `registry`. Any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._formats: dict[str, _Format] = {}
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        """The text and its content type, for who accepts `accept`. Milliseconds of work."""
+        """Return the text and its content type for an `Accept` header. Takes milliseconds."""
         encode, content_type = exposition.choose_encoder(accept)
         known = self._formats.get(content_type)
         if known is None:
@@ -114,17 +117,17 @@ class Scraper:
         return known.text(self._registry), content_type
 
 
-def _about(family: Metric) -> tuple[object, ...]:
-    """What the text of a family is made of, but for values."""
+def _fingerprint(family: Metric) -> tuple[object, ...]:
+    """Everything that determines a family's text except values."""
     named = [(sample.name, sample.labels) for sample in family.samples]
     return family.documentation, family.type, family.unit, named
 
 
-def _is_special(sample: Sample) -> bool:
+def _needs_library(sample: Sample) -> bool:
     return sample.timestamp is not None or sample.native_histogram is not None
 
 
-def _with(family: Metric, samples: list[Sample]) -> Metric:
+def _with_samples(family: Metric, samples: list[Sample]) -> Metric:
     other = copy.copy(family)
     other.samples = samples
     return other

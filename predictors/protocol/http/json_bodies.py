@@ -1,8 +1,8 @@
 """Bodies of REST requests: accepted media types, and strict JSON.
 
-JSON is taken as RFC 8259 means it and a little stricter: UTF-8 only, no NaN or Infinity, no number
-that overflows, no key twice in one object, no lone surrogate, bounded depth and length. What passes
-here means the same to every reader, so nothing later can be smuggled past a check.
+JSON follows RFC 8259 and is stricter where readers differ: UTF-8 only, no NaN or Infinity, no
+overflowing number, no duplicate key, no lone surrogate, bounded depth and length. Whatever passes
+here means the same to every reader, so nothing can be smuggled past a later check.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import orjson
 from predictors.errors import InvalidRequest, TooLarge, UnsupportedMedia
 
 MAX_DEPTH = 32
-MAX_VALUES = 2**17  # of a body: strings, commas, lists and objects; each becomes a Python object
-MAX_NUMBER = 1000  # characters of one number
-SMALL = MAX_NUMBER  # bytes of a body in which nothing but its depth can be too much
-MAX_FILES = 4096  # data URLs that are left out of the search below
+MAX_VALUES = 2**17  # per body: strings, commas, lists and objects; each becomes a Python object
+MAX_NUMBER = 1000  # digits and signs of one number
+SMALL_BYTES = MAX_NUMBER  # a smaller body can only exceed the depth limit
+MAX_FILES = 4096  # data URLs excluded from the search for values
 JSON_MEDIA = frozenset({"", "application/json"})
 
-# possessive quantifiers: a string without an end is read once, not once more from each backslash
+# possessive quantifiers: an unterminated string is scanned once, not again from each backslash
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _NUMBER = re.compile(rb"[0-9.eE+-]++")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -33,9 +33,9 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MEDIA) -> None:
-    """Raise `UnsupportedMedia` for a content type or encoding that is not understood.
+    """Raise `UnsupportedMedia` for a content type, charset or encoding that is not accepted.
 
-    A missing content type is in order: tritonclient sends none with its JSON.
+    A missing content type is accepted: tritonclient sends none with its JSON.
     """
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in {"", "identity"}:
@@ -51,35 +51,35 @@ def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MED
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value of a JSON text; raises `InvalidRequest` that says what is wrong with it.
+    """Parse a JSON text. Raises `InvalidRequest` or `TooLarge` with the reason.
 
-    The text is searched for too many and too deep values first, in time and memory linear in its
-    length. Milliseconds per megabyte, most of them with the interpreter's lock: more than 64 KB
-    belongs into a worker process.
+    The number and depth of values are checked first, in time and memory linear in the text's
+    length. It takes milliseconds per megabyte, mostly with the interpreter's lock held. More than
+    64 KB belongs in a worker process.
     """
-    rest = raw if len(raw) < SMALL else _without_files(raw)
-    if len(raw) >= SMALL or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+    rest = raw if len(raw) < SMALL_BYTES else _without_files(raw)
+    if len(raw) >= SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_size(rest)
     try:
         text = raw.decode("utf-8")
         if _SURROGATE.search(rest):
-            # refuses halves of pairs; json passes them on to whoever encodes next
+            # orjson refuses lone surrogates; json accepts them, and a later encoder would fail
             orjson.loads(raw)
         return _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise InvalidRequest("the body is not UTF-8") from error
-    except json.JSONDecodeError as error:  # orjson's too
+    except json.JSONDecodeError as error:  # also raised by orjson
         where = f"line {error.lineno} column {error.colno}"
         raise InvalidRequest(f"the body is not valid JSON at {where}") from error
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise InvalidRequest("the body holds a number that is too long") from error
 
 
 def _without_files(raw: bytes) -> bytes:
-    """`raw` without what stands between `;base64,` and the next quote, unless it has escapes.
+    """`raw` without the data between `;base64,` and the next quote, unless that contains escapes.
 
-    A picture is a megabyte in which nothing is to be found, and each look at it takes as long as
-    parsing it. Outside a string `;` is an error that the parser meets before whatever was cut.
+    A picture is a megabyte with nothing to find, and each scan of it would take as long as parsing
+    it. Outside a string `;` is an error, which the parser meets before anything that was cut out.
     """
     kept: list[bytes] = []
     begin = 0
@@ -96,8 +96,8 @@ def _without_files(raw: bytes) -> bytes:
 
 
 def _check_size(raw: bytes) -> None:
-    """Raise for more values, deeper nesting or longer numbers than are read."""
-    # at least as many as there are strings: no quote that begins one has a backslash before it
+    """Raise for too many values, too deep nesting or too long numbers."""
+    # an upper bound of the strings: no opening quote has a backslash before it
     if raw.count(b'"') - raw.count(b'\\"') > 2 * MAX_VALUES:
         raise _too_many_values()
     structure = _STRING.sub(b"", raw)

@@ -116,11 +116,13 @@ def _wrong_kind(
 async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Response | EventStream:
     if body.stream:
         events = model.chat_stream(body, call)
-        return EventStream(events, last_words=_last_words, closing=DONE, headers=STREAM_HEADERS)
+        return EventStream(
+            events, encode_error=_encode_error, last_event=DONE, headers=STREAM_HEADERS
+        )
     return json_response(await model.chat(body, call))
 
 
-def _last_words(fault: Fault) -> bytes:
+def _encode_error(fault: Fault) -> bytes:
     """The event for a failure after the first chunk. No `[DONE]` follows: the answer is not
     complete.
     """

@@ -1,8 +1,8 @@
-"""V2 gRPC, the inference service: health, metadata, inference, load and unload of models.
+"""V2 over gRPC: the inference service with health, metadata, inference, load and unload.
 
-Our own methods over KServe's messages: its own reload an unready model on the event loop, turn "not
-ready" into UNKNOWN and drop doubles. What a caller does wrong here has the same words and the same
-reasons as over REST.
+It implements its own methods over KServe's messages. KServe's methods reload a model that is not
+ready on the event loop, report "not ready" as UNKNOWN, and lose double parameters. Errors have the
+same messages and reasons as over REST.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from predictors.protocol.grpc.methods import (
     RawMessage,
     abort,
     add_service,
-    answered,
-    call_of,
-    name_call,
     parse_small,
+    run_cheap_method,
+    set_request_id,
+    start_call,
 )
 from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
@@ -45,7 +45,7 @@ from predictors.protocol.v2.tensors import pack_tensor
 from predictors.protocol.v2.values import Scalar, V2Request, V2Response
 from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
-INLINE_BYTES = 16 * 1024  # of a message that is read on the event loop: 8,000 fields at most
+INLINE_BYTES = 16 * 1024  # largest message decoded on the event loop: 8,000 fields at most
 access = logging.getLogger("predictors.access")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -57,14 +57,14 @@ def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
 
 
 class InferenceMethods:
-    """The service's methods. Event loop only."""
+    """Methods of the inference service. Event loop only."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._logs = registry.settings.server.access_log
 
     def table(self) -> dict[str, Method]:
-        """Each method by the name that its protocol gives it; it gets the raw message."""
+        """The methods by their names in the protocol. Each gets the raw message."""
         cheap: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
             "ServerLive": (pb.ServerLiveRequest, self._server_live),
             "ServerReady": (pb.ServerReadyRequest, self._server_ready),
@@ -85,7 +85,7 @@ class InferenceMethods:
         async def work() -> Any:
             return await answer(parse_small(kind, message))
 
-        return await answered(work(), context)
+        return await run_cheap_method(work(), context)
 
     # -- health and metadata ---------------------------------------------------------------------
     async def _server_live(self, request: Any) -> Any:
@@ -123,8 +123,10 @@ class InferenceMethods:
 
     # -- inference -------------------------------------------------------------------------------
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
-        """One inference request; cancelled by gRPC when the client goes or its time is up."""
-        call = call_of(context)
+        """One inference request. gRPC cancels it when the client disconnects or its deadline
+        passes.
+        """
+        call = start_call(context)
         tally = Tally("v2_grpc", "infer", call)
         reason = "ok"
         try:
@@ -132,9 +134,9 @@ class InferenceMethods:
             if isinstance(answer, Exception):
                 fault = self._fault(answer, call)
                 reason, answer = fault.reason, None
-                tally.end(reason)  # before the caller can know
+                tally.end(reason)  # count it before the client sees the error
                 await abort(context, fault, call)
-            name_call(context, call)
+            set_request_id(context, call)
             return answer
         except asyncio.CancelledError:
             remaining = context.time_remaining()
@@ -147,7 +149,7 @@ class InferenceMethods:
     async def _infer(
         self, tally: Tally, message: RawMessage, call: Call, remaining: float | None
     ) -> Any:
-        raw = message.take()
+        raw = message.release()
         charge = Charge(self._registry.bytes_in_flight)
         try:
             charge.add(len(raw))
@@ -190,19 +192,20 @@ class InferenceMethods:
 
     def _log(self, tally: Tally, reason: str, call: Call) -> None:
         if self._logs:
-            facts = {
+            log_fields = {
                 "model": tally.model,
                 "reason": reason,
                 "total_ms": round(tally.elapsed_s * 1000, 1),
                 "request_id": call.request_id,
             }
             line = "ModelInfer %s %s %.1f ms %s"
-            access.info(line, *facts.values(), extra={"method": "ModelInfer", **facts})
+            access.info(line, *log_fields.values(), extra={"method": "ModelInfer", **log_fields})
 
 
 def encode_proto_response(response: V2Response) -> Any:
-    """A `ModelInferResponse`, all tensors raw: tritonclient with numpy 2 can't read BYTES from
-    `contents`."""
+    """A `ModelInferResponse` with all tensors raw: tritonclient with numpy 2 cannot read BYTES from
+    `contents`.
+    """
     message = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
@@ -215,7 +218,7 @@ def encode_proto_response(response: V2Response) -> Any:
 
 
 def write_parameters(target: Any, parameters: Mapping[str, Scalar]) -> None:
-    """Fill a map of `InferParameter`: int64, bool and string are all there is."""
+    """Fill a map of `InferParameter`, which has int64, bool and string only."""
     for name, value in parameters.items():
         if isinstance(value, bool):
             target[name].bool_param = value

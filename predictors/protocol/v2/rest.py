@@ -1,10 +1,9 @@
-"""V2 REST: health, metadata, inference and the repository routes. Knows no model beyond `Served`.
+"""V2 REST routes: health, metadata, inference and the model repository.
 
-Routes that the Open Inference Protocol or Triton have and this server doesn't (`config`, `stats`,
-`trace`, shared memory) fall through to the ordinary 404. `load` and `unload` are refused with 501
-unless the operator turned them on, since nobody is asked who they are; even then they only take a
-model out of service and back, its weights stay where they are. V1's `:predict` and `:explain` are
-501 and name V2.
+Routes of the Open Inference Protocol or Triton that this server lacks (`config`, `stats`, `trace`,
+shared memory) are ordinary 404s. `load` and `unload` answer 501 unless the operator enabled them,
+since callers are not authenticated; they only take a model out of service and back, its weights
+stay loaded. V1's `:predict` and `:explain` answer 501 and name V2.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ REPOSITORY_OFF = (
 
 
 def v2_routes(registry: Registry) -> list[BaseRoute]:
-    """Every V2 route, the most frequent first, and V1's two."""
+    """All V2 routes, the most frequent first, and V1's two."""
     routes = V2Routes(registry)
     infer = Endpoint(
         routes.infer, registry, protocol="v2_rest", operation="infer", body_of=Fault.v2_body
@@ -76,7 +75,7 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
 
 
 class V2Routes:
-    """The answers. Event loop only."""
+    """Handlers of the V2 routes. Event loop only."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -103,11 +102,11 @@ class V2Routes:
 
     # -- health ----------------------------------------------------------------------------------
     async def root(self, request: Request) -> Response:
-        """KServe's greeting; also what a bare load balancer asks."""
+        """`GET /`, KServe's liveness message; plain load balancers ask for it too."""
         return json_response({"status": "alive"})
 
     async def live(self, request: Request) -> Response:
-        """503 once an engine is dead or stalled: the process should be restarted."""
+        """503 once an engine is dead or stalled, and the process should be restarted."""
         live = self._registry.is_live()
         return json_response({"live": live}, 200 if live else 503)
 
@@ -117,7 +116,6 @@ class V2Routes:
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
-        """503 until this model is warm."""
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
         return json_response({"name": model.name, "ready": ready}, 200 if ready else 503)
@@ -137,8 +135,9 @@ class V2Routes:
 
     # -- repository ------------------------------------------------------------------------------
     async def repository_index(self, request: Request) -> Response:
-        """Triton's index: name, version and state of each model; `{"ready": true}` asks for the
-        ready ones only."""
+        """Triton's index with the name, version and state of each model. `{"ready": true}` selects
+        ready ones.
+        """
         timeout_s = self._registry.settings.server.body_timeout_s
         raw = await receive_small_body(request.receive, request.headers, 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
@@ -162,13 +161,13 @@ class V2Routes:
         return json_response({"name": model.name, "load": True})
 
     async def unload(self, request: Request) -> Response:
-        """Take a model out of service; what it has accepted is finished."""
+        """Take a model out of service. Accepted requests are completed."""
         model = self._repository_model(request)
         self._registry.withdraw(model.name)
         return json_response({"name": model.name, "unload": True})
 
     async def v1(self, request: Request) -> Response:
-        """V1 has no place for named tensors and parameters."""
+        """Refuse V1 inference: it cannot carry named tensors and parameters."""
         name = request.path_params["model"]
         self._registry.find(name)
         raise NotSupported(f"V1 inference is not offered; use POST /v2/models/{name}/infer")
@@ -184,7 +183,7 @@ class V2Routes:
 
 
 def metadata(model: Served) -> dict[str, Any]:
-    """What V2 tells about a model; both transports."""
+    """A model's V2 metadata, for REST and gRPC."""
     return {
         "name": model.name,
         "versions": [VERSION],
@@ -195,7 +194,7 @@ def metadata(model: Served) -> dict[str, Any]:
 
 
 def check_outputs(request: V2Request, model: Served) -> None:
-    """Raise `InvalidRequest` for an output that the model does not have, before it works."""
+    """Raise `InvalidRequest` for a requested output that the model does not have."""
     if not request.outputs:
         return
     known = [output["name"] for output in model.get_output_types()]
@@ -207,7 +206,7 @@ def check_outputs(request: V2Request, model: Served) -> None:
 
 
 def complete(response: V2Response, request: V2Request, call: Call) -> V2Response:
-    """The response with id and version, and the wanted outputs in the wanted order."""
+    """Add id and version to the response, and select the requested outputs in their order."""
     outputs = response.outputs
     if request.outputs:
         by_name = {tensor.name: tensor for tensor in outputs}

@@ -1,9 +1,9 @@
-"""V2 inference protocol as values: tensors, requests, responses and typed readers. Knows no
-transport and no model.
+"""The V2 inference protocol as Python values: tensors, requests, responses, and typed access to
+them.
 
-`v2_rest` and `v2_grpc` translate bytes to and from these; a room's codec reads and makes them.
-BYTES elements are always `bytes` here, whatever the transport did (UTF-8 text, base64 or raw), so
-that codecs see one world.
+`wire_json` and `wire_proto` translate bytes to and from these; a model's codec reads and creates
+them. BYTES elements are always `bytes` here, whatever form the transport used (UTF-8 text, base64
+or raw).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from predictors.protocol.images import WHITE_SPACE
 
 Scalar = str | int | float | bool
 
-MAX_TEXT_BYTES = 4 * 2**20  # of one row
+MAX_TEXT_BYTES = 4 * 2**20  # per row
 
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One named tensor. `data` is flat, row-major: bytes for BYTES, int, float or bool otherwise.
+    """One named tensor. `data` is flat and row-major: `bytes` for BYTES, else int, float or bool.
 
-    `text` is True when BYTES elements came as JSON strings (a picture is then base64), False when
-    raw.
+    `text` is True for BYTES elements that came as JSON strings (a picture is then base64), False
+    for raw ones.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class V2Request:
-    """One inference request. `outputs` empty means all; `binary` maps an output's name to whether
-    it goes raw.
+    """One inference request. Empty `outputs` means all. `binary` maps names of outputs to whether
+    they are returned raw; `binary_default` holds for the others.
     """
 
     model: str
@@ -59,7 +59,9 @@ class V2Request:
 
 @dataclass(frozen=True, slots=True)
 class V2Response:
-    """One inference response; parameters are int, bool or str only, since gRPC has nothing else."""
+    """One inference response. Parameters are int, bool or str, the only types that KServe's gRPC
+    has.
+    """
 
     model: str
     id: str
@@ -69,16 +71,17 @@ class V2Response:
 
 
 def num_bytes(message: V2Request | V2Response) -> int:
-    """Bytes of all BYTES elements."""
+    """Total size of all BYTES elements."""
     tensors = message.inputs if isinstance(message, V2Request) else message.outputs
     columns = (tensor.data for tensor in tensors if tensor.datatype == "BYTES")
     return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
 
 
 class InputTensors:
-    """The named inputs of a request, each read once; whatever nobody read is unknown.
+    """Typed access to a request's inputs. `reject_unread` reports inputs that no `read_` method
+    asked for.
 
-    All inputs have shape [n] or [n, 1] (tritonclient users send both) with the same n.
+    All inputs have shape [n] or [n, 1] with the same n, since users of tritonclient send both.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -92,26 +95,24 @@ class InputTensors:
         self._unread = set(self._tensors)
 
     def read_bytes(self, name: str) -> list[bytes] | None:
-        """BYTES elements of one input, or None if it is absent."""
+        """BYTES elements of an input, or None if it is absent."""
         tensor = self._take(name, "BYTES")
         return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def read_text(self, name: str) -> list[str] | None:
-        """UTF-8 text of one BYTES input; a row that is not UTF-8 is named."""
+        """UTF-8 strings of a BYTES input, or None. The error names the row that is not UTF-8."""
         rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_files(self, name: str) -> list[bytes] | None:
-        """Files of one BYTES input: raw as they are, or base64 decoded when they came as JSON
-        strings.
-        """
+        """Files of a BYTES input, or None: raw, or base64 if they came as JSON strings."""
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.text and tensor.datatype == "BYTES":
             self._tensors[name] = with_files(tensor)
         return self.read_bytes(name)
 
     def read_ints(self, name: str) -> list[int] | None:
-        """INT64 (or any narrower integer type) elements of one input."""
+        """Elements of an INT64 or narrower integer input, or None."""
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.datatype not in {
             "INT64",
@@ -130,7 +131,7 @@ class InputTensors:
         return None if tensor is None else [int(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def reject_unread(self) -> None:
-        """Raise for inputs that nobody read."""
+        """Raise `InvalidRequest` for an input that was not read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown input {name!r}", param=name)
@@ -156,10 +157,11 @@ class InputTensors:
 
 
 class Parameters:
-    """Request parameters, each read once with its type; whatever nobody read is unknown.
+    """Typed access to request parameters. `reject_unread` reports those that no `read_` method
+    asked for.
 
-    Numbers may come as numeric strings, since KServe's gRPC has no double. `ignored` names are
-    accepted unread.
+    Numbers may be numeric strings, since KServe's gRPC has no double. `ignored` names are accepted
+    unread.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class Parameters:
         self._unread = {name for name in values if name not in ignored}
 
     def read_int(self, name: str) -> int | None:
-        """A whole number; 28.0 and "28" are whole, 1.5, true and "x" are not."""
+        """An integer or None. 28.0 and "28" are integers; 1.5, true and "x" are not."""
         value = self._take(name)
         if value is None:
             return None
@@ -182,7 +184,7 @@ class Parameters:
         raise InvalidRequest(f"{name} must be a whole number, not {str(value)[:32]!r}", param=name)
 
     def read_float(self, name: str) -> float | None:
-        """A finite number."""
+        """A finite number or None."""
         value = self._take(name)
         if value is None:
             return None
@@ -199,14 +201,14 @@ class Parameters:
         return number
 
     def read_text(self, name: str) -> str | None:
-        """A string."""
+        """A string or None."""
         value = self._take(name)
         if value is None or isinstance(value, str):
             return value
         raise InvalidRequest(f"{name} must be a string, not {str(value)[:32]!r}", param=name)
 
     def reject_unread(self) -> None:
-        """Raise for parameters that nobody read."""
+        """Raise `InvalidRequest` for a parameter that was not read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown parameter {name!r}", param=name)
@@ -217,7 +219,9 @@ class Parameters:
 
 
 def with_files(tensor: Tensor) -> Tensor:
-    """A BYTES tensor of base64 text with the files that it stands for; any other as it is."""
+    """The tensor with its base64 text decoded to files; a tensor other than BYTES is returned
+    unchanged.
+    """
     if tensor.datatype != "BYTES":
         return tensor
     rows: Sequence[bytes] = tensor.data  # type: ignore[assignment]
@@ -225,8 +229,8 @@ def with_files(tensor: Tensor) -> Tensor:
     return replace(tensor, data=files, text=False)
 
 
-def same_rows(**columns: Sequence[object] | None) -> int:
-    """The number of rows that all present columns share."""
+def count_rows(**columns: Sequence[object] | None) -> int:
+    """The number of rows that all present columns share. Raises `InvalidRequest` if they differ."""
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
@@ -235,7 +239,9 @@ def same_rows(**columns: Sequence[object] | None) -> int:
 
 
 def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
-    """Standard base64, with or without line breaks; anything else is refused, never guessed."""
+    """Decode standard base64, with or without line breaks. Raises `InvalidRequest` for anything
+    else.
+    """
     try:
         return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -243,7 +249,7 @@ def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
 
 
 def _utf8(name: str, row: int, raw: bytes) -> str:
-    if len(raw) > MAX_TEXT_BYTES:  # decoding more would hold up everybody else
+    if len(raw) > MAX_TEXT_BYTES:  # decoding a longer one would block the event loop for others
         message = f"{name} has {len(raw)} bytes; at most {MAX_TEXT_BYTES} are taken"
         raise TooLarge(message, param=name, row=row)
     try:

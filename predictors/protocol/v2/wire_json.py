@@ -1,8 +1,8 @@
-"""V2 requests and responses as JSON and as the binary extension. Knows no route and no model.
+"""V2 requests and responses as JSON, with or without the binary extension.
 
-The binary extension puts raw tensors behind the JSON; `Inference-Header-Content-Length` says where
-the JSON ends. Field names and their meaning are the Open Inference Protocol's; whatever is not in
-it is refused by name rather than dropped.
+The binary extension appends raw tensors to the JSON; `Inference-Header-Content-Length` is the
+length of the JSON. Field names and meanings are the Open Inference Protocol's. An unknown field is
+refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from predictors.protocol.v2.tensors import (
     check_parameters,
     check_values,
     count_elements,
+    input_error,
     pack_tensor,
     unpack_tensor,
 )
@@ -48,14 +49,14 @@ def decode_json_request(
     version: str = "",
     files: Collection[str] = (),
 ) -> V2Request:
-    """The request in a body; raises `InvalidRequest` that names what is wrong.
+    """Decode a request body. Raises `InvalidRequest` or `TooLarge`.
 
-    `headers` may have the one of the binary extension; `files` are the inputs that hold files, in
-    JSON as base64.
+    `headers` may contain the binary extension's header. `files` are the names of inputs that hold
+    files, which are base64 in JSON.
     """
     length = header_length(headers, len(raw))
     body = parse_json(raw if length == len(raw) else raw[:length])
-    _only(body, _REQUEST_FIELDS, "the body")
+    _check_fields(body, _REQUEST_FIELDS, "the body")
     parameters = read_parameters(body.get("parameters"), "parameters")
     outputs, binary = _outputs(body.get("outputs"))
     return V2Request(
@@ -71,7 +72,7 @@ def decode_json_request(
 
 
 def header_length(headers: Mapping[str, str], total: int) -> int:
-    """Bytes of JSON at the head of a body of `total` bytes."""
+    """Length of the JSON at the start of a body of `total` bytes."""
     text = headers.get(HEADER)
     if text is None:
         return total
@@ -82,7 +83,7 @@ def header_length(headers: Mapping[str, str], total: int) -> int:
 
 
 def read_parameters(raw: object, where: str) -> dict[str, Scalar]:
-    """A map of names to strings, numbers and booleans."""
+    """Validate a map of names to strings, numbers and booleans."""
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -111,8 +112,8 @@ def _inputs(raw: object, body: bytes, position: int, files: Collection[str]) -> 
 
 
 def _input(entry: object, body: bytes, position: int, elements: ElementCount) -> tuple[Tensor, int]:
-    """One input and where the raw bytes of the next one begin."""
-    fields = _only(entry, _INPUT_FIELDS, "an input")
+    """Decode one input. Returns it and the position of the next input's raw bytes."""
+    fields = _check_fields(entry, _INPUT_FIELDS, "an input")
     name = _name(fields, "an input")
     datatype = check_datatype(name, fields.get("datatype"))
     sides = fields.get("shape")
@@ -123,39 +124,39 @@ def _input(entry: object, body: bytes, position: int, elements: ElementCount) ->
     parameters = read_parameters(
         fields.get("parameters"), f"parameters of input {name[:MAX_NAME]!r}"
     )
-    _only(parameters, _INPUT_PARAMETERS, f"parameters of input {name[:MAX_NAME]!r}")
+    _check_fields(parameters, _INPUT_PARAMETERS, f"parameters of input {name[:MAX_NAME]!r}")
     size = parameters.pop("binary_data_size", None)
     if size is None:
-        values = _flat(name, fields.get("data"), shape)
+        values = _flatten(name, fields.get("data"), shape)
         check_count(name, count, len(values))
         data = check_values(name, datatype, values)
         return Tensor(name, datatype, shape, data, parameters, text=True), position
     if "data" in fields:
-        raise _input_error(name, "has both data and binary_data_size")
+        raise input_error(name, "has both data and binary_data_size")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - position:
-        raise _input_error(name, f"has a binary_data_size that is not 0 to {len(body) - position}")
+        raise input_error(name, f"has a binary_data_size that is not 0 to {len(body) - position}")
     data = unpack_tensor(name, datatype, count, body[position : position + size])
     return Tensor(name, datatype, shape, data, parameters), position + size
 
 
-def _flat(name: str, data: object, shape: tuple[int, ...]) -> list[object]:
-    """`data`, flat as it is or nested exactly as the shape says."""
+def _flatten(name: str, data: object, shape: tuple[int, ...]) -> list[object]:
+    """Flatten `data`, which is flat or nested exactly as the shape says."""
     if not isinstance(data, list):
-        raise _input_error(name, "has no list of data")
+        raise input_error(name, "has no list of data")
     for depth, side in enumerate(shape[:-1]):
         if not (data and isinstance(data[0], list)):
             break
         if depth == 0 and len(data) != side:
-            raise _input_error(name, "has data that is nested otherwise than its shape says")
+            raise input_error(name, "has data that is nested otherwise than its shape says")
         below = shape[depth + 1]
         if not all(isinstance(part, list) and len(part) == below for part in data):
-            raise _input_error(name, "has data that is nested otherwise than its shape says")
+            raise input_error(name, "has data that is nested otherwise than its shape says")
         data = [value for part in data for value in part]
     return data
 
 
 def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
-    """Names of the wanted outputs, and which of them say whether they go raw."""
+    """Names of the requested outputs, and which of them set `binary_data`."""
     if raw is None:
         return (), {}
     if not isinstance(raw, list) or len(raw) > MAX_TENSORS:
@@ -164,7 +165,7 @@ def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
     names: list[str] = []
     binary: dict[str, bool] = {}
     for entry in raw:
-        fields = _only(entry, _OUTPUT_FIELDS, "an output")
+        fields = _check_fields(entry, _OUTPUT_FIELDS, "an output")
         name = _name(fields, "an output")
         if name in names:
             shown = name[:MAX_NAME]
@@ -172,13 +173,13 @@ def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
         names.append(name)
         where = f"parameters of output {name[:MAX_NAME]!r}"
         parameters = read_parameters(fields.get("parameters"), where)
-        _only(parameters, _OUTPUT_PARAMETERS, where)
+        _check_fields(parameters, _OUTPUT_PARAMETERS, where)
         if "binary_data" in parameters:
             binary[name] = _flag(parameters["binary_data"], "binary_data")
     return tuple(names), binary
 
 
-def _only(raw: object, known: Collection[str], where: str) -> dict[str, Any]:
+def _check_fields(raw: object, known: Collection[str], where: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise InvalidRequest(f"{where} must be a JSON object")
     for name in raw:
@@ -209,13 +210,9 @@ def _flag(raw: object, name: str) -> bool:
     return raw
 
 
-def _input_error(name: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"input {name[:MAX_NAME]!r} {problem}", param=name[:MAX_NAME])
-
-
 # -- responses -------------------------------------------------------------------------------------
 def encode_json_response(response: V2Response, request: V2Request) -> tuple[bytes, int | None]:
-    """Body, and the length of its JSON where raw tensors follow it (else None)."""
+    """Encode a response body. Returns it and its JSON's length, None if no raw tensors follow."""
     outputs, raw = [], []
     for tensor in response.outputs:
         fields: dict[str, Any] = {
@@ -229,7 +226,7 @@ def encode_json_response(response: V2Response, request: V2Request) -> tuple[byte
             raw.append(packed)
             parameters["binary_data_size"] = len(packed)
         else:
-            fields["data"] = _plain(tensor, parameters)
+            fields["data"] = _json_values(tensor, parameters)
         if parameters:
             fields["parameters"] = parameters
         outputs.append(fields)
@@ -245,8 +242,8 @@ def encode_json_response(response: V2Response, request: V2Request) -> tuple[byte
     return (b"".join((head, *raw)), len(head)) if raw else (head, None)
 
 
-def _plain(tensor: Tensor, parameters: dict[str, Scalar]) -> list[object]:
-    """Values for JSON; BYTES that are files or not UTF-8 go as base64, and `parameters` says so."""
+def _json_values(tensor: Tensor, parameters: dict[str, Scalar]) -> list[object]:
+    """Values for JSON. BYTES that are images or not UTF-8 become base64, noted in `parameters`."""
     if tensor.datatype != "BYTES":
         return list(tensor.data)
     rows: list[bytes] = list(tensor.data)  # type: ignore[arg-type]

@@ -1,10 +1,9 @@
-"""A V2 request from the bytes of a `ModelInferRequest`, without protobuf's own objects.
+"""Decodes V2 requests from the bytes of a `ModelInferRequest`, without protobuf's own objects.
 
-Fields, inputs and parameters are counted as they are read, so that a small message can't become
-millions of objects. Known fields mean what protobuf says they mean: repeated ones may be packed or
-not, of single ones the last counts, `contents` are merged, unknown fields are skipped, and counted.
-Triton's `double_param` and `uint64_param`, which KServe's proto has not, are parameters too.
-Workers import this module: nothing here loads gRPC.
+Fields, inputs and parameters are counted while they are read, so that a small message cannot become
+millions of objects. Known fields follow protobuf's rules: repeated ones may be packed or not, the
+last of a singular one counts, `contents` are merged, unknown fields are skipped but counted.
+Workers import this module, so nothing here may load gRPC.
 """
 
 from __future__ import annotations
@@ -32,14 +31,15 @@ from predictors.protocol.v2.tensors import (
     check_parameters,
     check_values,
     count_elements,
+    input_error,
     unpack_tensor,
 )
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request
 from predictors.protocol.v2.wire_json import MAX_ID, MAX_TENSORS
 
-MAX_FIELDS = 2 * MAX_ELEMENTS  # of a message: a BYTES element is a field
-MAX_NAME_BYTES = 4096  # of a model's name or version, or an id
-MAX_OUTER_FIELDS = 1024  # of a message, whatever is inside of them
+MAX_FIELDS = 2 * MAX_ELEMENTS  # of a whole message; each BYTES element is a field
+MAX_NAME_BYTES = 4096  # of a model name, version or id
+MAX_OUTER_FIELDS = 1024  # outermost fields of a message
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -55,7 +55,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# numbers of the fields of InferTensorContents, with what one varint of them means
+# field numbers of InferTensorContents, with the conversion of one varint
 _INTEGERS: dict[int, tuple[str, Callable[[int], object]]] = {
     1: ("bool_contents", bool),
     2: ("int_contents", lambda value: signed(value, 32)),
@@ -69,7 +69,7 @@ _BYTES = 8
 
 @dataclass(slots=True)
 class _Input:
-    """One `InferInputTensor` as it was read."""
+    """One `InferInputTensor` before its checks."""
 
     name: str = ""
     datatype: str = ""
@@ -80,19 +80,19 @@ class _Input:
 
 
 def model_of(raw: bytes) -> tuple[str, str]:
-    """Name and version of the model that a `ModelInferRequest` asks; only its outermost fields are
-    looked at. Raises as `decode_proto_request`."""
+    """Name and version of the requested model. Reads only the outermost fields; raises like
+    `decode_proto_request`.
+    """
     reader = WireReader(raw, MAX_OUTER_FIELDS)
     found = {1: "", 2: ""}
     for number, wire, _, span in reader.fields(reader.whole):
         if number in found and wire == LENGTH:
-            found[number] = _name(reader, span)
+            found[number] = _read_name(reader, span)
     return found[1], found[2]
 
 
 def decode_proto_request(raw: bytes) -> V2Request:
-    """A serialised `ModelInferRequest` as values; raises `InvalidRequest` that names what is
-    wrong, `TooLarge` for more than is read."""
+    """Decode a serialised `ModelInferRequest`. Raises `InvalidRequest` or `TooLarge`."""
     reader = WireReader(raw, MAX_FIELDS)
     texts = {1: "", 2: "", 3: ""}  # model_name, model_version, id
     parameters: dict[str, Scalar | None] = {}
@@ -103,7 +103,7 @@ def decode_proto_request(raw: bytes) -> V2Request:
         if wire != LENGTH:
             continue
         if number in texts:
-            texts[number] = _name(reader, span)
+            texts[number] = _read_name(reader, span)
         elif number == 4:
             _read_parameter(reader, span, parameters)
         elif number == 5:
@@ -125,7 +125,7 @@ def decode_proto_request(raw: bytes) -> V2Request:
     elements = ElementCount()
     tensors = [_tensor(x, raws[i] if raws else None, elements) for i, x in enumerate(inputs)]
     values = _values(parameters)
-    values.pop("binary_data_output", None)  # everything is raw here
+    values.pop("binary_data_output", None)  # all outputs are raw over gRPC
     return V2Request(
         model=texts[1],
         id=texts[3],
@@ -136,7 +136,7 @@ def decode_proto_request(raw: bytes) -> V2Request:
     )
 
 
-def _name(reader: WireReader, span: Span) -> str:
+def _read_name(reader: WireReader, span: Span) -> str:
     if span[1] - span[0] > MAX_NAME_BYTES:
         raise InvalidRequest(f"a name or id of the message has more than {MAX_NAME_BYTES} bytes")
     return reader.text(span)
@@ -196,7 +196,7 @@ def _read_output(reader: WireReader, span: Span) -> tuple[str, dict[str, Scalar 
 
 
 def _read_parameter(reader: WireReader, span: Span, found: dict[str, Scalar | None]) -> None:
-    """An entry of a map of `InferParameter`; None where it has no value that is known."""
+    """Read one entry of a map of `InferParameter`. Its value is None if it has no known type."""
     name, value = "", None
     for number, wire, _, inner in reader.fields(span):
         if number == 1 and wire == LENGTH:
@@ -217,16 +217,16 @@ def _read_value(reader: WireReader, span: Span, value: Scalar | None) -> Scalar 
                 value = signed(varint, 64)
             case 3, 2:
                 value = reader.text(inner)
-            case 4, _ if wire == FIXED64:
+            case 4, _ if wire == FIXED64:  # double_param of Triton; KServe's proto has none
                 value = float(struct.unpack("<d", reader.bytes(inner))[0])
-            case 5, 0:
+            case 5, 0:  # uint64_param of Triton
                 value = varint
     return value
 
 
 # -- checking --------------------------------------------------------------------------------------
 def _values(parameters: dict[str, Scalar | None]) -> dict[str, Scalar]:
-    """Plain scalars; one without a readable value is refused."""
+    """Check parameters; one without a readable value is refused."""
     for name, value in parameters.items():
         if value is None:
             shown = name[:MAX_NAME]
@@ -246,10 +246,10 @@ def _tensor(read: _Input, raw: bytes | None, elements: ElementCount) -> Tensor:
     parameters = _values(read.parameters)
     for parameter in parameters:
         if parameter not in {"content_type", "encoding", "binary_data_size"}:
-            raise _wrong(name, f"has an unknown parameter {parameter[:MAX_NAME]!r}")
+            raise input_error(name, f"has an unknown parameter {parameter[:MAX_NAME]!r}")
     if raw is not None:
         if read.has_contents:
-            raise _wrong(name, "has contents beside raw_input_contents")
+            raise input_error(name, "has contents beside raw_input_contents")
         return Tensor(name, datatype, shape, unpack_tensor(name, datatype, count, raw), parameters)
     values = _contents(name, datatype, read.contents)
     check_count(name, count, len(values))
@@ -258,13 +258,13 @@ def _tensor(read: _Input, raw: bytes | None, elements: ElementCount) -> Tensor:
 
 
 def _contents(name: str, datatype: str, contents: dict[str, list[object]]) -> list[object]:
-    """The one list of the contents that belongs to the datatype; all others must be empty."""
+    """The list of contents that belongs to the datatype. All others must be empty."""
     right = _CONTENTS.get(datatype)
     if right is None:
-        raise _wrong(name, f"of datatype {datatype} must come in raw_input_contents")
+        raise input_error(name, f"of datatype {datatype} must come in raw_input_contents")
     for other, values in contents.items():
         if other != right and values:
-            raise _wrong(name, f"has {other}; datatype {datatype} takes {right}")
+            raise input_error(name, f"has {other}; datatype {datatype} takes {right}")
     return contents.get(right, [])
 
 
@@ -280,7 +280,3 @@ def _outputs(read: Sequence[tuple[str, dict[str, Scalar | None]]]) -> tuple[str,
                 raise InvalidRequest(text, param=shown)
         names.append(name)
     return tuple(names)
-
-
-def _wrong(name: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"input {name[:MAX_NAME]!r} {problem}", param=name[:MAX_NAME])

@@ -175,6 +175,6 @@ async def turns() -> None:
 
 
 def split(raw: bytes, *cuts: int) -> list[bytes]:
-    """`raw` in pieces that begin at these limit."""
+    """`raw` in pieces that begin at these offsets."""
     edges = [0, *sorted(cuts), len(raw)]
     return [raw[a:b] for a, b in pairwise(edges) if a < b]

@@ -119,10 +119,10 @@ def test_twice_the_body_takes_no_more_than_about_twice_the_time(
         raw = head + body * count + tail
         best = math.inf
         for _ in range(3):
-            started = time.process_time()
+            started = time.thread_time()
             with contextlib.suppress(InvalidRequest):
                 parse_json(raw)
-            best = min(best, time.process_time() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     # eight times as much: a quadratic search would take 64 times as long

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.v2.values import InputTensors, Parameters, Tensor, decode_base64, same_rows
+from predictors.protocol.v2.values import (
+    InputTensors,
+    Parameters,
+    Tensor,
+    count_rows,
+    decode_base64,
+)
 
 
 def tensor(name: str = "prompt", datatype: str = "BYTES", **more: Any) -> Tensor:
@@ -101,10 +107,10 @@ def test_a_parameter_that_nobody_read_is_unknown() -> None:
 
 
 def test_columns_must_agree_on_the_rows() -> None:
-    assert same_rows(prompt=["a", "b"], seed=None) == 2
-    assert same_rows(prompt=None) == 0
+    assert count_rows(prompt=["a", "b"], seed=None) == 2
+    assert count_rows(prompt=None) == 0
     with pytest.raises(InvalidRequest, match="prompt has 2, seed has 1"):
-        same_rows(prompt=["a", "b"], seed=[1])
+        count_rows(prompt=["a", "b"], seed=[1])
 
 
 def test_base64_is_standard_or_refused() -> None:

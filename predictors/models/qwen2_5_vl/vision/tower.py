@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
+from predictors.chat.decoder.weights import FRAMES, linear_slots, mlp_slots
 from predictors.models.qwen2_5_vl.vision.grid import VisionShape
 from predictors.models.qwen2_5_vl.vision.operations import VisionOperations
 
@@ -86,3 +87,22 @@ class VisionTower(nn.Module):
         for block, (_, following) in zip(blocks, pairwise(norms), strict=True):
             stream, x = block(stream, x, following, ops)
         return ops.restored(self.merger(x, ops))
+
+
+def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
+    """Where each of the checkpoint's names goes: views into the packed weights."""
+    slots = {
+        FRAMES: vision.patch_embed.weight.data,
+        "visual.merger.ln_q.weight": vision.merger.norm.weight.data,
+    }
+    slots |= linear_slots("visual.merger.mlp.0", vision.merger.fc1)
+    slots |= linear_slots("visual.merger.mlp.2", vision.merger.fc2)
+    for i, block in enumerate(vision.blocks):
+        assert isinstance(block, VisionBlock)
+        prefix = f"visual.blocks.{i}"
+        slots[f"{prefix}.norm1.weight"] = block.norm1.weight.data
+        slots[f"{prefix}.norm2.weight"] = block.norm2.weight.data
+        slots |= linear_slots(f"{prefix}.attn.qkv", block.attention.qkv)
+        slots |= linear_slots(f"{prefix}.attn.proj", block.attention.out)
+        slots |= mlp_slots(f"{prefix}.mlp", block.mlp, vision.shape.mlp, ("weight", "bias"))
+    return slots

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from predictors.serving.turns import Turns
+from predictors.serving.loop import EngineLoop
 
 HANG = Path("/tmp/hang")
 LOOK_AGAIN_S = 0.05
 
-start_turns: Callable[..., None] = Turns.__init__
+start_loop: Callable[..., None] = EngineLoop.__init__
 
 
-def start_faulty_turns(self: Any, model: str, engine: Any, *others: Any, **named: Any) -> None:
-    """`Turns.__init__`, with an engine that may hang."""
+def start_faulty_loop(self: Any, model: str, engine: Any, *others: Any, **named: Any) -> None:
+    """`EngineLoop.__init__`, with an engine that may hang."""
     step = engine.step
 
     def hang_or_step(*arguments: Any) -> Any:
@@ -29,7 +29,7 @@ def start_faulty_turns(self: Any, model: str, engine: Any, *others: Any, **named
         return step(*arguments)
 
     engine.step = hang_or_step
-    start_turns(self, model, engine, *others, **named)
+    start_loop(self, model, engine, *others, **named)
 
 
-Turns.__init__ = start_faulty_turns  # type: ignore[method-assign]
+EngineLoop.__init__ = start_faulty_loop  # type: ignore[method-assign]

@@ -1,40 +1,34 @@
-"""Checks a Qwen2.5-VL folder in transformers' layout before anything of it is used: configs,
-preprocessor, tokens. Reads JSON only; weights are checked in `weights`.
+"""Checks of a checkpoint folder in transformers' layout that every chat model needs: quantisation,
+image processor, sampling defaults, tokens. JSON only; weights are checked in `decoder.weights`.
 
-Only what would be answered as transformers answers it passes; the rest is refused with its name.
+A folder passes if it would be answered as transformers answers it; else the message names the file
+and the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from transformers import AutoProcessor, GenerationConfig
+
+from predictors.chat.decoder.rotary import mrope_positions
+from predictors.chat.pixels import PicturePreparation
+from predictors.chat.request import Sampling
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
     UNQUANTISED,
-    WIDTH,
     check_adapters,
-    check_numbers,
     is_real,
     quantisation,
     read_json,
+    reading,
     shown,
 )
 from predictors.errors import EngineFailed, InvalidRequest
 
-MODEL_TYPE = "qwen2_5_vl"
-LAYERS = (1, 1000)
-TEXT: Mapping[str, tuple[int, int]] = {
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), LAYERS),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), WIDTH),
-    "max_position_embeddings": (1, 2**24),
-}
-VISION: Mapping[str, tuple[int, int]] = {
-    **dict.fromkeys(("depth", "num_heads", "patch_size", "temporal_patch_size"), LAYERS),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "out_hidden_size", "window_size"), WIDTH),
-    **dict.fromkeys(("spatial_merge_size", "in_channels", "in_chans"), LAYERS),
-}
 PARTS = {"text_config": "language model", "vision_config": "vision tower"}
 """Of the config, as messages call them. A config of the hub's older form has the first one's values
 at its top."""
@@ -67,28 +61,89 @@ NAMED_TOKENS = {
 """By their keys in the config, as templates write them."""
 
 
-def check_folder(checkpoint: Path) -> dict[str, Any]:
-    """The raw `config.json`; raises `EngineFailed` for a folder that can't be served as it is and
-    `InvalidRequest` for another model."""
+class HubCheckpoint:
+    """Tokenizer, chat template, image processor and generation defaults of a folder. Any thread.
+
+    The part of `ChatModel` that is the same for every model of transformers' layout; models derive
+    from it. `config` is `read_config`'s, `vocab` the rows of the embedding. Raises `EngineFailed`
+    for files that can't be read or don't fit together.
+    """
+
+    def __init__(self, checkpoint: Path, config: Mapping[str, Any], vocab: int) -> None:
+        tokens = read_tokens(checkpoint)
+        check_tokens(config, tokens, vocab)
+        check_generation(checkpoint)
+        with reading("generation_config.json"):
+            self.sampling = sampling_defaults(checkpoint)
+        self.image_token = tokens[NAMED_TOKENS["image_token_id"]]
+        self.end_tokens = end_tokens(checkpoint, config, tokens)
+        with reading("the tokenizer or the preprocessor of pictures"):
+            parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                checkpoint, local_files_only=True
+            )
+        self.tokenizer: Any = parts.tokenizer.backend_tokenizer
+        self.template: str | None = parts.chat_template
+        with reading("preprocessor_config.json"):
+            self.pictures = PicturePreparation(parts.image_processor)
+        self._parts = parts
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        rendered: str = self._parts.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def positions(
+        self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]
+    ) -> tuple[Tensor, int]:
+        return mrope_positions(num_tokens, pictures)
+
+
+def sampling_defaults(checkpoint: Path) -> Sampling:
+    """The sampling of `generation_config.json`; a value it does not name stays neutral, and without
+    the file sampling is greedy, as in transformers."""
+    try:
+        found = GenerationConfig.from_pretrained(checkpoint, local_files_only=True)
+    except OSError:  # no such file
+        found = GenerationConfig()  # type: ignore[no-untyped-call]
+
+    def given(name: str, neutral: float) -> float:
+        value = getattr(found, name, None)
+        return neutral if value is None else value
+
+    return Sampling(
+        temperature=float(given("temperature", 1.0)) if found.do_sample else 0.0,
+        top_p=float(given("top_p", 1.0)),
+        top_k=int(given("top_k", 0)),
+        repetition_penalty=float(given("repetition_penalty", 1.0)),
+    )
+
+
+def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
+    """The raw `config.json`. Raises `InvalidRequest` for another model, and `EngineFailed` for
+    adapters, quantised parts and files that are no JSON objects."""
     config = read_json(checkpoint, "config.json", "config.json")
-    if config.get("model_type") != MODEL_TYPE:
+    if config.get("model_type") != model_type:
         raise InvalidRequest(
-            f"{checkpoint.name} is a {shown(config.get('model_type'))}, not a {MODEL_TYPE}"
+            f"{checkpoint.name} is a {shown(config.get('model_type'))}, not a {model_type}"
         )
     check_adapters(checkpoint, "the checkpoint")
     _check_quantisation(config, checkpoint)
-    text = config.get("text_config", config)
-    vision = config.get("vision_config", {})
-    for name, part in (("text_config", text), ("vision_config", vision)):
+    for name, part in parts_of(config).items():
         if not isinstance(part, dict):
             raise EngineFailed(f"config.json: {name} is {shown(part)}, not an object")
-    check_numbers(text, "config.json", TEXT)
-    check_numbers(vision, "config.json: vision_config", VISION)
     for name in OTHER_FILES:
         if (checkpoint / name).is_file():
             read_json(checkpoint, name, name)
-    _check_preprocessor(checkpoint, vision)
     return config
+
+
+def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's parts by name."""
+    return {
+        "text_config": config.get("text_config", config),
+        "vision_config": config.get("vision_config", {}),
+    }
 
 
 def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
@@ -106,7 +161,9 @@ def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
         )
 
 
-def _check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
+def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
+    the vision tower does not read."""
     file, found = "preprocessor_config.json", None
     if (checkpoint / "processor_config.json").is_file():  # where transformers 5 writes it
         whole = read_json(checkpoint, "processor_config.json", "processor_config.json")
@@ -140,36 +197,6 @@ def check_generation(checkpoint: Path) -> None:
             raise EngineFailed(
                 f"{file}: {name} is {shown(value)}; possible are {least:g} to {most:g}"
             )
-
-
-def check_shapes(text: Any, vision: Any) -> None:
-    """Raise `EngineFailed` for numbers that don't fit together, in configs with defaults filled
-    in."""
-    head = text.hidden_size // text.num_attention_heads
-    checks = {
-        "hidden_size must be a multiple of num_attention_heads": (
-            text.hidden_size % text.num_attention_heads == 0
-        ),
-        "num_attention_heads must be a multiple of num_key_value_heads": (
-            text.num_attention_heads % text.num_key_value_heads == 0
-        ),
-        "mrope_section must add up to half a head": (
-            2 * sum((text.rope_parameters or {}).get("mrope_section", (16, 24, 24))) == head
-        ),
-        "vision_config.hidden_size must be a multiple of num_heads": (
-            vision.hidden_size % vision.num_heads == 0
-        ),
-        "vision_config.out_hidden_size must be hidden_size": (
-            vision.out_hidden_size == text.hidden_size
-        ),
-        "hidden_act must be silu, twice": (text.hidden_act, vision.hidden_act) == ("silu", "silu"),
-        "vision_config.window_size must hold a merged patch": (
-            vision.window_size >= vision.patch_size * vision.spatial_merge_size
-        ),
-    }
-    for rule, holds in checks.items():
-        if not holds:
-            raise EngineFailed(f"config.json: {rule}")
 
 
 # -- tokens ----------------------------------------------------------------------------------------

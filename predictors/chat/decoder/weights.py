@@ -1,0 +1,178 @@
+"""Weights of a checkpoint in transformers' layout into a decoder and a vision encoder's module.
+
+Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
+v and gate, up are packed, and the two identical frames of a still picture are folded into one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
+from predictors.chat.decoder.layers import GatedMLP
+from predictors.compute.checkpoint.accounting import FLOATS, Wanted, check_tensors
+from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.device.placement import Placement
+from predictors.compute.kernels.fp8 import Fp8Linear
+from predictors.errors import EngineFailed
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V", bound=nn.Module)
+
+RENAMED = (  # what transformers 5 and its earlier releases call the same things
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", "visual."),
+)
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
+"""Stored names that are of no use here: frequencies are computed from the config."""
+FRAMES = "visual.patch_embed.proj.weight"
+"""Stored as a convolution over two frames."""
+
+
+def load_modules(
+    checkpoint: Path,
+    shape: DecoderShape,
+    make_vision: Callable[[], V],
+    vision_slots: Callable[[V], dict[str, Tensor]],
+    placement: Placement,
+) -> tuple[Decoder, V]:
+    """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
+    stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
+    of another shape or of no use, before any memory is taken.
+    """
+    with Shards(checkpoint) as shards:
+        stored = _named(shards)
+        shape = replace(shape, tied=_is_tied(shape, shards, stored))
+        with torch.device("meta"):
+            decoder, vision = Decoder(shape), make_vision()
+        _check(_decoder_slots(decoder) | vision_slots(vision), shards, stored)
+        for module in (decoder, vision):
+            module.to(placement.dtype).to_empty(device=placement.device)
+            module.requires_grad_(False).eval()
+        if shape.tied:  # to_empty gives each name memory of its own
+            decoder.head.weight = decoder.embedding.weight
+        decoder.frequencies = torch.tensor(shape.frequencies, device=placement.device)
+        decoder.axes = torch.tensor(shape.axes, device=placement.device)
+        _fill(_decoder_slots(decoder) | vision_slots(vision), shards, stored)
+    return decoder, vision
+
+
+def quantize_decoder(decoder: Decoder) -> None:
+    """Quantise the linears of all blocks to fp8, in place; embedding, norms and head stay."""
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        for part, names in ((block.attention, ("qkv", "out")), (block.mlp, ("gate_up", "down"))):
+            for name in names:
+                setattr(part, name, Fp8Linear.of(getattr(part, name)))
+
+
+def _named(shards: Shards) -> dict[str, str]:
+    """The stored names by those of the hub."""
+    stored: dict[str, str] = {}
+    for name in shards:
+        other = stored.setdefault(_hub_name(name), name)
+        if other != name:
+            raise EngineFailed(f"the checkpoint holds one weight twice: {other} and {name}")
+    return stored
+
+
+def _is_tied(shape: DecoderShape, shards: Shards, stored: Mapping[str, str]) -> bool:
+    """Whether the embedding is the head, too. A stored head that differs is used, whatever the
+    config says: merged adapters leave such folders."""
+    if not shape.tied or HEAD not in stored or EMBEDDING not in stored:
+        return shape.tied
+    names = (stored[EMBEDDING], stored[HEAD])
+    one, other = (shards.headers()[name] for name in names)
+    if one == other and one.dtype in FLOATS and torch.equal(*map(shards.read, names)):
+        return True
+    log.warning("tie_word_embeddings is set, but %s differs from the embedding: it is used", HEAD)
+    return False
+
+
+def _check(slots: Mapping[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+    """Every stored tensor has a place, and every place a tensor; only headers are read."""
+    headers = shards.headers()
+    for component, is_vision in (("the language model", False), ("the vision tower", True)):
+        mine = {n: headers[s] for n, s in stored.items() if n.startswith("visual.") == is_vision}
+        wanted = {
+            name: Wanted(None if name == FRAMES else tuple(slot.shape))
+            for name, slot in slots.items()
+            if name in mine
+        }
+        tied = "" if HEAD in slots else f"|^{re.escape(HEAD)}$"
+        check_tensors(component, mine, wanted, UNUSED + tied)
+    if missing := slots.keys() - stored.keys():
+        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
+
+
+def _fill(slots: dict[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+    folded = slots.pop(FRAMES)
+    shards.copy_into((slot, stored[name]) for name, slot in slots.items())
+    # both frames are the same picture
+    frames = shards.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
+    if frames.shape != folded.shape:
+        found, wanted = list(frames.shape), list(folded.shape)
+        raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
+    folded.copy_(frames)
+
+
+def _hub_name(name: str) -> str:
+    for longer, shorter in RENAMED:
+        if name.startswith(longer):
+            return shorter + name.removeprefix(longer)
+    return name
+
+
+def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:
+    """Where each of the checkpoint's names goes: views into the packed weights."""
+    slots = {
+        EMBEDDING: decoder.embedding.weight.data,
+        "model.norm.weight": decoder.norm.weight.data,
+    }
+    if not decoder.shape.tied:
+        slots[HEAD] = decoder.head.weight.data
+    for i, block in enumerate(decoder.blocks):
+        assert isinstance(block, Block)
+        prefix = f"model.layers.{i}"
+        slots[f"{prefix}.input_layernorm.weight"] = block.norm1.weight.data
+        slots[f"{prefix}.post_attention_layernorm.weight"] = block.norm2.weight.data
+        slots[f"{prefix}.self_attn.o_proj.weight"] = block.attention.out.weight.data
+        for kind in ("weight", "bias") if decoder.shape.qkv_bias else ("weight",):
+            packed = getattr(block.attention.qkv, kind).data.split(block.attention.widths)
+            for part, rows in zip("qkv", packed, strict=True):
+                slots[f"{prefix}.self_attn.{part}_proj.{kind}"] = rows
+        for part, norm in (("q", block.attention.q_norm), ("k", block.attention.k_norm)):
+            if norm is not None:
+                slots[f"{prefix}.self_attn.{part}_norm.weight"] = norm.weight.data
+        slots |= mlp_slots(f"{prefix}.mlp", block.mlp, decoder.shape.mlp, ("weight",))
+    return slots
+
+
+def mlp_slots(prefix: str, mlp: GatedMLP, hidden: int, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """The first `hidden` rows of gate and up, and columns of down; the rest is padding and becomes
+    zero."""
+    slots = {f"{prefix}.down_proj.weight": mlp.down.weight.data.zero_()[:, :hidden]}
+    if "bias" in kinds:
+        slots[f"{prefix}.down_proj.bias"] = mlp.down.bias.data
+    for kind in kinds:
+        gate, up = getattr(mlp.gate_up, kind).data.zero_().chunk(2)
+        slots[f"{prefix}.gate_proj.{kind}"] = gate[:hidden]
+        slots[f"{prefix}.up_proj.{kind}"] = up[:hidden]
+    return slots
+
+
+def linear_slots(prefix: str, linear: nn.Linear) -> dict[str, Tensor]:
+    return {f"{prefix}.weight": linear.weight.data, f"{prefix}.bias": linear.bias.data}

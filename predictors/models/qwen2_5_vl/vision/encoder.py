@@ -1,0 +1,65 @@
+"""The vision tower on a device behind `chat.model.VisionEncoder`: plain for any grid, packed for a
+bucket of patches. Keeps the plans of recent grids.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+from torch import Tensor
+
+from predictors.compute.device.placement import Placement
+from predictors.compute.device.transfer import to_device
+from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
+from predictors.models.qwen2_5_vl.vision.grid import (
+    GridPlan,
+    frequencies_of,
+    packed_grid,
+    plan_grid,
+)
+from predictors.models.qwen2_5_vl.vision.operations import Plain
+from predictors.models.qwen2_5_vl.vision.tower import VisionTower
+
+GRID_PLANS = 256  # kept; one of 1024 x 1024 pixels takes 3.6 MB
+
+
+class Encoder:
+    """Implements `VisionEncoder`. Engine thread only."""
+
+    def __init__(self, tower: VisionTower, placement: Placement) -> None:
+        shape = tower.shape
+        self.patch, self.merge, self.patch_values = shape.patch, shape.merge, shape.patch_values
+        side = shape.merge * (shape.side + 1)  # more than one window
+        self.warm_grid = (side, side)
+        self._tower = tower
+        self._placement = placement
+        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._attention: Attention = sdpa
+        self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
+
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        shape = self._tower.shape
+        tokens: Tensor = self._tower(patches, Plain(self._plan(grid), shape.heads, shape.merge))
+        return tokens[None]
+
+    def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
+        return packed_grid(*grid, num_patches, self._tower.shape)
+
+    def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
+        from predictors.models.qwen2_5_vl.vision.fused import FusedVision  # CUDA only: has Triton
+
+        kind = (self._tower.shape, self._frequencies, self._attention)
+        tokens: Tensor = self._tower(patches, FusedVision(grid, len(patches), *kind))
+        return tokens[None]
+
+    def choose_attention(self, num_patches: int) -> None:
+        from predictors.models.qwen2_5_vl.vision.fused import padded_head
+
+        shape, placement = self._tower.shape, self._placement
+        padded = padded_head(shape.head_dim)
+        choice = choose_attention(placement, shape.heads, padded, num_patches)
+        self._attention = choice.attention
+
+    def _make_plan(self, grid: tuple[int, int]) -> GridPlan:
+        shape = self._tower.shape
+        return plan_grid(*grid, shape).moved(partial(to_device, placement=self._placement))

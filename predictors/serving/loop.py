@@ -1,0 +1,277 @@
+"""The engine thread: load, warm up, then evict, admit and step until the host stops.
+
+`EngineLoop.run` is the thread's target and `EngineLoop.run_once` is one round. A step that raises
+has advanced no job, so the loop steps the same jobs again in halves until it has found those that
+fail alone. All frames between the thread and `engine.step` are in this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from predictors import metrics
+from predictors.errors import Draining, EngineFailed, OutOfMemory, ServingError, StepFailed
+from predictors.serving.engine import Engine, StickyDeviceError
+from predictors.serving.job import Job
+from predictors.serving.lifecycle import HostEvents, Lifecycle, State, Warmth
+from predictors.serving.recording import Recordings
+from predictors.serving.roster import Roster
+
+W = TypeVar("W")
+C = TypeVar("C")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def try_call(work: Callable[..., T], *args: Any) -> tuple[T | None, BaseException | None]:
+    """Call `work`; return its value and None, or None and what it raised."""
+    try:
+        return work(*args), None
+    except BaseException as error:  # noqa: BLE001 - the engine thread must outlive any error
+        # the frames hold the engine's tensors: memory that a smaller step needs
+        traceback.clear_frames(error.__traceback__)
+        return None, error
+
+
+class EngineLoop(Generic[W, C]):
+    """Drives one engine for the jobs of one host. Engine thread only, unless noted.
+
+    A program without an engine thread calls `prepare` once, then `run_once`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: Engine[W, C],
+        jobs: Roster[W, C],
+        lifecycle: Lifecycle,
+        events: HostEvents,
+        clock: Callable[[], float],
+    ) -> None:
+        self.recordings = Recordings()
+        self.last_step_at = clock()
+        """When a step last began or ended, in seconds of `clock`. Any thread may read it."""
+        self.failure = ""
+        """Message of the error that ended the engine. Any thread may read it."""
+        self._model = model
+        self._engine = engine
+        self._jobs = jobs
+        self._lifecycle = lifecycle
+        self._events = events
+        self._clock = clock
+        self._holds_device = False
+        self._is_stopping = False
+        self._max_width: int | None = None  # jobs per step after one ran out of memory
+        self._step_seconds = metrics.step_seconds.labels(model)
+        self._steps = metrics.engine_steps_total.labels(model)
+        self._last_step = metrics.engine_last_step_timestamp_seconds.labels(model)
+
+    # -- the thread ------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Prepare, run until `stop`, then release the device. Any error fails all jobs."""
+        try:
+            self.prepare()
+            while not self._is_stopping:
+                if not self.run_once():
+                    self._jobs.wait_for_change()
+            self._evict_answered()
+            self.recordings.close(Draining(f"{self._model} is shutting down"))
+        except BaseException as error:  # noqa: BLE001 - every job must be answered
+            traceback.clear_frames(error.__traceback__)
+            self._fail_host(error)
+        self.close_engine()
+
+    def run_once(self) -> bool:
+        """Evict, admit, step once. Returns False when there was nothing to step.
+
+        Raises `StickyDeviceError`, and whatever `engine.evict` raises: after either of them the
+        engine's state is unknown and it can't go on.
+        """
+        self._jobs.expire(self._clock())
+        self._evict_answered()
+        self._admit_waiting()
+        jobs = self._engine.active
+        if not jobs or not self._engine.busy:
+            self.recordings.stop_ended()
+            return False
+        self.recordings.before_step()
+        self._step(jobs)
+        self.recordings.after_step()
+        self._evict_answered()
+        return True
+
+    def stop(self) -> None:
+        """Have `run` return after the present round. Any thread; the caller wakes the loop."""
+        self._is_stopping = True
+
+    # -- evict, admit, step ----------------------------------------------------------------------
+    def _evict_answered(self) -> None:
+        for job in self._jobs.running:
+            if job.cancelled:
+                job.abandon()
+            if job.done:
+                self._engine.evict(job)
+                self._jobs.leave(job)
+                self._max_width = None  # memory is free again
+
+    def _admit_waiting(self) -> None:
+        if not (self._jobs.waiting and self._jobs.has_free_slot()):
+            return
+        walk = self._jobs.walk(self._clock())
+        for job in walk:
+            if not self._jobs.has_free_slot():
+                break
+            if not self._admit(job):
+                walk.refuse(job)
+        self._jobs.end_walk(walk)
+
+    def _admit(self, job: Job[W, C]) -> bool:
+        """Try to admit `job`. Returns False only if it must stay queued."""
+        now = self._clock()
+        if job.done or job.is_late(now):  # the watch answers it; it must not start
+            return True
+        is_admitted, error = try_call(self._engine.admit, job)
+        if is_admitted:
+            if not self._jobs.seat(job, now):
+                self._engine.evict(job)  # its caller left meanwhile
+            return True
+        if error is None:
+            if self._jobs.open_jobs > self._jobs.waiting:
+                return False
+            # nothing runs, so no memory will come free
+            error = RuntimeError("an empty engine turned away a job that it had found valid")
+        self._fail_job(job, error)
+        return True
+
+    def _step(self, jobs: Sequence[Job[W, C]]) -> None:
+        """Advance every job by one step, and fail the jobs that make a step fail on their own.
+
+        A group that fails is halved: at most 2n - 1 steps for n jobs. After running out of memory
+        later rounds step in narrower groups too, until a job is evicted; otherwise every round
+        would pay for the failure again. If a single job did not fit, the width says nothing about
+        the others.
+        """
+        width = self._max_width or len(jobs)
+        groups = [jobs[i : i + width] for i in range(0, len(jobs), width)]
+        groups.reverse()  # a stack: the first group is stepped first
+        failed: list[tuple[Job[W, C], BaseException]] = []
+        while groups:
+            group = groups.pop()
+            started = self.last_step_at = self._clock()
+            _, error = try_call(self._engine.step, group)
+            self.last_step_at = self._clock()
+            if error is None:
+                self._step_seconds.observe(self.last_step_at - started)
+                self._steps.inc()
+                self._last_step.set_to_current_time()
+            elif isinstance(error, StickyDeviceError):
+                raise error
+            elif len(group) == 1:
+                failed.append((group[0], error))
+            else:
+                groups += self._halves(group, error)
+        if any(is_out_of_memory(error) for _, error in failed):
+            self._max_width = None
+        for job, error in failed:
+            self._fail_job(job, error)
+
+    def _halves(
+        self, group: Sequence[Job[W, C]], error: BaseException
+    ) -> tuple[Sequence[Job[W, C]], Sequence[Job[W, C]]]:
+        """The second and the first half of a group whose step raised `error`."""
+        half = len(group) // 2
+        is_oom = is_out_of_memory(error)
+        metrics.batch_splits_total.labels(self._model, "oom" if is_oom else "other").inc()
+        if is_oom:  # any other error is logged with the job that causes it
+            self._max_width = max(1, min(half, self._max_width or half))
+            log_fields = {"model": self._model, "jobs": len(group)}
+            message = "%s: a step of %d jobs did not fit into memory, it is halved"
+            log.warning(message, self._model, len(group), extra=log_fields)
+        return group[half:], group[:half]
+
+    def _fail_job(self, job: Job[W, C], error: BaseException) -> None:
+        """Answer `job` with the failure for `error`, evict and remove it. A lost device is the
+        fault of no job: raises `StickyDeviceError` again."""
+        if isinstance(error, StickyDeviceError):
+            raise error
+        log_fields = {"model": self._model, "request_id": job.id.partition("/")[0], "job": job.id}
+        log_fields |= job.exemplar or {}  # this thread has no trace of its own
+        log.error("%s: job %s failed alone", self._model, job.id, exc_info=error, extra=log_fields)
+        failure: ServingError
+        if isinstance(error, ServingError):
+            failure = error
+        elif is_out_of_memory(error):
+            failure = OutOfMemory(
+                "the device has no memory for this request, even alone; make it smaller"
+            )
+        else:
+            failure = StepFailed("this request made the engine fail; others were not affected")
+        failure.__cause__ = error if failure is not error else error.__cause__
+        job.fail(failure)
+        self._engine.evict(job)
+        self._jobs.leave(job)
+
+    # -- start and end ---------------------------------------------------------------------------
+    def prepare(self) -> None:
+        """Load and warm the engine and become ready, unless the host drains meanwhile. Once."""
+        self._lifecycle.move(State.LOADING)
+        self._holds_device = True
+        self._timed("load", self._engine.load)
+        if self._lifecycle.move(State.WARMING):
+            self._timed("warmup", self._engine.warm, self._report_shape)
+            for on_warm in self._events.on_warm:
+                on_warm()
+            self._lifecycle.move(State.READY)
+
+    def _timed(self, phase: str, work: Callable[..., None], *args: Any) -> None:
+        self._report(Warmth(phase))
+        started = self._clock()
+        work(*args)
+        seconds = self._clock() - started
+        metrics.model_phase_seconds.labels(self._model, phase).set(seconds)
+        log.info("%s: %s took %.2f s", self._model, phase, seconds)
+
+    def _report_shape(self, shape: str, done: int, total: int) -> None:
+        self._report(Warmth("warmup", shape, done, total))
+
+    def _report(self, progress: Warmth) -> None:
+        for on_progress in self._events.on_progress:
+            _, error = try_call(on_progress, progress)
+            if error is not None:
+                log.error("%s: on_progress raised", self._model, exc_info=error)
+
+    def close_engine(self) -> None:
+        """Close the engine if `prepare` has begun. Idempotent."""
+        if not self._holds_device:
+            return
+        self._holds_device = False
+        _, error = try_call(self._engine.close)
+        if error is not None:
+            log.error("%s: closing the engine failed", self._model, exc_info=error)
+
+    def _fail_host(self, error: BaseException) -> None:
+        """The engine can't go on: accept no more jobs, answer all, then call `on_failed`."""
+        phase = self._lifecycle.state.value
+        if isinstance(error, ServingError):  # raised on purpose: its message is complete
+            self.failure = f"{self._model} failed while {phase}: {error.message}"
+        else:
+            self.failure = f"{self._model} failed while {phase}; the server's log says why"
+            log.critical("%s failed", self._model, exc_info=error)
+        metrics.engine_failures_total.labels(self._model).inc()
+        self._lifecycle.move(State.FAILED)
+        self.recordings.close(EngineFailed(self.failure))
+        self._jobs.fail_all(lambda: EngineFailed(self.failure))
+        self._jobs.dismiss()
+        for on_failed in self._events.on_failed:
+            _, failed = try_call(on_failed, EngineFailed(self.failure))
+            if failed is not None:
+                log.error("%s: on_failed raised", self._model, exc_info=failed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's out-of-memory error, by its name: the core imports no torch."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
