@@ -19,7 +19,6 @@ def written(page: str) -> str:
 
 
 def main() -> None:
-    """Write the pages."""
     for page in PAGES:
         page.write_text(written(page.read_text()))
 

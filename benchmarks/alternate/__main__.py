@@ -70,7 +70,6 @@ def compared(parent: Sequence[float], this: Sequence[float], limit: float) -> di
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per figure."""
     lines = [("figure", "parent", "this", "ratios", "median", "95 % interval", "not slower")]
     for family, figures in results.items():
         for name, each in figures.items():
@@ -117,7 +116,6 @@ def one_family(
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """From the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alternate", description=__doc__)
     add = parser.add_argument
     add("--parent", type=Path, required=True, help="the other checkout")
@@ -137,7 +135,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, write."""
+    """The status is 1 if a family failed or a figure is slower."""
     asked = read_arguments(arguments)
     trees = [Tree("parent", asked.parent.resolve()), Tree("this", paths.ROOT)]
     report: dict[str, Any] = {

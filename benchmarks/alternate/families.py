@@ -59,7 +59,6 @@ class Tree:
     root: Path
 
     def module(self, *names: str) -> str:
-        """The first of these modules that the tree has."""
         for name in names:
             if (self.root / Path(*name.split("."))).with_suffix(".py").exists():
                 return name
@@ -67,11 +66,11 @@ class Tree:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Imports come from this tree."""
+        """Of a process that imports this tree."""
         return {**os.environ, "PYTHONPATH": str(self.root)}
 
     def log(self, family: str) -> Path:
-        """Where the output of its process goes."""
+        """Output of its process."""
         paths.SCRATCH.mkdir(parents=True, exist_ok=True)
         return paths.SCRATCH / f"alternate-{family}-{self.name}.log"
 
@@ -96,7 +95,6 @@ class Asked:
         self.ready = self._read()
 
     def ask(self, command: object) -> Any:
-        """One command, one answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
@@ -229,7 +227,7 @@ def qwen_vl(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def random_checkpoint(options: Options) -> Path:
-    """Made once, by a process of its own: this one holds no memory of the card."""
+    """Made once, in another process, so that this one holds no device memory."""
     shelf = Path("/dev/shm") if Path("/dev/shm").is_dir() else paths.SCRATCH
     folder = shelf / ("qwen-vl-toy" if options.is_small else "qwen-vl-3b-random")
     command = [sys.executable, "-m", "benchmarks.qwen_vl.random_weights", str(folder)]
@@ -239,7 +237,7 @@ def random_checkpoint(options: Options) -> Path:
 
 
 def one_case(port: int, case: Case, first: int, pair: int) -> Mapping[str, float]:
-    """New conversations each time; the same ones for both trees."""
+    """New conversations for each pair, the same ones for both trees."""
     own = first + (pair + 1) * 1000
     answers = client.measure(replace(case), port, servers.MODEL, own, CASE_S)
     found = summed_up(answers)

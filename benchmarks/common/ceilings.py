@@ -34,7 +34,6 @@ class Operations:
 
     @property
     def total(self) -> float:
-        """Their sum."""
         return self.linear + self.attention + self.other
 
 
@@ -69,19 +68,18 @@ class Measured:
 
     @property
     def cudnn_pays(self) -> bool:
-        """Whether naming the cuDNN kernel beats torch's own choice at any of the sizes."""
+        """Whether the cuDNN kernel beats torch's own choice at any of the sizes."""
         named = self.ceilings.attention
         return any(named[n] > NOTICEABLE * rate for n, rate in self.default_attention.items())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, by name."""
         return asdict(self) | {"cudnn_pays": self.cudnn_pays}
 
 
 def measure(
     clock: Clock, dtype: torch.dtype, heads: int, head_dim: int, tokens: Iterable[int]
 ) -> Measured:
-    """All of them; a second or two on a GPU."""
+    """A second or two on a GPU."""
     side = MATMUL_SIDE if clock.is_cuda else TOY_SIDE
     default, best = {}, {}
     for n in sorted(set(tokens)):

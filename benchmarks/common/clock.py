@@ -22,13 +22,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Times work on one device."""
-
     device: torch.device
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the device works asynchronously to the host."""
         return self.device.type == "cuda"
 
     def settle(self) -> None:

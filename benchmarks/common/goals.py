@@ -42,7 +42,7 @@ class Goal:
 
 
 def goal_cells(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """What, measured, asked for, reached: the cells of a table."""
+    """The cells of a table: what, measured, asked for, reached."""
     return (
         goal["what"],
         f"{goal['measured']:.4g}",

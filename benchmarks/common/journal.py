@@ -31,7 +31,7 @@ def results(name: str) -> dict[str, Any]:
 
 
 def table(make: Table, found: Mapping[str, Any]) -> str:
-    """One table as Markdown."""
+    """As Markdown."""
     return markdown(make(found)) or MISSING
 
 
@@ -47,7 +47,7 @@ def places(page: str) -> list[tuple[str, str]]:
 
 
 def written(page: str, models: Mapping[str, tuple[Tables, Mapping[str, Any]]]) -> str:
-    """The page with every table made again."""
+    """The page with every table replaced."""
 
     def made(place: re.Match[str]) -> str:
         tables, found = models[place[1]]

@@ -42,7 +42,6 @@ def _kernels(events: Any, is_cuda: bool) -> list[Any]:
 
 
 def as_text(kernels: list[Any]) -> str:
-    """One line per kernel."""
     lines = [f"{'ms':>10}  {'share':>6}  {'calls':>6}  kernel"]
     lines += [
         f"{ms:10.2f}  {100 * share:5.1f} %  {calls:6d}  {name[:110]}"

@@ -63,11 +63,9 @@ class BenchmarkRun:
         self.save()
 
     def results(self) -> dict[str, Any]:
-        """Everything so far."""
         return self.found
 
     def save(self) -> None:
-        """Write the results so far."""
         write_json(self.out, self.results())
 
 
@@ -79,7 +77,7 @@ class PartialResults:
         self.found: dict[str, Any] = {}
 
     def add(self, name: str, value: Any) -> None:
-        """Keep a figure, print it and write all of them."""
+        """Keep a figure, print it and write the file."""
         self.found[name] = value
         print(f"  {name}: {json.dumps(rounded(value))}", flush=True)
         self._path.write_text(json.dumps(self.found))
@@ -124,7 +122,7 @@ def read_arguments(
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Dataclasses are written as objects. The file is replaced as a whole."""
+    """Replace the file as a whole. Dataclasses are written as objects."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(results, indent=1, default=_plain) + "\n")
@@ -132,7 +130,7 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def plain(results: Mapping[str, Any]) -> dict[str, Any]:
-    """As a reader of the file gets them."""
+    """The results as a reader of the file gets them."""
     found: dict[str, Any] = json.loads(json.dumps(results, default=_plain))
     return found
 

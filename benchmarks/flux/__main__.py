@@ -30,7 +30,6 @@ SECTIONS = (*DEFAULT, "headline", "disk")
 
 
 def read_options(arguments: Sequence[str]) -> FluxRun:
-    """A run as the command line asks for it."""
     parser = run_parser("python -m benchmarks.flux", __doc__, SECTIONS, DEFAULT)
     add = parser.add_argument
     add("--sizes", help="WIDTHxHEIGHT, comma-separated; the first one gets the stages")
@@ -62,7 +61,7 @@ def read_options(arguments: Sequence[str]) -> FluxRun:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write. The status is 1 if a section failed."""
+    """The status is 1 if a section failed."""
     run = read_options(arguments)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="flux-bench-") as folder:
         # the peer's and the compiler's own: deprecations, advice on float32 precision

@@ -1,8 +1,8 @@
-"""How far apart the answers are: one forward pass and whole trajectories, ours beside diffusers
-eager and compiled and a forward in float32. Knows how to ask both sides; knows no clock.
+"""Distances of one forward pass and of whole trajectories: ours beside diffusers eager and compiled
+and a forward in float32.
 
-Two bfloat16 programs never agree bit by bit. What a faithful one may differ by is what the peer
-differs from itself by when it is compiled; who is nearer to float32 says who rounds less.
+Two bfloat16 programs never agree bit by bit. A faithful one may differ as much as the peer differs
+from itself when it is compiled, and the one nearer to float32 rounds less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST = 1e-5  # float32 sums in another order; nothing beside bfloat16's spread
 
 
 def velocities(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
-    """One pass at the first, the middle and the last step, everybody on the same inputs."""
+    """One pass at the first, the middle and the last step, all sides on the same inputs."""
     eager = peers[0]
     found: dict[str, Any] = {}
     work = ours.prepare(case, LOSSLESS)
@@ -51,7 +51,7 @@ def velocities(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
 
 
 def verdict(found: Mapping[str, Any], peers: Sequence[str]) -> dict[str, bool]:
-    """What the lossless tier has to hold, at every step that was looked at."""
+    """The conditions of the lossless tier, over all steps that were compared."""
     here = f"here {LOSSLESS}"
     eager, *others = peers
     near = [at["to float32"] for at in found.values()]
@@ -101,8 +101,8 @@ def peer_velocity(
 
 @contextmanager
 def in_float32(transformer: nn.Module) -> Iterator[None]:
-    """Meanwhile its parts compute in float32, on weights that are widened one part at a time: all
-    at once they would take twice the memory of the rest."""
+    """Inside, its parts compute in float32, on weights that are widened one part at a time: all at
+    once would need twice the memory of the rest."""
     parts = [
         unit
         for child in transformer.children()

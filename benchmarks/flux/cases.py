@@ -30,7 +30,6 @@ class Case:
 
     @property
     def size(self) -> str:
-        """Such as 1024x1024."""
         return f"{self.width}x{self.height}"
 
     def __str__(self) -> str:
@@ -77,7 +76,6 @@ def summed_up(
     is_fp8: bool = False,
     peak_bytes: int | None = None,
 ) -> Row:
-    """The row of a case's repeats."""
     encoders = runs[0].encode_s
     gaps = [gap for run in runs for gap in run.step_ms]
     return Row(
@@ -104,10 +102,10 @@ class Stages:
 
 
 def figures(row: Row, work: Operations, tokens: int, ceilings: Ceilings) -> dict[str, Any]:
-    """What follows from a row: rates and shares. `work` is one pass of one picture.
+    """Rates and shares of a row. `work` is one pass of one picture.
 
     The share is of the whole picture, everything but the transformer's floor counted as loss; the
-    rate is of the passes that were really made.
+    rate counts the passes that were made.
     """
     passes = row.passes * row.case.batch
     floor_s = passes * ceilings.floor_s(work, tokens, is_fp8=row.is_fp8)
@@ -120,7 +118,7 @@ def figures(row: Row, work: Operations, tokens: int, ceilings: Ceilings) -> dict
 
 
 def best_peer(rows: Iterable[Row], case: Case) -> Row | None:
-    """The fastest of the peer's rows for a case."""
+    """The peer's fastest row of a case."""
     peers = [row for row in rows if row.case == case and row.engine.startswith(PEER)]
     return min(peers, key=lambda row: row.seconds.median, default=None)
 

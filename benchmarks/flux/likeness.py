@@ -42,7 +42,7 @@ class RandomFeatures:
     nothing is downloaded: feature vectors of unit length per pixel, squared differences, averaged
     over pixels, layers and scales.
 
-    0 for equal pictures; what a value means is told by `anchors`. The weights come from one seed.
+    0 for equal pictures; `anchors` gives a scale. The weights come from one seed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -90,7 +90,7 @@ Distances = Callable[[Sequence[Pixels], Sequence[Pixels]], NDArray[np.float64]]
 
 
 def anchors(pictures: Sequence[Pixels], distances: Distances) -> Mapping[str, float]:
-    """Mean distances that everybody has a feeling for, of these very pictures."""
+    """Mean distances of these pictures to familiar variants, as a scale."""
     return {
         f"JPEG of quality {JPEG_QUALITY}": float(distances(pictures, _jpegs(pictures)).mean()),
         "another prompt": float(distances(pictures, [*pictures[1:], pictures[0]]).mean()),

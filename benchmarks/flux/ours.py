@@ -40,7 +40,7 @@ ENCODE_THREADS = 2  # what the server took when this was measured
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What it took to get ready."""
+    """Figures of a start."""
 
     load_s: float
     warm_s: float
@@ -78,7 +78,7 @@ class Drawing(FluxJob):
         self.pixels: list[Any] = []
 
     def emit(self, chunk: ImageResult) -> None:
-        """Called on the thread that steps the engine."""
+        """On the thread that steps the engine."""
         self.pixels.append(chunk.pixels)
         super().emit(chunk)
 
@@ -100,7 +100,6 @@ class Ours:
 
     # -- life ------------------------------------------------------------------------------------
     def open(self) -> Opening:
-        """Load and warm."""
         before = self._clock.held_bytes()
         load_s, _ = self._clock.seconds(self._load)
         warm_s, _ = self._clock.seconds(lambda: self.engine.warm(lambda *_: None))
@@ -113,7 +112,6 @@ class Ours:
         self.engine.take(load_parts(self.facts, self._placement, forms, self._models.opened))
 
     def close(self) -> None:
-        """Give the memory back."""
         self.engine.close()
         self._pool.shutdown()
 
@@ -129,7 +127,7 @@ class Ours:
 
     @property
     def tiers(self) -> Sequence[str]:
-        """Every tier that is loaded."""
+        """Every loaded tier."""
         return self.offer.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
@@ -147,7 +145,7 @@ class Ours:
         return self._preparer.prepare(self.offer.request(wish))
 
     def admit(self, case: Case, tier: str) -> list[Drawing]:
-        """A case's pictures, each with a slot."""
+        """Raises `RuntimeError` if there are too few slots."""
         works = [self.prepare(case, tier, row) for row in range(case.batch)]
         jobs = [Drawing(work) for work in works]
         for job in jobs:
@@ -165,7 +163,6 @@ class Ours:
                 raise failure
 
     def draw(self, case: Case, tier: str) -> Drawn:
-        """One run, timed."""
         marks = Marks(self._clock)
 
         def run() -> tuple[list[Any], float]:
@@ -185,8 +182,8 @@ class Ours:
         return any(job.done for job in jobs)
 
     def drive_mixed(self, waiting: Sequence[tuple[Case, str]], prompt: str) -> int:
-        """Draw them all, each admitted as soon as a slot is free; returns the number of turns. On
-        CUDA whatever makes the host wait for the device raises `RuntimeError`."""
+        """Draw them all, each admitted as soon as a slot is free; returns the number of steps. On
+        CUDA a call that makes the host wait for the device raises `RuntimeError`."""
         works = [self.prepare(case, tier, prompt=prompt) for case, tier in waiting]
         jobs = [Drawing(work) for work in works]
         arrivals, turns = list(jobs), 0
@@ -213,7 +210,7 @@ class Ours:
         return latents
 
     def width(self, case: Case, tier: str) -> int:
-        """Pictures that the policy lets share a pass."""
+        """Pictures that may share a pass."""
         return self.runner.width(self.prepare(case, tier).shape)
 
     def velocity(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str, index: int) -> Tensor:
@@ -225,7 +222,7 @@ class Ours:
             return self.runner.denoise([canvas])[0].velocity
 
     def remember(self, prompt: Tensor, pooled: Tensor, case: Case) -> None:
-        """Take these states for the prompt's from now on, so that both sides draw from the same."""
+        """Cache these states for the prompt, so that both sides draw from the same ones."""
         with torch.inference_mode():
             context = self.runner._parts.conditioning.context(prompt)[0]
             key = self.prepare(case, LOSSLESS).prompts[0].key
@@ -242,8 +239,8 @@ class Ours:
         return canvas
 
     def late_work(self) -> dict[str, int]:
-        """What was compiled while drawing, and captured at all, since the engine said it was
-        ready. Whatever the peer compiles on this thread is not counted."""
+        """Compilations while drawing, and captures, since the engine was ready. The peer's
+        compilations on this thread are not counted."""
         captures = self.runner._graphs.count - self._opening.num_graphs
         return {"recompilations": self._recompilations, "captures": captures}
 
@@ -304,10 +301,9 @@ class Ours:
 
 
 def placement_for(device: torch.device, cache_dir: str = "") -> Placement:
-    """As a server decides: bfloat16 on CUDA, float32 on the CPU."""
+    """The server's choice: bfloat16 on CUDA, float32 on the CPU."""
     return place(ComputeSettings(device=str(device), cache_dir=cache_dir))
 
 
 def settings_for(sizes: str, tiers: str, slots: int = 4) -> FluxSettings:
-    """What an operator would set."""
     return FluxSettings(sizes=sizes, slots=slots, tiers=tiers)

@@ -1,10 +1,10 @@
-"""The peer: diffusers' `FluxPipeline` as its documentation says it is fastest, on the same random
-weights. Knows nothing of ours but the weights and the noise.
+"""The peer: diffusers' `FluxPipeline`, called as its documentation recommends for speed, on the
+same random weights and noise.
 
-The pipeline is called with embeddings and with latents that lie on the device already, so its noise
-costs it nothing; `output_type="pil"`, then PNG by Pillow at its default level and at level 1. What
-counts is the faster of the two. Compiled units are static for every size (`dynamic=False`): the
-documented call turns to dynamic shapes, which are slower, at the second size.
+The pipeline gets embeddings and latents that lie on the device already, so its noise costs nothing.
+It returns Pillow pictures, which are written as PNG at the default level and at level 1; the faster
+one counts. Compiled units are static for every size (`dynamic=False`): the documented call switches
+to dynamic shapes, which are slower, at the second size.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class Peer:
         return 1000 * torch.from_numpy(sigmas[index : index + 1])
 
     def run(self, case: Case, noise: Tensor, **options: Any) -> Any:
-        """What the pipeline returns."""
         given = self.embeddings
         return self._pipeline(
             prompt_embeds=given.prompt.expand(case.batch, -1, -1),
@@ -104,7 +103,6 @@ class Peer:
         return latents
 
     def draw(self, case: Case) -> Drawn:
-        """One run, timed."""
         noise = self.noise(case)
         marks = Marks(self._clock)
 
@@ -125,7 +123,7 @@ class Peer:
         return self._clock.seconds(lambda: self.draw(few_steps(case)))[0]
 
     def measure(self, case: Case, runs: int) -> tuple[Row, Drawn]:
-        """`runs` timed runs of a case that was warmed; the row, and the last run."""
+        """Timed runs of a case that was warmed; the row, and the last run."""
         before = self._clock.reset_peak()
         drawn = [self.draw(case) for _ in range(runs)]
         peak = self._clock.peak_bytes()
@@ -133,7 +131,6 @@ class Peer:
         return summed_up(self.name, case, drawn, passes=case.steps, peak_bytes=own), drawn[-1]
 
     def stages(self, case: Case, row: Row) -> Stages:
-        """Each stage of one picture by itself."""
         vae, clock = self.models.vae, self._clock
         scale = self._facts.patch_pixels // 2
         shape = (1, self._facts.latent_channels, case.height // scale, case.width // scale)
@@ -188,12 +185,11 @@ class Peer:
 
 
 def few_steps(case: Case) -> Case:
-    """The same passes at the same shapes, fewer of them."""
+    """The same shapes with fewer steps."""
     return replace(case, steps=min(case.steps, WARM_STEPS))
 
 
 def num_bytes(models: Models) -> int:
-    """Memory that the weights take."""
     tensors = {
         tensor.data_ptr(): tensor.nbytes
         for state in models.states().values()

@@ -57,7 +57,6 @@ class FluxOptions:
         return Case(model, int(width), int(height), steps, batch)
 
     def as_json(self) -> dict[str, Any]:
-        """For the results file."""
         return {
             "sizes": self.sizes,
             "steps": self.steps,
@@ -72,8 +71,6 @@ class FluxOptions:
 
 
 class FluxRun(BenchmarkRun):
-    """The results of one run."""
-
     def __init__(self, options: FluxOptions, budget_s: float, out: Path) -> None:
         super().__init__(
             out, budget_s, machine=machine(device=str(options.device)), options=options.as_json()
@@ -85,7 +82,6 @@ class FluxRun(BenchmarkRun):
         self.measured: Measured | None = None
 
     def wants(self, *sections: str) -> bool:
-        """Whether any of the sections was asked for."""
         return not self.options.only.isdisjoint(sections)
 
     def add(self, row: Row, facts: Facts) -> None:
@@ -101,7 +97,7 @@ class FluxRun(BenchmarkRun):
         self.figures.append(figures(row, work, text + image, self.measured.ceilings))
 
     def results(self) -> dict[str, Any]:
-        """Everything so far, with the goals."""
+        """With the goals."""
         rows = [
             {**asdict(row), **own, "ratio_to_peer": ratio(self.rows, row)}
             for row, own in zip(self.rows, self.figures, strict=True)

@@ -102,7 +102,7 @@ def cases(run: FluxRun, peers: list[Peer], ours: Ours) -> None:
 
 # -- both sides ------------------------------------------------------------------------------------
 def peers_of(run: FluxRun, models: Models) -> list[Peer]:
-    """Diffusers eager and compiled; the attention kernel is named where that is faster."""
+    """Diffusers eager and compiled, with cuDNN's attention where that is faster."""
     facts, tokenizers = read_facts(models.folder)
     eager = Peer(EAGER, models, facts, tokenizers)
     if run.measured is not None and run.measured.cudnn_pays:
@@ -202,7 +202,6 @@ def wide_cases(run: FluxRun, ours: Ours) -> list[tuple[Case, list[str]]]:
 
 
 def schnell(run: FluxRun, models: Models) -> None:
-    """FLUX.1-schnell, four steps, at the first size."""
     options = run.options
     case = options.case(options.sizes[0], SCHNELL_STEPS, model="schnell")
     peers = peers_of(run, models) if options.has_peer else []

@@ -53,7 +53,7 @@ GOAL_POINTS = -1.0
 
 @dataclass(slots=True)
 class WayResults:
-    """What is known of one way so far, in order of the prompts."""
+    """Results of one way so far, in order of the prompts."""
 
     way: Way
     right: list[bool] = field(default_factory=list)
@@ -63,7 +63,7 @@ class WayResults:
     calls: float = 0.0
 
     def row(self, exact: WayResults) -> dict[str, Any]:
-        """Everything said of it, beside `exact`, lossless."""
+        """All figures, with the differences to `exact`, lossless."""
         total = len(self.right)
         low, high = share_interval(sum(self.right), total)
         row = {
@@ -99,7 +99,7 @@ class WayResults:
 
 
 class TierComparison:
-    """Draws blocks of prompts in every way and keeps what came out."""
+    """Draws blocks of prompts in every way and keeps the results."""
 
     def __init__(self, engine: TiersEngine, judges: Judges, ways: Sequence[Way]) -> None:
         self._engine, self._judges = engine, judges
@@ -109,7 +109,8 @@ class TierComparison:
         assert ways[0].tier == LOSSLESS
 
     def block(self, scenes: Sequence[Scene], first: int) -> None:
-        """One more block; `first` is the number of its first prompt, which says the seed."""
+        """Draw one more block; `first` is the number of its first prompt, from which the seeds
+        follow."""
         seeded = [(FIRST_SEED + first + i, scene) for i, scene in enumerate(scenes)]
         exact: list[Pixels] = []
         verdicts = []
@@ -132,7 +133,6 @@ class TierComparison:
         return pictures
 
     def report(self) -> dict[str, Any]:
-        """Of all blocks so far."""
         form_of = self._engine.offer.tiers.form_of
         rows = {
             found.way.name: found.row(self._found[0]) | {"form_of_weights": form_of(found.way.tier)}
@@ -171,7 +171,6 @@ def about(engine: TiersEngine, commit: str | None) -> dict[str, Any]:
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """A line per tier."""
     for name, row in report["tiers"].items():
         low, high = row["interval_95"]
         print(f"{name:12} {row['share']:7.2%} right [{low:.2%}, {high:.2%}]"
@@ -189,7 +188,6 @@ def print_table(report: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
     args = _read_arguments(arguments)
     started = time.monotonic()
     ways = ways_for(args.tiers.split(","), args.plans)

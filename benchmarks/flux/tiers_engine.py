@@ -59,7 +59,6 @@ class TiersEngine:
 
     @property
     def offer(self) -> Offer:
-        """Tiers, sizes and limits of the checkpoint."""
         return self._made.offer
 
     def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[FluxWork]:
@@ -71,7 +70,7 @@ class TiersEngine:
             yield preparer.prepare(self.offer.request(wish))
 
     def draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
-        """All pictures, in order, as many at once as there are slots."""
+        """All pictures in order, as many at once as there are slots."""
         engine, source, jobs = self.engine, iter(works), list[Drawing]()
         is_over = False
         while not is_over or engine.busy:

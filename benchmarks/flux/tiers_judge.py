@@ -26,7 +26,7 @@ def judge(pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> list[bool]:
 
 
 class Verdicts:
-    """What `Judges.read` promised."""
+    """The results of `Judges.read`."""
 
     def __init__(self, parts: Sequence[Future[list[bool]]]) -> None:
         self._parts = parts
@@ -37,7 +37,7 @@ class Verdicts:
 
 
 class Judges:
-    """Worker processes, spawned: a forked one could not live with a CUDA context."""
+    """Worker processes, spawned: a forked one would break the CUDA context."""
 
     def __init__(self, workers: int = 0) -> None:
         self._pool = ProcessPoolExecutor(
@@ -57,7 +57,7 @@ class Judges:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> Verdicts:
-        """Begin; returns at once."""
+        """Returns at once."""
         shares = (slice(i, i + SHARE) for i in range(0, len(pictures), SHARE))
         return Verdicts(
             [self._pool.submit(judge, pictures[share], scenes[share]) for share in shares]

@@ -66,12 +66,10 @@ class Way:
 
     @property
     def num_calls(self) -> int:
-        """K."""
         return len(self.pairs)
 
 
 def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
-    """Everything that is compared."""
     levels = schedule.sigmas(STEPS, num_patches)
     for num_calls in CALLS:
         seen = set[tuple[bool, ...]]()
@@ -168,7 +166,6 @@ class Sampler:
 
     @property
     def num_patches(self) -> int:
-        """Of each picture."""
         return self._works[0].course.rows * self._works[0].course.columns
 
     def draw(self, way: Way) -> list[Canvas]:
@@ -197,7 +194,7 @@ class Sampler:
         )
 
     def read_right(self, canvases: Sequence[Canvas]) -> list[bool]:
-        """Whether each picture shows what was asked for."""
+        """Whether each picture shows its scene."""
         with torch.inference_mode():
             pictures = [self._runner.decode(canvas).result().pixels for canvas in canvases]
         found = [checker.read(Image.fromarray(picture)) for picture in pictures]
@@ -205,7 +202,7 @@ class Sampler:
 
 
 def compare_plans(device: str, count: int) -> Iterator[dict[str, Any]]:
-    """The report, each time with one more way in it."""
+    """The report, yielded after each further way."""
     sampler = Sampler(CHECKPOINT, device, count)
     schedule, num_patches = sampler.schedule, sampler.num_patches
     fine_levels = schedule.sigmas(FINE_STEPS, num_patches)
@@ -262,7 +259,6 @@ def _row(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--device", default="auto", help="as the setting compute.device")

@@ -39,7 +39,6 @@ class QwenVLRun(BenchmarkRun):
     """The results of one run: four significant digits, with the goals."""
 
     def results(self) -> dict[str, Any]:
-        """Everything so far."""
         is_toy = self.found["options"]["is_toy"]
         found: dict[str, Any] = rounded(self.found)
         return found | {"goals": [] if is_toy else goals.held(self.found)}
@@ -81,7 +80,7 @@ def _part(run: BenchmarkRun, options: QwenVLOptions, name: str, file: Path) -> d
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write. The status is 1 if a part failed."""
+    """The status is 1 if a part failed."""
     asked = read_options(arguments)
     run = QwenVLRun(asked.out, asked.budget, options=asdict(asked.options))
     if asked.keep and asked.out.exists():

@@ -16,7 +16,7 @@ from benchmarks.common.stats import quantile
 
 @dataclass(slots=True)
 class Answered:
-    """One request as its client saw it; seconds of one monotonic clock of the machine."""
+    """One request as its client saw it; times are seconds of the machine's monotonic clock."""
 
     sent: float
     texts: list[float] = field(default_factory=list)

@@ -1,6 +1,5 @@
-"""Attention at this model's shapes by each kernel that torch carries: FlashAttention 2, cuDNN's,
-the memory-efficient one. Knows shapes and SDPA; this engine's own kernels it knows not (their share
-of a step is in the traces of the part `profile`).
+"""Attention at this model's shapes by each kernel of torch: FlashAttention 2, cuDNN's, the
+memory-efficient one. The share of this engine's own kernels is in the traces of the part `profile`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Shape:
 
     @property
     def operations(self) -> float:
-        """Causal counts half."""
+        """Causal attention counts half."""
         whole = 4.0 * self.rows * self.heads * self.head_dim * self.queries * self.keys
         return whole / 2 if self.is_causal else whole
 
@@ -57,7 +56,7 @@ TOY_SHAPES = (Shape("toy", 1, 4, 32, 64, 64), Shape("toy, causal", 1, 4, 32, 64,
 
 
 def attention(options: QwenVLOptions, results: PartialResults) -> None:
-    """Milliseconds by shape and kernel; a kernel that does not take a shape has none."""
+    """Milliseconds by shape and kernel; None for a kernel that does not take a shape."""
     clock = Clock(torch.device(options.device))
     dtype = torch.bfloat16 if clock.is_cuda else torch.float32
     for shape in TOY_SHAPES if options.is_toy else SHAPES:
@@ -65,7 +64,6 @@ def attention(options: QwenVLOptions, results: PartialResults) -> None:
 
 
 def one(clock: Clock, dtype: torch.dtype, shape: Shape, kernel: str) -> dict[str, Any]:
-    """One cell."""
     made = partial(torch.randn, device=clock.device, dtype=dtype)
     query = made(shape.rows, shape.heads, shape.queries, shape.head_dim)
     key, value = (made(shape.rows, shape.heads, shape.keys, shape.head_dim) for _ in range(2))

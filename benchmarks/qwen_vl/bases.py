@@ -20,7 +20,7 @@ TOKENS = (1433, 5476)
 
 
 def make(options: QwenVLOptions, results: PartialResults) -> None:
-    """The random checkpoint, where it is not there yet."""
+    """The machine, and the random checkpoint, which is made if it is not there."""
     device = torch.device(options.device)
     results.add("machine", machine(device=options.device))
     changes = random_weights.TOY if options.is_toy else random_weights.FULL

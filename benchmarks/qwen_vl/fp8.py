@@ -68,14 +68,12 @@ def describe(images: Sequence[Image.Image], placement: Placement, precision: str
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture as a file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def compare(count: int, placement: Placement) -> dict[str, Any]:
-    """Both ways over `count` scenes."""
     scenes = evaluation_scenes(count, seed=SCENES_SEED)
     images = drawing.draw(scenes, seed=SCENES_SEED)
     texts, seconds = {}, {}
@@ -116,7 +114,6 @@ def _device(placement: Placement) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2400)
     parser.add_argument("--device", default="auto")

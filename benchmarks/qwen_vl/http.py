@@ -1,5 +1,5 @@
-"""The cases through a real server with streaming clients, ours and vLLM's alike. Knows which cases,
-in which order; the clock is the clients'.
+"""The cases through a server with streaming clients, ours and vLLM's alike, and a soak test. Times
+are the clients'.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ READY = {"ours": "/v2/health/ready", "vllm": "/health"}
 
 
 def chosen(options: QwenVLOptions) -> list[Case]:
-    """The cases that were asked for."""
     cases = TOY_CASES if options.is_toy else CASES
     names = {name.strip() for name in options.cases.split(",") if name.strip()}
     return [case for case in cases if not names or str(case) in names]
@@ -78,7 +77,7 @@ def http(options: QwenVLOptions, results: PartialResults) -> None:
 
 
 def vllm(options: QwenVLOptions, results: PartialResults) -> None:
-    """The same through vLLM's, where it is installed."""
+    """Every case through vLLM's server, where it is installed."""
     if not servers.has_vllm():
         results.add("was not", "vllm cannot be imported here")
         return
@@ -90,13 +89,14 @@ def vllm(options: QwenVLOptions, results: PartialResults) -> None:
 
 
 def measure(options: QwenVLOptions, server: Server, results: PartialResults) -> None:
-    """The chosen cases, every one with conversations of its own."""
+    """The chosen cases, each with conversations of its own."""
     for number, case in enumerate(chosen(options), start=1):
         one_case(case, APART * number, server, results)
 
 
 def one_case(case: Case, first: int, server: Server, results: PartialResults) -> None:
-    """Warm up with other pictures, then measure; a case that fails says so and the next runs."""
+    """Warm up with other pictures, then measure. A case that fails is recorded and the next ones
+    run."""
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
         client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
@@ -108,7 +108,7 @@ def one_case(case: Case, first: int, server: Server, results: PartialResults) ->
 
 
 def soak(options: QwenVLOptions, results: PartialResults) -> None:
-    """Some 2,000 requests: memory after every round, what was compiled or captured meanwhile."""
+    """Some 2,000 requests: memory after every round, and what was compiled or captured."""
     (port,) = free_ports(1)
     start = servers.ours(port, Path(options.folder), options.server_settings())
     with servers.running(*start, port, _log(options, "soak"), READY["ours"]) as server:

@@ -1,5 +1,5 @@
-"""What looking inside costs the callers: engine steps before and during a profile under full load,
-and how long a scrape takes meanwhile. Knows the admin port and /metrics, and no engine.
+"""The cost of inspection under full load: engine steps before and during a profile, and the time of
+a scrape.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ def inspect(options: QwenVLOptions, results: PartialResults) -> None:
 
 @contextmanager
 def loaded(case: Case, server: Server) -> Iterator[Any]:
-    """The case's clients ask meanwhile; gives whether they still do. Waits for them at the end."""
+    """Inside, the case's clients run; yields a function that tells whether they still do. Waits for
+    them at the end."""
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(client.measure, case, server.port, MODEL, 0, CASE_S)
         yield lambda: not work.done()
 
 
 def steps_done(server: Server) -> float:
-    """The engine's counter."""
     found = re.search(r"^predictors_engine_steps_total\{.*\} (\S+)$", server.get("/metrics"), re.M)
     assert found is not None
     return float(found[1])
 
 
 def profiled(server: Server, admin: int, steps: int) -> dict[str, float]:
-    """Engine steps per second before a profile of so many, and from its question to its answer."""
+    """Engine steps per second before and during a profile of `steps`, and its seconds."""
     before_s, before = time.monotonic(), steps_done(server)
     threading.Event().wait(UNDISTURBED_S)
     began_s, began = time.monotonic(), steps_done(server)

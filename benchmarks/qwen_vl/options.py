@@ -22,12 +22,10 @@ class QwenVLOptions:
     """Of the clients' cases, comma-separated; all if empty."""
 
     def as_json(self) -> str:
-        """For a part's command line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of(cls, raw: str) -> QwenVLOptions:
-        """Back from `as_json`."""
         return cls(**json.loads(raw))
 
     def server_settings(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Timed(Job[ChatWork, ChatDelta]):
         self.tokens: list[int] = []
 
     def emit(self, chunk: ChatDelta) -> None:
-        """Engine's thread; here the only one."""
+        """On the thread that steps the engine."""
         self.times += [time.perf_counter()] * len(chunk.tokens)
         self.tokens += chunk.tokens
         super().emit(chunk)
@@ -85,7 +85,7 @@ class Ours:
         return jobs
 
     def admit(self, jobs: Sequence[Timed]) -> None:
-        """All of them; raises `RuntimeError` if there is no room."""
+        """Raises `RuntimeError` if there are too few slots."""
         for job in jobs:
             self.engine.validate(job.work)
             if not self.engine.admit(job):
@@ -100,7 +100,7 @@ class Ours:
 
 
 def ours(options: QwenVLOptions, results: PartialResults) -> None:
-    """Everything, in the order of what is needed most."""
+    """All figures, the most needed first."""
     one = Ours(options)
     results.add("load_s", one.load_s)
     results.add("warm_s", one.warm_s)
@@ -129,7 +129,6 @@ def decode_steps(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
 def decode_step(
     one: Ours, options: QwenVLOptions, rows: int, what: str, lead: tuple[bytes, ...]
 ) -> dict[str, Any]:
-    """Of `rows` sequences that decode together."""
     tokens = TOY_TOKENS if options.is_toy else TOKENS
     works = [one.prepare(*lead, text(i), tokens=tokens) for i in range(rows)]
     gaps = step_ms(one.answers(works))
@@ -143,8 +142,8 @@ def decode_step(
 
 
 def read_at_once(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
-    """The same text steps with every step's tokens waited for before the next is launched, as a
-    loop with a device-to-host copy per token does; empty where that is how it is served."""
+    """Text steps whose tokens are awaited before the next step is launched, as in a loop with a
+    device-to-host copy per token; empty where that is how it is served."""
     runner: Any = one.engine._runner
     if not getattr(runner, "is_ahead", False):
         return []
@@ -156,7 +155,7 @@ def read_at_once(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
 
 
 def step_ms(jobs: Sequence[Timed]) -> list[float]:
-    """Times between the steps in which everybody decodes."""
+    """Times between the steps in which all jobs decode."""
     began, ended = max(job.times[0] for job in jobs), min(job.times[-1] for job in jobs)
     last = max(jobs, key=lambda job: job.times[0])
     times = [at for at in last.times if began <= at <= ended][SETTLED:]
@@ -207,7 +206,7 @@ def _prepare_ms(one: Ours, rows: Sequence[tuple[str | bytes, ...]]) -> float:
 
 
 def syncs(one: Ours, options: QwenVLOptions) -> int | str:
-    """0 if no call of some decode steps made the host wait for the device; else which one did."""
+    """0 if no call of some decode steps made the host wait for the device, else the error."""
     tokens = SETTLED + (TOY_TOKENS if options.is_toy else SYNC_STEPS) + 4
     jobs = [Timed(one.prepare(text(i), tokens=tokens)) for i in range(min(4, options.slots))]
     one.admit(jobs)
@@ -252,7 +251,7 @@ def memory(one: Ours) -> dict[str, float]:
 
 
 def captured() -> dict[str, float]:
-    """Seconds of capturing and compiling in this process, from its own metrics."""
+    """Seconds of capturing and compiling in this process, from the metrics."""
     from predictors import metrics
 
     family = next(iter(metrics.model_phase_seconds.collect()))

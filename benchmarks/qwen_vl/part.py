@@ -74,7 +74,6 @@ def _kill_group(group: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run one part in this process."""
     name, options, path = arguments
     warnings.simplefilter("ignore")  # the peer's and the compiler's own
     part: Part = getattr(import_module(PARTS[name]), name)

@@ -1,8 +1,8 @@
 """The peer: transformers' `generate` on the same checkpoint, with its growing cache and with its
-static one, whose decode step it compiles on a GPU. Knows nothing of ours.
+static one, whose decode step it compiles on a GPU.
 
-From JPEG to tokens: decoding and preparing the picture on the CPU count to the first token, as they
-do for a server's caller. Greedy, neutral penalties, attention by SDPA, bfloat16.
+Times run from JPEG to tokens: decoding and preparing the picture on the CPU count to the first
+token, as they do for a server's caller. Greedy, neutral penalties, attention by SDPA, bfloat16.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ WORDS = text(1)
 
 
 class Stamps(StoppingCriteria):
-    """Never stops generation; notes the time of each token."""
+    """Notes the time of each token; never stops generation."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.times: list[float] = []
 
     def __call__(self, input_ids: Any, scores: Any, **rest: Any) -> Any:
-        """After every token."""
         self._clock.settle()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -57,7 +56,7 @@ class Stamps(StoppingCriteria):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One run: milliseconds."""
+    """Milliseconds of one run."""
 
     prepare: float
     first: float
@@ -67,7 +66,7 @@ class Timed:
 
 
 class Peer:
-    """transformers, loaded."""
+    """transformers with the checkpoint loaded."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.clock = Clock(device)
@@ -140,7 +139,7 @@ def _turn(pictures: int, words: str) -> dict[str, Any]:
 
 
 def peer(options: QwenVLOptions, results: PartialResults) -> None:
-    """One row at a time in both ways, then batches."""
+    """One row at a time with both caches, then batches."""
     device = torch.device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     started = time.perf_counter()
@@ -168,7 +167,7 @@ def _attempt(one: Peer, case: Case, name: str, results: PartialResults, *, is_st
 
 
 def measure(one: Peer, case: Case, *, is_static: bool) -> dict[str, Any]:
-    """The case's repeats after one that warms, or compiles."""
+    """The case's repeats after one that warms or compiles."""
     one.clock.reset_peak()
     warm = one.run(case, 900_000, is_static=is_static) if case.clients == 1 else None
     runs = [

@@ -27,8 +27,8 @@ def _is_case(row: object) -> bool:
 
 
 def share_of_floor(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> float | None:
-    """Of the requests per second that the card's best rates allow; None for what had no new
-    prompt, whose floor is not the whole prompt's."""
+    """Of the requests per second that the card's best rates allow. None where prompts repeat: their
+    floor is not that of a new prompt."""
     case = Case(**row["case"])
     if "requests_per_s" not in row or "copy_bytes_per_s" not in ceilings:
         return None

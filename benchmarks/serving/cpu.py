@@ -42,13 +42,12 @@ PACKAGES = ("kserve", "torch", "transformers", "diffusers", "uvicorn")
 
 
 def echo_server(module: str, port: int) -> AbstractContextManager[Server]:
-    """One of the echo servers in a process of its own, ready."""
     command = [sys.executable, "-m", f"benchmarks.serving.{module}", str(port)]
     return running(command, {}, port, LOGS / f"{module}.log", "/v2/models/echo/ready")
 
 
 def client(port: int, connections: int, requests: int) -> dict[str, float]:
-    """Run the lean client in its own process."""
+    """Run `wire_client` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.serving.wire_client"]
     arguments = [str(port), str(connections), str(requests)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
@@ -77,7 +76,6 @@ def measure_edges() -> dict[str, Any]:
 
 
 def compare(turns: dict[str, list[dict[str, float]]], key: str) -> dict[str, Any]:
-    """Both sides of one figure, and the median of the ratios of the turns."""
     ours, bare = ([turn[key] for turn in turns[side]] for side in ("ours", "bare"))
     return paired(ours, bare)
 
@@ -134,7 +132,6 @@ def take_turns(
 
 
 def ask(bare: subprocess.Popen[str]) -> float:
-    """One picture from the bare engine, in seconds."""
     assert bare.stdin is not None
     assert bare.stdout is not None
     bare.stdin.write("draw\n")
@@ -143,14 +140,12 @@ def ask(bare: subprocess.Popen[str]) -> float:
 
 
 def shown(what: str, figure: dict[str, Any], unit: str, digits: int = 3) -> Row:
-    """One figure as a row."""
     spread = f"{min(figure['ratios']):.3f} to {max(figure['ratios']):.3f}"
     ours, peer = (f"{figure[side]:.{digits}f} {unit}" for side in ("ours", "peer"))
     return what, ours, peer, f"{figure['ratio']:.3f} ({spread})"
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """The table, and what has no peer below it."""
     edges, job = results["edges"], results["job_ms"]
     rate = f"rate_{RATE_CLIENTS}_clients"
     rows = [
@@ -169,7 +164,6 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Measure, print, write."""
     sections: dict[str, tuple[str, Callable[[], Any]]] = {
         "edges": ("V2 REST with an engine that does nothing, beside stock KServe", measure_edges),
         "host": ("host time per engine step", measure_host),

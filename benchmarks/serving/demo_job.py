@@ -27,7 +27,7 @@ SEED = 7
 
 
 def request() -> V2Request:
-    """What the HTTP side of the comparison sends."""
+    """The request of the HTTP side."""
     return V2Request(
         model="flux",
         id="1",
@@ -54,7 +54,6 @@ def draw(predictor: FluxPredictor) -> float:
 
 
 def main() -> None:
-    """Draw on demand."""
     predictor = build("flux", CHECKPOINT, Settings())
     assert isinstance(predictor, FluxPredictor)
     predictor.host._engine.load()

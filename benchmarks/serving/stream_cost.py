@@ -38,7 +38,8 @@ KINDS = ("bare", "bare_paced", "paced", "lockstep", "flood")
 
 # -- the servers, each in a process of its own -----------------------------------------------------
 class ScriptedChat:
-    """An engine whose step is one token for everybody; `kind` says when the next may come."""
+    """An engine whose step is one token for every chat; `kind` decides when the next step may
+    come."""
 
     slots = STREAMS
 
@@ -56,13 +57,13 @@ class ScriptedChat:
         return list(self._made)
 
     def load(self) -> None:
-        """Nothing to read."""
+        pass
 
     def warm(self, progress: Any) -> None:
-        """Nothing to compile."""
+        pass
 
     def validate(self, work: Any) -> None:
-        """Everything may run."""
+        pass
 
     def admit(self, job: Any) -> bool:
         if len(self._made) == self.slots:
@@ -117,7 +118,7 @@ def serve_ours(port: int, kind: str) -> None:
 
 
 class Ticker:
-    """Lets everybody who waits go on together, each `STEP_S`."""
+    """Wakes all waiting tasks together, each `STEP_S`."""
 
     def __init__(self) -> None:
         self._next: asyncio.Future[None] | None = None
@@ -153,7 +154,7 @@ def serve_bare(port: int, kind: str) -> None:
 
 # -- the client ------------------------------------------------------------------------------------
 async def ask(port: int, body: bytes) -> bytes:
-    """One request on a connection of its own; the whole answer, head included."""
+    """One request on a connection of its own; the whole response, head included."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n"
     head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -166,7 +167,6 @@ async def ask(port: int, body: bytes) -> bytes:
 
 
 def request_body(streams: bool = True) -> bytes:
-    """The chat that every stream asks for."""
     turns = [{"role": "user", "content": "where is the red circle?"}]
     body = {"model": "qwen", "messages": turns, "max_tokens": TOKENS, "stream": streams}
     return json.dumps(body | {"ignore_eos": True, "temperature": 0}).encode()
