@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.common import paths
@@ -67,7 +68,8 @@ class Tree:
     @property
     def environment(self) -> dict[str, str]:
         """Of a process that imports this tree."""
-        return {**os.environ, "PYTHONPATH": str(self.root)}
+        known = (str(self.root), os.environ.get("PYTHONPATH", ""))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
     def log(self, family: str) -> Path:
         """Output of its process."""
@@ -78,13 +80,20 @@ class Tree:
 class Asked:
     """A process of a tree that answers each line on its standard input with one line of JSON."""
 
-    def __init__(self, stack: ExitStack, tree: Tree, family: str, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        tree: Tree,
+        family: str,
+        command: Sequence[str],
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._log = tree.log(family)
         log = stack.enter_context(self._log.open("w"))
         self._process = subprocess.Popen(
             [sys.executable, *command],
             cwd=tree.root,
-            env=tree.environment,
+            env=tree.environment | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -181,9 +190,10 @@ def stream(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def picture(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
-    """A picture of the demo checkpoint by the bare engine."""
+    """A picture of the demo checkpoint by the bare engine, on the CPU."""
     module = tree.module("benchmarks.serving.demo_job", "benchmarks.demo_job")
-    asked = Asked(stack, tree, "picture", ["-m", module])
+    on_cpu = {"PREDICTORS_COMPUTE_DEVICE": "cpu"}
+    asked = Asked(stack, tree, "picture", ["-m", module], on_cpu)
     return {"demo": lambda pair: {"s": asked.ask("draw")}}
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 from benchmarks.common import paths
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
+from predictors.diffusion.engine import FluxEngine
 from predictors.diffusion.predictor import FluxPredictor
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.job import Job
@@ -38,10 +40,9 @@ def request() -> V2Request:
     )
 
 
-def draw(predictor: FluxPredictor) -> float:
+def draw(predictor: FluxPredictor, engine: FluxEngine) -> float:
     """Seconds from a decoded request to its last chunk."""
     wish = predictor.decode_v2(request())[0]
-    engine = predictor.host._engine
     started = time.perf_counter()
     job = Job("bench", predictor.prepare(wish))
     if not engine.admit(job):
@@ -56,12 +57,13 @@ def draw(predictor: FluxPredictor) -> float:
 def main() -> None:
     predictor = build("flux", CHECKPOINT, Settings())
     assert isinstance(predictor, FluxPredictor)
-    predictor.host._engine.load()
-    predictor.host._engine.warm(lambda shape, done, total: None)
-    draw(predictor)  # caches are warm on both sides
+    engine: Any = predictor.host._engine  # without the host's thread
+    engine.load()
+    engine.warm(lambda *_: None)
+    draw(predictor, engine)  # caches are warm on both sides
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(draw(predictor), flush=True)
+        print(draw(predictor, engine), flush=True)
 
 
 if __name__ == "__main__":
