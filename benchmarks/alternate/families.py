@@ -157,9 +157,9 @@ def echo(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process with all its threads (Linux): hardly moved by a busy machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of the process's threads (Linux): hardly moved by a busy machine."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def host(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
