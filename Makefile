@@ -60,7 +60,7 @@ cluster-tools: $(STAMP)
 	  $(BIN)/python -m tests.e2e.cluster build --only helm,kube
 
 manifests: $(STAMP) cluster-tools ## write manifests/ from the chart, a folder per profile
-	PYTHONPATH=. $(BIN)/python tools/manifests.py
+	$(BIN)/python -m tools.manifests
 
 e2e-cluster: $(STAMP) ## a real Kubernetes with KServe and KEDA on this machine: build what is missing, bring it up (root)
 	$(BIN)/python -m tests.e2e.cluster build
@@ -83,14 +83,10 @@ type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md, alerts, dashboard, the chart's README and settings schema
-	PYTHONPATH=. $(BIN)/python tools/configuration.py
-	PYTHONPATH=. $(BIN)/python tools/metrics.py
-	$(BIN)/python tools/alerts.py
-	$(BIN)/python tools/dashboard.py
-	PYTHONPATH=. $(BIN)/python tools/chart.py
+	$(BIN)/python -m tools.docs
 
 dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Prometheus under load
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tools/dashboard_pictures.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.dashboard_pictures
 
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.serving.cpu

@@ -1,52 +1,54 @@
-"""The whole request path on one screen: decode, prepare, submit, collect, encode.
+"""`BasePredictor`: the path of a request, from a decoded body to the response.
 
-`BasePredictor` is a KServe `Model`; the rooms subclass it. It knows the order of the path and
-which host answers. It knows no tensor name, no prompt, no status code and no torch. Everything runs
-on the event loop unless a line says `off_loop`, and nothing here blocks it.
+`infer` decodes, prepares, submits, collects and encodes; OpenAI routes of a subclass use the same
+`submit` and `run`. A subclass supplies an engine and the hooks that translate its task. Everything
+runs on the event loop, which nothing here blocks, unless a line says `off_loop`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from predictors import metrics
-from predictors.errors import InvalidRequest
-from predictors.flight import Flight, Reader, merged
+from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
-from predictors.protocol.http.body_reader import fail_at
+from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
-from predictors.serving.lanes import Lanes
+from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
-from predictors.serving.recording import Recorder, Recording
+from predictors.serving.thread_pools import ThreadPools
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
-R = TypeVar("R")  # request: a validated wish
-W = TypeVar("W")  # work: the same, ready for the device
-C = TypeVar("C")  # chunk: what comes back, one or many
+R = TypeVar("R")  # request: validated, frozen
+W = TypeVar("W")  # work: a request prepared for the device
+C = TypeVar("C")  # chunk: a piece of the result
 T = TypeVar("T")
 
-INLINE_BYTES = (
-    16 * 1024
-)  # larger payloads are decoded in the pool: base64 and pictures would hold the loop
+# Larger payloads are decoded in the pool: base64 and pictures would block the event loop.
+INLINE_BYTES = 16 * 1024
 START_PATIENCE_S = 3.0  # how long `stop` waits for a load or a warm-up to notice
-MAX_LOGGED = 2000  # characters of a prompt in the log, where the operator wants it there
+MAX_LOGGED = 2000  # characters of a prompt in the log, where `server.log_prompts` is on
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R, C]):
-    """One row answered: its request, its chunks, the ms it waited and computed, rounded up."""
+    """A finished row: its request and chunks, and the milliseconds in queue and engine, rounded
+    up.
+    """
 
     request: R
     chunks: tuple[C, ...]
@@ -54,35 +56,113 @@ class Answer(Generic[R, C]):
     compute_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded(Generic[R]):
-    """What `preprocess` hands to `predict`."""
+class Reader(Protocol[C]):
+    """Transforms a job's chunks on the event loop before the caller gets them."""
 
-    request: V2Request
-    rows: list[R]
-    as_kserve: bool
+    @property
+    def done(self) -> bool:
+        """True once the caller has all it asked for: the job is cancelled then."""
+        ...
+
+    def feed(self, chunk: C) -> Sequence[C]:
+        """The chunks to pass on for this one: none, one or several."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Answered(Generic[R, C]):
-    """What `predict` hands to `postprocess`."""
+class Submission(Generic[W, C]):
+    """One submitted row, as its caller sees it: its chunks, and the time it took. Event loop."""
 
-    request: V2Request
-    answers: list[Answer[R, C]]
-    as_kserve: bool
+    def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
+        self._job = job
+        self._reader = reader
+        self.last: C | None = None
+        """The chunk that the caller got last."""
+
+    @property
+    def work(self) -> W:
+        return self._job.work
+
+    async def chunks(self) -> AsyncIterator[C]:
+        """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
+        async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
+            async for chunks in batches:
+                for chunk in chunks:
+                    yield chunk
+
+    async def batches(self) -> AsyncIterator[Sequence[C]]:
+        """The same in non-empty batches: everything that came since the previous read."""
+        reader = self._reader
+        try:
+            async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]
+                async for chunks in batches:
+                    passed = self._read(chunks)
+                    if passed:
+                        yield passed
+                    if reader is not None and reader.done:
+                        return
+        finally:
+            self._job.cancel()
+
+    def _read(self, chunks: Sequence[C]) -> Sequence[C]:
+        if self._reader is None:
+            self.last = chunks[-1]
+            return chunks
+        passed: list[C] = []
+        for chunk in chunks:
+            self.last = chunk
+            passed += self._reader.feed(chunk)
+            if self._reader.done:
+                break
+        return passed
+
+    def cancel(self) -> None:
+        """Free the row's slot before the next step; no effect on a row that is answered."""
+        self._job.cancel()
+
+    @property
+    def queue_ms(self) -> int:
+        """Milliseconds from submission to a slot (without one to the end, or to now), rounded
+        up.
+        """
+        job = self._job
+        until = job.finished_at if job.admitted_at is None else job.admitted_at
+        return _ceil_ms((job.clock() if until is None else until) - job.submitted_at)
+
+    @property
+    def compute_ms(self) -> int:
+        """Milliseconds from the slot to the answer (or to now), rounded up; 0 before admission."""
+        job = self._job
+        if job.admitted_at is None:
+            return 0
+        until = job.clock() if job.finished_at is None else job.finished_at
+        return _ceil_ms(until - job.admitted_at)
+
+    def add_spans(self, trace: tracing.Trace, attributes: Mapping[str, int | str]) -> None:
+        """Add the spans `queue` and `engine`, the latter with `attributes` and the engine's stages
+        below it.
+        """
+        job = self._job
+        until = job.clock() if job.finished_at is None else job.finished_at
+        admitted = until if job.admitted_at is None else job.admitted_at
+        trace.add("queue", job.submitted_at, admitted)
+        if job.admitted_at is not None:
+            engine = trace.add("engine", admitted, until, {"job": job.id, **attributes})
+            for name, start, end, stage_attributes in tuple(job.stages):
+                trace.add(name, start, end, stage_attributes, below=engine)
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
-    """A model behind every protocol. Subclasses give `room`, an engine and the hooks below."""
+    """A model behind every protocol. Subclasses supply an engine, `room`, `series` and the hooks
+    below.
+    """
 
     room: ClassVar[str]
     series: ClassVar[metrics.ModelSeries]
     """Label values and series of this kind of model."""
     file_inputs: ClassVar[frozenset[str]] = frozenset()
     """V2 inputs that hold files: base64 where they come in JSON."""
-    inline: ClassVar[bool] = (
-        False  # True: the hooks are trivial, a thread hop would cost more than they do
-    )
+    inline: ClassVar[bool] = False
+    """True where the hooks take less time than a thread hop: they run on the event loop."""
 
     def __init__(
         self,
@@ -97,16 +177,16 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
-        """Processes that decode pictures; None where none were given: then threads do."""
-        self._lanes = Lanes(
+        """Processes that decode pictures; None: threads decode them."""
+        self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
             settings.queue.stall_timeout_s,
         )
 
-    # -- the room's hooks ------------------------------------------------------------------------
+    # -- hooks of a task -------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[R]:
-        """The rows of a V2 request. Raises `InvalidRequest`. Loop or pool thread."""
+        """The rows of a V2 request. Raises `InvalidRequest`. Event loop or pool thread."""
         raise NotImplementedError
 
     def prepare(self, request: R) -> W:
@@ -118,120 +198,71 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         raise NotImplementedError
 
     def reader(self, work: W) -> Reader[C] | None:
-        """What reads this job's chunks on the caller's side, or None to pass them on."""
+        """The reader of this job's chunks, or None to pass them on as they are."""
         return None
 
-    def facts(self, work: W, last: C | None) -> Mapping[str, int | str]:
-        """Sizes and counts of one row for the log, never what it says; `last` is the chunk that
-        came last.
+    def log_fields(self, work: W, last: C | None) -> Mapping[str, int | str]:
+        """Sizes and counts of one row for the log and its span, never its text. `last` is the
+        chunk that came last.
         """
         return {}
 
     def prompt(self, request: R) -> str:
-        """What one row says, for operators who want it in the log."""
+        """The text of one row, logged where `server.log_prompts` is on."""
         return ""
 
-    # -- life ------------------------------------------------------------------------------------
-    def load(self) -> bool:
-        """KServe's hook: compile and warm up, then return. Blocks; cheap when already loaded."""
-        self.host.start()
-        self.host.wait_ready()
-        self.ready = True
-        return True
-
-    def start(self) -> None:
-        """Begin to load on the engine thread and return at once; `healthy` tells when done."""
-        self.host.start()
-
-    def stop(self) -> None:
-        """Finish what was accepted, within the drain time, and release the device. Blocks."""
-        # a compilation can't be told to end, and has accepted nothing that it might finish
-        is_starting = self.host.state in {State.LOADING, State.WARMING}
-        self.host.drain(self.settings.server.drain_timeout_s)
-        self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
-        self._lanes.close()
-
-    async def healthy(self) -> bool:
-        """Ready means warm: every promised shape compiled, the engine alive, not draining."""
-        return self.host.is_ready and self._lanes.is_alive
-
-    @property
-    def is_alive(self) -> bool:
-        """False once the engine or a thread that prepares for it failed or hangs."""
-        return self.host.is_alive and self._lanes.is_alive
-
-    # -- for operators ---------------------------------------------------------------------------
-    def describe(self) -> dict[str, object]:
-        """What runs, waits and is cached, as JSON can carry it. Any thread, never blocks."""
-        return {"room": self.room, **self.host.describe()}
-
-    def record(self, recorder: Recorder, steps: int) -> Recording:
-        """Record the next steps of live traffic, see `EngineHost.record`. Any thread."""
-        return self.host.record(recorder, steps)
-
-    # -- KServe's request path -------------------------------------------------------------------
+    # -- the path of a request -------------------------------------------------------------------
     async def infer(self, request: V2Request, call: Call) -> V2Response:
-        """One V2 request of any transport. Cancelling the task cancels its jobs."""
-        response, _ = await self(request, headers=call)
-        assert isinstance(response, V2Response)
-        return response
-
-    def validate(self, payload: Any) -> Any:
-        """KServe's wire check; ours was done by the edge."""
-        return payload
-
-    async def preprocess(
-        self, payload: V2Request | InferRequest, headers: Mapping[str, str] | None = None
-    ) -> Decoded[R]:
-        """Rows from a V2 request of our edges or of KServe's own server."""
-        request = from_kserve(payload) if isinstance(payload, InferRequest) else payload
+        """Answer one V2 request of any transport. Cancelling the task cancels its jobs."""
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
         self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
-        as_kserve = request is not payload
-        call = self._call(headers)
         timeout_us = request.parameters.get("timeout")
         if timeout_us not in (None, 0):
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         with tracing.stage(call.trace, "parse"):
             if self.inline or num_bytes(request) <= INLINE_BYTES:
-                return Decoded(request, self.decode_v2(request), as_kserve)
-            rows = await self.off_loop(self.decode_v2, request, is_large=True)
-            return Decoded(request, rows, as_kserve)
-
-    async def predict(
-        self, payload: Decoded[R], headers: Mapping[str, str] | None = None
-    ) -> Answered[R, C]:
-        """Each row is a job; rows are batched with everybody else's."""
-        return Answered(
-            payload.request, await self.run(payload.rows, self._call(headers)), payload.as_kserve
-        )
-
-    async def postprocess(
-        self, result: Answered[R, C], headers: Mapping[str, str] | None = None
-    ) -> V2Response | InferResponse:
-        """The response; pictures are encoded in the pool."""
-        with tracing.stage(self._call(headers).trace, "encode"):
-            if self.inline:
-                response = self.encode_v2(result.request, result.answers)
+                rows = self.decode_v2(request)
             else:
-                response = await self.off_loop(self.encode_v2, result.request, result.answers)
-        return to_kserve(response, result.request) if result.as_kserve else response
+                rows = await self.off_loop(self.decode_v2, request, is_large=True)
+        answers = await self.run(rows, call)
+        with tracing.stage(call.trace, "encode"):
+            if self.inline:
+                return self.encode_v2(request, answers)
+            return await self.off_loop(self.encode_v2, request, answers)
 
-    # -- what every protocol shares --------------------------------------------------------------
-    async def submit(self, requests: Sequence[R], call: Call) -> list[Flight[W, C]]:
-        """Prepare all rows, then admit them whole or not at all.
+    async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:
+        """Answer all rows, or raise the first failure and cancel the others."""
+        submissions = await self.submit(requests, call)
+        try:
+            if len(submissions) == 1:
+                chunks = [[c async for c in submissions[0].chunks()]]
+            else:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(_collect(row)) for row in submissions]
+                chunks = [task.result() for task in tasks]
+        except ExceptionGroup as failures:
+            raise _first(failures) from failures
+        finally:
+            self.finish_call(submissions, call)
+        return [
+            Answer(request, tuple(row), submission.queue_ms, submission.compute_ms)
+            for request, row, submission in zip(requests, chunks, submissions, strict=True)
+        ]
 
-        The caller must cancel or exhaust each flight.
+    async def submit(self, requests: Sequence[R], call: Call) -> list[Submission[W, C]]:
+        """Prepare all rows, then queue them all or none.
+
+        The caller must pass the submissions to `finish_call`, however it ends.
         """
-        call.facts["rows"] = len(requests)
+        call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
-            call.facts["prompts"] = [self.prompt(request)[:MAX_LOGGED] for request in requests]
+            call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         self.host.reserve(len(requests))  # before any work is spent on preparing
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
                 works = await self._prepare_all(requests, call)
-            call.facts.update(merged([self.facts(work, None) for work in works]))
+            call.log_fields.update(merge_rows([self.log_fields(work, None) for work in works]))
             seconds = time.monotonic() - started
             metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
             jobs = self.host.submit(
@@ -239,52 +270,19 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             )
         finally:
             self.host.release(len(requests))
-        return [Flight(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
+        return [Submission(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
-    async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:
-        """All rows answered, or the first failure; the others are cancelled then."""
-        flights = await self.submit(requests, call)
-        try:
-            if len(flights) == 1:
-                chunks = [[c async for c in flights[0].chunks()]]
-            else:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(_collect(flight)) for flight in flights]
-                chunks = [task.result() for task in tasks]
-        except ExceptionGroup as failures:
-            raise _first(failures) from failures
-        finally:
-            self.settle(flights, call)
-        return [
-            Answer(request, tuple(row), flight.queue_ms, flight.compute_ms)
-            for request, row, flight in zip(requests, chunks, flights, strict=True)
-        ]
-
-    def settle(self, flights: Sequence[Flight[W, C]], call: Call) -> None:
-        """The caller has what it gets: whatever still runs is cancelled, and the call knows what
-        the log will tell.
-        """
-        for flight in flights:
-            flight.cancel()
-        facts = [self.facts(flight.work, flight.last) for flight in flights]
+    def finish_call(self, submissions: Sequence[Submission[W, C]], call: Call) -> None:
+        """Cancel the rows that still run, and write their times and log fields to `call`."""
+        for submission in submissions:
+            submission.cancel()
+        fields = [self.log_fields(submission.work, submission.last) for submission in submissions]
         if call.trace is not None:
-            for flight, told in zip(flights, facts, strict=True):
-                flight.trace(call.trace, told)
-        call.facts.update(merged(facts))
-        call.facts["queue_ms"] = max(flight.queue_ms for flight in flights)
-        call.facts["compute_ms"] = max(flight.compute_ms for flight in flights)
-
-    async def off_loop(self, work: Callable[..., T], *args: Any, is_large: bool = False) -> T:
-        """Run `work` on one of this predictor's threads, with the request's context variables.
-
-        What may take long goes to threads of its own (`is_large`), so that others do not wait.
-        """
-        run = copy_context().run
-        return await asyncio.wrap_future(self._lanes.submit(run, work, *args, is_large=is_large))
-
-    async def prepare_row(self, request: R) -> W:
-        """`prepare` off the event loop; a room that has more to wait for overrides it."""
-        return await self.off_loop(self.prepare, request)
+            for submission, attributes in zip(submissions, fields, strict=True):
+                submission.add_spans(call.trace, attributes)
+        call.log_fields.update(merge_rows(fields))
+        call.log_fields["queue_ms"] = max(submission.queue_ms for submission in submissions)
+        call.log_fields["compute_ms"] = max(submission.compute_ms for submission in submissions)
 
     async def _prepare_all(self, requests: Sequence[R], call: Call) -> list[W]:
         if self.inline:
@@ -300,19 +298,92 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 raise
         return works
 
-    def _call(self, headers: Mapping[str, str] | None) -> Call:
-        return Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
+    async def prepare_row(self, request: R) -> W:
+        """`prepare` in the pool; a subclass with more to wait for overrides this."""
+        return await self.off_loop(self.prepare, request)
+
+    async def off_loop(self, work: Callable[..., T], *args: Any, is_large: bool = False) -> T:
+        """Run `work` on a thread of this predictor, with the request's context variables.
+
+        Work that may take long (`is_large`) has threads of its own, so that other work does not
+        wait behind it.
+        """
+        run = copy_context().run
+        return await asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
+
+    # -- KServe's own server ---------------------------------------------------------------------
+    async def predict(
+        self, payload: InferRequest, headers: Mapping[str, str] | None = None
+    ) -> InferResponse:
+        """KServe's hook, called between its `preprocess` and `postprocess`. Concurrent calls share
+        the engine's steps.
+        """
+        request = from_kserve(payload)
+        call = Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
+        return to_kserve(await self.infer(request, call), request)
+
+    # -- life ------------------------------------------------------------------------------------
+    def load(self) -> bool:
+        """KServe's hook: compile and warm up, then return. Blocks; cheap when already loaded."""
+        self.host.start()
+        self.host.wait_ready()
+        self.ready = True
+        return True
+
+    def start(self, on_failed: Callable[[EngineFailed], None] | None = None) -> None:
+        """Begin to load on the engine thread and return at once; `healthy` is true when done.
+
+        `on_failed` is called on the engine thread after a failure of the engine.
+        """
+        if on_failed is not None:
+            self.host.events.subscribe(on_failed=on_failed)
+        self.host.start()
+
+    def cut_off(self) -> None:
+        """Fail whatever is accepted and not answered. Blocks until the engine has seen it."""
+        self.host.drain(0.0)
+
+    def stop(self) -> None:
+        """Finish what was accepted, within the drain time, and release the device. Blocks."""
+        # A compilation can't be interrupted, and there is no accepted work to finish yet.
+        is_starting = self.host.state in {State.LOADING, State.WARMING}
+        self.host.drain(self.settings.server.drain_timeout_s)
+        self.host.stop(START_PATIENCE_S if is_starting else JOIN_TIMEOUT_S)
+        self._pools.close()
+
+    async def healthy(self) -> bool:
+        """True while every promised shape is compiled, the engine alive, and nothing draining."""
+        return self.host.is_ready and self._pools.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine or a thread that prepares for it failed or hangs."""
+        return self.host.is_alive and self._pools.is_alive
+
+    def describe(self) -> dict[str, object]:
+        """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
+        return {"room": self.room, **self.host.describe()}
 
 
 def threads_for(cores: int) -> int:
-    """Threads that prepare on a machine of so many cores: half of them, since loop, engine and
-    torch want some too, and no more than can be kept busy beside one interpreter lock.
+    """Threads that prepare on a machine with this many cores.
+
+    Half of them, since loop, engine and torch need some too; at most 8, because more would wait for
+    the interpreter's lock.
     """
     return min(max(2, cores // 2), 8)
 
 
-async def _collect(flight: Flight[W, C]) -> list[C]:
-    return [chunk async for chunk in flight.chunks()]
+def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:
+    """The fields of all rows: one value where the rows agree, else a list of one per row."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    return {name: x if len(set(x)) > 1 else x[0] for name, x in columns.items()}
+
+
+async def _collect(submission: Submission[W, C]) -> list[C]:
+    return [chunk async for chunk in submission.chunks()]
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
@@ -321,3 +392,7 @@ def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
         failure = failure.exceptions[0]
     assert isinstance(failure, Exception)
     return failure
+
+
+def _ceil_ms(seconds: float) -> int:
+    return max(0, math.ceil(seconds * 1000))

@@ -1,26 +1,26 @@
-"""The tree of failures: what can go wrong, and whose fault it is. Knows no protocol, no status
-code, no model.
+"""The exceptions of this package, as a tree by cause. `protocol.faults` maps them to the status
+codes of each protocol.
 
     ServingError
-    ├── InvalidRequest          the caller asked for something that can never be answered
+    ├── InvalidRequest          the request is wrong and can never be answered
     │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
     │   └── UnsupportedMedia    ... because of its content type or encoding
-    ├── Forbidden               a web page of another origin asks
+    ├── Forbidden               a web page of another origin sent the request
     │   └── Misdirected         ... or the request is for a host that this server is not
     ├── NotFound                no such model, version or route
     ├── NotSupported            a route or operation that this server names but does not offer
-    ├── Overloaded              the queue is full now; later may work
-    ├── DeadlineExceeded        the caller's time was up before the answer
-    ├── Cancelled               the caller left
+    ├── Overloaded              the queue is full; a later attempt may succeed
+    ├── DeadlineExceeded        the caller's deadline passed before the answer
+    ├── Cancelled               the caller disconnected
     ├── NotReady                loading or warming
     │   └── Draining            shutting down; accepted work is still finished
-    ├── EngineFailed            the engine is dead, the process will end
-    ├── OutOfMemory             the device had no room even after a retry
-    └── StepFailed              this one job made the engine raise; its neighbours are unharmed
+    ├── EngineFailed            the engine has failed; the process will end
+    ├── OutOfMemory             the device had no memory even after a retry
+    └── StepFailed              this job made the engine raise; other jobs are not affected
 
-A message says what happened, which numbers disagree and what to do. It never carries a path, an
-address or the text of somebody else's exception: the original is chained (`raise ... from`) and
-goes to the log only.
+A message says what happened, which numbers disagree and what to do. It never has a path, an address
+or the text of another library's exception: the original is chained (`raise ... from`) and goes to
+the log only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 
 
 class ServingError(Exception):
-    """Base of everything this package raises on purpose.
+    """Base of the exceptions that this package raises on purpose.
 
-    `reason` is the bounded label under which the failure is counted (`metrics.REASONS`).
+    `reason` is the value of the metrics' label `reason` (`metrics.REASONS`).
     """
 
     reason = "internal"
@@ -41,7 +41,7 @@ class ServingError(Exception):
         self.message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # worker processes pickle failures, and subclasses take other arguments than `args`
+        # worker processes pickle exceptions, and subclasses take other arguments than `args`
         return _restored, (type(self), vars(self))
 
 
@@ -52,8 +52,8 @@ def _restored(kind: type[ServingError], fields: dict[str, Any]) -> ServingError:
 
 
 class InvalidRequest(ServingError):
-    """The request is wrong and would be wrong again; `param` names the offending field, `row` its
-    index.
+    """The request is wrong, and would be wrong again. `param` is the name of the field, `row` the
+    index of the row.
     """
 
     reason = "invalid_input"
@@ -71,11 +71,11 @@ class TooLarge(InvalidRequest):
 
 
 class UnsupportedMedia(InvalidRequest):
-    """The body's content type or encoding is not one that is understood."""
+    """The content type or encoding of the body is not supported."""
 
 
 class Forbidden(ServingError):
-    """Whoever asks may not ask: a web page that is not served here."""
+    """The request comes from a web page of another origin."""
 
     reason = "forbidden"
 
@@ -107,13 +107,13 @@ class Overloaded(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """The caller's deadline passed before the answer was there."""
+    """The caller's deadline passed before the answer."""
 
     reason = "deadline"
 
 
 class Cancelled(ServingError):
-    """The caller left; nobody reads this answer."""
+    """The caller disconnected before the answer."""
 
     reason = "cancelled"
 
@@ -126,24 +126,24 @@ class NotReady(ServingError):
 
 
 class Draining(NotReady):
-    """The server is shutting down and takes no new work."""
+    """The server is shutting down and accepts no new work."""
 
     reason = "draining"
 
 
 class EngineFailed(ServingError):
-    """The engine can't go on; everything in flight fails and the process ends."""
+    """The engine has failed: everything in flight fails and the process ends."""
 
     reason = "engine_failed"
 
 
 class OutOfMemory(ServingError):
-    """The device had no memory for this job, even alone."""
+    """The device had too little memory for this job, even alone."""
 
     reason = "oom"
 
 
 class StepFailed(ServingError):
-    """This job alone made the engine raise."""
+    """This job made the engine raise, even alone."""
 
     reason = "poisoned"

@@ -1,16 +1,17 @@
-"""Engines that do what a test says, a clock that stands still, and a way to read answers.
+"""Engines and a clock that a test controls, and functions that read the answers of jobs.
 
-`ScriptedEngine` takes a step only when the test allows one, writes down every call, and can be
-told to refuse, to raise or to run out of memory. `EchoEngine` runs freely and is as cheap as an
-engine can be: for HTTP tests and the no-op benchmark. Both keep the promise of `Engine.step`: if
-it raises, no job has advanced. Knows no model and no HTTP.
+`ScriptedEngine` takes a step only when the test allows one, records every call, and refuses,
+raises or runs out of memory on demand. `EchoEngine` runs freely and as cheaply as an engine can,
+for HTTP tests and the no-op benchmark. Both keep the contract of `Engine.step`: if it raises, no
+job has advanced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -23,12 +24,12 @@ W = TypeVar("W")
 C = TypeVar("C")
 
 PATIENCE_S = 60.0
-"""How long a test waits for a thread before it fails; never reached when all is well, however busy
-the machine."""
+"""How long a test waits for a thread before it fails. A test that passes never waits that long,
+even on a busy machine."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named like torch's: the host recognises it by its name."""
+    """Has the name of torch's error, by which the host recognises it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,12 @@ class Task:
 
     @property
     def chunks(self) -> list[str]:
-        """What its caller must get: no step twice, none missing."""
+        """The chunks that its caller must get: no step twice, none missing."""
         return [f"{self.name}:{i}" for i in range(1, self.steps + 1)]
 
 
 class ScriptedClock:
-    """Monotonic seconds that pass only when told. `listeners` are called after each advance."""
+    """Monotonic seconds that pass only in `advance`, which then calls the `listeners`."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -62,18 +63,18 @@ class ScriptedClock:
 
 
 class ScriptedEngine:
-    """An engine for `Task`s that is held by the test.
+    """An engine for `Task`s that the test controls.
 
-    Engine thread: the verbs of `predictors.serving.engine.Engine`. Test thread: `allow`,
+    Engine thread: the methods of `predictors.serving.engine.Engine`. Test thread: `allow`,
     `take_steps`, `open`, `wait_in_step`, and these attributes, which may be changed at any time:
 
     poison      name of a task -> exception that every step with this task raises
-    refuse      names of tasks that `admit` turns away
+    refuse      names of tasks that `admit` refuses
     oom_width   a step with more jobs than this runs out of memory
-    raise_in    verb ("load", "warm", "admit", "evict", "close") -> exception
-    hold        verbs ("load", "warm") that wait until `release(verb)`
+    raise_in    method ("load", "warm", "admit", "evict", "close") -> exception
+    hold        methods ("load", "warm") that wait until `release(method)`
     budget      units that all active tasks may reserve together; None is no limit
-    calls       what happened: ("load",), ("admit", name), ("step", name, ...), ("evict", name), ...
+    calls       in order: ("load",), ("admit", name), ("step", name, ...), ("evict", name), ...
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class ScriptedEngine:
         self._pass_gate()
         try:
             self.calls.append(("step", *(job.work.name for job in jobs)))
-            self._raise_if_told(jobs)
+            self._raise_if_poisoned(jobs)
             for job in jobs:
                 self._advance(job)
         finally:
@@ -160,7 +161,7 @@ class ScriptedEngine:
             del self._positions[job]
             job.finish()
 
-    def _raise_if_told(self, jobs: Sequence[Job[Task, str]]) -> None:
+    def _raise_if_poisoned(self, jobs: Sequence[Job[Task, str]]) -> None:
         for job in jobs:
             if job.work.name in self.poison:
                 raise self.poison[job.work.name]
@@ -198,7 +199,7 @@ class ScriptedEngine:
             assert self._gate.wait_for(lambda: self._left >= goal, PATIENCE_S), "no step was taken"
 
     def open(self) -> None:
-        """Hold nothing any more: steps, load and warm pass from now on."""
+        """Let all calls pass from now on: steps, load and warm."""
         with self._gate:
             self._open = True
             self._gate.notify_all()
@@ -210,14 +211,14 @@ class ScriptedEngine:
         self._held[verb].set()
 
     def wait_in_step(self) -> None:
-        """Return once a step has begun that is still held."""
+        """Return once a step has started that is still held."""
         with self._gate:
             inside = self._gate.wait_for(lambda: self._entered > self._left, PATIENCE_S)
-            assert inside, "no step was begun"
+            assert inside, "no step was started"
 
     @property
     def steps(self) -> list[tuple[str, ...]]:
-        """The names in each call of `step`, also of those that raised."""
+        """The names of the tasks in each call of `step`, also of calls that raised."""
         return [call[1:] for call in list(self.calls) if call[0] == "step"]
 
 
@@ -273,7 +274,7 @@ class EchoEngine(Generic[W, C]):
         return True
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
-        # all or nothing: whatever a test's `chunk` raises, it raises before a position changes
+        # all or nothing: what a test's `chunk` raises, it raises before a position changes
         chunks = [self._chunk(job.work, self._positions[job] + 1) for job in jobs]
         for job, chunk in zip(jobs, chunks, strict=True):
             self._positions[job] += 1
@@ -297,9 +298,22 @@ def wait_idle(host: EngineHost[Any, Any], patience_s: float = PATIENCE_S) -> Non
         assert removed.wait_for(lambda: host.jobs.open_jobs == 0, patience_s), "jobs are left"
 
 
+async def stream(job: Job[Any, C]) -> AsyncIterator[C]:
+    """The chunks of `job`, one by one; raises its failure."""
+    async with aclosing(job.batches()) as batches:  # type: ignore[type-var]
+        async for chunks in batches:
+            for chunk in chunks:
+                yield chunk
+
+
+async def read(job: Job[Any, C]) -> list[C]:
+    """All chunks of `job`, once it is answered; raises its failure."""
+    return [chunk async for chunk in stream(job)]
+
+
 def answer(job: Job[Any, C], patience_s: float = PATIENCE_S) -> list[C]:
-    """All chunks of `job`, read from a new loop; raises its failure, TimeoutError if unanswered."""
-    return asyncio.run(asyncio.wait_for(job.wait(), patience_s))
+    """All chunks of `job`, read from a new loop. Raises its failure, or TimeoutError."""
+    return asyncio.run(asyncio.wait_for(read(job), patience_s))
 
 
 def unread(job: Job[Any, C]) -> list[C]:
@@ -308,11 +322,11 @@ def unread(job: Job[Any, C]) -> list[C]:
 
 
 def failure(job: Job[Any, Any], patience_s: float = PATIENCE_S) -> Exception:
-    """The failure of `job`; AssertionError if it was answered well."""
+    """The failure of `job`; AssertionError if it succeeded."""
     try:
         chunks = answer(job, patience_s)
     except TimeoutError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+    except Exception as error:  # noqa: BLE001 - the test inspects it
         return error
     raise AssertionError(f"{job.id} was answered with {chunks!r}")

@@ -33,7 +33,7 @@ BROAD_EXCEPTS_ALLOWED = {
     "serving/loop.py",
     "serving/recording.py",
     "workers/process.py",
-    "protocol/faults.py",
+    "protocol/outcomes.py",
     "compute/checkpoint/folder.py",
 }
 

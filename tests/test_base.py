@@ -1,4 +1,4 @@
-"""The request path without a transport: KServe's objects, several rows, leaving and lateness."""
+"""The path of a request without a transport: KServe's hooks, rows, cancellation, deadlines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kserve.protocol.dataplane import DataPlane
 
 from predictors import base
 from predictors.base import BasePredictor, threads_for
 from predictors.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StepFailed
 from predictors.protocol.call import Call
-from predictors.protocol.kserve_sdk import InferInput, InferRequest, InferResponse, Model
+from predictors.protocol.kserve_sdk import (
+    InferInput,
+    InferRequest,
+    InferResponse,
+    Model,
+    ModelRepository,
+)
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import PATIENCE_S, ScriptedEngine, wait_idle
@@ -30,7 +37,7 @@ def ready() -> Iterator[EchoPredictor]:
 
 @pytest.fixture
 def held() -> Iterator[tuple[TaskPredictor, ScriptedEngine]]:
-    """A loaded predictor whose steps the test allows."""
+    """A loaded predictor whose engine steps only when the test allows it."""
     engine = ScriptedEngine(slots=4)
     predictor = TaskPredictor("held", engine, small_settings(queue={"capacity": 4}))
     predictor.load()
@@ -68,12 +75,34 @@ def test_a_stock_kserve_request_gets_a_stock_kserve_response(ready: EchoPredicto
     ]
 
 
+async def test_concurrent_predictions_of_kserves_own_server_share_steps() -> None:
+    engine = ScriptedEngine(slots=10)
+    predictor = TaskPredictor("held", engine, small_settings())
+    predictor.load()
+    served = ModelRepository()
+    served.update(predictor)
+    plane = DataPlane(served)
+    names = [f"row {i}" for i in range(10)]
+    asked = [
+        asyncio.create_task(
+            plane.infer("held", InferRequest("held", [InferInput("prompt", [1], "BYTES", [name])]))
+        )
+        for name in names
+    ]
+    await asyncio.to_thread(predictor.wait_submitted, len(names))
+    engine.open()
+    responses = [response for response, _ in await asyncio.gather(*asked)]
+    predictor.stop()
+    assert [response.outputs[0].data for response in responses] == [[x.encode()] for x in names]
+    assert len(engine.steps) <= 2  # the first step may have begun before all were submitted
+
+
 def test_rows_come_back_in_their_order(ready: EchoPredictor) -> None:
     response = asyncio.run(ready.infer(v2("a", "b", "c"), call()))
     assert list(response.outputs[0].data) == [b"a", b"b", b"c"]
 
 
-def test_an_unloaded_predictor_refuses_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unloaded_predictor_refuses_before_it_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = echo("cold")
     with pytest.raises(NotReady):
         asyncio.run(predictor.infer(v2("a"), call()))
@@ -107,7 +136,7 @@ def test_one_failing_row_fails_its_request_and_cancels_the_others(
     wait_idle(predictor.host)
 
 
-def test_leaving_cancels_every_job_of_the_request(
+def test_cancelling_the_task_cancels_every_job_of_the_request(
     held: tuple[TaskPredictor, ScriptedEngine],
 ) -> None:
     predictor, engine = held
@@ -153,13 +182,13 @@ def test_a_full_queue_refuses_before_anything_is_prepared(
     monkeypatch.setattr(predictor, "prepare", note)
 
     async def fill() -> None:
-        flights = await predictor.submit([Row(x) for x in "abcd"], call())
+        submissions = await predictor.submit([Row(x) for x in "abcd"], call())
         await asyncio.to_thread(engine.wait_in_step)
-        flights += await predictor.submit([Row(x) for x in "efgh"], call())
+        submissions += await predictor.submit([Row(x) for x in "efgh"], call())
         with pytest.raises(Overloaded):
             await predictor.run([Row("i")], call())
         engine.open()
-        assert [[c async for c in flight.chunks()] for flight in flights] == [
+        assert [[c async for c in submission.chunks()] for submission in submissions] == [
             [f"{x}:1"] for x in "abcdefgh"
         ]
 
@@ -167,7 +196,7 @@ def test_a_full_queue_refuses_before_anything_is_prepared(
     assert sorted(prepared) == list("abcdefgh")
 
 
-def test_the_base_itself_promises_no_room() -> None:
+def test_the_base_class_leaves_the_task_to_subclasses() -> None:
     assert not hasattr(BasePredictor, "room")
 
 
@@ -178,7 +207,7 @@ def test_a_machine_of_many_cores_prepares_several_requests_at_once(
     assert threads_for(cores) == threads
 
 
-def test_a_start_that_is_given_up_is_not_waited_for_as_long_as_a_step(
+def test_stop_during_a_start_does_not_wait_for_the_usual_join_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(base, "START_PATIENCE_S", 0.01)

@@ -1,6 +1,4 @@
-"""The demonstration as a client: what it sends, what it prints, and how it ends when the server
-does not do its part. The real run of both models is in test_readme.
-"""
+"""The demo's requests, its output, and its end if the server fails."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ NEVER_READY = "import signal\nsignal.pause()"
 
 
 class Scripted(ServerProcess):
-    """Runs a few lines of Python instead of the server."""
+    """A server process that runs a few lines of Python instead."""
 
     script = ENDS_WELL
 
@@ -57,7 +55,7 @@ def scripted(script: str, tmp_path: Path) -> ServerProcess:
 
 
 def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.Client:
-    """A client whose server is a function."""
+    """A client with a function as its server."""
     return httpx.Client(base_url="http://demo", transport=httpx.MockTransport(handler))
 
 
@@ -71,7 +69,7 @@ def drawn(request: httpx.Request) -> httpx.Response:
 
 
 def sse(*events: dict[str, object]) -> httpx.Response:
-    """A stream of events as the OpenAI protocol frames them."""
+    """A response with a stream of OpenAI events."""
     lines = [f"data: {json.dumps(event)}\n\n" for event in events]
     return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]))
 
@@ -121,7 +119,7 @@ def test_prompt_picture_and_caption_are_printed(
     assert "caption  A red circle.  (" in printed
 
 
-def test_an_error_status_is_shown_with_what_the_server_said(tmp_path: Path) -> None:
+def test_an_error_status_is_shown_with_the_servers_message(tmp_path: Path) -> None:
     refused = httpx.Response(503, json={"error": "the queue is full"})
     with client_of(lambda _: refused) as client:
         with pytest.raises(httpx.HTTPError, match=r"503: .*the queue is full"):
@@ -130,7 +128,7 @@ def test_an_error_status_is_shown_with_what_the_server_said(tmp_path: Path) -> N
             list(answers(client, PNG))
 
 
-def test_an_error_inside_a_stream_is_not_taken_for_the_end_of_it() -> None:
+def test_an_error_inside_a_stream_is_raised() -> None:
     with (
         client_of(lambda _: sse(delta("A "), {"error": {"message": "gone"}})) as client,
         pytest.raises(httpx.HTTPError, match="gone"),
@@ -138,7 +136,7 @@ def test_an_error_inside_a_stream_is_not_taken_for_the_end_of_it() -> None:
         list(answers(client, PNG))
 
 
-def test_progress_is_passed_on_and_the_server_stopped_in_order(tmp_path: Path) -> None:
+def test_progress_is_reported_and_the_server_stopped(tmp_path: Path) -> None:
     progress: list[str] = []
     with scripted(ENDS_WELL, tmp_path) as server:
         server.wait_ready(PATIENCE_S, progress.append)
@@ -149,7 +147,7 @@ def test_progress_is_passed_on_and_the_server_stopped_in_order(tmp_path: Path) -
     assert (tmp_path / "deep" / "server.log").read_text().count("warming") == 2
 
 
-def test_what_was_said_before_the_answer_and_heard_after_it_is_passed_on(
+def test_progress_logged_before_readiness_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, progress = scripted(ENDS_WELL, tmp_path), list[str]()
@@ -163,7 +161,7 @@ def test_what_was_said_before_the_answer_and_heard_after_it_is_passed_on(
     assert progress == ["m late (1/1)"]
 
 
-def test_a_server_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_server_that_dies_raises_with_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerFailed, match="ended while it started\nno such checkpoint"),
         scripted(DIES, tmp_path) as server,
@@ -171,7 +169,7 @@ def test_a_server_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> N
         server.wait_ready(PATIENCE_S, lambda _: None)
 
 
-def test_a_server_that_is_never_ready_is_given_up_and_ended(tmp_path: Path) -> None:
+def test_a_server_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
     server = scripted(NEVER_READY, tmp_path)
     with pytest.raises(ServerFailed, match="not ready after 0 s"), server:
         server.wait_ready(0.3, lambda _: None)
@@ -179,7 +177,7 @@ def test_a_server_that_is_never_ready_is_given_up_and_ended(tmp_path: Path) -> N
     assert server._process.poll() is not None
 
 
-def test_a_server_that_ends_badly_is_a_failure(tmp_path: Path) -> None:
+def test_a_server_that_ends_with_an_error_code_raises(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerFailed, match="ended with 3"),
         scripted(ENDS_BADLY, tmp_path) as server,
@@ -187,12 +185,12 @@ def test_a_server_that_ends_badly_is_a_failure(tmp_path: Path) -> None:
         server.wait_ready(PATIENCE_S, lambda _: None)
 
 
-def test_the_demo_says_in_one_line_why_it_failed(
+def test_the_demo_prints_its_failure_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Scripted, "script", DIES)
     monkeypatch.setattr(module, "ServerProcess", Scripted)
-    assert module.demo(out=tmp_path) == 1
+    assert module.run_demo(out=tmp_path) == 1
     assert (
         "the demo failed: the server ended while it started\nno such checkpoint"
         in capsys.readouterr().out
@@ -203,7 +201,7 @@ def test_free_ports_are_different() -> None:
     assert len(set(free_ports(5))) == 5
 
 
-def test_held_ports_are_nobodys_but_a_servers_that_is_told() -> None:
+def test_only_a_server_that_is_given_a_held_port_listens_there() -> None:
     with held_ports(2) as ports:
         assert set(ports).isdisjoint(free_ports(500))
         for port in ports:

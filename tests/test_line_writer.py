@@ -1,4 +1,4 @@
-"""Lines to a reader who may stop reading: nobody who logs waits, and what is missing is told."""
+"""Logging never waits for a slow reader, and dropped lines are noted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 60.0
 
 
 class Held(io.StringIO):
-    """A stream whose writes stop while it is shut; each write is kept by itself."""
+    """A stream whose writes block while it is shut; it keeps each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ Make = Callable[..., LineWriter]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Writers with little room; closed after the test."""
+    """Writers with small limits, closed after the test."""
     made: list[LineWriter] = []
     monkeypatch.setattr(line_writer, "MAX_LINES", 100)
     monkeypatch.setattr(line_writer, "MAX_BYTES", 100_000)
@@ -68,12 +68,12 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def stop_at_first(writer: LineWriter, stream: Held) -> None:
-    """The thread is in the middle of writing `first`."""
+    """Wait until the thread is writing `first`."""
     writer.put("first\n")
     assert stream.began.wait(PATIENCE_S)
 
 
-def test_lines_come_out_whole_and_in_order(make: Make) -> None:
+def test_lines_are_written_whole_and_in_order(make: Make) -> None:
     stream = io.StringIO()
     writer = make(stream)
     for i in range(50):
@@ -82,9 +82,7 @@ def test_lines_come_out_whole_and_in_order(make: Make) -> None:
     assert stream.getvalue() == "".join(f"line {i} é \ud800\n" for i in range(50))
 
 
-def test_while_nobody_reads_the_newest_lines_are_dropped_and_counted(
-    make: Make, held: Held
-) -> None:
+def test_without_a_reader_the_newest_lines_are_dropped_and_counted(make: Make, held: Held) -> None:
     dropped: list[int] = []
     writer = make(held, dropped.append)
     stop_at_first(writer, held)
@@ -99,7 +97,7 @@ def test_while_nobody_reads_the_newest_lines_are_dropped_and_counted(
     assert held.text == f"first\n{kept}{200 - 74} missing\nafter\n"
 
 
-def test_what_waits_is_bounded_in_bytes_too(make: Make, held: Held) -> None:
+def test_the_queue_is_bounded_in_bytes_too(make: Make, held: Held) -> None:
     dropped: list[int] = []
     writer = make(held, dropped.append)
     stop_at_first(writer, held)
@@ -112,7 +110,7 @@ def test_what_waits_is_bounded_in_bytes_too(make: Make, held: Held) -> None:
     assert re.sub(r"(.)\1{3,}", r"\1", held.text) == "first\nac1 missing\n"
 
 
-def test_lines_that_matter_have_room_that_others_do_not_get(make: Make, held: Held) -> None:
+def test_important_lines_have_a_reserve(make: Make, held: Held) -> None:
     dropped: list[int] = []
     writer = make(held, dropped.append)
     stop_at_first(writer, held)
@@ -130,7 +128,7 @@ def test_lines_that_matter_have_room_that_others_do_not_get(make: Make, held: He
     assert held.text.endswith(f"{before + 1} missing\n")
 
 
-def test_the_loss_is_told_though_nothing_is_put_any_more(make: Make, held: Held) -> None:
+def test_dropped_lines_are_noted_without_a_further_line(make: Make, held: Held) -> None:
     writer = make(held)
     for _ in range(75):
         writer.put("line\n")
@@ -141,9 +139,7 @@ def test_the_loss_is_told_though_nothing_is_put_any_more(make: Make, held: Held)
     assert held.text == "line\n" * 75 + "1 missing\n"
 
 
-def test_a_flush_gives_up_and_nobody_waits_again_for_the_same_reader(
-    make: Make, held: Held
-) -> None:
+def test_after_a_flush_gave_up_the_next_does_not_wait(make: Make, held: Held) -> None:
     writer = make(held)
     stop_at_first(writer, held)
     waited: list[float | None] = []
@@ -163,7 +159,7 @@ def test_a_flush_gives_up_and_nobody_waits_again_for_the_same_reader(
     assert waited == [7.0, 0.0, 0.0]
 
 
-def test_what_is_put_after_the_end_is_counted(make: Make) -> None:
+def test_lines_after_close_are_counted_as_dropped(make: Make) -> None:
     stream, dropped = io.StringIO(), list[int]()
     writer = make(stream, dropped.append)
     writer.put("line\n")
@@ -174,7 +170,7 @@ def test_what_is_put_after_the_end_is_counted(make: Make) -> None:
     assert writer.close()
 
 
-def test_one_that_puts_while_it_puts_waits_for_nobody(make: Make, held: Held) -> None:
+def test_put_is_reentrant(make: Make, held: Held) -> None:
     # as a finaliser does that the garbage collector runs there
     dropped: list[int] = []
 
@@ -190,7 +186,7 @@ def test_one_that_puts_while_it_puts_waits_for_nobody(make: Make, held: Held) ->
     assert len(dropped) == 5
 
 
-def test_short_lines_share_a_write_that_nobody_gets_between(make: Make, held: Held) -> None:
+def test_short_lines_share_an_atomic_write(make: Make, held: Held) -> None:
     writer = make(held)
     stop_at_first(writer, held)
     for _ in range(50):
@@ -206,7 +202,7 @@ def test_short_lines_share_a_write_that_nobody_gets_between(make: Make, held: He
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[io.TextIOWrapper, io.TextIOWrapper]]:
-    """Both ends of one."""
+    """Both ends of a pipe."""
     reading, writing = os.pipe()
     with (
         open(reading, encoding="utf-8") as reader,
@@ -215,7 +211,7 @@ def pipe() -> Iterator[tuple[io.TextIOWrapper, io.TextIOWrapper]]:
         yield reader, writer
 
 
-def test_a_descriptor_gets_what_its_stream_would_have_written(
+def test_a_descriptor_gets_the_bytes_of_its_stream(
     make: Make, pipe: tuple[io.TextIOWrapper, io.TextIOWrapper]
 ) -> None:
     reader, stream = pipe
@@ -224,7 +220,7 @@ def test_a_descriptor_gets_what_its_stream_would_have_written(
     assert reader.readline() == "\\xe9\\ud800\n"
 
 
-def test_a_descriptor_that_does_not_block_is_waited_for(
+def test_a_non_blocking_descriptor_is_waited_for(
     make: Make, pipe: tuple[io.TextIOWrapper, io.TextIOWrapper]
 ) -> None:
     reader, stream = pipe
@@ -235,7 +231,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(
     assert [int(reader.readline().split()[0]) for _ in range(55)] == list(range(55))
 
 
-def test_lines_for_a_reader_who_has_gone_are_counted(
+def test_lines_for_a_closed_reader_are_counted_as_dropped(
     make: Make, pipe: tuple[io.TextIOWrapper, io.TextIOWrapper]
 ) -> None:
     reader, stream = pipe
@@ -266,7 +262,7 @@ def test_a_forked_process_writes_its_own_lines() -> None:
     assert sorted(done.stderr.split()) == ["before", "child", "parent"]
 
 
-def test_as_a_stream_it_passes_whole_lines_on(make: Make) -> None:
+def test_line_stream_passes_on_whole_lines(make: Make) -> None:
     stream = io.StringIO()
     writer = make(stream)
     lines = LineStream(writer)
@@ -284,7 +280,7 @@ def test_as_a_stream_it_passes_whole_lines_on(make: Make) -> None:
     assert stream.getvalue().endswith("andz" + "z" * 4999)
 
 
-def test_as_a_stream_it_is_what_it_stands_for(
+def test_line_stream_has_the_attributes_of_its_stream(
     make: Make, pipe: tuple[io.TextIOWrapper, io.TextIOWrapper]
 ) -> None:
     lines = LineStream(make(pipe[1]))  # type: ignore[arg-type]

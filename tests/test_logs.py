@@ -1,4 +1,4 @@
-"""What a line of the log is: text as ever on a terminal, else JSON that any machine can read."""
+"""Log lines are text on a terminal and JSON otherwise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOMENT = 1_700_000_000.25
 
 
 class Terminal(io.StringIO):
-    """A stream that a person looks at."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -44,13 +44,13 @@ def _logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def flush() -> None:
-    """What was logged is written."""
+    """Flush the log."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
-    """The log, every line of which must be an object."""
+    """The lines of the log as JSON objects."""
     flush()
     found = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert all(isinstance(line, dict) for line in found)
@@ -59,7 +59,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def test_a_record_is_one_object_with_time_level_logger_message_and_fields() -> None:
     stream = io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     logging.getLogger("one").info("two %d", 3, extra={"rows": 4, "tier": "high"})
     (line,) = lines(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("ts"))
@@ -79,7 +79,7 @@ def test_the_time_is_utc_to_the_millisecond() -> None:
 
 def test_a_traceback_is_one_field_of_the_same_line() -> None:
     stream = io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     try:
         raise ValueError("half\nhalf")
     except ValueError:
@@ -91,9 +91,9 @@ def test_a_traceback_is_one_field_of_the_same_line() -> None:
 
 
 @pytest.mark.parametrize("odd", ["a\nb", "a\u2028b", "\ud800", '"', "\x00", "é"])
-def test_whatever_is_said_stays_on_one_ascii_line(odd: str) -> None:
+def test_any_message_stays_on_one_ascii_line(odd: str) -> None:
     stream = io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     logging.getLogger("one").info("%s", odd, extra={"odd": odd, "set": {1}})
     (line,) = lines(stream)
     assert stream.getvalue().isascii()
@@ -102,7 +102,7 @@ def test_whatever_is_said_stays_on_one_ascii_line(odd: str) -> None:
 
 async def test_every_line_of_a_task_has_the_id_of_its_request() -> None:
     stream = io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     token = logs.request_id.set("r-1")
     logging.getLogger("library").warning("on the way")
     logging.getLogger("one").info("about another", extra={"request_id": "r-2"})
@@ -111,9 +111,9 @@ async def test_every_line_of_a_task_has_the_id_of_its_request() -> None:
     assert [line.get("request_id") for line in lines(stream)] == ["r-1", "r-2", None]
 
 
-def test_warnings_and_what_nobody_catches_are_lines_too() -> None:
+def test_warnings_and_uncaught_exceptions_are_lines_too() -> None:
     stream = io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
@@ -141,7 +141,7 @@ def test_warnings_and_what_nobody_catches_are_lines_too() -> None:
 def test_auto_is_text_on_a_terminal_and_json_otherwise(
     log_format: str, stream: io.StringIO, is_json: bool
 ) -> None:
-    logs.configure(log_format, "info", stream)
+    logs.configure_logging(log_format, "info", stream)
     assert logs.is_json() is is_json
     logging.getLogger("one").info("hello", extra={"rows": 1})
     if not is_json:
@@ -150,28 +150,28 @@ def test_auto_is_text_on_a_terminal_and_json_otherwise(
         assert re.fullmatch(text, stream.getvalue())
 
 
-def test_what_is_below_the_level_is_not_said() -> None:
+def test_records_below_the_level_are_not_logged() -> None:
     stream = io.StringIO()
-    logs.configure("json", "warning", stream)
+    logs.configure_logging("json", "warning", stream)
     logging.getLogger("one").info("little")
     logging.getLogger("one").warning("much")
     assert [line["message"] for line in lines(stream)] == ["much"]
 
 
-def test_a_library_that_writes_by_itself_goes_the_common_way_once_adopted() -> None:
+def test_handlers_of_libraries_are_redirected() -> None:
     stream, own = io.StringIO(), io.StringIO()
-    logs.configure("json", "info", stream)
+    logs.configure_logging("json", "info", stream)
     library = logging.getLogger("library.that.writes")
     library.addHandler(logging.StreamHandler(own))
     library.propagate = False
-    logs.adopt()
+    logs.redirect_library_handlers()
     library.warning("here")
     assert own.getvalue() == ""
     assert [line["message"] for line in lines(stream)] == ["here"]
 
 
 class Paper:
-    """Says what is written on it at the moment."""
+    """Formats as its current value."""
 
     def __init__(self, words: str) -> None:
         self.words = words
@@ -181,9 +181,9 @@ class Paper:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_line_says_what_was_true_when_it_was_logged(log_format: str) -> None:
+def test_a_line_has_the_values_of_the_time_of_logging(log_format: str) -> None:
     stream, paper, names = io.StringIO(), Paper("then"), ["then"]
-    logs.configure(log_format, "info", stream)
+    logs.configure_logging(log_format, "info", stream)
     logging.getLogger("one").info("%s %s", paper, names, extra={"names": names})
     paper.words = names[0] = "later"
     flush()
@@ -192,11 +192,11 @@ def test_a_line_says_what_was_true_when_it_was_logged(log_format: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_record_that_cannot_be_formatted_harms_nobody(
+def test_a_record_that_cannot_be_formatted_is_harmless(
     log_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, complaints = io.StringIO(), io.StringIO()
-    logs.configure(log_format, "info", stream)
+    logs.configure_logging(log_format, "info", stream)
     monkeypatch.setattr(sys, "stderr", complaints)
     logging.getLogger("one").info("%d", "no number")
     logging.getLogger("one").info("next")
@@ -206,12 +206,12 @@ def test_a_record_that_cannot_be_formatted_harms_nobody(
     assert "--- Logging error ---" in complaints.getvalue()
 
 
-def test_missing_lines_are_a_line_in_the_format_of_the_log(
+def test_dropped_lines_are_noted_in_the_format_of_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(line_writer, "MAX_LINES", 0)
     stream, dropped = io.StringIO(), list[int]()
-    logs.configure("json", "info", stream, dropped.append)
+    logs.configure_logging("json", "info", stream, dropped.append)
     for _ in range(3):
         logging.getLogger("one").info("hello")
     (note,) = lines(stream)
@@ -228,8 +228,8 @@ def test_missing_lines_are_a_line_in_the_format_of_the_log(
 SHOUTING = """
 import logging, sys, threading, warnings
 from predictors.observe import line_writer, logs
-logs.configure(sys.argv[1], "info")
-logs.configure(sys.argv[1], "info")
+logs.configure_logging(sys.argv[1], "info")
+logs.configure_logging(sys.argv[1], "info")
 logging.getLogger("one").info("logged")
 print("printed", file=sys.stderr)
 warnings.warn("warned", stacklevel=1)
@@ -259,7 +259,7 @@ def test_a_process_that_ends_has_written_everything_in_order(log_format: str) ->
 STUCK = """
 import logging, os, signal, sys
 from predictors.observe import line_writer, logs
-logs.configure("text", "info")
+logs.configure_logging("text", "info")
 logging.getLogger("one").info("%s", "x" * 200_000)
 print("logged", flush=True)
 end = sys.argv[1]
@@ -279,7 +279,7 @@ elif end == "said":
 @pytest.mark.parametrize(
     ("end", "code"), [("exit", 3), ("uncaught", 1), ("shutdown", 3), ("said", 3)]
 )
-def test_a_process_ends_though_nobody_reads_its_stderr(end: str, code: int) -> None:
+def test_a_process_ends_while_its_stderr_is_not_read(end: str, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK, end], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -290,7 +290,7 @@ def test_a_process_ends_though_nobody_reads_its_stderr(end: str, code: int) -> N
         process.communicate()
 
 
-def test_a_command_that_cannot_start_says_so_in_the_format_of_the_log() -> None:
+def test_a_failed_start_is_logged_in_the_format_of_the_log() -> None:
     command = [sys.executable, "-m", "predictors", "serve", "--model=a=/"]
     run = subprocess.run(
         [*command, "--log-format=json"], capture_output=True, text=True, timeout=150, check=False

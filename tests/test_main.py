@@ -1,4 +1,4 @@
-"""The command line: which flags win, who serves a folder, what a person reads when it fails."""
+"""The command line: flags and settings, the predictor of a folder, messages of a failed start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from predictors import __main__ as root
 from predictors.cli import demo
 from predictors.compute.profiling.profiler import Profiler
-from predictors.protocol import server
+from predictors.operators import serve
 from predictors.serving.lifecycle import HostEvents, Warmth
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -28,8 +28,8 @@ class Host:
         self.events = HostEvents()
 
 
-class Room:
-    """Stands for a predictor: says what it was built of."""
+class Predictor:
+    """A stand-in for a predictor that keeps its arguments."""
 
     def __init__(self, name: str, checkpoint: Path, settings: Settings, workers: Any) -> None:
         self.name = name
@@ -40,20 +40,20 @@ class Room:
 
 
 class Server:
-    """Stands for the server: keeps what it was given."""
+    """A stand-in for the server that keeps its arguments."""
 
-    given: tuple[Sequence[Room], Settings]
+    given: tuple[Sequence[Predictor], Settings]
 
     def __init__(
         self,
-        models: Sequence[Room],
+        models: Sequence[Predictor],
         settings: Settings,
         *,
         on_drain: Callable[[int, float], object],
-        make_profiler: type,
+        admin_routes: Any,
         workers: Workers,
     ) -> None:
-        assert make_profiler is Profiler
+        assert admin_routes.keywords == {"make_profiler": Profiler}
         assert all(model.workers is workers for model in models)  # one pool for all
         Server.given = (models, settings)
 
@@ -62,12 +62,12 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def _rooms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both rooms and the server are stand-ins; logging is left as it was."""
-    monkeypatch.setattr(server, "PredictorServer", Server)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Predictors and server are stand-ins; logging stays as it is."""
+    monkeypatch.setattr(serve, "PredictorServer", Server)
     monkeypatch.setattr(root.logs, "configure", lambda *_, **__: None)
     monkeypatch.setattr(root.logs, "adopt", lambda: None)
-    monkeypatch.setattr(root, "ROOMS", dict.fromkeys(root.ROOMS, f"{__name__}:Room"))
+    monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
     os.environ.pop("GOMP_SPINCOUNT", None)
@@ -110,7 +110,7 @@ def test_a_flag_beats_the_environment(flux: Path, monkeypatch: pytest.MonkeyPatc
     assert (own.host, own.port, own.grpc_port) == ("::1", 3333, 2222)
 
 
-def test_idle_threads_of_torch_soon_stop_spinning_unless_told_otherwise(
+def test_idle_threads_of_torch_stop_spinning_soon_unless_the_environment_says_otherwise(
     flux: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root.main(["serve", f"--model=a={flux}"])
@@ -124,19 +124,19 @@ def test_each_warmed_shape_is_a_line_in_the_log(
     flux: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.main(["serve", f"--model=a={flux}"])
-    (tell,) = Server.given[0][0].host.events.on_progress
+    (report,) = Server.given[0][0].host.events.on_progress
     with caplog.at_level(logging.INFO, "predictors"):
-        tell(Warmth("load"))
-        tell(Warmth("warmup", "128x128", 1, 3))
+        report(Warmth("load"))
+        report(Warmth("warmup", "128x128", 1, 3))
     assert [record.getMessage() for record in caplog.records] == ["warming: a 128x128 (1/3)"]
 
 
-def test_what_is_loaded_when_a_model_is_warm_is_no_longer_collected(flux: Path) -> None:
+def test_objects_that_are_loaded_when_a_model_is_warm_are_frozen(flux: Path) -> None:
     root.main(["serve", f"--model=a={flux}"])
-    (settle,) = Server.given[0][0].host.events.on_warm
+    (freeze,) = Server.given[0][0].host.events.on_warm
     before = gc.get_freeze_count()
     try:
-        settle()
+        freeze()
         assert gc.get_freeze_count() > before + 1000
     finally:
         gc.unfreeze()
@@ -151,7 +151,7 @@ def test_what_is_loaded_when_a_model_is_warm_is_no_longer_collected(flux: Path) 
         ("flux=nowhere", "--model flux: there is no folder 'nowhere'"),
     ],
 )
-def test_a_model_that_is_no_name_and_folder_is_refused(
+def test_a_model_flag_without_name_and_folder_is_refused(
     model: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert root.main(["serve", "--model", model]) == 2
@@ -169,7 +169,7 @@ def test_a_model_that_is_no_name_and_folder_is_refused(
         ("model_index.json", {"_class_name": "SanaPipeline"}, "e is a SanaPipeline; served are"),
     ],
 )
-def test_a_folder_that_no_room_serves_is_refused_with_what_is_served(
+def test_a_folder_that_no_model_serves_is_refused_with_what_is_served(
     file: str, content: object, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoint(tmp_path / "e", file, content)
@@ -195,7 +195,7 @@ def test_a_folder_that_no_room_serves_is_refused_with_what_is_served(
         ({"config.json": "[]"}, "config.json holds a list, not an object"),
     ],
 )
-def test_a_folder_that_is_nearly_a_checkpoint_is_told_what_to_give_instead(
+def test_the_refusal_of_a_folder_near_a_checkpoint_names_the_folder_to_give(
     files: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, content in files.items():
@@ -214,7 +214,7 @@ def test_a_bad_setting_ends_the_process_and_is_named(
 
 
 @pytest.mark.parametrize("argv", [[], ["serve"], ["fly"], ["serve", "--model"]])
-def test_a_wrong_command_line_shows_the_usage(
+def test_a_wrong_command_line_prints_the_usage(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -225,7 +225,7 @@ def test_a_wrong_command_line_shows_the_usage(
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Sequence[str], Path]] = []
-    monkeypatch.setattr(demo, "demo", lambda prompts, out: calls.append((prompts, out)) or 3)
+    monkeypatch.setattr(demo, "run_demo", lambda prompts, out: calls.append((prompts, out)) or 3)
     assert root.main(["demo"]) == 3
     assert root.main(["demo", "a red star", "--out", "elsewhere"]) == 3
     assert calls == [(demo.PROMPTS, Path("out")), (["a red star"], Path("elsewhere"))]

@@ -1,4 +1,4 @@
-"""The series that both rooms promise: declared once, zero at first, with names promtool accepts."""
+"""The series of both tasks: declared once, zero at first, with names that promtool accepts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from predictors.errors import (
     Overloaded,
     TooLarge,
 )
+from tools.metrics import RENAMED
 
 FLUX, QWEN_VL = "flux-under-test", "qwen-vl-under-test"
 
@@ -70,7 +71,7 @@ QWEN_VL_ONLY = {
 
 @pytest.fixture(scope="module")
 def scrape() -> str:
-    """The text of a scrape after both rooms were registered."""
+    """The text of a scrape after a model of each task was registered."""
     metrics.register_model(FLUX, DIFFUSION)
     metrics.register_model(QWEN_VL, CHAT)
     return generate_latest(REGISTRY).decode()
@@ -91,7 +92,7 @@ def declared() -> list[MetricWrapperBase]:
     return [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
 
 
-def test_promtool_finds_nothing_to_say(scrape: str) -> None:
+def test_promtool_accepts_the_scrape(scrape: str) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
@@ -107,7 +108,7 @@ def test_promtool_finds_nothing_to_say(scrape: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "own"), [(FLUX, FLUX_ONLY), (QWEN_VL, QWEN_VL_ONLY)])
-def test_a_room_has_its_series_from_the_start(scrape: str, model: str, own: set[str]) -> None:
+def test_a_model_has_its_series_from_the_start(scrape: str, model: str, own: set[str]) -> None:
     assert families(scrape, model) == BOTH | own
 
 
@@ -143,10 +144,8 @@ def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -
 
 
 @pytest.mark.parametrize("model", [FLUX, QWEN_VL])
-def test_every_reason_to_refuse_at_the_door_exists_before_it_happens(
-    scrape: str, model: str
-) -> None:
-    whats_raised = (  # by `Host.submit`
+def test_every_reason_of_a_refusal_exists_before_it_happens(scrape: str, model: str) -> None:
+    raised = (  # by `Host.submit`
         Overloaded, DeadlineExceeded, InvalidRequest, TooLarge, NotReady, Draining, EngineFailed,
     )  # fmt: skip
     found = {
@@ -156,7 +155,7 @@ def test_every_reason_to_refuse_at_the_door_exists_before_it_happens(
         for sample in family.samples
         if sample.labels["model"] == model and sample.name.endswith("_total")
     }
-    assert found == {kind.reason for kind in whats_raised}
+    assert found == {kind.reason for kind in raised}
 
 
 def test_registering_twice_changes_nothing(scrape: str) -> None:
@@ -184,7 +183,7 @@ def test_names_have_one_prefix_base_units_and_a_help_text() -> None:
         assert not re.search(r"_(ms|us|milliseconds|kb|mb)(_|$)", name), name
 
 
-def test_every_series_is_touched_by_somebody() -> None:
+def test_every_series_is_written_somewhere() -> None:
     package = Path(metrics.__file__).parent
     code = "".join(p.read_text() for p in package.rglob("*.py") if p != package / "metrics.py")
     names = {k for k, v in vars(metrics).items() if isinstance(v, MetricWrapperBase)}
@@ -237,16 +236,13 @@ def test_a_size_falls_into_the_class_of_its_area(width: int, height: int, name: 
     assert metrics.resolution_class(width, height) == name
 
 
-def test_the_page_sends_who_looks_in_vain_to_series_that_exist() -> None:
-    page = (Path(metrics.__file__).parents[1] / "docs/metrics.md").read_text()
-    table = page.split("## Left out or renamed")[1]
+def test_the_page_sends_readers_of_other_servers_to_series_that_exist() -> None:
     names = {series._name + ("_total" * (series._type == "counter")) for series in declared()}
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) > 10
-    for looked_for, here, _ in rows:
-        for name in re.findall(r"predictors_\w+", here):
+    assert len(RENAMED) > 10
+    for theirs, ours, _ in RENAMED:
+        for name in re.findall(r"predictors_\w+", ours):
             assert name.removesuffix("_count") in names, name
-        for name in re.findall(r"`(\w+)`", looked_for):
+        for name in re.findall(r"`(\w+)`", theirs):
             assert not {f"predictors_{name}", f"predictors_{name}_total"} & names, name
     labels = {label for series in declared() for label in series._labelnames}
     assert not {"code", "priority"} & labels

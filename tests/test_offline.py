@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from predictors.errors import EngineFailed, InvalidRequest, ServingError, StepFailed
-from predictors.operators.offline import question, recorded, warmed
+from predictors.operators.offline import offline_request, record_steps, warm_model
 from predictors.protocol.v2.values import V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import ScriptedEngine
@@ -47,18 +47,18 @@ def engine() -> ScriptedEngine:
 def model(engine: ScriptedEngine) -> Iterator[TaskPredictor]:
     """Warm; its prompts are names of tasks."""
     predictor = TaskPredictor("tasks", engine, small_settings())
-    warmed(predictor)
+    warm_model(predictor)
     yield predictor
     predictor.stop()
 
 
 def work(*prompts: str, steps: int) -> V2Request:
     """A row per prompt, of so many steps each."""
-    return question("tasks", prompts, None, {"steps": steps})
+    return offline_request("tasks", prompts, None, {"steps": steps})
 
 
 def test_a_question_is_a_row_per_prompt_beside_the_same_picture() -> None:
-    told = question("m", ["a", "b"], PIXEL, {"seed": 7})
+    told = offline_request("m", ["a", "b"], PIXEL, {"seed": 7})
     assert [(t.name, t.shape, list(t.data)) for t in told.inputs] == [
         ("prompt", (2,), [b"a", b"b"]),
         ("image", (2,), [PIXEL, PIXEL]),
@@ -70,18 +70,18 @@ def test_a_request_is_asked_again_until_there_are_as_many_steps(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
     recorder = Steps()
-    assert recorded(model, work("a", "b", steps=3), recorder, 7) > 0
+    assert record_steps(model, work("a", "b", steps=3), recorder, 7) > 0
     assert recorder.calls == ["start", *["step", "/step"] * 7, "stop"]
     assert engine.steps == [("a", "b")] * 7
-    assert (model.host.running, model.host.waiting) == (0, 0)
+    assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
 def test_a_request_is_left_where_the_steps_are_all_there(
     model: TaskPredictor, engine: ScriptedEngine
 ) -> None:
-    recorded(model, work("a", steps=100), Steps(), 4)
+    record_steps(model, work("a", steps=100), Steps(), 4)
     assert len(engine.steps) == 4
-    assert (model.host.running, model.host.waiting) == (0, 0)
+    assert (len(model.host.jobs.running), model.host.jobs.waiting) == (0, 0)
 
 
 def test_what_the_caller_would_get_is_raised_and_the_recorder_stops(
@@ -90,7 +90,7 @@ def test_what_the_caller_would_get_is_raised_and_the_recorder_stops(
     engine.poison["a"] = RuntimeError("x")
     recorder = Steps()
     with pytest.raises(StepFailed):
-        recorded(model, work("a", steps=3), recorder, 4)
+        record_steps(model, work("a", steps=3), recorder, 4)
     assert recorder.calls[-1] == "stop"
 
 
@@ -100,10 +100,10 @@ def test_a_request_that_can_never_run_is_refused_and_records_nothing(
     engine.budget = 0
     recorder = Steps()
     with pytest.raises(InvalidRequest, match="exceeds"):
-        recorded(model, work("a", steps=3), recorder, 4)
+        record_steps(model, work("a", steps=3), recorder, 4)
     assert recorder.calls == []
     engine.budget = None
-    recorded(model, work("a", steps=3), recorder, 2)  # the next one is not told of another
+    record_steps(model, work("a", steps=3), recorder, 2)  # the next one is not told of another
 
 
 def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
@@ -111,8 +111,8 @@ def test_a_recorder_that_fails_is_an_error(model: TaskPredictor) -> None:
         raise RuntimeError("x")
 
     with pytest.raises(ServingError, match="the profiler failed"):
-        recorded(model, work("a", steps=3), Steps(fail), 4)
-    assert model.host.running == 0
+        record_steps(model, work("a", steps=3), Steps(fail), 4)
+    assert len(model.host.jobs.running) == 0
 
 
 def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_between_two_steps_and_is_no_failed_job(
     recorder = Steps(interrupt)
     was = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        recorded(model, work("a", steps=30), recorder, 20)
+        record_steps(model, work("a", steps=30), recorder, 20)
     assert recorder.calls == ["start", "step", "/step", "step", "/step", "stop"]
     assert len(engine.steps) == 2
     assert signal.getsignal(signal.SIGINT) is was
@@ -136,7 +136,7 @@ def test_a_model_that_cannot_be_warmed_is_a_sentence(engine: ScriptedEngine, ver
     engine.raise_in[verb] = ValueError("a path that nobody should see")
     model = TaskPredictor("tasks", engine, small_settings())
     with pytest.raises(EngineFailed, match=r"^tasks can't be warmed: ValueError$"):
-        warmed(model)
+        warm_model(model)
     assert model.host.state is State.STOPPED
 
 
@@ -144,5 +144,5 @@ def test_ctrl_c_while_it_loads_is_ctrl_c(engine: ScriptedEngine) -> None:
     engine.raise_in["load"] = KeyboardInterrupt()
     model = TaskPredictor("tasks", engine, small_settings())
     with pytest.raises(KeyboardInterrupt):
-        warmed(model)
+        warm_model(model)
     assert model.host.state is State.STOPPED

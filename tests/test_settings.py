@@ -1,15 +1,27 @@
-"""The promised defaults, and how the environment is read. A changed default changes here too."""
+"""Defaults of the settings, bounds, and reading the environment."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from predictors import settings as module
-from predictors.settings import ALIASES, CHOICES, LEAST, InvalidSetting, Settings, from_env
+from predictors.settings import (
+    ALIASES,
+    ComputeSettings,
+    FluxSettings,
+    InvalidSetting,
+    QueueSettings,
+    QwenVLSettings,
+    Settings,
+    bounds_of,
+    from_env,
+    variable_name,
+)
 
 DEFAULTS = {
     "server.host": "127.0.0.1",
@@ -88,7 +100,7 @@ DEFAULTS = {
 
 
 def links_to(service: str) -> dict[str, str]:
-    """What Kubernetes sets in every pod beside a Service of this name."""
+    """The variables that Kubernetes sets in every pod for a Service of this name."""
     name = service.upper().replace("-", "_")
     return {
         f"{name}_SERVICE_HOST": "10.96.0.7",
@@ -103,22 +115,30 @@ def links_to(service: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "service", ["predictors", "predictors-metrics", "predictors-server", "grpc"]
 )
-def test_a_service_of_a_like_name_in_the_namespace_sets_nothing(service: str) -> None:
+def test_variables_of_a_kubernetes_service_set_nothing(service: str) -> None:
     assert from_env(links_to(service)) == Settings()
 
 
-def test_a_port_that_was_set_beside_such_a_service_holds() -> None:
+def test_a_port_set_by_the_operator_is_read_beside_such_variables() -> None:
     environ = links_to("grpc") | {"GRPC_PORT": "9000"}
     assert from_env(environ).server.grpc_port == 9000
 
 
-def test_beside_such_a_service_a_wrong_name_is_still_refused() -> None:
+def test_an_unknown_name_is_refused_beside_such_variables() -> None:
     with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_PROT"):
         from_env(links_to("predictors-server") | {"PREDICTORS_SERVER_PROT": "1"})
 
 
+BASE = "SettingsGroup"
+CHOICES = {
+    variable_name(kind, field.name): bounds_of(field).choices
+    for kind in (type(getattr(Settings(), group.name)) for group in dataclasses.fields(Settings))
+    for field in dataclasses.fields(kind)
+}
+
+
 def flat(settings: Settings) -> dict[str, object]:
-    """`group.knob` to value."""
+    """Values by `group.knob`."""
     groups = dataclasses.asdict(settings)
     return {f"{g}.{k}": v for g, knobs in groups.items() for k, v in knobs.items()}
 
@@ -138,13 +158,13 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("knob", DEFAULTS)
-def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
+def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     default = DEFAULTS[knob]
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
     choices = CHOICES.get(env_name(knob))
-    if choices is not None:
+    if choices:
         other = str(choices[1])
     changed = flat(from_env({env_name(knob): other}))
     differing = {name for name in DEFAULTS if changed[name] != DEFAULTS[name]}
@@ -153,7 +173,7 @@ def test_every_knob_is_read_from_its_own_variable(knob: str) -> None:
 
 
 @pytest.mark.parametrize(("long", "short"), ALIASES.items())
-def test_a_familiar_name_works_and_the_full_name_beats_it(long: str, short: str) -> None:
+def test_a_short_name_works_and_the_full_name_wins(long: str, short: str) -> None:
     group, knob = long.removeprefix("PREDICTORS_").split("_", 1)
     read = lambda environ: getattr(getattr(from_env(environ), group.lower()), knob.lower())  # noqa: E731
     assert str(read({short: "1234"})) == "1234"
@@ -193,14 +213,39 @@ def test_a_bad_value_is_refused_and_named(name: str, raw: str, word: str) -> Non
         from_env({name: raw})
 
 
-def test_no_port_for_grpc_is_minus_one() -> None:
+def test_grpc_is_turned_off_by_port_minus_one() -> None:
     assert from_env({"GRPC_PORT": "-1"}).server.grpc_port == -1
 
 
-def test_choices_are_of_knobs_that_exist_and_hold_the_default() -> None:
-    defaults = {env_name(knob): value for knob, value in DEFAULTS.items()}
-    assert all(defaults[name] in choices for name, choices in CHOICES.items())
-    assert set(LEAST) <= set(defaults)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: QueueSettings(overload_status=500),
+            "OVERLOAD_STATUS must be one of 503, 429",
+        ),
+        (lambda: ComputeSettings(dtype="int8"), "COMPUTE_DTYPE must be one of auto, float32"),
+        (lambda: ComputeSettings(compile="fast"), "COMPUTE_COMPILE must be one of auto, off"),
+        (lambda: ComputeSettings(attention="fast"), "COMPUTE_ATTENTION must be one of auto, cudnn"),
+        (lambda: FluxSettings(unpromised="maybe"), "FLUX_UNPROMISED must be one of serve, refuse"),
+        (lambda: FluxSettings(png_level=10), "FLUX_PNG_LEVEL must be from 0 to 9, not 10"),
+        (lambda: FluxSettings(slots=0), "FLUX_SLOTS must be a finite number of at least 1, not 0"),
+        (lambda: QwenVLSettings(slots=-1), "QWEN_VL_SLOTS must be .* at least 0"),
+        (lambda: QwenVLSettings(default_max_tokens=0), "QWEN_VL_DEFAULT_MAX_TOKENS must be .* 1"),
+        (lambda: QwenVLSettings(max_context=-1), "QWEN_VL_MAX_CONTEXT must be .* at least 0"),
+        (
+            lambda: QwenVLSettings(deterministic="maybe"),
+            "DETERMINISTIC must be one of auto, on",
+        ),
+        (lambda: QwenVLSettings(prefix_cache="maybe"), "PREFIX_CACHE must be one of auto, on, off"),
+        (lambda: QwenVLSettings(precision="int4"), "PRECISION must be one of auto, fp8"),
+    ],
+)
+def test_a_group_cannot_be_made_with_a_value_out_of_bounds(
+    make: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(InvalidSetting, match=f"PREDICTORS_.*{message}"):
+        make()
 
 
 @pytest.mark.parametrize("name", ["PREDICTORS_QUEUE_CAPACTY", "PREDICTORS_FLUX", "PREDICTORS_"])
@@ -215,10 +260,12 @@ def test_settings_cannot_be_changed_once_made() -> None:
         Settings().queue.capacity = 1  # type: ignore[misc]
 
 
-def test_every_knob_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     undocumented = []
     for group in ast.parse(Path(module.__file__).read_text()).body:
-        if not isinstance(group, ast.ClassDef) or group.name in {"Settings", "InvalidSetting"}:
+        if not isinstance(group, ast.ClassDef) or "SettingsGroup" not in map(
+            ast.unparse, group.bases
+        ):
             continue
         for field, after in zip(group.body, [*group.body[1:], None], strict=True):
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

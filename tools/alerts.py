@@ -1,13 +1,11 @@
-"""Writes charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. Knows no
-threshold: those are in values.yaml beside them. The template is the alerts before the numbers are
-filled in, which the chart does with its own values.
-
-`python tools/alerts.py` writes the files, `--check` says whether they are current.
+"""Generates charts/predictors/alerts/{alerts,recording,template}.yaml: Prometheus rules. The
+thresholds are in values.yaml beside them. The template has the alerts without numbers; the chart
+fills in those of its own values.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +16,31 @@ HEAD = "# Written by `make docs` from tools/alerts.py and values.yaml; edit thos
 BY = "namespace, isvc, model"
 POD = f"job, {BY}, pod, instance"
 OURS = "ok|queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
-"""Outcomes that count for the objective; a caller's mistake and a caller who left do not."""
+"""Outcomes that count for the objective. Invalid requests and cancelled ones do not."""
 
 
 def errors(window: str) -> str:
-    """The share of requests that failed by our fault, per model."""
+    """The share of requests that the server failed, per model."""
     bad = f'predictors_requests_total{{reason=~"{OURS.removeprefix("ok|")}"}}[{window}]'
     every = f'predictors_requests_total{{reason=~"{OURS}"}}[{window}]'
     return f"sum by ({BY}) (rate({bad})) / sum by ({BY}) (rate({every}))"
 
 
 def burns(long: str, short: str) -> str:
-    """The budget is spent too fast, for long and still now."""
+    """The error budget is spent too fast, over a long and a short window."""
     limit = "{above} * (1 - {objective})"
     rules = [f"predictors:slo_errors:ratio_rate{window}" for window in (long, short)]
     return f"{rules[0]} > {limit} and {rules[1]} > {limit}"
 
 
 def slow(series: str) -> str:
-    """The 95th percentile of a histogram is over the target."""
+    """The 95th percentile of a histogram is above the target."""
     rate = f"rate(predictors_{series}_bucket[5m])"
     return f"histogram_quantile(0.95, sum by (le, {BY}) ({rate})) > {{above}}"
 
 
 def grew(*series: str) -> str:
-    """A counter that should stand still moved within a quarter of an hour."""
+    """A counter that should not move did so within a quarter of an hour."""
     return " + ".join(f"increase(predictors_{name}[15m])" for name in series) + " > 0"
 
 
@@ -63,17 +61,17 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         f"max by ({BY}) (last_over_time(predictors_model_ready[1d])) "
         f"unless max by ({BY}) (predictors_model_ready)",
         "No process serves {{ $labels.model }} any more",
-        "Its series ended within the last day. Meant where the service scales to zero.",
+        "Its series ended within the last day. Expected if the service scales to zero.",
     ),
     "ModelNotReadyTooLong": (
         "predictors_model_ready == 0 unless on (job, instance) predictors_draining == 1",
         "{{ $labels.model }} on {{ $labels.instance }} does not become ready",
-        "It runs, but loading and warming have not come to an end.",
+        "It runs, but loading and warm-up have not finished.",
     ),
     "DrainingTooLong": (
         "predictors_draining == 1",
         "{{ $labels.instance }} does not end",
-        "It was told to stop and still finishes accepted work.",
+        "It is shutting down and still finishes accepted work.",
     ),
     "ProcessRestarted": (
         f"changes(process_start_time_seconds[15m]) > 0 and on (job, instance) {SERVES}",
@@ -134,7 +132,7 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     "OutOfMemory": (
         grew('jobs_total{{reason="oom"}}'),
         "{{ $labels.model }} ran out of GPU memory",
-        "Requests on {{ $labels.instance }} failed for want of memory.",
+        "Requests on {{ $labels.instance }} failed because memory was short.",
     ),
     "GpuXidErrors": (
         grew('gpu_xid_errors_total{{kind="device"}}'),
@@ -144,17 +142,17 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     "GpuXidApplicationErrors": (
         grew('gpu_xid_errors_total{{kind="application"}}'),
         "The driver reports that something that ran on {{ $labels.device }} was wrong (XID)",
-        "On {{ $labels.instance }}; the numbers are in its log. The card itself is well.",
+        "On {{ $labels.instance }}; the numbers are in its log. The card itself is not at fault.",
     ),
     "GpuMemoryNearLimit": (
         f"1 - {GPU_FREE} / ignoring (state) {GPU_TOTAL} > {{above}}",
         "{{ $value | humanizePercentage }} of the memory of {{ $labels.device }} is taken",
-        "By {{ $labels.instance }} and its neighbours; the next allocation may fail.",
+        "By {{ $labels.instance }} and other processes. The next allocation may fail.",
     ),
     "RequestsPoisoned": (
         grew('jobs_total{{reason="poisoned"}}'),
         "A request breaks steps of {{ $labels.model }}",
-        "Steps were halved until the culprit was found; only it failed.",
+        "Steps were split until the failing request was found. Only that one failed.",
     ),
     "KvCacheFull": (
         "predictors_kv_cache_usage_ratio > {above}",
@@ -165,12 +163,14 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         f'sum by ({POD}) (predictors_model_phase_seconds{{{{phase=~"load|warmup"}}}}) > {{above}}'
         " and on (job, instance) time() - process_start_time_seconds < 3600",
         "{{ $labels.model }} took {{ $value | humanizeDuration }} to start",
-        "A scale-up or a restart of {{ $labels.instance }} costs this much. Told for an hour.",
+        "A scale-up or a restart of {{ $labels.instance }} costs this much. It fires for an hour.",
     ),
 }
 
-VLM = "and on (job, instance, model) predictors_kv_cache_usage_ratio"  # the room that has pages
-AS_VLLM = {  # vllm's name: ours; a histogram stands for its three series
+VLM = (
+    "and on (job, instance, model) predictors_kv_cache_usage_ratio"  # the models that have KV pages
+)
+AS_VLLM = {  # vLLM's name: ours. A histogram stands for its three series
     "num_requests_running": f"predictors_requests_running {VLM}",
     "num_requests_waiting": f"predictors_requests_waiting {VLM}",
     "kv_cache_usage_perc": "predictors_kv_cache_usage_ratio",
@@ -191,17 +191,17 @@ HISTOGRAMS_AS_VLLM = {
 }
 
 
-def values() -> dict[str, Any]:
-    """Thresholds, durations and severities."""
+def shipped_values() -> dict[str, Any]:
+    """Thresholds, durations and severities of values.yaml."""
     found: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text(encoding="utf-8"))
     return found
 
 
-def alert(name: str) -> dict[str, Any]:
+def alert(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """One alert with its numbers filled in."""
-    chosen = values()["alerts"][name]
+    chosen = values["alerts"][name]
     expression, summary, description = ALERTS[name]
-    numbers = {"above": chosen.get("above"), "objective": values()["slo"]["objective"]}
+    numbers = {"above": chosen.get("above"), "objective": values["slo"]["objective"]}
     return {
         "alert": f"Predictors{name}",
         "expr": expression.format(**numbers),
@@ -210,14 +210,14 @@ def alert(name: str) -> dict[str, Any]:
         "annotations": {
             "summary": summary,
             "description": description,
-            "runbook_url": f"{values()['runbooks']}#{name.lower()}",
+            "runbook_url": f"{values['runbooks']}#{name.lower()}",
         },
     }
 
 
 def as_vllm() -> list[dict[str, str]]:
-    """The language model's series under vLLM's names and its label `model_name`. vLLM has no
-    series of the GPU, so ours keep their names only."""
+    """Recording rules for the chat models' series under vLLM's names, with its label `model_name`.
+    vLLM has no GPU series, so there are none for ours."""
     named = dict(AS_VLLM)
     for name, ours in HISTOGRAMS_AS_VLLM.items():
         named |= {f"{name}{part}": ours.format(part=part) for part in ("_bucket", "_sum", "_count")}
@@ -226,7 +226,7 @@ def as_vllm() -> list[dict[str, str]]:
 
 
 def template() -> dict[str, Any]:
-    """Every alert with <above> and <objective> where a number of the values belongs."""
+    """Every alert with <above> and <objective> in place of numbers."""
     return {
         name: {
             "expr": expression.format(above="<above>", objective="<objective>"),
@@ -238,12 +238,11 @@ def template() -> dict[str, Any]:
 
 
 def dumped(content: dict[str, Any]) -> str:
-    """A file's text."""
     return HEAD + yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
-def files() -> dict[str, str]:
-    """The text of each file, by name."""
+def rules(values: Mapping[str, Any]) -> dict[str, str]:
+    """Text of the files with rules, by name, for these thresholds."""
     windows = ("5m", "30m", "1h", "6h")
     slo = [
         {"record": f"predictors:slo_errors:ratio_rate{window}", "expr": errors(window)}
@@ -251,27 +250,17 @@ def files() -> dict[str, str]:
     ]
     groups = {
         "recording": {"predictors-slo": slo, "predictors-as-vllm": as_vllm()},
-        "alerts": {"predictors-alerts": [alert(name) for name in ALERTS]},
+        "alerts": {"predictors-alerts": [alert(name, values) for name in ALERTS]},
     }
-    texts = {
+    return {
         f"{file}.yaml": dumped(
-            {"groups": [{"name": name, "rules": rules} for name, rules in found.items()]}
+            {"groups": [{"name": name, "rules": each} for name, each in found.items()]}
         )
         for file, found in groups.items()
     }
-    return texts | {"template.yaml": dumped({"alerts": template()})}
 
 
-def main() -> int:
-    """Write or check the files; returns the exit code."""
-    for name, text in files().items():
-        path = FOLDER / name
-        if "--check" not in sys.argv[1:]:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Text of each file, by its path."""
+    texts = rules(shipped_values()) | {"template.yaml": dumped({"alerts": template()})}
+    return {FOLDER / name: text for name, text in texts.items()}

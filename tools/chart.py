@@ -1,24 +1,20 @@
-"""Writes charts/predictors/README.md from the comments of values.yaml, and the settings of
-values.schema.json from predictors/settings.py. Knows no value and no knob by name.
-
-`python tools/chart.py` writes the files, `--check` says whether they are current. A comment that
-begins with `# --` describes the key beneath it; a key without one is a part of its parent's row,
-or a map whose own keys are described.
+"""Generates charts/predictors/README.md from the comments of values.yaml, and the settings in
+values.schema.json from predictors/settings.py. A comment that begins with `# --` describes the key
+below it. A key without one is part of its parent's row, or a map whose own keys are described.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from predictors.settings import CHOICES, LEAST, PREFIX, Settings
-from tools.configuration import sentences
+from predictors.settings import Settings, bounds_of
+from tools.configuration import descriptions
 
 CHART = Path(__file__).resolve().parents[1] / "charts/predictors"
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<rest>.*)$")
@@ -62,7 +58,7 @@ What `defaults` holds is what `models.<name>` takes; a model says only what diff
 
 
 def comment_rows(text: str) -> list[tuple[str, str]]:
-    """Dotted key and sentence of every described key, in the file's order."""
+    """Dotted key and description of every described key, in the file's order."""
     rows: list[tuple[str, str]] = []
     path: list[tuple[int, str]] = []
     words = ""
@@ -79,7 +75,7 @@ def comment_rows(text: str) -> list[tuple[str, str]]:
 
 
 def undescribed(values: dict[str, Any], rows: list[tuple[str, str]]) -> list[str]:
-    """Keys with a value that no row stands for, neither its own nor a parent's."""
+    """Keys with a value that have no row, neither their own nor a parent's."""
     described = {key for key, _ in rows}
 
     def walk(value: object, path: str) -> list[str]:
@@ -94,19 +90,17 @@ def undescribed(values: dict[str, Any], rows: list[tuple[str, str]]) -> list[str
 
 
 def at(values: Any, key: str) -> Any:
-    """The value at a dotted key."""
     for part in key.split("."):
         values = values[part]
     return values
 
 
 def shown(value: object) -> str:
-    """A default as JSON, which YAML reads as well."""
+    """A default as JSON, which is also YAML."""
     return f"`{json.dumps(value)}`".replace("|", "\\|")
 
 
 def readme() -> str:
-    """The text of README.md."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
     values, rows = yaml.safe_load(text), comment_rows(text)
     if missing := undescribed(values, rows):
@@ -131,7 +125,7 @@ def readme() -> str:
 
 
 def first_paragraph(path: Path) -> str:
-    """The comment that a profile begins with, on one line, commands left out."""
+    """The comment at the beginning of a profile, on one line."""
     words = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -140,56 +134,44 @@ def first_paragraph(path: Path) -> str:
     return " ".join(words)
 
 
-def knob(name: str, value: object) -> dict[str, Any]:
-    """The schema of one setting: by its variable's name and its default."""
-    if name in CHOICES:
-        return {"enum": list(CHOICES[name])}
-    if isinstance(value, bool):
+def setting_schema(knob: Field[Any]) -> dict[str, Any]:
+    """The schema of one setting, by its default and its bounds."""
+    bounds = bounds_of(knob)
+    if bounds.choices:
+        return {"enum": list(bounds.choices)}
+    if isinstance(knob.default, bool):
         return {"type": "boolean"}
-    if isinstance(value, int):
-        return {"type": "integer", "minimum": LEAST.get(name, 0)}
-    if isinstance(value, float):
-        return {"type": "number", "minimum": LEAST.get(name, 0)}
+    if isinstance(knob.default, int | float):
+        kind = "integer" if isinstance(knob.default, int) else "number"
+        most = {"maximum": bounds.most} if bounds.most < float("inf") else {}
+        return {"type": kind, "minimum": bounds.least, **most}
     return {"type": "string"}
 
 
 def settings_schema() -> dict[str, Any]:
-    """What `settings` of a model may hold: every section and every knob, and nothing else."""
+    """The schema of a model's `settings`: every group with its settings, and nothing else."""
     sections = {}
     for section in fields(Settings):
-        values = getattr(Settings(), section.name)
-        words = sentences(type(values).__name__)
+        kind = type(getattr(Settings(), section.name))
+        texts = descriptions(kind.__name__)
         sections[section.name] = {
             "type": "object",
             "additionalProperties": False,
             "properties": {
-                each.name: knob(
-                    f"{PREFIX}_{section.name}_{each.name}".upper(), getattr(values, each.name)
-                )
-                | {"description": words[each.name]}
-                for each in fields(values)
+                knob.name: setting_schema(knob) | {"description": texts[knob.name]}
+                for knob in fields(kind)
             },
         }
     return {"type": "object", "additionalProperties": False, "properties": sections}
 
 
 def schema() -> str:
-    """The text of values.schema.json: as it is, with the settings anew."""
+    """The text of values.schema.json: the present file with its settings replaced."""
     found = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     found["definitions"]["settings"] = settings_schema()
     return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
-def main() -> int:
-    """Write or check both files; returns the exit code."""
-    for name, text in {"README.md": readme(), "values.schema.json": schema()}.items():
-        path = CHART / name
-        if "--check" not in sys.argv[1:]:
-            path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Text of both files, by their paths."""
+    return {CHART / "README.md": readme(), CHART / "values.schema.json": schema()}

@@ -1,33 +1,36 @@
-"""Writes docs/configuration.md from predictors/settings.py, one row per knob. Knows none by name.
-
-`python tools/configuration.py` writes the file, `--check` says whether it is current. The sentence
-of a row is the string under the field in the source, so code and page cannot disagree.
+"""Generates docs/configuration.md from predictors/settings.py: one entry per setting. Its text is
+the string below the field in the source.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
-from dataclasses import fields
+import textwrap
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from predictors import settings
-from predictors.settings import ALIASES, CHOICES, LEAST, PREFIX, Settings
+from predictors.settings import ALIASES, Settings, bounds_of, variable_name
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/configuration.md"
+WIDTH = 120
 HEAD = """# Configuration
 
 <!-- Written by `make docs` from predictors/settings.py; edit that file. -->
 
-Every knob is an environment variable, read once at start. A value that can't be used and a
-`PREDICTORS_*` name that does not exist end the process with a message that names it. `HOST`, `PORT`
-and `GRPC_PORT` are short for `PREDICTORS_SERVER_HOST`, `..._PORT`, `..._GRPC_PORT`; the long name
-wins, and the flags `--host`, `--port`, `--grpc-port` of `python -m predictors serve` win over all.
+Every setting is an environment variable that is read once, at the start. A value that can't be
+used, or a `PREDICTORS_*` name that does not exist, ends the process with a message that names it.
+`HOST`, `PORT` and `GRPC_PORT` are short for `PREDICTORS_SERVER_HOST`, `..._PORT` and
+`..._GRPC_PORT`. The long name wins over the short one, and the flags `--host`, `--port` and
+`--grpc-port` of `python -m predictors serve` win over both.
+
+Each entry has the variable, its default, the values that it accepts, and its meaning.
 """
 
 
-def sentences(group: str) -> dict[str, str]:
-    """Field name to the string beneath it, and the class docstring under an empty name."""
+def descriptions(group: str) -> dict[str, str]:
+    """The text of each field of a class in settings.py; its own docstring under an empty name."""
     source = ast.parse(Path(settings.__file__).read_text(encoding="utf-8"))
     body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == group).body
     found, last = {}, ""
@@ -39,56 +42,42 @@ def sentences(group: str) -> dict[str, str]:
     return found
 
 
-def bounds(name: str, value: object) -> str:
-    """What a value may be, in words."""
-    if name in CHOICES:
-        return ", ".join(f"`{choice}`" for choice in CHOICES[name])
-    if isinstance(value, bool):
+def accepted(knob: Field[Any]) -> str:
+    """The values that a setting accepts, in words."""
+    bounds = bounds_of(knob)
+    if bounds.choices:
+        return ", ".join(f"`{choice}`" for choice in bounds.choices)
+    if isinstance(knob.default, bool):
         return "`true`, `false`"
-    if isinstance(value, int | float):
-        return f"{'whole number' if isinstance(value, int) else 'number'} >= {LEAST.get(name, 0)}"
+    if isinstance(knob.default, int | float):
+        kind = "whole number" if isinstance(knob.default, int) else "number"
+        if bounds.most < float("inf"):
+            return f"{kind} from {bounds.least} to {bounds.most}"
+        return f"{kind} >= {bounds.least}"
     return "text"
 
 
 def shown(value: object) -> str:
-    """A default as one would write it."""
-    return (
-        f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "empty"
-    )
+    """A default as it would be written."""
+    if value == "":
+        return "empty"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def page() -> str:
-    """The whole page."""
+def files() -> dict[Path, str]:
+    """The page, by its path."""
     lines = [HEAD]
     for group in fields(Settings):
-        values = getattr(Settings(), group.name)
-        words = sentences(type(values).__name__)
-        lines += [
-            f"## {group.name}",
-            "",
-            words[""],
-            "",
-            "| variable | default | takes | |",
-            "|---|---|---|---|",
-        ]
-        for knob in fields(values):
-            name = f"{PREFIX}_{group.name}_{knob.name}".upper()
-            value = getattr(values, knob.name)
-            also = f" Also `{ALIASES[name]}`." if name in ALIASES else ""
-            lines.append(
-                f"| `{name}` | {shown(value)} | {bounds(name, value)} | {words[knob.name]}{also} |"
-            )
+        kind = type(getattr(Settings(), group.name))
+        texts = descriptions(kind.__name__)
+        lines += [f"## {group.name}", "", texts[""], ""]
+        for knob in fields(kind):
+            name = variable_name(kind, knob.name)
+            also = f", or `{ALIASES[name]}`" if name in ALIASES else ""
+            entry = f"- **`{name}`**{also} ({shown(knob.default)}; {accepted(knob)}): "
+            lines += textwrap.wrap(
+                entry + texts[knob.name], WIDTH, subsequent_indent="  ",
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
         lines.append("")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """Write or check the page; returns the exit code."""
-    if "--check" in sys.argv[1:]:
-        return 0 if PAGE.read_text(encoding="utf-8") == page() else 1
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {PAGE: "\n".join(lines)}

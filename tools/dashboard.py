@@ -1,14 +1,11 @@
 # ruff: noqa: E501 - one panel, one line
-"""Writes charts/predictors/dashboards/predictors.json: one Grafana dashboard. Knows no threshold; the
-objective is that of charts/predictors/alerts/values.yaml until its reader types another.
-
-`python tools/dashboard.py` writes the file, `--check` says whether it is current.
+"""Generates charts/predictors/dashboards/predictors.json: one Grafana dashboard. Its objective is that
+of charts/predictors/alerts/values.yaml, and can be changed in a text box of the dashboard.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,42 +22,41 @@ BAD = "queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|interna
 
 
 def of(series: str, *more: str) -> str:
-    """The chosen samples of a series."""
+    """A series with the dashboard's selection."""
     return f"predictors_{series}{{{','.join((PICK, *more))}}}"
 
 
 def without(label: str) -> str:
-    """The choice for series that lack this label."""
+    """The selection for series without this label."""
     return ",".join(pick for pick in PICK.split(",") if not pick.startswith(f"{label}="))
 
 
 def shared(series: str) -> str:
-    """A series that all models of a pod share."""
+    """A series of the whole pod."""
     return f"{series}{{{without('model')}}}"
 
 
 def gpu(series: str) -> str:
-    """One of the GPU's."""
+    """A series of the GPU."""
     return shared(f"predictors_gpu_{series}")
 
 
 def burn(window: str) -> str:
-    """The recorded share of failures, all pods of a model together, per share that may fail."""
+    """The recorded share of failures of all pods, divided by the share that may fail."""
     return f"predictors:slo_errors:ratio_rate{window}{{{without('pod')}}} / {MAY_FAIL}"
 
 
 def rate(series: str, by: str, *more: str) -> str:
-    """Per second, summed."""
+    """The rate per second, summed by labels."""
     return f"sum by ({by}) (rate({of(series, *more)}[$__rate_interval]))"
 
 
 def p95(series: str, by: str = "model") -> str:
-    """The 95th percentile."""
     return f"histogram_quantile(0.95, {rate(f'{series}_bucket', f'le, {by}')})"
 
 
 class Panel(NamedTuple):
-    """One graph; `also` are further lines: (expression, legend)."""
+    """A graph. `also` has further lines as (expression, legend)."""
 
     title: str
     unit: str
@@ -82,8 +78,8 @@ EACH = "{{pod}} {{model}}"
 ROWS: dict[str, list[Panel]] = {
     "SLO and error budget": [
         Panel("Failed by our fault", "percentunit", f"{ERRORS} / {COUNTED}", "Above 1 minus the objective the error budget runs out early."),
-        Panel("Error budget left", "percentunit", f"clamp_min(1 - {BAD_SO_FAR} / {SO_FAR} / {MAY_FAIL}, 0)", "Of the failures that the objective (chosen above) allows in as much time as the dashboard shows: choose 30 days for a month's. 0 is spent."),
-        Panel("Burn rate", "none", burn("5m"), "How many times faster than allowed the budget is spent, over 5 minutes, 1 hour and 6 hours; at 1 it lasts exactly. From the recorded rules, all pods together.", "{{model}} 5m", ((burn("1h"), "{{model}} 1h"), (burn("6h"), "{{model}} 6h"))),
+        Panel("Error budget left", "percentunit", f"clamp_min(1 - {BAD_SO_FAR} / {SO_FAR} / {MAY_FAIL}, 0)", "Share of the allowed failures that is left, for the objective above and the time range of the dashboard. Choose 30 days for a month's budget."),
+        Panel("Burn rate", "none", burn("5m"), "Speed at which the error budget is spent, over 5 minutes, 1 hour and 6 hours; at 1 it lasts exactly. From the recording rules, for all pods together.", "{{model}} 5m", ((burn("1h"), "{{model}} 1h"), (burn("6h"), "{{model}} 6h"))),
         Panel("Ready", "none", f"sum by (model) ({of('model_ready')} * on ({SCRAPED}) group_left () (1 - {shared('predictors_draining')}))", "Processes whose promised shapes are warm and that do not drain."),
     ],
     "Traffic": [
@@ -91,7 +87,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Requests by protocol", "reqps", rate("requests_total", "model, protocol"), "V2 over REST and gRPC, OpenAI.", "{{model}} {{protocol}}"),
     ],
     "Saturation": [
-        Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is taken; when it is full and no slot is free the next request is refused. Who is about to get a free slot counts too: for a moment it may be over 1.", EACH),
+        Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is used. If it is full and no slot is free, the next request is refused. Jobs that are about to get a free slot count too, so it may be above 1 for a moment.", EACH),
         Panel("Oldest waiting", "s", of("queue_oldest_seconds"), "Age of the head of the queue.", EACH),
         Panel("Jobs per pass", "none", f"{rate('batch_size_sum', 'model')} / {rate('batch_size_count', 'model')}", "How many jobs share a pass."),
     ],
@@ -107,7 +103,7 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "VLM": [
         Panel("First token, p95", "s", p95("time_to_first_token_seconds"), "From submission to the first token."),
-        Panel("Between tokens, p95", "s", p95("inter_token_latency_seconds"), "What a reader of a stream sees."),
+        Panel("Between tokens, p95", "s", p95("inter_token_latency_seconds"), "Time between two tokens of a stream."),
         Panel("Tokens generated", "suffix:tokens/s", rate("generation_tokens_total", "model"), "Tokens per second."),
         Panel("KV pages", "percentunit", of("kv_cache_usage_ratio"), "Share of the pages that is reserved.", EACH),
     ],
@@ -116,25 +112,25 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Utilisation", "percentunit", gpu("utilization_ratio"), "Share of time in which a kernel ran, of any process.", "{{pod}}"),
         Panel("Temperature", "celsius", gpu("temperature_celsius"), "The driver slows a hot card down.", "{{pod}}"),
         Panel("Power", "watt", gpu("power_watts"), "At its limit the card slows down.", "{{pod}}", ((gpu("power_limit_watts"), "{{pod}} limit"),)),
-        Panel("XID errors", "none", f"increase({gpu('xid_errors_total')}[$__range])", "What the driver reports of the card; the log has the numbers. Must stay 0.", "{{pod}} {{kind}}"),
+        Panel("XID errors", "none", f"increase({gpu('xid_errors_total')}[$__range])", "Errors that the driver reports for the card. The log has the numbers. Must stay 0.", "{{pod}} {{kind}}"),
     ],
     "Compile and capture": [
         Panel("Compiled or captured after ready", "none", f"increase({of('recompilations_total')}[$__range])", "Kernels and CUDA graphs; must stay 0.", f"{EACH} compiled", ((f"increase({of('graph_captures_total')}[$__range])", f"{EACH} captured"),)),
     ],
     "Lifecycle": [
         Panel("Start by phase", "s", of("model_phase_seconds"), "Last load and warm-up; capture and compile are parts.", "{{pod}} {{model}} {{phase}}"),
-        Panel("Cache look-ups", "suffix:look-ups/s", rate("cache_requests_total", "model, cache, result"), "Hits spare an encoder.", "{{model}} {{cache}} {{result}}"),
+        Panel("Cache look-ups", "suffix:look-ups/s", rate("cache_requests_total", "model, cache, result"), "A hit saves a run of an encoder.", "{{model}} {{cache}} {{result}}"),
     ],
     "Per pod": [
-        Panel("Failures", "none", f"increase({of('engine_failures_total')}[$__range])", "Engines that died (the process ends then), starts of the process anew, and steps that were halved to find a culprit or for want of memory.", f"{EACH} engine", ((STARTS, "{{pod}} restarts"), (f"increase({of('batch_splits_total')}[$__range])", f"{EACH} splits {{{{reason}}}}"))),
-        Panel("Running", "none", of("requests_running"), "Jobs that hold a slot, and requests of the pod that are read, prepared, waiting, running or encoded.", EACH, ((shared("predictors_requests_in_flight"), "{{pod}} in flight"),)),
+        Panel("Failures", "none", f"increase({of('engine_failures_total')}[$__range])", "Engines that failed (the process ends then), restarts of the process, and steps that were split to find a failing job or because memory was short.", f"{EACH} engine", ((STARTS, "{{pod}} restarts"), (f"increase({of('batch_splits_total')}[$__range])", f"{EACH} splits {{{{reason}}}}"))),
+        Panel("Running", "none", of("requests_running"), "Jobs that hold a slot, and all requests in progress in the pod.", EACH, ((shared("predictors_requests_in_flight"), "{{pod}} in flight"),)),
         Panel("Steps", "suffix:steps/s", rate("engine_steps_total", "pod, instance, model"), "0 with work to do is a stall.", EACH),
     ],
 }  # fmt: skip
 
 
 def panels() -> list[dict[str, Any]]:
-    """Rows and their panels, placed."""
+    """Rows and panels with their positions."""
     found: list[dict[str, Any]] = []
     y = 0
     for row, entries in ROWS.items():
@@ -159,8 +155,9 @@ def panels() -> list[dict[str, Any]]:
     return [{"id": i, **panel} for i, panel in enumerate(found, 1)]
 
 
-def text() -> str:
-    """The file. A label that the scrape does not set matches `.*`, so every variable may be All."""
+def files() -> dict[Path, str]:
+    """The dashboard, by its path. A label that the scrape does not set matches `.*`, so every
+    variable may be All."""
     variables: list[dict[str, Any]] = [{"name": "datasource", "type": "datasource", "query": "prometheus"}]  # fmt: skip
     variables += [{
             "name": name, "type": "query", "query": f"label_values(predictors_model_ready, {name})",
@@ -171,23 +168,11 @@ def text() -> str:
     variables += [{
         "name": "objective", "type": "textbox", "query": OBJECTIVE,
         "current": {"text": OBJECTIVE, "value": OBJECTIVE},
-        "description": "Share of requests that must not fail by our fault",
+        "description": "Share of requests that the server must not fail",
     }]  # fmt: skip
     board = {
         "uid": "predictors", "title": "Vision Predictors", "schemaVersion": 39, "graphTooltip": 1,
         "editable": False, "time": {"from": "now-1h", "to": "now"}, "refresh": "30s",
         "templating": {"list": variables}, "panels": panels(),
     }  # fmt: skip
-    return json.dumps(board, indent=1) + "\n"
-
-
-def main() -> int:
-    """Write or check the file; returns the exit code."""
-    if "--check" in sys.argv[1:]:
-        return 0 if FILE.exists() and FILE.read_text(encoding="utf-8") == text() else 1
-    FILE.write_text(text(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {FILE: json.dumps(board, indent=1) + "\n"}

@@ -1,10 +1,9 @@
-"""Draws docs/pictures/dashboard-*.png: one picture per row of the dashboard, by matplotlib, from
-what a real Prometheus recorded of a real server under the mixed load of tests/observe. Knows no
-Grafana.
+"""Draws docs/pictures/dashboard-*.png with matplotlib: one picture per row of the dashboard, from
+what a real Prometheus recorded of a real server under the mixed load of tests/observe.
 
-`python tools/dashboard_pictures.py` records for a minute and a half and draws; `--check` says
-whether the pictures show the panels and expressions that the dashboard has now. A row that this
-machine has no data for (the GPU's on a CPU) is not drawn.
+`python -m tools.dashboard_pictures` records for a minute and a half and draws. `--check` fails if a
+picture does not show the present panels and expressions. A row without data on this machine (the
+GPU's on a CPU) is not drawn.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dashboard import FILE, ROWS, Panel, panels
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo as PngText
+
+from tools.dashboard import FILE, ROWS, Panel, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ SETTINGS = {"PREDICTORS_QUEUE_CAPACITY": "4", "PREDICTORS_FLUX_SLOTS": "2"}
 INK, FAINT, PAPER, SHEET = "#24292f", "#d8dee4", "#ffffff", "#f6f8fa"
 UNITS = {"reqps": "requests/s", "none": "", "s": "", "percentunit": ""}
 Line = tuple[str, list[float], list[float]]
-SHOWN = "shown"  # the key of a picture's text that holds what it shows
+SHOWN = "shown"  # key of the PNG text that holds the digest
 
 
 def file_of(row: str) -> Path:
@@ -45,14 +45,14 @@ def file_of(row: str) -> Path:
 
 
 def digest(row: str) -> str:
-    """What a row asks and how it is titled, as one short word."""
-    said = [panel for panel in panels() if panel["title"] in {p.title for p in ROWS[row]}]
-    asked = [[p["title"], p["fieldConfig"], p["targets"]] for p in said if p["type"] != "row"]
+    """A hash of the titles, units and expressions of a row."""
+    found = [panel for panel in panels() if panel["title"] in {p.title for p in ROWS[row]}]
+    asked = [[p["title"], p["fieldConfig"], p["targets"]] for p in found if p["type"] != "row"]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def is_current(row: str) -> bool:
-    """Whether the row's picture shows what the row is now."""
+    """True if the row's picture was drawn from the row's present panels."""
     path = file_of(row)
     if not path.exists():
         return False

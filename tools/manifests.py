@@ -1,8 +1,8 @@
-"""Writes manifests/<profile>: what the chart renders for a profile, for `kubectl apply -k`.
-Knows no value of the chart; of its objects only what a kustomization has to name.
+"""Writes manifests/<profile>: the chart as rendered for a profile, for `kubectl apply -k`.
 
-`python tools/manifests.py` writes the folders, `--check` says whether they are current. Needs helm.
-What only Helm understands is left out: its labels, its hooks' order, the pods of `helm test`.
+`python -m tools.manifests` writes the folders; `--check` fails if they are not current. It needs
+helm. Everything that only Helm understands is left out: its labels, the order of its hooks and the
+pods of `helm test`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ JOBS = (
 
 
 class Text(str):
-    """What is dumped as a block, line by line."""
+    """A string that is dumped as a block, line by line."""
 
 
 def represent(dumper: yaml.SafeDumper, text: Text) -> yaml.Node:
-    """A literal block."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|")
 
 
@@ -45,7 +44,7 @@ yaml.SafeDumper.add_representer(Text, represent)
 
 
 def objects(profile: Path) -> list[dict[str, Any]]:
-    """What the chart renders, without what only Helm understands."""
+    """The rendered objects of a profile, without anything that only Helm understands."""
     done = helm(
         "template", "predictors", str(CHART), "-n", NAMESPACE, "--kube-version", KUBERNETES,
         "--skip-tests", "-f", str(profile),
@@ -56,7 +55,8 @@ def objects(profile: Path) -> list[dict[str, Any]]:
 
 
 def plain(found: dict[str, Any]) -> dict[str, Any]:
-    """The object as somebody without Helm would write it; kustomize sets the namespace."""
+    """The object without Helm's labels and annotations, and without a namespace, which kustomize
+    sets."""
     about = found["metadata"]
     about.pop("namespace", None)
     notes = about.pop("annotations", {})
@@ -71,12 +71,12 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def dumped(content: object) -> str:
-    """As YAML, texts of several lines as blocks."""
+    """As YAML, with strings of several lines as blocks."""
     return yaml.safe_dump(blocks(content), sort_keys=False, width=100, allow_unicode=True)
 
 
 def blocks(content: object) -> object:
-    """The same with every text of several lines marked."""
+    """A copy in which every string of several lines is a `Text`."""
     if isinstance(content, dict):
         return {key: blocks(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -85,10 +85,10 @@ def blocks(content: object) -> object:
 
 
 def queries(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where an InferenceService's queries hold the namespace, as targets of a replacement.
+    """Places of the namespace in an InferenceService's queries, as targets of a replacement.
 
-    A replacement cuts a text at a delimiter and puts one piece anew: every other one between the
-    quotes is a label's value.
+    A replacement splits the text at a delimiter and replaces one part. Split at the quotes, every
+    second part is a label's value.
     """
     metrics = found.get("spec", {}).get("predictor", {}).get("autoScaling", {}).get("metrics", [])
     return [
@@ -98,13 +98,12 @@ def queries(found: dict[str, Any]) -> list[dict[str, Any]]:
             "options": {"delimiter": '"', "index": at},
         }
         for i, metric in enumerate(metrics)
-        for at, piece in enumerate(metric["external"]["metric"]["query"].split('"'))
-        if at % 2 and piece == NAMESPACE
+        for at, part in enumerate(metric["external"]["metric"]["query"].split('"'))
+        if at % 2 and part == NAMESPACE
     ]
 
 
 def kustomization(profile: Path, found: list[dict[str, Any]], files: list[str]) -> str:
-    """The text of kustomization.yaml."""
     image = next(o for o in found if o["kind"] == "ServingRuntime")["spec"]["containers"][0][
         "image"
     ]
@@ -135,7 +134,7 @@ def profile_name(profile: Path) -> str:
 
 
 def texts() -> dict[Path, str]:
-    """Every file's text by its path: one file per kind, and the kustomization."""
+    """Text of every file, by its path: one file per kind, and the kustomization."""
     written = {}
     for profile in PROFILES:
         found = objects(profile)
@@ -151,7 +150,6 @@ def texts() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write or check the folders; returns the exit code."""
     wanted = texts()
     if "--check" in sys.argv[1:]:
         there = {path: path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.yaml")}

@@ -1,13 +1,12 @@
 # ruff: noqa: E501 - one row of a table, one line
-"""Writes docs/metrics.md from predictors/metrics.py: one row per series, and what is
-looked for in vain, the only part that names series itself.
-
-`python tools/metrics.py` writes the file, `--check` says whether it is current.
+"""Generates docs/metrics.md from predictors/metrics.py: one row per series, the values of the
+labels, and the series of other servers that have another name here.
 """
 
 from __future__ import annotations
 
-import sys
+import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
@@ -16,57 +15,115 @@ from predictors import metrics
 from predictors.chat.metrics import SERIES as CHAT
 from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.diffusion.request import TIERS
-from predictors.settings import CHOICES
+from predictors.settings import ComputeSettings, bounds_of
+from tools.configuration import WIDTH
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
 HEAD = """# Metrics
 
 <!-- Written by `make docs` from predictors/metrics.py; edit that file. -->
 
-`GET /metrics`, Prometheus text or OpenMetrics by `Accept`. Every counter and histogram of a model
-exists at zero from the start, so `rate()` works on the first error. Labels are bounded: never a
-prompt, a seed, a caller or a raw size. KServe's own series are there too.
+`GET /metrics` answers in Prometheus' text format or in OpenMetrics, by `Accept`. Every counter and
+histogram of a model exists at zero from the start, so `rate()` works on the first error. Labels are
+bounded: never a prompt, a seed, a caller or a raw size. KServe's own series are there too.
 
-A scrape of both models costs 3 ms of CPU; under full load on two cores 7, and 18 ms in the median
-until it is there ([performance](performance.md)).
+A scrape of both models costs 3 ms of CPU. Under full load on two cores it costs 7 ms and takes
+18 ms in the median ([performance](performance.md)).
 
-Where requests are [traced](operations.md), the histograms of a request's, its queue's and its
-stages' duration and of the time to its first token or image carry the trace's id as an exemplar;
-OpenMetrics only, and Prometheus keeps them with `--enable-feature=exemplar-storage`.
+If requests are [traced](operations.md), the durations of requests, queue and stages and the times
+to the first token or picture have the trace's id as an exemplar. Exemplars are in OpenMetrics only;
+Prometheus keeps them with `--enable-feature=exemplar-storage`.
 
-Those of the GPU (`predictors_gpu_*`) are read every five seconds, and what is not to be had is
-absent: all of them on a CPU; without the extra `gpu` (`nvidia-ml-py`), or where driver, container
-or MIG slice does not tell, each one that only the driver knows. `device` is the driver's UUID of
-the GPU or slice that this process computes on, as in DCGM's label `UUID`.
+The series of the GPU (`predictors_gpu_*`) are read every five seconds. A value that can't be read
+is absent: all of them on a CPU; those of the driver without the extra `gpu` (`nvidia-ml-py`), or if
+the driver, the container or a MIG slice does not show them. `device` is the driver's UUID of the
+GPU or slice that this process uses, as in DCGM's label `UUID`.
 
 | series | type | labels | |
 |---|---|---|---|
 """
-TAIL = """
-| label | values |
-|---|---|
+LABELS_HEAD = """
+## Values of the labels
+
 """
-ABSENT = """
+RENAMED = (
+    # name in vLLM, Triton or KServe; name here; reason
+    (
+        "label `code`",
+        "label `reason`",
+        "reason and protocol determine the code ([statuses](api.md#statuses)), and an OpenAI stream may fail after its 200",
+    ),
+    (
+        "label `priority`",
+        "none",
+        "there are no priorities",
+    ),
+    (
+        "waiting requests of the front end",
+        "`predictors_requests_in_flight` less `predictors_requests_waiting` and `predictors_requests_running`",
+        "`waiting` counts jobs in the admission queue of one model, `in_flight` counts requests of the process",
+    ),
+    (
+        "`batch_wait`",
+        "`predictors_queue_duration_seconds`",
+        "jobs do not wait for a batch: each joins the next step that has a free slot",
+    ),
+    (
+        "`batch_executions`",
+        "`predictors_batch_size_count`, `predictors_engine_steps_total`",
+        "the first counts passes, the second steps; a step may have passes of several shapes",
+    ),
+    (
+        "`preemptions`",
+        "none",
+        "a sequence reserves all its KV pages before it starts and is never preempted",
+    ),
+    (
+        "caches `compile`, `cuda_graph`",
+        "`predictors_start_info`, `predictors_start_compilations`, `predictors_recompilations_total`, `predictors_graph_captures_total`",
+        "they are filled at the start; a miss after ready is counted",
+    ),
+    (
+        "phase `download`",
+        "none",
+        "the checkpoint is on disk before the process starts: KServe's storage initializer is another container",
+    ),
+    (
+        "stage `image_fetch`",
+        "none",
+        "URLs are not fetched: pictures come inside the request",
+    ),
+    (
+        "stage `image_decode`",
+        "stage `prepare`",
+        "it covers all work on inputs before the engine",
+    ),
+    (
+        "stage `safety`",
+        "none",
+        "there is no safety checker",
+    ),
+    (
+        "`request_vision_tokens`, `input_image_bytes`",
+        "`predictors_vision_tokens_total`, `predictors_input_image_pixels`",
+        "the cost of a picture depends on its pixels, not on its compressed size",
+    ),
+    (
+        "`engine_restarts`",
+        "`predictors_engine_failures_total`",
+        "a failed engine ends the process; Kubernetes restarts it, which shows in `process_start_time_seconds`",
+    ),
+    (
+        "`gpu_errors`",
+        "`predictors_gpu_xid_errors_total`, `predictors_jobs_total` with reason `oom`, `predictors_engine_failures_total`",
+        "they count errors of the driver, failed allocations, and lost devices",
+    ),
+)
+RENAMED_HEAD = """
 ## Left out or renamed
 
-What a reader of vLLM's, Triton's or KServe's series looks for and does not find under that name:
+Series and labels of vLLM, Triton and KServe that do not exist here under the same name:
 
-| looked for | here | why |
-|---|---|---|
-| label `code` | label `reason` | the code follows from reason and protocol ([statuses](api.md#statuses)); a stream of OpenAI's fails after its 200 |
-| label `priority` | none | there are no priorities |
-| waiting requests of the front end | `predictors_requests_in_flight` less `predictors_requests_waiting` and `predictors_requests_running` | `waiting` is the admission queue alone, per model, in rows; `in_flight` counts requests of the process, from the edge on |
-| `batch_wait` | `predictors_queue_duration_seconds` | no batch is waited for: a job joins with the next step that has a slot |
-| `batch_executions` | `predictors_batch_size_count`, `predictors_engine_steps_total` | passes; and steps, which may be made of passes of several shapes |
-| `preemptions` | none | a sequence reserves all its KV pages before it starts; none is ever preempted |
-| caches `compile`, `cuda_graph` | `predictors_start_info`, `predictors_start_compilations`, `predictors_recompilations_total`, `predictors_graph_captures_total` | they are filled at the start and asked for nothing later; a miss after ready is counted |
-| phase `download` | none | the checkpoint is on disk before the process starts: KServe's storage initializer is another container |
-| stage `image_fetch` | none | no URL is fetched: pictures come inside the request |
-| stage `image_decode` | stage `prepare` | one stage for all that is done to inputs before the engine |
-| stage `safety` | none | there is no safety checker |
-| `request_vision_tokens`, `input_image_bytes` | `predictors_vision_tokens_total`, `predictors_input_image_pixels` | pixels decide what a picture costs, compressed bytes do not |
-| `engine_restarts` | `predictors_engine_failures_total` | a dead engine ends the process; the restart is Kubernetes' and shows in `process_start_time_seconds` |
-| `gpu_errors` | `predictors_gpu_xid_errors_total`, `predictors_jobs_total` with reason `oom`, `predictors_engine_failures_total` | the driver's, the allocator's, and a lost device |
 """
 
 
@@ -82,7 +139,8 @@ def rows() -> list[str]:
 
 
 def values() -> list[str]:
-    """One row per label with a closed set of values."""
+    """One entry per label with a fixed set of values."""
+    (attention,) = (knob for knob in fields(ComputeSettings) if knob.name == "attention")
     closed = {
         "protocol": metrics.PROTOCOLS,
         "reason": (*metrics.REASONS, *metrics.SPLITS),
@@ -96,26 +154,31 @@ def values() -> list[str]:
         "source": metrics.SOURCES,
         "state": metrics.GPU_MEMORY,
         "kind": metrics.XID_KINDS,
-        "kernel": [name for name in CHOICES["PREDICTORS_COMPUTE_ATTENTION"] if name != "auto"],
+        "kernel": [name for name in bounds_of(attention).choices if name != "auto"],
     }
     return [
-        f"| `{label}` | {', '.join(f'`{value}`' for value in dict.fromkeys(named))} |"
+        wrapped(f"- `{label}`: {', '.join(f'`{value}`' for value in dict.fromkeys(named))}")
         for label, named in closed.items()
     ]
 
 
-def page() -> str:
-    """The whole page."""
-    return HEAD + "\n".join(rows()) + "\n" + TAIL + "\n".join(values()) + "\n" + ABSENT
+def wrapped(entry: str) -> str:
+    """An entry of a list, wrapped at `WIDTH`."""
+    return textwrap.fill(
+        entry, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
-def main() -> int:
-    """Write or check the page; returns the exit code."""
-    if "--check" in sys.argv[1:]:
-        return 0 if PAGE.read_text(encoding="utf-8") == page() else 1
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
+def renamed() -> list[str]:
+    """One entry per series or label of another server."""
+    return [
+        wrapped(f"- {theirs}: {ours}. {reason[0].upper()}{reason[1:]}.")
+        for theirs, ours, reason in RENAMED
+    ]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """The page, by its path."""
+    parts = (HEAD, rows(), LABELS_HEAD, values(), RENAMED_HEAD, renamed())
+    texts = (part if isinstance(part, str) else "\n".join(part) + "\n" for part in parts)
+    return {PAGE: "".join(texts)}

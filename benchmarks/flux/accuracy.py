@@ -19,7 +19,7 @@ from benchmarks.common.distances import distance
 from benchmarks.flux.cases import GUIDANCE, Case
 from benchmarks.flux.ours import Ours
 from benchmarks.flux.peer import Peer
-from predictors.diffusion.inputs import FluxWork
+from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.request import LOSSLESS
 
 FLOAT32 = "float32"
@@ -69,10 +69,10 @@ def verdict(found: Mapping[str, Any], peers: Sequence[str]) -> dict[str, bool]:
 
 
 def peer_velocity(
-    peer: Peer, case: Case, work: FluxWork, index: int, dtype: torch.dtype | None = None
+    peer: Peer, case: Case, work: DiffusionWork, index: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The peer's transformer as its pipeline calls it, (patches, channels)."""
-    weights, given, course = peer.models.transformer, peer.embeddings, work.course
+    weights, given, plan = peer.models.transformer, peer.embeddings, work.plan
     place: dict[str, Any] = {"device": weights.device, "dtype": dtype or weights.dtype}
     if dtype is None:
         # as the pipeline does; the model multiplies by 1000 and so rounds a second time
@@ -80,8 +80,8 @@ def peer_velocity(
         guidance = torch.tensor([GUIDANCE]).to(**place)
     else:
         # what the model sees after both roundings: the same function, computed more exactly
-        timestep = course.timesteps[index : index + 1].to(**place) / 1000
-        guidance = course.guidance.to(**place) / 1000
+        timestep = plan.timesteps[index : index + 1].to(**place) / 1000
+        guidance = plan.guidance.to(**place) / 1000
     with torch.no_grad():
         velocity: Tensor = weights(
             hidden_states=peer.noise(case)[:1].to(**place),
@@ -91,7 +91,7 @@ def peer_velocity(
             encoder_hidden_states=given.prompt.to(**place),
             txt_ids=torch.zeros(given.prompt.shape[1], 3, **place),
             img_ids=FluxPipeline._prepare_latent_image_ids(
-                1, course.rows, course.columns, place["device"], place["dtype"]
+                1, plan.rows, plan.columns, place["device"], place["dtype"]
             ),
             joint_attention_kwargs={},  # as the pipeline, or what was compiled does not fit
             return_dict=False,

@@ -21,7 +21,7 @@ from benchmarks.common.clock import Clock
 from benchmarks.flux.random_weights import EMBEDDED, Models
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import BASE
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.weights import load_parts
 
 SHARD_BYTES = 5 * 10**9
@@ -37,8 +37,8 @@ def measure(clock: Clock, models: Models, folder: Path, placement: Placement) ->
     """Write the checkpoint into `folder`, load it both ways, remove it."""
     try:
         write_s, num_bytes = clock.seconds(lambda: write(models, folder))
-        facts, _ = read_facts(folder)
-        ours_s, parts = clock.seconds(lambda: load_parts(facts, placement, (BASE,)))
+        config, _ = read_checkpoint(folder)
+        ours_s, parts = clock.seconds(lambda: load_parts(config, placement, (BASE,)))
         del parts
         from_pretrained: Any = FluxPipeline.from_pretrained
         peer_s, pipeline = clock.seconds(

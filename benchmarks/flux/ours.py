@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +21,22 @@ from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models
 from predictors.compute.device.placement import Placement, place
-from predictors.diffusion.engine import FluxEngine
-from predictors.diffusion.inputs import FluxWork, Preparer
-from predictors.diffusion.latents import Canvas, Embedding
-from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import FP8, LOSSLESS, TURBO, ImageResult, Offer, Wish
-from predictors.diffusion.runner import Runner
-from predictors.diffusion.slots import FluxJob
-from predictors.models.flux.config import Facts, Tokenizers, read_facts
-from predictors.models.flux.weights import load_parts
+from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.latents import DenoiseState
+from predictors.diffusion.limits import PictureLimits, make_limits
+from predictors.diffusion.model import Embedding
+from predictors.diffusion.request import (
+    FP8,
+    LOSSLESS,
+    TURBO,
+    ImageParameters,
+    ImageResult,
+)
+from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.slots import DiffusionJob
+from predictors.models.flux.model import FluxModel
+from predictors.models.flux.passes import FluxPasses
 from predictors.protocol.png import write_png
 from predictors.settings import ComputeSettings, FluxSettings
 
@@ -52,28 +58,25 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A checkpoint's engine before it is loaded, and the parts that requests pass on their way."""
+    """A model's engine before it is loaded, and what requests pass on their way to it."""
 
-    facts: Facts
-    tokenizers: Tokenizers
-    offer: Offer
+    limits: PictureLimits
     preparer: Preparer
-    engine: FluxEngine
+    engine: DiffusionEngine
 
 
-def assemble(folder: Path, settings: FluxSettings, placement: Placement, name: str) -> Assembly:
-    """The engine of the checkpoint in `folder`; `name` labels its metrics."""
-    facts, tokenizers = read_facts(folder)
-    offer = make_offer(facts, settings, placement.device)
-    preparer = Preparer(facts, tokenizers, placement.dtype, offer.tiers)
-    engine = FluxEngine(name, facts, offer, preparer, settings, placement)
-    return Assembly(facts, tokenizers, offer, preparer, engine)
+def assemble(model: FluxModel, settings: FluxSettings, placement: Placement, name: str) -> Assembly:
+    """`name` labels the engine's metrics."""
+    limits = make_limits(model.config, settings, placement.device)
+    preparer = Preparer(model, placement.dtype, limits.tiers)
+    engine = DiffusionEngine(name, model, limits, preparer, settings, placement)
+    return Assembly(limits, preparer, engine)
 
 
-class Drawing(FluxJob):
+class Drawing(DiffusionJob):
     """A job that keeps its pictures."""
 
-    def __init__(self, work: FluxWork) -> None:
+    def __init__(self, work: DiffusionWork) -> None:
         super().__init__("bench", work)
         self.pixels: list[Any] = []
 
@@ -87,12 +90,11 @@ class Ours:
     """This engine on one checkpoint, on the caller's thread."""
 
     def __init__(self, models: Models, placement: Placement, settings: FluxSettings) -> None:
-        self._models = models
-        self._placement = placement
         self._clock = Clock(placement.device)
-        made = assemble(models.folder, settings, placement, "bench")
-        self.facts, self.offer, self.engine = made.facts, made.offer, made.engine
-        self._preparer = made.preparer
+        model = FluxModel(models.folder, models.opened)
+        made = assemble(model, settings, placement, "bench")
+        self.config, self.limits = model.config, made.limits
+        self._preparer, self.engine = made.preparer, made.engine
         self._png_level = settings.png_level
         self._pool = ThreadPoolExecutor(ENCODE_THREADS)
         self._opening = Opening(0.0, 0.0, 0, 0)
@@ -101,24 +103,20 @@ class Ours:
     # -- life ------------------------------------------------------------------------------------
     def open(self) -> Opening:
         before = self._clock.held_bytes()
-        load_s, _ = self._clock.seconds(self._load)
+        load_s, _ = self._clock.seconds(self.engine.load)
         warm_s, _ = self._clock.seconds(lambda: self.engine.warm(lambda *_: None))
         held = self._clock.held_bytes() - before
-        self._opening = Opening(load_s, warm_s, held, self.runner._graphs.count)
+        self._opening = Opening(load_s, warm_s, held, self.runner.captures)
         return self._opening
-
-    def _load(self) -> None:
-        forms = self.offer.tiers.forms
-        self.engine.take(load_parts(self.facts, self._placement, forms, self._models.opened))
 
     def close(self) -> None:
         self.engine.close()
         self._pool.shutdown()
 
     @property
-    def runner(self) -> Runner:
+    def runner(self) -> DiffusionRunner:
         """The engine's passes."""
-        return self.engine._ready_runner()
+        return self.engine.runner
 
     @property
     def plain_tiers(self) -> Sequence[str]:
@@ -128,12 +126,12 @@ class Ours:
     @property
     def tiers(self) -> Sequence[str]:
         """Every loaded tier."""
-        return self.offer.tiers.loaded
+        return self.limits.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
-    def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> FluxWork:
+    def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> DiffusionWork:
         """Tokens, noise and schedule of picture `row`."""
-        wish = Wish(
+        parameters = ImageParameters(
             prompt,
             width=case.width,
             height=case.height,
@@ -142,7 +140,7 @@ class Ours:
             seed=SEED + row,
             tier=tier,
         )
-        return self._preparer.prepare(self.offer.request(wish))
+        return self._preparer.prepare(self.limits.request(parameters))
 
     def admit(self, case: Case, tier: str) -> list[Drawing]:
         """Raises `RuntimeError` if there are too few slots."""
@@ -153,13 +151,15 @@ class Ours:
                 raise RuntimeError(f"{len(jobs)} jobs do not fit into {self.engine.slots} slots")
         return jobs
 
-    def drive(self, jobs: Sequence[FluxJob], on_turn: Callable[[], None] = lambda: None) -> None:
+    def drive(
+        self, jobs: Sequence[DiffusionJob], on_turn: Callable[[], None] = lambda: None
+    ) -> None:
         """Step until all are done; raises the first failure."""
         while not all(job.done for job in jobs):
             self.engine.step(self.engine.active)
             on_turn()
         for job in jobs:
-            if (failure := job.drain_unread()) is not None:
+            if (failure := job.error) is not None:
                 raise failure
 
     def draw(self, case: Case, tier: str) -> Drawn:
@@ -178,7 +178,7 @@ class Ours:
             seconds, (pixels, encode_s) = self._clock.seconds(run)
         return Drawn(seconds, marks.gaps_ms(), {"here": encode_s}, pixels)
 
-    def _any_ends(self, jobs: Sequence[FluxJob]) -> bool:
+    def _any_ends(self, jobs: Sequence[DiffusionJob]) -> bool:
         return any(job.done for job in jobs)
 
     def drive_mixed(self, waiting: Sequence[tuple[Case, str]], prompt: str) -> int:
@@ -224,24 +224,27 @@ class Ours:
     def remember(self, prompt: Tensor, pooled: Tensor, case: Case) -> None:
         """Cache these states for the prompt, so that both sides draw from the same ones."""
         with torch.inference_mode():
-            context = self.runner._parts.conditioning.context(prompt)[0]
             key = self.prepare(case, LOSSLESS).prompts[0].key
-            self.engine._prompts.put(key, Embedding(pooled[0], context))
+            self.engine._prompts.put(key, self._embedding(prompt, pooled))
 
-    def _begin(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str) -> Canvas:
-        context = self.runner._parts.conditioning.context(prompt)[0]
+    def _begin(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str) -> DenoiseState:
         work = self.prepare(case, tier)
-        return self.runner.begin(work.course, [Embedding(pooled[0], context)], work.form)
+        return self.runner.start(work.plan, [self._embedding(prompt, pooled)], work.form)
 
-    def _canvas(self, job: FluxJob) -> Canvas:
-        canvas = self.engine._slots[job].canvas
+    def _embedding(self, prompt: Tensor, pooled: Tensor) -> Embedding:
+        passes = self.runner.passes
+        assert isinstance(passes, FluxPasses)
+        return Embedding(passes.parts.conditioning.context(prompt)[0], (pooled[0],))
+
+    def _canvas(self, job: DiffusionJob) -> DenoiseState:
+        canvas = self.engine._slots[job].state
         assert canvas is not None
         return canvas
 
     def late_work(self) -> dict[str, int]:
         """Compilations while drawing, and captures, since the engine was ready. The peer's
         compilations on this thread are not counted."""
-        captures = self.runner._graphs.count - self._opening.num_graphs
+        captures = self.runner.captures - self._opening.num_graphs
         return {"recompilations": self._recompilations, "captures": captures}
 
     @contextmanager
@@ -255,7 +258,7 @@ class Ours:
     # -- measuring -------------------------------------------------------------------------------
     def is_fp8(self, tier: str) -> bool:
         """Whether its linears run in fp8."""
-        return self.offer.tiers.form_of(tier) == FP8
+        return self.limits.tiers.form_of(tier) == FP8
 
     def measure(self, case: Case, tier: str, runs: int) -> tuple[Row, Drawn]:
         """`runs` timed runs of a case that was drawn before; the row, and the last run."""
@@ -266,7 +269,7 @@ class Ours:
             f"here {tier}",
             case,
             drawn,
-            passes=len(self.prepare(case, tier).course.timesteps),
+            passes=len(self.prepare(case, tier).plan.timesteps),
             is_fp8=self.is_fp8(tier),
             peak_bytes=None if peak is None else peak - before + self._opening.held_bytes,
         )
@@ -279,16 +282,14 @@ class Ours:
         work = self.prepare(case, tier)
         prompt = work.prompts[0]
         with torch.inference_mode():
-            embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
-            canvas = runner.begin(work.course, [embedding], work.form)
+            embedding = runner.encode(prompt)
+            canvas = runner.start(work.plan, [embedding], work.form)
             copies = [clock.seconds(lambda: runner.decode(canvas).result())[0] for _ in range(3)]
             ms: dict[str, Spread | None] = {
                 "prepare": Spread.of(prepare_s).times(1e3),
-                "text encoders": clock.device_ms(
-                    lambda: runner.encode(prompt.clip_ids, prompt.t5_ids), STAGE_REPEATS
-                ),
+                "text encoders": clock.device_ms(lambda: runner.encode(prompt), STAGE_REPEATS),
                 "begin": clock.device_ms(
-                    lambda: runner.begin(work.course, [embedding], work.form), STAGE_REPEATS
+                    lambda: runner.start(work.plan, [embedding], work.form), STAGE_REPEATS
                 ),
                 "step": row.step_ms,
                 "vae, with uint8 and its copy": clock.device_ms(

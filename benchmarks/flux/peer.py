@@ -26,7 +26,7 @@ from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import Schedule, draw_noise
-from predictors.models.flux.config import Facts, Tokenizers
+from predictors.models.flux.config import FluxConfig, Tokenizers
 
 PNG_LEVELS: dict[str, dict[str, int]] = {
     "pillow default": {},
@@ -48,10 +48,12 @@ class Embeddings:
 class Peer:
     """One way to run the pipeline."""
 
-    def __init__(self, name: str, models: Models, facts: Facts, tokenizers: Tokenizers) -> None:
+    def __init__(
+        self, name: str, models: Models, config: FluxConfig, tokenizers: Tokenizers
+    ) -> None:
         self.name = name
         self.models = models
-        self._facts = facts
+        self._config = config
         self._tokenizers = tokenizers
         self._clock = Clock(models.transformer.device)
         kind: Any = FluxPipeline
@@ -70,17 +72,17 @@ class Peer:
     # -- drawing ---------------------------------------------------------------------------------
     def noise(self, case: Case) -> Tensor:
         """Packed, (batch, patches, channels), on the device: picture i has seed SEED + i."""
-        facts, weights = self._facts, self.models.transformer
-        rows, columns = case.height // facts.patch_pixels, case.width // facts.patch_pixels
+        config, weights = self._config, self.models.transformer
+        rows, columns = case.height // config.patch_pixels, case.width // config.patch_pixels
         drawn = [
-            draw_noise(SEED + i, facts.latent_channels, rows, columns) for i in range(case.batch)
+            draw_noise(SEED + i, config.latent_channels, rows, columns) for i in range(case.batch)
         ]
         return torch.stack(drawn).to(weights.device, weights.dtype)
 
     def timestep(self, case: Case, index: int) -> Tensor:
         """Of one step, float32 (1,), as the scheduler gives it to the pipeline."""
-        patches = case.height * case.width // self._facts.patch_pixels**2
-        sigmas = Schedule.of(self._facts.scheduler).sigmas(case.steps, patches)
+        patches = case.height * case.width // self._config.patch_pixels**2
+        sigmas = Schedule.of(self._config.scheduler).sigmas(case.steps, patches)
         return 1000 * torch.from_numpy(sigmas[index : index + 1])
 
     def run(self, case: Case, noise: Tensor, **options: Any) -> Any:
@@ -132,8 +134,8 @@ class Peer:
 
     def stages(self, case: Case, row: Row) -> Stages:
         vae, clock = self.models.vae, self._clock
-        scale = self._facts.patch_pixels // 2
-        shape = (1, self._facts.latent_channels, case.height // scale, case.width // scale)
+        scale = self._config.patch_pixels // 2
+        shape = (1, self._config.latent_channels, case.height // scale, case.width // scale)
         latents = torch.randn(shape, dtype=vae.dtype, device=vae.device)
 
         def decode() -> Tensor:
@@ -154,7 +156,7 @@ class Peer:
         return Stages(self.name, case, ms)
 
     def _encode_text(self) -> Embeddings:
-        tokens = self._facts.default_text_tokens
+        tokens = self._config.default_text_tokens
         with torch.no_grad():
             prompt, pooled, _ = self._pipeline.encode_prompt(
                 PROMPT, PROMPT, max_sequence_length=tokens
@@ -177,7 +179,7 @@ class Peer:
         return self._with(name, vae=vae)
 
     def _with(self, name: str, **modules: Any) -> Peer:
-        return Peer(name, replace(self.models, **modules), self._facts, self._tokenizers)
+        return Peer(name, replace(self.models, **modules), self._config, self._tokenizers)
 
     def use_attention(self, backend: str) -> None:
         """One of diffusers' attention backends, by its name there. Before anything is compiled."""

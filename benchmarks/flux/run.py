@@ -16,7 +16,7 @@ from benchmarks.common.run import BenchmarkRun, plain
 from benchmarks.flux import floors, goals
 from benchmarks.flux.cases import Case, Row, Stages, figures, ratio
 from benchmarks.flux.random_weights import Configs
-from predictors.models.flux.config import Facts
+from predictors.models.flux.config import FluxConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,16 @@ class FluxRun(BenchmarkRun):
     def wants(self, *sections: str) -> bool:
         return not self.options.only.isdisjoint(sections)
 
-    def add(self, row: Row, facts: Facts) -> None:
+    def add(self, row: Row, config: FluxConfig) -> None:
         """Keep a row and the figures that follow from it, and print it: a run may be cut off."""
         print(f"  {row.engine}: {row.seconds.median:.3f} s", flush=True)
         self.rows.append(row)
         if self.measured is None:
             self.figures.append({})
             return
-        text = facts.default_text_tokens
-        image = row.case.width * row.case.height // facts.patch_pixels**2
-        work = floors.step(facts.shape, text, image)
+        text = config.default_text_tokens
+        image = row.case.width * row.case.height // config.patch_pixels**2
+        work = floors.step(config.shape, text, image)
         self.figures.append(figures(row, work, text + image, self.measured.ceilings))
 
     def results(self) -> dict[str, Any]:

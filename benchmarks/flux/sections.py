@@ -23,7 +23,7 @@ from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer, few_steps
 from benchmarks.flux.random_weights import Models
 from benchmarks.flux.run import FluxRun
-from predictors.models.flux.config import Facts, read_facts
+from predictors.models.flux.config import FluxConfig, read_checkpoint
 
 EAGER, COMPILED = "diffusers eager", "diffusers compiled"
 WITH_DECODER = "diffusers compiled, decoder too"
@@ -49,8 +49,8 @@ def in_this_process(run: FluxRun, clock: Clock, configs: Path) -> None:
     """All sections but the starts. Device memory is free again afterwards."""
     options, place = run.options, placement_for(run.options.device)
     dev = random_weights.make(configs, place.device, place.dtype)
-    facts, _ = read_facts(configs)
-    run.section("ceilings", lambda: card_ceilings(run, clock, facts))
+    config, _ = read_checkpoint(configs)
+    run.section("ceilings", lambda: card_ceilings(run, clock, config))
     peers = peers_of(run, dev) if options.has_peer else []
     if run.wants("headline"):
         run.section("headline", lambda: headline(run, peers))
@@ -103,8 +103,8 @@ def cases(run: FluxRun, peers: list[Peer], ours: Ours) -> None:
 # -- both sides ------------------------------------------------------------------------------------
 def peers_of(run: FluxRun, models: Models) -> list[Peer]:
     """Diffusers eager and compiled, with cuDNN's attention where that is faster."""
-    facts, tokenizers = read_facts(models.folder)
-    eager = Peer(EAGER, models, facts, tokenizers)
+    config, tokenizers = read_checkpoint(models.folder)
+    eager = Peer(EAGER, models, config, tokenizers)
     if run.measured is not None and run.measured.cudnn_pays:
         eager.use_attention("_native_cudnn")
     return [eager, eager.compiled(COMPILED, run.options.backend)]
@@ -133,12 +133,12 @@ def free(clock: Clock) -> None:
 
 
 # -- sections --------------------------------------------------------------------------------------
-def card_ceilings(run: FluxRun, clock: Clock, facts: Facts) -> dict[str, Any]:
+def card_ceilings(run: FluxRun, clock: Clock, config: FluxConfig) -> dict[str, Any]:
     """The card's best rates, attention at every number of tokens that occurs."""
-    shape, dtype = facts.shape, placement_for(run.options.device).dtype
-    texts = {facts.default_text_tokens, min(facts.default_text_tokens, 256)}
+    shape, dtype = config.shape, placement_for(run.options.device).dtype
+    texts = {config.default_text_tokens, min(config.default_text_tokens, 256)}
     images = {
-        case.width * case.height // facts.patch_pixels**2
+        case.width * case.height // config.patch_pixels**2
         for case in (run.options.case(size, 1) for size in run.options.sizes)
     }
     tokens = [text + image for text, image in product(texts, images)]
@@ -171,13 +171,13 @@ def one_case(
         first_s = peer.warm(case)
         row, _ = peer.measure(case, runs)
         row.notes["first_s"] = first_s
-        run.add(row, ours.facts)
+        run.add(row, ours.config)
         if has_stages:
             run.stages.append(peer.stages(case, row))
     for tier in distinct(ours, case, ours.tiers if tiers is None else tiers):
         ours.draw(few_steps(case), tier)
         row, _ = ours.measure(case, tier, runs)
-        run.add(row, ours.facts)
+        run.add(row, ours.config)
         if has_stages:
             run.stages.append(ours.stages(case, tier, row))
 
@@ -185,7 +185,7 @@ def one_case(
 def distinct(ours: Ours, case: Case, tiers: Sequence[str]) -> list[str]:
     """Without tiers that equal an earlier one: with few steps turbo skips none."""
     works = {tier: ours.prepare(case, tier) for tier in tiers}
-    kinds = {tier: (work.form, work.course.num_calls) for tier, work in works.items()}
+    kinds = {tier: (work.form, work.plan.num_calls) for tier, work in works.items()}
     return [tier for i, tier in enumerate(tiers) if kinds[tier] not in list(kinds.values())[:i]]
 
 

@@ -133,7 +133,7 @@ class TierComparison:
         return pictures
 
     def report(self) -> dict[str, Any]:
-        form_of = self._engine.offer.tiers.form_of
+        form_of = self._engine.limits.tiers.form_of
         rows = {
             found.way.name: found.row(self._found[0]) | {"form_of_weights": form_of(found.way.tier)}
             for found in self._found

@@ -15,9 +15,10 @@ from benchmarks.flux.likeness import Pixels
 from benchmarks.flux.ours import Assembly, Drawing, assemble
 from checkpoints.training.scenes import Scene, caption
 from predictors.compute.device.placement import Placement, place
-from predictors.diffusion.inputs import FluxWork, Plan, Preparer
-from predictors.diffusion.request import TURBO, Offer, Wish
-from predictors.diffusion.sampling import plan
+from predictors.diffusion.inputs import CallPlan, DiffusionWork, Preparer
+from predictors.diffusion.request import TURBO, ImageParameters
+from predictors.diffusion.sampling import plan_calls
+from predictors.models.flux.model import FluxModel
 from predictors.settings import ComputeSettings, FluxSettings
 
 CHECKPOINT = paths.SHAPES_FLUX
@@ -41,7 +42,7 @@ class Way:
 
     name: str
     tier: str
-    plan: Plan = plan
+    plan: CallPlan = plan_calls
 
     @property
     def calls(self) -> int:
@@ -52,24 +53,20 @@ class Way:
 class TiersEngine:
     """The engine, loaded and warm, and the preparation of its requests."""
 
-    def __init__(self, made: Assembly, placement: Placement) -> None:
-        self._made = made
-        self.placement = placement
-        self.engine = made.engine
+    def __init__(self, model: FluxModel, made: Assembly, placement: Placement) -> None:
+        self._model = model
+        self.placement, self.engine, self.limits = placement, made.engine, made.limits
 
-    @property
-    def offer(self) -> Offer:
-        return self._made.offer
-
-    def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[FluxWork]:
+    def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[DiffusionWork]:
         """One picture per (seed, scene)."""
-        facts, tokenizers, tiers = self._made.facts, self._made.tokenizers, self.offer.tiers
-        preparer = Preparer(facts, tokenizers, self.placement.dtype, tiers, way.plan)
+        preparer = Preparer(self._model, self.placement.dtype, self.limits.tiers, way.plan)
         for seed, scene in scenes:
-            wish = Wish(caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier)
-            yield preparer.prepare(self.offer.request(wish))
+            parameters = ImageParameters(
+                caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier
+            )
+            yield preparer.prepare(self.limits.request(parameters))
 
-    def draw(self, works: Iterable[FluxWork]) -> list[Pixels]:
+    def draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
         """All pictures in order, as many at once as there are slots."""
         engine, source, jobs = self.engine, iter(works), list[Drawing]()
         is_over = False
@@ -83,7 +80,7 @@ class TiersEngine:
             if engine.busy:
                 engine.step(engine.active)
         for job in jobs:
-            if (failure := job.drain_unread()) is not None:
+            if (failure := job.error) is not None:
                 raise failure
         return [picture for job in jobs for picture in job.pixels]
 
@@ -99,7 +96,8 @@ def open_engine(
     """Loaded and warmed; `changes` are settings of the FLUX model."""
     placement = place(ComputeSettings(device=device, threads=threads))
     settings = FluxSettings(**(SETTINGS | {"tiers": ",".join(tiers), "slots": slots} | changes))
-    made = assemble(CHECKPOINT, settings, placement, MODEL)
+    model = FluxModel(CHECKPOINT)
+    made = assemble(model, settings, placement, MODEL)
     made.engine.load()
     made.engine.warm(lambda *_: None)
-    return TiersEngine(made, placement)
+    return TiersEngine(model, made, placement)

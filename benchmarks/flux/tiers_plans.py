@@ -26,12 +26,13 @@ from benchmarks.flux.ours import assemble
 from checkpoints.training import checker
 from checkpoints.training.scenes import Scene, caption, evaluation_scenes
 from predictors.compute.device.placement import place
-from predictors.diffusion.inputs import FluxWork
-from predictors.diffusion.latents import Canvas, Embedding
-from predictors.diffusion.request import BASE, Wish
-from predictors.diffusion.runner import Runner
-from predictors.diffusion.sampling import Course, Schedule, collapsed, plan
-from predictors.models.flux.weights import load_parts
+from predictors.diffusion.inputs import DiffusionWork
+from predictors.diffusion.latents import DenoiseState
+from predictors.diffusion.model import Embedding, LoadOptions
+from predictors.diffusion.request import BASE, ImageParameters
+from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.sampling import DenoisePlan, Schedule, collapsed, plan_calls
+from predictors.models.flux.model import FluxModel
 from predictors.settings import ComputeSettings, FluxSettings
 
 STEPS = 28
@@ -83,7 +84,7 @@ def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
         own = schedule.sigmas(num_calls, num_patches)
         yield skipping("own schedule, Euler", own, (True,) * num_calls)
         yield Way("own schedule, Adams-Bashforth 2", own, adams_bashforth(own))
-    yield skipping("turbo", levels, plan(STEPS))
+    yield skipping("turbo", levels, plan_calls(STEPS))
 
 
 def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> Way:
@@ -97,7 +98,7 @@ def calling(num_calls: int) -> Callable[[int], tuple[bool, ...]]:
     if not sum(BEST) <= num_calls <= STEPS:
         raise ValueError(f"a plan has from {sum(BEST)} to {STEPS} calls, not {num_calls}")
     placed = even_steps(num_calls, *BEST)
-    return lambda num_steps: placed if num_steps == STEPS else plan(num_steps)
+    return lambda num_steps: placed if num_steps == STEPS else plan_calls(num_steps)
 
 
 def even_steps(num_calls: int, first: int, last: int) -> tuple[bool, ...]:
@@ -145,34 +146,37 @@ class Sampler:
             max_sequence_length=NUM_TOKENS,
             tiers="lossless",
         )
-        made = assemble(checkpoint, settings, self._place, "plans")
-        facts, offer, preparer = made.facts, made.offer, made.preparer
-        self.schedule = Schedule.of(facts.scheduler)
+        model = FluxModel(checkpoint)
+        made = assemble(model, settings, self._place, "plans")
+        limits, preparer = made.limits, made.preparer
+        self.schedule = model.schedule
         self.scenes: list[Scene] = evaluation_scenes(count, seed=SCENES_SEED)
         self._works = [
             preparer.prepare(
-                offer.request(Wish(caption(scene), seed=FIRST_SEED + i, guidance_scale=GUIDANCE))
+                limits.request(
+                    ImageParameters(caption(scene), seed=FIRST_SEED + i, guidance_scale=GUIDANCE)
+                )
             )
             for i, scene in enumerate(self.scenes)
         ]
-        parts = load_parts(facts, self._place, (BASE,))
-        self._runner = Runner("plans", facts, parts, self._place, offer.sizes, NUM_TOKENS, BATCH)
+        options = LoadOptions((BASE,), limits.longest_sequence, fp8_attention=False)
+        passes = model.load("plans", self._place, options)
+        self._runner = DiffusionRunner("plans", passes, self._place, limits, BATCH)
         with torch.inference_mode():
             self._prompts = [self._encode(work) for work in self._works]
 
-    def _encode(self, work: FluxWork) -> Embedding:
-        prompt = work.prompts[0]
-        return self._runner.encode(prompt.clip_ids, prompt.t5_ids)
+    def _encode(self, work: DiffusionWork) -> Embedding:
+        return self._runner.encode(work.prompts[0])
 
     @property
     def num_patches(self) -> int:
-        return self._works[0].course.rows * self._works[0].course.columns
+        return self._works[0].plan.rows * self._works[0].plan.columns
 
-    def draw(self, way: Way) -> list[Canvas]:
+    def draw(self, way: Way) -> list[DenoiseState]:
         """A finished canvas of each prompt."""
         with torch.inference_mode():
             canvases = [
-                self._runner.begin(self._course(work.course, way), [prompt], BASE)
+                self._runner.start(self._plan(work.plan, way), [prompt], BASE)
                 for work, prompt in zip(self._works, self._prompts, strict=True)
             ]
             for start in range(0, len(canvases), BATCH):
@@ -183,17 +187,17 @@ class Sampler:
                         canvas.commit(step)
         return canvases
 
-    def _course(self, course: Course, way: Way) -> Course:
+    def _plan(self, denoise_plan: DenoisePlan, way: Way) -> DenoisePlan:
         dtype = self._place.dtype
         return replace(
-            course,
+            denoise_plan,
             timesteps=self.schedule.timesteps(way.sigmas, dtype),
             dts=torch.from_numpy(way.sigmas).diff().to(dtype),
             coefficients=torch.from_numpy(way.pairs),
             num_steps=way.num_calls + 1,  # so that the coefficients count, not `dts`
         )
 
-    def read_right(self, canvases: Sequence[Canvas]) -> list[bool]:
+    def read_right(self, canvases: Sequence[DenoiseState]) -> list[bool]:
         """Whether each picture shows its scene."""
         with torch.inference_mode():
             pictures = [self._runner.decode(canvas).result().pixels for canvas in canvases]
@@ -228,7 +232,7 @@ def compare_plans(device: str, count: int) -> Iterator[dict[str, Any]]:
         yield report | {"ways": rows}
 
 
-def latents(canvases: Sequence[Canvas]) -> Tensor:
+def latents(canvases: Sequence[DenoiseState]) -> Tensor:
     """(n, patches * channels) float32."""
     return torch.stack([canvas.latents for canvas in canvases]).flatten(1).float()
 
@@ -240,7 +244,7 @@ def distances(ones: Tensor, others: Tensor) -> Tensor:
 
 
 def _row(
-    way: Way, canvases: Sequence[Canvas], reference: Tensor, fine: Tensor, sampler: Sampler
+    way: Way, canvases: Sequence[DenoiseState], reference: Tensor, fine: Tensor, sampler: Sampler
 ) -> dict[str, Any]:
     drawn = latents(canvases)
     apart = distances(drawn, reference)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import paths
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.modules import operations
 from predictors.models.flux.modules.operations import Plain
 from predictors.models.flux.modules.rotary import rotary_table
@@ -31,7 +31,7 @@ WIDTHS = (1, 2, 4, 8)
 
 def cases() -> dict[str, tuple[Shape, int, int, int]]:
     """By name: shape, text tokens, patches per side, repetitions."""
-    small = read_facts(CHECKPOINT)[0].shape
+    small = read_checkpoint(CHECKPOINT)[0].shape
     large = Shape(
         num_double=1, num_single=1, num_heads=12, head_dim=128, in_channels=64, out_channels=64,
         text_dim=64, pooled_dim=64, has_guidance=True, rotary_axes=(16, 56, 56),

@@ -22,10 +22,10 @@ from benchmarks.common.clock import GIB, Clock, no_synchronising
 from benchmarks.common.run import PartialResults
 from benchmarks.qwen_vl.cases import Pictures, text
 from benchmarks.qwen_vl.options import QwenVLOptions
+from predictors.__main__ import build
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
-from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.serving.job import Job
 from predictors.settings import from_env
 
@@ -61,7 +61,7 @@ class Ours:
         chosen = options.server_settings() | more
         settings = from_env({f"PREDICTORS_{name}": value for name, value in chosen.items()})
         self.clock = Clock(torch.device(options.device))
-        self._predictor = make_predictor("bench", Path(options.folder), settings)
+        self._predictor: Any = build("bench", Path(options.folder), settings)
         engine: Any = self._predictor.host._engine  # no thread: it is driven by hand
         self.engine: ChatEngine = engine
         self.load_s, _ = self.clock.seconds(self.engine.load)

@@ -20,12 +20,13 @@ import string
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.common import paths
 
@@ -72,11 +73,19 @@ FULL: Config = {
 TOY: Config = {}
 
 
-def make(folder: Path, changes: Config, device: torch.device) -> dict[str, float]:
-    """Make the checkpoint in `folder` unless it is there; returns seconds, parameters and bytes."""
+def make(
+    folder: Path,
+    changes: Config,
+    device: torch.device,
+    files: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, float]:
+    """Make the checkpoint in `folder` unless it is there; returns seconds, parameters and bytes.
+    `files` are JSON files by name, in place of the embedded checkpoint's."""
     started = time.perf_counter()
     if not (folder / DONE).exists():
         write_configs(folder, changes)
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content))
         save_file(dict(tensors(folder, device)), folder / "model.safetensors", {"format": "pt"})
         (folder / DONE).write_text("")
     size = (folder / "model.safetensors").stat().st_size
@@ -88,11 +97,13 @@ def make(folder: Path, changes: Config, device: torch.device) -> dict[str, float
 
 
 def write_configs(folder: Path, changes: Config) -> None:
-    """Everything but the weights."""
+    """Everything but the weights. A model of another type takes only the embedded one's tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((EMBEDDED / "config.json").read_text())
+    if "model_type" in changes:
+        config = {name: value for name, value in config.items() if name.endswith("_token_id")}
     for part, own in changes.items():
-        config[part] |= own
+        config[part] = {**config.get(part, {}), **own} if isinstance(own, Mapping) else own
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for name in COPIED:
         shutil.copy(EMBEDDED / name, folder)
@@ -121,7 +132,7 @@ def shapes(folder: Path) -> dict[str, torch.Size]:
     """Every tensor of the checkpoint, as transformers names them."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     found = {name: value.shape for name, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         found.pop("lm_head.weight", None)

@@ -17,8 +17,8 @@ from benchmarks.common import paths
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
-from predictors.diffusion.engine import FluxEngine
-from predictors.diffusion.predictor import FluxPredictor
+from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.predictor import DiffusionPredictor
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.job import Job
 from predictors.settings import Settings
@@ -40,23 +40,23 @@ def request() -> V2Request:
     )
 
 
-def draw(predictor: FluxPredictor, engine: FluxEngine) -> float:
+def draw(predictor: DiffusionPredictor, engine: DiffusionEngine) -> float:
     """Seconds from a decoded request to its last chunk."""
-    wish = predictor.decode_v2(request())[0]
+    parameters = predictor.decode_v2(request())[0]
     started = time.perf_counter()
-    job = Job("bench", predictor.prepare(wish))
+    job = Job("bench", predictor.prepare(parameters))
     if not engine.admit(job):
         raise RuntimeError("the engine has no room for one job")
     while not job.done:
         engine.step(engine.active)
-    if (failure := job.drain_unread()) is not None:
+    if (failure := job.error) is not None:
         raise failure
     return time.perf_counter() - started
 
 
 def main() -> None:
     predictor = build("flux", CHECKPOINT, Settings())
-    assert isinstance(predictor, FluxPredictor)
+    assert isinstance(predictor, DiffusionPredictor)
     engine: Any = predictor.host._engine  # without the host's thread
     engine.load()
     engine.warm(lambda *_: None)

@@ -57,7 +57,7 @@ class Echo(BasePredictor[str, str, str]):
 def main() -> int:
     settings = Settings()
     server = replace(settings.server, port=int(sys.argv[1]), grpc_port=-1)
-    logs.configure("text", "info")
+    logs.configure_logging("text", "info")
     settings = replace(settings, server=server)
     return int(PredictorServer([Echo(settings)], settings).run())
 

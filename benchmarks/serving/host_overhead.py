@@ -96,7 +96,7 @@ class Bench:
         self.dice = random.Random(0)
         self.queue = [self.submit(steps) for _ in range(SLOTS + waiting)][SLOTS:]
         self.host.loop.run_once()
-        assert self.host.waiting == waiting
+        assert self.host.jobs.waiting == waiting
 
     def submit(self, steps: int) -> CountJob:
         # deadlines out of order, so that the heap has work to do

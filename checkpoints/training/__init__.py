@@ -1,4 +1,1 @@
-"""Trains, exports and evaluates the two small checkpoints of this folder.
-
-Knows the world of shapes and the layouts of the real checkpoints. Does not know the server.
-"""
+"""Trains, exports and evaluates the two small checkpoints of this folder."""

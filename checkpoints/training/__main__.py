@@ -1,8 +1,8 @@
 """Trains both checkpoints and writes them in place (`make checkpoints`), or evaluates them.
 
-Each part can be trained alone (--only) and goes on from the weights it finds in the work folder
-(--resume), so that a long training can be spread over several runs. Seeds are fixed; on a GPU the
-order of additions is not, so weights come out alike, not identical.
+Each part can be trained alone (--only) and can continue from the weights in the work folder
+(--resume), so that a long training can be spread over several runs. Seeds are fixed, but the order
+of additions on a GPU is not, so the weights of two trainings are similar and not identical.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _train_painter(part: str, args: argparse.Namespace) -> None:
 
 
 def _train_order(args: argparse.Namespace) -> None:
-    """T5 on text alone, then the transformer on what T5 says since."""
+    """Train T5 on text alone, then the transformer on the new states of T5."""
     old, painter = _painter(args.work), _painter(args.work)
     painter.t5.to(args.device)
     train_words.train_words(painter.t5, train_words.make_pool(40_000, args.device), WORDS)
@@ -102,7 +102,7 @@ def _train_order(args: argparse.Namespace) -> None:
     latents = train_places.draw_latents(_vae(args.work), scenes, args.device)
     for module in (painter.transformer, painter.clip, old.transformer, old.t5, old.clip):
         module.to(args.device)
-    fresh = copy.deepcopy(painter.t5)  # the training rounds its own
+    fresh = copy.deepcopy(painter.t5)  # because training rounds the original
     pool = train_places.make_pool(latents, scenes)
     train_places.train_places(painter, old, pool, _plan("order", args))
     painter.transformer.save_pretrained(args.work / "transformer")
@@ -142,7 +142,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train the asked-for parts in order."""
+    """Train the selected parts in order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """Qwen2.5-VL's chat template, and the same turn written out as a plain string for training.
 
-Does not know tokens or pictures; a picture is its placeholder, repeated once per merged patch.
+A picture is its placeholder, repeated once per merged patch.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ def asked(question: str, image: str = "", image_first: bool = True) -> str:
 
 
 def answered(answer: str) -> str:
-    """The assistant's words and the token that ends them."""
+    """The assistant's text and its end token."""
     return f"{answer}<|im_end|>"

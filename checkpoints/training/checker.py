@@ -1,8 +1,7 @@
 """Reads a scene from a picture's pixels by rules alone, independently of any trained network.
 
 Ground: the median of the border. Figures: connected components that differ from the ground. Colour:
-the nearest palette colour. Kind and size: the best overlap with drawn masks. Place: the middles.
-Knows the world's palette and outlines; does not know prompts.
+the nearest palette colour. Kind and size: the best overlap with drawn masks. Position: the centres.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Mask = np.ndarray
 
 @dataclass(frozen=True)
 class Found:
-    """One component: what it looks like most, how well, and where its middle is."""
+    """A component: the figure with the best overlap, that overlap, and its centre."""
 
     figure: Figure
     overlap: float
@@ -65,7 +64,8 @@ def _components(mask: Mask) -> list[Mask]:
 
 @cache
 def _templates() -> list[tuple[str, str, Mask]]:
-    """Every kind at a few radii of each size, drawn by PIL in the middle of a small canvas."""
+    """Masks of every kind at a few radii of each size, drawn by PIL in the centre of a small
+    canvas."""
     drawn = []
     for kind in KINDS:
         for size in SIZES:
@@ -86,7 +86,7 @@ def _templates() -> list[tuple[str, str, Mask]]:
 
 
 def _centred(mask: Mask) -> tuple[Mask | None, float, float]:
-    """The component in the middle of a small canvas, and its bounding box's middle."""
+    """The component in the centre of a small canvas, and the centre of its bounding box."""
     ys, xs = np.nonzero(mask)
     top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
     x, y = (left + right) / 2, (top + bottom) / 2
@@ -118,7 +118,7 @@ def _identify(pixels: np.ndarray, mask: Mask) -> Found | None:
 
 
 def find(image: Image.Image) -> tuple[str | None, list[Found | None]]:
-    """The ground's name, None when it is no ground's colour, and every component found."""
+    """The name of the background (None for an unknown colour), and every component."""
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     edges = (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])
     border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
@@ -130,7 +130,7 @@ def find(image: Image.Image) -> tuple[str | None, list[Found | None]]:
 
 
 def read(image: Image.Image) -> Scene | None:
-    """The scene a picture shows, canonical; None when it is not clearly one."""
+    """The canonical scene of a picture, or None if it is unclear."""
     ground, found = find(image)
     sure = [f for f in found if f and f.overlap >= OVERLAP and f.colour_gap <= COLOUR]
     if ground is None or len(sure) != len(found) or len(sure) not in (1, 2):

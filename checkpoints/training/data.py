@@ -1,7 +1,7 @@
 """Token arrays for training: prompts for the painter, conversations for the captioner.
 
-Built by several processes from fixed seeds, as numpy arrays that go to the device once. Only scenes
-of the training side of the split come in; the shards are the only source of training text.
+Several processes build them from fixed seeds, as numpy arrays that are copied to the device once.
+They hold only scenes of the training side of the split, and are the only source of training text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def shard_scenes(name: str, shard: int, count: int) -> tuple[list[Scene], random.Random]:
-    """The training scenes of one shard and the generator that goes on from there."""
+    """The training scenes of one shard, and the random generator in its state after them."""
     rng = random.Random(f"{name}-{shard}")
     return [sample(rng) for _ in range(count)], rng
 
@@ -54,7 +54,7 @@ def prompt_shard(shard: int, count: int) -> Arrays:
 
 
 def _talk(rng: random.Random, scene: Scene) -> list[tuple[str, bool]]:
-    """One conversation in pieces; the marked ones are what the captioner must say."""
+    """The parts of a conversation. Those marked True are the captioner's targets."""
     system = chat.SYSTEM if rng.random() < 0.92 else rng.choice(SYSTEMS)
     pieces = [(chat.opening(system), False)]
     silent = rng.random() < 0.08
@@ -91,7 +91,7 @@ def talk_shard(shard: int, count: int) -> Arrays:
 
 
 def picture_places(ids: np.ndarray, image: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which picture token stands where ([n, length], -1 for none), and M-RoPE positions."""
+    """The picture token at each position ([n, length], -1 for none), and M-RoPE positions."""
     count, length = ids.shape
     side = int(chat.IMAGE_TOKENS**0.5)
     is_image = ids == image

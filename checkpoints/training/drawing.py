@@ -1,7 +1,7 @@
 """Draws scenes: places the figures with some jitter and renders antialiased 128x128 pictures.
 
-Works on batches and on any torch device, so that a GPU draws hundreds of thousands of pictures in
-seconds and a test draws one. Does not know words beyond the scene it is given.
+It works on batches and on any torch device: a GPU draws hundreds of thousands of pictures in
+seconds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _middles(scene: Scene, rng: random.Random) -> list[tuple[float, float]]:
 
 
 def place(scenes: Sequence[Scene], rng: random.Random) -> Batch:
-    """Give every figure of every scene a middle and a radius."""
+    """Choose a centre and a radius for every figure of every scene."""
     count = len(scenes)
     kinds = {kind: index for index, kind in enumerate(KINDS)}
     colours = {colour: index for index, colour in enumerate(PALETTE)}
@@ -153,7 +153,7 @@ def _render_part(batch: Batch) -> torch.Tensor:
         away = (points[None] - middle[:, None]).norm(dim=-1) - radius
         is_circle = (kind == KINDS.index("circle"))[:, None]
         distance = torch.where(is_circle, away, _distances(points, corners))
-        # Coverage of a pixel, near enough: half when its middle lies on the edge.
+        # Approximate coverage of a pixel: half if its centre lies on the edge.
         cover = (0.5 - distance).clamp(0, 1)[:, None]
         picture = picture * (1 - cover) + palette[batch.colour[:, column]][:, :, None] * cover
     return picture.round().to(torch.uint8).reshape(-1, 3, SIDE, SIDE)
@@ -166,5 +166,5 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
 
 
 def draw(scenes: Sequence[Scene], seed: int = 0) -> list[Image.Image]:
-    """Draw scenes as PIL images; the seed fixes where and how large the figures are."""
+    """Draw scenes as PIL images. The seed determines positions and sizes of the figures."""
     return to_images(render(place(scenes, random.Random(f"draw-{seed}"))))

@@ -1,7 +1,7 @@
-"""T5's and CLIP's text encoders written out plainly over the weights of the transformers modules.
+"""Forward passes of T5's and CLIP's text encoders over the weights of the transformers modules.
 
-The same numbers as transformers' own forward (a test compares them), without its masks, caches and
-host synchronisations, so that a whole training step fits into one CUDA graph.
+They give the numbers of transformers (a test compares them), without masks, caches and host
+synchronisations, so that a whole training step fits into one CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def t5_buckets(model: T5EncoderModel, length: int) -> Tensor:
 
 
 def t5_states(model: T5EncoderModel, ids: Tensor, buckets: Tensor) -> Tensor:
-    """Last hidden states of T5 without an attention mask, as FluxPipeline asks for them."""
+    """Last hidden states of T5 without an attention mask, as in FluxPipeline."""
     heads = model.config.num_heads
     x = F.embedding(ids, model.shared.weight)
     batch, length, _ = x.shape

@@ -1,7 +1,7 @@
 """Evaluates the two checkpoints on held-out scenes and writes a table and a JSON file.
 
 Prompts are drawn and read by the rule-based checker; drawn scenes are described and asked about;
-prompts go through both models. Uses two callables, `draw` and `answer`, and knows no engine.
+prompts go through both models. The models are two callables, `draw` and `answer`.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def row(name: str, right: Sequence[bool]) -> Row:
 
 
 def same_words(answer: str, expected: str) -> bool:
-    """Whether a short answer is the expected word, whatever its case or full stop."""
+    """True if a short answer is the expected word, ignoring case and a full stop."""
     return answer.strip().rstrip(".").lower() == expected
 
 
 def _colour_questions(scenes: Sequence[Scene]) -> dict[str, list[tuple[int, str]]]:
-    """Question to (number of the scene, expected word), where the question has one answer."""
+    """For each question with one answer: the number of the scene and the expected word."""
     asked: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for number, scene in enumerate(scenes):
         kinds = [figure.kind for figure in scene.figures]
@@ -71,7 +71,7 @@ def _colour_questions(scenes: Sequence[Scene]) -> dict[str, list[tuple[int, str]
 
 
 def evaluate_answers(answer: Answer, count: int) -> list[Row]:
-    """Descriptions, counts and colours of true pictures of held-out scenes."""
+    """Evaluate descriptions, counts and colours for drawn pictures of held-out scenes."""
     scenes = evaluation_scenes(count, seed=2)
     images = drawing.draw(scenes, seed=2)
     described = [parse_caption(text) for text in answer(images, DESCRIBE)]
@@ -93,7 +93,8 @@ def evaluate_answers(answer: Answer, count: int) -> list[Row]:
 def evaluate_drawing(
     draw: Draw, answer: Answer | None, count: int
 ) -> tuple[list[Row], list[Image.Image]]:
-    """Held-out prompts drawn and read by the checker, and captioned; the same in other words."""
+    """Draw held-out prompts, in two wordings, and evaluate the pictures by checker and
+    captioner."""
     scenes = evaluation_scenes(count, seed=1)
     seeds = list(range(1000, 1000 + count))
     images = draw([caption(scene) for scene in scenes], seeds)

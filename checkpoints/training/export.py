@@ -1,7 +1,6 @@
 """Writes the two checkpoints in exactly the layouts of the real repositories, weights in bf16.
 
-Knows folders and config files only: the parts come trained (or not) from the caller. Model cards
-(README.md) beside the weights are left as they are.
+The caller passes the parts. Model cards (README.md) beside the weights are not changed.
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ def special_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
 
 
 def qwen_rows(tokenizer: Qwen2Tokenizer) -> int:
-    """Rows of the embedding: a multiple of 64 above the vocabulary, as the real one has spare."""
+    """Rows of the embedding: a multiple of 64 above the vocabulary, with spare rows as in the real
+    one."""
     return -(-len(tokenizer) // 64) * 64
 
 
@@ -58,7 +58,7 @@ def load_tokenizers(
 
 
 def _forget_where(config_file: Path) -> None:
-    """Drop the folder that the part was loaded from."""
+    """Remove the path that the part was loaded from."""
     config = json.loads(config_file.read_text())
     config.pop("_name_or_path", None)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -89,7 +89,7 @@ def export_flux(
     write_vocabulary(tokenizers[0], folder / "tokenizer")
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
-    # The name the real repository has; older transformers need the fast class for tokenizer.json.
+    # The name in the real repository. Older transformers need the fast class for tokenizer.json.
     index["tokenizer_2"] = ["transformers", "T5TokenizerFast"]
     index.pop("_name_or_path", None)
     _write_json(index_file, index)

@@ -1,7 +1,7 @@
-"""FLUX's transformer written out over the weights of the diffusers module, for training steps.
+"""The forward pass of FLUX's transformer over the weights of the diffusers module, for training.
 
-The same numbers as diffusers' own forward (a test compares them) with the time kept in fp32, no
-host synchronisation and fewer kernels, so that a whole step fits into one CUDA graph.
+It gives the numbers of diffusers (a test compares them), with the time in fp32, no host
+synchronisation and fewer kernels, so that a whole step fits into one CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One training loop for every part: AdamW, warm-up and cosine, moving average, CUDA graphs.
+"""The training loop of every part: AdamW, warm-up and cosine decay, moving average, CUDA graphs.
 
-On a GPU the modules compute in bf16 over fp32 master weights and each kind of step is captured
-once and replayed; on a CPU the same steps run eagerly in fp32. Does not know what is trained: a
-step is a function without arguments that returns a loss, drawing its own batch.
+On a GPU the modules compute in bf16 over fp32 master weights, and each kind of step is captured
+once and replayed. On a CPU the same steps run eagerly in fp32. A step is a function without
+arguments that draws its own batch and returns a loss.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 Step = Callable[[], Tensor]
+StepKind = tuple[int, int, float]
+"""Padded prompt length, batch on a GPU, share of the steps."""
 SAVE_EVERY = 60.0  # seconds; a run that is cut off loses no more
+MAX_CPU_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train; whichever of steps and seconds ends first ends the run."""
+    """Length and speed of a run. It ends after `steps` or `seconds`, whichever comes first."""
 
     steps: int
     seconds: float = math.inf
@@ -91,8 +94,11 @@ class Trainer:
         steps: Sequence[Step],
         choose: Callable[[], int] = lambda: 0,
         save: Callable[[], None] | None = None,
-    ) -> int:
-        """Train; `choose` says which of the kinds of step comes next, `save` is called at times."""
+    ) -> None:
+        """Train, and end with the average weights in the modules, in fp32.
+
+        `choose` gives the index of the next step. `save` is called every `SAVE_EVERY` seconds.
+        """
         plan, replays = self.plan, [self._captured(step) for step in steps]
         self.total.zero_()
         start, progress, since = time.monotonic(), 0.0, 0
@@ -113,19 +119,24 @@ class Trainer:
             if save is not None and time.monotonic() - saved > SAVE_EVERY:
                 self._save(save)
                 saved = time.monotonic()
-        return self.taken
+        self._load_average()
 
-    def run_by_share(
+    def run_kinds(
         self,
-        steps: Sequence[Step],
-        shares: Sequence[float],
+        kinds: Sequence[StepKind],
+        make_step: Callable[[int, int], Step],
         seed: int,
         save: Callable[[], None] | None = None,
     ) -> None:
-        """Train on kinds of steps drawn by their shares, and end with the average weights."""
+        """Train on several kinds of step, drawn by their shares. `make_step` takes a prompt length
+        and a batch size."""
+        steps = [
+            make_step(length, batch if self.gpu else min(batch, MAX_CPU_BATCH))
+            for length, batch, _ in kinds
+        ]
+        shares = [share for _, _, share in kinds]
         rng = random.Random(seed)
         self.run(steps, lambda: rng.choices(range(len(steps)), shares)[0], save)
-        self.load_average()
 
     def _rate(self, progress: float) -> float:
         warm = min(1.0, (self.taken + 1) / self.plan.warmup)
@@ -147,8 +158,7 @@ class Trainer:
         torch._foreach_copy_(self.live, self.master)
 
     @torch.no_grad()
-    def load_average(self) -> None:
-        """Put the moving average into the modules, in fp32."""
+    def _load_average(self) -> None:
         for parameter, mean in zip(self.live, self.mean, strict=True):
             parameter.grad = None
             parameter.data = mean.clone()

@@ -1,7 +1,4 @@
-"""The sizes of every part of the two checkpoints, and how to build each part untrained.
-
-Knows the config classes of diffusers and transformers. Does not know how parts are trained.
-"""
+"""The sizes of the parts of both checkpoints, and functions that build each part untrained."""
 
 from __future__ import annotations
 
@@ -61,7 +58,8 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def calm(model: FluxTransformer2DModel) -> None:
-    """Start as FLUX and DiT do: every block adds nothing at first, so training is calm."""
+    """Initialise as FLUX and DiT do: every block adds nothing at first, which makes training
+    stable."""
     for name, module in model.named_modules():
         modulates = ".norm" in name and name.endswith(".linear")
         if modulates or name in ("norm_out.linear", "proj_out"):
@@ -111,7 +109,7 @@ def build_clip(vocabulary: int) -> CLIPTextModel:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler with FLUX.1-dev's own settings."""
+    """The scheduler with the settings of FLUX.1-dev."""
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=3.0,

@@ -1,7 +1,5 @@
-"""The two checkpoints as diffusers and transformers run them: `draw` and `answer` for evaluation.
-
-The evaluation knows nothing else of a model, so any engine with these two callables can take their
-place. Does not know the server.
+"""`draw` and `answer` for the evaluation, by diffusers and transformers. Any engine with these two
+callables can take their place.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The world the small checkpoints live in: scenes of one or two shapes, and which are held out.
+"""Scenes of one or two shapes, which the small checkpoints are trained on, and the held-out split.
 
-A scene is a ground and one or two figures with a relation between them. Each scene has exactly one
-canonical form and one canonical caption, so that "held out" is a property of the scene and not of
-its wording. Does not know how scenes are drawn (drawing.py) or paraphrased (wording.py).
+A scene is a background and one or two figures with a relation between them. Each scene has exactly
+one canonical form and one canonical caption, so that "held out" is a property of the scene and not
+of its wording.
 """
 
 from __future__ import annotations
@@ -57,20 +57,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    """A ground and one or two figures; `relation` says where the first is, seen from the second."""
+    """A background and one or two figures. `relation` is the first one's position relative to the
+    second."""
 
     ground: str
     figures: tuple[Figure, ...]
     relation: str | None = None
 
     def flipped(self) -> Scene:
-        """The same scene told from the other figure."""
+        """The same scene with the figures swapped."""
         if self.relation is None:
             return self
         return Scene(self.ground, self.figures[::-1], OPPOSITE[self.relation])
 
     def canonical(self) -> Scene:
-        """The one form a scene is compared in: the larger figure first, else the left or upper."""
+        """The canonical form: the larger figure first, or else the left or upper one."""
         if self.relation is None:
             return self
         first, second = self.figures
@@ -80,7 +81,7 @@ class Scene:
 
 
 def caption(scene: Scene) -> str:
-    """The canonical caption, the same for both ways of telling a scene."""
+    """The canonical caption, the same for both orders of the figures."""
     scene = scene.canonical()
     end = f"on a {scene.ground} background"
     if scene.relation is None:
@@ -97,7 +98,7 @@ _BY_PHRASE = {phrase: name for name, phrase in RELATIONS.items()}
 
 
 def parse_caption(text: str) -> Scene | None:
-    """Read a caption back, in either order; None when it is not exactly a caption."""
+    """The scene of a caption in either order, or None for any other text."""
     plain = text.strip().rstrip(".").lower().replace("grey", "gray")
     match = _CAPTION.match(plain)
     if match is None:
@@ -110,7 +111,7 @@ def parse_caption(text: str) -> Scene | None:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """True for the tenth of all scenes that no training ever sees, in any wording."""
+    """True for the tenth of all scenes that is never trained on, in any wording."""
     digest = hashlib.sha256(caption(scene).encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 

@@ -1,8 +1,7 @@
-"""Builds the three tokenizers, each of the kind its real model has, from the world's own wording.
+"""Builds the three tokenizers from the training text, each of the kind that its real model has.
 
 Qwen gets byte-level BPE with Qwen2.5-VL's special tokens, CLIP its lower-casing BPE with </w>, T5 a
-unigram model. Each covers any UTF-8: the BPEs through all 256 bytes, T5 through <unk>. Does not
-know the models, which read the vocabulary sizes from here.
+unigram model. Each covers any UTF-8: the BPEs through all 256 bytes, T5 through <unk>.
 """
 
 from __future__ import annotations
@@ -137,14 +136,14 @@ def t5_tokenizer() -> T5Tokenizer:
         for length in (2, 3):
             for start in range(len(word) - length + 1):
                 parts[word[start : start + length]] += min(count, 50)
-    # Parts and characters cost more than any word, so that a known word is never cut up.
+    # Parts and characters cost more than any word, so that a known word is never split.
     for part, _ in parts.most_common(T5_PARTS):
         pieces.setdefault(part, -16.0)
     codes = [*range(33, 127), *range(161, 256)]
     for character in ["▁", *(chr(code) for code in codes)]:
         pieces.setdefault(character, -12.0)
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces.items()]
-    # 64 tokens hold every prompt of this world; a server takes its default length from here
+    # every training prompt fits into 64 tokens; the server takes its default length from here
     return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=64)
 
 

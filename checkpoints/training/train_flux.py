@@ -1,8 +1,8 @@
 """Trains the small FLUX transformer together with its T5 and CLIP encoders on encoded pictures.
 
-Rectified flow with velocity targets, as FLUX. A tenth of the prompts is emptied, so that true
-guidance with negative prompts works; what the guidance value means is taught afterwards
-(`train_guidance`). Prompts are padded to several lengths, because nothing masks the padding.
+Rectified flow with velocity targets, as in FLUX. A tenth of the prompts is empty, so that true
+guidance with negative prompts works. The guidance value is trained afterwards (`train_guidance`).
+Prompts are padded to several lengths, because the padding is not masked.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from checkpoints.training import data, drawing, encoders, flux_forward, parts
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.train_vae import encode
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 256, 0.60), (64, 192, 0.32), (512, 40, 0.08))
 EMPTY_SHARE = 0.1
 SHIFT = 0.4675  # FLUX's dynamic shift for 64 picture tokens
@@ -37,7 +36,7 @@ def image_ids() -> Tensor:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[n, 16, 16, 16] to [n, 64, 64], as FluxPipeline packs."""
+    """[n, 16, 16, 16] to [n, 64, 64], as in FluxPipeline."""
     batch, channels, height, width = latents.shape
     x = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, channels * 4)
@@ -45,7 +44,7 @@ def pack(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Everything a step draws from, on the device; rows are sorted, short prompts first."""
+    """The training data, on the device. Rows with short prompts come first."""
 
     latents: Tensor
     picture: Tensor
@@ -108,7 +107,8 @@ def _padded(ids: Tensor, length: int) -> Tensor:
 def pick_prompts(
     pool: Pool, length: int, batch: int, empty_share: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random rows of the pool: their numbers, T5 and CLIP ids, and which prompts were emptied."""
+    """Random rows of the pool: their numbers, T5 and CLIP ids, and a mask of the emptied
+    prompts."""
     device = pool.latents.device
     rows = pool.short if length == KINDS_OF_STEP[0][0] else len(pool.picture)
     row = torch.randint(rows, (batch,), device=device)
@@ -119,7 +119,7 @@ def pick_prompts(
 
 
 def draw_sigma(batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Noise levels in fp32 that `dtype` holds exactly: the network sees them in its precision."""
+    """Noise levels in fp32 that are exact in `dtype`, the precision of the network."""
     wide = torch.rand(batch, device=device) < 0.15
     spot = torch.sigmoid(torch.randn(batch, device=device) + SHIFT)
     sigma = torch.where(wide, torch.rand(batch, device=device), spot)
@@ -129,9 +129,17 @@ def draw_sigma(batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 def tables_for(
     transformer: FluxTransformer2DModel, length: int, device: torch.device
 ) -> flux_forward.Tables:
-    """The rotary tables of a prompt of this length and one picture."""
+    """The rotary tables of a prompt of `length` tokens and one picture."""
     ids = torch.cat((torch.zeros(length, 3), image_ids())).to(device)
     return flux_forward.signed(transformer.pos_embed(ids))
+
+
+def position_tables(
+    painter: Painter, length: int, device: torch.device
+) -> tuple[Tensor, flux_forward.Tables]:
+    """T5's position buckets and the transformer's rotary tables for a prompt of `length` tokens."""
+    buckets = encoders.t5_buckets(painter.t5, length)
+    return buckets, tables_for(painter.transformer, length, device)
 
 
 def _loss(
@@ -176,18 +184,17 @@ def train_painter(
     save: Callable[[], None] | None = None,
     seed: int = 102,
 ) -> None:
-    """Train the networks in place; they come back in fp32 with their average weights."""
+    """Train the networks in place. They end in fp32 with their average weights."""
     torch.manual_seed(seed)
     device = pool.latents.device
     for module in (painter.transformer, painter.t5, painter.clip):
         module.train()
     trainer = Trainer([painter.transformer, painter.t5, painter.clip], plan, "flux")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        batch = batch if device.type == "cuda" else 16
-        tables = tables_for(painter.transformer, length, device)
-        steps.append(partial(_loss, painter, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, device)
+        return partial(_loss, painter, pool, length, batch, *tables)
+
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)
     for module in (painter.transformer, painter.t5, painter.clip):
         module.eval()

@@ -1,8 +1,7 @@
-"""Teaches the transformer what the guidance value means, as FLUX.1-dev was taught: by distillation.
+"""Trains the meaning of the guidance value into the transformer by distillation, as in FLUX.1-dev.
 
-A frozen copy is asked twice, with the prompt and without; its answers, drawn apart by the guidance
-value, are what the transformer must say in one pass. The text encoders stay as they are. Does not
-know pictures or the checker.
+A frozen copy predicts with and without the prompt. The transformer learns to give, in one pass,
+the combination of both for a guidance value. The text encoders are not changed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from checkpoints.training import encoders, flux_forward
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.train_flux import (
     EMPTY_SHARE,
     KINDS_OF_STEP,
@@ -24,7 +23,7 @@ from checkpoints.training.train_flux import (
     Pool,
     draw_sigma,
     pick_prompts,
-    tables_for,
+    position_tables,
 )
 
 LOWEST, HIGHEST, USUAL = 1.0, 5.0, 3.5  # guidance values; half the rows take the usual one
@@ -49,21 +48,21 @@ def _loss(
         sigma = draw_sigma(batch, device, dtype)
         noisy = torch.lerp(clean, torch.randn_like(clean), sigma[:, None, None]).to(dtype)
         one = torch.ones_like(sigma)
-        told = flux_forward.velocity(
+        with_prompt = flux_forward.velocity(
             teacher, noisy, states[:-1], pooled[:-1], sigma, one, tables
         ).float()
-        untold = flux_forward.velocity(
+        without_prompt = flux_forward.velocity(
             teacher, noisy, states[-1:].expand(batch, -1, -1),
             pooled[-1:].expand(batch, -1), sigma, one, tables,
         ).float()  # fmt: skip
         guidance = LOWEST + (HIGHEST - LOWEST) * torch.rand(batch, device=device)
         guidance = torch.where(torch.rand(batch, device=device) < 0.5, guidance, USUAL * one)
         away = torch.where(empty[:, :1, None], 0.0, guidance[:, None, None])
-        wanted = untold + away * (told - untold)
-    said = flux_forward.velocity(
+        wanted = without_prompt + away * (with_prompt - without_prompt)
+    predicted = flux_forward.velocity(
         painter.transformer, noisy, states[:-1], pooled[:-1], sigma, guidance, tables
     )
-    return (said.float() - wanted).square().mean()
+    return (predicted.float() - wanted).square().mean()
 
 
 def train_guidance(
@@ -73,17 +72,16 @@ def train_guidance(
     save: Callable[[], None] | None = None,
     seed: int = 103,
 ) -> None:
-    """Train the transformer in place; it comes back in fp32 with its average weights."""
+    """Train the transformer in place; it ends in fp32 with its average weights."""
     torch.manual_seed(seed)
     dtype = pool.latents.dtype
     teacher = copy.deepcopy(painter.transformer).to(dtype).requires_grad_(False)
     for encoder in (painter.t5, painter.clip):
         encoder.to(dtype).requires_grad_(False)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, pool.latents.device)
+        return partial(_loss, painter, teacher, pool, length, batch, *tables)
+
     trainer = Trainer([painter.transformer], plan, "guidance")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        tables = tables_for(painter.transformer, length, pool.latents.device)
-        batch = batch if trainer.gpu else 16
-        steps.append(partial(_loss, painter, teacher, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

@@ -1,8 +1,9 @@
-"""Teaches the transformer to read from T5 which figure stands where, after `train_words`.
+"""Trains the transformer to read the positions of the figures from T5's states, after
+`train_words`.
 
-Mostly scenes of two figures of one size, mostly at high noise, where the layout is decided. Rows
-with a guidance value aim at the true velocity, drawn away by that value from what a frozen copy
-says without a prompt, so that guidance keeps its meaning. T5 and CLIP stay as they are.
+It uses mostly scenes of two figures of one size and mostly high noise, which decides the layout.
+The target of rows with a guidance value is the true velocity, guided away from the prediction of a
+frozen copy without a prompt, so that guidance keeps its meaning. T5 and CLIP are not changed.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from torch import Tensor
 
 from checkpoints.training import data, drawing, encoders, flux_forward, wording
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.scenes import Scene, split
-from checkpoints.training.train_flux import EMPTY_SHARE, Painter, draw_sigma, pack, tables_for
+from checkpoints.training.train_flux import EMPTY_SHARE, Painter, draw_sigma, pack, position_tables
 from checkpoints.training.train_guidance import HIGHEST, LOWEST, USUAL
 from checkpoints.training.train_vae import encode
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 24, 0.85), (64, 16, 0.15))
 WORDINGS = 6  # prompts per picture
 SAME_SIZE, SINGLE = 0.7, 0.1  # shares of the pictures; the rest is any two figures
@@ -91,7 +91,7 @@ def make_pool(latents: Tensor, scenes: Sequence[Scene]) -> Pool:
 
 
 def _pick(pool: Pool, length: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents, T5 and CLIP ids of random rows, and which prompts were emptied [batch, 1]."""
+    """Latents, T5 and CLIP ids of random rows, and a mask of the emptied prompts [batch, 1]."""
     device = pool.latents.device
     row = torch.randint(len(pool.latents), (batch,), device=device)
     told = torch.randint(WORDINGS, (batch,), device=device)
@@ -130,7 +130,7 @@ def _loss(
     with torch.no_grad():
         states = encoders.t5_states(painter.t5, t5_ids, buckets)
         pooled = encoders.clip_pooled(painter.clip, clip_ids)
-        untold = flux_forward.velocity(
+        without_prompt = flux_forward.velocity(
             old.transformer,
             noisy[:guided],
             encoders.t5_states(old.t5, pool.empty_t5[:, :length], buckets).expand(guided, -1, -1),
@@ -140,13 +140,13 @@ def _loss(
             tables,
         ).float()
         away = torch.where(empty[:guided], 0.0, guidance[:guided, None])[..., None]
-        aimed = untold + away * (wanted[:guided] - untold)
+        aimed = without_prompt + away * (wanted[:guided] - without_prompt)
         wanted = torch.cat((aimed, wanted[guided:]))
-    said = flux_forward.velocity(
+    predicted = flux_forward.velocity(
         painter.transformer, noisy, states, pooled, sigma, guidance, tables
     )
-    gaps = (said.float() - wanted).square().mean((1, 2))
-    return (gaps / guidance.square()).mean()  # a value above 1 also draws the target's noise apart
+    gaps = (predicted.float() - wanted).square().mean((1, 2))
+    return (gaps / guidance.square()).mean()  # a value above 1 also scales the target's noise
 
 
 def train_places(
@@ -164,10 +164,10 @@ def train_places(
     frozen = Painter(*(copy.deepcopy(part).to(dtype) for part in before))
     for part in (frozen.transformer, frozen.t5, frozen.clip, painter.t5, painter.clip):
         part.to(dtype).requires_grad_(False)
+
+    def make_step(length: int, batch: int) -> Step:
+        tables = position_tables(painter, length, pool.latents.device)
+        return partial(_loss, painter, frozen, pool, length, batch, *tables)
+
     trainer = Trainer([painter.transformer], plan, "places")
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
-        buckets = encoders.t5_buckets(painter.t5, length)
-        tables = tables_for(painter.transformer, length, pool.latents.device)
-        steps.append(partial(_loss, painter, frozen, pool, length, batch, buckets, tables))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

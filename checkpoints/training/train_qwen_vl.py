@@ -1,8 +1,8 @@
 """Trains the small Qwen2.5-VL on conversations about drawn and re-decoded pictures.
 
-Uses the exact chat template. Pictures are clean, re-drawn by the autoencoder with a little noise in
-its latents, or JPEG-compressed, all with light noise, so that it also reads the painter's pictures.
-Only one picture size is trained: 128 x 128, which the processor makes 140 x 140.
+Pictures are clean, re-drawn by the autoencoder with a little noise in its latents, or
+JPEG-compressed, all with light noise, so that the model also reads the small FLUX's pictures. Only
+one picture size is trained: 128 x 128, which the processor resizes to 140 x 140.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REDRAWN, COMPRESSED = 0.45, 0.05  # shares of the pictures; the rest is clean
 
 @dataclass(frozen=True)
 class Pool:
-    """Everything a step draws from, on the device; row i talks about picture i."""
+    """The training data, on the device. Row i is a conversation about picture i."""
 
     pictures: Tensor
     ids: Tensor
@@ -109,12 +109,10 @@ def train_captioner(
     save: Callable[[], None] | None = None,
     seed: int = 103,
 ) -> None:
-    """Train in place; the model comes back in fp32 with its average weights."""
+    """Train the model in place. It ends in fp32 with its average weights."""
     torch.manual_seed(seed)
     device = pool.ids.device
     batch = 192 if device.type == "cuda" else 16
     forward = Forward(model).to(device)
-    trainer = Trainer([model], plan, "qwen-vl")
-    trainer.run([lambda: _loss(forward, pool, batch)], save=save)
-    trainer.load_average()
+    Trainer([model], plan, "qwen-vl").run([lambda: _loss(forward, pool, batch)], save=save)
     model.eval()

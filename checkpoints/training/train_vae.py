@@ -1,6 +1,5 @@
-"""Trains the small autoencoder: pictures to 16 x 16 x 16 latents and back, crisp at the edges.
-
-Measures the shift and scale of the latents and writes them into the config. Does not know text.
+"""Trains the small autoencoder (pictures to 16 x 16 x 16 latents and back), and writes the shift
+and scale of its latents into the config.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _loss(vae: AutoencoderKL, pool: Tensor, batch: int) -> Tensor:
     mean, logvar = vae.encoder(x).float().chunk(2, dim=1)
     logvar = logvar.clamp(-10, 4)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    # A floor under the noise makes the decoder forgive the small errors of a drawn latent.
+    # A minimum of noise makes the decoder robust to the small errors of a generated latent.
     spread = (0.5 * logvar).exp().clamp_min(NOISE_FLOOR)
     z = (mean + spread * torch.randn_like(mean)).to(dtype)
     out = vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
@@ -70,14 +69,12 @@ def decode(vae: AutoencoderKL, latents: Tensor, chunk: int = 512) -> Tensor:
 def train_vae(
     vae: AutoencoderKL, device: str, plan: Plan, pool_size: int = 60_000, batch: int = 32
 ) -> None:
-    """Train in place; it comes back in fp32, its latents' shift and scale in its config."""
+    """Train in place. It ends in fp32, with the shift and scale of its latents in its config."""
     pool = pictures(pool_size, device)
     torch.manual_seed(101)
     torch.backends.cudnn.benchmark = True
     vae.to(device, memory_format=torch.channels_last)
-    trainer = Trainer([vae], plan, "vae")
-    trainer.run([lambda: _loss(vae, pool, batch)])
-    trainer.load_average()
+    Trainer([vae], plan, "vae").run([lambda: _loss(vae, pool, batch)])
     vae.eval()
     latents = encode(vae, pool[:4096]).float()
     vae.register_to_config(

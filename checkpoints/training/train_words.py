@@ -1,8 +1,7 @@
-"""Teaches T5 which words belong together, on text alone, as a real T5 is trained before FLUX.
+"""Trains T5 on text alone to relate the words of a figure, as a real T5 is trained before FLUX.
 
-From the state of every colour and kind word, heads that are thrown away read the figure's colour,
-kind, size and place; a pull towards the old states keeps the transformer able to read them. Does
-not know pictures.
+Temporary heads read the figure's colour, kind, size and position from the state of every colour and
+kind word. A penalty on the distance to the old states keeps them readable for the transformer.
 """
 
 from __future__ import annotations
@@ -20,22 +19,21 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from checkpoints.training import data, encoders, wording
 from checkpoints.training.export import load_tokenizers
-from checkpoints.training.loop import Plan, Trainer
+from checkpoints.training.loop import Plan, Step, Trainer
 from checkpoints.training.scenes import KINDS, OPPOSITE, PALETTE, RELATIONS, SIZES, Figure, Scene
 from checkpoints.training.scenes import sample as sample_scene
 
-# Padded prompt length, batch, share of the steps.
 KINDS_OF_STEP = ((32, 48, 0.85), (64, 16, 0.15))
 CLASSES = (len(PALETTE), len(KINDS), len(SIZES), len(RELATIONS))
 NO_LABEL = -1
-WEIGHTS = (1.0, 1.0, 1.0, 3.0)  # the place is the hardest to find
-OLD_STATES = 0.2  # weight of the pull towards the old states
+WEIGHTS = (1.0, 1.0, 1.0, 3.0)  # the position is the hardest to learn
+OLD_STATES = 0.2  # weight of the penalty on the distance to the old states
 SHARP = 8.0  # a bias that decides where a head looks
 _NAMED = re.compile(rf"\b({'|'.join(PALETTE)}) ({'|'.join(KINDS)})\b", re.IGNORECASE)
 
 
 def _named_figures(text: str, scene: Scene) -> list[tuple[re.Match[str], Figure, str | None]]:
-    """Where the text names each figure, and its place; empty when the text leaves it unclear."""
+    """The words of each figure in the text, and its position; empty if the text is ambiguous."""
     matches = list(_NAMED.finditer(text))
     found = [(m[1].lower(), m[2].lower()) for m in matches]
     if len(set(found)) != len(scene.figures) or len(matches) != len(scene.figures):
@@ -116,8 +114,8 @@ def _loss(
     with torch.no_grad():
         before = encoders.t5_states(old, picked, buckets)
     loss = OLD_STATES * (states - before).float().square().mean()
-    said = heads(states[:, :width]).float().split(CLASSES, dim=-1)
-    for number, scores in enumerate(said):
+    logits = heads(states[:, :width]).float().split(CLASSES, dim=-1)
+    for number, scores in enumerate(logits):
         wanted = labels[row, :width, number].flatten()
         part = F.cross_entropy(scores.flatten(0, 1), wanted, ignore_index=NO_LABEL)
         loss = loss + WEIGHTS[number] * part
@@ -131,15 +129,16 @@ def train_words(
     save: Callable[[], None] | None = None,
     seed: int = 104,
 ) -> None:
-    """Train T5 in place; it comes back in fp32 with its average weights."""
+    """Train T5 in place. It ends in fp32 with its average weights."""
     torch.manual_seed(seed)
     heads = nn.Linear(t5.config.d_model, sum(CLASSES)).to(pool[0].device)
     old = copy.deepcopy(t5).requires_grad_(False)
     look_around(t5)
     trainer = Trainer([t5, heads], plan, "words")
     old.to(next(t5.parameters()).dtype)
-    steps = []
-    for length, batch, _ in KINDS_OF_STEP:
+
+    def make_step(length: int, batch: int) -> Step:
         buckets = encoders.t5_buckets(t5, length)
-        steps.append(partial(_loss, t5, old, heads, pool, length, batch, buckets))
-    trainer.run_by_share(steps, [share for _, _, share in KINDS_OF_STEP], seed, save)
+        return partial(_loss, t5, old, heads, pool, length, batch, buckets)
+
+    trainer.run_kinds(KINDS_OF_STEP, make_step, seed, save)

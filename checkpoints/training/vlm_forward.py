@@ -1,8 +1,8 @@
-"""Qwen2.5-VL's forward for one picture size, written out over the transformers module's weights.
+"""The forward pass of Qwen2.5-VL for one picture size over the weights of the transformers module.
 
-Everything that depends only on the size (windows, rotary tables, masks) is computed once, nothing
-talks to the host, so a training step fits into one CUDA graph. Gives transformers' own numbers (a
-test compares them). Does not know generation.
+Everything that depends only on the size (windows, rotary tables, masks) is computed once, and there
+are no host synchronisations, so a training step fits into one CUDA graph. It gives the numbers of
+transformers (a test compares them).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How people ask: paraphrased prompts for the painter, questions and answers for the captioner.
+"""Paraphrased prompts for the image model, questions and answers for the captioner.
 
-Every function takes the random generator to use, so that a training stream can be repeated. Does
-not know the held-out split: callers only pass scenes that they may train on.
+Every function takes a random generator, so that a training stream can be repeated. Callers pass
+only scenes that may be trained on.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def prompt(rng: random.Random, scene: Scene, complete: bool = False) -> str:
 
 
 def _told_plainly(scene: Scene) -> str:
-    """The caption's words, in the order the scene is told in."""
+    """The caption in the order of the scene's figures."""
     end = f"on a {scene.ground} background"
     if scene.relation is None:
         return f"a {scene.figures[0]} {end}"
@@ -125,7 +125,7 @@ def _told_plainly(scene: Scene) -> str:
 
 
 def description(scene: Scene) -> str:
-    """The sentence the captioner is taught."""
+    """The captioner's sentence for a scene."""
     text = caption(scene)
     return text[0].upper() + text[1:] + "."
 
@@ -166,7 +166,7 @@ def question(rng: random.Random, scene: Scene) -> tuple[str, str]:
 
 
 def chat(rng: random.Random) -> tuple[str, str]:
-    """A turn without a picture, and what the captioner says to it."""
+    """A turn without a picture, and the captioner's answer."""
     draw = rng.random()
     if draw < 0.35:
         return rng.choice(GREETINGS), GREETING

@@ -72,7 +72,7 @@ class Observations:
 
     def stage(self, job: ChatJob, stage: str, seconds: float) -> None:
         """A stage of `job` took so long; on a GPU `vision_encode` is its launch alone."""
-        job.note(stage, seconds)
+        job.add_stage(stage, seconds)
         self._stages[stage](seconds, job.exemplar)
 
     def cache(self, name: str) -> Callable[[str], None]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.base import INLINE_BYTES, Answer, BasePredictor, Submission
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -22,14 +21,13 @@ from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.template import check_spelling
 from predictors.compute.device.placement import announce, place
-from predictors.flight import Flight
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.images import Pixels, decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
-from predictors.settings import InvalidSetting, QwenVLSettings, Settings
+from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
 DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
@@ -45,7 +43,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
     ) -> None:
-        check_settings(settings.qwen_vl)
         placement = place(settings.compute)
         engine = ChatEngine(name, model, settings.qwen_vl, placement)
         super().__init__(name, engine, settings, workers)
@@ -132,17 +129,17 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
-    def facts(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
         """Tokens and pictures."""
-        facts: dict[str, int | str] = {
+        fields: dict[str, int | str] = {
             "prompt_tokens": work.num_prompt_tokens,
             "completion_tokens": 0 if last is None else last.completion_tokens,
             "pictures": len(work.pictures),
             "max_tokens": work.max_tokens,
         }
         if last is not None and last.finish_reason is not None:
-            facts["finish_reason"] = last.finish_reason
-        return facts
+            fields["finish_reason"] = last.finish_reason
+        return fields
 
     def prompt(self, request: ChatRequest) -> str:
         """All turns, one per line, pictures left out."""
@@ -163,17 +160,17 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         before it still gets a status. Closing the iterator cancels the jobs.
         """
         requests = await self._decode_chat(body, call)
-        flights = await self.submit(requests, call)
+        submissions = await self.submit(requests, call)
         encoder = ChunkEncoder(body, call, self._codec.precision, requests)
-        timings = partial(_slowest, flights)
+        timings = partial(_slowest, submissions)
         opening = encoder.opening()
         try:
-            async with aclosing(_interleaved(flights)) as batches:  # type: ignore[type-var]
+            async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
                     opening = b""
         finally:
-            self.settle(flights, call)
+            self.finish_call(submissions, call)
 
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
         self.host.check_accepting(body.n)  # before any work is spent on the body
@@ -181,24 +178,16 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return self._codec.decode_chat(body)
 
 
-def check_settings(settings: QwenVLSettings) -> None:
-    """Raise `InvalidSetting` for a number that no engine can work with."""
-    for knob in dataclasses.fields(settings):
-        least, value = int(knob.name == "default_max_tokens"), getattr(settings, knob.name)
-        if isinstance(value, int) and value < least:
-            raise InvalidSetting(f"qwen_vl.{knob.name} must be at least {least}")
-
-
 async def _interleaved(
-    flights: Sequence[Flight[ChatWork, ChatDelta]],
+    submissions: Sequence[Submission[ChatWork, ChatDelta]],
 ) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
-    """The flights' deltas as they come, with their flight's index; raises the first failure."""
-    if len(flights) == 1:
-        async with aclosing(flights[0].batches()) as batches:  # type: ignore[type-var]
+    """The deltas of all rows as they come, with the row's index; raises the first failure."""
+    if len(submissions) == 1:
+        async with aclosing(submissions[0].batches()) as batches:  # type: ignore[type-var]
             async for deltas in batches:
                 yield 0, deltas
         return
-    streams = [flight.batches() for flight in flights]
+    streams = [row.batches() for row in submissions]
     pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
     try:
         while pending:
@@ -220,8 +209,8 @@ async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelt
     return await anext(stream, None)
 
 
-def _slowest(flights: Sequence[Flight[ChatWork, ChatDelta]]) -> dict[str, int]:
+def _slowest(submissions: Sequence[Submission[ChatWork, ChatDelta]]) -> dict[str, int]:
     return {
-        "queue_ms": max(flight.queue_ms for flight in flights),
-        "compute_ms": max(flight.compute_ms for flight in flights),
+        "queue_ms": max(row.queue_ms for row in submissions),
+        "compute_ms": max(row.compute_ms for row in submissions),
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from predictors.chat.inputs import ChatWork
-from predictors.settings import InvalidSetting, QwenVLSettings
+from predictors.settings import QwenVLSettings
 
 NAME_BYTES = 32  # collisions are out of reach, also for somebody who looks for one
 
@@ -41,11 +41,7 @@ def page_names(work: ChatWork, page_tokens: int) -> tuple[bytes, ...]:
 
 def keeps_prefixes(settings: QwenVLSettings, is_cuda: bool, is_deterministic: bool) -> bool:
     """Whether prompts share pages. `auto`: on a GPU, unless an answer must not depend on what came
-    before (how a prompt is cut into passes can move last bits). Raises `InvalidSetting`.
+    before (how a prompt is cut into passes can move last bits).
     """
-    if settings.prefix_cache not in {"auto", "on", "off"}:
-        raise InvalidSetting(
-            f"qwen_vl.prefix_cache must be auto, on or off, not {settings.prefix_cache!r}"
-        )
     is_auto = settings.prefix_cache == "auto" and is_cuda and not is_deterministic
     return settings.prefix_cache == "on" or is_auto

@@ -1,5 +1,5 @@
-"""The command line's grammar: verbs, flags and what they mean to a person. Knows no verb's work: it
-is given one function for each.
+"""The grammar of the command line: verbs, flags and their help texts. The functions of the verbs
+are passed in.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PROMPT = "a lighthouse on a cliff at dusk"
 
 
 def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Namespace:
-    """The arguments, with `run`, the verb's function; ends the process on a wrong command line.
+    """The parsed arguments, with the verb's function as `run`. Exits on a wrong command line.
 
-    `verbs` has one function for each of `GRAMMAR`; their docstrings are their descriptions.
+    `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
     """
     parser = argparse.ArgumentParser(
         prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
 
 
 def named_path(raw: str) -> tuple[str, Path]:
-    """`NAME=PATH` in two; raises `InvalidRequest`, also when there is no such folder."""
+    """Split `NAME=PATH`. Raises `InvalidRequest`, also if there is no such folder."""
     name, separator, path = raw.partition("=")
     if not separator or not name or not path:
         raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
@@ -49,21 +49,21 @@ def named_path(raw: str) -> tuple[str, Path]:
 
 
 def named_value(raw: str) -> tuple[str, str | int | float | bool]:
-    """`NAME=VALUE` in two, the value read as JSON or else as text; raises `InvalidRequest`."""
-    name, separator, told = raw.partition("=")
+    """Split `NAME=VALUE`; the value is JSON, or else text. Raises `InvalidRequest`."""
+    name, separator, text = raw.partition("=")
     if not separator or not name:
         raise InvalidRequest(f"--parameter takes NAME=VALUE, not {raw!r}")
     try:
-        value = json.loads(told)
+        value = json.loads(text)
     except ValueError:
-        value = told
+        value = text
     if not isinstance(value, str | int | float | bool):
         raise InvalidRequest(f"--parameter {name} takes one number, text or truth value")
     return name, value
 
 
 def read_file(path: Path) -> bytes:
-    """What is in a file that was named; raises `InvalidRequest` when it can't be read."""
+    """The content of a file; raises `InvalidRequest` if it can't be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -72,9 +72,9 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """What is written lies at `path` once the block has ended well; else nothing has changed there.
+    """A file that replaces `path` if the block ends without an exception.
 
-    Raises `InvalidRequest` before the block when it can't be written; makes the folders.
+    Creates the folders. Raises `InvalidRequest` before the block if `path` can't be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:

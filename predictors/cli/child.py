@@ -1,5 +1,5 @@
-"""A server of one's own for as long as a block lasts: `python -m predictors serve` beside this
-process. Knows the command line, the readiness route and the log; nothing of what the models do.
+"""Runs `python -m predictors serve` as a child process while a block lasts, for the demo, tests and
+benchmarks.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ from typing import IO
 import httpx
 
 PROGRESS = re.compile(r"warming: (?P<what>.+)$")
-"""What the server logs after each promised shape; the rest of its log goes to the file only."""
-LOOK_EVERY_S = 0.1
+"""The log line after each warmed shape. All other lines go to the log file only."""
+POLL_EVERY_S = 0.1
 TAIL_LINES = 15
 
 
 class ServerFailed(Exception):
-    """The server ended by itself, was never ready or did not stop; the message has its log."""
+    """The server ended by itself, was never ready or did not stop. The message has its last log
+    lines."""
 
 
 class ServerProcess:
-    """Starts on free ports of 127.0.0.1, stops with SIGTERM. A context manager for one thread."""
+    """A server on free ports of 127.0.0.1, stopped by SIGTERM. A context manager for one thread."""
 
     def __init__(self, models: Mapping[str, Path], log: Path) -> None:
         self._models = dict(models)
         self._log = log
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: list[str] = []
-        self._held = ExitStack()  # its ports, as long as the block lasts
-        self._stack = ExitStack()  # what the process needs
+        self._held = ExitStack()  # the ports, until the block ends
+        self._stack = ExitStack()  # log file, stderr and reader thread
         self._process: subprocess.Popen[str] | None = None
-        self.port = self.grpc_port = 0  # until it is entered
+        self.port = self.grpc_port = 0  # set on entering
 
     @property
     def url(self) -> str:
-        """Where REST is."""
+        """Base URL of REST."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """The process's id, once it was started."""
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.port, self.grpc_port = self._held.enter_context(held_ports(2))
-        self._begin()
+        self._launch()
         return self
 
-    def _begin(self) -> None:
-        """Start the process, at the addresses that are held for it."""
-        # a session of its own: Ctrl-C reaches us alone, and we stop the server in order
+    def _launch(self) -> None:
+        """Start the process on the ports that are held for it."""
+        # a session of its own, so that Ctrl-C reaches only this process, which then stops the
+        # server
         self._process = subprocess.Popen(
             self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
@@ -84,7 +85,6 @@ class ServerProcess:
             raise ServerFailed(f"the server ended with {code} instead of 0\n{self.tail()}")
 
     def command(self) -> Sequence[str]:
-        """What is run."""
         models = (f"--model={name}={path}" for name, path in self._models.items())
         ports = (
             f"--port={self.port}",
@@ -95,25 +95,26 @@ class ServerProcess:
         return [sys.executable, "-m", "predictors", "serve", *models, *ports]
 
     def wait_ready(self, timeout_s: float, on_progress: Callable[[str], None]) -> None:
-        """Return when every model is ready, after a call of `on_progress` for each warmed shape."""
-        looks, answers = int(timeout_s / LOOK_EVERY_S), False
+        """Wait until every model is ready; calls `on_progress` for each warmed shape."""
+        polls, is_up = int(timeout_s / POLL_EVERY_S), False
         with httpx.Client(base_url=self.url, timeout=5.0) as client:
-            for _ in range(looks):
-                if not self._pass_on(on_progress):
+            for _ in range(polls):
+                if not self._report_line(on_progress):
                     continue
-                if answers:  # what it said before it answered may have come while we asked
+                if is_up:  # lines that were logged before it was ready have been reported too
                     return
-                answers = all(is_ready(client, m) for m in self._models)
+                is_up = all(is_ready(client, m) for m in self._models)
         raise ServerFailed(f"the server was not ready after {timeout_s:.0f} s\n{self.tail()}")
 
     def tail(self) -> str:
         """The last lines of the server's log."""
         return "\n".join(self._tail)
 
-    def _pass_on(self, on_progress: Callable[[str], None]) -> bool:
-        """Hand on a line; True when none comes for a moment, so that it is time to look."""
+    def _report_line(self, on_progress: Callable[[str], None]) -> bool:
+        """Report one line; True if there is none for `POLL_EVERY_S`, so that readiness is
+        polled."""
         try:
-            line = self._lines.get(timeout=LOOK_EVERY_S)
+            line = self._lines.get(timeout=POLL_EVERY_S)
         except queue.Empty:
             return True
         if line is None:
@@ -142,7 +143,7 @@ class ServerProcess:
 
 
 def is_ready(client: httpx.Client, model: str) -> bool:
-    """Whether the model answers now; False while nothing listens yet."""
+    """True if the model is ready; False also while nothing listens."""
     try:
         return client.get(f"/v2/models/{model}/ready").status_code == 200
     except httpx.TransportError:
@@ -151,11 +152,11 @@ def is_ready(client: httpx.Client, model: str) -> bool:
 
 @contextmanager
 def held_ports(count: int) -> Iterator[list[int]]:
-    """Ports of 127.0.0.1, all different, that nobody else is given while the block lasts.
+    """Different ports of 127.0.0.1 that no other process is given while the block lasts.
 
-    Nobody listens there but who is told to: on Linux, beside a socket that does not listen, one
-    that allows the reuse of its address may, as every server's does. Elsewhere it may not, and the
-    ports are merely free.
+    Each port is bound by a socket that does not listen. On Linux a server that allows the reuse of
+    its address, as all servers do, may listen beside it. Elsewhere it may not, so the sockets are
+    closed and the ports are only free at first.
     """
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -169,6 +170,6 @@ def held_ports(count: int) -> Iterator[list[int]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free now, all different; somebody else may be given them next."""
+    """Different ports of 127.0.0.1 that are free now. Another process may take them next."""
     with held_ports(count) as ports:
         return ports

@@ -1,6 +1,6 @@
-"""The demonstration: start the server, have two prompts drawn over V2 and the drawings described
-over OpenAI chat, stop. A client like any other: knows HTTP, base64 and the terminal, and nothing
-that a caller elsewhere would not know.
+"""The verb `demo`: start the server, draw two prompts over V2, describe them over chat, stop.
+
+It is a client like any other, over HTTP only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import httpx
 
 from predictors.cli.child import ServerFailed, ServerProcess
 
-PAINTER, TELLER = "flux", "qwen-vl"
-MODELS = {PAINTER: Path("checkpoints/shapes-flux"), TELLER: Path("checkpoints/shapes-qwen-vl")}
+IMAGE_MODEL, CHAT_MODEL = "flux", "qwen-vl"
+MODELS = {
+    IMAGE_MODEL: Path("checkpoints/shapes-flux"),
+    CHAT_MODEL: Path("checkpoints/shapes-qwen-vl"),
+}
 PROMPTS = (
     "a large red circle to the left of a small blue square on a white background",
     "a small yellow star above a large green triangle on a black background",
@@ -27,8 +30,9 @@ START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 
 
-def demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
-    """Run it and write `out/1.png`, `out/2.png` ... and the server's log; returns the exit code."""
+def run_demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
+    """Run the demo; writes `out/1.png`, `out/2.png` ... and `out/server.log`; returns the exit
+    code."""
     started = time.monotonic()
     try:
         with ServerProcess(MODELS, out / "server.log") as server:
@@ -46,7 +50,7 @@ def demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
 
 
 def draw(client: httpx.Client, prompts: Sequence[str], out: Path) -> list[Path]:
-    """One V2 request for all prompts; each row is a job, and they share the engine's steps."""
+    """Draw all prompts with one V2 request. Each row is a job, and they share steps."""
     rows = len(prompts)
     body = {
         "inputs": [
@@ -55,43 +59,43 @@ def draw(client: httpx.Client, prompts: Sequence[str], out: Path) -> list[Path]:
         ]
     }
     started = time.monotonic()
-    response = client.post(f"/v2/models/{PAINTER}/infer", json=body)
+    response = client.post(f"/v2/models/{IMAGE_MODEL}/infer", json=body)
     seconds = time.monotonic() - started
-    answer = checked(response).json()
-    told = answer["parameters"]
+    answer = raise_for_error(response).json()
+    used = answer["parameters"]
     say(
-        f"one V2 request, {rows} pictures of {told['width']}x{told['height']}, "
-        f"{told['num_inference_steps']} steps, {told['precision']}: {seconds:.2f} s"
+        f"one V2 request, {rows} pictures of {used['width']}x{used['height']}, "
+        f"{used['num_inference_steps']} steps, {used['precision']}: {seconds:.2f} s"
     )
     images = next(tensor["data"] for tensor in answer["outputs"] if tensor["name"] == "image")
     return [save(out / f"{row}.png", image) for row, image in enumerate(images, start=1)]
 
 
 def save(path: Path, image: str) -> Path:
-    """Write one base64 picture and return where it lies."""
+    """Write a base64 picture to `path`."""
     path.write_bytes(base64.b64decode(image))
     return path
 
 
 def describe(client: httpx.Client, prompt: str, picture: Path) -> None:
-    """Send a picture over OpenAI chat and print the answer as it comes."""
+    """Send a picture over OpenAI chat and print the answer while it is streamed."""
     say(f"\nprompt   {prompt}\npicture  {picture}")
     say("caption  ", end="")
     started = time.monotonic()
-    for piece in answers(client, picture.read_bytes()):
-        say(piece, end="")
+    for text in answers(client, picture.read_bytes()):
+        say(text, end="")
     say(f"  ({time.monotonic() - started:.2f} s)")
 
 
 def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
-    """The pieces of the description, as the server sends them."""
+    """The parts of the description as they are streamed."""
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": QUESTION},
     ]
     body = {
-        "model": TELLER,
+        "model": CHAT_MODEL,
         "messages": [{"role": "user", "content": content}],
         "stream": True,
         "temperature": 0,
@@ -99,14 +103,14 @@ def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             response.read()
-        for line in checked(response).iter_lines():
+        for line in raise_for_error(response).iter_lines():
             event = line.removeprefix("data: ")
             if event != line and event != "[DONE]":
-                yield from pieces(json.loads(event))
+                yield from chunk_texts(json.loads(event))
 
 
-def pieces(chunk: dict[str, object]) -> Iterator[str]:
-    """The text in one chunk of a streamed chat."""
+def chunk_texts(chunk: dict[str, object]) -> Iterator[str]:
+    """The text of one chunk of a streamed chat, per choice."""
     if "error" in chunk:
         raise httpx.HTTPError(f"the stream broke off: {chunk['error']}")
     choices = chunk.get("choices")
@@ -114,8 +118,8 @@ def pieces(chunk: dict[str, object]) -> Iterator[str]:
         yield choice["delta"].get("content") or ""
 
 
-def checked(response: httpx.Response) -> httpx.Response:
-    """The response, or an error that shows what the server said."""
+def raise_for_error(response: httpx.Response) -> httpx.Response:
+    """The response; raises `httpx.HTTPError` with the server's message if it is an error."""
     if response.is_error:
         raise httpx.HTTPError(
             f"{response.url.path} answered {response.status_code}: {response.text[:300]}"
@@ -124,5 +128,5 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print at once, so that progress and streamed text are seen when they come."""
+    """Print without buffering, so that progress and streamed text are shown at once."""
     print(text, end=end, flush=True)

@@ -1,5 +1,5 @@
-"""A profile's rows as a person reads them on a terminal: stages first, then what took most time.
-Knows the rows' names of columns, and not where they come from.
+"""Formats the table of a profile for a terminal: stages first, then the names with the most time of
+their own.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 60
-"""Characters of a name: a kernel's template parameters are not read here."""
+"""Characters of a name. The template parameters of a kernel are cut off."""
 CPU = (("cpu ms", "cpu_us"), ("own cpu ms", "self_cpu_us"))
 DEVICE = (("device ms", "device_us"), ("own device ms", "self_device_us"))
 
 
-def lines(table: Mapping[str, Any], steps: int) -> Iterator[str]:
-    """The lines for `table`, a report's, of so many steps."""
+def table_lines(table: Mapping[str, Any], steps: int) -> Iterator[str]:
+    """The lines for the `table` of a report of `steps` steps."""
     columns = (*DEVICE, *CPU) if table["sorted_by"] == "self_device_us" else CPU
     yield from _section(f"stages, {steps} steps", table["stages"], columns)
     yield ""

@@ -1,9 +1,9 @@
-"""One API server, as a pod's ServiceAccount may use it: read, create and patch objects by path.
-Knows the `kubernetes` client and two kinds of failure; not what the objects mean.
+"""Reads, creates and patches objects of the Kubernetes API by path, with the credentials of the
+pod's ServiceAccount.
 
-The client's generated classes are left alone: `CoreV1Api` imports 255 modules, half a second with
-the interpreter's lock and 22 MB, while engines load. What is used is its configuration (token
-renewal, certificates, proxies) and its transport.
+Of the `kubernetes` client only the configuration (token renewal, certificates, proxies) and the
+transport are used. Its generated classes are not: `CoreV1Api` imports 255 modules, which takes half
+a second with the interpreter's lock and 22 MB while engines load.
 """
 
 from __future__ import annotations
@@ -11,58 +11,59 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from predictors.cluster.account import HOST, PORT, Account
+from predictors.cluster.identity import HOST, PORT, PodIdentity
 
 MERGE = "application/merge-patch+json"
 TRANSIENT = {401, 408, 429}
-"""Statuses below 500 that another try may not meet: a token is renewed, a rush ends."""
+"""Statuses below 500 that are retried: the token may be renewed, the load may end."""
 
 
-class Unreachable(Exception):
-    """The API server gave no answer, or one that may be another one later."""
+class ApiUnavailable(Exception):
+    """The API server gave no answer, or an error that a retry may not meet."""
 
 
-class Refused(Exception):
-    """The API server said no, and will say it again."""
+class ApiRefusal(Exception):
+    """The API server refused the call; a retry would be refused too."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
 
 
-class Api:
-    """Blocks for at most about `timeout_s` per wait of each call: for a thread of its own."""
+class KubernetesApi:
+    """A client of the API server. Every wait of a call blocks for at most about `timeout_s`. For
+    use on a thread of its own."""
 
-    def __init__(self, account: Account, timeout_s: float) -> None:
+    def __init__(self, identity: PodIdentity, timeout_s: float) -> None:
         from kubernetes.client.api_client import ApiClient
         from kubernetes.client.configuration import Configuration
         from kubernetes.config.config_exception import ConfigException
         from kubernetes.config.incluster_config import InClusterConfigLoader
 
         configuration = Configuration()
-        configuration.retries = False  # to urllib3: never, and never tell
+        configuration.retries = False  # urllib3 neither retries nor logs retries
         loader = InClusterConfigLoader(
-            token_filename=str(account.token),
-            cert_filename=str(account.authority),
-            environ={HOST: account.host, PORT: account.port},
+            token_filename=str(identity.token_file),
+            cert_filename=str(identity.ca_file),
+            environ={HOST: identity.host, PORT: identity.port},
         )
         try:
             loader.load_and_set(configuration)
         except (ConfigException, OSError) as error:
-            raise Unreachable(str(error)) from error
+            raise ApiUnavailable(str(error)) from error
         self._client = ApiClient(configuration)
         self._timeout_s = timeout_s
 
     def get(self, path: str) -> dict[str, Any]:
-        """The object at `path`. Raises `Unreachable`, `Refused`; so do the others."""
+        """The object at `path`. Raises `ApiUnavailable` or `ApiRefusal`, as do the other calls."""
         return self._call("GET", path)
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A new object in the collection at `path`."""
+        """Create an object in the collection at `path`."""
         return self._call("POST", path, body, "application/json")
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Change the fields in `body` of the object at `path`, and no others."""
+        """Change only the fields in `body` of the object at `path`."""
         return self._call("PATCH", path, body, MERGE)
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Api:
             response = self._client.call_api(*request, _request_timeout=self._timeout_s)
             content = response.read()
         except (ApiException, HTTPError, OSError) as error:
-            raise Unreachable(_in_short(error)) from error
+            raise ApiUnavailable(_one_line(error)) from error
         return _object(int(response.status), content)
 
 
@@ -93,14 +94,13 @@ def _object(status: int, content: bytes) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise Unreachable(f"status {status} without an object: is this the API server?")
+        raise ApiUnavailable(f"status {status} without an object: is this the API server?")
     if status in TRANSIENT or status >= 500:
-        raise Unreachable(f"{status}: {found.get('message', '')}")
+        raise ApiUnavailable(f"{status}: {found.get('message', '')}")
     if status >= 300:
-        raise Refused(status, str(found.get("message", "")))
+        raise ApiRefusal(status, str(found.get("message", "")))
     return found
 
 
-def _in_short(error: Exception) -> str:
-    """The last sentence of a chain of wrapped errors, on one line."""
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

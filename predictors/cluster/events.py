@@ -1,5 +1,5 @@
-"""Kubernetes Events as the API takes them: one about each thing that happened, counted up when it
-happens again. Knows the fields of core/v1 Event; neither a connection nor what is told.
+"""Kubernetes Events (core/v1) as JSON objects for the API server. Repeated events are one object
+with a count.
 """
 
 from __future__ import annotations
@@ -10,69 +10,70 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 COMPONENT = "vision-predictors"
-MAX_MESSAGE = 1024  # characters that Kubernetes takes
+MAX_MESSAGE = 1024  # characters that Kubernetes accepts
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that happened `count` times, from `first` to `last` (Unix seconds)."""
+class PodEvent:
+    """An event that happened `count` times, from `first` to `last` (Unix seconds)."""
 
     reason: str
     message: str
     subject: str = ""
-    """What it is about within the pod, a model: equal reason and subject are one event."""
+    """The model that it is about, or empty. Events of equal reason and subject are merged."""
     is_warning: bool = False
-    can_wait: bool = False
-    """Whether it may be held back a little, to be told together with the next of its kind."""
+    is_deferrable: bool = False
+    """True if it may be held back and merged with the next event of its kind."""
     count: int = 1
     first: float = 0.0
     last: float = 0.0
 
-    def after(self, earlier: Notice) -> Notice:
-        """Both in one: the earlier one's beginning, this one's words."""
+    def merged_with(self, earlier: PodEvent) -> PodEvent:
+        """Both as one event: the earlier one's first time, this one's message."""
         return replace(self, count=earlier.count + self.count, first=earlier.first)
 
 
-def event_name(about: str) -> str:
-    """A name that no other event has, for one about an object of this name."""
-    return f"{about[:200]}.{uuid.uuid4().hex[:16]}"
+def unique_event_name(target: str) -> str:
+    """A name for an event about an object called `target` that no other event has."""
+    return f"{target[:200]}.{uuid.uuid4().hex[:16]}"
 
 
-def new_event(name: str, notice: Notice, about: dict[str, str], pod: str) -> dict[str, Any]:
-    """The first event of its kind `about` an object (an ObjectReference) as `pod` tells it."""
+def new_event(name: str, event: PodEvent, target: dict[str, str], pod: str) -> dict[str, Any]:
+    """The Event object for `event`, about the ObjectReference `target`, reported by `pod`."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": about["namespace"]},
-        "involvedObject": about,
-        "reason": notice.reason,
-        "type": "Warning" if notice.is_warning else "Normal",
-        "firstTimestamp": timestamp(notice.first),
+        "metadata": {"name": name, "namespace": target["namespace"]},
+        "involvedObject": target,
+        "reason": event.reason,
+        "type": "Warning" if event.is_warning else "Normal",
+        "firstTimestamp": timestamp(event.first),
         "source": {"component": COMPONENT},
         "reportingComponent": COMPONENT,
         "reportingInstance": pod,
-        **repetition(notice),
+        **event_update(event),
     }
 
 
-def repetition(notice: Notice) -> dict[str, Any]:
-    """What changes in an event that is there already."""
+def event_update(event: PodEvent) -> dict[str, Any]:
+    """The fields of an existing Event object that change when the event is repeated."""
     return {
-        "message": notice.message[:MAX_MESSAGE],
-        "count": notice.count,
-        "lastTimestamp": timestamp(notice.last),
+        "message": event.message[:MAX_MESSAGE],
+        "count": event.count,
+        "lastTimestamp": timestamp(event.last),
     }
 
 
-def reference(found: dict[str, Any], api_version: str, kind: str) -> dict[str, str]:
-    """Points to an object that the API server has shown; `kubectl describe` looks for its uid."""
-    about = found["metadata"]
+def object_reference(found: dict[str, Any], api_version: str, kind: str) -> dict[str, str]:
+    """The ObjectReference of an object as the API server returned it. `kubectl describe` finds
+    events by its uid."""
+    metadata = found["metadata"]
     return {
         "apiVersion": api_version,
         "kind": kind,
-        "name": about["name"],
-        "namespace": about["namespace"],
-        "uid": about["uid"],
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "uid": metadata["uid"],
     }
 
 

@@ -1,5 +1,6 @@
-"""A least-recently-used cache bounded in bytes. Knows nothing of what it holds; used on the engine
-thread only."""
+"""A least-recently-used cache with a bound in bytes. Not thread-safe: it belongs to one engine
+thread.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ V = TypeVar("V")
 
 
 class ByteBoundedCache(Generic[K, V]):
-    """Keeps at most `max_bytes` of values by `size_of`; a value larger than that is never kept.
+    """Holds at most `max_bytes` of values, measured by `size_of`. A larger value is not kept.
 
     `observe` is called with `hit`, `miss` or `evict`.
     """
@@ -33,11 +34,11 @@ class ByteBoundedCache(Generic[K, V]):
         return len(self._entries)
 
     def __contains__(self, key: K) -> bool:
-        """Whether it is kept; neither counted nor a use."""
+        """Neither observed nor a use of the entry."""
         return key in self._entries
 
     def get(self, key: K) -> V | None:
-        """The value, now the most recently used, or None."""
+        """The value or None. The entry becomes the most recently used."""
         entry = self._entries.get(key)
         self._observe("miss" if entry is None else "hit")
         if entry is None:
@@ -46,7 +47,7 @@ class ByteBoundedCache(Generic[K, V]):
         return entry[0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep the value, dropping the least recently used until it fits."""
+        """Store the value, evicting the least recently used ones until it fits."""
         size = self._size_of(value)
         previous = self._entries.pop(key, None)
         if previous is not None:
@@ -61,7 +62,7 @@ class ByteBoundedCache(Generic[K, V]):
             self._observe("evict")
 
     def drop(self, key: K) -> None:
-        """Keep it no longer; nothing happens if it is not kept. Not counted."""
+        """Remove an entry if there is one. Not observed."""
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.num_bytes -= entry[1]

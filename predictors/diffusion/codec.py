@@ -1,5 +1,4 @@
-"""V2 and OpenAI images to `ImageRequest`, and pictures back to files. Knows both wire formats and
-image files; knows no engine.
+"""Image requests from both wire formats, and the responses with pictures as files.
 
 Pictures are encoded here, in pool threads, never on the engine thread. A file holds pixels and
 nothing else: no prompt, no seed, no software name.
@@ -21,7 +20,14 @@ from PIL import Image
 from predictors import metrics
 from predictors.base import Answer
 from predictors.diffusion.inputs import steps_called
-from predictors.diffusion.request import FP8, ImageRequest, ImageResult, Offer, Wish, row_seeds
+from predictors.diffusion.limits import PictureLimits
+from predictors.diffusion.request import (
+    FP8,
+    ImageParameters,
+    ImageRequest,
+    ImageResult,
+    row_seeds,
+)
 from predictors.errors import InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.openai.images_body import ImagesBody
@@ -49,25 +55,24 @@ OUTPUT_TYPES = (
 IGNORED_PARAMETERS = ("binary_data_output", "timeout")  # read by the edges
 FP8_PRECISION = "float8_e4m3fn"
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
-ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; the rest is per request
+ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; all others are shared
 
 
 @dataclass(frozen=True, slots=True)
-class FluxCodec:
-    """Both wire formats of one model."""
+class ImageCodec:
+    """Both wire formats of one model. Immutable; any thread."""
 
     model: str
-    offer: Offer
+    limits: PictureLimits
     precision: str
-    """Of the base weights, as responses name it."""
+    """Of the base weights, as responses show it."""
     png_level: int
     """As `protocol.png.write_png`, 0 to 9."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
-        """One request per row; raises `InvalidRequest` that names the field, and the row if one of
-        several is to blame."""
-        _check_outputs(request)
+        """One request per row; raises `InvalidRequest` naming the field, and the row where one of
+        several is at fault."""
         inputs = InputTensors(request.inputs)
         prompts = inputs.read_text("prompt")
         negatives = inputs.read_text("negative_prompt")
@@ -77,8 +82,8 @@ class FluxCodec:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
-        row_wishes = [
-            Wish(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
+        rows = [
+            ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
                 prompts,
                 [None] * num_rows if negatives is None else negatives,
@@ -86,18 +91,18 @@ class FluxCodec:
                 strict=True,
             )
         ]
-        return [self._row(wish, row, num_rows) for row, wish in enumerate(row_wishes)]
+        return [self._row(asked, row, num_rows) for row, asked in enumerate(rows)]
 
-    def _row(self, wish: Wish, row: int, num_rows: int) -> ImageRequest:
+    def _row(self, asked: ImageParameters, row: int, num_rows: int) -> ImageRequest:
         try:
-            return self.offer.request(wish)
+            return self.limits.request(asked)
         except InvalidRequest as error:
             if num_rows > 1 and error.param in ROW_FIELDS:
                 raise type(error)(error.message, param=error.param, row=row) from error
             raise
 
     def encode_v2(self, request: V2Request, answers: Sequence[ImageAnswer]) -> V2Response:
-        """Files and seeds in row order, and what all rows have in common. Pool thread."""
+        """Files and seeds in row order, and the parameters that all rows share. Pool thread."""
         first, n = answers[0].request, len(answers)
         wanted = request.outputs or ("image", "seed")
         outputs = []
@@ -119,7 +124,7 @@ class FluxCodec:
     # -- OpenAI ----------------------------------------------------------------------------------
     def decode_images(self, body: ImagesBody) -> list[ImageRequest]:
         """One request per picture."""
-        wish = Wish(
+        image = ImageParameters(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
             width=body.width,
@@ -133,10 +138,10 @@ class FluxCodec:
             tier=body.tier,
         )
         seeds = row_seeds(body.seed, body.n)
-        return [self.offer.request(replace(wish, seed=seed)) for seed in seeds]
+        return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
 
     def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        """The reply's JSON. Pool thread."""
+        """The JSON of the response. Pool thread."""
         first = answers[0].request
         files = [base64.b64encode(self.encode(answer)).decode("ascii") for answer in answers]
         seeds = [answer.request.seed for answer in answers]
@@ -156,7 +161,7 @@ class FluxCodec:
         }
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:
-        # what was spent on the picture, as both protocols tell it
+        # the cost of the picture, as both protocols show it
         return {
             "tier": request.tier,
             "precision": self.precision_of(request.tier),
@@ -165,14 +170,14 @@ class FluxCodec:
         }
 
     def precision_of(self, tier: str) -> str:
-        """What the transformer's matrix products take in: as responses name it."""
-        is_fp8 = self.offer.tiers.form_of(tier) == FP8
+        """The type of the inputs of the transformer's matrix products, as responses show it."""
+        is_fp8 = self.limits.tiers.form_of(tier) == FP8
         return FP8_PRECISION if is_fp8 else self.precision
 
     def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        # in: T5 tokens of the prompts; out: latent patches drawn, the tokens of this model
+        # in: text tokens of the prompts; out: latent patches drawn
         text = sum(answer.chunks[0].num_prompt_tokens for answer in answers)
-        patch = self.offer.side_multiple
+        patch = self.limits.side_multiple
         requests = [answer.request for answer in answers]
         drawn = sum((r.width // patch) * (r.height // patch) for r in requests)
         return {
@@ -200,24 +205,14 @@ class FluxCodec:
 def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:
     file = io.BytesIO()
     quality = DEFAULT_QUALITY[kind] if quality is None else quality
-    # WebP's quickest method: a third of the time of Pillow's default at the same size and distance
+    # WebP's fastest method: a third of the time of Pillow's default at the same size and distance
     options = {"method": 0} if kind == "webp" else {}
     Image.fromarray(pixels).save(file, kind.upper(), quality=quality, **options)
     return file.getvalue()
 
 
-def _check_outputs(request: V2Request) -> None:
-    known = [output["name"] for output in OUTPUT_TYPES]
-    for name in request.outputs:
-        if name not in known:
-            raise InvalidRequest(
-                f"unknown output {name[:64]!r}; there are {', '.join(map(str, known))}",
-                param=name[:64],
-            )
-
-
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """What all rows share, by `Wish` field, and the seed of the first row."""
+    """The fields of `ImageParameters` that all rows share, and the first row's seed."""
     parameters = Parameters(values, ignored=IGNORED_PARAMETERS)
     seed = parameters.read_int("seed")
     common = {

@@ -1,9 +1,9 @@
-"""The FLUX room's engine: slots, turns, and when a picture is finished. Knows jobs and canvases;
-knows no wire format and nobody who waits.
+"""The diffusion engine: slots, steps, and when a picture is finished.
 
-A turn is at most one VAE decode (of the picture that finished first), launched before one denoise
-step of pictures of one shape, of which at most one is new unless all are. Pictures join and leave
-at turns; on a GPU one turn is launched ahead. A turn that raises has advanced nobody.
+A step is at most one decode, of the picture that finished first, launched before one denoise step
+of pictures of one shape. At most one of these is new unless all are, so that the others wait for
+one picture's text encoders at most. Pictures join and leave between steps; on a GPU one step is
+launched ahead.
 """
 
 from __future__ import annotations
@@ -21,149 +21,165 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.finite import DAMAGED, check_finite
-from predictors.compute.device.pacing import Done, Pace
+from predictors.compute.device.pacing import FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement, is_device_lost
-from predictors.diffusion.inputs import FluxWork, Preparer, Prompt, PromptKey
-from predictors.diffusion.latents import Developed, Embedding, Step, StepShape
-from predictors.diffusion.request import ImageResult, Offer, Wish
-from predictors.diffusion.runner import Runner
-from predictors.diffusion.scheduling import choose, widths
-from predictors.diffusion.slots import (
-    FluxJob,
-    Slot,
-    canvas_of,
-    describe_slot,
-    resolution_of,
-    without_a_crowd,
+from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.latents import DecodedPicture, StepResult
+from predictors.diffusion.limits import PictureLimits
+from predictors.diffusion.model import (
+    DiffusionModel,
+    Embedding,
+    LoadOptions,
+    Prompt,
+    PromptKey,
+    StepShape,
 )
+from predictors.diffusion.request import ImageParameters, ImageResult
+from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.scheduling import best_widths, pick_group
+from predictors.diffusion.slots import DiffusionJob, Slot, with_one_new
 from predictors.errors import EngineFailed, StepFailed
-from predictors.models.flux.config import Facts
-from predictors.models.flux.weights import Parts, load_parts
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
 
 
-class FluxEngine:
-    """Implements `serving.Engine[FluxWork, ImageResult]` for one checkpoint."""
+class DiffusionEngine:
+    """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
 
     def __init__(
         self,
-        model: str,
-        facts: Facts,
-        offer: Offer,
+        name: str,
+        model: DiffusionModel,
+        limits: PictureLimits,
         preparer: Preparer,
         settings: FluxSettings,
         placement: Placement,
     ) -> None:
+        self._name = name
         self._model = model
-        self._facts = facts
-        self._offer = offer
+        self._limits = limits
         self._preparer = preparer
         self._settings = settings
         self._placement = placement
-        # a guided picture takes two rows, also where one slot is all there is
+        # a guided picture takes two rows, also in an engine of one slot
         self._max_rows = max(2, settings.slots)
-        self._slots: dict[FluxJob, Slot] = {}
-        self._runner: Runner | None = None
-        self._guard = RecompileGuard(model)
-        self._pace = Pace(placement)
-        compiled_for = {"checkpoint": facts, "settings": settings, "dtype": placement.precision}
+        self._slots: dict[DiffusionJob, Slot] = {}
+        self._runner: DiffusionRunner | None = None
+        self._guard = RecompileGuard(name)
+        self._pace = StepPacer(placement)
+        compiled_for = {
+            "checkpoint": model.config,
+            "settings": settings,
+            "dtype": placement.precision,
+        }
         bundle = Bundle(placement.cache, compiled_for)
-        self._start = Start(model, bundle, has_kernels=placement.is_cuda)
+        self._start = Start(name, bundle, has_kernels=placement.is_cuda)
         self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
 
-    # -- what the host asks from any thread ------------------------------------------------------
+    # -- any thread ------------------------------------------------------------------------------
     @property
     def slots(self) -> int:
-        """Pictures in the making at once."""
+        """The most pictures that are drawn together."""
         return self._settings.slots
 
     @property
     def busy(self) -> bool:
-        """Whether any picture is in the making."""
+        """True while any picture is being drawn."""
         return bool(self._slots)
 
     @property
-    def active(self) -> Sequence[FluxJob]:
+    def active(self) -> Sequence[DiffusionJob]:
         """Jobs in order of admission."""
         return list(self._slots)
 
-    def validate(self, work: FluxWork) -> None:
-        """Raise `InvalidRequest` for a shape that is never served."""
-        request = work.request
-        self._offer.check_sides(request.width, request.height)
-        self._offer.check_promise(request.width, request.height, request.max_sequence_length)
+    def validate(self, work: DiffusionWork) -> None:
+        """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
 
     def describe(self) -> Mapping[str, object]:
-        """See `serving.engine.Describes`."""
+        """The state for operators, as `serving.engine.Describes` says."""
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
         cached = {"entries": len(prompts), "bytes": prompts.num_bytes}
-        sizes = [f"{width}x{height}" for width, height in self._offer.sizes]
+        sizes = [f"{width}x{height}" for width, height in self._limits.sizes]
         return {
-            "running": {slot.job.id: describe_slot(slot) for slot in slots},
+            "running": {slot.job.id: slot.describe() for slot in slots},
             "caches": {"prompt_embedding": cached},
             "warm_shapes": sizes if self._start.kind else [],
             "widths": {} if runner is None else self._describe_widths(runner),
-            "attention": None if runner is None else runner.attention,
+            "attention": None if runner is None else runner.passes.attention,
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
         }
 
-    def _describe_widths(self, runner: Runner) -> dict[str, int]:
-        side = self._facts.patch_pixels
+    def _describe_widths(self, runner: DiffusionRunner) -> dict[str, int]:
+        side = self._limits.side_multiple
         return {
-            f"{columns * side}x{rows * side} {form}": width
-            for (_, rows, columns, form), width in list(runner.widths.items())
+            f"{shape.columns * side}x{shape.rows * side} {shape.form}": width
+            for shape, width in list(runner.widths.items())
         }
 
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
         self._start.begin()
-        self.take(load_parts(self._facts, self._placement, self._offer.tiers.forms))
-
-    def take(self, parts: Parts) -> None:
-        """Serve with these modules. What `load` ends with; a benchmark brings its own."""
-        self._start.begin()
-        offer = self._offer
-        self._runner = Runner(
-            self._model,
-            self._facts,
-            parts,
-            self._placement,
-            offer.sizes,
-            offer.default_sequence_length,
-            self._max_rows,
-            self._settings.fp8_attention,
+        options = LoadOptions(
+            self._limits.tiers.forms, self._limits.longest_sequence, self._settings.fp8_attention
+        )
+        passes = self._model.load(self._name, self._placement, options)
+        self._runner = DiffusionRunner(
+            self._name, passes, self._placement, self._limits, self._max_rows
         )
 
+    @property
+    def runner(self) -> DiffusionRunner:
+        """The loaded passes; raises `EngineFailed` before `load` and after `close`."""
+        if self._runner is None:
+            raise EngineFailed("the engine was used before load or after close")
+        return self._runner
+
     def warm(self, progress: Progress) -> None:
-        """Each promised size in each form at each number of rows once, through the very passes
-        that serve; then the widths are settled by what these took."""
-        runner = self._ready_runner()
+        """Run each promised size in each form at each number of rows once, as traffic will; then
+        choose the widths by the times these took."""
+        runner = self.runner
         shapes = [
             (size, form, rows)
-            for size in self._offer.sizes
-            for form in self._offer.tiers.forms
+            for size in self._limits.sizes
+            for form in self._limits.tiers.forms
             for rows in range(1, runner.largest_width(form) + 1)
         ]
         seconds: dict[tuple[StepShape, int], float] = {}
         with torch.inference_mode():
             for done, ((width, height), form, rows) in enumerate(shapes, start=1):
-                shape, took = self._rehearse(width, height, form, rows)
+                shape, took = self._warm_shape(width, height, form, rows)
                 seconds[shape, rows] = took
                 progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
-        runner.seal(widths(seconds))
+        runner.seal(best_widths(seconds))
         self._start.end()
         self._guard.seal()
 
+    def _warm_shape(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
+        """One prompt, one denoise step of `rows` pictures, and with one row a decode; the shape,
+        and the step's seconds."""
+        asked = ImageParameters("", width=width, height=height, num_inference_steps=1, seed=0)
+        work = self._preparer.prepare(self._limits.request(asked))
+        runner = self.runner
+        embedding = runner.encode(work.prompts[0])
+        states = [runner.start(work.plan, [embedding], form) for _ in range(rows)]
+        results = runner.denoise(states, rows)
+        seconds = runner.seconds_per_pass(states)
+        where = f"warm-up {width}x{height} {form} x{rows}"
+        check_finite([result.latents for result in results], f"the latents of {where}")
+        if rows == 1:
+            states[0].commit(results[0])
+            check_picture(runner.decode(states[0]).result(), where)
+        return states[0].shape, seconds
+
     def close(self) -> None:
-        """Forget modules and cached prompts; the device's memory goes back to the driver."""
+        """Forget weights and cached prompts; the device's memory goes back to the driver."""
         if self._runner is not None:
             self._runner.close()
         self._runner = None
@@ -172,154 +188,133 @@ class FluxEngine:
         if self._placement.is_cuda:
             torch.cuda.empty_cache()
 
-    def _rehearse(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
-        # one step and one picture: the text encoders, `rows` rows of denoising, the decoder
-        wish = Wish("", width=width, height=height, num_inference_steps=1, seed=0)
-        work = self._preparer.prepare(self._offer.request(wish))
-        runner = self._ready_runner()
-        prompt = work.prompts[0]
-        embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
-        canvases = [runner.begin(work.course, [embedding], form) for _ in range(rows)]
-        steps = runner.denoise(canvases, rows)
-        seconds = runner.seconds_per_pass(canvases)
-        shape = canvases[0].shape
-        what = f"warm-up {width}x{height} {form} x{rows}"
-        check_finite([step.latents for step in steps], f"the latents of {what}")
-        if rows == 1:
-            canvases[0].commit(steps[0])
-            check_picture(runner.decode(canvases[0]).result(), what)
-        return shape, seconds
-
-    # -- turns -----------------------------------------------------------------------------------
-    def admit(self, job: FluxJob) -> bool:
-        """A slot, if one is free. Its memory is bounded by slots, sizes and steps, never more."""
+    # -- steps -----------------------------------------------------------------------------------
+    def admit(self, job: DiffusionJob) -> bool:
+        """Give the job a slot, if one is free. A slot's memory is bounded by sizes and steps."""
         if len(self._slots) >= self.slots:
             return False
         self._slots[job] = Slot(job)
         return True
 
-    def evict(self, job: FluxJob) -> None:
-        """Drop the job's slot and tensors."""
+    def evict(self, job: DiffusionJob) -> None:
+        """Drop the job's slot and tensors. No-op without a slot."""
         self._slots.pop(job, None)
 
-    def step(self, jobs: Sequence[FluxJob]) -> None:
-        """One turn for some of `jobs`; see the module's first paragraph for what a turn is."""
-        mine = [self._slots[job] for job in jobs if job in self._slots]
-        finished = next((slot for slot in mine if slot.is_finished), None)
-        waiting = without_a_crowd([slot for slot in mine if not slot.is_finished])
-        runner, limit = self._ready_runner(), self._settings.age_limit_s
+    def step(self, jobs: Sequence[DiffusionJob]) -> None:
+        """One step for some of `jobs`: see the module's first lines for what a step is."""
+        slots = [self._slots[job] for job in jobs if job in self._slots]
+        finished = next((slot for slot in slots if slot.is_finished), None)
+        waiting = with_one_new([slot for slot in slots if not slot.is_finished])
+        runner, limit = self.runner, self._settings.age_limit_s
         width_of = {slot.job.work.shape: runner.width(slot.job.work.shape) for slot in waiting}
-        picked = choose([slot.pending for slot in waiting], width_of.__getitem__, limit)
+        picked = pick_group([slot.candidate for slot in waiting], width_of.__getitem__, limit)
         started = time.monotonic()
         with torch.inference_mode(), _device_errors():
-            self._take_turn(finished, [waiting[i] for i in picked])
+            self._run_step(finished, [waiting[i] for i in picked])
         took = time.monotonic() - started
         for i, slot in enumerate(waiting):
             slot.waited_s += 0.0 if i in picked else took
         self._guard.check()
 
-    def _take_turn(self, finished: Slot | None, group: Sequence[Slot]) -> None:
-        runner = self._ready_runner()
+    def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
+        runner = self.runner
         self._count_done(self._pace.wait())
         started = time.monotonic()
-        picture = None if finished is None else runner.decode(canvas_of(finished))
+        transfer = None if finished is None else runner.decode(finished.started)
         for slot in group:
-            self._begin(slot, runner)
-        steps: list[Step] = []
+            self._start_picture(slot, runner)
+        results: list[StepResult] = []
         if group:
-            with self._pace.step(resolution_of(group[0])):
-                steps = runner.denoise([canvas_of(slot) for slot in group])
+            with self._pace.step(group[0].resolution):
+                results = runner.denoise([slot.started for slot in group])
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
-        developed = None if picture is None else picture.result()
-        # -- nothing below can raise: the turn counts from here ----------------------------------
-        for slot, step in zip(group, steps, strict=True):
-            canvas_of(slot).commit(step)
+        picture = None if transfer is None else transfer.result()
+        # -- nothing below can raise: from here on the step counts -------------------------------
+        for slot, result in zip(group, results, strict=True):
+            slot.started.commit(result)
         self._count_steps(group)
-        if finished is not None and developed is not None:
+        if finished is not None and picture is not None:
             self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
-            if developed.is_finite:
-                self._hand_over(finished, developed)
+            if picture.is_finite:
+                self._finish(finished, picture)
             else:
                 self._fail(finished)
 
-    def _begin(self, slot: Slot, runner: Runner) -> None:
-        """Encode the prompts of a slot's first turn. Changes nothing that a retry would notice."""
-        if slot.canvas is not None:
+    def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> None:
+        """Encode the prompts in a slot's first step. A retry of the step finds them done."""
+        if slot.state is not None:
             return
         slot.started_at = time.monotonic()
         work = slot.job.work
         prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
-        slot.canvas = runner.begin(work.course, prompts, work.shape[3])
+        slot.state = runner.start(work.plan, prompts, work.form)
 
-    def _embed(self, job: FluxJob, prompt: Prompt, runner: Runner) -> Embedding:
+    def _embed(self, job: DiffusionJob, prompt: Prompt, runner: DiffusionRunner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
         if embedding is None:
             started = time.monotonic()
-            embedding = runner.encode(prompt.clip_ids, prompt.t5_ids)
+            embedding = runner.encode(prompt)
             self._prompts.put(prompt.key, embedding)
             self._observe_stage(job, "text_encode", time.monotonic() - started)
         return embedding
 
-    def _hand_over(self, slot: Slot, developed: Developed) -> None:
+    def _finish(self, slot: Slot, picture: DecodedPicture) -> None:
         job, request = slot.job, slot.job.work.request
-        metrics.images_total.labels(self._model, resolution_of(slot), request.tier).inc()
-        metrics.image_pixels.labels(self._model).observe(request.width * request.height)
-        metrics.inference_steps.labels(self._model).observe(request.num_inference_steps)
-        seconds = job.clock() - job.submitted_at  # told before the caller can look
-        metrics.ttfi_seconds.labels(self._model).observe(seconds, job.exemplar)
+        metrics.images_total.labels(self._name, slot.resolution, request.tier).inc()
+        metrics.image_pixels.labels(self._name).observe(request.width * request.height)
+        metrics.inference_steps.labels(self._name).observe(request.num_inference_steps)
+        seconds = job.clock() - job.submitted_at  # counted before the caller can see the picture
+        metrics.ttfi_seconds.labels(self._name).observe(seconds, job.exemplar)
         self.evict(job)
-        job.emit(ImageResult(developed.pixels, job.work.prompts[0].num_read))
+        job.emit(ImageResult(picture.pixels, job.work.prompts[0].num_read))
         job.finish()
 
     def _fail(self, slot: Slot) -> None:
-        """The picture holds NaN or infinities: answered as a failure, and its prompts are encoded
-        anew when they come again."""
+        """Fail the job of a picture with NaN or infinities, and drop its prompts' embeddings, so
+        that the next request encodes them again."""
         job = slot.job
-        log.error("%s: the picture of job %s is not finite", self._model, job.id)
+        log.error("%s: the picture of job %s is not finite", self._name, job.id)
         for prompt in job.work.prompts:
             self._prompts.drop(prompt.key)
         self.evict(job)
         job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 
-    def _ready_runner(self) -> Runner:
-        if self._runner is None:
-            raise EngineFailed("the engine was used before load or after close")
-        return self._runner
-
     # -- counting --------------------------------------------------------------------------------
     def _count_steps(self, group: Sequence[Slot]) -> None:
         if group:
-            metrics.denoise_steps_total.labels(self._model).inc(len(group))
-            metrics.batch_size.labels(self._model).observe(len(group))
+            metrics.denoise_steps_total.labels(self._name).inc(len(group))
+            metrics.batch_size.labels(self._name).observe(len(group))
         for slot in group:
             if slot.is_finished:
                 steps = slot.job.work.request.num_inference_steps
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
-    def _count_done(self, steps: Sequence[Done]) -> None:
+    def _count_done(self, steps: Sequence[FinishedStep]) -> None:
         for resolution, seconds in steps:
-            metrics.denoise_step_seconds.labels(self._model, resolution).observe(seconds)
+            metrics.denoise_step_seconds.labels(self._name, resolution).observe(seconds)
 
     def _count_cache(self, result: str) -> None:
-        metrics.cache_requests_total.labels(self._model, "prompt_embedding", result).inc()
+        metrics.cache_requests_total.labels(self._name, "prompt_embedding", result).inc()
 
-    def _observe_stage(self, job: FluxJob, stage: str, seconds: float, **facts: int) -> None:
-        job.note(stage, seconds, **facts)
-        metrics.stage_seconds.labels(self._model, stage).observe(seconds, job.exemplar)
+    def _observe_stage(
+        self, job: DiffusionJob, stage: str, seconds: float, **attributes: int
+    ) -> None:
+        job.add_stage(stage, seconds, **attributes)
+        metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
 
 
-def check_picture(developed: Developed, what: str) -> None:
-    """Raise `EngineFailed` for a warm-up picture that nobody could have asked for."""
-    if not developed.is_finite:
-        raise EngineFailed(f"the pixels of {what} are not finite; {DAMAGED}")
-    if developed.pixels.min() == developed.pixels.max():
-        raise EngineFailed(f"the picture of {what} is of one colour; {DAMAGED}")
+def check_picture(picture: DecodedPicture, where: str) -> None:
+    """Raise `EngineFailed` for a warm-up picture that is not finite, or of one colour."""
+    if not picture.is_finite:
+        raise EngineFailed(f"the pixels of {where} are not finite; {DAMAGED}")
+    if picture.pixels.min() == picture.pixels.max():
+        raise EngineFailed(f"the picture of {where} is of one colour; {DAMAGED}")
 
 
 @contextmanager
 def _device_errors() -> Iterator[None]:
-    """A lost device context is told apart from a job that failed."""
+    """Raise `StickyDeviceError` for a lost device context, anything else as it is."""
     try:
         yield
     except RuntimeError as error:

@@ -1,5 +1,7 @@
-"""A picture in the making and what is made of it: the values that stay on the device between turns,
-and the copy that brings the finished one to the host.
+"""A picture while it is denoised, its update by one step, and its transfer to the host.
+
+All tensors live on the device from the first step to the decoder. I counts latent patches, C a
+patch's channels, T text tokens; a picture has one row, or two with true CFG.
 """
 
 from __future__ import annotations
@@ -12,77 +14,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.compute.device.transfer import HostCopy
+from predictors.diffusion.model import StepShape
 from predictors.diffusion.sampling import euler, extrapolate, guide
 
-StepShape = tuple[int, int, int, str]
-"""T5 tokens, patches down, patches across, form of the weights: equal to share a step."""
 
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """One encoded prompt: pooled (pooled_dim,), context (T, dim) after the context embedder."""
-
-    pooled: Tensor
-    context: Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory it holds."""
-        return self.pooled.nbytes + self.context.nbytes
-
-
-class Step(NamedTuple):
-    """The values of a canvas after one more step."""
+class StepResult(NamedTuple):
+    """A picture's values after one more computed step."""
 
     latents: Tensor
-    """(patches, channels)."""
+    """(I, C)."""
     velocity: Tensor
-    """The velocity that led there, the same shape."""
+    """The velocity of that step, (I, C)."""
 
 
 @dataclass(slots=True)
-class Canvas:
-    """A picture in the making, on the device. `latents`, `velocity` and `index` are the only
-    state."""
+class DenoiseState:
+    """A picture while it is denoised. Engine thread only.
+
+    `latents`, `velocity` and `index` change, in `commit`; everything else is constant.
+    """
 
     latents: Tensor
-    """(patches, channels)."""
+    """(I, C) in the model's dtype."""
     velocity: Tensor | None
-    """Of the last computed step, the same shape."""
+    """Of the last computed step, (I, C); None before the first."""
     index: int
-    """Steps computed."""
+    """Steps computed so far."""
     context: Tensor
     """(rows, T, dim)."""
     modulation: Tensor
-    """(computed steps, rows, modulation_dim)."""
+    """(K, rows, features), with K the steps to compute."""
     dts: Tensor
-    """(computed steps,) in the model's dtype; read only if `is_exact`."""
+    """(K,) in the model's dtype; read only if `is_exact`."""
     coefficients: Tensor
-    """(computed steps, 2) float32; read only if not `is_exact`."""
+    """(K, 2) float32; read only if not `is_exact`."""
     is_exact: bool
-    """Whether every step of the schedule is computed."""
+    """True if every step of the schedule is computed."""
     cfg_scale: Tensor
     """() float32; read only with two rows."""
-    rotary: Tensor
+    positions: Tensor
+    """As `DiffusionPasses.positions` makes them, on the device."""
     shape: StepShape
 
     @property
     def num_rows(self) -> int:
-        """Rows of a step it takes."""
+        """Rows of a step that it takes."""
         return self.context.shape[0]
 
     @property
     def is_finished(self) -> bool:
-        """Whether only decoding is left."""
+        """True if only decoding is left."""
         return self.index == self.dts.shape[0]
 
-    def commit(self, step: Step) -> None:
-        """Be what `step` says."""
-        self.latents, self.velocity = step
+    def commit(self, result: StepResult) -> None:
+        """Advance by one computed step."""
+        self.latents, self.velocity = result
         self.index += 1
 
 
-class Developed(NamedTuple):
+class DecodedPicture(NamedTuple):
     """A finished picture on the host."""
 
     pixels: NDArray[np.uint8]
@@ -91,25 +81,25 @@ class Developed(NamedTuple):
     """False if any value was NaN or infinite before it was rounded to a level."""
 
 
-class Developing:
-    """A finished picture on its way to the host, as `decoder.develop_checked` made it."""
+class PictureTransfer:
+    """A decoded picture on its way to the host, as `DiffusionPasses.decoder` made it."""
 
     def __init__(self, copy: HostCopy, height: int, width: int) -> None:
         self._copy = copy
         self._shape = (height, width, 3)
 
-    def result(self) -> Developed:
-        """Waits for this picture alone. Call it once everything else of this turn is launched."""
+    def result(self) -> DecodedPicture:
+        """Wait for this picture alone; call it once everything else of the step is launched."""
         levels = self._copy.result().numpy()
-        return Developed(levels[:-1].reshape(self._shape), bool(levels[-1]))
+        return DecodedPicture(levels[:-1].reshape(self._shape), bool(levels[-1]))
 
 
-def advanced(canvas: Canvas, velocity: Tensor) -> Step:
-    """The next step, for the model's `velocity` (rows, patches, channels)."""
+def next_step(state: DenoiseState, velocity: Tensor) -> StepResult:
+    """The update of one picture, for the model's `velocity` (rows, I, C)."""
     toward = velocity[0]
-    if canvas.num_rows == 2:
-        toward = guide(toward, velocity[1], canvas.cfg_scale)
-    if canvas.is_exact:
-        return Step(euler(canvas.latents, toward, canvas.dts[canvas.index]), toward)
-    by = canvas.coefficients[canvas.index]
-    return Step(extrapolate(canvas.latents, toward, canvas.velocity, by), toward)
+    if state.num_rows == 2:
+        toward = guide(toward, velocity[1], state.cfg_scale)
+    if state.is_exact:
+        return StepResult(euler(state.latents, toward, state.dts[state.index]), toward)
+    by = state.coefficients[state.index]
+    return StepResult(extrapolate(state.latents, toward, state.velocity, by), toward)

@@ -1,60 +1,187 @@
-"""What one checkpoint offers under the settings on one device. Knows every knob of the room; knows
-no request, no weights and no wire.
+"""The limits and defaults of one checkpoint, from its config and the settings, and their checks.
+
+`PictureLimits.request` is the only way from a caller's parameters to an `ImageRequest`, so that V2
+and OpenAI callers get the same defaults and refusals.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, Offer, Tiers
+from predictors.diffusion.model import CheckpointConfig
+from predictors.diffusion.request import (
+    HIGH,
+    LOSSLESS,
+    MAX_SEED,
+    TIERS,
+    TURBO,
+    ImageParameters,
+    ImageRequest,
+    Tiers,
+    check_prompt,
+    check_range,
+)
 from predictors.errors import InvalidRequest
-from predictors.models.flux.config import Facts
 from predictors.settings import FluxSettings, InvalidSetting
 
+T = TypeVar("T")
+
 CPU = torch.device("cpu")
+MAX_SCALE = 100
+OUTPUT_FORMATS = ("png", "jpeg", "webp")
+NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 NO_UNITS = "which this GPU does not multiply (compute capability 8.9 and later do)"
 
 
-def make_offer(facts: Facts, settings: FluxSettings, device: torch.device = CPU) -> Offer:
-    """What this checkpoint draws under these settings on `device`; raises `InvalidSetting` naming
-    the knob."""
-    if settings.unpromised not in {"serve", "refuse"}:
-        raise InvalidSetting(
-            f"flux.unpromised must be serve or refuse, not {settings.unpromised!r}"
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """The limits and defaults of one checkpoint under the settings; sides in pixels. Immutable."""
+
+    default_width: int
+    default_height: int
+    default_steps: int
+    default_guidance: float
+    default_sequence_length: int
+    max_sequence_length: int
+    side_multiple: int
+    min_side: int
+    max_side: int
+    max_pixels: int
+    max_steps: int
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) that are compiled and warmed."""
+    refuses_unpromised: bool
+    tiers: Tiers
+
+    @property
+    def longest_sequence(self) -> int:
+        """Text tokens and latent patches of the largest promised size."""
+        patches = max(width * height for width, height in self.sizes) // self.side_multiple**2
+        return self.default_sequence_length + patches
+
+    def request(self, asked: ImageParameters) -> ImageRequest:
+        """`asked` with its defaults; raises `InvalidRequest` naming the field and the numbers."""
+        check_prompt("prompt", asked.prompt)
+        if asked.negative_prompt is not None:
+            check_prompt("negative_prompt", asked.negative_prompt)
+        request = ImageRequest(
+            prompt=asked.prompt,
+            negative_prompt=asked.negative_prompt,
+            width=self.default_width if asked.width is None else asked.width,
+            height=self.default_height if asked.height is None else asked.height,
+            num_inference_steps=_or(asked.num_inference_steps, self.default_steps),
+            guidance_scale=_or(asked.guidance_scale, self.default_guidance),
+            true_cfg_scale=_cfg_scale(asked),
+            seed=secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed,
+            max_sequence_length=_or(asked.max_sequence_length, self.default_sequence_length),
+            output_format=asked.output_format or "png",
+            output_compression=asked.output_compression,
+            tier=_or(asked.tier, self.tiers.default),
         )
-    if not 0 <= settings.png_level <= 9:
-        raise InvalidSetting(f"flux.png_level must be from 0 to 9, not {settings.png_level}")
-    if settings.slots < 1:
-        raise InvalidSetting(f"flux.slots must be at least 1, not {settings.slots}")
-    width, height = default = _default_size(facts, settings)
-    tokens = settings.max_sequence_length or facts.default_text_tokens
-    if not 1 <= tokens <= facts.max_text_tokens:
+        self._check_size(request)
+        self._check_numbers(request)
+        _check_output(request)
+        self._check_tier(request)
+        return request
+
+    def check_sides(self, width: int, height: int) -> None:
+        """Raise `InvalidRequest` for sides that the model or the settings rule out."""
+        for name, side in (("width", width), ("height", height)):
+            in_range = self.min_side <= side <= self.max_side
+            if not in_range or side % self.side_multiple:
+                raise InvalidRequest(
+                    f"{name} must be a multiple of {self.side_multiple} from {self.min_side} to "
+                    f"{self.max_side}, not {side}",
+                    param=name,
+                )
+        if width * height > self.max_pixels:
+            raise InvalidRequest(
+                f"width x height is {width}x{height} = {width * height} pixels; at most "
+                f"{self.max_pixels} are drawn",
+                param="width",
+            )
+
+    def _check_size(self, request: ImageRequest) -> None:
+        self.check_sides(request.width, request.height)
+        check_range("max_sequence_length", request.max_sequence_length, 1, self.max_sequence_length)
+        if self.refuses_unpromised:
+            self._check_promise(request)
+
+    def _check_promise(self, request: ImageRequest) -> None:
+        """Raise `InvalidRequest` for a shape that is not compiled and warmed."""
+        if (request.width, request.height) not in self.sizes:
+            promised = ", ".join(f"{w}x{h}" for w, h in self.sizes)
+            raise InvalidRequest(
+                f"size {request.width}x{request.height} is not served here; "
+                f"promised are {promised}",
+                param="size",
+            )
+        if request.max_sequence_length != self.default_sequence_length:
+            raise InvalidRequest(
+                f"max_sequence_length {request.max_sequence_length} is not served here; "
+                f"promised is {self.default_sequence_length}",
+                param="max_sequence_length",
+            )
+
+    def _check_tier(self, request: ImageRequest) -> None:
+        if request.tier not in self.tiers.loaded:
+            raise InvalidRequest(
+                f"tier {request.tier[:32]!r} is not loaded here; loaded are "
+                f"{', '.join(self.tiers.loaded)}",
+                param="tier",
+            )
+
+    def _check_numbers(self, request: ImageRequest) -> None:
+        check_range("num_inference_steps", request.num_inference_steps, 1, self.max_steps)
+        check_range("guidance_scale", request.guidance_scale, 0, MAX_SCALE)
+        check_range("true_cfg_scale", request.true_cfg_scale, 0, MAX_SCALE)
+        check_range("seed", request.seed, 0, MAX_SEED)
+        if request.true_cfg_scale > 1 and request.negative_prompt is None:
+            raise InvalidRequest(
+                f"true_cfg_scale {request.true_cfg_scale:g} needs a negative_prompt; without one "
+                "leave it out or at 1",
+                param="true_cfg_scale",
+            )
+
+
+def make_limits(
+    config: CheckpointConfig, settings: FluxSettings, device: torch.device = CPU
+) -> PictureLimits:
+    """The limits of a checkpoint under these settings on `device`; raises `InvalidSetting` naming
+    the setting."""
+    width, height = default = _default_size(config, settings)
+    tokens = settings.max_sequence_length or config.default_text_tokens
+    if not 1 <= tokens <= config.max_text_tokens:
         raise InvalidSetting(
-            f"flux.max_sequence_length must be from 1 to {facts.max_text_tokens}, not {tokens}"
+            f"flux.max_sequence_length must be from 1 to {config.max_text_tokens}, not {tokens}"
         )
-    steps = settings.default_steps or facts.default_steps
+    steps = settings.default_steps or config.default_steps
     if not 1 <= steps <= settings.max_steps:
         raise InvalidSetting(f"flux.default_steps is {steps}, flux.max_steps {settings.max_steps}")
-    offer = Offer(
+    limits = PictureLimits(
         default_width=width,
         default_height=height,
         default_steps=steps,
+        default_guidance=config.default_guidance,
         default_sequence_length=tokens,
-        max_sequence_length=facts.max_text_tokens,
-        side_multiple=facts.patch_pixels,
+        max_sequence_length=config.max_text_tokens,
+        side_multiple=config.patch_pixels,
         min_side=settings.min_side,
         max_side=settings.max_side,
         max_pixels=settings.max_pixels,
         max_steps=settings.max_steps,
         sizes=tuple(dict.fromkeys(_sizes("flux.sizes", settings.sizes) or [default])),
         refuses_unpromised=settings.unpromised == "refuse",
-        tiers=make_tiers(settings, device, is_quantized=facts.is_quantized),
+        tiers=make_tiers(settings, device, is_quantized=config.is_quantized),
     )
-    _check_sizes(offer)
-    return offer
+    _check_sizes(limits)
+    return limits
 
 
 def make_tiers(settings: FluxSettings, device: torch.device, *, is_quantized: bool) -> Tiers:
@@ -92,8 +219,8 @@ def _named_tiers(text: str) -> tuple[str, ...]:
     return tuple(tier for tier in TIERS if tier in named)
 
 
-def _default_size(facts: Facts, settings: FluxSettings) -> tuple[int, int]:
-    native = (facts.sample_size, facts.sample_size)
+def _default_size(config: CheckpointConfig, settings: FluxSettings) -> tuple[int, int]:
+    native = (config.sample_size, config.sample_size)
     asked = _sizes("flux.default_size", settings.default_size)
     promised = _sizes("flux.sizes", settings.sizes)
     if asked:
@@ -103,15 +230,15 @@ def _default_size(facts: Facts, settings: FluxSettings) -> tuple[int, int]:
     return promised[0] if is_lost else native
 
 
-def _check_sizes(offer: Offer) -> None:
-    for width, height in ((offer.default_width, offer.default_height), *offer.sizes):
+def _check_sizes(limits: PictureLimits) -> None:
+    for width, height in ((limits.default_width, limits.default_height), *limits.sizes):
         try:
-            offer.check_sides(width, height)
+            limits.check_sides(width, height)
         except InvalidRequest as error:
             message = f"size {width}x{height} can't be promised: {error.message}"
             raise InvalidSetting(message) from error
-    default = (offer.default_width, offer.default_height)
-    if offer.refuses_unpromised and default not in offer.sizes:
+    default = (limits.default_width, limits.default_height)
+    if limits.refuses_unpromised and default not in limits.sizes:
         raise InvalidSetting(f"flux.default_size {default} would be refused: not in flux.sizes")
 
 
@@ -123,3 +250,31 @@ def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
             raise InvalidSetting(f"{knob} must be WIDTHxHEIGHT, comma-separated, not {part!r}")
         sizes.append((int(width), int(height)))
     return sizes
+
+
+def _cfg_scale(asked: ImageParameters) -> float:
+    if asked.true_cfg_scale is not None:
+        return asked.true_cfg_scale
+    return 1.0 if asked.negative_prompt is None else NEGATIVE_PROMPT_SCALE
+
+
+def _check_output(request: ImageRequest) -> None:
+    if request.output_format not in OUTPUT_FORMATS:
+        raise InvalidRequest(
+            f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, "
+            f"not {request.output_format[:32]!r}",
+            param="output_format",
+        )
+    if request.output_compression is None:
+        return
+    check_range("output_compression", request.output_compression, 0, 100)
+    if request.output_format == "png" and request.output_compression != 100:
+        raise InvalidRequest(
+            f"output_compression {request.output_compression} is for jpeg and webp; png is always "
+            "lossless (100)",
+            param="output_compression",
+        )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

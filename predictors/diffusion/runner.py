@@ -1,212 +1,150 @@
-"""The forward passes: encode a prompt, begin a picture, one denoise step of several, decode one.
-Knows tensors, shapes, compiled units and graphs; knows no job, no deadline and no wire.
+"""Runs a model's forward passes: encodes a prompt, starts a picture, denoises several, decodes one.
 
-On a GPU a step of a promised shape is one CUDA graph of fused operations; on the CPU it is plain
-torch, or compiled block by block. Everything runs on the engine thread inside
-`torch.inference_mode`. No method changes a `Canvas`: results are returned, and the engine commits
-them once the whole turn has succeeded.
+On a GPU each pass of a promised shape is one CUDA graph; elsewhere it is the function the model
+gives. Everything runs on the engine thread in `torch.inference_mode`. No method changes a
+`DenoiseState`: results are returned, and the engine commits them once the whole step has succeeded.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.pacing import Pace
+from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import Placement
 from predictors.compute.device.transfer import to_device, to_host_async
-from predictors.compute.kernels.attention import choose_attention, fp8_attention
 from predictors.compute.profiling.profiler import staged
-from predictors.diffusion.latents import Canvas, Developing, Embedding, Step, StepShape, advanced
-from predictors.diffusion.request import BASE, FP8
-from predictors.diffusion.sampling import Course, unpack
-from predictors.models.flux.config import Facts
-from predictors.models.flux.modules import decoder as decoding
-from predictors.models.flux.modules.operations import Operations, Plain, PlainFp8
-from predictors.models.flux.modules.rotary import rotary_table
-from predictors.models.flux.modules.text_encoders import clip_pooled, t5_states
-from predictors.models.flux.modules.transformer import EAGER, DoubleBlock, Ends, Passes, SingleBlock
-from predictors.models.flux.weights import Parts
+from predictors.diffusion.latents import DenoiseState, PictureTransfer, StepResult, next_step
+from predictors.diffusion.limits import PictureLimits
+from predictors.diffusion.model import DiffusionPasses, Embedding, Prompt, StepShape
+from predictors.diffusion.request import BASE
+from predictors.diffusion.sampling import DenoisePlan
 
-log = logging.getLogger(__name__)
-
-NUM_ROTARY_TABLES = 64  # 2 MB each at 1024x1024
+NUM_POSITIONS = 64  # tables kept on the device; 2 MB each at 1024x1024
 NUM_TIMED = 3
 
 
-class Runner:
-    """One checkpoint's passes. `promised` are the (width, height) with compiled passes."""
+class DiffusionRunner:
+    """One loaded checkpoint's passes, with their graphs and widths. Engine thread only."""
 
     def __init__(
         self,
-        model: str,
-        facts: Facts,
-        parts: Parts,
+        name: str,
+        passes: DiffusionPasses,
         placement: Placement,
-        promised: Sequence[tuple[int, int]],
-        num_tokens: int,
+        limits: PictureLimits,
         max_rows: int,
-        narrows_attention: bool = True,
     ) -> None:
-        self._model = model
-        self._facts = facts
-        self._parts = parts
+        self.passes = passes
         self._placement = placement
-        self._num_tokens = num_tokens
-        side = facts.patch_pixels
-        self._promised = {(height // side, width // side) for width, height in promised}
+        self._num_text = limits.default_sequence_length
+        self._patch_pixels = side = limits.side_multiple
+        self._promised = {(height // side, width // side) for width, height in limits.sizes}
+        self._promised_patches = {rows * columns for rows, columns in self._promised}
         self._max_rows = max_rows
-        self._graphs = Graphs(model, placement)
-        self.attention = "sdpa"
-        self._steps: dict[tuple[int, int, str, int], Callable[..., Tensor]] = {}
-        self._encoders: dict[tuple[int, int], Captured[tuple[Tensor, Tensor]]] = {}
-        self._developers: dict[tuple[int, int], Callable[..., Tensor]] = {}
+        self._graphs = Graphs(name, placement)
+        self._steps: dict[tuple[int, int, str, int], Captured[Tensor]] = {}
+        self._encoders: dict[int, Captured[tuple[Tensor, ...]]] = {}
+        self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
         self.widths: dict[StepShape, int] = {}
         self._is_sealed = False
-        self._is_measured = placement.is_cuda  # elsewhere the time is no measure: cores are shared
-        self._rotary = lru_cache(NUM_ROTARY_TABLES)(self._rotary_table)
-        self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
-        self._decoding: decoding.Operations = decoding.PLAIN
-        if placement.is_cuda:
-            self._use_fused_operations(narrows_attention)
-        self._passes = EAGER if placement.is_cuda else _compiled_passes(placement)
-        # aot_eager gives the decoder's group norm strides it then refuses (torch 2.11)
-        can_compile = placement.compile == "inductor" and not placement.is_cuda
-        develop = decoding.develop_checked
-        self._develop = compiled(develop, placement, "flux_decoder") if can_compile else develop
+        self._is_measured = placement.is_cuda  # on shared CPU cores the time would mean little
+        self._positions = lru_cache(NUM_POSITIONS)(self._positions_on_device)
 
-    def _use_fused_operations(self, narrows_attention: bool) -> None:
-        from predictors.models.flux.modules.decoder_fused import (
-            Fused as FusedDecoding,  # needs Triton
-        )
-        from predictors.models.flux.modules.fused import Fused, FusedFp8
-
-        shape = self._facts.shape
-        largest = max((rows * columns for rows, columns in self._promised), default=1)
-        choice = choose_attention(
-            self._placement, shape.num_heads, shape.head_dim, self._num_tokens + largest
-        )
-        choice.announce(self._model)
-        self.attention = choice.name
-        narrow = fp8_attention(self._placement, shape.head_dim) if narrows_attention else None
-        log.info(
-            "%s: attention of fp8 weights in %s", self._model, "fp8" if narrow else "their own"
-        )
-        self._operations = {
-            BASE: Fused(choice.attention),
-            FP8: FusedFp8(choice.attention, narrow),
-        }
-        self._decoding = FusedDecoding(self._parts.decoder)
-
-    # -- a picture's way ------------------------------------------------------------------------
+    # -- one picture from prompt to pixels -------------------------------------------------------
     @staged("text_encode")
-    def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> Embedding:
-        """Both text encoders on one prompt, ids (1, n) on the host: always one row, so its bits
-        know no neighbours."""
-        place = self._placement
-        ids = (to_device(clip_ids, place), to_device(t5_ids, place))
-        key = (clip_ids.shape[1], t5_ids.shape[1])
-        run: Callable[..., tuple[Tensor, Tensor]] = self._encoders.get(key, self._encode)
-        if key not in self._encoders and self._captures and key[1] == self._num_tokens:
-            run = self._encoders[key] = self._graphs.capture(self._encode, ids, "text encoders")
+    def encode(self, prompt: Prompt) -> Embedding:
+        """The text encoders on one prompt: always one row, so its bits depend on nothing else."""
+        ids = tuple(to_device(each, self._placement) for each in prompt.ids)
+        num_text = prompt.num_tokens
+        captured = self._encoders.get(num_text)
+        if captured is None and self._captures and num_text == self._num_text:
+            captured = self._graphs.capture(self.passes.encode, ids, "text encoders")
+            self._encoders[num_text] = captured
+        run: Callable[..., tuple[Tensor, ...]] = captured or self.passes.encode
         # a graph's results hold until the next replay only
-        return Embedding(*(result.clone() for result in run(*ids)))
+        context, *pooled = (result.clone() for result in run(*ids))
+        return Embedding(context, tuple(pooled))
 
-    def _encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
-        dtype, parts = self._placement.dtype, self._parts
-        pooled = clip_pooled(parts.clip, clip_ids)[0].to(dtype)
-        states = t5_states(parts.t5, t5_ids)[0].to(dtype)
-        return pooled, parts.conditioning.context(states)
-
-    def begin(self, course: Course, prompts: Sequence[Embedding], form: str) -> Canvas:
-        """Everything the steps of one picture have in common, and its noise."""
+    def start(self, plan: DenoisePlan, prompts: Sequence[Embedding], form: str) -> DenoiseState:
+        """A picture before its first step: everything its steps have in common, and its noise."""
         place = self._placement
         context = torch.stack([prompt.context for prompt in prompts])
-        shape = (context.shape[1], course.rows, course.columns, form)
-        return Canvas(
-            latents=to_device(course.noise, place, place.dtype),
+        return DenoiseState(
+            latents=to_device(plan.noise, place, place.dtype),
             velocity=None,
             index=0,
             context=context,
-            modulation=self._parts.conditioning.modulations(
-                to_device(course.timesteps, place),
-                to_device(course.guidance, place),
-                torch.stack([prompt.pooled for prompt in prompts]),
+            modulation=self.passes.modulations(
+                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
             ),
-            dts=to_device(course.dts, place),
-            coefficients=to_device(course.coefficients, place),
-            is_exact=course.is_exact,
-            cfg_scale=to_device(course.cfg_scale, place),
-            rotary=self._rotary(shape[:3]),
-            shape=shape,
+            dts=to_device(plan.dts, place),
+            coefficients=to_device(plan.coefficients, place),
+            is_exact=plan.is_exact,
+            cfg_scale=to_device(plan.cfg_scale, place),
+            positions=self._positions(context.shape[1], plan.rows, plan.columns),
+            shape=StepShape(context.shape[1], plan.rows, plan.columns, form),
         )
 
     @staged("denoise_step")
-    def denoise(self, canvases: Sequence[Canvas], width: int = 0) -> list[Step]:
-        """What each canvas is after its next computed step; all have one shape.
+    def denoise(self, states: Sequence[DenoiseState], width: int = 0) -> list[StepResult]:
+        """The next computed step of each of `states`, which have one shape.
 
         `width` rows share a pass, or as many as `self.width` says. Launches only: no value is read
         back and nothing is uploaded.
         """
-        first = canvases[0]
-        latents = torch.cat([c.latents.expand(c.num_rows, -1, -1) for c in canvases])
-        context = torch.cat([c.context for c in canvases])
-        modulation = torch.cat([c.modulation[c.index] for c in canvases])
+        first = states[0]
+        latents = torch.cat([s.latents.expand(s.num_rows, -1, -1) for s in states])
+        context = torch.cat([s.context for s in states])
+        modulation = torch.cat([s.modulation[s.index] for s in states])
         width = width or self.width(first.shape)
         shares = zip(*(x.split(width) for x in (latents, context, modulation)), strict=True)
         velocity = torch.cat([self._velocity(first, *share) for share in shares])
-        each = velocity.split([c.num_rows for c in canvases])
-        return [advanced(c, share) for c, share in zip(canvases, each, strict=True)]
+        each = velocity.split([s.num_rows for s in states])
+        return [next_step(s, share) for s, share in zip(states, each, strict=True)]
 
     @staged("vae_decode")
-    def decode(self, canvas: Canvas) -> Developing:
-        """Begin to decode a finished canvas. Launches only."""
-        _, rows, columns, _ = canvas.shape
-        facts = self._facts
-        latents = unpack(canvas.latents[None], rows, columns)
-        latents = latents / facts.latent_scale + facts.latent_shift
-        copy = to_host_async(self._developer(rows, columns, latents)(latents))
-        side = facts.patch_pixels
-        return Developing(copy, rows * side, columns * side)
+    def decode(self, state: DenoiseState) -> PictureTransfer:
+        """Start to decode a finished picture. Launches only."""
+        rows, columns = state.shape.rows, state.shape.columns
+        latents = self.passes.unpacked(state.latents, rows, columns)
+        copy = to_host_async(self._decoder(rows, columns, latents)(latents))
+        return PictureTransfer(copy, rows * self._patch_pixels, columns * self._patch_pixels)
 
     # -- widths ---------------------------------------------------------------------------------
     def width(self, shape: StepShape) -> int:
         """Rows that share a pass of this shape."""
-        largest = self.largest_width(shape[3])
+        largest = self.largest_width(shape.form)
         return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
 
     def largest_width(self, form: str) -> int:
-        """Rows that may ever share a pass.
+        """The most rows that ever share a pass.
 
-        On a GPU a row's bits depend on its company, so the exact weights take one at a time there;
-        from 512x512 on that costs nothing, since one picture fills the device.
+        On a GPU a row's bits depend on the rows beside it, so the exact weights take one at a time
+        there; from 512x512 on that costs nothing, since one picture fills the device.
         """
         return 1 if self._is_measured and form == BASE else self._max_rows
 
-    def seconds_per_pass(self, canvases: Sequence[Canvas]) -> float:
-        """Device seconds of a step in which all `canvases` share one pass, warmed before; 0 where
+    def seconds_per_pass(self, states: Sequence[DenoiseState]) -> float:
+        """Device seconds of a step in which all `states` share one pass, warmed before; 0 where
         widths are not measured. Waits for the device: while warming only."""
         if not self._is_measured:
             return 0.0
-        pace = Pace(self._placement)
+        pace = StepPacer(self._placement)
         for _ in range(NUM_TIMED):
             with pace.step(""):
-                self.denoise(canvases, sum(canvas.num_rows for canvas in canvases))
+                self.denoise(states, sum(state.num_rows for state in states))
         return statistics.median(done.seconds for done in pace.wait(ahead=1))
 
     def seal(self, widths: Mapping[StepShape, int]) -> None:
-        """Serve with these widths; whatever is not captured by now never will be."""
+        """Serve with these widths; nothing is captured from now on."""
         self.widths = dict(widths)
-        patches = {
-            (t, rows * columns, form): width for (t, rows, columns, form), width in widths.items()
-        }
+        patches = {(s.num_text, s.rows * s.columns, s.form): width for s, width in widths.items()}
         self._steps = {
             key: run for key, run in self._steps.items() if key[3] <= patches.get(key[:3], 1)
         }
@@ -214,63 +152,54 @@ class Runner:
         self._is_sealed = True
 
     @property
+    def captures(self) -> int:
+        """Graphs captured so far."""
+        return self._graphs.count
+
+    @property
     def captures_after_ready(self) -> int:
-        """Graphs that were captured after `seal`. Any thread."""
+        """Graphs captured after `seal`. Any thread."""
         return self._graphs.count_after_ready
 
     def close(self) -> None:
-        """Give the graphs back."""
+        """Give the graphs' memory back."""
         self._graphs.close()
 
     # -- passes ---------------------------------------------------------------------------------
     def _velocity(
-        self, canvas: Canvas, latents: Tensor, context: Tensor, modulation: Tensor
+        self, state: DenoiseState, latents: Tensor, context: Tensor, modulation: Tensor
     ) -> Tensor:
-        num_text, rows, columns, form = canvas.shape
-        inputs = (latents, context, modulation, canvas.rotary)
-        # a step sees how many patches there are; how they are arranged, the rotary table says
-        key = (num_text, rows * columns, form, latents.shape[0])
+        shape = state.shape
+        inputs = (latents, context, modulation, state.positions)
+        num_patches = shape.rows * shape.columns
+        # a pass depends on the number of patches; `positions` says how they are arranged
+        key = (shape.num_text, num_patches, shape.form, latents.shape[0])
         captured = self._steps.get(key)
-        if captured is None and self._captures and self._is_promised(canvas.shape):
-            captured = self._steps[key] = self._graphs.capture(
-                self._pass(canvas.shape), inputs, f"step of {key}"
-            )
         if captured is None:
-            return self._pass(canvas.shape)(*inputs)
+            is_promised = shape.num_text == self._num_text and num_patches in self._promised_patches
+            run = self.passes.velocity(shape.form, is_promised=is_promised)
+            if not (is_promised and self._captures):
+                return run(*inputs)
+            captured = self._graphs.capture(run, inputs, f"step of {key}")
+            self._steps[key] = captured
         return captured(*inputs).clone()  # a graph's result holds until the next replay only
 
-    def _pass(self, shape: StepShape) -> Callable[..., Tensor]:
-        passes = self._passes if self._is_promised(shape) else EAGER
-        return partial(self._parts.transformers[shape[3]], self._operations[shape[3]], passes)
-
-    def _developer(self, rows: int, columns: int, latents: Tensor) -> Callable[..., Tensor]:
+    def _decoder(self, rows: int, columns: int, latents: Tensor) -> Callable[..., Tensor]:
+        captured = self._decoders.get((rows, columns))
+        if captured is not None:
+            return captured
         is_promised = (rows, columns) in self._promised
-        develop = self._develop if is_promised else decoding.develop_checked
-        run = self._developers.get((rows, columns))
-        if run is None:
-            run = partial(develop, self._parts.decoder, operations=self._decoding)
-            if self._captures and is_promised:
-                run = self._graphs.capture(run, (latents,), f"decode {rows}x{columns}")
-                self._developers[rows, columns] = run
-        return run
+        run = self.passes.decoder(is_promised=is_promised)
+        if not (is_promised and self._captures):
+            return run
+        captured = self._graphs.capture(run, (latents,), f"decode {rows}x{columns}")
+        self._decoders[rows, columns] = captured
+        return captured
 
     @property
     def _captures(self) -> bool:
         can = self._placement.is_cuda and self._placement.compile != "off"
         return can and not self._is_sealed
 
-    def _is_promised(self, shape: StepShape) -> bool:
-        patches = {rows * columns for rows, columns in self._promised}
-        return shape[0] == self._num_tokens and shape[1] * shape[2] in patches
-
-    def _rotary_table(self, shape: tuple[int, int, int]) -> Tensor:
-        axes = self._facts.shape.rotary_axes
-        return to_device(rotary_table(*shape, axes), self._placement)
-
-
-def _compiled_passes(placement: Placement) -> Passes:
-    return Passes(
-        double=compiled(DoubleBlock.forward, placement, "flux_double_block"),
-        single=compiled(SingleBlock.forward, placement, "flux_single_block"),
-        ends=compiled(Ends.forward, placement, "flux_ends"),
-    )
+    def _positions_on_device(self, num_text: int, rows: int, columns: int) -> Tensor:
+        return to_device(self.passes.positions(num_text, rows, columns), self._placement)

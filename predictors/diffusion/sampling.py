@@ -1,8 +1,8 @@
-"""The noise schedule, the Euler update of flow matching with or without a call of the model for
-each of its steps, and how latents are packed. Pure arithmetic: knows no model and no request.
+"""The arithmetic of flow matching: noise schedule, Euler steps with or without a call of the model,
+classifier-free guidance, and packed noise.
 
-The schedule is diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps`, bit for bit; the packing
-is `FluxPipeline._pack_latents`.
+The schedule is diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps`, bit for bit; packing is
+`FluxPipeline._pack_latents`. I counts latent patches, C a patch's channels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.errors import InvalidRequest
-from predictors.models.flux.folder import UNSERVED_OPTIONS
 
-# how `plan` places model calls; `benchmarks/flux/tiers_plans.py` compares it with others
+UNSERVED_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+"""Options of diffusers' scheduler class that are not implemented here."""
+
+# how `plan_calls` places model calls; `benchmarks/flux/tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
 GROWTH = (1 / 6, 0.3)
@@ -29,7 +37,7 @@ GROWTH = (1 / 6, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A checkpoint's noise schedule; fields are named as in its scheduler config."""
+    """A checkpoint's noise schedule. Fields have the names of its scheduler config."""
 
     num_train_timesteps: int = 1000
     shift: float = 1.0
@@ -43,7 +51,8 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Schedule:
-        """From the config of a `FlowMatchEulerDiscreteScheduler`, defaults filled in."""
+        """The schedule of a config of `FlowMatchEulerDiscreteScheduler`, defaults filled in; raises
+        `InvalidRequest` for an option that is not implemented."""
         for name in UNSERVED_OPTIONS:
             if config.get(name):
                 raise InvalidRequest(f"the checkpoint's schedule sets {name}, which is not served")
@@ -73,30 +82,30 @@ class Schedule:
         return shifted.astype(np.float32)
 
     def timesteps(self, sigmas: NDArray[np.float32], dtype: torch.dtype) -> Tensor:
-        """What the time embedder takes, (steps,) in `dtype`, one per noise level but the last.
+        """The time embedder's input, (steps,) in `dtype`, one per noise level but the last.
 
-        The pipeline hands the model timestep / 1000 in the model's dtype and the model multiplies
-        by 1000 again: in bfloat16 that rounds twice, and the model was sampled that way ever since.
+        The pipeline passes timestep / 1000 in the model's dtype and the model multiplies by 1000
+        again. In bfloat16 that rounds twice, and is kept, since the model is always sampled so.
         """
         timesteps = torch.from_numpy(sigmas[:-1].copy()) * self.num_train_timesteps
         return timesteps.to(dtype) / 1000 * 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """All that the steps of one picture need besides its prompt, on the host.
+class DenoisePlan:
+    """The inputs of one picture's steps besides its prompt, on the host.
 
-    K counts the steps that call the model: all of the schedule's if `is_exact`.
+    K counts the steps that call the model: all steps of the schedule if `is_exact`.
     """
 
     noise: Tensor
-    """float32 (patches, channels)."""
+    """float32 (I, C)."""
     timesteps: Tensor
-    """(K,) as `Schedule.timesteps` makes them, in the model's dtype."""
+    """(K,) of `Schedule.timesteps`, in the model's dtype."""
     dts: Tensor
-    """(K,) noise level that each call goes down by, as a negative number, in the model's dtype."""
+    """(K,) change of the noise level by each call, negative, in the model's dtype."""
     coefficients: Tensor
-    """float32 (K, 2) as `collapsed` makes them."""
+    """float32 (K, 2) of `collapsed`."""
     num_steps: int
     """Steps of the schedule, K or more."""
     guidance: Tensor
@@ -115,19 +124,20 @@ class Course:
 
     @property
     def is_exact(self) -> bool:
-        """Whether each step calls the model: then `euler` over `dts` is the update, to the bit of
-        the scheduler's, else `extrapolate` over `coefficients`."""
+        """True if each step calls the model. Then the update is `euler` over `dts`, equal to the
+        scheduler's to the bit, else `extrapolate` over `coefficients`."""
         return self.num_calls == self.num_steps
 
 
-def plan(num_steps: int) -> tuple[bool, ...]:
-    """Which steps of a schedule call the model where skipping is allowed: (num_steps,), the first
-    and the last always.
+def plan_calls(num_steps: int) -> tuple[bool, ...]:
+    """The steps of a schedule that call the model where skipping is allowed: (num_steps,), of which
+    the first and the last are always true.
 
-    The velocity turns most in the first sixth, where it is decided what will be where: each step
-    there calls. Then calls are two steps apart and from 0.3 on three, since gaps that grow one by
-    one ask least of the extrapolation. Schedules of less than `COARSE_FROM` steps keep to two; a
-    checkpoint that draws in `DENSE_UP_TO` steps or fewer was distilled to need each of them.
+    The velocity changes most in the first sixth, where the layout of the picture is decided, so
+    each step there calls. Then calls are two steps apart and from 0.3 on three, since gaps that
+    grow one by one are easiest to extrapolate over. In schedules of less than `COARSE_FROM` steps
+    they stay two; a checkpoint that draws in `DENSE_UP_TO` steps or fewer was distilled to need
+    each of them.
     """
     if num_steps <= DENSE_UP_TO:
         return (True,) * num_steps
@@ -141,10 +151,10 @@ def plan(num_steps: int) -> tuple[bool, ...]:
 
 
 def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:
-    """Coefficients (A, B) of x' = x + A * v_last + B * v_before, float32 (K, 2): all Euler steps
-    from one call of the model to the next in one.
+    """Coefficients (A, B) of x' = x + A * v_last + B * v_before, float32 (K, 2): one update for all
+    Euler steps from one call of the model to the next.
 
-    `sigmas` (steps + 1,) as `Schedule.sigmas`; `called` (steps,) has K true, the first among them.
+    `sigmas` (steps + 1,) of `Schedule.sigmas`; K of `called` (steps,) are true, the first included.
 
     With v_i and v_j the velocities of the last two calls, at noise levels s_i < s_j, the velocity
     at level s is taken to be on their line,
@@ -176,7 +186,7 @@ def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np
 def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
     """x + dt * v, one step of the scheduler with its rounding: dt () in v's dtype, sum in float32.
 
-    latents and velocity have any equal shape and dtype; so has the result.
+    latents, velocity and the result have one shape and dtype.
     """
     return (latents.float() + dt * velocity).to(velocity.dtype)
 
@@ -184,10 +194,10 @@ def euler(latents: Tensor, velocity: Tensor, dt: Tensor) -> Tensor:
 def extrapolate(
     latents: Tensor, velocity: Tensor, previous: Tensor | None, coefficients: Tensor
 ) -> Tensor:
-    """x + A * v + B * previous for `coefficients` (2,) as `collapsed` makes them: several steps.
+    """x + A * v + B * previous for `coefficients` (2,) of `collapsed`: several steps in one.
 
-    All of any one shape and dtype, as is the result; summed in float32 and rounded once.
-    `previous` is the velocity of the call before, None at the first.
+    All tensors have one shape and dtype; the sum is float32 and rounded once. `previous` is the
+    velocity of the call before, None at the first.
     """
     moved = latents.float() + coefficients[0] * velocity.float()
     if previous is not None:
@@ -196,7 +206,7 @@ def extrapolate(
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """True classifier-free guidance: away from the negative prompt by `scale` (), in float32."""
+    """Classifier-free guidance: away from the negative prompt by `scale` (), in float32."""
     away = (scale * (conditional - unconditional).float()).to(conditional.dtype)
     return unconditional + away
 
@@ -204,24 +214,24 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
 def draw_noise(seed: int, channels: int, rows: int, columns: int) -> Tensor:
     """Packed initial noise, float32 (rows * columns, channels * 4), on the CPU.
 
-    Drawn as (1, channels, 2 * rows, 2 * columns) from a generator of its own, so it depends on the
-    seed and the size alone: not on the device, the dtype or other requests. torch's CPU generator
-    keeps the low 32 bits of a seed, so seeds that are 2^32 apart draw the same, as in diffusers.
+    Drawn as (1, channels, 2 * rows, 2 * columns) from a generator of its own, so it depends only on
+    seed and size: not on the device, the dtype or other requests. torch's CPU generator keeps the
+    low 32 bits of a seed, so seeds that are 2^32 apart give the same noise, as in diffusers.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, channels, 2 * rows, 2 * columns)
-    return pack(torch.randn(shape, generator=generator, dtype=torch.float32))[0]
+    return pack_patches(torch.randn(shape, generator=generator, dtype=torch.float32))[0]
 
 
-def pack(latents: Tensor) -> Tensor:
+def pack_patches(latents: Tensor) -> Tensor:
     """(n, channels, 2 * rows, 2 * columns) to (n, rows * columns, channels * 4): 2x2 patches."""
     n, channels, height, width = latents.shape
     patches = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(n, (height // 2) * (width // 2), channels * 4)
 
 
-def unpack(latents: Tensor, rows: int, columns: int) -> Tensor:
-    """The inverse of `pack`: (n, rows * columns, channels * 4) to (n, channels, 2r, 2c)."""
+def unpack_patches(latents: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `pack_patches`: (n, rows * columns, channels * 4) to (n, channels, 2r, 2c)."""
     n, _, features = latents.shape
     patches = latents.view(n, rows, columns, features // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(n, features // 4, 2 * rows, 2 * columns)

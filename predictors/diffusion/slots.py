@@ -1,73 +1,78 @@
-"""A job's place in the FLUX engine: its picture in the making and how long it has waited. Knows
-jobs and canvases; launches nothing.
-"""
+"""A job's place in the engine, and what scheduling, metrics and operators read of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from predictors import metrics
-from predictors.diffusion.inputs import FluxWork
-from predictors.diffusion.latents import Canvas
+from predictors.diffusion.inputs import DiffusionWork
+from predictors.diffusion.latents import DenoiseState
 from predictors.diffusion.request import ImageResult
-from predictors.diffusion.scheduling import Pending
+from predictors.diffusion.scheduling import Candidate
 from predictors.serving.job import Job
 
-FluxJob = Job[FluxWork, ImageResult]
+DiffusionJob = Job[DiffusionWork, ImageResult]
 
 
 @dataclass(slots=True)
 class Slot:
-    """A job's place. `canvas` is None until its first turn, when its prompt is encoded."""
+    """A job's place. Engine thread only.
 
-    job: FluxJob
-    canvas: Canvas | None = None
+    `state` is None until the job's first step, when its prompts are encoded.
+    """
+
+    job: DiffusionJob
+    state: DenoiseState | None = None
     started_at: float = 0.0
     waited_s: float = 0.0
-    """In the slot without taking a step."""
+    """Time in the slot without taking a step."""
+
+    @property
+    def started(self) -> DenoiseState:
+        """The state of a slot that has taken its first step."""
+        assert self.state is not None
+        return self.state
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps are taken and only decoding is left."""
-        return self.canvas is not None and self.canvas.is_finished
+        """True if all steps are taken and only decoding is left."""
+        return self.state is not None and self.state.is_finished
 
     @property
-    def pending(self) -> Pending:
+    def steps_done(self) -> int:
+        """Computed steps so far."""
+        return 0 if self.state is None else self.state.index
+
+    @property
+    def candidate(self) -> Candidate:
         """The slot as scheduling sees it."""
         work = self.job.work
-        num_text, rows, columns, _ = work.shape
-        left = work.course.num_calls - (self.canvas.index if self.canvas is not None else 0)
-        num_rows = work.request.num_rows
-        cost = left * num_rows * (num_text + rows * columns)
-        return Pending(work.shape, num_rows, cost, self.waited_s)
+        shape, num_rows = work.shape, work.request.num_rows
+        left = work.plan.num_calls - self.steps_done
+        cost = left * num_rows * (shape.num_text + shape.rows * shape.columns)
+        return Candidate(shape, num_rows, cost, self.waited_s)
+
+    @property
+    def resolution(self) -> str:
+        """The metrics label of its size."""
+        request = self.job.work.request
+        return metrics.resolution_class(request.width, request.height)
+
+    def describe(self) -> dict[str, object]:
+        """Its entry in the admin state, as JSON values."""
+        request = self.job.work.request
+        return {
+            "steps_done": self.steps_done,
+            "steps_left": self.job.work.plan.num_calls - self.steps_done,
+            "shape": f"{request.width}x{request.height}",
+            "tier": request.tier,
+        }
 
 
-def without_a_crowd(slots: list[Slot]) -> list[Slot]:
-    """All of `slots`, but while pictures are in the making only one new one: those who denoise
-    wait for at most one newcomer's text encoders, as they do for one decode."""
-    new = [slot for slot in slots if slot.canvas is None]
+def with_one_new(slots: list[Slot]) -> list[Slot]:
+    """`slots` with only the first of the new ones, unless all are new.
+
+    Pictures that denoise then wait for at most one new picture's text encoders per step.
+    """
+    new = [slot for slot in slots if slot.state is None]
     return slots if len(new) == len(slots) else [s for s in slots if s not in new[1:]]
-
-
-def describe_slot(slot: Slot) -> dict[str, object]:
-    """Its entry in the admin state, as JSON values."""
-    request, calls, canvas = slot.job.work.request, slot.job.work.course.num_calls, slot.canvas
-    done = 0 if canvas is None else canvas.index
-    return {
-        "steps_done": done,
-        "steps_left": calls - done,
-        "shape": f"{request.width}x{request.height}",
-        "tier": request.tier,
-    }
-
-
-def resolution_of(slot: Slot) -> str:
-    """The label under which its size is counted."""
-    request = slot.job.work.request
-    return metrics.resolution_class(request.width, request.height)
-
-
-def canvas_of(slot: Slot) -> Canvas:
-    """The canvas of a slot that has begun."""
-    assert slot.canvas is not None
-    return slot.canvas

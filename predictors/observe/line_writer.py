@@ -1,8 +1,7 @@
-"""Lines to a stream from a thread of its own: a reader that has stopped reading stops no caller.
+"""Writes lines to a stream on a thread of its own, so that a slow reader never blocks a caller.
 
-What waits is bounded in lines and bytes. Beyond that the newest lines are dropped, so that what led
-to the trouble is kept in order, and counted; a note in the place of the gap says how many they are.
-A quarter of the queue is kept for lines that the caller marks as important.
+The queue is bounded in lines and bytes. If it is full the newest lines are dropped and counted, and
+a note in their place gives the number. A quarter of the queue is reserved for important lines.
 """
 
 from __future__ import annotations
@@ -18,19 +17,20 @@ from typing import TextIO
 
 MAX_LINES = 10_000
 MAX_BYTES = 4 * 2**20
-RESERVE = 0.25  # of both, for lines that are kept before others
-GATHER_S = 0.25  # lines of this time share a wake-up of the thread, which delays a request or two
-FLUSH_S = 2.0  # the most that an end of the process waits for its reader
+RESERVE = 0.25  # share of both limits, for important lines
+GATHER_S = 0.25  # lines within this time share a wake-up of the thread, which delays requests
+FLUSH_S = 2.0  # longest wait for the reader at the end of the process
 
-ATOMIC_BYTES = select.PIPE_BUF  # a pipe takes so much at once: no other writer's text gets between
+# a pipe takes this much in one write, without text of other writers in between
+ATOMIC_BYTES = select.PIPE_BUF
 
 
 class LineWriter:
-    """Writes to `stream`. `note` makes the line that tells of a number of dropped ones, `on_drop`
-    is called with each number.
+    """Writes to `stream`. `note` makes the line for a number of dropped lines; `on_drop` is called
+    with each number.
 
-    Any thread may call anything. `put` never blocks and may be interrupted by itself: a finaliser
-    that logs runs in the middle of it.
+    Any thread. `put` never blocks. It is reentrant, because a finaliser that logs may run inside
+    it.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class LineWriter:
         _writers.add(self)
 
     def _begin(self) -> None:
-        """Nothing is queued, and a thread waits for lines."""
+        """Start with an empty queue and a new thread."""
         self._queue: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         self._hurry: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.RLock()
-        self._lines = self._bytes = 0  # put and not written yet
-        self._lost = 0  # dropped and not told of yet
+        self._lines = self._bytes = 0  # queued and not written yet
+        self._lost = 0  # dropped and not yet reported by a note
         self._is_closed = False
         self._gave_up = False  # the last flush took too long, and nothing was written since
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     # -- any thread ------------------------------------------------------------------------------
     def put(self, line: str, *, keep: bool = False, hurry: bool = False) -> None:
-        """Queue a line, its end included. One to `keep` may use the reserve; one in a `hurry` is
+        """Queue a line with its line end. With `keep` it may use the reserve; with `hurry` it is
         written at once."""
         encoded = line.encode(self._encoding, self._errors)
         share = 1.0 if keep else 1.0 - RESERVE
@@ -85,8 +85,8 @@ class LineWriter:
             self._hurry.put(None)
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait until everything that was put is written; False if that took too long. After that
-        nobody waits again until something was written."""
+        """Wait until everything queued is written; False after `timeout_s`. Later calls do not wait
+        until something has been written."""
         if self._is_closed:
             return not self._gave_up
         written = threading.Event()
@@ -97,7 +97,7 @@ class LineWriter:
         return done
 
     def close(self) -> bool:
-        """Flush and end the thread; what is put later is dropped. False if lines were left."""
+        """Flush and end the thread. Later lines are dropped. False if lines were left."""
         done = self.flush()
         with self._lock:
             if not self._is_closed:
@@ -110,9 +110,9 @@ class LineWriter:
         is_open = True
         while is_open:
             first = self._queue.get()
-            lost = self._take_lost()  # after what is queued now, before what is put from now on
+            lost = self._take_lost()  # dropped after the lines queued now, before later ones
             lines: list[bytes] = []
-            for item in self._taken(first):
+            for item in self._queued(first):
                 if isinstance(item, bytes):
                     lines.append(item)
                     continue
@@ -126,8 +126,8 @@ class LineWriter:
             if self._queue.empty():
                 lost += self._take_lost()
             if lost:
-                self._tell(lost)
-            self._gather()  # a line after a pause goes out at once, those behind it together
+                self._write_note(lost)
+            self._gather()  # a line after a pause is written at once, later ones together
 
     def _take_lost(self) -> int:
         with self._lock:
@@ -135,7 +135,7 @@ class LineWriter:
         return lost
 
     def _gather(self) -> None:
-        """Return after `GATHER_S`, or as soon as somebody is in a hurry."""
+        """Wait for `GATHER_S`, or until a line with `hurry`."""
         try:
             self._hurry.get(timeout=GATHER_S)
             while True:
@@ -143,10 +143,10 @@ class LineWriter:
         except queue.Empty:
             pass
 
-    def _taken(
+    def _queued(
         self, first: bytes | threading.Event | None
     ) -> Iterator[bytes | threading.Event | None]:
-        """`first` and what is queued behind it now."""
+        """`first` and everything queued behind it now."""
         yield first
         for _ in range(self._queue.qsize()):
             yield self._queue.get_nowait()
@@ -165,23 +165,25 @@ class LineWriter:
             else:
                 self._on_drop(len(group))
 
-    def _tell(self, lost: int) -> None:
+    def _write_note(self, lost: int) -> None:
         line = self._note(lost).encode(self._encoding, self._errors)
         if not self._put_out(line):
             with self._lock:
                 self._lost += lost
 
     def _put_out(self, text: bytes) -> bool:
-        """Write it all, for as long as it takes; False where nobody will ever read it."""
+        """Write all of it, however long it takes; False if the stream can't be written any more."""
         try:
             if self._descriptor < 0:
                 self.stream.write(text.decode(self._encoding, self._errors))
                 self.stream.flush()
                 return True
-            # not through the stream: whoever holds its lock at the end would hang the interpreter
+            # not through the stream: a thread that holds its lock at exit would hang the
+            # interpreter
             while text:
                 text = text[self._write_some(text) :]
-        except (OSError, ValueError):  # the reader has gone, the disk is full, the stream is closed
+        # the reader is gone, the disk is full, or the stream is closed
+        except (OSError, ValueError):
             return False
         return True
 
@@ -196,8 +198,8 @@ class LineWriter:
 
 
 class LineStream(io.TextIOBase):
-    """A text stream, to stand for a process's stderr, whose whole lines go through a `LineWriter`.
-    `flush` passes on what has no end yet and waits for nobody."""
+    """A replacement for stderr that passes whole lines to a `LineWriter`. `flush` passes on an
+    unfinished line and does not wait."""
 
     def __init__(self, writer: LineWriter) -> None:
         self.writer = writer
@@ -238,7 +240,7 @@ class LineStream(io.TextIOBase):
 
 
 def _groups(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Lines that fit into one atomic write together, or a longer one alone."""
+    """Groups of lines that fit into one atomic write; a longer line is a group of its own."""
     group: list[bytes] = []
     size = 0
     for line in lines:
@@ -255,7 +257,7 @@ _writers: weakref.WeakSet[LineWriter] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """A forked child has no threads but its own; the parent's lines are the parent's."""
+    """A forked child has only its own thread, and its parent's queued lines are not its own."""
     for writer in list(_writers):
         writer._begin()
 

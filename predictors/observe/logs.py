@@ -1,11 +1,9 @@
-"""How the log is written: lines for people on a terminal, one JSON object per line for machines.
-Knows no logger's meaning and nothing of requests but the id of the one that is being served.
+"""Log output: text on a terminal, one JSON object per line for machines.
 
-Records are formatted by the thread that logs, where the ids are known and arguments have not
-changed yet; a thread of its own writes the lines, so that nobody waits for who reads them.
-
-Whoever logs gives structured fields as `extra={"model": ...}`; the text format leaves them out, the
-JSON format writes them beside `ts`, `level`, `logger`, `message` and `request_id`.
+Structured fields are passed as `extra={"model": ...}`. The JSON format writes them beside `ts`,
+`level`, `logger`, `message` and `request_id`; the text format leaves them out. Records are
+formatted on the thread that logs and written by another one, so that logging never waits for a
+reader.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from predictors.observe.line_writer import LineStream, LineWriter
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that the present task serves; the edges set it."""
+"""Id of the request that the current task serves. The protocols set it."""
 
 trace_id: ContextVar[str] = ContextVar("trace_id", default="")
-"""Of its trace, where it is sampled."""
+"""Id of the request's trace if it is sampled."""
 
 log = logging.getLogger("predictors")
 
@@ -37,24 +35,23 @@ _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per record, on one line; a traceback is the field `exception`."""
+    """One JSON object per record. A traceback is the field `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
         line: dict[str, object] = {
             "ts": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        about = {"request_id": request_id.get(), "trace_id": trace_id.get()}
-        line.update((name, known) for name, known in about.items() if known)
+        ids = {"request_id": request_id.get(), "trace_id": trace_id.get()}
+        line.update((name, known) for name, known in ids.items() if known)
         line.update((k, v) for k, v in vars(record).items() if k not in _ORDINARY)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             line["stack"] = record.stack_info
-        # ASCII: neither a line separator nor half a character of a caller's gets into a line
+        # ASCII, so that a caller's text adds neither a line separator nor half a character
         return json.dumps(line, default=str)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
@@ -64,36 +61,36 @@ class JsonFormatter(logging.Formatter):
 
 
 class LineHandler(QueueHandler):
-    """Formats a record on the thread that logs it and leaves the line to a `LineWriter`."""
+    """Formats a record on the thread that logs it and passes the line to a `LineWriter`."""
 
     def __init__(self, stream: TextIO, on_drop: Callable[[int], object]) -> None:
         self.writer = LineWriter(stream, self._note, on_drop)
         super().__init__(self.writer)  # type: ignore[arg-type]
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """As any handler, but without a lock that a flush might hold for seconds."""
+        """Without the handler's lock, which a flush may hold for seconds."""
         wanted = self.filter(record)
         if wanted:
             self.emit(wanted if isinstance(wanted, logging.LogRecord) else record)
         return bool(wanted)
 
     def prepare(self, record: logging.LogRecord) -> tuple[str, bool]:
-        """The line, and whether it matters."""
+        """The line, and True if it is important."""
         return f"{self.format(record)}\n", record.levelno >= logging.ERROR
 
     def enqueue(self, record: tuple[str, bool]) -> None:  # type: ignore[override]
-        """Hand the line over; never blocks."""
-        line, matters = record
-        self.writer.put(line, keep=matters, hurry=matters)
+        """Queue the line; never blocks."""
+        line, is_important = record
+        self.writer.put(line, keep=is_important, hurry=is_important)
 
     def flush(self) -> None:
-        """Wait until the lines are written, for seconds at most."""
+        """Wait until the lines are written, at most for `FLUSH_S`."""
         if self._is_stderr():
             sys.stderr.flush()
         self.writer.flush()
 
     def close(self) -> None:
-        """Flush, and give stderr back unless whoever writes there would be held up."""
+        """Flush, and restore stderr unless its reader is stuck."""
         is_stderr = self._is_stderr()
         if is_stderr:
             sys.stderr.flush()
@@ -106,22 +103,22 @@ class LineHandler(QueueHandler):
 
     def _note(self, count: int) -> str:
         words = "%d lines of the log are missing here: they came faster than they were read"
-        facts = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
-        record = logging.makeLogRecord({**facts, "msg": words, "args": (count,), "dropped": count})
+        fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
+        record = logging.makeLogRecord({**fields, "msg": words, "args": (count,), "dropped": count})
         return f"{self.format(record)}\n"
 
 
-def configure(
+def configure_logging(
     log_format: str,
     level: str,
     stream: TextIO | None = None,
     on_drop: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Send everything to `stream` (stderr) in `log_format`: `text`, `json`, or `auto`, which is
-    text on a terminal. In JSON, Python's warnings and what nobody catches are lines too.
+    """Log to `stream` (stderr) in `log_format`: `text`, `json`, or `auto`, which is text on a
+    terminal. In JSON, Python's warnings and uncaught exceptions are lines too.
 
-    `sys.stderr` goes the same way, so that nothing in Python waits for its reader. `on_drop` is
-    called with numbers of lines that were dropped since they were not read.
+    `sys.stderr` is replaced by a stream that never blocks. `on_drop` is called with numbers of
+    lines that were dropped because they were not read.
     """
     own = stream or sys.stderr
     if isinstance(own, LineStream):  # configured before
@@ -141,13 +138,13 @@ def configure(
 
 
 def is_json() -> bool:
-    """Whether the log was configured to be JSON."""
+    """True if the log is configured as JSON."""
     return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
 
 
-def adopt() -> None:
-    """Take the handlers of libraries that write to the terminal by themselves: their lines go the
-    way of all others. To be called once they are imported.
+def redirect_library_handlers() -> None:
+    """Remove handlers of libraries that write to the terminal themselves, so that their lines go to
+    the root handler. Must be called after the libraries are imported.
     """
     for logger in logging.root.manager.loggerDict.values():
         if not isinstance(logger, logging.Logger):

@@ -1,9 +1,8 @@
-"""OpenTelemetry spans of one request, or nothing at all. Knows no request, no stage, no exporter.
+"""OpenTelemetry spans of a request. Tracing is off unless the standard `OTEL_*` variables name an
+exporter; it then costs a request one check of a variable.
 
-Off unless `configure` found an exporter in the standard `OTEL_*` variables; then every request
-costs one look at a variable that is None. Spans are written down when a stage is over, with the
-times that were taken anyway, by the event loop: engine threads know nothing of it, and the
-exporter has a thread of its own.
+The event loop creates a span when its stage is over, from times that were taken anyway, so engine
+threads do no work for it. The exporter has a thread of its own.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ _exemplar: ContextVar[dict[str, str] | None] = ContextVar("exemplar", default=No
 
 
 class _Sink:
-    """Where spans go; `tracer` is None while tracing is off."""
+    """The tracer in use; None while tracing is off."""
 
     provider: Any = None
     tracer: Any = None
 
 
 class Trace:
-    """The span of one request and those below it; monotonic seconds. One task at a time."""
+    """The span of a request and its child spans. Times are monotonic seconds. One task at a
+    time."""
 
     def __init__(self, tracer: Any, span: Any, api: Any, offset: float) -> None:
         self._tracer = tracer
@@ -51,7 +51,7 @@ class Trace:
         attributes: Mapping[str, Any] | None = None,
         below: Any = None,
     ) -> Any:
-        """Write down a span that is over, below another one or the request's; returns it."""
+        """Create a span that is over, as a child of `below` or of the request's span."""
         parent = self._api.set_span_in_context(self._span if below is None else below)
         span = self._tracer.start_span(
             name, parent, attributes=attributes, start_time=_nanoseconds(start, self._offset)
@@ -60,7 +60,7 @@ class Trace:
         return span
 
     def end(self, attributes: Mapping[str, Any], error: str = "") -> None:
-        """The request is over; `error` says how it failed."""
+        """End the request's span. `error` is the reason of its failure, or empty."""
         self._span.set_attributes(attributes)
         if error:
             self._span.set_attribute("error.type", error)
@@ -73,7 +73,7 @@ def _nanoseconds(moment: float, offset: float) -> int:
 
 
 class _Stage:
-    """Times what happens inside `with`, and writes it down as one span."""
+    """Times its block and creates one span for it."""
 
     __slots__ = ("_name", "_started", "_trace")
 
@@ -94,25 +94,23 @@ class _Stage:
 
 
 def stage(trace: Trace | None, name: str) -> AbstractContextManager[object]:
-    """A span around what is inside `with`; nothing where nothing is traced."""
+    """A context manager that creates a span for its block; it does nothing without a trace."""
     return _NOTHING if trace is None else _Stage(trace, name)
 
 
 def exemplar() -> dict[str, str] | None:
-    """What a histogram may show beside a duration of the request that the present task serves: its
-    trace; None where it has none."""
+    """The exemplar for histograms of the current task's request: its trace id, or None if it is not
+    traced."""
     return _exemplar.get()
 
 
 def is_on() -> bool:
-    """Whether anything is traced."""
     return _Sink.tracer is not None
 
 
 def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Trace | None:
-    """A request's span, below the caller's that W3C's headers name; None if it is not sampled.
-
-    The present task serves this request from now on."""
+    """Start the span of a request, as a child of the span in its W3C headers. None if it is not
+    sampled. The current task serves this request from now on."""
     tracer = _Sink.tracer
     if tracer is None:
         return None
@@ -121,7 +119,7 @@ def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]
 
     parent = TraceContextTextMapPropagator().extract(headers)
     began = time.monotonic()
-    offset = time.time() - began  # one for all its spans: whatever it is, they fit into each other
+    offset = time.time() - began  # one offset for all spans of a request, so that they nest
     span = tracer.start_span(
         name, parent, trace.SpanKind.SERVER, attributes, start_time=_nanoseconds(began, offset)
     )
@@ -133,8 +131,9 @@ def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]
     return begun
 
 
-def configure(environ: Mapping[str, str]) -> bool:
-    """Export to the OTLP endpoint that `environ` names; False, and off, where it names none."""
+def configure_tracing(environ: Mapping[str, str]) -> bool:
+    """Export to the OTLP endpoint in `environ`. Returns False, with tracing off, if there is
+    none."""
     is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_off or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return False
@@ -147,20 +146,20 @@ def configure(environ: Mapping[str, str]) -> bool:
     except ImportError:
         log.warning("no traces: pip install vision-predictors[otel]")
         return False
-    provider = TracerProvider()  # sampler, limits and resource are read from OTEL_* by the SDK
+    provider = TracerProvider()  # the SDK reads sampler, limits and resource from OTEL_*
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     use(provider)
     return True
 
 
 def use(provider: Any) -> None:
-    """Send spans to this `TracerProvider`; None turns tracing off."""
+    """Use this `TracerProvider`; None turns tracing off."""
     _Sink.provider = provider
     _Sink.tracer = None if provider is None else provider.get_tracer("predictors")
 
 
 def stop() -> None:
-    """Send what is left; blocks for as long as the exporter's timeout."""
+    """Export the remaining spans. Blocks for at most the exporter's timeout."""
     provider = _Sink.provider
     use(None)
     if provider is not None:

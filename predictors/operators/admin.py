@@ -1,9 +1,8 @@
-"""The operator's port: what a running server is doing, as JSON, and a profile of its live traffic.
-Knows no model beyond `Inspected` and no profiler beyond `Profiling`.
+"""Routes of the admin port: the state of a running server as JSON, and profiles of its traffic.
 
-Off unless `server.admin_port` says otherwise. Both ask nothing of an engine but what it tells
-without being waited for; only the recording itself happens on the engine's thread. One profile at a
-time in the process, its report included, and only the last trace is kept. Event loop only.
+The port is off unless `server.admin_port` is set. A profile records steps on the engine's thread
+and is reported on another; only one is recorded or reported at a time, and only the last trace is
+kept.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import asyncio
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
+from predictors.base import BasePredictor
 from predictors.errors import (
     DeadlineExceeded,
     Draining,
@@ -27,40 +27,57 @@ from predictors.errors import (
 )
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.body_reader import receive_small_body
+from predictors.protocol.http.bodies import check_media, parse_json, receive_small_body
 from predictors.protocol.http.exchange import CALL_KEY, Response, json_response
-from predictors.protocol.http.json_bodies import check_media, parse_json
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Inspected, ProfileRecording, Profiling
+from predictors.serving.recording import Recording
+
+if TYPE_CHECKING:
+    from predictors.compute.profiling.profiler import Profiler
 
 MAX_BODY_BYTES = 4096
 MAX_STEPS = 200  # a denoise step of FLUX is a megabyte of trace
 DEFAULT_STEPS = 8
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 600.0
-LAST_STEP_S = 60.0  # for the step that runs when time is up
-MEDIA = frozenset({"application/json"})  # one must be named, so that no web page can ask
+LAST_STEP_S = 60.0  # for the step that is running when the time is over
+MEDIA = frozenset({"application/json"})  # required, so that a web page can't send one
 GZIP = "application/gzip"
 BUSY = "a profile is being recorded or reported already; try again later"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A checked body of `/debug/profile`."""
+class ProfileParameters:
+    """A checked body of `POST /debug/profile`."""
 
     model: str
     steps: int
     timeout_s: float
 
 
-class Admin:
-    """The routes. `make_profiler` comes from the composition root; without it there are no
-    profiles. Once `ending` is set nobody is waited for any more."""
+def admin_routes(
+    registry: Registry,
+    ending: asyncio.Event,
+    make_profiler: Callable[[], Profiler] | None = None,
+) -> list[BaseRoute]:
+    """The routes. Profiles are refused without `make_profiler`; a waiting one ends with `ending`,
+    which is set when the server begins to shut down.
+    """
+    admin = _Admin(registry, ending, make_profiler)
+    return [
+        Route("/debug/engine", PlainEndpoint(admin.engine), methods=["GET"]),
+        Route("/debug/profile", PlainEndpoint(admin.profile), methods=["POST"]),
+        Route("/debug/profile/{id}", PlainEndpoint(admin.trace), methods=["GET"]),
+    ]
+
+
+class _Admin:
+    """The handlers and the last profile. Event loop only."""
 
     def __init__(
         self,
         registry: Registry,
         ending: asyncio.Event,
-        make_profiler: Callable[[], Profiling] | None,
+        make_profiler: Callable[[], Profiler] | None,
     ) -> None:
         self._registry = registry
         self._ending = ending
@@ -68,78 +85,73 @@ class Admin:
         self._is_busy = False
         self._last: tuple[str, bytes] | None = None
 
-    def routes(self) -> list[BaseRoute]:
-        """For `RestApp`."""
-        return [
-            Route("/debug/engine", PlainEndpoint(self._engine), methods=["GET"]),
-            Route("/debug/profile", PlainEndpoint(self._profile), methods=["POST"]),
-            Route("/debug/profile/{id}", PlainEndpoint(self._trace), methods=["GET"]),
-        ]
-
-    async def _engine(self, request: Request) -> Response:
+    async def engine(self, request: Request) -> Response:
         models = self._registry.models.items()
-        shown = {name: model.describe() for name, model in models if isinstance(model, Inspected)}
-        seen = {"in_flight": self._registry.in_flight, "draining": self._registry.is_draining}
-        return json_response({**seen, "models": shown})
+        shown = {
+            name: model.describe() for name, model in models if isinstance(model, BasePredictor)
+        }
+        requests = {"in_flight": self._registry.in_flight, "draining": self._registry.is_draining}
+        return json_response({**requests, "models": shown})
 
-    async def _trace(self, request: Request) -> Response:
+    async def trace(self, request: Request) -> Response:
         if self._last is None or self._last[0] != request.path_params["id"]:
             raise NotFound("there is no such profile; only the last one is kept")
         return _download(*self._last)
 
-    async def _profile(self, request: Request) -> Response:
+    async def profile(self, request: Request) -> Response:
         call: Call = request.scope[CALL_KEY]
         check_media(call, MEDIA)
         timeout_s = self._registry.settings.server.body_timeout_s
         raw = await receive_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
-        wish = read_wish(parse_json(raw))
-        model = self._registry.find(wish.model)
-        if self._make_profiler is None or not isinstance(model, Inspected):
-            raise NotSupported(f"model {wish.model!r} can't be profiled here")
+        asked = read_profile_parameters(parse_json(raw))
+        model = self._registry.find(asked.model)
+        if self._make_profiler is None or not isinstance(model, BasePredictor):
+            raise NotSupported(f"model {asked.model!r} can't be profiled here")
         if self._is_busy:
             raise Overloaded(BUSY)
         self._is_busy = True
         try:
             profiler = self._make_profiler()
-            recording = model.record(profiler, wish.steps)
+            recording = model.host.record(profiler, asked.steps)
         except BaseException:
             self._is_busy = False
             raise
         outcome = asyncio.ensure_future(asyncio.wrap_future(recording.outcome))
         last: asyncio.Future[Any] = outcome
         try:
-            steps = await self._wait(outcome, recording, request, wish)
+            steps = await self._wait(outcome, recording, request, asked)
             making = last = asyncio.ensure_future(asyncio.to_thread(profiler.report))
             report = await asyncio.shield(making)
-        finally:  # whatever becomes of this request, the next profile waits for what goes on
+        finally:  # however this request ends, the next profile waits for recording and report
             last.add_done_callback(self._stopped)
         name = uuid.uuid4().hex
         self._last = (name, report.trace)
         if GZIP in call.get("accept", ""):
             return _download(name, report.trace)
         where = {"id": name, "trace": f"/debug/profile/{name}", "trace_bytes": len(report.trace)}
-        return json_response({"model": wish.model, "steps": steps, **where, **report.table})
+        return json_response({"model": asked.model, "steps": steps, **where, **report.table})
 
     def _stopped(self, last: asyncio.Future[Any]) -> None:
         self._is_busy = False
         if not last.cancelled():
-            last.exception()  # somebody has looked at it, even if the asker has left
+            last.exception()  # or asyncio warns of it when the caller has left
 
     async def _wait(
         self,
         outcome: asyncio.Future[int],
-        recording: ProfileRecording,
+        recording: Recording,
         request: Request,
-        wish: Wish,
+        asked: ProfileParameters,
     ) -> int:
-        """Recorded steps, at least one: those wished for, or what there was when time was up, the
-        server began to drain or the asker left."""
+        """The number of recorded steps, at least one. It is lower than asked for when the time is
+        over, the server begins to drain or the caller leaves.
+        """
         loop = asyncio.get_running_loop()
         others = (loop.create_task(self._ending.wait()), loop.create_task(_left(request)))
         try:
-            waited: set[asyncio.Future[Any]] = {outcome, *others}
+            pending: set[asyncio.Future[Any]] = {outcome, *others}
             first = asyncio.FIRST_COMPLETED
-            await asyncio.wait(waited, timeout=wish.timeout_s, return_when=first)
+            await asyncio.wait(pending, timeout=asked.timeout_s, return_when=first)
             recording.end()
             await asyncio.wait({outcome}, timeout=LAST_STEP_S)
         finally:
@@ -152,12 +164,14 @@ class Admin:
         if steps == 0 and self._ending.is_set():
             raise Draining("the server began to shut down before there was a step to record")
         if steps == 0:
-            raise DeadlineExceeded(f"nobody asked {wish.model!r} for work in {wish.timeout_s:g} s")
+            raise DeadlineExceeded(
+                f"nobody asked {asked.model!r} for work in {asked.timeout_s:g} s"
+            )
         return steps
 
 
-def read_wish(body: Any) -> Wish:
-    """The body, checked; raises `InvalidRequest` naming the field."""
+def read_profile_parameters(body: Any) -> ProfileParameters:
+    """The checked body; raises `InvalidRequest` naming the field."""
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     unknown = sorted(set(body) - {"model", "steps", "timeout_s"})
@@ -168,7 +182,7 @@ def read_wish(body: Any) -> Wish:
         raise InvalidRequest("model must be the name of a served model", param="model")
     steps = _number(body, "steps", DEFAULT_STEPS, (int,), (1, MAX_STEPS))
     timeout_s = _number(body, "timeout_s", DEFAULT_TIMEOUT_S, (int, float), (0.1, MAX_TIMEOUT_S))
-    return Wish(model, int(steps), float(timeout_s))
+    return ProfileParameters(model, int(steps), float(timeout_s))
 
 
 def _number(
@@ -187,7 +201,7 @@ def _number(
 
 
 async def _left(request: Request) -> None:
-    """Returns when the asker has gone."""
+    """Return when the caller has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -1,5 +1,6 @@
-"""One model at work without a server: a request goes through its own queue and engine, turn by turn
-on the calling thread. Knows no profiler, no command line and not what is asked.
+"""One model without a server: warm it, or record steps of one request, on the calling thread.
+
+The request goes through the model's own queue and engine, step by step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 Predictor = BasePredictor[Any, Any, Any]
 
 
-def question(
+def offline_request(
     model: str, prompts: Sequence[str], image: bytes | None, parameters: Mapping[str, Scalar]
 ) -> V2Request:
     """A V2 request of one row per prompt, each beside the same picture if there is one."""
@@ -34,10 +35,10 @@ def question(
     return V2Request(model, "offline", tuple(inputs), dict(parameters))
 
 
-def warmed(model: Predictor) -> None:
+def warm_model(model: Predictor) -> None:
     """Load and warm `model` on this thread, which is its engine thread from now on.
 
-    Raises `EngineFailed` with a sentence for whoever started it; the traceback is in the log.
+    Raises `EngineFailed` with the reason in one sentence; the traceback is in the log.
     """
     _, error = try_call(model.host.loop.prepare)
     if error is None:
@@ -50,30 +51,30 @@ def warmed(model: Predictor) -> None:
     raise EngineFailed(f"{model.name} can't be warmed: {reason}") from error
 
 
-def recorded(model: Predictor, request: V2Request, recorder: Recorder, steps: int) -> float:
-    """Record `steps` engine steps of `request`, which is asked again for as long as it takes.
+def record_steps(model: Predictor, request: V2Request, recorder: Recorder, steps: int) -> float:
+    """Record `steps` engine steps of `request`, which is repeated as often as needed.
 
-    Returns the seconds from the begin of the first step to the recorder's end. Main thread, on a
-    model that is `warmed`. Raises what the request's own caller would get, what the recorder
-    raised, and `KeyboardInterrupt` after the step in which Ctrl-C came.
+    Returns the seconds from the start of the first step to the recorder's end. Main thread, after
+    `warm_model`. Raises the failure of the request or of the recorder, and `KeyboardInterrupt`
+    after the step in which Ctrl-C came.
     """
-    recording = model.record(recorder, steps)
+    recording = model.host.record(recorder, steps)
     seconds = 0.0
     try:
-        with _between_steps() as is_interrupted:
+        with _interrupt_between_steps() as is_interrupted:
             while not recording.outcome.done():
-                seconds += _answered(model, request, recording, is_interrupted)
+                seconds += _run_request(model, request, recording, is_interrupted)
     finally:
         recording.end()
-        model.host.loop.run_once()  # nobody is left to step for: they leave, and the recorder stops
+        model.host.loop.run_once()  # evicts what is left and stops the recorder
     recording.outcome.result()
     return seconds
 
 
-def _answered(
+def _run_request(
     model: Predictor, request: V2Request, recording: Recording, is_interrupted: threading.Event
 ) -> float:
-    """The seconds of steps until all rows are answered or the recorder has stopped."""
+    """Step until all rows are answered or the recorder has stopped; returns the seconds taken."""
     works = [model.prepare(row) for row in model.decode_v2(request)]
     jobs = model.host.submit(works, request_id=request.id, deadline=None)
     began_s = time.monotonic()
@@ -83,7 +84,7 @@ def _answered(
                 raise KeyboardInterrupt
         seconds = time.monotonic() - began_s
         for job in jobs:
-            error = job.drain_unread()
+            error = job.error
             if error is not None:
                 raise error
     finally:
@@ -93,8 +94,10 @@ def _answered(
 
 
 @contextmanager
-def _between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C is seen between two steps: inside one, a job would be said to have failed of it."""
+def _interrupt_between_steps() -> Iterator[threading.Event]:
+    """Defer Ctrl-C: the event is set instead, because an exception inside a step would count as a
+    failure of a job.
+    """
     asked = threading.Event()
     was = signal.signal(signal.SIGINT, lambda *_: asked.set())
     try:

@@ -1,8 +1,6 @@
-"""What every protocol knows about a call besides its body. Knows no tensors, no model and no status
-codes.
+"""`Call`: the data of a request besides its body, on every protocol.
 
-A `Call` is a mapping of lower-case header names to values, because KServe's `Model` hooks take
-`headers`; it adds what our edges have already read: request id, deadline, protocol.
+That is its headers, request id, deadline, log fields and trace, and the parsing of timeouts.
 """
 
 from __future__ import annotations
@@ -23,9 +21,7 @@ _NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 
 
 class Call(dict[str, str]):
-    """Headers plus request id, deadline (`time.monotonic()` seconds, None for none), protocol
-    label, the facts that the log will tell of the request, and its trace where it has one.
-    """
+    """Headers by lower-case name, and what was read from them. Event loop."""
 
     def __init__(
         self,
@@ -37,9 +33,12 @@ class Call(dict[str, str]):
     ) -> None:
         super().__init__(headers)
         self.protocol = protocol
+        """Metric label."""
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
         self.deadline = deadline
-        self.facts: dict[str, object] = {}
+        """Seconds of `time.monotonic()`, None for no deadline."""
+        self.log_fields: dict[str, object] = {}
+        """Fields of the line that logs the request's outcome."""
         self.trace: Trace | None = None
 
     @classmethod
@@ -54,8 +53,6 @@ class Call(dict[str, str]):
         """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a
         positive number.
         """
-        if isinstance(headers, Call):
-            return headers
         call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
         call.read_deadline(default_timeout_s, clock)
         return call

@@ -1,9 +1,8 @@
-"""What a failure looks like on the wire: HTTP status, gRPC code, headers, V2 and OpenAI bodies.
-Knows no route.
+"""Errors on the wire: HTTP status, gRPC code, headers, V2 and OpenAI bodies.
 
-`fault_of` is the only place where an exception becomes something a caller sees. Whatever is not a
-`ServingError` is our bug: the caller reads "internal error" and the request id, the log has the
-rest. `Tally` counts, logs and traces a request exactly once, however it ends.
+`fault_of` is the only place where an exception becomes something that a caller sees. An exception
+that is not a `ServingError` is our bug: the caller reads "internal error" and the request id, and
+the log has the traceback.
 
     error              HTTP        gRPC                OpenAI code
     InvalidRequest     400         INVALID_ARGUMENT    -
@@ -30,34 +29,22 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import grpc
 import orjson
-from prometheus_client import Counter, Histogram
 
-from predictors import errors, metrics
-from predictors.observe import logs, tracing
-from predictors.protocol.call import Call
-
-T = TypeVar("T")
+from predictors import errors
 
 log = logging.getLogger(__name__)
-outcomes = logging.getLogger("predictors.outcomes")
 
 MAX_MESSAGE = 2000  # characters of a message that leave the process
 INTERNAL = "internal error"
-UNKNOWN_MODEL = (
-    "unknown"  # the label of every model that is not served: callers must not make series
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """How one class of errors is shown."""
+    """Status and codes of one class of errors."""
 
     status: int
     grpc_code: grpc.StatusCode
@@ -92,8 +79,8 @@ _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One failure, ready for any wire. `retry_after_s` is whole seconds, None where retrying won't
-    help.
+    """A failure in terms of every wire format. `retry_after_s` is in whole seconds, None where a
+    retry won't help.
     """
 
     status: int
@@ -107,7 +94,7 @@ class Fault:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """HTTP headers that go with it."""
+        """HTTP headers beside those of the body."""
         return [] if self.retry_after_s is None else [("retry-after", str(self.retry_after_s))]
 
     def v2_body(self) -> bytes:
@@ -119,7 +106,7 @@ class Fault:
         return orjson.dumps({"error": self.openai_error()})
 
     def openai_error(self) -> dict[str, str | None]:
-        """The inner object, for a stream that has already begun."""
+        """The inner object of `openai_body`."""
         return {
             "message": self.message,
             "type": self.type,
@@ -129,8 +116,9 @@ class Fault:
 
 
 def fault_of(error: BaseException, *, overload_status: int = 503, request_id: str = "-") -> Fault:
-    """The fault for `error`. What nobody raised on purpose is logged with its trace and shown as
-    nothing.
+    """The fault for `error`.
+
+    An unexpected exception is logged with its traceback; the caller reads only "internal error".
     """
     if not isinstance(error, errors.ServingError):
         extra = {"request_id": request_id}
@@ -153,17 +141,10 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
     )
 
 
-async def attempt(work: Awaitable[T]) -> T | Exception:
-    """What `work` returns or raises. The edges' only broad `except`: whatever one request does, its
-    connection and everybody else's survive it. Cancellation is not caught."""
-    try:
-        return await work
-    except Exception as error:  # noqa: BLE001
-        return error
-
-
 def clean(message: str) -> str:
-    """`message` cut to a sane length and without lone surrogates, which no encoder takes."""
+    """`message` of at most `MAX_MESSAGE` characters, lone surrogates replaced: they can't be
+    encoded.
+    """
     return message[:MAX_MESSAGE].encode("utf-8", "replace").decode("utf-8")
 
 
@@ -193,89 +174,3 @@ def _fault(
         param,
         retry_after_s,
     )
-
-
-class Tally:
-    """Counts one request once: `requests_total` and `request_seconds`; with a `call`, its outcome
-    is one line of the log and its time a span. One per request, any thread.
-
-    `model` may be set late, when the edge has read whom the request is for; until then it is
-    "unknown".
-    """
-
-    __slots__ = ("_call", "_clock", "_done", "_operation", "_protocol", "_started", "model")
-
-    def __init__(
-        self,
-        protocol: str,
-        operation: str,
-        call: Call | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._call = call
-        if call is not None and tracing.is_on():
-            names = {"request_id": call.request_id, "protocol": protocol, "operation": operation}
-            call.trace = tracing.begin(f"{protocol} {operation}", call, names)
-            if call.trace is not None:
-                logs.trace_id.set(call.trace.id)  # the task is this request's own
-        self._protocol = protocol
-        self._operation = operation
-        self._clock = clock
-        self._started = clock()
-        self._done = False
-        self.model = UNKNOWN_MODEL
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the request's head was read."""
-        return self._clock() - self._started
-
-    def end(self, reason: str) -> None:
-        """Count the request under `reason`, one of `metrics.REASONS`; later calls do nothing."""
-        if self._done:
-            return
-        self._done = True
-        _counter(self.model, self._protocol, self._operation, reason).inc()
-        outcome = "ok" if reason == "ok" else "error"
-        seconds = self.elapsed_s
-        trace = self._call.trace if self._call is not None else None
-        exemplar = None if trace is None else trace.exemplar
-        _timer(self.model, self._protocol, outcome).observe(seconds, exemplar)
-        if trace is not None:
-            trace.end({"model": self.model, "reason": reason}, "" if reason == "ok" else reason)
-        if self._call is not None and outcomes.isEnabledFor(logging.INFO):
-            self._log(self._call, reason, round(seconds * 1000, 1))
-
-    def _log(self, call: Call, reason: str, total_ms: float) -> None:
-        facts = {
-            "request_id": call.request_id,
-            "model": self.model,
-            "protocol": self._protocol,
-            "operation": self._operation,
-            "reason": reason,
-            "total_ms": total_ms,
-            **call.facts,
-        }
-        waited, computed = facts.get("queue_ms", 0), facts.get("compute_ms", 0)
-        line = "%s %s %s %s in %.1f ms (queue %d, compute %d) %s"
-        whose = (self.model, self._protocol, self._operation, reason)
-        outcomes.info(line, *whose, total_ms, waited, computed, call.request_id, extra=facts)
-
-
-_counters: dict[tuple[str, ...], Counter] = {}
-_timers: dict[tuple[str, ...], Histogram] = {}
-
-
-def _counter(*labels: str) -> Counter:
-    # labels() checks and locks each time; the set of label values is small and closed
-    found = _counters.get(labels)
-    if found is None:
-        found = _counters[labels] = metrics.requests_total.labels(*labels)
-    return found
-
-
-def _timer(*labels: str) -> Histogram:
-    found = _timers.get(labels)
-    if found is None:
-        found = _timers[labels] = metrics.request_seconds.labels(*labels)
-    return found

@@ -1,9 +1,8 @@
-"""Which models are served, whether they may be asked now, and how many requests are in flight.
-Knows no wire format.
+"""`Registry`: the served models, their readiness, and the requests in flight.
 
-Every edge asks here first: `find` for the model, `enter` and `leave` around the work. The end has
-two steps: a server that is leaving is ready for nobody but takes who still comes; one that is
-draining finishes what is inside and refuses whatever comes later with `Draining`. Event loop only.
+Every edge calls `find` for the model, and `begin_request` and `end_request` around its work. A
+shutdown has two steps: a leaving server is not ready any more but still accepts requests; a
+draining one finishes what it has accepted and refuses new requests with `Draining`.
 """
 
 from __future__ import annotations
@@ -16,42 +15,45 @@ from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady, ServingError
-from predictors.protocol.faults import UNKNOWN_MODEL
-from predictors.protocol.http.body_reader import BytesInFlight, Charge
-from predictors.protocol.serves import Served
+from predictors.protocol.http.bodies import BytesInFlight, Charge
+from predictors.protocol.outcomes import UNKNOWN_MODEL
+from predictors.protocol.serves import Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 from predictors.workers.process import trim
 
-VERSION = "1"  # the one version of every model
-MAX_SHOWN = 64  # characters of a caller's own name that an error repeats
-TRIM_BYTES = 2**20  # of a request after which the C heap is trimmed
+VERSION = "1"  # of every model
+MAX_SHOWN = 64  # characters of an unknown name that an error repeats
+TRIM_BYTES = 2**20  # size of a request after which the C heap is trimmed
 TRIM_AFTER_S = 1.0
-PARSE_THREADS = 2  # beside the interpreter's lock more would not help
+PARSE_THREADS = 2  # more would wait for the interpreter's lock
 
 T = TypeVar("T")
 
 
-class Reading(Protocol):
+class PendingBody(Protocol):
     """A request whose body is still arriving."""
 
     def stop_reading(self, reason: ServingError) -> None:
-        """Give it up."""
+        """Fail the request with `reason`."""
         ...
 
 
 class Registry:
-    """The served models by name, and what their requests share: worker processes and the bound on
-    bytes in flight."""
+    """The served models by name, and what their requests share: worker processes, threads and the
+    limit of bytes in flight. Event loop only.
+    """
 
     def __init__(
         self, models: Sequence[Served], settings: Settings, workers: Workers | None = None
     ) -> None:
         self.settings = settings
         self.workers = workers or make_workers(settings.server)
-        self.bytes_in_flight = BytesInFlight(settings.server.max_bytes_in_flight)
-        self.readers: set[Reading] = set()
+        self.bytes_in_flight = BytesInFlight(
+            settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
+        )
+        self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {model.name: model for model in models}
@@ -62,7 +64,7 @@ class Registry:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    # -- who is served ---------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------
     @property
     def models(self) -> Mapping[str, Served]:
         """All models, ready or not, in the order of the command line."""
@@ -71,6 +73,11 @@ class Registry:
     def add(self, model: Served) -> None:
         """Serve one more model."""
         self._models[model.name] = model
+
+    @property
+    def startable(self) -> list[Startable]:
+        """The models with an engine of their own."""
+        return [model for model in self._models.values() if isinstance(model, Startable)]
 
     def find(self, name: str, version: str = "") -> Served:
         """The model, ready or not; raises `NotFound` for an unknown name or version."""
@@ -84,42 +91,41 @@ class Registry:
         return model
 
     def label(self, name: str) -> str:
-        """The metric label of a name that a caller gave: bounded, whatever callers send."""
+        """The metric label of a name from a request: the name itself only where it is served."""
         return name if name in self._models else UNKNOWN_MODEL
 
-    # -- health ----------------------------------------------------------------------------------
+    # -- health ------------------------------------------------------------------------------------
     @property
     def is_leaving(self) -> bool:
-        """Whether the process is about to end: nobody should come any more."""
+        """True once the process is about to end, so that callers should go elsewhere."""
         return self._leaving
 
     @property
     def is_draining(self) -> bool:
-        """Whether the process is shutting down: whoever comes is refused."""
+        """True once new requests are refused."""
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
-        """Whether to ask this model: warm, alive, not withdrawn, not leaving or draining."""
+        """True while the model is warm, alive and not withdrawn, and the server is not leaving."""
         if self._leaving or name in self._withdrawn:
             return False
         return await self._models[name].healthy()
 
     async def all_ready(self) -> bool:
-        """Whether there are models and every one of them is ready."""
+        """True when there is a model and every one is ready."""
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
-        """Whether every engine, and what prepares for it, is alive: neither dead nor stalled.
-        Loading counts as alive."""
-        if not self.workers.is_alive:
-            return False
-        return all(getattr(model, "is_alive", True) for model in self._models.values())
+        """True while no engine, and no thread or process that prepares for one, is dead or stalled.
+        Loading counts as alive.
+        """
+        return self.workers.is_alive and all(model.is_alive for model in self.startable)
 
-    # -- work ------------------------------------------------------------------------------------
-    def enter(self, name: str) -> None:
-        """One request for work begins; `leave` must follow once it is answered.
+    # -- requests ----------------------------------------------------------------------------------
+    def begin_request(self, name: str) -> None:
+        """Count one more request in flight; `end_request` must follow once it is answered.
 
-        Raises `Draining` or `NotReady` when no work is taken.
+        Raises `Draining` or `NotReady` when no requests are accepted.
         """
         if self._draining:
             raise Draining("the server is shutting down; ask another replica")
@@ -129,8 +135,8 @@ class Registry:
         metrics.requests_in_flight.set(self._in_flight)
         self._idle.clear()
 
-    def leave(self) -> None:
-        """A request that had entered is answered, its last byte handed to the socket."""
+    def end_request(self) -> None:
+        """Count one request less: it is answered, its last byte handed to the socket."""
         self._in_flight -= 1
         metrics.requests_in_flight.set(self._in_flight)
         if self._in_flight == 0:
@@ -138,7 +144,7 @@ class Registry:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were admitted and are not answered yet."""
+        """Requests between `begin_request` and `end_request`."""
         return self._in_flight
 
     async def wait_idle(self, timeout_s: float) -> bool:
@@ -150,43 +156,44 @@ class Registry:
         return True
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do `work`, which takes milliseconds, off the event loop, on one of a few threads."""
+        """Run `work`, which takes milliseconds, on one of a few threads."""
         run = copy_context().run
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, run, work, *arguments
         )
 
-    def end_of(self, charge: Charge) -> None:
-        """A request was answered: its bytes count no longer, and many are given back to the system
-        once nothing has been for a moment."""
+    def release_bytes(self, charge: Charge) -> None:
+        """End the charge of an answered request. After a large one, the C heap is trimmed a moment
+        later.
+        """
         if charge.num_bytes > TRIM_BYTES and self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
         charge.close()
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Release the threads."""
         self._threads.shutdown(wait=False)
 
     def _start_trim(self) -> None:
         self._trim = None
         asyncio.get_running_loop().run_in_executor(self._threads, trim)
 
-    # -- life ------------------------------------------------------------------------------------
-    def retire(self) -> None:
-        """Be ready for nobody from now on, for good, but take who comes."""
+    # -- shutdown ----------------------------------------------------------------------------------
+    def start_leaving(self) -> None:
+        """Report not ready from now on, for good, but still accept requests."""
         self._leaving = True
         metrics.draining.set(1)
 
     def drain(self) -> None:
-        """Refuse new work from now on, for good; a body that is not whole is not waited for."""
-        self.retire()
+        """Refuse new requests from now on, for good, those whose bodies still arrive among them."""
+        self.start_leaving()
         self._draining = True
-        for reader in list(self.readers):
-            reader.stop_reading(Draining("the server is shutting down; ask another replica"))
+        for pending in list(self.pending_bodies):
+            pending.stop_reading(Draining("the server is shutting down; ask another replica"))
 
     def withdraw(self, name: str) -> None:
-        """Take a model out of service (`unload`); what it has accepted is finished, its weights
-        stay.
+        """Take a model out of service (`unload`). It finishes what it has accepted and keeps its
+        weights.
         """
         self.find(name)
         self._withdrawn.add(name)

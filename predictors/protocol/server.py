@@ -1,10 +1,9 @@
-"""The process's front: one event loop, REST and gRPC on two sockets, signals, drain, exit code.
-Knows no wire format and no model beyond `Served`.
+"""`PredictorServer`: one event loop with REST and gRPC sockets, signals, shutdown and exit code.
 
-A `kserve.ModelServer` with its own `start` and `stop`. KServe's closes the socket at SIGTERM, keeps
-gRPC open, and answers no probe meanwhile; here readiness goes first, then, where `server.linger_s`
-says so, callers who have not heard are still served and sent elsewhere, accepted work is finished
-on open sockets, late comers read 503, and the process ends. A second signal ends it at once.
+A `kserve.ModelServer` with its own `start` and `stop`: KServe's closes the HTTP socket at SIGTERM,
+keeps gRPC open, and answers no probe meanwhile. Here readiness goes first; for `server.linger_s`
+requests are still served and their connections closed; then accepted requests are finished and new
+ones get a 503. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 import grpc
@@ -25,7 +23,6 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
-from predictors.operators.admin import Admin
 from predictors.protocol.grpc.health import add_health
 from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import (
@@ -39,7 +36,7 @@ from predictors.protocol.http.connection_limits import max_connections, max_grpc
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Profiling, Served
+from predictors.protocol.serves import Served
 from predictors.protocol.v2.grpc import SERVICE, add_inference
 from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import InvalidSetting, Settings
@@ -48,10 +45,13 @@ from predictors.workers.pool import Workers
 log = logging.getLogger(__name__)
 
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
-# a client that pings every 10 s is early at times by jitter; the third ping too early ends it
+# A client that pings every 10 s is sometimes early; the third early ping ends its connection.
 MIN_PING_INTERVAL_MS = 5_000
-GRPC_HANDSHAKE_MS = 10_000  # for a connection on which nobody speaks HTTP/2
-MAX_GRPC_STREAMS = 64  # calls of one connection at once; the next ones wait in the client
+GRPC_HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2
+MAX_GRPC_STREAMS = 64  # concurrent calls of one connection; others wait in the client
+
+AdminRoutes = Callable[[Registry, asyncio.Event], Sequence[BaseRoute]]
+"""Makes the routes of the admin port. The event is set when the server begins to shut down."""
 
 
 class PredictorServer(ModelServer):  # type: ignore[misc]
@@ -59,9 +59,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI; `on_scrape` is called before each `/metrics`; `on_drain` on the event loop when the end
-    begins, with the requests in flight and the seconds they have; `make_profiler` is what the admin
-    port profiles with; `workers` read large bodies, and stay the caller's to close.
+    OpenAI. `on_scrape` is called before each `/metrics`, `on_drain` on the event loop when a
+    shutdown begins, with the requests in flight and the seconds they have. Without `admin_routes`
+    there is no admin port. `workers` parse large bodies; they are closed by the caller.
     """
 
     http_port: int
@@ -76,7 +76,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         routes: Sequence[BaseRoute] = (),
         on_scrape: Callable[[], None] = lambda: None,
         on_drain: Callable[[int, float], object] = lambda in_flight, seconds: None,
-        make_profiler: Callable[[], Profiling] | None = None,
+        admin_routes: AdminRoutes | None = None,
         workers: Workers | None = None,
     ) -> None:
         own = settings.server
@@ -95,8 +95,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._routes = routes
         self._on_scrape = on_scrape
         self._on_drain = on_drain
-        self._make_profiler = make_profiler
-        self.admin_port = own.admin_port
+        self._admin_routes = admin_routes
+        self.admin_port = own.admin_port if admin_routes is not None else -1
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -106,12 +106,12 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     # -- any thread ------------------------------------------------------------------------------
     def run(self) -> int:
-        """Serve until told to stop; returns the process's exit code."""
+        """Serve until a signal or `stop`; returns the process's exit code."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(self.serve())
 
     def start(self, models: Sequence[Served] = ()) -> None:
-        """KServe's entry: serve `models` too, until told to stop."""
+        """KServe's entry: serve `models` too, until a signal or `stop`."""
         for model in models:
             self.register_model(model)
         self.run()
@@ -124,10 +124,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def stop(self, sig: int = 0) -> None:
         """Drain and end; returns at once."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._end, 0)
+            self._loop.call_soon_threadsafe(self._begin_end, 0)
 
     def wait_started(self, timeout_s: float | None = None) -> bool:
-        """Wait until both sockets listen; `http_port` and `grpc_port` are the real ones then."""
+        """Wait until both sockets listen; `http_port` and `grpc_port` are then the ports in use."""
         return self._started.wait(timeout_s)
 
     # -- event loop ------------------------------------------------------------------------------
@@ -147,8 +147,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             http_server = self._http_server(routes, access, max_connections(own.max_connections))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
-            http_task.add_done_callback(lambda _: self._end(0))  # nothing is served without it
-            end_admin = self._start_admin(admin_listener)
+            http_task.add_done_callback(
+                lambda _: self._begin_end(0)
+            )  # nothing is served without it
+            stop_admin = self._start_admin(admin_listener)
             self._start_models()
             self._started.set()
             log.info(
@@ -162,12 +164,12 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             grpc_stopped = await self._linger(grpc_server)
             await self._drain(http_server)
             http_server.should_exit = True
-            await end_admin()
+            await stop_admin()
             await http_task
         if grpc_server is not None:
             await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
-        await self._each_model("stop")
+        await _all_in_threads([model.stop for model in self.registry.startable])
         self.registry.close()
         if self._owns_workers:
             await asyncio.to_thread(self.registry.workers.close)
@@ -180,22 +182,22 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         return _listen(self.settings.server.admin_host, self.admin_port)
 
     def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
-        """Answer operators, if they are wanted; returns what ends it."""
-        if listener is None:
-            return _nothing
+        """Serve the admin port where there is one; returns the function that stops it."""
+        if listener is None or self._admin_routes is None:
+            return _do_nothing
         self.admin_port = listener.getsockname()[1]
-        admin = Admin(self.registry, self._ending, self._make_profiler)
         own = self.settings.server
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
-        server = self._http_server(admin.routes(), access, ADMIN_CONNECTIONS)
+        routes = self._admin_routes(self.registry, self._ending)
+        server = self._http_server(routes, access, ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
-        async def end() -> None:
+        async def stop() -> None:
             server.should_exit = True
             await task
 
-        return end
+        return stop
 
     def _http_server(
         self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
@@ -238,23 +240,19 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         return server
 
     def _start_models(self) -> None:
-        for model in self.registry.models.values():
-            host = getattr(model, "host", None)
-            if host is not None:
-                host.events.subscribe(on_failed=self._engine_failed)
-            start = getattr(model, "start", None)
-            if start is not None:
-                start()
+        for model in self.registry.startable:
+            model.start(self._engine_failed)
 
     async def _linger(self, grpc_server: grpc.aio.Server | None) -> Awaitable[object]:
-        """Serve on for `linger_s`, saying to everybody who is served to come back elsewhere: over
-        HTTP with the answer, over gRPC (GOAWAY) at once. Returns what ends with gRPC's last call.
+        """Serve on for `linger_s`, closing each HTTP connection with its response and telling gRPC
+        clients to reconnect elsewhere (GOAWAY). Returns an awaitable that ends with the last gRPC
+        call.
         """
         own = self.settings.server
         if self.registry.is_draining:
-            return _nothing()
+            return _do_nothing()
         log.info("serving whoever still comes for %g s", own.linger_s)
-        stopped: Awaitable[object] = _nothing()
+        stopped: Awaitable[object] = _do_nothing()
         if grpc_server is not None:
             stopped = asyncio.create_task(grpc_server.stop(own.linger_s + own.drain_timeout_s))
         with contextlib.suppress(TimeoutError):
@@ -263,27 +261,22 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         return stopped
 
     async def _drain(self, http_server: HttpServer) -> None:
-        """Finish what was accepted, and fail what is left when time is up."""
+        """Finish what was accepted, and fail what is left when the time is over."""
         waiting_s = CLOSE_TIMEOUT_S if self._exit_code else self.settings.server.drain_timeout_s
         self._on_drain(self.registry.in_flight, waiting_s)
         log.info("draining %d requests for at most %g s", self.registry.in_flight, waiting_s)
         if not await self.registry.wait_idle(waiting_s):
             log.warning("%d requests are cut off", self.registry.in_flight)
-            hosts = (getattr(model, "host", None) for model in self.registry.models.values())
-            cut = [partial(h.drain, 0.0) for h in hosts if h is not None]
+            cut = [model.cut_off for model in self.registry.startable]
             await _all_in_threads([self.registry.workers.close, *cut])
             http_server.abort_unread()
             await self.registry.wait_idle(CLOSE_TIMEOUT_S)
 
-    async def _each_model(self, verb: str) -> None:
-        verbs = (getattr(model, verb, None) for model in self.registry.models.values())
-        await _all_in_threads([each for each in verbs if each is not None])
-
-    # -- how it ends -----------------------------------------------------------------------------
-    def _end(self, exit_code: int, *, lingers: bool = False) -> None:
-        """From now on nothing is ready; and nothing new comes in, unless the process `lingers`."""
+    # -- shutdown --------------------------------------------------------------------------------
+    def _begin_end(self, exit_code: int, *, lingers: bool = False) -> None:
+        """Report not ready from now on, and refuse new requests unless the process `lingers`."""
         self._exit_code = self._exit_code or exit_code
-        self.registry.retire()
+        self.registry.start_leaving()
         if not lingers:
             self._refuse()
         self._ending.set()
@@ -293,11 +286,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._draining.set()
 
     def _engine_failed(self, error: EngineFailed) -> None:
-        """Called on the engine thread, after everybody in flight was answered."""
+        """Called on the engine thread, after all that was in flight has been answered."""
         log.critical("an engine failed, the process ends: %s", error.message)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended already
-                self._loop.call_soon_threadsafe(self._end, FAILED)
+                self._loop.call_soon_threadsafe(self._begin_end, FAILED)
 
     def _handle_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread() or self._loop is None:
@@ -312,8 +305,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self.exit_now(128 + number)
             return
         log.info("%s: draining", signal.Signals(number).name)
-        # nobody balances between replicas of a process that is interrupted from a terminal
-        self._end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
+        # a process that is interrupted from a terminal is behind no load balancer
+        self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -334,12 +327,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _nothing() -> None:
-    """What ends a port that never was."""
+async def _do_nothing() -> None:
+    """No-op shutdown used where there is nothing to stop."""
 
 
 async def _all_in_threads(works: Sequence[Callable[[], Any]]) -> None:
-    turns: list[Coroutine[Any, Any, Any]] = [asyncio.to_thread(work) for work in works]
-    for outcome in await asyncio.gather(*turns, return_exceptions=True):
+    running: list[Coroutine[Any, Any, Any]] = [asyncio.to_thread(work) for work in works]
+    for outcome in await asyncio.gather(*running, return_exceptions=True):
         if isinstance(outcome, Exception):
             log.error("closing a model failed", exc_info=outcome)

@@ -1,13 +1,14 @@
-"""What a route needs of a model, as Protocols. Knows no implementation: `base` and the rooms
-provide them.
+"""Protocols of the models that the server and its routes work with.
+
+`base.BasePredictor` implements `Served` and `Startable`, the predictors of a task the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any, Protocol, runtime_checkable
 
+from predictors.errors import EngineFailed
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.images_body import ImagesBody
@@ -16,7 +17,7 @@ from predictors.protocol.v2.values import V2Request, V2Response
 
 @runtime_checkable
 class Served(Protocol):
-    """Any predictor. All methods run on the event loop and never block it."""
+    """A model that can be asked. Event loop; no method blocks it."""
 
     name: str
 
@@ -26,7 +27,9 @@ class Served(Protocol):
         ...
 
     async def healthy(self) -> bool:
-        """Ready: loaded, every promised shape warm, engine alive and not draining."""
+        """True once it is loaded and every promised shape is warm, while its engine is alive and
+        not draining.
+        """
         ...
 
     def get_input_types(self) -> list[dict[str, Any]]: ...
@@ -34,87 +37,55 @@ class Served(Protocol):
     def get_output_types(self) -> list[dict[str, Any]]: ...
 
     async def infer(self, request: V2Request, call: Call) -> V2Response:
-        """One V2 request through `preprocess`, `predict`, `postprocess`. Cancelling the task
-        cancels its jobs.
+        """Answer one V2 request. Cancelling the task cancels its jobs."""
+        ...
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """A model with an engine, which the server starts, watches and stops."""
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the process should be restarted: a part of the model failed or hangs."""
+        ...
+
+    def start(self, on_failed: Callable[[EngineFailed], None] | None = None) -> None:
+        """Begin to load and return at once. `on_failed` is called on the engine's thread after all
+        that was in flight has been answered.
         """
+        ...
+
+    def cut_off(self) -> None:
+        """Fail whatever is accepted and not answered. Blocks."""
+        ...
+
+    def stop(self) -> None:
+        """Finish what was accepted and release the device. Blocks."""
         ...
 
 
 @runtime_checkable
 class ServesImages(Served, Protocol):
-    """A predictor behind `POST /v1/images/generations`."""
+    """A model behind `POST /v1/images/generations`."""
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
-        """The reply's JSON."""
+        """The response's JSON."""
         ...
 
 
 @runtime_checkable
 class ServesChat(Served, Protocol):
-    """A predictor behind `POST /v1/chat/completions`."""
+    """A model behind `POST /v1/chat/completions`."""
 
     async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
-        """The reply's JSON."""
+        """The response's JSON."""
         ...
 
     def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        """The reply's `chat.completion.chunk`s as events (`openai_events`), one or several at a
-        time, `[DONE]` left out. Closing the iterator cancels the jobs.
+        """The reply's `chat.completion.chunk`s as server-sent events, one or several at a time,
+        without `[DONE]`. Closing the iterator cancels the jobs.
 
-        Everything that can be refused is refused before the first chunk is yielded, so that it gets
-        a status.
+        Every refusal is raised before the first item, so that it gets a status of its own.
         """
-        ...
-
-
-class ProfileReport(Protocol):
-    """What was recorded."""
-
-    @property
-    def table(self) -> Mapping[str, object]:
-        """What took the time, as JSON can carry it."""
-        ...
-
-    @property
-    def trace(self) -> bytes:
-        """A gzipped Chrome trace."""
-        ...
-
-
-class Profiling(Protocol):
-    """A profiler that a model's engine starts and stops; used once."""
-
-    def start(self) -> None: ...
-
-    def before_step(self) -> None: ...
-
-    def after_step(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def report(self) -> ProfileReport:
-        """What was recorded, after `stop`. Any thread, takes seconds."""
-        ...
-
-
-class ProfileRecording(Protocol):
-    """A recording that is on."""
-
-    outcome: Future[int]
-
-    def end(self) -> None:
-        """Take no more steps; `outcome` is their number."""
-        ...
-
-
-@runtime_checkable
-class Inspected(Protocol):
-    """A predictor that operators may look into."""
-
-    def describe(self) -> Mapping[str, object]:
-        """What runs, waits and is cached, as JSON can carry it. Never blocks."""
-        ...
-
-    def record(self, recorder: Profiling, steps: int) -> ProfileRecording:
-        """Record the next steps of live traffic. Raises what a request for work would."""
         ...

@@ -1,7 +1,7 @@
-"""The seam between the core and a model. Knows the verbs, not one implementation.
+"""The `Engine` Protocol: the seam between the serving core and the code of a task.
 
-A diffusion request and a token sequence are the same thing here: something that is admitted, lives
-for N steps and leaves. Everything below this Protocol may touch a device; nothing above it does.
+A diffusion request and a token sequence are the same thing here: a job that is admitted, takes N
+steps and leaves. Code below this Protocol may touch a device; code above it does not.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from predictors.serving.job import Job
 
-W = TypeVar("W")  # prepared work: what a caller wants, ready for the device
-C = TypeVar("C")  # chunk: what an engine hands back, one or many per job
+W = TypeVar("W")  # work: a request that is prepared for the device
+C = TypeVar("C")  # chunk: a piece of the result, one or many per job
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(shape, done, total)` after each warmed shape, on the engine thread."""
 
 
 class StickyDeviceError(Exception):
-    """The device context is lost (illegal address, device assert, ECC); this process can't go on.
+    """The device context is lost (illegal address, device assert, ECC) and the process must end.
 
-    An engine raises it from `step`; the host then fails everything in flight, and itself.
+    An engine raises it from `step`; the host then fails all jobs in flight, and itself.
     """
 
 
 class Engine(Protocol[W, C]):
-    """What a model room offers to the core. Runs on the engine thread only, unless noted."""
+    """Runs admitted jobs on a device, step by step. Engine thread only, unless noted."""
 
     @property
     def slots(self) -> int:
-        """The most jobs that can be active together. Constant after construction; any thread."""
+        """Maximum number of active jobs. Constant after construction; any thread."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether a call of `step` with all active jobs would do something. Any thread."""
+        """False if a step of all active jobs would do nothing. Any thread."""
         ...
 
     @property
     def active(self) -> Sequence[Job[W, C]]:
-        """The jobs that hold a slot, in order of admission. A fresh sequence, to be kept."""
+        """The jobs that hold a slot, in order of admission. A new sequence, never changed later."""
         ...
 
     def load(self) -> None:
@@ -48,7 +48,7 @@ class Engine(Protocol[W, C]):
         ...
 
     def warm(self, progress: Progress) -> None:
-        """Compile and run every promised shape once. After it returns nothing compiles any more."""
+        """Compile and run every promised shape once. Nothing compiles after it returns."""
         ...
 
     def validate(self, work: W) -> None:
@@ -56,20 +56,22 @@ class Engine(Protocol[W, C]):
         ...
 
     def admit(self, job: Job[W, C]) -> bool:
-        """Give the job a slot and all it can ever need, or return False and change nothing."""
+        """Give the job a slot and all memory it can ever need, or return False and change
+        nothing."""
         ...
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
-        """Advance these jobs (all of them active) by one turn; emit, finish, release the done.
+        """Advance these jobs (all of them active) by one step; emit chunks, finish and release
+        jobs that are done.
 
         All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs
-        can be stepped again in smaller groups with the same results. That is what lets the host
-        find the culprit.
+        can be stepped again in smaller groups with the same results. The host relies on it to
+        find the job that fails.
         """
         ...
 
     def evict(self, job: Job[W, C]) -> None:
-        """Release everything the job holds. No-op for a job that holds nothing."""
+        """Release all that the job holds. No-op for a job that holds nothing."""
         ...
 
     def close(self) -> None:
@@ -79,14 +81,14 @@ class Engine(Protocol[W, C]):
 
 @runtime_checkable
 class Describes(Protocol):
-    """What an engine may offer besides: a look inside, for operators."""
+    """Optional part of an engine: its state, for operators."""
 
     def describe(self) -> Mapping[str, object]:
-        """What JSON can carry: `running` (what is told of each job, by its id), and whatever else
-        the room has to tell (caches, warm shapes, precision).
+        """The engine's state as JSON values: `running` (details by job id) and whatever else is
+        of interest (caches, warm shapes, precision).
 
-        Any thread, also before `load` and after `close`. Never blocks, never asks a tensor for its
-        values, never tells what a caller wrote. The engine goes on meanwhile: each value is true
-        for itself, but two of them may be from before and after the same step.
+        Any thread, also before `load` and after `close`. Never blocks, never reads a tensor's
+        values, never includes a caller's input. The engine runs on meanwhile: each value is
+        correct, but two of them may be from before and after the same step.
         """
         ...

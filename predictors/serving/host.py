@@ -17,10 +17,10 @@ from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
 from predictors.serving.engine import Describes, Engine
 from predictors.serving.job import Job
+from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, State
 from predictors.serving.loop import EngineLoop
 from predictors.serving.recording import Recorder, Recording
-from predictors.serving.roster import Roster
 from predictors.settings import QueueSettings
 
 W = TypeVar("W")
@@ -53,24 +53,25 @@ class EngineHost(Generic[W, C]):
         self._settings = settings
         self._clock = clock
         self.lifecycle = Lifecycle(self._on_state)
-        self.jobs: Roster[W, C] = Roster(model, engine.slots, settings, clock, self._refusal)
+        self.jobs: JobTable[W, C] = JobTable(model, engine.slots, settings, clock, self._refusal)
         self.loop: EngineLoop[W, C] = EngineLoop(
             model, engine, self.jobs, self.lifecycle, self.events, clock
         )
         self._threads: list[threading.Thread] = []
         self._start_lock = threading.Lock()
 
-    # -- what callers use ------------------------------------------------------------------------
+    # -- submission -----------------------------------------------------------------------------
     def check_accepting(self, rows: int) -> None:
-        """Raise what `submit` of so many rows would raise now, before they cost anything."""
+        """Raise what `submit` of so many rows would raise now, before any work is spent on them."""
         self.jobs.check(rows)
 
     def reserve(self, rows: int) -> None:
-        """Keep places for rows that are prepared, until `release`. Raises what `submit` would."""
+        """Keep places for rows that are being prepared, until `release`. Raises what `submit`
+        would raise."""
         self.jobs.reserve(rows)
 
     def release(self, rows: int) -> None:
-        """Keep the places no longer."""
+        """Give reserved places back."""
         self.jobs.release(rows)
 
     def submit(
@@ -82,7 +83,7 @@ class EngineHost(Generic[W, C]):
         is_reserved: bool = False,
     ) -> list[Job[W, C]]:
         """Accept all rows of a request, or raise and accept none; `is_reserved` after `reserve`.
-        `deadline` is in seconds of the host's clock. Any thread.
+        `deadline` is in seconds of the host's clock.
 
         Raises `InvalidRequest` (a row that could never run, more rows than may wait), `Overloaded`
         with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
@@ -129,22 +130,12 @@ class EngineHost(Generic[W, C]):
 
     @property
     def failure(self) -> EngineFailed:
-        """What callers are told once the engine failed."""
+        """The error for all callers once the engine has failed."""
         return EngineFailed(self.loop.failure)
 
     @property
-    def waiting(self) -> int:
-        """Jobs in the queue."""
-        return self.jobs.waiting
-
-    @property
-    def running(self) -> int:
-        """Jobs that hold a slot."""
-        return self.jobs.open_jobs - self.jobs.waiting
-
-    @property
     def is_ready(self) -> bool:
-        """Whether a request sent now would be served: warm, alive, not draining."""
+        """True while requests are served: warm, alive, not draining."""
         return self.state is State.READY and self.is_alive
 
     @property
@@ -169,7 +160,7 @@ class EngineHost(Generic[W, C]):
             on_state(state)
 
     def describe(self) -> dict[str, object]:
-        """What an operator may see, see `Describes`. Any thread, never waits for the engine."""
+        """State, jobs and the engine's own `describe` as JSON values. Any thread, never blocks."""
         shown: dict[str, Any] = {"state": self.state.value, **self.jobs.describe()}
         inside = self._engine
         engine: dict[str, Any] = dict(inside.describe()) if isinstance(inside, Describes) else {}
@@ -179,8 +170,8 @@ class EngineHost(Generic[W, C]):
         return {**shown, **engine}
 
     def record(self, recorder: Recorder, steps: int) -> Recording:
-        """Record the next `steps` steps, see `recording`. Any thread. Raises what `submit` would,
-        and `Overloaded` while another recording is on."""
+        """Record the next `steps` steps. Any thread. Raises what `submit` would raise, and
+        `Overloaded` while another recording is on."""
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
@@ -190,7 +181,7 @@ class EngineHost(Generic[W, C]):
 
     # -- life ------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Begin to load on the engine thread and return at once. Idempotent."""
+        """Start to load on the engine thread and return at once. Idempotent."""
         with self._start_lock:
             if self._threads or self.state is not State.NEW:
                 return
@@ -211,9 +202,9 @@ class EngineHost(Generic[W, C]):
             raise refusal
 
     def drain(self, timeout_s: float) -> None:
-        """Refuse what is new, finish what was accepted; after `timeout_s` fail what is left with
-        `Draining`. Blocks until everybody was answered. May be called again, also while it runs: a
-        shorter timeout wins."""
+        """Refuse new jobs and finish accepted ones; fail those left after `timeout_s` with
+        `Draining`. Blocks until every job was answered. May be called again, also on another
+        thread while it blocks: the earlier end wins."""
         self.lifecycle.move(State.DRAINING)
         if not self.jobs.wait_answered(timeout_s):
             left = self.jobs.open_jobs
@@ -222,8 +213,8 @@ class EngineHost(Generic[W, C]):
             self.jobs.fail_all(lambda: Draining(message))
 
     def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> None:
-        """Fail what is left, close the engine on its own thread, wait `timeout_s` for it.
-        Idempotent."""
+        """Fail the jobs that are left, close the engine on its own thread, and wait at most
+        `timeout_s` for it. Idempotent."""
         self.drain(0.0)
         self.loop.stop()
         self.jobs.close()

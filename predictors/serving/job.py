@@ -1,10 +1,8 @@
-"""One piece of work in flight, and the way back to its caller. Knows nothing of what is inside work
-and chunk.
+"""A job: one piece of work in flight, and the way of its chunks back to the caller.
 
-The job is the only object that crosses the border between the event loop and the engine thread. The
-engine thread calls `emit`, `finish` and `fail`; the loop reads `stream` and may `cancel`. Exactly
-one of `finish` and `fail` takes effect: whatever comes after the first is ignored, so a job is
-answered exactly once.
+The job is the only object that crosses the border between the event loop and the engine thread.
+The engine thread calls `emit`, `finish` and `fail`; the loop reads `batches` and may `cancel`. Only
+the first call of `finish` or `fail` takes effect, so a job is answered exactly once.
 """
 
 from __future__ import annotations
@@ -13,12 +11,11 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from predictors.errors import Cancelled, ServingError
 from predictors.observe import tracing
-from predictors.serving.bell import Bell
+from predictors.serving.loop_waker import LoopWaker
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -27,7 +24,7 @@ C = TypeVar("C")
 class Job(Generic[W, C]):
     """A unit of admission: one prompt, one picture, one row.
 
-    Times are `clock()` seconds (monotonic). `deadline` None means the caller will wait for ever.
+    Times are seconds of `clock` (monotonic). A `deadline` of None never passes.
     """
 
     def __init__(
@@ -43,55 +40,60 @@ class Job(Generic[W, C]):
         self.deadline = deadline
         self.clock = clock
         self.exemplar = tracing.exemplar()
-        """What histograms show beside its durations."""
+        """Labels of the exemplars that histograms show beside the job's durations."""
         self.submitted_at = clock()
         self.admitted_at: float | None = None
         self.finished_at: float | None = None
         self.stages: list[tuple[str, float, float, dict[str, int]]] = []
-        """What was done for it on the engine: name, start, end, facts."""
+        """Its stages on the engine: name, start, end, span attributes."""
         self._lock = threading.Lock()
         self._chunks: list[C] = []
         self._error: ServingError | None = None
         self._done = False
         self._cancelled = False
-        self._bell: Bell | None = None
+        self._loop_waker: LoopWaker | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._is_waiting = False  # the reader has seen all there is and was not told of more
-        self.ticket = 0
-        """Order of acceptance, unique per host; set by the roster."""
+        self._is_waiting = False  # the reader has read all chunks and was not notified of more
+        self.arrival_number = 0
+        """Order of acceptance, unique per host; set by `JobTable`."""
         self.on_cancel: Callable[[Job[W, C]], None] | None = None
-        """Called once, on the canceller's thread, when the caller leaves before the answer."""
+        """Called once, on the thread of `cancel`, when the caller leaves before the answer."""
 
     # -- read by the engine thread ---------------------------------------------------------------
     @property
     def cancelled(self) -> bool:
-        """Whether the caller has left. Any thread."""
+        """True once the caller has left. Any thread."""
         return self._cancelled
 
     @property
     def done(self) -> bool:
-        """Whether the job was answered. Any thread."""
+        """True once the job was answered. Any thread."""
         return self._done
 
+    @property
+    def error(self) -> ServingError | None:
+        """The failure; None if the job succeeded or is not answered yet. Any thread."""
+        return self._error
+
     def is_late(self, now: float) -> bool:
-        """Whether its deadline has passed at `now`."""
+        """True once the deadline has passed at `now`."""
         return self.deadline is not None and now >= self.deadline
 
     # -- called by the engine thread -------------------------------------------------------------
-    def note(self, stage: str, seconds: float, **facts: int) -> None:
-        """A stage that took `seconds` is over now; to be called before the caller can know."""
+    def add_stage(self, name: str, seconds: float, **attributes: int) -> None:
+        """Record a stage of `seconds` that ends now. Call it before the answer is emitted."""
         now = self.clock()
-        self.stages.append((stage, now - seconds, now, facts))
+        self.stages.append((name, now - seconds, now, attributes))
 
     def emit(self, chunk: C) -> None:
-        """Hand one chunk to the caller; ignored once the job is answered."""
+        """Pass one chunk to the caller; ignored once the job is answered."""
         with self._lock:
             if self._done:
                 return
             self._chunks.append(chunk)
-            bell = self._due_bell()
-        if bell is not None:
-            bell.ring(self)
+            waker = self._pop_waker()
+        if waker is not None:
+            waker.notify(self)
 
     def finish(self) -> None:
         """Answer the job: no more chunks will come."""
@@ -101,56 +103,60 @@ class Job(Generic[W, C]):
         """Answer the job with a failure."""
         self._end(error)
 
+    def abandon(self) -> None:
+        """Answer a job whose caller has left."""
+        self.fail(Cancelled("the caller left before the answer was ready"))
+
     def _end(self, error: ServingError | None) -> None:
         with self._lock:
             if self._done:
                 return
+            self._error = error  # first: a reader without the lock looks at `done` before it
             self._done = True
-            self._error = error
             self.finished_at = self.clock()
-            self.on_cancel = None  # nothing is left to free, and the host need not be kept alive
-            bell = self._due_bell()
-        if bell is not None:
-            bell.ring(self)
+            self.on_cancel = None  # a reference that would keep the host alive
+            waker = self._pop_waker()
+        if waker is not None:
+            waker.notify(self)
 
-    def _due_bell(self) -> Bell | None:
-        """The bell to be rung, if the reader waits; to be called with the lock."""
+    def _pop_waker(self) -> LoopWaker | None:
+        """The waker to notify if the reader waits. The caller holds the lock."""
         if not self._is_waiting:
             return None
         self._is_waiting = False
-        return self._bell
-
-    def lose(self) -> None:
-        """The reader's loop is closed: nobody is left to tell. Any thread."""
-        self._cancelled = True
+        return self._loop_waker
 
     # -- called by the caller's loop -------------------------------------------------------------
     def cancel(self) -> None:
         """The caller leaves: its place is free at once, its slot before the next step.
 
-        Any thread, idempotent; nothing happens to a job that was answered.
+        Any thread, idempotent; does nothing to a job that was answered.
         """
         with self._lock:
             if self._done or self._cancelled:
                 return
             self._cancelled = True
-            tell = self.on_cancel
-        if tell is not None:  # outside the lock: the host takes its own
-            tell(self)
+            on_cancel = self.on_cancel
+        if on_cancel is not None:  # outside the lock: the job table takes its own
+            on_cancel(self)
 
     def wake(self) -> None:
-        """The bell was rung: the reader looks again. Its loop only."""
+        """Have the reader look for news. Its loop only."""
         if self._waiter is not None and not self._waiter.done():  # done: the reader was cancelled
             self._waiter.set_result(None)
 
-    async def batches(self) -> AsyncIterator[list[C]]:
-        """Yield all chunks that came since the last look, never none; raise the failure if there
-        is one. One reader per job.
+    def on_loop_closed(self) -> None:
+        """The reader's loop is closed: the caller has left. Any thread."""
+        self._cancelled = True
 
-        Leaving early does not cancel: the reader's owner does that (`Flight` does).
+    async def batches(self) -> AsyncIterator[list[C]]:
+        """Yield non-empty batches: all chunks since the previous read. Raises the job's failure
+        after the last chunk. One reader per job.
+
+        Leaving early does not cancel the job: the reader's owner does.
         """
         loop = asyncio.get_running_loop()
-        self._bell = Bell.of(loop)
+        self._loop_waker = LoopWaker.of(loop)
         while True:
             with self._lock:
                 chunks, self._chunks = self._chunks, []
@@ -166,22 +172,3 @@ class Job(Generic[W, C]):
                 return
             if not chunks:
                 await self._waiter  # type: ignore[misc]
-
-    async def stream(self) -> AsyncIterator[C]:
-        """The same, chunk by chunk."""
-        async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
-            async for chunks in batches:
-                for chunk in chunks:
-                    yield chunk
-
-    async def wait(self) -> list[C]:
-        """All chunks, once the job is answered."""
-        return [chunk async for chunk in self.stream()]
-
-    def drain_unread(self) -> ServingError | None:
-        """The failure, without a loop; None if the job was answered well or is still open."""
-        return self._error if self._done else None
-
-    def abandon(self) -> None:
-        """Answer a job whose caller left before it was admitted."""
-        self.fail(Cancelled("the caller left before the answer was ready"))

@@ -1,4 +1,4 @@
-"""The states of an engine's life and the legal ways between them. Knows no engine and no thread.
+"""The states of an engine's life, the legal transitions, and the callbacks of a host.
 
 NEW ──> LOADING ──> WARMING ──> READY ──> DRAINING ──> STOPPED
           │            │          │          │
@@ -18,7 +18,7 @@ from predictors.errors import EngineFailed
 
 
 class State(Enum):
-    """Where an engine is in its life. `FAILED` and `STOPPED` are final."""
+    """State of an engine. `FAILED` and `STOPPED` are final."""
 
     NEW = "new"
     LOADING = "loading"
@@ -42,10 +42,9 @@ _NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """How far the start has come: in `phase` ("load", "warmup"), `done` of `total` shapes.
+    """Progress of a start: in `phase` ("load", "warmup"), `done` of `total` shapes.
 
-    `shape` is the one that was warmed last. Before the start, and while loading, both numbers are
-    0.
+    `shape` was warmed last. While loading both numbers are 0.
     """
 
     phase: str = ""
@@ -92,7 +91,7 @@ class HostEvents:
 
 
 class Lifecycle:
-    """One state, changed by any thread, waited for by any thread.
+    """The present state. Any thread may change it or wait for a change.
 
     `on_change` is called with the new state after each change, on the thread that made it.
     """
@@ -104,14 +103,14 @@ class Lifecycle:
 
     @property
     def state(self) -> State:
-        """The present state. Any thread, never blocks."""
+        """Never blocks."""
         return self._state
 
     def move(self, to: State) -> bool:
-        """Go to `to`, or return False when the present state does not lead there.
+        """Change to `to`, or return False when the present state does not lead there.
 
-        False is no error: two threads may want different things (one becomes ready while another
-        begins to drain), and the first one wins.
+        False is no error: of two threads that change the state at once (one becomes ready while
+        another begins to drain) the first one wins.
         """
         with self._changed:
             if to not in _NEXT[self._state]:
@@ -122,7 +121,7 @@ class Lifecycle:
         return True
 
     def wait_for(self, *states: State, timeout_s: float | None = None) -> State | None:
-        """The state as soon as it is one of `states`; None when `timeout_s` is over first."""
+        """Block until the state is one of `states` and return it; None after `timeout_s`."""
         with self._changed:
             reached = self._changed.wait_for(lambda: self._state in states, timeout_s)
             return self._state if reached else None

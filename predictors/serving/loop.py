@@ -16,9 +16,9 @@ from predictors import metrics
 from predictors.errors import Draining, EngineFailed, OutOfMemory, ServingError, StepFailed
 from predictors.serving.engine import Engine, StickyDeviceError
 from predictors.serving.job import Job
+from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, State, Warmth
 from predictors.serving.recording import Recordings
-from predictors.serving.roster import Roster
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -47,7 +47,7 @@ class EngineLoop(Generic[W, C]):
         self,
         model: str,
         engine: Engine[W, C],
-        jobs: Roster[W, C],
+        jobs: JobTable[W, C],
         lifecycle: Lifecycle,
         events: HostEvents,
         clock: Callable[[], float],
@@ -115,19 +115,19 @@ class EngineLoop(Generic[W, C]):
                 job.abandon()
             if job.done:
                 self._engine.evict(job)
-                self._jobs.leave(job)
+                self._jobs.remove(job)
                 self._max_width = None  # memory is free again
 
     def _admit_waiting(self) -> None:
         if not (self._jobs.waiting and self._jobs.has_free_slot()):
             return
-        walk = self._jobs.walk(self._clock())
-        for job in walk:
+        admission = self._jobs.start_pass(self._clock())
+        for job in admission:
             if not self._jobs.has_free_slot():
                 break
             if not self._admit(job):
-                walk.refuse(job)
-        self._jobs.end_walk(walk)
+                admission.refuse(job)
+        self._jobs.end_pass(admission)
 
     def _admit(self, job: Job[W, C]) -> bool:
         """Try to admit `job`. Returns False only if it must stay queued."""
@@ -136,7 +136,7 @@ class EngineLoop(Generic[W, C]):
             return True
         is_admitted, error = try_call(self._engine.admit, job)
         if is_admitted:
-            if not self._jobs.seat(job, now):
+            if not self._jobs.start_running(job, now):
                 self._engine.evict(job)  # its caller left meanwhile
             return True
         if error is None:
@@ -155,9 +155,9 @@ class EngineLoop(Generic[W, C]):
         would pay for the failure again. If a single job did not fit, the width says nothing about
         the others.
         """
-        width = self._max_width or len(jobs)
-        groups = [jobs[i : i + width] for i in range(0, len(jobs), width)]
-        groups.reverse()  # a stack: the first group is stepped first
+        groups = [jobs]  # a stack
+        if width := self._max_width:
+            groups = [jobs[i : i + width] for i in range(0, len(jobs), width)][::-1]
         failed: list[tuple[Job[W, C], BaseException]] = []
         while groups:
             group = groups.pop()
@@ -174,9 +174,9 @@ class EngineLoop(Generic[W, C]):
                 failed.append((group[0], error))
             else:
                 groups += self._halves(group, error)
-        if any(is_out_of_memory(error) for _, error in failed):
-            self._max_width = None
         for job, error in failed:
+            if is_out_of_memory(error):
+                self._max_width = None
             self._fail_job(job, error)
 
     def _halves(
@@ -194,8 +194,8 @@ class EngineLoop(Generic[W, C]):
         return group[half:], group[:half]
 
     def _fail_job(self, job: Job[W, C], error: BaseException) -> None:
-        """Answer `job` with the failure for `error`, evict and remove it. A lost device is the
-        fault of no job: raises `StickyDeviceError` again."""
+        """Answer `job` with the failure for `error`, evict and remove it. Raises a
+        `StickyDeviceError` again: no job is the cause of it."""
         if isinstance(error, StickyDeviceError):
             raise error
         log_fields = {"model": self._model, "request_id": job.id.partition("/")[0], "job": job.id}
@@ -213,7 +213,7 @@ class EngineLoop(Generic[W, C]):
         failure.__cause__ = error if failure is not error else error.__cause__
         job.fail(failure)
         self._engine.evict(job)
-        self._jobs.leave(job)
+        self._jobs.remove(job)
 
     # -- start and end ---------------------------------------------------------------------------
     def prepare(self) -> None:
@@ -265,7 +265,7 @@ class EngineLoop(Generic[W, C]):
         self._lifecycle.move(State.FAILED)
         self.recordings.close(EngineFailed(self.failure))
         self._jobs.fail_all(lambda: EngineFailed(self.failure))
-        self._jobs.dismiss()
+        self._jobs.remove_running()
         for on_failed in self._events.on_failed:
             _, failed = try_call(on_failed, EngineFailed(self.failure))
             if failed is not None:
@@ -273,5 +273,5 @@ class EngineLoop(Generic[W, C]):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is torch's out-of-memory error, by its name: the core imports no torch."""
+    """True for torch's out-of-memory error. Compares names: the core does not import torch."""
     return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

@@ -1,10 +1,8 @@
-"""Who waits, in which order, and how many may. Knows not why an engine refuses, and nothing of time
-but the head's age.
+"""The bounded queue of jobs that wait for a slot, and the order in which they are offered.
 
 First in, first out, with one exception: behind a head that the engine can't take now, the next few
-are offered (the skip window) until the head is older than a limit. Leaving from the middle costs
-the same as from the front, and nothing here ever walks over all that wait. Not thread-safe:
-`Roster` holds the lock.
+jobs (the skip window) are offered too, until the head has waited too long. Removing a job costs
+the same anywhere in the queue, and no operation visits all waiting jobs but `clear`.
 """
 
 from __future__ import annotations
@@ -22,65 +20,67 @@ C = TypeVar("C")
 
 
 class AdmissionQueue(Generic[W, C]):
-    """Waiting jobs in order of their tickets. `settings.capacity` bounds them."""
+    """Waiting jobs in order of arrival, keyed by arrival number. `settings.capacity` bounds them.
+
+    Not thread-safe: `JobTable` holds the lock.
+    """
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
-        # a linked list under a dict: a plain dict keeps tombstones, and its first item gets ever
-        # dearer to find when the front is what leaves
+        # a linked list under a dict: a plain dict keeps tombstones, which make its first item
+        # slower and slower to find when jobs leave from the front
         self._jobs: OrderedDict[int, Job[W, C]] = OrderedDict()
         self._is_blocked = False
 
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def __contains__(self, arrival_number: int) -> bool:
+        return arrival_number in self._jobs
+
     @property
     def head(self) -> Job[W, C] | None:
-        """The job that waits longest."""
+        """The job that has waited longest."""
         return next(iter(self._jobs.values()), None)
 
-    def room(self, free_slots: int) -> int:
-        """How many more jobs may come now: places that are free, and slots that will take someone.
+    def free_places(self, free_slots: int) -> int:
+        """How many more jobs may be added: free places of the queue, plus free slots.
 
-        A free slot does not count while the engine turns waiting jobs away: it won't take the next
-        either.
+        Free slots do not count while the engine turns waiting jobs away: it would not take the
+        next job either.
         """
         return self._settings.capacity - len(self._jobs) + (0 if self._is_blocked else free_slots)
 
-    def put(self, jobs: Iterable[Job[W, C]]) -> None:
-        """Add at the end; the caller has looked at `room`."""
+    def add(self, jobs: Iterable[Job[W, C]]) -> None:
+        """Add jobs at the end. The caller has checked `free_places`."""
         for job in jobs:
-            self._jobs[job.ticket] = job
+            self._jobs[job.arrival_number] = job
 
-    def has(self, ticket: int) -> bool:
-        """Whether the job with this ticket waits."""
-        return ticket in self._jobs
-
-    def pop(self, ticket: int) -> Job[W, C] | None:
-        """Take a job out, wherever it stands; None when it does not wait."""
-        job = self._jobs.pop(ticket, None)
+    def pop(self, arrival_number: int) -> Job[W, C] | None:
+        """Remove a job from anywhere in the queue; None when it does not wait."""
+        job = self._jobs.pop(arrival_number, None)
         self._is_blocked = self._is_blocked and bool(self._jobs)
         return job
 
     def clear(self) -> list[Job[W, C]]:
-        """Take everybody out, in order."""
+        """Remove all jobs and return them in order."""
         jobs = list(self._jobs.values())
         self._jobs.clear()
         self._is_blocked = False
         return jobs
 
-    def walk(self, free_slots: int, now: float) -> Walk[W, C]:
-        """One admission pass; what it offers is bounded by slots and window, not by who waits."""
+    def start_pass(self, free_slots: int, now: float) -> AdmissionPass[W, C]:
+        """Start one admission pass. Free slots and skip window bound the jobs that it offers."""
         count = free_slots + 1 + self._settings.skip_window if free_slots > 0 else 0
-        return Walk(list(islice(self._jobs.values(), count)), self._settings, now)
+        return AdmissionPass(list(islice(self._jobs.values(), count)), self._settings, now)
 
-    def end_walk(self, walk: Walk[W, C]) -> None:
-        """Remember whether the engine turned somebody away who still waits."""
-        self._is_blocked = any(job.ticket in self._jobs for job in walk.refused)
+    def end_pass(self, admission: AdmissionPass[W, C]) -> None:
+        """Remember whether the engine refused a job that still waits."""
+        self._is_blocked = any(job.arrival_number in self._jobs for job in admission.refused)
 
 
-class Walk(Generic[W, C]):
-    """One pass over the front: yields whom to offer next; `refuse` says who did not fit."""
+class AdmissionPass(Generic[W, C]):
+    """One pass over the front of the queue: iterates over the jobs to offer to the engine."""
 
     def __init__(self, shortlist: list[Job[W, C]], settings: QueueSettings, now: float) -> None:
         self._shortlist = shortlist
@@ -98,7 +98,7 @@ class Walk(Generic[W, C]):
             yield job
 
     def refuse(self, job: Job[W, C]) -> None:
-        """The engine can't take `job` now; those behind it may be tried."""
+        """Note that the engine can't take `job` now; jobs behind it may be offered."""
         self.refused.append(job)
 
     def _is_overdue(self, job: Job[W, C]) -> bool:

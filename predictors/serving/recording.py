@@ -1,9 +1,8 @@
-"""Recording some steps of live traffic: begun and ended between steps, on the engine thread. Knows
-no profiler.
+"""Records some steps of live traffic with a `Recorder`, such as a profiler.
 
-Whoever asks hands in a `Recorder` and waits for `Recording.outcome`. The recorder is started just
-before the next step, so that one who waits for traffic costs nothing, and stopped after the last
-one, or when the asker calls `end`.
+The recorder is started just before the next step, so a recording that waits for traffic costs
+nothing. It is stopped after the last step, or when `Recording.end` is called. Both happen between
+steps, on the engine thread.
 """
 
 from __future__ import annotations
@@ -21,41 +20,41 @@ log = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Writes down what the thread that calls it does. Engine thread only."""
+    """Records the work of the thread that calls it. Engine thread only."""
 
     def start(self) -> None:
-        """From now on everything is written down."""
+        """Start to record."""
         ...
 
     def before_step(self) -> None:
-        """A step begins."""
+        """Called just before each step."""
         ...
 
     def after_step(self) -> None:
-        """The step that began has ended."""
+        """Called just after each step."""
         ...
 
     def stop(self) -> None:
-        """Nothing is written down any more. Quick: a report is made elsewhere."""
+        """Stop to record. Must be quick: a report is made on another thread."""
         ...
 
 
 class Recording:
-    """A wish for `steps` recorded steps."""
+    """A request to record `steps` steps, and its outcome."""
 
     def __init__(self, recorder: Recorder, steps: int, wake: Callable[[], None]) -> None:
         self.recorder = recorder
         self.steps = steps
         self.outcome: Future[int] = Future()
-        """How many steps were recorded, once the recorder has stopped; or why there are none."""
-        self.outcome.set_running_or_notify_cancel()  # nobody can cancel it
+        """Number of recorded steps, set once the recorder has stopped, or the error."""
+        self.outcome.set_running_or_notify_cancel()  # from here on it can't be cancelled
         self.is_ending = False
         self.is_started = False
         self.taken = 0
         self._wake = wake
 
     def end(self) -> None:
-        """Take no more steps: `outcome` is there after the present one. Any thread."""
+        """Record no more steps; sets `outcome` after the present one. Any thread."""
         self.is_ending = True
         self._wake()
 

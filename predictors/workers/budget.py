@@ -1,4 +1,4 @@
-"""An amount of bytes that callers of one event loop share, waiting for their part in order."""
+"""A memory budget that the tasks of one event loop share: first come, first served."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 
 
 class MemoryBudget:
-    """`num_bytes` in all. Event loop only.
+    """A budget of `num_bytes`. Event loop only.
 
-    First come, first served: a large part is not overtaken by later small ones for ever. Parts of
-    0 bytes never wait.
+    Later small parts never overtake a large one that waits. Parts of 0 bytes never wait.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -21,16 +20,16 @@ class MemoryBudget:
 
     @asynccontextmanager
     async def hold(self, num_bytes: int) -> AsyncIterator[None]:
-        """Have `num_bytes`, at most the whole, until the block ends."""
+        """Wait for `num_bytes` of the budget and hold them until the block ends."""
         if num_bytes:
-            await self._take(num_bytes)
+            await self._acquire(num_bytes)
         try:
             yield
         finally:
             self.free += num_bytes
-            self._serve()
+            self._grant()
 
-    async def _take(self, num_bytes: int) -> None:
+    async def _acquire(self, num_bytes: int) -> None:
         if not self._waiting and num_bytes <= self.free:
             self.free -= num_bytes
             return
@@ -39,12 +38,12 @@ class MemoryBudget:
         try:
             await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():  # given in the same moment
+            if future.done() and not future.cancelled():  # granted at the same moment
                 self.free += num_bytes
-            self._serve()
+            self._grant()
             raise
 
-    def _serve(self) -> None:
+    def _grant(self) -> None:
         while self._waiting:
             future, num_bytes = self._waiting[0]
             if future.done():  # its caller left

@@ -1,9 +1,8 @@
-"""Messages between the server and a worker process: pickled values over a Unix socket, large bytes
-beside them in shared memory.
+"""Messages between the server and a worker process: pickled values over a Unix socket.
 
 A message is a header, the pickle (when it is small), and file descriptors. All `bytes` of more than
-`LARGE_BYTES` inside the value travel through one shared file: reading it back copies without the
-interpreter's lock, while unpickling would hold it.
+`LARGE_BYTES` inside the value travel through one file of shared memory: reading it copies without
+the interpreter's lock, while unpickling would hold it.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ _HEADER = struct.Struct("<QQQB")  # inline bytes, offset and bytes of a shared p
 Reference = tuple[str, int, int]  # kind, offset or index, size
 
 
-class Closed(Exception):
-    """The other side is gone."""
+class ConnectionClosed(Exception):
+    """The other end of the socket is closed."""
 
 
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
         self.large: SharedMemory | None = None
-        self.handed: list[SharedMemory] = []
+        self.passed: list[SharedMemory] = []
 
     def persistent_id(self, obj: Any) -> Reference | None:
         if type(obj) is bytes and len(obj) > LARGE_BYTES:
             return "bytes", self.append(obj), len(obj)
         if type(obj) is SharedMemory:
-            self.handed.append(obj)
-            return "memory", len(self.handed), obj.size
+            self.passed.append(obj)
+            return "memory", len(self.passed), obj.size
         return None
 
     def append(self, data: bytes) -> int:
@@ -61,46 +60,47 @@ class _Unpickler(pickle.Unpickler):
         return memory
 
     def find_class(self, module: str, name: str) -> Any:
-        # a worker that a hostile picture took over must not run code here
+        # a worker process that a hostile picture took over must not run code in the server
         if module.startswith("predictors."):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not expected in a message")
 
 
 def send(connection: socket.socket, value: object) -> None:
-    """Write one message. Raises `Closed` when nobody reads it any more."""
+    """Write one message. Raises `ConnectionClosed` when the other end is closed."""
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(value)
     payload, offset, size = file.getvalue(), 0, 0
     if len(payload) > LARGE_BYTES:
         offset, size, payload = pickler.append(payload), len(payload), b""
-    # the first descriptor is the large bytes', also when there are none: indices stay the same
-    first = pickler.large or (SharedMemory.empty() if pickler.handed else None)
-    memories = [first, *pickler.handed] if first is not None else []
+    # the first descriptor is that of the large bytes, or an empty file: indices stay the same
+    first = pickler.large or (SharedMemory.empty() if pickler.passed else None)
+    memories = [first, *pickler.passed] if first is not None else []
     header = _HEADER.pack(len(payload), offset, size, len(memories))
     try:
         sent = socket.send_fds(connection, [header], [memory.fd for memory in memories])
         assert sent == _HEADER.size  # a fresh message of 25 bytes is never split
         connection.sendall(payload)
     except OSError as error:
-        raise Closed from error
+        raise ConnectionClosed from error
 
 
 def receive(connection: socket.socket) -> Any:
-    """Read one message. Raises `Closed` at the end, `TimeoutError` as the socket says."""
+    """Read one message. Raises `ConnectionClosed` at the end, and `TimeoutError` after the socket's
+    timeout."""
     try:
         header, fds, _, _ = socket.recv_fds(connection, _HEADER.size, MAX_FDS)
     except TimeoutError:
         raise
     except OSError as error:
-        raise Closed from error
+        raise ConnectionClosed from error
     received = [SharedMemory(fd, 0) for fd in fds]
     if len(header) != _HEADER.size:
-        raise Closed
+        raise ConnectionClosed
     inline, offset, size, count = _HEADER.unpack(header)
     if len(received) != count:
-        raise Closed
+        raise ConnectionClosed
     payload = received[0].read(offset, size) if size else _exactly(connection, inline)
     return _Unpickler(io.BytesIO(payload), received).load()
 
@@ -113,8 +113,8 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
         except TimeoutError:
             raise
         except OSError as error:
-            raise Closed from error
+            raise ConnectionClosed from error
         if not piece:
-            raise Closed
+            raise ConnectionClosed
         found += piece
     return bytes(found)

@@ -1,10 +1,9 @@
-"""A pool of worker processes for what would hold the interpreter's lock: parsing large bodies and
-decoding pictures.
+"""A pool of worker processes for work that would hold the interpreter's lock: parsing large bodies
+and decoding pictures.
 
-Each process has a thread here that gives it one task at a time, ends it when a task takes too long,
-and starts another one in its place. Large tasks never occupy the last free process, so that small
-ones do not wait for them. Memory that tasks may take together is a budget that callers wait for in
-order.
+Each process has a thread in the server that gives it one task at a time, kills it when a task takes
+too long, and starts another in its place. Large tasks never occupy the last free process, so small
+tasks do not wait for them. The memory of all tasks together is a budget.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from typing import Any
 
 from predictors.errors import Draining, NotReady, Overloaded, StepFailed, TooLarge
 from predictors.workers.budget import MemoryBudget
-from predictors.workers.messages import Closed, receive, send
+from predictors.workers.messages import ConnectionClosed, receive, send
 from predictors.workers.process import READY, Outcome, Task
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 256  # tasks; one more is refused
+MAX_WAITING = 256  # tasks in the queue; more are refused
 START_TIMEOUT_S = 60.0  # for the imports of a new process on a busy machine
-LARGE_TASK_BYTES = 32 * 2**20  # of memory: what takes more is a large task
-OWN_BYTES = 128 * 2**20  # of a process beside what its task takes
-MAX_FAILED_STARTS = 6  # then the server is not alive any more
+LARGE_TASK_BYTES = 32 * 2**20  # of memory; a task that takes more is large
+OWN_BYTES = 128 * 2**20  # of a process, beside the memory of its task
+MAX_FAILED_STARTS = 6  # in a row; then liveness fails
 STALL_MARGIN_S = 30.0  # beyond a task's time limit
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from predictors.workers import process"
-_START += "; process.main(int(sys.argv[1]), sys.argv[3].split(','), int(sys.argv[2]))"
+_START += "; process.run_worker(int(sys.argv[1]), sys.argv[3].split(','), int(sys.argv[2]))"
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class _Waiting:
 
 
 class Workers:
-    """The pool. Processes are started by `start`, or with the first task. Any thread."""
+    """A pool of `count` processes, started by `start` or by the first task. Any thread."""
 
     def __init__(
         self,
@@ -71,35 +70,36 @@ class Workers:
         self._small: deque[_Waiting] = deque()
         self._large: deque[_Waiting] = deque()
         self._num_large = 0  # running
-        self._began: dict[int, float] = {}  # by process: when its task began
+        self._started_at: dict[int, float] = {}  # of the present task, by process
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._is_closed = False
-        self._failed_starts = 0  # one after the other, of all processes
+        self._failed_starts = 0  # in a row, of all processes
 
     # -- callers -----------------------------------------------------------------------------------
     async def run(self, task: str, *arguments: Any, memory_bytes: int = 0) -> Any:
-        """The value of `task` (`module:function`) in a worker, once the budget has room.
+        """Run `task` (`module:function`) in a worker process, within the memory budget.
 
         Raises the task's own `ServingError`, `TooLarge` for more than the whole budget,
-        `Overloaded` when too many wait, `StepFailed` when the process died or took too long.
-        Cancelling takes the task back as long as it waits.
+        `Overloaded` when too many tasks wait, `StepFailed` when the process died or took too long.
+        Cancelling removes a task that still waits.
         """
         async with self.memory(memory_bytes):
             return await self.run_within(task, *arguments, memory_bytes=memory_bytes)
 
     async def run_within(self, task: str, *arguments: Any, memory_bytes: int = 0) -> Any:
-        """The same for a caller who holds the memory already, see `memory`."""
+        """Like `run`, for a caller that already holds the `memory`."""
         future = self.submit(task, *arguments, memory_bytes=memory_bytes)
         try:
             return await asyncio.wrap_future(future)
         finally:
-            # a failure refers to this frame, and the future to the failure: a circle of megabytes
+            # an error refers to this frame and the future to the error: a cycle of megabytes
             del future
 
     @asynccontextmanager
     async def memory(self, num_bytes: int) -> AsyncIterator[None]:
-        """Hold `num_bytes` of the budget, waiting for them in order. Event loop only."""
+        """Wait for `num_bytes` of the budget and hold them until the block ends. Event loop only.
+        Raises `TooLarge` for more than the whole budget."""
         if num_bytes > self.memory_bytes:
             raise TooLarge(
                 f"reading this takes about {num_bytes >> 20} MiB of memory; "
@@ -109,7 +109,8 @@ class Workers:
             yield
 
     def submit(self, task: str, *arguments: Any, memory_bytes: int = 0) -> Future[Any]:
-        """Queue a task, whatever memory is free; the future may be cancelled while it waits."""
+        """Queue a task without regard to the budget. Its future may be cancelled while it waits.
+        Raises `Overloaded` when too many tasks wait, `Draining` after `close`."""
         is_large = memory_bytes > LARGE_TASK_BYTES
         waiting = _Waiting(Task(task, arguments, is_large))
         with self._lock:
@@ -124,18 +125,18 @@ class Workers:
 
     @property
     def is_alive(self) -> bool:
-        """False once a task is over its time and its process could not be ended, or once no process
-        can be started."""
+        """False once a task is over its time and its process could not be killed, or once no
+        process can be started."""
         if self._failed_starts >= MAX_FAILED_STARTS:
             return False
         with self._lock:
-            oldest = min(self._began.values(), default=None)
+            oldest = min(self._started_at.values(), default=None)
         limit_s = self.timeout_s + START_TIMEOUT_S + STALL_MARGIN_S
         return oldest is None or time.monotonic() - oldest <= limit_s
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the processes that run now."""
+        """Ids of the running processes."""
         with self._lock:
             return [process.pid for process in self._processes.values()]
 
@@ -149,14 +150,15 @@ class Workers:
         if self._threads or self._is_closed:
             return
         self._threads = [
-            threading.Thread(target=self._keep, args=(i,), name=f"worker-{i}", daemon=True)
+            threading.Thread(target=self._run_process, args=(i,), name=f"worker-{i}", daemon=True)
             for i in range(self.count)
         ]
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """End all processes; whoever waits is refused. Blocks for moments. Idempotent."""
+        """Kill all processes and fail waiting tasks with `Draining`. Blocks for moments.
+        Idempotent."""
         with self._lock:
             self._is_closed = True
             left = [*self._small, *self._large]
@@ -172,24 +174,24 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    # -- one thread a process ----------------------------------------------------------------------
-    def _keep(self, index: int) -> None:
+    # -- one thread per process --------------------------------------------------------------------
+    def _run_process(self, index: int) -> None:
         connection = self._try_spawn(index)
         while True:
             waiting = self._next(index)
             if waiting is None:
                 break
-            connection = self._serve(index, connection, waiting)
-            self._done(index, waiting)
-            del waiting  # its arguments and its answer may be large
+            connection = self._run_task(index, connection, waiting)
+            self._after_task(index, waiting)
+            del waiting  # its arguments and its result may be large
         if connection is not None:
             connection.close()
-        self._end(index)
+        self._kill(index)
 
     def _try_spawn(self, index: int) -> socket.socket | None:
         try:
             connection = self._spawn(index)
-        except (OSError, Closed) as error:
+        except (OSError, ConnectionClosed) as error:
             if not self._is_closed:
                 self._failed_starts += 1
                 log.error("a worker process can't be started", exc_info=error)
@@ -197,21 +199,21 @@ class Workers:
         self._failed_starts = 0
         return connection
 
-    def _serve(
+    def _run_task(
         self, index: int, connection: socket.socket | None, waiting: _Waiting
     ) -> socket.socket | None:
-        """Have the task answered; returns the connection for the next one.
+        """Run a task and set its result; returns the connection for the next task.
 
-        A task whose process dies is tried once more: it may have died of something else.
+        A task whose process dies is tried once more: another cause may have killed the process.
         """
         for is_last in (False, True):
             connection = connection or self._try_spawn(index)
             if connection is None:
-                self._answer(waiting, NotReady("no process can be started to read this"))
+                self._set_result(waiting, NotReady("no process can be started to read this"))
                 return None
-            if self._ask(connection, waiting, is_last=is_last):
+            if self._send_task(connection, waiting, is_last=is_last):
                 return connection
-            self._end(index)
+            self._kill(index)
             connection.close()
             connection = None
             if waiting.future.done():
@@ -219,21 +221,21 @@ class Workers:
         return self._try_spawn(index)
 
     def _next(self, index: int) -> _Waiting | None:
-        """The next task for this process; None once the pool is closed."""
+        """Block until there is a task for this process; None once the pool is closed."""
         with self._changed:
             while not self._is_closed:
                 waiting = self._pick()
                 if waiting is not None:
-                    self._began[index] = time.monotonic()
+                    self._started_at[index] = time.monotonic()
                     return waiting
                 self._changed.wait()
             return None
 
     def _pick(self) -> _Waiting | None:
-        # small ones first, which can't starve the large: they have at most all but one process
+        # small tasks go first while a large one runs, else a large one: neither starves
         may_take_large = self._num_large < max(1, self.count - 1)
-        turns = (self._large, self._small) if self._num_large == 0 else (self._small, self._large)
-        for queue in turns:
+        large_first = self._num_large == 0
+        for queue in (self._large, self._small) if large_first else (self._small, self._large):
             while queue and (queue is self._small or may_take_large):
                 waiting = queue.popleft()
                 if waiting.future.set_running_or_notify_cancel():
@@ -241,35 +243,37 @@ class Workers:
                     return waiting
         return None
 
-    def _done(self, index: int, waiting: _Waiting) -> None:
+    def _after_task(self, index: int, waiting: _Waiting) -> None:
         with self._changed:
             self._num_large -= waiting.task.is_large
-            self._began.pop(index, None)
+            self._started_at.pop(index, None)
             self._changed.notify_all()
 
-    def _ask(self, connection: socket.socket, waiting: _Waiting, *, is_last: bool) -> bool:
-        """Have the task done and its caller answered; False when the process must be replaced. If
-        it died, the caller is only answered when this `is_last` of all tries."""
+    def _send_task(self, connection: socket.socket, waiting: _Waiting, *, is_last: bool) -> bool:
+        """Run a task in the process and set its result. Returns False when the process must be
+        replaced. If it died, the task fails only if this try `is_last`."""
         try:
             send(connection, waiting.task)
             outcome: Outcome = receive(connection)
         except TimeoutError:
             log.error("a worker process was ended: its task took longer than %g s", self.timeout_s)
             message = f"reading this took longer than {self.timeout_s:g} s and was given up"
-            self._answer(waiting, StepFailed(message))
+            self._set_result(waiting, StepFailed(message))
             return False
-        except (Closed, MemoryError, OSError) as error:
+        except (ConnectionClosed, MemoryError, OSError) as error:
             if self._is_closed:
-                self._answer(waiting, Draining("the server is shutting down"))
+                self._set_result(waiting, Draining("the server is shutting down"))
                 return False
             if is_last:
                 log.error("two worker processes died of a task", exc_info=error)
-                self._answer(waiting, StepFailed("the process that read this request died of it"))
+                self._set_result(
+                    waiting, StepFailed("the process that read this request died of it")
+                )
             return False
-        self._answer(waiting, _error_of(outcome), outcome.value)
+        self._set_result(waiting, _error_of(outcome), outcome.value)
         return True
 
-    def _answer(self, waiting: _Waiting, error: Exception | None, value: Any = None) -> None:
+    def _set_result(self, waiting: _Waiting, error: Exception | None, value: Any = None) -> None:
         if error is not None:
             waiting.future.set_exception(error)
         else:
@@ -282,10 +286,10 @@ class Workers:
                 self._start_process(index, theirs)
             ours.settimeout(START_TIMEOUT_S)
             if receive(ours) != READY:
-                raise Closed
-        except (OSError, TimeoutError, Closed):
+                raise ConnectionClosed
+        except (OSError, TimeoutError, ConnectionClosed):
             ours.close()
-            self._end(index)
+            self._kill(index)
             raise
         ours.settimeout(self.timeout_s)
         return ours
@@ -303,7 +307,7 @@ class Workers:
             if self._is_closed:
                 process.kill()
 
-    def _end(self, index: int) -> None:
+    def _kill(self, index: int) -> None:
         with self._lock:
             process = self._processes.pop(index, None)
         if process is not None:

@@ -1,8 +1,8 @@
-"""A worker process: takes tasks from a socket, one at a time, until the socket is closed.
+"""A worker process: runs tasks from a socket, one at a time, until the socket is closed.
 
-It is a fresh interpreter (no fork of a process with CUDA and gRPC threads), holds a limit on its
-memory, runs at a lower priority than the server, and imports what tasks need: neither torch nor
-gRPC. A task is `module:function` of a module that was named at the start.
+It is a new interpreter, not a fork of a process with CUDA and gRPC threads. Its memory is limited,
+its priority is lower than the server's, and it imports neither torch nor gRPC. A task is
+`module:function` of a module that was named at the start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import ServingError, TooLarge
-from predictors.workers.messages import Closed, receive, send
+from predictors.workers.messages import ConnectionClosed, receive, send
 
 NICENESS = 10  # the engine and the event loop go first
 READY = "ready"
@@ -28,32 +28,32 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One call of a function, sent to a worker."""
+    """A function call that is sent to a worker process."""
 
     name: str
     arguments: tuple[Any, ...]
     is_large: bool
-    """Whether memory is given back to the system afterwards."""
+    """True to give free memory back to the system afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a task: a value, a refusal of ours, or the traceback of anything else."""
+    """The result of a task: a value, a `ServingError`, or the traceback of any other error."""
 
     value: Any = None
     refusal: ServingError | None = None
     trace: str = ""
 
 
-def main(fd: int, modules: Sequence[str], memory_bytes: int) -> None:
-    """Serve tasks of `modules` from the socket `fd` until its other end is closed."""
+def run_worker(fd: int, modules: Sequence[str], memory_bytes: int) -> None:
+    """Run tasks of `modules` from the socket `fd` until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     loaded = {name: importlib.import_module(name) for name in modules}
-    # after the imports: from here on memory is what tasks ask for
+    # after the imports, so that only the memory of tasks counts
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    with socket.socket(fileno=fd) as connection, contextlib.suppress(Closed):
+    with socket.socket(fileno=fd) as connection, contextlib.suppress(ConnectionClosed):
         send(connection, READY)
         while True:
             task: Task = receive(connection)
@@ -73,13 +73,13 @@ def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0] // 2**20
         message = f"the request takes more than the {limit} MiB that reading one may take"
         return Outcome(refusal=TooLarge(message))
-    except Exception:  # noqa: BLE001 - the server logs it; the worker goes on
+    except Exception:  # noqa: BLE001 - the server logs it and the worker process goes on
         return Outcome(trace=traceback.format_exc())
 
 
 def trim() -> None:
-    """Give free memory of the C heap back to the system. Any thread, without the interpreter's
-    lock; does nothing where the C library has no `malloc_trim`."""
+    """Give free memory of the C heap back to the system, without the interpreter's lock. Any
+    thread; no-op where the C library has no `malloc_trim`."""
     release = getattr(_LIBC, "malloc_trim", None)
     if release is not None:
         release(0)

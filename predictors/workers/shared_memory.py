@@ -1,8 +1,7 @@
-"""Bytes that two processes share: an anonymous file in memory (memfd), handed on as a file
-descriptor.
+"""Memory shared by two processes: an anonymous file (memfd), passed as a file descriptor.
 
-It needs no `/dev/shm`, which is 64 MB in a pod and kills whoever overflows it, and closing it gives
-the memory back to the system at once.
+It does not need `/dev/shm`, which has 64 MB in a pod and kills a process that overflows it. Closing
+the file gives the memory back to the system at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class SharedMemory:
-    """An anonymous file of `size` bytes. Owns `fd`; closed when nobody refers to it. Any thread."""
+    """An anonymous file of `size` bytes. Owns `fd`, and closes it when deleted. Any thread."""
 
     __slots__ = ("fd", "size")
 
@@ -25,11 +24,11 @@ class SharedMemory:
 
     @classmethod
     def empty(cls) -> SharedMemory:
-        """A new one without content."""
+        """A new file of 0 bytes."""
         return cls(_anonymous_file(), 0)
 
     def append(self, data: Buffer) -> int:
-        """Write `data` at the end and return where it begins. Not with the interpreter's lock."""
+        """Append `data` and return its offset. Releases the interpreter's lock."""
         begin, view = self.size, memoryview(data)
         while view.nbytes:
             written = os.pwrite(self.fd, view, self.size)
@@ -38,7 +37,7 @@ class SharedMemory:
         return begin
 
     def read(self, offset: int = 0, size: int | None = None) -> bytes:
-        """A copy of `size` bytes from `offset`, or of all that follow it."""
+        """A copy of `size` bytes from `offset`, or of all bytes after it."""
         left = self.size - offset if size is None else size
         whole = os.pread(self.fd, left, offset)
         if len(whole) == left:
@@ -46,12 +45,12 @@ class SharedMemory:
         raise OSError(f"{len(whole)} of {left} shared bytes are there")
 
     def map(self) -> mmap.mmap:
-        """The content as memory of this process, without a copy. What is written there stays
-        private. Lives longer than this object."""
+        """The content as memory of this process, without a copy. Writes to it stay private. It
+        outlives this object."""
         return mmap.mmap(self.fd, self.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def close(self) -> None:
-        """Give the memory back; idempotent. What is mapped stays."""
+        """Give the memory back; idempotent. Maps stay valid."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

@@ -19,7 +19,7 @@ from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer
 from benchmarks.flux.random_weights import SCHNELL, TOY, Models, make, schnell_of, write_folder
 from predictors.compute.device.placement import Placement
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 
 CPU = torch.device("cpu")
 CASE = Case("dev", 64, 64, steps=4)
@@ -57,7 +57,7 @@ def test_schnell_shares_its_tensors_with_dev(models: Models, tmp_path: Path) -> 
 
 
 def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: Models) -> None:
-    facts, tokenizers = read_facts(models.folder)
+    facts, tokenizers = read_checkpoint(models.folder)
     eager = Peer("eager", models, facts, tokenizers)
     ours = Ours(models, placement_for(CPU), settings_for("64x64", "lossless,high"))
     ours.open()
@@ -82,7 +82,7 @@ def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: M
 def test_a_forward_in_float32_is_that_of_a_float32_module_and_leaves_weights_alone(
     models: Models,
 ) -> None:
-    facts, tokenizers = read_facts(models.folder)
+    facts, tokenizers = read_checkpoint(models.folder)
     narrow = make(models.folder, CPU, torch.bfloat16)
     peer = Peer("eager", narrow, facts, tokenizers)
     place = Placement(CPU, torch.bfloat16, "off")

@@ -23,10 +23,10 @@ from benchmarks.flux.tiers_plans import (
     skipping,
     ways,
 )
-from predictors.diffusion.sampling import Schedule, plan
-from predictors.models.flux.config import read_facts
+from predictors.diffusion.sampling import Schedule, plan_calls
+from predictors.models.flux.config import read_checkpoint
 
-SCHEDULE = Schedule.of(read_facts(CHECKPOINT)[0].scheduler)
+SCHEDULE = Schedule.of(read_checkpoint(CHECKPOINT)[0].scheduler)
 NUM_PATCHES = 64
 
 
@@ -51,7 +51,7 @@ def test_growing_gaps_end_at_the_last_step(num_calls: int) -> None:
 
 
 def test_the_plan_in_use_is_one_of_those_with_growing_gaps() -> None:
-    assert plan(STEPS) == growing(GROWING[sum(plan(STEPS))])
+    assert plan_calls(STEPS) == growing(GROWING[sum(plan_calls(STEPS))])
 
 
 def test_all_ways_go_from_noise_to_picture_once() -> None:
@@ -75,7 +75,7 @@ def test_ways_are_measured_against_all_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     levels = SCHEDULE.sigmas(STEPS, NUM_PATCHES)
-    few = [skipping("turbo", levels, plan(STEPS)), skipping("again", levels, (True,) * STEPS)]
+    few = [skipping("turbo", levels, plan_calls(STEPS)), skipping("again", levels, (True,) * STEPS)]
     monkeypatch.setattr(flux_tiers_plans, "ways", lambda *_: few)
     monkeypatch.setattr(flux_tiers_plans, "FINE_STEPS", 30)
     out = tmp_path / "plans.json"

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from predictors.chat.request import ChatRequest, Message, Picture
 
-SIZE = {"shortest_edge": 3136, "longest_edge": 1_003_520}
+MAX_PIXELS = 1_003_520
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Reference:
         """Model and processor of a checkpoint."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model = AutoModelForImageTextToText.from_pretrained(
                 checkpoint, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
             )
             parts = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
@@ -47,8 +47,10 @@ class Reference:
             for part in message.parts
             if isinstance(part, Picture)
         ]
+        least = self.parts.image_processor.size["shortest_edge"]
+        size = {"shortest_edge": least, "longest_edge": MAX_PIXELS}
         return self.parts(
-            text=[text], images=pictures or None, images_kwargs={"size": SIZE}, return_tensors="pt"
+            text=[text], images=pictures or None, images_kwargs={"size": size}, return_tensors="pt"
         )
 
     def answer(self, request: ChatRequest, **sampling: Any) -> list[int]:

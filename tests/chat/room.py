@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,13 @@ class Room:
         device: str = "cpu",
         dtype: str = "auto",
         on_device: bool = False,
+        make_model: Callable[[Path], ChatModel] = Qwen25VLModel,
         **settings: Any,
     ) -> Room:
         """Loaded and warm, float32 on the CPU; `on_device`: pictures are resized there."""
         chosen = QwenVLSettings(**{"slots": 8, "max_context": 512, **settings})
         placement = place(ComputeSettings(device=device, compile=compile, dtype=dtype))
-        model = Qwen25VLModel(checkpoint)
+        model = make_model(checkpoint)
         engine = ChatEngine("test", model, chosen, placement)
         inputs = Inputs(
             "test", model, chosen, ImageLimits(), engine.max_context, on_device=on_device

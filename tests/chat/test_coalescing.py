@@ -12,11 +12,12 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.base import Submission
 from predictors.chat.codec import ChunkEncoder
 from predictors.chat.detokenize import AnswerReader
 from predictors.chat.request import ChatDelta, ChatRequest, Sampling
-from predictors.flight import Flight
 from predictors.protocol.call import Call
+from predictors.protocol.openai.chat_body import ChatBody, StreamOptions
 from predictors.serving.job import Job
 
 PROMPT_TOKENS = 7
@@ -46,13 +47,14 @@ async def streamed(tokens: Sequence[int], bursts: Sequence[int], every: bool) ->
     The rest comes at once.
     """
     job: Job[None, ChatDelta] = Job("a", None)
-    flight = Flight(job, AnswerReader(Bytes(), ()))  # type: ignore[arg-type]
-    options = {"include_usage": True, "continuous_usage_stats": every}
-    encoder = ChunkEncoder({"model": "m", "stream_options": options}, CALL, "none", [REQUEST])
+    submission = Submission(job, AnswerReader(Bytes(), ()))  # type: ignore[arg-type]
+    options = StreamOptions(include_usage=True, continuous_usage_stats=every)
+    body = ChatBody("m", (), stream=True, stream_options=options)
+    encoder = ChunkEncoder(body, CALL, "none", [REQUEST])
     written: list[bytes] = []
 
     async def read() -> None:
-        async with aclosing(flight.batches()) as batches:  # type: ignore[type-var]
+        async with aclosing(submission.batches()) as batches:  # type: ignore[type-var]
             written.extend([encoder.deltas(0, d, lambda: {"queue_ms": 1}) async for d in batches])
 
     reading = asyncio.create_task(read())
@@ -61,7 +63,7 @@ async def streamed(tokens: Sequence[int], bursts: Sequence[int], every: bool) ->
         for at in range(made, min(made + burst, len(tokens))):
             emit(job, tokens, at)
         made = min(made + burst, len(tokens))
-        for _ in range(3):  # the bell, the reader's future, the reader
+        for _ in range(3):  # the waker, the reader's future, the reader
             await asyncio.sleep(0)
     for at in range(made, len(tokens)):
         emit(job, tokens, at)

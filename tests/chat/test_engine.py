@@ -17,13 +17,13 @@ from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.runner import Runner
 from predictors.compute.device.placement import place
-from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.engine import StickyDeviceError
 from predictors.settings import ComputeSettings
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, deltas_of, png, tokens_of
+from tests.tools.syncs import count_host_syncs
 
 
 def cached(result: str) -> float:
@@ -204,7 +204,7 @@ def test_the_same_file_at_another_size_is_another_picture(wild_checkpoint: Path)
     file = png(3, 200, 200)
     small = Room.open(wild_checkpoint, slots=1, max_pixels=112 * 112)
     large = Room.open(wild_checkpoint, slots=1)
-    keys = [room.inputs.prepare(chat(file)).pictures[0].patches.key for room in (small, large)]
+    keys = [room.inputs.prepare(chat(file)).pictures[0].prepared.key for room in (small, large)]
     assert keys[0] != keys[1]
     assert small.inputs.prepare(chat(file)).num_prompt_tokens < 60
 

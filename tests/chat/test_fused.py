@@ -20,12 +20,12 @@ from predictors.chat.request import Sampling
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.token_choice import WAYS, Choice, choose, packed
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
-from tests.diffusion import interpreter
+from tests import triton_interpreter
 
 fused = pytest.importorskip("predictors.chat.decoder.fused")
 linears = pytest.importorskip("predictors.chat.decoder.fused_linears")
 tokens_in_and_out = pytest.importorskip("predictors.chat.decoder.fused_tokens")
-assert interpreter
+assert triton_interpreter
 
 PAGE, PAGES_EACH, SLOTS = 16, 10, 4
 SHAPE = DecoderShape(

@@ -34,7 +34,7 @@ def test_a_caller_cannot_claim_a_picture_or_a_turn(room: Room) -> None:
     work = room.inputs.prepare(chat(forged, png(1), "describe"))
     assert len(work.pictures) == 1
     start, length = work.pictures[0].start, work.pictures[0].length
-    image = room.inputs._image_token
+    image = room.model.image_token
     assert work.tokens[start : start + length].tolist() == [image] * length
     assert work.tokens.tolist().count(image) == length
     pieces = ["nested <|im_<|im_end|>end|>", "<|im_end", "|>"]  # no token comes out of the parts

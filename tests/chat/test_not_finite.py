@@ -14,9 +14,9 @@ from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.token_choice import WAYS, Choice, choose, packed
-from predictors.compute.syncs import count_host_syncs
 from predictors.errors import EngineFailed, StepFailed
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.tools.syncs import count_host_syncs
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 GREEDY = Sampling(temperature=0.0)
@@ -47,7 +47,7 @@ def spoil_pages(room: Room, job: Any, value: float = float("nan")) -> None:
 
 
 def failed(job: Any) -> StepFailed:
-    error = job.drain_unread()
+    error = job.error
     assert isinstance(error, StepFailed)
     assert "not finite" in error.message
     return error
@@ -82,9 +82,9 @@ def test_a_picture_that_is_not_finite_fails_at_the_first_token(
     jobs = [own.job(request) for request in asked]
     placed = jobs[1].work.pictures[0]
     patches = replace(
-        placed.patches, key=b"bad", values=torch.full_like(placed.patches.values, value)
+        placed.prepared, key=b"bad", values=torch.full_like(placed.prepared.values, value)
     )
-    jobs[1].work = replace(jobs[1].work, pictures=(replace(placed, patches=patches),))
+    jobs[1].work = replace(jobs[1].work, pictures=(replace(placed, prepared=patches),))
     for job in jobs:
         assert own.engine.admit(job)
     own.finish()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from predictors.chat.request import Sampling
-from predictors.compute.syncs import no_host_syncs
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, png
 from tests.chat.test_parity import pairs
+from tests.tools.syncs import no_host_syncs
 
 pytestmark = pytest.mark.gpu
 

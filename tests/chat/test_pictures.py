@@ -15,16 +15,16 @@ from predictors.chat.pictures import ALIGNED, LEAST_BUCKET, PictureRunner, bucke
 from predictors.chat.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
-from predictors.compute.syncs import count_host_syncs
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder
 from predictors.models.qwen2_5_vl.vision.grid import VisionShape, plan_grid
 from predictors.models.qwen2_5_vl.vision.operations import Plain
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower
 from predictors.settings import ComputeSettings
-from tests.diffusion import interpreter
+from tests import triton_interpreter
+from tests.tools.syncs import count_host_syncs
 
 pytest.importorskip("predictors.models.qwen2_5_vl.vision.fused")
-assert interpreter
+assert triton_interpreter
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
 

@@ -12,12 +12,12 @@ from predictors.chat.pictures import PictureRunner
 from predictors.chat.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
-from predictors.compute.syncs import no_host_syncs
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder
 from predictors.models.qwen2_5_vl.vision.grid import VisionShape, plan_grid
 from predictors.models.qwen2_5_vl.vision.operations import Plain
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower
 from predictors.settings import ComputeSettings
+from tests.tools.syncs import no_host_syncs
 
 pytestmark = pytest.mark.gpu
 

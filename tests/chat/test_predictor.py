@@ -14,14 +14,14 @@ from typing import Any
 import orjson
 import pytest
 
-from predictors.chat.predictor import ChatPredictor, check_settings
+from predictors.chat.predictor import ChatPredictor
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart, read_chat_body
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2.values import Tensor, V2Request
-from predictors.settings import ComputeSettings, InvalidSetting, QwenVLSettings, Settings
+from predictors.settings import ComputeSettings, QwenVLSettings, Settings
 from tests.chat.room import Room, chat, png
 from tests.fakes import PATIENCE_S
 
@@ -205,9 +205,3 @@ async def test_usage_comes_last_when_asked_for(predictor: ChatPredictor) -> None
         "completion_tokens": 12,
         "total_tokens": prompt + 12,
     }
-
-
-@pytest.mark.parametrize("setting", [{"slots": -1}, {"default_max_tokens": 0}, {"max_context": -1}])
-def test_a_setting_that_cannot_work_is_refused_by_name(setting: dict[str, int]) -> None:
-    with pytest.raises(InvalidSetting, match=rf"qwen_vl\.{next(iter(setting))} must be"):
-        check_settings(QwenVLSettings(**setting))  # type: ignore[arg-type]

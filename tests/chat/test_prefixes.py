@@ -15,7 +15,7 @@ from predictors.chat.prefixes import keeps_prefixes, page_names
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.runner import Piece, Runner
 from predictors.compute.device.placement import Placement
-from predictors.settings import InvalidSetting, QwenVLSettings
+from predictors.settings import QwenVLSettings
 from tests.chat.room import Room, chat, png, tokens_of
 
 SAMPLED = Sampling(
@@ -224,7 +224,5 @@ def test_prefixes_are_kept_on_a_gpu_unless_history_must_not_matter(
     assert keeps_prefixes(settings, placement.is_cuda, is_deterministic) == expected
 
 
-def test_another_value_is_refused_and_the_default_on_the_cpu_is_off(wild: Room) -> None:
-    with pytest.raises(InvalidSetting, match="prefix_cache must be auto, on or off, not 'maybe'"):
-        keeps_prefixes(QwenVLSettings(prefix_cache="maybe"), True, False)
+def test_prefixes_are_not_kept_by_default_on_the_cpu(wild: Room) -> None:
     assert wild.engine._pool.num_named == 0

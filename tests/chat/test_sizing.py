@@ -9,7 +9,7 @@ from predictors.chat import limits as sizing
 from predictors.chat.kv_cache import Limits
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
-from predictors.settings import InvalidSetting, QwenVLSettings
+from predictors.settings import QwenVLSettings
 from tests.chat.room import CHECKPOINT
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
@@ -60,11 +60,6 @@ def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
     assert sizing.free_pages(text, 64, GPU) == sizing.kv_bytes(2**30) // page_bytes
     assert sizing.free_pages(text, 64, CPU) is None
     assert limits(GPU, slots=10**6).num_pages == sizing.free_pages(text, 64, GPU)
-
-
-def test_another_promise_is_refused() -> None:
-    with pytest.raises(InvalidSetting, match="deterministic must be auto, on or off, not 'maybe'"):
-        limits(CPU, deterministic="maybe")
 
 
 @pytest.mark.parametrize(("free_gib", "least", "most"), [(16, 8, 8.1), (130, 99, 99.5)])

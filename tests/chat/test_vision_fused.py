@@ -19,10 +19,10 @@ from predictors.models.qwen2_5_vl.vision.grid import (
 )
 from predictors.models.qwen2_5_vl.vision.operations import Plain
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower
-from tests.diffusion import interpreter
+from tests import triton_interpreter
 
 fused = pytest.importorskip("predictors.models.qwen2_5_vl.vision.fused")
-assert interpreter
+assert triton_interpreter
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
 

@@ -1,4 +1,4 @@
-"""The rule-based checker reads drawn pictures right and refuses unclear ones."""
+"""The rule-based checker reads drawn pictures correctly and refuses unclear ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RED_CIRCLE = Figure("large", "red", "circle")
 BLUE_STAR = Figure("small", "blue", "star")
 
 
-def test_true_pictures_are_read_right() -> None:
+def test_drawn_pictures_are_read_correctly() -> None:
     scenes = evaluation_scenes(100, seed=11)
     images = drawing.draw(scenes, seed=11)
     right = sum(checker.read(i) == s for i, s in zip(images, scenes, strict=True))
@@ -34,11 +34,11 @@ def test_an_empty_picture_shows_no_scene() -> None:
     assert checker.read(Image.new("RGB", (128, 128), "white")) is None
 
 
-def test_a_ground_of_another_colour_shows_no_scene() -> None:
+def test_a_background_of_another_colour_shows_no_scene() -> None:
     assert checker.read(Image.new("RGB", (128, 128), (200, 40, 90))) is None
 
 
-def test_a_blob_is_no_figure() -> None:
+def test_a_blob_is_not_a_figure() -> None:
     image = Image.new("RGB", (128, 128), "white")
     image.paste((220, 40, 40), (10, 60, 118, 70))
     assert checker.read(image) is None

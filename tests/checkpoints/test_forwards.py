@@ -1,4 +1,4 @@
-"""The networks written out for training give the numbers of diffusers' and transformers' own."""
+"""The forward passes for training give the numbers of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from checkpoints.training.train_flux import image_ids, tables_for
 WORDS = 200
 
 
-def test_velocity_is_the_forward_of_diffusers() -> None:
+def test_velocity_equals_the_forward_of_diffusers() -> None:
     transformer = parts.build_transformer().eval()
     torch.manual_seed(0)
     latents, states = torch.randn(2, 64, 64), torch.randn(2, 32, parts.T5_WIDTH)
@@ -31,7 +31,7 @@ def test_velocity_is_the_forward_of_diffusers() -> None:
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-def test_t5_states_are_those_of_transformers() -> None:
+def test_t5_states_equal_those_of_transformers() -> None:
     t5 = parts.build_t5(WORDS).eval()
     ids = torch.randint(2, WORDS, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_t5_states_are_those_of_transformers() -> None:
         assert torch.allclose(ours, t5(ids).last_hidden_state, atol=1e-4)
 
 
-def test_pooled_clip_is_that_of_transformers() -> None:
+def test_pooled_clip_equals_that_of_transformers() -> None:
     clip = parts.build_clip(WORDS).eval()
     ids = torch.randint(2, WORDS - 2, (2, 30), generator=torch.Generator().manual_seed(0))
     ids[:, 0], ids[:, 12:] = WORDS - 2, WORDS - 1

@@ -25,7 +25,7 @@ def test_every_caption_is_read_back_as_its_scene() -> None:
         assert parse_caption(wording.description(scene).replace("gray", "grey")) == scene
 
 
-def test_both_ways_of_telling_a_scene_have_one_caption() -> None:
+def test_both_orders_of_a_scene_have_one_caption() -> None:
     rng = random.Random(1)
     for _ in range(200):
         scene = sample(rng)
@@ -33,7 +33,7 @@ def test_both_ways_of_telling_a_scene_have_one_caption() -> None:
         assert scene.flipped().canonical() == scene
 
 
-def test_text_that_is_no_caption_is_not_read() -> None:
+def test_other_text_is_not_read_as_a_caption() -> None:
     assert parse_caption("a red circle") is None
     assert parse_caption("A large red circle on a white background. And more") is None
 

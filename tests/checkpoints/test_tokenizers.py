@@ -1,4 +1,5 @@
-"""The exported tokenizers take any text, and both checkpoints load in their peers, offline."""
+"""The exported tokenizers accept any text, and both checkpoints load in diffusers and
+transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_qwen_gives_any_text_back(text: str) -> None:
+def test_qwen_restores_any_text(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(QWEN_FOLDER)
     back = tokenizer.decode(tokenizer(text).input_ids)
     assert back == unicodedata.normalize("NFC", text)
@@ -106,7 +107,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_no_config_tells_where_it_was_made() -> None:
+def test_no_config_has_a_path_of_its_machine() -> None:
     for folder in (FLUX_FOLDER, QWEN_FOLDER):
         for config in folder.rglob("*.json"):
             assert '"_name_or_path": "/' not in config.read_text(), config.name

@@ -1,4 +1,4 @@
-"""Every colour and kind word is labelled with the figure it names, whatever the telling order."""
+"""Every colour and kind word is labelled with the figure that it names, in any order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _label(figure: Figure, place: str) -> list[int]:
     ]
 
 
-def test_either_order_gives_each_figure_its_own_place() -> None:
+def test_either_order_gives_each_figure_its_position() -> None:
     _, tokenizer = load_tokenizers()
     star, cross = (
         _label(figure, place)
@@ -37,7 +37,7 @@ def test_either_order_gives_each_figure_its_own_place() -> None:
         assert torch.unique_consecutive(marked, dim=0).tolist() == expected
 
 
-def test_two_figures_that_sound_alike_get_no_label() -> None:
+def test_figures_of_equal_words_get_no_label() -> None:
     _, tokenizer = load_tokenizers()
     star = SCENE.figures[0]
     scene = Scene("white", (star, star), "above")

@@ -1,4 +1,4 @@
-"""What a flag's value may be, and what a person reads when it is something else."""
+"""Values of flags, and the messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from predictors.errors import InvalidRequest
         ("a=", ""), ("a=b=c", "b=c"),
     ],
 )  # fmt: skip
-def test_a_parameter_is_what_json_says_and_else_text(raw: str, value: object) -> None:
+def test_a_parameter_is_json_or_else_text(raw: str, value: object) -> None:
     name, found = named_value(raw)
     assert (name, found, type(found)) == ("a", value, type(value))
 
@@ -28,14 +28,14 @@ def test_a_parameter_without_a_name_or_with_a_whole_object_is_refused(raw: str) 
         named_value(raw)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     assert read_file(tmp_path / "x") == b"1"
     with pytest.raises(InvalidRequest, match=r"'/.*/y' can't be read: No such file"):
         read_file(tmp_path / "y")
 
 
-def test_a_new_file_is_there_once_all_went_well(tmp_path: Path) -> None:
+def test_a_new_file_exists_only_after_success(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "x"
     with new_file(path) as file:
         file.write(b"1")
@@ -49,9 +49,7 @@ def test_a_new_file_is_there_once_all_went_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["folder", "below a file"])
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_done(
-    wrong: str, tmp_path: Path
-) -> None:
+def test_a_path_that_cannot_be_written_is_refused_first(wrong: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path if wrong == "folder" else tmp_path / "file" / "x"
     with pytest.raises(InvalidRequest, match="can't be written"), new_file(path):

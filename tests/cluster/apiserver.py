@@ -1,7 +1,5 @@
-"""A small API server on the loopback: TLS, tokens, pods, InferenceServices and Events, as far as a
-pod's ServiceAccount meets them. It refuses what the real one refuses.
-
-A stand-in for the network's other end in tests; the real API server is met in tests/e2e.
+"""A small API server on the loopback address, with TLS, tokens, pods, InferenceServices and Events.
+It refuses what the real one refuses. The real API server is used in tests/e2e.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from predictors.cluster.account import Account
+from predictors.cluster.identity import PodIdentity
 
 NAMESPACE, POD, SERVICE, TOKEN = "models", "flux-predictor-7d-x1", "flux", "a-token"
 EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
@@ -37,7 +35,7 @@ PATCHES = {"application/merge-patch+json", "application/strategic-merge-patch+js
 
 @dataclass
 class Request:
-    """What was asked."""
+    """A request that the server received."""
 
     method: str
     path: str
@@ -46,18 +44,18 @@ class Request:
 
 @dataclass
 class State:
-    """What the server holds, and how it behaves from now on."""
+    """The server's objects and behaviour."""
 
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
-    """`METHOD path` to a status that is answered instead."""
+    """Statuses to answer with, by `METHOD path`."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     released: threading.Event = field(default_factory=threading.Event)
-    """While this is not set, nothing is answered."""
+    """Requests are answered only while this is set."""
 
     def wait_for(self, what: Callable[[], Any]) -> Any:
-        """What `what` gives, as soon as it is true."""
+        """The value of `what` as soon as it is true."""
         with self.changed:
             assert self.changed.wait_for(what, PATIENCE_S), [
                 (r.method, r.path) for r in self.requests
@@ -74,46 +72,43 @@ class State:
         return [e for e in self.events if e["involvedObject"]["kind"] == kind]
 
     def reasons(self, kind: str = "Pod") -> list[str]:
-        """Of the events about such an object, in order."""
+        """Reasons of the events about objects of this kind, in order."""
         return [event["reason"] for event in self.events_about(kind)]
 
     @property
     def annotation(self) -> str:
-        """What `kubectl get pods -o custom-columns` would show."""
+        """The pod's warm-up annotation."""
         annotations = self.objects[POD_PATH]["metadata"].get("annotations", {})
         return str(annotations.get("predictors.vision/warm-up", ""))
 
     def asked(self, method: str, path: str) -> list[Any]:
-        """The bodies of requests whose path begins so."""
+        """Bodies of the requests whose path begins with `path`."""
         return [r.body for r in self.requests if r.method == method and r.path.startswith(path)]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles one connection."""
 
     state: State
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
     def handle_one_request(self) -> None:
-        """As ever; who hangs up in the middle is no concern of the tests'."""
+        """Ignore clients that disconnect."""
         try:
             super().handle_one_request()
         except (ConnectionError, ssl.SSLError, TimeoutError):
             self.close_connection = True
 
     def do_GET(self) -> None:
-        """Read an object."""
         self._answer("GET")
 
     def do_POST(self) -> None:
-        """Create one."""
         self._answer("POST")
 
     def do_PATCH(self) -> None:
-        """Change one."""
         self._answer("PATCH")
 
     def _answer(self, method: str) -> None:
@@ -175,7 +170,7 @@ def merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
 
 
 def wrong_in_event(body: dict[str, Any]) -> str:
-    """What Kubernetes' validation of core/v1 Events would say, or nothing."""
+    """The fields that Kubernetes' validation of core/v1 Events would refuse; empty if none."""
     about = body.get("involvedObject", {})
     checks = {
         "apiVersion": (body.get("apiVersion"), body.get("kind")) == ("v1", "Event"),
@@ -195,7 +190,7 @@ def wrong_in_event(body: dict[str, Any]) -> str:
 
 
 def is_time(text: str) -> bool:
-    """Whether it is a metav1.Time."""
+    """True for a metav1.Time."""
     return bool(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text))
 
 
@@ -204,7 +199,7 @@ def _status(code: int, message: str) -> tuple[int, dict[str, Any]]:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
     now = datetime.now(UTC)
@@ -231,7 +226,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def mounted(folder: Path) -> Path:
-    """A folder as Kubernetes mounts it, with the files of a ServiceAccount."""
+    """`folder` with the files of a mounted ServiceAccount."""
     folder.mkdir(parents=True, exist_ok=True)
     certificate(folder)
     (folder / "token").write_text(TOKEN)
@@ -239,13 +234,13 @@ def mounted(folder: Path) -> Path:
     return folder
 
 
-def account(folder: Path, port: int, service: str = SERVICE) -> Account:
-    """The account of the pod that this server knows."""
-    return Account(folder, "127.0.0.1", str(port), NAMESPACE, POD, service)
+def identity(folder: Path, port: int, service: str = SERVICE) -> PodIdentity:
+    """The identity of this server's pod."""
+    return PodIdentity(folder, "127.0.0.1", str(port), NAMESPACE, POD, service)
 
 
 def environment(port: int) -> dict[str, str]:
-    """What Kubernetes, KServe and the chart put into the pod's environment."""
+    """The variables that Kubernetes, KServe and the chart set in a pod."""
     return {
         "KUBERNETES_SERVICE_HOST": "127.0.0.1",
         "KUBERNETES_SERVICE_PORT": str(port),
@@ -256,7 +251,7 @@ def environment(port: int) -> dict[str, str]:
 
 
 def fresh_state() -> State:
-    """One pod and its InferenceService; everything is answered."""
+    """One pod and its InferenceService; requests are answered."""
     named = {"namespace": NAMESPACE}
     state = State(
         {

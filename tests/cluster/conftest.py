@@ -1,4 +1,4 @@
-"""A mounted ServiceAccount, an API server and reporters that end with the test."""
+"""A mounted ServiceAccount, an API server and reporters that are closed after the test."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from predictors.cli.child import held_ports
-from predictors.cluster.reporter import Reporter
+from predictors.cluster.reporter import EventReporter
 from predictors.settings import ClusterSettings
 from tests.cluster.apiserver import (
     PATIENCE_S,
     SERVICE,
     State,
-    account,
     api_server,
     fresh_state,
+    identity,
     mounted,
 )
 
 BRISK = ClusterSettings(interval_s=0.0, timeout_s=PATIENCE_S)
 
-MakeReporter = Callable[..., Reporter]
+MakeReporter = Callable[..., EventReporter]
 
 
 @pytest.fixture
@@ -33,31 +33,31 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state() -> State:
-    """What the API server holds."""
+    """The objects of the API server."""
     return fresh_state()
 
 
 @pytest.fixture
 def port(folder: Path, state: State) -> Iterator[int]:
-    """Of an API server that answers."""
+    """The port of an API server that answers."""
     with api_server(folder, state) as port:
         yield port
 
 
 @pytest.fixture
 def dead_port() -> Iterator[int]:
-    """A port where nobody listens, and nobody else will."""
+    """A port that is held and where nothing listens."""
     with held_ports(1) as ports:
         yield ports[0]
 
 
 @pytest.fixture
 def reporting(folder: Path) -> Iterator[MakeReporter]:
-    """`reporting(port, settings, service)`: a reporter that has begun to tell."""
-    made: list[Reporter] = []
+    """`reporting(port, settings, service)`: a reporter that was started."""
+    made: list[EventReporter] = []
 
-    def make(port: int, settings: ClusterSettings = BRISK, service: str = SERVICE) -> Reporter:
-        made.append(Reporter(account(folder, port, service), settings))
+    def make(port: int, settings: ClusterSettings = BRISK, service: str = SERVICE) -> EventReporter:
+        made.append(EventReporter(identity(folder, port, service), settings))
         made[-1].start()
         return made[-1]
 

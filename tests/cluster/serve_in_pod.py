@@ -1,6 +1,6 @@
-"""The command line as in a pod: its ServiceAccount lies where the first argument says, its last
-words may take the seconds of the second, the others are the command line's own. A model loads once
-stdin has a byte or its end. Everything else is the product's.
+"""Runs the product's command line as in a pod. The first argument is the folder of the
+ServiceAccount, the second the seconds that the reporter may take to close, and the others are the
+command line's own. A model loads once stdin has a byte or ends.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from predictors import __main__ as root
-from predictors.cluster import story
-from predictors.cluster.account import find_account
-from predictors.cluster.reporter import Reporter
+from predictors.cluster import lifecycle_events
+from predictors.cluster.identity import find_pod_identity
+from predictors.cluster.reporter import EventReporter
+from predictors.operators import serve
 from predictors.serving.lifecycle import State
 
-FOLDER, LAST_WORDS_S = Path(sys.argv[1]), float(sys.argv[2])
-moved = root._moved
+FOLDER, CLOSE_TIMEOUT_S = Path(sys.argv[1]), float(sys.argv[2])
+report_state = serve._report_state
 
 
-class Patient(Reporter):
-    """Told how long it may take to tell what is left."""
+class Patient(EventReporter):
+    """Takes the time to close from the command line."""
 
-    def close(self, timeout_s: float = LAST_WORDS_S) -> None:
-        """As ever."""
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         super().close(timeout_s)
 
 
-def held(model: Any, told: Any, state: State) -> None:
-    """Whoever has said that it loads waits for the test."""
-    moved(model, told, state)
+def held(model: Any, events: Any, state: State) -> None:
+    """Report the state; a model that loads waits for the test."""
+    report_state(model, events, state)
     if state is State.LOADING:
         os.read(0, 1)
 
 
 if __name__ == "__main__":
-    root.find_account = partial(find_account, folder=FOLDER)  # type: ignore[assignment]
-    root._moved = held
-    story.Reporter = Patient  # type: ignore[misc]
+    root.find_pod_identity = partial(find_pod_identity, folder=FOLDER)  # type: ignore[assignment]
+    serve._report_state = held
+    lifecycle_events.EventReporter = Patient  # type: ignore[misc]
     sys.exit(root.main(sys.argv[3:]))

@@ -1,4 +1,4 @@
-"""What arrives at the API server, and what nobody feels when it can't."""
+"""Events and annotations reach the API server, and its failures do not block the process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from predictors.cluster.account import Account
-from predictors.cluster.api import Api, Unreachable
-from predictors.cluster.events import Notice
-from predictors.cluster.reporter import Reporter
+from predictors.cluster.api import ApiUnavailable, KubernetesApi
+from predictors.cluster.events import PodEvent
+from predictors.cluster.identity import PodIdentity
+from predictors.cluster.reporter import EventReporter
 from predictors.settings import ClusterSettings
 from tests.cluster.apiserver import (
     EVENTS,
@@ -22,29 +22,29 @@ from tests.cluster.apiserver import (
     SERVICE,
     SERVICE_PATH,
     State,
-    account,
     api_server,
     certificate,
+    identity,
 )
 from tests.cluster.conftest import BRISK, MakeReporter
 
 NEVER = ClusterSettings(interval_s=3600.0, timeout_s=PATIENCE_S)
 
 
-def warming(done: int) -> Notice:
-    """One of those that may be held back."""
-    return Notice("WarmingUp", f"{done} of 7", "flux", can_wait=True)
+def warming(done: int) -> PodEvent:
+    """An event that may be deferred."""
+    return PodEvent("WarmingUp", f"{done} of 7", "flux", is_deferrable=True)
 
 
-def is_telling() -> bool:
-    """Whether a reporter's thread is there."""
+def is_running() -> bool:
+    """True while a reporter's thread is alive."""
     return "cluster-reporter" in [thread.name for thread in threading.enumerate()]
 
 
 def test_an_event_is_about_the_pod_and_about_its_service(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
-    reporting(port).tell(Notice("EngineFailed", "it broke", "flux", is_warning=True))
+    reporting(port).report(PodEvent("EngineFailed", "it broke", "flux", is_warning=True))
     state.wait_for(lambda: len(state.events) == 2)
     pod, service = state.events
     assert pod["involvedObject"] == {
@@ -68,8 +68,8 @@ def test_a_pod_without_a_service_has_its_own_events_only(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(port, service="")
-    reporter.tell(Notice("Ready", "flux is ready", "flux"))
-    reporter.tell(Notice("Draining", "bye"))
+    reporter.report(PodEvent("Ready", "flux is ready", "flux"))
+    reporter.report(PodEvent("Draining", "bye"))
     state.wait_for(lambda: state.reasons() == ["Ready", "Draining"])
     assert state.reasons("InferenceService") == []
 
@@ -83,27 +83,27 @@ def test_the_annotation_is_the_pods_and_leaves_its_others_alone(
     assert state.objects[POD_PATH]["metadata"]["annotations"]["someone"] == "else"
 
 
-def test_what_happens_again_is_counted_in_the_same_event(
+def test_a_repeated_event_is_counted_in_the_same_object(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(port)
     for done in range(1, 8):
-        reporter.tell(warming(done))
+        reporter.report(warming(done))
         state.wait_for(lambda done=done: [e["count"] for e in state.events] == [done, done])
     assert [event["message"] for event in state.events] == ["7 of 7", "7 of 7"]
     assert len(state.asked("POST", EVENTS)) == 2
 
 
-def test_warming_up_is_told_at_most_once_per_interval(
+def test_warm_up_is_written_at_most_once_per_interval(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(port, NEVER, service="")
-    reporter.tell(warming(1))
+    reporter.report(warming(1))
     state.wait_for(lambda: state.reasons() == ["WarmingUp"])
     for done in range(2, 8):
-        reporter.tell(warming(done))
+        reporter.report(warming(done))
         reporter.annotate(f"flux {done}/7 512x512")
-    reporter.tell(Notice("Ready", "flux is ready", "flux"))  # this one does not wait
+    reporter.report(PodEvent("Ready", "flux is ready", "flux"))  # this one does not wait
     state.wait_for(lambda: state.reasons() == ["WarmingUp", "Ready"])
     assert (state.events[0]["count"], state.events[0]["message"]) == (7, "7 of 7")
     assert state.annotation == "flux 7/7 512x512"
@@ -115,30 +115,30 @@ def test_two_models_of_one_pod_have_an_event_each(
 ) -> None:
     reporter = reporting(port, service="")
     for model in ("flux", "qwen-vl"):
-        reporter.tell(Notice("Ready", f"{model} is ready", model))
+        reporter.report(PodEvent("Ready", f"{model} is ready", model))
     state.wait_for(lambda: len(state.events) == 2)
     assert [event["message"] for event in state.events] == ["flux is ready", "qwen-vl is ready"]
 
 
-def test_an_event_that_has_expired_is_made_anew(
+def test_an_event_that_has_expired_is_created_again(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(port, service="")
-    reporter.tell(warming(1))
+    reporter.report(warming(1))
     state.wait_for(lambda: state.events)
     with state.changed:
         state.objects = {path: o for path, o in state.objects.items() if "/events/" not in path}
-    reporter.tell(warming(2))
+    reporter.report(warming(2))
     state.wait_for(lambda: [event["count"] for event in state.events] == [2])
 
 
-def test_a_message_of_any_length_fits(port: int, state: State, reporting: MakeReporter) -> None:
-    reporting(port).tell(Notice("EngineFailed", "why " * 1000, "flux"))
+def test_a_long_message_is_cut(port: int, state: State, reporting: MakeReporter) -> None:
+    reporting(port).report(PodEvent("EngineFailed", "why " * 1000, "flux"))
     state.wait_for(lambda: len(state.events) == 2)
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_a_server_in_trouble_is_asked_again_with_one_line_in_the_log(
+def test_a_failing_server_is_retried_with_one_line_in_the_log(
     status: int,
     port: int,
     state: State,
@@ -148,27 +148,29 @@ def test_a_server_in_trouble_is_asked_again_with_one_line_in_the_log(
     caplog.set_level(logging.INFO)
     state.statuses[f"POST {EVENTS}"] = status
     reporter = reporting(port, service="")
-    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    reporter.report(PodEvent("Loading", "flux is loading", "flux"))
     state.wait_for(lambda: len(state.asked("POST", EVENTS)) >= 2)
     state.statuses.clear()
-    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    reporter.report(PodEvent("Ready", "flux is ready", "flux"))
     state.wait_for(lambda: state.reasons() == ["Loading", "Ready"])
     reporter.close(PATIENCE_S)
-    said = [record.getMessage() for record in caplog.records if "Kubernetes" in record.getMessage()]
-    assert len(said) == 2
-    assert said[0].startswith("the Kubernetes API can't be told, serving goes on without: ")
-    assert said[1] == "the Kubernetes API answers again"
+    logged = [
+        record.getMessage() for record in caplog.records if "Kubernetes" in record.getMessage()
+    ]
+    assert len(logged) == 2
+    assert logged[0].startswith("the Kubernetes API can't be told, serving goes on without: ")
+    assert logged[1] == "the Kubernetes API answers again"
     assert not [r for r in caplog.records if r.name.startswith("urllib3") and r.levelno > 20]
 
 
-def test_an_event_that_came_through_unanswered_is_not_doubled(
+def test_an_event_that_was_created_without_an_answer_is_not_duplicated(
     port: int, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(port, ClusterSettings(interval_s=0.0, timeout_s=0.5), service="")
-    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    reporter.report(PodEvent("Loading", "flux is loading", "flux"))
     state.wait_for(lambda: state.reasons() == ["Loading"])
     state.released.clear()
-    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+    reporter.report(PodEvent("Ready", "flux is ready", "flux"))
     tries = lambda: [b for b in state.asked("POST", EVENTS) if b["reason"] == "Ready"]  # noqa: E731
     state.wait_for(lambda: len(tries()) >= 2)
     state.released.set()
@@ -178,78 +180,78 @@ def test_an_event_that_came_through_unanswered_is_not_doubled(
     assert len({body["metadata"]["name"] for body in state.asked("POST", EVENTS)}) == 2
 
 
-def test_what_is_refused_is_let_go_once_said_and_the_rest_is_told(
+def test_a_refused_write_is_logged_once_and_the_others_are_sent(
     port: int, state: State, reporting: MakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     state.statuses[f"GET {SERVICE_PATH}"] = 403
     reporter = reporting(port)
     for reason in ("Loading", "Ready", "Draining"):
-        reporter.tell(Notice(reason, "so it is", "flux"))
+        reporter.report(PodEvent(reason, "so it is", "flux"))
     state.wait_for(lambda: state.reasons() == ["Loading", "Ready", "Draining"])
     reporter.close(PATIENCE_S)
     assert state.reasons("InferenceService") == []
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [
         "the Kubernetes API refuses an event on the InferenceService, and is not told: "
         "403: as the test says"
     ]
 
 
-def test_nobody_waits_for_who_tells(folder: Path) -> None:
+def test_reporting_never_blocks(folder: Path) -> None:
     connecting, may_fail, has_failed = (threading.Event() for _ in range(3))
 
-    def connect(own: Account, timeout_s: float) -> Api:
+    def connect(_: PodIdentity, timeout_s: float) -> KubernetesApi:
         connecting.set()
         may_fail.wait(PATIENCE_S)
         has_failed.set()
-        raise Unreachable("at last")
+        raise ApiUnavailable("at last")
 
-    reporter = Reporter(account(folder, 1), BRISK, connect=connect)
+    reporter = EventReporter(identity(folder, 1), BRISK, connect=connect)
     reporter.start()
-    reporter.tell(warming(0))
+    reporter.report(warming(0))
     assert connecting.wait(PATIENCE_S)
     for done in range(1000):
-        reporter.tell(warming(done))
+        reporter.report(warming(done))
         reporter.annotate(str(done))
     reporter.close()
-    assert is_telling()
-    assert not has_failed.is_set(), "somebody waited until it was over"
+    assert is_running()
+    assert not has_failed.is_set(), "a call waited for the connection"
     may_fail.set()
     reporter.close(PATIENCE_S)
-    assert not is_telling()
+    assert not is_running()
 
 
 def test_a_dead_server_is_one_line_in_the_log(
     dead_port: int, reporting: MakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     reporter = reporting(dead_port)
-    reporter.tell(warming(1))
+    reporter.report(warming(1))
     reporter.annotate("1/7")
     reporter.close(PATIENCE_S)
-    said = [r.getMessage() for r in caplog.records]
-    assert len(said) == 1, said
-    assert "refused" in said[0]
+    logged = [r.getMessage() for r in caplog.records]
+    assert len(logged) == 1, logged
+    assert "refused" in logged[0]
 
 
-def test_a_mute_server_is_left_behind_when_the_process_ends(reporting: MakeReporter) -> None:
+def test_close_does_not_wait_for_a_server_that_does_not_answer(reporting: MakeReporter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
         patient = ClusterSettings(interval_s=0.0, timeout_s=3600.0)
         reporter = reporting(listener.getsockname()[1], patient)
-        reporter.tell(Notice("Ready", "flux is ready", "flux"))
-        with listener.accept()[0]:  # and never a word
+        reporter.report(PodEvent("Ready", "flux is ready", "flux"))
+        with listener.accept()[0]:  # and never answer
             reporter.close()
-            assert is_telling()
+            assert is_running()
 
 
-def test_what_happened_while_the_server_was_away_is_told_when_it_is_back(
+def test_events_of_an_outage_are_sent_when_the_server_is_back(
     dead_port: int, folder: Path, state: State, reporting: MakeReporter
 ) -> None:
     reporter = reporting(dead_port)
-    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    reporter.report(PodEvent("Loading", "flux is loading", "flux"))
     for done in range(1, 4):
-        reporter.tell(warming(done))
-    reporter.tell(Notice("Ready", "flux is ready", "flux"))
+        reporter.report(warming(done))
+    reporter.report(PodEvent("Ready", "flux is ready", "flux"))
     reporter.annotate("ready")
     with api_server(folder, state, dead_port):
         state.wait_for(lambda: state.annotation == "ready")
@@ -259,14 +261,12 @@ def test_what_happened_while_the_server_was_away_is_told_when_it_is_back(
         assert [e["count"] for e in events] == [1, 3, 1]
 
 
-def test_the_last_words_are_told_at_the_end(
-    port: int, state: State, reporting: MakeReporter
-) -> None:
+def test_close_sends_the_remaining_writes(port: int, state: State, reporting: MakeReporter) -> None:
     reporter = reporting(port, NEVER)
-    reporter.tell(warming(1))
+    reporter.report(warming(1))
     state.wait_for(lambda: len(state.events) == 2)
-    reporter.tell(warming(2))
-    reporter.tell(Notice("Draining", "finishing 2 requests for at most 30 s"))
+    reporter.report(warming(2))
+    reporter.report(PodEvent("Draining", "finishing 2 requests for at most 30 s"))
     reporter.close(PATIENCE_S)
     assert state.reasons() == ["WarmingUp", "Draining"]
     assert state.events[0]["count"] == 2
@@ -280,11 +280,11 @@ def test_a_token_that_was_renewed_on_disk_is_used(
     reporter.annotate("first")
     state.wait_for(lambda: state.asked("PATCH", POD_PATH))
     (folder / "token").write_text("a-token")
-    reporter.tell(Notice("Loading", "flux is loading", "flux"))
+    reporter.report(PodEvent("Loading", "flux is loading", "flux"))
     state.wait_for(lambda: state.annotation == "first")
 
 
-def test_another_authority_is_not_trusted(
+def test_a_server_with_another_ca_is_not_trusted(
     port: int, state: State, folder: Path, tmp_path: Path, reporting: MakeReporter
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -292,7 +292,7 @@ def test_another_authority_is_not_trusted(
     foreign, _ = certificate(elsewhere)
     (folder / "ca.crt").write_bytes(foreign.read_bytes())
     reporter = reporting(port)
-    reporter.annotate("to whom?")
+    reporter.annotate("text")
     reporter.close(PATIENCE_S)
     assert state.requests == []
 
@@ -302,4 +302,4 @@ def test_only_one_thread_is_added_and_it_ends(port: int, reporting: MakeReporter
     reporter = reporting(port)
     reporter.close(PATIENCE_S)
     assert threading.active_count() <= before + 1
-    assert not is_telling()
+    assert not is_running()

@@ -1,4 +1,6 @@
-"""A server in a pod, from load to SIGTERM: with an API server, with none, and with a mute one."""
+"""A server in a pod from load to SIGTERM: with an API server, without one, and with one that does
+not answer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import httpx
 import pytest
 
 from predictors.cli.child import held_ports
-from predictors.cluster.reporter import LAST_WORDS_S
+from predictors.cluster.reporter import CLOSE_TIMEOUT_S
 from tests.cluster.apiserver import PATIENCE_S, State, api_server, environment
 
 SHAPES = Path(__file__).resolve().parents[2] / "checkpoints/shapes-flux"
@@ -36,7 +38,7 @@ DRAW = {
 
 
 class Pod:
-    """One process of `serve_in_pod`, and its log so far. It loads once it may `go_on`."""
+    """A process of `serve_in_pod` and its log so far. It loads after `go_on`."""
 
     def __init__(
         self,
@@ -44,12 +46,12 @@ class Pod:
         ports: Sequence[int],
         environ: Mapping[str, str],
         checkpoint: Path,
-        last_words_s: float,
+        close_timeout_s: float,
     ) -> None:
         self.log: list[str] = []
         self.http_port, grpc_port = ports
         command = [
-            sys.executable, "-m", "tests.cluster.serve_in_pod", str(folder), str(last_words_s),
+            sys.executable, "-m", "tests.cluster.serve_in_pod", str(folder), str(close_timeout_s),
             "serve", f"--model=flux={checkpoint}",
             f"--port={self.http_port}", f"--grpc-port={grpc_port}", "--log-format=text",
         ]  # fmt: skip
@@ -59,13 +61,13 @@ class Pod:
         )  # fmt: skip
 
     def go_on(self) -> None:
-        """The model may load."""
+        """Let the model load."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None  # `communicate` would flush it
 
     def read_until(self, *words: str) -> None:
-        """Read the log until each of `words` was in a line, in whatever order."""
+        """Read the log until each of `words` was in a line, in any order."""
         assert self.process.stderr is not None
         missing = set(words)
         for line in self.process.stderr:
@@ -73,24 +75,24 @@ class Pod:
             missing -= {word for word in missing if word in line}
             if not missing:
                 return
-        raise AssertionError(f"ended without saying {missing}: {''.join(self.log)}")
+        raise AssertionError(f"ended without logging {missing}: {''.join(self.log)}")
 
     def get(self, path: str) -> int:
-        """The status of a route."""
+        """The status of a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.http_port}{path}", timeout=PATIENCE_S).status_code
 
     def draw(self) -> int:
-        """The status of a picture."""
+        """The status of a request for a picture."""
         url = f"http://127.0.0.1:{self.http_port}/v2/models/flux/infer"
         return httpx.post(url, json=DRAW, timeout=PATIENCE_S).status_code
 
     def end(self) -> None:
-        """SIGTERM, upon which the process ends with exit code 0."""
+        """Send SIGTERM and expect exit code 0."""
         self.process.send_signal(signal.SIGTERM)
         self.wait_ended()
 
     def wait_ended(self) -> None:
-        """Return once it has, with exit code 0."""
+        """Wait for the end and expect exit code 0."""
         _, rest = self.process.communicate(timeout=PATIENCE_S)
         self.log.append(rest)
         assert self.process.returncode == 0, "".join(self.log)
@@ -101,7 +103,7 @@ StartPod = Callable[..., Pod]
 
 @pytest.fixture
 def start_pod(folder: Path) -> Iterator[StartPod]:
-    """Starts one that tells the API server on a port, and has the time for its last words. It
+    """Starts a pod that reports to the API server on a port, with time to send its last events. It
     loads at once unless it is `held`."""
     started: list[Pod] = []
 
@@ -110,11 +112,11 @@ def start_pod(folder: Path) -> Iterator[StartPod]:
         checkpoint: Path = SHAPES,
         *,
         held: bool = False,
-        last_words_s: float = PATIENCE_S,
+        close_timeout_s: float = PATIENCE_S,
         **settings: str,
     ) -> Pod:
         environ = environment(port) | settings
-        started.append(Pod(folder, ports, environ, checkpoint, last_words_s))
+        started.append(Pod(folder, ports, environ, checkpoint, close_timeout_s))
         if not held:
             started[-1].go_on()
         return started[-1]
@@ -126,7 +128,7 @@ def start_pod(folder: Path) -> Iterator[StartPod]:
             pod.process.communicate()
 
 
-def test_a_pods_life_can_be_read_from_its_events_and_its_annotation(
+def test_events_and_annotation_show_a_pod_from_load_to_drain(
     port: int, state: State, start_pod: StartPod
 ) -> None:
     pod = start_pod(port, held=True)
@@ -169,41 +171,39 @@ def test_an_engine_that_fails_to_load_is_an_event(
     assert state.reasons("InferenceService") == state.reasons()
 
 
-def test_with_nobody_where_kubernetes_was_a_pod_starts_serves_and_ends_as_ever(
-    dead_port: int, start_pod: StartPod
-) -> None:
-    pod = start_pod(dead_port, last_words_s=LAST_WORDS_S)
+def test_a_pod_serves_without_an_api_server(dead_port: int, start_pod: StartPod) -> None:
+    pod = start_pod(dead_port, close_timeout_s=CLOSE_TIMEOUT_S)
     serves_and_ends(pod, "flux is ready", "Kubernetes")
-    said = [line for line in "".join(pod.log).splitlines() if "Kubernetes" in line]
-    assert len(said) == 1, said
+    logged = [line for line in "".join(pod.log).splitlines() if "Kubernetes" in line]
+    assert len(logged) == 1, logged
 
 
 @pytest.mark.parametrize("timeout_s", ["0.5", "3600"])
-def test_without_an_answer_from_kubernetes_a_pod_starts_serves_and_ends_as_ever(
+def test_a_pod_serves_while_the_api_server_does_not_answer(
     timeout_s: str, start_pod: StartPod
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
         own = {"PREDICTORS_CLUSTER_TIMEOUT_S": timeout_s}
-        pod = start_pod(listener.getsockname()[1], last_words_s=LAST_WORDS_S, **own)
-        with listener.accept()[0]:  # and never a word
+        pod = start_pod(listener.getsockname()[1], close_timeout_s=CLOSE_TIMEOUT_S, **own)
+        with listener.accept()[0]:  # and never answer
             if timeout_s == "3600":
-                serves_and_ends(pod, "flux is ready")  # though somebody waits for an hour
+                serves_and_ends(pod, "flux is ready")  # while the reporter's call waits
                 return
             serves_and_ends(pod, "flux is ready", "Kubernetes")
-    said = [line for line in "".join(pod.log).splitlines() if "Kubernetes" in line]
-    assert len(said) == 1, said
+    logged = [line for line in "".join(pod.log).splitlines() if "Kubernetes" in line]
+    assert len(logged) == 1, logged
 
 
 def serves_and_ends(pod: Pod, *words: str) -> None:
-    """Once each of `words` was in the log."""
+    """Serve three pictures after each of `words` was logged, then end."""
     pod.read_until(*words)
     assert pod.get("/v2/models/flux/ready") == 200
     assert [pod.draw() for _ in range(3)] == [200, 200, 200]
     pod.end()
 
 
-def test_an_api_server_that_stops_and_comes_back_is_told_while_pictures_are_drawn(
+def test_events_of_an_outage_are_sent_while_pictures_are_drawn(
     dead_port: int, folder: Path, state: State, start_pod: StartPod
 ) -> None:
     with api_server(folder, state, dead_port) as port:
@@ -231,9 +231,7 @@ def test_sigterm_while_loading_ends_the_process_in_order(
     assert "Ready" not in state.reasons()
 
 
-def test_whoever_insists_on_events_without_a_serviceaccount_is_refused(
-    folder: Path, start_pod: StartPod
-) -> None:
+def test_events_on_without_a_service_account_is_refused(folder: Path, start_pod: StartPod) -> None:
     (folder / "token").unlink()
     pod = start_pod(1)
     _, error = pod.process.communicate(timeout=PATIENCE_S)

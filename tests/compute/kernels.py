@@ -1,5 +1,6 @@
 """Compiles a real Triton kernel for a Hopper GPU on any machine: Triton brings its own assembler,
-and only a launch needs the device. For processes of their own: the driver is replaced for good."""
+and only a launch needs the device. It replaces the driver, so it runs in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 
 
 class AbsentGpu:
-    """The little that Triton asks of a driver before it launches."""
+    """The methods that Triton calls before a launch."""
 
     def get_current_device(self) -> int:
         return 0
@@ -24,12 +25,12 @@ class AbsentGpu:
 
 @triton.jit
 def add_one(values, count, BLOCK: tl.constexpr):  # noqa: N803
-    """One more, in blocks."""
+    """Adds one, in blocks."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(values + at, tl.load(values + at, mask=at < count) + 1, mask=at < count)
 
 
 def compile_for(block: int) -> None:
-    """As a launch with `block` would."""
+    """Compile the kernel for this block size."""
     triton.runtime.driver.set_active(AbsentGpu())
     add_one.warmup(torch.float32, 100, BLOCK=block, grid=(1,))

@@ -32,7 +32,7 @@ class ScriptedNvml:
     nvmlEventTypeXidCriticalError = 8  # noqa: N815 - NVIDIA's name
 
     class NVMLError(Exception):
-        """What the binding raises."""
+        """The exception of the binding."""
 
         def __init__(self, value: int) -> None:
             super().__init__(f"error {value}")

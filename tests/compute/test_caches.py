@@ -1,5 +1,4 @@
-"""The cache never holds more than its bound, drops the least recently used, and tells what
-happened."""
+"""The cache keeps its bound, evicts the least recently used entry and observes each event."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from predictors.compute.caches import ByteBoundedCache
 
 
-def test_the_least_recently_used_goes_first_and_each_event_is_told() -> None:
+def test_the_least_recently_used_is_evicted_first_and_each_event_observed() -> None:
     seen: list[str] = []
     cache: ByteBoundedCache[str, bytes] = ByteBoundedCache(4, len, seen.append)
     cache.put("a", b"aa")
@@ -21,7 +20,7 @@ def test_the_least_recently_used_goes_first_and_each_event_is_told() -> None:
     assert seen == ["hit", "evict", "miss", "hit"]
 
 
-def test_a_value_larger_than_the_bound_is_not_kept_and_drops_its_old_self() -> None:
+def test_a_value_larger_than_the_bound_is_not_kept_and_removes_the_old_one() -> None:
     cache: ByteBoundedCache[str, bytes] = ByteBoundedCache(4, len)
     cache.put("a", b"aa")
     cache.put("a", b"aaaaa")
@@ -30,7 +29,7 @@ def test_a_value_larger_than_the_bound_is_not_kept_and_drops_its_old_self() -> N
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), max_size=40), st.integers(0, 12))
-def test_the_bound_holds_and_the_count_is_true_after_any_order(
+def test_the_bound_holds_and_the_size_is_right_after_any_order(
     puts: list[tuple[int, int]], bound: int
 ) -> None:
     cache: ByteBoundedCache[int, bytes] = ByteBoundedCache(bound, len)
@@ -40,7 +39,7 @@ def test_the_bound_holds_and_the_count_is_true_after_any_order(
         assert cache.num_bytes == sum(len(v) for v in held if v is not None) <= bound
 
 
-def test_what_is_dropped_is_gone_and_makes_room() -> None:
+def test_a_dropped_entry_makes_room() -> None:
     cache: ByteBoundedCache[str, bytes] = ByteBoundedCache(10, len)
     cache.put("a", b"12345678")
     cache.drop("a")

@@ -1,5 +1,5 @@
-"""Compiled code is kept where it was asked for, found again by the next process, and never a reason
-not to start."""
+"""Compiled code is stored in the chosen folder, found by the next process, and never stops a
+start."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from predictors.settings import ComputeSettings
 
 CPU = torch.device("cpu")
 QUICK = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "1"}
-"""No pool of compilers for one graph, and no trial whether the compiler can do what the CPU can."""
+"""Without a pool of compilers for one graph, and without a test of the compiler."""
 FORGOTTEN = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_INTERPRET")
 
 
 def child(code: str, *arguments: object, environ: Mapping[str, str] | None = None) -> Any:
-    """What `code` prints as its last line, JSON, in a process without root's power over files."""
+    """The last line that `code` prints, as JSON, in a process that can't override file
+    permissions."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
@@ -51,7 +52,7 @@ def child(code: str, *arguments: object, environ: Mapping[str, str] | None = Non
 
 
 def forbid_writing(folder: Path, is_forbidden: bool) -> None:
-    """For all in it too."""
+    """Change the mode of a folder and of everything in it."""
     for each in (folder, *folder.rglob("*")):
         mode = each.stat().st_mode
         each.chmod(mode & ~0o222 if is_forbidden else mode | 0o200)
@@ -59,7 +60,7 @@ def forbid_writing(folder: Path, is_forbidden: bool) -> None:
 
 @pytest.fixture
 def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A process that has not decided yet, and an environment that is put back."""
+    """No folder is chosen yet, and the environment is restored afterwards."""
     monkeypatch.setattr(compile_cache, "_decided", {})
     for name in FORGOTTEN[:2]:
         monkeypatch.setenv(name, "")  # remembered, so that it is put back if the code sets it
@@ -76,7 +77,7 @@ def test_without_a_folder_nothing_changes(undecided: pytest.MonkeyPatch) -> None
     assert dict(os.environ) == before
 
 
-def test_both_libraries_are_pointed_below_the_machines_folder(
+def test_both_libraries_use_the_machines_folder(
     undecided: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = keep_compiled_code(str(tmp_path / "kept"), CPU, os.environ)
@@ -85,7 +86,7 @@ def test_both_libraries_are_pointed_below_the_machines_folder(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
 
 
-def test_what_the_operator_set_himself_wins_and_is_told(
+def test_a_variable_set_by_the_operator_stays_and_is_logged(
     undecided: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     undecided.setenv("TRITON_CACHE_DIR", "/his/own")
@@ -97,9 +98,7 @@ def test_what_the_operator_set_himself_wins_and_is_told(
     assert "TRITON_CACHE_DIR=/his/own was set and stays" in caplog.text
 
 
-def test_a_folder_that_torch_chose_while_it_was_imported_is_not_the_operators(
-    undecided: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_torchs_default_folder_is_replaced(undecided: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     undecided.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
@@ -107,7 +106,7 @@ def test_a_folder_that_torch_chose_while_it_was_imported_is_not_the_operators(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{folder}/inductor"
 
 
-def test_the_second_room_shares_the_folder_of_the_first(
+def test_a_second_model_shares_the_folder_of_the_first(
     undecided: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = keep_compiled_code(str(tmp_path / "a"), CPU, os.environ)
@@ -118,7 +117,7 @@ def test_the_second_room_shares_the_folder_of_the_first(
 
 
 @pytest.mark.parametrize("level", [".", "machine"])
-def test_a_folder_that_anybody_may_write_is_not_used(
+def test_a_folder_that_anyone_may_write_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, level: str
 ) -> None:
     (tmp_path / "machine").mkdir()
@@ -137,7 +136,7 @@ def test_a_file_in_place_of_the_folder_is_a_warning(
     assert "TRITON_CACHE_DIR" not in os.environ
 
 
-def test_an_umask_that_opens_everything_opens_no_folder_of_ours(tmp_path: Path) -> None:
+def test_an_open_umask_does_not_open_the_folders(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         folder = machine_folder(tmp_path, "machine")
@@ -156,7 +155,7 @@ class Config:
     folder: Path
 
 
-def test_equal_parts_have_equal_keys_wherever_the_checkpoint_lies() -> None:
+def test_equal_parts_have_equal_keys_in_any_folder() -> None:
     here = {"b": Config(2, Path("/here")), "a": (1, torch.bfloat16), "c": frozenset({"x", "y"})}
     there = {"c": frozenset({"y", "x"}), "a": [1, torch.bfloat16], "b": Config(2, Path("/there"))}
     assert digest(here) == digest(there)
@@ -203,12 +202,12 @@ def artifacts(**named: bytes) -> bytes:
     return saved[0]
 
 
-def test_without_a_folder_there_is_never_a_file() -> None:
+def test_without_a_folder_no_file_is_written() -> None:
     bundle = Bundle(None, {})
     assert (bundle.exists, bundle.load(), bundle.save()) == (False, False, False)
 
 
-def test_nothing_compiled_makes_no_file(tmp_path: Path) -> None:
+def test_without_compilations_no_file_is_written(tmp_path: Path) -> None:
     from torch.compiler._cache import CacheArtifactManager
 
     with CacheArtifactManager.with_fresh_cache():
@@ -216,7 +215,7 @@ def test_nothing_compiled_makes_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_saved_is_given_to_torch_again(
+def test_saved_artifacts_are_given_to_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._inductor.codecache import FxGraphCache
@@ -254,7 +253,7 @@ def test_a_broken_bundle_is_a_cold_start(
     assert f"{file} is not used" in caplog.text
 
 
-def test_a_sound_bundle_that_torch_cannot_read_is_a_cold_start(
+def test_an_intact_bundle_that_torch_cannot_read_is_a_cold_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle(tmp_path, {})
@@ -273,7 +272,7 @@ def test_another_models_bundle_is_a_cold_start(
     assert "another model's" in caplog.text
 
 
-def test_a_bundle_that_anybody_may_write_is_not_read(
+def test_a_bundle_that_anyone_may_write_is_not_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle(tmp_path, {})
@@ -338,7 +337,7 @@ def test_a_kernel_is_compiled_once_and_read_from_disk_by_the_next_process(tmp_pa
     assert not list(kept.rglob("*.bundle"))  # nothing of torch.compile
 
 
-def test_a_folder_that_can_only_be_read_warms_a_private_copy_even_at_another_place(
+def test_a_read_only_folder_is_copied_and_the_copy_is_warm(
     tmp_path: Path,
 ) -> None:
     child(KERNEL, tmp_path / "kept")
@@ -355,7 +354,7 @@ def test_a_folder_that_can_only_be_read_warms_a_private_copy_even_at_another_pla
     assert sorted(moved.rglob("*")) == before
 
 
-def test_an_empty_folder_that_can_only_be_read_is_a_cold_start(tmp_path: Path) -> None:
+def test_an_empty_read_only_folder_is_a_cold_start(tmp_path: Path) -> None:
     forbid_writing(tmp_path, True)
     try:
         own = {"TRITON_CACHE_DIR": str(tmp_path.with_name("own"))}
@@ -383,7 +382,7 @@ with torch.inference_mode():
     unit(torch.ones(8))
 found = start.end()
 counts = counters["inductor"]
-print(json.dumps([found.start, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]]))
+print(json.dumps([found.kind, counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]]))
 """
 
 
@@ -403,7 +402,7 @@ def test_inductors_graphs_are_compiled_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.compiler
-def test_a_start_that_may_only_read_the_folder_compiles_none_of_inductors_graphs(
+def test_a_start_with_a_read_only_folder_compiles_no_inductor_graph(
     tmp_path: Path,
 ) -> None:
     compiler, told = tmp_path / "c++", tmp_path / "told"
@@ -424,7 +423,7 @@ def test_a_start_that_may_only_read_the_folder_compiles_none_of_inductors_graphs
     assert "-shared" not in told.read_text()
 
 
-def test_a_placement_knows_the_folder_once_the_root_has_asked_for_it(
+def test_a_placement_has_the_folder_after_keep_code(
     undecided: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings, environ = ComputeSettings(device="cpu"), dict[str, str]()

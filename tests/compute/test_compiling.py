@@ -1,5 +1,4 @@
-"""Compiled units have one graph per shape, and the guard sees each compilation after the seal on
-its own thread."""
+"""Compiled units have one graph per shape, and the guard counts compilations after the seal."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ EAGER = Placement(torch.device("cpu"), torch.float32, "off")
 AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
 
 
-def test_off_returns_the_very_function() -> None:
+def test_off_returns_the_function_itself() -> None:
     assert compiled(torch.sin, EAGER, "sin") is torch.sin
 
 
@@ -39,7 +38,7 @@ def test_a_new_shape_after_the_seal_is_counted_and_an_old_one_is_not() -> None:
     assert metrics.recompilations_total.labels("guarded")._value.get() == 1
 
 
-def test_more_shapes_than_dynamos_default_limit_compile_without_complaint() -> None:
+def test_more_shapes_than_dynamos_default_limit_compile() -> None:
     unit = compiled(lambda x: x.cos(), AOT, "cos")
     for n in range(2, 14):
         assert torch.equal(unit(torch.zeros(n)), torch.ones(n))
@@ -51,7 +50,7 @@ def test_a_graph_break_is_an_error() -> None:
         unit(torch.ones(2))
 
 
-def test_another_threads_compilation_is_not_ours() -> None:
+def test_a_compilation_of_another_thread_is_not_counted() -> None:
     guard = RecompileGuard("mine")
     guard.seal()
     unit = compiled(lambda x: x - 7, AOT, "minus")
@@ -61,7 +60,7 @@ def test_another_threads_compilation_is_not_ours() -> None:
     assert guard.check() == 0
 
 
-def test_the_guard_goes_on_counting_after_dynamo_was_reset() -> None:
+def test_the_guard_counts_after_dynamo_was_reset() -> None:
     guard = RecompileGuard("reset")
     guard.seal()
     torch._dynamo.reset()

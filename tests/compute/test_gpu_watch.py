@@ -1,5 +1,4 @@
-"""The gauges of the GPU: there when torch or driver tells, gone when neither does, nothing on a
-CPU; and on a card what the driver really says."""
+"""The gauges of the GPU exist while torch or the driver gives a value, and not on a CPU."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.compute.watch import gpu_watch
-from predictors.compute.watch.gpu_watch import GpuWatch, Held, held_on, watching
+from predictors.compute.watch.gpu_watch import GpuWatch, TorchMemory, torch_memory
 from predictors.compute.watch.nvml import open_library
 from predictors.settings import ComputeSettings
 from tests.compute.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
 from tests.fakes import PATIENCE_S
 
 NAME = f"GPU-{CARD}"
-HELD = Held(CARD, {"allocated": 10, "reserved": 20, "peak": 15, "total": 99})
+HELD = TorchMemory(CARD, {"allocated": 10, "reserved": 20, "peak": 15, "total": 99})
 BY_DRIVER = ("utilization_ratio", "temperature_celsius", "power_watts", "power_limit_watts")
 
 
@@ -35,12 +34,12 @@ def no_samples_are_left() -> Iterator[None]:
 
 
 def sample(series: str, **labels: str) -> float | None:
-    """One sample of the process's registry."""
+    """A sample of the process's registry."""
     return REGISTRY.get_sample_value(f"predictors_gpu_{series}", labels)
 
 
 def states(device: str = NAME) -> dict[str, float | None]:
-    """The memory of a device, as far as it is told."""
+    """The memory gauges of a device."""
     told = {
         state: sample("memory_bytes", device=device, state=state) for state in metrics.GPU_MEMORY
     }
@@ -48,10 +47,12 @@ def states(device: str = NAME) -> dict[str, float | None]:
 
 
 @contextmanager
-def watched(library: Any, held: Callable[[], Held | None] = lambda: HELD) -> Iterator[GpuWatch]:
-    """A watch of a scripted card that has looked once."""
+def watched(
+    library: Any, held: Callable[[], TorchMemory | None] = lambda: HELD
+) -> Iterator[GpuWatch]:
+    """A watch of a scripted card after one update."""
     watch = GpuWatch(held, lambda: library)
-    watch.look()
+    watch.update()
     try:
         yield watch
     finally:
@@ -59,7 +60,7 @@ def watched(library: Any, held: Callable[[], Held | None] = lambda: HELD) -> Ite
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    """Until another thread has done it."""
+    """Wait until another thread has done it."""
     for _ in range(round(PATIENCE_S / 0.01)):
         if holds():
             return
@@ -75,25 +76,25 @@ def test_torch_and_driver_are_shown_together() -> None:
         assert [sample(name, device=NAME) for name in BY_DRIVER] == [0.37, 54.0, 412.5, 700.0]
 
 
-def test_without_a_driver_there_is_what_torch_knows() -> None:
+def test_without_a_driver_torchs_memory_is_shown() -> None:
     with watched(None):
         assert states() == {"allocated": 10, "reserved": 20, "peak": 15, "total": 99}
         assert [sample(name, device=NAME) for name in BY_DRIVER] == [None] * 4
         assert sample("xid_errors_total", device=NAME, kind="device") is None
 
 
-def test_what_the_driver_no_longer_tells_disappears() -> None:
+def test_a_value_that_the_driver_no_longer_gives_disappears() -> None:
     library = ScriptedNvml()
     with watched(library) as watch:
         library.refused |= {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo"}
-        watch.look()
+        watch.update()
         assert set(states()) == {"allocated", "reserved", "peak", "total"}
         assert sample("power_watts", device=NAME) is None
         assert sample("temperature_celsius", device=NAME) == 54.0
 
 
-def test_nothing_is_asked_before_cuda_is_there() -> None:
-    held: list[Held | None] = [None]
+def test_nothing_is_read_before_cuda_is_initialised() -> None:
+    held: list[TorchMemory | None] = [None]
     opened: list[int] = []
 
     def library() -> Any:
@@ -101,17 +102,17 @@ def test_nothing_is_asked_before_cuda_is_there() -> None:
         return ScriptedNvml()
 
     watch = GpuWatch(lambda: held[0], library)
-    watch.look()
+    watch.update()
     assert (opened, states()) == ([], {})
     held[0] = HELD
-    watch.look()
-    watch.look()
+    watch.update()
+    watch.update()
     watch.stop()
     assert opened == [1]
     assert states()["allocated"] == 10
 
 
-def test_errors_are_counted_from_zero_by_what_they_mean(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_are_counted_from_zero_by_kind(caplog: pytest.LogCaptureFixture) -> None:
     library = ScriptedNvml()
 
     def counts() -> list[float | None]:
@@ -126,10 +127,10 @@ def test_errors_are_counted_from_zero_by_what_they_mean(caplog: pytest.LogCaptur
     wait_for(lambda: library.freed == 1)  # by the thread, for which `stop` waits a while
 
 
-def test_a_driver_that_stops_telling_is_asked_again(
+def test_a_driver_that_stops_reporting_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu_watch, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(gpu_watch, "RETRY_AFTER_S", 0.01)
     library = ScriptedNvml()
     with watched(library):
         library.events.put(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
@@ -138,10 +139,10 @@ def test_a_driver_that_stops_telling_is_asked_again(
     assert "tells no XID errors" in caplog.text
 
 
-def test_a_driver_that_hangs_holds_up_neither_a_scrape_nor_the_end(
+def test_a_hanging_driver_delays_neither_a_scrape_nor_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu_watch, "LEAVE_S", 0.05)
+    monkeypatch.setattr(gpu_watch, "JOIN_TIMEOUT_S", 0.05)
     entered, let_go = threading.Event(), threading.Event()
 
     def library() -> Any:
@@ -158,7 +159,7 @@ def test_a_driver_that_hangs_holds_up_neither_a_scrape_nor_the_end(
         thread.join(PATIENCE_S)
 
 
-def test_a_thread_keeps_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_updates_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_watch, "READ_EVERY_S", 0.01)
     library = ScriptedNvml()
     watch = GpuWatch(lambda: HELD, lambda: library)
@@ -177,9 +178,9 @@ def watchers() -> set[str]:
 
 def test_a_cpu_has_no_threads_and_no_samples() -> None:
     before = set(threading.enumerate())
-    with watching(ComputeSettings(device="cpu")):
+    with gpu_watch.watch_gpu(ComputeSettings(device="cpu")):
         assert set(threading.enumerate()) <= before
-    assert held_on(torch.device("cuda", 0)) is None or torch.cuda.is_initialized()
+    assert torch_memory(torch.device("cuda", 0)) is None or torch.cuda.is_initialized()
     assert not [
         sample.name
         for family in REGISTRY.collect()
@@ -190,14 +191,14 @@ def test_a_cpu_has_no_threads_and_no_samples() -> None:
 
 @pytest.mark.gpu
 def test_a_card_and_its_driver_agree_with_torch() -> None:
-    """Needs the extra `gpu` (nvidia-ml-py) and a driver that lets this user ask."""
+    """Needs the extra `gpu` (nvidia-ml-py) and access to the driver."""
     library = open_library()
     assert library is not None, "no NVML: is nvidia-ml-py installed?"
     device = torch.device("cuda", 0)
     block = torch.ones(2**28, dtype=torch.uint8, device=device)
-    held = held_on(device)
+    held = torch_memory(device)
     assert held is not None
-    with watched(library, lambda: held_on(device)) as watch:
+    with watched(library, lambda: torch_memory(device)) as watch:
         found = {
             labels["device"]
             for family in REGISTRY.collect()
@@ -217,13 +218,13 @@ def test_a_card_and_its_driver_agree_with_torch() -> None:
         before = numbers["used"]
         more = torch.ones(2**30, dtype=torch.uint8, device=device)
         torch.cuda.synchronize()
-        watch.look()
+        watch.update()
         after = states(name)["used"] or 0.0
         assert after - before >= 0.9 * more.nbytes, "the driver does not see this process's memory"
         took_ms = []
         for _ in range(20):
             began = time.perf_counter()
-            watch.look()
+            watch.update()
             took_ms.append(1000 * (time.perf_counter() - began))
         took = {"median": round(statistics.median(took_ms), 2), "max": round(max(took_ms), 2)}
         print("milliseconds a look", took)  # noqa: T201 - a measurement, with `pytest -rP`

@@ -1,5 +1,6 @@
-"""A captured function gives its function's results, checks its inputs, and is counted when it comes
-too late; off CUDA it is its function."""
+"""A captured function gives the results of its function, checks its inputs and is counted after
+ready.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ def late_captures(model: str) -> float:
     return metrics.graph_captures_total.labels(model)._value.get()
 
 
-def test_off_cuda_the_function_itself_is_called_with_any_shape() -> None:
+def test_without_cuda_the_function_itself_is_called_with_any_shape() -> None:
     captured = Graphs("plain", CPU).capture(scaled, (torch.zeros(3), torch.zeros(3)))
     assert captured(torch.ones(2), torch.full((2,), 4.0)).tolist() == [5, 5]
 
 
-def test_off_cuda_inputs_may_be_filled_in_place_too() -> None:
+def test_without_cuda_inputs_may_be_filled_in_place_too() -> None:
     captured = Graphs("plain", CPU).capture(scaled, (torch.zeros(3), torch.zeros(3)))
     for tensor in captured.inputs:
         tensor.fill_(2)
@@ -42,7 +43,7 @@ def test_a_function_may_return_several_tensors() -> None:
     assert [y.item() for y in captured(torch.zeros(1))] == [1, 2]
 
 
-def test_captures_count_as_late_only_after_the_seal() -> None:
+def test_captures_are_counted_after_ready_only_after_seal() -> None:
     graphs = Graphs("sealed", CPU)
     graphs.capture(torch.sin, (torch.zeros(1),))
     assert (graphs.count, late_captures("sealed")) == (1, 0)
@@ -51,7 +52,7 @@ def test_captures_count_as_late_only_after_the_seal() -> None:
     assert (graphs.count, late_captures("sealed")) == (2, 1)
 
 
-def test_the_seal_shows_how_long_captures_took() -> None:
+def test_seal_writes_the_time_of_captures() -> None:
     graphs = Graphs("timed", CPU)
     graphs.capture(torch.sin, (torch.zeros(1),))
     graphs.seal()
@@ -59,7 +60,7 @@ def test_the_seal_shows_how_long_captures_took() -> None:
     assert shown == graphs.seconds > 0
 
 
-def test_what_was_released_says_so() -> None:
+def test_a_released_graph_cannot_be_called() -> None:
     graphs = Graphs("closed", CPU)
     captured = graphs.capture(torch.sin, (torch.zeros(1),))
     graphs.close()
@@ -69,7 +70,7 @@ def test_what_was_released_says_so() -> None:
         captured(torch.zeros(1))
 
 
-def test_a_capture_that_nobody_holds_is_not_kept() -> None:
+def test_an_unreferenced_capture_is_freed() -> None:
     freed = threading.Event()
 
     class Weights:
@@ -153,7 +154,7 @@ def test_a_capture_that_fails_leaves_the_device_and_the_stream_as_they_were() ->
 
 
 @pytest.mark.gpu
-def test_another_thread_may_allocate_and_copy_meanwhile() -> None:
+def test_another_thread_may_allocate_and_copy_during_a_capture() -> None:
     stop, failed = threading.Event(), []
 
     def neighbour() -> None:
@@ -201,7 +202,7 @@ def test_two_engines_capture_at_the_same_time() -> None:
 
 
 @pytest.mark.gpu
-def test_closing_gives_the_memory_back() -> None:
+def test_closing_frees_the_memory() -> None:
     graphs = Graphs("memory", CUDA)
     x = torch.zeros(1, device="cuda")
     torch.cuda.empty_cache()

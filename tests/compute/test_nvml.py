@@ -1,4 +1,4 @@
-"""What NVML tells is read as meant, what it refuses is absent, and a slice is not its card."""
+"""NVML's values are converted to base units, refused ones are absent, and slices are told apart."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from predictors.compute.watch import nvml
-from predictors.compute.watch.nvml import NvmlSilent, find_card, open_library
+from predictors.compute.watch.nvml import XidUnavailable, find_card, open_library
 from tests.compute.scripted_nvml import ANSWERS, CARD, SLICE, WHOLE_CARD, ScriptedNvml
 
 MISSING = sorted(set(ANSWERS))
 
 
 def test_every_name_of_the_binding_that_we_use_is_there() -> None:
-    """The scripted driver can't drift from the library: its names are looked for in the wheel."""
+    """The names that the scripted driver has exist in the wheel of the binding."""
     binding = importlib.import_module("pynvml")
     tree = ast.parse(Path(nvml.__file__).read_text())
     named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -56,7 +56,7 @@ def test_a_card_is_read_in_base_units() -> None:
 
 
 @pytest.mark.parametrize("function", MISSING)
-def test_what_is_refused_is_absent_and_the_rest_is_there(function: str) -> None:
+def test_a_refused_value_is_absent_and_the_others_are_read(function: str) -> None:
     card = find_card(ScriptedNvml(function), CARD)
     assert card is not None
     reading = card.read()
@@ -74,23 +74,23 @@ def test_a_device_that_nvml_does_not_know_is_none() -> None:
     assert find_card(ScriptedNvml(), "another") is None
 
 
-def test_a_slice_that_cuda_names_is_found_by_its_own_name() -> None:
+def test_a_slice_named_by_cuda_is_found() -> None:
     card = find_card(ScriptedNvml(slices=2), SLICE)
     assert card is not None
     assert card.name == f"MIG-{SLICE}"
 
 
-def test_the_only_slice_of_a_card_that_cuda_names_is_ours() -> None:
+def test_the_only_slice_of_a_card_named_by_cuda_is_used() -> None:
     card = find_card(ScriptedNvml(slices=1, by_slice=False), CARD)
     assert card is not None
     assert card.name == f"MIG-{SLICE}"
 
 
-def test_of_several_slices_none_is_guessed() -> None:
+def test_of_several_slices_none_is_chosen() -> None:
     assert find_card(ScriptedNvml(slices=2, by_slice=False), CARD) is None
 
 
-def test_errors_of_a_card_are_told_and_time_passes_without_one() -> None:
+def test_errors_of_a_card_are_returned_and_a_wait_may_time_out() -> None:
     library = ScriptedNvml()
     card = find_card(library, CARD)
     assert card is not None
@@ -101,13 +101,13 @@ def test_errors_of_a_card_are_told_and_time_passes_without_one() -> None:
     assert errors.wait(1.0) == 79
     assert errors.wait(0.01) is None
     library.events.put(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
-    with pytest.raises(NvmlSilent):
+    with pytest.raises(XidUnavailable):
         errors.wait(1.0)
     errors.close()
     assert library.freed == 1
 
 
-def test_a_slice_hears_its_own_errors_and_those_of_the_whole_card() -> None:
+def test_a_slice_gets_its_own_errors_and_those_of_the_whole_card() -> None:
     library = ScriptedNvml(slices=2)
     card = find_card(library, SLICE)
     assert card is not None
@@ -120,7 +120,7 @@ def test_a_slice_hears_its_own_errors_and_those_of_the_whole_card() -> None:
 
 
 @pytest.mark.parametrize("function", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
-def test_a_driver_that_tells_no_errors_is_not_waited_for(function: str) -> None:
+def test_a_driver_without_error_reports_is_not_waited_for(function: str) -> None:
     library = ScriptedNvml(function)
     card = find_card(library, CARD)
     assert card is not None

@@ -1,5 +1,6 @@
-"""NVIDIA's own binding, `nvidia-ml-py`, against a library in C that answers as a driver would: what
-the scripted library of the other tests takes for granted about it. Skipped without a C compiler."""
+"""NVIDIA's binding, `nvidia-ml-py`, against a library in C that answers like a driver. It holds the
+assumptions of the scripted library in the other tests. Skipped without a C compiler.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).with_name("scripted_nvml.c")
 PROGRAM = """
 import dataclasses, json
-from predictors.compute.watch.nvml import NvmlSilent, find_card, open_library
+from predictors.compute.watch.nvml import XidUnavailable, find_card, open_library
 
 library = open_library()
 found = {}
@@ -27,7 +28,7 @@ errors, heard = find_card(library, "def").errors(), []
 for _ in range(5):
     try:
         heard.append(errors.wait(0.01))
-    except NvmlSilent as silent:
+    except XidUnavailable as silent:
         heard.append(str(silent))
 errors.close()
 print(json.dumps({**found, "heard": heard}))
@@ -36,7 +37,7 @@ print(json.dumps({**found, "heard": heard}))
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process was told that found this library where a driver has its own."""
+    """The output of a process that uses this library instead of a driver's."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler")
@@ -67,7 +68,7 @@ def test_a_card_is_read_and_a_function_that_its_driver_lacks_is_absent(
     }
 
 
-def test_a_slice_is_found_by_its_own_name_and_has_what_it_is_told(told: dict[str, Any]) -> None:
+def test_a_slice_is_found_and_its_values_are_read(told: dict[str, Any]) -> None:
     own = told["def"]
     assert (own["name"], own["memory_bytes"]["used"]) == ("MIG-def", 30)
     assert own["utilization"] is own["temperature_celsius"] is own["power_watts"] is None
@@ -77,5 +78,5 @@ def test_a_device_that_the_driver_does_not_know_is_none(told: dict[str, Any]) ->
     assert told["ghi"] is None
 
 
-def test_a_slice_hears_the_cards_errors_and_its_own(told: dict[str, Any]) -> None:
+def test_a_slice_gets_the_cards_errors_and_its_own(told: dict[str, Any]) -> None:
     assert told["heard"] == [79, None, 13, "GPU is lost", None]

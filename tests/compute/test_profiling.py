@@ -1,5 +1,4 @@
-"""What a profile has written down: the steps that were ranges, the stages in them, and on a GPU the
-kernels."""
+"""A profile has the steps as ranges, the stages in them, and on a GPU the kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from predictors.compute.profiling import profiler as profiling
-from predictors.compute.profiling.profiler import Profiler, Report, staged
+from predictors.compute.profiling.profiler import Profiler, RecordedProfile, staged
 from predictors.errors import DeadlineExceeded
 
 
@@ -21,8 +20,8 @@ def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "STAGES", set(profiling.STAGES))
 
 
-def recorded(device: str, steps: int) -> tuple[Report, list[Any]]:
-    """A report of so many steps of one product, and the events of its trace."""
+def recorded(device: str, steps: int) -> tuple[RecordedProfile, list[Any]]:
+    """A report of `steps` steps of one product, and the events of its trace."""
 
     @staged("product")
     def product(x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +50,7 @@ def test_steps_and_stages_are_ranges_and_rows() -> None:
     assert sum(e["name"] == "aten::mm" for e in events if e.get("cat") == "cpu_op") == 3
 
 
-def test_a_table_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "REPORT_TIMEOUT_S", 0.001)
     with pytest.raises(DeadlineExceeded, match="record fewer steps"):
         recorded("cpu", 1)

@@ -1,4 +1,4 @@
-"""One file or several, and what is said when they are not whole."""
+"""Reading one file or several, and the messages for broken ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_several_files_are_read_as_one(tmp_path: Path) -> None:
         assert [shards.read(name).item() for name in ("a", "b")] == [0, 1]
 
 
-def test_a_shape_is_known_without_reading(tmp_path: Path) -> None:
+def test_a_shape_is_returned_without_reading_the_tensor(tmp_path: Path) -> None:
     with Shards(folder_with(tmp_path, model={"a": torch.zeros(2, 0, 3), "b": torch.ones(())})) as s:
         assert (s.shape("a"), s.shape("b")) == ((2, 0, 3), ())
 
@@ -101,7 +101,7 @@ def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
         shards.read("b")
 
 
-def test_a_folder_without_safetensors_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(EngineFailed, match="has no safetensors weights"), Shards(folder):
@@ -109,7 +109,7 @@ def test_a_folder_without_safetensors_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 9])
-def test_a_broken_file_is_named_and_its_place_is_not(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_file_is_named_without_its_path(tmp_path: Path, content: bytes) -> None:
     folder = folder_with(tmp_path)
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(EngineFailed, match=r"transformer/model\.safetensors is broken") as caught:
@@ -135,7 +135,7 @@ def test_an_index_may_only_name_files_beside_it(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+def test_an_invalid_index_is_named(tmp_path: Path, text: str) -> None:
     folder = folder_with(tmp_path)
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(EngineFailed, match=r"model\.safetensors\.index\.json is not an index"):
@@ -148,7 +148,7 @@ def test_weights_under_another_name_are_named(tmp_path: Path) -> None:
         Shards(folder).__enter__()
 
 
-def test_headers_are_known_without_reading(tmp_path: Path) -> None:
+def test_headers_are_returned_without_reading_tensors(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, model={"a": torch.zeros(2, 3, dtype=torch.int8)})
     with Shards(folder) as shards:
         assert shards.headers() == {"a": Header("I8", (2, 3))}

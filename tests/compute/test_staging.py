@@ -1,4 +1,4 @@
-"""Every byte reaches its place however the pieces fall, and what goes wrong in a thread is told."""
+"""Every byte reaches its place for any split, and errors in a thread are raised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.compute.checkpoint.staging import Extent, fill, pieces
+from predictors.compute.checkpoint.staging import Extent, fill, split_extent
 from predictors.errors import EngineFailed
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -18,7 +18,7 @@ BEGIN = 5  # bytes of a file that are not the tensor's
 
 
 def stored(tmp_path: Path, values: torch.Tensor, name: str = "w") -> Path:
-    """`values` (float32) behind `BEGIN` other bytes."""
+    """A file with `values` (float32) after `BEGIN` other bytes."""
     file = tmp_path / f"{name}.safetensors"
     file.write_bytes(b"x" * BEGIN + values.numpy().tobytes())
     return file
@@ -32,7 +32,7 @@ def extent(file: Path, target: torch.Tensor, name: str = "w") -> Extent:
 def test_pieces_are_small_enough_and_cover_everything_once(shape: list[int], most: int) -> None:
     count = torch.zeros(shape, dtype=torch.int32)
     at = 0
-    for piece in pieces(Extent(count, Path("f"), 0, torch.float32, "w"), most):
+    for piece in split_extent(Extent(count, Path("f"), 0, torch.float32, "w"), most):
         assert 0 < piece.num_bytes <= max(most, 4)
         assert piece.offset == at  # row-major: one after the other
         at += piece.num_bytes
@@ -44,7 +44,7 @@ def test_pieces_are_small_enough_and_cover_everything_once(shape: list[int], mos
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("buffer_bytes", [4, 100, 4096, 2**20])
 @pytest.mark.parametrize("num_readers", [1, 3])
-def test_what_is_read_does_not_depend_on_buffers_and_readers(
+def test_the_result_does_not_depend_on_buffers_and_readers(
     tmp_path: Path, device: str, buffer_bytes: int, num_readers: int
 ) -> None:
     values = torch.randn(7, 5, 9)
@@ -58,7 +58,7 @@ def test_what_is_read_does_not_depend_on_buffers_and_readers(
     assert torch.equal(strided.cpu(), values)
 
 
-def test_several_files_and_nothing_at_all_are_fine(tmp_path: Path) -> None:
+def test_several_files_or_no_extents_can_be_read(tmp_path: Path) -> None:
     fill([])
     targets = [torch.zeros(100) for _ in range(3)]
     files = [stored(tmp_path, torch.full((100,), float(i)), f"f{i}") for i in range(3)]
@@ -66,7 +66,7 @@ def test_several_files_and_nothing_at_all_are_fine(tmp_path: Path) -> None:
     assert [t.unique().item() for t in targets] == [0, 1, 2]
 
 
-def test_a_file_that_shrank_since_it_was_opened_is_named_and_its_place_is_not(
+def test_a_file_that_shrank_since_it_was_opened_is_named_without_its_path(
     tmp_path: Path,
 ) -> None:
     file = stored(tmp_path, torch.zeros(100))
@@ -102,7 +102,7 @@ def test_a_folder_in_place_of_a_file_is_a_failure_with_the_tensors_name(tmp_path
 
 
 @pytest.mark.gpu
-def test_the_current_stream_sees_the_values_and_earlier_work_is_not_overtaken(
+def test_the_current_stream_sees_the_values_after_earlier_work(
     tmp_path: Path,
 ) -> None:
     values = torch.randn(2**22)

@@ -1,4 +1,4 @@
-"""A start is what its own thread compiled, and the metrics say which kind it was."""
+"""A start counts the compilations of its own thread and shows its kind in the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import compiled
-from predictors.compute.compile.start import Start, Tally
+from predictors.compute.compile.listener import CompileCounts
+from predictors.compute.compile.start import Start
 from predictors.compute.device.placement import Placement
 
 AOT = Placement(torch.device("cpu"), torch.float32, "aot_eager")
@@ -25,7 +26,7 @@ def shown(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(f"predictors_{name}", labels)
 
 
-def test_a_graph_that_no_disk_keeps_makes_a_cold_start() -> None:
+def test_a_graph_without_a_cache_makes_a_cold_start() -> None:
     mine = start("cold")
     mine.begin()
     compiled(lambda x: x * 3 + 1, AOT, "affine")(torch.ones(2))
@@ -38,40 +39,40 @@ def test_a_graph_that_no_disk_keeps_makes_a_cold_start() -> None:
     assert shown("model_phase_seconds", model="cold", phase="compile") == found.seconds
 
 
-def test_without_anything_to_compile_a_start_is_neither_cold_nor_warm() -> None:
+def test_a_start_without_compilations_is_plain() -> None:
     mine = start("plain")
     mine.begin()
-    assert mine.end() == Tally()
+    assert mine.end() == CompileCounts()
     assert shown("start_info", model="plain", start="plain") == 1
 
 
-def test_all_from_disk_is_warm_and_anything_else_is_not() -> None:
-    assert Tally(compiled=0, cached=2).start == "warm"
-    assert Tally(compiled=1, cached=2).start == "cold"
+def test_a_start_is_warm_only_if_everything_was_on_disk() -> None:
+    assert CompileCounts(compiled=0, cached=2).kind == "warm"
+    assert CompileCounts(compiled=1, cached=2).kind == "cold"
 
 
-def test_another_rooms_compilations_are_not_counted() -> None:
+def test_compilations_of_another_thread_are_not_counted() -> None:
     mine = start("mine")
     mine.begin()
     unit = compiled(lambda x: x - 13, AOT, "minus")
     other = threading.Thread(target=unit, args=(torch.ones(2),))
     other.start()
     other.join()
-    assert mine.end() == Tally()
+    assert mine.end() == CompileCounts()
 
 
-def test_only_the_first_begin_matters_and_a_second_start_begins_anew() -> None:
+def test_a_second_begin_does_nothing_and_a_second_start_counts_from_zero() -> None:
     mine = start("twice")
     unit = compiled(lambda x: x - 17, AOT, "minus")
     mine.begin()
     unit(torch.ones(2))
-    mine.begin()  # as `take` after `load`
+    mine.begin()
     assert mine.end().compiled == 1
     mine.begin()
-    assert mine.end() == Tally()
+    assert mine.end() == CompileCounts()
     assert shown("start_info", model="twice", start="cold") == 0
 
 
-def test_an_end_without_a_begin_is_a_fault() -> None:
+def test_an_end_without_a_begin_raises() -> None:
     with pytest.raises(RuntimeError, match="did not begin"):
         start("unbegun").end()

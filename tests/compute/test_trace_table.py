@@ -1,4 +1,4 @@
-"""The table of a trace: calls, time with and without what was called, and whose kernels."""
+"""The table of a trace: calls, times with and without nested calls, and kernels of an operator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from predictors.compute.profiling.trace_table import rows_of
 
 
 def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args: object) -> Any:
-    """A complete event of a Chrome trace; microseconds."""
+    """A complete event of a Chrome trace, in microseconds."""
     return {
         "ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "tid": tid, "args": args
     }  # fmt: skip
@@ -34,30 +34,30 @@ STEP = [
 
 
 def row(name: str, events: list[Any]) -> list[float]:
-    """Calls, then the four times."""
+    """The number of calls and the four times."""
     (found,) = [each for each in rows_of(events) if each["name"] == name]
     return [v for v in found.values() if not isinstance(v, str)]  # type: ignore[misc]
 
 
-def test_time_is_told_with_and_without_what_was_called() -> None:
+def test_times_are_given_with_and_without_nested_calls() -> None:
     assert row("step", STEP) == [1, 100, 50, 200, 0]
     assert row("aten::linear", STEP) == [1, 40, 10, 200, 0]
     assert row("aten::mul", STEP) == [1, 10, 10, 0, 0]
 
 
-def test_a_kernel_counts_for_who_launched_it_and_has_a_row_of_its_own() -> None:
+def test_a_kernel_counts_for_its_launcher_and_has_its_own_row() -> None:
     assert row("aten::addmm", STEP) == [1, 30, 25, 200, 200]
     assert row("cudaLaunchKernel", STEP) == [1, 5, 5, 0, 0]
     assert row("gemm", STEP) == [2, 0, 0, 250, 250]
 
 
-def test_threads_are_apart_and_order_is_no_matter() -> None:
+def test_threads_are_separate_and_the_order_does_not_matter() -> None:
     beside = [event("cpu_op", "aten::mul", 40, 30, tid=2), *reversed(STEP)]
     assert row("aten::mul", beside) == [2, 40, 40, 0, 0]
     assert row("step", beside) == [1, 100, 50, 200, 0]
 
 
-def test_the_program_packs_the_trace_and_tells_its_rows(tmp_path: Path) -> None:
+def test_the_program_packs_the_trace_and_prints_its_rows(tmp_path: Path) -> None:
     trace, packed = tmp_path / "trace.json", tmp_path / "trace.json.gz"
     trace.write_text(json.dumps({"traceEvents": STEP}))
     command = [sys.executable, "-P", trace_table.__file__, str(trace), str(packed)]

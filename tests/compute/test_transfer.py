@@ -1,4 +1,4 @@
-"""On the CPU a transfer is the tensor itself; the dtype is changed where asked."""
+"""On the CPU a transfer returns the tensor itself, in the dtype asked for."""
 
 from __future__ import annotations
 

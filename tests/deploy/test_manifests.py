@@ -37,9 +37,11 @@ def overlaid(folder: Path, base: Path, **more: object) -> list[Object]:
 
 def test_manifests_are_what_make_manifests_writes() -> None:
     done = subprocess.run(
-        [sys.executable, "tools/manifests.py", "--check"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "tools.manifests", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"run `make manifests`\n{done.stdout}{done.stderr}"
 
 

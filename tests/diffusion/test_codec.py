@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from predictors.base import Answer
-from predictors.diffusion.codec import FluxCodec
-from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import MAX_SEED, ImageRequest, ImageResult, Tiers, Wish
-from predictors.diffusion.sampling import plan
+from predictors.diffusion.codec import ImageCodec
+from predictors.diffusion.limits import make_limits
+from predictors.diffusion.request import MAX_SEED, ImageParameters, ImageRequest, ImageResult, Tiers
+from predictors.diffusion.sampling import plan_calls
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import FluxSettings
-from tests.diffusion.room import CHECKPOINT
+from tests.diffusion.driver import CHECKPOINT
 
-OFFER = make_offer(read_facts(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
-CODEC = FluxCodec("codec", OFFER, "float32", png_level=1)
+LIMITS = make_limits(read_checkpoint(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
+CODEC = ImageCodec("codec", LIMITS, "float32", png_level=1)
 
 
 def texts(name: str, *rows: str | bytes) -> Tensor:
@@ -42,8 +42,8 @@ def v2(*inputs: Tensor, outputs: tuple[str, ...] = (), **parameters: Any) -> V2R
     return V2Request("flux", "id-1", inputs, parameters, outputs)
 
 
-def answer(wish: Wish, *, queue_ms: int = 1, compute_ms: int = 2) -> Answer[Any, Any]:
-    request = OFFER.request(wish)
+def answer(image: ImageParameters, *, queue_ms: int = 1, compute_ms: int = 2) -> Answer[Any, Any]:
+    request = LIMITS.request(image)
     rows, columns = np.mgrid[: request.height, : request.width]
     pixels = np.stack((rows, columns, rows ^ columns), -1).astype(np.uint8)
     return Answer(request, (ImageResult(pixels, 7),), queue_ms, compute_ms)
@@ -62,7 +62,7 @@ def test_rows_share_parameters_and_count_seeds_up() -> None:
     assert {(row.width, row.height, row.guidance_scale) for row in rows} == {(96, 64, 2.0)}
 
 
-def test_the_seed_tensor_beats_the_parameter() -> None:
+def test_the_seed_tensor_overrides_the_parameter() -> None:
     rows = CODEC.decode_v2(v2(texts("prompt", "a", "b"), ints("seed", 5, 3), seed=100))
     assert [row.seed for row in rows] == [5, 3]
 
@@ -72,7 +72,7 @@ def test_negative_prompts_turn_guidance_on_row_by_row() -> None:
     assert [(row.negative_prompt, row.true_cfg_scale) for row in rows] == [("x", 4.0), ("", 4.0)]
 
 
-def test_shape_n_by_one_and_what_the_edges_read_are_accepted() -> None:
+def test_shape_n_by_one_and_the_edges_parameters_are_accepted() -> None:
     column = Tensor("prompt", "BYTES", (2, 1), [b"a", b"b"])
     rows = CODEC.decode_v2(v2(column, binary_data_output=True, timeout=5_000_000))
     assert len(rows) == 2
@@ -103,7 +103,6 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, output_format=3), "output_format", "must be a string"),
     (v2(PROMPT, tier=3), "tier", "must be a string"),
     (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),
-    (v2(PROMPT, outputs=("image", "picture")), "picture", "unknown output 'picture'"),
 ]
 
 
@@ -129,14 +128,14 @@ def test_a_prompt_that_is_too_large_stays_too_large_when_its_row_is_named() -> N
     st.integers(1, 50),
     st.floats(0, 100),
 )
-def test_whatever_is_valid_arrives_unchanged(
+def test_valid_fields_arrive_unchanged(
     prompts: list[str], seed: int, side: int, steps: int, guidance: float
 ) -> None:
     parameters = {"width": 16 * side, "num_inference_steps": str(steps), "seed": seed}
     request = v2(texts("prompt", *prompts), guidance_scale=repr(guidance), **parameters)
     for row, found in enumerate(CODEC.decode_v2(request)):
-        assert found == OFFER.request(
-            Wish(
+        assert found == LIMITS.request(
+            ImageParameters(
                 prompts[row],
                 seed=seed + row,
                 width=16 * side,
@@ -147,9 +146,9 @@ def test_whatever_is_valid_arrives_unchanged(
 
 
 # -- V2 out ----------------------------------------------------------------------------------------
-def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
-    wish = Wish("a", seed=4, width=96, height=64, num_inference_steps=3)
-    answers = [answer(wish, queue_ms=5, compute_ms=1), answer(wish, queue_ms=2, compute_ms=9)]
+def test_the_response_has_files_seeds_and_the_shared_parameters() -> None:
+    image = ImageParameters("a", seed=4, width=96, height=64, num_inference_steps=3)
+    answers = [answer(image, queue_ms=5, compute_ms=1), answer(image, queue_ms=2, compute_ms=9)]
     response = CODEC.encode_v2(v2(PROMPT), answers)
     image, seed = response.outputs
     assert (image.name, image.datatype, image.shape) == ("image", "BYTES", (2,))
@@ -172,38 +171,40 @@ def test_the_response_has_files_seeds_and_what_the_rows_share() -> None:
 
 
 EFFORTS = [
-    (Wish("a"), ("lossless", "float32", 28, 28)),
-    (Wish("a", tier="high"), ("high", "float8_e4m3fn", 28, 28)),
-    (Wish("a", tier="turbo"), ("turbo", "float8_e4m3fn", 28, sum(plan(28)))),
-    (Wish("a", tier="turbo", num_inference_steps=4), ("turbo", "float8_e4m3fn", 4, 4)),
+    (ImageParameters("a"), ("lossless", "float32", 28, 28)),
+    (ImageParameters("a", tier="high"), ("high", "float8_e4m3fn", 28, 28)),
+    (ImageParameters("a", tier="turbo"), ("turbo", "float8_e4m3fn", 28, sum(plan_calls(28)))),
+    (ImageParameters("a", tier="turbo", num_inference_steps=4), ("turbo", "float8_e4m3fn", 4, 4)),
 ]
 
 
-@pytest.mark.parametrize(("wish", "effort"), EFFORTS)
-def test_both_protocols_say_what_was_spent(wish: Wish, effort: tuple[Any, ...]) -> None:
-    v2_says = CODEC.encode_v2(v2(PROMPT, outputs=("seed",)), [answer(wish)]).parameters
-    openai_says = CODEC.encode_images([answer(wish)])
+@pytest.mark.parametrize(("image", "effort"), EFFORTS)
+def test_both_protocols_show_tier_precision_and_steps(
+    image: ImageParameters, effort: tuple[Any, ...]
+) -> None:
+    v2_says = CODEC.encode_v2(v2(PROMPT, outputs=("seed",)), [answer(image)]).parameters
+    openai_says = CODEC.encode_images([answer(image)])
     for says in (v2_says, openai_says):
         names = ("tier", "precision", "num_inference_steps", "num_model_steps")
         assert tuple(says[name] for name in names) == effort
 
 
-def test_turbo_without_fp8_is_told_in_the_precision_of_the_base_weights() -> None:
-    codec = replace(CODEC, offer=replace(OFFER, tiers=Tiers(("lossless", "turbo"), "lossless")))
-    says = codec.encode_images([answer(Wish("a", tier="turbo"))])
+def test_turbo_without_fp8_shows_the_precision_of_the_base_weights() -> None:
+    codec = replace(CODEC, limits=replace(LIMITS, tiers=Tiers(("lossless", "turbo"), "lossless")))
+    says = codec.encode_images([answer(ImageParameters("a", tier="turbo"))])
     assert (says["tier"], says["precision"]) == ("turbo", "float32")
 
 
-def test_only_the_outputs_that_were_asked_for_come_back() -> None:
-    answers = [answer(Wish("a"))]
+def test_only_requested_outputs_are_returned() -> None:
+    answers = [answer(ImageParameters("a"))]
     for names in (("seed",), ("image",), ("seed", "image")):
         response = CODEC.encode_v2(v2(PROMPT, outputs=names), answers)
         assert {tensor.name for tensor in response.outputs} == set(names)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_files_are_of_the_kind_asked_for_with_nothing_but_pixels(kind: str) -> None:
-    one = answer(Wish("a secret prompt", output_format=kind, width=96, height=64))
+def test_files_have_the_requested_format_and_hold_only_pixels(kind: str) -> None:
+    one = answer(ImageParameters("a secret prompt", output_format=kind, width=96, height=64))
     file = CODEC.encode(one)
     opened = picture(file)
     assert (opened.format, opened.size, opened.mode) == (kind.upper(), (96, 64), "RGB")
@@ -219,7 +220,7 @@ def test_files_are_of_the_kind_asked_for_with_nothing_but_pixels(kind: str) -> N
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_output_compression_is_the_quality(kind: str) -> None:
     sizes = [
-        len(CODEC.encode(answer(Wish("a", output_format=kind, output_compression=q))))
+        len(CODEC.encode(answer(ImageParameters("a", output_format=kind, output_compression=q))))
         for q in (0, 50, 100)
     ]
     assert sizes == sorted(sizes)
@@ -272,7 +273,7 @@ def test_quality_is_openais_word_for_the_tier() -> None:
 
 def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() -> None:
     (request,) = images(size="auto", output_compression=100)
-    assert (request.width, request.height) == (OFFER.default_width, OFFER.default_height)
+    assert (request.width, request.height) == (LIMITS.default_width, LIMITS.default_height)
     assert request.output_format == "png"
 
 
@@ -291,15 +292,19 @@ def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() 
         ({"tier": "best"}, "tier"),
     ],
 )
-def test_what_only_the_room_can_know_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_fields_that_only_the_model_can_check_are_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         images(**fields)
     assert refusal.value.param == param
 
 
-def test_the_openai_reply_carries_pictures_seeds_usage_and_timings() -> None:
-    wish = Wish("a", seed=4, width=96, height=64, num_inference_steps=3, output_format="jpeg")
-    reply = CODEC.encode_images([answer(wish, queue_ms=5), answer(wish, compute_ms=9)])
+def test_the_openai_response_has_pictures_seeds_usage_and_timings() -> None:
+    image = ImageParameters(
+        "a", seed=4, width=96, height=64, num_inference_steps=3, output_format="jpeg"
+    )
+    reply = CODEC.encode_images([answer(image, queue_ms=5), answer(image, compute_ms=9)])
     assert isinstance(reply["created"], int)
     assert [entry["seed"] for entry in reply["data"]] == [4, 4]
     for entry in reply["data"]:

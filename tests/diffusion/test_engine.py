@@ -1,4 +1,4 @@
-"""Slots and turns: all or nothing, nobody starves, one decode per turn, and what is counted."""
+"""Slots and steps: all or nothing, no job starves, one decode per step, and the metrics."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.diffusion.metrics import SERIES
-from predictors.diffusion.request import Wish
-from predictors.errors import InvalidRequest
+from predictors.diffusion.request import ImageParameters
 from predictors.serving.engine import StickyDeviceError
 from predictors.serving.job import Job
-from tests.diffusion.room import FluxJob, Room, open_room, picture
+from tests.diffusion.driver import DiffusionJob, EngineDriver, open_driver, picture
 
-RED = Wish("a red circle", num_inference_steps=3, seed=1)
+RED = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 
 
 @pytest.fixture(autouse=True)
-def empty(room: Room) -> None:
-    for job in room.engine.active:
-        room.engine.evict(job)
+def empty(driver: EngineDriver) -> None:
+    for job in driver.engine.active:
+        driver.engine.evict(job)
 
 
-def poison(room: Room, wish: Wish = RED) -> FluxJob:
-    """A job whose tokens are outside the vocabulary: the real text encoder raises."""
-    job = room.job(wish, "poison")
+def poison(driver: EngineDriver, image: ImageParameters = RED) -> DiffusionJob:
+    """A job whose tokens are outside the vocabulary, so that the real text encoder raises."""
+    job = driver.job(image, "poison")
     (prompt,) = job.work.prompts
-    bad = replace(prompt, key=("poison", 16), t5_ids=torch.full_like(prompt.t5_ids, 10**6))
+    clip_ids, t5_ids = prompt.ids
+    bad = replace(prompt, key=("poison", 16), ids=(clip_ids, torch.full_like(t5_ids, 10**6)))
     return Job("poison", replace(job.work, prompts=(bad,)))
 
 
@@ -43,232 +43,238 @@ def value(name: str, **labels: str) -> float:
     return 0.0 if found is None else found
 
 
-def test_admission_stops_at_the_slots_and_eviction_frees_one(room: Room) -> None:
-    jobs = [room.job(RED, str(i)) for i in range(room.engine.slots + 1)]
-    assert [room.engine.admit(job) for job in jobs] == [True] * room.engine.slots + [False]
-    assert room.engine.active == jobs[:-1]
-    room.engine.evict(jobs[1])
-    room.engine.evict(jobs[1])
-    assert room.engine.admit(jobs[-1])
-    assert room.engine.active == [jobs[0], *jobs[2:]]
-    assert room.engine.busy
+def test_admission_stops_at_the_slots_and_eviction_frees_one(driver: EngineDriver) -> None:
+    jobs = [driver.job(RED, str(i)) for i in range(driver.engine.slots + 1)]
+    assert [driver.engine.admit(job) for job in jobs] == [True] * driver.engine.slots + [False]
+    assert driver.engine.active == jobs[:-1]
+    driver.engine.evict(jobs[1])
+    driver.engine.evict(jobs[1])
+    assert driver.engine.admit(jobs[-1])
+    assert driver.engine.active == [jobs[0], *jobs[2:]]
+    assert driver.engine.busy
 
 
-def test_admit_computes_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = room.engine._runner
-    for name in ("encode", "begin", "denoise"):
+def test_admit_computes_nothing(driver: EngineDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = driver.engine.runner
+    for name in ("encode", "start", "denoise"):
         monkeypatch.setattr(runner, name, None)
-    assert room.engine.admit(room.job(RED))
+    assert driver.engine.admit(driver.job(RED))
 
 
-def test_a_turn_that_raises_has_advanced_nobody(room: Room) -> None:
-    alone = room.draw(RED)
-    jobs = [room.job(RED), poison(room), room.job(replace(RED, seed=2))]
+def test_a_step_that_raises_advances_no_job(driver: EngineDriver) -> None:
+    alone = driver.draw(RED)
+    jobs = [driver.job(RED), poison(driver), driver.job(replace(RED, seed=2))]
     for job in jobs[:2]:
-        assert room.engine.admit(job)
-    room.engine.step(jobs[:1])
-    before = room.canvas(jobs[0]).latents.clone()
-    assert room.engine.admit(jobs[2])
+        assert driver.engine.admit(job)
+    driver.engine.step(jobs[:1])
+    before = driver.state(jobs[0]).latents.clone()
+    assert driver.engine.admit(jobs[2])
     for _ in range(2):  # the host tries again, and in halves
         with pytest.raises(IndexError):
-            room.engine.step(room.engine.active)
-        assert room.canvas(jobs[0]).index == 1
-        assert torch.equal(room.canvas(jobs[0]).latents, before)
+            driver.engine.step(driver.engine.active)
+        assert driver.steps_done(jobs[0]) == 1
+        assert torch.equal(driver.state(jobs[0]).latents, before)
         assert not any(job.done or job._chunks for job in jobs)
-    room.engine.evict(jobs[1])
-    while room.engine.busy:
-        room.engine.step(room.engine.active)
+    driver.engine.evict(jobs[1])
+    while driver.engine.busy:
+        driver.engine.step(driver.engine.active)
     assert np.array_equal(picture(jobs[0]), alone)
-    assert np.array_equal(picture(jobs[2]), room.draw(replace(RED, seed=2)))
+    assert np.array_equal(picture(jobs[2]), driver.draw(replace(RED, seed=2)))
 
 
-def test_a_decode_that_raises_holds_back_the_denoise_of_its_turn(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+def test_a_decode_that_raises_undoes_the_denoise_step_beside_it(
+    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = room.job(replace(RED, num_inference_steps=1)), room.job(RED)
+    first, second = driver.job(replace(RED, num_inference_steps=1)), driver.job(RED)
     for job in (first, second):
-        assert room.engine.admit(job)
-    room.engine.step(room.engine.active)
-    assert room.engine._runner is not None
-    decoder = room.engine._runner._parts.decoder
+        assert driver.engine.admit(job)
+    driver.engine.step(driver.engine.active)
+    decoder = driver.engine.runner.passes.parts.decoder
     with monkeypatch.context() as broken:
         broken.setattr(decoder, "forward", lambda *_, **__: torch.ones(1)[7])
         with pytest.raises(IndexError):
-            room.engine.step(room.engine.active)
-    assert (room.canvas(first).index, room.canvas(second).index) == (1, 1)
+            driver.engine.step(driver.engine.active)
+    assert steps_taken(driver, [first, second]) == [1, 1]
     assert not first.done
-    room.engine.step(room.engine.active)
+    driver.engine.step(driver.engine.active)
     assert first.done
-    assert room.canvas(second).index == 2
+    assert driver.steps_done(second) == 2
 
 
-def test_a_step_of_some_jobs_leaves_the_others_where_they_are(room: Room) -> None:
-    jobs = [room.job(RED, str(i)) for i in range(3)]
+def test_a_step_of_some_jobs_leaves_the_others_where_they_are(driver: EngineDriver) -> None:
+    jobs = [driver.job(RED, str(i)) for i in range(3)]
     for job in jobs:
-        assert room.engine.admit(job)
-    room.engine.step(jobs[1:2])
-    room.engine.step([])
-    assert room.canvas(jobs[1]).index == 1
-    assert room.engine._slots[jobs[0]].canvas is None
+        assert driver.engine.admit(job)
+    driver.engine.step(jobs[1:2])
+    driver.engine.step([])
+    assert driver.steps_done(jobs[1]) == 1
+    assert driver.steps_done(jobs[0]) == 0
 
 
-def test_an_evicted_job_is_not_stepped(room: Room) -> None:
-    job = room.job(RED)
-    assert room.engine.admit(job)
-    room.engine.evict(job)
-    room.engine.step([job])
-    assert not room.engine.busy
+def test_an_evicted_job_is_not_stepped(driver: EngineDriver) -> None:
+    job = driver.job(RED)
+    assert driver.engine.admit(job)
+    driver.engine.evict(job)
+    driver.engine.step([job])
+    assert not driver.engine.busy
 
 
-def test_four_pictures_done_together_are_decoded_one_per_turn(room: Room) -> None:
-    jobs = [room.job(replace(RED, seed=i, num_inference_steps=1), str(i)) for i in range(4)]
+def test_four_pictures_finished_together_are_decoded_one_per_step(driver: EngineDriver) -> None:
+    jobs = [driver.job(replace(RED, seed=i, num_inference_steps=1), str(i)) for i in range(4)]
     for job in jobs:
-        assert room.engine.admit(job)
+        assert driver.engine.admit(job)
     done = []
     for _ in range(5):
-        room.engine.step(room.engine.active)
+        driver.engine.step(driver.engine.active)
         done.append(sum(job.done for job in jobs))
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_denoising_goes_on_in_the_turns_that_decode(room: Room) -> None:
-    short = room.job(replace(RED, num_inference_steps=1))
-    long = room.job(replace(RED, num_inference_steps=4))
+def test_denoising_goes_on_in_steps_that_decode(driver: EngineDriver) -> None:
+    short = driver.job(replace(RED, num_inference_steps=1))
+    long = driver.job(replace(RED, num_inference_steps=4))
     for job in (short, long):
-        assert room.engine.admit(job)
-    room.engine.step(room.engine.active)
-    room.engine.step(room.engine.active)
+        assert driver.engine.admit(job)
+    driver.engine.step(driver.engine.active)
+    driver.engine.step(driver.engine.active)
     assert short.done
-    assert room.canvas(long).index == 2
+    assert driver.steps_done(long) == 2
 
 
-def test_newcomers_join_one_per_turn_unless_nobody_is_denoising(room: Room) -> None:
-    jobs = [room.job(replace(RED, seed=i, num_inference_steps=6), str(i)) for i in range(4)]
-    assert room.engine.admit(jobs[0])
-    room.engine.step(room.engine.active)
+def test_new_pictures_start_one_per_step_unless_none_is_denoising(driver: EngineDriver) -> None:
+    jobs = [driver.job(replace(RED, seed=i, num_inference_steps=6), str(i)) for i in range(4)]
+    assert driver.engine.admit(jobs[0])
+    driver.engine.step(driver.engine.active)
     for job in jobs[1:]:
-        assert room.engine.admit(job)
-    begun = []
+        assert driver.engine.admit(job)
+    started = []
     for _ in range(3):
-        room.engine.step(room.engine.active)
-        begun.append(sum(room.engine._slots[job].canvas is not None for job in jobs))
-    assert begun == [2, 3, 4]
+        driver.engine.step(driver.engine.active)
+        started.append(sum(driver.steps_done(job) > 0 for job in jobs))
+    assert started == [2, 3, 4]
     for job in jobs:
-        room.engine.evict(job)
-    again = [room.job(replace(RED, seed=i), str(i)) for i in range(4)]
+        driver.engine.evict(job)
+    again = [driver.job(replace(RED, seed=i), str(i)) for i in range(4)]
     for job in again:
-        assert room.engine.admit(job)
-    room.engine.step(room.engine.active)
-    assert [room.canvas(job).index for job in again] == [1, 1, 1, 1]
+        assert driver.engine.admit(job)
+    driver.engine.step(driver.engine.active)
+    assert steps_taken(driver, again) == [1, 1, 1, 1]
 
 
 @pytest.fixture
-def impatient_room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    """Nobody waits longer than no time, and each look at the clock takes a second."""
+def impatient_driver(monkeypatch: pytest.MonkeyPatch) -> EngineDriver:
+    """An age limit of zero, and a clock that goes on by a second with each call."""
     ticks = itertools.count()
     monkeypatch.setattr(
         "predictors.diffusion.engine.time", SimpleNamespace(monotonic=lambda: float(next(ticks)))
     )
-    return open_room(age_limit_s=0.0)
+    return open_driver(age_limit_s=0.0)
 
 
-def steps_taken(room: Room, jobs: Sequence[FluxJob]) -> list[int]:
-    canvases = [room.engine._slots[job].canvas for job in jobs]
-    return [canvas.index if canvas else 0 for canvas in canvases]
+def steps_taken(driver: EngineDriver, jobs: Sequence[DiffusionJob]) -> list[int]:
+    return [driver.steps_done(job) for job in jobs]
 
 
-def test_whoever_has_least_to_do_goes_first(room: Room) -> None:
-    long, short = (room.job(replace(RED, num_inference_steps=n, width=96)) for n in (6, 3))
-    small = room.job(replace(RED, num_inference_steps=4))
+def test_the_least_remaining_work_goes_first(driver: EngineDriver) -> None:
+    long, short = (driver.job(replace(RED, num_inference_steps=n, width=96)) for n in (6, 3))
+    small = driver.job(replace(RED, num_inference_steps=4))
     jobs = [long, short, small]
     for job in jobs:
-        assert room.engine.admit(job)
-    room.engine.step(jobs)
-    assert steps_taken(room, jobs) == [1, 1, 0]  # three steps of 40 tokens before four of 32
+        assert driver.engine.admit(job)
+    driver.engine.step(jobs)
+    assert steps_taken(driver, jobs) == [1, 1, 0]  # three steps of 40 tokens before four of 32
     for _ in range(2):
-        room.engine.step(jobs)
-    assert steps_taken(room, jobs) == [3, 3, 0]  # the long one shares the short one's passes
-    room.engine.step(jobs)
+        driver.engine.step(jobs)
+    assert steps_taken(driver, jobs) == [3, 3, 0]  # the long one shares the short one's passes
+    driver.engine.step(jobs)
     assert short.done
-    assert steps_taken(room, [long, small]) == [4, 0]  # and has less left by now
-    while room.engine.busy:
-        room.engine.step(room.engine.active)
+    assert steps_taken(driver, [long, small]) == [4, 0]  # and has less left by now
+    while driver.engine.busy:
+        driver.engine.step(driver.engine.active)
 
 
-def test_sizes_take_turns_once_they_have_waited(impatient_room: Room) -> None:
-    room = impatient_room
-    wide = [room.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
-    jobs = [*wide, room.job(replace(RED, num_inference_steps=6, width=96))]
+def test_sizes_alternate_once_they_have_waited(impatient_driver: EngineDriver) -> None:
+    driver = impatient_driver
+    wide = [driver.job(replace(RED, num_inference_steps=6, seed=i)) for i in range(3)]
+    jobs = [*wide, driver.job(replace(RED, num_inference_steps=6, width=96))]
     for job in jobs:
-        assert room.engine.admit(job)
+        assert driver.engine.admit(job)
     for _ in range(8):
-        room.engine.step(jobs)
-        *same, lone = steps_taken(room, jobs)
+        driver.engine.step(jobs)
+        *same, lone = steps_taken(driver, jobs)
         assert len(set(same)) == 1
     assert same[0] + lone == 8
     assert min(same[0], lone) >= 3
 
 
-def test_a_stream_of_new_jobs_of_one_size_does_not_hold_up_another(impatient_room: Room) -> None:
-    room = impatient_room
-    lone = room.job(replace(RED, num_inference_steps=5, width=96))
-    crowd = [(i // 3, room.job(replace(RED, seed=i))) for i in range(30)]
-    turns, waiting = 0, list(crowd)
-    assert room.engine.admit(lone)
+def test_a_stream_of_new_jobs_of_one_size_does_not_starve_another(
+    impatient_driver: EngineDriver,
+) -> None:
+    driver = impatient_driver
+    lone = driver.job(replace(RED, num_inference_steps=5, width=96))
+    others = [(i // 3, driver.job(replace(RED, seed=i))) for i in range(30)]
+    num_steps, waiting = 0, list(others)
+    assert driver.engine.admit(lone)
     while not lone.done:
-        while waiting and room.engine.admit(waiting[0][1]):
+        while waiting and driver.engine.admit(waiting[0][1]):
             waiting.pop(0)
-        room.engine.step(room.engine.active)
-        turns += 1
-    assert turns <= 5 * room.engine.slots + 1
+        driver.engine.step(driver.engine.active)
+        num_steps += 1
+    assert num_steps <= 5 * driver.engine.slots + 1
 
 
 def test_guided_pictures_share_a_pass_within_its_rows(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = room.engine._runner
-    assert runner is not None
+    runner = driver.engine.runner
     rows: list[int] = []
     denoise = runner.denoise
 
-    def spy(canvases: Any) -> Any:
-        rows.append(sum(canvas.num_rows for canvas in canvases))
-        return denoise(canvases)
+    def spy(states: Any) -> Any:
+        rows.append(sum(state.num_rows for state in states))
+        return denoise(states)
 
     guided = replace(RED, negative_prompt="blue")
-    alone = room.draw(guided)
+    alone = driver.draw(guided)
     monkeypatch.setattr(runner, "denoise", spy)
-    jobs = [room.job(guided), room.job(replace(guided, seed=5)), room.job(RED), room.job(guided)]
-    pictures = room.drive([(0, job) for job in jobs])
+    jobs = [
+        driver.job(guided),
+        driver.job(replace(guided, seed=5)),
+        driver.job(RED),
+        driver.job(guided),
+    ]
+    pictures = driver.drive([(0, job) for job in jobs])
     assert max(rows) == 4
     assert np.array_equal(pictures[0], alone)
     assert np.array_equal(pictures[3], alone)
 
 
-def test_a_guided_picture_is_drawn_with_a_single_slot(room: Room) -> None:
-    narrow = open_room(slots=1)
+def test_a_guided_picture_is_drawn_with_a_single_slot(driver: EngineDriver) -> None:
+    narrow = open_driver(slots=1)
     guided = replace(RED, negative_prompt="blue")
-    assert np.array_equal(narrow.draw(guided), room.draw(guided))
+    assert np.array_equal(narrow.draw(guided), driver.draw(guided))
 
 
-def test_a_lost_device_is_told_apart_from_a_job_that_failed(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_device_raises_sticky_device_error(
+    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    job = room.job(RED)
-    assert room.engine.admit(job)
-    monkeypatch.setattr(room.engine._runner, "denoise", lost)
+    job = driver.job(RED)
+    assert driver.engine.admit(job)
+    monkeypatch.setattr(driver.engine.runner, "denoise", lost)
     with pytest.raises(StickyDeviceError):
-        room.engine.step([job])
+        driver.engine.step([job])
 
 
-def test_each_stage_step_and_picture_is_counted() -> None:
-    room = open_room(model="counted", prompt_cache_bytes=20_000)
+def test_stages_steps_and_pictures_are_counted() -> None:
+    driver = open_driver(model="counted", prompt_cache_bytes=20_000)
     metrics.register_model("counted", SERIES)
     guided = replace(RED, negative_prompt="blue", num_inference_steps=2)
-    room.drive([(0, room.job(RED)), (0, room.job(guided)), (0, room.job(replace(RED, width=272)))])
+    driver.drive(
+        [(0, driver.job(RED)), (0, driver.job(guided)), (0, driver.job(replace(RED, width=272)))]
+    )
     assert value("denoise_steps_total") == 3 + 2 + 3
     assert value("images_generated_total", resolution="le_256", tier="lossless") == 3
     assert value("denoise_step_duration_seconds_count", resolution="le_256") == 6
@@ -282,39 +288,26 @@ def test_each_stage_step_and_picture_is_counted() -> None:
         assert found == count, result
 
 
-def test_a_prompt_is_encoded_once_per_length(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = room.engine._runner
-    assert runner is not None
+def test_a_prompt_is_encoded_once_per_length(
+    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = driver.engine.runner
     encoded = []
     encode = runner.encode
     monkeypatch.setattr(
-        runner, "encode", lambda *ids: encoded.append(ids[1].shape[1]) or encode(*ids)
+        runner, "encode", lambda prompt: encoded.append(prompt.num_tokens) or encode(prompt)
     )
-    wish = replace(RED, prompt="never seen before", num_inference_steps=1)
-    first = room.draw(wish)
-    assert np.array_equal(room.draw(wish), first)
-    room.draw(replace(wish, max_sequence_length=24))
+    image = replace(RED, prompt="never seen before", num_inference_steps=1)
+    first = driver.draw(image)
+    assert np.array_equal(driver.draw(image), first)
+    driver.draw(replace(image, max_sequence_length=24))
     assert encoded == [16, 24]
 
 
-def test_a_shape_outside_the_promise_is_refused_with_the_list() -> None:
-    room = open_room(sizes="64x64,96x64", unpromised="refuse", model="strict")
-    serving = open_room(sizes="64x64,96x64", unpromised="serve", model="loose")
-    other = serving.job(replace(RED, width=80)).work
-    longer = serving.job(replace(RED, max_sequence_length=24)).work
-    serving.engine.validate(other)
-    serving.engine.validate(longer)
-    room.engine.validate(serving.job(replace(RED, width=96)).work)
-    with pytest.raises(InvalidRequest, match="80x64 is not served here; promised are 64x64, 96x64"):
-        room.engine.validate(other)
-    with pytest.raises(InvalidRequest, match=r"max_sequence_length 24.*promised is 16"):
-        room.engine.validate(longer)
-
-
-def test_close_forgets_everything() -> None:
-    room = open_room(model="closing")
-    room.draw(RED)
-    assert room.engine.admit(room.job(RED))
-    room.engine.close()
-    assert not room.engine.busy
-    assert room.engine._prompts.num_bytes == 0
+def test_close_drops_jobs_and_cached_prompts() -> None:
+    driver = open_driver(model="closing")
+    driver.draw(RED)
+    assert driver.engine.admit(driver.job(RED))
+    driver.engine.close()
+    assert not driver.engine.busy
+    assert driver.engine.describe()["caches"] == {"prompt_embedding": {"entries": 0, "bytes": 0}}

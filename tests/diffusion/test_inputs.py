@@ -1,4 +1,4 @@
-"""What a request becomes on the host: whose weights, which steps call the model, and with what."""
+"""The work made of a request: form of the weights, steps that call the model, and their inputs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.diffusion.inputs import FluxWork, Preparer
-from predictors.diffusion.limits import make_offer
-from predictors.diffusion.request import Wish
-from predictors.diffusion.sampling import plan
-from predictors.models.flux.config import read_facts
+from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.limits import make_limits
+from predictors.diffusion.request import ImageParameters
+from predictors.diffusion.sampling import plan_calls
+from predictors.models.flux.model import FluxModel
 from predictors.settings import FluxSettings
-from tests.diffusion.room import CHECKPOINT, FAST
+from tests.diffusion.driver import CHECKPOINT, FAST
 
-FACTS, TOKENIZERS = read_facts(CHECKPOINT)
+MODEL = FluxModel(CHECKPOINT)
 
 
 def prepare(
     tier: str | None, num_steps: int = 28, dtype: torch.dtype = torch.float32, tiers: str = "auto"
-) -> FluxWork:
+) -> DiffusionWork:
     knobs: dict[str, Any] = FAST | {"tiers": tiers}
-    offer = make_offer(FACTS, FluxSettings(**knobs))
-    wish = Wish("a red circle", seed=5, num_inference_steps=num_steps, tier=tier)
-    return Preparer(FACTS, TOKENIZERS, dtype, offer.tiers).prepare(offer.request(wish))
+    limits = make_limits(MODEL.config, FluxSettings(**knobs))
+    image = ImageParameters("a red circle", seed=5, num_inference_steps=num_steps, tier=tier)
+    return Preparer(MODEL, dtype, limits.tiers).prepare(limits.request(image))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_turbo_calls_the_model_at_some_of_the_levels_of_lossless(dtype: torch.dtype) -> None:
-    exact, turbo = prepare("lossless", dtype=dtype).course, prepare("turbo", dtype=dtype).course
-    called = torch.tensor(plan(28))
+    exact, turbo = prepare("lossless", dtype=dtype).plan, prepare("turbo", dtype=dtype).plan
+    called = torch.tensor(plan_calls(28))
     assert (exact.is_exact, exact.num_calls, exact.num_steps) == (True, 28, 28)
     assert (turbo.is_exact, turbo.num_calls, turbo.num_steps) == (False, int(called.sum()), 28)
     assert torch.equal(turbo.timesteps, exact.timesteps[called])
@@ -42,8 +42,8 @@ def test_turbo_calls_the_model_at_some_of_the_levels_of_lossless(dtype: torch.dt
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 8])
-def test_few_steps_are_the_same_course_in_every_tier(num_steps: int) -> None:
-    exact, turbo = prepare("lossless", num_steps).course, prepare("turbo", num_steps).course
+def test_few_steps_have_the_same_plan_in_every_tier(num_steps: int) -> None:
+    exact, turbo = prepare("lossless", num_steps).plan, prepare("turbo", num_steps).plan
     assert turbo.is_exact
     for name in ("timesteps", "dts", "coefficients", "noise"):
         assert torch.equal(getattr(turbo, name), getattr(exact, name)), name

@@ -1,4 +1,4 @@
-"""A picture that is not finite is a failed job or a failed start, never a black picture."""
+"""A picture with NaN or infinity fails its job, or the start, instead of becoming black."""
 
 from __future__ import annotations
 
@@ -10,61 +10,62 @@ import pytest
 import torch
 from torch import nn
 
-from predictors.compute.syncs import count_host_syncs
-from predictors.diffusion.request import Wish
-from predictors.diffusion.runner import Runner
+from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, StepFailed
-from predictors.models.flux.modules.decoder import MAX_LEVEL, PLAIN, develop, develop_checked
+from predictors.models.flux.modules.decoder import decode
+from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import Parts
 from predictors.protocol.faults import fault_of
-from tests.diffusion.room import FluxJob, Room, open_room, picture
+from tests.diffusion.driver import DiffusionJob, EngineDriver, open_driver, picture
+from tests.tools.syncs import count_host_syncs
 
-RED = Wish("a red circle", num_inference_steps=3, seed=1)
+RED = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 BAD = [float("nan"), float("inf"), float("-inf")]
 
 
 @pytest.fixture(scope="module")
-def own() -> Room:
-    """A room whose weights may be spoilt."""
-    return open_room(slots=3)
+def own() -> EngineDriver:
+    """An engine whose weights a test may overwrite."""
+    return open_driver(slots=3)
 
 
 @pytest.fixture(autouse=True)
-def empty(own: Room) -> None:
+def empty(own: EngineDriver) -> None:
     for job in own.engine.active:
         own.engine.evict(job)
 
 
-def started(room: Room, count: int = 3) -> list[FluxJob]:
-    jobs = [room.job(replace(RED, seed=seed), str(seed)) for seed in range(count)]
+def started(driver: EngineDriver, count: int = 3) -> list[DiffusionJob]:
+    jobs = [driver.job(replace(RED, seed=seed), str(seed)) for seed in range(count)]
     for job in jobs:
-        assert room.engine.admit(job)
-    room.engine.step(jobs)
-    room.engine.step(jobs)
+        assert driver.engine.admit(job)
+    driver.engine.step(jobs)
+    driver.engine.step(jobs)
     return jobs
 
 
-def finish(room: Room) -> None:
-    while room.engine.busy:
-        room.engine.step(room.engine.active)
+def finish(driver: EngineDriver) -> None:
+    while driver.engine.busy:
+        driver.engine.step(driver.engine.active)
 
 
-def parts(room: Room) -> Parts:
-    assert isinstance(room.engine._runner, Runner)
-    return room.engine._runner._parts
+def parts(driver: EngineDriver) -> Parts:
+    passes = driver.engine.runner.passes
+    assert isinstance(passes, FluxPasses)
+    return passes.parts
 
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("place", ["one latent", "all latents"])
 def test_a_row_of_a_batch_that_is_not_finite_fails_alone(
-    own: Room, value: float, place: str
+    own: EngineDriver, value: float, place: str
 ) -> None:
     alone = [own.draw(replace(RED, seed=seed)) for seed in range(3)]
     jobs = started(own)
-    latents = own.canvas(jobs[1]).latents = own.canvas(jobs[1]).latents.clone()
+    latents = own.state(jobs[1]).latents = own.state(jobs[1]).latents.clone()
     latents[(0, 0) if place == "one latent" else ...] = value
     finish(own)
-    failure = jobs[1].drain_unread()
+    failure = jobs[1].error
     assert isinstance(failure, StepFailed)
     assert "not finite" in failure.message
     assert (fault_of(failure).status, fault_of(failure).code) == (500, "job_failed")
@@ -75,28 +76,28 @@ def test_a_row_of_a_batch_that_is_not_finite_fails_alone(
 
 @pytest.mark.parametrize("form", ["base", "fp8"])
 def test_an_embedding_that_is_not_finite_is_found_in_the_picture_and_not_kept(form: str) -> None:
-    room = open_room(slots=2, tiers="lossless,high")
+    driver = open_driver(slots=2, tiers="lossless,high")
     tier = "lossless" if form == "base" else "high"
-    wish = replace(RED, tier=tier)
-    alone = room.draw(wish)
-    (prompt,) = room.job(wish).work.prompts
-    kept = room.engine._prompts.get(prompt.key)
+    image = replace(RED, tier=tier)
+    alone = driver.draw(image)
+    (prompt,) = driver.job(image).work.prompts
+    kept = driver.engine._prompts.get(prompt.key)
     assert kept is not None
     with torch.inference_mode():
         kept.context[3] = float("nan")
-    job, other = room.job(wish), room.job(replace(wish, prompt="a blue square"))
-    assert room.engine.admit(job)
-    assert room.engine.admit(other)
-    finish(room)
-    assert isinstance(job.drain_unread(), StepFailed)
-    assert other.drain_unread() is None
-    assert prompt.key not in room.engine._prompts
-    assert np.array_equal(room.draw(wish), alone)
+    job, other = driver.job(image), driver.job(replace(image, prompt="a blue square"))
+    assert driver.engine.admit(job)
+    assert driver.engine.admit(other)
+    finish(driver)
+    assert isinstance(job.error, StepFailed)
+    assert other.error is None
+    assert prompt.key not in driver.engine._prompts
+    assert np.array_equal(driver.draw(image), alone)
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_a_decoder_that_makes_something_not_finite_fails_the_picture(
-    own: Room, value: float
+def test_a_decoder_whose_output_is_not_finite_fails_the_picture(
+    own: EngineDriver, value: float
 ) -> None:
     layer = parts(own).decoder.leave
     assert layer.bias is not None
@@ -107,31 +108,27 @@ def test_a_decoder_that_makes_something_not_finite_fails_the_picture(
         finish(own)
     finally:
         layer.bias[0] = before
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
 
 
-def test_the_verdict_comes_with_the_picture_and_costs_no_other_wait(own: Room) -> None:
+def test_the_check_comes_with_the_picture_and_costs_no_other_wait(own: EngineDriver) -> None:
     job = own.job(replace(RED, num_inference_steps=1))
     assert own.engine.admit(job)
     own.engine.step([job])
-    own.canvas(job).latents = torch.full_like(own.canvas(job).latents, float("nan"))
+    own.state(job).latents = torch.full_like(own.state(job).latents, float("nan"))
     with count_host_syncs() as found:
         own.engine.step([job])
-    assert isinstance(job.drain_unread(), StepFailed)
+    assert isinstance(job.error, StepFailed)
     assert found.syncs == 1
 
 
 @pytest.mark.parametrize("value", [0.0, *BAD])
-def test_checked_levels_are_the_levels_and_a_verdict(own: Room, value: float) -> None:
+def test_the_last_level_is_one_only_for_a_finite_picture(own: EngineDriver, value: float) -> None:
     decoder, latents = parts(own).decoder, torch.randn(1, 16, 6, 4)
     latents[0, 3, 2, 1] = value
     with torch.inference_mode():
-        levels = develop(decoder, latents, PLAIN)
-        checked = develop_checked(decoder, latents, PLAIN)
-    assert checked[-1] == (value == 0.0)
-    if value == 0.0:
-        assert torch.equal(checked[:-1].view(levels.shape), levels)
-        assert levels.max() <= MAX_LEVEL
+        decoded = decode(decoder, latents)
+    assert decoded[-1] == (value == 0.0)
 
 
 # -- warm-up -------------------------------------------------------------------------------------
@@ -146,25 +143,25 @@ WEIGHTS: dict[str, Callable[[Parts], torch.Tensor]] = {
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("part", WEIGHTS)
 def test_a_weight_that_is_not_finite_fails_the_start(part: str, value: float) -> None:
-    room = open_room()
+    driver = open_driver()
     with torch.inference_mode():
-        WEIGHTS[part](parts(room)).view(-1)[0] = value
+        WEIGHTS[part](parts(driver)).view(-1)[0] = value
     with pytest.raises(EngineFailed, match=r"64x64 base.* (is|are) not finite; the weights are"):
-        room.engine.warm(lambda *_: None)
+        driver.engine.warm(lambda *_: None)
 
 
 def test_a_picture_of_one_colour_fails_the_start() -> None:
-    room = open_room()
+    driver = open_driver()
     with torch.inference_mode():
-        nn.init.zeros_(parts(room).decoder.leave.weight)
-        nn.init.zeros_(parts(room).decoder.leave.bias)
+        nn.init.zeros_(parts(driver).decoder.leave.weight)
+        nn.init.zeros_(parts(driver).decoder.leave.bias)
     with pytest.raises(EngineFailed, match="of one colour"):
-        room.engine.warm(lambda *_: None)
+        driver.engine.warm(lambda *_: None)
 
 
 def test_a_dtype_too_narrow_fails_the_start() -> None:
-    room = open_room(dtype=torch.float16)
+    driver = open_driver(dtype=torch.float16)
     with torch.inference_mode():
-        parts(room).decoder.enter.weight.mul_(1e5)
+        parts(driver).decoder.enter.weight.mul_(1e5)
     with pytest.raises(EngineFailed, match="not finite"):
-        room.engine.warm(lambda *_: None)
+        driver.engine.warm(lambda *_: None)

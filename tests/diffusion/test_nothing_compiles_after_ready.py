@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from predictors import metrics
-from predictors.diffusion.request import BASE, Wish
-from tests.diffusion.room import Room, open_room
+from predictors.diffusion.request import BASE, ImageParameters
+from tests.diffusion.driver import EngineDriver, open_driver
 
-WISH = Wish("a red circle", num_inference_steps=3, seed=1)
+IMAGE = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 
 
 SIZES = "64x64,96x64"
@@ -29,61 +29,60 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def warm_room() -> tuple[Room, list[tuple[str, int, int]]]:
-    """Two sizes at two widths, compiled with `aot_eager`, and what warm-up told."""
-    told: list[tuple[str, int, int]] = []
-    room = open_room(model="aot", compiler="aot_eager", slots=2, sizes=SIZES)
-    room.engine.warm(lambda *progress: told.append(progress))
-    return room, told
+def warm_driver() -> tuple[EngineDriver, list[tuple[str, int, int]]]:
+    """Two sizes at two widths, compiled with `aot_eager`, and the progress of warm-up."""
+    progress: list[tuple[str, int, int]] = []
+    driver = open_driver(model="aot", compiler="aot_eager", slots=2, sizes=SIZES)
+    driver.engine.warm(lambda *shape: progress.append(shape))
+    return driver, progress
 
 
-def mixed_traffic(room: Room) -> None:
+def mixed_traffic(driver: EngineDriver) -> None:
     sizes = [(64, 64), (96, 64), (64, 96), (80, 80)]
-    wishes = [
-        replace(WISH, width=w, height=h, seed=i, num_inference_steps=1 + i % 4, negative_prompt=n)
+    images = [
+        replace(IMAGE, width=w, height=h, seed=i, num_inference_steps=1 + i % 4, negative_prompt=n)
         for i, ((w, h), n) in enumerate(product(sizes, (None, "blue", None)))
     ]
-    wishes.append(replace(WISH, max_sequence_length=40))
-    wishes.append(replace(WISH, guidance_scale=0.0, true_cfg_scale=3.0, negative_prompt=""))
-    room.drive([(i // 2, room.job(wish)) for i, wish in enumerate(wishes)])
+    images.append(replace(IMAGE, max_sequence_length=40))
+    images.append(replace(IMAGE, guidance_scale=0.0, true_cfg_scale=3.0, negative_prompt=""))
+    driver.drive([(i // 2, driver.job(image)) for i, image in enumerate(images)])
 
 
-def test_mixed_traffic_after_warm_up_recompiles_nothing_and_an_unwarmed_width_would_show(
-    warm_room: tuple[Room, list[tuple[str, int, int]]],
+def test_mixed_traffic_recompiles_nothing_after_warm_up_but_another_width_does(
+    warm_driver: tuple[EngineDriver, list[tuple[str, int, int]]],
 ) -> None:
-    room, told = warm_room
+    driver, progress = warm_driver
     labels = [f"{size} base x{rows}" for size in SIZES.split(",") for rows in (1, 2)]
-    assert told == [(label, i, 4) for i, label in enumerate(labels, start=1)]
-    mixed_traffic(room)
-    assert room.engine._guard.check() == 0
+    assert progress == [(label, i, 4) for i, label in enumerate(labels, start=1)]
+    mixed_traffic(driver)
+    assert driver.engine._guard.check() == 0
     assert metrics.recompilations_total.labels("aot")._value.get() == 0
-    assert room.engine._runner is not None
-    embedding = next(iter(room.engine._prompts._entries.values()))[0]
-    course = room.job(WISH).work.course
+    embedding = next(iter(driver.engine._prompts._entries.values()))[0]
+    plan = driver.job(IMAGE).work.plan
     with torch.inference_mode():
-        canvases = [room.engine._runner.begin(course, [embedding], BASE) for _ in range(3)]
-        room.engine._runner.denoise(canvases, 3)
-    assert room.engine._guard.check() == 5  # both kinds of block, the first of each, the way out
+        states = [driver.engine.runner.start(plan, [embedding], BASE) for _ in range(3)]
+        driver.engine.runner.denoise(states, 3)
+    assert driver.engine._guard.check() == 5  # both kinds of block, the first of each, the way out
     assert metrics.recompilations_total.labels("aot")._value.get() == 5
 
 
 def test_compiled_pictures_are_the_eager_ones(
-    room: Room, warm_room: tuple[Room, list[tuple[str, int, int]]]
+    driver: EngineDriver, warm_driver: tuple[EngineDriver, list[tuple[str, int, int]]]
 ) -> None:
-    ours, theirs = warm_room[0].draw(WISH).astype(int), room.draw(WISH).astype(int)
+    ours, theirs = warm_driver[0].draw(IMAGE).astype(int), driver.draw(IMAGE).astype(int)
     assert np.abs(ours - theirs).max() <= 1
 
 
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor's own
-def test_inductor_draws_the_same_and_recompiles_nothing(room: Room) -> None:
-    compiled = open_room(model="inductor", compiler="inductor", slots=1)
+def test_inductor_draws_the_same_and_recompiles_nothing(driver: EngineDriver) -> None:
+    compiled = open_driver(model="inductor", compiler="inductor", slots=1)
     compiled.engine._max_rows = 1  # each width is another half minute of C++
     quick = {"compile_threads": 1, "cpp.vec_isa_ok": True}  # no worker pool, no trial programs
     with torch._inductor.config.patch(quick):
         compiled.engine.warm(lambda *_: None)
-    oblong = replace(WISH, width=80)
-    pictures = compiled.drive([(0, compiled.job(wish)) for wish in (WISH, oblong)])
+    oblong = replace(IMAGE, width=80)
+    pictures = compiled.drive([(0, compiled.job(image)) for image in (IMAGE, oblong)])
     assert compiled.engine._guard.check() == 0
-    for ours, wish in zip(pictures, (WISH, oblong), strict=True):
-        assert np.abs(ours.astype(int) - room.draw(wish).astype(int)).max() <= 1
+    for ours, image in zip(pictures, (IMAGE, oblong), strict=True):
+        assert np.abs(ours.astype(int) - driver.draw(image).astype(int)).max() <= 1

@@ -1,4 +1,4 @@
-"""The whole room behind its door, engine thread and all, without a server."""
+"""The predictor with its engine thread, without a server."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import pytest_asyncio
 import torch
 
 from predictors import metrics
-from predictors.diffusion.inputs import FluxWork
-from predictors.diffusion.predictor import FluxPredictor
+from predictors.diffusion.inputs import DiffusionWork
+from predictors.diffusion.predictor import DiffusionPredictor
 from predictors.diffusion.request import ImageRequest, ImageResult
 from predictors.errors import InvalidRequest, NotReady, StepFailed
+from predictors.models.flux.model import FluxModel
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
-from tests.diffusion.room import CHECKPOINT, FluxJob
+from tests.diffusion.driver import CHECKPOINT, DiffusionJob
 from tests.fakes import PATIENCE_S
 
 SETTINGS = Settings(
@@ -31,22 +32,22 @@ SETTINGS = Settings(
 POISON = "poison"
 
 
-class Poisonable(FluxPredictor):
+class Poisonable(DiffusionPredictor):
     """Tokens outside the vocabulary for one prompt, so that the real text encoder raises."""
 
-    def prepare(self, request: ImageRequest) -> FluxWork:
+    def prepare(self, request: ImageRequest) -> DiffusionWork:
         work = super().prepare(request)
         if request.prompt != POISON:
             return work
         (prompt,) = work.prompts
-        return replace(
-            work, prompts=(replace(prompt, t5_ids=torch.full_like(prompt.t5_ids, 10**6)),)
-        )
+        clip_ids, t5_ids = prompt.ids
+        bad = replace(prompt, ids=(clip_ids, torch.full_like(t5_ids, 10**6)))
+        return replace(work, prompts=(bad,))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def predictor() -> AsyncIterator[FluxPredictor]:
-    made = Poisonable("flux-door", CHECKPOINT, SETTINGS)
+async def predictor() -> AsyncIterator[DiffusionPredictor]:
+    made = Poisonable("flux-door", FluxModel(CHECKPOINT), SETTINGS)
     with pytest.raises(NotReady):
         await made.infer(v2("too early"), Call({}, protocol="v2_rest"))
     await asyncio.to_thread(made.load)
@@ -70,16 +71,16 @@ def call() -> Call:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_v2_and_openai_draw_the_same_bytes_alone_and_in_company(
-    predictor: FluxPredictor,
+async def test_v2_and_openai_draw_the_same_bytes_alone_and_beside_others(
+    predictor: DiffusionPredictor,
 ) -> None:
     alone = files(await predictor.infer(v2("a red circle", seed=3), call()))[0]
-    crowd = await asyncio.gather(
+    others = await asyncio.gather(
         predictor.infer(v2("a", "b", "a red circle"), call()),  # its seed is 1 + 2
         predictor.infer(v2("c", "d", num_inference_steps=5), call()),
         predictor.infer(v2("a red circle", width=96), call()),
     )
-    assert files(crowd[0])[2] == alone
+    assert files(others[0])[2] == alone
     body = read_images_body(
         {"model": "x", "prompt": "a red circle", "seed": 2, "n": 2, "num_inference_steps": 2}
     )
@@ -89,7 +90,7 @@ async def test_v2_and_openai_draw_the_same_bytes_alone_and_in_company(
     assert reply["usage"]["input_tokens"] > 0
 
 
-async def test_a_row_that_raises_in_the_engine_fails_alone(predictor: FluxPredictor) -> None:
+async def test_a_row_that_raises_in_the_engine_fails_alone(predictor: DiffusionPredictor) -> None:
     prompts = [f"shape {i}" for i in range(7)]
     alone = [files(await predictor.infer(v2(p, seed=i), call()))[0] for i, p in enumerate(prompts)]
     requests = [v2(p, seed=i) for i, p in enumerate(prompts)]
@@ -102,18 +103,20 @@ async def test_a_row_that_raises_in_the_engine_fails_alone(predictor: FluxPredic
     assert [files(r)[0] for r in together if isinstance(r, V2Response)] == alone
 
 
-async def test_a_bad_row_is_named_and_nothing_is_drawn_for_it(predictor: FluxPredictor) -> None:
+async def test_a_bad_row_is_named_and_nothing_is_drawn_for_it(
+    predictor: DiffusionPredictor,
+) -> None:
     with pytest.raises(InvalidRequest, match="row 1: prompt has 40000 bytes"):
         await predictor.infer(v2("a", "b" * 40_000), call())
 
 
-async def test_leaving_frees_the_slots(
-    predictor: FluxPredictor, monkeypatch: pytest.MonkeyPatch
+async def test_a_caller_that_leaves_frees_its_slots(
+    predictor: DiffusionPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, are_running, has_left = predictor.host._engine, threading.Event(), threading.Event()
     step = engine.step
 
-    def spy(jobs: Sequence[FluxJob]) -> None:
+    def spy(jobs: Sequence[DiffusionJob]) -> None:
         if len(jobs) == 4:  # none is done when their caller leaves, however fast the engine is
             are_running.set()
             assert has_left.wait(PATIENCE_S)
@@ -131,7 +134,9 @@ async def test_leaving_frees_the_slots(
     assert files(response)
 
 
-async def test_metadata_has_the_true_names_and_shapes(predictor: FluxPredictor) -> None:
+async def test_metadata_has_the_names_and_types_of_the_tensors(
+    predictor: DiffusionPredictor,
+) -> None:
     inputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_input_types()}
     assert inputs == {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
     outputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_output_types()}
@@ -142,7 +147,7 @@ async def test_metadata_has_the_true_names_and_shapes(predictor: FluxPredictor) 
 
 async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
     flux = replace(SETTINGS.flux, tiers="lossless,high")
-    FluxPredictor("flux-shown", CHECKPOINT, replace(SETTINGS, flux=flux))
+    DiffusionPredictor("flux-shown", FluxModel(CHECKPOINT), replace(SETTINGS, flux=flux))
     shown = {
         (sample.labels["tier"], sample.labels["precision"]): sample.value
         for family in metrics.tier_info.collect()

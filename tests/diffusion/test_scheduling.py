@@ -1,4 +1,4 @@
-"""Who steps: one shape, no more rows than fit, the least left first, and nobody starves."""
+"""A step has one shape and no more rows than fit, the least work first, and no picture starves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.diffusion.scheduling import Pending, choose, widths
+from predictors.diffusion.scheduling import Candidate, best_widths, pick_group
 
 WIDTHS = {"a": 1, "b": 2, "c": 4}
-PENDING = st.lists(
+CANDIDATES = st.lists(
     st.builds(
-        Pending,
+        Candidate,
         st.sampled_from("abc"),
         st.integers(1, 2),
         st.integers(1, 9).map(float),
@@ -26,42 +26,42 @@ PENDING = st.lists(
 LIMIT_S = 5.0
 
 
-@given(PENDING)
-def test_a_step_is_of_one_shape_and_fits_its_width(pending: list[Pending]) -> None:
-    picked = choose(pending, WIDTHS.__getitem__, LIMIT_S)
-    assert bool(picked) == bool(pending)  # never idle with work to do
+@given(CANDIDATES)
+def test_a_step_is_of_one_shape_and_fits_its_width(candidates: list[Candidate]) -> None:
+    picked = pick_group(candidates, WIDTHS.__getitem__, LIMIT_S)
+    assert bool(picked) == bool(candidates)  # never idle with work to do
     assert picked == sorted(set(picked))
     if picked:
-        chosen = [pending[i] for i in picked]
+        chosen = [candidates[i] for i in picked]
         assert len({one.shape for one in chosen}) == 1
         assert len(chosen) == 1 or sum(one.num_rows for one in chosen) <= WIDTHS[chosen[0].shape]
 
 
-@given(PENDING.filter(len))
+@given(CANDIDATES.filter(len))
 def test_the_longest_wait_beyond_the_limit_goes_first_and_else_the_least_left(
-    pending: list[Pending],
+    candidates: list[Candidate],
 ) -> None:
-    chosen = [pending[i] for i in choose(pending, WIDTHS.__getitem__, LIMIT_S)]
-    longest = max(one.waited_s for one in pending)
+    chosen = [candidates[i] for i in pick_group(candidates, WIDTHS.__getitem__, LIMIT_S)]
+    longest = max(one.waited_s for one in candidates)
     if longest > LIMIT_S:
         assert any(one.waited_s == longest for one in chosen)
     else:
-        assert any(one.remaining == min(p.remaining for p in pending) for one in chosen)
+        assert any(one.remaining == min(p.remaining for p in candidates) for one in chosen)
 
 
-@given(PENDING.filter(len))
-def test_nobody_of_the_shape_stays_behind_while_there_is_room(pending: list[Pending]) -> None:
-    picked = choose(pending, WIDTHS.__getitem__, LIMIT_S)
-    shape = pending[picked[0]].shape
-    room = WIDTHS[str(shape)] - sum(pending[i].num_rows for i in picked)
-    left = [p for i, p in enumerate(pending) if i not in picked and p.shape == shape]
-    assert all(one.num_rows > room for one in left)
+@given(CANDIDATES.filter(len))
+def test_no_picture_of_the_shape_that_fits_is_left_out(candidates: list[Candidate]) -> None:
+    picked = pick_group(candidates, WIDTHS.__getitem__, LIMIT_S)
+    shape = candidates[picked[0]].shape
+    free = WIDTHS[str(shape)] - sum(candidates[i].num_rows for i in picked)
+    left = [p for i, p in enumerate(candidates) if i not in picked and p.shape == shape]
+    assert all(one.num_rows > free for one in left)
 
 
-@given(PENDING.filter(len), st.integers(0, 11))
-def test_equals_go_in_order_of_admission(pending: list[Pending], waited: int) -> None:
-    alike = [Pending("a", 1, 3.0, float(waited)) for _ in pending]
-    assert choose(alike, WIDTHS.__getitem__, LIMIT_S) == [0]
+@given(CANDIDATES.filter(len), st.integers(0, 11))
+def test_equal_pictures_go_in_order_of_admission(candidates: list[Candidate], waited: int) -> None:
+    alike = [Candidate("a", 1, 3.0, float(waited)) for _ in candidates]
+    assert pick_group(alike, WIDTHS.__getitem__, LIMIT_S) == [0]
 
 
 @dataclass
@@ -81,8 +81,8 @@ Policy = Callable[[Sequence[Work]], list[int]]
 
 def least_left(limit_s: float) -> Policy:
     def policy(works: Sequence[Work]) -> list[int]:
-        pending = [Pending(w.shape, 1, w.steps * COSTS[w.shape], w.waited_s) for w in works]
-        return choose(pending, lambda _: 1, limit_s)
+        candidates = [Candidate(w.shape, 1, w.steps * COSTS[w.shape], w.waited_s) for w in works]
+        return pick_group(candidates, lambda _: 1, limit_s)
 
     return policy
 
@@ -100,13 +100,13 @@ def round_robin() -> Policy:
 
 
 def simulate(queue: Iterator[Work], policy: Policy, until: Work | None = None) -> list[Work]:
-    """Those who finished, with four slots, until nobody is left or `until` is finished."""
+    """The finished pictures, in four slots, until none is left or `until` is finished."""
     now, slots, finished = 0.0, list(islice(queue, SLOTS)), list[Work]()
     while slots and (until is None or until.steps):
         picked = policy(slots)
         took = sum(COSTS[slots[i].shape] for i in picked)
         now += took
-        assert now < 100_000, "somebody starves"
+        assert now < 100_000, "a picture starves"
         for i, work in enumerate(slots):
             work.steps -= i in picked
             work.waited_s += 0 if i in picked else took
@@ -121,7 +121,7 @@ STREAMS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 28)), min_si
 
 
 @given(STREAMS, st.sampled_from("abc"), st.integers(1, 40), st.floats(0, 50))
-def test_nobody_starves_whatever_keeps_arriving(
+def test_no_picture_starves_whatever_keeps_arriving(
     stream: list[tuple[str, int]], shape: str, steps: int, limit_s: float
 ) -> None:
     big = Work(shape, steps)
@@ -130,12 +130,12 @@ def test_nobody_starves_whatever_keeps_arriving(
     assert not big.steps
     slowest = max(COSTS.values())
     alone = steps * COSTS[shape]
-    # beyond the limit only those who waited longer go first: with each, at most turn and turn about
+    # beyond the limit only those with a longer wait go first, and it alternates with each at most
     assert big.waited_s <= limit_s + (SLOTS - 1) * (limit_s + alone + 2 * slowest)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 28)), min_size=1, max_size=SLOTS))
-def test_the_mean_wait_is_never_longer_than_turn_and_turn_about(
+def test_the_mean_wait_is_never_longer_than_with_round_robin(
     works: list[tuple[str, int]],
 ) -> None:
     ends = []
@@ -153,15 +153,15 @@ def test_a_wider_pass_is_taken_only_where_it_saves_time_per_row() -> None:
         ("small", 1): 0.010, ("small", 2): 0.012, ("small", 3): 0.014, ("small", 4): 0.020,
         ("alone", 1): 0.5,
     }  # fmt: skip
-    assert widths(seconds) == {"large": 1, "small": 3, "alone": 1}
-    assert widths(seconds, least_gain=0.005) == {"large": 4, "small": 3, "alone": 1}
+    assert best_widths(seconds) == {"large": 1, "small": 3, "alone": 1}
+    assert best_widths(seconds, least_gain=0.005) == {"large": 4, "small": 3, "alone": 1}
 
 
 @given(st.dictionaries(st.tuples(st.sampled_from("ab"), st.integers(1, 8)), st.floats(0.01, 9)))
 def test_the_width_was_measured_and_no_other_is_quicker_by_more_than_the_gain(
     seconds: dict[tuple[str, int], float],
 ) -> None:
-    found = widths(seconds)
+    found = best_widths(seconds)
     assert found.keys() == {shape for shape, _ in seconds}
     for shape, width in found.items():
         per_row = {rows: took / rows for (s, rows), took in seconds.items() if s == shape}

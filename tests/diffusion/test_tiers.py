@@ -1,5 +1,5 @@
-"""Quality tiers through the real room on the CPU: what the answers say, who is refused, that tiers
-share a room without touching each other's bytes, and that none waits or compiles while serving."""
+"""Quality tiers through the whole predictor on the CPU: responses, refusals, equal bytes alone and
+beside other tiers, and no wait or compilation while serving."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ import pytest_asyncio
 import torch
 
 from predictors import metrics
-from predictors.compute.syncs import count_host_syncs
-from predictors.diffusion.predictor import FluxPredictor
-from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, Wish
-from predictors.diffusion.sampling import plan
+from predictors.diffusion.predictor import DiffusionPredictor
+from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO, ImageParameters
+from predictors.diffusion.sampling import plan_calls
 from predictors.errors import InvalidRequest
+from predictors.models.flux.model import FluxModel
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import read_images_body
 from predictors.protocol.openai.routes import IMAGES
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
-from tests.diffusion.room import CHECKPOINT, FAST, FluxJob, Room, open_room
+from tests.diffusion.driver import CHECKPOINT, FAST, DiffusionJob, EngineDriver, open_driver
+from tests.tools.syncs import count_host_syncs
 
 ALL = ",".join(TIERS)
 STEPS = 28
-WISH = Wish("a large red circle", num_inference_steps=12, seed=1)
+IMAGE = ImageParameters("a large red circle", num_inference_steps=12, seed=1)
 PRECISIONS = {LOSSLESS: "float32", HIGH: "float8_e4m3fn", TURBO: "float8_e4m3fn"}
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 def calls_of(tier: str, num_steps: int) -> int:
-    return sum(plan(num_steps)) if tier == TURBO else num_steps
+    return sum(plan_calls(num_steps)) if tier == TURBO else num_steps
 
 
-# -- behind the door -------------------------------------------------------------------------------
-def behind_the_door(name: str, tiers: str) -> FluxPredictor:
+# -- whole predictors ------------------------------------------------------------------------------
+def make_predictor(name: str, tiers: str) -> DiffusionPredictor:
     flux = FluxSettings(**(FAST | {"tiers": tiers, "slots": 8}))
-    return FluxPredictor(
-        name, CHECKPOINT, Settings(compute=ComputeSettings(device="cpu"), flux=flux)
+    return DiffusionPredictor(
+        name, FluxModel(CHECKPOINT), Settings(compute=ComputeSettings(device="cpu"), flux=flux)
     )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def door() -> AsyncIterator[FluxPredictor]:
-    made = behind_the_door("tiers-door", ALL)
+async def door() -> AsyncIterator[DiffusionPredictor]:
+    made = make_predictor("tiers-door", ALL)
     await asyncio.to_thread(made.load)
     yield made
     await asyncio.to_thread(made.stop)
@@ -71,7 +72,7 @@ def file(response: V2Response) -> object:
     return response.outputs[0].data[0]
 
 
-async def openai(model: FluxPredictor, **fields: Any) -> dict[str, Any]:
+async def openai(model: DiffusionPredictor, **fields: Any) -> dict[str, Any]:
     body = read_images_body({"model": "x", "prompt": "a", "seed": 1, **fields})
     return await model.images(body, call())
 
@@ -84,8 +85,8 @@ def counted(model: str) -> float:
 @in_one_loop
 @pytest.mark.parametrize("num_steps", [4, STEPS])
 @pytest.mark.parametrize("tier", TIERS)
-async def test_both_protocols_tell_the_tier_and_the_calls_that_were_counted(
-    door: FluxPredictor, tier: str, num_steps: int
+async def test_both_protocols_show_the_tier_and_the_counted_calls(
+    door: DiffusionPredictor, tier: str, num_steps: int
 ) -> None:
     expected = {
         "tier": tier,
@@ -109,7 +110,7 @@ def test_turbo_spends_half_to_two_thirds_of_the_usual_steps() -> None:
 
 
 @in_one_loop
-async def test_tiers_at_once_get_the_bytes_they_get_alone(door: FluxPredictor) -> None:
+async def test_tiers_together_give_the_bytes_they_give_alone(door: DiffusionPredictor) -> None:
     extras: list[dict[str, Any]] = [{}, {"negative_prompt": "blue", "true_cfg_scale": 3.0}]
     asked = [
         v2("a star", tier=tier, num_inference_steps=n, width=width, **extra)
@@ -128,7 +129,7 @@ async def test_tiers_at_once_get_the_bytes_they_get_alone(door: FluxPredictor) -
 async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
     loaded: str, asked: str
 ) -> None:
-    made = behind_the_door("tiers-few", loaded)
+    made = make_predictor("tiers-few", loaded)
     await asyncio.to_thread(made.load)
     message = f"'{asked}' is not loaded here; loaded are {loaded.replace(',', ', ')}"
     with pytest.raises(InvalidRequest, match=message) as refusal:
@@ -142,56 +143,56 @@ async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
     await asyncio.to_thread(made.stop)
 
 
-# -- turn by turn ----------------------------------------------------------------------------------
+# -- step by step ----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def tiers_room() -> Room:
-    return open_room(model="tiers", tiers=ALL, slots=4)
+def tiers_driver() -> EngineDriver:
+    return open_driver(model="tiers", tiers=ALL, slots=4)
 
 
 @pytest.fixture(scope="module")
-def turbo_room() -> Room:
+def turbo_driver() -> EngineDriver:
     """Turbo on the base weights, as where nothing else is loaded."""
-    return open_room(model="tiers-base", tiers=TURBO)
+    return open_driver(model="tiers-base", tiers=TURBO)
 
 
-def latents(room: Room, wish: Wish) -> torch.Tensor:
+def latents(driver: EngineDriver, image: ImageParameters) -> torch.Tensor:
     """After the last call of the model."""
-    job = room.job(wish)
-    assert room.engine.admit(job)
-    room.engine.step([job])
-    canvas = room.canvas(job)
-    while not canvas.is_finished:
-        room.engine.step([job])
-    room.engine.evict(job)
-    return canvas.latents
+    job = driver.job(image)
+    assert driver.engine.admit(job)
+    driver.engine.step([job])
+    state = driver.state(job)
+    while not state.is_finished:
+        driver.engine.step([job])
+    driver.engine.evict(job)
+    return state.latents
 
 
-def test_no_number_of_steps_breaks_turbo(turbo_room: Room) -> None:
+def test_turbo_is_finite_with_any_number_of_steps(turbo_driver: EngineDriver) -> None:
     for num_steps in range(1, 51):
-        found = latents(turbo_room, replace(WISH, tier=TURBO, num_inference_steps=num_steps))
+        found = latents(turbo_driver, replace(IMAGE, tier=TURBO, num_inference_steps=num_steps))
         assert found.isfinite().all(), num_steps
         assert 0.1 < found.std() < 10, num_steps
 
 
 @pytest.mark.parametrize("tier", [HIGH, TURBO])
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (112, 80)])
-def test_fp8_breaks_at_no_size_and_no_number_of_steps(
-    tiers_room: Room, tier: str, width: int, height: int
+def test_fp8_is_finite_at_any_size_and_number_of_steps(
+    tiers_driver: EngineDriver, tier: str, width: int, height: int
 ) -> None:
     for num_steps in (1, 2, 8, 9, 50):
-        wish = replace(WISH, tier=tier, width=width, height=height, num_inference_steps=num_steps)
-        found = latents(tiers_room, wish)
+        image = replace(IMAGE, tier=tier, width=width, height=height, num_inference_steps=num_steps)
+        found = latents(tiers_driver, image)
         assert found.isfinite().all(), num_steps
         assert 0.1 < found.std() < 10, num_steps
 
 
 def test_turbo_and_high_end_near_lossless_and_fewer_steps_of_its_own_do_not(
-    tiers_room: Room,
+    tiers_driver: EngineDriver,
 ) -> None:
-    exact = latents(tiers_room, replace(WISH, num_inference_steps=STEPS))
+    exact = latents(tiers_driver, replace(IMAGE, num_inference_steps=STEPS))
 
     def distance(tier: str, num_steps: int = STEPS) -> float:
-        other = latents(tiers_room, replace(WISH, tier=tier, num_inference_steps=num_steps))
+        other = latents(tiers_driver, replace(IMAGE, tier=tier, num_inference_steps=num_steps))
         return float((other - exact).norm() / exact.norm())
 
     assert 0 < distance(HIGH) < 0.05
@@ -200,12 +201,14 @@ def test_turbo_and_high_end_near_lossless_and_fewer_steps_of_its_own_do_not(
 
 
 @pytest.mark.parametrize("tier", [HIGH, TURBO])
-def test_true_guidance_leads_away_from_the_negative_prompt(tiers_room: Room, tier: str) -> None:
+def test_true_guidance_moves_away_from_the_negative_prompt(
+    tiers_driver: EngineDriver, tier: str
+) -> None:
     def drawn(negative: str, scale: float) -> torch.Tensor:
-        wish = replace(WISH, tier=tier, negative_prompt=negative, true_cfg_scale=scale)
-        return latents(tiers_room, wish)
+        image = replace(IMAGE, tier=tier, negative_prompt=negative, true_cfg_scale=scale)
+        return latents(tiers_driver, image)
 
-    same, twice = (drawn(WISH.prompt, scale) for scale in (2.0, 4.0))
+    same, twice = (drawn(IMAGE.prompt, scale) for scale in (2.0, 4.0))
     other = drawn("a blue square", 2.0)
     assert torch.equal(same, twice)  # away from the very prompt is nowhere, by any scale
     assert other.isfinite().all()
@@ -215,29 +218,29 @@ def test_true_guidance_leads_away_from_the_negative_prompt(tiers_room: Room, tie
 @pytest.mark.parametrize("negative", [None, "blue"])
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_step_of_no_tier_waits_or_uploads(
-    tiers_room: Room, tier: str, negative: str | None
+    tiers_driver: EngineDriver, tier: str, negative: str | None
 ) -> None:
-    wish = replace(WISH, tier=tier, negative_prompt=negative)
-    jobs = [tiers_room.job(replace(wish, seed=seed)) for seed in (1, 2)]
-    assert all(map(tiers_room.engine.admit, jobs))
-    begin_all(tiers_room, jobs)
-    canvas = tiers_room.canvas(jobs[0])
-    while not canvas.is_finished:
+    image = replace(IMAGE, tier=tier, negative_prompt=negative)
+    jobs = [tiers_driver.job(replace(image, seed=seed)) for seed in (1, 2)]
+    assert all(map(tiers_driver.engine.admit, jobs))
+    start_all(tiers_driver, jobs)
+    state = tiers_driver.state(jobs[0])
+    while not state.is_finished:
         with count_host_syncs() as found:
-            tiers_room.engine.step(jobs[:1])
+            tiers_driver.engine.step(jobs[:1])
         assert found.syncs == 0, dict(found)
-    assert canvas.index == calls_of(tier, 12)
+    assert state.index == calls_of(tier, 12)
     with count_host_syncs() as found:
-        tiers_room.engine.step(jobs[:1])
+        tiers_driver.engine.step(jobs[:1])
     assert found["Tensor.numpy"] == found.syncs == 1  # the counter sees a finished picture
-    tiers_room.drive([])
+    tiers_driver.drive([])
     assert all(job.done for job in jobs)
 
 
-def begin_all(room: Room, jobs: Sequence[FluxJob]) -> None:
-    """First turns, which encode prompts and upload."""
+def start_all(driver: EngineDriver, jobs: Sequence[DiffusionJob]) -> None:
+    """First steps, which encode prompts and upload."""
     for job in jobs:
-        room.engine.step([job])
+        driver.engine.step([job])
 
 
 # -- compiled --------------------------------------------------------------------------------------
@@ -250,31 +253,30 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_mixed_tiers_after_warm_up_compile_and_capture_nothing() -> None:
-    room = open_room(model="tiers-compiled", compiler="eager", slots=2, tiers=ALL)
-    runner = room.engine._runner
-    assert runner is not None
+    driver = open_driver(model="tiers-compiled", compiler="eager", slots=2, tiers=ALL)
+    runner = driver.engine.runner
     runner._max_rows = 1  # each width would be compiled once more
-    room.engine.warm(lambda *_: None)
-    wishes = [
-        replace(WISH, tier=tier, seed=i, num_inference_steps=n, negative_prompt=negative)
+    driver.engine.warm(lambda *_: None)
+    images = [
+        replace(IMAGE, tier=tier, seed=i, num_inference_steps=n, negative_prompt=negative)
         for i, (tier, n, negative) in enumerate(product(TIERS, (2, 9), (None, "blue")))
     ]
-    pictures = room.drive([(i // 2, room.job(wish)) for i, wish in enumerate(wishes)])
-    assert len({picture.tobytes() for picture in pictures}) == len(wishes)
+    pictures = driver.drive([(i // 2, driver.job(image)) for i, image in enumerate(images)])
+    assert len({picture.tobytes() for picture in pictures}) == len(images)
     assert compiled_and_captured() == (0, 0)
-    canvas = next_canvas(room)
+    state = next_canvas(driver)
     with torch.inference_mode():
-        runner.denoise([canvas] * 2, 2)  # a width that was not warmed
-    room.engine._guard.check()
-    runner._graphs.capture(torch.abs, (canvas.latents,))
+        runner.denoise([state] * 2, 2)  # a width that was not warmed
+    driver.engine._guard.check()
+    runner._graphs.capture(torch.abs, (state.latents,))
     assert compiled_and_captured() == (5, 1)  # both counters are alive
 
 
-def next_canvas(room: Room) -> Any:
-    job = room.job(replace(WISH, tier=TURBO))
-    assert room.engine.admit(job)
-    room.engine.step([job])
-    return room.canvas(job)
+def next_canvas(driver: EngineDriver) -> Any:
+    job = driver.job(replace(IMAGE, tier=TURBO))
+    assert driver.engine.admit(job)
+    driver.engine.step([job])
+    return driver.state(job)
 
 
 def compiled_and_captured() -> tuple[float, float]:

@@ -1,5 +1,7 @@
-"""Run in a process of its own: asks a server with KServe's REST and gRPC clients and prints what
-it got as JSON. Arguments: URL, gRPC target, a picture in hex."""
+"""A program that sends requests with KServe's REST and gRPC clients and prints the results as JSON.
+
+Arguments: URL, gRPC target, a picture in hex.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import sys
 from typing import Any
 
 URL, TARGET, PICTURE = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
-sys.argv = sys.argv[:1]  # KServe parses the command line when it is imported
+sys.argv = sys.argv[:1]  # importing KServe parses the command line
 
 from kserve import (  # noqa: E402
     InferenceGRPCClient,

@@ -1,5 +1,7 @@
-"""Run in a process of its own (tritonclient.grpc and KServe both register `inference.*` messages):
-asks a server over `tritonclient.grpc` and prints what it got as JSON."""
+"""A program that sends requests with `tritonclient.grpc` and prints the results as JSON.
+
+It needs its own process, since tritonclient.grpc and KServe both register `inference.*` messages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running echo server for every test of the wire that does not need one of its own."""
+"""A running echo server, shared by the tests of a module that need no server of their own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.http.echo import Running, echo, serving
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """One echo server per module, ready."""
+    """One ready echo server per module."""
     with serving(echo()) as server:
         yield server
 
 
 @pytest.fixture
 def client(running: Running) -> Iterator[httpx.Client]:
-    """One keep-alive connection to it."""
+    """One keep-alive connection to the server."""
     with running.client() as http:
         yield http

@@ -1,7 +1,7 @@
-"""A predictor without a model and a server in a thread, for tests of the wire.
+"""A predictor without a model, and a server in a thread, for tests of the wire formats.
 
-`EchoPredictor` answers each row with its own prompt, picture and numbers, through the real base,
-host and edges. `serving` runs the real server on free ports.
+`EchoPredictor` returns each row's own prompt, picture and numbers, through the real base class,
+host and routes. `serving` runs the real server on free ports.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 import httpx
 from PIL import Image
 
-from predictors.base import Answer, BasePredictor
+from predictors.base import Answer, BasePredictor, Submission
 from predictors.errors import InvalidRequest
-from predictors.flight import Flight
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.images import decode_pixels
@@ -42,7 +41,7 @@ from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0  # also of a caller whose request the test holds meanwhile
+PATIENCE_S = 60.0  # also the timeout of requests that a test holds
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=1_000_000, max_side=4000, max_aspect=50.0)
 
 PIXEL = base64.b64decode(
@@ -143,10 +142,10 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
 
 
 class TaskPredictor(EchoPredictor):
-    """The same in front of a `ScriptedEngine`: the prompt is the task's name.
+    """An `EchoPredictor` on a `ScriptedEngine`: the prompt is the task's name.
 
-    `submitted` is released once per accepted request, `left` set when a caller has gone. Its host's
-    clock is the machine's until `let_pass`.
+    `submitted` is released once per accepted request, `left` is set when a request is cancelled.
+    The host's clock is the real one plus what `let_pass` added.
     """
 
     def __init__(self, name: str, engine: Engine[Any, Any], settings: Settings) -> None:
@@ -160,10 +159,10 @@ class TaskPredictor(EchoPredictor):
     def prepare(self, request: Row) -> Any:
         return Task(request.prompt, steps=request.steps)
 
-    async def submit(self, requests: Sequence[Row], call: Call) -> list[Flight[Any, Any]]:
-        flights = await super().submit(requests, call)
+    async def submit(self, requests: Sequence[Row], call: Call) -> list[Submission[Any, Any]]:
+        submissions = await super().submit(requests, call)
         self.submitted.release()
-        return flights
+        return submissions
 
     async def run(self, requests: Sequence[Row], call: Call) -> list[Answer[Row, Any]]:
         try:
@@ -173,25 +172,25 @@ class TaskPredictor(EchoPredictor):
             raise
 
     def let_pass(self, seconds: float) -> None:
-        """From now on it is so much later for whoever waits or runs."""
+        """Advance the host's clock."""
         self._ahead_s += seconds
         self.host.jobs.wake()
 
     def wait_submitted(self, times: int = 1) -> None:
-        """Return once so many more requests were accepted."""
+        """Wait until `times` more requests were accepted."""
         for _ in range(times):
             assert self.submitted.acquire(timeout=PATIENCE_S), "no request was accepted"
 
 
 def echo(name: str = "echo", settings: Settings | None = None) -> EchoPredictor:
-    """A free-running one."""
+    """An `EchoPredictor` whose engine is never held."""
     return EchoPredictor(name, EchoEngine(), settings or small_settings())
 
 
 def small_settings(
     *, server: dict[str, Any] | None = None, queue: dict[str, Any] | None = None
 ) -> Settings:
-    """Free ports, short waits, bodies of at most 1 MiB."""
+    """Settings with free ports, and bodies of at most 1 MiB."""
     base = {
         "port": 0,
         "grpc_port": 0,
@@ -221,12 +220,12 @@ class Running:
         return f"127.0.0.1:{self.server.grpc_port}"
 
     def stop(self) -> int:
-        """Drain, and the exit code."""
+        """Drain the server. Returns the exit code."""
         self.server.stop()
         return self.join()
 
     def join(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait until the server has stopped. Returns the exit code."""
         self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive(), "the server did not end"
         return self.exit_codes[0]
@@ -248,7 +247,7 @@ class Running:
 def serving(
     *models: EchoPredictor, settings: Settings | None = None, wait_ready: bool = True, **more: Any
 ) -> Iterator[Running]:
-    """A running server; stopped at the end unless the test did."""
+    """Run a server, and stop it unless the test did."""
     server = PredictorServer(models, settings or small_settings(), **more)
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(server.run()), name="server")
@@ -266,7 +265,7 @@ def serving(
 
 
 def infer_body(*prompts: str, **more: Any) -> dict[str, Any]:
-    """A V2 request for these prompts."""
+    """A V2 request with these prompts."""
     data = list(prompts) or ["a red circle"]
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [len(data)], "data": data}
     return {"inputs": [tensor], **more}
@@ -274,12 +273,16 @@ def infer_body(*prompts: str, **more: Any) -> dict[str, Any]:
 
 @contextmanager
 def held(
-    engine: ScriptedEngine, settings: Settings | None = None, *, wait_ready: bool = True
+    engine: ScriptedEngine,
+    settings: Settings | None = None,
+    *,
+    wait_ready: bool = True,
+    **more: Any,
 ) -> Iterator[tuple[Running, TaskPredictor]]:
-    """A server in front of an engine that the test holds still; opened at the end."""
+    """A server whose engine steps only when the test allows it; opened at the end."""
     settings = settings or small_settings()
     model = TaskPredictor("echo", engine, settings)
-    with serving(model, settings=settings, wait_ready=wait_ready) as running:
+    with serving(model, settings=settings, wait_ready=wait_ready, **more) as running:
         try:
             yield running, model
         finally:
@@ -287,7 +290,7 @@ def held(
 
 
 class Asking:
-    """Requests that are on their way while the test does something else."""
+    """Sends requests in background threads."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -300,7 +303,7 @@ class Asking:
         self._pool.shutdown()
 
     def post(self, prompt: str, *, steps: int = 1, **more: Any) -> Future[httpx.Response]:
-        """One infer request on a connection of its own."""
+        """Send an infer request on its own connection."""
         body = infer_body(prompt, parameters={"steps": steps} | more.pop("parameters", {}))
         return self._pool.submit(self._post, body, more)
 
@@ -309,5 +312,5 @@ class Asking:
             return http.post("/v2/models/echo/infer", json=body, **more)
 
     def call(self, ask: Callable[[], T]) -> Future[T]:
-        """Anything else."""
+        """Run any function."""
         return self._pool.submit(ask)

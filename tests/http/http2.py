@@ -1,4 +1,4 @@
-"""HTTP/2 frame by frame, for tests that count frames: gRPC's own client pings when it likes."""
+"""A minimal HTTP/2 client, frame by frame. gRPC's own client decides itself when it pings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CONCURRENT_STREAMS = 3
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame."""
+    """One HTTP/2 frame."""
 
     kind: int
     flags: int
@@ -29,7 +29,7 @@ class Frame:
 
 
 class Connection:
-    """A client's end. Frames of no interest to it are answered as they must be."""
+    """The client's end of a connection. Acknowledges settings and pings, ignores other frames."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -48,7 +48,7 @@ class Connection:
         self._sock.sendall(head + payload)
 
     def receive(self) -> Frame:
-        """The next frame."""
+        """Read the next frame."""
         head = self._file.read(9)
         assert len(head) == 9, "the server closed the connection without a word"
         size = int.from_bytes(head[:3], "big")
@@ -63,8 +63,8 @@ class Connection:
         return frame
 
     def ping(self) -> bool:
-        """Ping; whether that was answered, not with the end of the connection."""
-        with suppress(ConnectionError):  # the server's last word can be read all the same
+        """Send a ping. Returns False if the server ends the connection instead of answering."""
+        with suppress(ConnectionError):  # a GOAWAY may still be readable
             self.send(PING, b"12345678")
         while True:
             frame = self.receive()
@@ -76,7 +76,7 @@ class Connection:
                 return False
 
     def call(self, path: str, message: bytes) -> None:
-        """Begin a gRPC call on stream 1."""
+        """Start a gRPC call on stream 1."""
         headers = {
             ":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost",
             "te": "trailers", "content-type": "application/grpc",
@@ -86,7 +86,7 @@ class Connection:
         self.send(DATA, struct.pack(">BI", 0, len(message)) + message, END_STREAM, 1)
 
     def answer(self) -> bytes:
-        """The call's message, once its trailers have come."""
+        """The call's message, read until its trailers."""
         found = b""
         while True:
             frame = self.receive()
@@ -98,7 +98,7 @@ class Connection:
 
 @contextmanager
 def connect(port: int) -> Iterator[Connection]:
-    """A connection whose settings have been exchanged."""
+    """Connect and exchange settings."""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as sock,
         closing(Connection(sock)) as connection,

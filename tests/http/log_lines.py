@@ -1,4 +1,4 @@
-"""What a server in this process logs while a test looks, as JSON lines that were parsed."""
+"""Collects the log lines of a server in this process, parsed from JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 class Lines(logging.StreamHandler[io.StringIO]):
-    """The log so far; `wait` for what is written after an answer was sent."""
+    """The log so far. `wait` waits for lines written after a response was sent."""
 
     def __init__(self) -> None:
         super().__init__(io.StringIO())
@@ -31,16 +31,16 @@ class Lines(logging.StreamHandler[io.StringIO]):
 
     @property
     def text(self) -> str:
-        """Everything."""
+        """The whole log."""
         return self.stream.getvalue()
 
     def of(self, logger: str) -> list[Line]:
-        """What `predictors.<logger>` wrote; every line of the log must be one object."""
+        """Parsed lines of `predictors.<logger>`. Checks that every line is a JSON object."""
         found = [json.loads(line) for line in self.text.splitlines()]
         return [line for line in found if line["logger"] == f"predictors.{logger}"]
 
     def wait(self, count: int, logger: str = "outcomes") -> list[Line]:
-        """The same once there are `count`, which must not become more."""
+        """The same, after waiting until there are exactly `count`."""
         with self._news:
             assert self._news.wait_for(lambda: len(self.of(logger)) >= count, PATIENCE_S)
         found = self.of(logger)
@@ -50,7 +50,7 @@ class Lines(logging.StreamHandler[io.StringIO]):
 
 @contextmanager
 def logged(level: int = logging.INFO) -> Iterator[Lines]:
-    """Everything that is logged inside."""
+    """Collect everything that is logged in the block."""
     root, lines = logging.getLogger(), Lines()
     before = root.level
     root.addHandler(lines)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from predictors.flight import Flight
+from predictors.base import Submission
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
@@ -57,10 +57,10 @@ class Writer(TaskPredictor):
         self.accepted = threading.Semaphore(0)
         self.left = threading.Semaphore(0)
 
-    async def submit(self, requests: Sequence[Row], call: Call) -> list[Flight[Any, Any]]:
-        flights = await super().submit(requests, call)
+    async def submit(self, requests: Sequence[Row], call: Call) -> list[Submission[Any, Any]]:
+        submissions = await super().submit(requests, call)
         self.accepted.release()
-        return flights
+        return submissions
 
     async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         try:
@@ -82,11 +82,11 @@ class Writer(TaskPredictor):
         return self._head(call, "chat.completion") | {"choices": choices, "usage": used}
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        (flight,) = await self.submit(self._rows(body), call)
+        (submission,) = await self.submit(self._rows(body), call)
         head = self._head(call, "chat.completion.chunk")
         count = 0
         try:
-            async with aclosing(flight.chunks()) as chunks:  # type: ignore[type-var]
+            async with aclosing(submission.chunks()) as chunks:  # type: ignore[type-var]
                 async for word in chunks:
                     count += 1
                     yield event(head | {"choices": [_choice({"content": word}, None)]})

@@ -1,4 +1,4 @@
-"""Pictures that nobody should send, each made in a few lines, and what is said about them."""
+"""Malformed and malicious pictures, each with the error message that it must get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAMAGED = "is damaged or cut short"
 
 @dataclass(frozen=True)
 class Bad:
-    """A file and the words that refuse it."""
+    """A file and words of its error message."""
 
     name: str
     raw: bytes
@@ -26,20 +26,20 @@ class Bad:
 
 
 def chunk(kind: bytes, payload: bytes) -> bytes:
-    """One PNG chunk with its checksum."""
+    """A PNG chunk with its checksum."""
     checksum = struct.pack(">I", zlib.crc32(kind + payload))
     return struct.pack(">I", len(payload)) + kind + payload + checksum
 
 
 def png_of(width: int, height: int, *chunks: bytes, depth: int = 8, color: int = 2) -> bytes:
-    """A PNG by hand: its header says `width` x `height`, whatever follows."""
+    """A PNG whose header says `width` x `height`, with any data."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     end = chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + end
 
 
 def saved(kind: str, frames: int = 1, size: tuple[int, int] = (8, 8), **options: object) -> bytes:
-    """What Pillow writes."""
+    """A file as Pillow writes it."""
     pictures = [Image.new("RGB", size, (60 * i, 0, 99)) for i in range(frames)]
     file = BytesIO()
     more = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}

@@ -1,7 +1,7 @@
-"""A server in a process of its own in front of an engine that stdin holds still.
+"""A server process with a scripted engine that stdin controls.
 
-Prints its ports as JSON once it listens. Each line of stdin is a command: `steps N` lets N steps
-pass, `open` lets all pass. Ends with the server's exit code.
+Prints its ports as JSON once it listens. Each line of stdin is a command: `steps N` allows N steps,
+`open` allows all. Ends with the server's exit code.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
     model.host.wait_ready(PATIENCE_S)
     sys.stdout.write(json.dumps([server.http_port, server.grpc_port]) + "\n")
     sys.stdout.flush()
-    while model.submitted.acquire():  # for as long as it takes: the test ends the process
+    while model.submitted.acquire():  # without a limit: the test ends the process
         sys.stdout.write("accepted\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    logs.configure("text", "info")
+    logs.configure_logging("text", "info")
     drain_timeout_s, linger_s = map(float, sys.argv[1:])
     settings = small_settings(server={"drain_timeout_s": drain_timeout_s, "linger_s": linger_s})
     held = ScriptedEngine(slots=1)

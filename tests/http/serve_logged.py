@@ -1,8 +1,8 @@
-"""A server in a process of its own whose log is what `python -m predictors serve` writes.
+"""A server process that logs like `python -m predictors serve`.
 
-Prints its port as JSON once it is ready; ends with the server's exit code. The arguments are the
-most lines and bytes that may wait for stderr, and whether its model is `open` or `held`; each
-request that it accepts is a line of stdout.
+Prints its port as JSON once it is ready, then a line for each accepted request. Ends with the
+server's exit code. The arguments are the limits of lines and bytes that wait for stderr, and
+whether the engine is `open` or `held`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def announce(server: PredictorServer, model: TaskPredictor) -> None:
     model.host.wait_ready(PATIENCE_S)
     sys.stdout.write(json.dumps(server.http_port) + "\n")
     sys.stdout.flush()
-    while model.submitted.acquire():  # for as long as it takes: the test ends the process
+    while model.submitted.acquire():  # without a limit: the test ends the process
         sys.stdout.write("accepted\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
     line_writer.MAX_LINES, line_writer.MAX_BYTES = map(int, sys.argv[1:3])
-    logs.configure("json", "info", on_drop=metrics.log_records_dropped_total.inc)
+    logs.configure_logging("json", "info", on_drop=metrics.log_records_dropped_total.inc)
     settings = small_settings()
     model = TaskPredictor("echo", ScriptedEngine(gated=sys.argv[3] == "held"), settings)
     own = PredictorServer([model], settings)

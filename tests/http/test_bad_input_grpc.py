@@ -1,5 +1,6 @@
-"""Wrong V2 requests over gRPC: the documented code, the same words as over REST, nothing of the
-inside, and the next good call on the same channel is answered."""
+"""Invalid V2 requests over gRPC: the documented code, the same message as over REST without
+internals, and the next valid call on the same channel succeeds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, Running
-from tests.http.wrongs import check_text, timed
+from tests.http.error_checks import check_text, timed
 
 Code = grpc.StatusCode
 Change = Callable[[Any], object]
@@ -21,19 +22,19 @@ Change = Callable[[Any], object]
 
 @pytest.fixture(scope="module")
 def channel(running: Running) -> Iterator[grpc.Channel]:
-    """One connection for all cases."""
+    """One channel for all cases."""
     with grpc.insecure_channel(running.grpc_target) as found:
         yield found
 
 
 @pytest.fixture
 def stub(channel: grpc.Channel) -> Any:
-    """The inference service."""
+    """A stub of the inference service."""
     return pb_grpc.GRPCInferenceServiceStub(channel)
 
 
 def good(prompt: bytes = b"hello") -> Any:
-    """A request that is in order."""
+    """A valid request."""
     request = pb.ModelInferRequest(model_name="echo")
     tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(prompt)
@@ -46,7 +47,7 @@ def rows(*values: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Case:
-    """A change that makes a good request wrong."""
+    """A change that makes a valid request invalid."""
 
     name: str
     change: Change
@@ -57,7 +58,7 @@ class Case:
 def prompt(
     case: str, words: str, code: grpc.StatusCode = Code.INVALID_ARGUMENT, **fields: Any
 ) -> Case:
-    """Other fields of the one input."""
+    """Change fields of the one input."""
     shape = fields.pop("shape", None)
 
     def change(request: Any) -> None:
@@ -70,7 +71,7 @@ def prompt(
 
 
 def contents(name: str, datatype: str, words: str, count: int = 1, **lists: Any) -> Case:
-    """A second input with these contents."""
+    """Add a second input with these contents."""
 
     def change(request: Any) -> None:
         tensor = request.inputs.add(name="seed", datatype=datatype, shape=[count])
@@ -81,7 +82,7 @@ def contents(name: str, datatype: str, words: str, count: int = 1, **lists: Any)
 
 
 def raw(name: str, raws: list[bytes], words: str, **fields: Any) -> Case:
-    """The one input raw."""
+    """Send the one input raw."""
 
     def change(request: Any) -> None:
         request.inputs[0].ClearField("contents")
@@ -93,7 +94,7 @@ def raw(name: str, raws: list[bytes], words: str, **fields: Any) -> Case:
 
 
 def parameter(name: str, values: dict[str, Any], words: str) -> Case:
-    """Parameters; bytes are a serialised `InferParameter`, as other clients may send it."""
+    """Add parameters; bytes are a serialised `InferParameter`, as other clients may send it."""
 
     def change(request: Any) -> None:
         for key, value in values.items():
@@ -111,7 +112,7 @@ def parameter(name: str, values: dict[str, Any], words: str) -> Case:
 
 
 def double(value: float) -> bytes:
-    """Triton's `double_param`."""
+    """A serialised `double_param` of Triton."""
     return b"\x21" + struct.pack("<d", value)
 
 
@@ -206,7 +207,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_wrong_request_is_told_what_is_wrong(stub: Any, case: Case, record_property: Any) -> None:
+def test_an_invalid_request_gets_its_code_and_message(
+    stub: Any, case: Case, record_property: Any
+) -> None:
     request = good()
     case.change(request)
     with timed(record_property), pytest.raises(grpc.RpcError) as caught:
@@ -219,28 +222,28 @@ def test_a_wrong_request_is_told_what_is_wrong(stub: Any, case: Case, record_pro
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "soon", "nan"])
-def test_a_wrong_timeout_in_the_metadata_is_an_invalid_argument(stub: Any, value: str) -> None:
+def test_an_invalid_timeout_in_the_metadata_is_an_invalid_argument(stub: Any, value: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(good(), metadata=(("x-request-timeout-ms", value),), timeout=PATIENCE_S)
     assert caught.value.code() == Code.INVALID_ARGUMENT
     check_text(caught.value.details(), "x-request-timeout-ms must be a positive number")
 
 
-def test_a_message_beyond_the_limit_is_refused_and_the_channel_lives(stub: Any) -> None:
+def test_a_message_above_the_limit_is_refused_and_the_channel_lives(stub: Any) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(good(bytes(2**20 + 1)), timeout=PATIENCE_S)
     assert caught.value.code() == Code.RESOURCE_EXHAUSTED
     assert stub.ModelInfer(good(), timeout=PATIENCE_S).model_name == "echo"
 
 
-def test_a_flood_of_metadata_is_refused_and_the_server_lives(running: Running, stub: Any) -> None:
+def test_too_much_metadata_is_refused_and_the_server_lives(running: Running, stub: Any) -> None:
     flood = tuple((f"key-{i}", "x" * 1000) for i in range(100))
     with grpc.insecure_channel(running.grpc_target) as own, pytest.raises(grpc.RpcError):
         pb_grpc.GRPCInferenceServiceStub(own).ModelInfer(good(), metadata=flood, timeout=PATIENCE_S)
     assert stub.ModelInfer(good(), timeout=PATIENCE_S).model_name == "echo"
 
 
-def test_bytes_that_are_no_message_are_refused_and_the_channel_lives(
+def test_malformed_bytes_are_refused_and_the_channel_lives(
     channel: grpc.Channel, stub: Any
 ) -> None:
     ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
@@ -252,9 +255,7 @@ def test_bytes_that_are_no_message_are_refused_and_the_channel_lives(
 
 
 @pytest.mark.parametrize("method", ["ModelConfig", "ModelStatistics", "RepositoryIndex", "X"])
-def test_what_triton_has_and_we_have_not_is_unimplemented(
-    channel: grpc.Channel, method: str
-) -> None:
+def test_methods_that_only_triton_has_are_unimplemented(channel: grpc.Channel, method: str) -> None:
     ask = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
     with pytest.raises(grpc.RpcError) as caught:
         ask(b"", timeout=PATIENCE_S)
@@ -273,8 +274,8 @@ def test_loading_and_unloading_are_unimplemented_unless_allowed(stub: Any) -> No
     assert stub.ModelReady(pb.ModelReadyRequest(name="echo")).ready
 
 
-def test_a_message_is_not_inflated_beyond_the_limit(stub: Any) -> None:
-    request = good(bytes(2**20 + 1))  # a kilobyte on the wire
+def test_decompression_stops_at_the_limit(stub: Any) -> None:
+    request = good(bytes(2**20 + 1))  # 1 KB on the wire
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request, timeout=PATIENCE_S, compression=grpc.Compression.Gzip)
     assert caught.value.code() == Code.RESOURCE_EXHAUSTED
@@ -284,7 +285,7 @@ def test_a_message_is_not_inflated_beyond_the_limit(stub: Any) -> None:
     assert small.raw_output_contents
 
 
-def test_small_messages_that_would_become_millions_of_objects_are_counted_first(
+def test_a_small_message_with_millions_of_fields_is_refused_while_it_is_counted(
     running: Running,
 ) -> None:
     many = {

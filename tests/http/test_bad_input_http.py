@@ -1,5 +1,6 @@
-"""Wrong HTTP on a raw socket, wrong routes and methods, and bodies without end: each gets a status
-and the server goes on."""
+"""Invalid HTTP on a raw socket, unknown routes and methods, endless input: each gets a status, and
+the server keeps serving.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from predictors.protocol.http import connection as http_connection
 from predictors.protocol.http.parsing import MAX_HEAD_BYTES
 from tests.http.echo import PATIENCE_S, Running, infer_body
-from tests.http.wrongs import check_text
+from tests.http.error_checks import check_text
 
 INFER = "/v2/models/echo/infer"
 BODY = json.dumps(infer_body()).encode()
@@ -29,14 +30,14 @@ TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(190)
 
 
 def chunks(raw: bytes, size: int) -> bytes:
-    """`raw` in chunked coding."""
+    """Encode `raw` in chunked coding."""
     parts = [raw[i : i + size] for i in range(0, len(raw), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
 @dataclass(frozen=True)
-class Wire:
-    """Bytes on the socket and the status that they get."""
+class Case:
+    """Bytes to send and the status that they must get."""
 
     name: str
     raw: bytes
@@ -44,83 +45,83 @@ class Wire:
     words: str = ""
 
 
-WIRES = [
-    Wire("no HTTP", b"draw me a sheep\r\n\r\n", 400, "not an HTTP/1.1 request"),
-    Wire("a TLS greeting", TLS_HELLO, 400, "not an HTTP/1.1 request"),
-    Wire("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "not an HTTP/1.1 request"),
-    Wire("a header without colon", b"GET /v2 HTTP/1.1\r\nnonsense\r\n\r\n", 400, "not an HTTP"),
-    Wire("a space before the colon", b"GET /v2 HTTP/1.1\r\nhost : x\r\n\r\n", 400, "not an HTTP"),
-    Wire("length -1", POST + HOST + b"content-length: -1\r\n\r\n", 400, "Content-Length must"),
-    Wire("length a word", POST + HOST + b"content-length: many\r\n\r\n", 400, "a number"),
-    Wire(
+CASES = [
+    Case("no HTTP", b"draw me a sheep\r\n\r\n", 400, "not an HTTP/1.1 request"),
+    Case("a TLS greeting", TLS_HELLO, 400, "not an HTTP/1.1 request"),
+    Case("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "not an HTTP/1.1 request"),
+    Case("a header without colon", b"GET /v2 HTTP/1.1\r\nnonsense\r\n\r\n", 400, "not an HTTP"),
+    Case("a space before the colon", b"GET /v2 HTTP/1.1\r\nhost : x\r\n\r\n", 400, "not an HTTP"),
+    Case("length -1", POST + HOST + b"content-length: -1\r\n\r\n", 400, "Content-Length must"),
+    Case("length a word", POST + HOST + b"content-length: many\r\n\r\n", 400, "a number"),
+    Case(
         "two lengths",
         POST + HOST + LENGTH + b"content-length: 1\r\n\r\n" + BODY,
         400,
         "more than one",
     ),
-    Wire(
+    Case(
         "length and chunks", POST + HOST + LENGTH + CHUNKED + b"\r\n" + BODY, 400, "not have both"
     ),
-    Wire("a path of 100 KB", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431, "65536"),
-    Wire("a header of 100 KB", b"GET /v2 HTTP/1.1\r\nx: " + b"a" * 100_000, 431, "65536"),
-    Wire("10,000 headers", b"GET /v2 HTTP/1.1\r\n" + b"a: bcdefg\r\n" * 10_000, 431, "65536"),
-    Wire("a huge length", POST + JSON_HEAD + b"content-length: 99999999999\r\n\r\n", 413, "larger"),
-    Wire(
+    Case("a path of 100 KB", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431, "65536"),
+    Case("a header of 100 KB", b"GET /v2 HTTP/1.1\r\nx: " + b"a" * 100_000, 431, "65536"),
+    Case("10,000 headers", b"GET /v2 HTTP/1.1\r\n" + b"a: bcdefg\r\n" * 10_000, 431, "65536"),
+    Case("a huge length", POST + JSON_HEAD + b"content-length: 99999999999\r\n\r\n", 413, "larger"),
+    Case(
         "a huge length and a polite client",
         POST + JSON_HEAD + b"expect: 100-continue\r\ncontent-length: 99999999\r\n\r\n",
         413,
         "larger than the limit of 1048576 bytes",
     ),
-    Wire(
+    Case(
         "chunks without end",
         POST + JSON_HEAD + CHUNKED + b"\r\n" + chunks(bytes(2**20 + 1), 65_536),
         413,
         "larger than the limit",
     ),
-    Wire(
+    Case(
         "100,000 tiny chunks",
         POST + JSON_HEAD + CHUNKED + b"\r\n" + chunks(BODY + b" " * 100_000, 1),
         200,
     ),
-    Wire("a strange host", POST + b"host: evil.example\r\n" + LENGTH + b"\r\n" + BODY, 421),
-    Wire(
+    Case("a strange host", POST + b"host: evil.example\r\n" + LENGTH + b"\r\n" + BODY, 421),
+    Case(
         "120 KB of empty headers",
         b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * 30_000,
         431,
         "65536",
     ),
-    Wire("300 headers", b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * 300 + b"\r\n", 431, "256"),
-    Wire("HTTP/0.9", b"GET /v2/health/live\r\n", 400, "not an HTTP/1.1 request"),
-    Wire("HTTP/2 without its greeting", b"GET /v2 HTTP/2.0\r\nhost: x\r\n\r\n", 400, "not an HTTP"),
-    Wire("no host", POST + LENGTH + b"\r\n" + BODY, 400, "no Host"),
-    Wire("two hosts", POST + JSON_HEAD + HOST + LENGTH + b"\r\n" + BODY, 400, "more than one Host"),
-    Wire(
+    Case("300 headers", b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + b"a:\r\n" * 300 + b"\r\n", 431, "256"),
+    Case("HTTP/0.9", b"GET /v2/health/live\r\n", 400, "not an HTTP/1.1 request"),
+    Case("HTTP/2 without its greeting", b"GET /v2 HTTP/2.0\r\nhost: x\r\n\r\n", 400, "not an HTTP"),
+    Case("no host", POST + LENGTH + b"\r\n" + BODY, 400, "no Host"),
+    Case("two hosts", POST + JSON_HEAD + HOST + LENGTH + b"\r\n" + BODY, 400, "more than one Host"),
+    Case(
         "a host that is none", POST + b"host: a@b:c/../d\r\n" + LENGTH + b"\r\n" + BODY, 400, "Host"
     ),
-    Wire("a list of hosts", POST + b"host: a, b\r\n" + LENGTH + b"\r\n" + BODY, 400, "Host"),
-    Wire("a folded header", POST + HOST + b"a: b\r\n c: d\r\n\r\n", 400, "header line"),
-    Wire("line feeds alone", b"GET /v2 HTTP/1.1\nhost: x\n\n", 400, "not an HTTP"),
-    Wire("a tunnel", b"CONNECT x:443 HTTP/1.1\r\nhost: x:443\r\n\r\n", 501, "no proxy"),
-    Wire(
+    Case("a list of hosts", POST + b"host: a, b\r\n" + LENGTH + b"\r\n" + BODY, 400, "Host"),
+    Case("a folded header", POST + HOST + b"a: b\r\n c: d\r\n\r\n", 400, "header line"),
+    Case("line feeds alone", b"GET /v2 HTTP/1.1\nhost: x\n\n", 400, "not an HTTP"),
+    Case("a tunnel", b"CONNECT x:443 HTTP/1.1\r\nhost: x:443\r\n\r\n", 501, "no proxy"),
+    Case(
         "an expectation",
         POST + JSON_HEAD + b"expect: tea\r\n" + LENGTH + b"\r\n",
         417,
         "expectation",
     ),
-    Wire(
+    Case(
         "a coding that is unknown",
         POST + HOST + b"transfer-encoding: gzip, chunked\r\n\r\n",
         400,
         "chunked",
     ),
-    Wire("a chunk that is none", POST + JSON_HEAD + CHUNKED + b"\r\nxyz\r\n", 400, "malformed"),
-    Wire("HTTP/1.0", POST.replace(b"1.1", b"1.0") + JSON_HEAD + LENGTH + b"\r\n" + BODY, 200),
-    Wire(
+    Case("a chunk that is none", POST + JSON_HEAD + CHUNKED + b"\r\nxyz\r\n", 400, "malformed"),
+    Case("HTTP/1.0", POST.replace(b"1.1", b"1.0") + JSON_HEAD + LENGTH + b"\r\n" + BODY, 200),
+    Case(
         "a polite client",
         POST + JSON_HEAD + b"expect: 100-continue\r\n" + LENGTH + b"\r\n" + BODY,
         100,
     ),
-    Wire(
+    Case(
         "an upgrade to HTTP/2",
         POST + b"connection: upgrade\r\nupgrade: h2c\r\n" + JSON_HEAD + LENGTH + b"\r\n" + BODY,
         200,
@@ -129,49 +130,49 @@ WIRES = [
 
 
 def connected(running: Running) -> socket.socket:
-    """A connection of one's own."""
+    """Open a new connection."""
     return socket.create_connection(("127.0.0.1", running.server.http_port), PATIENCE_S)
 
 
 def send(sock: socket.socket, raw: bytes) -> None:
-    """Whatever the server takes: it may answer and hang up before it has read to the end."""
+    """Send what the server accepts: it may respond and close before it has read everything."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.sendall(raw)
 
 
 def receive(sock: socket.socket) -> bytes:
-    """One whole answer, in however many pieces it comes, or what there was before the end."""
+    """Read one complete response in any number of pieces, or what there is before the end."""
     found = b""
-    with contextlib.suppress(ConnectionResetError):  # it hung up on something that we still sent
+    with contextlib.suppress(ConnectionResetError):  # the server closed before all was sent
         while not is_whole(found) and (part := sock.recv(65_536)):
             found += part
     return found
 
 
 def is_whole(found: bytes) -> bool:
-    """Whether an answer has its body, or is not to have one."""
+    """True if the response's body is complete, or it has none."""
     head, blank, body = found.partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: (\d+)", head)
     return bool(blank) and len(body) >= (int(length[1]) if length else 0)
 
 
-def talk(running: Running, raw: bytes) -> tuple[int, bytes]:
-    """Status and what follows of the first answer to `raw`."""
+def request(running: Running, raw: bytes) -> tuple[int, bytes]:
+    """Status and the rest of the first response to `raw`."""
     with connected(running) as sock:
         send(sock, raw)
         found = receive(sock)
     return int(found.split(b" ", 2)[1]), found
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
-def test_whatever_comes_over_the_socket_gets_a_status(running: Running, wire: Wire) -> None:
-    status, found = talk(running, wire.raw)
-    assert status == wire.status, found[:500]
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_any_bytes_on_the_socket_get_a_status(running: Running, case: Case) -> None:
+    status, found = request(running, case.raw)
+    assert status == case.status, found[:500]
     assert status == 100 or b"\r\nx-request-id: " in found
-    if wire.words:
+    if case.words:
         body = json.loads(found.partition(b"\r\n\r\n")[2])
-        check_text(body["error"], wire.words)
-    assert talk(running, GOOD)[0] == 200
+        check_text(body["error"], case.words)
+    assert request(running, GOOD)[0] == 200
 
 
 def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
@@ -184,7 +185,7 @@ def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
     assert found.index(b"a red circle") < found.index(b"vision-predictors")
 
 
-def test_a_request_in_single_bytes_is_a_request(running: Running) -> None:
+def test_a_request_may_arrive_in_single_bytes(running: Running) -> None:
     with connected(running) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for i in range(len(GOOD)):
@@ -192,23 +193,23 @@ def test_a_request_in_single_bytes_is_a_request(running: Running) -> None:
         assert sock.recv(65_536).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_head_that_never_ends_is_bounded_in_bytes(running: Running) -> None:
+def test_a_head_that_never_ends_is_cut_off_at_the_size_limit(running: Running) -> None:
     with connected(running) as sock:
         sock.sendall(b"GET /v2 HTTP/1.1\r\nx: ")
         sent = 0
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while sent < 100 * MAX_HEAD_BYTES:
                 sent += sock.send(b"a" * 1000)
-        assert sent < 100 * MAX_HEAD_BYTES, "it read on and on"
+        assert sent < 100 * MAX_HEAD_BYTES, "the head was read without a limit"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v2 HT", b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n"])
-def test_a_connection_that_never_finishes_a_head_is_closed(
+def test_an_incomplete_head_times_out(
     running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(http_connection, "HEAD_TIMEOUT_S", 0.05)
     with connected(running) as sock:
-        send(sock, sent)  # on a busy machine the answer is there before
+        send(sock, sent)  # on a busy machine the 408 may come first
         found = receive(sock)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""
@@ -216,18 +217,21 @@ def test_a_connection_that_never_finishes_a_head_is_closed(
     assert b"the request's head took longer" in found
 
 
-def test_a_slow_body_is_not_a_slow_head(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timeout_of_heads_does_not_apply_to_bodies(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_connection, "HEAD_TIMEOUT_S", 0.05)
-    with begun(running) as sock:
+    with connect_with_head(running) as sock:
         with connected(running) as idle:
-            assert receive(idle).startswith(b"HTTP/1.1 408 ")  # so long did it take
+            assert receive(idle).startswith(b"HTTP/1.1 408 ")  # the timeout has passed
         sock.sendall(BODY)
         assert receive(sock).startswith(b"HTTP/1.1 200 OK")
 
 
-def begun(running: Running) -> socket.socket:
-    """A connection whose head has arrived in time, as the server says; a busy machine may need
-    more than one."""
+def connect_with_head(running: Running) -> socket.socket:
+    """A connection whose head arrived within the timeout, as `100 Continue` shows. A busy machine
+    may need several attempts.
+    """
     while True:
         sock = connected(running)
         send(sock, POST + JSON_HEAD + LENGTH + b"expect: 100-continue\r\n\r\n")
@@ -275,7 +279,7 @@ def test_head_is_answered_like_get_without_the_body(client: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize(("method", "path", "status", "words"), ROUTES)
-def test_a_wrong_route_or_method_is_told_so(
+def test_an_unknown_route_or_method_is_an_error(
     client: httpx.Client, method: str, path: str, status: int, words: str
 ) -> None:
     reply = client.request(
@@ -288,7 +292,7 @@ def test_a_wrong_route_or_method_is_told_so(
     assert client.post(INFER, json=infer_body()).status_code == 200
 
 
-def test_a_wrong_openai_route_is_told_so_in_its_own_words(client: httpx.Client) -> None:
+def test_an_unknown_openai_route_has_openais_error_body(client: httpx.Client) -> None:
     for path in ("/v1/nowhere", "/openai/v1/completions"):
         error = client.get(path).json()["error"]
         assert error["type"] == "invalid_request_error"
@@ -299,7 +303,7 @@ def test_a_wrong_openai_route_is_told_so_in_its_own_words(client: httpx.Client) 
     ("body", "words"),
     [(b"[]", "ready"), (b'{"ready": 1}', "true or false"), (b'{"x": 1}', "ready"), (b"{", "JSON")],
 )
-def test_a_wrong_question_to_the_index_is_a_400(
+def test_an_invalid_body_for_the_repository_index_is_a_400(
     client: httpx.Client, body: bytes, words: str
 ) -> None:
     reply = client.post("/v2/repository/index", content=body)

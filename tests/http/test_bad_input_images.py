@@ -1,5 +1,6 @@
-"""Wrong pictures over REST (base64 and raw) and gRPC: the row is named, nothing is decoded that its
-header already gives away, and the next good request is answered."""
+"""Bad pictures over REST (base64 and raw) and gRPC: the error names the row, and the next valid
+request succeeds.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, Running, infer_body, png
+from tests.http.error_checks import check_text, tensor, timed
 from tests.http.pictures import BAD_PICTURES, Bad
-from tests.http.wrongs import check_text, tensor, timed
 
 INFER = "/v2/models/echo/infer"
 
@@ -33,13 +34,13 @@ BAD_BASE64 = {
 
 @pytest.fixture
 def stub(running: Running) -> Iterator[Any]:
-    """The inference service over gRPC."""
+    """A stub of the inference service."""
     with grpc.insecure_channel(running.grpc_target) as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
 
 
 def grpc_request(*files: bytes) -> Any:
-    """Prompts and pictures, raw."""
+    """A request with raw prompts and pictures."""
     request = pb.ModelInferRequest(model_name="echo")
     for name, rows in (("prompt", [b"x"] * len(files)), ("image", files)):
         entry = request.inputs.add(name=name, datatype="BYTES", shape=[len(files)])
@@ -48,14 +49,14 @@ def grpc_request(*files: bytes) -> Any:
 
 
 def json_request(*encoded: str) -> dict[str, Any]:
-    """Prompts and pictures, base64."""
+    """A request with prompts and base64 pictures."""
     body = infer_body(*["x"] * len(encoded))
     body["inputs"].append(tensor("image", shape=[len(encoded)], data=list(encoded)))
     return body
 
 
 @pytest.mark.parametrize("bad", BAD_PICTURES, ids=lambda bad: bad.name)
-def test_a_wrong_picture_over_rest_names_its_row(
+def test_the_error_of_a_bad_picture_over_rest_names_its_row(
     client: httpx.Client, bad: Bad, record_property: Any
 ) -> None:
     files = [base64.b64encode(raw).decode() for raw in (png(), bad.raw)]
@@ -68,7 +69,9 @@ def test_a_wrong_picture_over_rest_names_its_row(
 
 
 @pytest.mark.parametrize("bad", BAD_PICTURES, ids=lambda bad: bad.name)
-def test_a_wrong_picture_over_grpc_names_its_row(stub: Any, bad: Bad, record_property: Any) -> None:
+def test_the_error_of_a_bad_picture_over_grpc_names_its_row(
+    stub: Any, bad: Bad, record_property: Any
+) -> None:
     with timed(record_property), pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(grpc_request(png(), bad.raw), timeout=PATIENCE_S)
     too_large = bad.status == 413
@@ -81,17 +84,19 @@ def test_a_wrong_picture_over_grpc_names_its_row(stub: Any, bad: Bad, record_pro
 
 
 @pytest.mark.parametrize("text", BAD_BASE64.values(), ids=BAD_BASE64)
-def test_what_is_not_base64_is_never_guessed_nor_fetched(client: httpx.Client, text: str) -> None:
+def test_text_that_is_not_base64_is_refused_and_never_fetched(
+    client: httpx.Client, text: str
+) -> None:
     reply = client.post(INFER, json=json_request(text))
     assert reply.status_code == 400
     check_text(reply.json()["error"], "row 0: image is not base64")
 
 
-def test_an_empty_picture_is_not_a_missing_one(client: httpx.Client) -> None:
+def test_an_empty_picture_is_not_a_missing_picture(client: httpx.Client) -> None:
     reply = client.post(INFER, json=json_request(""))
     assert (reply.status_code, reply.json()["error"]) == (400, "row 0: image is empty")
 
 
-def test_base64_with_line_breaks_is_base64(client: httpx.Client) -> None:
+def test_base64_may_have_line_breaks(client: httpx.Client) -> None:
     lines = base64.encodebytes(png(size=(64, 64))).decode()
     assert client.post(INFER, json=json_request(lines)).status_code == 200

@@ -1,5 +1,6 @@
-"""Wrong V2 requests over REST: the documented status, an error that names what is wrong, nothing of
-the inside, and the next good request on the same connection is answered."""
+"""Invalid V2 requests over REST: the documented status, an error that names the problem without
+internals, and the next valid request on the same connection succeeds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from tests.http.echo import infer_body
-from tests.http.wrongs import check_text, tensor, timed
+from tests.http.error_checks import check_text, tensor, timed
 
 INFER = "/v2/models/echo/infer"
 HEAD = "inference-header-content-length"
@@ -23,7 +24,7 @@ OCTETS = {"content-type": "application/octet-stream"}
 
 @dataclass(frozen=True)
 class Case:
-    """One wrong request."""
+    """One invalid request."""
 
     name: str
     body: bytes
@@ -46,7 +47,7 @@ def one(name: str, entry: Any, words: str, **more: Any) -> Case:
 
 
 def two(name: str, entry: Any, words: str) -> Case:
-    """A good prompt and `entry`."""
+    """A request with a valid prompt and `entry`."""
     return request(name, {"inputs": [tensor(), entry]}, words)
 
 
@@ -67,7 +68,9 @@ def header(name: str, headers: dict[str, str], words: str, status: int = 400) ->
 
 
 def binary(case: str, raw_bytes: bytes, words: str, **more: Any) -> Case:
-    """A binary request; `size` is what the input says, `length` what the header says."""
+    """A binary request: `size` is the input's binary_data_size, `length` the JSON length in the
+    header.
+    """
     size = more.pop("size", len(raw_bytes))
     length = more.pop("length", None)
     fields = {"drop": ("data",), "parameters": {"binary_data_size": size}} | more
@@ -245,7 +248,7 @@ CASES = [*BODIES, *INPUTS, *PARAMETERS, *OUTPUTS, *HEADERS, *BINARY]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_wrong_request_is_told_what_is_wrong(
+def test_an_invalid_request_gets_its_status_and_message(
     client: httpx.Client, case: Case, record_property: Any
 ) -> None:
     with timed(record_property):
@@ -259,7 +262,7 @@ def test_a_wrong_request_is_told_what_is_wrong(
     assert good.json()["outputs"][0]["data"] == ["still there"]
 
 
-def test_the_list_is_as_long_as_was_promised() -> None:
+def test_there_are_at_least_120_different_cases() -> None:
     names = [case.name for case in CASES]
     assert len(CASES) >= 120
     assert len(CASES) == len({(case.body, str(case.headers)) for case in CASES}), sorted(names)

@@ -1,4 +1,4 @@
-"""More sockets than the process may have: who has a request is served, and probes always are."""
+"""More connections than the process may have open files: requests and probes are still served."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HALF_A_BODY = HALF_A_HEAD + b"content-length: 1000\r\n\r\n{"
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[tuple[int, int]]:
-    """HTTP and gRPC of a server in a process that may open 200 files."""
+    """HTTP and gRPC ports of a server process that may open 200 files."""
     command = f"ulimit -n {FILES} && exec {sys.executable} tests/http/serve_held.py 60 0"
     process = subprocess.Popen(
         ["/bin/sh", "-c", command],
@@ -56,8 +56,8 @@ def port(ports: tuple[int, int]) -> int:
 
 
 @contextlib.contextmanager
-def crowd(port: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections that have sent this much."""
+def open_connections(port: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """Open many connections that have sent `sent`."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * CROWD:
         pytest.skip("the tests may not open as many files")
     with contextlib.ExitStack() as stack:
@@ -78,8 +78,8 @@ def end(sock: socket.socket) -> None:
             continue
 
 
-def ask(port: int, path: str) -> int:
-    """The status, on a connection of its own."""
+def get_status(port: int, path: str) -> int:
+    """The status of a GET on its own connection."""
     return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S).status_code
 
 
@@ -89,17 +89,17 @@ def infer(port: int) -> httpx.Response:
 
 
 @pytest.mark.parametrize("sent", [b"", HALF_A_HEAD], ids=["idle", "half a head"])
-def test_who_waits_makes_room_for_who_asks(port: int, sent: bytes) -> None:
-    with crowd(port, sent):
+def test_idle_connections_are_closed_for_new_requests(port: int, sent: bytes) -> None:
+    with open_connections(port, sent):
         for _ in range(20):
-            assert ask(port, "/v2/health/live") == 200
+            assert get_status(port, "/v2/health/live") == 200
             assert infer(port).json()["outputs"][0]["data"] == ["mine"]
 
 
-def test_while_all_are_busy_probes_are_answered_and_others_told_to_come_back(port: int) -> None:
-    with crowd(port, HALF_A_BODY) as sockets:
+def test_with_all_connections_busy_probes_are_answered_and_others_get_503(port: int) -> None:
+    with open_connections(port, HALF_A_BODY) as sockets:
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/echo/ready", "/metrics"):
-            assert ask(port, path) == 200
+            assert get_status(port, path) == 200
         refused = infer(port)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
@@ -110,13 +110,13 @@ def test_while_all_are_busy_probes_are_answered_and_others_told_to_come_back(por
     assert infer(port).status_code == 200
 
 
-def test_a_crowd_at_the_grpc_port_takes_no_place_of_http_and_none_for_long(
+def test_idle_grpc_connections_take_no_http_slots_and_are_closed(
     ports: tuple[int, int],
 ) -> None:
     http_port, grpc_port = ports
-    with crowd(grpc_port, b""):
+    with open_connections(grpc_port, b""):
         for _ in range(20):
-            assert ask(http_port, "/v2/health/live") == 200
+            assert get_status(http_port, "/v2/health/live") == 200
             assert infer(http_port).json()["outputs"][0]["data"] == ["mine"]
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
         live = pb_grpc.GRPCInferenceServiceStub(channel).ServerLive

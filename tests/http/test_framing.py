@@ -1,5 +1,6 @@
-"""Where one request ends and the next begins, on real sockets: no byte of a body becomes a request,
-in whatever packets it comes and whatever was answered early."""
+"""Message boundaries on real sockets: no byte of a body becomes a request, in any packets and after
+early responses.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ SMUGGLED = b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n"
 TRAP = b"\r\nupgrade: x\r\n\r\n" + SMUGGLED
 
 
-def trap(size: int) -> bytes:
-    """A body with requests in it, one of them at its end, also if some bytes more or less of the
-    end are taken for the next message.
+def smuggling_body(size: int) -> bytes:
+    """A body that contains requests, one of them at its end, also if its length is misjudged by a
+    few bytes.
     """
     tail = b"\r\n" * 200 + SMUGGLED
     return (TRAP * (size // len(TRAP) + 1))[: size - len(tail)] + tail if size > 1000 else TRAP
@@ -33,7 +34,7 @@ def connected(running: Running) -> socket.socket:
     return sock
 
 
-def to_the_end(sock: socket.socket) -> list[tuple[int, bytes]]:
+def read_responses(sock: socket.socket) -> list[tuple[int, bytes]]:
     """Status and body of each response until the server closes."""
     with sock.makefile("rb") as file:
         found = []
@@ -54,7 +55,9 @@ def check_three(found: list[tuple[int, bytes]], cut: int) -> None:
 
 
 @pytest.mark.parametrize("coding", ["length", "chunks"])
-def test_upgrade_body_and_pipeline_are_answered_cut_anywhere(running: Running, coding: str) -> None:
+def test_upgrade_body_and_pipelined_requests_are_answered_in_any_two_pieces(
+    running: Running, coding: str
+) -> None:
     first = POST + UPGRADE + JSON_HEAD
     if coding == "length":
         first += LENGTH + b"\r\n" + BODY
@@ -65,7 +68,7 @@ def test_upgrade_body_and_pipeline_are_answered_cut_anywhere(running: Running, c
         with connected(running) as sock:
             sock.sendall(raw[:cut])
             sock.sendall(raw[cut:])
-            check_three(to_the_end(sock), cut)
+            check_three(read_responses(sock), cut)
 
 
 EARLY = [
@@ -80,10 +83,10 @@ EARLY = [
 
 @pytest.mark.parametrize(("head", "status"), EARLY)
 @pytest.mark.parametrize("size", [len(TRAP), 500_000, 8_000_000])
-def test_a_body_behind_an_early_answer_is_never_a_request(
+def test_a_body_after_an_early_response_is_never_parsed_as_a_request(
     running: Running, head: bytes, status: int, size: int
 ) -> None:
-    body = trap(size)
+    body = smuggling_body(size)
     assert len(body) == size
     raw = head + b"content-length: %d\r\n\r\n" % size + body
     with connected(running) as sock:
@@ -92,39 +95,39 @@ def test_a_body_behind_an_early_answer_is_never_a_request(
         except (BrokenPipeError, ConnectionResetError):
             assert size > 2**20, "a small rest is read"
         try:
-            found = to_the_end(sock)
+            found = read_responses(sock)
         except ConnectionResetError:
             pytest.fail("the answer was taken back by a reset")
     statuses = [status for status, _ in found]
     assert statuses in ([status], [status, 200])
-    if size < 2**20:  # it was thrown away, and the next request is answered
+    if size < 2**20:  # the body was discarded, and the next request answered
         assert statuses == [status, 200]
     if len(found) == 2:
         assert json.loads(found[1][1])["name"] == "echo"
 
 
 @pytest.mark.parametrize("cut", range(1, 5))
-def test_a_head_cut_in_its_empty_line_keeps_its_body(running: Running, cut: int) -> None:
+def test_a_head_may_be_cut_inside_its_empty_line(running: Running, cut: int) -> None:
     body = json.dumps(infer_body(TRAP.decode())).encode().replace(b"\\r\\n", b"\r\n")
     head = POST + JSON_HEAD + b"content-length: %d\r\n\r\n" % len(body)
     with connected(running) as sock:
         sock.sendall(head[:-cut])
         sock.sendall(head[-cut:] + body + LAST)
-        statuses = [status for status, _ in to_the_end(sock)]
-    assert statuses == [400, 200]  # JSON has no line ends in strings
+        statuses = [status for status, _ in read_responses(sock)]
+    assert statuses == [400, 200]  # JSON strings contain no line ends
 
 
-def test_a_connection_is_used_on_after_each_early_answer(running: Running) -> None:
+def test_a_connection_is_kept_alive_after_early_responses(running: Running) -> None:
     with connected(running) as sock:
         for head, _ in EARLY:
             sock.sendall(head + b"content-length: %d\r\n\r\n" % len(TRAP) + TRAP)
             sock.sendall(GOOD)
         sock.sendall(LAST)
-        statuses = [status for status, _ in to_the_end(sock)]
+        statuses = [status for status, _ in read_responses(sock)]
     assert statuses == [x for _, status in EARLY for x in (status, 200)] + [200]
 
 
-def test_a_stream_to_an_http_1_0_caller_is_plain_and_ends_with_its_connection() -> None:
+def test_a_stream_over_http_1_0_is_not_chunked_and_ends_the_connection() -> None:
     settings = small_settings()
     body = {"model": "chat", "messages": [{"role": "user", "content": "w"}], "stream": True}
     raw = json.dumps(body | {"max_tokens": 3}).encode()

@@ -1,5 +1,6 @@
-"""V2 over gRPC beyond inference itself: metadata, ids, the repository where it is allowed, doubles
-and unsigned numbers as tritonclient sends them."""
+"""V2 over gRPC: metadata, ids, the repository API, and tritonclient's double and unsigned
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +28,13 @@ def request(*prompts: bytes, raw: bool = False) -> Any:
 
 @pytest.fixture
 def stub(running: Running) -> Any:
-    """The inference service."""
+    """A stub of the inference service."""
     with grpc.insecure_channel(running.grpc_target) as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_pictures_come_out_raw_whatever_came_in(stub: Any, raw: bool) -> None:
+def test_output_pictures_are_raw_for_any_input_encoding(stub: Any, raw: bool) -> None:
     answer = stub.ModelInfer(request(b"a", raw=raw), timeout=PATIENCE_S)
     assert [output.name for output in answer.outputs] == ["echo", "image", "seed", "scale"]
     assert answer.raw_output_contents[1] == struct.pack("<I", len(PIXEL)) + PIXEL
@@ -51,16 +52,14 @@ def test_pictures_come_out_raw_whatever_came_in(stub: Any, raw: bool) -> None:
     ],
     ids=["double", "uint64", "int64", "string"],
 )
-def test_a_number_is_read_from_whichever_field_the_client_used(
-    stub: Any, sent: bytes, found: float
-) -> None:
+def test_a_number_may_come_in_any_parameter_type(stub: Any, sent: bytes, found: float) -> None:
     asked = request(b"a")
     asked.parameters["scale"].MergeFromString(sent)
     answer = stub.ModelInfer(asked, timeout=PATIENCE_S)
     assert struct.unpack("<d", answer.raw_output_contents[3]) == (found,)
 
 
-def test_the_wanted_outputs_come_alone_and_in_order(stub: Any) -> None:
+def test_requested_outputs_are_returned_in_order(stub: Any) -> None:
     asked = request(b"a", b"b")
     asked.outputs.add(name="seed").parameters["binary_data"].bool_param = True
     asked.outputs.add(name="echo")
@@ -70,7 +69,7 @@ def test_the_wanted_outputs_come_alone_and_in_order(stub: Any) -> None:
     assert answer.raw_output_contents[0] == struct.pack("<2q", 0, 1)
 
 
-def test_every_answer_names_the_request_in_its_trailing_metadata(stub: Any) -> None:
+def test_every_response_has_the_request_id_in_trailing_metadata(stub: Any) -> None:
     _, call = stub.ModelInfer.with_call(
         request(b"a"), metadata=(("x-request-id", "r9"),), timeout=PATIENCE_S
     )
@@ -94,7 +93,7 @@ def test_each_call_is_counted_once_under_its_outcome(stub: Any) -> None:
     assert [count(*name) - was for name, was in zip(names, before, strict=True)] == [1, 1, 1]
 
 
-def test_server_and_model_metadata_are_true(stub: Any) -> None:
+def test_server_and_model_metadata(stub: Any) -> None:
     server = stub.ServerMetadata(pb.ServerMetadataRequest())
     model = stub.ModelMetadata(pb.ModelMetadataRequest(name="echo", version="1"))
     assert server.name == "vision-predictors"
@@ -104,7 +103,7 @@ def test_server_and_model_metadata_are_true(stub: Any) -> None:
     assert (first.name, first.datatype, list(first.shape)) == ("prompt", "BYTES", [-1])
 
 
-def test_where_it_is_allowed_a_model_goes_out_of_service_and_back() -> None:
+def test_with_the_repository_api_a_model_can_be_unloaded_and_loaded() -> None:
     settings = small_settings(server={"repository_api": True})
     with (
         serving(echo("echo", settings), settings=settings) as running,
@@ -121,7 +120,7 @@ def test_where_it_is_allowed_a_model_goes_out_of_service_and_back() -> None:
         assert stub.ModelInfer(request(b"a"), timeout=PATIENCE_S).model_version == "1"
 
 
-def test_grpc_can_be_turned_off() -> None:
+def test_grpc_can_be_disabled() -> None:
     settings = small_settings(server={"grpc_port": -1})
     with serving(echo("echo", settings), settings=settings) as running, running.client() as http:
         assert http.get("/v2/health/ready").status_code == 200

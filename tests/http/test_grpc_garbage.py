@@ -1,4 +1,4 @@
-"""gRPC methods called with bytes that are no message, or with far too many of them."""
+"""gRPC methods called with malformed or oversized messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Method = type(METHODS[0])
 
 @pytest.fixture(scope="module")
 def big() -> Iterator[Running]:
-    """A server that takes messages of 64 MiB."""
+    """A server that accepts messages of 64 MiB."""
     settings = small_settings(server={"max_message_bytes": 64 * 2**20})
     with serving(echo("echo", settings), settings=settings) as running:
         yield running
@@ -47,11 +47,11 @@ def channel(big: Running) -> Iterator[grpc.Channel]:
 
 
 def failure(channel: grpc.Channel, method: Method, raw: bytes) -> grpc.RpcError:
-    """How a call with these bytes ends."""
+    """The error of a call with these bytes."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     ask = channel.unary_stream(path) if method.server_streaming else channel.unary_unary(path)
     with pytest.raises(grpc.RpcError) as caught:
-        b"".join(ask(raw, timeout=PATIENCE_S))  # of a stream all, of another nothing comes
+        b"".join(ask(raw, timeout=PATIENCE_S))  # reads a whole stream
     return caught.value
 
 
@@ -61,7 +61,7 @@ def by_name(method: Method) -> str:
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.parametrize("method", METHODS, ids=by_name)
-def test_garbage_is_the_callers_fault_in_plain_words(
+def test_malformed_bytes_are_an_invalid_argument_on_every_method(
     channel: grpc.Channel, method: Method, garbage: bytes
 ) -> None:
     try:
@@ -80,10 +80,10 @@ def test_garbage_is_the_callers_fault_in_plain_words(
 
 
 @pytest.mark.parametrize("method", SMALL, ids=by_name)
-def test_a_large_message_where_a_name_is_asked_for_is_not_parsed(
+def test_a_large_message_for_a_cheap_method_is_refused_unparsed(
     channel: grpc.Channel, method: Method
 ) -> None:
-    fields = b"\x50\x01" * 10_000_000  # each an unknown field, an object in memory
+    fields = b"\x50\x01" * 10_000_000  # unknown fields; each would be an object in memory
     with logged(logging.WARNING) as lines:
         error = failure(channel, method, fields)
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -98,7 +98,7 @@ def test_every_method_of_the_protocol_is_served(channel: grpc.Channel, method: M
     assert failure(channel, method, b"\xff").code() != grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_every_answer_says_the_id_of_its_request(channel: grpc.Channel) -> None:
+def test_every_response_has_the_request_id(channel: grpc.Channel) -> None:
     given = (("x-request-id", "mine"),)
     for method in SMALL:
         if method.server_streaming or method.name.startswith("Repository"):

@@ -1,4 +1,4 @@
-"""Pings of gRPC clients: those at an allowed rate never end a connection, a flood of them does."""
+"""Pings of gRPC clients: an allowed rate never ends a connection, a higher one does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def infer() -> pb.ModelInferRequest:
     return request
 
 
-def test_clients_that_ping_every_ten_seconds_are_allowed_to_with_room_for_jitter() -> None:
+def test_the_shortest_allowed_ping_interval_is_five_seconds() -> None:
     assert server.MIN_PING_INTERVAL_MS == 5_000
 
 
@@ -34,7 +34,9 @@ def test_an_idle_connection_may_ping_at_the_allowed_rate(monkeypatch: pytest.Mon
         assert [connection.ping() for _ in range(PINGS)] == [True] * PINGS
 
 
-def test_so_may_one_that_waits_for_a_long_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_with_a_long_request_may_ping_at_the_allowed_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "MIN_PING_INTERVAL_MS", ALWAYS_ALLOWED)
     engine = ScriptedEngine()
     with held(engine) as (running, model), connect(running.server.grpc_port) as connection:
@@ -46,7 +48,9 @@ def test_so_may_one_that_waits_for_a_long_request(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a long request"])
-def test_three_strikes_end_a_connection(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+def test_pings_above_the_allowed_rate_end_a_connection(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
     monkeypatch.setattr(server, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
     with (
         held(ScriptedEngine()) as (running, model),
@@ -56,11 +60,13 @@ def test_three_strikes_end_a_connection(monkeypatch: pytest.MonkeyPatch, busy: b
             connection.call(INFER, infer().SerializeToString())
             model.wait_submitted()
         answered = next(count for count in range(PINGS) if not connection.ping())
-        # the first is free; the call's own frames forgive another one
+        # gRPC does not count the first one, and one more after the call's own frames
         assert STRIKES <= answered - 1 <= STRIKES + 1
 
 
-def test_a_real_client_that_pings_too_fast_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpcs_client_gets_unavailable_when_it_pings_too_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "MIN_PING_INTERVAL_MS", NEVER_ALLOWED)
     options = [("grpc.keepalive_time_ms", 20), ("grpc.http2.max_pings_without_data", 0)]
     with (
@@ -74,6 +80,6 @@ def test_a_real_client_that_pings_too_fast_is_told_so(monkeypatch: pytest.Monkey
         assert "ping" in caught.value.details()
 
 
-def test_a_connection_carries_a_bounded_number_of_calls_at_once() -> None:
+def test_concurrent_calls_of_a_connection_are_limited() -> None:
     with serving(echo()) as running, connect(running.server.grpc_port) as connection:
         assert connection.settings[MAX_CONCURRENT_STREAMS] == server.MAX_GRPC_STREAMS

@@ -1,4 +1,4 @@
-"""Ready means warm, on every protocol, from the first byte of the process to the last."""
+"""Health and readiness on every protocol, from the start of the process to its end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def answers(running: Running, http: httpx.Client, channel: grpc.Channel) -> dict[str, object]:
-    """What every probe says now."""
+def probe_results(running: Running, http: httpx.Client, channel: grpc.Channel) -> dict[str, object]:
+    """Results of all probes."""
     inference = pb_grpc.GRPCInferenceServiceStub(channel)
     health = health_pb2_grpc.HealthStub(channel)
     return {
@@ -44,7 +44,7 @@ def expected(*, ready: bool) -> dict[str, object]:
     return found | dict.fromkeys(("health", "health model"), serving)
 
 
-def test_readiness_is_honest_from_loading_through_warming_to_draining() -> None:
+def test_readiness_through_loading_warming_serving_and_draining() -> None:
     engine = ScriptedEngine(hold=("load", "warm"))
     with (
         held(engine, wait_ready=False) as (running, model),
@@ -52,19 +52,19 @@ def test_readiness_is_honest_from_loading_through_warming_to_draining() -> None:
         grpc.insecure_channel(running.grpc_target) as channel,
         Asking(running) as asking,
     ):
-        assert answers(running, http, channel) == expected(ready=False)
+        assert probe_results(running, http, channel) == expected(ready=False)
         early = http.post("/v2/models/echo/infer", json=infer_body())
         assert early.status_code == 503
         assert int(early.headers["retry-after"]) >= 1
         engine.release("load")
-        assert answers(running, http, channel) == expected(ready=False)
+        assert probe_results(running, http, channel) == expected(ready=False)
         engine.release("warm")
         model.host.wait_ready(PATIENCE_S)
-        assert answers(running, http, channel) == expected(ready=True)
+        assert probe_results(running, http, channel) == expected(ready=True)
         accepted = asking.post("accepted")
         engine.wait_in_step()
         running.server.stop()
-        assert answers(running, http, channel) == expected(ready=False)
+        assert probe_results(running, http, channel) == expected(ready=False)
         late = http.post("/v2/models/echo/infer", json=infer_body())
         assert late.status_code == 503
         assert late.json() == {"error": "the server is shutting down; ask another replica"}
@@ -93,7 +93,7 @@ def test_an_unknown_model_is_404_and_not_found() -> None:
                 assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_watched_health_follows_the_model() -> None:
+def test_watch_reports_changes_of_a_models_health() -> None:
     engine = ScriptedEngine(hold=("warm",))
     with (
         held(engine, wait_ready=False) as (running, _),
@@ -107,7 +107,7 @@ def test_a_watched_health_follows_the_model() -> None:
         states.cancel()
 
 
-def test_a_dead_engine_answers_everybody_and_ends_the_process_with_an_error() -> None:
+def test_a_dead_engine_answers_all_requests_and_ends_the_process_with_an_error() -> None:
     engine = ScriptedEngine(slots=1)
     engine.poison["dies"] = StickyDeviceError("illegal address 0x7f00deadbeef")
     with held(engine) as (running, model), Asking(running) as asking:
@@ -123,7 +123,7 @@ def test_a_dead_engine_answers_everybody_and_ends_the_process_with_an_error() ->
 
 
 @pytest.mark.parametrize("verb", ["load", "warm"])
-def test_a_model_that_can_not_start_ends_the_process_with_an_error(verb: str) -> None:
+def test_a_model_that_fails_to_start_ends_the_process_with_an_error(verb: str) -> None:
     engine = ScriptedEngine(hold=(verb,))
     engine.raise_in[verb] = OSError("/mnt/models/flux: no such file")
     with held(engine, wait_ready=False) as (running, _), running.client() as http:
@@ -132,7 +132,7 @@ def test_a_model_that_can_not_start_ends_the_process_with_an_error(verb: str) ->
         assert running.join() == 70
 
 
-def test_liveness_fails_when_the_engine_does_not_move() -> None:
+def test_liveness_fails_when_the_engine_stalls() -> None:
     engine = ScriptedEngine(slots=1)
     settings = small_settings()
     with (

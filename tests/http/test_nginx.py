@@ -1,5 +1,6 @@
-"""Behind a real nginx that keeps its connections to the server: one caller's body never becomes
-another caller's answer."""
+"""Behind nginx with keep-alive connections to the server, a client's body never becomes another
+client's response.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pytest
 
 from predictors.cli.child import free_ports
 from tests.http.echo import PATIENCE_S, Running, infer_body
-from tests.http.test_framing import trap
+from tests.http.test_framing import smuggling_body
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 ROUNDS = 30
@@ -55,7 +56,7 @@ http {{
 def front(
     running: Running, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[str, int]]:
-    """An nginx in front of the echo server, with request buffering as stock and without."""
+    """An nginx in front of the echo server, with request buffering on (the default) and off."""
     if not Path(NGINX).exists():
         pytest.skip("nginx is not installed")
     (port,) = free_ports(1)
@@ -66,7 +67,7 @@ def front(
     command = [NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        with httpx.HTTPTransport(retries=8) as transport:  # until it listens
+        with httpx.HTTPTransport(retries=8) as transport:  # retries until nginx listens
             httpx.Client(transport=transport).get(f"http://127.0.0.1:{port}/v2")
         yield f"http://127.0.0.1:{port}", port
     finally:
@@ -75,8 +76,8 @@ def front(
 
 
 def attack(port: int, line: bytes) -> bytes:
-    """A body with requests in it, behind a head that is answered early."""
-    body = trap(SIZE)
+    """Send a body that contains requests, after a head that is answered early."""
+    body = smuggling_body(SIZE)
     head = line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
     head += b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     found = b""
@@ -89,7 +90,7 @@ def attack(port: int, line: bytes) -> bytes:
     return found
 
 
-def test_every_caller_of_a_proxy_gets_its_own_answers(front: tuple[str, int]) -> None:
+def test_every_client_of_a_proxy_gets_its_own_responses(front: tuple[str, int]) -> None:
     url, port = front
     wrong = []
 

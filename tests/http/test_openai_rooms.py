@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 
 from predictors.chat.codec import Codec
 from predictors.chat.request import Sampling
-from predictors.diffusion.codec import FluxCodec
-from predictors.diffusion.request import Offer, Tiers
+from predictors.diffusion.codec import ImageCodec
+from predictors.diffusion.limits import PictureLimits
+from predictors.diffusion.request import Tiers
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import read_chat_body
 from predictors.protocol.openai.images_body import read_images_body
 
-OFFER = Offer(
+LIMITS = PictureLimits(
     default_width=128,
     default_height=128,
     default_steps=4,
+    default_guidance=3.5,
     default_sequence_length=64,
     max_sequence_length=64,
     side_multiple=16,
@@ -35,7 +37,7 @@ OFFER = Offer(
     refuses_unpromised=False,
     tiers=Tiers(("lossless", "turbo"), "lossless"),
 )
-FLUX = FluxCodec(model="flux", offer=OFFER, precision="float32", png_level=1)
+FLUX = ImageCodec(model="flux", limits=LIMITS, precision="float32", png_level=1)
 QWEN_VL = Codec(defaults=Sampling(), precision="float32", max_images=2)
 
 TEXT = st.text(max_size=12)

@@ -1,4 +1,4 @@
-"""One line per request for work, whatever became of it: who, what, how long, never what it said."""
+"""The outcome log: one line per request for a model, with its fields and never its prompt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TIMES = {"rows", "queue_ms", "compute_ms"}
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """The log, without a prompt at the end."""
+    """The log; checks at the end that it contains no prompt."""
     with logged() as lines:
         yield lines
     assert SECRET not in lines.text
@@ -45,19 +45,19 @@ def lines() -> Iterator[Lines]:
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    """One slot, held still."""
+    """An engine with one slot, held by the test."""
     return ScriptedEngine(slots=1)
 
 
-def outcome(line: Line, **expected: Any) -> None:
-    """The line has the fields of every outcome and these values."""
+def check_outcome(line: Line, **expected: Any) -> None:
+    """Check that the line has the fields of every outcome, and these values."""
     assert line.keys() >= FIELDS
     assert (line["level"], line["model"], line["operation"]) == ("info", "echo", "infer")
     assert line["total_ms"] >= 0
     assert {name: line.get(name) for name in expected} == expected
 
 
-def test_an_answer_over_rest_is_one_line_with_its_times_and_rows(lines: Lines) -> None:
+def test_a_rest_request_logs_one_line_with_times_and_rows(lines: Lines) -> None:
     with (
         held(ScriptedEngine(slots=2, gated=False)) as (running, _),
         running.client() as http,
@@ -65,23 +65,23 @@ def test_an_answer_over_rest_is_one_line_with_its_times_and_rows(lines: Lines) -
         named = {"x-request-id": "mine"}
         assert http.post(INFER, json=infer_body(SECRET, SECRET), headers=named).status_code == 200
         (line,) = lines.wait(1)
-        outcome(line, request_id="mine", protocol="v2_rest", reason="ok", rows=2)
+        check_outcome(line, request_id="mine", protocol="v2_rest", reason="ok", rows=2)
         assert line.keys() == FIELDS | TIMES
-        assert line["total_ms"] + 1 >= line["compute_ms"] >= 0  # those are rounded up
+        assert line["total_ms"] + 1 >= line["compute_ms"] >= 0  # compute_ms is rounded up
         (access,) = lines.wait(1, "access")
         assert access["request_id"] == "mine"
         assert (access["method"], access["path"], access["status"]) == ("POST", INFER, 200)
         assert access["message"].startswith(f"POST {INFER} 200 ")
 
 
-def test_an_answer_over_grpc_is_one_line_with_the_callers_id(lines: Lines) -> None:
+def test_a_grpc_request_logs_one_line_with_the_clients_id(lines: Lines) -> None:
     with (
         held(ScriptedEngine(gated=False)) as (running, _),
         grpc.insecure_channel(running.grpc_target) as channel,
     ):
         stub(channel).ModelInfer(grpc_request(SECRET), metadata=(("x-request-id", "mine"),))
         (line,) = lines.wait(1)
-        outcome(line, request_id="mine", protocol="v2_grpc", reason="ok", rows=1)
+        check_outcome(line, request_id="mine", protocol="v2_grpc", reason="ok", rows=1)
         (access,) = lines.wait(1, "access")
         assert (access["method"], access["reason"]) == ("ModelInfer", "ok")
 
@@ -95,39 +95,39 @@ def test_an_answer_over_grpc_is_one_line_with_the_callers_id(lines: Lines) -> No
     ],
     ids=["no JSON", "a wrong type", "too large"],
 )
-def test_what_is_refused_is_one_line_with_the_reason(
+def test_a_refused_request_logs_one_line_with_the_reason(
     lines: Lines, body: bytes, reason: str
 ) -> None:
     with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
         answer = http.post(INFER, content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (400, 413)
         (line,) = lines.wait(1)
-        outcome(line, request_id=answer.headers["x-request-id"], reason=reason)
+        check_outcome(line, request_id=answer.headers["x-request-id"], reason=reason)
 
 
-def test_a_caller_who_leaves_is_one_line(lines: Lines, engine: ScriptedEngine) -> None:
+def test_a_disconnected_client_logs_one_line(lines: Lines, engine: ScriptedEngine) -> None:
     with held(engine) as (running, model):
         gone = send_only(running, SECRET, steps=100)
         engine.wait_in_step()
         gone.close()
         assert model.left.wait(PATIENCE_S)
         (line,) = lines.wait(1)
-        outcome(line, protocol="v2_rest", reason="cancelled", rows=1)
+        check_outcome(line, protocol="v2_rest", reason="cancelled", rows=1)
         assert line.keys() == FIELDS | TIMES
         (access,) = lines.wait(1, "access")
         assert (access["status"], access["request_id"]) == (499, line["request_id"])
 
 
-def test_a_grpc_caller_who_cancels_is_one_line(lines: Lines, engine: ScriptedEngine) -> None:
+def test_a_cancelled_grpc_call_logs_one_line(lines: Lines, engine: ScriptedEngine) -> None:
     with held(engine) as (running, _), grpc.insecure_channel(running.grpc_target) as channel:
         gone = stub(channel).ModelInfer.future(grpc_request(SECRET, steps=100))
         engine.wait_in_step()
         gone.cancel()
         (line,) = lines.wait(1)
-        outcome(line, protocol="v2_grpc", reason="cancelled", rows=1)
+        check_outcome(line, protocol="v2_grpc", reason="cancelled", rows=1)
 
 
-def test_a_deadline_is_one_line_that_says_how_long_it_waited(
+def test_a_missed_deadline_logs_one_line_with_the_time_in_the_queue(
     lines: Lines, engine: ScriptedEngine
 ) -> None:
     with held(engine) as (running, model), Asking(running) as asking:
@@ -138,14 +138,16 @@ def test_a_deadline_is_one_line_that_says_how_long_it_waited(
         model.let_pass(60.0)
         late = asked.result(PATIENCE_S)
         (line,) = lines.wait(1)
-        outcome(line, request_id=late.headers["x-request-id"], reason="deadline", compute_ms=0)
+        check_outcome(
+            line, request_id=late.headers["x-request-id"], reason="deadline", compute_ms=0
+        )
         assert line["queue_ms"] >= 60_000
         engine.open()
         assert busy.result(PATIENCE_S).status_code == 200
         assert [each["reason"] for each in lines.wait(2)] == ["deadline", "ok"]
 
 
-def test_a_full_queue_is_one_line(lines: Lines, engine: ScriptedEngine) -> None:
+def test_a_full_queue_logs_one_line(lines: Lines, engine: ScriptedEngine) -> None:
     with (
         held(engine, small_settings(queue={"capacity": 1})) as (running, model),
         Asking(running) as asking,
@@ -158,26 +160,26 @@ def test_a_full_queue_is_one_line(lines: Lines, engine: ScriptedEngine) -> None:
         full = asking.post(SECRET).result(PATIENCE_S)
         assert full.status_code == 503
         (line,) = lines.wait(1)
-        outcome(line, request_id=full.headers["x-request-id"], reason="queue_full")
+        check_outcome(line, request_id=full.headers["x-request-id"], reason="queue_full")
         engine.open()
         assert [each.result(PATIENCE_S).status_code for each in taken] == [200, 200]
         assert [each["reason"] for each in lines.wait(3)] == ["queue_full", "ok", "ok"]
 
 
-def test_a_job_that_breaks_is_one_line_and_its_traceback_has_the_same_id(lines: Lines) -> None:
+def test_a_failed_job_logs_one_line_and_a_traceback_with_the_same_id(lines: Lines) -> None:
     engine = ScriptedEngine(gated=False)
     engine.poison["bad"] = ValueError("broken")
     with held(engine) as (running, _), running.client() as http:
         answer = http.post(INFER, json=infer_body("bad"))
         assert answer.status_code == 500
         (line,) = lines.wait(1)
-        outcome(line, request_id=answer.headers["x-request-id"], reason="poisoned")
+        check_outcome(line, request_id=answer.headers["x-request-id"], reason="poisoned")
         *_, broken = lines.wait(3, "serving.loop")  # after load and warmup
         assert broken["request_id"] == line["request_id"]
         assert "ValueError: broken" in broken["exception"]
 
 
-def test_with_the_level_at_warning_nobody_is_told_of_what_went_well() -> None:
+def test_at_level_warning_successful_requests_are_not_logged() -> None:
     with (
         logged(logging.WARNING) as lines,
         held(ScriptedEngine(gated=False)) as (running, _),
@@ -187,20 +189,22 @@ def test_with_the_level_at_warning_nobody_is_told_of_what_went_well() -> None:
     assert lines.text == ""
 
 
-class Telling(TaskPredictor):
-    """Says what its rows say and how many steps they take, differing by row."""
+class DescribedPredictor(TaskPredictor):
+    """A predictor whose log fields differ by row."""
 
     def prompt(self, request: Row) -> str:
         return request.prompt
 
-    def facts(self, work: Any, last: Any) -> Mapping[str, int | str]:
+    def log_fields(self, work: Any, last: Any) -> Mapping[str, int | str]:
         return {"task": work.name, "steps": work.steps}
 
 
-def ask_telling(log_prompts: bool) -> Line:
-    """The outcome line of two rows."""
+def line_of_two_rows(log_prompts: bool) -> Line:
+    """The outcome line of a request with two rows."""
     settings = small_settings(server={"log_prompts": log_prompts})
-    model: EchoPredictor = Telling("echo", ScriptedEngine(slots=2, gated=False), settings)
+    model: EchoPredictor = DescribedPredictor(
+        "echo", ScriptedEngine(slots=2, gated=False), settings
+    )
     with logged() as lines, serving(model, settings=settings) as running:
         ask(running, "one", SECRET * 1000)
         return lines.wait(1)[0]
@@ -211,12 +215,12 @@ def ask(running: Running, *prompts: str) -> None:
         assert http.post(INFER, json=infer_body(*prompts)).status_code == 200
 
 
-def test_prompts_are_logged_only_where_the_operator_says_so_and_then_cut() -> None:
-    assert ask_telling(True)["prompts"] == ["one", (SECRET * 1000)[:2000]]
-    assert "prompts" not in ask_telling(False)
+def test_prompts_are_logged_only_if_enabled_and_are_truncated() -> None:
+    assert line_of_two_rows(True)["prompts"] == ["one", (SECRET * 1000)[:2000]]
+    assert "prompts" not in line_of_two_rows(False)
 
 
-def test_facts_of_rows_are_one_value_where_all_agree_else_a_list() -> None:
-    line = ask_telling(False)
+def test_log_fields_of_rows_are_one_value_if_equal_else_a_list() -> None:
+    line = line_of_two_rows(False)
     assert line["steps"] == 1
     assert line["task"] == ["one", SECRET * 1000]

@@ -1,5 +1,6 @@
-"""SIGTERM with work in flight: nothing that was accepted is lost, nothing new comes in once nobody
-lingers, and the process ends by itself."""
+"""SIGTERM with requests in flight: no accepted request is lost, new ones are refused, and the
+process exits.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ HERE = Path(__file__).parent
 
 
 class Process:
-    """A server that this test may signal; its engine moves on `tell`."""
+    """A server process that the test may signal; `control` moves its engine."""
 
     def __init__(self, drain_timeout_s: float, linger_s: float) -> None:
         self._process = subprocess.Popen(
@@ -54,7 +55,7 @@ class Process:
         self.port, self.grpc_port = json.loads(line)
 
     def post(self, prompt: str) -> Future[httpx.Response]:
-        """An infer request that is answered some time."""
+        """Send an infer request in the background."""
         return self._pool.submit(
             httpx.post,
             f"http://127.0.0.1:{self.port}/v2/models/echo/infer",
@@ -63,7 +64,7 @@ class Process:
         )
 
     def get(self, path: str) -> httpx.Response:
-        """A probe."""
+        """Send a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S)
 
     def wait_accepted(self, times: int) -> None:
@@ -71,7 +72,7 @@ class Process:
         for _ in range(times):
             assert self._process.stdout.readline() == "accepted\n"
 
-    def tell(self, command: str) -> None:
+    def control(self, command: str) -> None:
         """Move the engine: `steps N` or `open`."""
         assert self._process.stdin is not None
         self._process.stdin.write(command + "\n")
@@ -81,7 +82,7 @@ class Process:
         self._process.send_signal(number)
 
     def wait_log(self, words: str) -> None:
-        """Return once the process has logged these words."""
+        """Wait until the process has logged these words."""
         assert self._process.stderr is not None
         for line in self._process.stderr:
             if words in line:
@@ -89,11 +90,11 @@ class Process:
         raise AssertionError(f"never logged: {words}")
 
     def wait(self) -> int:
-        """The exit code."""
+        """Wait for the exit code."""
         return self._process.wait(PATIENCE_S)
 
     def close(self) -> None:
-        """End it, whatever state it is in."""
+        """Kill the process if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
@@ -102,7 +103,7 @@ class Process:
 
 @pytest.fixture
 def start() -> Iterator[object]:
-    """Starts processes, and ends them after the test."""
+    """Starts processes, and kills them after the test."""
     started: list[Process] = []
 
     def run(drain_timeout_s: float = PATIENCE_S, linger_s: float = 0.0) -> Process:
@@ -114,7 +115,7 @@ def start() -> Iterator[object]:
         process.close()
 
 
-def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object) -> None:
+def test_after_sigterm_accepted_requests_finish_and_new_ones_get_503(start: object) -> None:
     process = start()  # type: ignore[operator]
     accepted = [process.post(f"job {i}") for i in range(8)]
     process.wait_accepted(8)
@@ -135,7 +136,7 @@ def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object)
             stub.ModelInfer(request, timeout=PATIENCE_S)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert not any(reply.done() for reply in accepted)
-    process.tell("open")
+    process.control("open")
     replies = [reply.result(PATIENCE_S) for reply in accepted]
     assert [reply.status_code for reply in replies] == [200] * 8
     echoes = [reply.json()["outputs"][0]["data"] for reply in replies]
@@ -145,9 +146,9 @@ def test_sigterm_loses_none_of_the_accepted_work_and_takes_no_new(start: object)
         socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S)
 
 
-def test_who_comes_while_a_server_lingers_is_served_and_sent_elsewhere(start: object) -> None:
+def test_a_lingering_server_answers_with_connection_close(start: object) -> None:
     process = start(linger_s=PATIENCE_S)  # type: ignore[operator]
-    process.tell("open")
+    process.control("open")
     url = f"http://127.0.0.1:{process.port}/v2/models/echo"
     with httpx.Client(timeout=PATIENCE_S) as http:
         before = http.post(f"{url}/infer", json=infer_body("before"))
@@ -158,11 +159,11 @@ def test_who_comes_while_a_server_lingers_is_served_and_sent_elsewhere(start: ob
         assert (late.status_code, late.headers["connection"]) == (200, "close")
         ready = http.get(f"{url}/ready")
         assert (ready.status_code, ready.headers["connection"]) == (503, "close")
-    process.signal(signal.SIGTERM)  # in a hurry now
+    process.signal(signal.SIGTERM)  # ends at once
     assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_a_lingering_server_finishes_running_grpc_calls_and_ends_by_itself(start: object) -> None:
+def test_a_lingering_server_finishes_grpc_calls_and_exits(start: object) -> None:
     process = start(linger_s=0.05)  # type: ignore[operator]
     with grpc.insecure_channel(f"127.0.0.1:{process.grpc_port}") as channel:
         tensor = pb.ModelInferRequest.InferInputTensor(name="prompt", datatype="BYTES", shape=[1])
@@ -176,19 +177,19 @@ def test_a_lingering_server_finishes_running_grpc_calls_and_ends_by_itself(start
         process.wait_log("draining 1 requests")
         late = process.post("late").result(PATIENCE_S)
         assert (late.status_code, late.headers["connection"]) == (503, "close")
-        process.tell("open")
+        process.control("open")
         running.result(PATIENCE_S)
     assert process.wait() == 0
 
 
-def test_an_interrupt_from_a_terminal_does_not_linger(start: object) -> None:
+def test_sigint_does_not_linger(start: object) -> None:
     process = start(linger_s=PATIENCE_S)  # type: ignore[operator]
     process.signal(signal.SIGINT)
     process.wait_log("draining 0 requests")
     assert process.wait() == 0
 
 
-def test_when_the_drain_time_is_over_the_rest_is_answered_with_503() -> None:
+def test_after_the_drain_timeout_the_remaining_requests_get_503() -> None:
     engine = ScriptedEngine(slots=1)
     settings = small_settings(server={"drain_timeout_s": 0.05})
     with held(engine, settings) as (running, model), Asking(running) as asking:
@@ -197,11 +198,11 @@ def test_when_the_drain_time_is_over_the_rest_is_answered_with_503() -> None:
         running.server.stop()
         replies = [reply.result(PATIENCE_S) for reply in accepted]
         assert [reply.status_code for reply in replies] == [503, 503]
-        engine.open()  # the engine thread was inside a step that no one can interrupt
+        engine.open()  # the engine thread was in a step, which cannot be interrupted
         assert running.join() == 0
 
 
-def test_a_second_signal_ends_the_process_now(start: object) -> None:
+def test_a_second_signal_ends_the_process_at_once(start: object) -> None:
     process = start()  # type: ignore[operator]
     process.post("stuck")
     process.wait_accepted(1)
@@ -211,13 +212,13 @@ def test_a_second_signal_ends_the_process_now(start: object) -> None:
     assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_an_idle_server_ends_with_keep_alive_connections_open() -> None:
+def test_an_idle_server_exits_with_keep_alive_connections_open() -> None:
     with serving(echo()) as running, running.client() as http:
         assert http.get("/v2/health/ready").status_code == 200
         assert running.stop() == 0
 
 
-def test_a_taken_port_is_said_before_any_model_is_loaded() -> None:
+def test_a_port_in_use_is_reported_before_a_model_is_loaded() -> None:
     engine = ScriptedEngine()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

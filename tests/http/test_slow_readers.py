@@ -1,5 +1,6 @@
-"""Callers who send a request and do not read the answer: their place is free after a while, and so
-is the server's end."""
+"""Clients that do not read their response: their slot is freed after a timeout, and they do not
+delay shutdown.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ from tests.http.openai_echo import Writer
 
 PICTURE = bytes(20_000_000)
 WORD = "x" * 200_000
-SOON_S = 0.4
+TIMEOUT_S = 0.4
 
 
-class Painter(EchoPredictor):
-    """Answers every prompt with a file that no socket's buffers hold."""
+class LargePicturePredictor(EchoPredictor):
+    """Answers every prompt with a file larger than any socket buffer."""
 
     def encode_v2(self, request: V2Request, answers: list[Answer[Row, Any]]) -> V2Response:
         output = Tensor("image", "BYTES", (1,), [PICTURE])
@@ -50,17 +51,20 @@ ASKED = [("/v2/models/paint/infer", PAINT), ("/v1/chat/completions", CHAT)]
 
 
 @contextmanager
-def talkative(**server: Any) -> Iterator[Running]:
-    """A server whose answers are large: a picture, and a stream."""
+def serving_large_responses(**server: Any) -> Iterator[Running]:
+    """A server with large responses: a picture and a stream."""
     settings = small_settings(server=server)
     words = EchoEngine(steps=lambda task: task.steps, chunk=lambda task, i: WORD)
-    models = [Painter("paint", EchoEngine(), settings), Writer("chat", words, settings)]
+    models = [
+        LargePicturePredictor("paint", EchoEngine(), settings),
+        Writer("chat", words, settings),
+    ]
     with serving(*models, settings=settings) as running:
         yield running
 
 
-def ask_only(running: Running, path: str, body: dict[str, Any]) -> socket.socket:
-    """A request on a socket with a small buffer; the first byte of the answer has come."""
+def send_request(running: Running, path: str, body: dict[str, Any]) -> socket.socket:
+    """Send a request on a socket with a small buffer. Wait for the response's first byte."""
     raw = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(raw)}\r\n"
     sock = socket.socket()
@@ -72,8 +76,8 @@ def ask_only(running: Running, path: str, body: dict[str, Any]) -> socket.socket
     return sock
 
 
-def rest(sock: socket.socket) -> int:
-    """How much still comes until the server ends the connection."""
+def read_to_end(sock: socket.socket) -> int:
+    """Number of bytes until the server closes the connection."""
     count = 0
     try:
         while part := sock.recv(2**20):
@@ -84,34 +88,47 @@ def rest(sock: socket.socket) -> int:
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
-def test_who_never_reads_gives_its_place_back(path: str, body: dict[str, Any]) -> None:
-    with talkative(write_timeout_s=SOON_S) as running, ask_only(running, path, body) as sock:
-        running.wait_idle()
-        assert rest(sock) < len(PICTURE), "the answer was not cut off"
-
-
-@pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
-def test_who_never_reads_does_not_hold_a_drain(path: str, body: dict[str, Any]) -> None:
-    with talkative(write_timeout_s=SOON_S) as running, ask_only(running, path, body):
-        assert running.stop() == 0
-
-
-@pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
-def test_a_drain_ends_in_its_own_time_whoever_reads(path: str, body: dict[str, Any]) -> None:
+def test_a_client_that_does_not_read_is_cut_off(path: str, body: dict[str, Any]) -> None:
     with (
-        talkative(write_timeout_s=3600.0, drain_timeout_s=0.1) as running,
-        ask_only(running, path, body),
+        serving_large_responses(write_timeout_s=TIMEOUT_S) as running,
+        send_request(running, path, body) as sock,
+    ):
+        running.wait_idle()
+        assert read_to_end(sock) < len(PICTURE), "the response was not cut off"
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
+def test_a_client_that_does_not_read_does_not_delay_a_drain(
+    path: str, body: dict[str, Any]
+) -> None:
+    with (
+        serving_large_responses(write_timeout_s=TIMEOUT_S) as running,
+        send_request(running, path, body),
     ):
         assert running.stop() == 0
 
 
-def test_who_reads_slowly_but_on_gets_all_of_it() -> None:
-    with talkative(write_timeout_s=SOON_S) as running, ask_only(running, *ASKED[0]) as sock:
-        assert rest(sock) > len(PICTURE)
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=["picture", "stream"])
+def test_a_drain_ends_after_its_timeout_if_a_client_does_not_read(
+    path: str, body: dict[str, Any]
+) -> None:
+    with (
+        serving_large_responses(write_timeout_s=3600.0, drain_timeout_s=0.1) as running,
+        send_request(running, path, body),
+    ):
+        assert running.stop() == 0
+
+
+def test_a_client_that_reads_gets_the_whole_response() -> None:
+    with (
+        serving_large_responses(write_timeout_s=TIMEOUT_S) as running,
+        send_request(running, *ASKED[0]) as sock,
+    ):
+        assert read_to_end(sock) > len(PICTURE)
         assert running.server.registry.in_flight == 0
 
 
-def test_a_stream_that_has_nothing_to_say_is_not_cut_off() -> None:
+def test_a_stream_without_events_is_not_cut_off() -> None:
     engine = ScriptedEngine(slots=1)
     settings = small_settings(server={"write_timeout_s": 0.02})
     writer = Writer("chat", engine, settings)
@@ -121,7 +138,7 @@ def test_a_stream_that_has_nothing_to_say_is_not_cut_off() -> None:
         with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             lines = reply.iter_lines()
             assert "w:1" in next(lines)
-            for _ in range(100):  # far longer than the timeout
+            for _ in range(100):  # takes much longer than the timeout
                 httpx.get(f"{running.url}/v2/health/live")
             engine.open()
             assert "data: [DONE]" in list(lines)

@@ -1,4 +1,4 @@
-"""A server whose stderr is a pipe that nobody reads: it serves, tells how it is and ends."""
+"""A server whose stderr is a pipe without a reader serves, reports its health and exits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REQUESTS = 2000
 MOST_LINES, MOST_BYTES = 1000, 2**20
 
 
-class Stuck:
-    """The server, and a client with one connection."""
+class ServerWithoutReader:
+    """The server process, and a client with one connection."""
 
     def __init__(self, state: str) -> None:
         module, most = "tests.http.serve_logged", (str(MOST_LINES), str(MOST_BYTES))
@@ -38,25 +38,25 @@ class Stuck:
         self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
 
     def ask(self, times: int) -> None:
-        """Requests that are answered."""
+        """Send requests that are answered."""
         for _ in range(times):
             reply = self.http.post("/v2/models/echo/infer", json=infer_body("a"))
             assert reply.status_code == 200
 
     def wait_accepted(self, times: int) -> None:
-        """Return once so many requests were accepted since the start."""
+        """Wait until `times` requests were accepted since the start."""
         assert self.process.stdout is not None
         for _ in range(times):
             assert self.process.stdout.readline() == "accepted\n"
 
     def dropped(self) -> int:
-        """Lines, by the server's own count."""
+        """Number of dropped lines by the server's metric."""
         families = text_string_to_metric_families(self.http.get("/metrics").text)
         names = {s.name: s.value for family in families for s in family.samples}
         return int(names["predictors_log_records_dropped_total"])
 
     def read(self) -> list[dict[str, Any]]:
-        """The log up to and with the next note of a loss."""
+        """Read the log up to the next report of dropped lines."""
         assert self.process.stderr is not None
         lines = []
         for line in self.process.stderr:
@@ -74,18 +74,20 @@ class Stuck:
 
 @pytest.fixture
 def state() -> str:
-    """Of the engine."""
+    """Whether the engine is `open` or `held`."""
     return "open"
 
 
 @pytest.fixture
-def stuck(state: str) -> Iterator[Stuck]:
-    server = Stuck(state)
+def stuck(state: str) -> Iterator[ServerWithoutReader]:
+    server = ServerWithoutReader(state)
     yield server
     server.close()
 
 
-def test_a_stuck_log_stops_neither_requests_nor_probes_nor_the_end(stuck: Stuck) -> None:
+def test_a_blocked_stderr_stops_neither_requests_nor_probes_nor_shutdown(
+    stuck: ServerWithoutReader,
+) -> None:
     stuck.ask(REQUESTS)
     assert stuck.http.get("/v2/health/live").status_code == 200
     assert stuck.dropped() > 0
@@ -93,15 +95,17 @@ def test_a_stuck_log_stops_neither_requests_nor_probes_nor_the_end(stuck: Stuck)
     assert stuck.process.wait(PATIENCE_S) == 0
 
 
-def test_once_it_is_read_again_the_log_says_how_many_lines_are_missing(stuck: Stuck) -> None:
+def test_when_stderr_is_read_again_the_log_reports_the_dropped_lines(
+    stuck: ServerWithoutReader,
+) -> None:
     stuck.ask(REQUESTS)
     dropped = stuck.dropped()
     lines = stuck.read()
     assert lines[-1]["dropped"] == dropped
-    told = [
+    logged = [
         line for line in lines if line["logger"] in {"predictors.access", "predictors.outcomes"}
     ]
-    assert 2 * REQUESTS - len(told) == dropped
+    assert 2 * REQUESTS - len(logged) == dropped
     stuck.ask(1)
     stuck.process.send_signal(signal.SIGTERM)
     _, rest = stuck.process.communicate(timeout=PATIENCE_S)
@@ -112,14 +116,14 @@ def test_once_it_is_read_again_the_log_says_how_many_lines_are_missing(stuck: St
 
 
 @pytest.mark.parametrize("state", ["held"])
-def test_a_second_signal_ends_a_process_whose_log_is_stuck(stuck: Stuck) -> None:
+def test_a_second_signal_ends_a_process_with_blocked_stderr(stuck: ServerWithoutReader) -> None:
     for _ in range(REQUESTS):
         assert stuck.http.get("/v2").status_code == 200
     assert stuck.dropped() > 0
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(stuck.http.post, "/v2/models/echo/infer", json=infer_body("a"))
         stuck.wait_accepted(1)
-        for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind might become one
+        for number in (signal.SIGTERM, signal.SIGINT):  # two equal signals may be merged into one
             stuck.process.send_signal(number)
         assert stuck.process.wait(PATIENCE_S) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
         with pytest.raises(httpx.TransportError):

@@ -1,4 +1,4 @@
-"""Clients that users have, unmodified: tritonclient over HTTP and gRPC, KServe's REST and gRPC."""
+"""Unmodified clients: tritonclient over HTTP and gRPC, KServe's REST and gRPC clients."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def bytes_input(name: str, *rows: bytes, binary: bool) -> Any:
     return tensor.set_data_from_numpy(np.array(rows, dtype=np.object_), binary_data=binary)
 
 
-def asked(script: str, *arguments: str) -> Any:
-    """What a script printed, run in its own process."""
+def run_script(script: str, *arguments: str) -> Any:
+    """The JSON that a script printed in its own process."""
     done = subprocess.run(
         [sys.executable, str(HERE / script), *arguments],
         capture_output=True,
@@ -46,7 +46,7 @@ def asked(script: str, *arguments: str) -> Any:
 
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("binary_out", [False, True, None])
-def test_tritonclient_http_in_every_mix_of_json_and_binary(
+def test_tritonclient_http_with_every_mix_of_json_and_binary(
     client: Any, binary_in: bool, binary_out: bool | None
 ) -> None:
     wanted = None
@@ -66,7 +66,7 @@ def test_tritonclient_http_in_every_mix_of_json_and_binary(
     assert result.as_numpy("seed").tolist() == [0, 1]
 
 
-def test_tritonclient_http_gets_the_bytes_that_it_sent(client: Any) -> None:
+def test_tritonclient_http_receives_the_bytes_that_it_sent(client: Any) -> None:
     picture = png((3, 2, 1))
     inputs = [
         bytes_input("prompt", b"a", binary=True),
@@ -97,16 +97,16 @@ def test_tritonclient_http_reads_health_and_metadata(client: Any) -> None:
     ],
     ids=["config", "statistics", "load", "model", "input"],
 )
-def test_tritonclient_http_shows_our_words(client: Any, ask: Any) -> None:
+def test_tritonclient_http_shows_the_servers_error_message(client: Any, ask: Any) -> None:
     with pytest.raises(triton.InferenceServerException) as caught:
         ask(client)
     assert caught.value.message()
     assert client.is_server_live()
 
 
-def test_tritonclient_grpc_gets_its_bytes_and_its_doubles(running: Running) -> None:
+def test_tritonclient_grpc_sends_bytes_and_doubles(running: Running) -> None:
     picture = png((7, 7, 7)).hex()
-    answer = asked("ask_triton_grpc.py", running.grpc_target, picture)
+    answer = run_script("ask_triton_grpc.py", running.grpc_target, picture)
     assert (answer["live"], answer["ready"], answer["model_ready"]) == (True, True, True)
     assert answer["metadata"]["versions"] == ["1"]
     assert answer["metadata"]["inputs"][0] == {
@@ -126,9 +126,9 @@ def test_tritonclient_grpc_gets_its_bytes_and_its_doubles(running: Running) -> N
     }
 
 
-def test_kserve_clients_over_rest_and_grpc(running: Running) -> None:
+def test_kserves_clients_over_rest_and_grpc(running: Running) -> None:
     picture = png((5, 6, 7)).hex()
-    answer = asked("ask_kserve.py", running.url, running.grpc_target, picture)
+    answer = run_script("ask_kserve.py", running.url, running.grpc_target, picture)
     for transport in ("rest", "grpc"):
         found = answer[transport]
         assert (found["live"], found["ready"], found["model_ready"]) == (True, True, True)

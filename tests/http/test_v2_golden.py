@@ -1,6 +1,6 @@
-"""The V2 wire as transcripts: a change of a single byte is a diff that somebody reads.
+"""Transcripts of the V2 wire format: any changed byte shows up as a diff.
 
-Delete a file and run the test to write it anew.
+Delete a file and run the test to write it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from google.protobuf import text_format
 
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, PIXEL, Running, infer_body
-from tests.http.wrongs import tensor
+from tests.http.error_checks import tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
 INFER = "/v2/models/echo/infer"
@@ -35,7 +35,7 @@ def same_as_golden(name: str, found: bytes) -> None:
 
 
 def transcript(reply: httpx.Response) -> bytes:
-    """Status, headers but for the date, body."""
+    """Status, headers except the date, and body."""
     heads = sorted((k, v) for k, v in reply.headers.items() if k != "date")
     head = "".join(f"{key}: {value}\n" for key, value in heads)
     return f"{reply.status_code}\n{head}\n".encode() + reply.content + b"\n"
@@ -49,12 +49,12 @@ def with_picture(**more: Any) -> dict[str, Any]:
     return body
 
 
-def test_an_answer_in_json(client: httpx.Client) -> None:
+def test_a_json_response(client: httpx.Client) -> None:
     reply = client.post(INFER, json=with_picture(parameters={"scale": 3.5}), headers=NAMED)
     same_as_golden("infer_json.http", transcript(reply))
 
 
-def test_an_answer_in_the_binary_extension(client: httpx.Client) -> None:
+def test_a_response_with_the_binary_extension(client: httpx.Client) -> None:
     prompt = struct.pack("<I", 1) + b"x"
     binary = {"drop": ("data",), "parameters": {"binary_data_size": len(prompt)}}
     body = {"inputs": [tensor(**binary)], "parameters": {"binary_data_output": True}}
@@ -79,12 +79,14 @@ def test_an_answer_in_the_binary_extension(client: httpx.Client) -> None:
         ("index", "POST", "/v2/repository/index", None),
     ],
 )
-def test_other_answers(client: httpx.Client, name: str, method: str, path: str, body: Any) -> None:
+def test_other_responses(
+    client: httpx.Client, name: str, method: str, path: str, body: Any
+) -> None:
     reply = client.request(method, path, json=body, headers=NAMED)
     same_as_golden(f"{name}.http", transcript(reply))
 
 
-def test_an_answer_over_grpc(running: Running) -> None:
+def test_a_grpc_response(running: Running) -> None:
     request = pb.ModelInferRequest(model_name="echo", id="call-7")
     entry = request.inputs.add(name="prompt", datatype="BYTES", shape=[2, 1])
     entry.contents.bytes_contents.extend([b"a red circle", "Zürich".encode()])

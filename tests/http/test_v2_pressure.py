@@ -1,5 +1,6 @@
-"""What happens to V2 callers when the engine is busy: they leave, they wait too long, they are too
-many, one of them is poison. The engine is held still by the test."""
+"""V2 clients while the engine is busy, held by the test: disconnects, deadlines, a full queue, a
+failing row.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def grpc_request(prompt: str, steps: int = 1) -> pb.ModelInferRequest:
 
 
 def send_only(running: Running, prompt: str, steps: int) -> socket.socket:
-    """A request on a raw socket, its answer not read."""
+    """Send a request on a raw socket without reading the response."""
     body = json.dumps(infer_body(prompt, parameters={"steps": steps})).encode()
     head = (
         "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n"
@@ -41,7 +42,7 @@ def send_only(running: Running, prompt: str, steps: int) -> socket.socket:
     return sock
 
 
-def test_a_rest_client_that_goes_away_frees_its_slot_within_one_step() -> None:
+def test_a_disconnected_rest_client_frees_its_slot_within_one_step() -> None:
     engine = ScriptedEngine(slots=1)
     with held(engine) as (running, model), Asking(running) as asking:
         gone = send_only(running, "gone", steps=100)
@@ -51,7 +52,7 @@ def test_a_rest_client_that_goes_away_frees_its_slot_within_one_step() -> None:
         model.wait_submitted()
         gone.close()
         assert model.left.wait(PATIENCE_S), "the server did not notice"
-        engine.take_steps(1)  # the one that was under way
+        engine.take_steps(1)  # the step in progress
         engine.wait_in_step()
         assert engine.steps == [("gone",)]
         assert engine.calls[-2:] == [("evict", "gone"), ("admit", "next")]
@@ -59,26 +60,26 @@ def test_a_rest_client_that_goes_away_frees_its_slot_within_one_step() -> None:
         assert waiting.result().status_code == 200
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_body_is_counted_and_forgotten() -> None:
-    def left() -> float:
+def test_a_disconnect_during_the_body_is_counted_as_cancelled() -> None:
+    def cancelled_count() -> float:
         labels = ("echo", "v2_rest", "infer", "cancelled")
         return metrics.requests_total.labels(*labels)._value.get()  # type: ignore[no-any-return]
 
     with held(ScriptedEngine(gated=False)) as (running, _):
-        before = left()
+        before = cancelled_count()
         head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: [::1]\r\ncontent-length: 100\r\n"
         with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
             sock.settimeout(PATIENCE_S)
             sock.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
-            assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+            assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")  # the body is being read
             assert running.server.registry.in_flight == 1
             sock.sendall(b"{")
         running.wait_idle()
-        assert left() == before + 1
-        assert running.stop() == 0  # nothing is left that a drain would wait for
+        assert cancelled_count() == before + 1
+        assert running.stop() == 0  # nothing is cancelled_count that a drain would wait for
 
 
-def test_a_grpc_client_that_goes_away_frees_its_slot_within_one_step() -> None:
+def test_a_cancelled_grpc_call_frees_its_slot_within_one_step() -> None:
     engine = ScriptedEngine(slots=1)
     with (
         held(engine) as (running, model),
@@ -110,7 +111,7 @@ def test_a_deadline_in_the_queue_is_504_and_the_job_never_starts(deadline: dict)
     with held(engine) as (running, _), Asking(running) as asking:
         busy = asking.post("busy")
         engine.wait_in_step()
-        late = asking.post("late", **deadline).result(PATIENCE_S)  # while the step is still held
+        late = asking.post("late", **deadline).result(PATIENCE_S)  # answered while the step is held
         assert late.status_code == 504
         assert "error" in late.json()
         engine.open()
@@ -137,7 +138,7 @@ def test_a_grpc_deadline_in_the_queue_is_deadline_exceeded_and_the_job_never_sta
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_beyond_the_capacity_a_job_is_refused_at_once_with_a_time_to_come_back(
+def test_a_full_queue_refuses_with_retry_after(
     status: int, record_property: pytest.RecordProperty
 ) -> None:
     engine = ScriptedEngine(slots=1)
@@ -165,7 +166,7 @@ def test_beyond_the_capacity_a_job_is_refused_at_once_with_a_time_to_come_back(
         assert [x.result(PATIENCE_S).status_code for x in accepted] == [200, 200, 200]
 
 
-def test_more_rows_than_could_ever_wait_are_a_400_and_nothing_is_admitted() -> None:
+def test_more_rows_than_the_queue_holds_are_a_400_and_none_is_admitted() -> None:
     engine = ScriptedEngine(slots=1, gated=False)
     with held(engine, small_settings(queue={"capacity": 4})) as (running, _):
         with running.client() as http:
@@ -175,7 +176,7 @@ def test_more_rows_than_could_ever_wait_are_a_400_and_nothing_is_admitted() -> N
         assert not [call for call in engine.calls if call[0] == "admit"]
 
 
-def test_a_row_that_raises_fails_alone_and_its_neighbours_get_theirs() -> None:
+def test_a_failing_row_fails_alone() -> None:
     engine = ScriptedEngine(slots=8)
     engine.poison["row 3"] = ValueError("secret detail in /mnt/models")
     with held(engine) as (running, model), Asking(running) as asking:
@@ -189,7 +190,7 @@ def test_a_row_that_raises_fails_alone_and_its_neighbours_get_theirs() -> None:
         assert "secret" not in replies[3].text
 
 
-def test_what_nobody_raised_on_purpose_is_an_internal_error_and_the_connection_lives() -> None:
+def test_an_unexpected_error_is_a_500_and_the_connection_stays_open() -> None:
     with held(ScriptedEngine(gated=False)) as (running, model), running.client() as http:
 
         def broken(request: object) -> None:
@@ -215,7 +216,7 @@ def test_what_nobody_raised_on_purpose_is_an_internal_error_and_the_connection_l
 @pytest.mark.parametrize(
     "path", ["/v2/models/echo/infer", "/v1/chat/completions", "/v2/repository/index"]
 )
-def test_a_body_that_was_announced_and_never_begins_is_given_up(path: str) -> None:
+def test_a_body_that_never_starts_times_out(path: str) -> None:
     settings = small_settings(server={"body_timeout_s": 0.2})
     with held(ScriptedEngine(gated=False), settings) as (running, _):
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n"
@@ -225,7 +226,7 @@ def test_a_body_that_was_announced_and_never_begins_is_given_up(path: str) -> No
             assert sock.recv(4096).startswith(b"HTTP/1.1 504 ")
 
 
-def test_a_deadline_in_the_middle_of_a_body_is_504_and_the_next_caller_is_served() -> None:
+def test_a_deadline_during_the_body_is_504_and_the_next_request_is_served() -> None:
     with held(ScriptedEngine(gated=False)) as (running, _), running.client() as http:
         head = "POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
         with socket.create_connection(("127.0.0.1", running.server.http_port)) as sock:
@@ -236,7 +237,7 @@ def test_a_deadline_in_the_middle_of_a_body_is_504_and_the_next_caller_is_served
         running.wait_idle()
 
 
-def test_rows_that_could_never_wait_are_refused_before_anything_is_made_for_each() -> None:
+def test_too_many_rows_are_refused_before_any_is_decoded() -> None:
     engine = ScriptedEngine(gated=False)
     with held(engine) as (running, model), running.client() as http:
         refused = http.post("/v2/models/echo/infer", json=infer_body(*[""] * 20_000))

@@ -1,4 +1,4 @@
-"""V2 over REST as raw HTTP: JSON, the binary extension, metadata, versions, repository."""
+"""V2 over REST as raw HTTP: JSON, the binary extension, metadata, versions, the repository API."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ HEAD = "inference-header-content-length"
 
 
 def raw_bytes(*rows: bytes) -> bytes:
-    """Elements of a BYTES tensor as the binary extension has them."""
+    """Elements of a BYTES tensor in the binary extension."""
     return b"".join(struct.pack("<I", len(row)) + row for row in rows)
 
 
 def raw_input(name: str, shape: list[int], raw: bytes) -> dict:
-    """An input whose bytes come behind the JSON."""
+    """An input whose raw bytes follow the JSON."""
     size = {"binary_data_size": len(raw)}
     return {"name": name, "datatype": "BYTES", "shape": shape, "parameters": size}
 
 
 def binary_request(body: dict, *tensors: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request with raw tensors behind its JSON."""
+    """Body and headers of a request whose raw tensors follow the JSON."""
     head = json.dumps(body).encode()
     return head + b"".join(tensors), {
         HEAD: str(len(head)),
@@ -35,7 +35,7 @@ def binary_request(body: dict, *tensors: bytes) -> tuple[bytes, dict[str, str]]:
     }
 
 
-def test_json_in_json_out_with_the_picture_as_base64_that_says_so(client: httpx.Client) -> None:
+def test_a_json_response_has_the_picture_as_declared_base64(client: httpx.Client) -> None:
     reply = client.post(INFER, json=infer_body("a", "b", id="r1"))
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "application/json"
@@ -49,7 +49,7 @@ def test_json_in_json_out_with_the_picture_as_base64_that_says_so(client: httpx.
     assert body["parameters"] == {"rows": 2, "precision": "none"}
 
 
-def test_raw_bytes_in_are_raw_bytes_out(client: httpx.Client) -> None:
+def test_binary_request_and_response(client: httpx.Client) -> None:
     picture = png((1, 2, 3))
     prompt, image = raw_bytes(b"x"), raw_bytes(picture)
     body = {
@@ -73,7 +73,7 @@ def test_raw_bytes_in_are_raw_bytes_out(client: httpx.Client) -> None:
     assert reply.content[length:] == raw_bytes(picture)
 
 
-def test_a_picture_as_base64_in_json_is_the_same_picture(client: httpx.Client) -> None:
+def test_a_base64_picture_in_json_equals_the_raw_picture(client: httpx.Client) -> None:
     picture = png((9, 9, 9))
     body = infer_body("x")
     encoded = base64.b64encode(picture).decode()
@@ -91,7 +91,7 @@ def test_a_picture_as_base64_in_json_is_the_same_picture(client: httpx.Client) -
         "application/octet-stream",
     ],
 )
-def test_json_is_taken_with_or_without_a_content_type(
+def test_json_is_accepted_without_a_content_type(
     client: httpx.Client, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
@@ -99,26 +99,26 @@ def test_json_is_taken_with_or_without_a_content_type(
     assert reply.status_code == 200
 
 
-def test_nested_data_means_the_same_as_flat(client: httpx.Client) -> None:
+def test_nested_data_equals_flat_data(client: httpx.Client) -> None:
     tensor = {"name": "prompt", "datatype": "BYTES", "shape": [2, 1], "data": [["a"], ["b"]]}
     nested = client.post(INFER, json={"inputs": [tensor]}).json()
     flat = client.post(INFER, json={"inputs": [tensor | {"data": ["a", "b"]}]}).json()
     assert nested["outputs"] == flat["outputs"]
 
 
-def test_only_the_wanted_outputs_come_in_the_wanted_order(client: httpx.Client) -> None:
+def test_requested_outputs_are_returned_in_order(client: httpx.Client) -> None:
     wanted = [{"name": "seed"}, {"name": "echo"}]
     outputs = client.post(INFER, json=infer_body(outputs=wanted)).json()["outputs"]
     assert [tensor["name"] for tensor in outputs] == ["seed", "echo"]
 
 
-def test_text_of_any_language_comes_back_as_it_went(client: httpx.Client) -> None:
+def test_text_of_any_language_round_trips(client: httpx.Client) -> None:
     prompt = "Zürich 東京 🦊 \u0000 שלום"
     outputs = client.post(INFER, json=infer_body(prompt)).json()["outputs"]
     assert outputs[0]["data"] == [prompt]
 
 
-def test_every_answer_names_the_request(client: httpx.Client) -> None:
+def test_every_response_has_the_request_id(client: httpx.Client) -> None:
     given = client.get("/v2", headers={"x-request-id": "abc-1"})
     made = client.post(INFER, json=infer_body())
     refused = client.get("/nowhere", headers={"x-request-id": "abc-2"})
@@ -130,7 +130,7 @@ def test_every_answer_names_the_request(client: httpx.Client) -> None:
     assert strange.headers["x-request-id"] != "a b"
 
 
-def test_metadata_has_true_names_and_shapes(client: httpx.Client) -> None:
+def test_metadata_has_names_and_shapes(client: httpx.Client) -> None:
     server = client.get("/v2").json()
     model = client.get("/v2/models/echo").json()
     assert server["name"] == "vision-predictors"
@@ -141,7 +141,7 @@ def test_metadata_has_true_names_and_shapes(client: httpx.Client) -> None:
     assert client.get("/v2/models").json() == {"models": ["echo"]}
 
 
-def test_version_1_is_served_and_no_other(client: httpx.Client) -> None:
+def test_only_version_1_is_served(client: httpx.Client) -> None:
     assert client.get("/v2/models/echo/versions/1").json() == client.get("/v2/models/echo").json()
     assert client.get("/v2/models/echo/versions/1/ready").status_code == 200
     reply = client.post("/v2/models/echo/versions/1/infer", json=infer_body())
@@ -154,14 +154,14 @@ def test_version_1_is_served_and_no_other(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("verb", ["load", "unload"])
-def test_the_repository_is_not_for_strangers(client: httpx.Client, verb: str) -> None:
+def test_the_repository_api_is_disabled_by_default(client: httpx.Client, verb: str) -> None:
     reply = client.post(f"/v2/repository/models/echo/{verb}")
     assert reply.status_code == 501
     assert "off" in reply.json()["error"]
     assert client.post(INFER, json=infer_body()).status_code == 200
 
 
-def test_where_it_is_allowed_a_model_goes_out_of_service_and_back() -> None:
+def test_with_the_repository_api_a_model_can_be_unloaded_and_loaded() -> None:
     settings = small_settings(server={"repository_api": True})
     with serving(echo("one", settings), echo("two", settings), settings=settings) as running:
         http = running.client()
@@ -182,13 +182,13 @@ def test_where_it_is_allowed_a_model_goes_out_of_service_and_back() -> None:
 
 
 @pytest.mark.parametrize("verb", ["predict", "explain"])
-def test_v1_inference_is_not_offered_and_says_where_to_go(client: httpx.Client, verb: str) -> None:
+def test_v1_inference_is_501_and_names_v2(client: httpx.Client, verb: str) -> None:
     reply = client.post(f"/v1/models/echo:{verb}", json={"instances": []})
     assert reply.status_code == 501
     assert reply.json() == {"error": "V1 inference is not offered; use POST /v2/models/echo/infer"}
 
 
-def test_metrics_come_in_both_formats_and_count_each_request_once(running: Running) -> None:
+def test_metrics_in_both_formats_count_each_request_once(running: Running) -> None:
     with running.client() as client:
 
         def count(reason: str, model: str = "echo") -> float:
@@ -211,7 +211,7 @@ def test_metrics_come_in_both_formats_and_count_each_request_once(running: Runni
         assert open_metrics.text.endswith("# EOF\n")
 
 
-def test_no_answer_invites_other_origins(client: httpx.Client) -> None:
+def test_no_response_has_cors_headers(client: httpx.Client) -> None:
     reply = client.get("/v2", headers={"origin": "http://evil.example"})
     preflight = client.options(INFER, headers={"origin": "http://evil.example"})
     assert (reply.status_code, preflight.status_code) == (403, 403)
@@ -228,7 +228,7 @@ def test_no_answer_invites_other_origins(client: httpx.Client) -> None:
         "/v2/models/nobody",
     ],
 )  # fmt: skip
-def test_what_is_only_read_may_have_a_slash_at_its_end(client: httpx.Client, path: str) -> None:
+def test_get_routes_accept_a_trailing_slash(client: httpx.Client, path: str) -> None:
     plain, slashed = client.get(path), client.get(f"{path}/")
     assert (slashed.status_code, slashed.content) == (plain.status_code, plain.content)
     assert client.head(f"{path}/").status_code == plain.status_code
@@ -240,5 +240,5 @@ def test_what_is_only_read_may_have_a_slash_at_its_end(client: httpx.Client, pat
 @pytest.mark.parametrize(
     "path", [INFER, "/v1/chat/completions", "/v2/repository/models/echo/unload", "/v2"]
 )
-def test_what_may_be_a_command_has_one_spelling(client: httpx.Client, path: str) -> None:
+def test_other_methods_refuse_a_trailing_slash(client: httpx.Client, path: str) -> None:
     assert client.post(f"{path}/", json=infer_body("a")).status_code == 404

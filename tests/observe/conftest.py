@@ -3,7 +3,6 @@ durations of a test."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.observe.alertmanager import BINARY
-
-ROOT = Path(__file__).resolve().parents[2]
+from tools import alerts
 
 WriteRules = Callable[[Mapping[str, Mapping[str, Any]]], list[Path]]
 
@@ -36,21 +34,14 @@ def needs_alertmanager() -> None:
 def write_rules(tmp_path_factory: pytest.TempPathFactory) -> WriteRules:
     """`write_rules({"QueueSaturated": {"for": "1s"}})`: the files that `make docs` would write with
     these values laid over those of charts/predictors/alerts/values.yaml."""
-    spec = importlib.util.spec_from_file_location("alert_rules", ROOT / "tools/alerts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    shipped = module.values()
+    shipped = alerts.shipped_values()
 
     def write(chosen: Mapping[str, Mapping[str, Any]]) -> list[Path]:
-        alerts = {name: {**was, **chosen.get(name, {})} for name, was in shipped["alerts"].items()}
-        assert set(chosen) <= set(alerts), "an alert that does not exist"
-        module.values = lambda: {**shipped, "alerts": alerts}  # type: ignore[attr-defined]
+        changed = {name: {**was, **chosen.get(name, {})} for name, was in shipped["alerts"].items()}
+        assert set(chosen) <= set(changed), "an alert that does not exist"
         folder = tmp_path_factory.mktemp("rules")
-        texts = module.files()
-        for name in ("recording.yaml", "alerts.yaml"):
-            (folder / name).write_text(texts[name])
+        for name, text in alerts.rules({**shipped, "alerts": changed}).items():
+            (folder / name).write_text(text)
         return [folder / "recording.yaml", folder / "alerts.yaml"]
 
     return write

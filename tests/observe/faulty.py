@@ -63,20 +63,20 @@ class Faults:
 def infest(faults: Faults) -> None:
     """Put the faults into both rooms."""
     from predictors.chat.engine import ChatEngine
-    from predictors.diffusion.engine import FluxEngine
-    from predictors.diffusion.predictor import FluxPredictor
+    from predictors.diffusion.engine import DiffusionEngine
+    from predictors.diffusion.predictor import DiffusionPredictor
 
-    rooms: dict[str, Any] = {"flux": FluxEngine, "qwen-vl": ChatEngine}
+    rooms: dict[str, Any] = {"flux": DiffusionEngine, "qwen-vl": ChatEngine}
     for model, engine in rooms.items():
         _infest_engine(model, engine, faults)
-    prepare = FluxPredictor.prepare
+    prepare = DiffusionPredictor.prepare
 
     def with_a_bug(self: Any, request: Any) -> Any:
         if request.prompt == BUG:
             raise KeyError("what nobody thought of")
         return prepare(self, request)
 
-    FluxPredictor.prepare = with_a_bug  # type: ignore[method-assign]
+    DiffusionPredictor.prepare = with_a_bug  # type: ignore[method-assign]
 
 
 def _infest_engine(model: str, engine: Any, faults: Faults) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +249,7 @@ def test_every_alert_has_cases() -> None:
     assert all(len(cases) >= 2 for cases in CASES.values())
 
 
-def test_the_rules_are_current_and_valid(promtool: str) -> None:
-    assert subprocess.run([sys.executable, "tools/alerts.py", "--check"], cwd=ROOT).returncode == 0
+def test_the_rules_are_valid(promtool: str) -> None:
     files = [str(ALERTS / f"{name}.yaml") for name in ("alerts", "recording")]
     run = subprocess.run([promtool, "check", "rules", *files], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -3,7 +3,6 @@ real server under mixed load, and the outcomes that it counted are those that th
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import statistics
@@ -24,8 +23,9 @@ from tests.observe.daemon import wait_until
 from tests.observe.live import MODELS, Live
 from tests.observe.load import LEFT_OR_OK, mixed_load
 from tests.observe.prometheus import Prometheus
-from tests.observe.test_alerts import ROOT, RULES, known
+from tests.observe.test_alerts import RULES, known
 from tests.observe.test_dashboard import BOARD, PANELS
+from tools import dashboard_pictures
 
 POD = {"namespace": "observed", "isvc": "pictures", "pod": "pictures-predictor-0"}
 LOAD_S = 20.0
@@ -158,12 +158,10 @@ def test_panels_that_show_a_rate_show_more_than_nothing(observed: Observed) -> N
 def test_a_row_is_drawn_where_it_has_data(
     observed: Observed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    drawing = importlib.import_module("dashboard_pictures")
-    monkeypatch.setattr(drawing, "FOLDER", tmp_path / "pictures")
-    assert drawing.draw("Saturation", observed)
-    assert drawing.is_current("Saturation")
-    assert drawing.draw("GPU", observed) == torch.cuda.is_available()
+    monkeypatch.setattr(dashboard_pictures, "FOLDER", tmp_path / "pictures")
+    assert dashboard_pictures.draw("Saturation", observed)
+    assert dashboard_pictures.is_current("Saturation")
+    assert dashboard_pictures.draw("GPU", observed) == torch.cuda.is_available()
 
 
 def test_every_variable_of_the_dashboard_can_be_chosen(observed: Observed) -> None:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from predictors.chat import codec as qwen_vl_codec
 from predictors.diffusion import codec as flux_codec
-from predictors.diffusion.request import Wish
+from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.openai import chat_body, images_body
@@ -136,8 +136,8 @@ def test_every_field_of_a_message_is_named() -> None:
 
 
 def test_v2_names_are_the_codecs() -> None:
-    wishes = {field.name for field in fields(Wish)}
-    assert names("FLUX") == wishes | {"timeout"}
+    parameters = {field.name for field in fields(ImageParameters)}
+    assert names("FLUX") == parameters | {"timeout"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
     assert names("Qwen2.5-VL") == inputs | sampling | {"timeout"}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 
 from predictors.__main__ import build
 from predictors.compute.profiling.profiler import Profiler
+from predictors.operators.admin import admin_routes
 from predictors.settings import ServerSettings
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, echo, held, serving, small_settings
@@ -73,7 +75,10 @@ def watched(profilers: Profilers) -> Iterator[Running]:
         build(FLUX, CHECKPOINTS / "shapes-flux", settings),
         build(QWEN_VL, CHECKPOINTS / "shapes-qwen-vl", settings),
     ]
-    more: Any = {"settings": settings, "make_profiler": profilers}
+    more: Any = {
+        "settings": settings,
+        "admin_routes": partial(admin_routes, make_profiler=profilers),
+    }
     with serving(*models, **more) as running:  # type: ignore[arg-type]
         yield running
 
@@ -274,7 +279,10 @@ def test_the_port_is_off_by_default() -> None:
 def profiled(make_profiler: Callable[[], Any]) -> Iterator[tuple[Running, Asking, httpx.Client]]:
     """A model that echoes, who asks it, and a client of its admin port with these profilers."""
     settings = small_settings(server={"admin_port": 0})
-    more: Any = {"settings": settings, "make_profiler": make_profiler}
+    more: Any = {
+        "settings": settings,
+        "admin_routes": partial(admin_routes, make_profiler=make_profiler),
+    }
     with (
         serving(echo(settings=settings), **more) as running,
         Asking(running) as asking,
@@ -344,6 +352,7 @@ def test_a_profiler_that_fails_harms_no_request_and_leaks_nothing() -> None:
 
 def test_a_server_without_a_profiler_says_so() -> None:
     settings = small_settings(server={"admin_port": 0})
-    with held(ScriptedEngine(), settings) as (running, _), admin_of(running) as admin:
+    serving_it = held(ScriptedEngine(), settings, admin_routes=admin_routes)
+    with serving_it as (running, _), admin_of(running) as admin:
         assert admin.post("/debug/profile", json={"model": "echo"}).status_code == 501
         assert admin.get("/debug/engine").json()["models"]["echo"]["state"] == "ready"

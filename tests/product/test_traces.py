@@ -228,7 +228,7 @@ def test_without_an_exporter_nothing_is_traced(product: Running) -> None:
     ],
 )
 def test_tracing_is_off_unless_an_endpoint_is_named(environ: dict[str, str]) -> None:
-    assert tracing.configure(environ) is False
+    assert tracing.configure_tracing(environ) is False
     assert tracing.begin("x", SAMPLED, {}) is None
 
 
@@ -247,7 +247,8 @@ def test_spans_reach_a_collector_by_the_standard_variables() -> None:
             pass
 
     code = (
-        "import os, json; from predictors import tracing; assert tracing.configure(os.environ);"
+        "import os, json; from predictors.observe import tracing;"
+        "assert tracing.configure_tracing(os.environ);"
         "tracing.begin('asked', {}, {'protocol': 'p'}).end({'model': 'm'}); tracing.stop()"
     )
     with HTTPServer(("127.0.0.1", 0), Collector) as server:

@@ -1,4 +1,4 @@
-"""Errors on the wire: status, code, body, Retry-After; and a request counted exactly once."""
+"""Errors on the wire: status, code, body, Retry-After."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from predictors import errors, metrics
 from predictors.protocol import faults
-from predictors.protocol.faults import Fault, Tally, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.methods import status_details
 
 Code = grpc.StatusCode
@@ -63,20 +63,20 @@ def test_every_error_has_its_status_code_and_reason(
     assert fault.type == expected
 
 
-def test_no_error_of_the_tree_was_forgotten() -> None:
+def test_every_class_of_the_error_tree_is_in_the_table() -> None:
     own = {kind for kind in all_kinds(errors.ServingError) if kind.__module__ == errors.__name__}
     assert {type(row[0]) for row in TABLE} == own
     assert {row[4] for row in TABLE} | {"ok"} == set(metrics.REASONS)
 
 
-def test_a_subclass_is_shown_as_what_it_is_a_kind_of() -> None:
+def test_a_subclass_is_rendered_as_its_base_class() -> None:
     class Special(errors.TooLarge):
         pass
 
     assert fault_of(Special("x")).status == 413
 
 
-def test_both_bodies_say_the_same() -> None:
+def test_v2_and_openai_bodies_carry_the_same_message() -> None:
     fault = fault_of(errors.InvalidRequest("width must be positive", param="width", row=2))
     assert json.loads(fault.v2_body()) == {"error": "row 2: width must be positive"}
     assert json.loads(fault.openai_body())["error"] == {
@@ -87,7 +87,7 @@ def test_both_bodies_say_the_same() -> None:
     }
 
 
-def test_what_nobody_raised_on_purpose_is_logged_and_not_shown(
+def test_an_unexpected_exception_is_logged_and_not_shown_to_the_caller(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -98,7 +98,7 @@ def test_what_nobody_raised_on_purpose_is_logged_and_not_shown(
     assert "/mnt/models/secret" in caplog.text
 
 
-def test_overload_is_503_or_429_as_set_and_says_when_to_come_back() -> None:
+def test_overload_is_503_or_429_as_set_and_has_retry_after() -> None:
     error = errors.Overloaded("full", retry_after_s=2.1)
     gateway, client = fault_of(error), fault_of(error, overload_status=429)
     assert (gateway.status, client.status) == (503, 429)
@@ -108,9 +108,9 @@ def test_overload_is_503_or_429_as_set_and_says_when_to_come_back() -> None:
     assert fault_of(errors.NotReady("x"), overload_status=429).status == 503
 
 
-def test_only_what_may_work_later_says_when() -> None:
-    told = {type(row[0]) for row in TABLE if fault_of(row[0]).headers}
-    assert told == {errors.Overloaded, errors.NotReady, errors.Draining}
+def test_only_temporary_failures_have_retry_after() -> None:
+    found = {type(row[0]) for row in TABLE if fault_of(row[0]).headers}
+    assert found == {errors.Overloaded, errors.NotReady, errors.Draining}
 
 
 def test_a_message_is_bounded_and_always_encodable() -> None:
@@ -129,50 +129,8 @@ def test_a_grpc_status_with_retry_info_is_what_googles_protos_say() -> None:
     assert status_details(fault) == expected
 
 
-def test_a_grpc_status_without_a_time_has_no_retry_info() -> None:
+def test_a_grpc_status_without_retry_after_has_no_retry_info() -> None:
     assert status_details(fault_of(errors.NotFound("no"))) == b"\x08\x05\x12\x02no"
-
-
-def test_a_request_is_counted_once_however_often_it_ends() -> None:
-    def count(reason: str) -> float:
-        return metrics.requests_total.labels("tally", "v2_rest", "infer", reason)._value.get()
-
-    times = iter([10.0, 12.5, 99.0])
-    tally = Tally("v2_rest", "infer", clock=lambda: next(times))
-    tally.model = "tally"
-    tally.end("ok")
-    tally.end("internal")
-    assert (count("ok"), count("internal")) == (1, 0)
-    seconds = metrics.request_seconds.labels("tally", "v2_rest", "ok")
-    assert seconds._sum.get() == 2.5
-
-
-def test_a_request_for_nobody_is_counted_under_one_label() -> None:
-    def count() -> float:
-        series = metrics.requests_total.labels("unknown", "v2_rest", "infer", "not_found")
-        return series._value.get()  # type: ignore[no-any-return]
-
-    before = count()
-    Tally("v2_rest", "infer").end("not_found")
-    assert count() == before + 1
-
-
-async def test_attempt_returns_what_was_raised_but_lets_cancellation_pass() -> None:
-    import asyncio
-
-    async def good() -> int:
-        return 7
-
-    async def bad() -> int:
-        raise KeyError("x")
-
-    async def stopped() -> int:
-        raise asyncio.CancelledError
-
-    assert await attempt(good()) == 7
-    assert isinstance(await attempt(bad()), KeyError)
-    with pytest.raises(asyncio.CancelledError):
-        await attempt(stopped())
 
 
 def test_a_fault_without_param_says_null() -> None:

@@ -1,4 +1,4 @@
-"""What we write, Pillow reads: the same pixels, at every level, of every size and layout."""
+"""Written PNG files, read back by Pillow, at every level and for any size and strides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read(file: bytes) -> Pixels:
 
 
 def chunks(file: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and body of each chunk; every checksum holds and nothing is left over."""
+    """Type and body of each chunk. Checks every checksum, and that nothing is left over."""
     assert file[:8] == b"\x89PNG\r\n\x1a\n"
     place, found = 8, []
     while place < len(file):
@@ -57,21 +57,19 @@ def chunks(file: bytes) -> list[tuple[bytes, bytes]]:
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from(KINDS), st.sampled_from(LEVELS))
-def test_pillow_reads_the_pixels_that_were_written(
-    height: int, width: int, kind: str, level: int
-) -> None:
+def test_pillow_reads_the_written_pixels(height: int, width: int, kind: str, level: int) -> None:
     pixels = picture(kind, height, width)
     assert np.array_equal(read(write_png(pixels, level)), pixels)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_smallest_picture_is_written_at_every_level(level: int) -> None:
+def test_a_picture_of_one_pixel_is_written_at_every_level(level: int) -> None:
     pixels = np.array([[[255, 0, 7]]], np.uint8)
     assert np.array_equal(read(write_png(pixels, level)), pixels)
 
 
 @pytest.mark.parametrize("level", [0, 1, 6])
-def test_views_are_written_as_what_they_show(level: int) -> None:
+def test_strided_views_are_written_correctly(level: int) -> None:
     whole = picture("photograph", 61, 47)
     views = [
         whole[::2, 3:40],
@@ -84,7 +82,7 @@ def test_views_are_written_as_what_they_show(level: int) -> None:
         assert np.array_equal(read(write_png(view, level)), view)
 
 
-def test_a_file_holds_size_pixels_and_end_and_nothing_else() -> None:
+def test_a_file_has_no_metadata() -> None:
     pixels = picture("photograph", 33, 65)
     (head, header), (middle, body), (end, nothing) = chunks(write_png(pixels, 1))
     assert (head, middle, end, nothing) == (b"IHDR", b"IDAT", b"IEND", b"")
@@ -99,7 +97,7 @@ def test_the_same_pixels_make_the_same_file(level: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "chosen"), [("across", 2), ("down", 1)])
-def test_the_filter_is_the_one_that_leaves_less(kind: str, chosen: int) -> None:
+def test_the_filter_with_smaller_differences_is_chosen(kind: str, chosen: int) -> None:
     _, (_, body), _ = chunks(write_png(picture(kind, 64, 64), 1))
     assert zlib.decompress(body)[0] == chosen
 

@@ -1,4 +1,4 @@
-"""The door: who is served, who is ready, who may still come in."""
+"""The registry: models by name, their readiness, and the requests in flight."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 
 
-class Host:
-    """As much of a host as liveness asks."""
-
-    def __init__(self) -> None:
-        self.is_alive = True
-
-
 class Model:
-    """As much of a model as the registry asks."""
+    """`Served` and `Startable` by attributes."""
+
+    file_inputs = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_ready = True
-        self.host = Host()
+        self.is_alive = True
+
+    def start(self, on_failed: Any = None) -> None:
+        raise NotImplementedError
+
+    def cut_off(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
 
     async def healthy(self) -> bool:
         return self.is_ready
@@ -62,11 +66,11 @@ def test_models_are_found_by_name_and_version_1(registry: Registry) -> None:
     assert len(caught.value.message) < 200
 
 
-def test_labels_are_bounded_whatever_callers_send(registry: Registry) -> None:
+def test_the_label_of_a_model_that_is_not_served_is_unknown(registry: Registry) -> None:
     assert [registry.label(x) for x in ("one", "three", "")] == ["one", "unknown", "unknown"]
 
 
-async def test_all_are_ready_when_each_is(registry: Registry) -> None:
+async def test_all_are_ready_when_every_model_is(registry: Registry) -> None:
     assert await registry.all_ready()
     model(registry, "two").is_ready = False
     assert await registry.is_ready("one")
@@ -74,46 +78,48 @@ async def test_all_are_ready_when_each_is(registry: Registry) -> None:
     assert not await Registry([], Settings()).all_ready()
 
 
-def test_the_gauge_of_requests_in_flight_is_what_the_operator_is_shown(registry: Registry) -> None:
+def test_requests_in_flight_are_counted_by_a_gauge(registry: Registry) -> None:
     for name in ("one", "two", "one"):
-        registry.enter(name)
+        registry.begin_request(name)
     assert registry.in_flight == 3
     assert REGISTRY.get_sample_value("predictors_requests_in_flight") == 3
     for _ in range(3):
-        registry.leave()
+        registry.end_request()
     assert REGISTRY.get_sample_value("predictors_requests_in_flight") == 0
 
 
-def test_one_dead_engine_is_enough_to_be_restarted(registry: Registry) -> None:
+def test_one_dead_engine_makes_the_process_not_live(registry: Registry) -> None:
     assert registry.is_live()
     model(registry, "two").is_alive = False
     assert not registry.is_live()
 
 
-async def test_draining_closes_the_door_but_lets_those_inside_finish(registry: Registry) -> None:
+async def test_draining_refuses_new_requests_and_waits_for_those_in_flight(
+    registry: Registry,
+) -> None:
     metrics.draining.set(0)
-    registry.enter("one")
+    registry.begin_request("one")
     registry.drain()
     assert metrics.draining._value.get() == 1
     assert registry.is_draining
     assert not await registry.is_ready("one")
     with pytest.raises(Draining):
-        registry.enter("two")
+        registry.begin_request("two")
     assert registry.in_flight == 1
     assert not await registry.wait_idle(0.001)
-    registry.leave()
+    registry.end_request()
     assert await registry.wait_idle(20.0)
     metrics.draining.set(0)
 
 
-async def test_a_withdrawn_model_comes_back(registry: Registry) -> None:
+async def test_a_withdrawn_model_can_be_restored(registry: Registry) -> None:
     registry.withdraw("one")
     assert not await registry.is_ready("one")
     with pytest.raises(NotReady, match="model 'one' is unloaded"):
-        registry.enter("one")
-    registry.enter("two")
+        registry.begin_request("one")
+    registry.begin_request("two")
     registry.restore("one")
-    registry.enter("one")
+    registry.begin_request("one")
     assert registry.in_flight == 2
     for change in (registry.withdraw, registry.restore):
         with pytest.raises(NotFound):

@@ -1,6 +1,4 @@
-"""Hosts for one test: started, stopped at its end whatever happened, each under a model name of its
-own.
-"""
+"""Hosts for tests, each with its own model name, stopped at the end of the test."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ MakeHost = Callable[..., EngineHost[Task, str]]
 
 @pytest.fixture
 def make_host() -> Iterator[MakeHost]:
-    """`make_host(engine, clock=..., start=True, capacity=...)`: a host that is ready when it is
-    returned.
-    """
+    """`make_host(engine, clock=..., start=True, capacity=...)` returns a host that is ready."""
     made: list[tuple[EngineHost[Task, str], Any]] = []
 
     def make(
@@ -52,7 +48,7 @@ def make_host() -> Iterator[MakeHost]:
 def submit(
     host: EngineHost[Task, str], *tasks: Task, deadline: float | None = None, request_id: str = "r"
 ) -> list[Job[Task, str]]:
-    """The tasks as one request."""
+    """Submit the tasks as one request."""
     return host.submit(tasks, request_id=request_id, deadline=deadline)
 
 
@@ -66,5 +62,5 @@ def busy(
 
 
 def sample(name: str, host: EngineHost[Task, str], **labels: str) -> float:
-    """A series of this host's model; 0 where nobody has touched it."""
+    """The value of a series of this host's model; 0 where there is none."""
     return REGISTRY.get_sample_value(name, {"model": host.model, **labels}) or 0.0

@@ -1,5 +1,5 @@
-"""The door: who is let in, in which order, who is refused with what, and who leaves the queue
-before starting.
+"""Admission: which jobs are accepted, in which order, with which errors others are refused, and
+how jobs leave the queue before they start.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ def test_job_ids_say_request_and_row(make_host: MakeHost) -> None:
     assert [j.id for j in submit(host, Task("c"), request_id="one")] == ["one"]
 
 
-def test_with_all_slots_busy_64_wait_and_the_next_is_refused_at_once(make_host: MakeHost) -> None:
+def test_with_all_slots_busy_64_jobs_wait_and_the_next_is_refused_at_once(
+    make_host: MakeHost,
+) -> None:
     engine = ScriptedEngine(slots=2)
     host = make_host(engine)
     running = busy(host, engine, steps=1)
     waiting = [submit(host, Task(f"w{i}"))[0] for i in range(64)]
-    assert (host.running, host.waiting) == (2, 64)
+    assert (len(host.jobs.running), host.jobs.waiting) == (2, 64)
     with pytest.raises(Overloaded) as refused:  # while the engine is inside its step
         submit(host, Task("one too many"))
     assert refused.value.retry_after_s >= 1
@@ -89,19 +91,19 @@ def test_free_slots_come_on_top_of_the_capacity(make_host: MakeHost) -> None:
     assert not job.done
 
 
-def test_a_request_is_let_in_whole_or_not_at_all(make_host: MakeHost) -> None:
+def test_a_request_is_accepted_whole_or_not_at_all(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, capacity=4)
     busy(host, engine)
     submit(host, *names("a", "b", "c"))
     with pytest.raises(Overloaded, match="3 of 4 places are taken, 2 needed"):
         submit(host, *names("d", "e"))
-    assert host.waiting == 3
+    assert host.jobs.waiting == 3
     submit(host, Task("f"))
-    assert host.waiting == 4
+    assert host.jobs.waiting == 4
 
 
-def test_a_request_with_more_rows_than_may_ever_wait_is_invalid(make_host: MakeHost) -> None:
+def test_a_request_with_more_rows_than_the_queue_holds_is_invalid(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(slots=8), capacity=4)
     with pytest.raises(InvalidRequest, match="1 to 4 rows, not 5"):
         submit(host, *names(*"abcde"))
@@ -112,7 +114,7 @@ def test_a_request_with_more_rows_than_may_ever_wait_is_invalid(make_host: MakeH
     assert sample("predictors_admission_rejected_total", host, reason="invalid_input") == 10
 
 
-def test_a_row_that_could_never_run_is_named_and_nothing_is_let_in(make_host: MakeHost) -> None:
+def test_a_row_that_could_never_run_is_named_and_no_row_is_accepted(make_host: MakeHost) -> None:
     engine = ScriptedEngine(budget=10)
     host = make_host(engine)
     with pytest.raises(InvalidRequest, match=r"^row 1: size 11 exceeds 10$") as refused:
@@ -121,7 +123,7 @@ def test_a_row_that_could_never_run_is_named_and_nothing_is_let_in(make_host: Ma
     with pytest.raises(InvalidRequest, match=r"^size 11 exceeds 10$"):
         submit(host, Task("b", size=11))
     assert engine.steps == []
-    assert host.waiting == host.running == 0
+    assert host.jobs.waiting == len(host.jobs.running) == 0
 
 
 def test_the_kind_of_an_invalid_row_is_kept(
@@ -160,7 +162,7 @@ def test_a_small_job_passes_a_large_one_that_does_not_fit_yet(make_host: MakeHos
     assert engine.steps == [("long",), ("long", "small"), ("long",), ("large",)]
 
 
-def test_an_old_head_is_not_passed_any_more(make_host: MakeHost) -> None:
+def test_no_job_passes_a_head_that_has_waited_too_long(make_host: MakeHost) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=4, budget=10)
     host = make_host(engine, clock=clock, skip_max_wait_s=30.0)
@@ -174,20 +176,20 @@ def test_an_old_head_is_not_passed_any_more(make_host: MakeHost) -> None:
     assert engine.steps == [("long",), ("long",), ("large",), ("small",)]
 
 
-def test_a_slot_that_takes_nobody_is_no_place(make_host: MakeHost) -> None:
+def test_a_free_slot_is_no_place_while_the_engine_refuses_jobs(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=4, budget=10)
     host = make_host(engine, capacity=2)
     submit(host, Task("long", steps=99, size=10))
     engine.take_steps(1)
     submit(host, Task("w1"))
     engine.take_steps(1)
-    engine.take_steps(1)  # by now a pass has turned w1 away, though three slots are free
+    engine.take_steps(1)  # by now a pass was refused w1, though three slots are free
     submit(host, Task("w2"))
     with pytest.raises(Overloaded):
         submit(host, Task("w3"))
 
 
-def test_an_engine_that_refuses_though_it_is_empty_fails_the_job_and_goes_on(
+def test_a_job_that_an_empty_engine_refuses_fails_and_the_next_is_served(
     make_host: MakeHost,
 ) -> None:
     engine = ScriptedEngine(gated=False)
@@ -203,7 +205,7 @@ def test_a_deadline_that_has_passed_on_arrival_is_refused(make_host: MakeHost) -
     host = make_host(ScriptedEngine(), clock=clock)
     with pytest.raises(DeadlineExceeded):
         submit(host, Task("late"), deadline=100.0)
-    assert host.waiting == 0
+    assert host.jobs.waiting == 0
     assert sample("predictors_admission_rejected_total", host, reason="deadline") == 1
 
 
@@ -218,7 +220,7 @@ def test_a_deadline_in_the_queue_is_answered_while_the_engine_is_inside_a_step(
     [patient] = submit(host, Task("patient"), deadline=clock.now + 6)
     clock.advance(5)
     assert isinstance(failure(late), DeadlineExceeded)  # the step is still held
-    assert host.waiting == 1
+    assert host.jobs.waiting == 1
     assert not running.done
     engine.open()
     assert answer(patient) == ["patient:1"]
@@ -228,7 +230,7 @@ def test_a_deadline_in_the_queue_is_answered_while_the_engine_is_inside_a_step(
     assert sample("predictors_queue_duration_seconds_sum", host) == 10.0  # 5 s late, 5 s patient
 
 
-def test_real_time_passes_without_anybody_waking_the_host(make_host: MakeHost) -> None:
+def test_a_deadline_on_the_real_clock_wakes_the_watch(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine)  # on the real clock
     busy(host, engine)
@@ -236,19 +238,21 @@ def test_real_time_passes_without_anybody_waking_the_host(make_host: MakeHost) -
     near = submit_in_time(host, Task("near"), 0.02)
     assert isinstance(failure(near), DeadlineExceeded)
     assert monotonic() >= near.deadline  # type: ignore[operator]
-    assert engine.steps == []  # the step that was held then is still held: the watch has told it
+    assert engine.steps == []  # the step is still held: the watch thread failed it
     assert not far.done
 
 
 def submit_in_time(host: EngineHost[Task, str], task: Task, timeout_s: float) -> Job[Task, str]:
-    """The job, which came before its time was over: a busy machine may need longer than that."""
+    """A job that was accepted before its deadline. A busy machine may need more than one try."""
     while True:
         with suppress(DeadlineExceeded):
             return submit(host, task, deadline=monotonic() + timeout_s)[0]
         timeout_s *= 2
 
 
-def test_a_job_whose_time_comes_between_queue_and_slot_does_not_start(make_host: MakeHost) -> None:
+def test_a_job_whose_deadline_passes_during_an_admission_pass_does_not_start(
+    make_host: MakeHost,
+) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=2)
     host = make_host(engine, clock=clock, start=False)
@@ -257,9 +261,7 @@ def test_a_job_whose_time_comes_between_queue_and_slot_does_not_start(make_host:
     admit = engine.admit
 
     def slow_admit(job: object) -> bool:
-        clock.now += (
-            1  # seating the first takes until the second's deadline, unnoticed by any thread
-        )
+        clock.now += 1  # until the second's deadline; no thread is woken
         return admit(job)  # type: ignore[arg-type]
 
     engine.admit = slow_admit  # type: ignore[method-assign,assignment]
@@ -281,7 +283,7 @@ def test_a_cancelled_job_leaves_the_queue_at_once_while_the_engine_is_inside_a_s
     with pytest.raises(Overloaded):
         host.check_accepting(1)
     waiting.cancel()
-    assert host.waiting == 0
+    assert host.jobs.waiting == 0
     assert isinstance(failure(waiting), Cancelled)
     [next_one] = submit(host, Task("next"))  # the place is free, though no step has ended
     engine.open()
@@ -290,7 +292,7 @@ def test_a_cancelled_job_leaves_the_queue_at_once_while_the_engine_is_inside_a_s
     assert sample("predictors_jobs_total", host, reason="cancelled") == 1
 
 
-def test_a_job_that_leaves_while_it_is_being_seated_gives_the_slot_back(
+def test_a_job_that_is_cancelled_while_it_is_admitted_gives_the_slot_back(
     make_host: MakeHost,
 ) -> None:
     engine = ScriptedEngine(slots=1)
@@ -299,12 +301,12 @@ def test_a_job_that_leaves_while_it_is_being_seated_gives_the_slot_back(
     leaving, staying = submit(host, *names("leaving", "staying"))
     admit = engine.admit
 
-    def admit_and_lose(job: object) -> bool:
-        seated = admit(job)  # type: ignore[arg-type]
+    def admit_and_cancel(job: object) -> bool:
+        is_admitted = admit(job)  # type: ignore[arg-type]
         leaving.cancel()
-        return seated
+        return is_admitted
 
-    engine.admit = admit_and_lose  # type: ignore[method-assign,assignment]
+    engine.admit = admit_and_cancel  # type: ignore[method-assign,assignment]
     engine.open()
     host.loop.run_once()
     host.loop.run_once()
@@ -329,7 +331,7 @@ def test_a_running_job_that_is_cancelled_frees_its_slot_before_the_next_step(
     assert engine.steps[:2] == [("long0", "long1"), ("long1", "waiting")]
 
 
-def test_a_running_job_past_its_deadline_is_told_at_once_and_evicted_after_the_step(
+def test_a_running_job_past_its_deadline_fails_at_once_and_is_evicted_after_the_step(
     make_host: MakeHost,
 ) -> None:
     clock = ScriptedClock()
@@ -341,7 +343,7 @@ def test_a_running_job_past_its_deadline_is_told_at_once_and_evicted_after_the_s
     [waiting] = submit(host, Task("waiting"))
     clock.advance(5)
     assert isinstance(failure(late), DeadlineExceeded)
-    assert host.running == 1  # the step is still held, and so is the slot
+    assert len(host.jobs.running) == 1  # the step is still held, and so is the slot
     engine.open()
     assert answer(waiting) == ["waiting:1"]
     assert engine.steps == [("late",)] * 3 + [("waiting",)]
@@ -352,15 +354,15 @@ def test_a_running_job_past_its_deadline_is_told_at_once_and_evicted_after_the_s
 def test_an_idle_engine_is_woken_by_a_cancellation(make_host: MakeHost) -> None:
     looked = Event()
 
-    class Sleeper(ScriptedEngine):
-        """Holds its jobs and has nothing to do for them."""
+    class IdleEngine(ScriptedEngine):
+        """Holds its jobs and never steps them."""
 
         @property
         def busy(self) -> bool:
             looked.set()
             return False
 
-    engine = Sleeper(slots=1)
+    engine = IdleEngine(slots=1)
     host = make_host(engine)
     [asleep] = submit(host, Task("asleep"))
     assert looked.wait(PATIENCE_S)  # it has its slot: only the engine thread can take it away
@@ -384,7 +386,7 @@ def test_the_oldest_waiting_job_has_an_age(make_host: MakeHost, waiting: int) ->
     assert sample("predictors_queue_oldest_seconds", host) == 2.0 * waiting
 
 
-def test_times_and_outcomes_of_a_job_are_written_down(make_host: MakeHost) -> None:
+def test_times_and_outcomes_of_a_job_are_recorded(make_host: MakeHost) -> None:
     clock = ScriptedClock(50.0)
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, clock=clock)
@@ -406,7 +408,7 @@ def test_times_and_outcomes_of_a_job_are_written_down(make_host: MakeHost) -> No
     assert sample("predictors_requests_waiting", host) == 0
 
 
-def test_a_full_queue_says_when_to_come_back_by_the_recent_pace(make_host: MakeHost) -> None:
+def test_the_retry_after_of_a_full_queue_follows_the_recent_rate(make_host: MakeHost) -> None:
     clock = ScriptedClock()
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, clock=clock, capacity=4)

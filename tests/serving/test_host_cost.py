@@ -1,4 +1,4 @@
-"""What a turn costs does not depend on how many wait: in calls, since time decides no test."""
+"""The cost of a round does not depend on the queue's length. Counts calls, not time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LENGTHS = (4, 64, 1024)
 
 
 def calls_of(work: Callable[[], object]) -> int:
-    """How many Python and C functions `work` calls, a collection of garbage left out: that calls
-    what others have hung on it (hypothesis does) and finalizers, whenever it comes."""
+    """Number of Python and C functions that `work` calls. The garbage collector is off: it calls
+    finalizers and hooks (hypothesis has one) at any time."""
     calls = 0
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -50,13 +50,15 @@ def host_with(
     return host, engine
 
 
-def refused(host: EngineHost[Task, str]) -> None:
+def assert_full(host: EngineHost[Task, str]) -> None:
     with pytest.raises(Overloaded):
         host.check_accepting(1)
 
 
-@pytest.mark.parametrize("steps", [10**6, 1], ids=["nobody leaves", "everybody leaves"])
-def test_a_turn_makes_as_many_calls_however_many_wait(make_host: MakeHost, steps: int) -> None:
+@pytest.mark.parametrize("steps", [10**6, 1], ids=["no job leaves", "every job leaves"])
+def test_a_round_makes_the_same_calls_however_many_jobs_wait(
+    make_host: MakeHost, steps: int
+) -> None:
     costs = []
     for waiting in LENGTHS:
         host, engine = host_with(make_host, waiting + (4 if steps == 1 else 0), steps)
@@ -75,7 +77,7 @@ def test_leaving_the_queue_costs_the_same_from_anywhere(make_host: MakeHost) -> 
     assert len(set(costs)) == 1
 
 
-def test_a_refusal_costs_the_same_however_many_wait(make_host: MakeHost) -> None:
+def test_a_refusal_costs_the_same_however_many_jobs_wait(make_host: MakeHost) -> None:
     costs = []
     for capacity in LENGTHS:
         engine = ScriptedEngine(slots=1)
@@ -83,5 +85,5 @@ def test_a_refusal_costs_the_same_however_many_wait(make_host: MakeHost) -> None
         host.loop.prepare()
         for i in range(capacity + 1):
             submit(host, Task(f"w{i}"))
-        costs.append(calls_of(partial(refused, host)))
+        costs.append(calls_of(partial(assert_full, host)))
     assert len(set(costs)) == 1

@@ -1,5 +1,5 @@
-"""What a crash means: one poisonous row fails alone, a lost device ends everything, a stall is
-seen.
+"""Failures: a row that makes steps fail does so alone, a lost device ends the engine, and a stall
+is noticed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def test_one_poisonous_row_of_eight_fails_alone(make_host: MakeHost, culprit: in
             assert "/" not in error.message
             assert isinstance(error.__cause__, ValueError)
         else:
-            assert answer(job) == job.work.chunks  # what it gets alone: no step twice, none missing
-    wait_idle(host)  # who was answered is counted when the slot is free again
+            assert answer(job) == job.work.chunks  # no step twice, none missing
+    wait_idle(host)  # a job is counted when its slot is free again
     assert sample("predictors_jobs_total", host, reason="poisoned") == 1
     assert sample("predictors_jobs_total", host, reason="ok") == 7
     assert sample("predictors_batch_splits_total", host, reason="other") == 3
@@ -58,8 +58,8 @@ def test_one_poisonous_row_of_eight_fails_alone(make_host: MakeHost, culprit: in
     assert host.state is State.READY
 
 
-def test_neighbours_of_a_poisonous_row_get_what_they_get_alone(make_host: MakeHost) -> None:
-    """With state that depends on every step: a job's chunk is its own running sum."""
+def test_neighbours_of_a_poisonous_row_get_the_same_as_alone(make_host: MakeHost) -> None:
+    """A job's chunk is its running sum, which depends on every step."""
 
     class Summing(EchoEngine[Task, float]):
         def step(self, jobs: object) -> None:
@@ -83,7 +83,7 @@ def test_neighbours_of_a_poisonous_row_get_what_they_get_alone(make_host: MakeHo
     assert run(*tasks[:3], Task("poison", steps=4), *tasks[3:]) == alone
 
 
-def test_a_row_that_turns_poisonous_later_fails_then(make_host: MakeHost) -> None:
+def test_a_row_that_turns_poisonous_later_fails_at_that_step(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=4)
     host = make_host(engine)
     good, bad = submit(host, Task("good", steps=4), Task("bad", steps=4))
@@ -105,7 +105,7 @@ def test_several_culprits_fail_each_alone(make_host: MakeHost) -> None:
     assert {type(failure(jobs[i])) for i in (0, 3, 4, 7)} == {StepFailed}
 
 
-def test_a_step_that_does_not_fit_into_memory_is_halved_and_everybody_is_served(
+def test_a_step_that_does_not_fit_into_memory_is_halved_and_all_jobs_succeed(
     make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = ScriptedEngine(slots=8, gated=False)
@@ -117,13 +117,13 @@ def test_a_step_that_does_not_fit_into_memory_is_halved_and_everybody_is_served(
     splits = sample("predictors_batch_splits_total", host, reason="oom")
     assert splits > 0
     assert sample("predictors_batch_splits_total", host, reason="other") == 0
-    told = [r for r in caplog.records if "did not fit into memory" in r.getMessage()]
-    assert len(told) == splits
-    assert all(vars(r)["jobs"] > 3 and r.levelname == "WARNING" for r in told)
+    lines = [r for r in caplog.records if "did not fit into memory" in r.getMessage()]
+    assert len(lines) == splits
+    assert all(vars(r)["jobs"] > 3 and r.levelname == "WARNING" for r in lines)
     assert sample("predictors_jobs_total", host, reason="ok") == 8
 
 
-def test_when_somebody_leaves_the_full_width_is_tried_again(make_host: MakeHost) -> None:
+def test_when_a_job_leaves_the_full_width_is_tried_again(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=3, gated=False)
     engine.oom_width = 2
     jobs = submit(make_host(engine), Task("a", 1), Task("b", 3), Task("c", 3))
@@ -144,7 +144,7 @@ def test_a_job_that_does_not_fit_even_alone_is_out_of_memory(make_host: MakeHost
 
 
 def test_a_failed_try_holds_no_memory_while_a_smaller_one_runs(make_host: MakeHost) -> None:
-    """An exception's frames keep their locals alive: on a device, the tensors."""
+    """An exception's frames keep their locals alive, which are tensors on a device."""
     alive: list[int] = []
     seen: list[int] = []
 
@@ -181,7 +181,7 @@ def test_an_engine_that_raises_in_admit_fails_only_that_job(make_host: MakeHost)
     assert answer(good) == ["good:1"]
 
 
-def test_a_failure_that_the_engine_raises_on_purpose_reaches_the_caller_as_it_is(
+def test_a_serving_error_of_the_engine_reaches_the_caller_unchanged(
     make_host: MakeHost,
 ) -> None:
     engine = ScriptedEngine(gated=False)
@@ -192,16 +192,15 @@ def test_a_failure_that_the_engine_raises_on_purpose_reaches_the_caller_as_it_is
     assert error.param == "image"
 
 
-def test_the_log_tells_which_job_failed_and_why(
-    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+def test_the_log_names_the_job_that_failed_and_the_reason(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = ScriptedEngine(gated=False)
     engine.poison["bad"] = ValueError(SECRET)
     host = make_host(engine)
-    token = tracing._exemplar.set({"trace_id": "1f" * 16})
+    monkeypatch.setattr(tracing, "exemplar", lambda: {"trace_id": "1f" * 16})
     with caplog.at_level(logging.ERROR):
         failure(submit(host, Task("bad"), request_id="req-7")[0])
-    tracing._exemplar.reset(token)
     [record] = [r for r in caplog.records if "req-7" in r.getMessage()]
     assert vars(record)["request_id"] == "req-7"
     assert vars(record)["trace_id"] == "1f" * 16
@@ -209,12 +208,12 @@ def test_the_log_tells_which_job_failed_and_why(
     assert SECRET in "".join(traceback.format_exception(record.exc_info[1]))
 
 
-def test_a_lost_device_fails_everybody_and_ends_the_engine(make_host: MakeHost) -> None:
+def test_a_lost_device_fails_all_jobs_and_ends_the_engine(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=2)
     host = make_host(engine)
-    told: list[EngineFailed] = []
+    seen: list[EngineFailed] = []
     dead = threading.Event()
-    host.events.subscribe(on_failed=told.append)
+    host.events.subscribe(on_failed=seen.append)
     host.events.subscribe(on_failed=lambda error: dead.set())
     running = busy(host, engine)
     waiting = [submit(host, Task(f"w{i}"))[0] for i in range(5)]
@@ -224,7 +223,7 @@ def test_a_lost_device_fails_everybody_and_ends_the_engine(make_host: MakeHost) 
     assert {type(error) for error in errors} == {EngineFailed}
     assert not any("0x" in str(error) for error in errors)
     assert dead.wait(PATIENCE_S)
-    assert len(told) == 1
+    assert len(seen) == 1
     assert host.state is State.FAILED
     assert not host.is_alive
     assert not host.is_ready
@@ -240,7 +239,7 @@ def test_a_lost_device_fails_everybody_and_ends_the_engine(make_host: MakeHost) 
     assert sample("predictors_model_ready", host) == 0
 
 
-def test_a_failing_eviction_ends_the_engine_because_nobody_knows_what_it_holds(
+def test_a_failing_eviction_ends_the_engine(
     make_host: MakeHost,
 ) -> None:
     engine = ScriptedEngine(slots=1)
@@ -254,13 +253,13 @@ def test_a_failing_eviction_ends_the_engine_because_nobody_knows_what_it_holds(
     assert host.lifecycle.wait_for(State.FAILED, timeout_s=PATIENCE_S)
 
 
-def test_an_owner_that_raises_when_told_does_not_hide_the_failure(make_host: MakeHost) -> None:
+def test_an_on_failed_callback_that_raises_does_not_hide_the_failure(make_host: MakeHost) -> None:
     engine = ScriptedEngine(gated=False)
     engine.poison["bad"] = StickyDeviceError("gone")
     host = make_host(engine)
 
     def on_failed(error: EngineFailed) -> None:
-        raise RuntimeError("owner is confused")
+        raise RuntimeError("callback failed")
 
     host.events.subscribe(on_failed=on_failed)
     assert isinstance(failure(submit(host, Task("bad"))[0]), EngineFailed)
@@ -275,21 +274,21 @@ def test_an_engine_that_raises_at_the_start_leaves_a_clean_message(
 ) -> None:
     engine = ScriptedEngine()
     engine.raise_in[verb] = FileNotFoundError(SECRET)
-    told = threading.Event()
+    called = threading.Event()
     host = make_host(engine, start=False)
-    host.events.subscribe(on_failed=lambda error: told.set())
+    host.events.subscribe(on_failed=lambda error: called.set())
     host.start()
     with pytest.raises(EngineFailed, match=f"failed while {phase}") as failed:
         host.wait_ready(PATIENCE_S)
     assert "/" not in failed.value.message
     assert host.state is State.FAILED
     assert not host.is_alive
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     with pytest.raises(EngineFailed):
         submit(host, Task("a"))
 
 
-def test_a_start_that_fails_on_purpose_says_why(make_host: MakeHost) -> None:
+def test_a_serving_error_of_the_start_is_in_the_message(make_host: MakeHost) -> None:
     engine = ScriptedEngine()
     engine.raise_in["load"] = InvalidRequest("the checkpoint has no vae")
     host = make_host(engine, wait=False)
@@ -297,7 +296,7 @@ def test_a_start_that_fails_on_purpose_says_why(make_host: MakeHost) -> None:
         host.wait_ready(PATIENCE_S)
 
 
-def test_a_failure_on_purpose_leaves_no_trace_in_the_log_and_any_other_does(
+def test_only_an_unexpected_error_of_the_start_is_logged_with_a_traceback(
     make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:
     for error, traces in ((EngineFailed("a tensor is missing"), 0), (KeyError("a bug"), 1)):
@@ -332,39 +331,39 @@ def test_an_engine_that_was_idle_for_long_is_not_stalled_by_its_next_job(
     clock = ScriptedClock()
     seen: list[bool] = []
 
-    class SlowToSeat(ScriptedEngine):
+    class SlowToAdmit(ScriptedEngine):
         def admit(self, job: Job[Task, str]) -> bool:
             seen.append(host.is_alive)
             if job.work.name == "slow":
                 clock.advance(100)
             return super().admit(job)
 
-    engine = SlowToSeat(slots=1)
+    engine = SlowToAdmit(slots=1)
     host = make_host(engine, clock=clock, stall_timeout_s=120.0)
     [first] = submit(host, Task("first"))
     engine.take_steps(1)
     answer(first)
     wait_idle(host)
     clock.advance(5000)
-    assert host.is_alive  # nothing to do is no stall
+    assert host.is_alive  # an idle engine is not stalled
     submit(host, Task("slow"))
     engine.wait_in_step()
     assert seen == [True, True]
     clock.advance(100)
-    assert host.is_alive  # 200 s after it came, but its step began only 100 s ago
+    assert host.is_alive  # it came 200 s ago, but its step began only 100 s ago
     clock.advance(21)
     assert not host.is_alive
 
 
-def test_a_job_that_nobody_steps_is_a_stall(make_host: MakeHost) -> None:
+def test_a_job_that_is_never_stepped_is_a_stall(make_host: MakeHost) -> None:
     clock = ScriptedClock()
 
-    class Lazy(ScriptedEngine):
+    class NeverBusy(ScriptedEngine):
         @property
         def busy(self) -> bool:
             return False
 
-    host = make_host(Lazy(), clock=clock, stall_timeout_s=10.0)
+    host = make_host(NeverBusy(), clock=clock, stall_timeout_s=10.0)
     submit(host, Task("forgotten"))
     clock.advance(10.1)
     assert not host.is_alive

@@ -23,8 +23,8 @@ def in_background(work: object, *args: object) -> threading.Thread:
 def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
     engine = ScriptedEngine(hold=["load", "warm"])
     host = make_host(engine, start=False)
-    told = threading.Event()  # of a state after its series was set
-    host.events.subscribe(on_state=lambda state: state is State.READY and told.set())
+    is_ready = threading.Event()  # set after the series of the state
+    host.events.subscribe(on_state=lambda state: state is State.READY and is_ready.set())
     assert (host.state, host.is_ready) == (State.NEW, False)
     with pytest.raises(NotReady, match="new"):
         submit(host, Task("a"))
@@ -43,7 +43,7 @@ def test_ready_means_loaded_and_warm(make_host: MakeHost) -> None:
     engine.release("warm")
     host.wait_ready(PATIENCE_S)
     assert host.is_ready
-    assert told.wait(PATIENCE_S)
+    assert is_ready.wait(PATIENCE_S)
     assert sample("predictors_model_ready", host) == 1
     assert sample("predictors_admission_rejected_total", host, reason="not_ready") == 3
     assert engine.calls == [("load",), ("warm",)]
@@ -58,7 +58,7 @@ def test_starting_twice_loads_once(make_host: MakeHost) -> None:
     assert engine.calls.count(("load",)) == 1
 
 
-def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
+def test_progress_has_phase_and_shape(make_host: MakeHost) -> None:
     seen: list[Warmth] = []
     host = make_host(ScriptedEngine(warm_shapes=["256x256", "512x512"]), start=False)
     host.events.subscribe(on_progress=seen.append)
@@ -72,7 +72,7 @@ def test_progress_tells_phase_and_shape(make_host: MakeHost) -> None:
     ]
 
 
-def test_who_wants_to_know_that_all_is_warm_is_told_before_anybody_is_served(
+def test_on_warm_is_called_before_the_first_request_is_served(
     make_host: MakeHost,
 ) -> None:
     seen: list[State] = []
@@ -84,7 +84,7 @@ def test_who_wants_to_know_that_all_is_warm_is_told_before_anybody_is_served(
     assert seen == [State.WARMING]
 
 
-def test_a_listener_that_raises_does_not_stop_the_start(make_host: MakeHost) -> None:
+def test_an_on_progress_callback_that_raises_does_not_stop_the_start(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(), start=False)
 
     def on_progress(progress: Warmth) -> None:
@@ -95,7 +95,7 @@ def test_a_listener_that_raises_does_not_stop_the_start(make_host: MakeHost) -> 
     host.wait_ready(PATIENCE_S)
 
 
-def test_a_drain_finishes_what_was_accepted_and_refuses_what_is_new(make_host: MakeHost) -> None:
+def test_a_drain_finishes_accepted_jobs_and_refuses_new_ones(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=2)
     host = make_host(engine)
     jobs = busy(host, engine, steps=3)
@@ -110,7 +110,7 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_is_new(make_host: M
     engine.open()
     draining.join(PATIENCE_S)
     assert not draining.is_alive()
-    assert all(job.done for job in jobs)  # at the moment the drain is over, not some time later
+    assert all(job.done for job in jobs)  # at the moment when the drain returns
     assert [answer(job) for job in jobs] == [job.work.chunks for job in jobs]
     host.stop()
     assert host.state is State.STOPPED
@@ -118,7 +118,7 @@ def test_a_drain_finishes_what_was_accepted_and_refuses_what_is_new(make_host: M
     assert sample("predictors_admission_rejected_total", host, reason="draining") == 1
 
 
-def test_what_is_not_done_when_the_drain_time_is_over_is_told_so(make_host: MakeHost) -> None:
+def test_jobs_left_after_the_drain_time_fail_with_draining(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine)
     [running] = busy(host, engine)
@@ -133,7 +133,7 @@ def test_what_is_not_done_when_the_drain_time_is_over_is_told_so(make_host: Make
     assert sample("predictors_jobs_total", host, reason="draining") == 2
 
 
-def test_a_second_drain_with_less_time_cuts_the_first_short(make_host: MakeHost) -> None:
+def test_a_second_drain_with_less_time_ends_the_first_early(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine)
     [running] = busy(host, engine)
@@ -144,7 +144,7 @@ def test_a_second_drain_with_less_time_cuts_the_first_short(make_host: MakeHost)
     first.join(PATIENCE_S)  # though the engine is still inside its step
     assert not first.is_alive()
     host.drain(10 * PATIENCE_S)  # nor does a later one wait for the step
-    assert host.running == 1
+    assert len(host.jobs.running) == 1
 
 
 def test_a_drain_of_an_idle_host_is_over_at_once(make_host: MakeHost) -> None:
@@ -153,8 +153,8 @@ def test_a_drain_of_an_idle_host_is_over_at_once(make_host: MakeHost) -> None:
     assert host.state is State.DRAINING
 
 
-def test_nobody_slips_in_between_the_last_answer_and_the_end(make_host: MakeHost) -> None:
-    """Submitters race with the drain: whoever was accepted is answered, whoever was not is told."""
+def test_no_job_is_accepted_after_the_drain_has_ended(make_host: MakeHost) -> None:
+    """Submitters race with the drain: every job is answered, or refused with `Draining`."""
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, capacity=1000)
     accepted: list[object] = []
@@ -220,13 +220,13 @@ def test_an_engine_that_is_stuck_does_not_hold_up_the_stop(
     assert host.state is State.STOPPED
 
 
-def test_what_was_running_at_the_stop_is_evicted_before_the_engine_is_closed(
+def test_jobs_running_at_the_stop_are_evicted_before_the_engine_is_closed(
     make_host: MakeHost,
 ) -> None:
     looking, go_on = threading.Event(), threading.Event()
 
-    class Sleeper(ScriptedEngine):
-        """Holds its jobs, has nothing to do for them, and takes its time to say so."""
+    class SlowToLook(ScriptedEngine):
+        """Never steps its jobs; `busy` returns when the test lets it."""
 
         @property
         def busy(self) -> bool:
@@ -234,11 +234,11 @@ def test_what_was_running_at_the_stop_is_evicted_before_the_engine_is_closed(
             assert go_on.wait(PATIENCE_S)
             return False
 
-    engine = Sleeper(slots=1)
+    engine = SlowToLook(slots=1)
     host = make_host(engine)
     [job] = submit(host, Task("a"))
     assert looking.wait(PATIENCE_S)
-    host.stop(timeout_s=0.01)  # the engine thread looks at `busy` all the while
+    host.stop(timeout_s=0.01)  # the engine thread is inside `busy` meanwhile
     assert isinstance(failure(job), Draining)
     go_on.set()
     host.stop()
@@ -257,7 +257,7 @@ def test_an_idle_host_does_not_poll(make_host: MakeHost) -> None:
 
     host = make_host(Counting(gated=False))
     for i in range(50):
-        answer(submit(host, Task(f"t{i}"))[0])  # a new event loop each: milliseconds of idleness
+        answer(submit(host, Task(f"t{i}"))[0])  # starts a new event loop: the host idles
     host.stop()
     assert looks <= 50 * 4
 
@@ -280,7 +280,7 @@ def test_no_thread_is_left_behind(make_host: MakeHost) -> None:
     assert not [t.name for t in threading.enumerate() if t.name.startswith(f"{host.model}-")]
 
 
-def test_every_verb_but_validate_runs_on_one_thread(make_host: MakeHost) -> None:
+def test_every_engine_method_but_validate_runs_on_one_thread(make_host: MakeHost) -> None:
     threads: dict[str, set[str]] = {}
 
     class Watched(ScriptedEngine):
@@ -299,7 +299,7 @@ def test_every_verb_but_validate_runs_on_one_thread(make_host: MakeHost) -> None
     assert set().union(*threads.values()) == {f"{host.model}-engine"}
 
 
-def test_a_host_without_threads_can_be_turned_by_hand(make_host: MakeHost) -> None:
+def test_a_host_without_threads_runs_one_round_at_a_time(make_host: MakeHost) -> None:
     engine = ScriptedEngine(gated=False)
     host = make_host(engine, start=False)
     host.loop.prepare()

@@ -1,8 +1,8 @@
-"""Any order of submit, step, cancel, expire, poison, refusal and drain: everybody accepted is
+"""In any order of submit, step, cancel, expire, poison, refusal and drain every accepted job is
 answered exactly once.
 
-The host runs without threads here, turned by hand under a scripted clock, so that hypothesis can
-shrink what it finds. The last test does the opposite: real threads, no script.
+The host runs without threads under a scripted clock, so that hypothesis can shrink what it finds.
+Another test uses real threads and no script.
 """
 
 from __future__ import annotations
@@ -58,31 +58,31 @@ def value_of(series: Any, host: EngineHost[Task, str], *labels: str) -> float:
 
 
 class WatchedEngine(ScriptedEngine):
-    """Writes down who was seated, and checks at that moment that it was nobody's turn before."""
+    """Records admitted jobs, and asserts at each admission that no earlier equal job waits."""
 
     def __init__(self, slots: int, budget: int, clock: ScriptedClock) -> None:
         super().__init__(slots, budget=budget, gated=False)
         self.clock = clock
         self.accepted: list[TaskJob] = []
-        self.seated: set[TaskJob] = set()
+        self.admitted: set[TaskJob] = set()
 
     def admit(self, job: TaskJob) -> bool:
         assert not job.done, "offered after it was answered"
         assert not job.is_late(self.clock()), "offered after its deadline"
-        is_seated = super().admit(job)
-        if is_seated:
-            self.seated.add(job)
+        is_admitted = super().admit(job)
+        if is_admitted:
+            self.admitted.add(job)
             overtaken = [
                 other.id
                 for other in self.accepted
-                if other.ticket < job.ticket
+                if other.arrival_number < job.arrival_number
                 and other.work.size <= job.work.size
                 and not other.done
-                and other not in self.seated
+                and other not in self.admitted
                 and other.work.name not in self.refuse
             ]
             assert overtaken == [], "not first in, first out among equals"
-        return is_seated
+        return is_admitted
 
     def step(self, jobs: Sequence[TaskJob]) -> None:
         assert len(jobs) <= self.slots
@@ -90,7 +90,7 @@ class WatchedEngine(ScriptedEngine):
 
 
 class Serving(RuleBasedStateMachine):
-    """One host under every order of events."""
+    """One host in any order of events."""
 
     @initialize(slots=st.integers(1, 4), capacity=st.integers(1, 6), window=st.integers(0, 3))
     def begin(self, slots: int, capacity: int, window: int) -> None:
@@ -106,7 +106,7 @@ class Serving(RuleBasedStateMachine):
         self.host.loop.prepare()
         self.names = count()
         self.left: set[TaskJob] = set()
-        self.turned_away: set[str] = set()
+        self.refused: set[str] = set()
         self.outcomes: dict[TaskJob, str] = {}
         self.is_draining = False
 
@@ -121,7 +121,7 @@ class Serving(RuleBasedStateMachine):
         if poison:
             errors = {"error": ValueError("poison"), "memory": OutOfMemoryError("poison")}
             self.engine.poison[tasks[-1].name] = errors[poison]
-        waiting = self.host.waiting
+        waiting = self.host.jobs.waiting
         deadline = None if timeout is None else self.clock.now + timeout
         try:
             jobs = self.host.submit(tasks, request_id="r", deadline=deadline)
@@ -130,16 +130,18 @@ class Serving(RuleBasedStateMachine):
             return
         except ServingError:
             assert waiting + len(tasks) > self.capacity  # never refused while there is a place
-            assert self.host.waiting == waiting  # and nobody of a refused request was let in
+            assert self.host.jobs.waiting == waiting  # and no row of a refused request was accepted
             return
         assert not self.is_draining
         self.engine.accepted += jobs
         assert len(jobs) == len(tasks)
         assert len(tasks) <= self.capacity
-        assert self.host.waiting <= self.capacity + self.engine.slots - self.host.running
+        assert self.host.jobs.waiting <= self.capacity + self.engine.slots - len(
+            self.host.jobs.running
+        )
 
     @rule()
-    def turn(self) -> None:
+    def run_round(self) -> None:
         self.host.loop.run_once()
 
     @rule(seconds=st.sampled_from([0.5, 1, 3]))
@@ -162,7 +164,7 @@ class Serving(RuleBasedStateMachine):
         jobs = self.open_jobs()
         name = jobs[choice % len(jobs)].work.name
         self.engine.refuse.add(name)
-        self.turned_away.add(name)
+        self.refused.add(name)
 
     @rule(width=st.sampled_from([None, 1, 2]))
     def shrink_memory(self, width: int | None) -> None:
@@ -180,27 +182,27 @@ class Serving(RuleBasedStateMachine):
         return [job for job in self.engine.accepted if not job.done]
 
     @invariant()
-    def nobody_is_lost_or_answered_twice(self) -> None:
+    def every_job_is_answered_at_most_once(self) -> None:
         for job in self.engine.accepted:
             if job.done:
                 outcome = self.check(job)
                 assert self.outcomes.setdefault(job, outcome) == outcome
-        waiting = [j for j in self.open_jobs() if j not in self.engine.seated]
-        assert self.host.waiting == len(waiting)
-        assert self.host.running <= self.engine.slots
+        waiting = [j for j in self.open_jobs() if j not in self.engine.admitted]
+        assert self.host.jobs.waiting == len(waiting)
+        assert len(self.host.jobs.running) <= self.engine.slots
         assert value_of(metrics.requests_waiting, self.host) == len(waiting)
-        assert value_of(metrics.requests_running, self.host) == self.host.running
+        assert value_of(metrics.requests_running, self.host) == len(self.host.jobs.running)
 
     def check(self, job: TaskJob) -> str:
-        """Its outcome, which must have its reason in what was done to it."""
-        error = job.drain_unread()
+        """Its outcome, after asserting that an event explains it."""
+        error = job.error
         name = job.work.name
         match error:
             case None:
                 assert unread(job) == job.work.chunks
                 assert name not in self.engine.poison
             case StepFailed():
-                assert name in self.engine.poison or name in self.turned_away
+                assert name in self.engine.poison or name in self.refused
             case OutOfMemory():
                 assert isinstance(self.engine.poison[name], OutOfMemoryError)
             case Cancelled():
@@ -221,9 +223,9 @@ class Serving(RuleBasedStateMachine):
         for _ in range(work + 2):
             self.host.loop.run_once()
         assert self.open_jobs() == []
-        self.nobody_is_lost_or_answered_twice()
+        self.every_job_is_answered_at_most_once()
         assert self.engine.active == []
-        assert (self.host.waiting, self.host.running) == (0, 0)
+        assert (self.host.jobs.waiting, len(self.host.jobs.running)) == (0, 0)
         reasons = metrics.REASONS
         counted = sum(value_of(metrics.jobs_total, self.host, reason) for reason in reasons)
         assert counted == len(self.engine.accepted)
@@ -234,7 +236,7 @@ Serving.TestCase.settings = settings(stateful_step_count=40)
 TestServing = Serving.TestCase
 
 
-def test_real_threads_in_any_order_lose_nobody(make_host: MakeHost) -> None:
+def test_with_real_threads_in_any_order_every_job_is_answered(make_host: MakeHost) -> None:
     engine: EchoEngine[Task, str] = EchoEngine(
         4, steps=lambda task: task.steps, chunk=lambda task, i: f"{task.name}:{i}"
     )
@@ -282,7 +284,7 @@ def test_real_threads_in_any_order_lose_nobody(make_host: MakeHost) -> None:
     assert sample("predictors_requests_running", host) == 0
 
 
-def test_an_answered_job_is_forgotten_long_before_its_deadline(make_host: MakeHost) -> None:
+def test_an_answered_job_is_freed_long_before_its_deadline(make_host: MakeHost) -> None:
     """A deadline in ten minutes must not keep ten minutes of traffic in memory."""
     engine = ScriptedEngine(slots=4, gated=False)
     host = make_host(engine, start=False)

@@ -1,4 +1,4 @@
-"""Places that are kept while a request is prepared: who was let in is not refused afterwards."""
+"""Reserved places: a request that is being prepared is not refused for want of a place later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serving.conftest import MakeHost, busy, submit
 
 @contextmanager
 def reserved(host: EngineHost[Task, str], rows: int) -> Iterator[None]:
-    """Places that are kept as long as the block lasts."""
+    """Reserve places until the block ends."""
     host.reserve(rows)
     try:
         yield
@@ -23,7 +23,7 @@ def reserved(host: EngineHost[Task, str], rows: int) -> Iterator[None]:
         host.release(rows)
 
 
-def test_who_is_being_prepared_counts_and_is_never_refused_afterwards(make_host: MakeHost) -> None:
+def test_rows_that_are_being_prepared_count_and_are_not_refused_later(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, capacity=2)
     busy(host, engine)
@@ -32,14 +32,14 @@ def test_who_is_being_prepared_counts_and_is_never_refused_afterwards(make_host:
         with pytest.raises(Overloaded, match="2 of 2 places are taken"):
             submit(host, Task("c"))
         with pytest.raises(Overloaded), reserved(host, 1):
-            raise AssertionError("this was let in")
+            raise AssertionError("this was accepted")
         (job,) = host.submit([Task("a")], request_id="r", deadline=None, is_reserved=True)
     engine.open()
     assert answer(job) == ["a:1"]
     assert answer(late[0]) == ["b:1"]
 
 
-def test_free_slots_are_among_the_places_that_a_refusal_names(make_host: MakeHost) -> None:
+def test_free_slots_count_among_the_places_in_the_message(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=3)
     host = make_host(engine, capacity=2)
     with (
@@ -50,7 +50,7 @@ def test_free_slots_are_among_the_places_that_a_refusal_names(make_host: MakeHos
         submit(host, Task("a"), Task("b"))
 
 
-def test_places_of_who_is_refused_while_prepared_are_free_again(make_host: MakeHost) -> None:
+def test_places_of_rows_that_fail_to_be_prepared_are_free_again(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=1)
     host = make_host(engine, capacity=2)
     busy(host, engine)
@@ -61,13 +61,13 @@ def test_places_of_who_is_refused_while_prepared_are_free_again(make_host: MakeH
     engine.open()
 
 
-def test_kept_places_hold_though_the_engine_turns_jobs_away_meanwhile(make_host: MakeHost) -> None:
+def test_reserved_places_stay_though_the_engine_refuses_jobs_meanwhile(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=2, budget=1)
     host = make_host(engine, capacity=1)
     submit(host, Task("first", steps=3))
     engine.wait_in_step()
-    with reserved(host, 1):  # a free slot counts as a place until it is known to take nobody
-        submit(host, Task("turned away"))
+    with reserved(host, 1):  # a free slot counts as a place until the engine refuses a job
+        submit(host, Task("refused"))
         engine.take_steps(1)
         engine.wait_in_step()
         with pytest.raises(Overloaded):
@@ -77,7 +77,7 @@ def test_kept_places_hold_though_the_engine_turns_jobs_away_meanwhile(make_host:
     assert answer(job) == ["a:1"]
 
 
-def test_a_place_is_no_way_around_a_drain_or_a_row_that_can_never_run(make_host: MakeHost) -> None:
+def test_a_reserved_place_gets_around_neither_a_drain_nor_validation(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(budget=2, gated=False))
     with reserved(host, 1), pytest.raises(InvalidRequest, match="size 3 exceeds 2"):
         host.submit([Task("a", size=3)], request_id="r", deadline=None, is_reserved=True)

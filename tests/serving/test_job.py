@@ -1,4 +1,4 @@
-"""One job across threads and loops: streamed in order, answered once, told once."""
+"""One job across threads and loops: streamed in order and answered once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from predictors.errors import Cancelled, StepFailed
 from predictors.serving.job import Job
-from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure
+from tests.fakes import PATIENCE_S, ScriptedClock, Task, answer, failure, read, stream
 
 
 def job_of(name: str = "a", **keywords: object) -> Job[Task, str]:
     return Job("job", Task(name), **keywords)  # type: ignore[arg-type]
 
 
-def test_chunks_that_came_before_the_reader_are_not_lost() -> None:
+def test_chunks_emitted_before_the_reader_starts_are_not_lost() -> None:
     job = job_of()
     job.emit("1")
     job.emit("2")
@@ -24,34 +24,34 @@ def test_chunks_that_came_before_the_reader_are_not_lost() -> None:
     assert answer(job) == ["1", "2"]
 
 
-async def test_a_reader_gets_each_chunk_from_another_thread_before_the_next_is_made() -> None:
+async def test_a_reader_gets_each_chunk_of_another_thread_at_once() -> None:
     job = job_of()
     seen = threading.Event()
 
     def engine() -> None:
         for i in range(50):
             job.emit(str(i))
-            assert seen.wait(PATIENCE_S)  # only the reader lets it go on: nothing was held back
+            assert seen.wait(PATIENCE_S)  # the reader has the chunk before the next one
             seen.clear()
         job.finish()
 
     thread = threading.Thread(target=engine)
     thread.start()
     chunks = []
-    async for chunk in job.stream():
+    async for chunk in stream(job):
         chunks.append(chunk)
         seen.set()
     thread.join()
     assert chunks == [str(i) for i in range(50)]
 
 
-async def test_a_flood_of_chunks_wakes_the_reader_once_until_it_looks(
+async def test_many_chunks_wake_the_reader_once_until_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = asyncio.get_running_loop()
     job = job_of()
-    stream = job.stream()
-    first = asyncio.ensure_future(anext(stream))
+    chunks = stream(job)
+    first = asyncio.ensure_future(anext(chunks))
     await asyncio.sleep(0)  # the reader waits now
     calls = 0
     schedule = loop.call_soon_threadsafe
@@ -66,7 +66,7 @@ async def test_a_flood_of_chunks_wakes_the_reader_once_until_it_looks(
         job.emit(str(i))
     job.finish()
     assert await first == "0"
-    assert [chunk async for chunk in stream] == [str(i) for i in range(1, 100)]
+    assert [chunk async for chunk in chunks] == [str(i) for i in range(1, 100)]
     assert calls == 1
 
 
@@ -75,16 +75,16 @@ def test_several_loops_in_several_threads_read_their_own_jobs() -> None:
     answers: list[list[str]] = [[] for _ in jobs]
     reading = threading.Barrier(len(jobs) + 1)
 
-    def read(i: int) -> None:
+    def read_job(i: int) -> None:
         async def main() -> None:
-            reader = asyncio.ensure_future(jobs[i].wait())
+            reader = asyncio.ensure_future(read(jobs[i]))
             await asyncio.sleep(0)
             reading.wait(PATIENCE_S)
             answers[i] = await asyncio.wait_for(reader, PATIENCE_S)
 
         asyncio.run(main())
 
-    threads = [threading.Thread(target=read, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(target=read_job, args=(i,)) for i in range(len(jobs))]
     for thread in threads:
         thread.start()
     reading.wait(PATIENCE_S)
@@ -96,7 +96,7 @@ def test_several_loops_in_several_threads_read_their_own_jobs() -> None:
     assert answers == [[f"for {i}"] for i in range(len(jobs))]
 
 
-def test_what_is_emitted_after_the_end_is_ignored() -> None:
+def test_chunks_emitted_after_the_end_are_ignored() -> None:
     job = job_of()
     job.emit("in time")
     job.finish()
@@ -123,7 +123,7 @@ def test_chunks_before_a_failure_are_read_before_it() -> None:
     chunks = []
 
     async def read() -> None:
-        async for chunk in job.stream():
+        async for chunk in stream(job):
             chunks.append(chunk)  # noqa: PERF401 - what came before the failure is kept
 
     with pytest.raises(StepFailed, match="broken"):
@@ -131,38 +131,38 @@ def test_chunks_before_a_failure_are_read_before_it() -> None:
     assert chunks == ["1"]
 
 
-def test_a_closed_loop_does_not_hurt_the_engine_and_counts_as_leaving() -> None:
+def test_emitting_to_a_closed_loop_cancels_the_job() -> None:
     job = job_of()
 
     async def look_once() -> None:
-        reader = asyncio.ensure_future(job.wait())
+        reader = asyncio.ensure_future(read(job))
         await asyncio.sleep(0)
         reader.cancel()
 
     asyncio.run(look_once())
-    job.emit("nobody hears this")
+    job.emit("unheard")
     assert job.cancelled
 
 
-def test_cancelling_tells_the_host_once() -> None:
-    job, told = job_of(), []
-    job.on_cancel = told.append
+def test_cancelling_calls_on_cancel_once() -> None:
+    job, cancelled = job_of(), []
+    job.on_cancel = cancelled.append
     job.cancel()
     job.cancel()
-    assert told == [job]
+    assert cancelled == [job]
     assert job.cancelled
 
 
-def test_cancelling_an_answered_job_tells_nobody() -> None:
-    job, told = job_of(), []
-    job.on_cancel = told.append
+def test_cancelling_an_answered_job_does_nothing() -> None:
+    job, cancelled = job_of(), []
+    job.on_cancel = cancelled.append
     job.finish()
     job.cancel()
-    assert told == []
+    assert cancelled == []
     assert not job.cancelled
 
 
-def test_an_abandoned_job_says_that_the_caller_left() -> None:
+def test_an_abandoned_job_fails_with_cancelled() -> None:
     job = job_of()
     job.abandon()
     assert isinstance(failure(job), Cancelled)

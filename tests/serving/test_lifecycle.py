@@ -1,4 +1,4 @@
-"""Every legal way between the states is open, every other is closed, and waiting wakes up."""
+"""Legal transitions succeed, all others are refused, and waiting threads are woken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEGAL = {
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(State, State)))
-def test_a_state_leads_only_where_it_may(old: State, new: State) -> None:
+def test_only_legal_transitions_succeed(old: State, new: State) -> None:
     seen: list[State] = []
     life = Lifecycle(seen.append)
     for state in WAYS[old]:
@@ -38,12 +38,12 @@ def test_a_state_leads_only_where_it_may(old: State, new: State) -> None:
     assert seen == before + ([new] if (old, new) in LEGAL else [])
 
 
-def test_the_whole_life_of_an_engine_that_is_well() -> None:
+def test_a_whole_life_without_a_failure() -> None:
     life = Lifecycle()
     assert all(life.move(new) for _, new in pairwise([N, L, W, R, D, S]))
 
 
-def test_waiting_returns_the_state_that_came() -> None:
+def test_waiting_returns_the_state_that_was_reached() -> None:
     life = Lifecycle()
     found: list[State | None] = []
     waiter = threading.Thread(
@@ -56,9 +56,9 @@ def test_waiting_returns_the_state_that_came() -> None:
     assert found == [F]
 
 
-def test_waiting_for_what_is_already_so_returns_at_once() -> None:
+def test_waiting_for_the_present_state_returns_at_once() -> None:
     assert Lifecycle().wait_for(N) is N
 
 
-def test_waiting_in_vain_returns_nothing() -> None:
+def test_waiting_longer_than_the_timeout_returns_none() -> None:
     assert Lifecycle().wait_for(R, timeout_s=0) is None

@@ -14,26 +14,26 @@ def waiting(
     count: int, clock: ScriptedClock | None = None, **settings: float
 ) -> AdmissionQueue[Task, str]:
     queue: AdmissionQueue[Task, str] = AdmissionQueue(QueueSettings(**settings))  # type: ignore[arg-type]
-    for ticket in range(1, count + 1):
-        job = Job(str(ticket), Task(str(ticket)), clock=clock or ScriptedClock())
-        job.ticket = ticket
-        queue.put([job])
+    for number in range(1, count + 1):
+        job = Job(str(number), Task(str(number)), clock=clock or ScriptedClock())
+        job.arrival_number = number
+        queue.add([job])
     return queue
 
 
 def offered(
     queue: AdmissionQueue[Task, str], refuse: Iterable[int], *, free_slots: int, now: float = 1000.0
 ) -> list[int]:
-    """The tickets that are offered by one pass when the engine turns away those in `refuse`."""
+    """Arrival numbers of the jobs that one pass offers when the engine refuses `refuse`."""
     seen = []
-    walk = queue.walk(free_slots, now)
-    for job in walk:
-        seen.append(job.ticket)
-        if job.ticket in refuse:
-            walk.refuse(job)
+    admission = queue.start_pass(free_slots, now)
+    for job in admission:
+        seen.append(job.arrival_number)
+        if job.arrival_number in refuse:
+            admission.refuse(job)
         else:
-            queue.pop(job.ticket)
-    queue.end_walk(walk)
+            queue.pop(job.arrival_number)
+    queue.end_pass(admission)
     return seen
 
 
@@ -45,7 +45,7 @@ def test_a_job_leaves_from_the_middle_and_the_order_stays() -> None:
     queue = waiting(5)
     assert queue.pop(3) is not None
     assert queue.pop(3) is None
-    assert not queue.has(3)
+    assert 3 not in queue
     assert offered(queue, [], free_slots=5) == [1, 2, 4, 5]
 
 
@@ -59,11 +59,11 @@ def test_the_window_begins_at_the_first_that_does_not_fit() -> None:
     assert offered(queue, [4, 5], free_slots=30) == [1, 2, 3, 4, 5, 6]
 
 
-def test_without_a_window_nobody_overtakes() -> None:
+def test_without_a_skip_window_no_job_overtakes() -> None:
     assert offered(waiting(5, skip_window=0), [2], free_slots=5) == [1, 2]
 
 
-def test_nobody_overtakes_a_head_that_has_waited_too_long() -> None:
+def test_no_job_overtakes_a_head_that_has_waited_too_long() -> None:
     queue = waiting(5, skip_max_wait_s=30)
     assert offered(queue, [1], free_slots=5, now=1030.0) == [1, 2, 3, 4, 5]
     queue = waiting(5, skip_max_wait_s=30)
@@ -74,32 +74,32 @@ def test_a_head_that_has_waited_too_long_is_admitted_like_any_other() -> None:
     assert offered(waiting(3, skip_max_wait_s=30), [], free_slots=5, now=9999.0) == [1, 2, 3]
 
 
-def test_without_a_free_slot_nobody_is_offered() -> None:
+def test_without_a_free_slot_no_job_is_offered() -> None:
     assert offered(waiting(3), [], free_slots=0) == []
 
 
-def test_a_pass_looks_at_few_however_many_wait() -> None:
+def test_a_pass_visits_few_jobs_however_many_wait() -> None:
     assert len(offered(waiting(1000, skip_window=8), range(1000), free_slots=4)) == 9
 
 
-def test_there_is_room_for_the_capacity_and_for_the_free_slots() -> None:
+def test_free_slots_are_places_on_top_of_the_capacity() -> None:
     queue = waiting(3, capacity=5)
-    assert queue.room(free_slots=0) == 2
-    assert queue.room(free_slots=4) == 6
+    assert queue.free_places(free_slots=0) == 2
+    assert queue.free_places(free_slots=4) == 6
 
 
-def test_a_free_slot_that_takes_nobody_is_no_room() -> None:
+def test_free_slots_are_no_places_while_the_engine_refuses_a_job() -> None:
     queue = waiting(3, capacity=5)
     offered(queue, [1, 2, 3], free_slots=4)
-    assert queue.room(free_slots=4) == 2
-    offered(queue, [1], free_slots=4)  # 2 and 3 got in, 1 is still turned away
-    assert queue.room(free_slots=2) == 4
-    queue.pop(1)  # it leaves: the others may fit
-    assert queue.room(free_slots=2) == 7
+    assert queue.free_places(free_slots=4) == 2
+    offered(queue, [1], free_slots=4)  # 2 and 3 were admitted, 1 is still refused
+    assert queue.free_places(free_slots=2) == 4
+    queue.pop(1)  # it leaves: other jobs may fit
+    assert queue.free_places(free_slots=2) == 7
 
 
-def test_clearing_returns_everybody_in_order() -> None:
+def test_clearing_returns_all_jobs_in_order() -> None:
     queue = waiting(4)
-    assert [job.ticket for job in queue.clear()] == [1, 2, 3, 4]
+    assert [job.arrival_number for job in queue.clear()] == [1, 2, 3, 4]
     assert len(queue) == 0
     assert queue.head is None

@@ -1,4 +1,4 @@
-"""What the tests' worker processes do."""
+"""Tasks that the tests run in worker processes."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def fill(num_bytes: int) -> int:
 
 
 def wait_for(fd_path: str) -> str:
-    """Return once somebody writes to a named pipe."""
+    """The text that is written to a named pipe, once it is."""
     with open(fd_path) as pipe:
         return pipe.read()

@@ -1,4 +1,4 @@
-"""A budget of bytes: in order, never more than there is, and given back by who leaves."""
+"""The memory budget: first come first served, never overdrawn, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from predictors.workers.budget import MemoryBudget
 
 
-async def turn() -> None:
-    """Let every task that can go on do so."""
+async def let_all_run() -> None:
+    """Let every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -27,29 +27,31 @@ async def test_a_large_part_is_not_overtaken_by_later_small_ones() -> None:
 
     async with budget.hold(6):
         tasks = [asyncio.create_task(take(*x)) for x in (("large", 8), ("small", 2))]
-        await turn()
+        await let_all_run()
         assert order == []
-        async with budget.hold(0):  # nothing never waits
+        async with budget.hold(0):  # 0 bytes never wait
             order.append("nothing")
     await asyncio.gather(*tasks)
     assert order == ["nothing", "large", "small"]
     assert budget.free == 10
 
 
-async def test_who_leaves_while_waiting_makes_way() -> None:
+async def test_a_cancelled_caller_does_not_block_the_next_one() -> None:
     budget = MemoryBudget(10)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(budget.hold(6))
         large = asyncio.create_task(stack.enter_async_context(budget.hold(8)))
         small = asyncio.create_task(stack.enter_async_context(budget.hold(2)))
-        await turn()
+        await let_all_run()
         large.cancel()
         await small
     assert budget.free == 10
 
 
 @given(st.lists(st.tuples(st.integers(0, 10), st.booleans()), max_size=12))
-def test_nothing_is_lost_whoever_leaves_when(callers: list[tuple[int, bool]]) -> None:
+def test_all_bytes_are_free_again_whichever_callers_are_cancelled(
+    callers: list[tuple[int, bool]],
+) -> None:
     budget = MemoryBudget(10)
 
     async def hold(size: int) -> None:
@@ -71,7 +73,7 @@ def test_nothing_is_lost_whoever_leaves_when(callers: list[tuple[int, bool]]) ->
     assert budget.free == 10
 
 
-async def test_a_failure_inside_gives_it_back() -> None:
+async def test_an_error_inside_the_block_frees_the_bytes() -> None:
     budget = MemoryBudget(10)
     with pytest.raises(KeyError):
         async with budget.hold(10):

@@ -1,4 +1,4 @@
-"""Messages between processes: whatever goes in comes out, large bytes beside the pickle."""
+"""Messages between processes arrive unchanged, with large bytes beside the pickle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest, Overloaded, TooLarge
-from predictors.workers.messages import LARGE_BYTES, Closed, receive, send
+from predictors.workers.messages import LARGE_BYTES, ConnectionClosed, receive, send
 from predictors.workers.shared_memory import SharedMemory
 
 Pair = tuple[socket.socket, socket.socket]
@@ -29,7 +29,7 @@ def pair() -> Iterator[Pair]:
 
 
 def through(value: Any) -> Any:
-    """`value` as the other side gets it."""
+    """`value` as the other process receives it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         sender = threading.Thread(target=send, args=(ours, value))
@@ -46,17 +46,17 @@ def through(value: Any) -> Any:
         lambda x: st.lists(x) | st.tuples(x, x) | st.dictionaries(st.text(), x),
     )
 )
-def test_values_come_out_as_they_went_in(value: Any) -> None:
+def test_values_arrive_unchanged(value: Any) -> None:
     assert through(value) == value
 
 
 @pytest.mark.parametrize("size", [0, LARGE_BYTES, LARGE_BYTES + 1, 5_000_000])
-def test_bytes_of_every_size_come_out_as_they_went_in(size: int) -> None:
+def test_bytes_of_every_size_arrive_unchanged(size: int) -> None:
     value = {"a": [b"x" * size, b"small", bytes(size)], "text": "ü" * size}
     assert through(value) == value
 
 
-def test_shared_memory_is_handed_on_without_a_copy() -> None:
+def test_shared_memory_is_passed_without_a_copy() -> None:
     memory = SharedMemory.empty()
     memory.append(b"abc")
     memory.append(b"def")
@@ -75,22 +75,22 @@ def test_shared_memory_is_handed_on_without_a_copy() -> None:
         Overloaded("full", retry_after_s=7),
     ],
 )
-def test_failures_of_ours_come_out_whole(error: Exception) -> None:
+def test_serving_errors_arrive_with_all_their_fields(error: Exception) -> None:
     found = through(error)
     assert type(found) is type(error)
     assert vars(found) == vars(error)
     assert str(found) == str(error)
 
 
-def test_a_message_can_not_make_this_process_run_anything(pair: Pair) -> None:
-    send(pair[0], subprocess.CompletedProcess(["true"], 0))  # any class that is not ours
+def test_a_message_with_a_foreign_class_is_refused(pair: Pair) -> None:
+    send(pair[0], subprocess.CompletedProcess(["true"], 0))  # any class of another package
     with pytest.raises(pickle.UnpicklingError, match="subprocess"):
         receive(pair[1])
 
 
-def test_the_end_of_the_other_side_is_told(pair: Pair) -> None:
+def test_a_closed_connection_is_an_error(pair: Pair) -> None:
     pair[0].close()
-    with pytest.raises(Closed):
+    with pytest.raises(ConnectionClosed):
         receive(pair[1])
-    with pytest.raises(Closed):
-        send(pair[1], "nobody reads this")
+    with pytest.raises(ConnectionClosed):
+        send(pair[1], "unread")

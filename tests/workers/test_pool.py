@@ -1,4 +1,4 @@
-"""The pool of worker processes: answers, refusals, deaths, limits and order."""
+"""The pool of worker processes: results, errors, dead processes, limits and order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,24 +49,24 @@ class Gate:
         return f"{TASKS}:wait_for", str(self.path)
 
     def open(self, text: str = "done") -> None:
-        """Returns once the task has begun to read."""
+        """Let the task end, once it has started."""
         self.path.write_text(text)
 
 
-async def test_a_task_is_answered_by_another_process(workers: Workers) -> None:
+async def test_a_task_runs_in_another_process(workers: Workers) -> None:
     assert await workers.run(f"{TASKS}:double", b"ab" * 100_000) == b"ab" * 200_000
     found = await workers.run(f"{TASKS}:process")
     assert found != os.getpid()
     assert found in workers.process_ids
 
 
-async def test_a_refusal_of_a_task_is_its_callers(workers: Workers) -> None:
+async def test_a_serving_error_of_a_task_reaches_its_caller(workers: Workers) -> None:
     with pytest.raises(InvalidRequest, match="no such thing") as refused:
         await workers.run(f"{TASKS}:refuse", "no such thing")
     assert refused.value.param == "x"
 
 
-async def test_what_a_task_did_not_mean_to_raise_is_no_serving_error(workers: Workers) -> None:
+async def test_any_other_error_of_a_task_is_no_serving_error(workers: Workers) -> None:
     with pytest.raises(RuntimeError, match="KeyError"):
         await workers.run(f"{TASKS}:fail")
     assert await workers.run(f"{TASKS}:double", 2) == 4
@@ -78,7 +79,7 @@ async def test_a_process_that_dies_fails_its_task_alone_and_is_replaced(workers:
     assert answers == [2 * i for i in range(20)]
 
 
-async def test_a_task_that_asks_for_more_memory_than_it_may_have_is_refused(
+async def test_a_task_that_allocates_more_than_its_limit_is_too_large(
     workers: Workers,
 ) -> None:
     with pytest.raises(TooLarge, match="more than the 384 MiB"):
@@ -88,7 +89,7 @@ async def test_a_task_that_asks_for_more_memory_than_it_may_have_is_refused(
         await workers.run(f"{TASKS}:fill", 1, memory_bytes=300 * 2**20)
 
 
-async def test_a_task_without_an_end_is_ended_and_so_is_its_process(tmp_path: Path) -> None:
+async def test_a_task_that_takes_too_long_is_killed_with_its_process(tmp_path: Path) -> None:
     workers = Workers([TASKS], count=2, timeout_s=0.2)
     try:
         with pytest.raises(StepFailed, match=r"longer than 0\.2 s"):
@@ -111,7 +112,7 @@ async def test_large_tasks_leave_a_process_for_small_ones(workers: Workers, tmp_
     assert await asyncio.gather(*running) == ["done"] * 3
 
 
-async def test_a_caller_who_leaves_while_waiting_is_not_worked_for(
+async def test_a_task_that_is_cancelled_while_it_waits_never_runs(
     workers: Workers, tmp_path: Path
 ) -> None:
     gates = [Gate(tmp_path, str(i)) for i in range(2)]
@@ -127,10 +128,10 @@ async def test_a_caller_who_leaves_while_waiting_is_not_worked_for(
         await asyncio.to_thread(gate.open)
     await asyncio.gather(*busy)
     assert await workers.run(f"{TASKS}:double", 1) == 2
-    assert set(workers.process_ids) == before, "the task of who left was done"
+    assert set(workers.process_ids) == before, "the cancelled task ran"
 
 
-async def test_more_than_may_wait_are_refused(
+async def test_tasks_beyond_the_queue_limit_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "MAX_WAITING", 2)
@@ -154,16 +155,18 @@ async def test_more_than_may_wait_are_refused(
         workers.close()
 
 
-def test_closing_answers_everybody_and_leaves_no_process(tmp_path: Path) -> None:
+def test_closing_fails_all_tasks_and_leaves_no_process(tmp_path: Path) -> None:
     workers = Workers([TASKS], count=2)
     gates = [Gate(tmp_path, str(i)) for i in range(4)]
     futures = [workers.submit(*gate.task()) for gate in gates]
     workers.submit(f"{TASKS}:double", 1).cancel()
-    while len(workers.process_ids) < 2:
-        futures[0].running()
-    pids = workers.process_ids
-    workers.close()
-    workers.close()
+    with ExitStack() as pipes:
+        for gate in gates[:2]:  # opening a pipe waits for its reader: two tasks have started
+            pipes.enter_context(gate.path.open("w"))
+        pids = workers.process_ids
+        workers.close()
+        workers.close()
+    assert len(pids) == 2
     for future in futures:
         with pytest.raises((StepFailed, Draining)):
             future.result(PATIENCE_S)
@@ -174,7 +177,7 @@ def test_closing_answers_everybody_and_leaves_no_process(tmp_path: Path) -> None
         workers.submit(f"{TASKS}:double", 1)
 
 
-async def test_the_products_workers_load_neither_torch_nor_grpc() -> None:
+async def test_the_worker_processes_of_the_product_import_neither_torch_nor_grpc() -> None:
     workers = Workers([*MODULES, TASKS], count=2)
     try:
         loaded = set(await workers.run(f"{TASKS}:modules"))
@@ -184,7 +187,7 @@ async def test_the_products_workers_load_neither_torch_nor_grpc() -> None:
     assert {"predictors", "PIL", "orjson"} <= loaded
 
 
-async def test_a_process_that_ended_while_idle_costs_nobody_a_request(workers: Workers) -> None:
+async def test_a_process_that_died_while_idle_costs_no_request(workers: Workers) -> None:
     await workers.run(f"{TASKS}:double", 1)
     for pid in workers.process_ids:
         os.kill(pid, signal.SIGKILL)
@@ -192,7 +195,7 @@ async def test_a_process_that_ended_while_idle_costs_nobody_a_request(workers: W
     assert answers == [0, 2, 4, 6, 8, 10]
 
 
-async def test_where_no_process_can_be_started_callers_are_told_so_and_liveness_fails(
+async def test_without_a_process_that_starts_tasks_are_refused_and_liveness_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -209,11 +212,14 @@ async def test_where_no_process_can_be_started_callers_are_told_so_and_liveness_
         workers.close()
 
 
-async def test_who_leaves_while_his_task_is_handed_over_harms_no_process() -> None:
+async def test_cancelling_while_a_task_is_sent_harms_no_process(tmp_path: Path) -> None:
     workers = Workers([*MODULES, TASKS], count=2)
+    gates = [Gate(tmp_path, str(i)) for i in range(2)]
     try:
-        while len(workers.process_ids) < 2:
-            await workers.run(f"{TASKS}:double", 1)
+        running = [asyncio.create_task(workers.run(*gate.task())) for gate in gates]
+        for gate in gates:  # both processes run
+            await asyncio.to_thread(gate.open)
+        await asyncio.gather(*running)
         before = set(workers.process_ids)
         for _ in range(30):
             memory = SharedMemory.empty()

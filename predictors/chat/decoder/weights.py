@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
-from predictors.compute.checkpoint.accounting import FLOATS, Wanted, check_tensors
+from predictors.compute.checkpoint.accounting import FLOATS, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
@@ -108,7 +108,7 @@ def _check(slots: Mapping[str, Tensor], shards: Shards, stored: Mapping[str, str
     for component, is_vision in (("the language model", False), ("the vision tower", True)):
         mine = {n: headers[s] for n, s in stored.items() if n.startswith("visual.") == is_vision}
         wanted = {
-            name: Wanted(None if name == FRAMES else tuple(slot.shape))
+            name: ExpectedTensor(None if name == FRAMES else tuple(slot.shape))
             for name, slot in slots.items()
             if name in mine
         }
@@ -174,5 +174,5 @@ def mlp_slots(prefix: str, mlp: GatedMLP, hidden: int, kinds: tuple[str, ...]) -
     return slots
 
 
-def linear_slots(prefix: str, linear: nn.Linear) -> dict[str, Tensor]:
+def linear_slots(prefix: str, linear: nn.Linear | nn.LayerNorm) -> dict[str, Tensor]:
     return {f"{prefix}.weight": linear.weight.data, f"{prefix}.bias": linear.bias.data}

@@ -1,8 +1,8 @@
-"""Whether every stored tensor of a component has its place: by names, dtypes and shapes from the
-headers alone. Each model passes the tensors it expects and those that may be left out.
+"""Checks that every stored tensor of a component is expected, by name, dtype and shape in the
+headers. Each model passes the tensors that it expects and those that may be ignored.
 
-A tensor that nobody expects is an error: scales beside weights mean that the weights are quantised,
-`lora_A` that an adapter was to be added to them.
+An unexpected tensor is an error: scales beside weights mean that the weights are quantised,
+`lora_A` means that an adapter should be applied to them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ QUANTISED: tuple[tuple[str, str], ...] = (
     (r"(^|[._])(input|output|act|activation|[qkv]|kv|weight)_(global_)?scale$", "FP8 with scales"),
     (r"(^|\.)(scale|zero)$", "integers with scales"),
 )
-"""Names of what is stored beside quantised weights, and what does so. The first that fits wins."""
+"""Patterns of tensors beside quantised weights, and the method that stores them. The first match
+wins."""
 ADAPTED = re.compile(
     r"(^|[._])(lora|loha|lokr|hada|dora|ia3|oft|adapter|base_layer|modules_to_save)([._]|$)"
     r"|lora_|(^|\.)alpha$|magnitude_vector"
@@ -45,8 +46,8 @@ ADAPTED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """The stored tensor that a model expects. `shape` is None where another check covers it."""
+class ExpectedTensor:
+    """A tensor that a model expects. `shape` is None if the shape is checked elsewhere."""
 
     shape: tuple[int, ...] | None = None
     dtypes: Collection[str] = FLOATS
@@ -55,16 +56,16 @@ class Wanted:
 def check_tensors(
     component: str,
     stored: Mapping[str, Header],
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, ExpectedTensor],
     unused: str = r"(?!)",
     named_method: str = "",
     advice: str = UNQUANTISED,
 ) -> None:
-    """Raise `EngineFailed` naming a tensor that has no place, is stored as something else than
-    expected, is missing, or has another shape.
+    """Raise `EngineFailed` naming a tensor that is unexpected, missing, or of another dtype or
+    shape than expected.
 
-    `unused` is a pattern of names that are known to be of no use here; `named_method` is what the
-    config says of quantisation and `advice` what to do instead, both for the message.
+    `unused` is a pattern of names that may be ignored. `named_method` (the config's quantisation)
+    and `advice` (what to do instead) are for the message.
     """
     foreign = [name for name in stored if name not in wanted]
     for name in foreign:
@@ -73,7 +74,7 @@ def check_tensors(
                 f"{component} holds tensors of an adapter such as {name}, which would not be "
                 "applied; merge it into the weights, or take the folder without it"
             )
-    found = beside(foreign, stored) or narrowed(stored, wanted)
+    found = find_quantised(foreign, stored) or find_other_dtype(stored, wanted)
     if found is not None:
         method, name = found
         raise EngineFailed(
@@ -96,8 +97,8 @@ def check_tensors(
             )
 
 
-def beside(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[str, str] | None:
-    """A tensor that belongs to quantised weights, and whose method it shows."""
+def find_quantised(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[str, str] | None:
+    """The method of the first tensor that belongs to quantised weights, and its name."""
     names = list(names)
     for pattern, method in QUANTISED:
         for name in names:
@@ -109,7 +110,7 @@ def beside(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[str, str
 
 
 def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
-    """`compressed-tensors` with what the scaled weight is stored in."""
+    """`compressed-tensors` with the dtype of the scaled weight."""
     if method != "compressed-tensors":
         return method
     weight = stored.get(re.sub(r"_scale(_2)?$", "", scale))
@@ -118,21 +119,23 @@ def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
 
 
 def witness(folder: Path) -> str:
-    """`; tensor NAME` for a message, one that shows that the folder's weights are quantised; empty
-    if none does."""
+    """`; tensor NAME` for a message, with a tensor that shows quantised weights; empty if none
+    does."""
     try:
         with Shards(folder) as shards:
             stored = shards.headers()
     except EngineFailed:
         return ""
     odd = (name for name, header in stored.items() if header.dtype not in FLOATS)
-    found = beside(stored, stored)
+    found = find_quantised(stored, stored)
     name = found[1] if found else next(odd, "")
     return f"; tensor {name}" if name else ""
 
 
-def narrowed(stored: Mapping[str, Header], wanted: Mapping[str, Wanted]) -> tuple[str, str] | None:
-    """A weight that is stored in another kind of number than expected, and in which."""
+def find_other_dtype(
+    stored: Mapping[str, Header], wanted: Mapping[str, ExpectedTensor]
+) -> tuple[str, str] | None:
+    """A description of an unexpected dtype, and the name of the weight that has it."""
     for name, want in wanted.items():
         if name in stored and stored[name].dtype not in want.dtypes:
             kind = stored[name].dtype

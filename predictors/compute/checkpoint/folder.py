@@ -1,7 +1,7 @@
 """Reads the configs of a checkpoint folder as JSON, and finds adapters and quantisation in it.
 
-A folder comes from elsewhere, so anything may be missing, cut short or of another type. Whatever is
-amiss is one `EngineFailed` that names the file inside the folder, never the folder's place.
+A folder is untrusted: files may be missing, truncated or of another type. Every problem is an
+`EngineFailed` that names the file inside the folder, never the path of the folder.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from predictors.errors import EngineFailed, ServingError
 
 COUNT = (0, 1000)
-"""Of layers and the like; a larger one would take minutes to be found out."""
+"""Limits of a number of layers and the like. With a larger one, loading takes minutes to fail."""
 WIDTH = (1, 2**20)
 OPTIONAL = {"out_channels"}
-"""Numbers that configs may leave to others by saying null."""
+"""Numbers that may be null in a config."""
 QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Of GPTQ, AWQ and ModelOpt, beside a config that says nothing."""
+"""Files of GPTQ, AWQ and ModelOpt, beside a config that does not name the method."""
 ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.*",
@@ -35,7 +35,7 @@ SHOWN = 60  # characters of a value that a message repeats
 
 
 def read_json(folder: Path, name: str, where: str) -> dict[str, Any]:
-    """The object in `folder / name`; `where` is what messages call the file."""
+    """The JSON object in `folder / name`. Messages call the file `where`."""
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -54,9 +54,9 @@ def read_json(folder: Path, name: str, where: str) -> dict[str, Any]:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Whatever a library raises over files becomes an `EngineFailed` that names them.
+    """Turn every exception of a library that reads files into an `EngineFailed` that names them.
 
-    They raise anything: `tokenizers` a bare `Exception`, diffusers an `IndexError`.
+    Libraries raise any type: `tokenizers` a bare `Exception`, diffusers an `IndexError`.
     """
     try:
         yield
@@ -72,8 +72,8 @@ def reading(what: str) -> Iterator[None]:
 def check_numbers(
     config: Mapping[str, Any], where: str, limits: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Raise `EngineFailed` for a whole number that is none or outside of its limits. What is absent
-    has a default."""
+    """Raise `EngineFailed` for a value that is not a whole number within its limits. Absent names
+    are skipped."""
     for name, (least, most) in limits.items():
         if name not in config or (name in OPTIONAL and config[name] is None):
             continue
@@ -83,8 +83,7 @@ def check_numbers(
 
 
 def check_adapters(folder: Path, component: str) -> None:
-    """Raise `EngineFailed` for an adapter (LoRA, PEFT) that lies in the folder: it would not be
-    applied."""
+    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
     for pattern in ADAPTER_FILES:
         for file in sorted(folder.glob(pattern)):
             raise EngineFailed(
@@ -94,8 +93,8 @@ def check_adapters(folder: Path, component: str) -> None:
 
 
 def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
-    """The method that a config names at its top or one level below, or a file beside it; an empty
-    string if it names none."""
+    """The quantisation method that a config names at its top or one level below, or in a file
+    beside it; empty if none is named."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in parts:
         for key in QUANTISATION_KEYS:
@@ -125,24 +124,24 @@ def method_of(named: Any) -> str:
 
 
 def shown_method(*words: str) -> str:
-    """The words that are there, short enough for a message."""
+    """The non-empty words, as ASCII and shortened for a message."""
     return " ".join(word.encode("ascii", "replace").decode()[:SHOWN] for word in words if word)
 
 
 def is_real(value: object) -> bool:
-    """Whether a value of a config is a finite number."""
+    """True for a finite number that is not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shown(value: object) -> str:
-    """A value as a message repeats it."""
+    """A value as ASCII, shortened for a message."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def advice(folder: Path) -> str:
-    """For a folder without a known class: its likely kind and which folder to give instead; empty
-    if it has no known mark."""
+    """The likely kind of a folder without a known class, and which folder to give instead; empty if
+    the kind is unknown."""
     if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
         return "it holds an adapter: merge it into its model and give that folder"
     if (folder / "snapshots").is_dir():

@@ -1,8 +1,7 @@
-"""The tensors of one checkpoint folder: one safetensors file, or several with an index. Knows no
-model and no tensor name.
+"""The tensors of one checkpoint folder: one safetensors file, or several with an index.
 
-Files are mapped, not read: a tensor costs memory when it is asked for. Whatever is amiss names the
-file or the tensor, never the folder's place on the machine.
+Files are mapped, so a tensor takes memory only when it is read. Errors name the file or the tensor,
+never the path of the folder.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By their names in safetensors; tensors of other types are read one by one."""
+"""torch's dtypes by their names in safetensors. Tensors of other types are read one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One tensor as the file's header describes it; `dtype` by its name in safetensors."""
+    """A tensor as described in the file's header. `dtype` is its name in safetensors."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +49,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """One tensor's entry in the header of its file; `offset` in bytes from the file's beginning."""
+    """A stored tensor; `offset` is in bytes from the beginning of the file."""
 
     handle: Any
     file: Path
@@ -59,17 +58,16 @@ class _Stored:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """None for one that torch does not have."""
+        """None if torch has no such dtype."""
         return DTYPES.get(self.header.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored."""
         return self.header.shape
 
 
 class Shards:
-    """A context manager that holds the files open. Iterates over the stored names, file by file."""
+    """A context manager that keeps the files open. Iterates over the names, file by file."""
 
     def __init__(self, folder: Path, stems: Sequence[str] = STEMS) -> None:
         self._folder = folder
@@ -78,7 +76,7 @@ class Shards:
         self._tensors: dict[str, _Stored] = {}
 
     def __enter__(self) -> Shards:
-        with ExitStack() as stack:  # closes what was opened before the one that is broken
+        with ExitStack() as stack:  # closes the files that were opened before a broken one
             for file in self._paths():
                 self._tensors |= _tensors_of(file, stack)
             self._stack = stack.pop_all()
@@ -95,27 +93,27 @@ class Shards:
         return iter(self._tensors)
 
     def headers(self) -> dict[str, Header]:
-        """All that is known of the tensors without reading one."""
+        """The header of every tensor; none is read."""
         return {name: stored.header for name, stored in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; nothing of it is read."""
+        """The shape of a tensor, which is not read."""
         return self._stored(name).shape
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the host, in the dtype it is stored in."""
+        """A tensor on the host, in its stored dtype."""
         tensor: Tensor = self._stored(name).handle.get_tensor(name)
         return tensor
 
     def copy_into(
         self, pairs: Iterable[tuple[Tensor, str]], num_readers: int = NUM_READERS
     ) -> None:
-        """Fill each target (of the stored tensor's shape, in any dtype, may be a view) with the
-        tensor of that name; all targets are on one device.
+        """Fill each target with the stored tensor of that name.
 
-        On CUDA several threads read, as `staging.fill` says, and what is launched later on the
-        current stream sees the values. Raises `EngineFailed` naming a tensor that is not there,
-        has another shape or can't be read.
+        A target has the stored shape and any dtype, and may be a view. All targets are on one
+        device. On CUDA several threads read (see `staging.fill`), and work launched later on the
+        current stream sees the values. Raises `EngineFailed` naming a tensor that is missing, has
+        another shape or can't be read.
         """
         extents = []
         for target, name in pairs:
@@ -126,7 +124,7 @@ class Shards:
                     f"{list(target.shape)}"
                 )
             if target.device.type != "cuda" or stored.dtype is None:
-                with torch.inference_mode():  # as `fill` does
+                with torch.inference_mode():  # as in `fill`
                     target.copy_(self.read(name))
             else:
                 extents.append(Extent(target, stored.file, stored.offset, stored.dtype, name))
@@ -158,7 +156,7 @@ class Shards:
         )
 
     def _shard(self, name: str) -> Path:
-        # an index is data from elsewhere: it may not lead out of its folder
+        # an index is untrusted: it must not lead out of its folder
         if Path(name).name != name or not (self._folder / name).is_file():
             raise EngineFailed(
                 f"the checkpoint's {self._folder.name} lacks {Path(name).name}, which its index "
@@ -176,10 +174,10 @@ def _listed(index: Path) -> list[str]:
 
 
 def _tensors_of(file: Path, stack: ExitStack) -> dict[str, _Stored]:
-    """What the header of `file` lists; safetensors has checked it against the file's length."""
+    """The tensors in the header of `file`. safetensors has checked it against the file's length."""
     try:
         handle = stack.enter_context(safe_open(file, framework="pt"))
-        with file.open("rb") as opened:  # its own reader does not tell offsets
+        with file.open("rb") as opened:  # safetensors' reader has no offsets
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length))
         return {
@@ -189,7 +187,7 @@ def _tensors_of(file: Path, stack: ExitStack) -> dict[str, _Stored]:
                 8 + length + header[name]["data_offsets"][0],
                 Header(header[name]["dtype"], tuple(header[name]["shape"])),
             )
-            for name in handle.keys()  # noqa: SIM118 - it is no dict
+            for name in handle.keys()  # noqa: SIM118 - not a dict
         }
     except (SafetensorError, ValueError, KeyError) as error:
         raise EngineFailed(

@@ -1,16 +1,5 @@
-"""Bytes of files into tensors on a device, through pinned memory, by a few threads. Knows neither
-checkpoints nor models.
-
-A single thread copies from the page cache at a few GB/s, a tenth of what the bus to a GPU takes,
-and memory that is not pinned makes the driver copy everything once more. So each reader thread has
-two buffers and a stream of its own: while one buffer travels, the other is filled. Host memory
-taken: readers x 2 x `buffer_bytes`, at most 128 MiB by default, pinned on CUDA and kept by torch
-for the next time; device memory besides the targets: readers x `buffer_bytes`, where a dtype or a
-layout has to be changed.
-
-Measured on an H200 with 6 GB in /dev/shm, in GB/s: 4.4 with 1 reader, 8.3 with 2, 15.7 with 4, 24.5
-with 8 and 31.1 with 12, all at 32 MiB per buffer; 28.9 with 8 readers at 8 MiB. `get_tensor` and
-`to` give 5.8.
+"""Copies bytes of files into tensors on a device, through pinned memory, with several threads. Each
+reader thread has a stream and two buffers: while one is copied, the other is filled.
 """
 
 from __future__ import annotations
@@ -29,14 +18,20 @@ from torch import Tensor
 
 from predictors.errors import EngineFailed
 
+# One thread copies from the page cache at a few GB/s, a tenth of what the bus to a GPU takes, and
+# without pinned memory the driver copies everything once more. Measured on an H200 with 6 GB in
+# /dev/shm, in GB/s: 4.4 with 1 reader, 8.3 with 2, 15.7 with 4, 24.5 with 8 and 31.1 with 12, all
+# at 32 MiB per buffer; 28.9 with 8 readers at 8 MiB. `get_tensor` and `to` give 5.8. Host memory:
+# readers x 2 x `buffer_bytes`, at most 128 MiB by default, pinned on CUDA and kept by torch. Device
+# memory besides the targets: readers x `buffer_bytes`, if dtype or layout change.
 NUM_READERS = min(8, os.cpu_count() or 1)
 BUFFER_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where the values of `target` (any shape and dtype, on a device) lie: row-major in `dtype`,
-    `offset` bytes into `file`. `name` is for messages."""
+    """The place of a target's values in a file: `offset` bytes from its beginning, row-major, in
+    `dtype`. `target` has any shape and dtype. `name` is for messages."""
 
     target: Tensor
     file: Path
@@ -46,13 +41,12 @@ class Extent:
 
     @property
     def num_bytes(self) -> int:
-        """What is read for it."""
         return self.target.numel() * self.dtype.itemsize
 
 
-def pieces(extent: Extent, most: int) -> Iterator[Extent]:
-    """`extent` cut along its first dimensions into parts of at most `most` bytes (at least one
-    element), none of them empty."""
+def split_extent(extent: Extent, most: int) -> Iterator[Extent]:
+    """Split `extent` along its first dimensions into parts of at most `most` bytes, but at least
+    one element. No part is empty."""
     size = extent.num_bytes
     if size <= most or extent.target.ndim == 0:
         if size:
@@ -64,7 +58,7 @@ def pieces(extent: Extent, most: int) -> Iterator[Extent]:
         rows = extent.target[start : start + step]
         part = replace(extent, target=rows, offset=extent.offset + start * row)
         if row > most:
-            yield from pieces(replace(part, target=rows[0]), most)
+            yield from split_extent(replace(part, target=rows[0]), most)
         else:
             yield part
 
@@ -72,19 +66,19 @@ def pieces(extent: Extent, most: int) -> Iterator[Extent]:
 def fill(
     extents: Iterable[Extent], num_readers: int = NUM_READERS, buffer_bytes: int = BUFFER_BYTES
 ) -> None:
-    """Read every extent into its target; all targets are on one device.
+    """Read every extent into its target. All targets are on one device.
 
-    On return the data is in flight: work launched on the current stream sees it. Raises
-    `EngineFailed` naming file and tensor if a file can't be read or is too short.
+    Copies may still be in flight on return; work launched on the current stream sees the data.
+    Raises `EngineFailed` naming file and tensor if a file can't be read or is too short.
     """
     with torch.inference_mode():  # in-place writes to parameters, and to inference tensors
-        parts = [part for extent in extents for part in pieces(extent, buffer_bytes)]
+        parts = [part for extent in extents for part in split_extent(extent, buffer_bytes)]
     if not parts:
         return
-    parts.sort(key=lambda part: (part.file, part.offset))  # disks like to be read in order
+    parts.sort(key=lambda part: (part.file, part.offset))  # disks are faster when read in order
     device = parts[0].target.device
     with ExitStack() as stack:
-        files = {file: stack.enter_context(_Opened(file)) for file in {p.file for p in parts}}
+        files = {file: stack.enter_context(_OpenFile(file)) for file in {p.file for p in parts}}
         queue = _Queue(parts)
         readers = [
             _Reader(queue, files, device, buffer_bytes) for _ in range(min(num_readers, len(parts)))
@@ -98,15 +92,15 @@ def fill(
                 reader.join()
 
 
-class _Opened:
-    """A file's descriptor; `pread` on it is safe from several threads."""
+class _OpenFile:
+    """A file descriptor. `read` may be called on several threads."""
 
     def __init__(self, file: Path) -> None:
         self.name = f"{file.parent.name}/{file.name}"
         self._file = file
         self._descriptor = -1
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> _OpenFile:
         try:
             self._descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -117,7 +111,7 @@ class _Opened:
         os.close(self._descriptor)
 
     def read(self, offset: int, into: memoryview, tensor: str) -> None:
-        """Fill `into` with the bytes from `offset` on."""
+        """Fill `into` with the bytes from `offset`. `tensor` is for messages."""
         done = 0
         while done < len(into):
             try:
@@ -130,28 +124,27 @@ class _Opened:
 
 
 class _Queue:
-    """The parts that nobody has taken yet; `close` leaves none."""
+    """Parts that no reader has taken yet. Any thread."""
 
     def __init__(self, parts: Sequence[Extent]) -> None:
         self._parts = iter(parts)
         self._lock = threading.Lock()
 
-    def take(self) -> Extent | None:
-        """The next part, or None. Any thread."""
+    def next(self) -> Extent | None:
         with self._lock:
             return next(self._parts, None)
 
     def close(self) -> None:
-        """Any thread."""
+        """Drop the remaining parts."""
         with self._lock:
             self._parts = iter(())
 
 
 class _Reader:
-    """One thread's buffers and stream. Made and joined on the caller's thread, run on another."""
+    """Buffers and stream of one thread. Made and joined on the caller's thread, run on another."""
 
     def __init__(
-        self, queue: _Queue, files: dict[Path, _Opened], device: torch.device, buffer_bytes: int
+        self, queue: _Queue, files: dict[Path, _OpenFile], device: torch.device, buffer_bytes: int
     ) -> None:
         self._queue = queue
         self._files = files
@@ -160,57 +153,57 @@ class _Reader:
         is_cuda = device.type == "cuda"
         if is_cuda:
             self._stream = torch.cuda.Stream(device)
-            # what was launched before may still use the targets' memory
+            # work launched before may still use the targets' memory
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._buffers = [_Buffer(buffer_bytes, is_cuda) for _ in range(2)]
 
     def run(self) -> None:
-        """Take parts until there are none."""
+        """Copy parts until none are left."""
         try:
             with torch.cuda.stream(self._stream), torch.inference_mode():
                 for buffer in cycle(self._buffers):
-                    part = self._queue.take()
+                    part = self._queue.next()
                     if part is None:
                         return
                     self._copy(part, buffer)
         finally:
-            self._queue.close()  # empty by now, unless this reader failed: then all stop
+            self._queue.close()  # already empty, unless this reader failed: then all stop
 
     def join(self) -> None:
-        """Make the caller's current stream wait for what this one has launched."""
+        """Make the caller's current stream wait for this reader's copies."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def _copy(self, part: Extent, buffer: _Buffer) -> None:
-        into = buffer.free()[: part.num_bytes]
+        into = buffer.wait_free()[: part.num_bytes]
         self._files[part.file].read(part.offset, into.numpy().data, part.name)
         target = part.target
         values = into.view(part.dtype).view(target.shape)
         try:
             if target.dtype != part.dtype or not target.is_contiguous():
-                # torch would change the dtype on the host
+                # otherwise torch would convert on the host
                 values = values.to(target.device, non_blocking=True)
             target.copy_(values, non_blocking=True)
-        except RuntimeError as error:  # the device's: lost, or out of memory
+        except RuntimeError as error:  # the device is lost or out of memory
             name = self._files[part.file].name
             raise EngineFailed(f"tensor {part.name} of {name} can't be copied") from error
-        buffer.sent()
+        buffer.mark_copying()
 
 
 class _Buffer:
-    """Host memory that is not refilled before its last copy has left it."""
+    """Host memory that is reused only after its last copy has finished."""
 
     def __init__(self, num_bytes: int, is_cuda: bool) -> None:
         self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
-        self._left = torch.cuda.Event() if is_cuda else None
+        self._copied = torch.cuda.Event() if is_cuda else None
 
-    def free(self) -> Tensor:
-        """All of it, once it may be overwritten."""
-        if self._left is not None:
-            self._left.synchronize()
+    def wait_free(self) -> Tensor:
+        """The memory, after its last copy has finished."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._memory
 
-    def sent(self) -> None:
-        """A copy out of it was launched on the current stream."""
-        if self._left is not None:
-            self._left.record()
+    def mark_copying(self) -> None:
+        """Note that a copy from it was launched on the current stream."""
+        if self._copied is not None:
+            self._copied.record()

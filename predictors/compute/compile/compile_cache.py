@@ -1,15 +1,15 @@
-"""Compiled code that outlives the process: where Triton and Inductor keep theirs, and one bundle
-per model. Knows neither models nor what was compiled.
+"""Compiled code that is kept between starts: the folders of Triton and Inductor, and one bundle per
+model.
 
-What lies in such a folder is executed, so one that anybody may write is not used, and a server
-needs no right to write it: from a folder that it can only read it works on a private copy. Whatever
-is amiss is a warning in the log and a cold start, never a failure.
+The content is executed, so a folder that anyone may write is not used. A server needs no write
+access: it works on a private copy of a folder that it can only read. Problems lead to a warning in
+the log and a cold start, never to a failure.
 
     <compute.cache_dir>/<GPU or cpu>-<hash of versions and machine>/
         triton/  inductor/      the libraries' own, in their own layout
         <hash>.bundle           torch's artifacts of one checkpoint under one engine config
 
-Old subfolders are never removed; an operator may at any time.
+Old subfolders are never removed. An operator may remove them at any time.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ import torch
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 2**30
-"""Of one bundle, and of a folder that is copied."""
+"""Largest size of a bundle, and of a folder that is copied."""
 VARIABLES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
-"""What the libraries look at whenever they look for their folder, and the folder's name here."""
+"""The environment variable of each library's folder, and the folder's name here."""
 MAGIC = b"predictors bundle 1"
 
-# the libraries know one folder per process, whichever room asks first
+# each library has one folder per process: the first caller decides
 _lock = threading.Lock()
 _decided: dict[str, Path | None] = {}
 
@@ -49,12 +49,12 @@ _decided: dict[str, Path | None] = {}
 def keep_compiled_code(
     cache_dir: str, device: torch.device, environ: MutableMapping[str, str]
 ) -> Path | None:
-    """Make Triton and Inductor keep their work under `cache_dir`, once per process and before the
-    first kernel; returns the folder for bundles. Any thread.
+    """Make Triton and Inductor store their results under `cache_dir`; returns the folder for
+    bundles, or None if nothing is stored. Any thread; must be called before the first kernel.
 
-    They look into the process's environment, which only the composition root touches: it hands
-    over `environ`. Empty leaves everything as it is, and a variable that the operator set himself
-    wins. None where nothing is kept, also because the folder can't be used.
+    `environ` is the process's environment, in which both libraries look up their folders. A
+    variable that the operator has set is not changed. The first call of the process decides. An
+    empty `cache_dir` changes nothing.
     """
     if not cache_dir:
         return None
@@ -70,27 +70,27 @@ def keep_compiled_code(
 
 
 def kept_in() -> Path | None:
-    """The folder that `keep_compiled_code` has decided on, or None."""
+    """The folder that `keep_compiled_code` has chosen, or None."""
     with _lock:
         return next(iter(_decided.values()), None)
 
 
 def keeps_new_code() -> bool:
-    """Whether that folder takes what is compiled from now on, for other processes too."""
+    """True if code that is compiled from now on is stored for other processes."""
     folder = kept_in()
     return folder is not None and _is_writable(folder)
 
 
 def machine_key(device: torch.device) -> str:
-    """A folder's name for what decides whether compiled code may run: versions, CPU, GPU.
+    """A folder name from everything that decides where compiled code can run: versions, CPU, GPU.
 
-    What Triton and Inductor hash themselves (sources, shapes, options) is not in it.
+    Sources, shapes and options are not in it, because Triton and Inductor hash those themselves.
     """
     gpu, capability = "cpu", ""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         gpu, capability = properties.name, f"{properties.major}.{properties.minor}"
-    facts = {
+    machine = {
         "python": sys.implementation.cache_tag,
         "torch": torch.__version__,
         "triton": _version_of("triton"),
@@ -98,11 +98,11 @@ def machine_key(device: torch.device) -> str:
         "gpu": [gpu, capability],
         "cpu": [platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu_flags()],
     }
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{digest(facts)[:16]}"
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{digest(machine)[:16]}"
 
 
 def machine_folder(root: Path, key: str) -> Path | None:
-    """`root`/`key`, made if need be; None, and a warning, where it can't be used."""
+    """`root`/`key`, created if necessary; None, with a warning, if it can't be used."""
     folder = root / key
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -121,40 +121,40 @@ def machine_folder(root: Path, key: str) -> Path | None:
 def digest(parts: object) -> str:
     """SHA-256 in hex of plain values, mappings and dataclasses, equal in every process.
 
-    A path counts for nothing: where a checkpoint lies says nothing about it. Raises `TypeError` for
-    anything whose text might differ between two processes.
+    Paths are ignored, because a checkpoint is the same in any folder. Raises `TypeError` for values
+    whose text may differ between processes.
     """
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Bundle:
-    """What torch.compile has made for one model, in one file that any number of processes may read.
-    Written whole or not at all, so several writers do no harm; the last one wins.
+    """torch.compile's artifacts for one model, in one file that any number of processes may read.
 
-    It carries Inductor's work to a machine that has the file and not Inductor's folder. Triton
-    kernels that a model launches itself are not in it. torch collects per process: where two rooms
-    compile in one, each one's file holds both.
+    It is replaced atomically, so the last of several writers wins. It brings Inductor's results to
+    a machine without Inductor's folder. Triton kernels that a model launches itself are not in it.
+    torch collects artifacts per process: if two models compile in one process, the file of each
+    holds both.
     """
 
     def __init__(self, folder: Path | None, parts: object) -> None:
-        """`parts` is everything of checkpoint and engine that decides what is compiled, see
-        `digest`. Without a folder there is never a file."""
+        """`parts` is everything of checkpoint and engine that determines the compiled code, see
+        `digest`. Without a folder nothing is loaded or saved."""
         self._key = digest(parts)
         self._file = None if folder is None else folder / f"{self._key[:32]}.bundle"
 
     @property
     def exists(self) -> bool:
-        """Whether there is a file, of whatever worth."""
+        """True if there is a file, even one that can't be used."""
         return self._file is not None and self._file.exists()
 
     def load(self) -> bool:
-        """Hand the file to torch, before anything is compiled; whether torch took it."""
+        """Give the file to torch, before anything is compiled. True if torch accepted it."""
         if self._file is None or not self.exists:
             return False
         try:
             found = torch.compiler.load_cache_artifacts(self._read(self._file))
-        # the last two are torch's, for bytes that another version wrote
+        # torch raises the last two for bytes of another version
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             log.warning("%s is not used: %s", self._file, error)
             return False
@@ -163,7 +163,7 @@ class Bundle:
         return found is not None
 
     def save(self) -> bool:
-        """Write what was compiled until now, or came from disk; whether there is a new file."""
+        """Write everything compiled or loaded so far. True if a new file was written."""
         if self._file is None or "torch._dynamo" not in sys.modules:
             return False
         from torch._dynamo.convert_frame import compile_lock
@@ -202,7 +202,7 @@ class Bundle:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """All of it or nothing, readable by everybody."""
+    """Write atomically, readable for all users."""
     descriptor, name = tempfile.mkstemp(prefix=".", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb") as opened:
@@ -226,13 +226,14 @@ def _point_libraries(folder: Path, environ: MutableMapping[str, str]) -> None:
 
 
 def _is_torchs_default(value: str) -> bool:
-    # importing Inductor sets the variable, so it says nothing about the operator
+    # importing Inductor sets the variable, so it may not be the operator's
     library = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
     return library is not None and value == library.default_cache_dir()
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether both libraries could write there. Permission bits don't tell: mounts, other users."""
+    """True if both libraries can write there. Permission bits are not enough: mounts, other
+    users."""
     try:
         for leaf in VARIABLES.values():
             (folder / leaf).mkdir(mode=0o755, exist_ok=True)
@@ -243,7 +244,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _private_copy(folder: Path) -> Path:
-    """A folder of this process alone, with what `folder` holds; empty if that can't be copied."""
+    """A private copy of `folder` for this process; empty if it can't be copied."""
     private = Path(tempfile.mkdtemp(prefix="predictors-compiled-"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     try:
@@ -257,12 +258,12 @@ def _private_copy(folder: Path) -> Path:
         for file in files:
             copy = private / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)  # not its mode: the libraries write beside and over it
+            shutil.copyfile(file, copy)  # without its mode, so that the libraries may write
     except OSError as error:
         log.warning("%s can't be written, and not be copied: %s", folder, error)
         for leaf in VARIABLES.values():
             shutil.rmtree(private / leaf, ignore_errors=True)
-    _lead_home(private / "triton")
+    _rewrite_paths(private / "triton")
     return private
 
 
@@ -270,13 +271,13 @@ def _is_kept(file: Path) -> bool:
     return file.is_file() and not file.is_symlink() and file.suffix != ".lock"
 
 
-def _lead_home(triton: Path) -> None:
-    """Triton lists a kernel's files by their full path: let the lists name the copies."""
+def _rewrite_paths(triton: Path) -> None:
+    """Make Triton's lists of full paths name the copied files."""
     for group in triton.glob("*/__grp__*.json"):
         try:
             names = list(json.loads(group.read_text(encoding="utf-8"))["child_paths"])
         except (OSError, ValueError, KeyError, TypeError):
-            group.unlink()  # Triton would not get over it
+            group.unlink()  # Triton would fail on it
             continue
         paths = {name: str(group.parent / name) for name in names}
         group.write_text(json.dumps({"child_paths": paths}), encoding="utf-8")
@@ -290,7 +291,7 @@ def _version_of(package: str) -> str:
 
 
 def _cpu_flags() -> str:
-    # Inductor compiles for the very CPU it runs on; a like name with fewer flags would not do
+    # Inductor compiles for the flags of the CPU that it runs on
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

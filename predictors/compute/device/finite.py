@@ -1,4 +1,4 @@
-"""The check for NaN and infinity that warm-up makes of its results, for tensors of any model."""
+"""The check of warm-up results for NaN and infinity, which would mean damaged weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAMAGED = "the weights are damaged, or the dtype is too narrow for them (PREDICT
 
 
 def check_finite(tensors: Iterable[Tensor], what: str) -> None:
-    """Raise `EngineFailed` if any value is NaN or infinite. Waits for the device: while warming
-    only."""
+    """Raise `EngineFailed` if any value is NaN or infinite. Waits for the device, so it is for
+    warm-up only."""
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise EngineFailed(f"{what} are not finite; {DAMAGED}")

@@ -1,8 +1,8 @@
-"""CUDA graphs as this house uses them: captured once while warming, replayed from then on, counted
-if one is captured later. Knows no model and no shape; one `Graphs` belongs to one engine thread.
+"""CUDA graphs: captured during warm-up, replayed from then on, and counted if captured later.
 
-A replay is one launch for a whole forward pass. Off CUDA, or with `compute.compile` off, a function
-stands for its own graph, so callers have one path and the count is true on the CPU too.
+A replay is one launch for a whole forward pass. Without CUDA, or with `compute.compile` off, the
+function itself is called instead of a graph, so that callers have one path and captures are counted
+on the CPU too.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from predictors.compute.device.placement import Placement
 
 log = logging.getLogger(__name__)
 
-NUM_REHEARSALS = 2  # before a capture: kernels get compiled, libraries make their handles
+NUM_REHEARSALS = (
+    2  # runs before a capture, so that kernels are compiled and libraries have their handles
+)
 
 R = TypeVar("R")  # a tensor, or a tuple of them
 
-# a capture begins by waiting for the device, which would break another engine's that is under way
+# a capture begins by waiting for the device, which would break another engine's capture
 _capturing = threading.Lock()
 
 
 class Captured(Generic[R]):
-    """A function of tensors with fixed shapes, as one graph where there are graphs."""
+    """A function of tensors with fixed shapes, as a CUDA graph if there are graphs."""
 
     def __init__(
         self,
@@ -43,16 +45,16 @@ class Captured(Generic[R]):
     ) -> None:
         self._function = function
         self.inputs = inputs
-        """The graph's own memory: whoever fills it and passes it back saves the copy."""
+        """The graph's own memory. A caller that fills it and passes it saves a copy."""
         self._graph = graph
         self._output = output
 
     def __call__(self, *inputs: Tensor) -> R:
         """The result for `inputs` of the captured shapes and dtypes, on the current stream.
 
-        The host does not wait. The result is the pool's memory and holds until any graph of the
-        same `Graphs` is replayed: read it on the same stream before that. Raises `ValueError` for
-        another shape, which a copy would broadcast.
+        The host does not wait. The result lies in the pool's memory and is valid until any graph of
+        the same `Graphs` is replayed; read it on the same stream before that. Raises `ValueError`
+        for another shape, because a copy would broadcast it.
         """
         if self._graph is None:
             if self._function is None:
@@ -72,7 +74,7 @@ class Captured(Generic[R]):
         return self._output
 
     def release(self) -> None:
-        """Give the memory back; it can't be called any more. Idempotent."""
+        """Free the memory. The graph can't be called afterwards. Idempotent."""
         graph, self._graph, self._output, self._function = self._graph, None, None, None
         self.inputs = ()
         if graph is not None:
@@ -80,8 +82,10 @@ class Captured(Generic[R]):
 
 
 class Graphs:
-    """The captures of one engine. They share one pool of memory, so that the largest pays for all
-    (capture it first), and one stream, on which they are rehearsed too."""
+    """The captures of one engine. Engine thread.
+
+    They share a memory pool, so that the memory of the largest serves all (capture it first), and
+    one stream."""
 
     def __init__(self, model: str, placement: Placement) -> None:
         self._model = model
@@ -92,20 +96,20 @@ class Graphs:
         self._held: weakref.WeakSet[Captured[object]] = weakref.WeakSet()
         self._is_sealed = False
         self.count = 0
-        """Captures so far, those included that were only asked for off CUDA."""
+        """Captures so far, including those without CUDA."""
         self.count_after_ready = 0
-        """Of these, after `seal`."""
+        """Captures after `seal`."""
         self.seconds = 0.0
-        """Spent on them, rehearsals included."""
+        """Time spent on captures, including the runs before each."""
 
     def capture(
         self, function: Callable[..., R], inputs: tuple[Tensor, ...], name: str = "pass"
     ) -> Captured[R]:
-        """`function` of tensors as a graph for inputs of these shapes and dtypes; off CUDA itself.
+        """Capture `function` for inputs of these shapes and dtypes. Waits for the device.
 
-        It must neither read values back nor keep its results; `inputs` are only examples. Whatever
-        else it touches (weights, tables) must stay where it is as long as the result is used, and
-        so must the result: a graph is given back once nobody holds it. The device is waited for.
+        `inputs` are only examples. `function` must neither read values back nor keep its results.
+        Everything else that it uses (weights, tables) must keep its address while the capture is in
+        use. A graph is freed once the returned object is no longer referenced.
         """
         started = time.perf_counter()
         if self._stream is None:
@@ -114,9 +118,9 @@ class Graphs:
             try:
                 captured = _record(function, inputs, self._stream, self._pool)
             except BaseException:
-                # torch goes on recording to the pool of a capture that failed: it would refuse the
-                # next, and give no graph's memory back
-                with suppress(RuntimeError):  # where it did not get as far as recording
+                # after a failed capture torch keeps recording to the pool: it would refuse the next
+                # capture and free no graph's memory
+                with suppress(RuntimeError):  # the capture failed before it was recording
                     torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
                 self._pool = torch.cuda.graph_pool_handle()
                 raise
@@ -131,12 +135,12 @@ class Graphs:
         return captured
 
     def seal(self) -> None:
-        """From now on a capture counts as one after ready; shows how long they took until now."""
+        """Count later captures as captures after ready, and write the time spent so far."""
         self._is_sealed = True
         metrics.model_phase_seconds.labels(self._model, "capture").set(self.seconds)
 
     def close(self) -> None:
-        """Release every graph that is still held. Idempotent."""
+        """Free every graph that is still referenced. Idempotent."""
         for captured in list(self._held):
             captured.release()
 
@@ -148,11 +152,11 @@ def _record(
     pool: Any,
 ) -> Captured[R]:
     caller = torch.cuda.current_stream(stream.device)
-    with torch.inference_mode(False):  # may be written from either mode
+    with torch.inference_mode(False):  # may be written in either mode
         inputs = tuple(example.detach().clone() for example in examples)
     stream.wait_stream(caller)
     graph = torch.cuda.CUDAGraph()
-    # the outer stream context restores the caller's stream even after a capture that failed
+    # the outer stream context restores the caller's stream even if the capture fails
     with torch.cuda.stream(stream), torch.inference_mode():
         for _ in range(NUM_REHEARSALS):
             function(*inputs)

@@ -1,5 +1,4 @@
-"""Which device, which dtype, compiled how: one frozen answer per process. Knows no model and no
-request."""
+"""Device, dtype and compiler of the process, chosen once from the settings and frozen."""
 
 from __future__ import annotations
 
@@ -13,51 +12,39 @@ from predictors import __version__, metrics
 from predictors.compute.compile.compile_cache import keep_compiled_code, kept_in
 from predictors.settings import ComputeSettings, InvalidSetting
 
-COMPILERS = ("off", "aot_eager", "inductor")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where modules live (`device`), what they compute in (`dtype`), which compiler runs
-    (`compile`; `off` means no CUDA graphs either)."""
+    """Device and dtype of modules, and the compiler. `compile` is `off`, `aot_eager` or `inductor`;
+    `off` means no CUDA graphs either."""
 
     device: torch.device
     dtype: torch.dtype
     compile: str
     attention: str = "auto"
-    """Which attention kernel is wanted on CUDA, see `choose_attention`."""
+    """Name of the attention kernel on CUDA, or `auto`; see `choose_attention`."""
     cache: Path | None = None
-    """Where bundles of compiled code for this machine are kept, see `Bundle`; None: nowhere."""
+    """Folder for bundles of compiled code (see `Bundle`), or None."""
 
     @property
     def is_cuda(self) -> bool:
-        """Whether copies between host and device exist at all."""
         return self.device.type == "cuda"
 
     @property
     def precision(self) -> str:
-        """The effective precision as callers see it: `float32`, `bfloat16`, `float16`."""
+        """The dtype as shown to callers: `float32`, `bfloat16` or `float16`."""
         return str(self.dtype).removeprefix("torch.")
 
 
 def place(settings: ComputeSettings) -> Placement:
-    """The placement that `settings` ask for; raises `InvalidSetting` where this machine can't give
-    it.
+    """The placement for `settings`. Raises `InvalidSetting` if this machine does not have it.
 
-    Sets torch's intra-op threads when asked to: call it before the first tensor operation, on any
+    Also sets torch's intra-op threads, so it must be called before the first tensor operation. Any
     thread.
     """
     device = chosen_device(settings)
-    if settings.dtype != "auto" and settings.dtype not in DTYPES:
-        raise InvalidSetting(
-            f"compute.dtype must be auto or one of {', '.join(DTYPES)}, not {settings.dtype!r}"
-        )
-    if settings.compile != "auto" and settings.compile not in COMPILERS:
-        raise InvalidSetting(
-            f"compute.compile must be auto or one of {', '.join(COMPILERS)}, "
-            f"not {settings.compile!r}"
-        )
     if settings.threads > 0:
         torch.set_num_threads(settings.threads)
     is_cuda = device.type == "cuda"
@@ -73,27 +60,28 @@ def place(settings: ComputeSettings) -> Placement:
 
 
 def keep_code(settings: ComputeSettings, environ: MutableMapping[str, str]) -> None:
-    """Honour `compute.cache_dir`, see `keep_compiled_code`: for the root of a process, with its
-    environment, before the first `place`. Raises `InvalidSetting` as `place` does."""
+    """Apply `compute.cache_dir`, see `keep_compiled_code`. Called with the process's environment,
+    before the first `place`. Raises `InvalidSetting` as `place` does."""
     if settings.cache_dir:
         keep_compiled_code(settings.cache_dir, chosen_device(settings), environ)
 
 
 def announce(model: str, placement: Placement) -> None:
-    """Show what runs where in `predictors_build_info`."""
+    """Write `predictors_build_info`."""
     device = placement.device.type
     labels = (model, __version__, torch.__version__, device, placement.precision)
     metrics.build_info.labels(*labels).set(1)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether a CUDA context is gone (illegal address, device assert, ECC), so that nothing can be
-    retried."""
+    """True if the CUDA context is lost (illegal address, device assert, ECC), so that a retry is
+    useless."""
     return isinstance(error, torch.AcceleratorError)
 
 
 def chosen_device(settings: ComputeSettings) -> torch.device:
-    """Where everything runs, without touching it; raises `InvalidSetting` as `place` does."""
+    """The device for `settings`, which is not initialised. Raises `InvalidSetting` as `place`
+    does."""
     name = settings.device
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,10 +1,10 @@
-"""Which attention kernel runs: measured once at load, on the device and the shape that will serve,
-among those that are installed. Never a download. Knows no model.
+"""Chooses the attention kernel: the installed ones are measured once at load, on the device and for
+the shape that will be served.
 
-On Hopper cuDNN's kernel, which torch carries, is about twice as fast as FlashAttention 2 and about
-as fast as FlashAttention 3 at a picture's lengths (faster from cold, 6 % slower at the power limit
-of an H200); elsewhere it is another. The bits of a result depend on the kernel, so a challenger
-must win by a margin that noise does not reach.
+On Hopper cuDNN's kernel, which comes with torch, is about twice as fast as FlashAttention 2 and
+about as fast as FlashAttention 3 at a picture's lengths (faster when cold, 6 % slower at the power
+limit of an H200); on other GPUs another one wins. The bits of a result depend on the kernel, so it
+is replaced only by one that is faster by more than noise.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from predictors.settings import InvalidSetting
 
 log = logging.getLogger(__name__)
 
-MARGIN = 0.95  # a challenger's time over the champion's
-TOLERANCE = 0.01  # relative distance to float32: bfloat16 keeps eight bits
-HOPPER = (9, 0)  # before it FlashAttention 2 comes first
-NUM_CALLS = 8  # in one graph: the host's share of a launch is not what is compared
+MARGIN = 0.95  # largest ratio of times at which a later kernel replaces the fastest so far
+TOLERANCE = 0.01  # relative distance to float32; bfloat16 has eight bits
+HOPPER = (9, 0)  # on older GPUs FlashAttention 2 is tried first
+NUM_CALLS = 8  # in one graph, so that the host's launch time is not measured
 NUM_ROUNDS = 7
-FP8_TOLERANCE = 0.1  # of normal values; e4m3 keeps four bits, which makes it 0.054
+FP8_TOLERANCE = 0.1  # for normal values; e4m3 has four bits, which gives 0.054
 NUM_CHECKED_TOKENS = 1024
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""query, key, value (rows, heads, tokens, head_dim), last dimension contiguous, to (rows, tokens,
-heads * head_dim) contiguous. Without mask, scaled by head_dim ** -0.5."""
+"""Takes query, key, value (rows, heads, tokens, head_dim), last dimension contiguous. Returns
+(rows, tokens, heads * head_dim), contiguous. No mask; scaled by head_dim ** -0.5."""
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """torch's own choice; any device, any dtype."""
+    """The kernel that torch chooses. Any device, any dtype."""
     return _joined(F.scaled_dot_product_attention(query, key, value))
 
 
@@ -49,7 +49,7 @@ def _joined(mixed: Tensor) -> Tensor:
 
 
 def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    # the operator itself: no context manager and no choice per call
+    # the operator itself, without a context manager or a choice per call
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention.default
     return _joined(attend(query, key, value, None, False, 0.0, False, False)[0])
 
@@ -65,7 +65,7 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _of_package(module: str) -> Attention:
-    """A FlashAttention package's function; raises `ImportError` where there is none."""
+    """The function of a FlashAttention package; raises `ImportError` if it is not installed."""
     attend = _tokens_first(module)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _of_package(module: str) -> Attention:
 
 
 def _tokens_first(module: str) -> Attention:
-    """The same over (rows, tokens, heads, head_dim), as the package wants it."""
+    """The same for inputs of (rows, tokens, heads, head_dim), the package's own layout."""
     attend = importlib.import_module(module).flash_attn_func
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ def _tokens_first(module: str) -> Attention:
 
 
 def fp8_attention(placement: Placement, head_dim: int) -> Attention | None:
-    """Attention over e4m3 (rows, tokens, heads, head_dim) to the joined heads in bfloat16, or None
-    where FlashAttention 3 or a Hopper GPU is missing.
+    """Attention over e4m3 (rows, tokens, heads, head_dim) with joined heads in bfloat16 as result;
+    None without FlashAttention 3 or a Hopper GPU.
 
-    Values are taken as they are, without scales: queries and keys have to be normed before. On an
-    H200 at its power limit it takes 0.32 ms for 24 x 128 at 4,608 tokens, cuDNN in bfloat16 0.46.
+    There are no scales, so queries and keys have to be normed before. On an H200 at its power limit
+    it takes 0.32 ms for 24 x 128 at 4,608 tokens; cuDNN in bfloat16 takes 0.46 ms.
     """
     if not placement.is_cuda or torch.cuda.get_device_capability(placement.device) != HOPPER:
         return None
@@ -121,7 +121,7 @@ def _works_in_fp8(attend: Attention, placement: Placement, head_dim: int) -> boo
     return True
 
 
-# in the order in which they are tried; the first is kept unless another wins clearly
+# in the order of measuring: the first is kept unless a later one is clearly faster
 KERNELS: Mapping[str, Callable[[], Attention]] = {
     "cudnn": lambda: _cudnn,
     "flash": lambda: _flash,
@@ -134,18 +134,18 @@ KERNELS: Mapping[str, Callable[[], Attention]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The kernel that serves, and what the others took."""
+class AttentionChoice:
+    """The chosen kernel, and the measured times and errors of all."""
 
     name: str
     attention: Attention
     milliseconds: Mapping[str, float]
-    """Of each that is right on this device, for the shape it was measured on; empty off CUDA."""
+    """Time per call of each kernel that works on this device; empty without CUDA."""
     errors: Mapping[str, float]
-    """Of each: relative distance to float32."""
+    """Relative distance of each kernel to float32."""
 
     def announce(self, model: str) -> None:
-        """Show it in the metrics and the log."""
+        """Write the choice to the metrics and the log."""
         metrics.attention_info.labels(model, self.name).set(1)
         for name, milliseconds in self.milliseconds.items():
             metrics.attention_seconds.labels(model, name).set(milliseconds / 1e3)
@@ -158,52 +158,48 @@ def choose_attention(
     head_dim: int,
     num_tokens: int,
     wanted: str | None = None,
-) -> Choice:
-    """The fastest kernel that is right and can be captured, for one row of `num_tokens`.
+) -> AttentionChoice:
+    """The fastest kernel that is accurate and can be captured, for one row of `num_tokens`.
 
-    `wanted` names it instead (default: the placement's); `InvalidSetting` if it does not work
-    here. Off CUDA it is torch's own choice, unmeasured. Engine thread; waits for the device for
+    `wanted` names a kernel instead (default: the placement's); raises `InvalidSetting` if it does
+    not work here. Without CUDA it is `sdpa`, unmeasured. Engine thread; waits for the device for
     about a second.
     """
     wanted = placement.attention if wanted is None else wanted
-    if wanted != "auto" and wanted not in KERNELS:
-        raise InvalidSetting(
-            f"compute.attention must be auto or one of {', '.join(KERNELS)}, not {wanted!r}"
-        )
     if not placement.is_cuda:
-        return Choice("sdpa", sdpa, {}, {})
+        return AttentionChoice("sdpa", sdpa, {}, {})
     generator = torch.Generator(placement.device).manual_seed(0)
-    shape = (1, num_tokens, 3, num_heads, head_dim)  # as a fused projection leaves it
+    shape = (1, num_tokens, 3, num_heads, head_dim)  # the layout of a fused projection's result
     packed = torch.randn(shape, generator=generator, dtype=placement.dtype, device=placement.device)
-    trials = {}
+    candidates = {}
     graphs = Graphs("attention", placement)
     for name in _order(placement.device) if wanted == "auto" else [wanted]:
-        trial = _try(name, packed, graphs)
-        if trial is not None:
-            trials[name] = trial
-    if not trials:
+        candidate = _candidate(name, packed, graphs)
+        if candidate is not None:
+            candidates[name] = candidate
+    if not candidates:
         raise InvalidSetting(
             f"compute.attention is {wanted!r}, which does not work on this device for "
             f"{num_heads} heads x {head_dim} in {placement.precision}"
         )
-    times = _race({name: trial.run for name, trial in trials.items()}, packed)
+    times = _measure({name: candidate.run for name, candidate in candidates.items()}, packed)
     graphs.close()
-    champion = winner(times)
-    errors = {name: trial.error for name, trial in trials.items()}
-    return Choice(champion, trials[champion].kernel, times, errors)
+    chosen = fastest(times)
+    errors = {name: candidate.error for name, candidate in candidates.items()}
+    return AttentionChoice(chosen, candidates[chosen].kernel, times, errors)
 
 
-def winner(times: Mapping[str, float]) -> str:
-    """The first name, unless a later one took clearly less; and so on from that."""
-    champion = next(iter(times))
+def fastest(times: Mapping[str, float]) -> str:
+    """The first name, replaced by each later one that is clearly faster than the last kept."""
+    kept = next(iter(times))
     for name, time in times.items():
-        if time < MARGIN * times[champion]:
-            champion = name
-    return champion
+        if time < MARGIN * times[kept]:
+            kept = name
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _Candidate:
     kernel: Attention
     run: Captured[Tensor]
     error: float
@@ -216,7 +212,7 @@ def _order(device: torch.device) -> list[str]:
     return names
 
 
-def _try(name: str, packed: Tensor, graphs: Graphs) -> _Trial | None:
+def _candidate(name: str, packed: Tensor, graphs: Graphs) -> _Candidate | None:
     try:
         kernel = KERNELS[name]()
         error = _distance(kernel(*_heads(packed)), packed)
@@ -228,11 +224,11 @@ def _try(name: str, packed: Tensor, graphs: Graphs) -> _Trial | None:
     if not error < TOLERANCE:  # NaN too
         log.warning("attention by %s is off by %.3g and is left out", name, error)
         return None
-    return _Trial(kernel, run, error)
+    return _Candidate(kernel, run, error)
 
 
 def _heads(packed: Tensor) -> tuple[Tensor, ...]:
-    """query, key, value as views of (1, tokens, 3, heads, head_dim)."""
+    """Query, key and value as views of (1, tokens, 3, heads, head_dim)."""
     return packed.transpose(1, 3).unbind(2)
 
 
@@ -247,15 +243,16 @@ def _repeated(kernel: Attention) -> Callable[[Tensor], Tensor]:
 
 
 def _distance(found: Tensor, packed: Tensor) -> float:
-    """Relative to float32, over all heads; reads the value back."""
+    """Relative distance to float32 over all heads. Waits for the device."""
     exact = sdpa(*_heads(packed.float()))
     if found.shape != exact.shape or not found.is_contiguous():
         return float("nan")
     return float((found.float() - exact).norm() / exact.norm())
 
 
-def _race(runs: Mapping[str, Captured[Tensor]], packed: Tensor) -> dict[str, float]:
-    """Median milliseconds per call; in turns, so that a change of the clock hits all alike."""
+def _measure(runs: Mapping[str, Captured[Tensor]], packed: Tensor) -> dict[str, float]:
+    """Median milliseconds per call. Kernels take turns, so that a change of the clock affects
+    all."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(NUM_ROUNDS):
         for name, run in runs.items():

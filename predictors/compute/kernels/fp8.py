@@ -1,9 +1,8 @@
-"""Linears in 8-bit floating point (e4m3), scaled per token and per output feature. Knows no model.
+"""Linear layers in 8-bit floating point (e4m3), scaled per token and per output feature.
 
-A row of activations is scaled by its own largest magnitude as it is made, so there is nothing to
-calibrate and a token never depends on its neighbours; a row of weights once, when it is quantised.
-Hopper multiplies e4m3 at twice the rate of bfloat16 and reads half the bytes. The same arithmetic
-in plain torch, `Fp8Linear.reference`, runs anywhere and is what tests hold the kernels to.
+Each row of activations is scaled by its own largest magnitude, so nothing is calibrated and a token
+never depends on its neighbours. Hopper multiplies e4m3 at twice the rate of bfloat16 and reads half
+the bytes. `Fp8Linear.reference` is the same arithmetic in plain torch, which tests compare with.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
-TINY = 1e-12  # an all-zero row has a scale too
+LARGEST = 448.0  # largest value of e4m3
+TINY = 1e-12  # scale of an all-zero row
 
 
 class RowScaled(NamedTuple):
@@ -31,7 +30,7 @@ class RowScaled(NamedTuple):
 def quantize_rows(x: Tensor) -> RowScaled:
     """x (..., features) with one scale per row: largest magnitude / 448, rounded to nearest even.
 
-    The reference of every kernel that quantises.
+    Kernels that quantise must give the same result.
     """
     wide = x.float()
     largest = wide.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
@@ -39,12 +38,12 @@ def quantize_rows(x: Tensor) -> RowScaled:
 
 
 def dequantized(x: RowScaled) -> Tensor:
-    """The float32 matrix that `x` stands for."""
+    """The product of values and scales, in float32."""
     return x.values.float() * x.scales
 
 
 class Fp8Linear(nn.Module):
-    """A linear whose weight is e4m3: y = (x * W^T) scaled + bias."""
+    """A linear layer with an e4m3 weight: y = scales * (x W^T) + bias."""
 
     weight: Tensor
     """e4m3 (out, in)."""
@@ -60,15 +59,14 @@ class Fp8Linear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Fp8Linear:
-        """The quantised form of `layer`, on its device; the bias is shared, the weight is not. A
-        layer without one gets zeros."""
+        """`layer` quantised, on its device. It shares the bias of `layer`, or has a zero bias if
+        there is none."""
         weight = layer.weight.detach()
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         return cls(quantize_rows(weight), bias)
 
     @property
     def out_features(self) -> int:
-        """Width of the result."""
         return self.weight.shape[0]
 
     def reference(self, values: Tensor) -> Tensor:
@@ -92,5 +90,5 @@ class Fp8Linear(nn.Module):
 
 
 def has_fp8_units(device: torch.device) -> bool:
-    """Whether the device multiplies e4m3 in hardware: Ada (8.9), Hopper (9.0) and later."""
+    """True if the device multiplies e4m3 in hardware: Ada (8.9), Hopper (9.0) and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -1,8 +1,7 @@
-"""torch's profiler as an operator uses it: named stages, a table of what took the time, a trace for
-Perfetto. Knows no model, no HTTP, and not when a step begins.
+"""torch's profiler for operators: named stages, a table of times and a trace for Perfetto.
 
-`staged` marks a pass; nobody pays for that while nothing records. A `Profiler` is started and
-stopped by the thread that it looks at; its report may be made by another.
+`staged` names a pass and costs almost nothing while no profile is recorded. A `Profiler` is started
+and stopped on the thread that it records; its report may be made on another.
 """
 
 from __future__ import annotations
@@ -28,84 +27,85 @@ R = TypeVar("R")
 
 STEP = "engine_step"
 NUM_SHOWN = 30  # rows of the table
-NICENESS = 15  # whoever profiles can wait a little, whoever is served should not
+NICENESS = 15  # the report may take longer, requests should not
 REPORT_TIMEOUT_S = 120.0  # 20 steps of FLUX.1 take seconds
 STAGES: set[str] = {STEP}
-"""Names that were given to `staged`."""
+"""Names passed to `staged`."""
 
 
 def staged(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show a pass under this name in profiles. A tenth of a microsecond while nothing records."""
+    """Show the decorated pass under this name in profiles. Costs 0.1 us while nothing is
+    recorded."""
     STAGES.add(name)
 
-    def mark(work: Callable[P, R]) -> Callable[P, R]:
+    def decorate(work: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(work)
-        def marked(*args: P.args, **kwargs: P.kwargs) -> R:
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             if not torch._C._autograd._profiler_enabled():
                 return work(*args, **kwargs)
             with record_function(name):
                 return work(*args, **kwargs)
 
-        return marked
+        return wrapper
 
-    return mark
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What was recorded: `table` as JSON can carry it, `trace` as gzipped Chrome JSON."""
+class RecordedProfile:
+    """`table` holds JSON values, `trace` is gzipped Chrome trace JSON."""
 
     table: dict[str, object]
     trace: bytes
 
 
 class Profiler:
-    """Implements `serving.recording.Recorder`: operators of the thread that starts it, and every
-    kernel of the device, those of other models in this process included."""
+    """Implements `serving.recording.Recorder`. Records operators of the thread that starts it, and
+    every kernel of the device, including those of other models in the process."""
 
     def __init__(self) -> None:
         self._is_cuda = torch.cuda.is_available()
-        # `torch.profiler.profile` around it would write down and parse on the engine thread
-        # and without Kineto a GPU has no kernels in the trace, only times between events
+        # not `torch.profiler.profile`, which would write and parse the trace on the engine thread;
+        # without Kineto the trace of a GPU has no kernels, only times between events
         self._profile = profile(use_device="cuda" if self._is_cuda else None, use_kineto=True)
         self._step: Any = None
 
     def start(self) -> None:
-        """Raises `RuntimeError` while another profiler is on in this process."""
+        """Raises `RuntimeError` if another profiler is active in this process."""
         self._profile.__enter__()
 
     def before_step(self) -> None:
-        """Opens the range of a step."""
         self._step = record_function(STEP)
         self._step.__enter__()
 
     def after_step(self) -> None:
-        """Closes it."""
         step, self._step = self._step, None
         if step is not None:
             step.__exit__(None, None, None)
 
     def stop(self) -> None:
-        """Waits for the device; what was recorded is read by `report`."""
+        """Waits for the device."""
         self.after_step()  # a step that raised has left its range open
         self._profile.__exit__(None, None, None)
 
-    def report(self) -> Report:
-        """Not on the engine thread, once, after `stop`. What takes long is done by a process of its
-        own: torch's own table of 20 denoise steps would hold the interpreter for two seconds.
+    def report(self) -> RecordedProfile:
+        """The report; call it once, after `stop`, and not on the engine thread.
 
-        Raises `DeadlineExceeded` when that process takes too long; it is killed then."""
+        The table is made by a process of its own, because torch's table of 20 denoise steps would
+        hold the interpreter for two seconds. Raises `DeadlineExceeded` if that process takes too
+        long; it is killed then.
+        """
         with _scratch() as folder:
             trace, packed = folder / "trace.json", folder / "trace.json.gz"
             self._profile.export_chrome_trace(str(trace))
-            # -P: what lies beside the program is not what it imports
+            # -P: the program must not import modules from its own folder
             command = [sys.executable, "-P", trace_table.__file__, str(trace), str(packed)]
-            # from its first import on, half of what a short trace costs
+            # nice applies from the first import on, which is half the cost of a short trace
             command = ["nice", f"-n{NICENESS}", *command]
-            told = _told(command)
-            import orjson  # a benchmark that never profiles runs where there is none
+            rows = _output_of(command)
+            import orjson  # imported late: benchmarks run without it
 
-            return Report(self._table(orjson.loads(told)), packed.read_bytes())
+            return RecordedProfile(self._table(orjson.loads(rows)), packed.read_bytes())
 
     def _table(self, rows: list[dict[str, Any]]) -> dict[str, object]:
         order = "self_device_us" if self._is_cuda else "self_cpu_us"
@@ -117,7 +117,7 @@ class Profiler:
         }
 
 
-def _told(command: list[str]) -> bytes:
+def _output_of(command: list[str]) -> bytes:
     try:
         return subprocess.run(
             command, stdout=subprocess.PIPE, check=True, timeout=REPORT_TIMEOUT_S

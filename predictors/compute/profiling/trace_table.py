@@ -1,8 +1,8 @@
-"""Reads a Chrome trace of torch's profiler into one row per name: calls and time. Knows neither
-torch nor this package: it runs as a program of its own, since the seconds that Python needs for a
-hundred thousand events would be taken, thread or not, from everybody who is served.
+"""Reads a Chrome trace of torch's profiler into one row per name, with calls and times.
 
-`python trace_table.py TRACE PACKED` writes the rows as JSON to stdout, and TRACE gzipped to PACKED.
+It runs as a program of its own: `python trace_table.py TRACE PACKED` writes the rows as JSON to
+stdout, and TRACE gzipped to PACKED. Python needs seconds for a hundred thousand events, which a
+thread of the server would take from its requests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GZIP_LEVEL = 1  # of ISA-L: as small as the third of zlib, in a fifth of the time
+GZIP_LEVEL = 1  # of ISA-L: the size of zlib's level 3 in a fifth of the time
 LAUNCHES = frozenset({"cuda_runtime", "cuda_driver"})
 ON_CPU = frozenset({"cpu_op", "user_annotation"}) | LAUNCHES
 ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
@@ -22,8 +22,8 @@ MAX_NAME = 200
 
 
 @dataclass(slots=True)
-class Row:
-    """All events of a name. Microseconds; `self` is without what was called from there."""
+class TraceRow:
+    """All events of a name, in microseconds. `self` times are without nested calls."""
 
     calls: int = 0
     cpu_us: float = 0.0
@@ -31,8 +31,7 @@ class Row:
     device_us: float = 0.0
     self_device_us: float = 0.0
 
-    def shown(self, name: str) -> dict[str, object]:
-        """As JSON, rounded."""
+    def as_json(self, name: str) -> dict[str, object]:
         fields = ("cpu_us", "self_cpu_us", "device_us", "self_device_us")
         times = {field: round(getattr(self, field), 1) for field in fields}
         return {"name": name, "calls": self.calls, **times}
@@ -40,7 +39,7 @@ class Row:
 
 @dataclass(slots=True)
 class Span:
-    """An event on a thread that has not ended yet, and what was found inside it so far."""
+    """An event of a thread that has not ended yet, with the device time of its nested events."""
 
     name: str
     end_us: float
@@ -49,9 +48,9 @@ class Span:
 
 
 def rows_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, object]]:
-    """One row per name. An operator's device time is that of the kernels that it, or what it
-    called, launched; a kernel has a row of its own, too."""
-    rows: defaultdict[str, Row] = defaultdict(Row)
+    """One row per name. The device time of an operator is that of all kernels launched by it and by
+    nested calls. A kernel also has a row of its own."""
+    rows: defaultdict[str, TraceRow] = defaultdict(TraceRow)
     threads: defaultdict[object, list[Mapping[str, Any]]] = defaultdict(list)
     launched_us: defaultdict[object, float] = defaultdict(float)
     for event in events:
@@ -65,16 +64,16 @@ def rows_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, object]]:
             row.self_device_us += event["dur"]
             launched_us[event.get("args", {}).get("correlation")] += event["dur"]
     for found in threads.values():
-        _walk(found, rows, launched_us)
-    return [row.shown(name) for name, row in rows.items()]
+        _add_thread(found, rows, launched_us)
+    return [row.as_json(name) for name, row in rows.items()]
 
 
-def _walk(
+def _add_thread(
     events: list[Mapping[str, Any]],
-    rows: defaultdict[str, Row],
+    rows: defaultdict[str, TraceRow],
     launched_us: Mapping[object, float],
 ) -> None:
-    """Add one thread's events, which lie inside each other like brackets."""
+    """Add the events of one thread, which are properly nested."""
     open_spans: list[Span] = []
     for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
         while open_spans and open_spans[-1].end_us <= event["ts"]:
@@ -94,8 +93,8 @@ def _walk(
         _close(open_spans, rows)
 
 
-def _close(open_spans: list[Span], rows: defaultdict[str, Row]) -> None:
-    """The innermost span ends; whoever called it has used the device as long."""
+def _close(open_spans: list[Span], rows: defaultdict[str, TraceRow]) -> None:
+    """End the innermost span and add its device time to its caller."""
     span = open_spans.pop()
     if not span.is_launch:
         rows[span.name].device_us += span.device_us
@@ -105,9 +104,8 @@ def _close(open_spans: list[Span], rows: defaultdict[str, Row]) -> None:
             rows[open_spans[-1].name].self_device_us += span.device_us
 
 
-def main(trace: Path, packed: Path) -> None:
-    """The program."""
-    import orjson  # the server's process names this module and has no need of them
+def write_table(trace: Path, packed: Path) -> None:
+    import orjson  # imported late: the server imports this module, but not for these
     from isal import igzip
 
     raw = trace.read_bytes()
@@ -116,4 +114,4 @@ def main(trace: Path, packed: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    write_table(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,10 +1,8 @@
-"""Keeps the gauges of this process's GPU: what torch holds of it, what its driver says, its XID
-errors. Knows no model and no request.
+"""Updates the metrics of this process's GPU: torch's memory, the driver's values, XID errors.
 
-Two daemon threads, neither of them an engine's or the event loop's: one reads every few seconds,
-one waits for errors. A scrape only reads gauges, so a driver that takes its time makes nobody wait;
-one that never answers leaves the last values standing. Nothing is touched before something else
-has initialised CUDA, and without a GPU there are no threads.
+One daemon thread reads every few seconds, another one waits for errors, so a slow driver delays
+neither a request nor a scrape. A driver that never answers leaves the last values in place. Nothing
+is read before CUDA is initialised elsewhere, and without a GPU there are no threads.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from predictors import metrics
 from predictors.compute.device.placement import chosen_device
 from predictors.compute.watch.nvml import (
     Card,
-    NvmlSilent,
-    Reading,
+    GpuReading,
     XidErrors,
+    XidUnavailable,
     find_card,
     open_library,
 )
@@ -34,47 +32,50 @@ from predictors.settings import ComputeSettings
 log = logging.getLogger(__name__)
 
 READ_EVERY_S = 5.0
-WAIT_S = 0.5  # for an error, at a time: how long the end of the process may be put off
-ASK_AGAIN_S = 30.0  # a driver that did not answer
-LEAVE_S = 2.0  # for a thread that is inside the driver when the process ends
+WAIT_S = 0.5  # per wait for an error, which is also how long it may delay the end of the process
+RETRY_AFTER_S = 30.0  # if the driver does not report errors
+JOIN_TIMEOUT_S = 2.0  # for a thread that is inside a driver call when the process ends
 
-# what ran on the card was wrong, says NVIDIA's catalogue, and the card is well: engine exception,
-# page fault, stopped, clean-up after another error, video exception, context switch timeout
+# caused by the program and not by the card, by NVIDIA's catalogue: engine exception, page fault,
+# stopped, clean-up after another error, video exception, context switch timeout
 APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What torch says of its device. `memory_bytes` has `allocated`, `reserved`, `peak` and
-    `total`; `uuid` is CUDA's, without NVML's prefix."""
+class TorchMemory:
+    """torch's memory on a device. `memory_bytes` has `allocated`, `reserved`, `peak` and `total`;
+    `uuid` is CUDA's, without NVML's prefix."""
 
     uuid: str
     memory_bytes: Mapping[str, int]
 
 
-def held_on(device: torch.device) -> Held | None:
-    """What this process holds of `device`, or None while CUDA is not initialised. Any thread; asks
-    the allocator's books, not the device, and waits no longer than one allocation takes."""
+def torch_memory(device: torch.device) -> TorchMemory | None:
+    """The memory that this process has on `device`, or None before CUDA is initialised. Any thread;
+    reads the allocator's statistics, not the device."""
     if not torch.cuda.is_initialized():
         return None
     properties = torch.cuda.get_device_properties(device)
-    books = torch.cuda.memory_stats_as_nested_dict(device)
+    statistics = torch.cuda.memory_stats_as_nested_dict(device)
     memory_bytes = {
-        "allocated": books["allocated_bytes"]["all"]["current"],
-        "reserved": books["reserved_bytes"]["all"]["current"],
-        "peak": books["allocated_bytes"]["all"]["peak"],
+        "allocated": statistics["allocated_bytes"]["all"]["current"],
+        "reserved": statistics["reserved_bytes"]["all"]["current"],
+        "peak": statistics["allocated_bytes"]["all"]["peak"],
         "total": properties.total_memory,
     }
-    return Held(str(properties.uuid), memory_bytes)
+    return TorchMemory(str(properties.uuid), memory_bytes)
 
 
 class GpuWatch:
-    """The gauges of one device. `held` says what torch holds, `library` opens NVML."""
+    """Updates the metrics of one device. `read_torch` gives torch's memory, `library` opens
+    NVML."""
 
     def __init__(
-        self, held: Callable[[], Held | None], library: Callable[[], Any] = open_library
+        self,
+        read_torch: Callable[[], TorchMemory | None],
+        library: Callable[[], Any] = open_library,
     ) -> None:
-        self._held = held
+        self._read_torch = read_torch
         self._open = library
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -82,39 +83,41 @@ class GpuWatch:
         self._card: Card | None = None
 
     def start(self) -> None:
-        """Watch from now on; returns at once."""
-        self._run(self._keep_looking, "gpu-gauges")
+        """Start the threads. Returns at once."""
+        self._run(self._update_regularly, "gpu-gauges")
 
     def stop(self) -> None:
-        """End the threads; blocks for `LEAVE_S` at most if the driver holds one."""
+        """End the threads. Blocks for at most `JOIN_TIMEOUT_S` if one is inside the driver."""
         self._ending.set()
         for thread in list(self._threads):
-            thread.join(LEAVE_S)
+            thread.join(JOIN_TIMEOUT_S)
 
-    def look(self) -> None:
-        """Bring the gauges up to date. One thread; blocks while the driver answers."""
-        held = self._held()
-        if held is None:
+    def update(self) -> None:
+        """Read all values and set the gauges. One thread; blocks until the driver answers."""
+        memory = self._read_torch()
+        if memory is None:
             return
         if not self._name:
-            self._find(held.uuid)
-        told = self._card.read() if self._card is not None else Reading({}, None, None, None, None)
-        memory_bytes = {**held.memory_bytes, **told.memory_bytes}
+            self._find(memory.uuid)
+        read = (
+            self._card.read() if self._card is not None else GpuReading({}, None, None, None, None)
+        )
+        memory_bytes = {**memory.memory_bytes, **read.memory_bytes}
         for state in metrics.GPU_MEMORY:
             _show(metrics.gpu_memory_bytes, memory_bytes.get(state), self._name, state)
-        _show(metrics.gpu_utilization_ratio, told.utilization, self._name)
-        _show(metrics.gpu_temperature_celsius, told.temperature_celsius, self._name)
-        _show(metrics.gpu_power_watts, told.power_watts, self._name)
-        _show(metrics.gpu_power_limit_watts, told.power_limit_watts, self._name)
+        _show(metrics.gpu_utilization_ratio, read.utilization, self._name)
+        _show(metrics.gpu_temperature_celsius, read.temperature_celsius, self._name)
+        _show(metrics.gpu_power_watts, read.power_watts, self._name)
+        _show(metrics.gpu_power_limit_watts, read.power_limit_watts, self._name)
 
-    def hear(self, errors: XidErrors) -> None:
-        """Count the device's errors until the end. A thread of its own."""
+    def count_errors(self, errors: XidErrors) -> None:
+        """Count the device's errors until `stop`. Runs on a thread of its own."""
         while not self._ending.is_set():
             try:
                 xid = errors.wait(WAIT_S)
-            except NvmlSilent as silent:
-                log.warning("the driver of %s tells no XID errors: %s", self._name, silent)
-                self._ending.wait(ASK_AGAIN_S)
+            except XidUnavailable as error:
+                log.warning("the driver of %s tells no XID errors: %s", self._name, error)
+                self._ending.wait(RETRY_AFTER_S)
                 continue
             if xid is not None:
                 kind = metrics.XID_KINDS[xid not in APPLICATION_XIDS]
@@ -134,12 +137,12 @@ class GpuWatch:
         else:
             for kind in metrics.XID_KINDS:
                 metrics.gpu_xid_errors_total.labels(self._name, kind)
-            self._run(lambda: self.hear(errors), "gpu-errors")
+            self._run(lambda: self.count_errors(errors), "gpu-errors")
 
-    def _keep_looking(self) -> None:
-        self.look()
+    def _update_regularly(self) -> None:
+        self.update()
         while not self._ending.wait(READ_EVERY_S):
-            self.look()
+            self.update()
 
     def _run(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -148,14 +151,14 @@ class GpuWatch:
 
 
 @contextmanager
-def watching(settings: ComputeSettings) -> Iterator[None]:
-    """Keep the gauges of the GPU that `settings` choose for as long as the block lasts; nothing at
-    all without one. Raises `InvalidSetting` as `place` does."""
+def watch_gpu(settings: ComputeSettings) -> Iterator[None]:
+    """Update the metrics of the GPU of `settings` while the block runs. Without a GPU it does
+    nothing. Raises `InvalidSetting` as `place` does."""
     device = chosen_device(settings)
     if device.type != "cuda":
         yield
         return
-    watch = GpuWatch(lambda: held_on(device))
+    watch = GpuWatch(lambda: torch_memory(device))
     watch.start()
     try:
         yield
@@ -164,7 +167,7 @@ def watching(settings: ComputeSettings) -> Iterator[None]:
 
 
 def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
-    """A value that is not to be had is no sample."""
+    """Set a sample, or remove it if there is no value."""
     if value is None:
         gauge.remove(*labels)
     else:

@@ -1,10 +1,8 @@
-"""What NVIDIA's driver says of one device, through NVML: memory, load, heat, power, XID errors.
-Knows no series, no thread and no torch.
+"""Reads memory, load, temperature, power and XID errors of one GPU from NVIDIA's driver, by NVML.
 
-`nvidia-ml-py` (the extra `gpu`) is NVIDIA's own binding, a ctypes module that lets go of the
-interpreter while the driver answers. Whatever driver, card, container or slice refuses to tell is
-None here: absent, no error. Any thread, for NVML is thread-safe; a call may block while a card is
-in trouble.
+`nvidia-ml-py` (the extra `gpu`) is NVIDIA's ctypes binding, which releases the interpreter's lock
+during calls. A value that the driver, the container or a MIG slice does not give is None. NVML is
+thread-safe; a call may block while a card has a fault.
 """
 
 from __future__ import annotations
@@ -14,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ANY_SLICE = 0xFFFFFFFF  # NVML's word for an event that is the whole card's
+ANY_SLICE = 0xFFFFFFFF  # NVML's GPU instance of events of the whole card
 
 
-class NvmlSilent(Exception):
-    """The driver does not tell of errors (any more)."""
+class XidUnavailable(Exception):
+    """The driver does not report XID errors, or no longer does."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One look at a device. `memory_bytes` has `used`, `free` and `total`, or nothing."""
+class GpuReading:
+    """Values of a device at one time. `memory_bytes` has `used`, `free` and `total`, or nothing."""
 
     memory_bytes: Mapping[str, int]
     utilization: float | None
@@ -34,7 +32,7 @@ class Reading:
 
 
 def open_library() -> Any:
-    """The module `pynvml`, initialised, or None without the package or without a driver."""
+    """The initialised module `pynvml`, or None without the package or a driver."""
     try:
         library = importlib.import_module("pynvml")
     except ImportError:
@@ -47,8 +45,8 @@ def open_library() -> Any:
 
 
 def find_card(library: Any, uuid: str) -> Card | None:
-    """The device that CUDA calls `uuid`, without NVML's prefix; on a card that is cut into slices
-    (MIG) the slice. None when NVML can't tell which it is."""
+    """The device with CUDA's `uuid` (without NVML's prefix), or on a card with MIG its slice. None
+    if NVML does not find it."""
     for kind in ("MIG", "GPU"):
         name = f"{kind}-{uuid}"
         handle = _ask(library, "nvmlDeviceGetHandleByUUID", name)
@@ -58,7 +56,7 @@ def find_card(library: Any, uuid: str) -> Card | None:
         return None
     mode = _ask(library, "nvmlDeviceGetMigMode", handle)
     if kind == "GPU" and mode is not None and mode[0]:
-        # CUDA named the card: if the container shows one slice of it, that is ours
+        # CUDA gave the card's uuid: if the container shows one slice of it, that is the device
         count = _ask(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
         numbers = ((handle, number) for number in range(count))
         asked = (_ask(library, "nvmlDeviceGetMigDeviceHandleByIndex", *each) for each in numbers)
@@ -70,22 +68,22 @@ def find_card(library: Any, uuid: str) -> Card | None:
 
 
 class Card:
-    """A GPU or a slice of one. `name` is its UUID as NVML writes it."""
+    """A GPU or a MIG slice. `name` is its UUID with NVML's prefix."""
 
     def __init__(self, library: Any, handle: Any, name: str) -> None:
         self.name = name
         self._library = library
         self._handle = handle
 
-    def read(self) -> Reading:
-        """Some milliseconds at most on a card that is well."""
-        memory = self._told("nvmlDeviceGetMemoryInfo")
-        rates = self._told("nvmlDeviceGetUtilizationRates")
-        heat = self._told("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
-        power = self._told("nvmlDeviceGetPowerUsage")  # milliwatts
-        limit = self._told("nvmlDeviceGetEnforcedPowerLimit")
+    def read(self) -> GpuReading:
+        """All values. Takes a few milliseconds unless the card has a fault."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        rates = self._ask("nvmlDeviceGetUtilizationRates")
+        heat = self._ask("nvmlDeviceGetTemperature", self._library.NVML_TEMPERATURE_GPU)
+        power = self._ask("nvmlDeviceGetPowerUsage")  # milliwatts
+        limit = self._ask("nvmlDeviceGetEnforcedPowerLimit")
         states = () if memory is None else ("used", "free", "total")
-        return Reading(
+        return GpuReading(
             memory_bytes={state: int(getattr(memory, state)) for state in states},
             utilization=None if rates is None else rates.gpu / 100,
             temperature_celsius=None if heat is None else float(heat),
@@ -94,12 +92,12 @@ class Card:
         )
 
     def errors(self) -> XidErrors | None:
-        """The device's XID errors from now on, or None where the driver does not tell them."""
+        """The device's XID errors from now on, or None if the driver does not report them."""
         card, own = self._handle, ANY_SLICE
         # c_uint, as the binding has it
-        if bool(self._told("nvmlDeviceIsMigDeviceHandle")):
-            card = self._told("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")
-            own = self._told("nvmlDeviceGetGpuInstanceId")
+        if bool(self._ask("nvmlDeviceIsMigDeviceHandle")):
+            card = self._ask("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")
+            own = self._ask("nvmlDeviceGetGpuInstanceId")
         events = _ask(self._library, "nvmlEventSetCreate")
         if card is None or own is None or events is None:
             return None
@@ -111,12 +109,12 @@ class Card:
             return None
         return XidErrors(self._library, events, own)
 
-    def _told(self, function: str, *more: Any) -> Any:
+    def _ask(self, function: str, *more: Any) -> Any:
         return _ask(self._library, function, self._handle, *more)
 
 
 class XidErrors:
-    """What the driver reports of a card, or of its slice `own`. One thread."""
+    """XID errors of a card, or of its slice `own`. One thread."""
 
     def __init__(self, library: Any, events: Any, own: int) -> None:
         self._library = library
@@ -124,26 +122,26 @@ class XidErrors:
         self._own = own
 
     def wait(self, timeout_s: float) -> int | None:
-        """The number of the next error, or None after the time; raises `NvmlSilent` at once when
-        the driver can't be asked."""
+        """The number of the next error, or None after `timeout_s`. Raises `XidUnavailable` at once
+        if the driver can't be asked."""
         try:
-            told = self._library.nvmlEventSetWait_v2(self._events, round(timeout_s * 1000))
+            event = self._library.nvmlEventSetWait_v2(self._events, round(timeout_s * 1000))
         except self._library.NVMLError as error:
             if error.value == self._library.NVML_ERROR_TIMEOUT:
                 return None
-            raise NvmlSilent(str(error)) from error
-        is_ours = ANY_SLICE in (self._own, told.gpuInstanceId) or told.gpuInstanceId == self._own
-        if not is_ours or told.eventType != self._library.nvmlEventTypeXidCriticalError:
+            raise XidUnavailable(str(error)) from error
+        is_ours = ANY_SLICE in (self._own, event.gpuInstanceId) or event.gpuInstanceId == self._own
+        if not is_ours or event.eventType != self._library.nvmlEventTypeXidCriticalError:
             return None
-        return int(told.eventData)
+        return int(event.eventData)
 
     def close(self) -> None:
-        """No `wait` after this."""
+        """Free the event set; `wait` must not be called afterwards."""
         _ask(self._library, "nvmlEventSetFree", self._events)
 
 
 def _ask(library: Any, function: str, *arguments: Any) -> Any:
-    """What NVML answers, or None when it refuses."""
+    """The result of an NVML call, or None if it fails."""
     try:
         return getattr(library, function)(*arguments)
     except library.NVMLError:

@@ -1,6 +1,7 @@
-"""What a FLUX checkpoint says about itself: configs and tokenizers, read through diffusers' and
-transformers' own classes, so that defaults and old spellings are theirs. Knows no weights and no
-device.
+"""Reads the configs and tokenizers of a FLUX.1 checkpoint, without weights.
+
+They are read through diffusers' and transformers' own classes, so that defaults and old spellings
+are theirs.
 """
 
 from __future__ import annotations
@@ -26,41 +27,46 @@ from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.transformer import Shape
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 
-MAX_TEXT_TOKENS = 512  # what the model was trained on, whatever the tokenizer would allow
+MAX_TEXT_TOKENS = 512  # the model was trained on no more, whatever the tokenizer allows
 MAX_TEXT_TOKENS_SCHNELL = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a checkpoint says about itself; read from configs, without weights."""
+class FluxConfig:
+    """Sizes and defaults of one checkpoint; implements `CheckpointConfig`."""
 
     folder: Path
     shape: Shape
     decoder: DecoderShape
     scheduler: Mapping[str, Any]
-    """The whole config of its noise schedule, defaults filled in."""
+    """The config of the noise schedule, defaults filled in."""
     latent_channels: int
     patch_pixels: int
-    """Pixels per side of one packed latent patch: 16 with FLUX's autoencoder."""
+    """Pixels per side of one latent patch: 16, since 2 x 2 latents are packed to a patch."""
     sample_size: int
     """The autoencoder's native side in pixels."""
     latent_scale: float
     latent_shift: float
     is_quantized: bool
-    """Whether the transformer's linears are stored in fp8."""
+    """True if the transformer's linears are stored in fp8."""
     max_text_tokens: int
-    """Longest T5 sequence that may be asked for."""
+    """The longest T5 sequence of a request."""
 
     @property
     def default_text_tokens(self) -> int:
-        """T5 tokens of a request that names none."""
+        """T5 tokens of a request that gives none."""
         limit = MAX_TEXT_TOKENS if self.shape.has_guidance else MAX_TEXT_TOKENS_SCHNELL
         return min(self.max_text_tokens, limit)
 
     @property
     def default_steps(self) -> int:
-        """Denoise steps of a request that names none: distilled checkpoints need four."""
+        """Denoise steps of a request that gives none: schnell was distilled to four."""
         return 28 if self.shape.has_guidance else 4
+
+    @property
+    def default_guidance(self) -> float:
+        """`guidance_scale` of a request that gives none."""
+        return 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,11 @@ class Tokenizers:
     t5: Any
 
 
-def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
-    """Configs and tokenizers only: cheap, any thread. Raises `EngineFailed` for a folder that would
-    not be drawn as diffusers draws it."""
+def read_checkpoint(folder: Path) -> tuple[FluxConfig, Tokenizers]:
+    """Configs and tokenizers of a folder in diffusers layout. Any thread.
+
+    Raises `EngineFailed` for a folder that would not be drawn as diffusers draws it.
+    """
     is_narrow = is_quantised(folder / "transformer")
     raw = check_folder(folder)
     raw["transformer"].pop("quantization_config", None)
@@ -95,7 +103,7 @@ def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
         tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
     )
     check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
-    facts = Facts(
+    config = FluxConfig(
         folder=folder,
         shape=_shape(transformer),
         decoder=decoder_shape(vae),
@@ -108,7 +116,7 @@ def read_facts(folder: Path) -> tuple[Facts, Tokenizers]:
         is_quantized=is_narrow,
         max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
     )
-    return facts, tokenizers
+    return config, tokenizers
 
 
 def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:

@@ -1,8 +1,9 @@
-"""Checks a FLUX folder in diffusers layout before anything of it is used: the pipeline's parts,
-their configs, scheduler and tokenizers. Weights are checked in `weights`.
+"""Checks a FLUX.1 folder in diffusers layout before it is used: classes, configs, scheduler and
+tokenizer files.
 
-Only what would be drawn as diffusers draws it passes: another class, an option that is not honoured
-or a number that does not fit to another part is refused with its name.
+A checkpoint passes only if it would be drawn as diffusers draws it. Another class, an option that
+is not implemented, or a number that does not fit to another part is refused by name. Weights are
+checked in `weights`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from predictors.compute.checkpoint.folder import (
     read_json,
     shown,
 )
+from predictors.diffusion.sampling import UNSERVED_OPTIONS
 from predictors.errors import EngineFailed
 
 FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
@@ -37,8 +39,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "transformer": ("FluxTransformer2DModel",),
     "vae": ("AutoencoderKL",),
 }
-"""Parts of a pipeline by their folders, and the classes that are served."""
-IDLE = {"feature_extractor"}  # does nothing without an `image_encoder`
+"""The folders of a pipeline's parts, and the classes of each that are served."""
+UNUSED_PARTS = {"feature_extractor"}  # does nothing without an `image_encoder`
 MODEL_TYPES = {
     "text_encoder": ("clip_text_model", "clip"),
     "text_encoder_2": ("t5",),
@@ -73,20 +75,12 @@ NUMBERS: Mapping[str, Mapping[str, tuple[int, int]]] = {
         "max_image_seq_len": WIDTH,
     },
 }
-UNSERVED_OPTIONS = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-)
-"""Of the scheduler's class: what it can do and this room does not."""
 QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The raw configs of the parts by their folders; raises `EngineFailed` for a folder that can't
-    be served as it is."""
+    """The raw configs of the parts, by folder; raises `EngineFailed` for a folder that can't be
+    served."""
     index = read_json(folder, "model_index.json", "model_index.json")
     if method := quantisation({k: v for k, v in index.items() if not isinstance(v, list)}):
         raise EngineFailed(f"model_index.json names a quantisation, {method}: {UNQUANTISED}")
@@ -117,7 +111,7 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_quantised(folder: Path) -> bool:
-    """Whether the linears of the transformer in `folder` are fp8 as `quantize` writes them; raises
+    """True if the transformer's linears in `folder` are fp8 as `quantize` writes them; raises
     `EngineFailed` for any other quantisation."""
     config = read_json(folder, "config.json", "transformer/config.json")
     method = quantisation(config, folder)
@@ -153,7 +147,7 @@ def _check_group(group: Any, method: str) -> None:
 
 def _check_classes(index: Mapping[str, Any]) -> None:
     for part, named in index.items():
-        if part.startswith("_") or part in IDLE or not isinstance(named, list):
+        if part.startswith("_") or part in UNUSED_PARTS or not isinstance(named, list):
             continue
         found = named[-1] if named else None
         if found is None and part not in CLASSES:
@@ -227,7 +221,7 @@ def _check_real(config: Mapping[str, Any], name: str, where: str) -> None:
 
 
 def check_tokenizer_files(folder: Path, part: str) -> None:
-    """Raise `EngineFailed` where a tokenizer would be read as an empty one, or not at all."""
+    """Raise `EngineFailed` if a tokenizer would be read as an empty one, or not at all."""
     if not folder.is_dir():
         raise EngineFailed(f"the folder {part} is missing; fetch the checkpoint again")
     pieces = ("vocab.json", "merges.txt") if part == "tokenizer" else ("spiece.model",)

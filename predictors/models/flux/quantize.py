@@ -1,8 +1,8 @@
-"""Writes a FLUX checkpoint whose transformer blocks are fp8 already: half the bytes to read at each
-start, nothing to quantise. Knows files and tensor names; knows no device and no traffic.
+"""Writes a copy of a FLUX.1 checkpoint whose transformer blocks are stored in fp8.
 
-The layout is compressed-tensors' for per-feature weights and per-token activations (its scheme
-FP8_DYNAMIC): beside each e4m3 `weight` a float32 `weight_scale` (features, 1). `facts.py` reads it.
+It has half the bytes to read at each start, and nothing to quantise. The layout is
+compressed-tensors' for per-feature weights and per-token activations (its scheme FP8_DYNAMIC):
+beside each e4m3 `weight` a float32 `weight_scale` (features, 1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.kernels.fp8 import Fp8Linear, quantize_rows
 from predictors.errors import InvalidRequest
-from predictors.models.flux.config import read_facts
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.folder import FP8_FORMAT
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
 from predictors.models.flux.weights import transformer_names
@@ -44,17 +44,17 @@ CONFIG = {
 def quantize_checkpoint(source: Path, target: Path) -> int:
     """Copy the folder `source` to a new folder `target` with its transformer in fp8.
 
-    Returns the bytes of the new weights. Holds them all in memory once. Raises `InvalidRequest` if
-    there is such a folder already or `source` is quantised, `EngineFailed` for broken weights.
+    Returns the bytes of the new weights, which are all held in memory. Raises `InvalidRequest` if
+    `target` exists or `source` is quantised, `EngineFailed` for broken weights.
     """
     if target.exists():
         raise InvalidRequest(f"{target.name} exists already; nothing was written")
-    facts, _ = read_facts(source)
-    if facts.is_quantized:
+    config, _ = read_checkpoint(source)
+    if config.is_quantized:
         raise InvalidRequest(f"{source.name} is quantised already")
     with Shards(source / PART) as stored:
         tensors: dict[str, Tensor] = {}
-        narrow = _narrow_names(facts.shape)
+        narrow = _narrow_names(config.shape)
         for name in stored:
             tensor = stored.read(name)
             if name in narrow:
@@ -67,15 +67,15 @@ def quantize_checkpoint(source: Path, target: Path) -> int:
     for entry in others:
         copy = shutil.copytree if entry.is_dir() else shutil.copy2
         copy(entry, target / entry.name)
-    config = json.loads((source / PART / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = CONFIG
-    (target / PART / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    stored_config = json.loads((source / PART / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(stored_config | {"quantization_config": CONFIG}, indent=2)
+    (target / PART / "config.json").write_text(text, encoding="utf-8")
     save_file(tensors, target / PART / WEIGHTS)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _narrow_names(shape: Shape) -> set[str]:
-    """Stored names of the weights that become fp8: those that `transformer.quantized` replaces."""
+    """Stored names of the weights that `transformer.quantized` replaces by fp8."""
     with torch.device("meta"):
         empty = quantized(Transformer(shape), keep=False)
     names = transformer_names(shape)

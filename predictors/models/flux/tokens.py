@@ -1,6 +1,4 @@
-"""Whether the tokenizers of a FLUX folder can be what its text encoders were trained with. Knows
-tokenizers, no folder and no weights.
-"""
+"""Checks that the tokenizers of a FLUX.1 folder fit to its text encoders."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ PROBE = "a red circle above 2 blue squares"
 
 
 def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -> None:
-    """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's `vocab`, `positions` and
-    the token at whose first place CLIP looks, `end`."""
+    """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's vocabulary size, number of
+    positions, and end token, at whose first place CLIP reads its pooled state."""
     length = tokenizer.model_max_length
     if not 2 < length <= positions:
         raise EngineFailed(
@@ -23,7 +21,7 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -
             f"{positions} positions of text_encoder"
         )
     _check(tokenizer, "tokenizer", vocab)
-    largest = max(tokenizer.get_vocab().values())  # what is looked at if `end` is of old configs
+    largest = max(tokenizer.get_vocab().values())  # the end token of old configs
     if tokenizer.eos_token_id != (largest if end == OLD_END_TOKEN else end):
         raise EngineFailed(
             f"text_encoder/config.json: eos_token_id is {shown(end)}, the tokenizer's end token "
@@ -32,7 +30,7 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -
 
 
 def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
-    """The same for T5, which has no positions."""
+    """Raise `EngineFailed` for a tokenizer that does not fit to T5's vocabulary size."""
     if not tokenizer.model_max_length > 1:
         raise EngineFailed("tokenizer_2/tokenizer_config.json: model_max_length is no length")
     _check(tokenizer, "tokenizer_2", vocab)

@@ -1,8 +1,7 @@
-"""The weights of a checkpoint folder in diffusers layout, into our modules on the device. Knows
-tensor names; knows no traffic.
+"""Loads the weights of a checkpoint folder in diffusers layout into our modules on a device.
 
-They are read straight from safetensors, each into its place: `from_pretrained` sets process-wide
-torch defaults meanwhile, and two rooms load at once.
+Each tensor is read from safetensors straight into its place. `from_pretrained` is not used: it sets
+process-wide torch defaults meanwhile, and two models may load at once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.checkpoint.accounting import FLOATS, FP8, Wanted, check_tensors
+from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.folder import UNQUANTISED, reading
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
@@ -25,7 +24,7 @@ from predictors.compute.kernels.fp8 import E4M3, Fp8Linear
 from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
-from predictors.models.flux.config import Facts
+from predictors.models.flux.config import FluxConfig
 from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
@@ -36,18 +35,18 @@ class Source(Protocol):
     """Stored tensors by name."""
 
     def __contains__(self, name: str) -> bool:
-        """Whether it is stored."""
+        """True if it is stored."""
 
     def shape(self, name: str) -> Sequence[int]:
-        """Of one tensor."""
+        """The shape of one tensor."""
 
     def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
-        """Each (target, stored name) into its place, in any dtype; raises `EngineFailed` for a
-        tensor of another shape."""
+        """Copy each (target, stored name), from any dtype; raises `EngineFailed` for a tensor of
+        another shape."""
 
 
 class _Modules(NamedTuple):
-    """The modules of a checkpoint."""
+    """The modules of a checkpoint before the transformer takes its forms."""
 
     transformer: Transformer
     conditioning: Conditioning
@@ -57,23 +56,23 @@ class _Modules(NamedTuple):
 
 
 Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
-"""From what is stored to where each parameter of a module is."""
+"""From a component's tensors to a function that gives the stored names of a module's parameter."""
 UNUSED: Mapping[str, str] = {
     "transformer": r"(?!)",
     "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
     "text_encoder_2": r"^(decoder|lm_head)\.",
     "vae": r"^(encoder|quant_conv)\.",
 }
-"""Stored names that text to image has no use for, by component: derived buffers, CLIP's other half
-and projections (the pipeline takes the states before them), T5's decoder, the autoencoder's
-encoder."""
-Open = Callable[[str], AbstractContextManager[Source]]
+"""Patterns of stored names that text to image does not need, by component: derived buffers, CLIP's
+vision half and projections (the pipeline takes the states before them), T5's decoder, the
+autoencoder's encoder."""
+OpenComponent = Callable[[str], AbstractContextManager[Source]]
 """From a component's name (`transformer`, `vae`, ...) to its tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The modules of a checkpoint, on the device, in the placement's dtype."""
+    """The modules of a loaded checkpoint, on the device, in the placement's dtype."""
 
     transformers: Mapping[str, Transformer]
     """By form: `BASE`, `FP8`."""
@@ -84,21 +83,21 @@ class Parts:
 
 
 def load_parts(
-    facts: Facts,
+    config: FluxConfig,
     placement: Placement,
     forms: Collection[str] = (BASE,),
-    open_component: Open | None = None,
+    open_component: OpenComponent | None = None,
 ) -> Parts:
     """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
-    `open_component` stands for the checkpoint's folder if given. Raises `EngineFailed` naming what
-    is amiss.
+    `open_component` replaces the checkpoint's folder if given. Raises `EngineFailed` naming a
+    tensor that is missing or does not fit.
     """
-    opened = open_component or (lambda name: Shards(facts.folder / name))
-    components, modules = _empty(facts)
+    opened = open_component or (lambda name: Shards(config.folder / name))
+    components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
         for name, parts in components.items():
-            with Shards(facts.folder / name) as shards:
+            with Shards(config.folder / name) as shards:
                 _check(name, parts, shards)
     t5 = modules.t5
     for name, parts in components.items():
@@ -111,29 +110,29 @@ def load_parts(
     for part in modules:
         _derive_buffers(part, placement)
         part.eval().requires_grad_(False)
-    transformers = _in_forms(modules.transformer, facts, forms)
+    transformers = _in_forms(modules.transformer, config, forms)
     return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
 
 
-def _empty(facts: Facts) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
-    """All modules without values, and for each component what is to be filled from it."""
+def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
+    """All modules without values, and for each component the modules that are filled from it."""
     with torch.device("meta"), reading("the configs of the text encoders"):
         modules = _Modules(
-            Transformer(facts.shape),
-            Conditioning(facts.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(facts.folder / "text_encoder")),
-            T5EncoderModel(T5Config.from_pretrained(facts.folder / "text_encoder_2")),
-            Decoder(facts.decoder),
+            Transformer(config.shape),
+            Conditioning(config.shape),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folder / "text_encoder")),
+            T5EncoderModel(T5Config.from_pretrained(config.folder / "text_encoder_2")),
+            Decoder(config.decoder),
         )
-    names = transformer_names(facts.shape)
-    if facts.is_quantized:
+    names = transformer_names(config.shape)
+    if config.is_quantized:
         narrow, names = _stored_quantized(modules.transformer, names)
         modules = modules._replace(transformer=narrow)
-    context = conditioning_names(facts.shape)
+    context = conditioning_names(config.shape)
 
     def of_decoder(stored: Source) -> Callable[[str], tuple[str, ...]]:
         is_old = OLD_ATTENTION in stored
-        return decoder_names(facts.decoder, has_old_attention=is_old).__getitem__
+        return decoder_names(config.decoder, has_old_attention=is_old).__getitem__
 
     def of_library(stored: Source) -> Callable[[str], tuple[str, ...]]:
         return partial(_stored_as, stored)
@@ -150,23 +149,26 @@ def _empty(facts: Facts) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _M
 
 
 def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
-    """Every stored tensor has a place, and every place a tensor; only headers are read."""
-    wanted: dict[str, Wanted] = {}
+    """Raise `EngineFailed` unless every stored tensor has a place and every place a tensor. Reads
+    headers only."""
+    wanted: dict[str, ExpectedTensor] = {}
     for module, sources in parts:
         for name, meta in module.state_dict(keep_vars=True).items():
             stored = sources(shards)(name)
-            # stacked tensors, and convolutions that were linears once, are looked at when filled
+            # stacked tensors, and convolutions that were linears once, are checked when filled
             is_whole = len(stored) == 1 and component != "vae"
             shape = tuple(meta.shape) if is_whole else None
-            wanted |= dict.fromkeys(stored, Wanted(shape, FP8 if meta.dtype == E4M3 else FLOATS))
+            wanted |= dict.fromkeys(
+                stored, ExpectedTensor(shape, FP8 if meta.dtype == E4M3 else FLOATS)
+            )
     advice = f"{UNQUANTISED}; {QUANTISE}" if component == "transformer" else UNQUANTISED
     check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
 
 
 def _in_forms(
-    transformer: Transformer, facts: Facts, forms: Collection[str]
+    transformer: Transformer, config: FluxConfig, forms: Collection[str]
 ) -> dict[str, Transformer]:
-    if facts.is_quantized:
+    if config.is_quantized:
         if BASE in forms:
             raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
         return {NARROW: transformer}
@@ -179,7 +181,7 @@ def _in_forms(
 def _stored_quantized(
     transformer: Transformer, names: dict[str, tuple[str, ...]]
 ) -> tuple[Transformer, dict[str, tuple[str, ...]]]:
-    """The still empty module with fp8 linears, and where their scales are stored."""
+    """The empty module with fp8 linears, and `names` with those of their scales."""
     empty = quantized(transformer, keep=False)
     for path, layer in empty.named_modules():
         if isinstance(layer, Fp8Linear):
@@ -222,7 +224,7 @@ def _stream(
 
 
 def conditioning_names(shape: Shape) -> dict[str, tuple[str, ...]]:
-    """As `transformer_names`; the modulation stacks every block's in the order of the forward."""
+    """As `transformer_names`. The modulation stacks all blocks' in the order of the forward."""
     norms = [
         f"transformer_blocks.{i}.{norm}.linear"
         for i in range(shape.num_double)
@@ -249,7 +251,7 @@ def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
 
 def _stored_as(stored: Source, name: str) -> tuple[str]:
     """The stored name of a library module's parameter: with or without `text_model.`, and T5's
-    input embedding under either of its two names."""
+    input embedding by either of its two names."""
     bare = name.removeprefix("text_model.")
     tied = {
         "encoder.embed_tokens.weight": "shared.weight",
@@ -285,7 +287,7 @@ def _fill(
 
 
 def _derive_buffers(module: nn.Module, placement: Placement) -> None:
-    """CLIP's position ids are derived, not stored; no other module here has a buffer."""
+    """Fill CLIP's position ids, which are derived and not stored. No other module has a buffer."""
     for name, buffer in list(module.named_buffers()):
         if not buffer.is_meta:
             continue
@@ -299,7 +301,7 @@ def _derive_buffers(module: nn.Module, placement: Placement) -> None:
 def _pairs(
     name: str, place: Tensor, stored: Source, sources: Iterable[str]
 ) -> Iterator[tuple[Tensor, str]]:
-    """The stretches of `place` along dim 0 and what is stored for each."""
+    """The parts of `place` along dim 0, each with the stored name of its values."""
     row = 0
     for source in sources:
         shape = stored.shape(source)

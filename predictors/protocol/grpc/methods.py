@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.faults import Fault, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.outcomes import result_or_error
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_KEY = "retry-after"
@@ -80,7 +81,7 @@ async def run_cheap_method(work: Awaitable[Any], context: Any) -> Any:
     status.
     """
     call = start_call(context)
-    answer = await attempt(work)
+    answer = await result_or_error(work)
     if isinstance(answer, Exception):
         fault, answer = fault_of(answer, request_id=call.request_id), None
         await abort(context, fault, call)

@@ -24,9 +24,9 @@ from starlette.routing import BaseRoute, Route, Router
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.faults import Fault, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy
-from predictors.protocol.http.body_reader import Receive
+from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.connection import HttpConnection
 from predictors.protocol.http.connection_limits import ConnectionLimit
 from predictors.protocol.http.exchange import (
@@ -39,6 +39,7 @@ from predictors.protocol.http.exchange import (
     send_response,
 )
 from predictors.protocol.http.exposition import Scraper
+from predictors.protocol.outcomes import result_or_error
 from predictors.settings import ServerSettings
 
 access_log = logging.getLogger("predictors.access")
@@ -118,7 +119,7 @@ class RestApp:
         if error is None and "\n" in scope["path"]:  # a route's `$` matches before it
             error = NotFound("there is no route with a line end in it")
         if error is None:
-            error = await attempt(self._router(scope, receive, send_with_id))
+            error = await result_or_error(self._router(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:

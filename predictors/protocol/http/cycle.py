@@ -67,7 +67,7 @@ def refusal(status: int, message: str, *headers: bytes) -> bytes:
 
 
 class CycleConnection(Protocol):
-    """What a cycle needs of its connection. Event loop only."""
+    """The connection of a cycle, which `HttpConnection` implements. Event loop only."""
 
     is_write_paused: bool
 

@@ -28,17 +28,19 @@ import orjson
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.call import Call
-from predictors.protocol.faults import Fault, Tally, attempt, fault_of
-from predictors.protocol.http.body_reader import (
+from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.http.bodies import (
     INLINE_BYTES,
+    JSON_MEDIA,
     Body,
     Charge,
     Receive,
+    check_media,
     fail_at,
     receive_body,
     slow_body_message,
 )
-from predictors.protocol.http.json_bodies import JSON_MEDIA, check_media
+from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import decode_large
@@ -102,7 +104,7 @@ class Exchange:
     def __init__(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> None:
         self.call: Call = scope[CALL_KEY]
         self.path: dict[str, str] = scope.get("path_params", {})
-        self.tally = Tally(endpoint.protocol, endpoint.operation, self.call)
+        self.record = RequestRecord(endpoint.protocol, endpoint.operation, self.call)
         self._registry = endpoint.registry
         self._receive = receive
         self._admitted = False
@@ -124,7 +126,7 @@ class Exchange:
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
         self._set_read_deadline(own.body_timeout_s)  # of the first piece, then `receive_body`'s
-        self._registry.readers.add(self)
+        self._registry.pending_bodies.add(self)
         try:
             raw = await receive_body(
                 self._receive,
@@ -141,7 +143,7 @@ class Exchange:
                 raise self._take_stop_reason() from None
             raise
         finally:
-            self._registry.readers.discard(self)
+            self._registry.pending_bodies.discard(self)
             if self._read_deadline is not None:
                 self._read_deadline.cancel()
         self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
@@ -203,7 +205,7 @@ class Exchange:
     def find(self, name: str, version: str = "") -> Served:
         """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
         model = self._registry.find(name, version)
-        self.tally.model = name
+        self.record.model = name
         return model
 
     def admit(self, name: str, version: str = "") -> Served:
@@ -212,7 +214,7 @@ class Exchange:
         Raises `NotFound`, `Draining` or `NotReady`. Call it once, before any expensive work.
         """
         model = self.find(name, version)
-        self._registry.enter(name)
+        self._registry.begin_request(name)
         self._admitted = True
         return model
 
@@ -224,10 +226,10 @@ class Exchange:
         if self._watcher is not None:
             self._watcher.cancel()
         if self._charge is not None:
-            self._registry.end_of(self._charge)
+            self._registry.release_bytes(self._charge)
         if self._admitted:
             self._admitted = False
-            self._registry.leave()
+            self._registry.end_request()
 
     def _start_watching(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -267,21 +269,21 @@ class Endpoint:
             reason = await self._answer(exchange, send)
         except (asyncio.CancelledError, Cancelled):
             if not exchange.is_disconnected:  # the process stops before the drain is complete
-                exchange.tally.end("draining")
+                exchange.record.end("draining")
                 raise
             reason = "cancelled"  # no client is left to read a response
             scope[STATUS_KEY] = 499
         finally:
             exchange.close()
-        exchange.tally.end(reason)
+        exchange.record.end(reason)
 
     async def _answer(self, exchange: Exchange, send: Send) -> str:
         """Send the response or the fault. Returns the outcome for the metrics."""
         exchange.call.protocol = self.protocol
-        response = await attempt(self._handle(exchange))
+        response = await result_or_error(self._handle(exchange))
         if isinstance(response, EventStream):
             async with aclosing(response.events) as events:  # type: ignore[type-var]
-                first = await attempt(anext(events, b""))
+                first = await result_or_error(anext(events, b""))
                 if not isinstance(first, Exception):
                     return await self._stream(exchange, response, first, send)
             response = first
@@ -305,7 +307,7 @@ class Endpoint:
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
-        failure = await attempt(_send_events(stream.events, send))
+        failure = await result_or_error(_send_events(stream.events, send))
         reason, last = "ok", stream.last_event
         if failure is not None:  # the status is already sent: report it in the stream
             fault = self.fault(failure, exchange.call)

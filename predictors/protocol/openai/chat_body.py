@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.json_bodies import parse_json
+from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.images import read_data_url
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,

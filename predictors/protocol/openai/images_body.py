@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.json_bodies import parse_json
+from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,

@@ -83,7 +83,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
     async def handle(exchange: Exchange) -> Response | EventStream:
         decoded = await exchange.decode_body(operation.decode)
         if decoded.model is not None:
-            exchange.tally.model = registry.label(decoded.model)  # for a refused body too
+            exchange.record.model = registry.label(decoded.model)  # for a refused body too
         body = decoded.accepted()
         model = exchange.find(body.model)
         if not operation.serves(model):

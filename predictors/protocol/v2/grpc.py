@@ -18,7 +18,7 @@ import grpc
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
 from predictors.protocol.call import Call
-from predictors.protocol.faults import Fault, Tally, attempt, fault_of
+from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.methods import (
     Method,
     RawMessage,
@@ -29,8 +29,9 @@ from predictors.protocol.grpc.methods import (
     set_request_id,
     start_call,
 )
-from predictors.protocol.http.body_reader import SHARED_BYTES, Charge, fail_at
+from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
+from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
 from predictors.protocol.v2.rest import (
@@ -127,14 +128,16 @@ class InferenceMethods:
         passes.
         """
         call = start_call(context)
-        tally = Tally("v2_grpc", "infer", call)
+        record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
         try:
-            answer = await attempt(self._infer(tally, message, call, context.time_remaining()))
+            answer = await result_or_error(
+                self._infer(record, message, call, context.time_remaining())
+            )
             if isinstance(answer, Exception):
                 fault = self._fault(answer, call)
                 reason, answer = fault.reason, None
-                tally.end(reason)  # count it before the client sees the error
+                record.end(reason)  # count it before the client sees the error
                 await abort(context, fault, call)
             set_request_id(context, call)
             return answer
@@ -143,39 +146,39 @@ class InferenceMethods:
             reason = "deadline" if remaining is not None and remaining <= 0 else "cancelled"
             raise
         finally:
-            tally.end(reason)
-            self._log(tally, reason, call)
+            record.end(reason)
+            self._log(record, reason, call)
 
     async def _infer(
-        self, tally: Tally, message: RawMessage, call: Call, remaining: float | None
+        self, record: RequestRecord, message: RawMessage, call: Call, remaining: float | None
     ) -> Any:
         raw = message.release()
         charge = Charge(self._registry.bytes_in_flight)
         try:
             charge.add(len(raw))
-            return await self._infer_charged(tally, raw, call, remaining)
+            return await self._infer_charged(record, raw, call, remaining)
         finally:
-            self._registry.end_of(charge)
+            self._registry.release_bytes(charge)
 
     async def _infer_charged(
-        self, tally: Tally, raw: bytes, call: Call, remaining: float | None
+        self, record: RequestRecord, raw: bytes, call: Call, remaining: float | None
     ) -> Any:
         name, version = model_of(raw)
         model = self._registry.find(name, version)
-        tally.model = name
+        record.model = name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
             call.tighten(remaining)
-        self._registry.enter(name)
+        self._registry.begin_request(name)
         try:
             values = await self._decoded(raw, call)
             check_outputs(values, model)
             response = await model.infer(values, call)
             return encode_proto_response(complete(response, values, call))
         finally:
-            self._registry.leave()
+            self._registry.end_request()
 
     async def _decoded(self, raw: bytes, call: Call) -> V2Request:
         if len(raw) <= INLINE_BYTES:
@@ -190,12 +193,12 @@ class InferenceMethods:
         status = self._registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
 
-    def _log(self, tally: Tally, reason: str, call: Call) -> None:
+    def _log(self, record: RequestRecord, reason: str, call: Call) -> None:
         if self._logs:
             log_fields = {
-                "model": tally.model,
+                "model": record.model,
                 "reason": reason,
-                "total_ms": round(tally.elapsed_s * 1000, 1),
+                "total_ms": round(record.elapsed_s * 1000, 1),
                 "request_id": call.request_id,
             }
             line = "ModelInfer %s %s %.1f ms %s"

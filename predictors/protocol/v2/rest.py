@@ -20,9 +20,8 @@ from predictors.errors import InvalidRequest, NotSupported
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.body_reader import INLINE_BYTES, receive_small_body
+from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
 from predictors.protocol.http.exchange import Endpoint, Exchange, Response, json_response
-from predictors.protocol.http.json_bodies import JSON_MEDIA, parse_json
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes

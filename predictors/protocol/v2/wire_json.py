@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.http.json_bodies import parse_json
+from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.v2.tensors import (
     MAX_NAME,
     ElementCount,

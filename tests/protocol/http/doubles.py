@@ -1,8 +1,4 @@
-"""A connection without a socket: what it is fed comes in exactly the pieces that a test says.
-
-`Line` is the transport; like a socket's it keeps what comes while reading is paused. `answer` is an
-application that reads each body and says what it has read.
-"""
+"""An `HttpConnection` on a transport in memory, fed in exactly the pieces that a test chooses."""
 
 from __future__ import annotations
 
@@ -22,8 +18,10 @@ from predictors.protocol.http.connection import HttpConnection
 from predictors.protocol.http.connection_limits import ConnectionLimit
 
 
-class Line(asyncio.Transport):
-    """A transport that writes into memory. Its peer reads at once unless `reads` is false."""
+class MemoryTransport(asyncio.Transport):
+    """Transport that writes into memory. Like a socket's, it keeps input while reading is paused.
+    The peer reads at once unless `reads` is False.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,8 +45,8 @@ class Line(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self._buffered
 
-    def take(self, count: int) -> None:
-        """The peer reads so much of what is buffered."""
+    def read_buffered(self, count: int) -> None:
+        """The peer reads up to `count` of the buffered bytes."""
         self._buffered -= min(count, self._buffered)
         if self._buffered <= 16384:
             self.protocol.resume_writing()
@@ -83,7 +81,7 @@ class Line(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self.feed, data)
 
     def feed(self, data: bytes) -> None:
-        """These bytes come from the peer."""
+        """Receive these bytes from the peer."""
         if self.is_closed:
             return
         if self.is_paused:
@@ -93,21 +91,21 @@ class Line(asyncio.Transport):
 
 
 @dataclass(frozen=True)
-class Message:
-    """A request as an application has seen it."""
+class SeenRequest:
+    """A request as the application received it."""
 
     method: str
     target: str
     body: bytes
 
 
-class Talk:
-    """One connection with its application; made inside a running loop."""
+class ConnectionUnderTest:
+    """One connection with its application; created inside a running loop."""
 
     def __init__(self, limit: ConnectionLimit | None = None) -> None:
-        self.seen: list[Message] = []
+        self.seen: list[SeenRequest] = []
         self.state = ServerState()
-        self.line = Line()
+        self.transport = MemoryTransport()
         config = uvicorn.Config(
             self.answer, interface="asgi3", proxy_headers=False, log_config=None
         )
@@ -121,11 +119,13 @@ class Talk:
             limit=limit or ConnectionLimit(1000),
             write_timeout_s=30.0,
         )
-        self.line.protocol = self.connection
-        self.connection.connection_made(self.line)
+        self.transport.protocol = self.connection
+        self.connection.connection_made(self.transport)
 
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
-        """Reads the body, unless the path begins with /early, and says what came."""
+        """ASGI application that echoes the path and a hash of the body. It does not read bodies of
+        /early.
+        """
         body, more = b"", not scope["path"].startswith("/early")
         while more:
             message = await receive()
@@ -136,7 +136,7 @@ class Talk:
         target = scope["raw_path"] + (
             b"?" + scope["query_string"] if scope["query_string"] else b""
         )
-        self.seen.append(Message(scope["method"], target.decode(), body))
+        self.seen.append(SeenRequest(scope["method"], target.decode(), body))
         said = {"path": scope["path"], "sha": hashlib.sha256(body).hexdigest()[:16]}
         reply = json.dumps(said).encode()
         headers = [(b"content-length", str(len(reply)).encode())]
@@ -144,37 +144,37 @@ class Talk:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": reply})
 
-    async def feed(self, parts: Sequence[bytes], *, breathe: bool = True) -> None:
-        """Each part as one read; the application may run in between if it may `breathe`."""
+    async def feed(self, parts: Sequence[bytes], *, yields: bool = True) -> None:
+        """Receive each part in one read. With `yields` the application may run in between."""
         for part in parts:
-            self.line.feed(part)
-            if breathe:
-                await turns()
-        await self.settled()
+            self.transport.feed(part)
+            if yields:
+                await run_loop()
+        await self.wait_answered()
 
-    async def settled(self) -> None:
-        """Return when no request is running any more."""
-        await turns()
+    async def wait_answered(self) -> None:
+        """Wait until no request is running."""
+        await run_loop()
         while self.state.tasks:
             await asyncio.wait(self.state.tasks)
-            await turns()
+            await run_loop()
 
     def statuses(self) -> list[int]:
-        """Of the responses so far."""
-        return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.line.written)]
+        """Status codes of the responses so far."""
+        return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)]
 
-    def end(self) -> None:
-        """Let the connection's timer go."""
+    def close(self) -> None:
+        """Close the connection, and cancel its timer."""
         self.connection.connection_lost(None)
 
 
-async def turns() -> None:
-    """A few turns of the loop: a request begins, answers, and what it has paused is fed."""
+async def run_loop() -> None:
+    """Run a few loop iterations: enough to start a request, answer it and resume reading."""
     for _ in range(6):
         await asyncio.sleep(0)
 
 
 def split(raw: bytes, *cuts: int) -> list[bytes]:
-    """`raw` in pieces that begin at these offsets."""
+    """Cut `raw` at these offsets."""
     edges = [0, *sorted(cuts), len(raw)]
     return [raw[a:b] for a, b in pairwise(edges) if a < b]

@@ -1,4 +1,4 @@
-"""Which pages may call and under which names: the rule of one port, header by header."""
+"""The access policy of a port: which Origin and Host headers are allowed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ INFER = "/v2/models/echo/infer"
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
-def verdict(
+def refusal_type(
     access: AccessPolicy, host: str | None, *origins: str, path: str = INFER
 ) -> type[Forbidden] | None:
-    """What a request with these headers is refused with."""
+    """The class of the error that refuses a request with these headers, or None."""
     raw = [(b"host", host.encode("latin-1"))] if host is not None else []
     raw += [(b"origin", origin.encode("latin-1")) for origin in origins]
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
@@ -78,19 +78,22 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("host", "origin"), SAME)
-def test_a_page_that_was_served_here_may_ask(host: str, origin: str) -> None:
-    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is None
+def test_a_page_of_the_same_origin_is_allowed(host: str, origin: str) -> None:
+    assert refusal_type(AccessPolicy(EVERYWHERE), host, origin) is None
 
 
 @pytest.mark.parametrize(("host", "origin"), FOREIGN)
-def test_a_page_from_elsewhere_may_not(host: str | None, origin: str) -> None:
-    assert verdict(AccessPolicy(EVERYWHERE), host, origin) is Forbidden
+def test_a_page_of_another_origin_is_refused(host: str | None, origin: str) -> None:
+    assert refusal_type(AccessPolicy(EVERYWHERE), host, origin) is Forbidden
 
 
-def test_two_origins_are_none() -> None:
+def test_two_origin_headers_are_refused() -> None:
     same = "http://localhost"
-    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, same) is Forbidden
-    assert verdict(AccessPolicy(EVERYWHERE), "localhost", same, "http://evil.example") is Forbidden
+    assert refusal_type(AccessPolicy(EVERYWHERE), "localhost", same, same) is Forbidden
+    assert (
+        refusal_type(AccessPolicy(EVERYWHERE), "localhost", same, "http://evil.example")
+        is Forbidden
+    )
 
 
 OURS = [
@@ -107,21 +110,21 @@ NOT_OURS = [
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
-def test_on_loopback_only_names_of_this_machine_are_answered(address: str) -> None:
+def test_on_loopback_only_loopback_hosts_are_allowed(address: str) -> None:
     access = AccessPolicy(address)
-    for _ in range(2):  # the second time it is remembered
-        assert [host for host in OURS if verdict(access, host) is not None] == []
-        assert {verdict(access, host) for host in NOT_OURS} == {Misdirected}
+    for _ in range(2):  # cached the second time
+        assert [host for host in OURS if refusal_type(access, host) is not None] == []
+        assert {refusal_type(access, host) for host in NOT_OURS} == {Misdirected}
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "models.example.com"])
-def test_elsewhere_any_name_is_answered(address: str) -> None:
+def test_off_loopback_any_host_is_allowed_by_default(address: str) -> None:
     access = AccessPolicy(address)
-    assert {verdict(access, host) for host in (*OURS, *NOT_OURS)} == {None}
+    assert {refusal_type(access, host) for host in (*OURS, *NOT_OURS)} == {None}
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
-def test_the_operator_names_further_hosts(address: str) -> None:
+def test_the_setting_adds_allowed_hosts(address: str) -> None:
     access = AccessPolicy(
         address, "models.Example.com, *.svc.cluster.local,[2001:DB8::1] ,10.1.2.3"
     )
@@ -133,20 +136,20 @@ def test_the_operator_names_further_hosts(address: str) -> None:
         "example.com", "a.models.example.com", "svc.cluster.local", "xsvc.cluster.local",
         "svc.cluster.local.evil.example", "10.1.2.4", "*.svc.cluster.local", "*",
     )  # fmt: skip
-    assert {verdict(access, host) for host in good} == {None}
-    assert {verdict(access, host) for host in bad} == {Misdirected}
+    assert {refusal_type(access, host) for host in good} == {None}
+    assert {refusal_type(access, host) for host in bad} == {Misdirected}
 
 
-def test_any_host_may_be_allowed_on_loopback_too() -> None:
+def test_the_setting_may_allow_any_host_on_loopback() -> None:
     access = AccessPolicy(LOOPBACK, "*")
-    assert verdict(access, "evil.example") is None
-    assert verdict(access, "evil.example", "http://other.example") is Forbidden
+    assert refusal_type(access, "evil.example") is None
+    assert refusal_type(access, "evil.example", "http://other.example") is Forbidden
 
 
 @pytest.mark.parametrize(
     "setting", ["localhost:8080", "http://a", "a b", "*.*.a", "a.*", "*a", "a/b", "a;b", "ä"]
 )
-def test_a_setting_that_names_no_hosts_is_refused(setting: str) -> None:
+def test_an_invalid_setting_is_refused(setting: str) -> None:
     with pytest.raises(InvalidSetting, match="PREDICTORS_SERVER_ALLOWED_HOSTS must be names"):
         AccessPolicy(EVERYWHERE, f"good.example,{setting}")
 
@@ -163,23 +166,23 @@ CLOSED = [
 ]  # fmt: skip
 
 
-def test_probes_and_metrics_answer_everybody() -> None:
+def test_probes_and_metrics_are_exempt() -> None:
     for access in (AccessPolicy(LOOPBACK), AccessPolicy(LOOPBACK, pages=False)):
         for path in OPEN:
-            assert verdict(access, "10.1.2.3:8080", "https://evil.example", path=path) is None
+            assert refusal_type(access, "10.1.2.3:8080", "https://evil.example", path=path) is None
         for path in CLOSED:
-            assert verdict(access, "10.1.2.3:8080", path=path) is Misdirected
-            assert verdict(access, "localhost", "https://evil.example", path=path) is Forbidden
+            assert refusal_type(access, "10.1.2.3:8080", path=path) is Misdirected
+            assert refusal_type(access, "localhost", "https://evil.example", path=path) is Forbidden
 
 
-def test_where_there_are_no_pages_none_may_ask() -> None:
+def test_without_pages_every_origin_is_refused() -> None:
     access = AccessPolicy(LOOPBACK, pages=False)
-    assert verdict(access, "localhost:8080", "http://localhost:8080") is Forbidden
-    assert verdict(access, "localhost:8080") is None
+    assert refusal_type(access, "localhost:8080", "http://localhost:8080") is Forbidden
+    assert refusal_type(access, "localhost:8080") is None
 
 
-def test_what_is_remembered_of_callers_is_bounded() -> None:
+def test_the_cache_of_allowed_hosts_is_bounded() -> None:
     access = AccessPolicy(LOOPBACK)
     for port in range(2000):
-        assert verdict(access, f"localhost:{port}") is None
+        assert refusal_type(access, f"localhost:{port}") is None
     assert len(access._known) <= 64

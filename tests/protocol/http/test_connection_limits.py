@@ -1,4 +1,4 @@
-"""Who may come in, who makes room, and what is kept for probes."""
+"""The limit on open connections: which one is closed for a new one, and slots kept for probes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from predictors.protocol.http.connection_limits import (
     raise_file_limit,
 )
 from predictors.protocol.http.parsing import Head, parse_head
-from tests.protocol.http.doubles import Talk, turns
+from tests.protocol.http.doubles import ConnectionUnderTest, run_loop
 
 
-class Caller:
-    """A connection that knows whether it was ended."""
+class FakeConnection:
+    """A connection that records whether it was aborted."""
 
     def __init__(self) -> None:
-        self.is_ended = False
+        self.is_aborted = False
 
     def abort(self) -> None:
-        self.is_ended = True
+        self.is_aborted = True
 
 
 def head(line: str) -> Head:
@@ -34,64 +34,64 @@ def head(line: str) -> Head:
 WORK, PROBE = head("POST /v2/models/a/infer"), head("GET /v2/health/live")
 
 
-def entered(limit: ConnectionLimit, count: int) -> list[Caller]:
-    callers = [Caller() for _ in range(count)]
-    assert all(limit.add(caller) for caller in callers)
-    return callers
+def add_connections(limit: ConnectionLimit, count: int) -> list[FakeConnection]:
+    connections = [FakeConnection() for _ in range(count)]
+    assert all(limit.add(connection) for connection in connections)
+    return connections
 
 
-def test_a_newcomer_ends_whoever_has_waited_longest() -> None:
+def test_a_new_connection_replaces_the_one_idle_longest() -> None:
     limit = ConnectionLimit(8)
-    callers = entered(limit, 8)
-    assert limit.start_request(callers[0], WORK)
-    newcomers = entered(limit, 2)
-    assert [caller.is_ended for caller in callers] == [False, True, True] + [False] * 5
-    limit.end_request(callers[0])  # answered: now it waits, but not for long
-    entered(limit, 7)
-    assert [caller.is_ended for caller in callers] == [False] + [True] * 7
-    assert all(caller.is_ended for caller in newcomers)
-    entered(limit, 1)
-    assert callers[0].is_ended
+    connections = add_connections(limit, 8)
+    assert limit.start_request(connections[0], WORK)
+    later = add_connections(limit, 2)
+    assert [each.is_aborted for each in connections] == [False, True, True] + [False] * 5
+    limit.end_request(connections[0])  # answered: idle again
+    add_connections(limit, 7)
+    assert [connection.is_aborted for connection in connections] == [False] + [True] * 7
+    assert all(connection.is_aborted for connection in later)
+    add_connections(limit, 1)
+    assert connections[0].is_aborted
 
 
-def test_who_has_gone_takes_no_place() -> None:
+def test_a_closed_connection_does_not_count() -> None:
     limit = ConnectionLimit(8)
     for _ in range(3):
-        for caller in entered(limit, 8):
-            limit.remove(caller)
-            limit.end_request(caller)  # the answer of one that has gone already
-            assert not caller.is_ended
+        for connection in add_connections(limit, 8):
+            limit.remove(connection)
+            limit.end_request(connection)  # its request ends after it was closed
+            assert not connection.is_aborted
 
 
-def test_no_request_ends_for_a_newcomer_and_the_last_places_are_for_probes() -> None:
+def test_busy_connections_stay_open_and_the_last_slots_are_for_probes() -> None:
     limit = ConnectionLimit(8)
-    busy = entered(limit, 6)
-    assert all(limit.start_request(caller, WORK) for caller in busy)
-    late, probing = entered(limit, 2)
+    busy = add_connections(limit, 6)
+    assert all(limit.start_request(connection, WORK) for connection in busy)
+    late, probing = add_connections(limit, 2)
     assert not limit.start_request(late, WORK)
     assert limit.start_request(probing, PROBE)
-    (other,) = entered(limit, 1)  # in place of the late one
-    assert late.is_ended
+    (other,) = add_connections(limit, 1)  # replaces the idle one
+    assert late.is_aborted
     assert limit.start_request(other, PROBE)
-    turned_away = Caller()
-    assert not limit.add(turned_away)
-    assert not turned_away.is_ended
-    entered(limit, 1)
-    assert turned_away.is_ended, "it makes room for the next"
-    assert not any(caller.is_ended for caller in (*busy, probing, other))
+    refused = FakeConnection()
+    assert not limit.add(refused)
+    assert not refused.is_aborted
+    add_connections(limit, 1)
+    assert refused.is_aborted, "a refused connection is closed for the next one"
+    assert not any(connection.is_aborted for connection in (*busy, probing, other))
     limit.end_request(busy[0])
-    (last,) = entered(limit, 1)
-    assert not limit.start_request(last, WORK)  # a probe runs in the place of work meanwhile
+    (last,) = add_connections(limit, 1)
+    assert not limit.start_request(last, WORK)  # a probe still takes one of the other slots
     limit.end_request(probing)
     limit.end_request(other)
     assert limit.start_request(last, WORK)
 
 
-def test_a_limit_that_is_reached_is_logged_once_in_a_while(
+def test_reaching_the_limit_is_logged_once_per_interval(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     limit = ConnectionLimit(8)
-    entered(limit, 50)
+    add_connections(limit, 50)
     assert [record.getMessage() for record in caplog.records] == [
         "8 HTTP connections are open, that is the limit: those that have waited longest for a "
         "request are closed"
@@ -108,7 +108,7 @@ def test_a_limit_that_is_reached_is_logged_once_in_a_while(
         ("GET /v2/models/a/infer", False), ("GET /v2/health/live/", False),
     ],
 )  # fmt: skip
-def test_a_probe_only_asks_how_the_server_is(line: str, expected: bool) -> None:
+def test_health_readiness_and_metrics_are_probes(line: str, expected: bool) -> None:
     assert is_probe(head(line)) == expected
 
 
@@ -120,7 +120,7 @@ def test_a_probe_only_asks_how_the_server_is(line: str, expected: bool) -> None:
         (resource.RLIM_INFINITY, 9_000, 9_000),
     ],
 )  # fmt: skip
-def test_connections_are_bounded_by_the_files_that_may_be_open(
+def test_max_connections_depend_on_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, files: int, wanted: int, expected: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
@@ -146,26 +146,27 @@ def test_the_limit_of_open_files_is_raised_and_never_lowered(
     assert connection_limits.MAX_FILES == 65_536
 
 
-async def test_an_idle_connection_ends_for_a_newcomer_and_a_busy_one_does_not() -> None:
+async def test_an_idle_connection_is_closed_for_a_new_one_and_a_busy_one_is_not() -> None:
     limit = ConnectionLimit(4)
     body = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab"
     probe = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-    talks = [Talk(limit) for _ in range(4)]
-    for talk in talks[:2]:
-        talk.line.feed(body)  # two are busy: the others are for probes
-    talks.append(Talk(limit))
-    await turns()
-    assert [talk.line.is_aborted for talk in talks] == [False, False, True, False, False]
-    talks[3].line.feed(body)
-    talks[4].line.feed(probe)
-    await turns()
-    assert talks[3].statuses() == [503]
-    assert b"\r\nretry-after: 1\r\n" in talks[3].line.written
-    assert b'{"error":"the server has no place' in talks[3].line.written
-    assert talks[4].statuses() == [200]
-    talks[0].line.feed(b"cd")
-    await turns()
-    assert talks[0].statuses() == [200]
-    for talk in talks:
-        talk.end()
-        await talk.settled()
+    connections = [ConnectionUnderTest(limit) for _ in range(4)]
+    for connection in connections[:2]:
+        connection.transport.feed(body)  # two are busy; the other slots are for probes
+    connections.append(ConnectionUnderTest(limit))
+    await run_loop()
+    aborted = [each.transport.is_aborted for each in connections]
+    assert aborted == [False, False, True, False, False]
+    connections[3].transport.feed(body)
+    connections[4].transport.feed(probe)
+    await run_loop()
+    assert connections[3].statuses() == [503]
+    assert b"\r\nretry-after: 1\r\n" in connections[3].transport.written
+    assert b'{"error":"the server has no place' in connections[3].transport.written
+    assert connections[4].statuses() == [200]
+    connections[0].transport.feed(b"cd")
+    await run_loop()
+    assert connections[0].statuses() == [200]
+    for connection in connections:
+        connection.close()
+        await connection.wait_answered()

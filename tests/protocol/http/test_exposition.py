@@ -1,4 +1,4 @@
-"""A scrape is what the library writes, byte for byte, whatever changed since the last one."""
+"""The text of a scrape equals the library's, byte for byte, after any change of the metrics."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TRACE = {"trace_id": "0af7651916cd43dd8448eb211c80319c"}
 
 
 @dataclass
-class Scene:
-    """A registry of one's own with one series of each kind."""
+class Example:
+    """A registry with one series of each kind."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -44,18 +44,18 @@ class Scene:
         self.nobody = Gauge("nobody", "No child yet.", ["who"], **mine)
 
     def check(self, scraper: Scraper, accept: str) -> None:
-        """The scraper and the library agree."""
+        """The scraper's text equals the library's."""
         encode, content_type = choose_encoder(accept)
         assert scraper.scrape(accept) == (encode(self.registry), content_type)
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def example() -> Example:
+    return Example()
 
 
-def changes() -> list[Callable[[Scene], object]]:
-    """One after the other, on the same scene."""
+def changes() -> list[Callable[[Example], object]]:
+    """Changes applied one after another to one example."""
     return [
         lambda s: None,
         lambda s: s.counter.labels("a", "ok").inc(),
@@ -72,9 +72,9 @@ def changes() -> list[Callable[[Scene], object]]:
         lambda s: s.info.info({"version": "2"}),
         lambda s: s.counter.labels(
             "line\u2028\x85\x0b\r", "# HELP"
-        ).inc(),  # no lines to Prometheus
+        ).inc(),  # not exposed in Prometheus text
         lambda s: s.counter.remove("a", "ok"),
-        lambda s: s.counter.labels("b", "ok").inc(),  # as many as before, of somebody else
+        lambda s: s.counter.labels("b", "ok").inc(),  # same number of samples, other labels
         lambda s: s.registry.register(Stamped()),
         lambda s: s.registry.unregister(s.summary),
         lambda s: s.histogram.clear(),
@@ -82,7 +82,7 @@ def changes() -> list[Callable[[Scene], object]]:
 
 
 class Stamped(Collector):
-    """Somebody else's family, with times of its own."""
+    """A collector whose samples have timestamps."""
 
     def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily("foreign", "Looked at.", labels=["a"])
@@ -91,12 +91,12 @@ class Stamped(Collector):
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)
-def test_every_change_is_written_as_the_library_writes_it(scene: Scene, accept: str) -> None:
-    scraper = Scraper(scene.registry)
+def test_the_text_equals_the_librarys_after_every_change(example: Example, accept: str) -> None:
+    scraper = Scraper(example.registry)
     for change in changes():
-        change(scene)
-        scene.check(scraper, accept)
-        scene.check(scraper, accept)
+        change(example)
+        example.check(scraper, accept)
+        example.check(scraper, accept)
 
 
 @given(
@@ -107,21 +107,21 @@ def test_every_change_is_written_as_the_library_writes_it(scene: Scene, accept: 
         max_size=6,
     )
 )
-def test_any_label_and_any_value_is_written_as_the_library_writes_it(
+def test_the_text_equals_the_librarys_for_any_label_and_value(
     observed: list[tuple[str, float]],
 ) -> None:
-    scene = Scene()
-    scraper = Scraper(scene.registry)
+    example = Example()
+    scraper = Scraper(example.registry)
     for who, value in observed:
-        scene.counter.labels(who, "ok").inc(value)
-        scene.histogram.labels(who).observe(value, {"trace_id": who})
-        scene.gauge.set(-value)
+        example.counter.labels(who, "ok").inc(value)
+        example.histogram.labels(who).observe(value, {"trace_id": who})
+        example.gauge.set(-value)
         for accept in (PLAIN, OPEN):
-            scene.check(scraper, accept)
+            example.check(scraper, accept)
 
 
-def test_what_stays_the_same_is_not_encoded_again(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+def test_unchanged_families_are_not_encoded_again(
+    example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
 
@@ -135,22 +135,22 @@ def test_what_stays_the_same_is_not_encoded_again(
         return noted, content_type
 
     monkeypatch.setattr(exposition.exposition, "choose_encoder", watched)
-    scraper = Scraper(scene.registry)
+    scraper = Scraper(example.registry)
     for change in changes()[:4]:
-        change(scene)
+        change(example)
     scraper.scrape(OPEN)
     del encoded[:]
-    scene.counter.labels("a", "ok").inc()
-    scene.histogram.labels("m").observe(0.5)
+    example.counter.labels("a", "ok").inc()
+    example.histogram.labels("m").observe(0.5)
     assert b"asked_total" in scraper.scrape(OPEN)[0]
     assert encoded == []
-    scene.counter.labels("b", "ok").inc()
+    example.counter.labels("b", "ok").inc()
     scraper.scrape(OPEN)
     assert encoded == ["asked"]
 
 
-def test_who_names_ever_new_versions_fills_no_memory(scene: Scene) -> None:
-    scraper = Scraper(scene.registry)
+def test_the_cache_of_formats_is_bounded(example: Example) -> None:
+    scraper = Scraper(example.registry)
     for minor in range(3 * MAX_FORMATS):
-        scene.check(scraper, f"application/openmetrics-text; version=1.0.{minor}")
+        example.check(scraper, f"application/openmetrics-text; version=1.0.{minor}")
     assert len(scraper._formats) <= MAX_FORMATS

@@ -1,4 +1,4 @@
-"""The chunked coding: the same body whatever pieces it comes in, the same as h11's, or refused."""
+"""The chunked coding: decoded alike for any split of the input, as by h11, or refused."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from predictors.protocol.http.parsing import (
 from tests.protocol.http.doubles import split
 
 
-def decoded(parts: list[bytes]) -> tuple[bytes, bytes] | None:
-    """Body and what follows it; None while it is not whole."""
+def decode_parts(parts: list[bytes]) -> tuple[bytes, bytes] | None:
+    """The body and the bytes after it; None while the body is incomplete."""
     coded, unread, body = ChunkedBody(), bytearray(), b""
     for part in parts:
         unread += part
@@ -45,13 +45,13 @@ GOOD = (
 )  # fmt: skip
 
 
-def test_a_body_is_the_same_cut_anywhere() -> None:
+def test_a_chunked_body_is_decoded_alike_in_any_pieces() -> None:
     expected = (b"hello\r\n0\r\n\r\n1234", b"GET")
     assert by_h11(GOOD) == expected
-    assert decoded(split(GOOD, *range(len(GOOD)))) == expected
+    assert decode_parts(split(GOOD, *range(len(GOOD)))) == expected
     for cut in range(len(GOOD)):
-        assert decoded(split(GOOD, cut)) == expected, cut
-        assert decoded([GOOD[: min(cut, len(GOOD) - 3)]]) in (None, (expected[0], b""))
+        assert decode_parts(split(GOOD, cut)) == expected, cut
+        assert decode_parts([GOOD[: min(cut, len(GOOD) - 3)]]) in (None, (expected[0], b""))
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_a_body_is_the_same_cut_anywhere() -> None:
         b"0\r\nx: y\n", b"0\r\n\n", b"0\r\nx: y\r\n z\r\n", b"0\r\nx: \x00\r\n", b"0\r\n\rx",
     ],
 )  # fmt: skip
-def test_a_broken_coding_is_refused_cut_anywhere(raw: bytes) -> None:
+def test_malformed_chunks_are_refused_in_any_pieces(raw: bytes) -> None:
     for parts in (
         [raw],
         *(split(raw, cut) for cut in range(len(raw))),
         split(raw, *range(len(raw))),
     ):
         with pytest.raises(BadChunk):
-            decoded(parts)
+            decode_parts(parts)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_a_broken_coding_is_refused_cut_anywhere(raw: bytes) -> None:
         b"1\r\nx\r\n" * (FREE_OVERHEAD_BYTES // 3), b"1;a=b\r\nx\r\n" * (FREE_OVERHEAD_BYTES // 6),
     ],
 )  # fmt: skip
-def test_what_the_coding_itself_takes_is_bounded(raw: bytes) -> None:
+def test_the_overhead_of_chunk_framing_is_bounded(raw: bytes) -> None:
     with pytest.raises(BadChunk):
-        decoded([raw])
+        decode_parts([raw])
 
 
-def test_one_call_decodes_so_many_chunks_and_no_more() -> None:
+def test_one_call_decodes_a_bounded_number_of_chunks() -> None:
     unread = bytearray(b"1\r\nx\r\n" * (2 * CHUNKS_PER_CALL) + b"0\r\n\r\n")
     coded = ChunkedBody()
     sizes = [len(coded.decode(unread)[0]) for _ in range(3)]
@@ -105,7 +105,7 @@ def test_one_call_decodes_so_many_chunks_and_no_more() -> None:
     ),
     st.lists(st.integers(0, 400)),
 )  # fmt: skip
-def test_what_is_decoded_is_what_h11_decodes(
+def test_decoded_bodies_equal_those_of_h11(
     chunks: list[tuple[bytes, bytes]], edits: list[tuple[int, int, bool]], cuts: list[int]
 ) -> None:
     raw = b"".join(b"%x%b\r\n%b\r\n" % (len(body), ext, body) for body, ext in chunks)
@@ -114,7 +114,7 @@ def test_what_is_decoded_is_what_h11_decodes(
         at %= len(raw)
         raw = raw[:at] + bytes([what]) + raw[at + replaces :]
     try:
-        ours = decoded(split(raw, *(cut for cut in cuts if cut < len(raw))))
+        ours = decode_parts(split(raw, *(cut for cut in cuts if cut < len(raw))))
     except BadChunk:
         assert edits
     else:

@@ -1,4 +1,4 @@
-"""Heads: what is accepted means one thing only, everything else is refused with a word."""
+"""Request heads: accepted ones have one meaning, all others are refused with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def head(line: bytes = b"GET / HTTP/1.1", fields: bytes = X) -> Head:
     return parse_head(line + b"\r\n" + fields + b"\r\n")
 
 
-def test_a_head_is_taken_apart() -> None:
+def test_a_head_is_parsed() -> None:
     found = head(
         b"POST /a%20b?c=d?e HTTP/1.1", b"Host:x:80 \r\nA: \t b, c\t \r\nContent-Length: 07\r\n"
     )
@@ -50,7 +50,7 @@ def test_a_head_is_taken_apart() -> None:
         b"GET /a#b HTTP/1.1", b"GET http://x/# HTTP/1.1",
     ],
 )  # fmt: skip
-def test_a_request_line_has_three_parts_and_a_version_that_is_spoken(line: bytes) -> None:
+def test_an_invalid_request_line_is_refused(line: bytes) -> None:
     with pytest.raises(BadHead, match=r"not an HTTP/1\.1 request") as caught:
         head(line)
     assert caught.value.status == 400
@@ -65,7 +65,7 @@ def test_a_request_line_has_three_parts_and_a_version_that_is_spoken(line: bytes
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("first", [True, False])
-def test_a_header_line_is_a_name_a_colon_and_a_value(fields: bytes, first: bool) -> None:
+def test_an_invalid_header_line_is_refused(fields: bytes, first: bool) -> None:
     with pytest.raises(BadHead, match=r"not an HTTP/1\.1 request"):
         head(fields=fields + X if first else X + fields)
 
@@ -80,7 +80,7 @@ def test_a_header_line_is_a_name_a_colon_and_a_value(fields: bytes, first: bool)
         b"Host: x#y\r\n", b"Host: x\\y\r\n", b'Host: "x"\r\n', b"Host: <x>\r\n",
     ],
 )  # fmt: skip
-def test_a_request_has_one_host_that_can_be_one(fields: bytes) -> None:
+def test_a_missing_repeated_or_invalid_host_is_refused(fields: bytes) -> None:
     with pytest.raises(BadHead, match=r"Host") as caught:
         head(fields=fields)
     assert caught.value.status == 400
@@ -100,7 +100,7 @@ def test_a_request_has_one_host_that_can_be_one(fields: bytes) -> None:
         "a%20b",
     ],
 )
-def test_hosts_that_are_in_order(host: str) -> None:
+def test_valid_hosts_are_accepted(host: str) -> None:
     assert head(fields=b"hOST:\t" + host.encode() + b" \r\n").headers == [(b"host", host.encode())]
 
 
@@ -118,7 +118,7 @@ def test_http_1_0_needs_no_host_and_is_never_kept_alive() -> None:
         (b"http://x", b"/"), (b"*", b"*"), (b"//x/a", b"//x/a"), (b"/?b", b"/"),
     ],
 )  # fmt: skip
-def test_a_target_is_a_path_or_names_the_host_before_it(target: bytes, path: bytes) -> None:
+def test_a_target_may_be_a_path_an_absolute_url_or_an_asterisk(target: bytes, path: bytes) -> None:
     found = head(b"GET " + target + b" HTTP/1.1")
     assert found.path == path
     assert found.query == (b"b" if b"?" in target else b"")
@@ -129,17 +129,17 @@ def test_a_target_is_a_path_or_names_the_host_before_it(target: bytes, path: byt
     "target", [b"http://y/", b"http://x:80/", b"http://u@x/", b"http:///", b"ftp://x/", b"x",
                b"x:80", b"?a", b"**", b"http://[::1/"],
 )  # fmt: skip
-def test_another_target_is_refused(target: bytes) -> None:
+def test_other_targets_are_refused(target: bytes) -> None:
     with pytest.raises(BadHead, match="target") as caught:
         head(b"GET " + target + b" HTTP/1.1")
     assert caught.value.status == 400
 
 
-def test_the_host_of_a_target_is_the_host_where_there_is_no_other() -> None:
+def test_the_targets_host_replaces_a_missing_host_header() -> None:
     assert head(b"GET http://y:1/ HTTP/1.0", b"").headers == [(b"host", b"y:1")]
 
 
-def test_there_is_no_tunnel() -> None:
+def test_connect_is_refused() -> None:
     with pytest.raises(BadHead, match="no proxy") as caught:
         head(b"CONNECT x:443 HTTP/1.1")
     assert caught.value.status == 501
@@ -164,13 +164,13 @@ def test_there_is_no_tunnel() -> None:
         b'Transfer-Encoding: "chunked"\r\n', b"Transfer-Encoding : chunked\r\n",
     ],
 )  # fmt: skip
-def test_where_a_body_ends_is_said_once_and_plainly(fields: bytes) -> None:
+def test_ambiguous_body_framing_is_refused(fields: bytes) -> None:
     with pytest.raises(BadHead) as caught:
         head(b"POST / HTTP/1.1", X + fields)
     assert caught.value.status == 400
 
 
-def test_a_coding_is_of_http_1_1() -> None:
+def test_http_1_0_with_transfer_encoding_is_refused() -> None:
     assert head(fields=X + b"transfer-encoding:\tCHUNKED \r\n").is_chunked
     with pytest.raises(BadHead, match=r"HTTP/1\.0"):
         head(b"POST / HTTP/1.0", X + b"Transfer-Encoding: chunked\r\n")
@@ -179,11 +179,11 @@ def test_a_coding_is_of_http_1_1() -> None:
 @pytest.mark.parametrize(
     "fields", [b"Connection: close\r\n", b"Connection: a\r\nConnection: b,Close\r\n"]
 )
-def test_a_caller_may_end_the_connection(fields: bytes) -> None:
+def test_connection_close_ends_keep_alive(fields: bytes) -> None:
     assert not head(fields=X + fields).keeps_alive
 
 
-def test_only_a_known_expectation_is_met() -> None:
+def test_only_100_continue_is_a_valid_expectation() -> None:
     assert head(fields=X + b"Expect: 100-Continue\r\n").expects_continue
     assert not head(b"GET / HTTP/1.0", b"Expect: 100-continue\r\n").expects_continue
     for value in (b"tea", b"100-continue, tea", b"100-continue\r\nExpect: tea"):
@@ -192,14 +192,14 @@ def test_only_a_known_expectation_is_met() -> None:
         assert caught.value.status == 417
 
 
-def test_header_lines_are_counted() -> None:
+def test_the_number_of_header_lines_is_limited() -> None:
     assert len(head(fields=X + b"a:\r\n" * (MAX_HEADERS - 1)).headers) == MAX_HEADERS
     with pytest.raises(BadHead, match="256 header lines") as caught:
         head(fields=X + b"a:\r\n" * MAX_HEADERS)
     assert caught.value.status == 431
 
 
-def test_every_byte_of_a_head_counts() -> None:
+def test_the_size_of_a_head_is_limited() -> None:
     begin, end = b"GET / HTTP/1.1\r\nHost: x\r\na: ", b"\r\n\r\n"
     fits = begin + b"b" * (MAX_HEAD_BYTES - len(begin) - len(end)) + end
     found = HeadParser().next_head(bytearray(fits))
@@ -225,19 +225,19 @@ def seconds(work: bytes) -> float:
     "unit",
     [b"a:\r\n", b"a: \t \t\r\n", b"a", b" ", b"a:b", b"\t", b"a: b,c;d\r\n", b"!", b"a:\r\n\r"],
 )
-def test_the_work_grows_with_the_head_and_no_faster(unit: bytes) -> None:
+def test_parsing_time_is_linear_in_the_head(unit: bytes) -> None:
     begin = b"GET / HTTP/1.1\r\nHost: x\r\n"
     size = 400_000 // len(unit)
     once, twice = (seconds(begin + unit * n + b"\0\r\n\r\n") for n in (size, 2 * size))
     assert twice < 8 * once + 0.05, "quadratic would be 4 times the work, and hours for some"
 
 
-def test_a_head_in_single_bytes_is_looked_through_once() -> None:
+def test_a_head_in_single_bytes_is_searched_once() -> None:
     class Counting(bytearray):
-        looked = 0
+        searched = 0
 
         def find(self, what: bytes, begin: int = 0, end: int = 2**62) -> int:  # type: ignore[override]
-            Counting.looked += min(len(self), end) - begin
+            Counting.searched += min(len(self), end) - begin
             return super().find(what, begin, end)
 
     raw = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 100 + b"\r\n"
@@ -246,4 +246,4 @@ def test_a_head_in_single_bytes_is_looked_through_once() -> None:
         unread += raw[i : i + 1]
         found = reader.next_head(unread)
         assert (found is None) == (i < len(raw) - 1)
-    assert Counting.looked < 8 * len(raw) + 110 * 20_100  # the first line, once per line end
+    assert Counting.searched < 8 * len(raw) + 110 * 20_100  # plus the first line once per line end

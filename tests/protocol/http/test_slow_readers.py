@@ -1,4 +1,4 @@
-"""Who reads its response slowly or not at all, on a clock that the test moves."""
+"""The timeout of clients that read their response slowly or not at all, on a fake clock."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from predictors.protocol.http.connection_limits import MIN_BYTES_PER_S, SlowReaderTimeout
 
 TIMEOUT_S = 30.0
-LEAST = int(MIN_BYTES_PER_S * TIMEOUT_S)
+MIN_BYTES = int(MIN_BYTES_PER_S * TIMEOUT_S)
 FULL = 70_000
 
 
 class Clock:
-    """An event loop's time and timers."""
+    """The clock and timers of an event loop."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -40,78 +40,78 @@ class Clock:
         self.now = end
 
 
-class Watched:
-    """A watch that has begun, with so many bytes to send."""
+class SlowClient:
+    """A client with `size` unsent bytes, and the timeout that watches it."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self.size = FULL
         self.clock = Clock()
-        self.is_cut = False
+        self.is_cut_off = False
         loop = cast(asyncio.AbstractEventLoop, self.clock)
-        self.watch = SlowReaderTimeout(loop, self, timeout_s, self.cut)  # type: ignore[arg-type]
-        self.watch.start()
+        self.timeout = SlowReaderTimeout(loop, self, timeout_s, self.cut_off)  # type: ignore[arg-type]
+        self.timeout.start()
 
     def get_write_buffer_size(self) -> int:
         return self.size
 
-    def cut(self) -> None:
-        self.is_cut = True
+    def cut_off(self) -> None:
+        self.is_cut_off = True
 
 
-def test_who_does_not_read_at_all_is_cut_off_when_its_time_is_over() -> None:
-    watched = Watched()
-    watched.clock.advance(TIMEOUT_S - 1)
-    assert not watched.is_cut
-    watched.clock.advance(1)
-    assert watched.is_cut
-    assert watched.clock.timers == []
+def test_a_client_that_does_not_read_is_cut_off_after_the_timeout() -> None:
+    client = SlowClient()
+    client.clock.advance(TIMEOUT_S - 1)
+    assert not client.is_cut_off
+    client.clock.advance(1)
+    assert client.is_cut_off
+    assert client.clock.timers == []
 
 
-def test_who_reads_a_byte_per_second_is_cut_off_too() -> None:
-    watched = Watched()
+def test_a_client_that_reads_a_byte_per_second_is_cut_off() -> None:
+    client = SlowClient()
     for _ in range(int(TIMEOUT_S)):
-        watched.size -= 1
-        watched.clock.advance(1)
-    assert watched.is_cut
+        client.size -= 1
+        client.clock.advance(1)
+    assert client.is_cut_off
 
 
 @pytest.mark.parametrize("step_s", [1.0, 7.0, 20.0])
-def test_who_reads_fast_enough_may_read_for_ever(step_s: float) -> None:
-    watched = Watched()
+def test_a_client_that_reads_fast_enough_is_never_cut_off(step_s: float) -> None:
+    client = SlowClient()
     for _ in range(100):
-        watched.size = FULL  # the application has written on
-        watched.watch.start()
-        watched.size -= min(FULL, int(2 * MIN_BYTES_PER_S * step_s))
-        watched.clock.advance(step_s)
-        watched.watch.stop()
-        assert not watched.is_cut
+        client.size = FULL  # the application has written more
+        client.timeout.start()
+        client.size -= min(FULL, int(2 * MIN_BYTES_PER_S * step_s))
+        client.clock.advance(step_s)
+        client.timeout.stop()
+        assert not client.is_cut_off
 
 
-def test_who_stops_after_a_good_begin_has_a_whole_time_more() -> None:
-    watched = Watched()
-    watched.size -= LEAST
-    watched.clock.advance(TIMEOUT_S / 2)
-    assert not watched.is_cut
-    watched.clock.advance(TIMEOUT_S - 1)
-    assert not watched.is_cut or watched.clock.now >= 100 + TIMEOUT_S
-    watched.clock.advance(TIMEOUT_S)
-    assert watched.is_cut
+def test_a_client_that_stops_reading_gets_one_whole_timeout_more() -> None:
+    client = SlowClient()
+    client.size -= MIN_BYTES
+    client.clock.advance(TIMEOUT_S / 2)
+    assert not client.is_cut_off
+    client.clock.advance(TIMEOUT_S - 1)
+    assert not client.is_cut_off or client.clock.now >= 100 + TIMEOUT_S
+    client.clock.advance(TIMEOUT_S)
+    assert client.is_cut_off
 
 
-def test_the_last_bytes_are_enough_however_few() -> None:
-    watched = Watched()
-    watched.size = 10
-    watched.watch.stop()
-    watched.watch.start()
-    watched.clock.advance(TIMEOUT_S / 2)
-    watched.size = 0
-    watched.clock.advance(10 * TIMEOUT_S)
-    assert not watched.is_cut
+def test_reading_the_last_few_bytes_is_enough() -> None:
+    client = SlowClient()
+    client.size = 10
+    client.timeout.stop()
+    client.timeout.start()
+    client.clock.advance(TIMEOUT_S / 2)
+    client.size = 0
+    client.clock.advance(10 * TIMEOUT_S)
+    assert not client.is_cut_off
 
 
-def test_nobody_is_watched_who_has_nothing_to_read_or_where_time_is_no_matter() -> None:
-    ended, endless = Watched(), Watched(timeout_s=0.0)
-    ended.watch.stop()
-    for watched in (ended, endless):
-        watched.clock.advance(1e6)
-        assert not watched.is_cut
+def test_nothing_happens_after_stop_or_with_a_timeout_of_zero() -> None:
+    ended, endless = SlowClient(), SlowClient(timeout_s=0.0)
+    ended.timeout.stop()
+    for client in (ended, endless):
+        client.clock.advance(1e6)
+        assert not client.is_cut_off

@@ -1,5 +1,6 @@
 """Round trips of V2 tensors, requests and responses through JSON, the binary extension and
-protobuf: whatever goes in comes out, and no other bytes do anything but be refused."""
+protobuf.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def values_of(datatype: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def tensors(draw: st.DrawFn, *, text: bool = False, without: tuple[str, ...] = ()) -> Tensor:
-    """A tensor of any datatype and of rank 1 or 2."""
+    """Tensors of any datatype with rank 1 or 2."""
     known = sorted({"BYTES", *FORMATS} - set(without))
     datatype = draw(st.sampled_from(known))
     sides = draw(st.lists(st.integers(0, 4), min_size=1, max_size=2))
@@ -83,7 +84,7 @@ def same(found: Tensor, sent: Tensor) -> None:
 
 @FEW
 @given(tensors())
-def test_raw_bytes_come_back_as_they_went(tensor: Tensor) -> None:
+def test_raw_bytes_round_trip(tensor: Tensor) -> None:
     count = math.prod(tensor.shape)
     assert list(unpack_tensor("x", tensor.datatype, count, pack_tensor(tensor))) == list(
         tensor.data
@@ -92,7 +93,7 @@ def test_raw_bytes_come_back_as_they_went(tensor: Tensor) -> None:
 
 @FEW
 @given(tensors(), st.binary(min_size=1, max_size=3))
-def test_raw_bytes_with_more_or_less_are_refused(tensor: Tensor, more: bytes) -> None:
+def test_raw_bytes_of_a_wrong_length_are_refused(tensor: Tensor, more: bytes) -> None:
     raw, count = pack_tensor(tensor), math.prod(tensor.shape)
     with pytest.raises(InvalidRequest):
         unpack_tensor("x", tensor.datatype, count, raw + more)
@@ -103,7 +104,7 @@ def test_raw_bytes_with_more_or_less_are_refused(tensor: Tensor, more: bytes) ->
 
 @FEW
 @given(batch(text=True))
-def test_json_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
+def test_json_inputs_round_trip(sent: list[Tensor]) -> None:
     found = decoded({"inputs": [as_json(tensor) for tensor in sent]})
     for a, b in zip(found.inputs, sent, strict=True):
         same(a, b)
@@ -112,7 +113,7 @@ def test_json_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
 
 @FEW
 @given(batch())
-def test_binary_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
+def test_binary_inputs_round_trip(sent: list[Tensor]) -> None:
     raws = [pack_tensor(tensor) for tensor in sent]
     inputs = [
         {"name": t.name, "datatype": t.datatype, "shape": t.shape,
@@ -127,7 +128,7 @@ def test_binary_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
 
 @FEW
 @given(batch())
-def test_raw_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
+def test_raw_protobuf_inputs_round_trip(sent: list[Tensor]) -> None:
     message = pb.ModelInferRequest(model_name="m")
     for tensor in sent:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
@@ -139,7 +140,7 @@ def test_raw_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
 
 @FEW
 @given(batch(without=("FP16",)))
-def test_typed_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> None:
+def test_typed_protobuf_inputs_round_trip(sent: list[Tensor]) -> None:
     message = pb.ModelInferRequest(model_name="m")
     for tensor in sent:
         entry = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
@@ -151,7 +152,7 @@ def test_typed_protobuf_inputs_come_back_as_they_went(sent: list[Tensor]) -> Non
 
 @FEW
 @given(batch(), st.data())
-def test_responses_say_the_same_on_every_wire(sent: list[Tensor], data: st.DataObject) -> None:
+def test_responses_are_equal_in_every_wire_format(sent: list[Tensor], data: st.DataObject) -> None:
     named = [Tensor(f"o{i}", t.datatype, t.shape, t.data) for i, t in enumerate(sent)]
     parameters = {"steps": 4, "precision": "float32", "warm": True}
     response = V2Response("m", "r1", tuple(named), parameters, "1")
@@ -176,7 +177,7 @@ def test_responses_say_the_same_on_every_wire(sent: list[Tensor], data: st.DataO
 
 
 def read_output(fields: dict[str, Any], raw: bytes, count: int) -> tuple[list[Any], bytes]:
-    """A client's reading of one output."""
+    """Read one output as a client does."""
     parameters = fields.get("parameters", {})
     if "binary_data_size" in parameters:
         size = parameters["binary_data_size"]
@@ -191,7 +192,7 @@ def read_output(fields: dict[str, Any], raw: bytes, count: int) -> tuple[list[An
 
 @FEW
 @given(st.binary(max_size=80), st.integers(0, 80))
-def test_no_bytes_raise_anything_but_a_refusal(raw: bytes, length: int) -> None:
+def test_arbitrary_bytes_raise_only_invalid_request(raw: bytes, length: int) -> None:
     for headers in ({}, {v2_json.HEADER: str(length)}):
         with pytest.raises(InvalidRequest):
             v2_json.decode_json_request(raw, headers, model="m")
@@ -202,7 +203,7 @@ def test_no_bytes_raise_anything_but_a_refusal(raw: bytes, length: int) -> None:
     st.lists(x, max_size=3)
     | st.dictionaries(st.sampled_from(sorted(v2_json._INPUT_FIELDS | {"inputs", "outputs"})), x)
 ), max_leaves=15))  # fmt: skip
-def test_no_shape_of_json_raises_anything_but_a_refusal(value: Any) -> None:
+def test_arbitrary_json_raises_only_invalid_request(value: Any) -> None:
     good = {"name": "a", "datatype": "INT64", "shape": [1], "data": [1]}
     bodies = [
         value,
@@ -220,7 +221,7 @@ def test_no_shape_of_json_raises_anything_but_a_refusal(value: Any) -> None:
             assert error.message  # noqa: PT017 -- some of these are in order
 
 
-def test_a_file_is_base64_in_json_even_if_its_bytes_happen_to_be_text() -> None:
+def test_a_file_is_base64_in_json_even_if_it_is_valid_utf_8() -> None:
     tensor = Tensor("image", "BYTES", (1,), [b"GIF89a"], {"content_type": "image/gif"})
     body, _ = v2_json.encode_json_response(V2Response("m", "", (tensor,)), V2Request("m", "", ()))
     output = json.loads(body)["outputs"][0]
@@ -228,7 +229,7 @@ def test_a_file_is_base64_in_json_even_if_its_bytes_happen_to_be_text() -> None:
     assert output["data"] == [base64.b64encode(b"GIF89a").decode()]
 
 
-def test_the_whole_body_may_be_json_with_its_length_said() -> None:
+def test_the_json_length_header_may_cover_the_whole_body() -> None:
     body = json.dumps({"inputs": [as_json(Tensor("a", "BYTES", (1,), [b"x"]))]}).encode()
     found = v2_json.decode_json_request(body, {v2_json.HEADER: str(len(body))}, model="m")
     assert found.inputs[0].text
@@ -237,18 +238,18 @@ def test_the_whole_body_may_be_json_with_its_length_said() -> None:
 @pytest.mark.parametrize(
     ("shape", "count"), [([2, 3], 6), ([], 1), ([0, 2**62], 0), ([2**16], 2**16)]
 )
-def test_a_shape_is_counted_without_overflow(shape: list[int], count: int) -> None:
+def test_elements_of_a_shape_are_counted_without_overflow(shape: list[int], count: int) -> None:
     assert count_elements("x", shape) == (tuple(shape), count)
 
 
 @pytest.mark.parametrize("shape", [[2**16 + 1], [2**62, 4], [2**63 - 1] * 8])
-def test_a_shape_of_too_many_is_too_large(shape: list[int]) -> None:
+def test_a_shape_with_too_many_elements_is_refused(shape: list[int]) -> None:
     with pytest.raises(TooLarge):
         count_elements("x", shape)
 
 
 @pytest.mark.parametrize("datatype", sorted(set(FORMATS) - {"BOOL", "FP16", "FP32", "FP64"}))
-def test_integers_are_held_to_their_range(datatype: str) -> None:
+def test_integers_out_of_range_are_refused(datatype: str) -> None:
     low, high = int_range(datatype)
     assert check_values("x", datatype, [low, high]) == [low, high]
     for value in (low - 1, high + 1, True, 1.0, "1"):
@@ -261,7 +262,7 @@ def test_integers_are_held_to_their_range(datatype: str) -> None:
     [{"system_prompt": "x" * (MAX_PARAMETER + 1)}, {str(i): 1 for i in range(MAX_PARAMETERS + 1)}],
     ids=["a long one", "many"],
 )
-def test_parameters_are_bounded_on_both_wires(parameters: dict[str, Any]) -> None:
+def test_parameters_are_limited_in_json_and_protobuf(parameters: dict[str, Any]) -> None:
     tensor = {"name": "x", "datatype": "BYTES", "shape": [1], "data": ["a"]}
     with pytest.raises(TooLarge, match="parameter"):
         decoded({"inputs": [tensor], "parameters": parameters})

@@ -1,4 +1,4 @@
-"""Typed readers of V2 inputs and parameters: each value has one meaning or is refused by name."""
+"""Typed access to V2 inputs and parameters: each value has one meaning or an error names it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tensor(name: str = "prompt", datatype: str = "BYTES", **more: Any) -> Tensor
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_rows_come_from_n_and_n_by_1(shape: tuple[int, ...]) -> None:
+def test_shapes_n_and_n_by_1_are_rows(shape: tuple[int, ...]) -> None:
     inputs = InputTensors([tensor(data=[b"a", b"b"], shape=shape)])
     assert inputs.read_text("prompt") == ["a", "b"]
     assert inputs.read_text("other") is None
@@ -35,7 +35,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         InputTensors([tensor(shape=shape)]).read_bytes("prompt")
 
 
-def test_files_are_raw_as_they_are_and_base64_when_they_came_as_text() -> None:
+def test_files_are_raw_or_base64_in_text() -> None:
     raw = InputTensors([tensor(data=[b"\xff"])]).read_files("prompt")
     text = InputTensors([tensor(data=[b"/w=="], text=True)]).read_files("prompt")
     assert raw == text == [b"\xff"]
@@ -44,17 +44,17 @@ def test_files_are_raw_as_they_are_and_base64_when_they_came_as_text() -> None:
 
 
 @pytest.mark.parametrize("datatype", ["INT64", "INT32", "UINT8"])
-def test_every_integer_type_is_a_whole_number(datatype: str) -> None:
+def test_every_integer_datatype_is_accepted(datatype: str) -> None:
     assert InputTensors([tensor("seed", datatype, data=[7])]).read_ints("seed") == [7]
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
-def test_no_other_type_is(datatype: str) -> None:
+def test_other_datatypes_are_refused(datatype: str) -> None:
     with pytest.raises(InvalidRequest, match="it takes INT64"):
         InputTensors([tensor("seed", datatype, data=[7])]).read_ints("seed")
 
 
-def test_an_input_that_nobody_read_is_unknown() -> None:
+def test_an_unread_input_is_unknown() -> None:
     inputs = InputTensors([tensor("prompt"), tensor("promt")])
     inputs.read_text("prompt")
     with pytest.raises(InvalidRequest, match="unknown input 'promt'") as caught:
@@ -68,29 +68,29 @@ def test_an_input_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [28, 28.0, "28", " 28 ", "+28"])
-def test_a_whole_number_may_come_in_any_dress(value: Any) -> None:
+def test_an_integer_may_be_an_int_float_or_string(value: Any) -> None:
     assert Parameters({"steps": value}).read_int("steps") == 28
 
 
 @pytest.mark.parametrize("value", [1.5, "1.5", "x", "", True, False, "--1", "9" * 40, "²"])
-def test_what_is_not_whole_is_refused(value: Any) -> None:
+def test_a_value_that_is_not_an_integer_is_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="steps must be a whole number") as caught:
         Parameters({"steps": value}).read_int("steps")
     assert caught.value.param == "steps"
 
 
 @pytest.mark.parametrize("value", [3.5, "3.5", "35e-1"])
-def test_a_number_may_come_as_text_since_grpc_has_no_double(value: Any) -> None:
+def test_a_float_may_be_a_string(value: Any) -> None:
     assert Parameters({"scale": value}).read_float("scale") == 3.5
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", float("nan"), float("inf"), True, "x", 10**400])
-def test_what_is_not_finite_is_refused(value: Any) -> None:
+def test_a_value_that_is_not_finite_is_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="scale must be a finite number"):
         Parameters({"scale": value}).read_float("scale")
 
 
-def test_text_is_text() -> None:
+def test_a_string_must_be_a_string() -> None:
     parameters = Parameters({"format": "png", "size": 7})
     assert parameters.read_text("format") == "png"
     assert parameters.read_text("absent") is None
@@ -98,7 +98,7 @@ def test_text_is_text() -> None:
         parameters.read_text("size")
 
 
-def test_a_parameter_that_nobody_read_is_unknown() -> None:
+def test_an_unread_parameter_is_unknown() -> None:
     parameters = Parameters({"stepz": 1, "binary_data_output": True})
     assert parameters.read_int("steps") is None
     with pytest.raises(InvalidRequest, match="unknown parameter 'stepz'"):
@@ -106,14 +106,14 @@ def test_a_parameter_that_nobody_read_is_unknown() -> None:
     Parameters({"binary_data_output": True}).reject_unread()
 
 
-def test_columns_must_agree_on_the_rows() -> None:
+def test_columns_must_have_the_same_number_of_rows() -> None:
     assert count_rows(prompt=["a", "b"], seed=None) == 2
     assert count_rows(prompt=None) == 0
     with pytest.raises(InvalidRequest, match="prompt has 2, seed has 1"):
         count_rows(prompt=["a", "b"], seed=[1])
 
 
-def test_base64_is_standard_or_refused() -> None:
+def test_only_standard_base64_is_accepted() -> None:
     assert decode_base64(b"aGVs\r\n bG8=\n", param="image") == b"hello"
     for raw in (b"aGVsbG8", b"-_-_", b"a", b"aGVsbG8=x"):
         with pytest.raises(InvalidRequest, match="image is not base64"):

@@ -1,4 +1,4 @@
-"""`ModelInferRequest` from bytes: what protobuf would read, within counts that protobuf has not."""
+"""`ModelInferRequest` decoded from bytes, compared with protobuf, and its limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARAMETERS = st.dictionaries(st.text(max_size=8), SCALARS, max_size=4)
 
 
 def fill(target: Any, parameters: dict[str, Any]) -> None:
-    """A map of `InferParameter`."""
+    """Fill a map of `InferParameter`."""
     for name, value in parameters.items():
         kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
         setattr(target[name], kind, value)
@@ -36,7 +36,7 @@ def fill(target: Any, parameters: dict[str, Any]) -> None:
     st.lists(st.binary(max_size=5), min_size=1, max_size=4),
     st.lists(st.text(min_size=1, max_size=5), max_size=3, unique=True),
 )
-def test_what_protobuf_writes_is_read_as_protobuf_reads_it(
+def test_messages_are_decoded_as_by_protobuf(
     name: str, version: str, identity: str, parameters: dict[str, Any], rows: list[bytes], outs: Any
 ) -> None:
     message = pb.ModelInferRequest(model_name=name, model_version=version, id=identity)
@@ -59,7 +59,7 @@ def test_what_protobuf_writes_is_read_as_protobuf_reads_it(
 
 @settings(max_examples=60)
 @given(st.binary(max_size=60))
-def test_no_bytes_are_taken_that_protobuf_would_refuse(raw: bytes) -> None:
+def test_bytes_that_protobuf_refuses_are_refused(raw: bytes) -> None:
     try:
         decode_proto_request(raw)
         model_of(raw)
@@ -99,14 +99,14 @@ def test_repeated_numbers_may_be_packed_or_not_or_both() -> None:
     ]
 
 
-def test_contents_that_come_twice_are_merged_and_a_single_field_counts_last() -> None:
+def test_repeated_contents_are_merged_and_the_last_singular_field_counts() -> None:
     tensor = PROMPT + field(3, b"\x02") + field(5, field(8, b"a")) + field(5, field(8, b"b"))
     found = decode_proto_request(field(1, b"first") + infer(tensor))
     assert list(found.inputs[0].data) == [b"a", b"b"]
     assert found.model == "qwen-vl"
 
 
-def test_tritons_numbers_are_parameters_too() -> None:
+def test_parameters_of_tritons_types_are_accepted() -> None:
     double = field(1, b"scale") + field(2, b"\x21" + struct.pack("<d", 2.5))
     large = field(1, b"seed") + field(2, b"\x28" + varint(2**63 + 1))
     raw = field(4, double) + field(4, large) + infer(PROMPT + field(3, b"\x01"), b"\0\0\0\0")
@@ -137,7 +137,7 @@ def test_unknown_fields_are_skipped() -> None:
         infer(PROMPT + field(5, field(6, b"123"))),
     ],
 )
-def test_what_is_no_message_is_refused_in_plain_words(raw: bytes) -> None:
+def test_malformed_messages_are_refused(raw: bytes) -> None:
     with pytest.raises(
         InvalidRequest, match=r"the message (is not a valid ModelInferRequest|has a text)"
     ):
@@ -187,27 +187,27 @@ MANY = {
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_more_than_is_read_is_refused_before_it_is_built(name: str) -> None:
+def test_too_many_fields_are_refused_before_they_are_built(name: str) -> None:
     raw, kind, words = MANY[name]
     with pytest.raises(kind, match=words):
         decode_proto_request(raw)
 
 
-def test_the_model_is_found_without_a_look_inside() -> None:
+def test_the_model_is_read_from_the_outermost_fields() -> None:
     assert model_of(infer(b"\x98\x06\x00" * 1_000_000)) == ("qwen-vl", "")
     with pytest.raises(TooLarge, match="1024 fields"):
         model_of(b"\x2a\x00" * 1025)
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_numbers_come_back_as_they_went(value: int) -> None:
+def test_varints_round_trip(value: int) -> None:
     raw = varint(value)
     assert WireReader(raw, 1).varint(0, len(raw)) == (value, len(raw))
     assert signed(value, 64) == (value if value < 2**63 else value - 2**64)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_name_of_megabytes_is_refused_by_its_length(number: int) -> None:
-    raw = field(number, b"\xff" * 5000) + infer(PROMPT)  # not even looked at
+def test_a_model_name_of_megabytes_is_refused_by_its_length(number: int) -> None:
+    raw = field(number, b"\xff" * 5000) + infer(PROMPT)  # not decoded
     with pytest.raises(InvalidRequest, match="more than 4096 bytes"):
         decode_proto_request(raw)

@@ -1,9 +1,8 @@
-"""What a picture's steps have in common, computed once before the first: embedded prompt and the
-modulation of every block at every step. Knows no schedule and no pixels.
+"""The context embedder, and the modulation of every block at every step of a picture.
 
-Diffusers computes the modulations anew in each step, as matrix-vector products that stream a
-quarter of the model's weights. They depend on timestep, guidance and pooled prompt only, so all
-steps are one matmul here: the same sums, once.
+Both are computed once before the first step. Diffusers computes the modulations in each step, as
+matrix-vector products that read a quarter of the model's weights. They depend only on timestep,
+guidance and pooled prompt, so one matmul gives all steps: the same sums, once.
 """
 
 from __future__ import annotations
@@ -29,13 +28,12 @@ class Embedder(nn.Module):
         self.leave = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, in_features) to (n, dim)."""
         embedded: Tensor = self.leave(F.silu(self.enter(x)))
         return embedded
 
 
 class Conditioning(nn.Module):
-    """From timesteps, guidance and prompt to what the blocks take."""
+    """The layers from timesteps, guidance and prompt to the blocks' inputs."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -44,7 +42,7 @@ class Conditioning(nn.Module):
         self.guidance = Embedder(2 * NUM_FREQUENCIES, dim) if shape.has_guidance else None
         self.pooled = Embedder(shape.pooled_dim, dim)
         self.context = nn.Linear(shape.text_dim, dim)
-        # every block's modulation, one below the other, in the order Transformer.forward splits
+        # all blocks' modulations side by side, in the order in which Transformer.forward splits
         self.modulation = nn.Linear(dim, shape.modulation_dim)
 
     def modulations(self, timesteps: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:

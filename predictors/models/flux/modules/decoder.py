@@ -1,9 +1,8 @@
-"""FLUX's autoencoder, the half that is needed: latents to a picture. Knows no transformer, no
-schedule and no file.
+"""The decoder of FLUX.1's autoencoder, which turns latents into a picture.
 
-One forward for every device, written against a few operations: `PLAIN` here is the reference in
-torch, `decoder_fused.py` does the same on a GPU with fewer passes over memory. Pictures are
-(n, channels, height, width); their memory format is the operations' business.
+One forward for every device, written against a few operations: `PLAIN` is the reference in torch,
+`decoder_fused.py` does the same on a GPU with fewer passes over memory. Pictures are (n, channels,
+height, width), in whatever memory format the operations choose.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ MAX_LEVEL = 255
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What an autoencoder's config says of its decoder."""
+    """Sizes of a decoder, from its autoencoder's config."""
 
     latent_channels: int
     block_channels: tuple[int, ...]
-    """Finest first, as configs say it; the decoder walks it backwards."""
+    """Finest first, as in configs; the decoder goes through it backwards."""
     resnets_per_block: int
     num_groups: int
     has_attention: bool
     has_post_conv: bool
-    """Whether a 1x1 convolution comes first (`use_post_quant_conv`)."""
+    """True if a 1x1 convolution comes first (`use_post_quant_conv`)."""
 
     @property
     def pixels_per_latent(self) -> int:
@@ -64,7 +63,7 @@ def decoder_shape(config: Any) -> DecoderShape:
 
 
 class Sum(NamedTuple):
-    """`picture + bias + residual`, not yet added up: whoever reads it next adds on the way."""
+    """`picture + bias + residual`, not yet added up: the next operation that reads it does so."""
 
     picture: Tensor
     """(n, c, h, w); if `is_folded`, (n, 4c, h/2 + 1, w/2 + 1): see `decoder_fused.fold`."""
@@ -75,7 +74,7 @@ class Sum(NamedTuple):
 
 
 class Operations(Protocol):
-    """What the decoder's blocks may do. No method changes an input."""
+    """The operations of the decoder's blocks. No method changes an input."""
 
     def settle(self, x: Sum) -> Tensor:
         """The sum, added up."""
@@ -102,7 +101,7 @@ class Operations(Protocol):
 
 
 class Plain:
-    """Each operation as torch has it: any device, the reference, and what torch.compile takes."""
+    """The reference: each operation as torch has it. torch.compile gets these too."""
 
     def settle(self, x: Sum) -> Tensor:
         return x.picture if x.residual is None else x.residual + x.picture
@@ -136,7 +135,7 @@ PLAIN = Plain()
 
 
 class Resnet(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a way past them."""
+    """Norm, SiLU, convolution, twice, beside a residual connection."""
 
     def __init__(self, channels_in: int, channels_out: int, num_groups: int) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every latent looks at every other, through one head as wide as the picture has channels."""
+    """Full attention between all latents, with one head of all channels."""
 
     def __init__(self, channels: int, num_groups: int) -> None:
         super().__init__()
@@ -179,7 +178,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Resnets at one size, then twice the size unless it is the finest."""
+    """Resnets at one size, then doubling it unless it is the finest."""
 
     def __init__(self, channels_in: int, channels: int, shape: DecoderShape, is_last: bool) -> None:
         super().__init__()
@@ -197,7 +196,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to a picture."""
+    """From latents to a picture."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -241,33 +240,20 @@ class Decoder(nn.Module):
         return operations.last(self.leave, operations.norm(self.norm, x))
 
 
-def develop(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -> Tensor:
-    """Latents (1, latent_channels, h, w) to a uint8 picture (8h, 8w, 3) on the same device.
+def decode(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -> Tensor:
+    """Latents (1, latent_channels, h, w) to a picture's RGB levels in a row, and a verdict: uint8
+    (8h * 8w * 3 + 1,) on the same device, the last of them 1 if the picture was finite before it
+    was rounded, else 0.
 
     Rounded as diffusers does it in float32. In bfloat16 diffusers also halves and shifts in
     bfloat16, which is coarser than the 256 levels; here that is float32 too.
     """
-    return _levels(_picture(decoder, latents, operations))
-
-
-def develop_checked(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -> Tensor:
-    """The levels of `develop` in a row, uint8 (8h * 8w * 3 + 1,); the last is 1 if the picture was
-    finite before it was rounded, else 0: no level says so any more.
-    """
-    picture = _picture(decoder, latents, operations)
+    picture: Tensor = decoder(latents, operations)
+    picture = picture[0].permute(1, 2, 0).float()  # (8h, 8w, 3)
     # both are NaN if anything is; unlike `isfinite` they write nothing of a picture's size
     is_finite = picture.amin().isfinite() & picture.amax().isfinite()
-    return torch.cat((_levels(picture).flatten(), is_finite.to(torch.uint8)[None]))
-
-
-def _picture(decoder: Decoder, latents: Tensor, operations: Operations) -> Tensor:
-    picture: Tensor = decoder(latents, operations)
-    return picture[0].permute(1, 2, 0).float()
-
-
-def _levels(picture: Tensor) -> Tensor:
-    levels: Tensor = ((picture * 0.5 + 0.5).clamp(0, 1) * MAX_LEVEL).round().to(torch.uint8)
-    return levels.contiguous()
+    levels = ((picture * 0.5 + 0.5).clamp(0, 1) * MAX_LEVEL).round().to(torch.uint8)
+    return torch.cat((levels.contiguous().flatten(), is_finite.to(torch.uint8)[None]))
 
 
 def decoder_names(
@@ -275,8 +261,8 @@ def decoder_names(
 ) -> dict[str, tuple[str, ...]]:
     """Our parameter names to diffusers' (several are stacked along the output features).
 
-    `has_old_attention`: the checkpoint says `query`, `key`, `value`, `proj_attn`, as before
-    diffusers 0.18; it does if it holds `OLD_ATTENTION`.
+    `has_old_attention`: the checkpoint has the names `query`, `key`, `value`, `proj_attn` of before
+    diffusers 0.18, which it has if it holds `OLD_ATTENTION`.
     """
     names = _pair("post", "post_quant_conv") if shape.has_post_conv else {}
     names |= _pair("enter", "decoder.conv_in")

@@ -1,11 +1,10 @@
-"""The decoder's operations on a GPU, with few passes over memory. Knows kernels, convolutions and
-their prepared weights; knows no request.
+"""The decoder's operations on a GPU, with few passes over memory.
 
-cuDNN's convolutions want the channels together and add a bias in a pass of its own. So pictures
-are channels_last from the first convolution to the last, and bias and residual wait (`Sum`) until
-the next norm reads the picture anyway. Twice the size and a 3x3 convolution are one 2x2
-convolution on the small picture. Nothing is read back and nothing depends on values: the whole
-decode can be captured in a CUDA graph, and holds no state between calls.
+cuDNN's convolutions are fastest on channels_last pictures and add a bias in a pass of its own. So
+pictures are channels_last from the first convolution to the last, and bias and residual wait
+(`Sum`) until the next norm reads the picture anyway. Doubling the size and a 3x3 convolution are
+one 2x2 convolution on the small picture. Nothing is read back, nothing depends on values and no
+state is kept between calls, so the whole decode can be captured in a CUDA graph.
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
@@ -18,17 +17,17 @@ from torch import Tensor, nn
 from predictors.models.flux.modules import group_norm, wide_attention
 from predictors.models.flux.modules.decoder import Decoder, Sum
 
-# cuDNN's fast kernels take output channels by eights; zeros cost less than another kernel
+# cuDNN's fast kernels need a multiple of 8 output channels; zeros cost less than another kernel
 CHANNEL_STEP = 8
 # rows of `FOLD[phase]`: which of a 3-tap filter's taps fall on which of two small pixels
 FOLD = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
 
 class Fused:
-    """Operations for one decoder, whose weights it takes over.
+    """Operations for one decoder.
 
-    The decoder's convolutions become channels_last in place; folded and padded copies are held
-    here (19 MB for FLUX in bfloat16). Results differ from `Plain`'s by rounding only.
+    The decoder's convolution weights become channels_last in place; folded and padded copies are
+    held here (19 MB for FLUX in bfloat16). Results differ from `Plain`'s by rounding only.
     """
 
     def __init__(self, decoder: Decoder, *, folds_upsample: bool = True) -> None:
@@ -73,8 +72,8 @@ class Fused:
 def fold(weight: Tensor) -> Tensor:
     """A 3x3 filter (o, i, 3, 3) over doubled pixels as 2x2 filters over single ones: (4o, i, 2, 2).
 
-    Four outputs lie over each pixel, and of the nine taps of each several fall on one pixel, so
-    their weights are summed: 16 products instead of 36. Phase (dy, dx) is filter
+    Each pixel has four outputs, and several of the nine taps of each fall on one pixel, so their
+    weights are summed: 16 products instead of 36. Phase (dy, dx) is filter
     (2 * dy + dx) * o onwards; over the picture padded by 1 its value for output pixel
     (2y + dy, 2x + dx) is at (y + dy, x + dx). Summed in float64, rounded once.
     """

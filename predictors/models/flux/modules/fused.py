@@ -1,11 +1,10 @@
-"""The operations of `operations.py` on a GPU with few passes over memory. Knows kernels and
-matmuls; knows no block and no request.
+"""The operations of `operations.py` on a GPU, with few passes over memory.
 
 A FLUX step at 1024x1024 is 100 ms of matmul and attention on a Hopper card; norms, rotation, GELU,
-gates and copies done one by one add a third to that. Here what lies between two matmuls is one
-Triton kernel, GELU is in the matmul's epilogue, both streams write into one buffer, and the half of
-a one-stream block that attention and MLP share is two matmuls into one sum instead of a copy.
-Nothing is read back, nothing depends on values: a whole step can be captured in a CUDA graph.
+gates and copies one by one add a third to that. Here all work between two matmuls is one Triton
+kernel, GELU is in the matmul's epilogue, both streams write into one buffer, and the last linear of
+a one-stream block is two matmuls into one sum instead of a copy. Nothing is read back and nothing
+depends on values, so a whole step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -35,36 +34,33 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Fused:
-    """In the dtype of the weights: bfloat16 as a rule."""
+    """Operations in the dtype of the weights, usually bfloat16."""
 
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
 
     @property
     def unquantized(self) -> Operations:
-        """Itself."""
         return self
 
     def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
-        """As `Plain.enter`; overwrites the carried tokens with the sum."""
+        """Overwrites the carried tokens with the sum."""
         normed = torch.empty_like(carry.tokens)
         _enter(carry, change, num_text, normed, None)
         return carry.tokens, normed
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
-        """As `Plain.linear`."""
         out: Tensor = x.new_empty((*x.shape[:2], layers.image.weight.shape[0]))
         for part, place, layer in _parts(x, out, layers, num_text):
             torch.addmm(layer.bias, part, layer.weight.t(), out=place)
         return out
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
-        """As `Plain.attend`; overwrites qkv."""
+        """Overwrites qkv."""
         heads = _normed_heads(qkv, None, norms, rotary, num_text)
         return self._attention(*heads.transpose(1, 3).unbind(2))
 
     def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
-        """As `Plain.leave`."""
         return self.linear(mixed, layers, num_text)
 
     def mlp(
@@ -74,11 +70,10 @@ class Fused:
         down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
-        """As `Plain.mlp`."""
         return self.linear(self._gelu_of(x, up, num_text), down, num_text)
 
     def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
-        """As `Plain.join`: the sum over attention's features, then that over the MLP's on top."""
+        """Sums over attention's features first, then adds the sum over the MLP's."""
         wide, dim = self._gelu_of(x, shared(up), 0), mixed.shape[-1]
         weight = leave.weight.t()
         out = torch.addmm(leave.bias, mixed.flatten(0, 1), weight[:dim])
@@ -95,7 +90,7 @@ class Fused:
 
 
 class FusedFp8(Fused):
-    """With linears in fp8: what makes a linear's input also quantises it, in the same pass."""
+    """Operations with linears in fp8; a linear's input is quantised by the pass that makes it."""
 
     def __init__(self, attention: Attention, narrow_attention: Attention | None = None) -> None:
         super().__init__(attention)
@@ -103,11 +98,10 @@ class FusedFp8(Fused):
 
     @property
     def unquantized(self) -> Operations:
-        """The operations without fp8."""
         return Fused(self._attention)
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
-        """As `Plain.attend`, with e4m3 heads where there is attention for them; overwrites qkv."""
+        """With e4m3 heads if there is attention for them; overwrites qkv."""
         if self._narrow_attention is None:
             return super().attend(qkv, norms, rotary, num_text)
         narrow = torch.empty((3, *qkv.shape[:2], qkv.shape[2] // 3), dtype=E4M3, device=qkv.device)
@@ -115,13 +109,12 @@ class FusedFp8(Fused):
         return self._narrow_attention(*narrow.unflatten(-1, (-1, 2 * rotary.shape[-1])).unbind())
 
     def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
-        """As `PlainFp8.enter`; overwrites the carried tokens with the sum."""
+        """Overwrites the carried tokens with the sum."""
         normed = _empty_rows(carry.tokens, carry.tokens.shape[-1])
         _enter(carry, change, num_text, normed.values, normed.scales)
         return carry.tokens, normed
 
     def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
-        """As `PlainFp8.linear`."""
         layer = layers.image
         assert isinstance(layer, Fp8Linear)
         shape = (*x.values.shape[:2], layer.out_features)
@@ -131,7 +124,6 @@ class FusedFp8(Fused):
         return out
 
     def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
-        """As `PlainFp8.leave`."""
         return self.linear(_gelu_rows(mixed, None), layers, num_text)
 
     def mlp(
@@ -141,11 +133,10 @@ class FusedFp8(Fused):
         down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
-        """As `PlainFp8.mlp`."""
         return self.linear(_gelu_rows(None, self.linear(x, up, num_text)), down, num_text)
 
     def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
-        """As `PlainFp8.join`: one scale per token over both halves, one matmul."""
+        """One scale per token over both halves, one matmul."""
         wide = self.linear(x, shared(up), 0)
         return self.linear(_gelu_rows(mixed, wide), shared(leave), 0)
 
@@ -182,8 +173,9 @@ def _enter(
 def _normed_heads(
     qkv: Tensor, narrow: Tensor | None, norms: Streams[Norms], rotary: Tensor, num_text: int
 ) -> Tensor:
-    """qkv (rows, tokens, 3 * dim) with query and key normed and turned, in place: (rows, tokens, 3,
-    heads, head_dim). With `narrow` (3, rows, tokens, dim) all three go there as e4m3 instead."""
+    """Norm and rotate query and key of qkv (rows, tokens, 3 * dim) in place; the result is its view
+    (rows, tokens, 3, heads, head_dim). With `narrow` (3, rows, tokens, dim) all three are written
+    there as e4m3 instead."""
     half = rotary.shape[-1]
     rows, tokens, features = qkv.shape
     heads = features // (6 * half)
@@ -213,7 +205,7 @@ def _distance(parts: Streams[Tensor]) -> int:
 
 
 def _gelu_rows(mixed: Tensor | None, wide: Tensor | None) -> RowScaled:
-    """(mixed, GELU(wide)) side by side, each (rows, tokens, features) or None, quantised."""
+    """(mixed, GELU(wide)) side by side, quantised; each is (rows, tokens, features) or None."""
     some = wide if mixed is None else mixed
     assert some is not None
     num_mixed = 0 if mixed is None else mixed.shape[-1]
@@ -244,7 +236,7 @@ def _empty_rows(like: Tensor, width: int) -> RowScaled:
 def _parts(
     x: Tensor, out: Tensor, layers: Streams[Layer], num_text: int
 ) -> Iterator[tuple[Tensor, Tensor, Layer]]:
-    """Matrices in, matrices out and their layer: one for all tokens, or two views per row."""
+    """Input and output matrices with their layer: one for all tokens, or two views per row."""
     if layers.are_one:
         yield x.flatten(0, 1), out.flatten(0, 1), layers.image
         return

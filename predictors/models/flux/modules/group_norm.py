@@ -1,14 +1,13 @@
-"""Group norm with SiLU over pictures whose channels lie together (channels_last), in two passes.
-Knows pictures and norm weights; knows no decoder.
+"""Group norm with SiLU over channels_last pictures, in two passes over memory.
 
-torch's own kernel wants the channels apart, and bias, residual, norm and SiLU would be a pass over
-memory each. Here the first pass adds what the convolution before still owes (bias, residual),
-writes the sum if somebody needs it, and takes its moments; a tiny kernel makes of them and the
-norm's weights one scale and one shift per channel; the second pass applies those and SiLU.
+torch's own kernel needs another memory format, and bias, residual, norm and SiLU would be a pass
+each. Here the first pass adds the bias and residual of the convolution before, writes the sum if it
+is needed again, and computes its moments. A small kernel turns them and the norm's weights into one
+scale and one shift per channel. The second pass applies those and SiLU.
 
 Moments are float32 and merged in a fixed order without atomics (Chan, Golub, LeVeque 1979): each
 chunk of pixels sums differences from its own first pixel, so a large mean costs no digits and
-equal inputs give equal bits. Only channels and groups are compiled in; sizes of a request are not.
+equal inputs give equal bits. Channels and groups are compiled in, a request's sizes are not.
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
@@ -41,8 +40,8 @@ def settle(x: Sum) -> Tensor:
 def group_norm(x: Sum, norm: nn.GroupNorm, *, silu: bool, keep: bool) -> tuple[Tensor, Tensor]:
     """The sum added up, and its group norm, both channels_last in the picture's dtype.
 
-    Without `keep` nothing is added up in memory and the first result is only the picture as it
-    came; a residual or a folded picture is always added up. Pictures must be channels_last.
+    Without `keep` the sum is not written, and the first result is the picture without its bias; a
+    residual or a folded picture is always added up. Pictures must be channels_last.
     """
     keep = keep or x.residual is not None or x.is_folded
     total = _empty(x) if keep else x.picture
@@ -71,7 +70,7 @@ def group_norm(x: Sum, norm: nn.GroupNorm, *, silu: bool, keep: bool) -> tuple[T
 
 
 def reference(x: Sum, norm: nn.GroupNorm, *, silu: bool) -> tuple[Tensor, Tensor]:
-    """What `group_norm` computes, in torch and the picture's dtype; `is_folded` is not read."""
+    """`group_norm` in torch, in the picture's dtype; `is_folded` is not read."""
     total = x.picture
     if x.bias is not None:
         total = total + x.bias[:, None, None]

@@ -1,9 +1,8 @@
-"""Triton kernels that do several of a block's small steps in one pass over memory. Knows no module:
-pointers, sizes and strides only.
+"""Triton kernels that do several of a block's small operations in one pass over memory.
 
-One program takes one token, so a token's result depends on nothing but that token. Sums are float32
-and in a fixed order. Sizes of a request are never specialised on: one compiled form of each kernel
-serves every picture. Imported on CUDA only, and by tests in Triton's interpreter.
+One program computes one token, so a token's result depends on that token alone. Sums are float32
+and in a fixed order. Kernels are never specialised on a request's sizes: one compiled form serves
+every picture. Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ def enter_kernel(
 ):
     """tokens += gate * update in place; normed = layer_norm(tokens) * (1 + scale) + shift.
 
-    gate, shift and scale are the picture's; the text's lie `to_text` elements further on. Every
-    distance is a whole number of DIM, which keeps loads wide.
+    gate, shift and scale point to the picture's; the text's are `to_text` elements further on.
+    Every distance is a multiple of DIM, which keeps loads wide.
     """
     row = tl.program_id(0).to(tl.int64)
     is_text = ((row % num_tokens) < num_text).to(tl.int64)
@@ -80,7 +79,7 @@ def enter_kernel(
 
 @triton.jit
 def _of_stream(text, image, columns, mask, is_text):
-    """A row of per-stream parameters: the text's for its tokens, else the picture's; float32."""
+    """A row of a token's stream's parameters, the text's or the picture's, in float32."""
     first = tl.load(text + columns, mask & is_text, other=0.0).to(tl.float32)
     second = tl.load(image + columns, mask & (is_text == 0), other=0.0).to(tl.float32)
     return first + second

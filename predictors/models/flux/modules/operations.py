@@ -1,14 +1,18 @@
-"""The operations a transformer's blocks are made of, in plain torch: exact, for any device. Knows
-no block and no weights' names.
+"""The operations that a transformer's blocks are made of, in plain torch, for any device.
 
-These are the reference for `fused.py`, which does the same with fewer passes over memory. Tokens of
-text and picture lie in one buffer, text first, so that the two streams of a block are views and
-nothing is ever concatenated on a GPU.
+These are the reference for `fused.py`, which does the same with fewer passes over memory.
+
+    buffer    (rows, T + I, dim)    | text 0..T | picture T..T+I |    one tensor, text first
+    Streams   .text, .image         the two views, or a thing for each: shift, layer, norms
+    Carry     tokens + gate * update
+              tokens, update: (rows, T + I, dim); gate: Streams of (rows, 1, dim)
+
+The two streams of a block are views of one buffer, so that a GPU never concatenates them.
 
 Batch invariance: a row's bits must not depend on how many rows share the pass. Matmuls choose
-their blocking by the number of rows, and vectorised GELU treats the tail of each thread's share
-with other instructions, so both run row by row (`apart`); attention, norms, multiply and add give
-each row the same bits in any company (tests/diffusion/test_batch_invariance.py).
+their blocking by the number of rows, and vectorised GELU handles the tail of each thread's share
+with other instructions, so both run row by row (`apart`). Attention, norms, multiply and add give
+each row the same bits beside any others (tests/diffusion/test_batch_invariance.py).
 """
 
 from __future__ import annotations
@@ -29,29 +33,29 @@ FLOAT16_MAX = 65504.0
 T = TypeVar("T")
 
 Activations = Any
-"""What a linear takes: a Tensor (rows, tokens, features), or `RowScaled` of that shape in fp8. It
-is made and taken by the same `Operations`, nobody else looks inside."""
+"""The input of a linear: a Tensor (rows, tokens, features), or `RowScaled` of that shape in fp8.
+Only the `Operations` that made it read it."""
 
 
 class Streams(NamedTuple, Generic[T]):
-    """One thing for the text's tokens, one for the picture's; one object where they share it."""
+    """A value for the text's tokens and one for the picture's; the same object if they share it."""
 
     text: T
     image: T
 
     @property
     def are_one(self) -> bool:
-        """Whether both streams share it."""
+        """True if both streams share the value."""
         return self.text is self.image
 
 
 def shared(value: T) -> Streams[T]:
-    """The same for both streams."""
+    """`value` for both streams."""
     return Streams(value, value)
 
 
 class Change(NamedTuple):
-    """What a norm is followed by: each (rows, 1, dim) per stream."""
+    """The modulation after a norm, each (rows, 1, dim) per stream."""
 
     shift: Streams[Tensor]
     scale: Streams[Tensor]
@@ -60,7 +64,8 @@ class Change(NamedTuple):
 class Carry(NamedTuple):
     """The residual stream between two blocks: `tokens + gate * update`, not yet summed.
 
-    The next block needs the sum together with its own norm, and on a GPU both are one pass.
+    The next block needs the sum and its norm, which are one pass over memory on a GPU. Before the
+    first block `update` and `gate` are None.
     """
 
     tokens: Tensor
@@ -80,8 +85,7 @@ class Layer(Protocol):
     def bias(self) -> Tensor:
         """(out,)."""
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The product."""
+    def __call__(self, *inputs: Any) -> Any: ...
 
 
 class Norms(NamedTuple):
@@ -92,7 +96,7 @@ class Norms(NamedTuple):
 
 
 class Operations(Protocol):
-    """What a block may do. `num_text` is T: the first T tokens of each row are the text's."""
+    """A block's operations. `num_text` is T: the first T tokens of each row are the text's."""
 
     @property
     def unquantized(self) -> Operations:
@@ -105,9 +109,9 @@ class Operations(Protocol):
         """(rows, T + I, in) through each stream's layer to (rows, T + I, out)."""
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
-        """qkv (rows, tokens, 3 * dim) to what full attention gives, (rows, tokens, dim).
+        """Full attention over qkv (rows, tokens, 3 * dim): (rows, tokens, dim).
 
-        Query and key are normed per head and turned by rotary, float32 (2, tokens, head_dim / 2).
+        Query and key are normed per head and rotated by rotary, float32 (2, tokens, head_dim / 2).
         May overwrite qkv.
         """
 
@@ -128,7 +132,7 @@ class Operations(Protocol):
 
 
 def apart(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`layer` on each row of (rows, tokens, features) by itself, so that no row sees the others."""
+    """`layer` on each row of (rows, tokens, features) alone, so that rows don't change its bits."""
     rows = zip(*(x.split(1) for x in inputs), strict=True)
     outputs = [layer(*row) for row in rows]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -137,8 +141,8 @@ def apart(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def per_stream(
     function: Callable[..., Tensor], x: Tensor, num_text: int, *things: Streams[Any]
 ) -> Tensor:
-    """`function(part of x, its stream's things)` on text and picture, or at once if all is
-    shared."""
+    """`function(part of x, its stream's things)` for text and picture, in one call if all things
+    are shared."""
     if all(thing.are_one for thing in things):
         return function(x, *(thing.image for thing in things))
     text = function(x[:, :num_text], *(thing.text for thing in things))
@@ -151,11 +155,9 @@ class Plain:
 
     @property
     def unquantized(self) -> Operations:
-        """Itself."""
         return self
 
     def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
-        """See `Operations`."""
         tokens = carry.tokens
         if carry.update is not None and carry.gate is not None:
             update = per_stream(torch.mul, carry.update, num_text, carry.gate)
@@ -163,11 +165,9 @@ class Plain:
         return tokens, self.prepared(per_stream(modulate, tokens, num_text, *change))
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
-        """See `Operations`."""
         return per_stream(lambda part, layer: apart(layer, part), x, num_text, layers)
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
-        """See `Operations`."""
         head_dim = 2 * rotary.shape[-1]
         query, key, value = qkv.unflatten(-1, (3, -1, head_dim)).unbind(2)
         query = per_stream(_norm_query, query, num_text, norms)
@@ -177,7 +177,6 @@ class Plain:
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
-        """See `Operations`."""
         return self.linear(self.prepared(mixed), layers, num_text)
 
     def mlp(
@@ -187,37 +186,32 @@ class Plain:
         down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
-        """See `Operations`."""
         return self.leave(apart(_gelu, self.linear(x, up, num_text)), down, num_text)
 
     def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
-        """See `Operations`."""
         wide = apart(_gelu, self.linear(x, shared(up), 0))
         return self.leave(torch.cat((mixed, wide), dim=-1), shared(leave), 0)
 
     def prepared(self, x: Tensor) -> Activations:
-        """What linears take, from (rows, tokens, features)."""
+        """The input of a linear, from (rows, tokens, features)."""
         return x
 
 
 class PlainFp8(Plain):
-    """The same with linears in fp8: activations are scaled per token, weights per output feature.
+    """`Plain` with linears in fp8: activations are scaled per token, weights per output feature.
 
     Products are summed in float32 of the rounded values, as the hardware does.
     """
 
     @property
     def unquantized(self) -> Operations:
-        """The operations without fp8."""
         return Plain()
 
     def prepared(self, x: Tensor) -> Activations:
-        """Each token's features in e4m3 with a scale of their own."""
+        """Features in e4m3, with a scale per token."""
         return quantize_rows(x)
 
     def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
-        """See `Operations`."""
-
         def each(part: Tensor, layer: Fp8Linear) -> Tensor:
             return apart(layer.reference, part)
 
@@ -230,7 +224,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def in_range(x: Tensor) -> Tensor:
-    """float16 has no room for FLUX's largest activations: they are cut, as diffusers does."""
+    """`x` clipped to float16's range, which FLUX's largest activations pass, as in diffusers."""
     return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
 
 

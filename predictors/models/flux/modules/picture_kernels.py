@@ -1,8 +1,7 @@
-"""Triton kernels over pictures whose channels lie together, and over attention scores. Knows no
-module: pointers and sizes only.
+"""Triton kernels over channels_last pictures, and over attention scores.
 
 Sums are float32 and in a fixed order, without atomics: equal inputs give equal bits. Channels and
-groups are compiled in; sizes of a request never are, so one compiled form serves every picture.
+groups are compiled in, a request's sizes never, so one compiled form serves every picture.
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
@@ -112,8 +111,8 @@ def merge_kernel(
     BLOCK_N: tl.constexpr,
     OWES_BIAS: tl.constexpr,
 ):
-    """One group of one sample: table (n, 2, C) = what its channels are multiplied by, and what is
-    then added; the bias that the picture still lacks is in the second."""
+    """One group of one sample: table (n, 2, C) = factor and offset for each of its channels; the
+    offset includes a bias that the picture does not have yet."""
     group, sample = tl.program_id(0), tl.program_id(1)
     chunks, lane = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_G)
     channels = group * GROUP + lane
@@ -169,8 +168,8 @@ def apply_kernel(
 @triton.jit(do_not_specialize=["num_keys"])
 def weights_kernel(scores, weights, sums, num_keys, scale, STEP: tl.constexpr, BLOCK: tl.constexpr):
     """One row of scores (rows, num_keys) float32: weights = exp(scale * (scores - largest)) in
-    their dtype, and their sum; who multiplies with them divides by it. Rows begin at multiples of
-    STEP, so that sixteen bytes are read at once whatever num_keys is."""
+    their dtype, and their sum, by which the product with the weights has to be divided. Rows start
+    at multiples of STEP, so that sixteen bytes are read at once for any num_keys."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     stride = tl.cdiv(num_keys, STEP) * STEP

@@ -1,5 +1,4 @@
-"""Rotary position embedding in three axes (text index, row, column). Knows no weights and no
-request."""
+"""Rotary position embedding in three axes: text index, row and column."""
 
 from __future__ import annotations
 
@@ -10,9 +9,9 @@ THETA = 10_000.0
 
 
 def rotary_table(num_text: int, rows: int, columns: int, axes: tuple[int, ...]) -> Tensor:
-    """cos and sin of each token's angles, on the host: float32 (2, tokens, sum(axes) / 2).
+    """cos and sin of each token's angles, on the host: float32 (2, T + I, sum(axes) / 2).
 
-    The num_text tokens of the prompt sit at position 0 on every axis, a patch at (0, row, column).
+    The T = `num_text` text tokens have position 0 on every axis, a patch (0, row, column).
     Angles are float64 as in diffusers' `FluxPosEmbed`: float32 loses the high positions.
     """
     patches = torch.zeros(rows, columns, 3, dtype=torch.float64)
@@ -31,7 +30,7 @@ def _angles(positions: Tensor, dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn neighbouring pairs of `x` (rows, tokens, heads, head_dim) by their token's angle."""
+    """Rotate neighbouring pairs of `x` (rows, tokens, heads, head_dim) by their token's angles."""
     cos, sin = rotary[:, None, :, None, :].unbind(0)  # (1, tokens, 1, head_dim / 2)
     real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)

@@ -1,9 +1,9 @@
-"""What FLUX takes from CLIP and T5, computed through the library's own layers. Knows no token, no
-prompt and no mask: every prompt is padded to one length, and the pads are read like words.
+"""CLIP's pooled state and T5's last states, computed through transformers' own layers.
 
-The library's `forward` builds its masks differently while a CUDA graph is captured (it takes that
-for tracing), so a rehearsal would warm other kernels than the graph holds. These functions go
-through the same layers without a mask and are captured as they run.
+There is no mask: every prompt is padded to one length, and padding is read like words. The
+library's `forward` builds its masks differently while a CUDA graph is captured, which it takes for
+tracing, so the run before a capture would use other kernels than the graph. These functions run
+the same layers without a mask, captured or not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OLD_END_TOKEN = 2  # of configs before transformers' PR 24773: the last token is
 
 
 def clip_pooled(clip: CLIPTextModel, ids: Tensor) -> Tensor:
-    """ids int64 (rows, tokens) to the state at the first end token, (rows, dim). No host sync.
+    """The state at the first end token, (rows, dim), for ids int64 (rows, tokens). No host sync.
 
     Equal to `clip(ids).pooler_output`.
     """
@@ -33,10 +33,10 @@ def clip_pooled(clip: CLIPTextModel, ids: Tensor) -> Tensor:
 
 
 def t5_states(t5: T5EncoderModel, ids: Tensor) -> Tensor:
-    """ids int64 (rows, tokens) to the last states (rows, tokens, dim). No host sync.
+    """The last states (rows, tokens, dim), for ids int64 (rows, tokens). No host sync.
 
-    Equal to `t5(ids)[0]` up to the attention kernel: on a GPU the position bias is laid out so that
-    the fused kernels take it.
+    Equal to `t5(ids)[0]` up to the attention kernel: on a GPU the position bias is made contiguous,
+    so that fused kernels accept it.
     """
     stack = t5.encoder
     states: Tensor = stack.embed_tokens(ids)

@@ -1,10 +1,15 @@
-"""FLUX.1's transformer: two-stream blocks, then one-stream blocks. Knows no prompt, no schedule,
-no checkpoint layout and no device: what the blocks are made of comes from `Operations`, exact ones
-(`operations.py`) or those of a GPU (`fused.py`).
+"""FLUX.1's transformer: two-stream blocks, then one-stream blocks.
 
-What depends on the timestep (modulation), the prompt (context) or the size (rotary table) comes in
-ready made from `modules/conditioning.py` and `modules/rotary.py`: a step computes nothing twice.
-Text and picture are one buffer of tokens from the first block to the last.
+Blocks are made of `Operations`: exact ones (`operations.py`) or those of a GPU (`fused.py`).
+Modulation, context and rotary table are inputs, made once per picture by `conditioning.py` and
+`rotary.py`. Text and picture are one buffer of tokens from the first block to the last:
+
+    context (rows, T, dim) ---+                      +-- x num_double --+   +-- x num_single --+
+                              +-- (rows, T + I, dim) |   DoubleBlock    |   |   SingleBlock    |
+    latents (rows, I, 64) ----+                      +------------------+   +------------------+
+                                                        -- Ends -> velocity (rows, I, 64)
+
+T counts the prompt's tokens, I the picture's patches; a row is one prompt of one picture.
 """
 
 from __future__ import annotations
@@ -72,7 +77,7 @@ class Stream(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """Text and picture keep their own weights and meet in one attention."""
+    """Text and picture have their own weights and share one attention."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -82,7 +87,8 @@ class DoubleBlock(nn.Module):
     def forward(
         self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
     ) -> Carry:
-        """carry of (rows, T + I, dim), modulation (rows, 12 * dim): the carry of the next block."""
+        """The next block's carry, for carry (rows, T + I, dim), modulation (rows, 12 * dim) and
+        rotary (2, T + I, head_dim / 2)."""
         # shift, scale and gate of attention, then of the MLP; the picture's before the text's
         parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None].unbind(1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
@@ -103,7 +109,7 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Text and picture in one stream; attention and MLP side by side."""
+    """Text and picture share all weights; attention and MLP run side by side."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ class SingleBlock(nn.Module):
     def forward(
         self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
     ) -> Carry:
-        """carry of (rows, T + I, dim), modulation (rows, 3 * dim): the carry of the next block."""
+        """The next block's carry, for carry (rows, T + I, dim) and modulation (rows, 3 * dim)."""
         shift, scale, gate = map(shared, modulation.unflatten(-1, (3, 1, -1)).unbind(1))
         norms = shared(Norms(self.query_norm, self.key_norm))
         tokens, x = ops.enter(carry, Change(shift, scale), num_text)
@@ -126,7 +132,7 @@ class SingleBlock(nn.Module):
 
 
 class Ends(nn.Module):
-    """The way in for patches and the way out."""
+    """The linear that embeds patches, and the last norm and linear."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -134,16 +140,17 @@ class Ends(nn.Module):
         self.leave = nn.Linear(shape.dim, shape.out_channels)
 
     def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
-        """carry of (rows, T + I, dim), modulation (rows, 2 * dim): velocity (rows, I, channels)."""
+        """Velocity (rows, I, channels), for carry (rows, T + I, dim) and modulation (rows, 2 *
+        dim)."""
         scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
         _, x = ops.enter(carry, Change(shift, scale), num_text)
         return apart(self.leave, x[:, num_text:])
 
 
-class Passes(NamedTuple):
-    """The three repeated units as functions of (module, tensors): plain, or compiled by a runner.
+class BlockUnits(NamedTuple):
+    """The forward functions of the three kinds of block: plain, or compiled.
 
-    One compiled unit serves all blocks of its kind, so start-up compiles two blocks, not 57.
+    One compiled function serves all blocks of its kind, so a start compiles two blocks, not 57.
     """
 
     double: Callable[..., Carry] = DoubleBlock.forward
@@ -151,11 +158,11 @@ class Passes(NamedTuple):
     ends: Callable[..., Tensor] = Ends.forward
 
 
-EAGER = Passes()
+EAGER = BlockUnits()
 
 
 class Transformer(nn.Module):
-    """Velocity of the flow for packed latents."""
+    """The velocity of the flow, for packed latents."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -167,7 +174,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         ops: Operations,
-        passes: Passes,
+        units: BlockUnits,
         latents: Tensor,
         context: Tensor,
         modulation: Tensor,
@@ -184,17 +191,17 @@ class Transformer(nn.Module):
         tokens = torch.cat((context, apart(self.ends.enter, latents)), dim=1)
         carry = Carry(tokens, None, None)
         for block in self.double_blocks:
-            carry = passes.double(block, ops, carry, next(parts), rotary, num_text)
+            carry = units.double(block, ops, carry, next(parts), rotary, num_text)
         for block in self.single_blocks:
-            carry = passes.single(block, ops, carry, next(parts), rotary, num_text)
-        return passes.ends(self.ends, ops.unquantized, carry, next(parts), num_text)
+            carry = units.single(block, ops, carry, next(parts), rotary, num_text)
+        return units.ends(self.ends, ops.unquantized, carry, next(parts), num_text)
 
 
 def quantized(transformer: Transformer, *, keep: bool) -> Transformer:
     """`transformer` with the linears of its blocks in fp8; everything else is shared.
 
-    Ends and norms stay as they are: they are a thousandth of the work. With `keep` it is a second
-    module beside the first, else the first itself, whose weights are freed one by one.
+    Ends and norms stay as they are: they are a thousandth of the work. With `keep` the result is a
+    second module beside the first, else the first itself, whose weights are freed one by one.
     """
     twin = transformer
     if keep:

@@ -1,9 +1,8 @@
-"""Attention with one head too wide for the usual kernels (512 channels in FLUX's decoder). Knows
-queries, keys and values; knows no decoder.
+"""Attention with one head that is too wide for the usual kernels: 512 channels in FLUX's decoder.
 
-Scores are written out, for a chunk of queries at a time so that memory stays bounded: two matmuls
-at full speed and one small kernel between. Scores are float32, and each row's sum is divided out
-after the second matmul, as FlashAttention does (https://arxiv.org/abs/2307.08691, 3.1).
+Scores are written to memory, for a chunk of queries at a time to bound it: two matmuls at full
+speed with one small kernel between. Scores are float32, and each row is divided by its sum after
+the second matmul, as in FlashAttention (https://arxiv.org/abs/2307.08691, 3.1).
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
 

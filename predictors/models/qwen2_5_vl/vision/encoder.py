@@ -53,7 +53,7 @@ class Encoder:
         return tokens[None]
 
     def choose_attention(self, num_patches: int) -> None:
-        from predictors.models.qwen2_5_vl.vision.fused import padded_head
+        from predictors.chat.vision.attention import padded_head  # CUDA only: has Triton
 
         shape, placement = self._tower.shape, self._placement
         padded = padded_head(shape.head_dim)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from predictors.chat.decoder.fused_linears import gated, power_of_two
 from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.rotary import vision_table
+from predictors.chat.vision.attention import attend_picture
 from predictors.compute.kernels.attention import Attention
 from predictors.models.qwen2_5_vl.vision.grid import PackedGrid, VisionShape
 from predictors.models.qwen2_5_vl.vision.kernels import (
     add_norm_kernel,
-    heads_kernel,
     window_attention_kernel,
 )
 
@@ -64,7 +64,10 @@ class FusedVision:
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
         """See `VisionOperations`."""
-        return self._attend_all(qkv) if is_full else self._attend_windows(qkv)
+        if not is_full:
+            return self._attend_windows(qkv)
+        places = (self._cos, self._sin, self._grid.real)
+        return attend_picture(qkv, *places, self._shape.heads, self._attention)
 
     def _attend_windows(self, qkv: Tensor) -> Tensor:
         shape, grid = self._shape, self._grid
@@ -88,28 +91,6 @@ class FusedVision:
             num_warps=WINDOW_WARPS,
         )
         return out
-
-    def _attend_all(self, qkv: Tensor) -> Tensor:
-        shape, rows = self._shape, len(qkv)
-        heads, dim, padded = shape.heads, shape.head_dim, padded_head(shape.head_dim)
-        packed = qkv.new_empty(rows, 3, heads, padded)
-        heads_kernel[(rows,)](
-            qkv,
-            self._cos,
-            self._sin,
-            self._grid.real,
-            packed,
-            FACTOR=(padded / dim) ** 0.5,  # the attention will divide by the root of `padded`
-            HEADS=heads,
-            DIM=dim,
-            PADDED=padded,
-            BLOCK_HEADS=power_of_two(heads),
-            BLOCK=power_of_two(padded),
-            num_warps=4,
-        )
-        query, key, value = packed[None].transpose(1, 3).unbind(2)  # (1, heads, rows, padded)
-        mixed = self._attention(query, key, value).view(rows, heads, padded)
-        return mixed[..., :dim].reshape(rows, heads * dim)
 
     def added(self, stream: Tensor, update: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """See `VisionOperations`; overwrites the stream."""
@@ -137,12 +118,6 @@ def _add_norm(stream: Tensor, update: Tensor | None, norm: RMSNorm) -> Tensor:
         BLOCK=power_of_two(dim),
     )
     return out
-
-
-def padded_head(head_dim: int) -> int:
-    """Features of a head in full attention: one more, which hides rows, then up to a multiple of 8
-    as the kernels want it."""
-    return -(-(head_dim + 1) // 8) * 8
 
 
 def split_head(head_dim: int) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from predictors.chat.vision.kernels import rotated
+
 LOG2E = tl.constexpr(1.4426950408889634)
-OUT_OF_SIGHT = tl.constexpr(-30000.0)  # of a key's extra feature: its share underflows to zero
 
 
 @triton.jit
@@ -40,18 +41,6 @@ def add_norm_kernel(
     value *= tl.rsqrt(tl.sum(value * value, axis=0) / DIM + EPS)
     value *= tl.load(weight + columns, mask, other=0.0).to(tl.float32)
     tl.store(out + place, value.to(out.dtype.element_ty), mask)
-
-
-@triton.jit
-def _turned(heads, columns, mask, cos, sin, DIM: tl.constexpr):
-    """Some columns of heads after rotation, float32; `heads` points at each row's column 0. Column
-    i is turned with i + DIM / 2."""
-    HALF: tl.constexpr = DIM // 2
-    is_first = columns < HALF
-    partner = tl.where(is_first, columns + HALF, columns - HALF)
-    own = tl.load(heads + columns[None, :], mask, other=0.0).to(tl.float32)
-    other = tl.load(heads + partner[None, :], mask, other=0.0).to(tl.float32)
-    return own * cos + tl.where(is_first[None, :], -other, other) * sin
 
 
 @triton.jit
@@ -128,12 +117,12 @@ def window_attention_kernel(
             k, v = q + HEADS * DIM, q + 2 * HEADS * DIM
             there = out + rows * (HEADS * DIM) + head * DIM
             dtype = qkv.dtype.element_ty
-            queries = _turned(q, low, low_mask, low_cos, low_sin, DIM).to(dtype)
-            keys = _turned(k, low, low_mask, low_cos, low_sin, DIM).to(dtype)
+            queries = rotated(q, low, low_mask, low_cos, low_sin, DIM).to(dtype)
+            keys = rotated(k, low, low_mask, low_cos, low_sin, DIM).to(dtype)
             scores = tl.dot(queries, keys.T, input_precision="ieee")
             if HIGH > 0:
-                queries = _turned(q, high, high_mask, high_cos, high_sin, DIM).to(dtype)
-                keys = _turned(k, high, high_mask, high_cos, high_sin, DIM).to(dtype)
+                queries = rotated(q, high, high_mask, high_cos, high_sin, DIM).to(dtype)
+                keys = rotated(k, high, high_mask, high_cos, high_sin, DIM).to(dtype)
                 scores = tl.dot(queries, keys.T, scores, input_precision="ieee")
             scores = tl.where((lanes < length)[None, :], scores * (SCALE * LOG2E), -float("inf"))
             share = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
@@ -141,46 +130,3 @@ def window_attention_kernel(
             _mix(share, mass, v + low[None, :], there + low[None, :], low_mask)
             if HIGH > 0:
                 _mix(share, mass, v + high[None, :], there + high[None, :], high_mask)
-
-
-@triton.jit
-def heads_kernel(
-    qkv,
-    cos,
-    sin,
-    count,
-    out,
-    FACTOR: tl.constexpr,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """qkv (rows, 3, HEADS, DIM) to out (rows, 3, HEADS, PADDED) for attention without a mask: q and
-    k turned, q times FACTOR, and one more feature which hides rows from `count` (1,) on.
-
-    It is 1 in queries, and in keys 0 or, of rows to hide, far below it. Their other features are
-    zeros, whatever they held.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    real = row < tl.load(count)
-    heads = tl.arange(0, BLOCK_HEADS)[:, None]
-    columns = tl.arange(0, BLOCK)
-    is_head = (heads < HEADS) & (columns < PADDED)[None, :]
-    mask = (heads < HEADS) & (columns < DIM)[None, :] & real
-    c = tl.load(cos + row * DIM + columns, columns < DIM, other=0.0)[None, :]
-    s = tl.load(sin + row * DIM + columns, columns < DIM, other=0.0)[None, :]
-    q = qkv + row * (3 * HEADS * DIM) + heads * DIM
-    k = q + HEADS * DIM
-    v = k + HEADS * DIM
-    there = out + row * (3 * HEADS * PADDED) + heads * PADDED + columns[None, :]
-    dtype = out.dtype.element_ty
-    is_extra = (columns == DIM)[None, :]
-    queries = tl.where(is_extra, 1.0, _turned(q, columns, mask, c, s, DIM) * FACTOR)
-    tl.store(there, queries.to(dtype), is_head)
-    hidden = tl.where(real, 0.0, OUT_OF_SIGHT)
-    keys = tl.where(is_extra, hidden, _turned(k, columns, mask, c, s, DIM))
-    tl.store(there + HEADS * PADDED, keys.to(dtype), is_head)
-    values = tl.load(v + columns[None, :], mask, other=0.0)
-    tl.store(there + 2 * HEADS * PADDED, values.to(dtype), is_head)

@@ -1,0 +1,70 @@
+"""A FLUX.1 checkpoint in diffusers layout, for the diffusion engine.
+
+Making a `FluxModel` reads configs and tokenizers; its `load` reads the weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from predictors.compute.device.placement import Placement
+from predictors.diffusion.model import LoadOptions, Prompt
+from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.models.flux.config import read_checkpoint
+from predictors.models.flux.passes import FluxPasses
+from predictors.models.flux.weights import OpenComponent, load_parts
+from predictors.settings import Settings
+from predictors.workers.pool import Workers
+
+if TYPE_CHECKING:
+    from predictors.diffusion.predictor import DiffusionPredictor
+
+
+class FluxModel:
+    """Implements `DiffusionModel`."""
+
+    def __init__(self, checkpoint: Path, open_component: OpenComponent | None = None) -> None:
+        """Raises `EngineFailed` for a folder that can't be served. `open_component` stands for the
+        folder when weights are loaded."""
+        self.config, self._tokenizers = read_checkpoint(checkpoint)
+        self.schedule = Schedule.of(self.config.scheduler)
+        # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
+        self._lock = threading.Lock()
+        self._open_component = open_component
+
+    def tokenize(self, text: str, num_tokens: int) -> Prompt:
+        """CLIP's ids, padded or cut to 77, and T5's, to `num_tokens`, as in diffusers."""
+        with self._lock:
+            clip = self._tokenizers.clip
+            clip_ids, _ = _ids(clip, text, clip.model_max_length)
+            t5_ids, is_text = _ids(self._tokenizers.t5, text, num_tokens)
+        return Prompt((text, num_tokens), (clip_ids, t5_ids), int(is_text.sum()))
+
+    def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
+        return draw_noise(seed, self.config.latent_channels, rows, columns)
+
+    def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
+        parts = load_parts(self.config, placement, options.forms, self._open_component)
+        return FluxPasses(name, self.config, parts, placement, options)
+
+
+def make_predictor(
+    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+) -> DiffusionPredictor:
+    """The predictor of a checkpoint, without its weights."""
+    # imports KServe, which benchmarks of the engine do without
+    from predictors.diffusion.predictor import DiffusionPredictor
+
+    return DiffusionPredictor(name, FluxModel(checkpoint), settings, workers)
+
+
+def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Token ids and the mask of those that are text, each int64 (1, num_tokens)."""
+    read = tokenizer(
+        text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
+    )
+    return read.input_ids, read.attention_mask

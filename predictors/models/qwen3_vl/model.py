@@ -1,0 +1,44 @@
+"""Qwen3-VL, dense: a Qwen3 decoder with interleaved M-RoPE, and a vision tower whose middle layers
+reach the first decoder layers (DeepStack).
+
+Checkpoints in transformers' layout. Pictures only: a video has no place in a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from predictors.chat.checkpoint import HubCheckpoint
+from predictors.chat.decoder.weights import load_modules
+from predictors.chat.model import ChatModules
+from predictors.chat.predictor import ChatPredictor
+from predictors.compute.device.placement import Placement
+from predictors.models.qwen3_vl.config import read_shapes
+from predictors.models.qwen3_vl.vision.encoder import Encoder
+from predictors.models.qwen3_vl.vision.tower import VisionTower, vision_slots
+from predictors.settings import Settings
+from predictors.workers.pool import Workers
+
+
+class Qwen3VLModel(HubCheckpoint):
+    """Implements `ChatModel`."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        config, self.shape, self.vision = read_shapes(checkpoint)
+        super().__init__(checkpoint, config, self.shape.vocab)
+        self.compiled_for: Mapping[str, object] = {"text": self.shape, "vision": self.vision}
+        self._checkpoint = checkpoint
+
+    def load(self, placement: Placement) -> ChatModules:
+        decoder, tower = load_modules(
+            self._checkpoint, self.shape, lambda: VisionTower(self.vision), vision_slots, placement
+        )
+        return ChatModules(decoder, Encoder(tower, placement))
+
+
+def make_predictor(
+    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+) -> ChatPredictor:
+    """The predictor of a checkpoint, without its weights."""
+    return ChatPredictor(name, Qwen3VLModel(checkpoint), settings, workers)

@@ -1,0 +1,49 @@
+"""The vision tower on a device behind `chat.model.VisionEncoder`: plain for any grid, packed for a
+bucket of patches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from predictors.compute.device.placement import Placement
+from predictors.compute.device.transfer import to_device
+from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
+from predictors.models.qwen3_vl.vision.grid import frequencies_of, packed_grid
+from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower
+
+
+class Encoder:
+    """Implements `VisionEncoder`. Engine thread only."""
+
+    def __init__(self, tower: VisionTower, placement: Placement) -> None:
+        shape = tower.shape
+        self.patch, self.merge, self.patch_values = shape.patch, shape.merge, shape.patch_values
+        self.warm_grid = (2 * shape.merge, 3 * shape.merge)
+        self._tower = tower
+        self._placement = placement
+        self._frequencies = to_device(frequencies_of(shape), placement)
+        self._attention: Attention = sdpa
+
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        ints = to_device(self.pack_grid(grid, len(patches)), self._placement)
+        plain = PlainVision(ints, len(patches), self._tower.shape, self._frequencies)
+        features: Tensor = self._tower(patches, plain)
+        return features
+
+    def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
+        return packed_grid(*grid, num_patches, self._tower.shape)
+
+    def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
+        from predictors.models.qwen3_vl.vision.fused import FusedVision  # CUDA only: has Triton
+
+        kind = (self._tower.shape, self._frequencies, self._attention)
+        features: Tensor = self._tower(patches, FusedVision(grid, len(patches), *kind))
+        return features
+
+    def choose_attention(self, num_patches: int) -> None:
+        from predictors.chat.vision.attention import padded_head  # CUDA only: has Triton
+
+        shape = self._tower.shape
+        padded = padded_head(shape.head_dim)
+        choice = choose_attention(self._placement, shape.heads, padded, num_patches)
+        self._attention = choice.attention

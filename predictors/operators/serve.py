@@ -1,0 +1,112 @@
+"""The verb `serve`: one server process for several models, and reports of its start.
+
+Imports torch and KServe, so the environment must be complete before this module is imported.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from predictors.base import BasePredictor
+from predictors.cluster.identity import PodIdentity
+from predictors.cluster.lifecycle_events import LifecycleEvents, lifecycle_events
+from predictors.compute.device.placement import keep_code
+from predictors.compute.profiling.profiler import Profiler
+from predictors.compute.watch.gpu_watch import watch_gpu
+from predictors.observe import logs, tracing
+from predictors.operators.admin import admin_routes
+from predictors.protocol.http.connection_limits import raise_file_limit
+from predictors.protocol.server import PredictorServer
+from predictors.protocol.tasks import make_workers
+from predictors.serving.lifecycle import State, Warmth
+from predictors.settings import Settings
+from predictors.workers.pool import Workers
+
+log = logging.getLogger("predictors")
+
+Predictor = BasePredictor[Any, Any, Any]
+Build = Callable[[str, Path, Settings, Workers], Predictor]
+"""Makes the predictor of a checkpoint: name, folder, settings, and the pool that decodes images."""
+
+# A thread that returns from the device waits this long for a busy event loop to release the
+# interpreter. Python's default of 5 ms is two decode steps.
+SWITCH_INTERVAL_S = 0.0005
+
+
+def serve_models(
+    named: Sequence[tuple[str, Path]],
+    build: Build,
+    settings: Settings,
+    identity: PodIdentity | None,
+    environ: MutableMapping[str, str],
+) -> int:
+    """Serve checkpoints by name until a signal; returns the process's exit code."""
+    raise_file_limit()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_code(settings.compute, environ)
+    workers = make_workers(settings.server)
+    workers.start()  # they import while the models are built
+    models = [build(name, path, settings, workers) for name, path in named]
+    logs.redirect_library_handlers()
+    environ.setdefault("OTEL_SERVICE_NAME", "vision-predictors")
+    tracing.configure_tracing(environ)
+    with (
+        lifecycle_events([model.name for model in models], identity, settings.cluster) as events,
+        watch_gpu(settings.compute),
+    ):
+        for model in models:
+            follow_start(model, events)
+            model.host.events.subscribe(
+                on_state=partial(_report_state, model, events), on_warm=freeze_loaded_objects
+            )
+        try:
+            return PredictorServer(
+                models,
+                settings,
+                on_drain=events.draining,
+                admin_routes=partial(admin_routes, make_profiler=Profiler),
+                workers=workers,
+            ).run()
+        finally:
+            workers.close()
+            tracing.stop()
+
+
+def follow_start(model: Predictor, events: LifecycleEvents | None = None) -> None:
+    """Report each shape that `model` warms: as a line of the log, and to `events`."""
+    model.host.events.subscribe(on_progress=partial(_report_progress, model.name, events))
+
+
+def freeze_loaded_objects() -> None:
+    """Exclude all objects that are loaded by now from garbage collection. Any thread.
+
+    A full collection visits every object of torch and transformers and holds the interpreter for a
+    third of a second, in which no token is sent and no step is launched.
+    """
+    gc.collect()  # or the present garbage would be kept for ever
+    gc.freeze()
+
+
+def _report_progress(model: str, events: LifecycleEvents | None, progress: Warmth) -> None:
+    if progress.shape:
+        log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
+        if events is not None:
+            events.warmed(model, progress.shape, progress.done, progress.total)
+
+
+def _report_state(model: Predictor, events: LifecycleEvents, state: State) -> None:
+    match state:
+        case State.LOADING:
+            events.loading(model.name)
+        case State.WARMING:
+            events.warming(model.name)
+        case State.READY:
+            events.ready(model.name)
+        case State.FAILED:
+            events.failed(model.name, model.host.failure.message)

@@ -1,0 +1,330 @@
+"""Bodies of REST requests: reading within limits, accepted media types, and strict JSON.
+
+A body of up to 1 MiB is `bytes`. A larger one is written to shared memory as it arrives, from where
+a worker process reads it, so the server process never holds it. JSON follows RFC 8259 and is
+stricter where readers differ, so that nothing can be smuggled past a later check: UTF-8 only, no
+NaN or Infinity, no overflowing number, no duplicate key, no lone surrogate, bounded depth and
+length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+
+from predictors.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+    UnsupportedMedia,
+)
+from predictors.workers.shared_memory import SharedMemory
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Body = bytes | SharedMemory
+
+INLINE_BYTES = 64 * 1024  # largest body that is parsed on the event loop; it is not counted
+SHARED_BYTES = 2**20  # a larger body is parsed by a worker process instead of a thread
+BODY_TIMEOUT_S = 60.0  # for the whole body, after its head
+PIECE_BYTES = 64 * 1024  # that must arrive within each `server.body_timeout_s`
+RETRY_AFTER_S = 2.0
+_BODY_TIMEOUT_MESSAGE = f"the body took longer than {BODY_TIMEOUT_S:g} s"
+
+MAX_DEPTH = 32
+MAX_VALUES = 2**17  # per body: strings, commas, lists and objects; each becomes a Python object
+MAX_NUMBER = 1000  # digits and signs of one number
+SMALL_BYTES = MAX_NUMBER  # a smaller body can only exceed the depth limit
+MAX_FILES = 4096  # data URLs excluded from the search for values
+JSON_MEDIA = frozenset({"", "application/json"})
+
+# possessive quantifiers: an unterminated string is scanned once, not again from each backslash
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_NUMBER = re.compile(rb"[0-9.eE+-]++")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_FILE = b";base64,"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class BytesInFlight:
+    """Bytes that all large requests hold together, with a limit: bodies that arrive, and the values
+    decoded from them until the response is sent. Event loop only.
+    """
+
+    def __init__(self, limit: int, on_change: Callable[[int], object]) -> None:
+        self._limit = limit
+        self._on_change = on_change  # sets the gauge; workers import this module without metrics
+        self.used = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Add `num_bytes`. Raises `Overloaded` above the limit."""
+        if self.used + num_bytes > self._limit:
+            raise Overloaded(
+                f"requests hold {self.used} bytes already, and at most {self._limit} are taken "
+                "from all callers together; try again later",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.used += num_bytes
+        self._on_change(self.used)
+
+    def remove(self, num_bytes: int) -> None:
+        self.used -= num_bytes
+        self._on_change(self.used)
+
+
+class Charge:
+    """One request's share of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
+    requests pass while large ones use up the limit.
+    """
+
+    def __init__(self, total: BytesInFlight) -> None:
+        self._total = total
+        self._seen = 0
+        self.num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Charge bytes that have arrived. Raises `Overloaded`."""
+        self._seen += num_bytes
+        due = max(0, self._seen - INLINE_BYTES) - self.num_bytes
+        if due > 0:
+            self._total.add(due)
+            self.num_bytes += due
+
+    def close(self) -> None:
+        """Release the charge. Idempotent."""
+        if self.num_bytes:
+            self._total.remove(self.num_bytes)
+            self.num_bytes = 0
+
+
+async def receive_small_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
+) -> bytes:
+    """Receive a body of at most `limit` bytes within `timeout_s`. `limit` is less than
+    `SHARED_BYTES`.
+    """
+    async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
+        raw = await receive_body(receive, headers, limit)
+    assert isinstance(raw, bytes)
+    return raw
+
+
+async def receive_body(
+    receive: Receive,
+    headers: Mapping[str, str],
+    limit: int,
+    *,
+    make_charge: Callable[[], Charge] | None = None,
+    piece_timeout_s: float = BODY_TIMEOUT_S,
+) -> Body:
+    """Receive the whole body of an ASGI request. Buffers at most `limit` bytes and one chunk.
+
+    Raises `TooLarge` (before reading if Content-Length exceeds the limit), `Cancelled` when the
+    client disconnects, `Overloaded` when all bodies together hold too many bytes, and
+    `DeadlineExceeded` when 64 KiB take longer than `piece_timeout_s` or the whole body longer than
+    a minute.
+    """
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if len(body) <= INLINE_BYTES:
+            return body
+    charge = None if make_charge is None else make_charge()
+    async with fail_at(time.monotonic() + BODY_TIMEOUT_S, _BODY_TIMEOUT_MESSAGE):
+        return await _read_rest(message, receive, limit, charge, piece_timeout_s)
+
+
+async def _read_rest(
+    message: MutableMapping[str, Any],
+    receive: Receive,
+    limit: int,
+    charge: Charge | None,
+    piece_timeout_s: float,
+) -> Body:
+    loop = asyncio.get_running_loop()
+    small, large = bytearray(), None
+    size = due = 0
+    try:
+        async with asyncio.timeout(piece_timeout_s) as piece:
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise Cancelled("the caller left while sending the body")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                if charge is not None:
+                    charge.add(len(chunk))
+                if large is None and size > SHARED_BYTES:
+                    large = SharedMemory.empty()
+                    large.append(small)
+                if large is None:
+                    small += chunk
+                else:
+                    large.append(chunk)
+                if not message.get("more_body", False):
+                    return bytes(small) if large is None else large
+                if size >= due + PIECE_BYTES:
+                    due = size
+                    piece.reschedule(loop.time() + piece_timeout_s)
+                message = await receive()
+    except TimeoutError as error:
+        raise DeadlineExceeded(slow_body_message(piece_timeout_s)) from error
+    except BaseException:
+        if large is not None:
+            large.close()  # now: an exception keeps its frames alive for a while
+        raise
+
+
+@asynccontextmanager
+async def fail_at(deadline: float | None, message: str) -> AsyncIterator[None]:
+    """Cancel the block at `deadline` (`time.monotonic()` seconds) with `DeadlineExceeded`."""
+    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        async with asyncio.timeout(left_s):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(message) from error
+
+
+def slow_body_message(seconds: float) -> str:
+    """The error message for a piece of the body that arrived too slowly."""
+    return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the limit of {limit} bytes")
+
+
+# -- media types and JSON ------------------------------------------------------------------------
+def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MEDIA) -> None:
+    """Raise `UnsupportedMedia` for a content type, charset or encoding that is not accepted.
+
+    A missing content type is accepted: tritonclient sends none with its JSON.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise UnsupportedMedia(f"content-encoding {encoding[:32]!r} is not accepted; send it plain")
+    media, _, options = headers.get("content-type", "").partition(";")
+    media = media.strip().lower()
+    if media not in accepted:
+        names = ", ".join(sorted(accepted - {""} if isinstance(accepted, frozenset) else accepted))
+        raise UnsupportedMedia(f"content-type {media[:64]!r} is not accepted; use {names}")
+    charset = options.replace(" ", "").replace('"', "").lower().partition("charset=")[2]
+    if charset.partition(";")[0] not in {"", "utf-8", "utf8", "us-ascii"}:
+        raise UnsupportedMedia(f"charset {charset[:32]!r} is not accepted; use utf-8")
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse a JSON text. Raises `InvalidRequest` or `TooLarge` with the reason.
+
+    The number and depth of values are checked first, in time and memory linear in the text's
+    length. It takes milliseconds per megabyte, mostly with the interpreter's lock held. More than
+    64 KB belongs in a worker process.
+    """
+    rest = raw if len(raw) < SMALL_BYTES else _without_files(raw)
+    if len(raw) >= SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_size(rest)
+    try:
+        text = raw.decode("utf-8")
+        if _SURROGATE.search(rest):
+            # orjson refuses lone surrogates; json accepts them, and a later encoder would fail
+            orjson.loads(raw)
+        return _DECODER.decode(text)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the body is not UTF-8") from error
+    except json.JSONDecodeError as error:  # also raised by orjson
+        where = f"line {error.lineno} column {error.colno}"
+        raise InvalidRequest(f"the body is not valid JSON at {where}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise InvalidRequest("the body holds a number that is too long") from error
+
+
+def _without_files(raw: bytes) -> bytes:
+    """`raw` without the data between `;base64,` and the next quote, unless that contains escapes.
+
+    A picture is a megabyte with nothing to find, and each scan of it would take as long as parsing
+    it. Outside a string `;` is an error, which the parser meets before anything that was cut out.
+    """
+    kept: list[bytes] = []
+    begin = 0
+    while len(kept) < MAX_FILES and (at := raw.find(_FILE, begin)) >= 0:
+        at += len(_FILE)
+        end = raw.find(b'"', at)
+        if end < 0:
+            break
+        kept.append(raw[begin:at] if raw.find(b"\\", at, end) < 0 else raw[begin:end])
+        begin = end
+    if not kept:
+        return raw
+    return b"".join([*kept, raw[begin:]])
+
+
+def _check_size(raw: bytes) -> None:
+    """Raise for too many values, too deep nesting or too long numbers."""
+    # an upper bound of the strings: no opening quote has a backslash before it
+    if raw.count(b'"') - raw.count(b'\\"') > 2 * MAX_VALUES:
+        raise _too_many_values()
+    structure = _STRING.sub(b"", raw)
+    brackets = structure.translate(None, _NO_BRACKETS)
+    if structure.count(b",") > MAX_VALUES or len(brackets) > 2 * MAX_VALUES:
+        raise _too_many_values()
+    if len(brackets) > MAX_DEPTH:
+        _check_depth(brackets)
+    for number in _NUMBER.finditer(structure):
+        if number.end() - number.start() > MAX_NUMBER:
+            raise InvalidRequest("the body holds a number that is too long")
+
+
+def _too_many_values() -> TooLarge:
+    return TooLarge(f"the body has more than {MAX_VALUES} values; split the request")
+
+
+def _check_depth(brackets: bytes) -> None:
+    depth = 0
+    for bracket in brackets:
+        if bracket in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+        else:
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise InvalidRequest(f"the body has {name[:64]!r} twice in one object")
+            seen.add(name)
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise InvalidRequest(f"the body holds {name}, which is not JSON")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise InvalidRequest(f"the body holds the number {digits[:32]}, which is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
