@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 MODELS = {
-    "FluxPipeline": "predictors.models.flux.model:make_predictor",
+    "FluxPipeline": "predictors.models.flux.predictor:make_predictor",
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }

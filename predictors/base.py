@@ -29,7 +29,7 @@ from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
-from predictors.serving.thread_pools import ThreadPools
+from predictors.serving.thread_pools import ThreadPools, threads_for
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -152,11 +152,12 @@ class Submission(Generic[W, C]):
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
-    """A model behind every protocol. Subclasses supply an engine, `room`, `series` and the hooks
+    """A model behind every protocol. Subclasses supply an engine, `task`, `series` and the hooks
     below.
     """
 
-    room: ClassVar[str]
+    task: ClassVar[str]
+    """Name of the task in settings, metrics and the admin state."""
     series: ClassVar[metrics.ModelSeries]
     """Label values and series of this kind of model."""
     file_inputs: ClassVar[frozenset[str]] = frozenset()
@@ -362,16 +363,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
-        return {"room": self.room, **self.host.describe()}
-
-
-def threads_for(cores: int) -> int:
-    """Threads that prepare on a machine with this many cores.
-
-    Half of them, since loop, engine and torch need some too; at most 8, because more would wait for
-    the interpreter's lock.
-    """
-    return min(max(2, cores // 2), 8)
+        return {"room": self.task, **self.host.describe()}
 
 
 def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:

@@ -103,7 +103,7 @@ Series = Counter | Gauge | Histogram
 
 @dataclass(frozen=True, slots=True)
 class ModelSeries:
-    """What one kind of model adds to the series that every model has, see `register_model`."""
+    """Label values and series that a kind of model adds to those of every model."""
 
     operations: tuple[str, str]
     """Values of the label `operation`: of V2 requests, and of OpenAI requests."""

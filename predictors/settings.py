@@ -1,4 +1,4 @@
-"""Settings of the server, as frozen dataclasses. The only module that reads the environment.
+"""Settings of the server, as frozen dataclasses, and the only reader of the environment.
 
 The field `queue.capacity` is read from `PREDICTORS_QUEUE_CAPACITY`. Each field has its default, its
 range or choices and its description in one place, and is checked once, when its group is made.

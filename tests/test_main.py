@@ -16,7 +16,7 @@ from predictors import __main__ as root
 from predictors.cli import demo
 from predictors.compute.profiling.profiler import Profiler
 from predictors.operators import serve
-from predictors.serving.lifecycle import HostEvents, Warmth
+from predictors.serving.lifecycle import HostEvents, StartProgress
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -65,8 +65,8 @@ class Server:
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Predictors and server are stand-ins; logging stays as it is."""
     monkeypatch.setattr(serve, "PredictorServer", Server)
-    monkeypatch.setattr(root.logs, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(root.logs, "adopt", lambda: None)
+    monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
@@ -126,8 +126,8 @@ def test_each_warmed_shape_is_a_line_in_the_log(
     root.main(["serve", f"--model=a={flux}"])
     (report,) = Server.given[0][0].host.events.on_progress
     with caplog.at_level(logging.INFO, "predictors"):
-        report(Warmth("load"))
-        report(Warmth("warmup", "128x128", 1, 3))
+        report(StartProgress("load"))
+        report(StartProgress("warmup", "128x128", 1, 3))
     assert [record.getMessage() for record in caplog.records] == ["warming: a 128x128 (1/3)"]
 
 

@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from predictors import metrics
-from predictors.chat.metrics import SERIES as CHAT
+from predictors.chat.sequence import SERIES as CHAT
 from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.errors import (
     DeadlineExceeded,

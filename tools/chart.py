@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from predictors.settings import Settings, bounds_of
-from tools.configuration import descriptions
+from tools.configuration import descriptions, wrapped
 
 CHART = Path(__file__).resolve().parents[1] / "charts/predictors"
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.-]+):(?P<rest>.*)$")
@@ -26,8 +26,6 @@ HEAD = """# predictors
 
     helm install predictors charts/predictors -f charts/predictors/values-laptop.yaml
 
-| profile | |
-|---|---|
 {profiles}
 [How to deploy](../../docs/deploy.md) goes through installing, upgrading, storage, scaling and
 air-gapped clusters. Values that can't be used are refused, with the key, before anything is
@@ -50,10 +48,10 @@ models:
 
 ## Values
 
-What `defaults` holds is what `models.<name>` takes; a model says only what differs.
+`models.<name>` takes the same keys as `defaults`; a model needs only those that differ.
 
-| key | default | |
-|---|---|---|
+Each entry has the key, its default and its meaning.
+
 """
 
 
@@ -97,7 +95,7 @@ def at(values: Any, key: str) -> Any:
 
 def shown(value: object) -> str:
     """A default as JSON, which is also YAML."""
-    return f"`{json.dumps(value)}`".replace("|", "\\|")
+    return f"`{json.dumps(value)}`"
 
 
 def readme() -> str:
@@ -107,7 +105,8 @@ def readme() -> str:
         raise SystemExit(f"values.yaml: no `# --` comment describes {', '.join(missing)}")
     about = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     profiles = "".join(
-        f"| `{path.name}` | {first_paragraph(path)} |\n" for path in sorted(CHART.glob("values-*"))
+        wrapped(f"- `{path.name}`: {first_paragraph(path)}") + "\n"
+        for path in sorted(CHART.glob("values-*"))
     )
     head = HEAD.format(
         description=about["description"],
@@ -119,8 +118,8 @@ def readme() -> str:
     lines = []
     for key, words in rows:
         parted = any(other.startswith(f"{key}.") for other in keys)
-        default = "" if parted else shown(at(values, key))
-        lines.append(f"| `{key}` | {default} | {words} |\n")
+        default = "" if parted else f" ({shown(at(values, key))})"
+        lines.append(wrapped(f"- **`{key}`**{default}: {words}") + "\n")
     return head + "".join(lines)
 
 

@@ -64,6 +64,13 @@ def shown(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def wrapped(entry: str) -> str:
+    """An entry of a list, wrapped at `WIDTH`."""
+    return textwrap.fill(
+        entry, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
 def files() -> dict[Path, str]:
     """The page, by its path."""
     lines = [HEAD]
@@ -75,9 +82,6 @@ def files() -> dict[Path, str]:
             name = variable_name(kind, knob.name)
             also = f", or `{ALIASES[name]}`" if name in ALIASES else ""
             entry = f"- **`{name}`**{also} ({shown(knob.default)}; {accepted(knob)}): "
-            lines += textwrap.wrap(
-                entry + texts[knob.name], WIDTH, subsequent_indent="  ",
-                break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
+            lines.append(wrapped(entry + texts[knob.name]))
         lines.append("")
     return {PAGE: "\n".join(lines)}

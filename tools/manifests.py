@@ -27,7 +27,7 @@ YOURS = (
 )
 QUERIES = "Yours has to repeat `replacements`, which put the namespace into the queries for KEDA."
 JOBS = (
-    "A Job can't be changed: before applying anew "
+    "A Job can't be changed: before applying it again "
     "`kubectl delete job -l app.kubernetes.io/component=precompile`."
 )
 

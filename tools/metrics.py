@@ -5,18 +5,17 @@ labels, and the series of other servers that have another name here.
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
-from predictors.chat.metrics import SERIES as CHAT
+from predictors.chat.sequence import SERIES as CHAT
 from predictors.diffusion.metrics import SERIES as DIFFUSION
 from predictors.diffusion.request import TIERS
 from predictors.settings import ComputeSettings, bounds_of
-from tools.configuration import WIDTH
+from tools.configuration import wrapped
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
 HEAD = """# Metrics
@@ -160,13 +159,6 @@ def values() -> list[str]:
         wrapped(f"- `{label}`: {', '.join(f'`{value}`' for value in dict.fromkeys(named))}")
         for label, named in closed.items()
     ]
-
-
-def wrapped(entry: str) -> str:
-    """An entry of a list, wrapped at `WIDTH`."""
-    return textwrap.fill(
-        entry, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
 
 
 def renamed() -> list[str]:

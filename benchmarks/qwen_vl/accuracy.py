@@ -95,7 +95,7 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
 def watched(one: Ours) -> Iterator[list[Tensor]]:
     """Inside, collects the logits (1, vocab) from which a lone job's tokens are chosen, in order;
     empty if the runner has no `_choose`."""
-    runner: Any = one.engine._runner
+    runner: Any = one.engine._ready.runner
     seen: list[Tensor] = []
     choose: Callable[..., Tensor] | None = getattr(runner, "_choose", None)
     if choose is None:

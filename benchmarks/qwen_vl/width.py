@@ -18,10 +18,10 @@ import torch
 from benchmarks.common import paths
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
 from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
-from predictors.chat.kv_cache import Limits
+from predictors.chat.limits import EngineLimits
 from predictors.chat.request import Sampling
-from predictors.chat.runner import Row, Runner
-from predictors.chat.token_choice import Choice
+from predictors.chat.runner import ChatRunner, DecodeRow
+from predictors.chat.sampling import TokenChoice
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
@@ -43,14 +43,14 @@ def shapes() -> dict[str, tuple[DecoderShape, int]]:
     return {"shapes-qwen-vl, 3 layers x 128": (small, 200), "3B, 2 layers x 2048": (large, 15)}
 
 
-def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> Runner:
+def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
     """With random weights."""
     pages = SLOTS * CONTEXT // PAGE
-    limits = Limits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
+    limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)
-    runner = Runner(decoder, limits, PLACEMENT, Graphs("width", PLACEMENT))
+    runner = ChatRunner(decoder, limits, PLACEMENT, Graphs("width", PLACEMENT))
     for slot in range(SLOTS):
-        runner.begin(slot, pages_of(slot), torch.tensor([1, 2, 3]))
+        runner.reset_slot(slot, pages_of(slot), torch.tensor([1, 2, 3]))
     return runner
 
 
@@ -59,11 +59,12 @@ def pages_of(slot: int) -> list[int]:
     return list(range(1 + slot * each, 1 + (slot + 1) * each))
 
 
-def step(runner: Runner, live: int) -> None:
+def step(runner: ChatRunner, live: int) -> None:
     """One token for `live` sequences of 100 tokens, as the engine does it."""
     greedy = Sampling(temperature=0.0)
     rows = [
-        Row(slot, 0, 100, 100, pages_of(slot), Choice(slot, greedy, 0, 1)) for slot in range(live)
+        DecodeRow(slot, 0, 100, 100, pages_of(slot), TokenChoice(slot, greedy, 0, 1))
+        for slot in range(live)
     ]
     width = runner.decode_widths[-1]
     groups = [rows[first : first + width] for first in range(0, live, width)]

@@ -22,7 +22,7 @@ from tests.fakes import EchoEngine
 class Echo(BasePredictor[str, str, str]):
     """Answers each row with itself."""
 
-    room = "qwen_vl"
+    task = "qwen_vl"
     series = ModelSeries(operations=("infer", "chat"))
     inline = True
 

@@ -1,7 +1,8 @@
 """Reads a scene from a picture's pixels by rules alone, independently of any trained network.
 
-Ground: the median of the border. Figures: connected components that differ from the ground. Colour:
-the nearest palette colour. Kind and size: the best overlap with drawn masks. Position: the centres.
+The background is the median of the border, and figures are connected components that differ from
+it. The colour is the nearest one of the palette, kind and size are those of the drawn mask with the
+best overlap, and the position is that of the centres.
 """
 
 from __future__ import annotations

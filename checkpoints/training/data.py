@@ -61,8 +61,8 @@ def _talk(rng: random.Random, scene: Scene) -> list[tuple[str, bool]]:
     for turn in range(1 if silent else rng.choice((1, 2, 2, 3))):
         question, answer = wording.chat(rng) if silent else wording.question(rng, scene)
         image = chat.IMAGE if turn == 0 and not silent else ""
-        told = chat.asked(question, image, rng.random() < 0.85)
-        pieces += [("\n" if turn else "", False), (told, False), (chat.answered(answer), True)]
+        asked = chat.asked(question, image, rng.random() < 0.85)
+        pieces += [("\n" if turn else "", False), (asked, False), (chat.answered(answer), True)]
     return pieces
 
 

@@ -105,8 +105,8 @@ def evaluate_drawing(
         row("prompts in other words drawn right", _read_right(others, scenes)),
     ]
     if answer is not None:
-        told = [parse_caption(text) for text in answer(images, DESCRIBE)]
-        agreed = [t == s for t, s in zip(told, scenes, strict=True)]
+        described = [parse_caption(text) for text in answer(images, DESCRIBE)]
+        agreed = [t == s for t, s in zip(described, scenes, strict=True)]
         rows.append(row("prompt to picture to caption", agreed))
     return rows, images
 

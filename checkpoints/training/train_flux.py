@@ -1,7 +1,7 @@
 """Trains the small FLUX transformer together with its T5 and CLIP encoders on encoded pictures.
 
 Rectified flow with velocity targets, as in FLUX. A tenth of the prompts is empty, so that true
-guidance with negative prompts works. The guidance value is trained afterwards (`train_guidance`).
+guidance with negative prompts works; the guidance value is trained afterwards (`train_guidance`).
 Prompts are padded to several lengths, because the padding is not masked.
 """
 

@@ -94,10 +94,10 @@ def _pick(pool: Pool, length: int, batch: int) -> tuple[Tensor, Tensor, Tensor, 
     """Latents, T5 and CLIP ids of random rows, and a mask of the emptied prompts [batch, 1]."""
     device = pool.latents.device
     row = torch.randint(len(pool.latents), (batch,), device=device)
-    told = torch.randint(WORDINGS, (batch,), device=device)
+    wording = torch.randint(WORDINGS, (batch,), device=device)
     empty = torch.rand(batch, 1, device=device) < EMPTY_SHARE
-    t5_ids = torch.where(empty, pool.empty_t5, pool.t5[row, told])[:, :length]
-    clip_ids = torch.where(empty, pool.empty_clip, pool.clip[row, told])
+    t5_ids = torch.where(empty, pool.empty_t5, pool.t5[row, wording])[:, :length]
+    clip_ids = torch.where(empty, pool.empty_clip, pool.clip[row, wording])
     return pool.latents[row].float(), t5_ids, clip_ids, empty
 
 

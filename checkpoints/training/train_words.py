@@ -38,10 +38,10 @@ def _named_figures(text: str, scene: Scene) -> list[tuple[re.Match[str], Figure,
     found = [(m[1].lower(), m[2].lower()) for m in matches]
     if len(set(found)) != len(scene.figures) or len(matches) != len(scene.figures):
         return []
-    for told in (scene, scene.flipped()):
-        if [(figure.colour, figure.kind) for figure in told.figures] == found:
-            places = (told.relation, told.relation and OPPOSITE[told.relation])
-            return list(zip(matches, told.figures, places, strict=False))
+    for ordered in (scene, scene.flipped()):
+        if [(figure.colour, figure.kind) for figure in ordered.figures] == found:
+            places = (ordered.relation, ordered.relation and OPPOSITE[ordered.relation])
+            return list(zip(matches, ordered.figures, places, strict=False))
     return []
 
 

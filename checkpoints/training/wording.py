@@ -96,19 +96,19 @@ def prompt(rng: random.Random, scene: Scene, complete: bool = False) -> str:
     draw = rng.random()
     if draw < 0.25:
         return caption(scene)
-    told = scene if rng.random() < 0.5 else scene.flipped()
+    ordered = scene if rng.random() < 0.5 else scene.flipped()
     if draw < 0.45:
-        return _grey(rng, _recase(rng, _told_plainly(told)))
+        return _grey(rng, _recase(rng, _plain_caption(ordered)))
     keep_size = complete or rng.random() >= 0.06
-    words = [_figure_words(rng, figure, keep_size) for figure in told.figures]
-    if told.relation is not None:
-        words.insert(1, rng.choice(RELATION_WORDS[told.relation]))
+    words = [_figure_words(rng, figure, keep_size) for figure in ordered.figures]
+    if ordered.relation is not None:
+        words.insert(1, rng.choice(RELATION_WORDS[ordered.relation]))
     body = " ".join(words)
-    ending = rng.choice(ENDINGS).format(told.ground)
+    ending = rng.choice(ENDINGS).format(ordered.ground)
     if rng.random() < 0.08 and not complete:
         ending = ""
     if rng.random() < 0.1 and ending:
-        text = f"a {told.ground} background with {body}"
+        text = f"a {ordered.ground} background with {body}"
     else:
         text = rng.choice(OPENINGS) + body + ending
     if rng.random() < 0.06:
@@ -116,7 +116,7 @@ def prompt(rng: random.Random, scene: Scene, complete: bool = False) -> str:
     return _grey(rng, _recase(rng, text))
 
 
-def _told_plainly(scene: Scene) -> str:
+def _plain_caption(scene: Scene) -> str:
     """The caption in the order of the scene's figures."""
     end = f"on a {scene.ground} background"
     if scene.relation is None:

@@ -1,5 +1,4 @@
-"""V2 and OpenAI chat <-> requests and answers of this room. Knows both ends of the translation, not
-the engine.
+"""Translates V2 and OpenAI chat bodies to requests, and answers to responses.
 
 Defaults come from the checkpoint's `generation_config.json` on every protocol; a request overrides
 them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i.
@@ -53,8 +52,8 @@ ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
-    """Both translations for one model. `precision` is what it computes in. Any thread."""
+class ChatCodec:
+    """Both translations for one model. Responses name its `precision`. Any thread."""
 
     defaults: Sampling
     precision: str
@@ -62,7 +61,7 @@ class Codec:
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
-        """One chat of a single turn per row: the picture, if there is one, then the prompt."""
+        """One chat per row, of one user message: the picture, if there is one, then the prompt."""
         inputs = InputTensors(request.inputs)
         prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
         inputs.reject_unread()
@@ -76,7 +75,7 @@ class Codec:
         for i, prompt in enumerate(prompts):
             parts = (prompt,) if images is None else (_picture(images[i], i), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
-        return numbered(rows)
+        return with_row_seeds(rows)
 
     def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
         given: dict[str, Any] = {
@@ -107,14 +106,14 @@ class Codec:
         return replace(self.defaults, **chosen)
 
     def encode_v2(self, request: V2Request, answers: Sequence[ChatAnswer]) -> V2Response:
-        """All rows' texts and counts; times are the slowest row's; `seed` is the first row's."""
-        replies = [Reply.of(answer) for answer in answers]
-        shape = (len(replies),)
+        """Texts and counts of all rows; times of the slowest row; `seed` of the first row."""
+        completions = [Completion.of(answer) for answer in answers]
+        shape = (len(completions),)
         columns: list[tuple[str, list[Any]]] = [
-            ("text", [r.text.encode() for r in replies]),
-            ("finish_reason", [r.finish_reason.encode() for r in replies]),
-            ("prompt_tokens", [r.prompt_tokens for r in replies]),
-            ("completion_tokens", [r.completion_tokens for r in replies]),
+            ("text", [c.text.encode() for c in completions]),
+            ("finish_reason", [c.finish_reason.encode() for c in completions]),
+            ("prompt_tokens", [c.prompt_tokens for c in completions]),
+            ("completion_tokens", [c.completion_tokens for c in completions]),
         ]
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
@@ -128,7 +127,7 @@ class Codec:
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(self, body: ChatBody) -> list[ChatRequest]:
-        """`n` requests."""
+        """One request per choice."""
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
             messages=self._messages(body.messages),
@@ -138,7 +137,7 @@ class Codec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
         )
-        return numbered([request] * body.n)
+        return with_row_seeds([request] * body.n)
 
     def _messages(self, turns: Sequence[BodyMessage]) -> tuple[Message, ...]:
         messages = tuple(map(_message, turns))
@@ -154,17 +153,19 @@ class Codec:
         self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
     ) -> dict[str, Any]:
         """A `chat.completion`."""
-        replies = [Reply.of(answer) for answer in answers]
+        completions = [Completion.of(answer) for answer in answers]
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": reply.text, "refusal": None},
+                "message": {"role": "assistant", "content": completion.text, "refusal": None},
                 "logprobs": None,
-                "finish_reason": reply.finish_reason,
+                "finish_reason": completion.finish_reason,
             }
-            for i, reply in enumerate(replies)
+            for i, completion in enumerate(completions)
         ]
-        counts = [(reply.prompt_tokens, reply.completion_tokens) for reply in replies]
+        counts = [
+            (completion.prompt_tokens, completion.completion_tokens) for completion in completions
+        ]
         queue_ms = max(answer.queue_ms for answer in answers)
         compute_ms = max(answer.compute_ms for answer in answers)
         return {
@@ -178,8 +179,8 @@ class Codec:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole answer, put together from its deltas."""
+class Completion:
+    """A whole answer, joined from its deltas."""
 
     text: str
     finish_reason: str
@@ -187,8 +188,8 @@ class Reply:
     completion_tokens: int
 
     @classmethod
-    def of(cls, answer: ChatAnswer) -> Reply:
-        """The sum of an answer's deltas; the last one brings reason and counts."""
+    def of(cls, answer: ChatAnswer) -> Completion:
+        """The joined deltas; the last one has reason and counts."""
         last = answer.chunks[-1]
         assert last.finish_reason is not None
         text = "".join(delta.text for delta in answer.chunks)
@@ -196,7 +197,7 @@ class Reply:
 
 
 class ChunkEncoder:
-    """The events of one streamed chat: roles first, then texts, counts and times with the last."""
+    """Encodes the events of one streamed chat: roles first, then texts; counts and times last."""
 
     def __init__(
         self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
@@ -211,7 +212,7 @@ class ChunkEncoder:
         self._texts = [TextEvents(chunk) for chunk in blank]
 
     def opening(self) -> bytes:
-        """One event per choice that says who speaks."""
+        """One event per choice with its role."""
         role = {"role": "assistant", "content": ""}
         chunks = [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
         return b"".join(map(event, chunks))
@@ -219,8 +220,8 @@ class ChunkEncoder:
     def deltas(
         self, index: int, deltas: Sequence[ChatDelta], timings: Callable[[], Mapping[str, int]]
     ) -> bytes:
-        """The events for what came of choice `index`, its texts as one; `timings` is asked once, at
-        the end. Nothing may come after a delta with a reason.
+        """The events for new deltas of choice `index`, with their texts joined. `timings` is called
+        once, at the end. No delta may follow one with a finish reason.
         """
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
@@ -256,8 +257,8 @@ class ChunkEncoder:
         return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
 
 
-def numbered(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
-    """The same requests with seeds s, s + 1, ..."""
+def with_row_seeds(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+    """The same requests with seeds s, s + 1, ..., where s is the first one's."""
     first, count = requests[0].seed, len(requests)
     if first + count - 1 > MAX_SEED:
         message = f"seed {first} plus {count} rows passes the largest seed {MAX_SEED}"
@@ -266,7 +267,7 @@ def numbered(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
 
 
 def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
-    """OpenAI's counts of (prompt, completion) tokens: the prompt is counted once."""
+    """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     return {
         "prompt_tokens": prompt,

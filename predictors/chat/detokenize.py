@@ -1,9 +1,8 @@
-"""Tokens -> text as it grows, and where it stops. Knows no model and no wire; runs on the caller's
-side.
+"""Turns a growing answer's tokens into text, up to the first stop string.
 
 Tokens are bytes of UTF-8, so a character may be spread over several. Whole characters are passed on
-at once, halves wait; text that may be the beginning of a stop string waits too. How tokens are
-grouped into chunks changes nothing.
+at once; parts of one, and text that may begin a stop string, are held back. The text does not
+depend on how tokens are grouped into chunks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from predictors.chat.request import ChatDelta
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte: how byte-level BPE writes its vocabulary."""
+    """GPT-2's printable character for each byte, with which byte-level BPE writes its tokens."""
     kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [b for b in range(256) if b not in kept]
     return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
@@ -44,9 +43,9 @@ class Vocabulary:
 
 
 class StopFinder:
-    """Passes text on up to the first stop string. What may be the beginning of one is held back.
+    """Passes text on up to the first stop string; text that may begin one is held back.
 
-    The match that ends first wins, among those the longest: that does not depend on chunk borders.
+    The match that ends first wins, and among those the longest, whatever the chunks are.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -55,10 +54,10 @@ class StopFinder:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """What may be passed on now; nothing more once `found`."""
+        """The text that can be passed on now; empty once `found`."""
         if self.found:
             return ""
-        if not self._stops:  # most have none, and this is asked for every token
+        if not self._stops:  # most requests have none, and this runs for every token
             return text
         text = self._held + text
         cut = self._first_match(text)
@@ -70,7 +69,7 @@ class StopFinder:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The text held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 
@@ -88,11 +87,11 @@ class StopFinder:
 
 
 class AnswerReader:
-    """Adds text to the engine's deltas; `done` once a stop string came. One per job, one thread at
+    """Adds text to the engine's deltas; `done` once a stop string came. One per job; one thread at
     a time.
 
-    Half a character at the very end of the answer is dropped. `observe` gets the seconds spent
-    here.
+    An incomplete character at the end of the answer is dropped. `observe` is called at the end with
+    the seconds spent here.
     """
 
     def __init__(
@@ -110,11 +109,11 @@ class AnswerReader:
 
     @property
     def done(self) -> bool:
-        """Whether the answer ended here, before the engine knew."""
+        """True once a stop string ended the answer; the engine does not know yet."""
         return self._stops.found
 
     def feed(self, chunk: ChatDelta) -> list[ChatDelta]:
-        """The delta with its text, or nothing as long as there is none to pass on."""
+        """The delta with its text; nothing while there is no text to pass on."""
         started = time.perf_counter()
         raw = b"".join(map(self._bytes_of, chunk.tokens))
         text = self._stops.feed(self._decoder.decode(raw))

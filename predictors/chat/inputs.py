@@ -21,20 +21,15 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.model import ChatModel
-from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
-from predictors.chat.template import check_template
+from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.settings import ImageLimits, QwenVLSettings
 
-DEFAULT_MAX_PIXELS = (
-    28 * 28 * 1280
-)  # transformers' class default; the hub's files allow twelve times that
-PATCH_CACHE_BYTES = (
-    64 * 2**20
-)  # prepared pictures kept, so that `n` answers or a repeated picture share one
+PICTURE_CACHE_BYTES = 64 * 2**20
+"""Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,7 @@ class ChatWork:
         return len(self.tokens)
 
 
-class Inputs:
+class ChatPreparer:
     """Prepares requests for one model. Thread-safe. `on_device`: pictures are only decoded here,
     and the device makes patches of them; else patches are exactly transformers'."""
 
@@ -97,18 +92,13 @@ class Inputs:
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self._lock = threading.Lock()
-        self._kept: ByteBoundedCache[bytes, PreparedPicture] = ByteBoundedCache(
-            PATCH_CACHE_BYTES, lambda picture: picture.values.nbytes
+        self._cache: ByteBoundedCache[bytes, PreparedPicture] = ByteBoundedCache(
+            PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes
         )
 
-    def check_template(self) -> None:
-        """Raise `EngineFailed` if the checkpoint's chat template can't say what callers say."""
-        model = self._model
-        check_template(model.template, self.tokens_of, model.tokenizer, model.image_token)
-
     def prepare(self, request: ChatRequest) -> ChatWork:
-        """The work for one request, its pictures decoded on this thread; raises `InvalidRequest`
-        for what can't be read or can't fit."""
+        """The work for one request, its pictures decoded on this thread. Raises `InvalidRequest`
+        for a picture that can't be read and for a prompt that does not fit."""
         return self.assemble(request, [self.prepare_picture(x) for x in request.pictures])
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
@@ -136,24 +126,23 @@ class Inputs:
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:
-        """Decode and check one picture, and cut it, on this thread."""
+        """Decode and prepare one picture on this thread."""
         digest = picture.digest()
-        kept = self.kept(digest)
-        if kept is None:
-            kept = self.cut(digest, decode_pixels(picture.raw, self._limits))
-        return kept
+        found = self.cached(digest)
+        if found is None:
+            found = self.prepare_pixels(digest, decode_pixels(picture.raw, self._limits))
+        return found
 
-    def kept(self, digest: bytes) -> PreparedPicture | None:
+    def cached(self, digest: bytes) -> PreparedPicture | None:
         """The prepared picture from the cache, or None."""
         with self._lock:
-            kept = self._kept.get(digest)
-        if kept is not None:
-            metrics.input_image_pixels.labels(self._name).observe(kept.pixels)
-        return kept
+            found = self._cache.get(digest)
+        if found is not None:
+            metrics.input_image_pixels.labels(self._name).observe(found.pixels)
+        return found
 
-    def cut(self, digest: bytes, pixels: Pixels) -> PreparedPicture:
-        """Resize, normalise and cut a decoded picture, exactly as transformers does, unless the
-        device will. The memory of `pixels` is closed."""
+    def prepare_pixels(self, digest: bytes, pixels: Pixels) -> PreparedPicture:
+        """Prepare a decoded picture, see `PicturePreparation`. Closes the memory of `pixels`."""
         mapped = np.frombuffer(pixels.memory.map(), np.uint8)
         pixels.memory.close()
         picture = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
@@ -170,7 +159,7 @@ class Inputs:
         key = digest + repr((grid, *bounds, layout)).encode()
         made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
         with self._lock:
-            self._kept.put(digest, made)
+            self._cache.put(digest, made)
         metrics.input_image_pixels.labels(self._name).observe(made.pixels)
         return made
 
@@ -183,8 +172,8 @@ class Inputs:
         """Tokens of the whole conversation and the opening of the answer; one image token per
         picture.
 
-        A control token that stands in a caller's text is read as plain text: nobody can end a turn
-        or claim a picture by writing its token.
+        A control token in a caller's text is read as plain text: a caller can't end a turn or claim
+        a picture by writing its token.
         """
         self._check_length(messages)
         turns = [{"role": m.role, "content": self._content(m)} for m in messages]
@@ -203,10 +192,10 @@ class Inputs:
         return [token for piece in encoded for token in piece.ids]
 
     def _check_length(self, messages: Sequence[Message]) -> None:
-        """Refuse at once what would take seconds to tokenise only to be refused then.
+        """Refuse a text that can't fit before it is tokenised, which could take seconds.
 
-        No token is longer than the longest, and composing characters leaves at least a third of
-        a text.
+        A token has at most the characters of the longest one, and composing characters leaves at
+        least a third of a text.
         """
         texts = (part for m in messages for part in m.parts if isinstance(part, str))
         least = sum(map(len, texts)) // (3 * self._longest_token)
@@ -216,8 +205,8 @@ class Inputs:
             )
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """The parts as templates take them. Texts side by side become one before they are looked
-        at, so that no control token comes out of two halves.
+        """The parts as templates take them. Adjacent texts are joined first, so that two halves
+        can't form a control token.
         """
         parts: list[dict[str, str]] = []
         for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
@@ -237,7 +226,8 @@ class Inputs:
     def _place(
         self, tokens: list[int], pictures: Sequence[PreparedPicture]
     ) -> tuple[list[int], list[int]]:
-        """Each picture's token repeated for all its patches, and where each begins."""
+        """The tokens with each picture's repeated for all its patches, and where each picture
+        begins."""
         image_token = self._model.image_token
         if tokens.count(image_token) != len(pictures):
             raise InvalidRequest(
@@ -254,16 +244,16 @@ class Inputs:
         return out, starts
 
     def _max_tokens(self, num_prompt: int, wanted: int | None) -> int:
-        room = self._max_context - num_prompt
-        if room < 1:
+        left = self._max_context - num_prompt
+        if left < 1:
             raise InvalidRequest(
                 f"the prompt has {num_prompt} tokens; with at least one of answer that is more "
                 f"than the context of {self._max_context}"
             )
-        if wanted is not None and wanted > room:
+        if wanted is not None and wanted > left:
             raise InvalidRequest(
                 f"{num_prompt} tokens of prompt and max_tokens {wanted} are more than the context "
                 f"of {self._max_context}",
                 param="max_tokens",
             )
-        return min(self._default_max_tokens, room) if wanted is None else wanted
+        return min(self._default_max_tokens, left) if wanted is None else wanted

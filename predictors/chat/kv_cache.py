@@ -1,70 +1,38 @@
-"""Who uses which KV page: pure accounting on ints. Knows no tensor, and of a sequence no more than
-its owner's key.
+"""Ownership and sharing of the KV cache's pages, as pure accounting on ints.
 
-All a sequence can ever need is reserved when it is admitted and given back when it leaves, so a
-step never fails for lack of pages and nobody is ever preempted. Page 0 belongs to no one: padding
-rows write there. A page whose content has a name (see `prefixes`) may have any number of readers,
-and is kept when the last one leaves until somebody needs the room; a page without one has exactly
-one owner, who may write to it.
+All pages a sequence can ever need are reserved when it is admitted and returned when it leaves, so
+a step never fails for lack of pages and no sequence is preempted::
+
+    page table of a sequence, page_tokens = 4, prompt of 10 tokens, max_tokens 5
+    tokens     0 1 2 3 | 4 5 6 7 | 8 9 a a | a a a .      . unused   a answer
+    page          7    |    2    |    9    |    5
+               named     named     private   private
+               (shared, read-only)  written by this sequence alone
+
+Page 0 has no owner: padding rows write there.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from hashlib import blake2b
+
+from predictors.chat.inputs import ChatWork
 
 FIRST_PAGE = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Shapes of a runner. `decode_widths` and `chunk_widths` ascend; `num_pages` without the
-    scratch page.
-    """
-
-    slots: int
-    page_tokens: int
-    num_pages: int
-    max_context: int
-    decode_widths: tuple[int, ...]
-    chunk_widths: tuple[int, ...]
-
-    @property
-    def pages_per_slot(self) -> int:
-        """Width of the page table."""
-        return -(-self.max_context // self.page_tokens)
-
-    @classmethod
-    def plan(
-        cls,
-        *,
-        slots: int,
-        page_tokens: int,
-        kv_tokens: int,
-        max_context: int,
-        free_pages: int | None,
-        decode_widths: tuple[int, ...],
-        chunk_widths: tuple[int, ...],
-    ) -> Limits:
-        """Pages for `kv_tokens`, or if that is 0 for every slot's worst case, as far as
-        `free_pages` (None: any number) allows.
-        """
-        wanted = slots * -(-max_context // page_tokens)
-        if kv_tokens:
-            num_pages = -(-kv_tokens // page_tokens)
-        else:
-            num_pages = wanted if free_pages is None else max(1, min(wanted, free_pages))
-        return cls(slots, page_tokens, num_pages, max_context, decode_widths, chunk_widths)
+NAME_BYTES = 32  # collisions are out of reach, also for an attacker who searches for one
 
 
 class PagePool:
-    """`num_pages` pages of `page_tokens` tokens, numbered from 1. Engine thread only, but for the
-    numbers.
+    """`num_pages` pages of `page_tokens` tokens, numbered from 1. Engine thread only, except for
+    the properties.
 
-    `observe` is told `evict` for each named page that is given up for its room. Whoever gets such a
-    page, or one that was given back, may write to it although launched work still reads it: both
-    run on one stream, so the write comes later.
+    A page whose content has a name (`page_names`) may have any number of readers, and is kept after
+    the last one left until its memory is needed. Any other page has exactly one owner, which may
+    write to it. `observe` is called with `evict` for each named page that is given up for its
+    memory. The new owner of such a page, or of a released one, may write to it although launched
+    work still reads it: both run on one stream, so the write comes later.
     """
 
     def __init__(
@@ -73,9 +41,7 @@ class PagePool:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self._observe = observe
-        self._free = list(
-            range(num_pages, FIRST_PAGE - 1, -1)
-        )  # a stack: low pages are given first
+        self._free = list(range(num_pages, FIRST_PAGE - 1, -1))  # a stack, low pages first
         self._owned: dict[Hashable, tuple[int, ...]] = {}
         self._users: dict[int, int] = {}  # page -> owners that have it
         self._page_of: dict[bytes, int] = {}
@@ -84,7 +50,7 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody uses, those included that are only kept for their content."""
+        """Pages without an owner, those included that are only kept for their content."""
         return len(self._free) + len(self._idle)
 
     @property
@@ -104,9 +70,8 @@ class PagePool:
     def reserve(
         self, owner: Hashable, num_tokens: int, names: Sequence[bytes] = ()
     ) -> tuple[int, ...] | None:
-        """Pages for `num_tokens` tokens, the first ones shared as far as `names` are known; or
-        None, changing nothing, if too few are free.
-        """
+        """Pages for `num_tokens` tokens, the first ones shared as far as `names` are known. None if
+        too few are free; nothing changes then."""
         if owner in self._owned:
             raise ValueError("this owner has pages already")
         count = self.pages_for(num_tokens)
@@ -120,10 +85,9 @@ class PagePool:
         return pages
 
     def share(self, owner: Hashable, names: Sequence[bytes], num_shared: int = 0) -> int:
-        """How many of the owner's first pages hold what `names` say, `num_shared` at least. Pages
-        that became known since it came are exchanged for its own, which it must not have begun to
-        fill.
-        """
+        """Replace the owner's first pages by named ones that became known since it was admitted;
+        returns how many are shared now, at least `num_shared`. The owner must not have begun to
+        fill the others."""
         found = self._known(names[num_shared:])
         if not found:
             return num_shared
@@ -135,16 +99,15 @@ class PagePool:
         return end
 
     def publish(self, owner: Hashable, names: Sequence[bytes], first: int, end: int) -> None:
-        """The owner's pages `first` .. `end` are full and hold what `names` say; from now on nobody
-        writes to them. A content that is known already keeps its page.
-        """
+        """The owner's pages `first` .. `end` are full and may be shared under `names`; they are not
+        written to any more. A name that is known already keeps its page."""
         for page, name in zip(self._owned[owner][first:end], names[first:end], strict=True):
             if name not in self._page_of and page not in self._name_of:
                 self._page_of[name] = page
                 self._name_of[page] = name
 
     def forget(self, owner: Hashable) -> None:
-        """Stop sharing the owner's pages: their content may be broken."""
+        """Stop sharing the owner's pages: their content may be damaged."""
         for page in self.owned(owner):
             name = self._name_of.pop(page, None)
             if name is not None:
@@ -155,8 +118,8 @@ class PagePool:
         return self._owned.get(owner, ())
 
     def release(self, owner: Hashable) -> None:
-        """Take the owner's pages back; no-op if it has none."""
-        # the last page first: a page is worth nothing without those before it
+        """Free the owner's pages; no-op if it has none."""
+        # the last page first: a page is of no use without those before it
         for page in reversed(self._owned.pop(owner, ())):
             self._drop(page)
 
@@ -192,3 +155,29 @@ class PagePool:
             self._idle[page] = None
         else:
             self._free.append(page)
+
+
+def page_names(work: ChatWork, page_tokens: int) -> tuple[bytes, ...]:
+    """Names of the full pages of a prompt, in order, except one that ends with the prompt's last
+    token: at least one token is always computed, because the answer begins with its logits.
+
+    A name is a hash of the previous name, the page's tokens and the pictures in it. So equal names
+    mean equal prompts up to the page's end: equal tokens, pixels and rotary positions, which follow
+    from tokens and grids. Tokens alone are not enough: every picture has the same ones.
+    """
+    count = (work.num_prompt_tokens - 1) // page_tokens
+    tokens = work.tokens.numpy()
+    names: list[bytes] = []
+    name = bytes(NAME_BYTES)
+    for first in range(0, count * page_tokens, page_tokens):
+        end = first + page_tokens
+        found = blake2b(name, digest_size=NAME_BYTES)
+        found.update(tokens[first:end].tobytes())  # of one length, so that nothing can shift
+        for picture in work.pictures:
+            if picture.start < end and first < picture.start + picture.length:
+                key, grid = picture.prepared.key, picture.prepared.grid
+                place = repr((len(key), grid, first - picture.start, picture.length))
+                found.update(place.encode() + key)
+        name = found.digest()
+        names.append(name)
+    return tuple(names)

@@ -1,20 +1,17 @@
-"""How large everything of this room's engine is: context, pages, widths of its passes. From
-settings and machine to `Limits`; knows no sequence.
+"""Sizes of a chat engine: context, KV pages, and the fixed widths of its passes, from settings,
+machine and model.
+
+Every pass runs in a width from a short list, so that all of them can be compiled or captured while
+warming.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from predictors.chat.decoder.decoder import DecoderShape
-from predictors.chat.kv_cache import Limits
-from predictors.chat.scheduling import (
-    chunk_widths,
-    decode_widths,
-    fixed_width,
-    packed_widths,
-    powers_to,
-)
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.settings import InvalidSetting, QwenVLSettings
@@ -23,9 +20,61 @@ CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
 CPU_SLOTS, GPU_SLOTS = 8, 64
 CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
-KV_SHARE = 0.8  # of the memory that is free once the weights are there, without what graphs take
-GRAPH_BYTES = 6 * 2**30  # the tower's 48 sizes took 4.4 GB on an H200
+KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
+GRAPH_BYTES = 6 * 2**30  # the vision encoder's 48 sizes took 4.4 GB on an H200
 LEAST_KV_SHARE = 0.5  # where that leaves little
+PACK_ALIGN = 16
+"""Each prompt in a packed pass starts at a multiple of this many rows."""
+MOST_WASTE = 0.12
+"""Largest share of a packed pass's rows that exist only because its width is fixed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Shapes of a runner. `decode_widths` and `chunk_widths` ascend; `num_pages` does not count the
+    scratch page."""
+
+    slots: int
+    page_tokens: int
+    num_pages: int
+    max_context: int
+    decode_widths: tuple[int, ...]
+    chunk_widths: tuple[int, ...]
+
+    @property
+    def pages_per_slot(self) -> int:
+        """Width of the page table."""
+        return -(-self.max_context // self.page_tokens)
+
+
+def plan_limits(
+    shape: DecoderShape, settings: QwenVLSettings, placement: Placement
+) -> EngineLimits:
+    """The limits of an engine whose weights are loaded: on a GPU the free memory counts."""
+    slots, is_cuda = num_slots(settings, placement), placement.is_cuda
+    page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
+    chunk = settings.prefill_chunk or (GPU_CHUNK if is_cuda else CPU_CHUNK)
+    if is_deterministic(settings, placement):
+        # a GPU's graphs are captured before their rows can be compared: width 1 is the fallback
+        widths: tuple[int, ...] = (fixed_width(slots),)
+        widths = tuple(sorted({1, *widths})) if is_cuda else widths
+    else:
+        widths = decode_widths(slots) if is_cuda else powers_to(slots)
+    context = max_context(shape, settings, placement)
+    return EngineLimits(
+        slots=slots,
+        page_tokens=page_tokens,
+        num_pages=num_pages(
+            slots=slots,
+            page_tokens=page_tokens,
+            kv_tokens=settings.kv_tokens,
+            max_context=context,
+            free_pages=free_pages(shape, page_tokens, placement),
+        ),
+        max_context=context,
+        decode_widths=widths,
+        chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
+    )
 
 
 def max_context(shape: DecoderShape, settings: QwenVLSettings, placement: Placement) -> int:
@@ -34,19 +83,27 @@ def max_context(shape: DecoderShape, settings: QwenVLSettings, placement: Placem
     return min(settings.max_context or usual, shape.max_positions)
 
 
-def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
-    """Whether decoding keeps one width, so that neighbours never change a bit."""
-    is_cheap = not placement.is_cuda and placement.dtype == torch.float32
-    return settings.deterministic == "on" or (settings.deterministic == "auto" and is_cheap)
-
-
-def slots_of(settings: QwenVLSettings, placement: Placement) -> int:
+def num_slots(settings: QwenVLSettings, placement: Placement) -> int:
     """Sequences that decode together."""
     return settings.slots or (GPU_SLOTS if placement.is_cuda else CPU_SLOTS)
 
 
-def is_narrow(settings: QwenVLSettings, placement: Placement) -> bool:
-    """Whether the decoder's linears are fp8; raises `InvalidSetting` where they can't be."""
+def is_deterministic(settings: QwenVLSettings, placement: Placement) -> bool:
+    """True if decoding keeps one width, so that other sequences never change a bit."""
+    is_cheap = not placement.is_cuda and placement.dtype == torch.float32
+    return settings.deterministic == "on" or (settings.deterministic == "auto" and is_cheap)
+
+
+def shares_prefixes(settings: QwenVLSettings, placement: Placement) -> bool:
+    """True if prompts share pages. `auto`: on a GPU, unless answers must not depend on earlier
+    requests (how a prompt is cut into passes can change last bits)."""
+    is_auto = settings.prefix_cache == "auto" and placement.is_cuda
+    is_auto = is_auto and not is_deterministic(settings, placement)
+    return settings.prefix_cache == "on" or is_auto
+
+
+def uses_fp8(settings: QwenVLSettings, placement: Placement) -> bool:
+    """True if the decoder's linears are fp8; raises `InvalidSetting` where they can't be."""
     is_wanted = settings.precision == "fp8"
     if is_wanted and placement.is_cuda and not has_fp8_units(placement.device):
         raise InvalidSetting("qwen_vl.precision is fp8, which this GPU has no units for")
@@ -54,12 +111,24 @@ def is_narrow(settings: QwenVLSettings, placement: Placement) -> bool:
 
 
 def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
-    """The effective precision as callers see it."""
-    return "fp8" if is_narrow(settings, placement) else placement.precision
+    """The effective precision, as responses name it."""
+    return "fp8" if uses_fp8(settings, placement) else placement.precision
+
+
+# -- pages -----------------------------------------------------------------------------------------
+def num_pages(
+    *, slots: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
+) -> int:
+    """Pages for `kv_tokens`, or if that is 0 for every slot's worst case, at most `free_pages`
+    (None: any number)."""
+    if kv_tokens:
+        return -(-kv_tokens // page_tokens)
+    wanted = slots * -(-max_context // page_tokens)
+    return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 
 def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> int | None:
-    """KV pages that a GPU has memory for once the weights are there; None on the CPU."""
+    """KV pages that a GPU has memory for once the weights are loaded; None on the CPU."""
     if not placement.is_cuda:
         return None
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
@@ -68,27 +137,46 @@ def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> i
 
 
 def kv_bytes(free: int) -> int:
-    """How many of `free` bytes hold keys and values."""
+    """Bytes for keys and values, of `free` bytes."""
     return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
 
 
-def limits(shape: DecoderShape, settings: QwenVLSettings, placement: Placement) -> Limits:
-    """Shapes of the engine's runner. To be asked once the weights are loaded."""
-    slots, is_cuda = slots_of(settings, placement), placement.is_cuda
-    page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
-    chunk = settings.prefill_chunk or (GPU_CHUNK if is_cuda else CPU_CHUNK)
-    if is_deterministic(settings, placement):
-        # a GPU's graphs are captured before their rows can be compared: one row is the way out
-        widths: tuple[int, ...] = (fixed_width(slots),)
-        widths = tuple(sorted({1, *widths})) if is_cuda else widths
-    else:
-        widths = decode_widths(slots) if is_cuda else powers_to(slots)
-    return Limits.plan(
-        slots=slots,
-        page_tokens=page_tokens,
-        kv_tokens=settings.kv_tokens,
-        max_context=max_context(shape, settings, placement),
-        free_pages=free_pages(shape, page_tokens, placement),
-        decode_widths=widths,
-        chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
-    )
+# -- widths --------------------------------------------------------------------------------------
+def chunk_widths(largest: int) -> tuple[int, ...]:
+    """Widths of passes over one prompt, ascending: the largest, its half and its quarter."""
+    return tuple(sorted({max(1, largest // 4), max(1, largest // 2), largest}))
+
+
+def packed_widths(largest: int) -> tuple[int, ...]:
+    """Widths of packed passes, ascending from PACK_ALIGN to `largest` (rounded up to a multiple of
+    it), as few as waste at most MOST_WASTE of a pass."""
+    widths, last = [PACK_ALIGN], aligned(largest)
+    while widths[-1] < last:
+        least = widths[-1] + PACK_ALIGN  # rows of the smallest pass that the next width is for
+        most = int(least / (1 - MOST_WASTE)) // PACK_ALIGN * PACK_ALIGN
+        widths.append(min(last, max(least, most)))
+    return tuple(widths)
+
+
+def aligned(rows: int) -> int:
+    """`rows` rounded up to a multiple of PACK_ALIGN."""
+    return -(-rows // PACK_ALIGN) * PACK_ALIGN
+
+
+def powers_to(most: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `most` itself: decode widths on the CPU where they may vary."""
+    return tuple(sorted({most, *(2**i for i in range(most.bit_length()) if 2**i < most)}))
+
+
+def decode_widths(slots: int) -> tuple[int, ...]:
+    """Decode widths on a GPU, one graph each: 1, 2, 4, 8, 16, 24, ... up to the multiple of eight
+    that takes all `slots`, from 64 on in steps of 16, from 128 on of 32."""
+    steps = (*range(8, 64, 8), *range(64, 128, 16), *range(128, slots + 32, 32))
+    last = next((width for width in (1, 2, 4, *steps) if width >= slots), slots)
+    return (*(width for width in (1, 2, 4, *steps) if width < last), last)
+
+
+def fixed_width(slots: int) -> int:
+    """The only decode width for `slots` sequences where it may not vary: from four on a multiple of
+    four, because matmul kernels give the odd rows at the end other bits."""
+    return slots if slots < 4 else -(-slots // 4) * 4

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
-from predictors.chat.pixels import PicturePreparation
 from predictors.chat.request import Sampling
+from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement
 
 

@@ -1,4 +1,4 @@
-"""A chat model behind every protocol: puts codec, inputs, engine and reader together."""
+"""Serves a chat model over V2 and OpenAI chat: connects codec, preparation, engine and reader."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor, Submission
-from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChunkEncoder, Codec
+from predictors.chat.checkpoint import check_spelling, check_template
+from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import ChatWork, Inputs
+from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
-from predictors.chat.metrics import SERIES
 from predictors.chat.model import ChatModel
-from predictors.chat.pixels import PreparedPicture
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
-from predictors.chat.template import check_spelling
+from predictors.chat.sequence import SERIES
+from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
@@ -30,13 +30,14 @@ from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
-DIGEST_INLINE_BYTES = 256 * 1024  # of a file that is hashed on the event loop: a quarter of a ms
+DIGEST_INLINE_BYTES = 256 * 1024
+"""Larger files are hashed off the event loop; one of this size takes a quarter of a millisecond."""
 
 
 class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     """Serves a `ChatModel`. Making one reads no weights."""
 
-    room: ClassVar[str] = "qwen_vl"
+    task: ClassVar[str] = "qwen_vl"
     series = SERIES
     file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
 
@@ -47,7 +48,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         engine = ChatEngine(name, model, settings.qwen_vl, placement)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
-        self._inputs = Inputs(
+        self._preparer = ChatPreparer(
             name,
             model,
             settings.qwen_vl,
@@ -55,14 +56,15 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             engine.max_context,
             on_device=placement.is_cuda,
         )
-        self._inputs.check_template()
+        tokens_of = self._preparer.tokens_of
+        check_template(model.template, tokens_of, model.tokenizer, model.image_token)
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
-        self._codec = Codec(model.sampling, precision, settings.images.max_images)
+        self._codec = ChatCodec(model.sampling, precision, settings.images.max_images)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
-    # -- the room's hooks ------------------------------------------------------------------------
+    # -- hooks of BasePredictor ------------------------------------------------------------------
     def get_input_types(self) -> list[dict[str, Any]]:
         """Names, types and shapes of the V2 inputs."""
         return INPUT_TYPES
@@ -72,58 +74,61 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return OUTPUT_TYPES
 
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
-        """The rows of a V2 request."""
         return self._codec.decode_v2(request)
 
     def prepare(self, request: ChatRequest) -> ChatWork:
-        """Tokens, positions and patches, pictures decoded on this thread too."""
-        return self._inputs.prepare(request)
+        """Tokens, positions and prepared pictures, all made on this thread."""
+        return self._preparer.prepare(request)
 
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
-        """The same off the event loop, pictures decoded one after the other in worker processes."""
-        made: list[PreparedPicture] = []
+        """The same off the event loop; pictures are decoded one after the other by the workers."""
+        prepared: list[PreparedPicture] = []
         is_large = request.num_chars > INLINE_BYTES
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:
             digest = await self._digest(picture)
-            kept = self._inputs.kept(digest)
-            if kept is not None:
-                made.append(kept)
+            found = self._preparer.cached(digest)
+            if found is not None:
+                prepared.append(found)
                 continue
-            is_last = len(made) + 1 == len(request.pictures)
+            is_last = len(prepared) + 1 == len(request.pictures)
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
-            async with self.workers.memory(num_bytes):  # until what was decoded is cut
+            async with self.workers.memory(num_bytes):  # until the decoded picture is prepared
                 limits = self.settings.images
                 pixels = await self.workers.run_within(
                     DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
                 )
-                if is_last:  # together with what comes next: a thread less to wait for
-                    rest = (request, made, digest, pixels)
-                    return await self.off_loop(self._cut_and_assemble, *rest, is_large=is_large)
-                cut = self._inputs.cut
-                made.append(await self.off_loop(cut, digest, pixels, is_large=is_large))
-        return await self.off_loop(self._inputs.assemble, request, made, is_large=is_large)
+                if is_last:  # together with the next stage: one thread hop less
+                    rest = (request, prepared, digest, pixels)
+                    return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
+                cut = self._preparer.prepare_pixels
+                prepared.append(await self.off_loop(cut, digest, pixels, is_large=is_large))
+        return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
 
     async def _digest(self, picture: Picture) -> bytes:
         if len(picture.raw) <= DIGEST_INLINE_BYTES:
             return picture.digest()
         return await self.off_loop(picture.digest)
 
-    def _cut_and_assemble(
-        self, request: ChatRequest, made: Sequence[PreparedPicture], digest: bytes, pixels: Pixels
+    def _prepare_and_assemble(
+        self,
+        request: ChatRequest,
+        prepared: Sequence[PreparedPicture],
+        digest: bytes,
+        pixels: Pixels,
     ) -> ChatWork:
-        return self._inputs.assemble(request, [*made, self._inputs.cut(digest, pixels)])
+        return self._preparer.assemble(
+            request, [*prepared, self._preparer.prepare_pixels(digest, pixels)]
+        )
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
     ) -> V2Response:
-        """The response of a V2 request."""
         return self._codec.encode_v2(request, answers)
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        """What turns this job's tokens into text."""
         return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
 
     def _observe_detokenize(self, seconds: float) -> None:
@@ -142,7 +147,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return fields
 
     def prompt(self, request: ChatRequest) -> str:
-        """All turns, one per line, pictures left out."""
+        """The texts of all messages, one message per line, without pictures."""
         return "\n".join(
             f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
             for turn in request.messages
@@ -156,7 +161,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return self._codec.encode_chat(body, call, answers)
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the text grows; the first one comes with the first token, so that a failure
+        """Events as the answer grows. The first one comes with the first token, so that a failure
         before it still gets a status. Closing the iterator cancels the jobs.
         """
         requests = await self._decode_chat(body, call)

@@ -1,6 +1,4 @@
-"""What may be asked of the room and what comes back, as frozen values. Knows no wire format and no
-tensor.
-"""
+"""Validated chat requests and pieces of answers: frozen values, no wire formats and no tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
 
     role: str
     parts: tuple[str | Picture, ...]
@@ -32,10 +30,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. Off are: top_k 0, top_p 1, the penalties 1, 0 and 0."""
+    """How a token is chosen. Neutral values: top_k 0, top_p 1, penalties 1, 0 and 0."""
 
     temperature: float = 1.0
-    """0 is greedy, and so is everything below `GREEDY_BELOW`."""
+    """Values below `GREEDY_BELOW` are greedy."""
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
@@ -43,18 +41,17 @@ class Sampling:
     presence_penalty: float = 0.0
     """Taken from the logits of tokens in the answer, as OpenAI does."""
     frequency_penalty: float = 0.0
-    """The same, times how often the token came."""
+    """The same, times the number of times the token came."""
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
         return self.temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One answer wanted. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes what is configured and
-    fits.
+    """A request for one answer. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes the configured
+    default, limited to the context.
     """
 
     messages: tuple[Message, ...]
@@ -66,21 +63,21 @@ class ChatRequest:
 
     @property
     def pictures(self) -> list[Picture]:
-        """Of all turns, in order."""
+        """Pictures of all messages, in order."""
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
     @property
     def num_chars(self) -> int:
-        """Characters of all turns."""
+        """Characters of all texts."""
         return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
-    """A piece of an answer. The engine fills `tokens`, the reader in `text` adds `text`.
+    """A piece of an answer. The engine sets `tokens`; `AnswerReader` adds `text`.
 
-    `finish_reason` is set on the last one: `stop` (end of turn or stop string) or `length`.
-    `completion_tokens` counts all tokens so far, the one that ends the turn included.
+    The last one has a `finish_reason`: `stop` (end token or stop string) or `length`.
+    `completion_tokens` counts all tokens so far, the end token included.
     """
 
     tokens: tuple[int, ...]

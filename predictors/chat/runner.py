@@ -1,9 +1,8 @@
-"""Launches passes: packs what the engine asks into tensors, picks the shape, hands back tokens that
-are still on the device. Knows slots, not callers.
+"""Launches the decoder's passes: packs the rows of a step into tensors, picks the width, returns
+tokens that are still on the device.
 
-Every pass has its shapes from a list that `warm` walks: decode widths, chunk widths. On a GPU each
-is one CUDA graph, and several prompts share a pass; elsewhere a pass is a plain or compiled
-function of one prompt. Nothing here asks the device for a value. Engine thread only.
+Every pass has its width from a list that warming walks. On a GPU each width is one CUDA graph, and
+several prompts share a pass; elsewhere a pass is a plain or compiled function of one prompt.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from torch import Tensor
 
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.paged import SCRATCH_PAGE, TILE
-from predictors.chat.device_state import Slots
-from predictors.chat.kv_cache import Limits
+from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
+from predictors.chat.decoder.state import SlotState
+from predictors.chat.limits import EngineLimits
 from predictors.chat.model import EncodedPicture
-from predictors.chat.passes import PACK_PIECES, Passes, num_prompt_ints
 from predictors.chat.request import Sampling
-from predictors.chat.token_choice import WAYS, Choice, choose, packed, way_for
+from predictors.chat.sampling import SAMPLERS, TokenChoice, cheapest_sampler, pack_choices
+from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.finite import DAMAGED
 from predictors.compute.device.graphs import Captured, Graphs
@@ -35,17 +35,16 @@ from predictors.errors import EngineFailed
 log = logging.getLogger(__name__)
 
 GREEDY = Sampling(temperature=0.0)
-EVERY_WAY = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
-"""One of each of WAYS."""
+ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence in a decode step: token number `index` of its answer goes to index `length` of
-    its pages.
+class DecodeRow:
+    """One sequence in a decode step: token number `index` of its answer is stored at index `length`
+    of its pages.
 
-    `position` is the rotary one (all three axes agree after the prompt); `pages` are its pages;
-    `choice` is about the token after it.
+    `position` is the rotary one (all three axes agree after the prompt); `choice` is about the
+    following token.
     """
 
     slot: int
@@ -53,15 +52,15 @@ class Row:
     position: int
     length: int
     pages: Sequence[int]
-    choice: Choice
+    choice: TokenChoice
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A chunk of a prompt: `tokens` (n,) int64 and `positions` (3, n) int64 on the CPU, from index
-    `start`.
+class PromptPart:
+    """A part of a prompt, from index `start`: `tokens` (n,) int64, `positions` (3, n) int64, on the
+    CPU.
 
-    `pictures` are (first row, features) of this chunk; the last piece of a prompt has a `choice`.
+    `pictures` are (first row, features) in this part; the last part of a prompt has a `choice`.
     """
 
     slot: int
@@ -70,18 +69,18 @@ class Piece:
     positions: Tensor
     pages: Sequence[int]
     pictures: Sequence[tuple[int, EncodedPicture]]
-    choice: Choice | None
+    choice: TokenChoice | None
 
 
-class Runner:
-    """Owns the decoder and everything on the device. All methods launch work and return at once.
+class ChatRunner:
+    """Owns the decoder, its pages and the state of all slots. Engine thread only.
 
-    `packs`: several prompts share a pass. `is_ahead`: a step may be launched before the one before
-    it was read.
+    All methods launch work and return at once; none asks the device for a value. `packs`: several
+    prompts share a pass. `is_ahead`: a step may be launched before the previous one was read.
     """
 
     def __init__(
-        self, decoder: Decoder, limits: Limits, placement: Placement, graphs: Graphs
+        self, decoder: Decoder, limits: EngineLimits, placement: Placement, graphs: Graphs
     ) -> None:
         self.limits = limits
         self.decode_widths = limits.decode_widths
@@ -90,48 +89,50 @@ class Runner:
         self._move = partial(to_device, placement=placement)
         self._decoder = decoder
         self._graphs = graphs
-        self._slots = Slots(limits, decoder.shape.vocab, placement.device)
-        self._passes = Passes(decoder, self._slots, limits, placement)
+        self._slots = SlotState(
+            limits.slots, limits.pages_per_slot, decoder.shape.vocab, placement.device
+        )
+        self._passes = DecoderPasses(decoder, self._slots, limits, placement)
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
-        self._step = compiled(self._passes.step, placement, "qwen_vl.decode")
+        self._decode = compiled(self._passes.step, placement, "qwen_vl.decode")
         self._prompt = compiled(self._passes.prompt, placement, "qwen_vl.prefill")
-        self._ways = {
-            way: partial(choose, compiled(pick, placement, f"qwen_vl.{way}"), self._slots)
-            for way, pick in WAYS.items()
+        self._samplers = {
+            name: partial(self._slots.choose_tokens, compiled(run, placement, f"qwen_vl.{name}"))
+            for name, run in SAMPLERS.items()
         }
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
-    def begin(self, slot: int, pages: Sequence[int], prompt: Tensor) -> None:
+    def reset_slot(self, slot: int, pages: Sequence[int], prompt: Tensor) -> None:
         """Make `slot` ready for a prompt (n,) int64. May be repeated."""
-        self._slots.begin(slot, pages, prompt, self._move)
+        self._slots.reset(slot, pages, prompt, self._move)
 
     @staged("prefill")
     @torch.no_grad()
-    def prefill(self, pieces: Sequence[Piece], width: int) -> Tensor:
-        """Read pieces in one pass of `width` rows (off a GPU each in its own); the first tokens
-        (pieces with a choice,) int64 of the answers."""
-        choices = [piece.choice for piece in pieces if piece.choice is not None]
+    def prefill(self, parts: Sequence[PromptPart], width: int) -> Tensor:
+        """Read parts of prompts in one pass of `width` rows (off a GPU each in its own). Returns
+        the first tokens (parts with a choice,) int64 of the answers."""
+        choices = [part.choice for part in parts if part.choice is not None]
         if self._placement.is_cuda:
-            logits = self._read_packed(pieces, width)
+            logits = self._read_packed(parts, width)
         else:
-            read = [self._read(piece, width) for piece in pieces]
-            logits = torch.cat([x for x, p in zip(read, pieces, strict=True) if p.choice] or read)
+            read = [self._read(part, width) for part in parts]
+            logits = torch.cat([x for x, p in zip(read, parts, strict=True) if p.choice] or read)
         return self._choose(logits, choices)
 
-    def _read(self, piece: Piece, width: int) -> Tensor:
-        """One piece; logits (1, vocab) after its last token."""
-        n = len(piece.tokens)
+    def _read(self, part: PromptPart, width: int) -> Tensor:
+        """One part; logits (1, vocab) after its last token."""
+        n = len(part.tokens)
         columns = torch.zeros(5, width, dtype=torch.int64)  # tokens, three axes, places
-        columns[0, :n] = piece.tokens
-        columns[1:4, :n] = piece.positions
-        columns[4, :n] = self._places(piece.pages, piece.start, n)
+        columns[0, :n] = part.tokens
+        columns[1:4, :n] = part.positions
+        columns[4, :n] = self._places(part.pages, part.start, n)
         tokens, positions, places = columns.split((1, 3, 1))
         embedded = self._decoder.embedding(tokens[0])
         deepstack = self._deepstack(width)
-        _put_pictures([piece], [0], embedded, deepstack)
-        table = self._slots.tables[piece.slot : piece.slot + 1]
-        span, last = torch.tensor([[piece.start, n]]), torch.tensor([n - 1])
+        _put_pictures([part], [0], embedded, deepstack)
+        table = self._slots.tables[part.slot : part.slot + 1]
+        span, last = torch.tensor([[part.start, n]]), torch.tensor([n - 1])
         given = (embedded, positions, last, places[0], table, span)
         return self._prompt(*given) if deepstack is None else self._prompt(*given, deepstack)
 
@@ -143,34 +144,34 @@ class Runner:
         size = (shape.deepstack, width, shape.hidden)
         return torch.zeros(size, dtype=kind.dtype, device=kind.device)
 
-    def _read_packed(self, pieces: Sequence[Piece], width: int) -> Tensor:
-        """Logits (PACK_PIECES, vocab), those of pieces with a choice first."""
+    def _read_packed(self, parts: Sequence[PromptPart], width: int) -> Tensor:
+        """Logits (PACK_PROMPTS, vocab), those of parts with a choice first."""
         columns = torch.zeros(5, width, dtype=torch.int64)
         tiles = torch.zeros(3, width // TILE, dtype=torch.int64)
-        tiles[0] = self._slots.nobody
-        last = torch.zeros(PACK_PIECES, dtype=torch.int64)
+        tiles[0] = self._slots.padding
+        last = torch.zeros(PACK_PROMPTS, dtype=torch.int64)
         first = ended = 0
         firsts = []
-        for piece in pieces:
-            n = len(piece.tokens)
-            columns[0, first : first + n] = piece.tokens
-            columns[1:4, first : first + n] = piece.positions
-            columns[4, first : first + n] = self._places(piece.pages, piece.start, n)
+        for part in parts:
+            n = len(part.tokens)
+            columns[0, first : first + n] = part.tokens
+            columns[1:4, first : first + n] = part.positions
+            columns[4, first : first + n] = self._places(part.pages, part.start, n)
             starts = torch.arange(0, n, TILE)
-            part = slice(first // TILE, first // TILE + len(starts))
-            tiles[0, part] = piece.slot
-            tiles[1, part] = piece.start + starts
-            tiles[2, part] = (n - starts).clamp(max=TILE)
-            if piece.choice is not None:
+            own = slice(first // TILE, first // TILE + len(starts))
+            tiles[0, own] = part.slot
+            tiles[1, own] = part.start + starts
+            tiles[2, own] = (n - starts).clamp(max=TILE)
+            if part.choice is not None:
                 last[ended] = first + n - 1
                 ended += 1
             firsts.append(first)
             first += len(starts) * TILE
         ints = torch.cat((columns.flatten(), tiles.flatten(), last))
-        return self._launch_prompt(pieces, firsts, width, ints)
+        return self._launch_prompt(parts, firsts, width, ints)
 
     def _launch_prompt(
-        self, pieces: Sequence[Piece], firsts: Sequence[int], width: int, ints: Tensor
+        self, parts: Sequence[PromptPart], firsts: Sequence[int], width: int, ints: Tensor
     ) -> Tensor:
         run = self._captured["prefill", width]
         if not run.inputs:
@@ -179,11 +180,11 @@ class Runner:
         placed.copy_(ints.pin_memory(), non_blocking=True)
         torch.index_select(self._decoder.embedding.weight, 0, placed[:width], out=embedded)
         deepstack = rest[0].zero_() if rest else None
-        _put_pictures(pieces, firsts, embedded, deepstack)
+        _put_pictures(parts, firsts, embedded, deepstack)
         return run(*run.inputs)
 
     def _places(self, pages: Sequence[int], start: int, n: int) -> Tensor:
-        """Where tokens start .. start + n of a sequence lie in the cache."""
+        """Places in the cache of a sequence's tokens start .. start + n."""
         index = torch.arange(start, start + n)
         size = self.limits.page_tokens
         return torch.tensor(pages)[index // size] * size + index % size
@@ -191,19 +192,18 @@ class Runner:
     # -- answers ---------------------------------------------------------------------------------
     @staged("decode")
     @torch.no_grad()
-    def decode(self, rows: Sequence[Row]) -> Tensor:
-        """One more token (len(rows),) int64 of each sequence; at most the largest of
+    def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
+        """The next token (len(rows),) int64 of each sequence; at most the largest of
         `decode_widths` rows."""
         logits = self.step_logits(rows)
         return self._choose(logits, [row.choice for row in rows])
 
-    def step_logits(self, rows: Sequence[Row]) -> Tensor:
+    def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Logits (width, vocab) after the newest token of each sequence: its rows first, then
         padding."""
         width = next(w for w in self.decode_widths if w >= len(rows))
-        nobody = (self._slots.nobody, 0, 0, 0)
         columns = [(row.slot, row.length, row.position, row.index) for row in rows]
-        columns += [nobody] * (width - len(rows))
+        columns += [(self._slots.padding, 0, 0, 0)] * (width - len(rows))
         ints = torch.tensor(columns).T.contiguous()
         if self._placement.is_cuda:
             return self._captured["decode", width](ints.pin_memory())
@@ -213,49 +213,51 @@ class Runner:
         placed = [row.pages[row.length // size] * size + row.length % size for row in rows]
         places = torch.tensor(placed + [SCRATCH_PAGE * size] * padding)
         spans = torch.tensor([(row.length, 1) for row in rows] + [(0, 0)] * padding)
-        tokens = self._slots.fed(slots, indices)
+        tokens = self._slots.newest_tokens(slots, indices)
         tables = self._slots.tables.index_select(0, slots)
-        return self._step(tokens, positions, places, tables, spans)
+        return self._decode(tokens, positions, places, tables, spans)
 
-    def _choose(self, logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+    def _choose(self, logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
         """The next token (len(choices),) int64 for the first rows of `logits` (rows, vocab)."""
         if not choices:
             return torch.empty(0, dtype=torch.int64, device=logits.device)
-        way, nobody = way_for(choices), self._slots.nobody
-        width = len(logits)
+        sampler, width = cheapest_sampler(choices), len(logits)
         if self._placement.is_cuda:
             width = next(w for w in self._choice_widths() if w >= len(choices))
-        ints, floats = packed(choices, width, logits.shape[1], nobody)
+        ints, floats = pack_choices(choices, width, logits.shape[1], self._slots.padding)
         if self._placement.is_cuda:
-            tokens = self._captured[way, width](ints.pin_memory(), floats.pin_memory())
+            tokens = self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
             return tokens[: len(choices)].clone()  # the next pass uses this memory
-        return self._ways[way](logits, ints, floats)[: len(choices)]
+        return self._samplers[sampler](logits, ints, floats)[: len(choices)]
 
     def copy(self, tokens: Tensor) -> HostCopy:
-        """Begin to bring `tokens` to the host; the only way values leave."""
+        """Start the copy of `tokens` to the host."""
         return to_host_async(tokens)
 
     # -- invariance ------------------------------------------------------------------------------
-    def settle_width(self) -> None:
-        """Where a step must be the same for everybody: the one width whose rows agree, or one."""
+    def fix_width(self) -> None:
+        """Make answers independent of other requests: decode in the largest width only, or row by
+        row where its rows differ in bits."""
         self.packs = False  # how a prompt is cut must not depend on others either
         self.decode_widths = self.decode_widths[-1:]
-        if not self.rows_agree():
+        if not self.has_equal_rows():
             log.warning("rows of a decode step differ in bits on this machine; decoding one by one")
             self.decode_widths = (1,)
 
     @torch.no_grad()
-    def rows_agree(self) -> bool:
-        """Whether a sequence gets the same bits on every row, whoever is on the others.
+    def has_equal_rows(self) -> bool:
+        """True if a sequence gets the same bits on every row, beside any others.
 
-        A matmul's kernel may treat its last rows differently. To be asked before the first
-        admission, since it writes to pages.
+        A matmul's kernel may treat its last rows differently. Call it before the first admission:
+        it writes to pages.
         """
         token = min(self._decoder.shape.vocab, 1000) - 1
         width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
-        rows = [Row(i, 0, 7 * i, 0, [1 + i], Choice(i, GREEDY, 0, 1)) for i in range(width)]
+        rows = [
+            DecodeRow(i, 0, 7 * i, 0, [1 + i], TokenChoice(i, GREEDY, 0, 1)) for i in range(width)
+        ]
         for row in rows:
-            self.begin(row.slot, row.pages, torch.tensor([0]))
+            self.reset_slot(row.slot, row.pages, torch.tensor([0]))
             self._slots.feed[row.slot] = (token - row.slot) % (token + 1)
         whole = self.step_logits(rows).clone()
         for turn in range(1, len(rows)):
@@ -273,13 +275,14 @@ class Runner:
         if self._placement.is_cuda:
             for width in self._choice_widths()[::-1]:
                 shapes += [
-                    (f"{way} x{width}", partial(self._capture_way, way, width)) for way in WAYS
+                    (f"{name} x{width}", partial(self._capture_sampler, name, width))
+                    for name in SAMPLERS
                 ]
         shapes += [(f"prefill {w}", partial(self._warm_prefill, w)) for w in prompts]
         return shapes + [(f"decode x{w}", partial(self._warm_decode, w)) for w in steps]
 
     def _choice_widths(self) -> tuple[int, ...]:
-        powers = [2**i for i in range(PACK_PIECES.bit_length())]
+        powers = [2**i for i in range(PACK_PROMPTS.bit_length())]
         return tuple(sorted({*self.limits.decode_widths, *powers}))
 
     def _capture(self, name: str, width: int, run: Callable[..., Tensor], *like: Tensor) -> None:
@@ -287,21 +290,19 @@ class Runner:
             captured = self._graphs.capture(run, like, f"{name} {width}")
             self._captured[name, width] = captured
 
-    def _capture_way(self, way: str, width: int) -> None:
-        ints, floats = packed([], width, self._decoder.shape.vocab, self._slots.nobody)
-        self._capture(
-            way, width, self._passes.fused_choice(way, width), self._move(ints), self._move(floats)
-        )
+    def _capture_sampler(self, name: str, width: int) -> None:
+        packed = pack_choices([], width, self._decoder.shape.vocab, self._slots.padding)
+        self._capture(name, width, self._passes.fused_choice(name, width), *map(self._move, packed))
 
     def _warm_decode(self, width: int) -> None:
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         if self._placement.is_cuda:
-            ints = torch.tensor([[self._slots.nobody], [0], [0], [0]]).expand(4, width)
+            ints = torch.tensor([[self._slots.padding], [0], [0], [0]]).expand(4, width)
             self._capture("decode", width, self._passes.fused_step, self._move(ints.contiguous()))
-        everybody = [i % self.limits.slots for i in range(width)]
-        for sampling in EVERY_WAY:
-            choices = [Choice(i, sampling, 0, 1) for i in everybody]
-            rows = [Row(c.slot, 0, 0, 0, pages, c) for c in choices]
+        slots = [i % self.limits.slots for i in range(width)]
+        for sampling in ONE_PER_SAMPLER:
+            choices = [TokenChoice(slot, sampling, 0, 1) for slot in slots]
+            rows = [DecodeRow(c.slot, 0, 0, 0, pages, c) for c in choices]
             self._check(self.decode(rows), f"decode x{width}")
 
     def _warm_prefill(self, width: int) -> None:
@@ -315,24 +316,24 @@ class Runner:
             self._capture("prefill", width, self._passes.fused_prompt, embedded, ints, *more)
         tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
-        for sampling in EVERY_WAY:
-            piece = Piece(0, 0, tokens, positions, pages, (), Choice(0, sampling, 0, 0))
-            self._check(self.prefill([piece], width), f"prefill {width}")
+        for sampling in ONE_PER_SAMPLER:
+            part = PromptPart(0, 0, tokens, positions, pages, (), TokenChoice(0, sampling, 0, 0))
+            self._check(self.prefill([part], width), f"prefill {width}")
 
     def _check(self, tokens: Tensor, what: str) -> None:
-        """Raise `EngineFailed` for tokens of a warm-up that no model would choose. Waits."""
+        """Raise `EngineFailed` for tokens that are no tokens: the weights are damaged. Waits."""
         found, vocab = self.copy(tokens).result().tolist(), self._decoder.shape.vocab
         if not all(0 <= token < vocab for token in found):
             raise EngineFailed(f"the logits of warm-up {what} are not finite; {DAMAGED}")
 
 
 def _put_pictures(
-    pieces: Sequence[Piece], firsts: Sequence[int], embedded: Tensor, deepstack: Tensor | None
+    parts: Sequence[PromptPart], firsts: Sequence[int], embedded: Tensor, deepstack: Tensor | None
 ) -> None:
-    """Write the pictures of pieces that begin at rows `firsts` into `embedded` (rows, hidden), and
+    """Write the pictures of parts that begin at rows `firsts` into `embedded` (rows, hidden), and
     their other levels into `deepstack` (levels, rows, hidden)."""
-    for piece, start in zip(pieces, firsts, strict=True):
-        for first, picture in piece.pictures:
+    for part, start in zip(parts, firsts, strict=True):
+        for first, picture in part.pictures:
             rows = slice(start + first, start + first + len(picture.embedding))
             embedded[rows] = picture.embedding
             if deepstack is not None:

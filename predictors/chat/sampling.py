@@ -1,34 +1,33 @@
-"""Logits -> tokens, row by row. Knows no device, no sequence and no place where values come from.
+"""Logits to tokens, row by row: three samplers, and the tensors they take.
 
-Order as in transformers and vLLM: penalties, temperature, top_k, top_p, draw. The draw is a race of
-exponentials (argmax of logits plus Gumbel noise) whose noise is a hash of (seed, position, token):
-the same step gives the same token however often it is replayed, on whatever row and beside
-whomever.
+Order as in transformers and vLLM: penalties, temperature, top_k, top_p, draw. The draw is the
+argmax of logits plus Gumbel noise, and the noise is a hash of (seed, position, token): a step gives
+the same token however often it is repeated, on any row and beside any other sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from predictors.chat.request import Sampling
 
 GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): increment and the two multipliers
 MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
 WORD = 2**64
 NOT_FINITE = -1
-"""In the place of a token: no id, so that it can't be taken for one."""
+"""Stands in place of a token; no id, so that it can't be taken for one."""
 NOISE_BITS = 23  # so that (n + 1/2) / 2^23 is exact in fp32 and never 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Of each row: penalties (rows, 1) fp32, `seen` (rows, vocab) bool, `counts` (rows, vocab)
-    fp32.
-
-    `seen` marks tokens of prompt and answer, `counts` how often a token came in the answer.
-    """
+    """Of each row: penalties (rows, 1) fp32; `seen` (rows, vocab) bool marks tokens of prompt and
+    answer; `counts` (rows, vocab) fp32 is how often a token came in the answer."""
 
     repetition: Tensor
     presence: Tensor
@@ -42,7 +41,7 @@ class Draw:
     """Of each row, all (rows, 1): `temperature`, `top_p` fp32; `top_k`, `key` int64; `greedy` bool.
 
     `top_k` is the vocabulary's size when off. `key` comes from `noise_key`. `tokens` (1, vocab)
-    int64 counts from 0; only `drawn` reads it.
+    int64 counts from 0; only `sample_all` reads it.
     """
 
     temperature: Tensor
@@ -66,45 +65,45 @@ def _mix_int(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def penalised(logits: Tensor, penalties: Penalties) -> Tensor:
-    """Logits (rows, vocab) fp32 with all three penalties; neutral ones change no bit."""
+def penalized(logits: Tensor, penalties: Penalties) -> Tensor:
+    """Logits (rows, vocab) fp32 with all three penalties; neutral values change no bit."""
     scaled = torch.where(logits < 0, logits * penalties.repetition, logits / penalties.repetition)
     logits = torch.where(penalties.seen, scaled, logits)
     logits = logits - penalties.counts * penalties.frequency
     return logits - (penalties.counts > 0).to(logits.dtype) * penalties.presence
 
 
-def checked(tokens: Tensor, logits: Tensor) -> Tensor:
-    """The chosen `tokens` (rows,) int64, `NOT_FINITE` for rows of `logits` (rows, vocab) that hold
-    NaN or infinities: whatever was chosen there means nothing."""
+def mark_not_finite(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The chosen `tokens` (rows,) int64, but `NOT_FINITE` for rows of `logits` (rows, vocab) that
+    hold NaN or infinities."""
     total = logits.sum(-1)  # not finite if anything in its row is not
     return tokens.masked_fill((total - total) != 0, NOT_FINITE)
 
 
-def greedy(logits: Tensor, penalties: Penalties) -> Tensor:
+def sample_greedy(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     """The most likely token (rows,) int64 after penalties."""
-    return penalised(logits, penalties).argmax(-1)
+    return penalized(logits, penalties).argmax(-1)
 
 
-def sampled(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
+def sample_filtered(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     """A token (rows,) int64 per row: drawn, or the most likely one where `draw.greedy`."""
-    logits = penalised(logits, penalties)
-    ranked, tokens = filtered(logits / draw.temperature, draw)
+    logits = penalized(logits, penalties)
+    ranked, tokens = filter_top(logits / draw.temperature, draw)
     raced = ranked + gumbel(draw.key, tokens)
     drawn = tokens.gather(1, raced.argmax(-1, keepdim=True))
     return torch.where(draw.greedy, logits.argmax(-1, keepdim=True), drawn)[:, 0]
 
 
-def drawn(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
-    """As `sampled` where no row has a top_k or top_p: nothing needs to be ranked."""
+def sample_all(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
+    """As `sample_filtered` where no row has a top_k or top_p: nothing needs to be sorted."""
     assert draw.tokens is not None  # given, because Inductor's C++ can't take an `arange` here
-    logits = penalised(logits, penalties)
+    logits = penalized(logits, penalties)
     raced = logits / draw.temperature + gumbel(draw.key, draw.tokens)
     return torch.where(draw.greedy, logits, raced).argmax(-1)
 
 
-def filtered(logits: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Logits in descending order, -inf outside top_k and top_p, and whose they are; both (rows,
+def filter_top(logits: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Logits in descending order, -inf outside top_k and top_p, and their tokens; both (rows,
     vocab).
 
     As transformers: top_k keeps ties with the k-th; top_p keeps a token while the mass before it is
@@ -135,3 +134,64 @@ def _shift(word: Tensor, bits: int) -> Tensor:
 
 def _signed(word: int) -> int:
     return word - WORD if word >= WORD // 2 else word
+
+
+# -- from requests to samplers ---------------------------------------------------------------------
+Sampler = Callable[[Tensor, Penalties, Draw], Tensor]
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "greedy": sample_greedy,
+    "drawn": sample_all,
+    "sampled": sample_filtered,
+}
+"""From the cheapest to the one that serves every request. A row's token is the same in each sampler
+that serves it; sorting the vocabulary costs as much as a decode step of one sequence."""
+NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """How the next token of the sequence in `slot` is chosen; `position` is its number in the
+    answer."""
+
+    slot: int
+    sampling: Sampling
+    seed: int
+    position: int
+
+
+def cheapest_sampler(choices: Sequence[TokenChoice]) -> str:
+    """Name of the cheapest sampler that serves all choices."""
+    if all(c.sampling.is_greedy for c in choices):
+        return "greedy"
+    is_open = (c.sampling.top_k <= 0 and c.sampling.top_p >= 1.0 for c in choices)
+    return "drawn" if all(is_open) else "sampled"
+
+
+def pack_choices(
+    choices: Sequence[TokenChoice], width: int, vocab: int, padding_slot: int
+) -> tuple[Tensor, Tensor]:
+    """ints (5, width) int64: slot, number, top_k, key, greedy; floats (5, width) fp32: penalties
+    (repetition, presence, frequency), temperature, top_p. On the host; padding rows are greedy."""
+    missing = width - len(choices)
+    ints = [_ints(choice, vocab) for choice in choices] + [(padding_slot, 0, vocab, 0, 1)] * missing
+    floats = [_floats(choice.sampling) for choice in choices] + [NEUTRAL] * missing
+    return torch.tensor(ints).T.contiguous(), torch.tensor(floats).T.contiguous()
+
+
+def _ints(choice: TokenChoice, vocab: int) -> tuple[int, int, int, int, int]:
+    sampling = choice.sampling
+    top_k = min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
+    is_greedy = sampling.is_greedy
+    key = 0 if is_greedy else noise_key(choice.seed, choice.position)
+    return choice.slot, choice.position, top_k, key, int(is_greedy)
+
+
+def _floats(sampling: Sampling) -> tuple[float, float, float, float, float]:
+    return (
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        1.0 if sampling.is_greedy else sampling.temperature,
+        sampling.top_p,
+    )

@@ -1,26 +1,45 @@
-"""One admitted sequence and its growing answer. Knows its place on the device in numbers; computes
-nothing.
+"""A job between admission and its last token, and the metrics of such jobs.
 
-Tokens stay on the device, so what was launched may be ahead of what was read.
+Tokens stay on the device from step to step, so a sequence counts both the tokens that were launched
+and those that were read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from predictors import metrics
 from predictors.chat.inputs import ChatWork
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import ChatDelta
-from predictors.chat.runner import Row
-from predictors.chat.token_choice import Choice
+from predictors.chat.sampling import TokenChoice
 from predictors.serving.job import Job
 
 ChatJob = Job[ChatWork, ChatDelta]
 
+SERIES = metrics.ModelSeries(
+    operations=("infer", "chat"),
+    stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
+    caches=("vision_embedding", "prefix"),
+    own={
+        metrics.ttft_seconds: ((),),
+        metrics.itl_seconds: ((),),
+        metrics.prompt_tokens_total: ((),),
+        metrics.vision_tokens_total: ((),),
+        metrics.generation_tokens_total: ((),),
+        metrics.request_prompt_tokens: ((),),
+        metrics.request_generation_tokens: ((),),
+        metrics.input_image_pixels: ((),),
+        metrics.kv_cache_usage_ratio: ((),),
+    },
+)
+
 
 @dataclass(slots=True, eq=False)
-class Reply:
-    """One admitted job and its growing answer. Changed at the end of a step only."""
+class Sequence:
+    """One admitted job and its growing answer. Changed on the engine thread, after the part of a
+    step that can fail."""
 
     job: ChatJob
     slot: int
@@ -28,48 +47,94 @@ class Reply:
     total: int
     """Tokens of the prompt."""
     names: tuple[bytes, ...] = ()
-    """Of the prompt's pages that may be shared, see `prefixes`."""
+    """Names of the prompt's pages that may be shared, see `kv_cache.page_names`."""
     num_shared: int = 0
-    """Of its first pages, those that somebody else has filled."""
+    """How many of its first pages another sequence has filled."""
     is_begun: bool = False
-    """Whether any of its prompt was launched."""
+    """A part of its prompt was launched."""
     done: int = 0
-    """Prompt tokens that are in the cache, or will be once what was launched has run."""
+    """Prompt tokens that are in the cache, or will be once the launched work has run."""
     launched: int = 0
     """Tokens of the answer that were launched."""
     answer: list[int] = field(default_factory=list)
     """Tokens of the answer that were read."""
     is_gone: bool = False
-    """Whether it was evicted: what is still in flight for it is dropped."""
-    embedded: dict[int, EncodedPicture] = field(
-        default_factory=dict
-    )  # picture's index -> its tokens
+    """It was evicted: tokens in flight for it are dropped."""
+    pictures: dict[int, EncodedPicture] = field(default_factory=dict)
+    """Encoded pictures by their index in the prompt, until the prompt is read."""
     first_token_at: float = 0.0
     last_token_at: float = 0.0
 
     @property
     def work(self) -> ChatWork:
-        """What is wanted."""
         return self.job.work
 
     @property
     def is_launched(self) -> bool:
-        """Whether all it may ever need was launched."""
+        """All tokens it may ever have were launched."""
         return self.launched >= self.job.work.max_tokens
 
     def describe(self) -> dict[str, object]:
-        """Its tokens in numbers. Any thread."""
+        """Its progress in tokens, for operators. Any thread."""
         most, made = self.work.max_tokens, len(self.answer)
         prompt = {"prompt_tokens": self.total, "prompt_done": self.done}
         return {"steps_done": made, "steps_left": most - made, **prompt}
 
-    def choice(self) -> Choice:
-        """How the next token that is not launched is chosen."""
+    def next_choice(self) -> TokenChoice:
+        """How the next token that is not launched yet is chosen."""
         work = self.job.work
-        return Choice(self.slot, work.sampling, work.seed, self.launched)
+        return TokenChoice(self.slot, work.sampling, work.seed, self.launched)
 
-    def row(self) -> Row:
-        """Its place in the next decode step: the newest token is not in the cache yet."""
-        index, work = self.launched - 1, self.job.work
-        position, length = work.next_position + index, self.total + index
-        return Row(self.slot, index, position, length, self.pages, self.choice())
+
+class ChatMetrics:
+    """The series of one model, bound once: they are updated per token. Engine thread only."""
+
+    def __init__(self, model: str) -> None:
+        self.observe_rows = metrics.batch_size.labels(model).observe
+        self.set_usage = metrics.kv_cache_usage_ratio.labels(model).set
+        self.add_tokens = metrics.generation_tokens_total.labels(model).inc
+        self._model = model
+        self._between = metrics.itl_seconds.labels(model).observe
+        self._first = metrics.ttft_seconds.labels(model).observe
+        self._prompt_tokens = metrics.prompt_tokens_total.labels(model).inc
+        self._vision_tokens = metrics.vision_tokens_total.labels(model).inc
+        self._prompt = metrics.request_prompt_tokens.labels(model).observe
+        self._answer = metrics.request_generation_tokens.labels(model).observe
+        stages = ("vision_encode", "prefill", "decode")
+        self._stages = {s: metrics.stage_seconds.labels(model, s).observe for s in stages}
+
+    def observe_token(self, sequence: Sequence, now: float) -> None:
+        """`sequence` has one more token at `now`, seconds of its job's clock."""
+        if len(sequence.answer) == 1:
+            self._observe_first(sequence, now)
+        else:
+            self._between(now - sequence.last_token_at)
+        sequence.last_token_at = now
+
+    def _observe_first(self, sequence: Sequence, now: float) -> None:
+        job, work = sequence.job, sequence.work
+        sequence.first_token_at = now
+        self._first(now - job.submitted_at, job.exemplar)
+        self.observe_stage(job, "prefill", now - (job.admitted_at or job.submitted_at))
+        self._prompt_tokens(work.num_prompt_tokens)
+        self._vision_tokens(sum(picture.length for picture in work.pictures))
+        self._prompt(work.num_prompt_tokens)
+
+    def observe_end(self, sequence: Sequence) -> None:
+        """The answer is complete."""
+        seconds = sequence.last_token_at - sequence.first_token_at
+        self.observe_stage(sequence.job, "decode", seconds)
+        self._answer(len(sequence.answer))
+
+    def observe_stage(self, job: ChatJob, stage: str, seconds: float) -> None:
+        """Seconds of a stage of `job`; on a GPU `vision_encode` is its launch alone."""
+        job.add_stage(stage, seconds)
+        self._stages[stage](seconds, job.exemplar)
+
+    def cache_counter(self, name: str) -> Callable[[str], None]:
+        """A function that counts a `hit`, `miss` or `evict` of the cache of that name."""
+        counters = {
+            result: metrics.cache_requests_total.labels(self._model, name, result)
+            for result in metrics.CACHE_RESULTS
+        }
+        return lambda result: counters[result].inc()

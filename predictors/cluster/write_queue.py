@@ -16,7 +16,7 @@ WriteKey = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class ApiWrite:
-    """One call to make: an event about `target`, or without an event the pod's annotation."""
+    """A call to make: an event about `target`, or without an event the pod's annotation."""
 
     target: str
     text: str = ""

@@ -29,7 +29,7 @@ from predictors.workers.pool import Workers
 class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]):
     """Text to image with one `DiffusionModel`, whose weights are read in `load`."""
 
-    room = "flux"  # the name of this task in settings, metrics and the admin state
+    task = "flux"  # as settings, metrics and the admin state name it
     series = SERIES
 
     def __init__(

@@ -190,7 +190,7 @@ class LineWriter:
     def _write_some(self, text: bytes) -> int:
         try:
             return os.write(self._descriptor, text)
-        except BlockingIOError:  # somebody who shares the descriptor made it so
+        except BlockingIOError:  # another process that shares the descriptor made it non-blocking
             ready = select.poll()
             ready.register(self._descriptor, select.POLLOUT)
             ready.poll()

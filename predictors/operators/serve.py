@@ -24,7 +24,7 @@ from predictors.operators.admin import admin_routes
 from predictors.protocol.http.connection_limits import raise_file_limit
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.tasks import make_workers
-from predictors.serving.lifecycle import State, Warmth
+from predictors.serving.lifecycle import StartProgress, State
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -93,7 +93,7 @@ def freeze_loaded_objects() -> None:
     gc.freeze()
 
 
-def _report_progress(model: str, events: LifecycleEvents | None, progress: Warmth) -> None:
+def _report_progress(model: str, events: LifecycleEvents | None, progress: StartProgress) -> None:
     if progress.shape:
         log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
         if events is not None:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.settings import ImageLimits
-from predictors.workers.shared_memory import SharedMemory
+from predictors.workers.messages import SharedMemory
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 ACCEPTED = "PNG, JPEG or WebP"

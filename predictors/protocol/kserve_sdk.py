@@ -1,8 +1,8 @@
-"""The one door to the KServe SDK. Knows why it needs one: `import kserve` parses `sys.argv`.
+"""The only import of the KServe SDK, which reads the command line at import.
 
-kserve/model_server.py runs `parser.parse_known_args()` at import, with abbreviations: a foreign
-flag can change its ports or end the process. Here it sees an empty command line, and the caller's
-is put back.
+kserve/model_server.py calls `parser.parse_known_args()` with abbreviations, so that a flag of ours
+could change its ports or end the process. Here `sys.argv` is empty during the import and restored
+after it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ try:
 finally:
     sys.argv = _argv
 
-# KServe logs one latency line per request and one per model at INFO; our access log says it once.
+# KServe logs a line per request and per model at INFO; our access log has the same.
 logging.getLogger("kserve").setLevel(logging.WARNING)
 logging.getLogger("kserve.trace").setLevel(logging.WARNING)
 

@@ -58,7 +58,8 @@ class Registry:
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {model.name: model for model in models}
         self._withdrawn: set[str] = set()
-        self._leaving = False
+        self.leaving = asyncio.Event()
+        """Set once the process is about to end, so that callers should go elsewhere."""
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -96,18 +97,13 @@ class Registry:
 
     # -- health ------------------------------------------------------------------------------------
     @property
-    def is_leaving(self) -> bool:
-        """True once the process is about to end, so that callers should go elsewhere."""
-        return self._leaving
-
-    @property
     def is_draining(self) -> bool:
         """True once new requests are refused."""
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
         """True while the model is warm, alive and not withdrawn, and the server is not leaving."""
-        if self._leaving or name in self._withdrawn:
+        if self.leaving.is_set() or name in self._withdrawn:
             return False
         return await self._models[name].healthy()
 
@@ -181,7 +177,7 @@ class Registry:
     # -- shutdown ----------------------------------------------------------------------------------
     def start_leaving(self) -> None:
         """Report not ready from now on, for good, but still accept requests."""
-        self._leaving = True
+        self.leaving.set()
         metrics.draining.set(1)
 
     def drain(self) -> None:

@@ -207,7 +207,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             routes,
             access_log=own.access_log,
             on_scrape=self._on_scrape,
-            is_leaving=lambda: self.registry.is_leaving,
+            is_leaving=self.registry.leaving.is_set,
             access=access,
         )
         return HttpServer(app, own, limit)

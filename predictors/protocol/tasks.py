@@ -1,7 +1,7 @@
-"""Functions for worker processes: from a large body to a checked request, from a picture to pixels.
+"""Functions that run in worker processes: parsing of large bodies, decoding of pictures.
 
-Workers import this module: nothing here, and nothing that it imports, may load torch or gRPC. Each
-`decode` function takes the body's bytes first, and is called in place where they are few.
+Workers import this module, so neither it nor its imports may load torch or gRPC. A `decode`
+function takes the body's bytes first; for a small body it is called in the server's own process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from predictors.protocol.images import Pixels, decode_pixels
 from predictors.settings import ImageLimits, ServerSettings
+from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
-from predictors.workers.shared_memory import SharedMemory
 
 T = TypeVar("T")
 
@@ -28,13 +28,13 @@ MODULES = (
 
 RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
-PARSE_FACTOR = 8  # bytes of memory per byte of a body: text of four bytes a character, and copies
+PARSE_FACTOR = 8  # bytes of memory per byte of a body: 4 per character of a str, and copies
 PARSE_BYTES = 2**20
-MESSAGE_FACTOR = 3  # of a protobuf message: its fields are slices
+MESSAGE_FACTOR = 3  # per byte of a protobuf message, whose fields are slices
 
 
 def make_workers(settings: ServerSettings) -> Workers:
-    """The pool of a process; its workers start with the first large request, or with `start`."""
+    """The worker processes of a server; they start with `start` or the first large request."""
     return Workers(
         MODULES,
         count=settings.workers,
@@ -50,12 +50,14 @@ async def decode_large(
     *arguments: Any,
     factor: int = PARSE_FACTOR,
 ) -> T:
-    """`decode(raw, *arguments)` in a worker process, which takes `raw`. Raises what it raises, and
-    what `Workers.run` does."""
+    """Call `decode(raw, *arguments)` in a worker process, which takes ownership of `raw`.
+
+    Raises the exceptions of `decode` and of `Workers.run`.
+    """
     size = raw.size if isinstance(raw, SharedMemory) else len(raw)
     name = f"{decode.__module__}:{decode.__name__}"
     memory_bytes = PARSE_BYTES + factor * size
-    # who leaves does not close it: the task may be on its way to a worker. It goes with the task
+    # not closed on cancellation: the task may be on its way to a worker, which then closes it
     value: T = await workers.run(RUN_DECODE, name, raw, arguments, memory_bytes=memory_bytes)
     if isinstance(raw, SharedMemory):
         raw.close()
@@ -63,7 +65,7 @@ async def decode_large(
 
 
 def run_decode(name: str, raw: bytes | SharedMemory, arguments: Sequence[Any]) -> Any:
-    """Worker: call `name` (`module:function`) with the body's bytes."""
+    """Call `name` (`module:function`) with the body's bytes. Runs in a worker."""
     module, _, function = name.partition(":")
     assert module in MODULES
     whole = raw.read() if isinstance(raw, SharedMemory) else raw
@@ -71,5 +73,5 @@ def run_decode(name: str, raw: bytes | SharedMemory, arguments: Sequence[Any]) -
 
 
 def decode_picture(raw: bytes, limits: ImageLimits, param: str) -> Pixels:
-    """Worker: a file to RGB pixels in shared memory."""
+    """Decode an image file to RGB pixels in shared memory. Runs in a worker."""
     return decode_pixels(raw, limits, param=param)

@@ -17,9 +17,8 @@ from prometheus_client import Gauge
 
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
-from predictors.serving.departure_rate import DepartureRate
 from predictors.serving.job import Job
-from predictors.serving.queue import AdmissionPass, AdmissionQueue
+from predictors.serving.queue import AdmissionPass, AdmissionQueue, DepartureRate
 from predictors.settings import QueueSettings
 
 W = TypeVar("W")

@@ -41,7 +41,7 @@ _NEXT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Warmth:
+class StartProgress:
     """Progress of a start: in `phase` ("load", "warmup"), `done` of `total` shapes.
 
     `shape` was warmed last. While loading both numbers are 0.
@@ -58,7 +58,7 @@ class HostEvents:
     """Callbacks of one host, called in the order in which they were subscribed."""
 
     on_state: list[Callable[[State], object]] = field(default_factory=list)
-    on_progress: list[Callable[[Warmth], object]] = field(default_factory=list)
+    on_progress: list[Callable[[StartProgress], object]] = field(default_factory=list)
     on_warm: list[Callable[[], object]] = field(default_factory=list)
     on_failed: list[Callable[[EngineFailed], object]] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ class HostEvents:
         self,
         *,
         on_state: Callable[[State], object] | None = None,
-        on_progress: Callable[[Warmth], object] | None = None,
+        on_progress: Callable[[StartProgress], object] | None = None,
         on_warm: Callable[[], object] | None = None,
         on_failed: Callable[[EngineFailed], object] | None = None,
     ) -> None:

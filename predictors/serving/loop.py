@@ -17,7 +17,7 @@ from predictors.errors import Draining, EngineFailed, OutOfMemory, ServingError,
 from predictors.serving.engine import Engine, StickyDeviceError
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
-from predictors.serving.lifecycle import HostEvents, Lifecycle, State, Warmth
+from predictors.serving.lifecycle import HostEvents, Lifecycle, StartProgress, State
 from predictors.serving.recording import Recordings
 
 W = TypeVar("W")
@@ -228,7 +228,7 @@ class EngineLoop(Generic[W, C]):
             self._lifecycle.move(State.READY)
 
     def _timed(self, phase: str, work: Callable[..., None], *args: Any) -> None:
-        self._report(Warmth(phase))
+        self._report(StartProgress(phase))
         started = self._clock()
         work(*args)
         seconds = self._clock() - started
@@ -236,9 +236,9 @@ class EngineLoop(Generic[W, C]):
         log.info("%s: %s took %.2f s", self._model, phase, seconds)
 
     def _report_shape(self, shape: str, done: int, total: int) -> None:
-        self._report(Warmth("warmup", shape, done, total))
+        self._report(StartProgress("warmup", shape, done, total))
 
-    def _report(self, progress: Warmth) -> None:
+    def _report(self, progress: StartProgress) -> None:
         for on_progress in self._events.on_progress:
             _, error = try_call(on_progress, progress)
             if error is not None:

@@ -1,4 +1,5 @@
-"""The bounded queue of jobs that wait for a slot, and the order in which they are offered.
+"""The bounded queue of jobs that wait for a slot, the order in which they are offered, and how long
+a full one needs.
 
 First in, first out, with one exception: behind a head that the engine can't take now, the next few
 jobs (the skip window) are offered too, until the head has waited too long. Removing a job costs
@@ -7,6 +8,7 @@ the same anywhere in the queue, and no operation visits all waiting jobs but `cl
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -17,6 +19,13 @@ from predictors.settings import QueueSettings
 
 W = TypeVar("W")
 C = TypeVar("C")
+
+# of the newest job: the estimate follows a change of traffic within some ten jobs
+RATE_WEIGHT = 0.2
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 60.0  # clients of OpenAI's SDK ignore a longer Retry-After
+SPREAD = 0.25
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class AdmissionQueue(Generic[W, C]):
@@ -103,3 +112,29 @@ class AdmissionPass(Generic[W, C]):
 
     def _is_overdue(self, job: Job[W, C]) -> bool:
         return job.submitted_at < self._overdue_before
+
+
+class DepartureRate:
+    """Average engine seconds per job, exponential. Not thread-safe: `JobTable` holds the lock."""
+
+    def __init__(self) -> None:
+        self._seconds_per_job: float | None = None
+        self._refusals = 0
+
+    def observe(self, seconds_in_slot: float, num_running: int) -> None:
+        """Count a finished job, which ran beside others: `num_running` jobs, itself included."""
+        share = max(0.0, seconds_in_slot) / max(1, num_running)
+        last = self._seconds_per_job
+        self._seconds_per_job = share if last is None else last + RATE_WEIGHT * (share - last)
+
+    def retry_after_s(self, waiting: int) -> float:
+        """Estimate the seconds until `waiting` jobs have left, 1 to 60, plus a spread.
+
+        Each refusal gets up to a quarter more, so that callers who were refused together do not
+        come back together. Steps of the golden ratio fill the quarter evenly without random
+        numbers.
+        """
+        estimate = waiting * (self._seconds_per_job or 0.0)
+        self._refusals += 1
+        spread = 1 + SPREAD * math.fmod(self._refusals * GOLDEN, 1.0)
+        return min(MAX_RETRY_S, max(MIN_RETRY_S, estimate) * spread)

@@ -62,6 +62,15 @@ class ThreadPools:
             del self._busy_since[thread]
 
 
+def threads_for(cores: int) -> int:
+    """Threads that prepare on a machine with this many cores.
+
+    Half of them, since loop, engine and torch need some too; at most 8, because more would wait for
+    the interpreter's lock.
+    """
+    return min(max(2, cores // 2), 8)
+
+
 def _lower_priority() -> None:
     # on Linux niceness belongs to a thread
     with contextlib.suppress(OSError, AttributeError):

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from predictors.errors import Draining, NotReady, Overloaded, StepFailed, TooLarge
-from predictors.workers.budget import MemoryBudget
 from predictors.workers.messages import ConnectionClosed, receive, send
 from predictors.workers.process import READY, Outcome, Task
 
@@ -44,7 +43,7 @@ _START += "; process.run_worker(int(sys.argv[1]), sys.argv[3].split(','), int(sy
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _QueuedTask:
     task: Task
     future: Future[Any] = field(default_factory=Future)
 
@@ -67,8 +66,8 @@ class Workers:
         self._budget = MemoryBudget(memory_bytes)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._small: deque[_Waiting] = deque()
-        self._large: deque[_Waiting] = deque()
+        self._small: deque[_QueuedTask] = deque()
+        self._large: deque[_QueuedTask] = deque()
         self._num_large = 0  # running
         self._started_at: dict[int, float] = {}  # of the present task, by process
         self._threads: list[threading.Thread] = []
@@ -112,16 +111,16 @@ class Workers:
         """Queue a task without regard to the budget. Its future may be cancelled while it waits.
         Raises `Overloaded` when too many tasks wait, `Draining` after `close`."""
         is_large = memory_bytes > LARGE_TASK_BYTES
-        waiting = _Waiting(Task(task, arguments, is_large))
+        queued = _QueuedTask(Task(task, arguments, is_large))
         with self._lock:
             if self._is_closed:
                 raise Draining("the server is shutting down")
             if len(self._small) + len(self._large) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} requests wait to be read already; try again later")
-            (self._large if is_large else self._small).append(waiting)
+            (self._large if is_large else self._small).append(queued)
             self._start_locked()
             self._changed.notify_all()
-        return waiting.future
+        return queued.future
 
     @property
     def is_alive(self) -> bool:
@@ -166,9 +165,9 @@ class Workers:
             self._large.clear()
             processes = list(self._processes.values())
             self._changed.notify_all()
-        for waiting in left:
-            if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_exception(Draining("the server is shutting down"))
+        for queued in left:
+            if queued.future.set_running_or_notify_cancel():
+                queued.future.set_exception(Draining("the server is shutting down"))
         for process in processes:
             process.kill()
         for thread in self._threads:
@@ -178,12 +177,12 @@ class Workers:
     def _run_process(self, index: int) -> None:
         connection = self._try_spawn(index)
         while True:
-            waiting = self._next(index)
-            if waiting is None:
+            queued = self._next(index)
+            if queued is None:
                 break
-            connection = self._run_task(index, connection, waiting)
-            self._after_task(index, waiting)
-            del waiting  # its arguments and its result may be large
+            connection = self._run_task(index, connection, queued)
+            self._after_task(index, queued)
+            del queued  # its arguments and its result may be large
         if connection is not None:
             connection.close()
         self._kill(index)
@@ -200,7 +199,7 @@ class Workers:
         return connection
 
     def _run_task(
-        self, index: int, connection: socket.socket | None, waiting: _Waiting
+        self, index: int, connection: socket.socket | None, queued: _QueuedTask
     ) -> socket.socket | None:
         """Run a task and set its result; returns the connection for the next task.
 
@@ -209,75 +208,75 @@ class Workers:
         for is_last in (False, True):
             connection = connection or self._try_spawn(index)
             if connection is None:
-                self._set_result(waiting, NotReady("no process can be started to read this"))
+                self._set_result(queued, NotReady("no process can be started to read this"))
                 return None
-            if self._send_task(connection, waiting, is_last=is_last):
+            if self._send_task(connection, queued, is_last=is_last):
                 return connection
             self._kill(index)
             connection.close()
             connection = None
-            if waiting.future.done():
+            if queued.future.done():
                 break
         return self._try_spawn(index)
 
-    def _next(self, index: int) -> _Waiting | None:
+    def _next(self, index: int) -> _QueuedTask | None:
         """Block until there is a task for this process; None once the pool is closed."""
         with self._changed:
             while not self._is_closed:
-                waiting = self._pick()
-                if waiting is not None:
+                queued = self._pick()
+                if queued is not None:
                     self._started_at[index] = time.monotonic()
-                    return waiting
+                    return queued
                 self._changed.wait()
             return None
 
-    def _pick(self) -> _Waiting | None:
+    def _pick(self) -> _QueuedTask | None:
         # small tasks go first while a large one runs, else a large one: neither starves
         may_take_large = self._num_large < max(1, self.count - 1)
         large_first = self._num_large == 0
         for queue in (self._large, self._small) if large_first else (self._small, self._large):
             while queue and (queue is self._small or may_take_large):
-                waiting = queue.popleft()
-                if waiting.future.set_running_or_notify_cancel():
-                    self._num_large += waiting.task.is_large
-                    return waiting
+                queued = queue.popleft()
+                if queued.future.set_running_or_notify_cancel():
+                    self._num_large += queued.task.is_large
+                    return queued
         return None
 
-    def _after_task(self, index: int, waiting: _Waiting) -> None:
+    def _after_task(self, index: int, queued: _QueuedTask) -> None:
         with self._changed:
-            self._num_large -= waiting.task.is_large
+            self._num_large -= queued.task.is_large
             self._started_at.pop(index, None)
             self._changed.notify_all()
 
-    def _send_task(self, connection: socket.socket, waiting: _Waiting, *, is_last: bool) -> bool:
+    def _send_task(self, connection: socket.socket, queued: _QueuedTask, *, is_last: bool) -> bool:
         """Run a task in the process and set its result. Returns False when the process must be
         replaced. If it died, the task fails only if this try `is_last`."""
         try:
-            send(connection, waiting.task)
+            send(connection, queued.task)
             outcome: Outcome = receive(connection)
         except TimeoutError:
             log.error("a worker process was ended: its task took longer than %g s", self.timeout_s)
             message = f"reading this took longer than {self.timeout_s:g} s and was given up"
-            self._set_result(waiting, StepFailed(message))
+            self._set_result(queued, StepFailed(message))
             return False
         except (ConnectionClosed, MemoryError, OSError) as error:
             if self._is_closed:
-                self._set_result(waiting, Draining("the server is shutting down"))
+                self._set_result(queued, Draining("the server is shutting down"))
                 return False
             if is_last:
                 log.error("two worker processes died of a task", exc_info=error)
                 self._set_result(
-                    waiting, StepFailed("the process that read this request died of it")
+                    queued, StepFailed("the process that read this request died of it")
                 )
             return False
-        self._set_result(waiting, _error_of(outcome), outcome.value)
+        self._set_result(queued, _error_of(outcome), outcome.value)
         return True
 
-    def _set_result(self, waiting: _Waiting, error: Exception | None, value: Any = None) -> None:
+    def _set_result(self, queued: _QueuedTask, error: Exception | None, value: Any = None) -> None:
         if error is not None:
-            waiting.future.set_exception(error)
+            queued.future.set_exception(error)
         else:
-            waiting.future.set_result(value)
+            queued.future.set_result(value)
 
     def _spawn(self, index: int) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -320,3 +319,51 @@ def _error_of(outcome: Outcome) -> Exception | None:
     if outcome.trace:
         return RuntimeError(f"a task failed in a worker:\n{outcome.trace}")
     return outcome.refusal
+
+
+class MemoryBudget:
+    """A budget of `num_bytes`. Event loop only.
+
+    Later small parts never overtake a large one that waits. Parts of 0 bytes never wait.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self.free = num_bytes
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
+        """Wait for `num_bytes` of the budget and hold them until the block ends."""
+        if num_bytes:
+            await self._acquire(num_bytes)
+        try:
+            yield
+        finally:
+            self.free += num_bytes
+            self._grant()
+
+    async def _acquire(self, num_bytes: int) -> None:
+        if not self._waiting and num_bytes <= self.free:
+            self.free -= num_bytes
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, num_bytes))
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():  # granted at the same moment
+                self.free += num_bytes
+            self._grant()
+            raise
+
+    def _grant(self) -> None:
+        while self._waiting:
+            future, num_bytes = self._waiting[0]
+            if future.done():  # its caller left
+                self._waiting.popleft()
+                continue
+            if num_bytes > self.free:
+                return
+            self._waiting.popleft()
+            self.free -= num_bytes
+            future.set_result(None)

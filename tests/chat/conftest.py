@@ -1,4 +1,4 @@
-"""Engines and transformers' reference, made once for all tests of this room."""
+"""Engines and transformers' reference, made once for all tests of chat models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""transformers' own model and processor, asked the way its documentation says. Knows nothing of
-ours but requests.
-"""
+"""transformers' own model and processor, called as its documentation shows."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ class Reference:
         return cls(model.eval(), parts)
 
     def inputs(self, request: ChatRequest) -> Any:
-        """What `generate` takes."""
+        """The arguments of `generate`."""
         turns = [{"role": m.role, "content": _content(m)} for m in request.messages]
         text = self.parts.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         pictures = [

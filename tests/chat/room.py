@@ -1,5 +1,5 @@
-"""What the tests of this room share: pictures, requests, engines driven by hand, a checkpoint
-rewritten.
+"""Shared by the tests of chat models: pictures, requests, engines driven by hand, rewritten
+checkpoints.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import ChatWork, Inputs
+from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.kv_cache import PagePool
 from predictors.chat.model import ChatModel
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.runner import ChatRunner
+from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import place
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.serving.job import Job
@@ -40,7 +43,7 @@ def png(seed: int, width: int = 64, height: int = 64) -> bytes:
 
 
 def chat(*parts: str | bytes, **given: Any) -> ChatRequest:
-    """One user turn of texts and picture files."""
+    """A request of one user message of texts and picture files."""
     made = tuple(Picture(p) if isinstance(p, bytes) else p for p in parts)
     request = ChatRequest((Message("user", made),), GREEDY, seed=0, max_tokens=8)
     return replace(request, **given)
@@ -51,7 +54,7 @@ class Room:
     """Model, inputs and engine of one checkpoint, without server and thread."""
 
     model: ChatModel
-    inputs: Inputs
+    inputs: ChatPreparer
     engine: ChatEngine
 
     @classmethod
@@ -70,18 +73,33 @@ class Room:
         placement = place(ComputeSettings(device=device, compile=compile, dtype=dtype))
         model = make_model(checkpoint)
         engine = ChatEngine("test", model, chosen, placement)
-        inputs = Inputs(
+        inputs = ChatPreparer(
             "test", model, chosen, ImageLimits(), engine.max_context, on_device=on_device
         )
         engine.load()
         engine.warm(lambda *_: None)
         return cls(model, inputs, engine)
 
+    @property
+    def runner(self) -> ChatRunner:
+        """The engine's."""
+        return self.engine._ready.runner
+
+    @property
+    def pictures(self) -> PictureRunner:
+        """The engine's."""
+        return self.engine._ready.pictures
+
+    @property
+    def pool(self) -> PagePool:
+        """The engine's."""
+        return self.engine._pages
+
     @classmethod
     def open_ahead(cls, checkpoint: Path = CHECKPOINT, **settings: Any) -> Room:
         """As on a GPU: a step is launched before the last one is read, prompts share passes."""
         room = cls.open(checkpoint, **settings)
-        room.engine._runner.is_ahead = room.engine._runner.packs = True
+        room.runner.is_ahead = room.runner.packs = True
         return room
 
     def job(self, request: ChatRequest) -> Job[ChatWork, ChatDelta]:
@@ -96,7 +114,7 @@ class Room:
         return job
 
     def finish(self) -> None:
-        """Step until nobody is left."""
+        """Step until no job is left."""
         while self.engine.busy:
             self.engine.step(self.engine.active)
 
@@ -118,7 +136,7 @@ class Room:
 
 
 def deltas_of(job: Job[ChatWork, ChatDelta]) -> list[ChatDelta]:
-    """What the engine has emitted so far."""
+    """The deltas emitted so far."""
     return list(job._chunks)
 
 

@@ -1,5 +1,5 @@
-"""A step ahead and several prompts per pass, as on a GPU: the tokens of the plain path, whoever
-comes, leaves or ends early.
+"""One step ahead and several prompts per pass, as on a GPU: the tokens are those of the plain path,
+also when other jobs come, leave or end early.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import Sampling
-from predictors.chat.runner import Piece, Row, Runner
+from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
+from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.transfer import HostCopy
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
@@ -30,7 +30,7 @@ def ahead(wild_checkpoint: Path) -> Room:
 
 @pytest.fixture(scope="module")
 def plain(wild: Room) -> list[list[int]]:
-    """What each of the eight answers alone, read at once."""
+    """The tokens of each of the eight alone, each step read at once."""
     return [wild.answer(replace(request, ignore_eos=True)) for request in EIGHT]
 
 
@@ -51,18 +51,18 @@ def test_answers_are_those_of_generate(wild_checkpoint: Path, ahead: Room) -> No
     assert ahead.answers(requests) == expected
 
 
-def test_eight_together_answer_what_each_answers_on_the_plain_path(
+def test_eight_jobs_together_give_the_tokens_of_the_plain_path(
     ahead: Room, plain: list[list[int]]
 ) -> None:
     assert ahead.answers([replace(request, ignore_eos=True) for request in EIGHT]) == plain
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
+def test_answers_stay_the_same_when_other_jobs_come_leave_or_are_stepped_apart(
     ahead: Room, plain: list[list[int]], seed: int
 ) -> None:
     chance = random.Random(seed)
-    pool = ahead.engine._pool
+    pool = ahead.pool
     waiting = [(i, ahead.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
     stayed, leavers = {}, 3
     while waiting or ahead.engine.busy:
@@ -91,9 +91,9 @@ def test_a_step_is_launched_before_the_one_before_it_is_read(
     ahead: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    decode, result = Runner.decode, HostCopy.result
+    decode, result = ChatRunner.decode, HostCopy.result
     monkeypatch.setattr(
-        Runner, "decode", lambda self, rows: order.append("launch") or decode(self, rows)
+        ChatRunner, "decode", lambda self, rows: order.append("launch") or decode(self, rows)
     )
     monkeypatch.setattr(HostCopy, "result", lambda self: order.append("read") or result(self))
     job = ahead.start(chat("hi", max_tokens=4, ignore_eos=True))
@@ -111,9 +111,9 @@ def test_a_prompt_of_many_chunks_is_not_launched_more_than_a_step_ahead(
     ahead: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    prefill, result = Runner.prefill, HostCopy.result
+    prefill, result = ChatRunner.prefill, HostCopy.result
     monkeypatch.setattr(
-        Runner, "prefill", lambda self, *args: order.append("launch") or prefill(self, *args)
+        ChatRunner, "prefill", lambda self, *args: order.append("launch") or prefill(self, *args)
     )
     monkeypatch.setattr(HostCopy, "result", lambda self: order.append("read") or result(self))
     ahead.answer(chat("long " * 250, max_tokens=1))
@@ -122,12 +122,12 @@ def test_a_prompt_of_many_chunks_is_not_launched_more_than_a_step_ahead(
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_nobody_is_launched_beyond_max_tokens(
+def test_no_token_is_launched_beyond_max_tokens(
     ahead: Room, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    rows: list[Row] = []
-    decode = Runner.decode
-    monkeypatch.setattr(Runner, "decode", lambda self, r: rows.extend(r) or decode(self, r))
+    rows: list[DecodeRow] = []
+    decode = ChatRunner.decode
+    monkeypatch.setattr(ChatRunner, "decode", lambda self, r: rows.extend(r) or decode(self, r))
     assert len(ahead.answer(chat("hi", max_tokens=most, ignore_eos=True))) == most
     assert [row.choice.position for row in rows] == list(range(1, most))
 
@@ -163,10 +163,10 @@ def test_the_token_after_an_end_of_turn_is_dropped_and_its_slot_serves_the_next(
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (Runner, "begin"),
-        (Runner, "decode"),
-        (Runner, "prefill"),
-        (Runner, "copy"),
+        (ChatRunner, "reset_slot"),
+        (ChatRunner, "decode"),
+        (ChatRunner, "prefill"),
+        (ChatRunner, "copy"),
         (HostCopy, "result"),
         (PictureRunner, "encode"),
     ],
@@ -183,7 +183,7 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
         chat("short", sampling=SAMPLED, seed=4, ignore_eos=True, max_tokens=1),
     ]
     alone = [wild.answer(request) for request in requests]
-    ahead.engine._embeddings._kept._entries.clear()
+    ahead.engine._picture_cache._kept._entries.clear()
     calls = failures = 0
     original = getattr(owner, method)
 
@@ -217,11 +217,11 @@ def test_prompts_share_a_pass_and_one_picture_is_encoded_per_step(
     wild_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Room.open_ahead(wild_checkpoint, prefill_chunk=512)
-    passes: list[list[Piece]] = []
+    passes: list[list[PromptPart]] = []
     encoded: list[int] = []
-    prefill, encode = Runner.prefill, PictureRunner.encode
+    prefill, encode = ChatRunner.prefill, PictureRunner.encode
     monkeypatch.setattr(
-        Runner, "prefill", lambda self, p, width: passes.append(p) or prefill(self, p, width)
+        ChatRunner, "prefill", lambda self, p, width: passes.append(p) or prefill(self, p, width)
     )
     monkeypatch.setattr(
         PictureRunner, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)

@@ -103,7 +103,7 @@ def test_any_interleaving_of_emits_and_reads_gives_the_same_text_and_counts(
         assert counts == sorted(counts)
 
 
-def test_what_came_between_two_looks_is_one_write_of_one_event() -> None:
+def test_tokens_between_two_reads_are_written_as_one_event() -> None:
     run = partial(streamed, b"abcdefgh", every=False)
     one_by_one = asyncio.run(run([1] * 8))
     assert texts(chunks_of(one_by_one)) == list("abcdefgh")  # nothing is held back for company

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from predictors.base import Answer
-from predictors.chat.codec import ChunkEncoder, Codec
+from predictors.chat.codec import ChatCodec, ChunkEncoder
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
@@ -18,7 +18,7 @@ from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
 from predictors.protocol.v2.values import Tensor, V2Request
 
 DEFAULTS = Sampling(temperature=1e-6, repetition_penalty=1.05)
-CODEC = Codec(DEFAULTS, "float32", max_images=3)
+CODEC = ChatCodec(DEFAULTS, "float32", max_images=3)
 CALL = Call({}, protocol="openai", request_id="abc")
 URL = "data:image/png;base64," + base64.b64encode(b"file").decode()
 

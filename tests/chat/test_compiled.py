@@ -51,7 +51,7 @@ def test_mixed_traffic_compiles_nothing_after_warming(
 
 def test_the_guard_would_notice_a_shape_that_was_not_warmed(wild_checkpoint: Path) -> None:
     room = Room.open(wild_checkpoint, "aot_eager", slots=1, prefill_chunk=16)
-    room.engine._runner.decode_widths = (3,)
+    room.runner.decode_widths = (3,)
     room.answer(chat("hi", max_tokens=2))
     assert room.engine.guard.check() > 0
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from predictors.chat.pictures import PictureRunner
 from predictors.chat.request import ChatRequest, Sampling
-from predictors.chat.runner import Runner
+from predictors.chat.runner import ChatRunner
+from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
@@ -62,7 +62,7 @@ def test_decoding_goes_on_between_the_chunks_of_a_long_prompt(wild_checkpoint: P
 
 
 # -- endings -------------------------------------------------------------------------------------
-def test_an_answer_ends_at_the_end_of_turn_unless_told_otherwise(wild: Room) -> None:
+def test_an_answer_ends_at_an_end_token_unless_ignore_eos_is_set(wild: Room) -> None:
     request = chat("end", max_tokens=12, ignore_eos=True)
     tokens = wild.answer(request)
     assert len(tokens) == 12
@@ -79,7 +79,7 @@ def test_an_answer_ends_at_the_end_of_turn_unless_told_otherwise(wild: Room) -> 
     assert job.done
 
 
-def test_max_tokens_ends_an_answer_and_counts_are_told(wild: Room) -> None:
+def test_max_tokens_ends_an_answer_and_counts_are_reported(wild: Room) -> None:
     job = wild.start(chat("count", max_tokens=3, ignore_eos=True))
     wild.finish()
     deltas = deltas_of(job)
@@ -94,20 +94,20 @@ def test_pages_for_the_worst_case_are_reserved_and_given_back() -> None:
     request = chat("hi", max_tokens=40)
     prompt = room.inputs.prepare(request).num_prompt_tokens
     first = room.start(replace(request, max_tokens=100 - prompt))
-    assert room.engine._pool.num_free == 8 - 7
+    assert room.pool.num_free == 8 - 7
     second = room.job(request)
     assert not room.engine.admit(second)
     assert room.engine.active == [first]
     room.engine.step(room.engine.active)
     room.engine.evict(first)
-    assert room.engine._pool.num_free == 8
+    assert room.pool.num_free == 8
     assert value("kv_cache_usage_ratio") == 0
     assert room.engine.admit(second)
     room.finish()
     assert not room.engine.busy
-    assert room.engine._pool.num_free == 8
+    assert room.pool.num_free == 8
     room.engine.evict(second)  # gone already: nothing happens
-    assert room.engine._pool.num_free == 8
+    assert room.pool.num_free == 8
 
 
 def test_no_more_jobs_than_slots_are_admitted(wild: Room) -> None:
@@ -119,7 +119,7 @@ def test_no_more_jobs_than_slots_are_admitted(wild: Room) -> None:
     wild.finish()
 
 
-def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
     room = Room.open(slots=1, kv_tokens=32)
     with pytest.raises(InvalidRequest, match="max_tokens 200 are more than the 32 that fit"):
         room.engine.validate(room.inputs.prepare(chat("hi", max_tokens=200)))
@@ -127,7 +127,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 
 # -- a step that fails ---------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("method", "at"), [("begin", 2), *itertools.product(("decode", "prefill", "copy"), (1, 3))]
+    ("method", "at"), [("reset_slot", 2), *itertools.product(("decode", "prefill", "copy"), (1, 3))]
 )
 def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     wild: Room, monkeypatch: pytest.MonkeyPatch, method: str, at: int
@@ -139,9 +139,9 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
     ]
     alone = [wild.answer(request) for request in requests]
     calls = 0
-    original = getattr(Runner, method)
+    original = getattr(ChatRunner, method)
 
-    def failing(self: Runner, *args: Any) -> Any:
+    def failing(self: ChatRunner, *args: Any) -> Any:
         nonlocal calls
         calls += 1
         result = original(self, *args)  # all its writes have happened
@@ -149,7 +149,7 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
             raise RuntimeError("injected")
         return result
 
-    monkeypatch.setattr(Runner, method, failing)
+    monkeypatch.setattr(ChatRunner, method, failing)
     jobs = [wild.start(request) for request in requests]
     failures = 0
     while wild.engine.busy:
@@ -166,12 +166,12 @@ def test_a_step_that_raised_is_repeated_with_the_same_tokens(
 
 
 def test_a_lost_device_is_reported_as_such(wild: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: Runner, *args: Any) -> Any:
+    def lost(self: ChatRunner, *args: Any) -> Any:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     job = wild.start(chat("hi"))
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "prefill", lost)
+        patch.setattr(ChatRunner, "prefill", lost)
         with pytest.raises(StickyDeviceError):
             wild.engine.step(wild.engine.active)
     wild.engine.evict(job)
@@ -259,9 +259,7 @@ def test_an_operator_sees_pages_caches_and_that_nothing_was_captured_late(wild: 
     }}  # fmt: skip
     wild.finish()
     told = wild.engine.describe()
-    assert told["kv_pages"] == {"free": wild.engine._pool.num_pages} | {
-        "all": wild.engine._pool.num_pages
-    }
+    assert told["kv_pages"] == {"free": wild.pool.num_pages} | {"all": wild.pool.num_pages}
     assert told["caches"]["prefix"] == {"is_on": False, "pages": 0}  # type: ignore[index]
     assert told["caches"]["vision_embedding"]["entries"] > 0  # type: ignore[index]
     assert (told["captures_after_ready"], told["recompilations_after_ready"]) == (0, compiled)

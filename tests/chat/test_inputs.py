@@ -1,4 +1,4 @@
-"""What becomes of a request before the engine sees it."""
+"""From a request to the work that the engine gets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from predictors.chat.inputs import DEFAULT_MAX_PIXELS, Inputs
+from predictors.chat.inputs import ChatPreparer
 from predictors.chat.request import Message, Picture
+from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from predictors.settings import ImageLimits, QwenVLSettings
@@ -74,16 +75,16 @@ def test_pixel_limits_are_the_settings_or_the_checkpoints_within_reason(room: Ro
 
 
 @pytest.fixture(scope="module")
-def for_a_device() -> Inputs:
+def for_a_device() -> ChatPreparer:
     """Those that only decode, as where a GPU makes the patches."""
     settings = QwenVLSettings(max_pixels=56 * 560)
     model = Qwen25VLModel(CHECKPOINT)
-    return Inputs("test", model, settings, ImageLimits(), 512, on_device=True)
+    return ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 300), (20, 20), (1, 1), (900, 40), (27, 300)])
 def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
-    for_a_device: Inputs, size: tuple[int, int]
+    for_a_device: ChatPreparer, size: tuple[int, int]
 ) -> None:
     usual = Room.open(slots=1, max_pixels=56 * 560).inputs
     request = chat("before", png(1, *size), "after")
@@ -100,7 +101,7 @@ def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
 def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
     settings = QwenVLSettings(min_pixels=784, max_pixels=784)
     model = Qwen25VLModel(CHECKPOINT)
-    tiny = Inputs("test", model, settings, ImageLimits(), 512, on_device=True)
+    tiny = ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
     large, small = (tiny.prepare_picture(Picture(png(1, side, side))) for side in (1000, 800))
     assert large.format is None
     assert large.values.shape == (4, 588)
@@ -108,7 +109,7 @@ def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
 
 
 def test_sides_that_differ_too_much_are_refused_on_both_paths(
-    room: Room, for_a_device: Inputs, monkeypatch: pytest.MonkeyPatch
+    room: Room, for_a_device: ChatPreparer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = Picture(png(1, 2010, 10))
     for inputs in (room.inputs, for_a_device):

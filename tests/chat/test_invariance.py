@@ -1,4 +1,4 @@
-"""Neighbours never change an answer: the same tokens alone and in company, greedy and seeded."""
+"""Other jobs never change an answer: the same tokens alone and together, greedy and seeded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def joined(room: Room, requests: Sequence[ChatRequest], moments: Sequence[int]) 
 
 @pytest.fixture(scope="module")
 def alone(wild: Room) -> list[list[int]]:
-    """What each of the eight answers when nobody else is there."""
+    """The tokens of each of the eight alone."""
     return [wild.answer(replace(request, ignore_eos=True)) for request in EIGHT]
 
 
@@ -48,7 +48,7 @@ def alone(wild: Room) -> list[list[int]]:
     [(0, 0, 0, 0, 0, 0, 0, 0), (0, 1, 3, 4, 4, 9, 11, 2), (14, 12, 10, 8, 6, 4, 2, 0)],
     ids=["together", "one by one", "last first"],
 )
-def test_eight_different_jobs_get_in_company_what_they_get_alone(
+def test_eight_different_jobs_together_give_the_tokens_they_give_alone(
     wild: Room, alone: list[list[int]], moments: tuple[int, ...]
 ) -> None:
     requests = [replace(request, ignore_eos=True) for request in EIGHT]
@@ -59,16 +59,16 @@ def test_eight_different_jobs_get_in_company_what_they_get_alone(
 
 def test_a_decode_step_gives_each_row_the_same_bits_wherever_it_sits(wild: Room) -> None:
     fresh = Room.open()
-    assert fresh.engine._runner.rows_agree()
-    assert wild.engine._runner.decode_widths == (8,)
+    assert fresh.runner.has_equal_rows()
+    assert wild.runner.decode_widths == (8,)
 
 
 def test_rows_that_differ_are_noticed_and_decoded_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("predictors.chat.runner.Runner.rows_agree", lambda self: False)
+    monkeypatch.setattr("predictors.chat.runner.ChatRunner.has_equal_rows", lambda self: False)
     room = Room.open(slots=4)
-    assert room.engine._runner.decode_widths == (1,)
+    assert room.runner.decode_widths == (1,)
     assert "one by one" in caplog.text
     requests = [chat("a"), chat("b"), chat("c")]
     assert room.answers(requests) == [room.answer(request) for request in requests]
@@ -83,18 +83,18 @@ def test_a_seed_decides_and_another_seed_decides_otherwise(wild: Room) -> None:
 
 def test_without_the_promise_decoding_takes_the_smallest_width_that_fits() -> None:
     room = Room.open(slots=8, deterministic="off")
-    assert room.engine._runner.decode_widths == (1, 2, 4, 8)
+    assert room.runner.decode_widths == (1, 2, 4, 8)
     requests = [chat(f"number {i}") for i in range(5)]
     assert room.answers(requests) == [room.answer(request) for request in requests]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
+def test_answers_stay_the_same_when_other_jobs_come_leave_or_are_stepped_apart(
     wild: Room, alone: list[list[int]], seed: int
 ) -> None:
     """Random order of admissions, steps of a few (as after a failure) and leavings."""
     chance = random.Random(seed)
-    pool = wild.engine._pool
+    pool = wild.pool
     waiting = [(i, wild.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
     stayed, leavers = {}, 3
     while waiting or wild.engine.busy:
@@ -120,8 +120,8 @@ def test_whoever_comes_goes_or_is_stepped_apart_the_rest_gets_its_own_answer(
 
 
 @pytest.mark.parametrize("slots", [1, 3, 5, 6])
-def test_any_number_of_slots_decodes_at_one_width_whose_rows_agree(slots: int) -> None:
-    runner = Room.open(slots=slots).engine._runner
+def test_any_number_of_slots_decodes_at_one_width_with_equal_rows(slots: int) -> None:
+    runner = Room.open(slots=slots).runner
     assert len(runner.decode_widths) == 1
     assert runner.decode_widths[0] >= slots
-    assert runner.rows_agree()
+    assert runner.has_equal_rows()

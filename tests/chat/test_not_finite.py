@@ -12,8 +12,7 @@ import torch
 
 from predictors.chat.engine import ChatEngine
 from predictors.chat.request import ChatRequest, Sampling
-from predictors.chat.sampling import NOT_FINITE
-from predictors.chat.token_choice import WAYS, Choice, choose, packed
+from predictors.chat.sampling import NOT_FINITE, SAMPLERS, TokenChoice, pack_choices
 from predictors.errors import EngineFailed, StepFailed
 from tests.chat.room import Room, chat, png, tokens_of
 from tests.tools.syncs import count_host_syncs
@@ -41,8 +40,8 @@ def requests(sampling: Sampling, *parts: str | bytes) -> list[ChatRequest]:
 
 
 def spoil_pages(room: Room, job: Any, value: float = float("nan")) -> None:
-    """What is in the job's cache is not finite from now on."""
-    for cache in room.engine._runner._passes.caches:
+    """Make the values in the job's cache not finite."""
+    for cache in room.runner._passes.caches:
         cache[:, list(room.engine._sequences[job].pages)] = value
 
 
@@ -69,7 +68,7 @@ def test_a_row_that_breaks_while_decoding_fails_alone(own: Room, way: str) -> No
     assert [tokens_of(jobs[i]) for i in (0, 2)] == [alone[i] for i in (0, 2)]
     # the pages it leaves are somebody else's next, who must not see what is in them
     assert own.answers(asked) == alone
-    assert own.engine._pool.num_free == own.engine._pool.num_pages
+    assert own.pool.num_free == own.pool.num_pages
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -90,7 +89,7 @@ def test_a_picture_that_is_not_finite_fails_at_the_first_token(
     own.finish()
     failed(jobs[1])
     assert tokens_of(jobs[1]) == []
-    assert b"bad" not in own.engine._embeddings._kept
+    assert b"bad" not in own.engine._picture_cache._kept
     assert [tokens_of(jobs[i]) for i in (0, 2)] == [alone[i] for i in (0, 2)]
 
 
@@ -115,7 +114,7 @@ def test_pages_of_a_broken_prompt_are_not_shared(wild_checkpoint: Path) -> None:
     spoil_pages(room, job)
     room.finish()
     failed(job)
-    assert room.engine._pool.num_named == 0
+    assert room.pool.num_named == 0
     assert room.answer(asked) == alone
 
 
@@ -134,19 +133,19 @@ def test_the_verdict_comes_with_the_token_and_costs_no_other_wait(own: Room) -> 
     failed(job)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SAMPLERS)
 @pytest.mark.parametrize("value", BAD)
 def test_the_token_of_a_broken_row_is_no_token_and_feeds_a_real_one(
     own: Room, way: str, value: float
 ) -> None:
-    state = own.engine._runner._slots
+    state = own.runner._slots
     vocab = state.seen.shape[1]
     logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(1))
-    choices = [Choice(slot, SAMPLINGS[way], 5, 0) for slot in range(3)]
-    ints, floats = packed(choices, 3, vocab, state.nobody)
-    sound = choose(WAYS[way], state, logits, ints, floats)
+    choices = [TokenChoice(slot, SAMPLINGS[way], 5, 0) for slot in range(3)]
+    ints, floats = pack_choices(choices, 3, vocab, state.padding)
+    sound = state.choose_tokens(SAMPLERS[way], logits, ints, floats)
     logits[1, vocab // 3] = value
-    found = choose(WAYS[way], state, logits, ints, floats)
+    found = state.choose_tokens(SAMPLERS[way], logits, ints, floats)
     assert found.tolist() == [sound[0], NOT_FINITE, sound[2]]
     assert state.feed[[0, 2], 0].tolist() == [sound[0], sound[2]]
     assert 0 <= state.feed[1, 0] < vocab
@@ -179,7 +178,7 @@ def test_a_weight_that_is_not_finite_fails_the_start(
     wild_checkpoint: Path, part: str, said: str, value: float
 ) -> None:
     engine = loaded(wild_checkpoint)
-    decoder, tower = engine._runner._decoder, engine._embeddings.pictures._encoder._tower
+    decoder, tower = engine._ready.runner._decoder, engine._ready.pictures._encoder._tower
     weight = {
         "embedding": decoder.embedding.weight,
         "block": decoder.blocks[1].mlp.down.weight,  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The whole room behind its engine thread: V2 rows, chat, streams, leaving callers."""
+"""The predictor with its engine thread: V2 rows, chat, streams, callers that disconnect."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ async def test_a_cancelled_call_frees_its_slots(
     assert used_slots(predictor) == 0
 
 
-async def test_what_is_refused_is_refused_before_the_first_chunk(
+async def test_a_refused_request_fails_before_the_first_chunk(
     predictor: ChatPredictor,
 ) -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):

@@ -10,10 +10,11 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors.chat.inputs import ChatWork
-from predictors.chat.pictures import PictureRunner
-from predictors.chat.prefixes import keeps_prefixes, page_names
+from predictors.chat.kv_cache import page_names
+from predictors.chat.limits import shares_prefixes
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
-from predictors.chat.runner import Piece, Runner
+from predictors.chat.runner import ChatRunner, PromptPart
+from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import Placement
 from predictors.settings import QwenVLSettings
 from tests.chat.room import Room, chat, png, tokens_of
@@ -31,7 +32,7 @@ def counted(result: str) -> float:
 
 
 def asked(picture: bytes, question: str, seed: int = 0) -> ChatRequest:
-    """A system prompt that everybody has, a picture and a question."""
+    """A shared system prompt, a picture and a question."""
     turn = Message("user", (Picture(picture), question))
     return ChatRequest((SYSTEM, turn), SAMPLED, seed, max_tokens=8, ignore_eos=True)
 
@@ -47,13 +48,13 @@ def sharing(request: pytest.FixtureRequest, wild_checkpoint: Path) -> Room:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Prompt tokens that were computed, pass by pass."""
     found: list[int] = []
-    prefill = Runner.prefill
+    prefill = ChatRunner.prefill
 
-    def reading(self: Runner, pieces: list[Piece], width: int) -> torch.Tensor:
+    def reading(self: ChatRunner, pieces: list[PromptPart], width: int) -> torch.Tensor:
         found.append(sum(len(piece.tokens) for piece in pieces))
         return prefill(self, pieces, width)
 
-    monkeypatch.setattr(Runner, "prefill", reading)
+    monkeypatch.setattr(ChatRunner, "prefill", reading)
     return found
 
 
@@ -118,7 +119,7 @@ def test_the_same_text_with_another_picture_is_answered_for_that_picture(
     assert [sharing.answer(request) for request in requests] == expected
 
 
-def test_the_next_turn_of_a_conversation_reads_only_what_is_new(
+def test_the_next_message_of_a_conversation_reads_only_new_pages(
     sharing: Room, wild: Room, read: list[int]
 ) -> None:
     opening = asked(png(21, 90, 120), "what is in the upper half?")
@@ -138,7 +139,7 @@ def test_the_next_turn_of_a_conversation_reads_only_what_is_new(
     assert sum(read) - first <= total - (first - 16)
 
 
-def test_who_arrives_together_shares_what_the_first_one_reads(
+def test_prompts_that_arrive_together_share_the_pages_the_first_one_reads(
     sharing: Room, wild: Room, read: list[int]
 ) -> None:
     requests = [asked(png(31, 120, 120), f"question {i}", i) for i in range(6)]
@@ -155,7 +156,7 @@ def test_a_picture_inside_a_shared_prefix_is_not_encoded(
     request = asked(png(41), "what is in the picture that you see before you now?")
     expected = wild.answer(request)
     sharing.answer(request)
-    sharing.engine._embeddings._kept._entries.clear()
+    sharing.engine._picture_cache._kept._entries.clear()
 
     def never(self: PictureRunner, patches: object) -> None:
         raise AssertionError("encoded again")
@@ -168,7 +169,7 @@ def test_a_picture_inside_a_shared_prefix_is_not_encoded(
 def test_sharers_leave_the_pages_they_read_as_they_are(sharing: Room) -> None:
     request = asked(png(51), "a question of some length, so that there are pages", 1)
     sharing.answer(request)
-    pool, caches = sharing.engine._pool, sharing.engine._runner._passes.caches
+    pool, caches = sharing.pool, sharing.runner._passes.caches
     pages = list(pool._name_of)
     before = [cache[:, pages].clone() for cache in caches]
     others = [replace(request, seed=i) for i in range(4)] + [asked(png(51), "another")]
@@ -189,7 +190,7 @@ def test_kept_pages_never_stand_in_the_way_of_an_admission(wild_checkpoint: Path
     requests = [asked(png(i), f"question {i}", i) for i in range(8)]
     evicted = counted("evict")
     assert [room.answer(request) for request in requests] == [plain.answer(r) for r in requests]
-    pool = room.engine._pool
+    pool = room.pool
     assert counted("evict") > evicted
     assert (pool.num_free, pool.usage) == (pool.num_pages, 0.0)
     assert 0 < pool.num_named <= pool.num_pages
@@ -220,9 +221,10 @@ def test_prefixes_are_kept_on_a_gpu_unless_history_must_not_matter(
     setting: str, device: str, is_deterministic: bool, expected: bool
 ) -> None:
     placement = Placement(torch.device(device), torch.float32, "off")
-    settings = QwenVLSettings(prefix_cache=setting)
-    assert keeps_prefixes(settings, placement.is_cuda, is_deterministic) == expected
+    deterministic = "on" if is_deterministic else "off"
+    settings = QwenVLSettings(prefix_cache=setting, deterministic=deterministic)
+    assert shares_prefixes(settings, placement) == expected
 
 
 def test_prefixes_are_not_kept_by_default_on_the_cpu(wild: Room) -> None:
-    assert wild.engine._pool.num_named == 0
+    assert wild.pool.num_named == 0

@@ -21,13 +21,13 @@ from transformers.generation.logits_process import (
 from predictors.chat.sampling import (
     Draw,
     Penalties,
-    drawn,
-    filtered,
-    greedy,
+    filter_top,
     gumbel,
     noise_key,
-    penalised,
-    sampled,
+    penalized,
+    sample_all,
+    sample_filtered,
+    sample_greedy,
 )
 
 VOCAB = 50
@@ -59,7 +59,7 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     logits, prompt = logits_of(1), torch.tensor([[3, 4, 4, 17]])
     seen = torch.zeros(1, VOCAB, dtype=torch.bool).index_fill_(1, prompt[0], True)
     none = torch.zeros(1, 1)
-    ours = penalised(logits, Penalties(column(1.3), none, none, seen, torch.zeros(1, VOCAB)))
+    ours = penalized(logits, Penalties(column(1.3), none, none, seen, torch.zeros(1, VOCAB)))
     assert torch.equal(ours, RepetitionPenaltyLogitsProcessor(1.3)(prompt, logits.clone()))
 
 
@@ -69,7 +69,7 @@ def test_presence_and_frequency_are_taken_from_tokens_of_the_answer() -> None:
     counts[0, 5], counts[0, 9] = 3, 1
     ones = torch.ones(1, 1)
     seen = torch.ones(1, VOCAB, dtype=torch.bool)  # in the prompt: no matter for these two
-    ours = penalised(logits, Penalties(ones, column(0.5), column(0.25), seen, counts))
+    ours = penalized(logits, Penalties(ones, column(0.5), column(0.25), seen, counts))
     expected = logits.clone()
     expected[0, 5] -= 3 * 0.25 + 0.5
     expected[0, 9] -= 1 * 0.25 + 0.5
@@ -82,7 +82,7 @@ def test_neutral_penalties_change_no_bit() -> None:
     seen = torch.ones_like(penalties.seen)
     counts = torch.full_like(logits, 2.0)
     same = Penalties(penalties.repetition, penalties.presence, penalties.frequency, seen, counts)
-    assert torch.equal(penalised(logits, same), logits)
+    assert torch.equal(penalized(logits, same), logits)
 
 
 @settings(max_examples=60)
@@ -101,7 +101,7 @@ def test_filters_keep_what_transformers_keeps(
     if top_p < 1:
         theirs = TopPLogitsWarper(top_p)(None, theirs)
     wish = draw(temperature, top_p, top_k)
-    ranked, tokens = filtered(logits / wish.temperature, wish)
+    ranked, tokens = filter_top(logits / wish.temperature, wish)
     ours = torch.empty_like(ranked).scatter_(1, tokens, ranked)
     # at the very border of top_p the two sum in another order
     differ = (ours.isinf() != theirs.isinf()).sum()
@@ -117,7 +117,7 @@ def _mass(first: Tensor, second: Tensor) -> float:
 
 def test_ties_at_top_k_stay_as_in_transformers() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
-    ranked, _ = filtered(logits, draw(top_k=2))
+    ranked, _ = filter_top(logits, draw(top_k=2))
     assert int((~ranked.isinf()).sum()) == 3
 
 
@@ -137,7 +137,7 @@ def test_draws_follow_the_distribution() -> None:
 @given(seed=st.integers(0, 2**53 - 1), at=st.integers(0, 5000), row=st.integers(0, 3))
 def test_a_draw_depends_on_seed_and_position_alone(seed: int, at: int, row: int) -> None:
     one = logits_of(9)
-    alone = sampled(one, neutral(), draw(1.1, 0.9, 20, seed, at))
+    alone = sample_filtered(one, neutral(), draw(1.1, 0.9, 20, seed, at))
     crowd = logits_of(10, rows=4)
     crowd[row] = one[0]
     keys = [noise_key(seed + 1 + i, at) for i in range(4)]
@@ -149,7 +149,7 @@ def test_a_draw_depends_on_seed_and_position_alone(seed: int, at: int, row: int)
         key=column(*keys, dtype=torch.int64),
         greedy=torch.zeros(4, 1, dtype=torch.bool),
     )
-    assert int(sampled(crowd, neutral(4), full)[row]) == int(alone[0])
+    assert int(sample_filtered(crowd, neutral(4), full)[row]) == int(alone[0])
 
 
 def test_greedy_rows_beside_drawn_ones_are_greedy() -> None:
@@ -161,14 +161,16 @@ def test_greedy_rows_beside_drawn_ones_are_greedy() -> None:
         column(1, 2, dtype=torch.int64),
         torch.tensor([[True], [False]]),
     )
-    assert int(sampled(logits, neutral(2), both)[0]) == int(greedy(logits, neutral(2))[0])
+    assert int(sample_filtered(logits, neutral(2), both)[0]) == int(
+        sample_greedy(logits, neutral(2), both)[0]
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_without_top_k_and_top_p_the_token_needs_no_ranking(seed: int) -> None:
     logits = logits_of(40 + seed)
     one = replace(draw(0.8, seed=seed), tokens=torch.arange(VOCAB)[None])
-    assert torch.equal(drawn(logits, neutral(), one), sampled(logits, neutral(), one))
+    assert torch.equal(sample_all(logits, neutral(), one), sample_filtered(logits, neutral(), one))
 
 
 def test_noise_keys_are_signed_words_and_differ() -> None:
@@ -181,5 +183,7 @@ def test_noise_keys_are_signed_words_and_differ() -> None:
 @pytest.mark.parametrize("top_p", [1e-9, 1e-3])
 def test_the_smallest_top_p_leaves_the_most_likely_token(top_p: float) -> None:
     logits = logits_of(12)
-    tokens = {int(sampled(logits, neutral(), draw(top_p=top_p, seed=s))[0]) for s in range(30)}
+    tokens = {
+        int(sample_filtered(logits, neutral(), draw(top_p=top_p, seed=s))[0]) for s in range(30)
+    }
     assert tokens == {int(logits.argmax())}

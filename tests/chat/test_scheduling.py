@@ -1,4 +1,4 @@
-"""Who runs in the next step, for any mixture of prompts and answers."""
+"""The plan of the next step, for any mixture of prompts and answers."""
 
 from __future__ import annotations
 
@@ -7,57 +7,59 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.chat.scheduling import (
+from predictors.chat.limits import (
     MOST_WASTE,
     PACK_ALIGN,
-    PACK_PIECES,
-    Standing,
     aligned,
     chunk_widths,
     decode_widths,
-    next_chunk,
-    pack,
     packed_widths,
-    plan,
     powers_to,
 )
+from predictors.chat.scheduling import (
+    PACK_PROMPTS,
+    SequenceProgress,
+    next_chunk,
+    plan_packed,
+    plan_single,
+)
 
-standings = st.lists(
+progress = st.lists(
     st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), max_size=12
-).map(lambda pairs: [Standing(i, done, total) for i, (done, total) in enumerate(pairs)])
+).map(lambda pairs: [SequenceProgress(i, done, total) for i, (done, total) in enumerate(pairs)])
 largest = st.sampled_from([1, 2, 3, 16, 64, 256])
 
 
-@given(standings, largest)
-def test_whoever_can_decode_does_and_nobody_else(found: list[Standing[int]], most: int) -> None:
-    turn = plan(found, chunk_widths(most))
-    assert turn.decode == tuple(s.key for s in found if s.done == s.total)
+@given(progress, largest)
+def test_every_sequence_that_can_decode_does(found: list[SequenceProgress[int]], most: int) -> None:
+    plan = plan_single(found, chunk_widths(most))
+    assert plan.decode == tuple(s.key for s in found if s.done == s.total)
 
 
-@given(standings, largest)
+@given(progress, largest)
 def test_prompts_are_read_in_order_within_the_budget_and_one_always(
-    found: list[Standing[int]], most: int
+    found: list[SequenceProgress[int]], most: int
 ) -> None:
     widths = chunk_widths(most)
-    turn = plan(found, widths)
+    plan = plan_single(found, widths)
     reading = [s for s in found if s.done < s.total]
-    chunks = [chunk for read in turn.prefill for chunk in read.chunks]
-    assert [chunk.key for chunk in chunks] == [s.key for s in reading][: len(turn.prefill)]
-    assert bool(turn.prefill) == bool(reading)
-    assert sum(read.width for read in turn.prefill) <= most
-    for read, chunk in zip(turn.prefill, chunks, strict=True):
+    chunks = [chunk for read in plan.prefill for chunk in read.chunks]
+    assert [chunk.key for chunk in chunks] == [s.key for s in reading][: len(plan.prefill)]
+    assert bool(plan.prefill) == bool(reading)
+    assert sum(read.width for read in plan.prefill) <= most
+    for read, chunk in zip(plan.prefill, chunks, strict=True):
         assert read.width in widths
         assert 0 < chunk.length <= read.width
 
 
 @given(st.integers(1, 2000), largest, st.lists(st.integers(1, 500), max_size=6))
-def test_a_prompt_is_cut_the_same_alone_and_in_company(
+def test_a_prompt_is_cut_the_same_alone_and_beside_others(
     total: int, most: int, others: list[int]
 ) -> None:
     widths = chunk_widths(most)
     alone, done = [], 0
     while done < total:
-        read = next_chunk(Standing("me", done, total), widths)
+        read = next_chunk(SequenceProgress("me", done, total), widths)
         chunk = read.chunks[0]
         alone.append((chunk.start, chunk.length, read.width))
         done += chunk.length
@@ -65,8 +67,8 @@ def test_a_prompt_is_cut_the_same_alone_and_in_company(
     totals = {"me": total} | {f"other{i}": n for i, n in enumerate(others)}
     order, mine = [*list(totals)[1:], "me"], []
     while progress["me"] < total:
-        turn = plan([Standing(k, progress[k], totals[k]) for k in order], widths)
-        for read in turn.prefill:
+        plan = plan_single([SequenceProgress(k, progress[k], totals[k]) for k in order], widths)
+        for read in plan.prefill:
             chunk = read.chunks[0]
             progress[chunk.key] += chunk.length
             if chunk.key == "me":
@@ -77,7 +79,7 @@ def test_a_prompt_is_cut_the_same_alone_and_in_company(
 
 # -- several prompts per pass --------------------------------------------------------------------
 @st.composite
-def reading(draw: st.DrawFn) -> list[Standing[int]]:
+def reading(draw: st.DrawFn) -> list[SequenceProgress[int]]:
     """Prompts with pictures that are not encoded yet."""
     found = []
     for key in range(draw(st.integers(0, 40))):
@@ -85,7 +87,7 @@ def reading(draw: st.DrawFn) -> list[Standing[int]]:
         done = draw(st.integers(0, total))
         starts = draw(st.sets(st.integers(done, total - 1), max_size=4)) if done < total else ()
         new = tuple((start, draw(st.integers(1, 300))) for start in sorted(starts))
-        found.append(Standing(key, done, total, new))
+        found.append(SequenceProgress(key, done, total, new))
     return found
 
 
@@ -94,16 +96,16 @@ packs = st.sampled_from([16, 64, 256, 1536]).map(packed_widths)
 
 @given(reading(), packs, st.sampled_from([1, 100, 512]))
 def test_one_pass_holds_the_first_prompts_within_its_width(
-    found: list[Standing[int]], widths: tuple[int, ...], most: int
+    found: list[SequenceProgress[int]], widths: tuple[int, ...], most: int
 ) -> None:
-    turn = pack(found, widths, most)
-    assert turn.decode == tuple(s.key for s in found if s.done == s.total)
+    plan = plan_packed(found, widths, most)
+    assert plan.decode == tuple(s.key for s in found if s.done == s.total)
     waiting = [s for s in found if s.done < s.total]
-    assert len(turn.prefill) == bool(waiting)
-    for read in turn.prefill:
+    assert len(plan.prefill) == bool(waiting)
+    for read in plan.prefill:
         rows = sum(aligned(chunk.length) for chunk in read.chunks)
         assert read.width == min(w for w in widths if w >= rows)
-        assert 0 < len(read.chunks) <= PACK_PIECES
+        assert 0 < len(read.chunks) <= PACK_PROMPTS
         assert read.chunks[0].key == waiting[0].key  # the first one always moves on
         keys = [chunk.key for chunk in read.chunks]
         assert keys == sorted(set(keys))
@@ -115,11 +117,11 @@ def test_one_pass_holds_the_first_prompts_within_its_width(
 
 @given(reading(), packs, st.sampled_from([1, 100, 512]))
 def test_new_pictures_beyond_the_first_keep_to_their_budget(
-    found: list[Standing[int]], widths: tuple[int, ...], most: int
+    found: list[SequenceProgress[int]], widths: tuple[int, ...], most: int
 ) -> None:
     encoded = [
         tokens
-        for read in pack(found, widths, most).prefill
+        for read in plan_packed(found, widths, most).prefill
         for chunk in read.chunks
         for start, tokens in found[chunk.key].new
         if start < chunk.start + chunk.length
@@ -129,18 +131,20 @@ def test_new_pictures_beyond_the_first_keep_to_their_budget(
 
 @given(reading(), packs)
 def test_every_prompt_is_read_to_its_end(
-    found: list[Standing[int]], widths: tuple[int, ...]
+    found: list[SequenceProgress[int]], widths: tuple[int, ...]
 ) -> None:
     done = {s.key: s.done for s in found}
     for _ in range(sum(s.total for s in found) + 1):
         now = [
-            Standing(s.key, done[s.key], s.total, tuple(x for x in s.new if x[0] >= done[s.key]))
+            SequenceProgress(
+                s.key, done[s.key], s.total, tuple(x for x in s.new if x[0] >= done[s.key])
+            )
             for s in found
         ]
-        turn = pack(now, widths, 100)
-        if not turn.prefill:
+        plan = plan_packed(now, widths, 100)
+        if not plan.prefill:
             break
-        for chunk in turn.prefill[0].chunks:
+        for chunk in plan.prefill[0].chunks:
             done[chunk.key] += chunk.length
     assert done == {s.key: s.total for s in found}
 

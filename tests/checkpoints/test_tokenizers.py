@@ -56,12 +56,12 @@ def test_words_of_the_world_are_one_token_each() -> None:
 def test_training_text_is_the_chat_template() -> None:
     processor = AutoProcessor.from_pretrained(QWEN_FOLDER)
     content = [{"type": "image"}, {"type": "text", "text": "Describe this picture."}]
-    told = processor.apply_chat_template(
+    rendered = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
     written = chat.opening() + chat.asked("Describe this picture.", chat.IMAGE)
     one = "<|image_pad|>"
-    assert told.replace(one, one * chat.IMAGE_TOKENS) == written
+    assert rendered.replace(one, one * chat.IMAGE_TOKENS) == written
 
 
 def test_training_forwards_give_the_peers_numbers() -> None:

@@ -99,7 +99,7 @@ def test_an_embedding_that_is_not_finite_is_found_in_the_picture_and_not_kept(fo
 def test_a_decoder_whose_output_is_not_finite_fails_the_picture(
     own: EngineDriver, value: float
 ) -> None:
-    layer = parts(own).decoder.leave
+    layer = parts(own).decoder.conv_out
     assert layer.bias is not None
     before = layer.bias[0].item()
     job = started(own, 1)[0]
@@ -135,8 +135,8 @@ def test_the_last_level_is_one_only_for_a_finite_picture(own: EngineDriver, valu
 WEIGHTS: dict[str, Callable[[Parts], torch.Tensor]] = {
     "clip": lambda p: p.clip.final_layer_norm.weight,
     "t5": lambda p: p.t5.encoder.final_layer_norm.weight,
-    "transformer": lambda p: p.transformers["base"].ends.leave.weight,
-    "vae": lambda p: p.decoder.enter.weight,
+    "transformer": lambda p: p.transformers["base"].ends.project.weight,
+    "vae": lambda p: p.decoder.conv_in.weight,
 }
 
 
@@ -153,8 +153,8 @@ def test_a_weight_that_is_not_finite_fails_the_start(part: str, value: float) ->
 def test_a_picture_of_one_colour_fails_the_start() -> None:
     driver = open_driver()
     with torch.inference_mode():
-        nn.init.zeros_(parts(driver).decoder.leave.weight)
-        nn.init.zeros_(parts(driver).decoder.leave.bias)
+        nn.init.zeros_(parts(driver).decoder.conv_out.weight)
+        nn.init.zeros_(parts(driver).decoder.conv_out.bias)
     with pytest.raises(EngineFailed, match="of one colour"):
         driver.engine.warm(lambda *_: None)
 
@@ -162,6 +162,6 @@ def test_a_picture_of_one_colour_fails_the_start() -> None:
 def test_a_dtype_too_narrow_fails_the_start() -> None:
     driver = open_driver(dtype=torch.float16)
     with torch.inference_mode():
-        parts(driver).decoder.enter.weight.mul_(1e5)
+        parts(driver).decoder.conv_in.weight.mul_(1e5)
     with pytest.raises(EngineFailed, match="not finite"):
         driver.engine.warm(lambda *_: None)

@@ -49,7 +49,7 @@ class TinyModel:
 
 
 class TinyPasses:
-    """Implements `DiffusionPasses`: the velocity is latents * timestep / 1000 + mean of context."""
+    """Implements `DiffusionPasses`: the velocity is latents * timestep / 2000 + mean of context."""
 
     attention = "none"
 
@@ -79,7 +79,7 @@ def tiny_velocity(
     latents: Tensor, context: Tensor, modulation: Tensor, positions: Tensor
 ) -> Tensor:
     assert positions.numel() == latents.shape[1]
-    return latents * modulation[:, None] + context.mean(dim=1, keepdim=True)
+    return latents * modulation[:, None] / 2 + context.mean(dim=1, keepdim=True)
 
 
 def tiny_decode(latents: Tensor) -> Tensor:

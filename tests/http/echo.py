@@ -75,7 +75,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
     Outputs `echo` (the prompt), `image` (the picture or `PIXEL`), `seed`, `scale` (FP64).
     """
 
-    room = "flux"
+    task = "flux"
     series = ModelSeries(operations=("infer", "images"))
     file_inputs = frozenset({"image"})
 

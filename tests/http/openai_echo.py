@@ -1,4 +1,4 @@
-"""Two predictors without a model behind the OpenAI routes, through the real base, host and edges.
+"""Two predictors without a model behind the OpenAI routes, with the real base class and host.
 
 `Artist` answers pictures, `Writer` answers chat; both in front of any engine for `Task`s. The
 last user message is the name of the task, `max_tokens` and `num_inference_steps` are its steps,
@@ -33,7 +33,7 @@ def words() -> Engine[Task, str]:
 class Artist(TaskPredictor):
     """Serves images."""
 
-    room = "flux"
+    task = "flux"
     series = ModelSeries(operations=("infer", "images"))
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
@@ -45,11 +45,11 @@ class Artist(TaskPredictor):
 
 
 class Writer(TaskPredictor):
-    """Serves chat. `accepted` and `left` are released when a request's jobs are queued and when its
+    """Serves chat. `accepted` is released when a request's jobs are queued, `left` when its
     caller has its answer or is gone.
     """
 
-    room = "qwen_vl"
+    task = "qwen_vl"
     series = ModelSeries(operations=("infer", "chat"))
 
     def __init__(self, name: str, engine: Engine[Task, str], settings: Settings) -> None:

@@ -1,5 +1,4 @@
-"""The `openai` package, unmodified, against the real server: images, chat, streams, models, its
-error classes."""
+"""The `openai` package against the real server: images, chat, streams, models, error classes."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def client(served: Running, request: pytest.FixtureRequest) -> Iterator[openai.O
         yield made
 
 
-def test_images_come_as_base64_with_our_fields_beside(client: openai.OpenAI) -> None:
+def test_images_are_base64_beside_the_fields_of_this_server(client: openai.OpenAI) -> None:
     reply = client.images.generate(
         model="flux",
         prompt="a red circle",
@@ -56,7 +55,7 @@ def test_images_come_as_base64_with_our_fields_beside(client: openai.OpenAI) -> 
     assert [picture.seed for picture in reply.data] == [0, 1]  # type: ignore[attr-defined]
 
 
-def test_chat_answers_whole(client: openai.OpenAI) -> None:
+def test_a_chat_completion_without_a_stream(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(model="qwen-vl", messages=HELLO, max_tokens=2, n=2)
     assert [choice.message.content for choice in reply.choices] == ["hello:1 hello:2"] * 2
     assert reply.usage is not None
@@ -64,7 +63,7 @@ def test_chat_answers_whole(client: openai.OpenAI) -> None:
     assert reply._request_id == reply.id
 
 
-def test_chat_answers_in_a_stream_with_usage_last(client: openai.OpenAI) -> None:
+def test_a_streamed_chat_completion_ends_with_usage(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="qwen-vl",
         messages=HELLO,
@@ -111,7 +110,7 @@ def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI) -> None:
     assert refused.value.code == "model_not_found"
 
 
-def test_a_model_of_the_other_kind_is_a_bad_request_that_says_where_to_go(
+def test_a_model_of_the_other_task_is_a_bad_request_that_names_its_route(
     client: openai.OpenAI,
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="/v1/images/generations does"):
@@ -124,7 +123,7 @@ def test_a_stream_refused_before_its_first_chunk_raises_at_once(client: openai.O
     assert refused.value.param == "top_p"
 
 
-def test_eight_streams_at_once_get_each_their_own_words(served: Running) -> None:
+def test_eight_concurrent_streams_each_get_their_own_text(served: Running) -> None:
     def ask(name: str) -> list[str | None]:
         with client_of(served) as client:
             stream = client.chat.completions.create(
@@ -141,7 +140,7 @@ def test_eight_streams_at_once_get_each_their_own_words(served: Running) -> None
             assert said == [f"{name}:{i}" for i in range(1, 21)]
 
 
-async def test_the_asynchronous_client_works_too(served: Running) -> None:
+async def test_the_asynchronous_client_works(served: Running) -> None:
     url = served.url + "/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         stream = await client.chat.completions.create(
@@ -153,7 +152,7 @@ async def test_the_asynchronous_client_works_too(served: Running) -> None:
 
 @dataclass
 class Held:
-    """A chat model whose engine steps only when told; one slot, one waiting place."""
+    """A chat model with a held engine, one slot and a queue of one."""
 
     engine: ScriptedEngine
     writer: Writer
@@ -166,7 +165,7 @@ class Held:
             return client.chat.completions.create(model="held", messages=messages, **more)
 
     def ask_until_accepted(self, pool: ThreadPoolExecutor) -> Future[Any]:
-        """The same in a thread; returns once the job is queued."""
+        """Request a completion in a thread; returns once the job is queued."""
         asked = pool.submit(self.ask)
         assert self.writer.accepted.acquire(timeout=PATIENCE_S)
         return asked
@@ -206,7 +205,7 @@ def test_a_full_queue_is_refused_at_once_with_retry_after(
             assert asked.result(PATIENCE_S).choices[0].message.content == "hello:1"
 
 
-def test_more_choices_than_ever_fit_are_a_bad_request() -> None:
+def test_more_choices_than_the_queue_holds_are_a_bad_request() -> None:
     with held() as model, pytest.raises(openai.BadRequestError):
         model.ask(n=16)
 
@@ -225,7 +224,7 @@ def test_a_deadline_in_the_queue_is_504_and_never_starts() -> None:
     assert ("admit", "late") not in model.engine.calls
 
 
-def test_a_poisonous_job_is_an_internal_server_error_and_the_next_one_is_served() -> None:
+def test_a_failing_job_is_an_internal_server_error_and_the_next_is_served() -> None:
     with held() as model:
         model.engine.open()
         model.engine.poison["bad"] = RuntimeError("secret /mnt/models at 0x7f00")
@@ -268,7 +267,7 @@ def test_a_client_that_closes_its_stream_frees_the_slot_within_one_step() -> Non
     assert ("evict", "hello") in model.engine.calls
 
 
-def test_a_client_that_gives_up_on_a_whole_answer_frees_the_slot_within_one_step() -> None:
+def test_a_client_that_gives_up_frees_the_slot_within_one_step() -> None:
     with (
         held() as model,
         socket.create_connection(("127.0.0.1", model.running.server.http_port)) as connection,

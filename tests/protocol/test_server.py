@@ -1,4 +1,4 @@
-"""What the server is besides serving: a KServe ModelServer, and one door to KServe's SDK."""
+"""The server as a KServe `ModelServer`, its addresses and log lines, and the import of KServe."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LOOPBACK = "0100007F"  # as /proc writes 127.0.0.1
 LOOPBACK_IN_V6 = "0000000000000000FFFF00000100007F"
 
 
-def test_importing_kserve_neither_reads_nor_keeps_our_command_line() -> None:
+def test_importing_kserve_does_not_read_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=150, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_it_is_a_kserve_server_and_models_may_be_registered_as_there() -> None:
+def test_it_is_a_kserve_server_that_models_can_be_registered_with() -> None:
     settings = small_settings()
     server = PredictorServer([echo("one", settings)], settings)
     assert isinstance(server, ModelServer)
@@ -47,7 +47,7 @@ def test_it_is_a_kserve_server_and_models_may_be_registered_as_there() -> None:
         server.registry.find("three")
 
 
-def test_gauges_are_brought_up_to_date_before_each_scrape() -> None:
+def test_on_scrape_is_called_before_each_metrics_response() -> None:
     scrapes: list[int] = []
     settings = small_settings()
     model = echo("echo", settings)
@@ -85,7 +85,7 @@ def test_one_line_is_logged_per_request_and_none_per_probe(
     assert lines[0].endswith(" ms r5")
 
 
-def test_it_listens_where_it_is_told_and_nowhere_else() -> None:
+def test_it_listens_on_the_given_address_only() -> None:
     with serving(echo()) as running:
         assert running.server.wait_started(PATIENCE_S)
         with open("/proc/net/tcp", encoding="ascii") as table:

@@ -9,7 +9,7 @@ import pytest
 
 from predictors.errors import Draining, NotReady, Overloaded
 from predictors.serving.job import Job
-from predictors.serving.lifecycle import State, Warmth
+from predictors.serving.lifecycle import StartProgress, State
 from tests.fakes import PATIENCE_S, ScriptedEngine, Task, answer, failure, wait_idle
 from tests.serving.conftest import MakeHost, busy, sample, submit
 
@@ -59,16 +59,16 @@ def test_starting_twice_loads_once(make_host: MakeHost) -> None:
 
 
 def test_progress_has_phase_and_shape(make_host: MakeHost) -> None:
-    seen: list[Warmth] = []
+    seen: list[StartProgress] = []
     host = make_host(ScriptedEngine(warm_shapes=["256x256", "512x512"]), start=False)
     host.events.subscribe(on_progress=seen.append)
     host.start()
     host.wait_ready(PATIENCE_S)
     assert seen == [
-        Warmth("load"),
-        Warmth("warmup"),
-        Warmth("warmup", "256x256", 1, 2),
-        Warmth("warmup", "512x512", 2, 2),
+        StartProgress("load"),
+        StartProgress("warmup"),
+        StartProgress("warmup", "256x256", 1, 2),
+        StartProgress("warmup", "512x512", 2, 2),
     ]
 
 
@@ -87,7 +87,7 @@ def test_on_warm_is_called_before_the_first_request_is_served(
 def test_an_on_progress_callback_that_raises_does_not_stop_the_start(make_host: MakeHost) -> None:
     host = make_host(ScriptedEngine(), start=False)
 
-    def on_progress(progress: Warmth) -> None:
+    def on_progress(progress: StartProgress) -> None:
         raise OSError("the terminal is gone")
 
     host.events.subscribe(on_progress=on_progress)

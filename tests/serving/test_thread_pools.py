@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from predictors.serving.thread_pools import ThreadPools
+from predictors.serving.thread_pools import ThreadPools, threads_for
 from tests.fakes import PATIENCE_S, ScriptedClock
 
 
@@ -57,3 +57,8 @@ def test_an_error_reaches_the_caller_and_the_thread_goes_on(clock: ScriptedClock
     assert pools.submit(str, 1).result(PATIENCE_S) == "1"
     assert pools.is_alive
     pools.close()
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (192, 8)])
+def test_the_number_of_prepare_threads_follows_the_cores(cores: int, threads: int) -> None:
+    assert threads_for(cores) == threads

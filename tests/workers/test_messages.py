@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.errors import InvalidRequest, Overloaded, TooLarge
-from predictors.workers.messages import LARGE_BYTES, ConnectionClosed, receive, send
-from predictors.workers.shared_memory import SharedMemory
+from predictors.workers.messages import LARGE_BYTES, ConnectionClosed, SharedMemory, receive, send
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -17,7 +17,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _turned(low, high, cos, sin):
+def _rotated(low, high, cos, sin):
     """The two halves of a head after rotation, float32."""
     low, high = low.to(tl.float32), high.to(tl.float32)
     return low * cos - high * sin, high * cos + low * sin
@@ -77,8 +77,8 @@ def _new_token(
         root = tl.rsqrt(squares / DIM + EPS)
         low *= root * tl.load(k_norm + half).to(tl.float32)
         high *= root * tl.load(k_norm + HALF + half).to(tl.float32)
-    q_low, q_high = _turned(q_low, q_high, c[None, :], s[None, :])
-    low, high = _turned(low, high, c, s)
+    q_low, q_high = _rotated(q_low, q_high, c[None, :], s[None, :])
+    low, high = _rotated(low, high, c, s)
     value = tl.load(qkv + (HEADS + KV_HEADS + group) * DIM + tl.arange(0, DIM))
     return q_low.to(dtype), q_high.to(dtype), low.to(dtype), high.to(dtype), value
 
@@ -252,7 +252,7 @@ def decode_attention_kernel(
 
 
 @triton.jit
-def turn_kernel(
+def rotate_kernel(
     qkv,
     cos,
     sin,
@@ -284,7 +284,7 @@ def turn_kernel(
         q_low, q_high = _normed(low, high, q_norm, half, EPS, HALF)
         k_low, k_high = _normed(low, high, k_norm, half, EPS, HALF)
         low, high = tl.where(is_query, q_low, k_low), tl.where(is_query, q_high, k_high)
-    low, high = _turned(low, high, c, s)
+    low, high = _rotated(low, high, c, s)
     tl.store(mine, low.to(dtype), is_query)
     tl.store(mine + HALF, high.to(dtype), is_query)
     place = cache + tl.load(places + row) * KV_HEADS * DIM

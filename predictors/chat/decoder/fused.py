@@ -1,9 +1,8 @@
-"""The operations of `operations.py` on a GPU. Knows kernels and matmuls; knows no block and no
-request.
+"""The operations of `operations.py` on a GPU.
 
 A decode step of one sequence is bound by reading the weights once: there a linear with its norm,
 gate or residual is one kernel that streams the weight (36 layers of five kernels). With more rows,
-and for prompts, cuBLAS multiplies and one Triton kernel lies between two matmuls. Nothing is read
+and for prompts, cuBLAS multiplies and one Triton kernel runs between two matmuls. Nothing is read
 back and nothing depends on values, so a whole pass can be captured in a CUDA graph.
 """
 
@@ -17,11 +16,11 @@ from torch import Tensor
 from predictors.chat.decoder.attention_kernels import (
     decode_attention_kernel,
     prompt_attention_kernel,
-    turn_kernel,
+    rotate_kernel,
 )
 from predictors.chat.decoder.fused_linears import (
-    OneRow,
-    Rows,
+    OneRowLinears,
+    RowsLinears,
     chained,
     is_chained,
     power_of_two,
@@ -33,9 +32,9 @@ PROMPT_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where the rows of a decode step stand; int64 on the device. `slots`, `lengths` (keys before
-    the new one) and `positions` (rows,); `tables` (slots, pages)."""
+class DecodePlaces:
+    """Places of a decode step's rows in the cache; int64 on the device. `slots`, `lengths` (keys
+    before the new one) and `positions` (rows,); `tables` (slots, pages)."""
 
     slots: Tensor
     lengths: Tensor
@@ -44,16 +43,16 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Scratch:
-    """Memory of the decode kernels for up to `rows` rows, see `decode_attention_kernel`."""
+class DecodeScratch:
+    """Scratch memory of `decode_attention_kernel`."""
 
     partial: Tensor
     weights: Tensor
     arrivals: Tensor
 
     @classmethod
-    def of(cls, rows: int, kv_heads: int, head_dim: int, device: torch.device) -> Scratch:
-        """For all widths up to `rows`."""
+    def of(cls, rows: int, kv_heads: int, head_dim: int, device: torch.device) -> DecodeScratch:
+        """For steps of up to `rows` rows."""
         cells = max(row * splits_for(row) for row in range(1, rows + 1)) * kv_heads
         return cls(
             torch.empty(cells, 16, head_dim, device=device),
@@ -63,7 +62,7 @@ class Scratch:
 
 
 def splits_for(rows: int) -> int:
-    """In how many parts a sequence's keys are read at once, so that few sequences fill the GPU."""
+    """Parts of a sequence's keys that are read at once, so that few sequences fill the GPU."""
     return min(32, max(2, 128 // rows))
 
 
@@ -71,18 +70,16 @@ def _keys_at_once(rows: int) -> int:
     return 128 if rows <= 8 else 64
 
 
-class _Decode:
-    """Attention of a decode step."""
-
-    def __init__(self, standing: Standing, scratch: Scratch) -> None:
-        self._standing = standing
+class _DecodeAttention:
+    def __init__(self, places: DecodePlaces, scratch: DecodeScratch) -> None:
+        self._places = places
         self._scratch = scratch
 
     def attend(
         self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
     ) -> Tensor:
         """`angles` are of all positions."""
-        at, scratch, kv_heads = self._standing, self._scratch, cache.shape[-2]
+        at, scratch, kv_heads = self._places, self._scratch, cache.shape[-2]
         rows, heads = len(qkv), qkv.shape[-1] // head_dim - 2 * kv_heads
         out = qkv.new_empty(rows, heads * head_dim)
         splits = splits_for(rows)
@@ -117,19 +114,19 @@ class _Decode:
         return out
 
 
-class FusedOne(OneRow, _Decode):
+class FusedDecodeOne(OneRowLinears, _DecodeAttention):
     """A decode step of one sequence."""
 
 
-class FusedMany(Rows, _Decode):
-    """A decode step of more."""
+class FusedDecodeMany(RowsLinears, _DecodeAttention):
+    """A decode step of several sequences."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
-    """Where a prompt pass's rows stand; int64 on the device. `places` (rows,), where each row's key
-    goes; of each tile of TILE rows its slot, the index of its first token and how many rows are
-    real; `tables` (slots, pages)."""
+class PromptTiles:
+    """Places of a prompt pass's rows; int64 on the device. `places` (rows,): where each row's key
+    goes. Of each tile of TILE rows: its slot, the index of its first token and the number of real
+    rows. `tables` (slots, pages)."""
 
     places: Tensor
     slots: Tensor
@@ -138,10 +135,10 @@ class Tiles:
     tables: Tensor
 
 
-class FusedPrompt(Rows):
-    """A pass over pieces of prompts, each from a new tile on."""
+class FusedPrompt(RowsLinears):
+    """A pass over parts of prompts; each part begins on a new tile."""
 
-    def __init__(self, tiles: Tiles) -> None:
+    def __init__(self, tiles: PromptTiles) -> None:
         self._tiles = tiles
 
     def attend(
@@ -151,7 +148,7 @@ class FusedPrompt(Rows):
         tiles, kv_heads = self._tiles, cache.shape[-2]
         heads = qkv.shape[-1] // head_dim - 2 * kv_heads
         sizes = {"HEADS": heads, "KV_HEADS": kv_heads, "DIM": head_dim}
-        turn_kernel[(len(qkv),)](
+        rotate_kernel[(len(qkv),)](
             qkv,
             *angles,
             cache,

@@ -1,5 +1,5 @@
-"""A block's linears on a GPU, with what stands beside them: for one row and for many, in the
-weights' own dtype and in fp8. Knows kernels and matmuls; knows no block and no request.
+"""A block's linears on a GPU with their norm, gate or residual: for one row and for many, in the
+weights' own dtype and in fp8.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ GATE_BLOCK = 1024
 FP8_ROWS = 16  # cuBLAS multiplies e4m3 in multiples of it
 
 
-class Rows:
-    """Linears over a matrix of rows; before an fp8 layer, what makes its input quantises it."""
+class RowsLinears:
+    """Linears over a matrix of rows; the kernel before an fp8 layer quantises its input."""
 
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        """See `Operations`."""
         if isinstance(layer, Fp8Linear):
             return _scaled(_narrow(x, norm), layer, len(x))
         bias: Tensor | None = layer.bias
@@ -35,7 +34,7 @@ class Rows:
         return torch.addmm(bias, _normed(x, norm), layer.weight.t())
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
-        """See `Operations`; overwrites the stream."""
+        """Overwrites the stream."""
         if isinstance(layer, Fp8Linear):
             narrowed = _narrow(x, None) if isinstance(x, Tensor) else x
             return stream.add_(_scaled(narrowed, layer, len(stream)))
@@ -43,34 +42,28 @@ class Rows:
         return stream.addmm_(x, layer.weight.t())
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
-        """See `Operations`."""
         if isinstance(layer, Fp8Linear):
             return gated_narrow(_scaled(_narrow(x, norm), layer, len(x)))
         return gated(torch.mm(_normed(x, norm), layer.weight.t()))
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        """See `Operations`."""
         return torch.mm(_normed(x, norm), head.weight.t()).to(torch.float32)
 
 
-class OneRow:
-    """Linears over one row; it stays as it is beside an fp8 weight."""
+class OneRowLinears:
+    """Linears over one row, which is not quantised for an fp8 weight."""
 
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        """See `Operations`."""
         return skinny(x, layer, norm=norm)
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
-        """See `Operations`."""
         assert isinstance(x, Tensor)
         return skinny(x, layer, residual=stream)
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
-        """See `Operations`."""
         return skinny(x, layer, norm=norm, is_gated=True)
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
-        """See `Operations`."""
         return skinny(x, head, norm=norm, dtype=torch.float32)
 
 
@@ -116,7 +109,7 @@ def skinny(
 
 
 def _tiling(width: int, is_gated: bool) -> tuple[int, int]:
-    """Features per program and warps: the fastest on an H200 at this model's sizes."""
+    """Features per program, and warps: the fastest on an H200 at the sizes of a 3B decoder."""
     if is_gated:
         return 8, 8
     return (2, 4) if width < WIDE else (16, 4)
@@ -124,7 +117,7 @@ def _tiling(width: int, is_gated: bool) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def is_chained() -> bool:
-    """Whether a kernel may begin before the one before it has ended, up to its own wait: Hopper's
+    """True where a kernel may start before its predecessor has ended, up to its own wait: Hopper's
     programmatic launch, which hides the microseconds between two short kernels."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= HOPPER
 
@@ -192,5 +185,5 @@ def _scaled(x: RowScaled, layer: Fp8Linear, rows: int) -> Tensor:
 
 
 def power_of_two(size: int) -> int:
-    """The least power of two that is not less."""
+    """The least power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()

@@ -1,6 +1,4 @@
-"""Two layers that decoder and vision tower share: RMS norm and the gated MLP. Knows no checkpoint
-names.
-"""
+"""The layers that decoder and vision towers share: RMS norm and the gated MLP."""
 
 from __future__ import annotations
 

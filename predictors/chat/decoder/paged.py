@@ -2,8 +2,8 @@
 plain PyTorch.
 
 The op writes the new keys and values into their pages and attends each sequence to its own pages
-only, one sequence at a time: what a sequence gets depends on its own length and on nothing else.
-Knows no request and no page owner. On a GPU `fused.py` does the same in kernels of its own.
+only, one sequence at a time: a result depends on its own sequence's length and on nothing else. On
+a GPU `fused.py` does the same in its own kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCRATCH_PAGE = 0  # padding rows write here; no sequence ever owns it
-TILE = 16  # rows of a prompt that share a program of a fused pass; a piece begins on a new tile
+TILE = 16  # rows of a prompt that share a program of a fused pass; each prompt begins on a new tile
 
 
 @torch.library.custom_op("predictors::paged_attention", mutates_args=("cache",))
@@ -25,7 +25,7 @@ def paged_attention(
     q (tokens, heads, head_dim); k, v (tokens, kv_heads, head_dim); cache (2, pages, page_tokens,
     kv_heads, head_dim); places (tokens,) int64, where each row's key goes, counted in tokens from
     the cache's start; pages (sequences, n) int64, each sequence's pages in order; spans (sequences,
-    2) int64 **on the CPU**: position of the first row and number of real rows (0: nobody here), so
+    2) int64 **on the CPU**: position of the first row and number of real rows (0: padding), so
     that lengths are known without asking the device. Rows that are not real come back as zeros.
     """
     keys, values = cache.flatten(1, 2).unbind(0)  # (pages * page_tokens, kv_heads, head_dim)

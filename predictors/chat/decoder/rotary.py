@@ -1,7 +1,7 @@
 """Rotary position embeddings: three-axis for the text, two-axis for the vision tower.
 
-Pure tensor functions of positions; knows no checkpoint and keeps no state, so a sequence's
-positions can never leak into another's. Formulas: M-RoPE of Qwen2-VL (arXiv 2409.12191, section
+Pure tensor functions of positions that keep no state, so one sequence's positions can't leak into
+another's. Formulas: M-RoPE of Qwen2-VL (arXiv 2409.12191, section
 2.1), axial 2-D RoPE of its vision tower.
 """
 
@@ -59,7 +59,7 @@ def vision_table(rows: Tensor, columns: Tensor, frequencies: Tensor) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + head_dim/2) of `x` (tokens, heads, head_dim); computed in fp32."""
+    """Rotate each pair (i, i + head_dim/2) of `x` (tokens, heads, head_dim); computed in fp32."""
     wide = x.to(torch.float32)
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

@@ -1,5 +1,5 @@
-"""Triton kernels that pass once over a prompt's rows between two matmuls. Knows pointers, sizes and
-strides only.
+"""Triton kernels that pass once over rows between two matmuls: norm and gate, each with an optional
+quantisation to fp8.
 
 One program takes one row, so a row's result depends on that row alone. Imported on CUDA only, and
 by tests in Triton's interpreter.

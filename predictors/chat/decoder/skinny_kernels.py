@@ -1,8 +1,7 @@
-"""Triton kernel for a linear over one row: what a decode step of one sequence is made of. Knows
-pointers, sizes and strides only.
+"""Triton kernel for a linear over one row, of which a decode step of one sequence consists.
 
-Such a linear costs what reading its weight once costs, so all that stands beside it (norm, bias,
-residual, SiLU gate) happens while the weight streams by. Every weight is read once, in the order it
+Such a linear costs as much as reading its weight once, so norm, bias, residual and SiLU gate are
+computed while the weight is read. Every weight is read once, in the order it
 lies in memory; sums are float32 in a fixed order. From two rows on cuBLAS is as fast.
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
@@ -66,7 +65,7 @@ def row_kernel(
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     other, squares = total, tl.zeros((BLOCK_K,), tl.float32)
     here = weight + outputs.to(tl.int64)[:, None] * K + lanes[None, :]
-    # the first tile is on its way before the wait: a weight is nobody's output
+    # the first tile is on its way before the wait: no kernel writes a weight
     tile = _tile(here, 0, lanes, inside, K)
     tile2 = _tile(here + N * K, 0, lanes, inside, K) if IS_GATED else tile
     _until_written(IS_CHAINED)

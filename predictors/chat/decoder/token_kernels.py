@@ -1,5 +1,4 @@
-"""Triton kernels at both ends of a decode step: the newest token in, the next one out. Knows
-pointers, sizes and strides only.
+"""Triton kernels at both ends of a decode step: embed the newest token, choose the next one.
 
 Imported on CUDA only, and by tests in Triton's interpreter.
 """

@@ -8,8 +8,6 @@ the log and a cold start, never to a failure.
     <compute.cache_dir>/<GPU or cpu>-<hash of versions and machine>/
         triton/  inductor/      the libraries' own, in their own layout
         <hash>.bundle           torch's artifacts of one checkpoint under one engine config
-
-Old subfolders are never removed. An operator may remove them at any time.
 """
 
 from __future__ import annotations
@@ -103,7 +101,7 @@ def machine_key(device: torch.device) -> str:
 
 def machine_folder(root: Path, key: str) -> Path | None:
     """`root`/`key`, created if necessary; None, with a warning, if it can't be used."""
-    folder = root / key
+    folder = root / key  # folders of other keys are never removed; an operator may do so
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o755, exist_ok=True)

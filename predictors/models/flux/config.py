@@ -140,7 +140,7 @@ def _check_fit(transformer: Any, vae: Any, clip: Any, t5: Any) -> None:
         "pooled_projection_dim": ("hidden_size of text_encoder", clip.hidden_size),
     }
     for name, (theirs, wanted) in pairs.items():
-        found = getattr(transformer, name)
+        found = transformer[name]
         if found is not None and found != wanted:
             raise EngineFailed(
                 f"transformer/config.json: {name} is {found}, {theirs} {wanted}: these are parts "

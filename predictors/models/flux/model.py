@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -17,11 +17,6 @@ from predictors.diffusion.sampling import Schedule, draw_noise
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import OpenComponent, load_parts
-from predictors.settings import Settings
-from predictors.workers.pool import Workers
-
-if TYPE_CHECKING:
-    from predictors.diffusion.predictor import DiffusionPredictor
 
 
 class FluxModel:
@@ -50,16 +45,6 @@ class FluxModel:
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
         parts = load_parts(self.config, placement, options.forms, self._open_component)
         return FluxPasses(name, self.config, parts, placement, options)
-
-
-def make_predictor(
-    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
-) -> DiffusionPredictor:
-    """The predictor of a checkpoint, without its weights."""
-    # imports KServe, which benchmarks of the engine do without
-    from predictors.diffusion.predictor import DiffusionPredictor
-
-    return DiffusionPredictor(name, FluxModel(checkpoint), settings, workers)
 
 
 def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,9 @@ def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
 
 
 def _check(tokenizer: Any, part: str, vocab: int) -> None:
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, name) is None:
+    needed = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
+    for name, token in needed.items():
+        if token is None:
             raise EngineFailed(f"{part} has no {name}; fetch its tokenizer_config.json again")
     tokens = tokenizer.get_vocab()
     token, last = max(tokens.items(), key=lambda pair: pair[1], default=("", -1))

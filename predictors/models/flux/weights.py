@@ -203,10 +203,10 @@ def transformer_names(shape: Shape) -> dict[str, tuple[str, ...]]:
         ours, theirs = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
         names |= _linear(f"{ours}.qkv", *(f"{theirs}.attn.to_{x}" for x in "qkv"))
         names |= _linear(f"{ours}.up", f"{theirs}.proj_mlp")
-        names |= _linear(f"{ours}.leave", f"{theirs}.proj_out")
+        names |= _linear(f"{ours}.out", f"{theirs}.proj_out")
         names[f"{ours}.query_norm.weight"] = (f"{theirs}.attn.norm_q.weight",)
         names[f"{ours}.key_norm.weight"] = (f"{theirs}.attn.norm_k.weight",)
-    return names | _linear("ends.enter", "x_embedder") | _linear("ends.leave", "proj_out")
+    return names | _linear("ends.embed", "x_embedder") | _linear("ends.project", "proj_out")
 
 
 def _stream(
@@ -240,8 +240,8 @@ def conditioning_names(shape: Shape) -> dict[str, tuple[str, ...]]:
         "pooled": "text_embedder",
     }
     for ours, theirs in embedders.items():
-        names |= _linear(f"{ours}.enter", f"time_text_embed.{theirs}.linear_1")
-        names |= _linear(f"{ours}.leave", f"time_text_embed.{theirs}.linear_2")
+        names |= _linear(f"{ours}.first", f"time_text_embed.{theirs}.linear_1")
+        names |= _linear(f"{ours}.second", f"time_text_embed.{theirs}.linear_2")
     return names
 
 

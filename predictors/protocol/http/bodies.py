@@ -28,7 +28,7 @@ from predictors.errors import (
     TooLarge,
     UnsupportedMedia,
 )
-from predictors.workers.shared_memory import SharedMemory
+from predictors.workers.messages import SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Body = bytes | SharedMemory

@@ -66,7 +66,7 @@ class BodyMessage:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What the chunks of a stream hold besides text."""
+    """Contents of a stream's chunks besides text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False

@@ -1,7 +1,7 @@
-"""KServe's own request and response objects as V2 values, so that a predictor also works in a stock
-KServe server.
+"""Conversion between KServe's request and response objects and V2 values.
 
-Our edges do not pass here. Knows no model.
+It is used when a predictor runs under KServe's own server; the routes of this package make V2
+values themselves.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response
 
 
 def from_kserve(request: InferRequest) -> V2Request:
-    """The same request as values; raises `InvalidRequest` for BYTES that are neither text nor
-    bytes.
-    """
+    """The request as values; raises `InvalidRequest` for BYTES that are neither text nor bytes."""
     return V2Request(
         model=request.model_name,
         id=request.id or "",
@@ -27,7 +25,7 @@ def from_kserve(request: InferRequest) -> V2Request:
 
 
 def to_kserve(response: V2Response, request: V2Request) -> InferResponse:
-    """The response as KServe's object; BYTES stay bytes where the caller asked for raw outputs."""
+    """The response as KServe's object, with raw outputs where `request` asks for them."""
     return InferResponse(
         response_id=response.id or request.id or "",
         model_name=response.model,

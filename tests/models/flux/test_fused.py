@@ -85,10 +85,10 @@ def test_sum_and_norm_are_those_in_float64(
     tokens, update = (torch.randn(ROWS, NUM_TOKENS, SHAPE.dim).to(dtype) for _ in range(2))
     owed = (update, gate) if has_update else (None, None)
     exact_owed = (update.double(), doubled(gate)) if has_update else (None, None)
-    exact_tokens, exact = Plain().enter(
+    exact_tokens, exact = Plain().add_and_norm(
         Carry(tokens.double(), *exact_owed), Change(doubled(shift), doubled(scale)), NUM_TEXT
     )
-    kept, normed = FUSED.enter(Carry(tokens.clone(), *owed), Change(shift, scale), NUM_TEXT)
+    kept, normed = FUSED.add_and_norm(Carry(tokens.clone(), *owed), Change(shift, scale), NUM_TEXT)
     assert distance(kept, exact_tokens) <= bound
     assert distance(normed, exact) <= 2 * bound
 
@@ -97,8 +97,8 @@ def test_quantised_norm_is_the_references_quantisation_of_the_norm() -> None:
     gate, shift, scale = parts_of(modulation(torch.float32), 2, 3, 4)
     tokens, update = (torch.randn(ROWS, NUM_TOKENS, SHAPE.dim) for _ in range(2))
     change = Change(shift, scale)
-    exact = quantize_rows(Plain().enter(Carry(tokens, update, gate), change, NUM_TEXT)[1])
-    _, found = FUSED_FP8.enter(Carry(tokens.clone(), update, gate), change, NUM_TEXT)
+    exact = quantize_rows(Plain().add_and_norm(Carry(tokens, update, gate), change, NUM_TEXT)[1])
+    _, found = FUSED_FP8.add_and_norm(Carry(tokens.clone(), update, gate), change, NUM_TEXT)
     assert torch.allclose(found.scales, exact.scales, rtol=1e-6)
     differ = (found.values.float() != exact.values.float()).float().mean()
     assert differ < 1e-3  # a last bit of the norm may round the other way
@@ -219,5 +219,5 @@ def test_quantising_frees_or_keeps_the_first_module() -> None:
     assert not any(tensor.is_meta for tensor in twin.state_dict().values())
     replaced = quantized(kept, keep=False)
     assert replaced is kept
-    assert isinstance(kept.single_blocks[0].leave, Fp8Linear)
-    assert isinstance(kept.ends.leave, torch.nn.Linear)
+    assert isinstance(kept.single_blocks[0].out, Fp8Linear)
+    assert isinstance(kept.ends.project, torch.nn.Linear)

@@ -132,7 +132,7 @@ def test_equal_inputs_give_equal_bits_alone_and_beside_others() -> None:
 
 def test_settling_only_adds_up() -> None:
     x = Sum(picture(2, 48, 5, 7), torch.randn(48), picture(2, 48, 5, 7))
-    total = group_norm.settle(x)
+    total = group_norm.add_up(x)
     exact = exactly(x, make_norm(16, 48), False)[0]
     assert torch.allclose(total.double(), exact, atol=1e-6)
     assert total.is_contiguous(memory_format=torch.channels_last)

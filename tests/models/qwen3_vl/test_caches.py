@@ -17,7 +17,7 @@ PICTURE = png(7, 160, 96)  # 5 x 3 tokens
 def fresh(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Room, list[int]]:
     """An engine with empty caches, and how many patches each encoded picture had."""
     room = open_room(checkpoint, slots=2, prefix_cache="on")
-    encoder, encoded = room.engine._embeddings.pictures._encoder, []
+    encoder, encoded = room.pictures._encoder, []
     encode = encoder.encode
 
     def counted(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

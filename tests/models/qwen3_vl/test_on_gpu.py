@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from predictors.chat.pictures import PictureRunner
-from predictors.chat.pixels import PatchFormat, PreparedPicture
 from predictors.chat.request import Sampling
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.vision.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
-from predictors.compute.syncs import no_host_syncs
 from predictors.models.qwen3_vl.vision.encoder import Encoder
 from predictors.models.qwen3_vl.vision.grid import VisionShape
 from predictors.models.qwen3_vl.vision.tower import VisionTower
@@ -24,6 +23,7 @@ from tests.chat.reference import Reference
 from tests.chat.room import Room
 from tests.models.qwen3_vl.conftest import open_room
 from tests.models.qwen3_vl.test_parity import conversations
+from tests.tools.syncs import no_host_syncs
 
 pytestmark = pytest.mark.gpu
 

@@ -48,7 +48,7 @@ def test_deepstack_features_reach_the_answer(
 ) -> None:
     request = chat(png(3, 96, 64), "What is it?")
     other = open_room(checkpoint, slots=1)
-    encoder = other.engine._embeddings.pictures._encoder
+    encoder = other.pictures._encoder
     encode = encoder.encode
 
     def without_levels(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_rotary_positions_are_those_of_get_rope_index(room: Room, reference: Ref
 
 
 def test_rotary_tables_are_those_of_the_interleaved_axes(room: Room, reference: Reference) -> None:
-    decoder, work = room.engine._runner._decoder, room.inputs.prepare(conversations()[10])
+    decoder, work = room.runner._decoder, room.inputs.prepare(conversations()[10])
     ours = decoder.angles(work.positions)
     stream = torch.zeros(1)
     theirs = reference.model.model.language_model.rotary_emb(stream, work.positions[:, None])

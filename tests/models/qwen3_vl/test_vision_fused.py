@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from predictors.chat.pictures import PictureRunner
-from predictors.chat.pixels import PreparedPicture
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
 from predictors.compute.kernels.attention import sdpa

@@ -20,7 +20,7 @@ from predictors.protocol.http.bodies import (
     receive_body,
     receive_small_body,
 )
-from predictors.workers.shared_memory import SharedMemory
+from predictors.workers.messages import SharedMemory
 
 
 def arriving(*messages: dict[str, Any]) -> Any:

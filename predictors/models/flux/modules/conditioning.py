@@ -24,11 +24,11 @@ class Embedder(nn.Module):
 
     def __init__(self, in_features: int, dim: int) -> None:
         super().__init__()
-        self.enter = nn.Linear(in_features, dim)
-        self.leave = nn.Linear(dim, dim)
+        self.first = nn.Linear(in_features, dim)
+        self.second = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        embedded: Tensor = self.leave(F.silu(self.enter(x)))
+        embedded: Tensor = self.second(F.silu(self.first(x)))
         return embedded
 
 

@@ -76,13 +76,13 @@ class Sum(NamedTuple):
 class Operations(Protocol):
     """The operations of the decoder's blocks. No method changes an input."""
 
-    def settle(self, x: Sum) -> Tensor:
+    def add_up(self, x: Sum) -> Tensor:
         """The sum, added up."""
 
     def norm(self, norm: nn.GroupNorm, x: Sum) -> Tensor:
         """SiLU of the group norm of the sum."""
 
-    def settle_and_norm(
+    def add_up_and_norm(
         self, norm: nn.GroupNorm, x: Sum, *, silu: bool = True
     ) -> tuple[Tensor, Tensor]:
         """The sum added up, and its group norm with or without SiLU."""
@@ -103,18 +103,18 @@ class Operations(Protocol):
 class Plain:
     """The reference: each operation as torch has it. torch.compile gets these too."""
 
-    def settle(self, x: Sum) -> Tensor:
+    def add_up(self, x: Sum) -> Tensor:
         return x.picture if x.residual is None else x.residual + x.picture
 
     def norm(self, norm: nn.GroupNorm, x: Sum) -> Tensor:
-        return F.silu(norm(self.settle(x)))
+        return F.silu(norm(self.add_up(x)))
 
-    def settle_and_norm(
+    def add_up_and_norm(
         self, norm: nn.GroupNorm, x: Sum, *, silu: bool = True
     ) -> tuple[Tensor, Tensor]:
-        settled = self.settle(x)
-        normed: Tensor = norm(settled)
-        return settled, F.silu(normed) if silu else normed
+        total = self.add_up(x)
+        normed: Tensor = norm(total)
+        return total, F.silu(normed) if silu else normed
 
     def conv(self, layer: nn.Conv2d, x: Tensor) -> Sum:
         return Sum(layer(x))
@@ -139,24 +139,24 @@ class Resnet(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, num_groups: int) -> None:
         super().__init__()
-        self.enter_norm = nn.GroupNorm(num_groups, channels_in, eps=EPS)
-        self.enter = _conv3(channels_in, channels_out)
-        self.leave_norm = nn.GroupNorm(num_groups, channels_out, eps=EPS)
-        self.leave = _conv3(channels_out, channels_out)
+        self.norm1 = nn.GroupNorm(num_groups, channels_in, eps=EPS)
+        self.conv1 = _conv3(channels_in, channels_out)
+        self.norm2 = nn.GroupNorm(num_groups, channels_out, eps=EPS)
+        self.conv2 = _conv3(channels_out, channels_out)
         is_same = channels_in == channels_out
-        self.past = None if is_same else nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = None if is_same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Sum, operations: Operations) -> Sum:
         """(n, channels_in, h, w) to (n, channels_out, h, w)."""
-        residual, normed = operations.settle_and_norm(self.enter_norm, x)
-        inner = operations.norm(self.leave_norm, operations.conv(self.enter, normed))
-        update = operations.conv(self.leave, inner)
-        if self.past is None:
+        residual, normed = operations.add_up_and_norm(self.norm1, x)
+        inner = operations.norm(self.norm2, operations.conv(self.conv1, normed))
+        update = operations.conv(self.conv2, inner)
+        if self.shortcut is None:
             return update._replace(residual=residual)
-        past = operations.conv(self.past, residual)
-        biases = [bias for bias in (update.bias, past.bias) if bias is not None]
+        shortcut = operations.conv(self.shortcut, residual)
+        biases = [bias for bias in (update.bias, shortcut.bias) if bias is not None]
         bias = sum(biases[1:], start=biases[0]) if biases else None
-        return Sum(update.picture, bias, past.picture)
+        return Sum(update.picture, bias, shortcut.picture)
 
 
 class Attention(nn.Module):
@@ -170,7 +170,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Sum, operations: Operations) -> Sum:
         """(n, channels, h, w) to the same."""
-        residual, normed = operations.settle_and_norm(self.norm, x, silu=False)
+        residual, normed = operations.add_up_and_norm(self.norm, x, silu=False)
         tokens = normed.flatten(2).transpose(1, 2)  # (n, h * w, channels)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         mixed = self.out(operations.attend(query, key, value))
@@ -192,7 +192,7 @@ class Block(nn.Module):
             x = resnet(x, operations)
         if self.upsample is None:
             return x
-        return operations.upsample(self.upsample, operations.settle(x))
+        return operations.upsample(self.upsample, operations.add_up(x))
 
 
 class Decoder(nn.Module):
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         *finer, coarsest = shape.block_channels
         latent, groups = shape.latent_channels, shape.num_groups
         self.post = nn.Conv2d(latent, latent, 1) if shape.has_post_conv else None
-        self.enter = _conv3(latent, coarsest)
+        self.conv_in = _conv3(latent, coarsest)
         self.middle = nn.ModuleList(
             [
                 Resnet(coarsest, coarsest, groups),
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
             for i, widths in enumerate(zip(ins, outs, strict=True))
         )
         self.norm = nn.GroupNorm(groups, outs[-1], eps=EPS)
-        self.leave = _conv3(outs[-1], PICTURE_CHANNELS)
+        self.conv_out = _conv3(outs[-1], PICTURE_CHANNELS)
 
     @property
     def upsamples(self) -> list[nn.Conv2d]:
@@ -233,11 +233,11 @@ class Decoder(nn.Module):
         latents (n, latent_channels, h, w), unscaled and unshifted.
         """
         if self.post is not None:
-            latents = operations.settle(operations.conv(self.post, latents))
-        x = operations.conv(self.enter, latents)
+            latents = operations.add_up(operations.conv(self.post, latents))
+        x = operations.conv(self.conv_in, latents)
         for part in (*self.middle, *self.blocks):
             x = part(x, operations)
-        return operations.last(self.leave, operations.norm(self.norm, x))
+        return operations.last(self.conv_out, operations.norm(self.norm, x))
 
 
 def decode(decoder: Decoder, latents: Tensor, operations: Operations = PLAIN) -> Tensor:
@@ -265,36 +265,32 @@ def decoder_names(
     diffusers 0.18, which it has if it holds `OLD_ATTENTION`.
     """
     names = _pair("post", "post_quant_conv") if shape.has_post_conv else {}
-    names |= _pair("enter", "decoder.conv_in")
+    names |= _pair("conv_in", "decoder.conv_in")
     resnets, attentions = "decoder.mid_block.resnets", "decoder.mid_block.attentions"
-    names |= _resnet("middle.0", f"{resnets}.0", has_past=False)
+    names |= _resnet("middle.0", f"{resnets}.0", has_shortcut=False)
     if shape.has_attention:
         names |= _attention("middle.1", f"{attentions}.0", has_old_attention)
     last = 2 if shape.has_attention else 1
-    names |= _resnet(f"middle.{last}", f"{resnets}.1", has_past=False)
+    names |= _resnet(f"middle.{last}", f"{resnets}.1", has_shortcut=False)
     widths = shape.block_channels[::-1]
     for i, width in enumerate(widths):
         theirs = f"decoder.up_blocks.{i}"
         for j in range(shape.resnets_per_block):
-            has_past = j == 0 and i > 0 and widths[i - 1] != width
-            names |= _resnet(f"blocks.{i}.resnets.{j}", f"{theirs}.resnets.{j}", has_past)
+            has_shortcut = j == 0 and i > 0 and widths[i - 1] != width
+            names |= _resnet(f"blocks.{i}.resnets.{j}", f"{theirs}.resnets.{j}", has_shortcut)
         if i < len(widths) - 1:
             names |= _pair(f"blocks.{i}.upsample", f"{theirs}.upsamplers.0.conv")
-    return names | _pair("norm", "decoder.conv_norm_out") | _pair("leave", "decoder.conv_out")
+    return names | _pair("norm", "decoder.conv_norm_out") | _pair("conv_out", "decoder.conv_out")
 
 
 OLD_ATTENTION = "decoder.mid_block.attentions.0.proj_attn.weight"
 
 
-def _resnet(ours: str, theirs: str, has_past: bool) -> dict[str, tuple[str, ...]]:
-    pairs = [
-        ("enter_norm", "norm1"),
-        ("enter", "conv1"),
-        ("leave_norm", "norm2"),
-        ("leave", "conv2"),
-        *([("past", "conv_shortcut")] if has_past else []),
-    ]
-    return {k: v for a, b in pairs for k, v in _pair(f"{ours}.{a}", f"{theirs}.{b}").items()}
+def _resnet(ours: str, theirs: str, has_shortcut: bool) -> dict[str, tuple[str, ...]]:
+    names: dict[str, tuple[str, ...]] = {}
+    for part in ("norm1", "conv1", "norm2", "conv2"):
+        names |= _pair(f"{ours}.{part}", f"{theirs}.{part}")
+    return names | _pair(f"{ours}.shortcut", f"{theirs}.conv_shortcut") if has_shortcut else names
 
 
 def _attention(ours: str, theirs: str, is_old: bool) -> dict[str, tuple[str, ...]]:

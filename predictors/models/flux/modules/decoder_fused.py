@@ -36,15 +36,15 @@ class Fused:
                 layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
         layers = decoder.upsamples if folds_upsample else ()
         self._folded = {layer: fold(layer.weight) for layer in layers}
-        self._padded = {decoder.leave: pad_outputs(decoder.leave.weight)}
+        self._padded = {decoder.conv_out: pad_outputs(decoder.conv_out.weight)}
 
-    def settle(self, x: Sum) -> Tensor:
-        return group_norm.settle(x)
+    def add_up(self, x: Sum) -> Tensor:
+        return group_norm.add_up(x)
 
     def norm(self, norm: nn.GroupNorm, x: Sum) -> Tensor:
         return group_norm.group_norm(x, norm, silu=True, keep=False)[1]
 
-    def settle_and_norm(
+    def add_up_and_norm(
         self, norm: nn.GroupNorm, x: Sum, *, silu: bool = True
     ) -> tuple[Tensor, Tensor]:
         keep = x.bias is not None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
-from predictors.models.flux.modules.kernels import enter_kernel, gelu_rows_kernel, heads_kernel
+from predictors.models.flux.modules.kernels import add_norm_kernel, gelu_rows_kernel, heads_kernel
 from predictors.models.flux.modules.operations import (
     EPS,
     FLOAT16_MAX,
@@ -43,10 +43,12 @@ class Fused:
     def unquantized(self) -> Operations:
         return self
 
-    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+    def add_and_norm(
+        self, carry: Carry, change: Change, num_text: int
+    ) -> tuple[Tensor, Activations]:
         """Overwrites the carried tokens with the sum."""
         normed = torch.empty_like(carry.tokens)
-        _enter(carry, change, num_text, normed, None)
+        _add_and_norm(carry, change, num_text, normed, None)
         return carry.tokens, normed
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
@@ -60,7 +62,7 @@ class Fused:
         heads = _normed_heads(qkv, None, norms, rotary, num_text)
         return self._attention(*heads.transpose(1, 3).unbind(2))
 
-    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+    def project(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         return self.linear(mixed, layers, num_text)
 
     def mlp(
@@ -72,11 +74,11 @@ class Fused:
     ) -> Tensor:
         return self.linear(self._gelu_of(x, up, num_text), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+    def project_joined(self, mixed: Tensor, x: Activations, up: Layer, down: Layer) -> Tensor:
         """Sums over attention's features first, then adds the sum over the MLP's."""
         wide, dim = self._gelu_of(x, shared(up), 0), mixed.shape[-1]
-        weight = leave.weight.t()
-        out = torch.addmm(leave.bias, mixed.flatten(0, 1), weight[:dim])
+        weight = down.weight.t()
+        out = torch.addmm(down.bias, mixed.flatten(0, 1), weight[:dim])
         out.addmm_(wide.flatten(0, 1), weight[dim:])
         return out.view_as(mixed)
 
@@ -108,10 +110,12 @@ class FusedFp8(Fused):
         _normed_heads(qkv, narrow, norms, rotary, num_text)
         return self._narrow_attention(*narrow.unflatten(-1, (-1, 2 * rotary.shape[-1])).unbind())
 
-    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+    def add_and_norm(
+        self, carry: Carry, change: Change, num_text: int
+    ) -> tuple[Tensor, Activations]:
         """Overwrites the carried tokens with the sum."""
         normed = _empty_rows(carry.tokens, carry.tokens.shape[-1])
-        _enter(carry, change, num_text, normed.values, normed.scales)
+        _add_and_norm(carry, change, num_text, normed.values, normed.scales)
         return carry.tokens, normed
 
     def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
@@ -123,7 +127,7 @@ class FusedFp8(Fused):
             each(part, place)
         return out
 
-    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+    def project(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         return self.linear(_gelu_rows(mixed, None), layers, num_text)
 
     def mlp(
@@ -135,19 +139,19 @@ class FusedFp8(Fused):
     ) -> Tensor:
         return self.linear(_gelu_rows(None, self.linear(x, up, num_text)), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+    def project_joined(self, mixed: Tensor, x: Activations, up: Layer, down: Layer) -> Tensor:
         """One scale per token over both halves, one matmul."""
         wide = self.linear(x, shared(up), 0)
-        return self.linear(_gelu_rows(mixed, wide), shared(leave), 0)
+        return self.linear(_gelu_rows(mixed, wide), shared(down), 0)
 
 
-def _enter(
+def _add_and_norm(
     carry: Carry, change: Change, num_text: int, normed: Tensor, scales: Tensor | None
 ) -> None:
     tokens = carry.tokens
     rows, num_tokens, dim = tokens.shape
     gate = change.shift if carry.gate is None else carry.gate  # unread without an update
-    enter_kernel[(rows * num_tokens,)](
+    add_norm_kernel[(rows * num_tokens,)](
         tokens,
         tokens if carry.update is None else carry.update,
         normed,

@@ -30,7 +30,7 @@ TILE = 8192  # values in flight per program
 WARPS = 8
 
 
-def settle(x: Sum) -> Tensor:
+def add_up(x: Sum) -> Tensor:
     """The sum, added up in float32 and rounded once; channels_last."""
     total = _empty(x)
     _measure(x, total, None)
@@ -52,13 +52,13 @@ def group_norm(x: Sum, norm: nn.GroupNorm, *, silu: bool, keep: bool) -> tuple[T
     parts = torch.empty((n, num_chunks, 2, channels), dtype=torch.float32, device=total.device)
     _measure(x, total if keep else None, parts)
     table = torch.empty((n, 2, channels), dtype=torch.float32, device=total.device)
-    owes_bias = x.bias is not None and not keep
+    adds_bias = x.bias is not None and not keep
     group = channels // norm.num_groups
     merge_kernel[(norm.num_groups, n)](
-        parts, norm.weight, norm.bias, x.bias if owes_bias else norm.bias, table,
+        parts, norm.weight, norm.bias, x.bias if adds_bias else norm.bias, table,
         num_pixels, chunk, num_chunks, norm.eps,
         C=channels, GROUP=group, BLOCK_G=triton.next_power_of_2(group), BLOCK_N=MAX_CHUNKS,
-        OWES_BIAS=owes_bias, num_warps=WARPS,
+        ADDS_BIAS=adds_bias, num_warps=WARPS,
     )  # fmt: skip
     normed = torch.empty_like(total)
     block_c, block_p = _tile(channels)

@@ -22,7 +22,7 @@ def _to_e4m3(value, scales, row):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def enter_kernel(
+def add_norm_kernel(
     tokens,
     update,
     normed,

@@ -2,17 +2,19 @@
 
 These are the reference for `fused.py`, which does the same with fewer passes over memory.
 
-    buffer    (rows, T + I, dim)    | text 0..T | picture T..T+I |    one tensor, text first
-    Streams   .text, .image         the two views, or a thing for each: shift, layer, norms
-    Carry     tokens + gate * update
-              tokens, update: (rows, T + I, dim); gate: Streams of (rows, 1, dim)
+    token            0            T                              T + I
+    Carry.tokens     | text       | picture                      |   (rows, T + I, dim)
+    Carry.update     | text       | picture                      |   (rows, T + I, dim)
+    Carry.gate       | .text      | .image                       |   Streams of (rows, 1, dim)
+    next tokens      = tokens + gate * update, each token with its own stream's gate
 
-The two streams of a block are views of one buffer, so that a GPU never concatenates them.
+Both streams are views of one buffer, text first, so that a GPU never concatenates them. `Streams`
+holds what differs between them: gate, shift and scale, layers, norms.
 
 Batch invariance: a row's bits must not depend on how many rows share the pass. Matmuls choose
 their blocking by the number of rows, and vectorised GELU handles the tail of each thread's share
 with other instructions, so both run row by row (`apart`). Attention, norms, multiply and add give
-each row the same bits beside any others (tests/diffusion/test_batch_invariance.py).
+each row the same bits beside any others (tests/models/flux/test_blocks.py).
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ class Operations(Protocol):
     def unquantized(self) -> Operations:
         """The same in the dtype of the weights, for linears that are never fp8."""
 
-    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+    def add_and_norm(
+        self, carry: Carry, change: Change, num_text: int
+    ) -> tuple[Tensor, Activations]:
         """The sum (rows, T + I, dim), and its layer norm scaled and shifted, ready for a linear."""
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
@@ -115,7 +119,7 @@ class Operations(Protocol):
         May overwrite qkv.
         """
 
-    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+    def project(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         """Attention's result (rows, tokens, dim) through each stream's layer, the same shape."""
 
     def mlp(
@@ -127,7 +131,7 @@ class Operations(Protocol):
     ) -> Tensor:
         """Linear, GELU (tanh), linear: (rows, tokens, dim) to the same shape."""
 
-    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+    def project_joined(self, mixed: Tensor, x: Activations, up: Layer, down: Layer) -> Tensor:
         """Attention's result beside GELU(up(x)), both through one linear: (rows, tokens, dim)."""
 
 
@@ -157,7 +161,9 @@ class Plain:
     def unquantized(self) -> Operations:
         return self
 
-    def enter(self, carry: Carry, change: Change, num_text: int) -> tuple[Tensor, Activations]:
+    def add_and_norm(
+        self, carry: Carry, change: Change, num_text: int
+    ) -> tuple[Tensor, Activations]:
         tokens = carry.tokens
         if carry.update is not None and carry.gate is not None:
             update = per_stream(torch.mul, carry.update, num_text, carry.gate)
@@ -176,7 +182,7 @@ class Plain:
         query, key, value = (x.transpose(1, 2) for x in heads)  # heads first
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
-    def leave(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
+    def project(self, mixed: Tensor, layers: Streams[Layer], num_text: int) -> Tensor:
         return self.linear(self.prepared(mixed), layers, num_text)
 
     def mlp(
@@ -186,11 +192,11 @@ class Plain:
         down: Streams[Layer],
         num_text: int,
     ) -> Tensor:
-        return self.leave(apart(_gelu, self.linear(x, up, num_text)), down, num_text)
+        return self.project(apart(_gelu, self.linear(x, up, num_text)), down, num_text)
 
-    def join(self, mixed: Tensor, x: Activations, up: Layer, leave: Layer) -> Tensor:
+    def project_joined(self, mixed: Tensor, x: Activations, up: Layer, down: Layer) -> Tensor:
         wide = apart(_gelu, self.linear(x, shared(up), 0))
-        return self.leave(torch.cat((mixed, wide), dim=-1), shared(leave), 0)
+        return self.project(torch.cat((mixed, wide), dim=-1), shared(down), 0)
 
     def prepared(self, x: Tensor) -> Activations:
         """The input of a linear, from (rows, tokens, features)."""

@@ -31,8 +31,8 @@ def _read(picture, bias, residual, sample, pixels, channels, mask, num_pixels, w
     else:
         value = tl.load(picture + here, mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        owed = tl.load(bias + channels, channels < C, other=0.0).to(tl.float32)
-        value += owed[None, :]
+        added = tl.load(bias + channels, channels < C, other=0.0).to(tl.float32)
+        value += added[None, :]
     if HAS_RESIDUAL:
         value += tl.load(residual + here, mask, other=0.0).to(tl.float32)
     return value
@@ -109,7 +109,7 @@ def merge_kernel(
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    OWES_BIAS: tl.constexpr,
+    ADDS_BIAS: tl.constexpr,
 ):
     """One group of one sample: table (n, 2, C) = factor and offset for each of its channels; the
     offset includes a bias that the picture does not have yet."""
@@ -130,7 +130,7 @@ def merge_kernel(
     in_group = lane < GROUP
     scale = tl.load(weight + channels, in_group, other=0.0).to(tl.float32) * inverse
     offset = tl.load(shift + channels, in_group, other=0.0).to(tl.float32) - mean * scale
-    if OWES_BIAS:
+    if ADDS_BIAS:
         offset += tl.load(bias + channels, in_group, other=0.0).to(tl.float32) * scale
     out = table + sample * (2 * C) + channels
     tl.store(out, scale, in_group)

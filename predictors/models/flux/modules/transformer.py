@@ -4,10 +4,14 @@ Blocks are made of `Operations`: exact ones (`operations.py`) or those of a GPU 
 Modulation, context and rotary table are inputs, made once per picture by `conditioning.py` and
 `rotary.py`. Text and picture are one buffer of tokens from the first block to the last:
 
-    context (rows, T, dim) ---+                      +-- x num_double --+   +-- x num_single --+
-                              +-- (rows, T + I, dim) |   DoubleBlock    |   |   SingleBlock    |
-    latents (rows, I, 64) ----+                      +------------------+   +------------------+
-                                                        -- Ends -> velocity (rows, I, 64)
+    context (rows, T, dim) ---------------------+
+                                                +--> tokens (rows, T + I, dim)
+    latents (rows, I, channels) -> Ends.embed --+        |
+                                                         v
+                 DoubleBlock, num_double times -> SingleBlock, num_single times -> Ends
+                                                                                    |
+                                                                                    v
+                                                       velocity (rows, I, channels)
 
 T counts the prompt's tokens, I the picture's patches; a row is one prompt of one picture.
 """
@@ -92,20 +96,21 @@ class DoubleBlock(nn.Module):
         # shift, scale and gate of attention, then of the MLP; the picture's before the text's
         parts = modulation.unflatten(-1, (2, 6, -1))[:, :, :, None].unbind(1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (
-            Streams(text, image)
-            for image, text in zip(*(part.unbind(1) for part in parts), strict=True)
+            Streams(of_text, of_image)
+            for of_image, of_text in zip(*(part.unbind(1) for part in parts), strict=True)
         )
-        both = Streams(self.text, self.image)
-        qkv, out, up, down = (
-            Streams(*(getattr(stream, name) for stream in both))
-            for name in ("qkv", "out", "up", "down")
+        text, image = self.text, self.image
+        norms = Streams(
+            Norms(text.query_norm, text.key_norm), Norms(image.query_norm, image.key_norm)
         )
-        norms = Streams(*(Norms(stream.query_norm, stream.key_norm) for stream in both))
-        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
-        mixed = ops.attend(ops.linear(x, qkv, num_text), norms, rotary, num_text)
-        carry = Carry(tokens, ops.leave(mixed, out, num_text), gate)
-        tokens, x = ops.enter(carry, Change(mlp_shift, mlp_scale), num_text)
-        return Carry(tokens, ops.mlp(x, up, down, num_text), mlp_gate)
+        tokens, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
+        qkv = ops.linear(x, Streams(text.qkv, image.qkv), num_text)
+        mixed = ops.attend(qkv, norms, rotary, num_text)
+        update = ops.project(mixed, Streams(text.out, image.out), num_text)
+        carry = Carry(tokens, update, gate)
+        tokens, x = ops.add_and_norm(carry, Change(mlp_shift, mlp_scale), num_text)
+        update = ops.mlp(x, Streams(text.up, image.up), Streams(text.down, image.down), num_text)
+        return Carry(tokens, update, mlp_gate)
 
 
 class SingleBlock(nn.Module):
@@ -118,7 +123,7 @@ class SingleBlock(nn.Module):
         self.query_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
         self.key_norm = nn.RMSNorm(shape.head_dim, eps=EPS)
         self.up = nn.Linear(dim, MLP_RATIO * dim)
-        self.leave = nn.Linear((1 + MLP_RATIO) * dim, dim)
+        self.out = nn.Linear((1 + MLP_RATIO) * dim, dim)
 
     def forward(
         self, ops: Operations, carry: Carry, modulation: Tensor, rotary: Tensor, num_text: int
@@ -126,9 +131,9 @@ class SingleBlock(nn.Module):
         """The next block's carry, for carry (rows, T + I, dim) and modulation (rows, 3 * dim)."""
         shift, scale, gate = map(shared, modulation.unflatten(-1, (3, 1, -1)).unbind(1))
         norms = shared(Norms(self.query_norm, self.key_norm))
-        tokens, x = ops.enter(carry, Change(shift, scale), num_text)
+        tokens, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
         mixed = ops.attend(ops.linear(x, shared(self.qkv), num_text), norms, rotary, num_text)
-        return Carry(tokens, ops.join(mixed, x, self.up, self.leave), gate)
+        return Carry(tokens, ops.project_joined(mixed, x, self.up, self.out), gate)
 
 
 class Ends(nn.Module):
@@ -136,15 +141,15 @@ class Ends(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.enter = nn.Linear(shape.in_channels, shape.dim)
-        self.leave = nn.Linear(shape.dim, shape.out_channels)
+        self.embed = nn.Linear(shape.in_channels, shape.dim)
+        self.project = nn.Linear(shape.dim, shape.out_channels)
 
     def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
         """Velocity (rows, I, channels), for carry (rows, T + I, dim) and modulation (rows, 2 *
         dim)."""
         scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
-        _, x = ops.enter(carry, Change(shift, scale), num_text)
-        return apart(self.leave, x[:, num_text:])
+        _, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
+        return apart(self.project, x[:, num_text:])
 
 
 class BlockUnits(NamedTuple):
@@ -188,7 +193,7 @@ class Transformer(nn.Module):
         dim, num_text = self.shape.dim, context.shape[1]
         sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
         parts = iter(modulation.split(sizes, dim=-1))
-        tokens = torch.cat((context, apart(self.ends.enter, latents)), dim=1)
+        tokens = torch.cat((context, apart(self.ends.embed, latents)), dim=1)
         carry = Carry(tokens, None, None)
         for block in self.double_blocks:
             carry = units.double(block, ops, carry, next(parts), rotary, num_text)

@@ -1,7 +1,6 @@
-"""The operations of `vision_operations.py` on a GPU. Knows kernels and matmuls; knows no block and
-no request.
+"""The operations of `operations.py` on a GPU.
 
-cuBLAS multiplies and one Triton kernel lies between two matmuls. The grid comes as a tensor of
+cuBLAS multiplies and one Triton kernel runs between two matmuls. The grid comes as a tensor of
 integers and nothing is read back, so a pass over a bucket of patches can be captured once and run
 for every grid that fits.
 """
@@ -49,21 +48,18 @@ class FusedVision:
         self._attention = attention
 
     def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        """See `VisionOperations`; `patches` may have more columns than the layer takes: zeros."""
+        """`patches` may have more columns than the layer takes, all zeros."""
         spare = patches.shape[1] - layer.in_features
         weight = F.pad(layer.weight, (0, spare)) if spare else layer.weight
         return torch.mm(patches.index_select(0, self._grid.order), weight.t())
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """See `VisionOperations`."""
         return _add_norm(x, None, norm)
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        """See `VisionOperations`."""
         return torch.addmm(layer.bias, x, layer.weight.t())
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
-        """See `VisionOperations`."""
         if not is_full:
             return self._attend_windows(qkv)
         places = (self._cos, self._sin, self._grid.real)
@@ -93,15 +89,13 @@ class FusedVision:
         return out
 
     def added(self, stream: Tensor, update: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-        """See `VisionOperations`; overwrites the stream."""
+        """Overwrites the stream."""
         return stream, _add_norm(stream, update, norm)
 
     def gated(self, wide: Tensor) -> Tensor:
-        """See `VisionOperations`."""
         return gated(wide)
 
     def restored(self, tokens: Tensor) -> Tensor:
-        """See `VisionOperations`."""
         return tokens.index_select(0, self._grid.back)
 
 

@@ -1,5 +1,4 @@
-"""How a grid of patches is laid out for Qwen2.5-VL's vision tower: sizes, windows, orders and
-places. Knows no weights, no device and no request.
+"""Layout of a grid of patches for Qwen2.5-VL's vision tower: sizes, windows, orders and places.
 
 Everything that depends only on the grid is computed here on the CPU, once per grid: as a `GridPlan`
 for plain torch, where incomplete windows are padded around attention only, or as one row of
@@ -67,7 +66,7 @@ class VisionShape:
 
 @dataclass(frozen=True, slots=True)
 class GridPlan:
-    """What the tower needs to know of a grid of patches. All tensors on the device of the tower.
+    """Layout of one grid for the plain form. All tensors on the tower's device.
 
     `order` (merged,) int64 puts groups of merge x merge patches into window order, `back` undoes
     it; `cos`, `sin` (patches, head_dim) in window order; `gather` (windows * slots,) int64 picks
@@ -85,7 +84,7 @@ class GridPlan:
     mask: Tensor | None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> GridPlan:
-        """The same plan with every tensor `move`d."""
+        """The same plan with `move` applied to every tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]

@@ -1,9 +1,8 @@
-"""Triton kernels of the vision tower between two matmuls. Knows pointers, sizes and strides only.
+"""Triton kernels that run between two matmuls of the vision tower.
 
-A window's patches lie side by side, so one program holds a whole window of some heads in registers:
-no gather, no mask, nothing written but the result. Rows that are no patches may hold anything, NaN
-included: no real row ever reads them. Imported on CUDA only, and by tests in Triton's
-interpreter.
+A window's patches are contiguous, so one program holds a whole window of some heads in registers,
+without gather or mask. Rows that are no patches may hold anything, NaN included: no real row reads
+them. Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
 from __future__ import annotations

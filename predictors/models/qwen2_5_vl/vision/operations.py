@@ -1,5 +1,5 @@
-"""What the vision tower is made of, and that in plain torch: any device, any dtype, exact. Knows
-the plan of one grid; knows no block and no request.
+"""The operations of the vision tower's blocks (`VisionOperations`), and their plain torch form over
+one grid: any device, any dtype, exact.
 """
 
 from __future__ import annotations
@@ -57,23 +57,19 @@ class Plain:
         self._group = merge**2
 
     def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        """See `VisionOperations`."""
         groups = layer(patches).unflatten(0, (-1, self._group))
         stream: Tensor = groups.index_select(0, self._plan.order).flatten(0, 1)
         return stream
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """See `VisionOperations`."""
         out: Tensor = norm(x)
         return out
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        """See `VisionOperations`."""
         out: Tensor = layer(x)
         return out
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
-        """See `VisionOperations`."""
         plan = self._plan
         q, k, v = qkv.unflatten(-1, (3, self._heads, -1)).unbind(1)  # (patches, heads, head_dim)
         q, k = rotate(q, plan.cos, plan.sin), rotate(k, plan.cos, plan.sin)
@@ -84,17 +80,14 @@ class Plain:
         return mixed.flatten(1)
 
     def added(self, stream: Tensor, update: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-        """See `VisionOperations`."""
         stream = stream + update
         return stream, norm(stream)
 
     def gated(self, wide: Tensor) -> Tensor:
-        """See `VisionOperations`."""
         gate, up = wide.chunk(2, dim=-1)
         return F.silu(gate) * up
 
     def restored(self, tokens: Tensor) -> Tensor:
-        """See `VisionOperations`."""
         return tokens.index_select(0, self._plan.back)
 
 

@@ -1,6 +1,5 @@
-"""Qwen2.5-VL's vision tower for still pictures, over the few operations that `vision_operations`
-has in plain torch and `vision_fused` as kernels of a GPU. Asks the device nothing; knows no file
-and no request.
+"""Qwen2.5-VL's vision tower for still pictures, over the operations that `operations` has in plain
+torch and `fused` as kernels of a GPU. It asks the device for no value.
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+"""The decoder's forward passes as functions of tensors: a decode step and a prompt pass, each in
+plain torch and fused for a GPU.
+
+Both forms read and write the same pages and slots, so either continues where the other ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from predictors.chat.decoder.decoder import Decoder
+from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
+from predictors.chat.decoder.paged import TILE
+from predictors.chat.decoder.state import SlotState
+from predictors.chat.limits import EngineLimits
+from predictors.chat.sampling import SAMPLERS
+from predictors.chat.scheduling import PACK_PROMPTS
+from predictors.compute.device.placement import Placement
+
+
+class DecoderPasses:
+    """Over one pool of pages. A fused pass writes its result to `logits` (rows, vocab) fp32, in
+    memory that stays where it is. Engine thread only."""
+
+    def __init__(
+        self, decoder: Decoder, state: SlotState, limits: EngineLimits, placement: Placement
+    ) -> None:
+        shape, device = decoder.shape, placement.device
+        pool = (2, 1 + limits.num_pages, limits.page_tokens, shape.kv_heads, shape.head_dim)
+        self.caches = [
+            torch.zeros(pool, dtype=placement.dtype, device=device) for _ in range(shape.layers)
+        ]
+        self._decoder = decoder
+        self._state = state
+        self.logits = torch.empty(0)
+        self._everywhere: Angles | None = None
+        if placement.is_cuda:
+            self._prepare_fused(limits, device)
+
+    def _prepare_fused(self, limits: EngineLimits, device: torch.device) -> None:
+        from predictors.chat.decoder.fused import DecodeScratch  # Triton needs CUDA
+
+        shape, rows = self._decoder.shape, max(*limits.decode_widths, PACK_PROMPTS)
+        self.logits = torch.empty(rows, shape.vocab, dtype=torch.float32, device=device)
+        positions = torch.arange(limits.max_context + 1, device=device)
+        self._everywhere = self._decoder.angles(positions.expand(3, -1))
+        self._scratch = DecodeScratch.of(rows, shape.kv_heads, shape.head_dim, device)
+
+    # -- plain -----------------------------------------------------------------------------------
+    def step(
+        self, tokens: Tensor, positions: Tensor, places: Tensor, pages: Tensor, spans: Tensor
+    ) -> Tensor:
+        """Logits (rows, vocab) fp32 of one token (rows,) int64 per sequence; `positions` (rows,)
+        for all axes; the rest as in `paged_attention`."""
+        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
+        angles = decoder.angles(positions.expand(3, -1))
+        stream = decoder(decoder.embedding(tokens), angles, self.caches, ops)
+        return decoder.logits(stream, ops)
+
+    def prompt(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        last: Tensor,
+        places: Tensor,
+        pages: Tensor,
+        spans: Tensor,
+        deepstack: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (1, vocab) fp32 after row `last` (1,) int64 of a part of one prompt, embeddings
+        (rows, hidden), `deepstack` (levels, rows, hidden) in models that have it."""
+        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
+        stream = decoder(embedded, decoder.angles(positions), self.caches, ops, deepstack)
+        return decoder.logits(stream.index_select(0, last), ops)
+
+    # -- fused -----------------------------------------------------------------------------------
+    def fused_step(self, ints: Tensor) -> Tensor:
+        """A decode step for ints (4, rows) int64: slot, tokens in the cache, rotary position,
+        number of the newest token in its answer. The token itself comes from the slot's state.
+        Writes and returns `logits[:rows]`."""
+        from predictors.chat.decoder.fused import DecodePlaces, FusedDecodeMany, FusedDecodeOne
+        from predictors.chat.decoder.fused_tokens import embed_newest
+
+        slots, lengths, positions, numbers = ints.unbind()
+        places = DecodePlaces(slots, lengths, positions, self._state.tables)
+        kind = FusedDecodeOne if len(slots) == 1 else FusedDecodeMany
+        ops, decoder = kind(places, self._scratch), self._decoder
+        x = embed_newest(self._state, slots, numbers, decoder.embedding.weight)
+        assert self._everywhere is not None
+        stream = decoder(x, self._everywhere, self.caches, ops)
+        return self.logits[: len(slots)].copy_(decoder.logits(stream, ops))
+
+    def fused_prompt(
+        self, embedded: Tensor, ints: Tensor, deepstack: Tensor | None = None
+    ) -> Tensor:
+        """Parts of prompts: embeddings (rows, hidden), `num_prompt_ints` integers, `deepstack`
+        (levels, rows, hidden) in models that have it. Writes and returns `logits` after the last
+        row of each part."""
+        from predictors.chat.decoder.fused import FusedPrompt, PromptTiles
+
+        rows = len(embedded)
+        tiles = rows // TILE
+        sizes = (rows, 3 * rows, rows, tiles, tiles, tiles, PACK_PROMPTS)
+        _, positions, places, slots, starts, real, last = ints.split(sizes)
+        ops = FusedPrompt(PromptTiles(places, slots, starts, real, self._state.tables))
+        decoder = self._decoder
+        angles = decoder.angles(positions.view(3, rows))
+        stream = decoder(embedded, angles, self.caches, ops, deepstack)
+        ended = stream.index_select(0, last)
+        return self.logits[:PACK_PROMPTS].copy_(decoder.logits(ended, ops))
+
+    def fused_choice(self, sampler: str, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The choice of tokens over `logits[:rows]`, as a function of its ints and floats."""
+        from predictors.chat.decoder.fused_tokens import choose_greedy
+
+        logits = self.logits[:rows]
+        if sampler == "greedy":
+            return partial(choose_greedy, self._state, logits)
+        return partial(self._state.choose_tokens, SAMPLERS[sampler], logits)
+
+
+def num_prompt_ints(rows: int) -> int:
+    """Length of `fused_prompt`'s ints."""
+    return 5 * rows + 3 * (rows // TILE) + PACK_PROMPTS

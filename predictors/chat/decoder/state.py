@@ -1,0 +1,82 @@
+"""The state of each sequence on the device: its pages, its newest tokens, its penalty counts.
+
+Tokens stay on the device from step to step, so that a step can be launched before the previous one
+was read. Every operation may be repeated with the same result, because a failed step is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from predictors.chat.decoder.paged import SCRATCH_PAGE
+from predictors.chat.sampling import Draw, Penalties, Sampler, mark_not_finite
+
+
+class SlotState:
+    """State of `slots` sequences, and of one more slot, `padding`, to which padding rows belong.
+    Engine thread only.
+
+    `tables` (slots, pages) int64: pages in order. `feed` (slots, 2) int64: the two newest tokens of
+    the answer, token number i at i % 2. `seen` (slots, vocab) bool: tokens of prompt and answer.
+    `counts` (slots, vocab) fp32: how often each came in the answer. `counted` (slots,) int64: how
+    many tokens of the answer are in both. `vocabulary` (1, vocab) int64 counts from 0.
+    """
+
+    def __init__(self, slots: int, pages_per_slot: int, vocab: int, device: torch.device) -> None:
+        zeros = partial(torch.zeros, device=device)
+        self.padding = slots
+        self.tables = zeros((slots + 1, pages_per_slot), dtype=torch.int64)
+        self.feed = zeros((slots + 1, 2), dtype=torch.int64)
+        self.seen = zeros((slots + 1, vocab), dtype=torch.bool)
+        self.counts = zeros((slots + 1, vocab), dtype=torch.float32)
+        self.counted = zeros((slots + 1,), dtype=torch.int64)
+        self.vocabulary = torch.arange(vocab, device=device)[None]
+
+    def reset(
+        self, slot: int, pages: Sequence[int], prompt: Tensor, move: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Make `slot` ready for a prompt (n,) int64 on the host; `move` copies to the device."""
+        table = torch.full((self.tables.shape[1],), SCRATCH_PAGE)
+        table[: len(pages)] = torch.tensor(pages)
+        self.tables[slot].copy_(move(table))
+        self.seen[slot].zero_().index_fill_(0, move(prompt), True)
+        self.counts[slot].zero_()
+        self.counted[slot].zero_()
+
+    def newest_tokens(self, slots: Tensor, numbers: Tensor) -> Tensor:
+        """Tokens (rows,) number `numbers` of the answers in `slots`, both (rows,) int64; counts
+        them for the penalties. `feed_kernel` does the same in one pass."""
+        tokens = self.feed[slots, numbers % 2]
+        self.seen[slots, tokens] = True
+        is_new = (self.counted[slots] == numbers).to(torch.float32)
+        self.counts.index_put_((slots, tokens), is_new, accumulate=True)
+        self.counted[slots] = numbers + 1
+        return tokens
+
+    def store_tokens(self, slots: Tensor, numbers: Tensor, tokens: Tensor) -> None:
+        """Store the chosen `tokens` (rows,), number `numbers` of their answers."""
+        self.feed[slots, numbers % 2] = tokens
+
+    def choose_tokens(
+        self, sampler: Sampler, logits: Tensor, ints: Tensor, floats: Tensor
+    ) -> Tensor:
+        """The next token (rows,) int64 for `logits` (rows, vocab) fp32, or `NOT_FINITE`; stores it.
+        `ints` and `floats` are those of `pack_choices`."""
+        slots, numbers, top_k, key, is_greedy = ints.unbind()
+        temperature, top_p = floats[3:, :, None].unbind()
+        greedy_rows = is_greedy.bool()[:, None]
+        draw = Draw(temperature, top_p, top_k[:, None], key[:, None], greedy_rows, self.vocabulary)
+        tokens = sampler(logits, self._penalties(slots, floats[:3]), draw)
+        # a real token in any case: the next step may be launched before this one is read
+        self.store_tokens(slots, numbers, tokens)
+        return mark_not_finite(tokens, logits)
+
+    def _penalties(self, slots: Tensor, values: Tensor) -> Penalties:
+        """Of rows in `slots` (rows,); `values` (3, rows): repetition, presence, frequency."""
+        seen, counts = (x.index_select(0, slots) for x in (self.seen, self.counts))
+        repetition, presence, frequency = values[..., None].unbind()
+        return Penalties(repetition, presence, frequency, seen, counts)

@@ -1,0 +1,245 @@
+"""Runs pictures through a model's vision encoder, and caches the encoded ones. Engine thread only.
+
+On a GPU a picture runs as one of a few numbers of patches (eight per octave), each a CUDA graph
+that was captured while warming; the grid is an input. A larger picture runs the same kernels one by
+one: computing takes longer than launching. On the CPU a picture runs in its own shape, in plain
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from predictors.chat.inputs import PlacedPicture
+from predictors.chat.model import EncodedPicture, VisionEncoder
+from predictors.chat.sequence import ChatMetrics, Sequence
+from predictors.chat.vision.pixels import (
+    DEFAULT_MAX_PIXELS,
+    PatchFormat,
+    PreparedPicture,
+    cut,
+    resized,
+)
+from predictors.compute.caches import ByteBoundedCache
+from predictors.compute.device.finite import check_finite
+from predictors.compute.device.graphs import Captured, Graphs
+from predictors.compute.device.placement import Placement
+from predictors.compute.device.transfer import to_device
+from predictors.compute.profiling.profiler import staged
+
+PACKED_GRIDS = 256  # kept on the device; one of 1024 x 1024 pixels takes 0.2 MB
+LEAST_BUCKET = 64
+MOST_BUCKET = 2**14  # 3.2 megapixels: from there on launches hide behind what they launch
+PER_OCTAVE = 8
+ALIGNED = 16
+"""Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""
+
+
+class PictureRunner:
+    """Owns the vision encoder. `max_pixels` is the largest area after resizing that gets a graph of
+    its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch."""
+
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        placement: Placement,
+        graphs: Graphs,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        is_fused: bool | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._placement = placement
+        self._graphs = graphs
+        # in 32 bits the kernels' tiles are too large for a program
+        fits = placement.is_cuda and placement.dtype.itemsize == 2
+        self._is_fused = fits if is_fused is None else is_fused
+        self.buckets = buckets_for(min(max_pixels // encoder.patch**2, MOST_BUCKET))
+        self._captured: dict[int, Captured[Tensor]] = {}
+        self._width = _up(encoder.patch_values, ALIGNED)
+        self._packed = lru_cache(maxsize=PACKED_GRIDS)(self._pack_grid)
+        self._levels = lru_cache(maxsize=4)(self._make_levels)
+
+    @staged("vision")
+    @torch.no_grad()
+    def encode(self, picture: PreparedPicture) -> EncodedPicture:
+        """The features of one picture, in memory of their own. Asks the device for no value."""
+        if self._is_fused:
+            return EncodedPicture(self._encode_packed(picture))
+        return EncodedPicture(self._encoder.encode(self._values(picture), picture.grid))
+
+    def _values(self, picture: PreparedPicture) -> Tensor:
+        """Patches (patches, patch_values) on the device, made there if they are not already."""
+        kind = self._placement
+        if picture.format is None:
+            return to_device(picture.values, kind, kind.dtype)
+        size = (picture.grid[0] * picture.grid[1], self._encoder.patch_values)
+        return self._fill(picture, torch.empty(size, dtype=kind.dtype, device=kind.device))
+
+    def _fill(self, picture: PreparedPicture, out: Tensor) -> Tensor:
+        """Write the picture's patches into `out` (patches, columns), on the device."""
+        layout, values = picture.format, to_device(picture.values, self._placement)
+        if layout is None:
+            width = values.shape[1]
+            out[:, :width] = values
+            out[:, width:].zero_()
+            return out
+        levels = resized(values, picture.grid, layout.patch)
+        return cut(levels, layout, self._levels(layout), out)
+
+    # -- fused -----------------------------------------------------------------------------------
+    def _encode_packed(self, picture: PreparedPicture) -> Tensor:
+        count = picture.grid[0] * picture.grid[1]
+        merged = count // self._encoder.merge**2
+        bucket = self.bucket_of(count)
+        grid = self._packed(picture.grid, bucket)
+        captured = self._captured.get(bucket)
+        if captured is None:
+            rows = self._rows(bucket)
+            self._fill(picture, rows[:count])
+            return self._encoder.encode_packed(rows, grid)[:, :merged]
+        if not captured.inputs:
+            raise RuntimeError("the graphs were closed")
+        rows = captured.inputs[0]
+        self._fill(picture, rows[:count])  # rows beyond may hold anything
+        return captured(rows, grid)[:, :merged].clone()  # the next graph uses this memory
+
+    def bucket_of(self, count: int) -> int:
+        """Patches in the pass of a picture of `count`: a bucket, or beyond them the next multiple
+        of 16."""
+        return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
+
+    def _rows(self, bucket: int) -> Tensor:
+        kind = self._placement
+        return torch.zeros(bucket, self._width, dtype=kind.dtype, device=kind.device)
+
+    def _pack_grid(self, grid: tuple[int, int], bucket: int) -> Tensor:
+        return to_device(self._encoder.pack_grid(grid, bucket), self._placement)
+
+    def _make_levels(self, layout: PatchFormat) -> Tensor:
+        return to_device(layout.levels(), self._placement)
+
+    # -- warm-up ---------------------------------------------------------------------------------
+    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
+        """Name and run of every promised shape, the largest first: they share one pool."""
+        if not self._is_fused:
+            return [("vision", self._warm)]
+        shapes: list[tuple[str, Callable[[], object]]] = [
+            ("vision attention", self._choose_attention)
+        ]
+        shapes += [(f"vision {b}", partial(self._capture, b)) for b in self.buckets[::-1]]
+        return [*shapes, ("vision", self._warm)]
+
+    @torch.no_grad()
+    def _choose_attention(self) -> None:
+        self._encoder.choose_attention(self.buckets[-1])
+
+    def _capture(self, bucket: int) -> None:
+        if bucket in self._captured:
+            return
+        grid = (self._encoder.merge, self._encoder.merge)
+        examples = (self._rows(bucket), self._pack_grid(grid, bucket))
+        captured = self._graphs.capture(self._encoder.encode_packed, examples, f"vision {bucket}")
+        self._captured[bucket] = captured
+
+    def _warm(self) -> None:
+        """Encode the warm-up picture, as patches and as a GPU gets it."""
+        grid, patch = self._encoder.warm_grid, self._encoder.patch
+        count = grid[0] * grid[1]
+        # not zeros: a broken weight times zero may look sound
+        values = torch.linspace(-1, 1, count * self._encoder.patch_values).view(count, -1)
+        made = [self.encode(PreparedPicture(b"", grid, 0, values)).features]
+        if self._is_fused:
+            layout = PatchFormat((0.5,) * 3, (0.5,) * 3, 1 / 255, patch, self._encoder.merge)
+            # a patch smaller each way, so that it is resized
+            size = ((grid[0] - 1) * patch, (grid[1] - 1) * patch, 3)
+            picture = torch.full(size, 90, dtype=torch.uint8)
+            made.append(self.encode(PreparedPicture(b"", grid, 0, picture, layout)).features)
+        check_finite(made, "the vision features of a warm-up picture")
+
+
+class PictureCache:
+    """Encoded pictures, at most `max_bytes` of them besides those that sequences hold."""
+
+    def __init__(self, max_bytes: int, chat_metrics: ChatMetrics) -> None:
+        self._metrics = chat_metrics
+        self._kept: ByteBoundedCache[bytes, EncodedPicture] = ByteBoundedCache(
+            max_bytes,
+            lambda picture: picture.features.nbytes,
+            chat_metrics.cache_counter("vision_embedding"),
+        )
+
+    def describe(self) -> dict[str, int]:
+        """Size of the cache. Any thread."""
+        return {"entries": len(self._kept), "bytes": self._kept.num_bytes}
+
+    def missing(self, sequence: Sequence) -> tuple[tuple[int, int], ...]:
+        """The pictures that must be encoded before `sequence` can be read on, see
+        `SequenceProgress.new`."""
+        return tuple(
+            (max(picture.start, sequence.done), picture.length)
+            for i, picture in enumerate(sequence.work.pictures)
+            if picture.start + picture.length > sequence.done
+            and i not in sequence.pictures
+            and picture.prepared.key not in self._kept
+        )
+
+    def within(
+        self, sequence: Sequence, part: slice, runner: PictureRunner
+    ) -> list[tuple[int, EncodedPicture]]:
+        """First row and features of the pictures in a part of the prompt. New ones are encoded by
+        `runner`. May be repeated."""
+        found = []
+        for i, picture in enumerate(sequence.work.pictures):
+            first = max(picture.start, part.start)
+            end = min(picture.start + picture.length, part.stop)
+            if first < end:
+                encoded = self._encoded(sequence, i, picture, runner)
+                rows = encoded.part(first - picture.start, end - picture.start)
+                found.append((first - part.start, rows))
+        return found
+
+    def drop(self, sequence: Sequence) -> None:
+        """Drop the sequence's pictures, which may be damaged."""
+        for picture in sequence.work.pictures:
+            self._kept.drop(picture.prepared.key)
+
+    def close(self) -> None:
+        """Free all tensors."""
+        self._kept = ByteBoundedCache(0, lambda picture: picture.features.nbytes)
+
+    def _encoded(
+        self, sequence: Sequence, index: int, picture: PlacedPicture, runner: PictureRunner
+    ) -> EncodedPicture:
+        """The sequence's own, from the cache, or encoded now."""
+        encoded = sequence.pictures.get(index)
+        if encoded is None:
+            encoded = self._kept.get(picture.prepared.key)
+        if encoded is None:
+            started = sequence.job.clock()
+            encoded = runner.encode(picture.prepared)
+            self._kept.put(picture.prepared.key, encoded)
+            seconds = sequence.job.clock() - started
+            self._metrics.observe_stage(sequence.job, "vision_encode", seconds)
+        sequence.pictures[index] = encoded  # the cache may drop it before the last chunk
+        return encoded
+
+
+def buckets_for(most: int) -> tuple[int, ...]:
+    """Numbers of patches, ascending, up to one that holds `most`: eight per octave, so that padding
+    is at most an eighth of the next smaller number."""
+    sizes = {LEAST_BUCKET}
+    octave = LEAST_BUCKET
+    while max(sizes) < most:
+        steps = range(1, PER_OCTAVE + 1)
+        sizes.update(_up(octave + octave * step // PER_OCTAVE, ALIGNED) for step in steps)
+        octave *= 2
+    enough = min((size for size in sizes if size >= most), default=LEAST_BUCKET)
+    return tuple(sorted(size for size in sizes if size <= enough))
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

@@ -1,0 +1,151 @@
+"""A decoded picture to the patches that a vision encoder reads: resize, normalise, cut.
+
+`PicturePreparation` does it on the CPU with transformers' own image processor, so that patches are
+exactly what the checkpoint was trained on. `resized` and `cut` are the same as tensor operations
+for a GPU: antialiased bicubic across and then down, each rounded to whole levels within 0 .. 255,
+then `(level * rescale - mean) / std`. torchvision's weights are integers and these are float32, so
+some levels differ, by at most two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+LEVELS = 255.0
+BICUBIC = 3  # as Pillow counts
+DEFAULT_MAX_PIXELS = 28 * 28 * 1280
+"""transformers' class default; the hub's files allow twelve times that."""
+MOST_SHRINKING = 32.0
+"""The CUDA kernel holds a pixel's weights in 48 KB of shared memory: 47 times is its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchFormat:
+    """How a GPU makes patches of a picture. `mean`, `std` per channel of levels times `rescale`;
+    `patch` in pixels, `merge` in patches."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rescale: float
+    patch: int
+    merge: int
+
+    def levels(self) -> Tensor:
+        """(2, channels, 1, 1) fp32 on the CPU: subtracted from a level, and divided by then."""
+        mean_and_std = torch.tensor((self.mean, self.std))
+        return (mean_and_std * (1.0 / self.rescale))[:, :, None, None]
+
+    def can_shrink(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
+        """Whether a device's resize takes a picture of `size` (height, width) pixels to `grid`."""
+        sides = zip(size, grid, strict=True)
+        return all(side <= MOST_SHRINKING * self.patch * count for side, count in sides)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPicture:
+    """One picture, ready for the device; `grid` in patches (rows, columns).
+
+    `values` are patches (patches, channels * patch * patch) fp32, or with a `format` the decoded
+    picture (height, width, channels) uint8, of which the device makes patches. `key` names the
+    picture and how it was prepared; `pixels` is the area of the file's picture.
+    """
+
+    key: bytes
+    grid: tuple[int, int]
+    pixels: int
+    values: Tensor = field(repr=False)
+    format: PatchFormat | None = None
+
+
+class PicturePreparation:
+    """Prepares pictures as transformers' `Qwen2VLImageProcessor` of a checkpoint does. Thread-safe.
+
+    `min_pixels` and `max_pixels` are the checkpoint's bounds of a picture's area after resizing.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self.patch = int(images.patch_size)
+        self.merge = int(images.merge_size)
+        self.min_pixels = int(images.size["shortest_edge"])
+        self.max_pixels = int(images.size["longest_edge"])
+        self._temporal = int(images.temporal_patch_size)
+        self._images = images
+        self._format = patch_format(images)
+
+    def prepare(
+        self, picture: Tensor, min_pixels: int, max_pixels: int, *, on_device: bool
+    ) -> tuple[tuple[int, int], Tensor, PatchFormat | None]:
+        """Grid, values and format of `picture` (height, width, 3) uint8, see `PreparedPicture`.
+
+        Without `on_device` the patches are made here. Raises `ValueError` for a picture that
+        transformers' resize refuses.
+        """
+        if on_device and self._format is not None:
+            sides = (picture.shape[0], picture.shape[1])
+            size = smart_resize(*sides, self.patch * self.merge, min_pixels, max_pixels)
+            grid = (size[0] // self.patch, size[1] // self.patch)
+            if self._format.can_shrink(sides, grid):
+                # pinned here, since copying megabytes would hold the engine's thread up; a copy in
+                # any case, as mapped memory belongs to the kernel's account of shared memory
+                pinned = torch.cuda.is_available()
+                return grid, picture.pin_memory() if pinned else picture.clone(), self._format
+        made = self._images(
+            images=[picture.permute(2, 0, 1)],
+            size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
+        _, rows, columns = made["image_grid_thw"][0].tolist()
+        pairs = made["pixel_values"].view(rows * columns, -1, self._temporal, self.patch**2)
+        # both frames of a still picture are the same: one is enough
+        return (rows, columns), pairs[:, :, 0].flatten(1).contiguous(), None
+
+
+def patch_format(images: Any) -> PatchFormat | None:
+    """What transformers' image processor of a checkpoint does, or None if it is something else."""
+    usual = (images.do_resize, images.do_rescale, images.do_normalize)
+    if not all(usual) or int(images.resample) != BICUBIC:
+        return None
+    return PatchFormat(
+        tuple(images.image_mean),
+        tuple(images.image_std),
+        images.rescale_factor,
+        images.patch_size,
+        images.merge_size,
+    )
+
+
+def resized(picture: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Levels (channels, rows * patch, columns * patch) float32, whole numbers, of `picture`
+    (height, width, channels) uint8."""
+    size = (grid[0] * patch, grid[1] * patch)
+    levels = picture.permute(2, 0, 1)[None].to(torch.float32, memory_format=torch.contiguous_format)
+    for height, width in ((picture.shape[0], size[1]), size):
+        if levels.shape[2:] != (height, width):
+            levels = F.interpolate(
+                levels, (height, width), mode="bicubic", antialias=True, align_corners=False
+            )
+            levels = levels.round_().clamp_(0.0, LEVELS)
+    return levels[0]
+
+
+def cut(levels: Tensor, layout: PatchFormat, scales: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` (patches, at least channels * patch * patch) with normalised patches of `levels`,
+    group by group of merge x merge; the rest of a row becomes zero. `scales` are
+    `layout.levels()` on the device. Returns `out`.
+    """
+    patch, merge = layout.patch, layout.merge
+    values = ((levels - scales[0]) / scales[1]).unflatten(1, (-1, merge, patch))
+    values = values.unflatten(4, (-1, merge, patch))  # channel, row, merge, y, column, merge, x
+    values = values.permute(1, 4, 2, 5, 0, 3, 6)
+    width = values.shape[4:].numel()
+    out[:, :width].unflatten(0, values.shape[:4]).unflatten(4, values.shape[4:]).copy_(values)
+    if width < out.shape[1]:
+        out[:, width:].zero_()
+    return out

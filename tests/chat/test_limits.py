@@ -1,0 +1,68 @@
+"""How large the engine's pools and passes are, on a CPU and on a GPU that need not be there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from predictors.chat.limits import EngineLimits, free_pages, kv_bytes, plan_limits
+from predictors.compute.device.placement import Placement
+from predictors.models.qwen2_5_vl.config import read_shapes
+from predictors.settings import QwenVLSettings
+from tests.chat.room import CHECKPOINT
+
+CPU = Placement(torch.device("cpu"), torch.float32, "off")
+_, SHAPE, _ = read_shapes(CHECKPOINT)
+GPU = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_with_a_gibibyte_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 2**31))
+
+
+def limits(placement: Placement, **settings: object) -> EngineLimits:
+    chosen = QwenVLSettings(**settings)  # type: ignore[arg-type]
+    return plan_limits(SHAPE, chosen, placement)
+
+
+def test_a_cpu_keeps_one_decode_width_and_reads_prompts_one_by_one() -> None:
+    found = limits(CPU)
+    assert (found.slots, found.page_tokens) == (8, 16)
+    assert found.decode_widths == (8,)
+    assert found.chunk_widths == (64, 128, 256)
+    assert found.num_pages == 8 * found.pages_per_slot
+
+
+def test_a_gpu_has_a_graph_for_every_few_rows() -> None:
+    found = limits(GPU)
+    assert (found.slots, found.page_tokens) == (64, 64)
+    assert found.decode_widths == (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
+    assert (found.chunk_widths[0], found.chunk_widths[-1]) == (16, 1536)
+    assert len(found.chunk_widths) == 24
+
+
+def test_a_chunk_on_a_gpu_is_rounded_up_to_whole_tiles() -> None:
+    assert limits(GPU, prefill_chunk=100).chunk_widths[-1] == 112
+    assert limits(CPU, prefill_chunk=100).chunk_widths[-1] == 100
+
+
+def test_a_deterministic_gpu_has_its_one_width_and_a_way_out() -> None:
+    assert limits(GPU, deterministic="on", slots=6).decode_widths == (1, 8)
+    assert limits(GPU, deterministic="on", slots=1).decode_widths == (1,)
+    assert limits(CPU, deterministic="off", slots=6).decode_widths == (1, 2, 4, 6)
+
+
+def test_pages_on_a_gpu_end_where_its_memory_does() -> None:
+    text = SHAPE
+    page_bytes = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 64
+    assert free_pages(text, 64, GPU) == kv_bytes(2**30) // page_bytes
+    assert free_pages(text, 64, CPU) is None
+    assert limits(GPU, slots=10**6).num_pages == free_pages(text, 64, GPU)
+
+
+@pytest.mark.parametrize(("free_gib", "least", "most"), [(16, 8, 8.1), (130, 99, 99.5)])
+def test_keys_and_values_leave_room_for_the_graphs(
+    free_gib: float, least: float, most: float
+) -> None:
+    assert least <= kv_bytes(int(free_gib * 2**30)) / 2**30 <= most

@@ -1,0 +1,236 @@
+"""The gauges of the GPU exist while torch or the driver gives a value, and not on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import REGISTRY
+
+from predictors import metrics
+from predictors.compute.watch import gpu_watch
+from predictors.compute.watch.gpu_watch import GpuWatch, TorchMemory, torch_memory
+from predictors.compute.watch.nvml import open_library
+from predictors.settings import ComputeSettings
+from tests.compute.watch.scripted_nvml import CARD, WHOLE_CARD, ScriptedNvml
+from tests.fakes import PATIENCE_S
+
+NAME = f"GPU-{CARD}"
+HELD = TorchMemory(CARD, {"allocated": 10, "reserved": 20, "peak": 15, "total": 99})
+BY_DRIVER = ("utilization_ratio", "temperature_celsius", "power_watts", "power_limit_watts")
+
+
+@pytest.fixture(autouse=True)
+def no_samples_are_left() -> Iterator[None]:
+    yield
+    for series in (getattr(metrics, name) for name in dir(metrics) if name.startswith("gpu_")):
+        series.clear()
+
+
+def sample(series: str, **labels: str) -> float | None:
+    """A sample of the process's registry."""
+    return REGISTRY.get_sample_value(f"predictors_gpu_{series}", labels)
+
+
+def states(device: str = NAME) -> dict[str, float | None]:
+    """The memory gauges of a device."""
+    gauges = {
+        state: sample("memory_bytes", device=device, state=state) for state in metrics.GPU_MEMORY
+    }
+    return {state: value for state, value in gauges.items() if value is not None}
+
+
+@contextmanager
+def watched(
+    library: Any, held: Callable[[], TorchMemory | None] = lambda: HELD
+) -> Iterator[GpuWatch]:
+    """A watch of a scripted card after one update."""
+    watch = GpuWatch(held, lambda: library)
+    watch.update()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Wait until another thread has done it."""
+    for _ in range(round(PATIENCE_S / 0.01)):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("it never was")
+
+
+def test_torch_and_driver_are_shown_together() -> None:
+    with watched(ScriptedNvml()):
+        assert states() == {
+            "allocated": 10, "reserved": 20, "peak": 15, "used": 30, "free": 70, "total": 100,
+        }  # fmt: skip
+        assert [sample(name, device=NAME) for name in BY_DRIVER] == [0.37, 54.0, 412.5, 700.0]
+
+
+def test_without_a_driver_torchs_memory_is_shown() -> None:
+    with watched(None):
+        assert states() == {"allocated": 10, "reserved": 20, "peak": 15, "total": 99}
+        assert [sample(name, device=NAME) for name in BY_DRIVER] == [None] * 4
+        assert sample("xid_errors_total", device=NAME, kind="device") is None
+
+
+def test_a_value_that_the_driver_no_longer_gives_disappears() -> None:
+    library = ScriptedNvml()
+    with watched(library) as watch:
+        library.refused |= {"nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo"}
+        watch.update()
+        assert set(states()) == {"allocated", "reserved", "peak", "total"}
+        assert sample("power_watts", device=NAME) is None
+        assert sample("temperature_celsius", device=NAME) == 54.0
+
+
+def test_nothing_is_read_before_cuda_is_initialised() -> None:
+    held: list[TorchMemory | None] = [None]
+    opened: list[int] = []
+
+    def library() -> Any:
+        opened.append(1)
+        return ScriptedNvml()
+
+    watch = GpuWatch(lambda: held[0], library)
+    watch.update()
+    assert (opened, states()) == ([], {})
+    held[0] = HELD
+    watch.update()
+    watch.update()
+    watch.stop()
+    assert opened == [1]
+    assert states()["allocated"] == 10
+
+
+def test_errors_are_counted_from_zero_by_kind(caplog: pytest.LogCaptureFixture) -> None:
+    library = ScriptedNvml()
+
+    def counts() -> list[float | None]:
+        return [sample("xid_errors_total", device=NAME, kind=kind) for kind in metrics.XID_KINDS]
+
+    with watched(library):
+        assert counts() == [0, 0]
+        for xid in (31, 79, 13):
+            library.events.put((xid, WHOLE_CARD))
+        wait_for(lambda: counts() == [2, 1])
+        assert f"XID 79 on {NAME}" in caplog.text
+    wait_for(lambda: library.freed == 1)  # by the thread, for which `stop` waits a while
+
+
+def test_a_driver_that_stops_reporting_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_watch, "RETRY_AFTER_S", 0.01)
+    library = ScriptedNvml()
+    with watched(library):
+        library.events.put(library.NVMLError(library.NVML_ERROR_GPU_IS_LOST))
+        library.events.put((48, WHOLE_CARD))
+        wait_for(lambda: sample("xid_errors_total", device=NAME, kind="device") == 1)
+    assert "tells no XID errors" in caplog.text
+
+
+def test_a_hanging_driver_delays_neither_a_scrape_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_watch, "JOIN_TIMEOUT_S", 0.05)
+    entered, let_go = threading.Event(), threading.Event()
+
+    def library() -> Any:
+        entered.set()
+        let_go.wait(PATIENCE_S)
+
+    watch = GpuWatch(lambda: HELD, library)
+    watch.start()
+    assert entered.wait(PATIENCE_S)
+    assert states() == {}
+    watch.stop()  # returns although the thread can't
+    let_go.set()
+    for thread in watch._threads:  # what it shows yet must not be there in the next test
+        thread.join(PATIENCE_S)
+
+
+def test_a_thread_updates_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_watch, "READ_EVERY_S", 0.01)
+    library = ScriptedNvml()
+    watch = GpuWatch(lambda: HELD, lambda: library)
+    watch.start()
+    wait_for(lambda: sample("power_watts", device=NAME) == 412.5)
+    library.refused.add("nvmlDeviceGetPowerUsage")
+    wait_for(lambda: sample("power_watts", device=NAME) is None)
+    watch.stop()
+    wait_for(lambda: not watchers())
+
+
+def watchers() -> set[str]:
+    """The names of the watch's threads."""
+    return {"gpu-gauges", "gpu-errors"} & {thread.name for thread in threading.enumerate()}
+
+
+def test_a_cpu_has_no_threads_and_no_samples() -> None:
+    before = set(threading.enumerate())
+    with gpu_watch.watch_gpu(ComputeSettings(device="cpu")):
+        assert set(threading.enumerate()) <= before
+    assert torch_memory(torch.device("cuda", 0)) is None or torch.cuda.is_initialized()
+    assert not [
+        sample.name
+        for family in REGISTRY.collect()
+        if family.name.startswith("predictors_gpu_")
+        for sample in family.samples
+    ]
+
+
+@pytest.mark.gpu
+def test_a_card_and_its_driver_agree_with_torch() -> None:
+    """Needs the extra `gpu` (nvidia-ml-py) and access to the driver."""
+    library = open_library()
+    assert library is not None, "no NVML: is nvidia-ml-py installed?"
+    device = torch.device("cuda", 0)
+    block = torch.ones(2**28, dtype=torch.uint8, device=device)
+    held = torch_memory(device)
+    assert held is not None
+    with watched(library, lambda: torch_memory(device)) as watch:
+        found = {
+            labels["device"]
+            for family in REGISTRY.collect()
+            if family.name == "predictors_gpu_memory_bytes"
+            for labels in (sample.labels for sample in family.samples)
+        }
+        assert len(found) == 1
+        (name,) = found
+        assert held.uuid in name or name.startswith("MIG-")
+        gauges = states(name)
+        assert set(gauges) == set(metrics.GPU_MEMORY)
+        numbers = {state: value or 0.0 for state, value in gauges.items()}
+        assert numbers["allocated"] >= block.nbytes
+        assert numbers["peak"] >= numbers["allocated"]
+        assert numbers["used"] >= numbers["reserved"] >= numbers["allocated"]
+        assert numbers["used"] + numbers["free"] == pytest.approx(numbers["total"], rel=0.02)
+        before = numbers["used"]
+        more = torch.ones(2**30, dtype=torch.uint8, device=device)
+        torch.cuda.synchronize()
+        watch.update()
+        after = states(name)["used"] or 0.0
+        assert after - before >= 0.9 * more.nbytes, "the driver does not see this process's memory"
+        took_ms = []
+        for _ in range(20):
+            began = time.perf_counter()
+            watch.update()
+            took_ms.append(1000 * (time.perf_counter() - began))
+        took = {"median": round(statistics.median(took_ms), 2), "max": round(max(took_ms), 2)}
+        print("milliseconds a look", took)  # noqa: T201 - a measurement, with `pytest -rP`
+        assert took["median"] < 1000
+        if name.startswith("GPU-"):  # the driver gives fewer values of a slice
+            assert 0 <= (sample("utilization_ratio", device=name) or 0.0) <= 1
+            assert 10 < (sample("temperature_celsius", device=name) or 0.0) < 110
+            watts = sample("power_watts", device=name) or 0.0
+            assert 0 < watts < 1.2 * (sample("power_limit_watts", device=name) or 0.0)

@@ -1,0 +1,74 @@
+"""The engine on a GPU in float32: graphs, kernels, pages, packed and cut prompts, caches. Tokens
+are those of transformers on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from predictors.chat.request import Sampling
+from tests.chat.reference import Reference
+from tests.chat.room import CHECKPOINT, Room, chat, png
+from tests.models.qwen2_5_vl.test_parity import pairs
+from tests.tools.syncs import no_host_syncs
+
+pytestmark = pytest.mark.gpu
+
+CHUNK = 96
+
+
+def open_on_gpu(checkpoint: Path, *, on_device: bool) -> Room:
+    """Float32, prompts cut at 96 tokens; `on_device`: pictures are resized there."""
+    settings = {"prefill_chunk": CHUNK, "page_tokens": 16}
+    return Room.open(checkpoint, "auto", "cuda", dtype="float32", on_device=on_device, **settings)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Room:
+    """The embedded checkpoint, pictures prepared as transformers does."""
+    return open_on_gpu(CHECKPOINT, on_device=False)
+
+
+def test_fifty_conversations_are_answered_as_by_generate_and_again_from_the_caches(
+    gpu: Room, reference: Reference
+) -> None:
+    requests = pairs()
+    expected = [reference.answer(request) for request in requests]
+    assert gpu.answers(requests) == expected
+    assert gpu.answers(requests) == expected
+    assert [gpu.answer(request) for request in requests[:12]] == expected[:12]
+
+
+def test_large_random_weights_are_answered_alike(
+    wild_checkpoint: Path,
+) -> None:
+    requests = pairs()[:20]
+    reference = Reference.load(wild_checkpoint)
+    expected = [reference.answer(request) for request in requests]
+    assert open_on_gpu(wild_checkpoint, on_device=False).answers(requests) == expected
+
+
+def test_pictures_resized_on_the_device_are_described_alike(reference: Reference) -> None:
+    requests = [chat(png(i, 40 + 7 * i, 130 - 3 * i), "Describe the picture.") for i in range(16)]
+    found = open_on_gpu(CHECKPOINT, on_device=True).answers(requests)
+    expected = [reference.answer(request) for request in requests]
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 15
+
+
+def test_mixed_traffic_makes_the_host_wait_for_nothing_and_captures_nothing(gpu: Room) -> None:
+    drawn = Sampling(temperature=1.0, top_k=20, frequency_penalty=0.3)
+    requests = [
+        dataclasses.replace(request, sampling=drawn if i % 3 else request.sampling, seed=i)
+        for i, request in enumerate(pairs()[10:40])
+    ]
+    jobs = [gpu.job(request) for request in requests]
+    with no_host_syncs():
+        while jobs or gpu.engine.busy:
+            while jobs and gpu.engine.admit(jobs[0]):
+                jobs.pop(0)
+            gpu.engine.step(gpu.engine.active)
+    assert gpu.engine.guard.check() == 0
+    assert gpu.engine._graphs.count_after_ready == 0

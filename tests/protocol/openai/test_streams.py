@@ -1,0 +1,149 @@
+"""Event streams and disconnects on the OpenAI routes, over ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from predictors.errors import (
+    StepFailed,
+)
+from predictors.protocol.registry import Registry
+from predictors.settings import Settings
+from tests.protocol.openai.doubles import (
+    CHAT,
+    CIRCLE,
+    HELLO,
+    IMAGES,
+    Chatter,
+    Painter,
+    application,
+    counted,
+    mounted,
+    post,
+    same_as_golden,
+)
+
+
+async def test_a_stream_matches_the_golden_file() -> None:
+    app = application(Chatter())
+    body = HELLO | {"stream": True, "stream_options": {"include_usage": True}}
+    same_as_golden("chat_stream.http", await post(CHAT, body, x_request_id="r1").run(app))
+
+
+async def test_a_stream_that_fails_ends_with_the_error_and_without_done() -> None:
+    chatter = Chatter()
+    chatter.fail_at, chatter.late_error = 2, StepFailed("the engine raised on this job alone")
+    body = HELLO | {"stream": True}
+    wire = await post(CHAT, body, x_request_id="r1").run(application(chatter))
+    assert wire.is_complete
+    assert b"[DONE]" not in wire.body
+    assert chatter.closed.is_set()
+    same_as_golden("chat_stream_failed.http", wire)
+
+
+async def test_an_internal_error_in_a_stream_shows_no_detail(caplog: Any) -> None:
+    chatter = Chatter()
+    chatter.fail_at = 1
+    wire = await post(CHAT, HELLO | {"stream": True}).run(application(chatter))
+    assert wire.status == 200
+    last = orjson.loads(wire.body.rstrip().rsplit(b"data: ", 1)[1])
+    assert last["error"]["code"] == "internal_error"
+    assert b"secret" not in wire.body
+    assert "secret" in caplog.text
+
+
+async def test_a_disconnect_closes_the_models_generator() -> None:
+    chatter = Chatter("leaving")
+    chatter.hold_at = 2
+    wire = post(CHAT, HELLO | {"model": "leaving", "stream": True})
+    running = asyncio.create_task(wire.run(application(chatter)))
+    assert b"red" in await wire.part(1)
+    await chatter.holding.wait()
+    assert not chatter.closed.is_set()
+    wire.leave()
+    await running
+    assert chatter.closed.is_set()
+    assert counted("leaving", "chat", "cancelled") == 1
+
+
+async def test_a_disconnect_before_the_first_chunk_closes_the_models_generator() -> None:
+    chatter = Chatter()
+    chatter.hold_at = 0
+    wire = post(CHAT, HELLO | {"stream": True})
+    running = asyncio.create_task(wire.run(application(chatter)))
+    await chatter.holding.wait()
+    wire.leave()
+    await running
+    assert chatter.closed.is_set()
+    assert wire.status == 0
+
+
+async def test_a_disconnect_cancels_the_picture() -> None:
+    painter = Painter("leaving-too")
+    painter.hold = True
+    wire = post(IMAGES, CIRCLE | {"model": "leaving-too"})
+    running = asyncio.create_task(wire.run(application(painter)))
+    await painter.entered.wait()
+    wire.leave()
+    await running
+    assert painter.cancelled.is_set()
+    assert counted("leaving-too", "images", "cancelled") == 1
+
+
+async def test_a_slow_reader_pauses_the_generator() -> None:
+    chatter = Chatter(words=("x",) * 10)
+    wire = post(CHAT, HELLO | {"stream": True})
+    reading = asyncio.Semaphore(0)
+    sent = wire._send
+
+    async def slow(message: Any) -> None:
+        await sent(message)
+        await reading.acquire()
+
+    wire._send = slow  # type: ignore[method-assign]
+    running = asyncio.create_task(wire.run(application(chatter)))
+    for _ in range(3):  # the head and two events
+        reading.release()
+    await wire.part(2)
+    await asyncio.sleep(0)
+    assert len(wire.parts) == 3
+    assert not chatter.closed.is_set()
+    for _ in range(20):
+        reading.release()
+    await running
+    assert wire.is_complete
+
+
+async def test_a_disconnect_in_the_middle_of_an_event_closes_the_models_generator() -> None:
+    chatter = Chatter(words=("x",) * 10)
+    wire = post(CHAT, HELLO | {"stream": True})
+    sent = wire._send
+
+    async def stuck(message: Any) -> None:
+        await sent(message)
+        if len(wire.parts) == 2:  # the socket's buffer is full, and nobody reads it any more
+            wire.leave()
+            await asyncio.Event().wait()
+
+    closed: list[bool] = []
+    wire._send = stuck  # type: ignore[method-assign]
+    wire.on_return = lambda: closed.append(chatter.closed.is_set())
+    await wire.run(application(chatter))
+    assert closed == [True]  # by us, not by the garbage collector some time later
+    assert len(wire.parts) == 2
+
+
+async def test_a_stream_counts_as_in_flight_until_its_last_event_is_sent() -> None:
+    chatter = Chatter()
+    chatter.hold_at = 1
+    registry = Registry([chatter], Settings())
+    wire = post(CHAT, HELLO | {"stream": True})
+    running = asyncio.create_task(wire.run(mounted(registry)))
+    await chatter.holding.wait()
+    assert registry.in_flight == 1
+    wire.leave()
+    await running
+    assert registry.in_flight == 0
