@@ -58,14 +58,14 @@ class Comparison:
 def compared(parent: Sequence[float], this: Sequence[float], limit: float) -> dict[str, Any]:
     """One figure: medians, ratios by pair, and whether the interval's end keeps the limit."""
     ratios = [b / a for a, b in zip(parent, this, strict=True)]
-    interval = ratio_interval(ratios) if len(ratios) > 1 else ()
+    interval: Sequence[float] = ratio_interval(ratios) if len(ratios) > 1 else ()
     return {
         "parent": statistics.median(parent),
         "this": statistics.median(this),
         "ratios": [round(ratio, 4) for ratio in ratios],
         "ratio_median": round(statistics.median(ratios), 4),
         "ratio_interval_95": [round(bound, 4) for bound in interval],
-        "not_slower": bool(interval) and interval[1] <= limit,
+        "not_slower": bool(interval) and interval[-1] <= limit,
     }
 
 

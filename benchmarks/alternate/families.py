@@ -93,7 +93,7 @@ class Asked:
         self._process = subprocess.Popen(
             [sys.executable, *command],
             cwd=tree.root,
-            env=tree.environment | settings,
+            env={**tree.environment, **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -19,8 +19,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 from predictors.__main__ import build
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.predictor import DiffusionPredictor
+from predictors.diffusion.slots import DiffusionJob
 from predictors.protocol.v2.values import Tensor, V2Request
-from predictors.serving.job import Job
 from predictors.settings import Settings
 
 CHECKPOINT = paths.SHAPES_FLUX
@@ -44,7 +44,7 @@ def draw(predictor: DiffusionPredictor, engine: DiffusionEngine) -> float:
     """Seconds from a decoded request to its last chunk."""
     parameters = predictor.decode_v2(request())[0]
     started = time.perf_counter()
-    job = Job("bench", predictor.prepare(parameters))
+    job = DiffusionJob("bench", predictor.prepare(parameters))
     if not engine.admit(job):
         raise RuntimeError("the engine has no room for one job")
     while not job.done:
