@@ -21,7 +21,6 @@ from pathlib import Path
 MODEL = "qwen-vl"
 READY_S = 300.0
 STOP_S = 60.0
-MAX_PIXELS = 12_845_056
 WATCHED = (
     "recompilations_total", "graph_captures_total", "cache_requests_total", "model_phase_seconds",
 )  # fmt: skip

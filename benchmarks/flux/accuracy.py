@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from benchmarks.common.distances import distance
@@ -22,7 +21,6 @@ from benchmarks.flux.peer import Peer
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.request import LOSSLESS
 
-FLOAT32 = "float32"
 SLACK = 1.05  # one draw of the noise is not the last word on a spread
 LEAST = 1e-5  # float32 sums in another order; nothing beside bfloat16's spread
 
@@ -90,13 +88,17 @@ def peer_velocity(
             pooled_projections=given.pooled.to(**place),
             encoder_hidden_states=given.prompt.to(**place),
             txt_ids=torch.zeros(given.prompt.shape[1], 3, **place),
-            img_ids=FluxPipeline._prepare_latent_image_ids(
-                1, plan.rows, plan.columns, place["device"], place["dtype"]
-            ),
+            img_ids=image_ids(plan.rows, plan.columns).to(**place),
             joint_attention_kwargs={},  # as the pipeline, or what was compiled does not fit
             return_dict=False,
         )[0]
     return velocity[0]
+
+
+def image_ids(rows: int, columns: int) -> Tensor:
+    """As the pipeline numbers the patches: (rows * columns, 3), each 0, row, column."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    return torch.nn.functional.pad(places, (1, 0)).float()
 
 
 @contextmanager

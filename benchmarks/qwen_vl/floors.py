@@ -66,15 +66,6 @@ def decode_ms(rates: Rates, rows: int, tokens: float) -> float:
     return 1e3 * (WEIGHT_BYTES + rows * tokens * KV_BYTES) / rates.bytes_per_s
 
 
-def first_ms(rates: Rates, tokens: float, pictures: int, size: tuple[int, int] | None) -> float:
-    """To the first token of a single request; a short prompt still reads every weight."""
-    vision = pictures * vision_operations(*size) if size else 0.0
-    text = max(
-        prefill_operations(tokens) / rates.operations_per_s, WEIGHT_BYTES / rates.bytes_per_s
-    )
-    return 1e3 * (vision / rates.operations_per_s + text)
-
-
 def requests_per_s(
     rates: Rates, clients: int, prompt: float, answer: float, vision: float
 ) -> float:

@@ -7,11 +7,6 @@ from typing import Any
 
 from benchmarks.common.goals import Goal
 
-VLLM_SOURCE = (
-    "vLLM 0.24.0 on an H100 80GB HBM3 on 2026-11-23, Qwen2.5-VL-3B's shape, dummy weights, bf16, "
-    "FlashAttention 3, its default compile and graphs, prefix and processor caches off, 64 "
-    "sequences; streaming client, about 60 text tokens in, 128 out, closed loop"
-)
 VLLM: Mapping[str, Mapping[str, float]] = {
     "1 x 1024x1024": {
         "requests_per_s": 1.60, "ttft_ms_p50": 146, "ttft_ms_p99": 168,
@@ -38,7 +33,10 @@ VLLM: Mapping[str, Mapping[str, float]] = {
         "tpot_ms_mean": 4.68, "itl_ms_p99": 26,
     },
 }  # fmt: skip
-"""Measured elsewhere on another card, so not comparable within a run."""
+"""Measured elsewhere on another card, so not comparable within a run: vLLM 0.24.0 on an H100 80GB
+HBM3 on 2026-11-23, Qwen2.5-VL-3B's shape, dummy weights, bf16, FlashAttention 3, its default
+compile and graphs, prefix and processor caches off, 64 sequences; streaming client, about 60 text
+tokens in, 128 out, closed loop."""
 
 
 GOALS: Mapping[tuple[str, str], Mapping[str, Any]] = {

@@ -201,7 +201,6 @@ def test_floors_are_those_of_the_literature_table() -> None:
     assert floors.prefill_operations(1433) == pytest.approx(8.26e12, rel=0.02)
     assert floors.decode_ms(H200, 1, 1500) == pytest.approx(1.45, rel=0.01)
     assert floors.decode_ms(H200, 64, 1500) == pytest.approx(2.26, rel=0.01)
-    assert floors.first_ms(H200, 1433, 1, (1024, 1024)) == pytest.approx(20.2, rel=0.02)
     vision = floors.vision_operations(1024, 1024)
     rate = floors.requests_per_s(H200, 64, 1433, 128, vision)
     assert rate == pytest.approx(40.5, rel=0.03)
