@@ -225,8 +225,8 @@ def logits(found: Found) -> Rows:
     if not rows:
         return
     yield (
-        "prompt, random weights at full size", "transformers bf16 to float32", "here to float32",
-        "here to transformers bf16", "same choice as float32: transformers / here",
+        "prompt, random weights at full size", "transformers to float32", "here to float32",
+        "here to transformers", "same choice as float32: transformers / here",
     )  # fmt: skip
     for name, row in rows.items():
         yield (
