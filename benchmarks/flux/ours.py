@@ -29,7 +29,7 @@ from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import Embedding
 from predictors.diffusion.request import FP8, LOSSLESS, TURBO, ImageParameters
 from predictors.diffusion.runner import DiffusionRunner
-from predictors.diffusion.slots import DiffusionJob
+from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
 from predictors.models.flux.passes import FluxPasses
 from predictors.protocol.png import write_png

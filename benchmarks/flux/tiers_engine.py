@@ -20,7 +20,7 @@ from predictors.diffusion.inputs import CallPlan, DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.request import TURBO, ImageParameters, PictureLimits
 from predictors.diffusion.sampling import plan_calls
-from predictors.diffusion.slots import DiffusionJob
+from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
 from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, FluxSettings
