@@ -17,8 +17,8 @@ from predictors import metrics
 from predictors.compute.device.placement import Placement, place
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import CallPlan, DiffusionWork, Preparer
-from predictors.diffusion.limits import make_limits
-from predictors.diffusion.request import TURBO, ImageParameters, PictureLimits
+from predictors.diffusion.limits import PictureLimits, make_limits
+from predictors.diffusion.request import TURBO, ImageParameters
 from predictors.diffusion.sampling import plan_calls
 from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
