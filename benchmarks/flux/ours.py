@@ -34,7 +34,7 @@ from predictors.diffusion.request import (
     ImageResult,
 )
 from predictors.diffusion.runner import DiffusionRunner
-from predictors.diffusion.slots import DiffusionJob
+from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
 from predictors.models.flux.passes import FluxPasses
 from predictors.protocol.png import write_png

@@ -36,8 +36,13 @@ from predictors.diffusion.model import (
 )
 from predictors.diffusion.request import ImageParameters, ImageResult
 from predictors.diffusion.runner import DiffusionRunner
-from predictors.diffusion.scheduling import best_widths, pick_group
-from predictors.diffusion.slots import DiffusionJob, Slot, with_one_new
+from predictors.diffusion.scheduling import (
+    DiffusionJob,
+    Slot,
+    best_widths,
+    pick_group,
+    with_one_new,
+)
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import FluxSettings
