@@ -175,6 +175,18 @@ def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
 
 
 @triton.jit
+def _store_heads(
+    out, result, row, group, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr
+):
+    """Store a row's result (16, DIM) of one group's heads."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
+    there = out + (row.to(tl.int64) * HEADS + group * GROUP + heads)[:, None] * DIM
+    real = (heads < GROUP)[:, None]
+    tl.store(there + dims[None, :], result.to(out.dtype.element_ty), real)
+
+
+@triton.jit
 def decode_attention_kernel(
     qkv,
     cos,
@@ -213,7 +225,6 @@ def decode_attention_kernel(
     KV_HEADS) int32 are zero before and after.
     """
     _begin(IS_CHAINED)
-    GROUP: tl.constexpr = HEADS // KV_HEADS
     row, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     total = length + 1
@@ -242,11 +253,8 @@ def decode_attention_kernel(
         arrival = arrivals + row * KV_HEADS + group
         if tl.atomic_add(arrival, 1, sem="acq_rel") == parts - 1:
             tl.debug_barrier()
-            heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
-            there = out + (row.to(tl.int64) * HEADS + group * GROUP + heads)[:, None] * DIM
             result = _joined(partial, weights, cell, parts, DIM)
-            real = (heads < GROUP)[:, None]
-            tl.store(there + dims[None, :], result.to(out.dtype.element_ty), real)
+            _store_heads(out, result, row, group, HEADS, KV_HEADS, DIM)
             tl.store(arrival, 0)
 
 
