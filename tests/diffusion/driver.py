@@ -104,22 +104,17 @@ def open_driver(
 ) -> EngineDriver:
     """A loaded FLUX engine, not warm yet; small shapes unless `settings` say otherwise."""
     flux = FluxModel(checkpoint)
-    return drive_model(flux, name=model, compiler=compiler, dtype=dtype, **(FAST | settings))
+    placement = Placement(torch.device("cpu"), dtype, compiler)
+    return drive_model(flux, placement, name=model, **(FAST | settings))
 
 
 def drive_model(
-    model: DiffusionModel,
-    *,
-    name: str = "test",
-    compiler: str = "off",
-    dtype: torch.dtype = torch.float32,
-    **settings: Any,
+    model: DiffusionModel, placement: Placement, *, name: str = "test", **settings: Any
 ) -> EngineDriver:
-    """A loaded engine of any model on the CPU, not warm yet."""
+    """A loaded engine of any model, not warm yet."""
     knobs = FluxSettings(**settings)
-    placement = Placement(torch.device("cpu"), dtype, compiler)
-    limits = make_limits(model.config, knobs)
-    preparer = Preparer(model, dtype, limits.tiers)
+    limits = make_limits(model.config, knobs, placement.device)
+    preparer = Preparer(model, placement.dtype, limits.tiers)
     engine = DiffusionEngine(name, model, limits, preparer, knobs, placement)
     engine.load()
     return EngineDriver(limits, preparer, engine)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
 from tests.diffusion.driver import EngineDriver, Pixels, drive_model
 from tests.diffusion.tiny_model import TinyModel, tiny_decode, tiny_velocity
@@ -16,7 +17,8 @@ IMAGE = ImageParameters("tiny", num_inference_steps=3, seed=7, width=40, height=
 
 
 def tiny_driver() -> EngineDriver:
-    return drive_model(TinyModel(), sizes="32x32", tiers="lossless", min_side=8)
+    placement = Placement(torch.device("cpu"), torch.float32, "off")
+    return drive_model(TinyModel(), placement, sizes="32x32", tiers="lossless", min_side=8)
 
 
 def by_hand(image: ImageParameters) -> Pixels:

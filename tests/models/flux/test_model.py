@@ -1,4 +1,4 @@
-"""What `FluxModel` gives the engine before any weight is loaded."""
+"""`FluxModel` before any weight is loaded: noise and token ids."""
 
 from __future__ import annotations
 

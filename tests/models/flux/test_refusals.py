@@ -1,4 +1,4 @@
-"""What would be drawn wrong is refused at the start, by its name and in one sentence."""
+"""A folder that would be drawn wrong is refused at the start, by name and in one sentence."""
 
 from __future__ import annotations
 
