@@ -19,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 from predictors.__main__ import build
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.predictor import DiffusionPredictor
-from predictors.diffusion.slots import DiffusionJob
+from predictors.diffusion.scheduling import DiffusionJob
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import Settings
 
