@@ -20,6 +20,7 @@ from predictors.errors import InvalidRequest, NotReady, StepFailed
 from predictors.models.flux.model import FluxModel
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import read_images_body
+from predictors.protocol.v2.rest import check_outputs
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.driver import CHECKPOINT, DiffusionJob
@@ -143,6 +144,13 @@ async def test_metadata_has_the_names_and_types_of_the_tensors(
     assert outputs == {"image": "BYTES", "seed": "INT64"}
     result = ImageResult  # the chunk a job emits once
     assert result.__dataclass_fields__.keys() == {"pixels", "num_prompt_tokens"}
+
+
+async def test_an_unknown_output_is_refused_by_name(predictor: DiffusionPredictor) -> None:
+    check_outputs(replace(v2("x"), outputs=("seed", "image")), predictor)
+    with pytest.raises(InvalidRequest, match="no output 'picture'; .* has image, seed") as refused:
+        check_outputs(replace(v2("x"), outputs=("image", "picture")), predictor)
+    assert refused.value.param == "picture"
 
 
 async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
