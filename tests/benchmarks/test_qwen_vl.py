@@ -349,6 +349,22 @@ def test_a_run_that_was_cut_short_prints_what_is_missing(
     assert "left out: http" in capsys.readouterr().out
 
 
+def test_a_run_prints_what_was_not_measured_and_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_parts(run: BenchmarkRun, *_: object) -> None:
+        run.found.update(found())
+
+    monkeypatch.setattr(qwen_vl, "run_parts", run_parts)
+    out = str(tmp_path / "found.json")
+    assert qwen_vl.main(["--toy", "--only", "http", "--out", out]) == 1
+    printed = capsys.readouterr().out
+    assert "64 x 1024x1024: requests_per_s" in printed
+    assert "vLLM was not measured: vllm cannot be imported here" in printed
+    assert "left out: soak" in printed
+    assert "FAILED ours: exit code 1" in printed
+
+
 def test_the_command_line_is_what_the_parts_are_told() -> None:
     asked = qwen_vl.read_options(["--toy", "--only", "http", "--set", "QWEN_VL_PREFILL_CHUNK=64"])
     options = QwenVLOptions.of(asked.options.as_json())
