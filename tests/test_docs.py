@@ -111,6 +111,17 @@ def test_ci_runs_what_people_run() -> None:
     assert quick == ["make check", "make test"]
 
 
+def test_every_package_has_a_line_in_the_architecture() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    listed = page.split("## Packages, from top to bottom\n")[1].split("\n## ")[0]
+    heads = re.findall(r"^\* (`[^:]+`):", listed, re.MULTILINE)
+    named = {name for head in heads for name in re.findall(r"`([\w/]+)`", head)}
+    package = ROOT / "predictors"
+    models = {f"models/{path.name}" for path in (package / "models").iterdir() if path.is_dir()}
+    wanted = {path.stem for path in package.iterdir()} - {"__init__", "models"} | models
+    assert {name for name in wanted - named if not name.endswith("__pycache__")} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_no_line_of_a_page_is_longer_than_160_columns(page: Path) -> None:
     lines = page.read_text().splitlines()
