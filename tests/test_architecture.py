@@ -20,7 +20,18 @@ PACKAGE = ROOT / "predictors"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+SOFT_FILE_LINES = 350
 MAX_FILE_LINES = 400
+# why a file is longer than the soft limit
+LONG_FILES = {
+    "base.py": "the path of a request is read on one screen after the other",
+    "chat/codec.py": "both protocols share the checks and defaults of one request",
+    "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
+    "chat/engine.py": "a step's launch and its reading are one invariant",
+    "protocol/http/connection.py": "the stages of one connection share its buffers",
+    "settings.py": "all settings stand in one table",
+    "workers/pool.py": "the pool, its processes and their memory are one lock's state",
+}
 MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 10
 BANNED_NAMES = {
@@ -94,7 +105,9 @@ def test_the_contracts_that_were_agreed_are_written_down() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_a_file_fits_on_a_few_screens(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_FILE_LINES
+    assert (lines > SOFT_FILE_LINES) == (relative(path) in LONG_FILES), "see LONG_FILES"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
