@@ -148,7 +148,7 @@ async def test_metadata_has_the_names_and_types_of_the_tensors(
 
 async def test_an_unknown_output_is_refused_by_name(predictor: DiffusionPredictor) -> None:
     check_outputs(replace(v2("x"), outputs=("seed", "image")), predictor)
-    with pytest.raises(InvalidRequest, match="no output 'picture'; .* has image, seed") as refused:
+    with pytest.raises(InvalidRequest, match=r"no output 'picture'; .* has image, seed") as refused:
         check_outputs(replace(v2("x"), outputs=("image", "picture")), predictor)
     assert refused.value.param == "picture"
 
