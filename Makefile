@@ -91,12 +91,13 @@ dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Pr
 bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.serving.cpu
 
-bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, into benchmarks/results/flux.json
+bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, and its tables in the pages
 	$(BIN)/python -m benchmarks.flux
+	$(BIN)/python -m benchmarks.journal
 
-bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the journal
+bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers, and its tables in the pages
 	$(BIN)/python -m benchmarks.qwen_vl
-	$(BIN)/python -m benchmarks.qwen_vl.tables
+	$(BIN)/python -m benchmarks.journal
 
 checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
 	$(BIN)/python -m checkpoints.training

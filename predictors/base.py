@@ -22,7 +22,14 @@ from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_timeout
 from predictors.protocol.http.bodies import fail_at
-from predictors.protocol.kserve_sdk import InferRequest, InferResponse, Model
+from predictors.protocol.kserve_sdk import (
+    POST_HIST_TIME,
+    PRE_HIST_TIME,
+    PREDICT_HIST_TIME,
+    InferRequest,
+    InferResponse,
+    Model,
+)
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.engine import Engine
@@ -46,9 +53,7 @@ MAX_LOGGED = 2000  # characters of a prompt in the log, where `server.log_prompt
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R, C]):
-    """A finished row: its request and chunks, and the milliseconds in queue and engine, rounded
-    up.
-    """
+    """A finished row, with the milliseconds that it spent in queue and engine, rounded up."""
 
     request: R
     chunks: tuple[C, ...]
@@ -121,9 +126,7 @@ class Submission(Generic[W, C]):
 
     @property
     def queue_ms(self) -> int:
-        """Milliseconds from submission to a slot (without one to the end, or to now), rounded
-        up.
-        """
+        """Milliseconds from submission to a slot (else to the end, or to now), rounded up."""
         job = self._job
         until = job.finished_at if job.admitted_at is None else job.admitted_at
         return _ceil_ms((job.clock() if until is None else until) - job.submitted_at)
@@ -138,9 +141,7 @@ class Submission(Generic[W, C]):
         return _ceil_ms(until - job.admitted_at)
 
     def add_spans(self, trace: tracing.Trace, attributes: Mapping[str, int | str]) -> None:
-        """Add the spans `queue` and `engine`, the latter with `attributes` and the engine's stages
-        below it.
-        """
+        """Add the spans `queue` and `engine`; `attributes` and the stages belong to the latter."""
         job = self._job
         until = job.clock() if job.finished_at is None else job.finished_at
         admitted = until if job.admitted_at is None else job.admitted_at
@@ -152,9 +153,7 @@ class Submission(Generic[W, C]):
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
-    """A model behind every protocol. Subclasses supply an engine, `task`, `series` and the hooks
-    below.
-    """
+    """A model behind every protocol. Subclasses supply `task`, `series` and the hooks below."""
 
     task: ClassVar[str]
     """Name of the task in settings, metrics and the admin state."""
@@ -175,6 +174,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         super().__init__(name)
         metrics.register_model(name, self.series)
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
+        kserve_histograms = (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME)
+        self._kserve_timers = [series.labels(model_name=name) for series in kserve_histograms]
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
@@ -215,21 +216,28 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     # -- the path of a request -------------------------------------------------------------------
     async def infer(self, request: V2Request, call: Call) -> V2Response:
         """Answer one V2 request of any transport. Cancelling the task cancels its jobs."""
+        before, during, after = self._kserve_timers
+        with before.time(), tracing.stage(call.trace, "parse"):
+            rows = await self._decode(request, call)
+        with during.time():
+            answers = await self.run(rows, call)
+        with after.time(), tracing.stage(call.trace, "encode"):
+            return await self._encode(request, answers)
+
+    async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
         self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
         if timeout_us not in (None, 0):
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
-        with tracing.stage(call.trace, "parse"):
-            if self.inline or num_bytes(request) <= INLINE_BYTES:
-                rows = self.decode_v2(request)
-            else:
-                rows = await self.off_loop(self.decode_v2, request, is_large=True)
-        answers = await self.run(rows, call)
-        with tracing.stage(call.trace, "encode"):
-            if self.inline:
-                return self.encode_v2(request, answers)
-            return await self.off_loop(self.encode_v2, request, answers)
+        if self.inline or num_bytes(request) <= INLINE_BYTES:
+            return self.decode_v2(request)
+        return await self.off_loop(self.decode_v2, request, is_large=True)
+
+    async def _encode(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
+        if self.inline:
+            return self.encode_v2(request, answers)
+        return await self.off_loop(self.encode_v2, request, answers)
 
     async def run(self, requests: Sequence[R], call: Call) -> list[Answer[R, C]]:
         """Answer all rows, or raise the first failure and cancel the others."""
@@ -316,12 +324,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     async def predict(
         self, payload: InferRequest, headers: Mapping[str, str] | None = None
     ) -> InferResponse:
-        """KServe's hook, called between its `preprocess` and `postprocess`. Concurrent calls share
-        the engine's steps.
-        """
+        """KServe's hook, called and timed by its `Model.__call__`. Concurrent calls share steps."""
         request = from_kserve(payload)
         call = Call.of(headers, default_timeout_s=self.settings.queue.default_timeout_s)
-        return to_kserve(await self.infer(request, call), request)
+        answers = await self.run(await self._decode(request, call), call)
+        return to_kserve(await self._encode(request, answers), request)
 
     # -- life ------------------------------------------------------------------------------------
     def load(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kserve.protocol.dataplane import DataPlane
+from prometheus_client import REGISTRY
 
 from predictors import base
 from predictors.base import BasePredictor
@@ -20,6 +21,7 @@ from predictors.protocol.kserve_sdk import (
     Model,
     ModelRepository,
 )
+from predictors.protocol.serves import Served, Startable
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.serving.lifecycle import State
 from tests.fakes import PATIENCE_S, ScriptedEngine, wait_idle
@@ -55,8 +57,17 @@ def call() -> Call:
     return Call({}, protocol="v2_rest")
 
 
-def test_a_predictor_is_a_kserve_model(ready: EchoPredictor) -> None:
+def repository(predictor: BasePredictor[Any, Any, Any]) -> ModelRepository:
+    """KServe's registry with one model."""
+    models = ModelRepository()
+    models.update(predictor)
+    return models
+
+
+def test_a_predictor_is_a_kserve_model_and_what_the_server_starts(ready: EchoPredictor) -> None:
     assert isinstance(ready, Model)
+    assert isinstance(ready, Served)
+    assert isinstance(ready, Startable)
     assert ready.ready is True
 
 
@@ -79,9 +90,7 @@ async def test_concurrent_predictions_of_kserves_own_server_share_steps() -> Non
     engine = ScriptedEngine(slots=10)
     predictor = TaskPredictor("held", engine, small_settings())
     predictor.load()
-    served = ModelRepository()
-    served.update(predictor)
-    plane = DataPlane(served)
+    plane = DataPlane(repository(predictor))
     names = [f"row {i}" for i in range(10)]
     asked = [
         asyncio.create_task(
@@ -95,6 +104,25 @@ async def test_concurrent_predictions_of_kserves_own_server_share_steps() -> Non
     predictor.stop()
     assert [response.outputs[0].data for response in responses] == [[x.encode()] for x in names]
     assert len(engine.steps) <= 2  # the first step may have begun before all were submitted
+
+
+@pytest.mark.parametrize("is_kserves_server", [False, True])
+def test_each_request_is_timed_once_by_kserves_histograms(
+    ready: EchoPredictor, is_kserves_server: bool
+) -> None:
+    def counts() -> list[float | None]:
+        names = (
+            f"request_{stage}_seconds_count" for stage in ("preprocess", "predict", "postprocess")
+        )
+        return [REGISTRY.get_sample_value(name, {"model_name": "echo"}) for name in names]
+
+    before = counts()
+    if is_kserves_server:
+        tensor = InferInput("prompt", [1], "BYTES", data=["a"])
+        asyncio.run(DataPlane(repository(ready)).infer("echo", InferRequest("echo", [tensor])))
+    else:
+        asyncio.run(ready.infer(v2("a"), call()))
+    assert counts() == [(count or 0) + 1 for count in before]
 
 
 def test_rows_come_back_in_their_order(ready: EchoPredictor) -> None:

@@ -58,23 +58,21 @@ class Comparison:
 def compared(parent: Sequence[float], this: Sequence[float], limit: float) -> dict[str, Any]:
     """One figure: medians, ratios by pair, and whether the interval's end keeps the limit."""
     ratios = [b / a for a, b in zip(parent, this, strict=True)]
-    low, high = ratio_interval(ratios) if len(ratios) > 1 else (0.0, float("inf"))
+    interval: Sequence[float] = ratio_interval(ratios) if len(ratios) > 1 else ()
     return {
         "parent": statistics.median(parent),
         "this": statistics.median(this),
         "ratios": [round(ratio, 4) for ratio in ratios],
         "ratio_median": round(statistics.median(ratios), 4),
-        "ratio_interval_95": [round(low, 4), round(high, 4)],
-        "not_slower": high <= limit,
+        "ratio_interval_95": [round(bound, 4) for bound in interval],
+        "not_slower": bool(interval) and interval[-1] <= limit,
     }
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per figure."""
     lines = [("figure", "parent", "this", "ratios", "median", "95 % interval", "not slower")]
     for family, figures in results.items():
         for name, each in figures.items():
-            low, high = each["ratio_interval_95"]
             lines.append(
                 (
                     f"{family}: {name}",
@@ -82,7 +80,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                     f"{each['this']:.4g}",
                     " ".join(f"{ratio:.3f}" for ratio in each["ratios"]),
                     f"{each['ratio_median']:.3f}",
-                    f"{low:.3f} to {high:.3f}",
+                    " to ".join(f"{bound:.3f}" for bound in each["ratio_interval_95"]) or "-",
                     "yes" if each["not_slower"] else "NO",
                 )
             )
@@ -117,7 +115,6 @@ def one_family(
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """From the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alternate", description=__doc__)
     add = parser.add_argument
     add("--parent", type=Path, required=True, help="the other checkout")
@@ -137,7 +134,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, write."""
+    """The status is 1 if a family failed or a figure is slower."""
     asked = read_arguments(arguments)
     trees = [Tree("parent", asked.parent.resolve()), Tree("this", paths.ROOT)]
     report: dict[str, Any] = {

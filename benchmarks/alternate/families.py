@@ -15,11 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.common import paths
+from benchmarks.common import server as servers
 from benchmarks.qwen_vl import client
-from benchmarks.qwen_vl import server as chat_server
 from benchmarks.qwen_vl.answers import summed_up
 from benchmarks.qwen_vl.cases import Case
 from benchmarks.serving import stream_cost
@@ -59,7 +60,6 @@ class Tree:
     root: Path
 
     def module(self, *names: str) -> str:
-        """The first of these modules that the tree has."""
         for name in names:
             if (self.root / Path(*name.split("."))).with_suffix(".py").exists():
                 return name
@@ -67,11 +67,12 @@ class Tree:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Imports come from this tree."""
-        return {**os.environ, "PYTHONPATH": str(self.root)}
+        """Of a process that imports this tree."""
+        known = (str(self.root), os.environ.get("PYTHONPATH", ""))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
     def log(self, family: str) -> Path:
-        """Where the output of its process goes."""
+        """Output of its process."""
         paths.SCRATCH.mkdir(parents=True, exist_ok=True)
         return paths.SCRATCH / f"alternate-{family}-{self.name}.log"
 
@@ -79,13 +80,20 @@ class Tree:
 class Asked:
     """A process of a tree that answers each line on its standard input with one line of JSON."""
 
-    def __init__(self, stack: ExitStack, tree: Tree, family: str, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        tree: Tree,
+        family: str,
+        command: Sequence[str],
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._log = tree.log(family)
         log = stack.enter_context(self._log.open("w"))
         self._process = subprocess.Popen(
             [sys.executable, *command],
             cwd=tree.root,
-            env=tree.environment,
+            env={**tree.environment, **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -96,7 +104,6 @@ class Asked:
         self.ready = self._read()
 
     def ask(self, command: object) -> Any:
-        """One command, one answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
@@ -125,7 +132,7 @@ def echo(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     (port,) = free_ports(1)
     start = [sys.executable, "-m", module, str(port)], tree.environment
     ready = "/v2/models/echo/ready"
-    running = chat_server.running(*start, port, tree.log("echo"), ready, cwd=tree.root)
+    running = servers.running(*start, port, tree.log("echo"), ready, cwd=tree.root)
     pid = stack.enter_context(running).process.pid
 
     def requests(clients: int, count: int) -> dict[str, float]:
@@ -150,9 +157,9 @@ def echo(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process with all its threads (Linux): hardly moved by a busy machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of the process's threads (Linux): hardly moved by a busy machine."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def host(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
@@ -172,7 +179,7 @@ def stream(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     command = [sys.executable, "-m", module, "--serve", "lockstep", "--port", str(port)]
     environment = tree.environment | {"PREDICTORS_LOG_LEVEL": "WARNING"}
     server = stack.enter_context(
-        chat_server.running(command, environment, port, tree.log("stream"), READY, cwd=tree.root)
+        servers.running(command, environment, port, tree.log("stream"), READY, cwd=tree.root)
     )
 
     def tokens(pair: int) -> Mapping[str, float]:
@@ -183,9 +190,10 @@ def stream(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def picture(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
-    """A picture of the demo checkpoint by the bare engine."""
+    """A picture of the demo checkpoint by the bare engine, on the CPU."""
     module = tree.module("benchmarks.serving.demo_job", "benchmarks.demo_job")
-    asked = Asked(stack, tree, "picture", ["-m", module])
+    on_cpu = {"PREDICTORS_COMPUTE_DEVICE": "cpu"}
+    asked = Asked(stack, tree, "picture", ["-m", module], on_cpu)
     return {"demo": lambda pair: {"s": asked.ask("draw")}}
 
 
@@ -217,10 +225,10 @@ def qwen_vl(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
     }
     if not options.is_small:  # two servers share the card
         settings |= {"QWEN_VL_KV_TOKENS": "400000", "SERVER_PREPARE_THREADS": "8"}
-    command, own = chat_server.ours(port, folder, settings)
+    command, own = servers.ours(port, folder, settings)
     log = tree.log("qwen_vl")
     environment = tree.environment | own
-    stack.enter_context(chat_server.running(command, environment, port, log, READY, cwd=tree.root))
+    stack.enter_context(servers.running(command, environment, port, log, READY, cwd=tree.root))
     cases = SMALL_CHAT_CASES if options.is_small else CHAT_CASES
     return {
         str(case): partial(one_case, port, case, APART * number)
@@ -229,7 +237,7 @@ def qwen_vl(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 
 def random_checkpoint(options: Options) -> Path:
-    """Made once, by a process of its own: this one holds no memory of the card."""
+    """Made once, in another process, so that this one holds no device memory."""
     shelf = Path("/dev/shm") if Path("/dev/shm").is_dir() else paths.SCRATCH
     folder = shelf / ("qwen-vl-toy" if options.is_small else "qwen-vl-3b-random")
     command = [sys.executable, "-m", "benchmarks.qwen_vl.random_weights", str(folder)]
@@ -239,9 +247,9 @@ def random_checkpoint(options: Options) -> Path:
 
 
 def one_case(port: int, case: Case, first: int, pair: int) -> Mapping[str, float]:
-    """New conversations each time; the same ones for both trees."""
+    """New conversations for each pair, the same ones for both trees."""
     own = first + (pair + 1) * 1000
-    answers = client.measure(replace(case), port, chat_server.MODEL, own, CASE_S)
+    answers = client.measure(replace(case), port, servers.MODEL, own, CASE_S)
     found = summed_up(answers)
     if found["failed"]:
         raise RuntimeError(f"{case}: {found['failed']} failed: {found['errors']}")

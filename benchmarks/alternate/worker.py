@@ -105,7 +105,7 @@ def main(kind: str, options: str) -> None:
     timed = KINDS[kind](json.loads(options))
     import predictors
 
-    tree = Path(str(predictors.__file__)).parents[1]
+    tree = Path(str(predictors.__file__)).resolve().parents[1]
     print(json.dumps({"tree": str(tree)}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(dict(timed(json.loads(line)))), file=answers, flush=True)

@@ -1,12 +1,10 @@
-"""The best that the card gives: large matmuls in both precisions, attention at the model's heads, a
-copy. Knows no model beyond its number of heads and their width.
-
-Random operands: on zeros the same matmul runs a tenth faster (docs/performance.md).
+"""Best rates measured on a card: large matmuls in bf16 and fp8, attention at a model's heads, a
+copy. Operands are random: on zeros the same matmul runs a tenth faster (docs/performance.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +14,6 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common.clock import Clock
-from benchmarks.flux.floors import Ceilings
 
 MATMUL_SIDE = 8192
 TOY_SIDE = 256
@@ -26,29 +23,63 @@ NOTICEABLE = 1.02
 
 
 @dataclass(frozen=True, slots=True)
+class Operations:
+    """Floating-point operations of one pass of a module."""
+
+    linear: float
+    """In matmuls that may run in fp8."""
+    attention: float
+    other: float = 0.0
+    """In matmuls and convolutions that never do."""
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention + self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Best rates measured on the card, operations per second."""
+
+    bf16: float
+    """A square matmul in the dtype of the weights."""
+    fp8: float | None
+    """The same in row-wise fp8; None where there is none."""
+    attention: Mapping[int, float]
+    """By number of tokens, at the model's heads."""
+
+    def floor_s(self, work: Operations, tokens: int, *, is_fp8: bool) -> float:
+        """Seconds if every operation ran at its ceiling and nothing else took time."""
+        linear = self.fp8 if is_fp8 and self.fp8 else self.bf16
+        nearest = min(self.attention, key=lambda known: abs(known - tokens))
+        return (
+            work.linear / linear + work.attention / self.attention[nearest] + work.other / self.bf16
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """Ceilings, and what else one wants to know of a card."""
+    """The ceilings and further rates of a card."""
 
     ceilings: Ceilings
     copy_bytes_per_s: float
     default_attention: dict[int, float]
-    """What `scaled_dot_product_attention` gives when nobody chooses its kernel."""
+    """Of `scaled_dot_product_attention` with the kernel that torch chooses."""
 
     @property
     def cudnn_pays(self) -> bool:
-        """Whether naming the cuDNN kernel beats torch's own choice at any of the sizes."""
+        """Whether the cuDNN kernel beats torch's own choice at any of the sizes."""
         named = self.ceilings.attention
         return any(named[n] > NOTICEABLE * rate for n, rate in self.default_attention.items())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, by name."""
         return asdict(self) | {"cudnn_pays": self.cudnn_pays}
 
 
 def measure(
     clock: Clock, dtype: torch.dtype, heads: int, head_dim: int, tokens: Iterable[int]
 ) -> Measured:
-    """All of them; a second or two on a GPU."""
+    """A second or two on a GPU."""
     side = MATMUL_SIDE if clock.is_cuda else TOY_SIDE
     default, best = {}, {}
     for n in sorted(set(tokens)):

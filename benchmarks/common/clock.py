@@ -1,20 +1,19 @@
-"""Seconds and bytes: what a piece of work takes on a device, with the spread of its repeats. Knows
-no model.
-
-Host seconds are taken with the device idle before and after; device milliseconds are between
-events of the device's own queue. On the CPU both are the host's clock.
+"""Time and memory that work takes on a device. Host seconds are taken with the device idle before
+and after the work; device milliseconds lie between events in the device's own queue. On the CPU
+both are the host's clock.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+
+from benchmarks.common.stats import Spread
 
 T = TypeVar("T")
 
@@ -22,39 +21,15 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Repeats of one figure."""
-
-    median: float
-    least: float
-    largest: float
-    repeats: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def times(self, factor: float) -> Spread:
-        """In another unit."""
-        return Spread(
-            factor * self.median, factor * self.least, factor * self.largest, self.repeats
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Clock:
-    """Times work on one device."""
-
     device: torch.device
 
     @property
     def is_cuda(self) -> bool:
-        """Whether there is a queue between host and device."""
         return self.device.type == "cuda"
 
     def settle(self) -> None:
-        """Wait until the device has nothing left to do."""
+        """Wait until the device is idle."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
@@ -66,8 +41,12 @@ class Clock:
         self.settle()
         return time.perf_counter() - started, result
 
+    def host_ms(self, work: Callable[[], object], repeats: int) -> Spread:
+        """Host milliseconds per call, each from an idle device to an idle device."""
+        return Spread.of([1e3 * self.seconds(work)[0] for _ in range(repeats)])
+
     def device_ms(self, work: Callable[[], object], repeats: int, warm: int = 1) -> Spread:
-        """Device milliseconds per call; one after the other, the queue never empty."""
+        """Device milliseconds per call, calls queued back to back."""
         for _ in range(warm):
             work()
         self.settle()
@@ -79,27 +58,27 @@ class Clock:
         return Spread.of(marks.gaps_ms())
 
     def held_bytes(self) -> int:
-        """Device memory that tensors and captured graphs hold; 0 where it is not counted."""
+        """Device memory held by tensors and captured graphs; 0 on the CPU."""
         if not self.is_cuda:
             return 0
         return torch.cuda.memory_allocated(self.device) + _free_in_graph_pools()
 
     def reset_peak(self) -> int:
-        """Forget the largest use of memory so far; returns bytes in use now."""
+        """Forget the peak use of memory; returns the bytes in use now."""
         if not self.is_cuda:
             return 0
         torch.cuda.reset_peak_memory_stats(self.device)
         return torch.cuda.memory_allocated(self.device)
 
     def peak_bytes(self) -> int | None:
-        """Most memory that tensors held since `reset_peak`; None where it is not counted."""
+        """Most memory held by tensors since `reset_peak`; None on the CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.is_cuda else None
 
 
 @contextmanager
 def no_synchronising(clock: Clock) -> Iterator[None]:
-    """Meanwhile a call that makes the host wait for the device raises; waiting for one event, as
-    for a finished picture's copy, is not such a call. Nothing happens on the CPU."""
+    """Inside, a call that makes the host wait for the whole device raises `RuntimeError`. Waiting
+    for one event, such as a finished picture's copy, does not. No effect on the CPU."""
     if not clock.is_cuda:
         yield
         return
@@ -112,21 +91,22 @@ def no_synchronising(clock: Clock) -> Iterator[None]:
 
 
 def _free_in_graph_pools() -> int:
-    """Bytes that captured graphs keep for what they compute: the allocator calls them free."""
+    """Bytes that captured graphs keep for their intermediate results: the allocator counts them as
+    free."""
     segments = torch.cuda.memory_snapshot()
     private = [each for each in segments if tuple(each.get("segment_pool_id", (0, 0))) != (0, 0)]
     return sum(each["total_size"] - each["allocated_size"] for each in private)
 
 
 class Marks:
-    """Moments in the device's queue, without waiting for it."""
+    """Moments in the device's queue, set without waiting for it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._moments: list[Any] = []
 
     def set(self) -> None:
-        """When everything launched so far has run."""
+        """Mark the moment at which everything launched so far has run."""
         if self._clock.is_cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -135,7 +115,7 @@ class Marks:
             self._moments.append(time.perf_counter())
 
     def gaps_ms(self) -> list[float]:
-        """Milliseconds between neighbouring moments. Waits for the last one."""
+        """Milliseconds between neighbouring marks. Waits for the last one."""
         self._clock.settle()
         pairs = zip(self._moments, self._moments[1:], strict=False)
         if self._clock.is_cuda:

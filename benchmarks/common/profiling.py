@@ -1,6 +1,4 @@
-"""Where the device's time goes: a trace for chrome://tracing and the kernels that take most. Knows
-torch's profiler and no model.
-"""
+"""Device time by kernel: a trace for chrome://tracing, and a list of the kernels that take most."""
 
 from __future__ import annotations
 
@@ -44,7 +42,6 @@ def _kernels(events: Any, is_cuda: bool) -> list[Any]:
 
 
 def as_text(kernels: list[Any]) -> str:
-    """One line per kernel."""
     lines = [f"{'ms':>10}  {'share':>6}  {'calls':>6}  kernel"]
     lines += [
         f"{ms:10.2f}  {100 * share:5.1f} %  {calls:6d}  {name[:110]}"

@@ -1,81 +1,148 @@
-"""What one run of the Qwen benchmark was asked, and its parts. Each part is a process of its own,
-so that a crash on the device, or memory somebody keeps, is nobody else's. Measures nothing itself.
-
-A part writes what it has after every figure; one that is cut off, or dies, leaves that, and the
-others run. A part that no time is left for is left out and says so.
+"""The run loop of a benchmark: named sections one after the other within a budget of seconds, with
+everything found so far in one JSON file. A section without time left is listed in `left_out`; one
+that raises is listed in `failed`, and the next ones run. The file is written after each section, so
+that an interrupted run leaves its results.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-LEAST_S = 15.0
-"""Less than that is not worth a process."""
+
+class SectionFailed(Exception):
+    """A section that failed but measured something first: `found` is kept."""
+
+    def __init__(self, message: str, found: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = found
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says."""
+class BenchmarkRun:
+    """The sections of one run and their results."""
 
-    folder: str
-    """Where the random checkpoint is, or will be."""
-    device: str
-    is_toy: bool
-    slots: int
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Ours, by name after `PREDICTORS_`, such as `QWEN_VL_PREFILL_CHUNK`."""
-    cases: str = ""
-    """Of the clients' cases, comma-separated; all if empty."""
+    def __init__(self, out: Path, budget_s: float, **about: Any) -> None:
+        self.out = out
+        self._budget_s = budget_s
+        self._began = time.monotonic()
+        self.found: dict[str, Any] = {**about, "took_s": {}, "left_out": [], "failed": {}}
 
-    def as_json(self) -> str:
-        """For a part's command line."""
-        return json.dumps(asdict(self))
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left."""
+        return self._budget_s - (time.monotonic() - self._began)
 
-    @classmethod
-    def of(cls, raw: str) -> Options:
-        """Back from `as_json`."""
-        return cls(**json.loads(raw))
+    def section(self, name: str, work: Callable[[], Any], least_s: float = 0.0) -> None:
+        """Run `work` unless less than `least_s` seconds are left; its result is kept under `name`
+        unless it is None."""
+        if self.left_s < least_s:
+            print(f"{name}: left out, {self._budget_s:.0f} s are over", flush=True)
+            self.found["left_out"].append(name)
+            return
+        print(f"{name}:", flush=True)
+        began = time.monotonic()
+        try:
+            found = work()
+        except SectionFailed as error:
+            self.found["failed"][name] = str(error)
+            found = error.found
+        except Exception as error:  # noqa: BLE001 - hours of a lent card are not lost to one section
+            traceback.print_exc()
+            self.found["failed"][name] = f"{type(error).__name__}: {error}"
+            found = None
+        if found is not None:
+            self.found[name] = found
+        self.found["took_s"][name] = round(time.monotonic() - began, 1)
+        print(f"{name}: {self.found['took_s'][name]} s", flush=True)
+        self.save()
 
-    def server_settings(self) -> dict[str, str]:
-        """All of ours, by name after `PREDICTORS_`."""
-        queue = str(4 * self.slots)
-        return {
-            "QWEN_VL_SLOTS": str(self.slots),
-            "QWEN_VL_MAX_PIXELS": "12845056",
-            "QUEUE_CAPACITY": queue,
-            "COMPUTE_DEVICE": self.device,
-            "SERVER_PREPARE_THREADS": "8",
-            "SERVER_ACCESS_LOG": "false",
-            "SERVER_LOG_LEVEL": "warning",
-            **self.settings,
-        }
+    def results(self) -> dict[str, Any]:
+        return self.found
+
+    def save(self) -> None:
+        write_json(self.out, self.results())
 
 
-class Notes:
-    """What a part has found so far, kept in a file from the first figure on."""
+class PartialResults:
+    """Figures of a part that runs in a process of its own, written to a file after each one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.found: dict[str, Any] = {}
 
-    def tell(self, name: str, value: Any) -> None:
-        """Keep a figure, print it, and save all."""
+    def add(self, name: str, value: Any) -> None:
+        """Keep a figure, print it and write the file."""
         self.found[name] = value
         print(f"  {name}: {json.dumps(rounded(value))}", flush=True)
         self._path.write_text(json.dumps(self.found))
 
+    def attempt(self, name: str, work: Callable[[], Any]) -> None:
+        """Add what `work` returns. If it raises, add the error and go on."""
+        try:
+            self.add(name, work())
+        except Exception as error:  # noqa: BLE001 - a lent card is not lost to one figure
+            self.add(f"{name} failed", repr(error)[:500])
+
+
+def run_parser(
+    prog: str, description: str | None, sections: Collection[str], default: Sequence[str]
+) -> argparse.ArgumentParser:
+    """A command line with the options that every GPU benchmark has."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    add = parser.add_argument
+    add("--toy", action="store_true", help="the embedded checkpoint's size, on any device")
+    add("--only", default=",".join(default), help=f"of {', '.join(sections)}")
+    add("--budget", type=float, default=540.0, help="seconds after which no section begins")
+    add("--device", help="cuda:0, cpu, ...")
+    add("--out", type=Path, help="the JSON file")
+    parser.set_defaults(sections=sections)
+    return parser
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], results: Path, toy_results: Path
+) -> argparse.Namespace:
+    """Parse and check. Fills `device` and `out`; `names` are the sections of `--only`."""
+    asked = parser.parse_args(arguments)
+    asked.names = [name.strip() for name in asked.only.split(",") if name.strip()]
+    if unknown := set(asked.names) - set(asked.sections):
+        known = ", ".join(asked.sections)
+        parser.error(f"--only takes {known}, not {', '.join(sorted(unknown))}")
+    asked.device = asked.device or ("cpu" if asked.toy else "cuda:0")
+    if asked.device == "cpu" and not asked.toy:
+        parser.error("full size needs a GPU; there is --toy")
+    asked.out = asked.out or (toy_results if asked.toy else results)
+    return asked
+
+
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
+    """Replace the file as a whole. Dataclasses are written as objects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(results, indent=1, default=_plain) + "\n")
+    part.replace(path)
+
+
+def plain(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results as a reader of the file gets them."""
+    found: dict[str, Any] = json.loads(json.dumps(results, default=_plain))
+    return found
+
+
+def _plain(value: object) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} is not written to JSON")
+
 
 def rounded(value: Any) -> Any:
-    """Floats with four digits, in whatever holds them."""
+    """Floats with four significant digits, also inside lists and dicts."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -83,70 +150,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(each) for each in value]
     return value
-
-
-class Run:
-    """The parts of one run, one after the other."""
-
-    def __init__(self, options: Options, budget_s: float, out: Path) -> None:
-        self._options = options
-        self._budget_s = budget_s
-        self._out = out
-        self._began = time.monotonic()
-        self.found: dict[str, Any] = {
-            "options": asdict(options),
-            "took_s": {},
-            "left_out": [],
-            "failed": {},
-        }
-
-    @property
-    def left_s(self) -> float:
-        """Of the budget."""
-        return self._budget_s - (time.monotonic() - self._began)
-
-    def part(self, name: str) -> None:
-        """Run it in a process, if there is time; keep what it found and how it ended."""
-        if self.left_s < LEAST_S:
-            print(f"{name}: left out, {self._budget_s:.0f} s are over", flush=True)
-            self.found["left_out"].append(name)
-            return
-        print(f"{name}:", flush=True)
-        notes = self._out.with_suffix(f".{name}.part")
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        notes.unlink(missing_ok=True)
-        started = time.monotonic()
-        error = self._process(name, notes)
-        if notes.exists():
-            self.found[name] = json.loads(notes.read_text())
-            notes.unlink()
-        if error is not None:
-            self.found["failed"][name] = error
-        self.found["took_s"][name] = round(time.monotonic() - started, 1)
-        print(f"{name}: {error or 'done'}, {self.found['took_s'][name]} s", flush=True)
-        self.save()
-
-    def _process(self, name: str, notes: Path) -> str | None:
-        command = [sys.executable, "-m", "benchmarks.qwen_vl.part", name]
-        with subprocess.Popen(
-            [*command, self._options.as_json(), str(notes)], start_new_session=True
-        ) as process:
-            try:
-                code = process.wait(self.left_s)
-            except subprocess.TimeoutExpired:
-                return f"cut off, {self._budget_s:.0f} s are over"
-            finally:
-                _kill_group(process.pid)  # it and whatever server it left behind
-        return None if code == 0 else f"exit code {code}"
-
-    def save(self) -> None:
-        """Everything so far, into the file."""
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._out.write_text(json.dumps(rounded(self.found), indent=1) + "\n")
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return

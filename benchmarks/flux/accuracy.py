@@ -1,8 +1,8 @@
-"""How far apart the answers are: one forward pass and whole trajectories, ours beside diffusers
-eager and compiled and a forward in float32. Knows how to ask both sides; knows no clock.
+"""Distances of one forward pass and of whole trajectories: ours beside diffusers eager and compiled
+and a forward in float32.
 
-Two bfloat16 programs never agree bit by bit. What a faithful one may differ by is what the peer
-differs from itself by when it is compiled; who is nearer to float32 says who rounds less.
+Two bfloat16 programs never agree bit by bit. A faithful one may differ as much as the peer differs
+from itself when it is compiled, and the one nearer to float32 rounds less.
 """
 
 from __future__ import annotations
@@ -11,38 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import FluxPipeline
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.common.distances import distance
 from benchmarks.flux.cases import GUIDANCE, Case
 from benchmarks.flux.ours import Ours
 from benchmarks.flux.peer import Peer
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.request import LOSSLESS
 
-FLOAT32 = "float32"
 SLACK = 1.05  # one draw of the noise is not the last word on a spread
 LEAST = 1e-5  # float32 sums in another order; nothing beside bfloat16's spread
-PEAK = 255.0
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||other||, in float32."""
-    other = other.float()
-    return float((one.float() - other).norm() / other.norm())
-
-
-def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float | None:
-    """Peak signal to noise ratio of two pictures; None if they are equal."""
-    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return None if error == 0 else float(10 * np.log10(PEAK**2 / error))
 
 
 def velocities(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
-    """One pass at the first, the middle and the last step, everybody on the same inputs."""
+    """One pass at the first, the middle and the last step, all sides on the same inputs."""
     eager = peers[0]
     found: dict[str, Any] = {}
     work = ours.prepare(case, LOSSLESS)
@@ -65,7 +49,7 @@ def velocities(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
 
 
 def verdict(found: Mapping[str, Any], peers: Sequence[str]) -> dict[str, bool]:
-    """What the lossless tier has to hold, at every step that was looked at."""
+    """The conditions of the lossless tier, over all steps that were compared."""
     here = f"here {LOSSLESS}"
     eager, *others = peers
     near = [at["to float32"] for at in found.values()]
@@ -104,19 +88,23 @@ def peer_velocity(
             pooled_projections=given.pooled.to(**place),
             encoder_hidden_states=given.prompt.to(**place),
             txt_ids=torch.zeros(given.prompt.shape[1], 3, **place),
-            img_ids=FluxPipeline._prepare_latent_image_ids(
-                1, plan.rows, plan.columns, place["device"], place["dtype"]
-            ),
+            img_ids=image_ids(plan.rows, plan.columns).to(**place),
             joint_attention_kwargs={},  # as the pipeline, or what was compiled does not fit
             return_dict=False,
         )[0]
     return velocity[0]
 
 
+def image_ids(rows: int, columns: int) -> Tensor:
+    """As the pipeline numbers the patches: (rows * columns, 3), each 0, row, column."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    return torch.nn.functional.pad(places, (1, 0)).float()
+
+
 @contextmanager
 def in_float32(transformer: nn.Module) -> Iterator[None]:
-    """Meanwhile its parts compute in float32, on weights that are widened one part at a time: all
-    at once they would take twice the memory of the rest."""
+    """Inside, its parts compute in float32, on weights that are widened one part at a time: all at
+    once would need twice the memory of the rest."""
     parts = [
         unit
         for child in transformer.children()
@@ -158,19 +146,3 @@ def trajectories(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any
         }
         for name, found in latents.items()
     }
-
-
-def as_text(found: Mapping[str, Any]) -> str:
-    """Both parts, a line per answer."""
-    lines = []
-    for step, tables in found["velocity"].items():
-        if step == "verdict":
-            lines += [f"  {what}: {'yes' if held else 'NO'}" for what, held in tables.items()]
-            continue
-        for to, apart in tables.items():
-            told = ", ".join(f"{name} {value:.5f}" for name, value in apart.items())
-            lines.append(f"  velocity, {step}, {to}: {told}")
-    for name, apart in found["latents"].items():
-        told = ", ".join(f"{to} {value:.5f}" for to, value in apart.items() if to != "finite")
-        lines.append(f"  latents, {name}: {told}, {'finite' if apart['finite'] else 'NOT FINITE'}")
-    return "\n".join(lines)

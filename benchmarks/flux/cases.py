@@ -1,22 +1,25 @@
-"""What is drawn, and what is told about it: a case, a row of the table, a row of stages. Values
-only; knows nobody who draws.
+"""Values of the FLUX benchmark: a case to draw, its timed runs, a row of the table, the stages of a
+picture, and the rates that follow from a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.common.clock import GIB, Spread
+from benchmarks.common.ceilings import Ceilings, Operations
+from benchmarks.common.stats import Spread
 
 PROMPT = "a large red circle to the left of a small blue square on a white background"
 SEED = 7
+PEER = "diffusers"
 GUIDANCE = 3.5
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Some pictures of one size, drawn at once."""
+    """Pictures of one size, drawn at once."""
 
     model: str
     """dev or schnell."""
@@ -27,7 +30,6 @@ class Case:
 
     @property
     def size(self) -> str:
-        """As people write it."""
         return f"{self.width}x{self.height}"
 
     def __str__(self) -> str:
@@ -64,11 +66,6 @@ class Row:
     """Most memory while drawing, this engine's weights included, others' not."""
     notes: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def peak_gib(self) -> float | None:
-        """In GiB."""
-        return None if self.peak_bytes is None else self.peak_bytes / GIB
-
 
 def summed_up(
     engine: str,
@@ -79,7 +76,6 @@ def summed_up(
     is_fp8: bool = False,
     peak_bytes: int | None = None,
 ) -> Row:
-    """The row of a case's repeats."""
     encoders = runs[0].encode_s
     gaps = [gap for run in runs for gap in run.step_ms]
     return Row(
@@ -103,3 +99,31 @@ class Stages:
     engine: str
     case: Case
     ms: dict[str, Spread | None]
+
+
+def figures(row: Row, work: Operations, tokens: int, ceilings: Ceilings) -> dict[str, Any]:
+    """Rates and shares of a row. `work` is one pass of one picture.
+
+    The share is of the whole picture, everything but the transformer's floor counted as loss; the
+    rate counts the passes that were made.
+    """
+    passes = row.passes * row.case.batch
+    floor_s = passes * ceilings.floor_s(work, tokens, is_fp8=row.is_fp8)
+    return {
+        "ms_per_step": 1e3 * row.seconds.median / row.case.steps / row.case.batch,
+        "tflops": passes * work.total / row.seconds.median / 1e12,
+        "floor_s": floor_s,
+        "share_of_floor": floor_s / row.seconds.median,
+    }
+
+
+def best_peer(rows: Iterable[Row], case: Case) -> Row | None:
+    """The peer's fastest row of a case."""
+    peers = [row for row in rows if row.case == case and row.engine.startswith(PEER)]
+    return min(peers, key=lambda row: row.seconds.median, default=None)
+
+
+def ratio(rows: Iterable[Row], row: Row) -> float | None:
+    """The fastest peer's seconds over this row's, on the same case."""
+    peer = best_peer(rows, row.case)
+    return None if peer is None else peer.seconds.median / row.seconds.median

@@ -1,9 +1,8 @@
 """A full-size checkpoint from files to the device: our loader beside diffusers' `from_pretrained`.
-Knows safetensors files and seconds.
 
-The files were written a moment before, so they lie in the page cache: what is measured is the way
-from there to the device, which is the slower half on most machines. 34 GB at full size; not part of
-a default run.
+The files were written a moment before, so they lie in the page cache: measured is the way from
+there to the device, the slower half on most machines. 34 GB at full size; not part of a default
+run.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def measure(clock: Clock, models: Models, folder: Path, placement: Placement) ->
     """Write the checkpoint into `folder`, load it both ways, remove it."""
     try:
         write_s, num_bytes = clock.seconds(lambda: write(models, folder))
-        facts, _ = read_checkpoint(folder)
-        ours_s, parts = clock.seconds(lambda: load_parts(facts, placement, (BASE,)))
+        config, _ = read_checkpoint(folder)
+        ours_s, parts = clock.seconds(lambda: load_parts(config, placement, (BASE,)))
         del parts
         from_pretrained: Any = FluxPipeline.from_pretrained
         peer_s, pipeline = clock.seconds(

@@ -1,60 +1,18 @@
-"""Operations that a FLUX picture takes, and the time a card needs for them at its own best rates.
-Pure arithmetic: knows no clock, no weights and no engine.
-
-A multiply and an add are two operations. Only matmuls and attention are counted, as everywhere in
-the literature: 74.38e12 per step of FLUX.1-dev at 1024x1024 (`docs/performance.md`).
+"""Floating-point operations of a FLUX picture, from the configs alone. A multiply and an add are
+two operations. Only matmuls and attention are counted, as in the literature: 74.38e12 per step of
+FLUX.1-dev at 1024x1024 (`docs/performance.md`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.common.ceilings import Operations
 from predictors.models.flux.modules.transformer import Shape
 
 MLP_RATIO = 4
 PATCH = 2  # latents per side of a patch
-
-
-@dataclass(frozen=True, slots=True)
-class Operations:
-    """Floating-point operations of one pass of something."""
-
-    linear: float
-    """In matmuls that may run in fp8."""
-    attention: float
-    other: float = 0.0
-    """In matmuls and convolutions that never do."""
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.linear + self.attention + self.other
-
-    def times(self, n: float) -> Operations:
-        """Those of n passes."""
-        return Operations(n * self.linear, n * self.attention, n * self.other)
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Best rates measured on the card, operations per second."""
-
-    bf16: float
-    """A square matmul in the dtype of the weights."""
-    fp8: float | None
-    """The same in row-wise fp8; None where there is none."""
-    attention: Mapping[int, float]
-    """By number of tokens, at the model's heads."""
-
-    def floor_s(self, work: Operations, tokens: int, *, is_fp8: bool) -> float:
-        """Seconds if every operation ran at its ceiling and nothing else took time."""
-        linear = self.fp8 if is_fp8 and self.fp8 else self.bf16
-        nearest = min(self.attention, key=lambda known: abs(known - tokens))
-        return (
-            work.linear / linear + work.attention / self.attention[nearest] + work.other / self.bf16
-        )
 
 
 def step(shape: Shape, num_text: int, num_image: int, rows: int = 1) -> Operations:

@@ -1,6 +1,4 @@
-"""How alike two drawings of one prompt are, and how sure a paired comparison of shares is. Knows
-pictures and counts; knows no model and no tier.
-"""
+"""Likeness of two drawings of one prompt: PSNR, and a perceptual distance with random weights."""
 
 from __future__ import annotations
 
@@ -18,12 +16,6 @@ from torch.nn import functional as F
 Pixels = NDArray[np.uint8]
 """(height, width, 3)."""
 
-Z_95 = 1.959964
-SHARE_METHOD = "Wilson 1927"
-DIFFERENCE_METHOD = (
-    "paired by prompt and seed, in points; Bonett and Price 2012: Wald's interval after one pair "
-    "is added to each of the two kinds of disagreement"
-)
 DISTANCE_METHOD = (
     "as LPIPS (Zhang et al. 2018), with random weights of one fixed seed in place of a trained "
     "network's: 3 convolutions with ReLU (5x5x32, 3x3x64 stride 2, 3x3x64 stride 2), features of "
@@ -39,28 +31,6 @@ BATCH = 64
 JPEG_QUALITY = 90
 
 
-def share_interval(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, E. B. Wilson 1927."""
-    share, z2 = right / total, Z_95**2
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return middle - half, middle + half
-
-
-def difference_interval(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
-    """95 % interval of share(second) - share(first) over the same prompts.
-
-    Bonett and Price 2012: Wald's interval with one pair added to each kind of disagreement, which
-    holds its level also where hardly any pair disagrees.
-    """
-    total = len(first)
-    lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    won = sum(b and not a for a, b in zip(first, second, strict=True))
-    p_lost, p_won = (lost + 1) / (total + 2), (won + 1) / (total + 2)
-    half = Z_95 * math.sqrt((p_lost + p_won - (p_won - p_lost) ** 2) / (total + 2))
-    return max(p_won - p_lost - half, -1.0), min(p_won - p_lost + half, 1.0)
-
-
 def psnr_db(one: Pixels, other: Pixels) -> float:
     """Peak signal to noise ratio in dB; infinite for equal pictures."""
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
@@ -72,7 +42,7 @@ class RandomFeatures:
     nothing is downloaded: feature vectors of unit length per pixel, squared differences, averaged
     over pixels, layers and scales.
 
-    0 for equal pictures; what a value means is told by `anchors`. The weights come from one seed.
+    0 for equal pictures; `anchors` gives a scale. The weights come from one seed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,7 +90,7 @@ Distances = Callable[[Sequence[Pixels], Sequence[Pixels]], NDArray[np.float64]]
 
 
 def anchors(pictures: Sequence[Pixels], distances: Distances) -> Mapping[str, float]:
-    """Mean distances that everybody has a feeling for, of these very pictures."""
+    """Mean distances of these pictures to familiar variants, as a scale."""
     return {
         f"JPEG of quality {JPEG_QUALITY}": float(distances(pictures, _jpegs(pictures)).mean()),
         "another prompt": float(distances(pictures, [*pictures[1:], pictures[0]]).mean()),

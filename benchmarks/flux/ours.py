@@ -1,9 +1,7 @@
-"""This engine on random weights: `DiffusionEngine` step by step, as its host's thread drives it,
-and PNG files by the codec's writer. Knows no peer, no server and no queue.
-
-A picture is timed from its request (tokens, noise and schedule are prepared inside the time; the
-prompt's embedding is cached, as the peer's is given) to the last byte of its PNG. Nothing here
-imports KServe: a GPU machine need not have it.
+"""This engine on random weights, stepped as its host's thread does, and PNG files by the codec's
+writer. A picture is timed from its request (tokens, noise and schedule are prepared inside the
+time; the prompt's embedding is cached, as the peer's is given) to the last byte of its PNG. This
+module does not import KServe: a GPU machine may lack it.
 """
 
 from __future__ import annotations
@@ -18,16 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.clock import Clock, Marks, Spread, no_synchronising
+from benchmarks.common.clock import Clock, Marks, no_synchronising
+from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models
 from predictors.compute.device.placement import Placement, place
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DenoiseState
-from predictors.diffusion.limits import make_limits
+from predictors.diffusion.limits import PictureLimits, make_limits
 from predictors.diffusion.model import Embedding
-from predictors.diffusion.request import FP8, LOSSLESS, TURBO, ImageParameters
+from predictors.diffusion.request import (
+    FP8,
+    LOSSLESS,
+    TURBO,
+    ImageParameters,
+    ImageResult,
+)
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
@@ -41,7 +46,7 @@ ENCODE_THREADS = 2  # what the server took when this was measured
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What it took to get ready."""
+    """Figures of a start."""
 
     load_s: float
     warm_s: float
@@ -51,20 +56,45 @@ class Opening:
     """Captures until it was ready."""
 
 
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model's engine before it is loaded, and what requests pass on their way to it."""
+
+    limits: PictureLimits
+    preparer: Preparer
+    engine: DiffusionEngine
+
+
+def assemble(model: FluxModel, settings: FluxSettings, placement: Placement, name: str) -> Assembly:
+    """`name` labels the engine's metrics."""
+    limits = make_limits(model.config, settings, placement.device)
+    preparer = Preparer(model, placement.dtype, limits.tiers)
+    engine = DiffusionEngine(name, model, limits, preparer, settings, placement)
+    return Assembly(limits, preparer, engine)
+
+
+class Drawing(DiffusionJob):
+    """A job that keeps its pictures."""
+
+    def __init__(self, work: DiffusionWork) -> None:
+        super().__init__("bench", work)
+        self.pixels: list[Any] = []
+
+    def emit(self, chunk: ImageResult) -> None:
+        """On the thread that steps the engine."""
+        self.pixels.append(chunk.pixels)
+        super().emit(chunk)
+
+
 class Ours:
-    """One checkpoint of this engine."""
+    """This engine on one checkpoint, on the caller's thread."""
 
     def __init__(self, models: Models, placement: Placement, settings: FluxSettings) -> None:
-        self._models = models
-        self._placement = placement
         self._clock = Clock(placement.device)
         model = FluxModel(models.folder, models.opened)
-        self.facts = model.config
-        self.offer = make_limits(model.config, settings, placement.device)
-        self._preparer = Preparer(model, placement.dtype, self.offer.tiers)
-        self.engine = DiffusionEngine(
-            "bench", model, self.offer, self._preparer, settings, placement
-        )
+        made = assemble(model, settings, placement, "bench")
+        self.config, self.limits = model.config, made.limits
+        self._preparer, self.engine = made.preparer, made.engine
         self._png_level = settings.png_level
         self._pool = ThreadPoolExecutor(ENCODE_THREADS)
         self._opening = Opening(0.0, 0.0, 0, 0)
@@ -72,7 +102,6 @@ class Ours:
 
     # -- life ------------------------------------------------------------------------------------
     def open(self) -> Opening:
-        """Load and warm."""
         before = self._clock.held_bytes()
         load_s, _ = self._clock.seconds(self.engine.load)
         warm_s, _ = self._clock.seconds(lambda: self.engine.warm(lambda *_: None))
@@ -81,7 +110,6 @@ class Ours:
         return self._opening
 
     def close(self) -> None:
-        """Give the memory back."""
         self.engine.close()
         self._pool.shutdown()
 
@@ -92,18 +120,18 @@ class Ours:
 
     @property
     def plain_tiers(self) -> Sequence[str]:
-        """Those that make every pass: what one pass can tell of."""
+        """The tiers that make every pass, so that one pass can be compared."""
         return [tier for tier in self.tiers if tier != TURBO]
 
     @property
     def tiers(self) -> Sequence[str]:
-        """What may be asked for."""
-        return self.offer.tiers.loaded
+        """Every loaded tier."""
+        return self.limits.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
     def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> DiffusionWork:
         """Tokens, noise and schedule of picture `row`."""
-        wish = ImageParameters(
+        parameters = ImageParameters(
             prompt,
             width=case.width,
             height=case.height,
@@ -112,12 +140,12 @@ class Ours:
             seed=SEED + row,
             tier=tier,
         )
-        return self._preparer.prepare(self.offer.request(wish))
+        return self._preparer.prepare(self.limits.request(parameters))
 
-    def admit(self, case: Case, tier: str) -> list[DiffusionJob]:
-        """A case's pictures, each with a slot."""
+    def admit(self, case: Case, tier: str) -> list[Drawing]:
+        """Raises `RuntimeError` if there are too few slots."""
         works = [self.prepare(case, tier, row) for row in range(case.batch)]
-        jobs = [DiffusionJob(f"bench-{row}", work) for row, work in enumerate(works)]
+        jobs = [Drawing(work) for work in works]
         for job in jobs:
             if not self.engine.admit(job):
                 raise RuntimeError(f"{len(jobs)} jobs do not fit into {self.engine.slots} slots")
@@ -126,7 +154,7 @@ class Ours:
     def drive(
         self, jobs: Sequence[DiffusionJob], on_turn: Callable[[], None] = lambda: None
     ) -> None:
-        """Take turns until all are answered."""
+        """Step until all are done; raises the first failure."""
         while not all(job.done for job in jobs):
             self.engine.step(self.engine.active)
             on_turn()
@@ -135,14 +163,13 @@ class Ours:
                 raise failure
 
     def draw(self, case: Case, tier: str) -> Drawn:
-        """One run, timed."""
         marks = Marks(self._clock)
 
         def run() -> tuple[list[Any], float]:
             jobs = self.admit(case, tier)
             # a turn with a decode in it says nothing about steps
             self.drive(jobs, lambda: None if self._any_ends(jobs) else marks.set())
-            pixels = [job._chunks[0].pixels for job in jobs]
+            pixels = [picture for job in jobs for picture in job.pixels]
             started = time.perf_counter()
             list(self._pool.map(lambda each: write_png(each, self._png_level), pixels))
             return pixels, time.perf_counter() - started
@@ -155,10 +182,10 @@ class Ours:
         return any(job.done for job in jobs)
 
     def drive_mixed(self, waiting: Sequence[tuple[Case, str]], prompt: str) -> int:
-        """Draw them all, each admitted as soon as a slot is free; returns the number of turns. On
-        CUDA whatever makes the host wait for the device raises `RuntimeError`."""
+        """Draw them all, each admitted as soon as a slot is free; returns the number of steps. On
+        CUDA a call that makes the host wait for the device raises `RuntimeError`."""
         works = [self.prepare(case, tier, prompt=prompt) for case, tier in waiting]
-        jobs = [DiffusionJob("bench", work) for work in works]
+        jobs = [Drawing(work) for work in works]
         arrivals, turns = list(jobs), 0
         try:
             with self._counting(), no_synchronising(self._clock):
@@ -183,7 +210,7 @@ class Ours:
         return latents
 
     def width(self, case: Case, tier: str) -> int:
-        """Pictures that the policy lets share a pass."""
+        """Pictures that may share a pass."""
         return self.runner.width(self.prepare(case, tier).shape)
 
     def velocity(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str, index: int) -> Tensor:
@@ -195,7 +222,7 @@ class Ours:
             return self.runner.denoise([canvas])[0].velocity
 
     def remember(self, prompt: Tensor, pooled: Tensor, case: Case) -> None:
-        """Take these states for the prompt's from now on, so that both sides draw from the same."""
+        """Cache these states for the prompt, so that both sides draw from the same ones."""
         with torch.inference_mode():
             key = self.prepare(case, LOSSLESS).prompts[0].key
             self.engine._prompts.put(key, self._embedding(prompt, pooled))
@@ -215,8 +242,8 @@ class Ours:
         return canvas
 
     def late_work(self) -> dict[str, int]:
-        """What was compiled while drawing, and captured at all, since the engine said it was
-        ready. Whatever the peer compiles on this thread is not counted."""
+        """Compilations while drawing, and captures, since the engine was ready. The peer's
+        compilations on this thread are not counted."""
         captures = self.runner.captures - self._opening.num_graphs
         return {"recompilations": self._recompilations, "captures": captures}
 
@@ -231,7 +258,7 @@ class Ours:
     # -- measuring -------------------------------------------------------------------------------
     def is_fp8(self, tier: str) -> bool:
         """Whether its linears run in fp8."""
-        return self.offer.tiers.form_of(tier) == FP8
+        return self.limits.tiers.form_of(tier) == FP8
 
     def measure(self, case: Case, tier: str, runs: int) -> tuple[Row, Drawn]:
         """`runs` timed runs of a case that was drawn before; the row, and the last run."""
@@ -275,10 +302,9 @@ class Ours:
 
 
 def placement_for(device: torch.device, cache_dir: str = "") -> Placement:
-    """As a server decides: bfloat16 on CUDA, float32 on the CPU."""
+    """The server's choice: bfloat16 on CUDA, float32 on the CPU."""
     return place(ComputeSettings(device=str(device), cache_dir=cache_dir))
 
 
 def settings_for(sizes: str, tiers: str, slots: int = 4) -> FluxSettings:
-    """What an operator would set."""
     return FluxSettings(sizes=sizes, slots=slots, tiers=tiers)

@@ -1,17 +1,17 @@
-"""The peer: diffusers' `FluxPipeline` as its documentation says it is fastest, on the same random
-weights. Knows nothing of ours but the weights and the noise.
+"""The peer: diffusers' `FluxPipeline`, called as its documentation recommends for speed, on the
+same random weights and noise.
 
-The pipeline is called with embeddings and with latents that lie on the device already, so its noise
-costs it nothing; `output_type="pil"`, then PNG by Pillow at its default level and at level 1. What
-counts is the faster of the two. Compiled units are static for every size (`dynamic=False`): the
-documented call turns to dynamic shapes, which are slower, at the second size.
+The pipeline gets embeddings and latents that lie on the device already, so its noise costs nothing.
+It returns Pillow pictures, which are written as PNG at the default level and at level 1; the faster
+one counts. Compiled units are static for every size (`dynamic=False`): the documented call switches
+to dynamic shapes, which are slower, at the second size.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from diffusers import FluxPipeline
 from PIL.Image import Image
 from torch import Tensor
 
-from benchmarks.common.clock import Clock, Marks, Spread
+from benchmarks.common.clock import Clock, Marks
+from benchmarks.common.stats import Spread
 from benchmarks.flux.cases import GUIDANCE, PROMPT, SEED, Case, Drawn, Row, Stages, summed_up
 from benchmarks.flux.random_weights import Models, twin
 from predictors.diffusion.sampling import Schedule, draw_noise
@@ -48,11 +49,11 @@ class Peer:
     """One way to run the pipeline."""
 
     def __init__(
-        self, name: str, models: Models, facts: FluxConfig, tokenizers: Tokenizers
+        self, name: str, models: Models, config: FluxConfig, tokenizers: Tokenizers
     ) -> None:
         self.name = name
         self.models = models
-        self._facts = facts
+        self._config = config
         self._tokenizers = tokenizers
         self._clock = Clock(models.transformer.device)
         kind: Any = FluxPipeline
@@ -71,21 +72,20 @@ class Peer:
     # -- drawing ---------------------------------------------------------------------------------
     def noise(self, case: Case) -> Tensor:
         """Packed, (batch, patches, channels), on the device: picture i has seed SEED + i."""
-        facts, weights = self._facts, self.models.transformer
-        rows, columns = case.height // facts.patch_pixels, case.width // facts.patch_pixels
+        config, weights = self._config, self.models.transformer
+        rows, columns = case.height // config.patch_pixels, case.width // config.patch_pixels
         drawn = [
-            draw_noise(SEED + i, facts.latent_channels, rows, columns) for i in range(case.batch)
+            draw_noise(SEED + i, config.latent_channels, rows, columns) for i in range(case.batch)
         ]
         return torch.stack(drawn).to(weights.device, weights.dtype)
 
     def timestep(self, case: Case, index: int) -> Tensor:
         """Of one step, float32 (1,), as the scheduler gives it to the pipeline."""
-        patches = case.height * case.width // self._facts.patch_pixels**2
-        sigmas = Schedule.of(self._facts.scheduler).sigmas(case.steps, patches)
+        patches = case.height * case.width // self._config.patch_pixels**2
+        sigmas = Schedule.of(self._config.scheduler).sigmas(case.steps, patches)
         return 1000 * torch.from_numpy(sigmas[index : index + 1])
 
     def run(self, case: Case, noise: Tensor, **options: Any) -> Any:
-        """What the pipeline returns."""
         given = self.embeddings
         return self._pipeline(
             prompt_embeds=given.prompt.expand(case.batch, -1, -1),
@@ -105,7 +105,6 @@ class Peer:
         return latents
 
     def draw(self, case: Case) -> Drawn:
-        """One run, timed."""
         noise = self.noise(case)
         marks = Marks(self._clock)
 
@@ -126,7 +125,7 @@ class Peer:
         return self._clock.seconds(lambda: self.draw(few_steps(case)))[0]
 
     def measure(self, case: Case, runs: int) -> tuple[Row, Drawn]:
-        """`runs` timed runs of a case that was warmed; the row, and the last run."""
+        """Timed runs of a case that was warmed; the row, and the last run."""
         before = self._clock.reset_peak()
         drawn = [self.draw(case) for _ in range(runs)]
         peak = self._clock.peak_bytes()
@@ -134,10 +133,9 @@ class Peer:
         return summed_up(self.name, case, drawn, passes=case.steps, peak_bytes=own), drawn[-1]
 
     def stages(self, case: Case, row: Row) -> Stages:
-        """Each stage of one picture by itself."""
         vae, clock = self.models.vae, self._clock
-        scale = self._facts.patch_pixels // 2
-        shape = (1, self._facts.latent_channels, case.height // scale, case.width // scale)
+        scale = self._config.patch_pixels // 2
+        shape = (1, self._config.latent_channels, case.height // scale, case.width // scale)
         latents = torch.randn(shape, dtype=vae.dtype, device=vae.device)
 
         def decode() -> Tensor:
@@ -151,14 +149,14 @@ class Peer:
             "text encoders": clock.device_ms(self._encode_text, STAGE_REPEATS),
             "step": row.step_ms,
             "vae": clock.device_ms(decode, STAGE_REPEATS),
-            "transfer": host_ms(clock, lambda: to_pil(picture, output_type="pil"), STAGE_REPEATS),
+            "transfer": clock.host_ms(lambda: to_pil(picture, output_type="pil"), STAGE_REPEATS),
         }
         for name, seconds in row.notes["encode_s"].items():
             ms[f"png, {name}"] = seconds.times(1e3)
         return Stages(self.name, case, ms)
 
     def _encode_text(self) -> Embeddings:
-        tokens = self._facts.default_text_tokens
+        tokens = self._config.default_text_tokens
         with torch.no_grad():
             prompt, pooled, _ = self._pipeline.encode_prompt(
                 PROMPT, PROMPT, max_sequence_length=tokens
@@ -181,7 +179,7 @@ class Peer:
         return self._with(name, vae=vae)
 
     def _with(self, name: str, **modules: Any) -> Peer:
-        return Peer(name, replace(self.models, **modules), self._facts, self._tokenizers)
+        return Peer(name, replace(self.models, **modules), self._config, self._tokenizers)
 
     def use_attention(self, backend: str) -> None:
         """One of diffusers' attention backends, by its name there. Before anything is compiled."""
@@ -189,24 +187,17 @@ class Peer:
 
 
 def few_steps(case: Case) -> Case:
-    """The same passes at the same shapes, fewer of them."""
+    """The same shapes with fewer steps."""
     return replace(case, steps=min(case.steps, WARM_STEPS))
 
 
 def num_bytes(models: Models) -> int:
-    """Memory that the weights take."""
     tensors = {
         tensor.data_ptr(): tensor.nbytes
         for state in models.states().values()
         for tensor in state.values()
     }
     return sum(tensors.values())
-
-
-def host_ms(clock: Clock, work: Callable[[], object], repeats: int) -> Spread:
-    """Host milliseconds per call, from an idle device to an idle device."""
-    work()
-    return Spread.of([1e3 * clock.seconds(work)[0] for _ in range(repeats)])
 
 
 def _encode_s(pictures: Sequence[Image], options: dict[str, int]) -> float:

@@ -1,5 +1,5 @@
 """Random FLUX.1 checkpoints, made on the device: FLUX.1-dev and FLUX.1-schnell at full size, and a
-toy of the embedded checkpoint's size. Knows configs and tensors; knows no clock and no engine.
+toy of the embedded checkpoint's size.
 
 Speed does not depend on the values, so anyone with a GPU can rerun the benchmarks without a
 download. Weights keep the size of what they multiply (so nothing overflows in 57 blocks), norms are
@@ -80,7 +80,7 @@ FILES = {"scheduler": "scheduler_config.json", "tokenizer_2": "tokenizer_config.
 
 
 class Stored:
-    """One folder of a checkpoint, in memory: a `predictors.models.flux.weights.Source`."""
+    """One folder of a checkpoint in memory, as the loader's `Source`."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
@@ -89,11 +89,9 @@ class Stored:
         return name in self._tensors
 
     def shape(self, name: str) -> Sequence[int]:
-        """Of one tensor."""
         return self._tensors[name].shape
 
     def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
-        """Each (target, stored name) into its place."""
         for target, name in pairs:
             source = self._tensors[name]
             assert target.shape == source.shape, name
@@ -123,7 +121,7 @@ class Models:
         return {part: dict(module.state_dict()) for part, module in modules.items()}
 
     def opened(self, part: str) -> AbstractContextManager[Stored]:
-        """One folder's tensors, for `predictors.models.flux.weights.load_parts`."""
+        """One folder's tensors, for the loader."""
         return nullcontext(Stored(self.states()[part]))
 
 
@@ -147,7 +145,7 @@ def make(folder: Path, device: torch.device, dtype: torch.dtype) -> Models:
 
 
 def shells(folder: Path) -> dict[str, Any]:
-    """The modules that `Models` has, for the configs in `folder`, without memory for weights."""
+    """The modules of `Models` for the configs in `folder`, on the meta device."""
     with torch.device("meta"):
         return {
             "transformer": _from_config(FluxTransformer2DModel, folder / "transformer"),

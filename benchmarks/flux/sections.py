@@ -1,5 +1,5 @@
-"""The sections of the FLUX benchmark: who is asked for what, in which order. Knows both sides
-through their own files; prints nothing but progress.
+"""The sections of the FLUX benchmark, in order: ceilings of the card, accuracy before any timing,
+then the cases by diffusers and by this engine, and what is measured once.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ceilings as flux_ceilings
-from benchmarks.common import profiling as flux_profile
+from benchmarks.common import ceilings, profiling
 from benchmarks.common.clock import Clock
-from benchmarks.flux import accuracy as flux_accuracy
-from benchmarks.flux import disk as flux_disk
-from benchmarks.flux import random_weights as flux_random
-from benchmarks.flux import start as flux_start
-from benchmarks.flux.cases import PROMPT, Case, Row
-from benchmarks.flux.journal import Journal
+from benchmarks.flux import accuracy, disk, random_weights, start
+from benchmarks.flux.cases import PROMPT, Case
 from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer, few_steps
 from benchmarks.flux.random_weights import Models
+from benchmarks.flux.run import FluxRun
 from predictors.models.flux.config import FluxConfig, read_checkpoint
 
 EAGER, COMPILED = "diffusers eager", "diffusers compiled"
@@ -37,92 +33,92 @@ HEADLINE_STEPS, HEADLINE_OF_STEPS = 10, 50
 STEADY_STEPS = (4, 7)
 
 
-def run(journal: Journal, folder: Path) -> None:
-    """Every section that was asked for; checkpoints' configs go into `folder`."""
-    configs = flux_random.write_folder(folder / "dev", *journal.options.changes)
-    clock = Clock(journal.options.device)
-    if journal.options.only != {"start"}:
-        in_this_process(journal, clock, configs)
+def measure(run: FluxRun, folder: Path) -> None:
+    """Run every section that was asked for; the checkpoints' configs go into `folder`."""
+    configs = random_weights.write_folder(folder / "dev", *run.options.changes)
+    clock = Clock(run.options.device)
+    if run.options.only != {"start"}:
+        in_this_process(run, clock, configs)
         torch._dynamo.reset()  # what the peer compiled keeps its weights alive
         free(clock)
-    if journal.wants("start"):
-        journal.section("start", lambda: start(journal, configs))
+    if run.wants("start"):
+        run.section("start", lambda: starts(run, configs))
 
 
-def in_this_process(journal: Journal, clock: Clock, configs: Path) -> None:
-    """All but the starts; whatever is on the device is gone afterwards."""
-    options, place = journal.options, placement_for(journal.options.device)
-    dev = flux_random.make(configs, place.device, place.dtype)
-    facts, _ = read_checkpoint(configs)
-    journal.section("ceilings", lambda: ceilings(journal, clock, facts))
-    peers = peers_of(journal, dev) if options.has_peer else []
-    if journal.wants("headline"):
-        journal.section("headline", lambda: headline(journal, peers))
-    if journal.wants("accuracy", "dev", "widths", "steady", "profile"):
-        journal.section("both sides", lambda: both_sides(journal, clock, dev, peers))
-    if journal.wants("schnell"):
-        changes = (*options.changes, flux_random.SCHNELL)
-        folder = flux_random.write_folder(configs.with_name("schnell"), *changes)
-        other = flux_random.schnell_of(dev, folder)
-        journal.section("schnell", lambda: schnell(journal, other))
-    if journal.wants("disk"):
+def in_this_process(run: FluxRun, clock: Clock, configs: Path) -> None:
+    """All sections but the starts. Device memory is free again afterwards."""
+    options, place = run.options, placement_for(run.options.device)
+    dev = random_weights.make(configs, place.device, place.dtype)
+    config, _ = read_checkpoint(configs)
+    run.section("ceilings", lambda: card_ceilings(run, clock, config))
+    peers = peers_of(run, dev) if options.has_peer else []
+    if run.wants("headline"):
+        run.section("headline", lambda: headline(run, peers))
+    if run.wants("accuracy", "dev", "widths", "steady", "profile"):
+        run.section("both sides", lambda: both_sides(run, clock, dev, peers))
+    if run.wants("schnell"):
+        changes = (*options.changes, random_weights.SCHNELL)
+        folder = random_weights.write_folder(configs.with_name("schnell"), *changes)
+        other = random_weights.schnell_of(dev, folder)
+        run.section("schnell", lambda: schnell(run, other))
+    if run.wants("disk"):
         place_on_disk = configs.with_name("stored")
-        journal.section("disk", lambda: flux_disk.measure(clock, dev, place_on_disk, place))
+        run.section("disk", lambda: disk.measure(clock, dev, place_on_disk, place))
 
 
-def both_sides(journal: Journal, clock: Clock, models: Models, peers: list[Peer]) -> None:
-    """What needs our engine, on FLUX.1-dev."""
-    with opened(journal, models, "ready") as ours:
-        with_ours(journal, clock, peers, ours)
+def both_sides(run: FluxRun, clock: Clock, models: Models, peers: list[Peer]) -> None:
+    """The sections that need our engine, on FLUX.1-dev."""
+    with opened(run, models, "ready") as ours:
+        with_ours(run, clock, peers, ours)
 
 
-def with_ours(journal: Journal, clock: Clock, peers: list[Peer], ours: Ours) -> None:
-    """One section after the other; accuracy comes before any clock."""
-    section, first = journal.section, journal.options.first
-    if journal.wants("accuracy") and peers:
-        section("accuracy", lambda: accuracy(peers, ours, first))
-    if journal.wants("dev"):
-        cases(journal, peers, ours)
-    if journal.wants("widths"):
-        for case, tiers in wide_cases(journal, ours):
-            section(str(case), partial(one_case, journal, peers[:1], ours, case, tiers))
-    if journal.wants("steady"):
-        section("steady", lambda: steady(journal, ours))
-    if journal.wants("profile"):
-        section("profile", lambda: profile(journal, clock, ours))
-    if journal.wants("dev") and peers:
-        section("drift", lambda: drift(journal, peers[-1]))
+def with_ours(run: FluxRun, clock: Clock, peers: list[Peer], ours: Ours) -> None:
+    """Accuracy first, then the timed sections."""
+    section, first = run.section, run.options.first
+    if run.wants("accuracy") and peers:
+        section("accuracy", lambda: answers(peers, ours, first))
+    if run.wants("dev"):
+        cases(run, peers, ours)
+    if run.wants("widths"):
+        for case, tiers in wide_cases(run, ours):
+            section(str(case), partial(one_case, run, peers[:1], ours, case, tiers))
+    if run.wants("steady"):
+        section("steady", lambda: steady(run, ours))
+    if run.wants("profile"):
+        section("profile", lambda: profile(run, clock, ours))
+    if run.wants("dev") and peers:
+        section("drift", lambda: drift(run, peers[-1]))
 
 
-def cases(journal: Journal, peers: list[Peer], ours: Ours) -> None:
+def cases(run: FluxRun, peers: list[Peer], ours: Ours) -> None:
     """All sizes and steps; the first one with stages, and with the peer's decoder compiled too."""
-    options, (first, *others) = journal.options, journal.options.cases
+    options, (first, *others) = run.options, run.options.cases
     both = [peer.with_compiled_decoder(WITH_DECODER, options.backend) for peer in peers[1:]]
     everybody = [*peers, *both]
-    journal.section(str(first), partial(one_case, journal, everybody, ours, first, has_stages=True))
+    run.section(str(first), partial(one_case, run, everybody, ours, first, has_stages=True))
     for case in others:
-        journal.section(str(case), partial(one_case, journal, peers, ours, case))
+        run.section(str(case), partial(one_case, run, peers, ours, case))
 
 
 # -- both sides ------------------------------------------------------------------------------------
-def peers_of(journal: Journal, models: Models) -> list[Peer]:
-    """Diffusers eager and compiled; the attention kernel is named where that is faster."""
-    facts, tokenizers = read_checkpoint(models.folder)
-    eager = Peer(EAGER, models, facts, tokenizers)
-    if journal.measured is not None and journal.measured.cudnn_pays:
+def peers_of(run: FluxRun, models: Models) -> list[Peer]:
+    """Diffusers eager and compiled, with cuDNN's attention where that is faster."""
+    config, tokenizers = read_checkpoint(models.folder)
+    eager = Peer(EAGER, models, config, tokenizers)
+    if run.measured is not None and run.measured.cudnn_pays:
         eager.use_attention("_native_cudnn")
-    return [eager, eager.compiled(COMPILED, journal.options.backend)]
+    return [eager, eager.compiled(COMPILED, run.options.backend)]
 
 
 @contextmanager
-def opened(journal: Journal, models: Models, name: str) -> Iterator[Ours]:
-    """Our engine on the same weights, ready; its opening is kept under `name`."""
-    options = journal.options
+def opened(run: FluxRun, models: Models, name: str) -> Iterator[Ours]:
+    """Our engine on the same weights, ready; the figures of its start are kept under `name`."""
+    options = run.options
     settings = settings_for(",".join(options.sizes), options.tiers, options.slots)
     ours = Ours(models, placement_for(options.device), settings)
     try:
-        journal.found[name] = ours.open()
-        print(f"{name}: {journal.found[name]}", flush=True)
+        run.found[name] = ours.open()
+        print(f"{name}: {run.found[name]}", flush=True)
         yield ours
     finally:
         ours.close()
@@ -130,38 +126,38 @@ def opened(journal: Journal, models: Models, name: str) -> Iterator[Ours]:
 
 
 def free(clock: Clock) -> None:
-    """Hand back what nobody holds."""
+    """Return unused device memory."""
     gc.collect()
     if clock.is_cuda:
         torch.cuda.empty_cache()
 
 
 # -- sections --------------------------------------------------------------------------------------
-def ceilings(journal: Journal, clock: Clock, facts: FluxConfig) -> dict[str, Any]:
+def card_ceilings(run: FluxRun, clock: Clock, config: FluxConfig) -> dict[str, Any]:
     """The card's best rates, attention at every number of tokens that occurs."""
-    shape, dtype = facts.shape, placement_for(journal.options.device).dtype
-    texts = {facts.default_text_tokens, min(facts.default_text_tokens, 256)}
+    shape, dtype = config.shape, placement_for(run.options.device).dtype
+    texts = {config.default_text_tokens, min(config.default_text_tokens, 256)}
     images = {
-        case.width * case.height // facts.patch_pixels**2
-        for case in (journal.options.case(size, 1) for size in journal.options.sizes)
+        case.width * case.height // config.patch_pixels**2
+        for case in (run.options.case(size, 1) for size in run.options.sizes)
     }
     tokens = [text + image for text, image in product(texts, images)]
-    journal.measured = flux_ceilings.measure(clock, dtype, shape.num_heads, shape.head_dim, tokens)
-    return journal.measured.as_json()
+    run.measured = ceilings.measure(clock, dtype, shape.num_heads, shape.head_dim, tokens)
+    return run.measured.as_json()
 
 
-def accuracy(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
+def answers(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
     """One pass, and whole trajectories."""
     found = {
-        "velocity": flux_accuracy.velocities(peers, ours, case),
-        "latents": flux_accuracy.trajectories(peers, ours, case),
+        "velocity": accuracy.velocities(peers, ours, case),
+        "latents": accuracy.trajectories(peers, ours, case),
     }
-    print(flux_accuracy.as_text(found), flush=True)
+    print(f"  {found['velocity']['verdict']}", flush=True)
     return found
 
 
 def one_case(
-    journal: Journal,
+    run: FluxRun,
     peers: Sequence[Peer],
     ours: Ours,
     case: Case,
@@ -169,39 +165,33 @@ def one_case(
     *,
     has_stages: bool = False,
 ) -> None:
-    """A case by everybody, ours in all tiers or in some; its stages if wanted."""
-    runs = journal.options.runs if case == journal.options.first else journal.options.other_runs
+    """A case by every peer and by our engine in all tiers or in `tiers`."""
+    runs = run.options.runs if case == run.options.first else run.options.other_runs
     for peer in peers:
         first_s = peer.warm(case)
         row, _ = peer.measure(case, runs)
         row.notes["first_s"] = first_s
-        told(journal, row, ours.facts)
+        run.add(row, ours.config)
         if has_stages:
-            journal.stages.append(peer.stages(case, row))
+            run.stages.append(peer.stages(case, row))
     for tier in distinct(ours, case, ours.tiers if tiers is None else tiers):
         ours.draw(few_steps(case), tier)
         row, _ = ours.measure(case, tier, runs)
-        told(journal, row, ours.facts)
+        run.add(row, ours.config)
         if has_stages:
-            journal.stages.append(ours.stages(case, tier, row))
+            run.stages.append(ours.stages(case, tier, row))
 
 
 def distinct(ours: Ours, case: Case, tiers: Sequence[str]) -> list[str]:
-    """Without the tiers that do what an earlier one does: with few steps none is skipped."""
+    """Without tiers that equal an earlier one: with few steps turbo skips none."""
     works = {tier: ours.prepare(case, tier) for tier in tiers}
     kinds = {tier: (work.form, work.plan.num_calls) for tier, work in works.items()}
     return [tier for i, tier in enumerate(tiers) if kinds[tier] not in list(kinds.values())[:i]]
 
 
-def told(journal: Journal, row: Row, facts: FluxConfig) -> None:
-    """Keep a row, and say so: a run may be cut off."""
-    journal.add(row, facts)
-    print(f"  {row.engine}: {row.seconds.median:.3f} s", flush=True)
-
-
-def wide_cases(journal: Journal, ours: Ours) -> list[tuple[Case, list[str]]]:
+def wide_cases(run: FluxRun, ours: Ours) -> list[tuple[Case, list[str]]]:
     """Each size at each width above one that the policy uses, and the tiers that use it."""
-    options = journal.options
+    options = run.options
     found: dict[Case, list[str]] = {}
     for size, tier in product(options.sizes, ours.tiers):
         case = options.case(size, options.steps[-1])
@@ -211,20 +201,19 @@ def wide_cases(journal: Journal, ours: Ours) -> list[tuple[Case, list[str]]]:
     return list(found.items())
 
 
-def schnell(journal: Journal, models: Models) -> None:
-    """FLUX.1-schnell, four steps, at the first size."""
-    options = journal.options
+def schnell(run: FluxRun, models: Models) -> None:
+    options = run.options
     case = options.case(options.sizes[0], SCHNELL_STEPS, model="schnell")
-    peers = peers_of(journal, models) if options.has_peer else []
-    with opened(journal, models, "schnell ready") as ours:
-        one_case(journal, peers, ours, case)
+    peers = peers_of(run, models) if options.has_peer else []
+    with opened(run, models, "schnell ready") as ours:
+        one_case(run, peers, ours, case)
 
 
-def steady(journal: Journal, ours: Ours) -> dict[str, Any]:
+def steady(run: FluxRun, ours: Ours) -> dict[str, Any]:
     """Mixed sizes, steps and tiers, arriving while others are drawn, with every synchronising call
-    an error: what the host waited for, and how much was compiled or captured after ready. A second
-    round has a prompt that no cache holds."""
-    options = journal.options
+    an error: host synchronisations, and compilations and captures after ready. A second round has a
+    prompt that no cache holds."""
+    options = run.options
     mixed = product(options.sizes, STEADY_STEPS, ours.tiers)
     waiting = [(options.case(size, steps), tier) for size, steps, tier in mixed]
     found: dict[str, Any] = {"pictures": len(waiting)}
@@ -238,44 +227,43 @@ def steady(journal: Journal, ours: Ours) -> dict[str, Any]:
     return found
 
 
-def drift(journal: Journal, peer: Peer) -> None:
-    """The compiled peer once more at the end: has the card slowed down meanwhile?"""
-    row, _ = peer.measure(journal.options.first, 1)
-    journal.found["drift"] = {"engine": peer.name, "seconds": row.seconds.median}
+def drift(run: FluxRun, peer: Peer) -> None:
+    """The compiled peer once more at the end, to see whether the card slowed down."""
+    row, _ = peer.measure(run.options.first, 1)
+    run.found["drift"] = {"engine": peer.name, "seconds": row.seconds.median}
 
 
-def profile(journal: Journal, clock: Clock, ours: Ours) -> list[Any]:
+def profile(run: FluxRun, clock: Clock, ours: Ours) -> list[Any]:
     """A trace of one picture of few steps per tier; prints the kernels that take most."""
-    options = journal.options
+    options = run.options
     assert options.trace is not None
     case = replace(options.first, steps=min(options.first.steps, 4))
     tops = []
     for tier in ours.tiers:
         ours.draw(case, tier)
         path = options.trace.with_name(f"{options.trace.name}-{tier}.json.gz")
-        kernels = flux_profile.trace(clock, partial(ours.draw, case, tier), path)
-        print(f"\n{case}, {tier}, trace in {path}\n{flux_profile.as_text(kernels)}", flush=True)
+        kernels = profiling.trace(clock, partial(ours.draw, case, tier), path)
+        print(f"\n{case}, {tier}, trace in {path}\n{profiling.as_text(kernels)}", flush=True)
         tops.append({"tier": tier, "case": case, "kernels": kernels})
     return tops
 
 
-def start(journal: Journal, configs: Path) -> dict[str, Any]:
-    """Cold and warm."""
-    options = journal.options
+def starts(run: FluxRun, configs: Path) -> dict[str, Any]:
+    options = run.options
     sizes = ",".join(options.sizes)
-    return flux_start.measure(configs, sizes, options.tiers, str(options.device))
+    return start.measure(configs, sizes, options.tiers, str(options.device))
 
 
-def headline(journal: Journal, peers: Sequence[Peer]) -> list[dict[str, Any]]:
-    """What the project began with: the gain of torch.compile on the pipeline at 512x512 and at
-    1024x1024 in fives. Ten steps are run; fifty are ten's fixed costs and fifty times a step."""
+def headline(run: FluxRun, peers: Sequence[Peer]) -> list[dict[str, Any]]:
+    """The gain of torch.compile on diffusers' pipeline at 512x512 and at 1024x1024 in batches of
+    five. Ten steps are run; fifty are derived from the fixed costs and the time of a step."""
     found = []
-    for size, batch in HEADLINE if journal.options.device.type == "cuda" else (("64x64", 1),):
-        case = journal.options.case(size, HEADLINE_STEPS, batch=batch)
+    for size, batch in HEADLINE if run.options.device.type == "cuda" else (("64x64", 1),):
+        case = run.options.case(size, HEADLINE_STEPS, batch=batch)
         seconds = {}
         for peer in peers:
             peer.warm(case)
-            row, _ = peer.measure(case, min(2, journal.options.runs))
+            row, _ = peer.measure(case, min(2, run.options.runs))
             assert row.step_ms is not None
             step_s = row.step_ms.median / 1e3
             fixed_s = row.seconds.median - HEADLINE_STEPS * step_s

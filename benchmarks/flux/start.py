@@ -1,8 +1,8 @@
-"""Cold and warm start: the engine opened in a fresh process without any cache on disk, then in
-another one with what the first left there. Knows environment variables and seconds.
+"""Cold and warm start: the engine in a fresh process without any cache on disk, then in another one
+with the caches that the first left.
 
-`python -m benchmarks.flux.start FOLDER SIZES TIERS DEVICE CACHES` is the child: it makes the
-random weights (not counted: a real start reads them), loads, warms, draws a picture, prints a line.
+`python -m benchmarks.flux.start FOLDER SIZES TIERS DEVICE CACHES` is the child: it makes the random
+weights (not counted: a real start reads them), loads, warms, draws a picture, prints a line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PHASES = ("predictors_model_phase_seconds", "predictors_start_compilations")
 
 
 def measure(folder: Path, sizes: str, tiers: str, device: str) -> dict[str, Any]:
-    """Both starts, one after the other, and how much of the cold warm-up the warm one needs."""
+    """Both starts, one after the other, and the warm one's share of the cold warm-up."""
     with tempfile.TemporaryDirectory(prefix="flux-start-") as caches:
         cold, warm = (_child(folder, sizes, tiers, device, caches) for _ in range(2))
     found = {"cold": cold, "warm": warm, "warm_share_of_cold": warm["warm_s"] / cold["warm_s"]}
@@ -43,7 +43,7 @@ def _child(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> di
 
 
 def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dict[str, Any]:
-    """What the child does."""
+    """The child's work."""
     began = time.perf_counter()
     import torch
 
@@ -74,7 +74,7 @@ def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dic
 
 
 def phases() -> dict[str, float]:
-    """What the engine's metrics tell of its start: seconds by phase, compilations by source."""
+    """From the engine's metrics: seconds by phase, compilations by source."""
     from prometheus_client import REGISTRY
 
     found = {}

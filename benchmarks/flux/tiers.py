@@ -1,15 +1,14 @@
-"""What the quality tiers cost in quality: held-out prompts drawn by this engine in every tier with
-the same seeds, read by a checker of rules, and compared picture by picture. Knows no server.
+"""Quality cost of the tiers: held-out prompts drawn by this engine in every tier with the same
+seeds, read by a rule-based checker, and compared picture by picture.
 
-`python -m benchmarks.flux.tiers` compares the tiers and writes `results/flux_tiers.json` after
-every block of prompts, so that a run cut short leaves what it has. `--plans 12,14` adds turbo with
-other numbers of model calls. Nothing here imports KServe, so a GPU machine need not have it.
+`python -m benchmarks.flux.tiers` writes `results/flux_tiers.json` after every block of prompts, so
+that a run cut short leaves its results. `--plans 12,14` adds turbo with other numbers of model
+calls. It does not import KServe: a GPU machine may lack it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -23,18 +22,23 @@ import numpy as np
 import torch
 
 from benchmarks.common import paths
-from benchmarks.flux.likeness import (
+from benchmarks.common.run import write_json
+from benchmarks.common.stats import (
     DIFFERENCE_METHOD,
-    DISTANCE_METHOD,
     SHARE_METHOD,
-    Pixels,
-    RandomFeatures,
-    anchors,
     difference_interval,
-    psnr_db,
     share_interval,
 )
-from benchmarks.flux.tiers_engine import GUIDANCE, NUM_TOKENS, SIDE, STEPS, Room, Way, open_room
+from benchmarks.flux.likeness import DISTANCE_METHOD, Pixels, RandomFeatures, anchors, psnr_db
+from benchmarks.flux.tiers_engine import (
+    GUIDANCE,
+    NUM_TOKENS,
+    SIDE,
+    STEPS,
+    TiersEngine,
+    Way,
+    open_engine,
+)
 from benchmarks.flux.tiers_judge import Judges
 from benchmarks.flux.tiers_plans import calling
 from checkpoints.training.scenes import Scene, evaluation_scenes
@@ -48,8 +52,8 @@ GOAL_POINTS = -1.0
 
 
 @dataclass(slots=True)
-class Found:
-    """What is known of one way so far, in order of the prompts."""
+class WayResults:
+    """Results of one way so far, in order of the prompts."""
 
     way: Way
     right: list[bool] = field(default_factory=list)
@@ -58,8 +62,8 @@ class Found:
     seconds: float = 0.0
     calls: float = 0.0
 
-    def row(self, exact: Found) -> dict[str, Any]:
-        """Everything said of it, beside `exact`, lossless."""
+    def row(self, exact: WayResults) -> dict[str, Any]:
+        """All figures, with the differences to `exact`, lossless."""
         total = len(self.right)
         low, high = share_interval(sum(self.right), total)
         row = {
@@ -72,7 +76,7 @@ class Found:
         }
         return row if self is exact else row | self._difference(exact) | self._likeness()
 
-    def _difference(self, exact: Found) -> dict[str, Any]:
+    def _difference(self, exact: WayResults) -> dict[str, Any]:
         low, high = (100 * bound for bound in difference_interval(exact.right, self.right))
         pairs = list(zip(exact.right, self.right, strict=True))
         return {
@@ -94,18 +98,19 @@ class Found:
         }
 
 
-class Comparison:
-    """Draws blocks of prompts in every way and keeps what came out."""
+class TierComparison:
+    """Draws blocks of prompts in every way and keeps the results."""
 
-    def __init__(self, room: Room, judges: Judges, ways: Sequence[Way]) -> None:
-        self._room, self._judges = room, judges
-        self._features = RandomFeatures(room.placement.device)
-        self._found = [Found(way) for way in ways]
+    def __init__(self, engine: TiersEngine, judges: Judges, ways: Sequence[Way]) -> None:
+        self._engine, self._judges = engine, judges
+        self._features = RandomFeatures(engine.placement.device)
+        self._found = [WayResults(way) for way in ways]
         self._anchors: Mapping[str, float] = {}
         assert ways[0].tier == LOSSLESS
 
     def block(self, scenes: Sequence[Scene], first: int) -> None:
-        """One more block; `first` is the number of its first prompt, which says the seed."""
+        """Draw one more block; `first` is the number of its first prompt, from which the seeds
+        follow."""
         seeded = [(FIRST_SEED + first + i, scene) for i, scene in enumerate(scenes)]
         exact: list[Pixels] = []
         verdicts = []
@@ -120,16 +125,15 @@ class Comparison:
         for found, verdict in zip(self._found, verdicts, strict=True):
             found.right += verdict.wait()
 
-    def _draw(self, seeded: Sequence[tuple[int, Scene]], found: Found) -> list[Pixels]:
-        calls, started = self._room.calls_so_far, time.monotonic()
-        pictures = self._room.draw(self._room.works(seeded, found.way))
+    def _draw(self, seeded: Sequence[tuple[int, Scene]], found: WayResults) -> list[Pixels]:
+        calls, started = self._engine.calls_so_far, time.monotonic()
+        pictures = self._engine.draw(self._engine.works(seeded, found.way))
         found.seconds += time.monotonic() - started
-        found.calls += self._room.calls_so_far - calls
+        found.calls += self._engine.calls_so_far - calls
         return pictures
 
     def report(self) -> dict[str, Any]:
-        """Of all blocks so far."""
-        form_of = self._room.offer.tiers.form_of
+        form_of = self._engine.limits.tiers.form_of
         rows = {
             found.way.name: found.row(self._found[0]) | {"form_of_weights": form_of(found.way.tier)}
             for found in self._found
@@ -147,13 +151,13 @@ def ways_for(tiers: Sequence[str], plans: Sequence[int]) -> list[Way]:
     return named + [Way(f"turbo of {calls}", TURBO, calling(calls)) for calls in plans]
 
 
-def told(room: Room, commit: str | None) -> dict[str, Any]:
+def about(engine: TiersEngine, commit: str | None) -> dict[str, Any]:
     """How and where it was measured."""
-    place = room.placement
+    place = engine.placement
     name = torch.cuda.get_device_name(place.device) if place.is_cuda else platform.machine()
     return {
         "steps": STEPS, "guidance": GUIDANCE, "size": f"{SIDE}x{SIDE}", "t5_tokens": NUM_TOKENS,
-        "slots": room.engine.slots, "scenes": f"evaluation_scenes(seed={SCENES_SEED}), held out",
+        "slots": engine.engine.slots, "scenes": f"evaluation_scenes(seed={SCENES_SEED}), held out",
         "seeds": f"{FIRST_SEED} + number of the prompt",
         "device": str(place.device), "hardware": name, "cpu_cores": len(os.sched_getaffinity(0)),
         "precision": place.precision, "compile": place.compile, "torch": torch.__version__,
@@ -167,7 +171,6 @@ def told(room: Room, commit: str | None) -> dict[str, Any]:
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """A line per tier."""
     for name, row in report["tiers"].items():
         low, high = row["interval_95"]
         print(f"{name:12} {row['share']:7.2%} right [{low:.2%}, {high:.2%}]"
@@ -185,23 +188,22 @@ def print_table(report: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
     args = _read_arguments(arguments)
     started = time.monotonic()
     ways = ways_for(args.tiers.split(","), args.plans)
     tiers = dict.fromkeys(way.tier for way in ways)
     scenes = evaluation_scenes(args.prompts, seed=SCENES_SEED)
     with Judges(args.workers) as judges:
-        room = open_room(args.device, list(tiers), args.slots, args.threads)
-        head = told(room, args.commit)
+        engine = open_engine(args.device, list(tiers), args.slots, args.threads)
+        head = about(engine, args.commit)
         print(f"warm after {time.monotonic() - started:.0f} s", flush=True)
-        comparison = Comparison(room, judges, ways)
+        comparison = TierComparison(engine, judges, ways)
         for first in range(0, args.prompts, args.block):
             before = time.monotonic()
             comparison.block(scenes[first : first + args.block], first)
             report = head | {"asked_for": args.prompts} | comparison.report()
             spent = time.monotonic() - started
-            _write(args.out, report | {"seconds": round(spent, 1)})
+            write_json(args.out, report | {"seconds": round(spent, 1)})
             print(f"{report['prompts']} of {args.prompts} prompts, {spent:.0f} s", flush=True)
             if spent + (time.monotonic() - before) > args.budget:
                 break  # another block would not fit
@@ -224,13 +226,6 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--commit", help="for a machine without the repository")
     add("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
-
-
-def _write(path: Path, report: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    part.replace(path)
 
 
 def _commit() -> str | None:

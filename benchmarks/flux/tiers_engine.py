@@ -1,32 +1,29 @@
-"""The embedded checkpoint's engine, driven turn by turn: many pictures in the making at once, as a
-server would have them, without one. Knows no judge and no statistics.
+"""The embedded checkpoint's engine without a server, stepped with many pictures at once as a server
+would.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from benchmarks.common import paths
 from benchmarks.flux.likeness import Pixels
+from benchmarks.flux.ours import Assembly, Drawing, assemble
 from checkpoints.training.scenes import Scene, caption
-from predictors import metrics
 from predictors.compute.device.placement import Placement, place
-from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import CallPlan, DiffusionWork, Preparer
-from predictors.diffusion.limits import PictureLimits, make_limits
 from predictors.diffusion.request import TURBO, ImageParameters
 from predictors.diffusion.sampling import plan_calls
-from predictors.diffusion.scheduling import DiffusionJob
 from predictors.models.flux.model import FluxModel
-from predictors.serving.job import Job
 from predictors.settings import ComputeSettings, FluxSettings
 
 CHECKPOINT = paths.SHAPES_FLUX
 MODEL = "flux-tiers"
+STEPS_SERIES = "predictors_denoise_steps_total"
 SIDE = 128
 NUM_TOKENS = 64  # what the checkpoint was trained on
 STEPS = 28
@@ -41,7 +38,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a picture is drawn: in a tier, with a plan of its own if that is turbo."""
+    """A tier, and for turbo a plan of model calls."""
 
     name: str
     tier: str
@@ -49,68 +46,58 @@ class Way:
 
     @property
     def calls(self) -> int:
-        """Of the model, per picture without a negative prompt."""
+        """Model calls per picture without a negative prompt."""
         return sum(self.plan(STEPS)) if self.tier == TURBO else STEPS
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """The engine, warm, and what requests go through on their way to it."""
+class TiersEngine:
+    """The engine, loaded and warm, and the preparation of its requests."""
 
-    placement: Placement
-    model: FluxModel
-    offer: PictureLimits
-    engine: DiffusionEngine
+    def __init__(self, model: FluxModel, made: Assembly, placement: Placement) -> None:
+        self._model = model
+        self.placement, self.engine, self.limits = placement, made.engine, made.limits
 
     def works(self, scenes: Iterable[tuple[int, Scene]], way: Way) -> Iterator[DiffusionWork]:
         """One picture per (seed, scene)."""
-        dtype = self.placement.dtype
-        preparer = Preparer(self.model, dtype, self.offer.tiers, way.plan)
+        preparer = Preparer(self._model, self.placement.dtype, self.limits.tiers, way.plan)
         for seed, scene in scenes:
-            wish = ImageParameters(
+            parameters = ImageParameters(
                 caption(scene), seed=seed, guidance_scale=GUIDANCE, tier=way.tier
             )
-            yield preparer.prepare(self.offer.request(wish))
+            yield preparer.prepare(self.limits.request(parameters))
 
     def draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
-        """All pictures, in order, as many at once as there are slots."""
-        return asyncio.run(self._draw(works))
-
-    async def _draw(self, works: Iterable[DiffusionWork]) -> list[Pixels]:
-        engine, drawn = self.engine, list[Pixels]()
-        source, under_way = iter(works), deque[DiffusionJob]()
+        """All pictures in order, as many at once as there are slots."""
+        engine, source, jobs = self.engine, iter(works), list[Drawing]()
         is_over = False
-        while not is_over or under_way:
+        while not is_over or engine.busy:
             while not is_over and len(engine.active) < engine.slots:
-                work = next(source, None)
-                if work is None:
+                if (work := next(source, None)) is None:
                     is_over = True
                 else:
-                    under_way.append(Job("picture", work))
-                    engine.admit(under_way[-1])
+                    jobs.append(Drawing(work))
+                    engine.admit(jobs[-1])
             if engine.busy:
                 engine.step(engine.active)
-            while under_way and under_way[0].done:
-                drawn += [chunk.pixels async for chunk in under_way.popleft().stream()]
-        return drawn
+        for job in jobs:
+            if (failure := job.error) is not None:
+                raise failure
+        return [picture for job in jobs for picture in job.pixels]
 
     @property
     def calls_so_far(self) -> float:
         """Model calls that the engine has counted, one per picture and step."""
-        counted: float = metrics.denoise_steps_total.labels(MODEL)._value.get()
-        return counted
+        return REGISTRY.get_sample_value(STEPS_SERIES, {"model": MODEL}) or 0.0
 
 
-def open_room(
+def open_engine(
     device: str, tiers: Sequence[str], slots: int, threads: int = 0, **changes: Any
-) -> Room:
-    """Loaded and warmed; `changes` are settings of the FLUX room."""
+) -> TiersEngine:
+    """Loaded and warmed; `changes` are settings of the FLUX model."""
     placement = place(ComputeSettings(device=device, threads=threads))
     settings = FluxSettings(**(SETTINGS | {"tiers": ",".join(tiers), "slots": slots} | changes))
     model = FluxModel(CHECKPOINT)
-    offer = make_limits(model.config, settings, placement.device)
-    preparer = Preparer(model, placement.dtype, offer.tiers)
-    engine = DiffusionEngine(MODEL, model, offer, preparer, settings, placement)
-    engine.load()
-    engine.warm(lambda *_: None)
-    return Room(placement, model, offer, engine)
+    made = assemble(model, settings, placement, MODEL)
+    made.engine.load()
+    made.engine.warm(lambda *_: None)
+    return TiersEngine(model, made, placement)

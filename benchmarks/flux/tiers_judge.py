@@ -1,5 +1,5 @@
-"""Says of pictures whether they show what was asked for, on as many cores as there are. Knows the
-checker of rules; knows no engine. Imported by worker processes, so it is kept light.
+"""Judges drawings by rules, in one process per core. Imported by those processes, so it imports
+little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def judge(pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> list[bool]:
 
 
 class Verdicts:
-    """What `Judges.read` promised."""
+    """The results of `Judges.read`."""
 
     def __init__(self, parts: Sequence[Future[list[bool]]]) -> None:
         self._parts = parts
@@ -37,7 +37,7 @@ class Verdicts:
 
 
 class Judges:
-    """Worker processes, spawned: a forked one could not live with a CUDA context."""
+    """Worker processes, spawned: a forked one would break the CUDA context."""
 
     def __init__(self, workers: int = 0) -> None:
         self._pool = ProcessPoolExecutor(
@@ -57,7 +57,7 @@ class Judges:
         self._pool.shutdown(cancel_futures=True)
 
     def read(self, pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> Verdicts:
-        """Begin; returns at once."""
+        """Returns at once."""
         shares = (slice(i, i + SHARE) for i in range(0, len(pictures), SHARE))
         return Verdicts(
             [self._pool.submit(judge, pictures[share], scenes[share]) for share in shares]

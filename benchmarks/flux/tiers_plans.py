@@ -1,5 +1,5 @@
-"""Which steps of a schedule should call the model: plans for turbo, and a schedule of its own with
-as few steps, beside calling it at all 28. Knows the passes of the room; knows no engine.
+"""Plans for turbo, which choose the steps that call the model, and own schedules with as few steps,
+beside calling it at all 28.
 
 Distances are of the latents after the last step, ||x - y|| / ||y||: to those of all 28 calls (what
 turbo stands in for) and to a finer schedule (what both stand in for). `python -m
@@ -9,7 +9,6 @@ benchmarks.flux.tiers_plans` writes `results/flux_turbo_plans.json` after each o
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import paths
+from benchmarks.common.run import write_json
+from benchmarks.flux.ours import assemble
 from checkpoints.training import checker
 from checkpoints.training.scenes import Scene, caption, evaluation_scenes
 from predictors.compute.device.placement import place
-from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
-from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import Embedding, LoadOptions
 from predictors.diffusion.request import BASE, ImageParameters
 from predictors.diffusion.runner import DiffusionRunner
@@ -67,12 +67,10 @@ class Way:
 
     @property
     def num_calls(self) -> int:
-        """K."""
         return len(self.pairs)
 
 
 def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
-    """Everything that is compared."""
     levels = schedule.sigmas(STEPS, num_patches)
     for num_calls in CALLS:
         seen = set[tuple[bool, ...]]()
@@ -149,10 +147,10 @@ class Sampler:
             tiers="lossless",
         )
         model = FluxModel(checkpoint)
-        limits = make_limits(model.config, settings, self._place.device)
+        made = assemble(model, settings, self._place, "plans")
+        limits, preparer = made.limits, made.preparer
         self.schedule = model.schedule
         self.scenes: list[Scene] = evaluation_scenes(count, seed=SCENES_SEED)
-        preparer = Preparer(model, self._place.dtype, limits.tiers)
         self._works = [
             preparer.prepare(
                 limits.request(
@@ -172,7 +170,6 @@ class Sampler:
 
     @property
     def num_patches(self) -> int:
-        """Of each picture."""
         return self._works[0].plan.rows * self._works[0].plan.columns
 
     def draw(self, way: Way) -> list[DenoiseState]:
@@ -201,7 +198,7 @@ class Sampler:
         )
 
     def read_right(self, canvases: Sequence[DenoiseState]) -> list[bool]:
-        """Whether each picture shows what was asked for."""
+        """Whether each picture shows its scene."""
         with torch.inference_mode():
             pictures = [self._runner.decode(canvas).result().pixels for canvas in canvases]
         found = [checker.read(Image.fromarray(picture)) for picture in pictures]
@@ -209,7 +206,7 @@ class Sampler:
 
 
 def compare_plans(device: str, count: int) -> Iterator[dict[str, Any]]:
-    """The report, each time with one more way in it."""
+    """The report, yielded after each further way."""
     sampler = Sampler(CHECKPOINT, device, count)
     schedule, num_patches = sampler.schedule, sampler.num_patches
     fine_levels = schedule.sigmas(FINE_STEPS, num_patches)
@@ -266,15 +263,13 @@ def _row(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--device", default="auto", help="as the setting compute.device")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for report in compare_plans(args.device, args.prompts):
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.out, report)
 
 
 if __name__ == "__main__":

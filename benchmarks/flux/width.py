@@ -1,6 +1,6 @@
-"""What FLUX's batch invariance costs on the CPU: one denoise forward of several pictures with
-matmul and GELU row by row (what is served), batched plainly (bits change with the neighbours),
-padded to one fixed width, and picture by picture.
+"""The cost of FLUX's batch invariance on the CPU: one denoise forward of several pictures with
+matmul and GELU row by row (as served), batched plainly (bits change with the neighbours), padded to
+one fixed width, and picture by picture.
 
 `python -m benchmarks.flux.width` prints one JSON object: milliseconds of processor time per forward
 pass (median; processor time, because the machine may be shared) for 1, 2, 4 and 8 pictures.
@@ -45,7 +45,7 @@ def cases() -> dict[str, tuple[Shape, int, int, int]]:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Whole batches through every layer, as if `apart` were not there."""
+    """Inside, whole batches go through every layer, as if `apart` did not exist."""
     served = operations.apart
     operations.apart = lambda layer, *inputs: layer(*inputs)
     try:
@@ -98,7 +98,6 @@ def measure(shape: Shape, num_text: int, side: int, repeat: int) -> dict[str, di
 
 
 def main() -> None:
-    """Measure and print."""
     torch.set_num_threads(1)
     with torch.inference_mode():
         found = {name: measure(*case) for name, case in cases().items()}

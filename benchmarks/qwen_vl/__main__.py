@@ -1,10 +1,10 @@
 """Qwen2.5-VL-3B on a GPU: transformers beside this engine, alone and behind its server with
-streaming clients, on random weights at full size. Prints tables, writes JSON, decides nothing.
+streaming clients, with random weights of full size. Prints tables and writes JSON.
 
-`python -m benchmarks.qwen_vl` on a GPU runs every part, each in a process of its own; `--sections`
-and `--cases` take some, `--budget` bounds the seconds, `--set NAME=VALUE` changes a setting of ours
+`python -m benchmarks.qwen_vl` on a GPU runs every part in a process of its own; `--only` and
+`--cases` take some, `--set NAME=VALUE` changes a setting of our server
 (`QWEN_VL_PREFILL_CHUNK=2048`), `--keep` adds to the figures of an earlier run. `--toy` runs the
-same code at the embedded checkpoint's size, also on a CPU: its numbers say nothing. The checkpoint
+same code at the embedded checkpoint's size, also on a CPU: its numbers mean nothing. The checkpoint
 is made once, on a memory disk where there is one (7.5 GB); nothing is downloaded.
 """
 
@@ -13,80 +13,90 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import paths
-from benchmarks.common.run import Options, Run
-from benchmarks.qwen_vl import goals as qwen_vl_goals
-from benchmarks.qwen_vl import report as qwen_vl_report
-from benchmarks.qwen_vl import tables as qwen_vl_journal
+from benchmarks.common.journal import as_text
+from benchmarks.common.run import BenchmarkRun, read_arguments, rounded, run_parser
+from benchmarks.qwen_vl import goals, part, tables
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 RESULTS = paths.RESULTS / "qwen_vl.json"
 TOY_RESULTS = paths.SCRATCH / "qwen-vl-toy.json"
 DEFAULT = ("ceilings", "http", "ours", "peer", "accuracy", "attention", "soak", "vllm")
 SECTIONS = (*DEFAULT, "profile", "inspect")
-ALONE = ("compiling", "syncing", "attention", "steps", "firsts", "logits", "memory")
-"""The journal's tables of what no client measures."""
 MEMORY = Path("/dev/shm")
 SLOTS, TOY_SLOTS = 64, 4
+LEAST_S = 15.0
+"""No part is started with less time left."""
 
 
-def read_options(arguments: list[str]) -> argparse.Namespace:
-    """From the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.qwen_vl", description=__doc__)
+class QwenVLRun(BenchmarkRun):
+    """The results of one run: four significant digits, with the goals."""
+
+    def results(self) -> dict[str, Any]:
+        is_toy = self.found["options"]["is_toy"]
+        found: dict[str, Any] = rounded(self.found)
+        return found | {"goals": [] if is_toy else goals.held(self.found)}
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """From the command line; `options` are those of the parts."""
+    parser = run_parser("python -m benchmarks.qwen_vl", __doc__, SECTIONS, DEFAULT)
     add = parser.add_argument
-    add("--toy", action="store_true", help="the embedded checkpoint's size, on any device")
-    add("--sections", default=",".join(DEFAULT), help=f"of {', '.join(SECTIONS)}")
     add("--cases", default="", help="of the clients', such as '64 x text,1 x 448x448'")
-    add("--http", action="store_true", help="the clients' cases alone")
-    add("--budget", type=float, default=560.0, help="seconds for everything")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of ours")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of our server")
     add("--slots", type=int, help="sequences that decode together")
-    add("--device", default="", help="cuda:0, cpu, ...")
     add("--folder", type=Path, help="where the checkpoint is, or is put")
-    add("--out", type=Path, help="the JSON file")
     add("--keep", action="store_true", help="keep the file's other sections")
-    asked = parser.parse_args(arguments)
-    asked.names = [name.strip() for name in asked.sections.split(",") if name.strip()]
-    if asked.http:
-        asked.names = ["ceilings", "http"]
-    if unknown := set(asked.names) - set(SECTIONS):
-        parser.error(f"--sections knows {', '.join(SECTIONS)}, not {', '.join(sorted(unknown))}")
-    return asked
-
-
-def options_of(asked: argparse.Namespace) -> Options:
-    """What every part is told."""
+    asked = read_arguments(parser, arguments, RESULTS, TOY_RESULTS)
     shelf = MEMORY if MEMORY.is_dir() else Path("out")
     name = "qwen-vl-toy" if asked.toy else "qwen-vl-3b-random"
-    return Options(
+    asked.options = QwenVLOptions(
         folder=str(asked.folder or shelf / name),
-        device=asked.device or ("cpu" if asked.toy else "cuda:0"),
+        device=asked.device,
         is_toy=asked.toy,
         slots=asked.slots or (TOY_SLOTS if asked.toy else SLOTS),
         settings=dict(each.split("=", 1) for each in asked.set),
         cases=asked.cases,
     )
+    return asked
 
 
-def main(arguments: list[str]) -> int:
-    """Measure, print, write."""
+def run_parts(run: BenchmarkRun, options: QwenVLOptions, names: Sequence[str]) -> None:
+    """One after the other, each for as long as the budget lasts."""
+    for name in names:
+        file = run.out.with_suffix(f".{name}.part")
+        work = partial(_part, run, options, name, file)
+        run.section(name, work, least_s=LEAST_S)
+
+
+def _part(run: BenchmarkRun, options: QwenVLOptions, name: str, file: Path) -> dict[str, Any]:
+    return part.measure(name, options, file, run.left_s)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The status is 1 if a part failed."""
     asked = read_options(arguments)
-    out = asked.out or (TOY_RESULTS if asked.toy else RESULTS)
-    run = Run(options_of(asked), asked.budget, out)
-    if asked.keep and out.exists():
-        run.found = json.loads(out.read_text()) | {
+    run = QwenVLRun(asked.out, asked.budget, options=asdict(asked.options))
+    if asked.keep and asked.out.exists():
+        run.found = json.loads(asked.out.read_text()) | {
             "options": run.found["options"], "left_out": [], "failed": {},
         }  # fmt: skip
-    for name in ("make", *asked.names):
-        run.part(name)
-    run.found["goals"] = [] if asked.toy else qwen_vl_goals.held(run.found)
+    run_parts(run, asked.options, ["make", *asked.names])
     run.save()
-    print(f"\n{qwen_vl_report.as_text(run.found)}")
-    for name in ALONE:
-        if (table := qwen_vl_journal.table(name, run.found)) != qwen_vl_journal.MISSING:
-            print(f"\n{table}")
-    print(f"\nwritten to {out}")
+    print(f"\n{as_text(tables.TABLES, run.results())}")
+    if reason := run.found.get("vllm", {}).get("was not"):
+        print(f"\nvLLM was not measured: {reason}")
+    for name in run.found["left_out"]:
+        print(f"left out: {name}")
+    for name, error in run.found["failed"].items():
+        print(f"FAILED {name}: {error}")
+    print(f"\nwritten to {asked.out}")
     return 1 if run.found["failed"] else 0
 
 

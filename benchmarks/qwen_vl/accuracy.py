@@ -1,9 +1,9 @@
-"""How far apart the answers are on the full-size random model: logits of our engine beside those of
-transformers in the same precision and in float32. Knows how to ask both sides; knows no clock.
+"""Distances of logits on the full-size random model: our engine beside transformers in the same
+precision and in float32.
 
-Ours answers greedily; transformers is then given prompt and answer and says, at each place, what it
-would have said. Two bfloat16 programs never agree bit by bit: who is nearer to float32 rounds less.
-`regret` is by how much the float32 logit of the chosen token is below the largest one.
+Our engine answers greedily; transformers then gets prompt and answer and gives its logits at each
+place. Two bfloat16 programs never agree bit by bit: the one nearer to float32 rounds less. `regret`
+is how far the float32 logit of the chosen token is below the largest one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.distances import distance
+from benchmarks.common.run import PartialResults
 from benchmarks.qwen_vl.cases import Pictures, text
-from benchmarks.qwen_vl.ours import Ours, attempt
+from benchmarks.qwen_vl.options import QwenVLOptions
+from benchmarks.qwen_vl.ours import Ours
 from benchmarks.qwen_vl.peer import Peer
 
 TOKENS, TOY_TOKENS = 24, 6
@@ -34,8 +36,6 @@ SMALL_REGRET = 0.02  # of logits whose spread is about 1
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One turn."""
-
     name: str
     files: list[bytes] = field(repr=False)
     words: str
@@ -51,8 +51,9 @@ class Answer:
     logits: Tensor | None = field(repr=False)
 
 
-def accuracy(options: Options, notes: Notes) -> None:
-    """Ours first, then the peer twice; every prompt is a figure."""
+def accuracy(options: QwenVLOptions, results: PartialResults) -> None:
+    """Our answers first, then the peer's logits in our precision and in float32; one figure per
+    prompt."""
     prompts = list(make_prompts(options))
     one = Ours(options, **(TOY_POOL if options.is_toy else POOL))
     tokens = TOY_TOKENS if options.is_toy else TOKENS
@@ -68,11 +69,11 @@ def accuracy(options: Options, notes: Notes) -> None:
         def compared(prompt: Prompt = prompt, ours: Answer = ours, theirs: Any = theirs) -> Any:
             return compare(ours, theirs, forced(peer, prompt, ours))
 
-        attempt(notes, prompt.name, compared)
-    notes.tell("as near as the peer", verdict(notes.found))
+        results.attempt(prompt.name, compared)
+    results.add("as near as the peer", verdict(results.found))
 
 
-def make_prompts(options: Options) -> Iterator[Prompt]:
+def make_prompts(options: QwenVLOptions) -> Iterator[Prompt]:
     """Text, a picture, a large one, two."""
     for number, sizes in enumerate(TOY_KINDS if options.is_toy else KINDS):
         files = [Pictures(*size).jpeg(40 + number + i) for i, size in enumerate(sizes)]
@@ -81,7 +82,7 @@ def make_prompts(options: Options) -> Iterator[Prompt]:
 
 
 def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
-    """Alone, greedily."""
+    """Greedy, with no other sequence."""
     work = one.prepare(*prompt.files, prompt.words, tokens=tokens)
     with watched(one) as seen:
         (job,) = one.answers([work])
@@ -92,8 +93,8 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
 
 @contextmanager
 def watched(one: Ours) -> Iterator[list[Tensor]]:
-    """Logits (1, vocab) that the tokens of a lone job are chosen from meanwhile, in order, if the
-    runner has a `_choose` they go through."""
+    """Inside, collects the logits (1, vocab) from which a lone job's tokens are chosen, in order;
+    empty if the runner has no `_choose`."""
     runner: Any = one.engine._ready.runner
     seen: list[Tensor] = []
     choose: Callable[..., Tensor] | None = getattr(runner, "_choose", None)
@@ -152,11 +153,6 @@ def compare(ours: Answer, same: Tensor, exact: Tensor) -> dict[str, Any]:
         "first, peer to float32": distance(same[:1], exact[:1]),
         "finite": found["finite"] and bool(torch.isfinite(ours.logits).all()),
     }
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||other||."""
-    return float((one - other).norm() / other.norm())
 
 
 def agreement(tokens: Tensor, exact: Tensor) -> float:

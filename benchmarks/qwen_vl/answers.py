@@ -1,23 +1,22 @@
-"""What a client saw of one answer, and what many of those come to. Knows numbers; no clock and no
-network.
-
-TTFT is from sending the request to its first text. TPOT is the time from first to last text, per
-token after the first (a token without text is counted all the same: counts are the server's). ITL
-is the time between neighbouring pieces of text, whatever number of tokens a piece has.
+"""Latencies of streamed answers as clients see them, and their summary per case. TTFT is the time
+from sending the request to its first text. TPOT is the time from the first to the last text per
+token after the first; token counts are the server's, so a token without text counts too. ITL is the
+time between neighbouring pieces of text, however many tokens a piece has.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from benchmarks.common.stats import quantile
 
 
 @dataclass(slots=True)
 class Answered:
-    """One request as its client saw it; seconds of one monotonic clock of the machine."""
+    """One request as its client saw it; times are seconds of the machine's monotonic clock."""
 
     sent: float
     texts: list[float] = field(default_factory=list)
@@ -45,14 +44,6 @@ class Answered:
     def gaps_ms(self) -> list[float]:
         """Between neighbouring pieces of text."""
         return [1e3 * (b - a) for a, b in zip(self.texts, self.texts[1:], strict=False)]
-
-
-def quantile(values: Iterable[float], share: float) -> float | None:
-    """The smallest value that `share` of all do not exceed; None of nothing."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def summed_up(answers: Sequence[Answered]) -> dict[str, Any]:

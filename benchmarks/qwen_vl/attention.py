@@ -1,6 +1,5 @@
-"""Attention at this model's shapes by each kernel that torch carries: FlashAttention 2, cuDNN's,
-the memory-efficient one. Knows shapes and SDPA; this engine's own kernels it knows not (their share
-of a step is in the traces of the part `profile`).
+"""Attention at this model's shapes by each kernel of torch: FlashAttention 2, cuDNN's, the
+memory-efficient one. The share of this engine's own kernels is in the traces of the part `profile`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common.clock import Clock
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.run import PartialResults
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 KERNELS = {
     "FlashAttention 2": SDPBackend.FLASH_ATTENTION,
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def operations(self) -> float:
-        """Causal counts half."""
+        """Causal attention counts half."""
         whole = 4.0 * self.rows * self.heads * self.head_dim * self.queries * self.keys
         return whole / 2 if self.is_causal else whole
 
@@ -55,16 +55,15 @@ SHAPES = (
 TOY_SHAPES = (Shape("toy", 1, 4, 32, 64, 64), Shape("toy, causal", 1, 4, 32, 64, 64, True))
 
 
-def attention(options: Options, notes: Notes) -> None:
-    """Milliseconds by shape and kernel; a kernel that does not take a shape has none."""
+def attention(options: QwenVLOptions, results: PartialResults) -> None:
+    """Milliseconds by shape and kernel; None for a kernel that does not take a shape."""
     clock = Clock(torch.device(options.device))
     dtype = torch.bfloat16 if clock.is_cuda else torch.float32
     for shape in TOY_SHAPES if options.is_toy else SHAPES:
-        notes.tell(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
+        results.add(shape.name, {name: one(clock, dtype, shape, name) for name in KERNELS})
 
 
 def one(clock: Clock, dtype: torch.dtype, shape: Shape, kernel: str) -> dict[str, Any]:
-    """One cell."""
     made = partial(torch.randn, device=clock.device, dtype=dtype)
     query = made(shape.rows, shape.heads, shape.queries, shape.head_dim)
     key, value = (made(shape.rows, shape.heads, shape.keys, shape.head_dim) for _ in range(2))

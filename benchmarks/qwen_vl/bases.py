@@ -1,5 +1,5 @@
-"""What the other parts stand on: the checkpoint, the machine's name, its best rates. Knows no
-engine and no peer.
+"""The first parts of the Qwen benchmark: the machine with the random checkpoint, and the best rates
+of the card.
 """
 
 from __future__ import annotations
@@ -8,30 +8,31 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import ceilings as flux_ceilings
+from benchmarks.common import ceilings as card
 from benchmarks.common.clock import Clock
-from benchmarks.common.run import Notes, Options
-from benchmarks.flux import report as flux_report
-from benchmarks.qwen_vl import random_weights as qwen_vl_random
+from benchmarks.common.machine import machine
+from benchmarks.common.run import PartialResults
+from benchmarks.qwen_vl import random_weights
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 TOKENS = (1433, 5476)
 """A prompt with a picture of 1024x1024; the patches of that picture."""
 
 
-def make(options: Options, notes: Notes) -> None:
-    """The random checkpoint, where it is not there yet."""
+def make(options: QwenVLOptions, results: PartialResults) -> None:
+    """The machine, and the random checkpoint, which is made if it is not there."""
     device = torch.device(options.device)
-    notes.tell("machine", flux_report.machine(device))
-    changes = qwen_vl_random.TOY if options.is_toy else qwen_vl_random.FULL
-    notes.tell("checkpoint", qwen_vl_random.make(Path(options.folder), changes, device))
+    results.add("machine", machine(device=options.device))
+    changes = random_weights.TOY if options.is_toy else random_weights.FULL
+    results.add("checkpoint", random_weights.make(Path(options.folder), changes, device))
 
 
-def ceilings(options: Options, notes: Notes) -> None:
+def ceilings(options: QwenVLOptions, results: PartialResults) -> None:
     """Matmul and copy, operations and bytes per second; a copy reads and writes."""
     clock = Clock(torch.device(options.device))
     dtype = torch.bfloat16 if clock.is_cuda else torch.float32
-    found = flux_ceilings.measure(clock, dtype, 16, 128, () if options.is_toy else TOKENS)
-    notes.tell("bf16", found.ceilings.bf16)
-    notes.tell("fp8", found.ceilings.fp8)
-    notes.tell("copy_bytes_per_s", found.copy_bytes_per_s)
-    notes.tell("attention", {str(n): rate for n, rate in found.ceilings.attention.items()})
+    found = card.measure(clock, dtype, 16, 128, () if options.is_toy else TOKENS)
+    results.add("bf16", found.ceilings.bf16)
+    results.add("fp8", found.ceilings.fp8)
+    results.add("copy_bytes_per_s", found.copy_bytes_per_s)
+    results.add("attention", {str(n): rate for n, rate in found.ceilings.attention.items()})

@@ -1,7 +1,7 @@
-"""What is asked: a case, its conversations, its pictures. Values only; knows nobody who answers.
+"""The requests of the Qwen benchmark: cases, their conversations and pictures.
 
-Pictures are smooth shapes under mild noise, as JPEG of quality 90, all different, of a size that
-photographs have (1024x1024 about 350 KB). Same seed, same requests.
+Pictures are smooth shapes under mild noise, as JPEG of quality 90, all different, as large as
+photographs (1024x1024 about 350 KB). The same seed gives the same requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TURNS = 3
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """So many clients, each asking again as soon as it is answered."""
+    """`clients` closed loops: each client sends its next request when the last one is answered."""
 
     clients: int
     kind: str
@@ -64,7 +64,7 @@ class Case:
 
     @property
     def is_same(self) -> bool:
-        """Whether everybody asks about one picture."""
+        """Whether all requests are about one picture."""
         return self.kind.startswith("same")
 
     @property
@@ -74,13 +74,13 @@ class Case:
 
 
 def text(seed: int, words: int = NUM_WORDS) -> str:
-    """Different for every seed from its first word on."""
+    """A different one for every seed, from its first word on."""
     chosen = random.Random(seed).choices(WORDS, k=words)
     return " ".join(chosen)
 
 
 class Pictures:
-    """Makes JPEGs of one size, every seed another; the costly noise is drawn once."""
+    """Makes JPEGs of one size, a different one for every seed; the costly noise is drawn once."""
 
     def __init__(self, width: int, height: int) -> None:
         self._size = (height, width)
@@ -89,7 +89,6 @@ class Pictures:
         self._noise = noise.astype(np.float32)
 
     def jpeg(self, seed: int) -> bytes:
-        """The file."""
         file = io.BytesIO()
         Image.fromarray(self.pixels(seed)).save(file, "JPEG", quality=QUALITY)
         return file.getvalue()
@@ -106,7 +105,6 @@ class Pictures:
 
 
 def url(jpeg: bytes) -> str:
-    """As clients send it."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
@@ -119,7 +117,7 @@ class Conversations:
         self._pictures = Pictures(*case.size) if case.size else None
 
     def opening(self, number: int) -> dict[str, Any]:
-        """Conversation `number`, before any answer."""
+        """The first turn of conversation `number`."""
         parts: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": url(jpeg)}} for jpeg in self.files(number)
         ]
@@ -127,7 +125,6 @@ class Conversations:
         return self._body([{"role": "user", "content": parts}])
 
     def files(self, number: int) -> list[bytes]:
-        """The pictures of conversation `number`."""
         if self._pictures is None:
             return []
         first = 0 if self._case.is_same else number * self._case.pictures

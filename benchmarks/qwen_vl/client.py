@@ -1,9 +1,9 @@
-"""Streaming clients of an OpenAI server, in processes of their own: each asks, reads to the end and
-asks again. Knows HTTP/1.1, server-sent events and the clock; no model.
+"""Streaming clients of an OpenAI server, in processes of their own: each sends a request, reads the
+answer to its end and sends the next.
 
-`measure` starts the processes; every one makes its requests' pictures before the clock starts,
-says so, and waits for the word. `python -m benchmarks.qwen_vl.client SHARE` is one process: SHARE
-is a `Share` as JSON, and its answers are one JSON line at the end. Connections are kept.
+`measure` starts the processes. Each one makes the pictures of its requests first, prints `ready`
+and waits for `go`. `python -m benchmarks.qwen_vl.client SHARE` is one process: SHARE is a `Share`
+as JSON, and its answers are one JSON line at the end. Connections are kept open.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ END = b"[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process does: `clients` connections, conversations `first`, first + step, ..."""
+    """The work of one process: `clients` connections, conversations `first`, first + step, ..."""
 
     port: int
     model: str
@@ -41,12 +41,12 @@ class Share:
 
     @property
     def case(self) -> Case:
-        """As a case of its own."""
         return Case(self.clients, self.kind, self.conversations, self.tokens)
 
 
 class Events:
-    """Bytes of one answer -> its events. Takes the chunked encoding apart; any split is fine."""
+    """Parses the bytes of one answer into events, however they are split. Decodes the chunked
+    encoding."""
 
     def __init__(self) -> None:
         self._raw = b""
@@ -87,7 +87,7 @@ class Events:
         return True
 
     def _read_chunk(self) -> bool:
-        """One chunk into the text; False if more bytes are needed or none will come."""
+        """Move one chunk into the text; False if more bytes are needed or the answer is over."""
         if self.is_over:
             return False
         size, separator, rest = self._raw.partition(b"\r\n")
@@ -116,12 +116,10 @@ class Client(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Nothing is sent before `begin`."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def begin(self) -> None:
-        """Send the first request."""
         if not self._openings:
             self._finish()
             return
@@ -139,7 +137,6 @@ class Client(asyncio.Protocol):
         self._transport.write(head.encode() + raw)
 
     def data_received(self, received: bytes) -> None:
-        """Note when text came; go on when the answer is over."""
         now = time.monotonic()
         for event in self._events.feed(received):
             if self._events.status != 200:
@@ -172,7 +169,7 @@ class Client(asyncio.Protocol):
         self._send(self._body, turn)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The server hung up before the end."""
+        """The server closed the connection before the end."""
         if not self.done.done():
             self._seen.error = str(error or "the server closed the connection")
             self._out.append(self._seen)
@@ -185,7 +182,7 @@ class Client(asyncio.Protocol):
 
 
 def openings(share: Share) -> list[tuple[int, Any]]:
-    """The first turns, last one first; bytes where no second turn is built on them."""
+    """The first turns, last one first; as bytes where no second turn builds on them."""
     talk = Conversations(share.case, share.model)
     numbers = [share.first + i * share.step for i in range(share.conversations)]
     made = [(number, talk.opening(number)) for number in reversed(numbers)]
@@ -195,7 +192,6 @@ def openings(share: Share) -> list[tuple[int, Any]]:
 
 
 async def run(share: Share, left: list[tuple[int, Any]]) -> list[Answered]:
-    """All of a process's conversations."""
     loop = asyncio.get_running_loop()
     answers: list[Answered] = []
     clients = [
@@ -213,7 +209,7 @@ async def run(share: Share, left: list[tuple[int, Any]]) -> list[Answered]:
 
 
 def shares(case: Case, port: int, model: str, first: int) -> list[Share]:
-    """A case, spread over processes."""
+    """One per process."""
     count = -(-case.clients // CLIENTS_PER_PROCESS)
     conversations = max(1, case.requests // case.turns)
     return [
@@ -236,7 +232,8 @@ def _part(whole: int, parts: int, index: int) -> int:
 
 
 def measure(case: Case, port: int, model: str, first: int, timeout_s: float) -> list[Answered]:
-    """Run a case with conversations `first`, first + 1, ...; raises what a process died of."""
+    """Run a case with conversations `first`, first + 1, ... Raises `RuntimeError` if a process
+    dies."""
     with ExitStack() as stack:
         processes = [_start(stack, share) for share in shares(case, port, model, first)]
         for process in processes:
@@ -270,7 +267,6 @@ def _answers_of(process: subprocess.Popen[str], timeout_s: float) -> Sequence[An
 
 
 def main() -> None:
-    """One process."""
     share = Share(**json.loads(sys.argv[1]))
     left = openings(share)
     gc.freeze()  # no pause for what was prepared

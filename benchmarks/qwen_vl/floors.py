@@ -1,8 +1,8 @@
-"""Operations and bytes that an answer of Qwen2.5-VL-3B takes, and the time a card needs for them at
-its own best rates. Pure arithmetic: knows no clock, no weights and no engine.
+"""Operations and bytes of an answer of Qwen2.5-VL-3B, and the time a card needs for them at its own
+best rates.
 
 A multiply and an add are two operations. Decoding reads every weight of the text model once per
-step, the tied head included, and each sequence's keys and values; reading alone is counted at the
+step, the tied head included, and each sequence's keys and values. Reading alone is counted at the
 rate of a copy, which reads and writes.
 """
 
@@ -27,7 +27,7 @@ WEIGHT_BYTES = WIDTH * (LAYERS * (BLOCK + HIDDEN + 2 * KV_WIDTH + 2 * HIDDEN) + 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Best ones of a card."""
+    """Best rates of a card."""
 
     operations_per_s: float
     """A large matmul in bfloat16."""
@@ -35,7 +35,6 @@ class Rates:
 
     @classmethod
     def of(cls, ceilings: Mapping[str, float]) -> Rates:
-        """From the part `ceilings`."""
         return cls(ceilings["bf16"], ceilings["copy_bytes_per_s"])
 
 
@@ -65,15 +64,6 @@ def prefill_operations(tokens: float) -> float:
 def decode_ms(rates: Rates, rows: int, tokens: float) -> float:
     """One step of `rows` sequences of `tokens` each."""
     return 1e3 * (WEIGHT_BYTES + rows * tokens * KV_BYTES) / rates.bytes_per_s
-
-
-def first_ms(rates: Rates, tokens: float, pictures: int, size: tuple[int, int] | None) -> float:
-    """To the first token of one request alone; a short prompt still reads every weight."""
-    vision = pictures * vision_operations(*size) if size else 0.0
-    text = max(
-        prefill_operations(tokens) / rates.operations_per_s, WEIGHT_BYTES / rates.bytes_per_s
-    )
-    return 1e3 * (vision / rates.operations_per_s + text)
 
 
 def requests_per_s(

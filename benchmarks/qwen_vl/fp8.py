@@ -1,8 +1,8 @@
-"""What fp8 weights cost in quality: pictures of held-out scenes described by this engine with and
-without them, each description read by rule and compared, scene by scene. Knows no server.
+"""Quality cost of fp8 weights: pictures of held-out scenes described by this engine with and
+without them. Each description is read by rules and compared with its scene.
 
-`python -m benchmarks.qwen_vl.fp8` writes `results/qwen_vl_fp8.json`. On a GPU the linears are the
-product's fp8 kernels, elsewhere their reference in plain torch. Nothing here imports KServe.
+`python -m benchmarks.qwen_vl.fp8` writes `results/qwen_vl_fp8.json`. On a GPU the linears run the
+product's fp8 kernels, elsewhere their reference in plain torch.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from benchmarks.common import paths
-from benchmarks.flux.likeness import (
+from benchmarks.common.run import write_json
+from benchmarks.common.stats import (
     DIFFERENCE_METHOD,
     SHARE_METHOD,
     difference_interval,
     share_interval,
 )
+from benchmarks.qwen_vl.options import QwenVLOptions
+from benchmarks.qwen_vl.ours import Ours
 from checkpoints.training import drawing
 from checkpoints.training.scenes import Scene, evaluation_scenes, parse_caption
-from predictors.chat.engine import ChatEngine
-from predictors.chat.inputs import ChatPreparer
-from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.compute.device.placement import Placement, place
-from predictors.models.qwen2_5_vl.model import Qwen25VLModel
-from predictors.serving.job import Job
-from predictors.settings import ComputeSettings, ImageLimits, QwenVLSettings
+from predictors.settings import ComputeSettings
 
 CHECKPOINT = paths.SHAPES_QWEN_VL
 RESULTS = paths.RESULTS / "qwen_vl_fp8.json"
@@ -42,51 +41,39 @@ DESCRIBE = "Describe this picture."
 SCENES_SEED = 2  # as `checkpoints.training.evaluate`
 MAX_TOKENS = 120
 GOAL_POINTS = -1.0
-GREEDY = Sampling(temperature=0.0)
-
-
-class Collected(Job[Any, ChatDelta]):
-    """A job that keeps its tokens."""
-
-    def __init__(self, work: Any) -> None:
-        super().__init__("fp8", work)
-        self.tokens: list[int] = []
-
-    def emit(self, chunk: ChatDelta) -> None:
-        """On this, the only thread."""
-        self.tokens += chunk.tokens
-        super().emit(chunk)
+SLOTS = 32
 
 
 def describe(images: Sequence[Image.Image], placement: Placement, precision: str) -> list[str]:
-    """The descriptions by the engine in `precision`, as many at once as it has slots."""
-    settings = QwenVLSettings(slots=32, max_context=512, precision=precision)
-    model = Qwen25VLModel(CHECKPOINT)
-    engine = ChatEngine(f"fp8-{precision}", model, settings, placement)
-    limit, on_device = engine.max_context, placement.is_cuda
-    inputs = ChatPreparer("fp8", model, settings, ImageLimits(), limit, on_device=on_device)
-    engine.load()
-    engine.warm(lambda *_: None)
-    jobs = [Collected(inputs.prepare(asked(image))) for image in images]
-    waiting = list(jobs)
-    while waiting or engine.busy:
-        while waiting and engine.admit(waiting[0]):
-            waiting.pop(0)
-        engine.step(engine.active)
-    engine.close()
-    return [model.tokenizer.decode(job.tokens, skip_special_tokens=True) for job in jobs]
+    """Greedy descriptions by the engine in `precision`, `SLOTS` at a time."""
+    options = QwenVLOptions(
+        folder=str(CHECKPOINT), device=str(placement.device), is_toy=True, slots=SLOTS
+    )
+    ours = Ours(
+        options,
+        QWEN_VL_MAX_CONTEXT="512",
+        QWEN_VL_PRECISION=precision,
+        COMPUTE_DTYPE=str(placement.dtype).removeprefix("torch."),
+    )
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    texts = []
+    for first in range(0, len(images), SLOTS):
+        works = [
+            ours.prepare(png(image), DESCRIBE, tokens=MAX_TOKENS, ignore_eos=False)
+            for image in images[first : first + SLOTS]
+        ]
+        texts += [tokenizer.decode(job.tokens) for job in ours.answers(works)]
+    ours.engine.close()
+    return texts
 
 
-def asked(image: Image.Image) -> ChatRequest:
-    """For a description."""
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
-    message = Message("user", (Picture(file.getvalue()), DESCRIBE))
-    return ChatRequest((message,), GREEDY, seed=0, max_tokens=MAX_TOKENS)
+    return file.getvalue()
 
 
 def compare(count: int, placement: Placement) -> dict[str, Any]:
-    """Both ways over `count` scenes."""
     scenes = evaluation_scenes(count, seed=SCENES_SEED)
     images = drawing.draw(scenes, seed=SCENES_SEED)
     texts, seconds = {}, {}
@@ -127,7 +114,6 @@ def _device(placement: Placement) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2400)
     parser.add_argument("--device", default="auto")
@@ -137,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     placement = place(ComputeSettings(device=args.device, dtype=args.dtype))
     report = compare(args.count, placement)
     print(json.dumps(report, indent=1), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The cases through a real server with streaming clients, ours and vLLM's alike. Knows which cases,
-in which order; the clock is the clients'.
+"""The cases through a server with streaming clients, ours and vLLM's alike, and a soak test. Times
+are the clients'.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.run import Notes, Options
-from benchmarks.qwen_vl import client as qwen_vl_client
-from benchmarks.qwen_vl import server as qwen_vl_server
+from benchmarks.common import server as servers
+from benchmarks.common.run import PartialResults
+from benchmarks.common.server import MODEL, Server
+from benchmarks.qwen_vl import client
 from benchmarks.qwen_vl.answers import summed_up
 from benchmarks.qwen_vl.cases import Case
-from benchmarks.qwen_vl.server import MODEL, Server
+from benchmarks.qwen_vl.options import QwenVLOptions
 from predictors.cli.child import free_ports
 
 CASES = (
@@ -57,73 +58,71 @@ TOY_SOAK = (Case(4, "64x64", 8, 4), Case(4, "text", 8, 4))
 READY = {"ours": "/v2/health/ready", "vllm": "/health"}
 
 
-def chosen(options: Options) -> list[Case]:
-    """The cases that were asked for."""
+def chosen(options: QwenVLOptions) -> list[Case]:
     cases = TOY_CASES if options.is_toy else CASES
     names = {name.strip() for name in options.cases.split(",") if name.strip()}
     return [case for case in cases if not names or str(case) in names]
 
 
-def http(options: Options, notes: Notes) -> None:
+def http(options: QwenVLOptions, results: PartialResults) -> None:
     """Every case through our server."""
     (port,) = free_ports(1)
-    start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
-    with qwen_vl_server.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
-        notes.tell("ready_s", server.ready_s)
+    start = servers.ours(port, Path(options.folder), options.server_settings())
+    with servers.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
+        results.add("ready_s", server.ready_s)
         before = server.counters()
-        measure(options, server, notes)
-        notes.tell("counters", {"at ready": before, "at the end": server.counters()})
-        notes.tell("host_gib", server.host_bytes() / 2**30)
+        measure(options, server, results)
+        results.add("counters", {"at ready": before, "at the end": server.counters()})
+        results.add("host_gib", server.host_bytes() / 2**30)
 
 
-def vllm(options: Options, notes: Notes) -> None:
-    """The same through vLLM's, where it is installed."""
-    if not qwen_vl_server.has_vllm():
-        notes.tell("was not", "vllm cannot be imported here")
+def vllm(options: QwenVLOptions, results: PartialResults) -> None:
+    """Every case through vLLM's server, where it is installed."""
+    if not servers.has_vllm():
+        results.add("was not", "vllm cannot be imported here")
         return
     (port,) = free_ports(1)
-    start = qwen_vl_server.vllm(port, Path(options.folder), options.slots)
-    with qwen_vl_server.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
-        notes.tell("ready_s", server.ready_s)
-        measure(options, server, notes)
+    start = servers.vllm(port, Path(options.folder), options.slots)
+    with servers.running(*start, port, _log(options, "vllm"), READY["vllm"]) as server:
+        results.add("ready_s", server.ready_s)
+        measure(options, server, results)
 
 
-def measure(options: Options, server: Server, notes: Notes) -> None:
-    """The chosen cases, every one with conversations of its own."""
+def measure(options: QwenVLOptions, server: Server, results: PartialResults) -> None:
+    """The chosen cases, each with conversations of its own."""
     for number, case in enumerate(chosen(options), start=1):
-        one_case(case, APART * number, server, notes)
+        one_case(case, APART * number, server, results)
 
 
-def one_case(case: Case, first: int, server: Server, notes: Notes) -> None:
-    """Warm up with other pictures, then measure; a case that fails says so and the next runs."""
+def one_case(case: Case, first: int, server: Server, results: PartialResults) -> None:
+    """Warm up with other pictures, then measure. A case that fails is recorded and the next ones
+    run."""
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
-        qwen_vl_client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
-        answers = qwen_vl_client.measure(case, server.port, MODEL, first, CASE_S)
+        client.measure(warm, server.port, MODEL, first + WARM, CASE_S)
+        answers = client.measure(case, server.port, MODEL, first, CASE_S)
     except Exception as error:  # noqa: BLE001 - the next case may still work
-        notes.tell(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
+        results.add(str(case), {"case": asdict(case), "failed": 0, "errors": [repr(error)]})
         return
-    notes.tell(str(case), {"case": asdict(case), **summed_up(answers)})
+    results.add(str(case), {"case": asdict(case), **summed_up(answers)})
 
 
-def soak(options: Options, notes: Notes) -> None:
-    """Some 2,000 requests: memory after every round, what was compiled or captured meanwhile."""
+def soak(options: QwenVLOptions, results: PartialResults) -> None:
+    """Some 2,000 requests: memory after every round, and what was compiled or captured."""
     (port,) = free_ports(1)
-    start = qwen_vl_server.ours(port, Path(options.folder), options.server_settings())
-    with qwen_vl_server.running(*start, port, _log(options, "soak"), READY["ours"]) as server:
+    start = servers.ours(port, Path(options.folder), options.server_settings())
+    with servers.running(*start, port, _log(options, "soak"), READY["ours"]) as server:
         rounds = [_memory(server, 0, 0)]
         for turn in range(SOAK_ROUNDS):
             asked, failed = rounds[-1]["requests"], rounds[-1]["failed"]
             for case in TOY_SOAK if options.is_toy else SOAK:
-                answers = qwen_vl_client.measure(
-                    case, server.port, MODEL, APART * (turn + 1), CASE_S
-                )
+                answers = client.measure(case, server.port, MODEL, APART * (turn + 1), CASE_S)
                 asked += len(answers)
                 failed += sum(answer.error is not None for answer in answers)
             rounds.append(_memory(server, asked, failed))
-            notes.found["rounds"] = rounds
-            notes.tell("last round", rounds[-1])
-        notes.tell("counters", server.counters())
+            results.found["rounds"] = rounds
+            results.add("last round", rounds[-1])
+        results.add("counters", server.counters())
 
 
 def _memory(server: Server, requests: int, failed: int) -> dict[str, Any]:
@@ -135,5 +134,5 @@ def _memory(server: Server, requests: int, failed: int) -> dict[str, Any]:
     }
 
 
-def _log(options: Options, name: str) -> Path:
+def _log(options: QwenVLOptions, name: str) -> Path:
     return Path(options.folder).parent / f"qwen-vl-{name}.log"

@@ -1,5 +1,5 @@
-"""What looking inside costs the callers: engine steps before and during a profile under full load,
-and how long a scrape takes meanwhile. Knows the admin port and /metrics, and no engine.
+"""The cost of inspection under full load: engine steps before and during a profile, and the time of
+a scrape.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common.run import Notes, Options
-from benchmarks.qwen_vl import client as qwen_vl_client
-from benchmarks.qwen_vl import server as qwen_vl_server
+from benchmarks.common import server as servers
+from benchmarks.common.run import PartialResults
+from benchmarks.common.server import MODEL, Server
+from benchmarks.qwen_vl import client
 from benchmarks.qwen_vl.cases import Case
 from benchmarks.qwen_vl.http import CASE_S, READY
-from benchmarks.qwen_vl.server import MODEL, Server
+from benchmarks.qwen_vl.options import QwenVLOptions
 from predictors.cli.child import free_ports
 
 LOAD, TOY_LOAD = Case(64, "text", 3200), Case(4, "text", 1200, 64)
@@ -30,40 +31,40 @@ SETTLED_S, UNDISTURBED_S = 3.0, 4.0
 SCRAPES, SCRAPE_EVERY_S = 25, 0.2
 
 
-def inspect(options: Options, notes: Notes) -> None:
+def inspect(options: QwenVLOptions, results: PartialResults) -> None:
     """Our server with its admin port, all slots busy with text."""
     port, admin = free_ports(2)
     settings = {**options.server_settings(), "SERVER_ADMIN_PORT": str(admin)}
-    start = qwen_vl_server.ours(port, Path(options.folder), settings)
+    start = servers.ours(port, Path(options.folder), settings)
     log = Path(options.folder).parent / "qwen-vl-inspect.log"
     with (
-        qwen_vl_server.running(*start, port, log, READY["ours"]) as server,
+        servers.running(*start, port, log, READY["ours"]) as server,
         loaded(TOY_LOAD if options.is_toy else LOAD, server) as is_loaded,
     ):
         time.sleep(SETTLED_S)
-        notes.tell("scrape_ms", scrapes(server))
+        results.add("scrape_ms", scrapes(server))
         for steps in STEPS:
-            notes.tell(f"profile of {steps}", profiled(server, admin, steps))
-        notes.tell("was loaded throughout", is_loaded())
+            results.add(f"profile of {steps}", profiled(server, admin, steps))
+        results.add("was loaded throughout", is_loaded())
 
 
 @contextmanager
 def loaded(case: Case, server: Server) -> Iterator[Any]:
-    """The case's clients ask meanwhile; gives whether they still do. Waits for them at the end."""
+    """Inside, the case's clients run; yields a function that tells whether they still do. Waits for
+    them at the end."""
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(qwen_vl_client.measure, case, server.port, MODEL, 0, CASE_S)
+        work = pool.submit(client.measure, case, server.port, MODEL, 0, CASE_S)
         yield lambda: not work.done()
 
 
 def steps_done(server: Server) -> float:
-    """The engine's counter."""
     found = re.search(r"^predictors_engine_steps_total\{.*\} (\S+)$", server.get("/metrics"), re.M)
     assert found is not None
     return float(found[1])
 
 
 def profiled(server: Server, admin: int, steps: int) -> dict[str, float]:
-    """Engine steps per second before a profile of so many, and from its question to its answer."""
+    """Engine steps per second before and during a profile of `steps`, and its seconds."""
     before_s, before = time.monotonic(), steps_done(server)
     threading.Event().wait(UNDISTURBED_S)
     began_s, began = time.monotonic(), steps_done(server)

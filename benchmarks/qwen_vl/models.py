@@ -1,5 +1,5 @@
 """Chat models side by side on one GPU: each behind this server, with random weights at full size,
-asked by the same streaming clients. One table of first tokens and times per token.
+with the same streaming clients. One table of first tokens and times per token.
 
 `python -m benchmarks.qwen_vl.models` measures all models within `--budget` seconds; `--models`
 takes some, `--keep` adds to the file of an earlier call, `--toy` runs the same code at a few
@@ -21,11 +21,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import paths
-from benchmarks.common.run import Options, Run, rounded
+from benchmarks.common.run import BenchmarkRun, rounded, write_json
+from benchmarks.common.tables import markdown
 from benchmarks.qwen_vl import random_weights
-from benchmarks.qwen_vl.__main__ import MEMORY, SLOTS, TOY_SLOTS
+from benchmarks.qwen_vl.__main__ import MEMORY, SLOTS, TOY_SLOTS, run_parts
+from benchmarks.qwen_vl.options import QwenVLOptions
 from benchmarks.qwen_vl.random_weights import Config
-from benchmarks.qwen_vl.report import cases
+from benchmarks.qwen_vl.tables import cases
 
 RESULTS = paths.RESULTS / "qwen_vl_models.json"
 CASES = "1 x text,1 x 448x448,1 x 1024x1024,64 x text,64 x 448x448"
@@ -113,7 +115,7 @@ def make(folder: Path, changes: Config, device: torch.device) -> dict[str, float
     return random_weights.make(folder, changes, device, files)
 
 
-def measure(name: str, changes: Config, options: Options, budget_s: float) -> dict[str, Any]:
+def measure(name: str, changes: Config, options: QwenVLOptions, budget_s: float) -> dict[str, Any]:
     """One model's checkpoint, and its cases through a server of its own."""
     started = time.monotonic()
     device = torch.device(options.device)
@@ -121,8 +123,8 @@ def measure(name: str, changes: Config, options: Options, budget_s: float) -> di
     if device.type == "cuda":
         torch.cuda.empty_cache()
     left_s = budget_s - (time.monotonic() - started)
-    run = Run(options, left_s, paths.SCRATCH / f"models-{name}.json")
-    run.part("http")
+    run = BenchmarkRun(paths.SCRATCH / f"models-{name}.json", left_s)
+    run_parts(run, options, ["http"])
     return found | {
         key: run.found[key] for key in ("http", "failed", "left_out") if run.found.get(key)
     }
@@ -130,17 +132,15 @@ def measure(name: str, changes: Config, options: Options, budget_s: float) -> di
 
 def table(found: Mapping[str, Any]) -> str:
     """All models, case by case, as Markdown."""
-    lines = [HEAD, tuple("---" for _ in HEAD)]
-    names = list(found["models"])
-    asked = dict.fromkeys(
-        case for model in found["models"].values() for case in cases(model, "http")
-    )
-    for case in asked:
-        for name in names:
-            row = cases(found["models"][name], "http").get(case)
-            if row is not None:
-                lines.append((name, case, *_figures(row)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = {name: cases(model, "http") for name, model in found["models"].items()}
+    asked = dict.fromkeys(case for by_case in rows.values() for case in by_case)
+    cells = [
+        (name, case, *_figures(by_case[case]))
+        for case in asked
+        for name, by_case in rows.items()
+        if case in by_case
+    ]
+    return markdown([HEAD, *cells])
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -152,7 +152,6 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """From the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.qwen_vl.models", description=__doc__
     )
@@ -161,7 +160,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--cases", default="", help=f"of the clients', by default {CASES}")
     add("--toy", action="store_true", help="a few layers, on any device")
     add("--budget", type=float, default=560.0, help="seconds for everything")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of ours")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of our server")
     add("--device", default="", help="cuda:0, cpu, ...")
     add("--out", type=Path, help="the JSON file")
     add("--keep", action="store_true", help="keep the file's other models")
@@ -169,12 +168,12 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     known = TOYS if asked.toy else MODELS
     asked.names = [name.strip() for name in asked.models.split(",") if name.strip() in known]
     if not asked.names:
-        parser.error(f"--models knows {', '.join(known)}")
+        parser.error(f"--models takes {', '.join(known)}")
     return asked
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write."""
+    """The status is 1 if a model failed."""
     asked, began = read_options(arguments), time.monotonic()
     out = asked.out or (paths.SCRATCH / RESULTS.name if asked.toy else RESULTS)
     found: dict[str, Any] = {"models": {}}
@@ -182,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         found = json.loads(out.read_text())
     shelf = MEMORY if MEMORY.is_dir() and not asked.toy else paths.SCRATCH
     for name in asked.names:
-        options = Options(
+        options = QwenVLOptions(
             folder=str(shelf / f"{'toy-' if asked.toy else ''}{name}"),
             device=asked.device or ("cpu" if asked.toy else "cuda:0"),
             is_toy=asked.toy,
@@ -194,8 +193,7 @@ def main(arguments: Sequence[str]) -> int:
         left_s = asked.budget - (time.monotonic() - began)
         changes = (TOYS if asked.toy else MODELS)[name]
         found["models"][name] = measure(name, changes, options, left_s)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rounded(found), indent=1) + "\n")
+        write_json(out, rounded(found))
     print(f"\n{table(found)}\n\nwritten to {out}")
     return int(any(model.get("failed") for model in found["models"].values()))
 

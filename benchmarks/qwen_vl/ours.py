@@ -1,10 +1,9 @@
-"""This engine by itself, no server around it: decode steps, first tokens, what preparing costs,
-what a start costs. Knows the engine's public turns (`admit`, `step`); what a figure's floor is, it
-does not.
+"""This engine without a server: decode steps, first tokens, preparing, start. Jobs are prepared
+before they are timed, except for `prepare_ms`.
 
-Jobs are prepared before they are timed, but for `prepare_ms`. What is done for a picture is told
-apart from outside: a prompt about a new picture, about a known one after other words (its prompt is
-read anew, the picture is not), and about a known one first (its pages are known too).
+The parts of a first token follow from three prompts: about a new picture, about a cached picture
+after other words (the prompt is computed again, the picture is not), and about a cached picture
+first (its KV pages are shared too).
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import profiling as flux_profile
+from benchmarks.common import profiling
 from benchmarks.common.clock import GIB, Clock, no_synchronising
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.run import PartialResults
 from benchmarks.qwen_vl.cases import Pictures, text
+from benchmarks.qwen_vl.options import QwenVLOptions
 from predictors.__main__ import build
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatWork
@@ -48,16 +48,16 @@ class Timed(Job[ChatWork, ChatDelta]):
         self.tokens: list[int] = []
 
     def emit(self, chunk: ChatDelta) -> None:
-        """Engine's thread; here the only one."""
+        """On the thread that steps the engine."""
         self.times += [time.perf_counter()] * len(chunk.tokens)
         self.tokens += chunk.tokens
         super().emit(chunk)
 
 
 class Ours:
-    """The room of one checkpoint, ready."""
+    """The predictor of one checkpoint, loaded and warm; its engine is stepped by the caller."""
 
-    def __init__(self, options: Options, **more: str) -> None:
+    def __init__(self, options: QwenVLOptions, **more: str) -> None:
         chosen = options.server_settings() | more
         settings = from_env({f"PREDICTORS_{name}": value for name, value in chosen.items()})
         self.clock = Clock(torch.device(options.device))
@@ -67,12 +67,13 @@ class Ours:
         self.load_s, _ = self.clock.seconds(self.engine.load)
         self.warm_s, _ = self.clock.seconds(lambda: self.engine.warm(lambda *_: None))
 
-    def prepare(self, *parts: str | bytes, tokens: int = TOKENS) -> ChatWork:
+    def prepare(
+        self, *parts: str | bytes, tokens: int = TOKENS, ignore_eos: bool = True
+    ) -> ChatWork:
         """One user turn of texts and picture files; greedy, neutral penalties."""
         made = tuple(Picture(p) if isinstance(p, bytes) else p for p in parts)
-        request = ChatRequest(
-            (Message("user", made),), Sampling(0.0), seed=0, max_tokens=tokens, ignore_eos=True
-        )
+        turn, greedy = Message("user", made), Sampling(0.0)
+        request = ChatRequest((turn,), greedy, seed=0, max_tokens=tokens, ignore_eos=ignore_eos)
         return self._predictor.prepare(request)
 
     def answers(self, works: Iterable[ChatWork]) -> list[Timed]:
@@ -84,7 +85,7 @@ class Ours:
         return jobs
 
     def admit(self, jobs: Sequence[Timed]) -> None:
-        """All of them; raises `RuntimeError` if there is no room."""
+        """Raises `RuntimeError` if there are too few slots."""
         for job in jobs:
             self.engine.validate(job.work)
             if not self.engine.admit(job):
@@ -98,31 +99,23 @@ class Ours:
         return 1e3 * (job.times[0] - started)
 
 
-def ours(options: Options, notes: Notes) -> None:
-    """Everything, in the order of what is needed most."""
+def ours(options: QwenVLOptions, results: PartialResults) -> None:
+    """All figures, the most needed first."""
     one = Ours(options)
-    notes.tell("load_s", one.load_s)
-    notes.tell("warm_s", one.warm_s)
-    notes.tell("captured", captured())
-    attempt(notes, "first tokens", lambda: first_tokens(one, options))
-    attempt(notes, "decode steps", lambda: decode_steps(one, options))
-    attempt(notes, "read at once", lambda: read_at_once(one, options))
-    attempt(notes, "syncs while decoding", lambda: syncs(one, options))
-    attempt(notes, "prepare_ms", lambda: preparing(one, options))
-    notes.tell("memory_gib", memory(one))
-    notes.tell("recompilations", one.engine.guard.count)
-    notes.tell("described", {k: str(v) for k, v in one.engine.describe().items()})
+    results.add("load_s", one.load_s)
+    results.add("warm_s", one.warm_s)
+    results.add("captured", captured())
+    results.attempt("first tokens", lambda: first_tokens(one, options))
+    results.attempt("decode steps", lambda: decode_steps(one, options))
+    results.attempt("read at once", lambda: read_at_once(one, options))
+    results.attempt("syncs while decoding", lambda: syncs(one, options))
+    results.attempt("prepare_ms", lambda: preparing(one, options))
+    results.add("memory_gib", memory(one))
+    results.add("recompilations", one.engine.guard.count)
+    results.add("described", {k: str(v) for k, v in one.engine.describe().items()})
 
 
-def attempt(notes: Notes, name: str, work: Callable[[], Any]) -> None:
-    """A figure, or why there is none; the next ones are tried."""
-    try:
-        notes.tell(name, work())
-    except Exception as error:  # noqa: BLE001 - a lent card is not lost to one figure
-        notes.tell(f"{name} failed", repr(error)[:500])
-
-
-def decode_steps(one: Ours, options: Options) -> list[dict[str, Any]]:
+def decode_steps(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
     """Milliseconds per step with so many sequences, after a short prompt and after a picture."""
     width, height = (TOY_SIZES if options.is_toy else SIZES)[0]
     jpeg = Pictures(width, height).jpeg(1)
@@ -134,9 +127,8 @@ def decode_steps(one: Ours, options: Options) -> list[dict[str, Any]]:
 
 
 def decode_step(
-    one: Ours, options: Options, rows: int, what: str, lead: tuple[bytes, ...]
+    one: Ours, options: QwenVLOptions, rows: int, what: str, lead: tuple[bytes, ...]
 ) -> dict[str, Any]:
-    """Of `rows` sequences that decode together."""
     tokens = TOY_TOKENS if options.is_toy else TOKENS
     works = [one.prepare(*lead, text(i), tokens=tokens) for i in range(rows)]
     gaps = step_ms(one.answers(works))
@@ -149,9 +141,9 @@ def decode_step(
     }
 
 
-def read_at_once(one: Ours, options: Options) -> list[dict[str, Any]]:
-    """The same text steps with every step's tokens waited for before the next is launched, as a
-    loop with a device-to-host copy per token does; empty where that is how it is served."""
+def read_at_once(one: Ours, options: QwenVLOptions) -> list[dict[str, Any]]:
+    """Text steps whose tokens are awaited before the next step is launched, as in a loop with a
+    device-to-host copy per token; empty where that is how it is served."""
     runner: Any = one.engine._ready.runner
     if not getattr(runner, "is_ahead", False):
         return []
@@ -163,14 +155,14 @@ def read_at_once(one: Ours, options: Options) -> list[dict[str, Any]]:
 
 
 def step_ms(jobs: Sequence[Timed]) -> list[float]:
-    """Times between the steps in which everybody decodes."""
+    """Times between the steps in which all jobs decode."""
     began, ended = max(job.times[0] for job in jobs), min(job.times[-1] for job in jobs)
     last = max(jobs, key=lambda job: job.times[0])
     times = [at for at in last.times if began <= at <= ended][SETTLED:]
     return [1e3 * (b - a) for a, b in itertools.pairwise(times)]
 
 
-def first_tokens(one: Ours, options: Options) -> dict[str, Any]:
+def first_tokens(one: Ours, options: QwenVLOptions) -> dict[str, Any]:
     """Medians; the picture's and the prompt's part by difference."""
     found: dict[str, Any] = {"text": {"ms": _median(one, lambda i: (text(5000 + i),))}}
     for width, height in TOY_SIZES if options.is_toy else SIZES:
@@ -194,7 +186,7 @@ def _median(one: Ours, parts: Callable[[int], tuple[str | bytes, ...]]) -> float
     return statistics.median([one.first_ms(work) for work in works][1:])
 
 
-def preparing(one: Ours, options: Options) -> dict[str, float]:
+def preparing(one: Ours, options: QwenVLOptions) -> dict[str, float]:
     """Of one request on one thread: JPEG, resizing, template, tokens."""
     found = {"text": _prepare_ms(one, [(text(i),) for i in range(REPEATS)])}
     for width, height in TOY_SIZES if options.is_toy else SIZES:
@@ -213,8 +205,8 @@ def _prepare_ms(one: Ours, rows: Sequence[tuple[str | bytes, ...]]) -> float:
     return statistics.median(times)
 
 
-def syncs(one: Ours, options: Options) -> int | str:
-    """0 if no call of some decode steps made the host wait for the device; else which one did."""
+def syncs(one: Ours, options: QwenVLOptions) -> int | str:
+    """0 if no call of some decode steps made the host wait for the device, else the error."""
     tokens = SETTLED + (TOY_TOKENS if options.is_toy else SYNC_STEPS) + 4
     jobs = [Timed(one.prepare(text(i), tokens=tokens)) for i in range(min(4, options.slots))]
     one.admit(jobs)
@@ -232,7 +224,7 @@ def syncs(one: Ours, options: Options) -> int | str:
     return found
 
 
-def profile(options: Options, notes: Notes) -> None:
+def profile(options: QwenVLOptions, results: PartialResults) -> None:
     """The kernels of some decode steps, alone and together, and of a first token."""
     one = Ours(options)
     folder = Path(options.folder).parent / "qwen-vl-traces"
@@ -247,10 +239,10 @@ def profile(options: Options, notes: Notes) -> None:
     one.answers([one.prepare(pictures.jpeg(2), text(2), tokens=2)])
     for name, works in ways.items():
         path = folder / f"{name.replace(' ', '-').replace(',', '')}.json.gz"
-        kernels = flux_profile.trace(one.clock, lambda given=works: one.answers(given), path)
-        print(f"\n{name}, {PROFILED} tokens, trace in {path}\n{flux_profile.as_text(kernels)}")
-        notes.found[name] = kernels
-    notes.tell("traces", str(folder))
+        kernels = profiling.trace(one.clock, lambda given=works: one.answers(given), path)
+        print(f"\n{name}, {PROFILED} tokens, trace in {path}\n{profiling.as_text(kernels)}")
+        results.found[name] = kernels
+    results.add("traces", str(folder))
 
 
 def memory(one: Ours) -> dict[str, float]:
@@ -259,7 +251,7 @@ def memory(one: Ours) -> dict[str, float]:
 
 
 def captured() -> dict[str, float]:
-    """Seconds of capturing and compiling in this process, from its own metrics."""
+    """Seconds of capturing and compiling in this process, from the metrics."""
     from predictors import metrics
 
     family = next(iter(metrics.model_phase_seconds.collect()))

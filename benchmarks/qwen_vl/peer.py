@@ -1,8 +1,8 @@
 """The peer: transformers' `generate` on the same checkpoint, with its growing cache and with its
-static one, whose decode step it compiles on a GPU. Knows nothing of ours.
+static one, whose decode step it compiles on a GPU.
 
-From JPEG to tokens: decoding and preparing the picture on the CPU count to the first token, as they
-do for a server's caller. Greedy, neutral penalties, attention by SDPA, bfloat16.
+Times run from JPEG to tokens: decoding and preparing the picture on the CPU count to the first
+token, as they do for a server's caller. Greedy, neutral penalties, attention by SDPA, bfloat16.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from benchmarks.common.clock import Clock, Spread
-from benchmarks.common.run import Notes, Options
+from benchmarks.common.clock import Clock
+from benchmarks.common.run import PartialResults
+from benchmarks.common.stats import Spread
 from benchmarks.qwen_vl.cases import Case, Conversations, text
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 DYNAMIC, STATIC = "transformers dynamic", "transformers static"
 SINGLE = (("1024x1024", 128), ("448x448", 64), ("text", 64))
@@ -40,14 +42,13 @@ WORDS = text(1)
 
 
 class Stamps(StoppingCriteria):
-    """Never stops; notes when each token was there."""
+    """Notes the time of each token; never stops generation."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.times: list[float] = []
 
     def __call__(self, input_ids: Any, scores: Any, **rest: Any) -> Any:
-        """After every token."""
         self._clock.settle()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -55,7 +56,7 @@ class Stamps(StoppingCriteria):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One run: milliseconds."""
+    """Milliseconds of one run."""
 
     prepare: float
     first: float
@@ -65,7 +66,7 @@ class Timed:
 
 
 class Peer:
-    """transformers, loaded."""
+    """transformers with the checkpoint loaded."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.clock = Clock(device)
@@ -137,36 +138,36 @@ def _turn(pictures: int, words: str) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": words}]}
 
 
-def peer(options: Options, notes: Notes) -> None:
-    """One row at a time in both ways, then batches."""
+def peer(options: QwenVLOptions, results: PartialResults) -> None:
+    """One row at a time with both caches, then batches."""
     device = torch.device(options.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     started = time.perf_counter()
     one = Peer(Path(options.folder), device, dtype)
-    notes.tell("load_s", time.perf_counter() - started)
+    results.add("load_s", time.perf_counter() - started)
     for name, is_static in ((DYNAMIC, False), (STATIC, True)):
         for kind, tokens in TOY_SINGLE if options.is_toy else SINGLE:
             case = Case(1, kind, REPEATS, tokens)
-            _attempt(one, case, name, notes, is_static=is_static)
+            _attempt(one, case, name, results, is_static=is_static)
     if not options.is_toy:
         for batch in BATCHES:
             case = Case(batch, "1024x1024", 1, 128)
-            _attempt(one, case, DYNAMIC, notes, is_static=False)
+            _attempt(one, case, DYNAMIC, results, is_static=False)
 
 
-def _attempt(one: Peer, case: Case, name: str, notes: Notes, *, is_static: bool) -> None:
+def _attempt(one: Peer, case: Case, name: str, results: PartialResults, *, is_static: bool) -> None:
     try:
         found = measure(one, case, is_static=is_static)
     except Exception as error:  # noqa: BLE001 - the next case may still work
         found = {"error": repr(error)[:500]}
-    notes.tell(f"{name}, {case}", found)
+    results.add(f"{name}, {case}", found)
     gc.collect()
     if one.clock.is_cuda:
         torch.cuda.empty_cache()
 
 
 def measure(one: Peer, case: Case, *, is_static: bool) -> dict[str, Any]:
-    """The case's repeats after one that warms, or compiles."""
+    """The case's repeats after one that warms or compiles."""
     one.clock.reset_peak()
     warm = one.run(case, 900_000, is_static=is_static) if case.clients == 1 else None
     runs = [

@@ -1,12 +1,13 @@
 """A random Qwen2.5-VL-3B checkpoint at full size, made on the device and kept on a memory disk, and
-a toy of the embedded checkpoint's size. Knows configs, names and tensors; no clock and no engine.
+a toy of the embedded checkpoint's size. transformers, our engine, our server and vLLM read the same
+folder.
 
 Speed does not depend on the values, so anyone with a GPU can rerun the benchmark without a
-download. One folder serves everybody: transformers, our engine, our server, vLLM. Matrices are
-normal with 0.02 (a residual stream of 36 layers stays finite in bfloat16, logits have a spread of
-about 1), norms are about 1, biases are small and not zero: a forgotten one would show in the
-accuracy section. The vocabulary is the embedded tokenizer's, filled up to 151,936 with three-letter
-tokens nobody types, so that every token of an answer has text and goes over the wire.
+download. Matrices are normal with 0.02 (a residual stream of 36 layers stays finite in bfloat16,
+logits have a spread of about 1), norms are about 1, biases are small and not zero: a forgotten one
+would show in the accuracy section. The vocabulary is the embedded tokenizer's, filled up to 151,936
+with three-letter tokens that no text contains, so that every token of an answer has text on the
+wire.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def make(
     device: torch.device,
     files: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """The checkpoint in `folder`, unless it is there already; seconds, parameters and bytes.
-    `files` are JSON files by name, instead of the embedded checkpoint's."""
+    """Make the checkpoint in `folder` unless it is there; returns seconds, parameters and bytes.
+    `files` are JSON files by name, in place of the embedded checkpoint's."""
     started = time.perf_counter()
     if not (folder / DONE).exists():
         write_configs(folder, changes)
@@ -110,7 +111,7 @@ def write_configs(folder: Path, changes: Config) -> None:
 
 
 def _write_vocabulary(folder: Path, size: int) -> None:
-    """The embedded one, filled up to `size`; words of the embedded one stay what they were."""
+    """The embedded vocabulary, filled up to `size`."""
     tokenizer = json.loads((EMBEDDED / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     if size > 2 * len(vocabulary):  # the embedded size leaves its last few ids without a word
@@ -149,7 +150,6 @@ def tensors(folder: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
 
 
 def main() -> None:
-    """Make one and say what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--toy", action="store_true")

@@ -1,35 +1,67 @@
-"""The Qwen tables of docs/performance.md, made from benchmarks/results/qwen_vl.json. Knows what a
-table says and where it stands on the page; measures nothing.
-
-A table stands between `<!-- qwen_vl NAME -->` and `<!-- end -->`; what was not measured is said in
-its place. `python -m benchmarks.qwen_vl.tables` writes the page; a test holds the page to the
-file.
+"""The Qwen tables of docs/performance.md and of the README, made from the results of
+`benchmarks.qwen_vl`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common import paths
-from benchmarks.qwen_vl import floors as qwen_vl_floors
+from benchmarks.common.goals import goal_cells
+from benchmarks.common.journal import Rows, Tables
+from benchmarks.qwen_vl import floors
 from benchmarks.qwen_vl import goals as qwen_vl_goals
+from benchmarks.qwen_vl.cases import Case
 from benchmarks.qwen_vl.floors import Rates
-from benchmarks.qwen_vl.report import cases, latencies, rates, share_of_floor
-
-PAGE = paths.ROOT / "docs" / "performance.md"
-RESULTS = paths.RESULTS / "qwen_vl.json"
-PLACE = re.compile(r"<!-- qwen_vl (\w+) -->\n.*?<!-- end -->", re.DOTALL)
-MISSING = "Not measured yet."
 
 Found = Mapping[str, Any]
-Rows = Iterator[tuple[str, ...]]
+
+
+def cases(found: Mapping[str, Any], part: str) -> dict[str, dict[str, Any]]:
+    """The clients' cases of one part, by name."""
+    return {name: row for name, row in found.get(part, {}).items() if _is_case(row)}
+
+
+def _is_case(row: object) -> bool:
+    return isinstance(row, dict) and "case" in row
+
+
+def share_of_floor(row: Mapping[str, Any], ceilings: Mapping[str, Any]) -> float | None:
+    """Of the requests per second that the card's best rates allow. None where prompts repeat: their
+    floor is not that of a new prompt."""
+    case = Case(**row["case"])
+    if "requests_per_s" not in row or "copy_bytes_per_s" not in ceilings:
+        return None
+    if case.is_same or case.turns > 1:
+        return None
+    rates = floors.Rates.of(ceilings)
+    vision = case.pictures * floors.vision_operations(*case.size) if case.size else 0.0
+    prompt, answer = row["prompt_tokens_mean"], row["tokens_mean"]
+    floor = floors.requests_per_s(rates, case.clients, prompt, answer, vision)
+    share: float = row["requests_per_s"] / floor
+    return share
+
+
+def latencies(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """How many requests, first token p50 and p99, per token mean and p99, between tokens p99."""
+    failed = f" ({row['failed']} failed)" if row["failed"] else ""
+    return (
+        f"{row['requests']}{failed}",
+        f"{row['ttft_ms_p50']:.1f}",
+        f"{row['ttft_ms_p99']:.1f}",
+        f"{row['tpot_ms_mean']:.2f}",
+        f"{row['tpot_ms_p99']:.2f}",
+        f"{row['itl_ms_p99']:.1f}",
+    )
+
+
+def rates(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Requests and tokens per second."""
+    return f"{row['requests_per_s']:.2f}", f"{row['tokens_per_s']:.0f}"
 
 
 def machine(found: Found) -> Rows:
-    """What it ran on."""
+    """The machine, its best rates and the settings that were changed."""
     if "make" not in found:
         return
     yield "the machine of the Qwen tables", ""
@@ -55,40 +87,38 @@ def machine(found: Found) -> Rows:
 
 
 def clients(found: Found) -> Rows:
-    """Our server by streaming clients."""
-    rows = {name: row for name, row in cases(found, "http").items() if "requests_per_s" in row}
+    """Servers by streaming clients."""
+    rows = [
+        (f"{lead}{name}", row)
+        for part, lead in (("http", ""), ("vllm", "vLLM: "))
+        for name, row in cases(found, part).items()
+        if "requests_per_s" in row
+    ]
     if not rows:
         return
     yield (
         "clients x prompt", "requests", "first token ms, p50", "p99", "ms per token, mean", "p99",
         "between texts ms, p99", "requests/s", "tokens/s", "of floor",
     )  # fmt: skip
-    for name, row in rows.items():
+    for name, row in rows:
         share = share_of_floor(row, found.get("ceilings", {}))
-        told = "-" if share is None else f"{100 * share:.0f} %"
-        yield name, *latencies(row), *rates(row), told
+        cell = "-" if share is None else f"{100 * share:.0f} %"
+        yield name, *latencies(row), *rates(row), cell
 
 
 def goals(found: Found) -> Rows:
-    """What was asked for, reached or not."""
+    """Goals of a run, reached or not, beside vLLM's figures."""
     held = qwen_vl_goals.held(found)
     if not held:
         return
     yield "Qwen goal", "measured", "asked for", "reached", "wished for", "vLLM 0.24 on an H100"
     for goal in held:
-        other = qwen_vl_goals.VLLM.get(goal["case"], {}).get(goal["figure"])
-        yield (
-            f"{goal['case']}: {goal['figure']}",
-            f"{goal['measured']:.4g}",
-            f"at {goal['at']} {goal['limit']:g}",
-            "yes" if goal["held"] else "**no**",
-            "-" if goal["wish"] is None else f"{goal['wish']:g}",
-            "-" if other is None else f"{other:g}",
-        )
+        further = ("-" if name not in goal else f"{goal[name]:g}" for name in ("wish", "other"))
+        yield *goal_cells(goal), *further
 
 
 def compiling(found: Found) -> Rows:
-    """A step of one row by everybody."""
+    """A step of one row by transformers, by our engine and through our server."""
     peer = _peer(found)
     steps = {(r["rows"], r["prompt"]): r for r in found.get("ours", {}).get("decode steps", ())}
     served = {str(n): r for n, r in found.get("http", {}).items() if str(n).startswith("1 x ")}
@@ -115,14 +145,14 @@ def _peer(found: Found) -> dict[str, Any]:
 
 
 def _first_ms(found: Found, prompt: str) -> float | None:
-    """Prepared and read, as the peer's."""
+    """Preparing included, as in the peer's figure."""
     ours = found["ours"]
     read, made = ours.get("first tokens", {}).get(prompt), ours.get("prepare_ms", {}).get(prompt)
     return None if read is None or made is None else read["ms"] + made
 
 
 def syncing(found: Found) -> Rows:
-    """Steps launched ahead of the last one's tokens, and not."""
+    """Decode steps with and without launching ahead of the last step's tokens."""
     read = found.get("ours", {}).get("read at once", ())
     ahead = {(r["rows"], r["prompt"]): r for r in found.get("ours", {}).get("decode steps", ())}
     if not read or not ahead:
@@ -161,7 +191,7 @@ def steps(found: Found) -> Rows:
     rates = Rates.of(ceilings)
     yield "rows that decode", "after", "ms per step", "p99", "floor", "of floor", "tokens/s"
     for row in rows:
-        floor = qwen_vl_floors.decode_ms(rates, row["rows"], row["tokens"])
+        floor = floors.decode_ms(rates, row["rows"], row["tokens"])
         yield (
             str(row["rows"]),
             row["prompt"],
@@ -174,7 +204,7 @@ def steps(found: Found) -> Rows:
 
 
 def firsts(found: Found) -> Rows:
-    """First tokens in process, and what they are made of."""
+    """Time to the first token in process, by part."""
     rows = found.get("ours", {}).get("first tokens", {})
     made = found.get("ours", {}).get("prepare_ms", {})
     if not rows:
@@ -220,7 +250,35 @@ def memory(found: Found) -> Rows:
         yield str(row["requests"]), str(row["failed"]), host, device
 
 
-TABLES: Mapping[str, Callable[[Found], Rows]] = {
+def readme(found: Found) -> Rows:
+    """The README's rows: this server, transformers in the same run, and vLLM elsewhere."""
+    yield (
+        "Qwen2.5-VL-3B, 64 tokens in, 128 out",
+        "here",
+        "transformers, static cache",
+        "vLLM on an H100",
+    )
+    for prompt in ("1024x1024", "448x448", "text"):
+        one, many = (found["http"][f"{clients} x {prompt}"] for clients in (1, 64))
+        peer = found["peer"][f"transformers static, 1 x {prompt}"]
+        mark, busy = (qwen_vl_goals.VLLM[f"{clients} x {prompt}"] for clients in (1, 64))
+        yield (
+            f"{prompt}: first token",
+            f"{one['ttft_ms_p50']:.1f} ms",
+            f"{peer['ttft_ms']:.0f} ms",
+            f"{mark['ttft_ms_p50']:.0f} ms",
+        )
+        yield (
+            f"{prompt}: per token, one client",
+            f"{one['tpot_ms_mean']:.2f} ms",
+            f"{peer['tpot_ms']:.2f} ms",
+            f"{mark['tpot_ms_mean']:.2f} ms",
+        )
+        rate = f"{many['requests_per_s']:.1f} requests/s"
+        yield f"{prompt}: 64 clients", rate, "-", f"{busy['requests_per_s']} requests/s"
+
+
+TABLES: Tables = {
     "machine": machine,
     "clients": clients,
     "goals": goals,
@@ -232,36 +290,6 @@ TABLES: Mapping[str, Callable[[Found], Rows]] = {
     "logits": logits,
     "memory": memory,
 }
-
-
-def table(name: str, found: Found) -> str:
-    """One table as Markdown, or that there is none."""
-    rows = [f"| {' | '.join(cells)} |" for cells in TABLES[name](found)]
-    if not rows:
-        return MISSING
-    rule = "|" + "---|" * (rows[0].count(" | ") + 1)
-    return "\n".join((rows[0], rule, *rows[1:]))
-
-
-def written(page: str, found: Found) -> str:
-    """The page with every table made anew."""
-
-    def made(place: re.Match[str]) -> str:
-        return f"<!-- qwen_vl {place[1]} -->\n{table(place[1], found)}\n<!-- end -->"
-
-    return PLACE.sub(made, page)
-
-
-def results() -> dict[str, Any]:
-    """What the benchmark wrote; empty if it has not run."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return found
-
-
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(written(PAGE.read_text(), results()))
-
-
-if __name__ == "__main__":
-    main()
+"""Those of docs/performance.md."""
+ON_PAGES: Tables = {**TABLES, "readme": readme}
+"""With the README's."""

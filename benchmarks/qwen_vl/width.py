@@ -1,4 +1,4 @@
-"""What batch invariance costs on the CPU: a decode step at one fixed width, at the smallest width
+"""The cost of batch invariance on the CPU: a decode step at one fixed width, at the smallest width
 that fits, and row by row.
 
 `python -m benchmarks.qwen_vl.width` prints one JSON object: milliseconds of processor time per
@@ -44,7 +44,7 @@ def shapes() -> dict[str, tuple[DecoderShape, int]]:
 
 
 def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
-    """A runner of random weights."""
+    """With random weights."""
     pages = SLOTS * CONTEXT // PAGE
     limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)
@@ -55,7 +55,6 @@ def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
 
 
 def pages_of(slot: int) -> list[int]:
-    """A slot's own pages."""
     each = CONTEXT // PAGE
     return list(range(1 + slot * each, 1 + (slot + 1) * each))
 
@@ -73,7 +72,6 @@ def step(runner: ChatRunner, live: int) -> None:
 
 
 def processor_ms(work: Callable[[], None], repeat: int) -> float:
-    """Median milliseconds of processor time."""
     times = []
     for _ in range(repeat):
         started = time.process_time()
@@ -83,7 +81,6 @@ def processor_ms(work: Callable[[], None], repeat: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
     torch.set_num_threads(1)
     found: dict[str, dict[str, dict[int, float]]] = {}
     for name, (text, repeat) in shapes().items():

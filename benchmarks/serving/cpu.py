@@ -1,31 +1,31 @@
-"""What serving costs on the CPU: our edges beside stock KServe's, the host per step, a job through
-HTTP beside the bare engine. Prints a table, writes benchmarks/results/cpu.json, decides nothing.
+"""Cost of serving on the CPU: our HTTP edge beside stock KServe's, host time per step, a picture
+over HTTP beside the bare engine. Prints a table and writes benchmarks/results/cpu.json.
 
 `make bench-cpu`. Both sides of a row have the same payload, client and logging (one access line per
-request), take turns on the same machine, and the figure is the median of the ratios of the turns.
+request) and take turns on the same machine; the figure is the median of the ratios of the turns.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
 
 from benchmarks.common import paths
+from benchmarks.common.machine import machine
+from benchmarks.common.run import write_json
+from benchmarks.common.server import Server, running
+from benchmarks.common.tables import columns
 from benchmarks.serving.host_overhead import measure as measure_host
 from benchmarks.serving.refusals import measure as measure_refusals
-from predictors.cli.child import ServerProcess, free_ports, is_ready
+from predictors.cli.child import ServerProcess, free_ports
 
 RESULTS = paths.RESULTS / "cpu.json"
 LOGS = paths.SCRATCH
@@ -36,38 +36,18 @@ RATE_REQUESTS = 4000
 RATE_CLIENTS = 16
 JOB_TURNS = 15
 
-Row = tuple[str, str, str, str]  # what, ours, the peer's, ratio with its spread
+Row = tuple[str, str, str, str]
+HEAD: Row = ("what", "ours", "peer", "ratio (least to largest)")
+PACKAGES = ("kserve", "torch", "transformers", "diffusers", "uvicorn")
 
 
-@contextmanager
-def echo_server(module: str, port: int) -> Iterator[None]:
-    """One echo server in its own process, ready."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / f"{module}.log").open("w") as log:
-        command = [sys.executable, "-m", f"benchmarks.serving.{module}", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            wait_for(f"http://127.0.0.1:{port}", process)
-            yield
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Return when the model `echo` answers there."""
-    with httpx.Client(base_url=url) as client:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended with {process.returncode}; see {LOGS}")
-            if is_ready(client, "echo"):
-                return
-            time.sleep(0.1)
-    raise RuntimeError("the server was not ready after 60 s")
+def echo_server(module: str, port: int) -> AbstractContextManager[Server]:
+    command = [sys.executable, "-m", f"benchmarks.serving.{module}", str(port)]
+    return running(command, {}, port, LOGS / f"{module}.log", "/v2/models/echo/ready")
 
 
 def client(port: int, connections: int, requests: int) -> dict[str, float]:
-    """Run the lean client in its own process."""
+    """Run `wire_client` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.serving.wire_client"]
     arguments = [str(port), str(connections), str(requests)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
@@ -96,7 +76,6 @@ def measure_edges() -> dict[str, Any]:
 
 
 def compare(turns: dict[str, list[dict[str, float]]], key: str) -> dict[str, Any]:
-    """Both sides of one figure, and the median of the ratios of the turns."""
     ours, bare = ([turn[key] for turn in turns[side]] for side in ("ours", "bare"))
     return paired(ours, bare)
 
@@ -153,7 +132,6 @@ def take_turns(
 
 
 def ask(bare: subprocess.Popen[str]) -> float:
-    """One picture from the bare engine, in seconds."""
     assert bare.stdin is not None
     assert bare.stdout is not None
     bare.stdin.write("draw\n")
@@ -161,41 +139,13 @@ def ask(bare: subprocess.Popen[str]) -> float:
     return float(bare.stdout.readline())
 
 
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
-    packages = ("kserve", "torch", "transformers", "diffusers", "uvicorn")
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows under a head, in columns."""
-    head: Row = ("what", "ours", "peer", "ratio (least to largest)")
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        for row in (head, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def shown(what: str, figure: dict[str, Any], unit: str, digits: int = 3) -> Row:
-    """One figure as a row."""
     spread = f"{min(figure['ratios']):.3f} to {max(figure['ratios']):.3f}"
     ours, peer = (f"{figure[side]:.{digits}f} {unit}" for side in ("ours", "peer"))
     return what, ours, peer, f"{figure['ratio']:.3f} ({spread})"
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """The table, and what has no peer below it."""
     edges, job = results["edges"], results["job_ms"]
     rate = f"rate_{RATE_CLIENTS}_clients"
     rows = [
@@ -204,7 +154,7 @@ def print_results(results: dict[str, Any]) -> None:
         shown(f"V2 REST, no-op engine, {RATE_CLIENTS} clients", edges[rate], "req/s", 0),
         shown("a demo picture, HTTP beside engine", job, "ms", 1),
     ]
-    print(f"\n{table(rows)}\n")
+    print(f"\n{columns([HEAD, *rows])}\n")
     for what, key in (("a full queue refuses", "refused_ms"), ("a wrong request", "wrong_ms")):
         figure = results["refusals"][key]
         print(f"{what}: {figure['median']:.1f} ms, slowest {figure['slowest']:.1f} ms")
@@ -214,20 +164,18 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Measure, print, write."""
     sections: dict[str, tuple[str, Callable[[], Any]]] = {
         "edges": ("V2 REST with an engine that does nothing, beside stock KServe", measure_edges),
         "host": ("host time per engine step", measure_host),
         "refusals": ("refusals and wrong requests with a busy engine", measure_refusals),
         "job_ms": ("a demo picture over HTTP, beside the bare engine", measure_job),
     }
-    results: dict[str, Any] = {"machine": machine(), "turns": TURNS}
+    results: dict[str, Any] = {"machine": machine(PACKAGES), "turns": TURNS}
     for name, (what, measure) in sections.items():
         print(f"{what} ...", flush=True)
         results[name] = measure()
     print_results(results)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(RESULTS, results)
     print(f"written to {RESULTS}")
     return 0
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 from benchmarks.common import paths
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `predictors serve` does
 
 from predictors.__main__ import build
+from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.predictor import DiffusionPredictor
+from predictors.diffusion.scheduling import DiffusionJob
 from predictors.protocol.v2.values import Tensor, V2Request
-from predictors.serving.job import Job
 from predictors.settings import Settings
 
 CHECKPOINT = paths.SHAPES_FLUX
@@ -27,7 +29,7 @@ SEED = 7
 
 
 def request() -> V2Request:
-    """What the HTTP side of the comparison sends."""
+    """The request of the HTTP side."""
     return V2Request(
         model="flux",
         id="1",
@@ -38,12 +40,11 @@ def request() -> V2Request:
     )
 
 
-def draw(predictor: DiffusionPredictor) -> float:
+def draw(predictor: DiffusionPredictor, engine: DiffusionEngine) -> float:
     """Seconds from a decoded request to its last chunk."""
-    wish = predictor.decode_v2(request())[0]
-    engine = predictor.host._engine
+    parameters = predictor.decode_v2(request())[0]
     started = time.perf_counter()
-    job = Job("bench", predictor.prepare(wish))
+    job = DiffusionJob("bench", predictor.prepare(parameters))
     if not engine.admit(job):
         raise RuntimeError("the engine has no room for one job")
     while not job.done:
@@ -54,15 +55,15 @@ def draw(predictor: DiffusionPredictor) -> float:
 
 
 def main() -> None:
-    """Draw on demand."""
     predictor = build("flux", CHECKPOINT, Settings())
     assert isinstance(predictor, DiffusionPredictor)
-    predictor.host._engine.load()
-    predictor.host._engine.warm(lambda shape, done, total: None)
-    draw(predictor)  # caches are warm on both sides
+    engine: Any = predictor.host._engine  # without the host's thread
+    engine.load()
+    engine.warm(lambda *_: None)
+    draw(predictor, engine)  # caches are warm on both sides
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(draw(predictor), flush=True)
+        print(draw(predictor, engine), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ class Echo(Model):  # type: ignore[misc]
     """Answers with its own input."""
 
     def load(self) -> bool:
-        """Nothing to load."""
         self.ready = True
         return True
 

@@ -30,7 +30,6 @@ class Echo(BasePredictor[str, str, str]):
         super().__init__("echo", EchoEngine(slots=16), settings)
 
     def decode_v2(self, request: V2Request) -> list[str]:
-        """The rows of `prompt`."""
         inputs = InputTensors(request.inputs)
         rows = inputs.read_text("prompt") or []
         inputs.reject_unread()
@@ -38,30 +37,24 @@ class Echo(BasePredictor[str, str, str]):
         return rows
 
     def prepare(self, request: str) -> str:
-        """Nothing to prepare."""
         return request
 
     def encode_v2(self, request: V2Request, answers: list[Answer[str, str]]) -> V2Response:
-        """The rows as `text`."""
         rows = [b"".join(chunk.encode() for chunk in answer.chunks) for answer in answers]
         output = Tensor("text", "BYTES", (len(rows),), rows, text=True)
         return V2Response(request.model, request.id, (output,))
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        """One text per row."""
         return [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """One text per row."""
         return [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
 
     async def chat(self, body: Mapping[str, Any], call: object) -> dict[str, Any]:
-        """Not asked by the benchmark."""
         raise NotImplementedError
 
 
 def main() -> int:
-    """Serve until a signal."""
     settings = Settings()
     server = replace(settings.server, port=int(sys.argv[1]), grpc_port=-1)
     logs.configure_logging("text", "info")

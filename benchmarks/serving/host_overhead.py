@@ -1,12 +1,11 @@
-"""What the host costs per engine step while 4, 64 or 1,024 jobs wait: the same, or something grows.
+"""Host time per engine step while 4, 64 or 1,024 jobs wait.
 
     python -m benchmarks.serving.host_overhead [--rounds 15] [--turns 400]
 
-The engine does nothing and has four slots; the time inside it is measured and taken off, so what
-is left is the host: evict, admit, step, metrics, locks and, where a scenario has them, submission
-and cancellation. The host is turned by hand, without threads, and time is the thread's CPU time, so
-that nobody else's wake-up is in the figures. Rounds alternate between the three lengths of the
-queue; a ratio is taken within each round, and the median of the ratios is what counts.
+The engine does nothing and has four slots; its own time is subtracted. The rest is the host: evict,
+admit, step, metrics, locks and, in some scenarios, submission and cancellation. The loop is run on
+this thread and time is its CPU time, so that no other thread's wake-ups count. Rounds alternate
+between the three lengths of the queue; the figure is the median of the ratios within each round.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ CountJob = Job[int, int]
 
 
 class NoOpEngine:
-    """Holds jobs for as many steps as their work says, and knows what it costs itself."""
+    """Holds each job for as many steps as its work says, and counts its own time."""
 
     slots = SLOTS
 
@@ -55,13 +54,13 @@ class NoOpEngine:
         return list(self._left)
 
     def load(self) -> None:
-        """Nothing to read."""
+        pass
 
     def warm(self, progress: Progress) -> None:
-        """Nothing to compile."""
+        pass
 
     def validate(self, work: int) -> None:
-        """Everything may run."""
+        pass
 
     def admit(self, job: CountJob) -> bool:
         if len(self._left) == self.slots:
@@ -119,17 +118,17 @@ class Bench:
 
 
 def nothing(bench: Bench) -> None:
-    """Nobody comes or goes."""
+    """No arrivals and no departures."""
 
 
 def refill(bench: Bench) -> None:
-    """As many come as have left: four answers, four admissions, four submissions per step."""
+    """As many arrivals as departures: four answers, four admissions, four submissions per step."""
     for _ in range(SLOTS):
         bench.submit(1)
 
 
 def change_of_mind(bench: Bench) -> None:
-    """Somebody in the middle of the queue leaves and somebody else comes."""
+    """A job in the middle of the queue is cancelled and another one submitted."""
     middle = len(bench.queue) // 2
     bench.queue[middle].cancel()
     bench.queue[middle] = bench.submit(10**9)
@@ -137,7 +136,7 @@ def change_of_mind(bench: Bench) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A name, how long jobs live, and what happens between two steps."""
+    """`between` runs between two steps; jobs live for `steps`."""
 
     name: str
     steps: int
@@ -152,7 +151,6 @@ SCENARIOS = (
 
 
 def measure(rounds: int = 15, turns: int = 400) -> list[dict[str, object]]:
-    """All scenarios, see `measure_scenario`."""
     return [measure_scenario(scenario, rounds, turns) for scenario in SCENARIOS]
 
 
@@ -179,7 +177,6 @@ def measure_scenario(scenario: Scenario, rounds: int, turns: int) -> dict[str, o
 
 
 def main() -> None:
-    """Print a table and write the JSON beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--turns", type=int, default=400)

@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Target:
-    """A running server: what it answers, and the memory of its processes."""
+    """A running server and the memory of its processes."""
 
     def __init__(self, url: str, grpc_port: int, pid: int) -> None:
         self._url = url
@@ -72,13 +72,13 @@ class Target:
         self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
 
     def live(self) -> float:
-        """Seconds until liveness is answered."""
+        """Seconds of a liveness request."""
         started = time.perf_counter()
         assert self.http.get("/v2/health/live").status_code == 200
         return time.perf_counter() - started
 
     def small(self) -> float:
-        """Seconds that another caller's short question takes."""
+        """Seconds of another caller's short question."""
         started = time.perf_counter()
         reply = self.http.post(CHAT, json=QUESTION)
         assert reply.status_code == 200, reply.text
@@ -99,12 +99,11 @@ class Target:
         return total / 1024
 
     def close(self) -> None:
-        """Let go of the connections."""
         self.http.close()
         self._channel.close()
 
     def send(self, case: Case) -> str:
-        """One request of a case; returns its status and the begin of what it was told."""
+        """One request of a case; returns its status and the beginning of its answer."""
         if not case.is_grpc:
             with httpx.Client(base_url=self._url, timeout=PATIENCE_S) as caller:
                 path = case.path.format(chat="qwen-vl")
@@ -120,7 +119,7 @@ class Target:
 
 
 def _unmapped_kib(pid: int) -> int:
-    """KiB of the anonymous files that a process holds open: bodies that nobody has mapped."""
+    """KiB of the anonymous files that a process holds open: bodies that are not mapped."""
     total = 0
     folder = Path(f"/proc/{pid}/fd")
     for entry in os.scandir(folder):
@@ -178,7 +177,7 @@ def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Ou
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the cases, print a line each, write the results when all were run."""
+    """Run the cases and print a line for each."""
     chosen = [c for c in cases() if not words or any(word in c.name for word in words)]
     found: list[dict[str, Any]] = []
     with ServerProcess(MODELS, LOG) as server:

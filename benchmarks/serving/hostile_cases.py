@@ -1,5 +1,6 @@
-"""The worst known request of each kind that one caller can send: legal ones of the largest size,
-and those that once stopped the server. Bodies are made when they are asked for."""
+"""The most expensive known requests of each kind that one caller can send: legal ones of the
+largest size, and those that once stopped the server. Bodies are made on demand.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ ELEMENTS = 2**16
 
 @dataclass(frozen=True)
 class Case:
-    """`body` is sent to `path` of a server whose chat model is called `chat`; over gRPC where
-    `path` is a method, gzipped there if `is_gzipped`."""
+    """`body` goes to `path` of a server whose chat model is called `chat`; over gRPC where `path`
+    is a method, gzipped there if `is_gzipped`."""
 
     name: str
     path: str
@@ -38,7 +39,6 @@ class Case:
         return self.path == GRPC
 
     def body(self) -> bytes:
-        """The request's bytes, the same each time."""
         return _made(self)
 
 
@@ -59,7 +59,7 @@ def chat(content: bytes) -> bytes:
 
 
 def filled(head: bytes, piece: bytes, tail: bytes, size: int = LIMIT - 4096) -> bytes:
-    """`head`, as many pieces as fit, `tail`."""
+    """`head`, as many pieces as fit into `size`, `tail`."""
     return head + piece * ((size - len(head) - len(tail)) // len(piece)) + tail
 
 
@@ -87,7 +87,7 @@ def flat_png(side: int, *, alpha: bool = False) -> bytes:
 
 
 def encoded(kind: str, size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
-    """A picture of one colour as Pillow writes it."""
+    """A picture of one colour written by Pillow."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -96,7 +96,6 @@ def encoded(kind: str, size: tuple[int, int], mode: str = "RGB", **options: obje
 
 
 def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
@@ -105,7 +104,6 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field."""
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
@@ -119,7 +117,6 @@ def infer(tensor: bytes, raw: bytes = b"") -> bytes:
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
     yield from _json_cases()
     yield from _picture_cases()
     yield from _grpc_cases()

@@ -1,6 +1,6 @@
-"""How fast a wrong request is answered and a full queue refuses, while the engine is busy drawing.
-
-Timed at the caller, on the demo's painter with all slots and the whole queue taken.
+"""Time to answer a wrong request and to refuse one when the queue is full, while the engine is
+drawing. Measured at the caller, on the demo's FLUX checkpoint with all slots and the whole queue
+taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ ROUNDS = 20
 
 
 def picture(rows: int, **parameters: object) -> dict[str, Any]:
-    """A request for `rows` pictures."""
     prompt = {
         "name": "prompt",
         "datatype": "BYTES",
@@ -48,7 +47,7 @@ WRONG: tuple[dict[str, Any], ...] = (
 
 
 async def timed(client: httpx.AsyncClient, body: dict[str, Any], statuses: set[int]) -> float:
-    """Milliseconds to the answer, which must have one of `statuses`."""
+    """Milliseconds to the answer. Raises `RuntimeError` if its status is not one of `statuses`."""
     started = time.perf_counter()
     response = await client.post(ROUTE, json=body)
     took = 1000 * (time.perf_counter() - started)
@@ -58,7 +57,7 @@ async def timed(client: httpx.AsyncClient, body: dict[str, Any], statuses: set[i
 
 
 async def take(client: httpx.AsyncClient, rows: int) -> asyncio.Task[httpx.Response]:
-    """Have so many long jobs accepted, and return while they run or wait."""
+    """Submit long jobs; returns while they run or wait."""
     body = picture(rows, num_inference_steps=100, width=512, height=512)
     task = asyncio.create_task(client.post(ROUTE, json=body))
     await asyncio.sleep(0.5)
@@ -66,7 +65,6 @@ async def take(client: httpx.AsyncClient, rows: int) -> asyncio.Task[httpx.Respo
 
 
 async def under_load(url: str) -> dict[str, Any]:
-    """Both kinds of answers with a busy engine and a full queue."""
     async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
         tasks = [await take(client, SLOTS), await take(client, CAPACITY - 1)]
         wrong = [await timed(client, body, {400}) for body in WRONG]
@@ -79,12 +77,10 @@ async def under_load(url: str) -> dict[str, Any]:
 
 
 def spread(took: Sequence[float]) -> dict[str, float]:
-    """Median and slowest."""
     return {"median": statistics.median(took), "slowest": max(took)}
 
 
 def measure() -> dict[str, Any]:
-    """Start the painter, fill it, ask."""
     with ServerProcess({"flux": CHECKPOINT}, LOG) as server:
         server.wait_ready(300.0, lambda what: None)
         return asyncio.run(under_load(server.url))

@@ -1,14 +1,13 @@
-"""What one streamed token costs the process that serves it, beside an app that sends constants.
+"""Cost of one streamed token in the server's event loop, beside an app that sends constants. The
+figure is CPU time of the loop's thread (from /proc): the engine's thread and the client, which is
+another process, are not in it.
 
     python -m benchmarks.serving.stream_cost [--rounds 4] [--label NAME] [--write]
 
-The server is the real one with the Qwen room's codec, reader and edges; only its engine is a script
-that gives each of 64 chats one token per step. `paced` takes 3.5 ms per step, `lockstep` the next
-step once every stream has read the last one, so that nothing is coalesced, and `flood` does not
-wait. `bare` is uvicorn with nothing of ours: one constant event per token as fast as it can, and
-`bare_paced` one for everybody each 3.5 ms, when every write has a sleeping client to wake. CPU time
-is that of the thread with the event loop, from /proc, so that neither the engine's thread nor the
-client (a process of its own) is in the figures.
+The server is the real one with a scripted engine that gives each of 64 chats one token per step:
+`paced` every 3.5 ms, `lockstep` once every stream has read the last token (nothing is coalesced),
+`flood` without waiting. `bare` is uvicorn alone with one constant event per token as fast as it
+can; `bare_paced` sends one to all streams every 3.5 ms, so that each write wakes a client.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ import asyncio
 import json
 import os
 import platform
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -30,17 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import paths
+from benchmarks.common.server import running
+from predictors.cli.child import free_ports
 
 STREAMS, TOKENS, STEP_S = 64, 128, 0.0035
 CHECKPOINT = paths.SHAPES_QWEN_VL
 RESULT = paths.RESULTS / "stream_cost.json"
 KINDS = ("bare", "bare_paced", "paced", "lockstep", "flood")
-START_S = 60.0
 
 
 # -- the servers, each in a process of its own -----------------------------------------------------
 class ScriptedChat:
-    """An engine whose step is one token for everybody; `kind` says when the next may come."""
+    """An engine whose step is one token for every chat; `kind` decides when the next step may
+    come."""
 
     slots = STREAMS
 
@@ -58,13 +57,13 @@ class ScriptedChat:
         return list(self._made)
 
     def load(self) -> None:
-        """Nothing to read."""
+        pass
 
     def warm(self, progress: Any) -> None:
-        """Nothing to compile."""
+        pass
 
     def validate(self, work: Any) -> None:
-        """Everything may run."""
+        pass
 
     def admit(self, job: Any) -> bool:
         if len(self._made) == self.slots:
@@ -101,7 +100,9 @@ class ScriptedChat:
 
 
 def serve_ours(port: int, kind: str) -> None:
-    """The product with a script for an engine, until it is killed."""
+    """The product with a scripted engine, until it is killed."""
+    from tokenizers import Tokenizer
+
     from predictors.models.qwen2_5_vl.model import make_predictor
     from predictors.protocol.server import PredictorServer
     from predictors.serving.host import EngineHost
@@ -111,13 +112,13 @@ def serve_ours(port: int, kind: str) -> None:
     settings = replace(settings, server=replace(settings.server, port=port, grpc_port=-1))
     model = make_predictor("qwen", CHECKPOINT, settings)
     text = "a large red circle to the left of a small blue square, and a green triangle above"
-    tokens = model._vocabulary._tokenizer.encode(text).ids
+    tokens = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).encode(text).ids
     model.host = EngineHost("qwen", ScriptedChat(kind, tokens), settings.queue)
     PredictorServer([model], settings).run()
 
 
 class Ticker:
-    """Lets everybody who waits go on together, each `STEP_S`."""
+    """Wakes all waiting tasks together, each `STEP_S`."""
 
     def __init__(self) -> None:
         self._next: asyncio.Future[None] | None = None
@@ -153,7 +154,7 @@ def serve_bare(port: int, kind: str) -> None:
 
 # -- the client ------------------------------------------------------------------------------------
 async def ask(port: int, body: bytes) -> bytes:
-    """One request on a connection of its own; the whole answer, head included."""
+    """One request on a connection of its own; the whole response, head included."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\n"
     head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -166,7 +167,6 @@ async def ask(port: int, body: bytes) -> bytes:
 
 
 def request_body(streams: bool = True) -> bytes:
-    """The chat that every stream asks for."""
     turns = [{"role": "user", "content": "where is the red circle?"}]
     body = {"model": "qwen", "messages": turns, "max_tokens": TOKENS, "stream": streams}
     return json.dumps(body | {"ignore_eos": True, "temperature": 0}).encode()
@@ -195,40 +195,16 @@ async def one_round(port: int, pid: int) -> dict[str, float]:
 
 def measure(kind: str, rounds: int) -> dict[str, float]:
     """The median round of a fresh server, the first one left out."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.serving.stream_cost",
-        "--serve",
-        kind,
-        "--port",
-        str(port),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PREDICTORS_LOG_LEVEL": "WARNING"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        _wait(port)
-        found = [asyncio.run(one_round(port, process.pid)) for _ in range(rounds + 1)][1:]
-    finally:
-        process.kill()
-        process.wait()
+    (port,) = free_ports(1)
+    module = "benchmarks.serving.stream_cost"
+    command = [sys.executable, "-m", module, "--serve", kind, "--port", str(port)]
+    environment = {"OMP_NUM_THREADS": "1", "PREDICTORS_LOG_LEVEL": "WARNING"}
+    log = paths.SCRATCH / f"stream-{kind}.log"
+    with running(command, environment, port, log, "/v2/health/ready") as server:
+        pid = server.process.pid
+        found = [asyncio.run(one_round(port, pid)) for _ in range(rounds + 1)][1:]
     by_cost = sorted(found, key=lambda one: one["loop_us_per_token"])
     return {name: round(value, 2) for name, value in by_cost[len(by_cost) // 2].items()}
-
-
-def _wait(port: int) -> None:
-    until = time.monotonic() + START_S
-    while True:
-        try:
-            if b" 200 " in asyncio.run(ask(port, request_body()))[:20]:
-                return
-        except OSError:
-            pass
-        if time.monotonic() > until:
-            raise TimeoutError("the server did not start")
-        time.sleep(0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ BODY = json.dumps(
 
 
 class Connection(asyncio.Protocol):
-    """Sends the next request when the answer to the last one is complete, while any are left."""
+    """Sends the next request when the last one is answered, while any are left."""
 
     def __init__(self, request: bytes, left: list[int], took: list[float]) -> None:
         self._request = request
@@ -40,13 +40,11 @@ class Connection(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._send()
 
     def data_received(self, received: bytes) -> None:
-        """Collect until an answer is complete."""
         self._buffer += received
         if not is_complete(self._buffer):
             return
@@ -59,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The server hung up before the end."""
+        """The server closed the connection before the end."""
         if not self.done.done():
             self.done.set_exception(error or RuntimeError("the server closed the connection"))
 
@@ -74,7 +72,7 @@ class Connection(asyncio.Protocol):
 
 
 def is_complete(answer: bytes) -> bool:
-    """Whether all of one answer is there, by its length or its last chunk."""
+    """Whether the whole response is there, by its length or its last chunk."""
     head, separator, body = answer.partition(b"\r\n\r\n")
     if not separator:
         return False
@@ -85,7 +83,7 @@ def is_complete(answer: bytes) -> bool:
 
 
 async def measure(port: int, connections: int, requests: int) -> dict[str, float]:
-    """Send `requests` over `connections` and say how long they took."""
+    """Send `requests` over `connections`; returns rate and latencies."""
     head = (
         "POST /v2/models/echo/infer HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"

@@ -17,7 +17,13 @@ from predictors.base import Answer
 from predictors.chat.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import BodyMessage, ChatBody
+from predictors.protocol.openai.chat_body import (
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_TOKENS,
+    BodyMessage,
+    ChatBody,
+)
 from predictors.protocol.openai.events import TextEvents, event
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -28,10 +34,7 @@ from predictors.protocol.v2.values import (
     count_rows,
 )
 
-MAX_ROWS = 2**16  # kept free above a random seed for the rows that count up from it
-MAX_STOPS = 16
-MAX_STOP_CHARS = 1024
-MAX_TOKENS = 2**31 - 1
+MAX_ROWS = 2**16  # a random seed leaves so many above it for the rows that count up from it
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
@@ -88,6 +91,9 @@ class ChatCodec:
         parameters.reject_unread()
         _between("seed", seed, 0, MAX_SEED)
         _between("max_tokens", max_tokens, 1, MAX_TOKENS)
+        for name, value in given.items():
+            if value is not None:
+                RANGES[name](name, value)
         return ChatRequest(
             messages=(),
             sampling=self._sampling(given),
@@ -97,9 +103,6 @@ class ChatCodec:
         )
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
-        for name, value in given.items():
-            if value is not None:
-                RANGES[name](name, value)
         chosen = {name: value for name, value in given.items() if value is not None}
         if chosen.get("top_k", 0) < 0:
             chosen["top_k"] = 0  # -1 is off, as in vLLM

@@ -10,8 +10,7 @@ tokens of the previous step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from collections.abc import Sequence as Series
+from collections import abc
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +72,7 @@ class LaunchedStep:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the engine has on the device from `load` to `close`."""
+    """The device's part of the engine, from `load` to `close`."""
 
     runner: ChatRunner
     pictures: PictureRunner
@@ -88,11 +87,7 @@ class ChatEngine:
     """
 
     def __init__(
-        self,
-        name: str,
-        model: ChatModel,
-        settings: QwenVLSettings,
-        placement: Placement,
+        self, name: str, model: ChatModel, settings: QwenVLSettings, placement: Placement
     ) -> None:
         self.slots = num_slots(settings, placement)
         self.max_context = max_context(model.shape, settings, placement)
@@ -128,7 +123,7 @@ class ChatEngine:
         """Admitted jobs in order of admission. Any thread."""
         return list(self._sequences)
 
-    def describe(self) -> Mapping[str, object]:
+    def describe(self) -> abc.Mapping[str, object]:
         """State, caches and sizes, for operators. Any thread."""
         pool = self._pool
         named = 0 if pool is None else pool.num_named
@@ -217,7 +212,7 @@ class ChatEngine:
         pool.release(job)
         self._metrics.set_usage(pool.usage)
 
-    def step(self, jobs: Series[ChatJob]) -> None:
+    def step(self, jobs: abc.Sequence[ChatJob]) -> None:
         """One token for every sequence that decodes, and the next chunks of prompts."""
         loaded = self._ready
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
@@ -262,7 +257,7 @@ class ChatEngine:
         return self._pool
 
     # -- a step ----------------------------------------------------------------------------------
-    def _plan(self, sequences: Series[Sequence], runner: ChatRunner) -> StepPlan[Sequence]:
+    def _plan(self, sequences: abc.Sequence[Sequence], runner: ChatRunner) -> StepPlan[Sequence]:
         progress: list[SequenceProgress[Sequence]] = []
         is_packed = runner.packs
         for sequence in sequences:
@@ -347,7 +342,7 @@ class ChatEngine:
         for sequence in launched.sequences:
             sequence.launched += 1
 
-    def _deliver(self, sequences: Series[Sequence], tokens: Series[int]) -> None:
+    def _deliver(self, sequences: abc.Sequence[Sequence], tokens: abc.Sequence[int]) -> None:
         """Emit the tokens that were read, and let finished sequences leave. Tokens launched for a
         sequence after its last one, or after it was evicted, are dropped."""
         count = 0

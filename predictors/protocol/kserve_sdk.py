@@ -21,6 +21,7 @@ try:
         ModelRepository,
         ModelServer,
     )
+    from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME
     from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
     from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 finally:
@@ -31,6 +32,9 @@ logging.getLogger("kserve").setLevel(logging.WARNING)
 logging.getLogger("kserve.trace").setLevel(logging.WARNING)
 
 __all__ = [
+    "POST_HIST_TIME",
+    "PREDICT_HIST_TIME",
+    "PRE_HIST_TIME",
     "InferInput",
     "InferOutput",
     "InferRequest",

@@ -1,10 +1,11 @@
-"""The GPU benchmark's own code on a toy: its arithmetic is the page's, both sides draw the same
-pictures, the table and the JSON have what people look for, and nothing needs KServe."""
+"""The FLUX benchmark without an engine: its arithmetic is the page's, rows, goals and tables follow
+from timings, and no file it runs imports KServe."""
 
 from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import profiling as flux_profile
-from benchmarks.common.clock import Clock, Marks, Spread
+from benchmarks.common import journal, profiling
+from benchmarks.common.ceilings import Ceilings, Operations
+from benchmarks.common.clock import Clock, Marks
+from benchmarks.common.stats import Spread
 from benchmarks.flux import __main__ as flux
-from benchmarks.flux import accuracy as flux_accuracy
-from benchmarks.flux import floors as flux_floors
-from benchmarks.flux import goals as flux_goals
-from benchmarks.flux import report as flux_report
-from benchmarks.flux import start as flux_start
-from benchmarks.flux.cases import Case, Drawn, Row, summed_up
-from benchmarks.flux.floors import Ceilings, Operations
-from benchmarks.flux.random_weights import (
-    FULL,
-    SCHNELL,
-    TOY,
-    shells,
-    write_folder,
-)
+from benchmarks.flux import accuracy, floors, goals, start, tables
+from benchmarks.flux.cases import Case, Drawn, Row, figures, summed_up
+from benchmarks.flux.random_weights import FULL, SCHNELL, TOY, shells, write_folder
 from predictors.models.flux.config import FluxConfig, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> FluxConfig:
 def test_a_steps_operations_are_those_of_the_performance_page(
     full: FluxConfig, side: int, text: int, tera: float, share_of_attention: float
 ) -> None:
-    work = flux_floors.step(full.shape, text, (side // 16) ** 2)
+    work = floors.step(full.shape, text, (side // 16) ** 2)
     assert work.total / 1e12 == pytest.approx(tera, rel=3e-4)
     assert work.attention / work.total == pytest.approx(share_of_attention, abs=6e-4)
 
@@ -80,16 +72,16 @@ def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig)
                 img_ids=torch.empty(image, 3),
             )
     channels = modules["vae"].config.block_out_channels
-    assert decoder.get_total_flops() == flux_floors.vae(channels, 16, 2, 1024, 1024).total
+    assert decoder.get_total_flops() == floors.vae(channels, 16, 2, 1024, 1024).total
     embedders = 2 * 3072 * (2 * 256 + 768 + 3 * 3072)  # once per picture here, so not in a step
-    ours = flux_floors.step(full.shape, tokens, image).total
+    ours = floors.step(full.shape, tokens, image).total
     assert transformer.get_total_flops() == ours + embedders
 
 
 def test_text_encoders_are_counted_as_the_page_does(full: FluxConfig) -> None:
     modules = shells(full.folder)
-    assert flux_floors.t5(modules["t5"].config, 512).total / 1e12 == pytest.approx(4.85, abs=0.01)
-    assert flux_floors.clip(modules["clip"].config, 77).total / 1e9 == pytest.approx(13.3, abs=0.1)
+    assert floors.t5(modules["t5"].config, 512).total / 1e12 == pytest.approx(4.85, abs=0.01)
+    assert floors.clip(modules["clip"].config, 77).total / 1e9 == pytest.approx(13.3, abs=0.1)
 
 
 def test_a_floor_is_each_part_at_its_own_ceiling() -> None:
@@ -107,34 +99,39 @@ def row(engine: str, seconds: float, case: Case = CASE, passes: int = 4) -> Row:
     return summed_up(engine, case, runs, passes=passes, peak_bytes=2**30)
 
 
+def results_of(*rows: Row) -> dict[str, Any]:
+    """The results of a run with these rows."""
+    run = flux.read_options(["--toy"])
+    ceilings = Ceilings(1e12, None, {16: 1e12})
+    run.rows = list(rows)
+    run.figures = [figures(each, Operations(2e11, 1e11), 16, ceilings) for each in rows]
+    return run.results()
+
+
 def test_the_table_has_a_line_per_row_and_compares_with_the_fastest_peer() -> None:
-    rows = [
+    found = results_of(
         row("diffusers eager", 8.0),
         row("diffusers compiled", 4.0),
         row("here turbo", 2.0, passes=3),
-    ]
-    rows.append(row("here lossless", 2.0, Case("dev", 96, 64, 4)))
-    ceilings = Ceilings(1e12, None, {16: 1e12})
-    derived = [flux_report.figures(r, Operations(2e11, 1e11), 16, ceilings) for r in rows]
-    lines = flux_report.table(rows, derived).splitlines()
-    assert len(lines) == 1 + len(rows)
-    assert lines[0].split()[:6] == ["model", "size", "steps", "batch", "engine", "seconds"]
-    assert [line.split()[-1] for line in lines[1:4]] == ["0.50x", "1.00x", "2.00x"]
-    assert "4 (3)" in lines[3]  # passes where some steps are skipped
-    assert lines[4].endswith("1.0")  # nobody to compare with: memory is last
-    assert derived[0]["share_of_floor"] == pytest.approx(4 * 0.3 / 8)
-    assert derived[2]["tflops"] == pytest.approx(3 * 0.3 / 2)
+        row("here lossless", 2.0, Case("dev", 96, 64, 4)),
+    )
+    head, *lines = tables.clock(found)
+    assert head[:3] == ("case", "engine", "s")
+    assert [line[-1] for line in lines] == ["0.50", "1.00", "2.00", "-"], "the last has no peer"
+    assert lines[2][1] == "here turbo (3 calls)"
+    assert lines[3][:3] == ("dev 96x64, 4 steps", "here lossless", "2.000")
+    assert found["rows"][0]["share_of_floor"] == pytest.approx(4 * 0.3 / 8)
+    assert found["rows"][2]["tflops"] == pytest.approx(3 * 0.3 / 2)
+    assert "here turbo (3 calls)" in journal.as_text(tables.OF_A_RUN, found)
 
 
 def test_goals_are_held_or_not_by_what_was_measured_and_absent_without_a_figure() -> None:
     case = Case("dev", 1024, 1024, 28)
-    rows = [row("diffusers compiled", 3.9, case), row("here lossless", 3.0, case)]
-    rows.append(row("here high", 3.0, case))
-    found = {"start": {"warm_share_of_cold": 0.5}}
-    goals = {goal["what"]: goal for goal in flux_goals.held(rows, [], found)}
-    assert [goal["held"] for goal in goals.values()] == [True, False, False]
-    assert "NO" in flux_goals.as_text(list(goals.values()))
-    assert flux_goals.held(rows[:1], [], {}) == []
+    peer = row("diffusers compiled", 3.9, case)
+    found = results_of(peer, row("here lossless", 3.0, case), row("here high", 3.0, case))
+    held = goals.held(found | {"start": {"warm_share_of_cold": 0.5}})
+    assert [goal["held"] for goal in held] == [True, False, False]
+    assert goals.held(results_of(peer)) == goals.held({}) == []
 
 
 def test_an_answer_outside_the_peers_spread_is_told() -> None:
@@ -144,16 +141,16 @@ def test_an_answer_outside_the_peers_spread_is_told() -> None:
             "step 1": {"to float32": near, "to eager": {"compiled": 0.012, "here lossless": ours}}
         }
 
-    assert all(flux_accuracy.verdict(found(0.0105), ["eager", "compiled"]).values())
-    assert not any(flux_accuracy.verdict(found(0.02), ["eager", "compiled"]).values())
+    assert all(accuracy.verdict(found(0.0105), ["eager", "compiled"]).values())
+    assert not any(accuracy.verdict(found(0.02), ["eager", "compiled"]).values())
 
 
 def test_a_profile_names_what_took_most_and_leaves_a_trace(tmp_path: Path) -> None:
     a = torch.randn(1500, 1500)  # more work than whatever interrupts the rest
-    kernels = flux_profile.trace(Clock(CPU), lambda: a @ a, tmp_path / "trace.json.gz")
+    kernels = profiling.trace(Clock(CPU), lambda: a @ a, tmp_path / "trace.json.gz")
     assert kernels[0][0] == "aten::mm"
     assert (tmp_path / "trace.json.gz").read_bytes()[:2] == b"\x1f\x8b"
-    assert "aten::mm" in flux_profile.as_text(kernels)
+    assert "aten::mm" in profiling.as_text(kernels)
 
 
 def test_marks_are_apart_by_what_lies_between_them() -> None:
@@ -172,15 +169,29 @@ def test_full_size_is_refused_without_a_gpu(capsys: pytest.CaptureFixture[str]) 
     assert "--toy" in capsys.readouterr().err
 
 
+def imports_of(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Those that run when the file is imported; of a benchmark's file also those in functions."""
+    is_benchmark = path.is_relative_to(ROOT / "benchmarks")
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif is_benchmark or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+
+
 def imported(path: Path, seen: dict[Path, set[str]]) -> dict[Path, set[str]]:
     """Every file of the repository that importing `path` runs, with what each one imports."""
     if path in seen:
         return seen
     seen[path] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports_of(path):
         if isinstance(node, ast.Import):
             seen[path] |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif node.module:
             seen[path] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     for name in seen[path]:
         file = ROOT / f"{name.replace('.', '/')}.py"
@@ -202,7 +213,7 @@ def test_both_starts_run_where_kserve_can_not_be_imported(
     (tmp_path / "kserve.py").write_text("raise ImportError('not on this machine')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    start = flux_start.measure(write_folder(tmp_path / "dev", TOY), "64x64", "lossless", "cpu")
+    found = start.measure(write_folder(tmp_path / "dev", TOY), "64x64", "lossless", "cpu")
     for which in ("cold", "warm"):
-        assert {"load_s", "warm_s", "first_picture_s", "import_s"} <= start[which].keys()
-    assert start["warm_share_of_cold"] == start["warm"]["warm_s"] / start["cold"]["warm_s"]
+        assert {"load_s", "warm_s", "first_picture_s", "import_s"} <= found[which].keys()
+    assert found["warm_share_of_cold"] == found["warm"]["warm_s"] / found["cold"]["warm_s"]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.common.distances import distance
 from benchmarks.flux import __main__ as flux
-from benchmarks.flux import accuracy as flux_accuracy
-from benchmarks.flux import goals as flux_goals
+from benchmarks.flux import accuracy, goals
 from benchmarks.flux.cases import Case
 from benchmarks.flux.ours import Ours, placement_for, settings_for
 from benchmarks.flux.peer import Peer
@@ -61,10 +61,10 @@ def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: M
     eager = Peer("eager", models, facts, tokenizers)
     ours = Ours(models, placement_for(CPU), settings_for("64x64", "lossless,high"))
     ours.open()
-    found = flux_accuracy.velocities([eager], ours, CASE)
+    found = accuracy.velocities([eager], ours, CASE)
     assert found["verdict"] == {"as near to float32 as the farther peer": True}
     assert 0.01 < found["step 1"]["to float32"]["here high"] < 0.1  # fp8 is another precision
-    latents = flux_accuracy.trajectories([eager], ours, CASE)
+    latents = accuracy.trajectories([eager], ours, CASE)
     assert all(each["finite"] for each in latents.values())
     assert latents["here lossless"]["to eager"] < 1e-5
     assert 0.001 < latents["here high"]["to here lossless"] < 0.3
@@ -72,7 +72,7 @@ def test_both_sides_answer_alike_on_the_same_weights_and_not_on_others(models: M
         bias = models.transformer.proj_out.bias
         bias += 0.01
         try:
-            shifted = flux_accuracy.velocities([eager], ours, CASE)
+            shifted = accuracy.velocities([eager], ours, CASE)
         finally:
             bias -= 0.01
     assert not any(shifted["verdict"].values())
@@ -87,16 +87,16 @@ def test_a_forward_in_float32_is_that_of_a_float32_module_and_leaves_weights_alo
     peer = Peer("eager", narrow, facts, tokenizers)
     place = Placement(CPU, torch.bfloat16, "off")
     work = Ours(narrow, place, settings_for("64x64", "lossless")).prepare(CASE, "lossless")
-    before = flux_accuracy.peer_velocity(peer, CASE, work, 1)
-    with flux_accuracy.in_float32(narrow.transformer):
-        exact = flux_accuracy.peer_velocity(peer, CASE, work, 1, torch.float32)
-    assert 1e-3 < flux_accuracy.distance(before, exact) < 0.05  # bfloat16's own error
-    assert torch.equal(flux_accuracy.peer_velocity(peer, CASE, work, 1), before)
+    before = accuracy.peer_velocity(peer, CASE, work, 1)
+    with accuracy.in_float32(narrow.transformer):
+        exact = accuracy.peer_velocity(peer, CASE, work, 1, torch.float32)
+    assert 1e-3 < distance(before, exact) < 0.05  # bfloat16's own error
+    assert torch.equal(accuracy.peer_velocity(peer, CASE, work, 1), before)
     narrow.transformer.float()
     rounded = peer.noise(CASE).bfloat16()
     peer.noise = lambda case: rounded  # type: ignore[method-assign]
-    plain = flux_accuracy.peer_velocity(peer, CASE, work, 1, torch.float32)
-    assert flux_accuracy.distance(exact, plain) < 1e-5
+    plain = accuracy.peer_velocity(peer, CASE, work, 1, torch.float32)
+    assert distance(exact, plain) < 1e-5
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_run_tells_stages_accuracy_and_that_nothing_happens_late(results: dict
         "step",
         "prepare",
         "png, here",
-        flux_goals.VAE_STAGE,
+        goals.VAE_STAGE,
     }
     assert stages["diffusers eager"] >= {
         "text encoders",

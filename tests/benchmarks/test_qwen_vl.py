@@ -14,22 +14,22 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from benchmarks.common.run import Options, Run, rounded
+from benchmarks.common import journal
+from benchmarks.common.distances import distance
+from benchmarks.common.run import BenchmarkRun, rounded
+from benchmarks.common.stats import quantile
 from benchmarks.qwen_vl import __main__ as qwen_vl
-from benchmarks.qwen_vl import floors as qwen_vl_floors
-from benchmarks.qwen_vl import goals as qwen_vl_goals
-from benchmarks.qwen_vl import random_weights as qwen_vl_random
-from benchmarks.qwen_vl import report as qwen_vl_report
-from benchmarks.qwen_vl import tables as qwen_vl_journal
-from benchmarks.qwen_vl.accuracy import agreement, distance, regret, verdict
-from benchmarks.qwen_vl.answers import Answered, quantile, summed_up
+from benchmarks.qwen_vl import floors, goals, random_weights, tables
+from benchmarks.qwen_vl.accuracy import agreement, regret, verdict
+from benchmarks.qwen_vl.answers import Answered, summed_up
 from benchmarks.qwen_vl.cases import NUM_TOKENS, Case, Conversations, Pictures, text
 from benchmarks.qwen_vl.client import Events, shares
 from benchmarks.qwen_vl.floors import Rates
 from benchmarks.qwen_vl.http import APART, CASES, WARM, chosen
+from benchmarks.qwen_vl.options import QwenVLOptions
 
 H200 = Rates(790e12, 4.3e12)
-OPTIONS = Options(folder="nowhere", device="cpu", is_toy=True, slots=4)
+OPTIONS = QwenVLOptions(folder="nowhere", device="cpu", is_toy=True, slots=4)
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_processes_share_a_case_and_no_conversation_is_held_twice(case: Case) ->
 
 # -- what is asked ---------------------------------------------------------------------------------
 def test_a_prompt_has_about_64_tokens_of_text(tmp_path: Path) -> None:
-    qwen_vl_random.write_configs(tmp_path, qwen_vl_random.FULL)
+    random_weights.write_configs(tmp_path, random_weights.FULL)
     parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
         tmp_path, local_files_only=True
     )
@@ -170,7 +170,7 @@ def test_cases_can_be_chosen_by_name() -> None:
     options = replace(OPTIONS, is_toy=False, cases="64 x text, 1 x 448x448")
     assert [str(case) for case in chosen(options)] == ["1 x 448x448", "64 x text"]
     assert chosen(replace(OPTIONS, is_toy=False)) == list(CASES)
-    assert {goal.case for goal in qwen_vl_goals.GOALS} <= {str(case) for case in CASES}
+    assert {case for case, _ in goals.GOALS} <= {str(case) for case in CASES}
 
 
 # -- the model and its floors ----------------------------------------------------------------------
@@ -178,8 +178,8 @@ def test_cases_can_be_chosen_by_name() -> None:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, torch.Size]]:
     """Shapes of the full-size checkpoint."""
     folder = tmp_path_factory.mktemp("full")
-    qwen_vl_random.write_configs(folder, qwen_vl_random.FULL)
-    return qwen_vl_random.shapes(folder)
+    random_weights.write_configs(folder, random_weights.FULL)
+    return random_weights.shapes(folder)
 
 
 def test_the_full_size_is_the_released_models(full: dict[str, torch.Size]) -> None:
@@ -189,29 +189,28 @@ def test_the_full_size_is_the_released_models(full: dict[str, torch.Size]) -> No
 def test_a_decode_step_reads_every_weight_of_the_text_model(full: dict[str, torch.Size]) -> None:
     text_model = [shape.numel() for name, shape in full.items() if "visual" not in name]
     norm = 2048  # the last one
-    assert 2 * (sum(text_model) - norm) == qwen_vl_floors.WEIGHT_BYTES
+    assert 2 * (sum(text_model) - norm) == floors.WEIGHT_BYTES
 
 
 def test_floors_are_those_of_the_literature_table() -> None:
-    assert qwen_vl_floors.KV_BYTES == 36_864
-    assert qwen_vl_floors.grid(1024, 1024) == (74, 74)
-    assert qwen_vl_floors.grid(1280, 720) == (92, 52)
-    assert qwen_vl_floors.vision_operations(1024, 1024) == pytest.approx(7.68e12, rel=0.02)
-    assert qwen_vl_floors.vision_operations(448, 448) == pytest.approx(1.34e12, rel=0.02)
-    assert qwen_vl_floors.prefill_operations(1433) == pytest.approx(8.26e12, rel=0.02)
-    assert qwen_vl_floors.decode_ms(H200, 1, 1500) == pytest.approx(1.45, rel=0.01)
-    assert qwen_vl_floors.decode_ms(H200, 64, 1500) == pytest.approx(2.26, rel=0.01)
-    assert qwen_vl_floors.first_ms(H200, 1433, 1, (1024, 1024)) == pytest.approx(20.2, rel=0.02)
-    vision = qwen_vl_floors.vision_operations(1024, 1024)
-    rate = qwen_vl_floors.requests_per_s(H200, 64, 1433, 128, vision)
+    assert floors.KV_BYTES == 36_864
+    assert floors.grid(1024, 1024) == (74, 74)
+    assert floors.grid(1280, 720) == (92, 52)
+    assert floors.vision_operations(1024, 1024) == pytest.approx(7.68e12, rel=0.02)
+    assert floors.vision_operations(448, 448) == pytest.approx(1.34e12, rel=0.02)
+    assert floors.prefill_operations(1433) == pytest.approx(8.26e12, rel=0.02)
+    assert floors.decode_ms(H200, 1, 1500) == pytest.approx(1.45, rel=0.01)
+    assert floors.decode_ms(H200, 64, 1500) == pytest.approx(2.26, rel=0.01)
+    vision = floors.vision_operations(1024, 1024)
+    rate = floors.requests_per_s(H200, 64, 1433, 128, vision)
     assert rate == pytest.approx(40.5, rel=0.03)
 
 
 def test_random_weights_are_the_same_twice_and_finite(tmp_path: Path) -> None:
     device = torch.device("cpu")
-    qwen_vl_random.make(tmp_path / "a", qwen_vl_random.TOY, device)
-    first = dict(qwen_vl_random.tensors(tmp_path / "a", device))
-    again = dict(qwen_vl_random.tensors(tmp_path / "a", device))
+    random_weights.make(tmp_path / "a", random_weights.TOY, device)
+    first = dict(random_weights.tensors(tmp_path / "a", device))
+    again = dict(random_weights.tensors(tmp_path / "a", device))
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
         assert tensor.isfinite().all()
@@ -260,43 +259,29 @@ def found() -> dict[str, Any]:
 
 
 def test_goals_are_held_from_the_right_side_or_not_told() -> None:
-    held = {
-        (g["case"], g["figure"]): (g["held"], g["wish_held"]) for g in qwen_vl_goals.held(found())
-    }
-    assert held["1 x 1024x1024", "ttft_ms_p50"] == (True, False)
-    assert held["1 x 1024x1024", "tpot_ms_mean"] == (False, False)
-    assert held["64 x 1024x1024", "requests_per_s"] == (True, False)
-    assert held["64 x 1024x1024", "itl_ms_p99"] == (False, None)
-    assert held["all clients' cases", "recompilations_total"] == (False, None)
-    assert ("64 x text", "requests_per_s") not in held
-    assert qwen_vl_goals.held({}) == []
+    held = {goal["what"]: (goal["held"], goal.get("wish_held")) for goal in goals.held(found())}
+    assert held["1 x 1024x1024: ttft_ms_p50"] == (True, False)
+    assert held["1 x 1024x1024: tpot_ms_mean"] == (False, False)
+    assert held["64 x 1024x1024: requests_per_s"] == (True, False)
+    assert held["64 x 1024x1024: itl_ms_p99"] == (False, None)
+    assert held["all clients' cases: recompilations_total"] == (False, None)
+    assert "64 x text: requests_per_s" not in held
+    assert goals.held({}) == []
 
 
 def test_a_row_is_set_beside_its_floor() -> None:
     row = found()["http"]["64 x 1024x1024"]
-    assert qwen_vl_report.share_of_floor(row, found()["ceilings"]) == pytest.approx(0.5, rel=0.03)
+    assert tables.share_of_floor(row, found()["ceilings"]) == pytest.approx(0.5, rel=0.03)
     repeated = row | {"case": row["case"] | {"kind": "same 1024x1024"}}
-    assert qwen_vl_report.share_of_floor(repeated, found()["ceilings"]) is None
+    assert tables.share_of_floor(repeated, found()["ceilings"]) is None
 
 
-def test_the_report_says_what_was_not_measured_and_what_failed() -> None:
-    told = qwen_vl_report.as_text(found())
-    assert "vLLM was not measured" in told
-    assert "left out: soak" in told
-    assert "FAILED ours: exit code 1" in told
-    assert "64 x 1024x1024, requests_per_s" in told
-    assert "14.4" in told
-
-
-def test_the_page_shows_measured_figures_in_their_places() -> None:
-    page = (
-        "a\n<!-- qwen_vl clients -->\nold\n<!-- end -->\nb\n<!-- qwen_vl memory -->\n<!-- end -->\n"
-    )
-    told = qwen_vl_journal.written(page, found())
-    assert "old" not in told
-    assert "| 64 x 1024x1024 | 1 | 50.0 | 50.0 |" in told
-    assert f"<!-- qwen_vl memory -->\n{qwen_vl_journal.MISSING}\n<!-- end -->" in told
-    assert qwen_vl_journal.written(told, found()) == told, "written twice is written once"
+def test_tables_show_measured_figures_beside_vllms() -> None:
+    text = journal.as_text(tables.TABLES, found())
+    assert "64 x 1024x1024: requests_per_s" in text
+    assert "14.4" in text
+    cells = journal.table(tables.clients, found())
+    assert "| 64 x 1024x1024 | 1 | 50.0 | 50.0 |" in cells
 
 
 def test_every_table_can_be_made() -> None:
@@ -327,45 +312,52 @@ def test_every_table_can_be_made() -> None:
             "rounds": [{"requests": 0, "failed": 0, "host_bytes": 2**30, "device_bytes": None}]
         },
     }  # fmt: skip
-    for name in qwen_vl_journal.TABLES:
-        head, rule, *rows = qwen_vl_journal.table(name, everything).splitlines()
+    for name, make in tables.TABLES.items():
+        head, rule, *rows = journal.table(make, everything).splitlines()
         assert rows, name
         assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}, name
-    assert "| 1 | 2.50 | 2.00 | +25 % |" in qwen_vl_journal.table("syncing", everything)
-    assert "| text | 9.0 | - |" not in qwen_vl_journal.table("firsts", everything)
-    assert "| here, in process | text | 10.0 | 2.00 |" in qwen_vl_journal.table(
-        "compiling", everything
-    )
+    assert "| 1 | 2.50 | 2.00 | +25 % |" in journal.table(tables.syncing, everything)
+    assert "| text | 9.0 | - |" not in journal.table(tables.firsts, everything)
+    compiling = journal.table(tables.compiling, everything)
+    assert "| here, in process | text | 10.0 | 2.00 |" in compiling
 
 
 # -- a run -----------------------------------------------------------------------------------------
 def test_a_part_that_no_time_is_left_for_says_so(tmp_path: Path) -> None:
-    run = Run(OPTIONS, budget_s=0, out=tmp_path / "found.json")
-    run.part("http")
+    run = BenchmarkRun(tmp_path / "found.json", budget_s=0)
+    qwen_vl.run_parts(run, OPTIONS, ["http"])
     assert run.found["left_out"] == ["http"]
     assert run.found["failed"] == {}
 
 
 def test_a_part_that_dies_is_told_and_what_was_found_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    run = Run(OPTIONS, budget_s=60, out=out)
-    run.part("nonsense")
-    run.part("vllm")
+    run = BenchmarkRun(out, budget_s=60)
+    qwen_vl.run_parts(run, OPTIONS, ["nonsense", "vllm"])
     kept = json.loads(out.read_text())
     assert kept["failed"] == {"nonsense": "exit code 1"}
     assert kept["vllm"] == {"was not": "vllm cannot be imported here"}
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_run_that_was_cut_short_prints_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "found.json")
+    code = qwen_vl.main(["--toy", "--only", "http", "--budget", "0", "--out", out])
+    assert code == 0
+    assert "left out: http" in capsys.readouterr().out
+
+
 def test_the_command_line_is_what_the_parts_are_told() -> None:
-    asked = qwen_vl.read_options(["--toy", "--http", "--set", "QWEN_VL_PREFILL_CHUNK=64"])
-    options = Options.of(qwen_vl.options_of(asked).as_json())
-    assert asked.names == ["ceilings", "http"]
+    asked = qwen_vl.read_options(["--toy", "--only", "http", "--set", "QWEN_VL_PREFILL_CHUNK=64"])
+    options = QwenVLOptions.of(asked.options.as_json())
+    assert asked.names == ["http"]
     assert options.device == "cpu"
     assert options.server_settings()["QWEN_VL_PREFILL_CHUNK"] == "64"
     assert options.server_settings()["QWEN_VL_SLOTS"] == "4"
     with pytest.raises(SystemExit):
-        qwen_vl.read_options(["--sections", "nonsense"])
+        qwen_vl.read_options(["--only", "nonsense"])
 
 
 def test_figures_are_written_with_four_digits() -> None:

@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common.stats import difference_interval, share_interval
 from benchmarks.flux import tiers as flux_tiers
-from benchmarks.flux.likeness import (
-    RandomFeatures,
-    anchors,
-    difference_interval,
-    psnr_db,
-    share_interval,
-)
+from benchmarks.flux.likeness import RandomFeatures, anchors, psnr_db
 from benchmarks.flux.tiers_engine import STEPS
 from benchmarks.flux.tiers_judge import Judges, judge
 from checkpoints.training import drawing

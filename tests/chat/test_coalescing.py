@@ -43,7 +43,7 @@ def emit(job: Job[None, ChatDelta], tokens: Sequence[int], at: int) -> None:
 
 
 async def streamed(tokens: Sequence[int], bursts: Sequence[int], every: bool) -> list[bytes]:
-    """What is written for an answer that comes in `bursts`: so many tokens, then the loop's turn.
+    """The writes of an answer that comes in `bursts`: so many tokens, then a turn of the loop.
     The rest comes at once.
     """
     job: Job[None, ChatDelta] = Job("a", None)

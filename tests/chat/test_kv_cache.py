@@ -102,7 +102,7 @@ class SharedPages(RuleBasedStateMachine):
         assert [self.memory[page] for page in pages[:num_shared]] == names[:num_shared]
         assert not used & set(pages[num_shared:])
         for page in pages[num_shared:]:
-            self.memory[page] = b"scribble"  # its own to write: nobody else may notice
+            self.memory[page] = b"scribble"  # its own page: no other owner may see this
         self.names[self.next_owner], self.filled[self.next_owner] = names, num_shared
         self.next_owner += 1
 
@@ -144,7 +144,7 @@ class SharedPages(RuleBasedStateMachine):
         return {page for owner in self.names for page in self.pool.owned(owner)}
 
     @invariant()
-    def everybody_reads_what_it_should(self) -> None:
+    def every_owner_reads_its_own_content(self) -> None:
         """No owner has written to a page that another one has read or will read."""
         for owner, names in self.names.items():
             done = self.filled[owner]

@@ -66,7 +66,7 @@ def test_a_row_that_breaks_while_decoding_fails_alone(own: Room, way: str) -> No
     assert so_far == alone[1][: len(so_far)]
     assert 3 <= len(so_far) < 12
     assert [tokens_of(jobs[i]) for i in (0, 2)] == [alone[i] for i in (0, 2)]
-    # the pages it leaves are somebody else's next, who must not see what is in them
+    # its pages go to another job next, which must not read their content
     assert own.answers(asked) == alone
     assert own.pool.num_free == own.pool.num_pages
 

@@ -65,7 +65,7 @@ def used_slots(predictor: ChatPredictor) -> int:
 
 
 async def next_turn(predictor: ChatPredictor) -> None:
-    """Wait for a turn of the engine: it evicts the dead before it admits the next."""
+    """Wait for a step of the engine: it evicts cancelled jobs before it admits the next."""
     await predictor.chat(body("turn", max_tokens=1), CALL)
 
 

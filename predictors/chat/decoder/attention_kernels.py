@@ -1,9 +1,8 @@
 """Triton kernels for attention over KV pages: one for a decode step, two for a prompt pass.
 
 Lengths, slots and page tables are read on the device, so one captured form serves any traffic. All
-query heads of one key head share a program, which is what makes grouped queries cheap: eight heads
-read their keys once. A sequence sees its own pages only, in a fixed order of summation for its
-length. Imported on CUDA only, and by tests in Triton's interpreter.
+query heads of one key head share a program, so that eight heads read their keys once. A sequence
+reads its own pages only, with a fixed order of summation for its length.
 """
 
 from __future__ import annotations
@@ -167,7 +166,7 @@ def _store_token(cache, place, low, high, value, to_values, DIM: tl.constexpr):
 
 @triton.jit
 def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
-    """What one program has of a row's group."""
+    """Store one program's part of a row's group."""
     heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
     there = partial + cell.to(tl.int64) * 16 * DIM + heads[:, None] * DIM + dims[None, :]
     tl.store(there, mixed)

@@ -1,4 +1,4 @@
-"""The operations of `operations.py` on a GPU.
+"""The operations of `operations.py` as matmuls and Triton kernels of a GPU.
 
 A decode step of one sequence is bound by reading the weights once: there a linear with its norm,
 gate or residual is one kernel that streams the weight (36 layers of five kernels). With more rows,

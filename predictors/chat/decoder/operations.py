@@ -20,7 +20,7 @@ from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, qu
 
 Layer = nn.Linear | Fp8Linear
 Wide = Tensor | RowScaled
-"""What one operation hands to the next: fp8 where the next one's weight is."""
+"""Output of an operation: fp8 if the next operation's weight is."""
 
 
 class Angles(NamedTuple):

@@ -1,9 +1,8 @@
 """Triton kernel for a linear over one row, of which a decode step of one sequence consists.
 
 Such a linear costs as much as reading its weight once, so norm, bias, residual and SiLU gate are
-computed while the weight is read. Every weight is read once, in the order it
-lies in memory; sums are float32 in a fixed order. From two rows on cuBLAS is as fast.
-Imported on CUDA only, and by tests in Triton's interpreter.
+computed while the weight is read: once, in memory order, with float32 sums in a fixed order. From
+two rows on cuBLAS is as fast. Imported on CUDA only, and by tests in Triton's interpreter.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _named(shards: Shards) -> dict[str, str]:
 
 
 def _is_tied(shape: DecoderShape, shards: Shards, stored: Mapping[str, str]) -> bool:
-    """Whether the embedding is the head, too. A stored head that differs is used, whatever the
+    """True if the embedding is the head, too. A stored head that differs is used, whatever the
     config says: merged adapters leave such folders."""
     if not shape.tied or HEAD not in stored or EMBEDDING not in stored:
         return shape.tied

@@ -1,9 +1,8 @@
 """Runs pictures through a model's vision encoder, and caches the encoded ones. Engine thread only.
 
 On a GPU a picture runs as one of a few numbers of patches (eight per octave), each a CUDA graph
-that was captured while warming; the grid is an input. A larger picture runs the same kernels one by
-one: computing takes longer than launching. On the CPU a picture runs in its own shape, in plain
-torch.
+that was captured while warming; a larger picture runs the same kernels one by one. On the CPU a
+picture runs in its own shape, in plain torch.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from predictors.compute.profiling.profiler import staged
 
 PACKED_GRIDS = 256  # kept on the device; one of 1024 x 1024 pixels takes 0.2 MB
 LEAST_BUCKET = 64
-MOST_BUCKET = 2**14  # 3.2 megapixels: from there on launches hide behind what they launch
+MOST_BUCKET = 2**14  # 3.2 megapixels: beyond it computing takes longer than launching
 PER_OCTAVE = 8
 ALIGNED = 16
 """Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""

@@ -1,10 +1,9 @@
 """A decoded picture to the patches that a vision encoder reads: resize, normalise, cut.
 
-`PicturePreparation` does it on the CPU with transformers' own image processor, so that patches are
-exactly what the checkpoint was trained on. `resized` and `cut` are the same as tensor operations
-for a GPU: antialiased bicubic across and then down, each rounded to whole levels within 0 .. 255,
-then `(level * rescale - mean) / std`. torchvision's weights are integers and these are float32, so
-some levels differ, by at most two.
+On the CPU transformers' own image processor does it, so that patches are those of training. For a
+GPU the same is done with tensor operations: antialiased bicubic across and then down, each rounded
+to whole levels within 0 .. 255, then `(level * rescale - mean) / std`. torchvision's weights are
+integers and these are float32, so some levels differ, by at most two.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class PatchFormat:
         return (mean_and_std * (1.0 / self.rescale))[:, :, None, None]
 
     def can_shrink(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
-        """Whether a device's resize takes a picture of `size` (height, width) pixels to `grid`."""
+        """True if a device's resize can shrink a picture of `size` (height, width) to `grid`."""
         sides = zip(size, grid, strict=True)
         return all(side <= MOST_SHRINKING * self.patch * count for side, count in sides)
 
@@ -108,7 +107,7 @@ class PicturePreparation:
 
 
 def patch_format(images: Any) -> PatchFormat | None:
-    """What transformers' image processor of a checkpoint does, or None if it is something else."""
+    """The format of transformers' image processor; None if it works differently."""
     usual = (images.do_resize, images.do_rescale, images.do_normalize)
     if not all(usual) or int(images.resample) != BICUBIC:
         return None

@@ -118,7 +118,7 @@ def test_a_fused_decode_step_equals_the_plain_one(rig: Rig, lengths: list[int]) 
 
 def test_pieces_of_several_prompts_share_a_fused_pass(rig: Rig) -> None:
     pieces = [(2, 21, 37), (0, 0, 16), (3, 5, 1)]  # slot, start, tokens
-    rows = sum(-(-n // TILE) * TILE for *_, n in pieces) + TILE  # one tile belongs to nobody
+    rows = sum(-(-n // TILE) * TILE for *_, n in pieces) + TILE  # the last tile is padding
     places = torch.zeros(rows, dtype=torch.int64)
     tiles: list[tuple[int, int, int]] = []
     firsts = []

@@ -1,4 +1,4 @@
-"""The operations of `operations.py` on a GPU.
+"""The operations of `operations.py` as matmuls and Triton kernels of a GPU.
 
 cuBLAS multiplies and one Triton kernel runs between two matmuls. The grid comes as a tensor of
 integers and nothing is read back, so a pass over a bucket of patches can be captured once and run

@@ -150,7 +150,7 @@ def _padding(lengths: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PackedGrid(NamedTuple):
-    """What `packed_grid` packs, taken apart again. `order` (patches,), `row`, `column` (patches,),
+    """The parts of `packed_grid`'s integers. `order` (patches,), `row`, `column` (patches,),
     `back` (merged,), `starts`, `lengths` (windows,) in patches, negative of rows that are no
     patches, `real` (1,) how many patches are.
     """

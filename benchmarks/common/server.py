@@ -1,5 +1,5 @@
-"""A real server as a process of its own: ours, or vLLM's where it is installed. Knows command
-lines, readiness and metrics; asks no question of a model.
+"""A server in a process of its own: ours, or vLLM's where it is installed. Started, awaited,
+measured and stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 MODEL = "qwen-vl"
 READY_S = 300.0
 STOP_S = 60.0
-MAX_PIXELS = 12_845_056
 WATCHED = (
     "recompilations_total", "graph_captures_total", "cache_requests_total", "model_phase_seconds",
 )  # fmt: skip
@@ -29,20 +28,19 @@ WATCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running one."""
+    """A running server."""
 
     port: int
     ready_s: float
     process: subprocess.Popen[bytes]
 
     def get(self, path: str) -> str:
-        """Body of a GET."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             body: bytes = answer.read()
         return body.decode()
 
     def counters(self) -> dict[str, float]:
-        """The series of /metrics that say whether something was compiled, captured or kept."""
+        """The series of /metrics about compilations, captures, caches and start-up phases."""
         found = {}
         for line in self.get("/metrics").splitlines():
             name, _, value = line.rpartition(" ")
@@ -55,7 +53,8 @@ class Server:
         return resident_bytes(self.process.pid)
 
     def device_bytes(self) -> int | None:
-        """Memory in use on the first card; None without one."""
+        """Memory in use on the first card by all processes, this one's few hundred MiB included;
+        None without a card."""
         return device_bytes()
 
 
@@ -68,7 +67,8 @@ def ours(port: int, folder: Path, settings: Mapping[str, str]) -> tuple[list[str
 
 
 def vllm(port: int, folder: Path, slots: int) -> tuple[list[str], dict[str, str]]:
-    """As the table of goals was measured: caches off, its default compile and graphs."""
+    """Command line and environment: caches off, default compile and graphs, as in the table of
+    goals."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
     command += ["--model", str(folder), "--served-model-name", MODEL, "--dtype", "bfloat16"]
     command += ["--max-num-seqs", str(slots), "--max-model-len", "8192"]
@@ -77,7 +77,6 @@ def vllm(port: int, folder: Path, slots: int) -> tuple[list[str], dict[str, str]
 
 
 def has_vllm() -> bool:
-    """Whether it can be imported."""
     return find_spec("vllm") is not None
 
 
@@ -124,7 +123,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C, then less kindly."""
+    """SIGINT, then SIGKILL after a minute."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
@@ -143,7 +142,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def device_bytes() -> int | None:
-    """In use on the first card, by whomever, this process's own few hundred MiB included; None
+    """Memory in use on the first card by all processes, this one's few hundred MiB included; None
     without a card."""
     import torch  # the clients' processes need none
 

@@ -18,10 +18,10 @@ from predictors.models.qwen3_vl.vision.encoder import Encoder
 from predictors.models.qwen3_vl.vision.grid import VisionShape, frequencies_of, packed_grid
 from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower
 from predictors.settings import ComputeSettings
-from tests.diffusion import interpreter
+from tests import triton_interpreter
 
 fused = pytest.importorskip("predictors.models.qwen3_vl.vision.fused")
-assert interpreter
+assert triton_interpreter
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
 

@@ -1,0 +1,27 @@
+"""Writes the benchmark tables of docs/performance.md and README.md from benchmarks/results.
+
+`python -m benchmarks.journal`; a test fails where a page differs from the results.
+"""
+
+from __future__ import annotations
+
+from benchmarks.common import journal, paths
+from benchmarks.flux import tables as flux
+from benchmarks.qwen_vl import tables as qwen_vl
+
+MODELS = {"flux": flux.ON_PAGES, "qwen_vl": qwen_vl.ON_PAGES}
+PAGES = (paths.ROOT / "docs" / "performance.md", paths.ROOT / "README.md")
+
+
+def written(page: str) -> str:
+    """A page with its tables made from the committed results."""
+    return journal.written(page, {m: (made, journal.results(m)) for m, made in MODELS.items()})
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()
