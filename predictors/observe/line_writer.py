@@ -135,7 +135,6 @@ class LineWriter:
         return lost
 
     def _gather(self) -> None:
-        """Wait for `GATHER_S`, or until a line with `hurry`."""
         try:
             self._hurry.get(timeout=GATHER_S)
             while True:

@@ -110,7 +110,6 @@ def find_quantised(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[
 
 
 def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
-    """`compressed-tensors` with the dtype of the scaled weight."""
     if method != "compressed-tensors":
         return method
     weight = stored.get(re.sub(r"_scale(_2)?$", "", scale))

@@ -107,7 +107,6 @@ def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
 
 
 def method_of(named: Any) -> str:
-    """The usual name for the method of a `quantization_config`."""
     if not isinstance(named, dict):
         return f"an unknown method, {shown(named)}"
     method = str(named.get("quant_method") or named.get("quant_algo") or "").lower()
@@ -134,7 +133,6 @@ def is_real(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as ASCII, shortened for a message."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -68,7 +68,6 @@ def keep_compiled_code(
 
 
 def kept_in() -> Path | None:
-    """The folder that `keep_compiled_code` has chosen, or None."""
     with _lock:
         return next(iter(_decided.values()), None)
 

@@ -8,7 +8,7 @@ import logging
 
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle
-from predictors.compute.compile.listener import LISTENER, CompileCounts
+from predictors.compute.compile.compiling import LISTENER, CompileCounts
 
 log = logging.getLogger(__name__)
 

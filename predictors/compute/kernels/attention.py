@@ -145,7 +145,6 @@ class AttentionChoice:
     """Relative distance of each kernel to float32."""
 
     def announce(self, model: str) -> None:
-        """Write the choice to the metrics and the log."""
         metrics.attention_info.labels(model, self.name).set(1)
         for name, milliseconds in self.milliseconds.items():
             metrics.attention_seconds.labels(model, name).set(milliseconds / 1e3)

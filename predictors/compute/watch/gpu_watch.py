@@ -83,7 +83,6 @@ class GpuWatch:
         self._card: Card | None = None
 
     def start(self) -> None:
-        """Start the threads. Returns at once."""
         self._run(self._update_regularly, "gpu-gauges")
 
     def stop(self) -> None:
@@ -167,7 +166,6 @@ def watch_gpu(settings: ComputeSettings) -> Iterator[None]:
 
 
 def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
-    """Set a sample, or remove it if there is no value."""
     if value is None:
         gauge.remove(*labels)
     else:

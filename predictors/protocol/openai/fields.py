@@ -41,7 +41,6 @@ class DecodedBody(Generic[B]):
 
 
 def check_body(body: Any, read: Callable[[object], B]) -> DecodedBody[B]:
-    """`read(body)`, or the `InvalidRequest` that it raises."""
     name = body.get("model") if isinstance(body, dict) else None
     model = name if isinstance(name, str) else None
     try:

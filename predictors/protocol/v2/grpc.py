@@ -89,11 +89,9 @@ class InferenceMethods:
 
     # -- health and metadata ---------------------------------------------------------------------
     async def _server_live(self, request: Any) -> Any:
-        """False once an engine is dead or stalled."""
         return pb.ServerLiveResponse(live=self._registry.is_live())
 
     async def _server_ready(self, request: Any) -> Any:
-        """True while every model is warm and the server is not shutting down."""
         return pb.ServerReadyResponse(ready=await self._registry.all_ready())
 
     async def _server_metadata(self, request: Any) -> Any:
