@@ -189,14 +189,14 @@ def test_the_first_screen_says_what_it_is_and_how_to_run_it() -> None:
     assert ".venv/bin/predictors serve" in README
 
 
-def test_the_map_of_the_house_is_complete() -> None:
-    house = README.split("## Map of the house\n")[1].split("\n## ")[0]
+def test_the_map_of_the_repository_is_complete() -> None:
+    section = README.split("## Map of the repository\n")[1].split("\n## ")[0]
     packages = {path.name for path in (ROOT / "predictors").iterdir() if path.is_dir()}
     folders = {
         path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")
     }
     not_ours = {"__pycache__", "out", "build", "dist"}
-    named = set(re.findall(r"`(?:predictors/)?([\w-]+)`", house)) | {"predictors"}
+    named = set(re.findall(r"`(?:predictors/)?([\w-]+)`", section)) | {"predictors"}
     wanted = {n for n in packages | folders if n not in not_ours and not n.endswith(".egg-info")}
     assert wanted - named == set()
 
