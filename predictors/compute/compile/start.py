@@ -36,8 +36,7 @@ class Start:
         self._before = LISTENER.counts()
 
     def end(self) -> CompileCounts:
-        """Write the metrics of the start, and the bundle if there is anything new. Raises
-        `RuntimeError` without `begin`."""
+        """Write metrics, and the bundle if there is news. Raises `RuntimeError` without `begin`."""
         if self._before is None:
             raise RuntimeError("a start that did not begin can't end")
         found, self._before = LISTENER.counts() - self._before, None

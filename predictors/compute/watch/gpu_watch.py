@@ -67,8 +67,7 @@ def torch_memory(device: torch.device) -> TorchMemory | None:
 
 
 class GpuWatch:
-    """Updates the metrics of one device. `read_torch` gives torch's memory, `library` opens
-    NVML."""
+    """Metrics of one device. `read_torch` gives torch's memory, `library` opens NVML."""
 
     def __init__(
         self,

@@ -154,8 +154,7 @@ CLIENT_FIELDS: Mapping[str, Rule] = {
 
 
 def only_values(*values: Any, why: str = "this server does not offer it") -> Rule:
-    """Reject the field unless its value is one of `values`, which ask for what is done anyway; then
-    drop it."""
+    """Drop the field if it is one of `values`, which ask for what is done anyway, or refuse it."""
 
     def rule(name: str, value: Any) -> object:
         # types too: 0 == False in Python, but not in JSON

@@ -121,8 +121,7 @@ class InferenceMethods:
 
     # -- inference -------------------------------------------------------------------------------
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
-        """One inference request. gRPC cancels it when the client disconnects or its deadline
-        passes."""
+        """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
         record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
@@ -202,8 +201,7 @@ class InferenceMethods:
 
 
 def encode_proto_response(response: V2Response) -> Any:
-    """A `ModelInferResponse` with all tensors raw: tritonclient with numpy 2 cannot read BYTES from
-    `contents`."""
+    """All tensors are raw: tritonclient with numpy 2 cannot read BYTES from `contents`."""
     message = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
