@@ -53,8 +53,7 @@ def _restored(kind: type[ServingError], fields: dict[str, Any]) -> ServingError:
 
 class InvalidRequest(ServingError):
     """The request is wrong, and would be wrong again. `param` is the name of the field, `row` the
-    index of the row.
-    """
+    index of the row."""
 
     reason = "invalid_input"
 
@@ -65,8 +64,6 @@ class InvalidRequest(ServingError):
 
 
 class TooLarge(InvalidRequest):
-    """A limit in bytes, pixels or rows is exceeded."""
-
     reason = "too_large"
 
 
@@ -75,8 +72,6 @@ class UnsupportedMedia(InvalidRequest):
 
 
 class Forbidden(ServingError):
-    """The request comes from a web page of another origin."""
-
     reason = "forbidden"
 
 
@@ -85,14 +80,10 @@ class Misdirected(Forbidden):
 
 
 class NotFound(ServingError):
-    """No such model, version or route."""
-
     reason = "not_found"
 
 
 class NotSupported(ServingError):
-    """The operation exists in the protocol, but this server does not offer it."""
-
     reason = "not_supported"
 
 
@@ -107,43 +98,29 @@ class Overloaded(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """The caller's deadline passed before the answer."""
-
     reason = "deadline"
 
 
 class Cancelled(ServingError):
-    """The caller disconnected before the answer."""
-
     reason = "cancelled"
 
 
 class NotReady(ServingError):
-    """The model is still loading, compiling or warming up."""
-
     reason = "not_ready"
     retry_after_s = 5.0
 
 
 class Draining(NotReady):
-    """The server is shutting down and accepts no new work."""
-
     reason = "draining"
 
 
 class EngineFailed(ServingError):
-    """The engine has failed: everything in flight fails and the process ends."""
-
     reason = "engine_failed"
 
 
 class OutOfMemory(ServingError):
-    """The device had too little memory for this job, even alone."""
-
     reason = "oom"
 
 
 class StepFailed(ServingError):
-    """This job made the engine raise, even alone."""
-
     reason = "poisoned"

@@ -87,7 +87,8 @@ def test_the_contracts_that_were_agreed_are_written_down() -> None:
         "Models do not know each other",
         "The serving core is plain Python",
         "Wire formats never touch tensors",
-        "Models and shared torch code know no HTTP",
+        "Engines, models and shared torch code know no HTTP",
+        "Shared torch code knows no model",
     }
 
 

@@ -24,7 +24,7 @@ from predictors.protocol.openai.chat_body import (
     BodyMessage,
     ChatBody,
 )
-from predictors.protocol.openai.events import TextEvents, event
+from predictors.protocol.openai.routes import TextEvents, event
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,

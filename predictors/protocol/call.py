@@ -51,8 +51,7 @@ class Call(dict[str, str]):
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
         """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a
-        positive number.
-        """
+        positive number."""
         call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
         call.read_deadline(default_timeout_s, clock)
         return call

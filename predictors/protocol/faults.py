@@ -44,8 +44,6 @@ INTERNAL = "internal error"
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """Status and codes of one class of errors."""
-
     status: int
     grpc_code: grpc.StatusCode
     type: str
@@ -80,8 +78,7 @@ _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A failure in terms of every wire format. `retry_after_s` is in whole seconds, None where a
-    retry won't help.
-    """
+    retry won't help."""
 
     status: int
     grpc_code: grpc.StatusCode
@@ -98,44 +95,41 @@ class Fault:
         return [] if self.retry_after_s is None else [("retry-after", str(self.retry_after_s))]
 
     def v2_body(self) -> bytes:
-        """`{"error": "..."}`"""
         return orjson.dumps({"error": self.message})
 
     def openai_body(self) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}`"""
-        return orjson.dumps({"error": self.openai_error()})
-
-    def openai_error(self) -> dict[str, str | None]:
-        """The inner object of `openai_body`."""
-        return {
+        error = {
             "message": self.message,
             "type": self.type,
             "param": self.param,
             "code": self.code,
         }
+        return orjson.dumps({"error": error})
 
 
 def fault_of(error: BaseException, *, overload_status: int = 503, request_id: str = "-") -> Fault:
-    """The fault for `error`.
-
-    An unexpected exception is logged with its traceback; the caller reads only "internal error".
-    """
+    """An unexpected exception is logged; the caller reads only "internal error"."""
     if not isinstance(error, errors.ServingError):
         extra = {"request_id": request_id}
         log.error("request %s failed unexpectedly", request_id, exc_info=error, extra=extra)
         message = f"{INTERNAL}; the log has more under request id {request_id}"
-        return _fault(_UNEXPECTED, message, "internal")
-    rendering = _rendering(type(error))
+        return Fault(500, _Code.INTERNAL, message, "internal", _SERVER, "internal_error")
+    kinds = type(error).__mro__
+    rendering = next((RENDERINGS[kind] for kind in kinds if kind in RENDERINGS), _UNEXPECTED)
     if rendering.status == 500:
         extra = {"request_id": request_id}
         log.error("request %s failed: %s", request_id, error.message, exc_info=error, extra=extra)
     if isinstance(error, errors.Overloaded) and overload_status == 429:
         rendering = Rendering(429, rendering.grpc_code, "rate_limit_error", rendering.code)
     retry_s = getattr(error, "retry_after_s", None)
-    return _fault(
-        rendering,
+    return Fault(
+        rendering.status,
+        rendering.grpc_code,
         clean(error.message),
         error.reason,
+        rendering.type,
+        rendering.code,
         param=clean(error.param) if getattr(error, "param", None) else None,  # type: ignore[attr-defined]
         retry_after_s=None if retry_s is None else max(1, math.ceil(retry_s)),
     )
@@ -143,34 +137,5 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
 
 def clean(message: str) -> str:
     """`message` of at most `MAX_MESSAGE` characters, lone surrogates replaced: they can't be
-    encoded.
-    """
+    encoded."""
     return message[:MAX_MESSAGE].encode("utf-8", "replace").decode("utf-8")
-
-
-def _rendering(kind: type[BaseException]) -> Rendering:
-    for base in kind.__mro__:
-        found = RENDERINGS.get(base)
-        if found is not None:
-            return found
-    return _UNEXPECTED
-
-
-def _fault(
-    rendering: Rendering,
-    message: str,
-    reason: str,
-    *,
-    param: str | None = None,
-    retry_after_s: int | None = None,
-) -> Fault:
-    return Fault(
-        rendering.status,
-        rendering.grpc_code,
-        message,
-        reason,
-        rendering.type,
-        rendering.code,
-        param,
-        retry_after_s,
-    )

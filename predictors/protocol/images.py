@@ -74,8 +74,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """A decoded picture, upright and opaque: `height` rows of `width` RGB pixels, uint8, in shared
-    memory.
-    """
+    memory."""
 
     width: int
     height: int
@@ -148,7 +147,6 @@ def _check_header(picture: Image.Image, raw: bytes, limits: ImageLimits, param: 
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert any mode to RGB."""
     if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
         picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if picture.has_transparency_data:

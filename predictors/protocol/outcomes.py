@@ -64,7 +64,6 @@ class RequestRecord:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the request's head was read."""
         return self._clock() - self._started
 
     def end(self, reason: str) -> None:

@@ -35,15 +35,12 @@ T = TypeVar("T")
 class PendingBody(Protocol):
     """A request whose body is still arriving."""
 
-    def stop_reading(self, reason: ServingError) -> None:
-        """Fail the request with `reason`."""
-        ...
+    def stop_reading(self, reason: ServingError) -> None: ...
 
 
 class Registry:
     """The served models by name, and what their requests share: worker processes, threads and the
-    limit of bytes in flight. Event loop only.
-    """
+    limit of bytes in flight. Event loop only."""
 
     def __init__(
         self, models: Sequence[Served], settings: Settings, workers: Workers | None = None
@@ -72,12 +69,10 @@ class Registry:
         return self._models
 
     def add(self, model: Served) -> None:
-        """Serve one more model."""
         self._models[model.name] = model
 
     @property
     def startable(self) -> list[Startable]:
-        """The models with an engine of their own."""
         return [model for model in self._models.values() if isinstance(model, Startable)]
 
     def find(self, name: str, version: str = "") -> Served:
@@ -98,7 +93,6 @@ class Registry:
     # -- health ------------------------------------------------------------------------------------
     @property
     def is_draining(self) -> bool:
-        """True once new requests are refused."""
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
@@ -108,13 +102,11 @@ class Registry:
         return await self._models[name].healthy()
 
     async def all_ready(self) -> bool:
-        """True when there is a model and every one is ready."""
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
         """True while no engine, and no thread or process that prepares for one, is dead or stalled.
-        Loading counts as alive.
-        """
+        Loading counts as alive."""
         return self.workers.is_alive and all(model.is_alive for model in self.startable)
 
     # -- requests ----------------------------------------------------------------------------------
@@ -140,7 +132,6 @@ class Registry:
 
     @property
     def in_flight(self) -> int:
-        """Requests between `begin_request` and `end_request`."""
         return self._in_flight
 
     async def wait_idle(self, timeout_s: float) -> bool:
@@ -160,14 +151,12 @@ class Registry:
 
     def release_bytes(self, charge: Charge) -> None:
         """End the charge of an answered request. After a large one, the C heap is trimmed a moment
-        later.
-        """
+        later."""
         if charge.num_bytes > TRIM_BYTES and self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
         charge.close()
 
     def close(self) -> None:
-        """Release the threads."""
         self._threads.shutdown(wait=False)
 
     def _start_trim(self) -> None:
@@ -189,12 +178,10 @@ class Registry:
 
     def withdraw(self, name: str) -> None:
         """Take a model out of service (`unload`). It finishes what it has accepted and keeps its
-        weights.
-        """
+        weights."""
         self.find(name)
         self._withdrawn.add(name)
 
     def restore(self, name: str) -> None:
-        """Put a model back into service (`load`)."""
         self.find(name)
         self._withdrawn.discard(name)

@@ -106,7 +106,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     # -- any thread ------------------------------------------------------------------------------
     def run(self) -> int:
-        """Serve until a signal or `stop`; returns the process's exit code."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(self.serve())
 
@@ -122,7 +121,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.registry.add(model)
 
     def stop(self, sig: int = 0) -> None:
-        """Drain and end; returns at once."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin_end, 0)
 
@@ -246,8 +244,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     async def _linger(self, grpc_server: grpc.aio.Server | None) -> Awaitable[object]:
         """Serve on for `linger_s`, closing each HTTP connection with its response and telling gRPC
         clients to reconnect elsewhere (GOAWAY). Returns an awaitable that ends with the last gRPC
-        call.
-        """
+        call."""
         own = self.settings.server
         if self.registry.is_draining:
             return _do_nothing()
@@ -327,8 +324,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _do_nothing() -> None:
-    """No-op shutdown used where there is nothing to stop."""
+async def _do_nothing() -> None: ...
 
 
 async def _all_in_threads(works: Sequence[Callable[[], Any]]) -> None:

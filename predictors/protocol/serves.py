@@ -24,13 +24,10 @@ class Served(Protocol):
     @property
     def file_inputs(self) -> Collection[str]:
         """V2 inputs that hold files: base64 where they come in JSON."""
-        ...
 
     async def healthy(self) -> bool:
         """True once it is loaded and every promised shape is warm, while its engine is alive and
-        not draining.
-        """
-        ...
+        not draining."""
 
     def get_input_types(self) -> list[dict[str, Any]]: ...
 
@@ -38,7 +35,6 @@ class Served(Protocol):
 
     async def infer(self, request: V2Request, call: Call) -> V2Response:
         """Answer one V2 request. Cancelling the task cancels its jobs."""
-        ...
 
 
 @runtime_checkable
@@ -48,39 +44,30 @@ class Startable(Protocol):
     @property
     def is_alive(self) -> bool:
         """False once the process should be restarted: a part of the model failed or hangs."""
-        ...
 
     def start(self, on_failed: Callable[[EngineFailed], None] | None = None) -> None:
         """Begin to load and return at once. `on_failed` is called on the engine's thread after all
-        that was in flight has been answered.
-        """
-        ...
+        that was in flight has been answered."""
 
     def cut_off(self) -> None:
         """Fail whatever is accepted and not answered. Blocks."""
-        ...
 
     def stop(self) -> None:
         """Finish what was accepted and release the device. Blocks."""
-        ...
 
 
 @runtime_checkable
 class ServesImages(Served, Protocol):
     """A model behind `POST /v1/images/generations`."""
 
-    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
-        """The response's JSON."""
-        ...
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class ServesChat(Served, Protocol):
     """A model behind `POST /v1/chat/completions`."""
 
-    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
-        """The response's JSON."""
-        ...
+    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]: ...
 
     def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """The reply's `chat.completion.chunk`s as server-sent events, one or several at a time,
@@ -88,4 +75,3 @@ class ServesChat(Served, Protocol):
 
         Every refusal is raised before the first item, so that it gets a status of its own.
         """
-        ...

@@ -31,34 +31,27 @@ class Engine(Protocol[W, C]):
     @property
     def slots(self) -> int:
         """Maximum number of active jobs. Constant after construction; any thread."""
-        ...
 
     @property
     def busy(self) -> bool:
         """False if a step of all active jobs would do nothing. Any thread."""
-        ...
 
     @property
     def active(self) -> Sequence[Job[W, C]]:
         """The jobs that hold a slot, in order of admission. A new sequence, never changed later."""
-        ...
 
     def load(self) -> None:
         """Read the weights onto the device. Called once, before `warm`."""
-        ...
 
     def warm(self, progress: Progress) -> None:
         """Compile and run every promised shape once. Nothing compiles after it returns."""
-        ...
 
     def validate(self, work: W) -> None:
         """Raise `InvalidRequest` if this can never be admitted, even alone. Pure; any thread."""
-        ...
 
     def admit(self, job: Job[W, C]) -> bool:
         """Give the job a slot and all memory it can ever need, or return False and change
         nothing."""
-        ...
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
         """Advance these jobs (all of them active) by one step; emit chunks, finish and release
@@ -68,15 +61,12 @@ class Engine(Protocol[W, C]):
         can be stepped again in smaller groups with the same results. The host relies on it to
         find the job that fails.
         """
-        ...
 
     def evict(self, job: Job[W, C]) -> None:
         """Release all that the job holds. No-op for a job that holds nothing."""
-        ...
 
     def close(self) -> None:
         """Release the device. Called once, last."""
-        ...
 
 
 @runtime_checkable
@@ -91,4 +81,3 @@ class Describes(Protocol):
         values, never includes a caller's input. The engine runs on meanwhile: each value is
         correct, but two of them may be from before and after the same step.
         """
-        ...

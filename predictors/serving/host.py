@@ -71,7 +71,6 @@ class EngineHost(Generic[W, C]):
         self.jobs.reserve(rows)
 
     def release(self, rows: int) -> None:
-        """Give reserved places back."""
         self.jobs.release(rows)
 
     def submit(
@@ -130,7 +129,6 @@ class EngineHost(Generic[W, C]):
 
     @property
     def failure(self) -> EngineFailed:
-        """The error for all callers once the engine has failed."""
         return EngineFailed(self.loop.failure)
 
     @property

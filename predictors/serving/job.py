@@ -23,7 +23,8 @@ C = TypeVar("C")
 class Job(Generic[W, C]):
     """A unit of admission: one prompt, one picture, one row.
 
-    Times are seconds of `clock` (monotonic). A `deadline` of None never passes.
+    Times are seconds of `clock` (monotonic). A `deadline` of None never passes. `cancelled`,
+    `done` and `error` may be read on any thread.
     """
 
     def __init__(
@@ -61,21 +62,18 @@ class Job(Generic[W, C]):
     # -- read by the engine thread ---------------------------------------------------------------
     @property
     def cancelled(self) -> bool:
-        """True once the caller has left. Any thread."""
         return self._cancelled
 
     @property
     def done(self) -> bool:
-        """True once the job was answered. Any thread."""
         return self._done
 
     @property
     def error(self) -> ServingError | None:
-        """The failure; None if the job succeeded or is not answered yet. Any thread."""
+        """None if the job succeeded or is not answered yet."""
         return self._error
 
     def is_late(self, now: float) -> bool:
-        """True once the deadline has passed at `now`."""
         return self.deadline is not None and now >= self.deadline
 
     # -- called by the engine thread -------------------------------------------------------------
@@ -99,7 +97,6 @@ class Job(Generic[W, C]):
         self._end(None)
 
     def fail(self, error: ServingError) -> None:
-        """Answer the job with a failure."""
         self._end(error)
 
     def abandon(self) -> None:
@@ -178,11 +175,9 @@ class LoopReader(Protocol):
 
     def wake(self) -> None:
         """There is news. Called on the loop."""
-        ...
 
     def on_loop_closed(self) -> None:
         """The loop is closed and runs no reader any more. Called on the thread of `notify`."""
-        ...
 
 
 class LoopWaker:

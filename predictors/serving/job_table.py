@@ -53,7 +53,8 @@ class JobTable(Generic[W, C]):
         self._departure_rate = DepartureRate()
         self._arrivals = 0
         self._reserved = 0
-        self._busy_since: float | None = None
+        self.busy_since: float | None = None
+        """When the first of the present jobs was accepted; None without jobs."""
         self._has_changed = False
         self._is_closed = False
         self._lock = threading.Lock()
@@ -86,7 +87,6 @@ class JobTable(Generic[W, C]):
             self._reserved += rows
 
     def release(self, rows: int) -> None:
-        """Give reserved places back."""
         with self._lock:
             self._reserved -= rows
 
@@ -102,8 +102,8 @@ class JobTable(Generic[W, C]):
             if any(job.is_late(now) for job in jobs):
                 late = DeadlineExceeded("the deadline had passed on arrival")
                 raise self._rejected(late, len(jobs))
-            if self._busy_since is None:
-                self._busy_since = now
+            if self.busy_since is None:
+                self.busy_since = now
             on_cancel = self._on_cancel
             earliest = self._deadlines[0] if self._deadlines else None
             for job in jobs:
@@ -213,7 +213,7 @@ class JobTable(Generic[W, C]):
             self._departure_rate.observe(seconds, len(self._running) + 1)
         self.removed.notify_all()
         if self.open_jobs == 0:
-            self._busy_since = None
+            self.busy_since = None
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
             self._drop_stale_deadlines()
 
@@ -274,7 +274,6 @@ class JobTable(Generic[W, C]):
     # -- state -----------------------------------------------------------------------------------
     @property
     def waiting(self) -> int:
-        """Number of waiting jobs."""
         return len(self._queue)
 
     @property
@@ -307,13 +306,7 @@ class JobTable(Generic[W, C]):
         }
 
     def has_free_slot(self) -> bool:
-        """True while fewer jobs run than the engine has slots."""
         return self._free_slots > 0
-
-    @property
-    def busy_since(self) -> float | None:
-        """When the first of the present jobs was accepted; None without jobs."""
-        return self._busy_since
 
     def oldest_age_s(self) -> float:
         """Seconds that the head of the queue has waited; 0 for an empty queue."""

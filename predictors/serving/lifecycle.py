@@ -91,20 +91,15 @@ class HostEvents:
 
 
 class Lifecycle:
-    """The present state. Any thread may change it or wait for a change.
+    """The present `state`. Any thread may read it, `move` it or wait for a change.
 
     `on_change` is called with the new state after each change, on the thread that made it.
     """
 
     def __init__(self, on_change: Callable[[State], None] = lambda state: None) -> None:
-        self._state = State.NEW
+        self.state = State.NEW
         self._changed = threading.Condition()
         self._on_change = on_change
-
-    @property
-    def state(self) -> State:
-        """Never blocks."""
-        return self._state
 
     def move(self, to: State) -> bool:
         """Change to `to`, or return False when the present state does not lead there.
@@ -113,9 +108,9 @@ class Lifecycle:
         another begins to drain) the first one wins.
         """
         with self._changed:
-            if to not in _NEXT[self._state]:
+            if to not in _NEXT[self.state]:
                 return False
-            self._state = to
+            self.state = to
             self._changed.notify_all()
         self._on_change(to)
         return True
@@ -123,5 +118,5 @@ class Lifecycle:
     def wait_for(self, *states: State, timeout_s: float | None = None) -> State | None:
         """Block until the state is one of `states` and return it; None after `timeout_s`."""
         with self._changed:
-            reached = self._changed.wait_for(lambda: self._state in states, timeout_s)
-            return self._state if reached else None
+            reached = self._changed.wait_for(lambda: self.state in states, timeout_s)
+            return self.state if reached else None

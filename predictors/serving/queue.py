@@ -49,7 +49,6 @@ class AdmissionQueue(Generic[W, C]):
 
     @property
     def head(self) -> Job[W, C] | None:
-        """The job that has waited longest."""
         return next(iter(self._jobs.values()), None)
 
     def free_places(self, free_slots: int) -> int:

@@ -22,21 +22,14 @@ log = logging.getLogger(__name__)
 class Recorder(Protocol):
     """Records the work of the thread that calls it. Engine thread only."""
 
-    def start(self) -> None:
-        """Start to record."""
-        ...
+    def start(self) -> None: ...
 
-    def before_step(self) -> None:
-        """Called just before each step."""
-        ...
+    def before_step(self) -> None: ...
 
-    def after_step(self) -> None:
-        """Called just after each step."""
-        ...
+    def after_step(self) -> None: ...
 
     def stop(self) -> None:
         """Stop to record. Must be quick: a report is made on another thread."""
-        ...
 
 
 class Recording:

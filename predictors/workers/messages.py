@@ -34,7 +34,6 @@ class SharedMemory:
 
     @classmethod
     def empty(cls) -> SharedMemory:
-        """A new file of 0 bytes."""
         return cls(_anonymous_file(), 0)
 
     def append(self, data: Buffer) -> int:
@@ -79,8 +78,7 @@ def _anonymous_file() -> int:
 Reference = tuple[str, int, int]  # kind, offset or index, size
 
 
-class ConnectionClosed(Exception):
-    """The other end of the socket is closed."""
+class ConnectionClosed(Exception): ...
 
 
 class _Pickler(pickle.Pickler):

@@ -133,12 +133,6 @@ class Workers:
         limit_s = self.timeout_s + START_TIMEOUT_S + STALL_MARGIN_S
         return oldest is None or time.monotonic() - oldest <= limit_s
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Ids of the running processes."""
-        with self._lock:
-            return [process.pid for process in self._processes.values()]
-
     # -- life --------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start all processes; returns at once. Idempotent."""
@@ -333,7 +327,6 @@ class MemoryBudget:
 
     @asynccontextmanager
     async def hold(self, num_bytes: int) -> AsyncIterator[None]:
-        """Wait for `num_bytes` of the budget and hold them until the block ends."""
         if num_bytes:
             await self._acquire(num_bytes)
         try:

@@ -38,8 +38,6 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a task: a value, a `ServingError`, or the traceback of any other error."""
-
     value: Any = None
     refusal: ServingError | None = None
     trace: str = ""

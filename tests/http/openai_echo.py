@@ -17,8 +17,8 @@ from predictors.base import Submission
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
-from predictors.protocol.openai.events import event
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.routes import event
 from predictors.serving.engine import Engine
 from predictors.settings import Settings
 from tests.fakes import EchoEngine, Task

@@ -11,17 +11,11 @@ from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
+from tests.protocol.openai.doubles import Model
 
 
-class Model:
-    """`Served` and `Startable` by attributes."""
-
-    file_inputs = ()
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.is_ready = True
-        self.is_alive = True
+class Startable(Model):
+    is_alive = True
 
     def start(self, on_failed: Any = None) -> None:
         raise NotImplementedError
@@ -32,23 +26,11 @@ class Model:
     def stop(self) -> None:
         raise NotImplementedError
 
-    async def healthy(self) -> bool:
-        return self.is_ready
-
-    def get_input_types(self) -> list[dict[str, Any]]:
-        return []
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        return []
-
-    async def infer(self, request: Any, call: Any) -> Any:
-        raise NotImplementedError
-
 
 @pytest.fixture
 def registry() -> Registry:
     """Two ready models."""
-    return Registry([Model("one"), Model("two")], Settings())
+    return Registry([Startable("one"), Startable("two")], Settings())
 
 
 def model(registry: Registry, name: str) -> Any:

@@ -21,7 +21,7 @@ from predictors.serving.job import Job
 from predictors.serving.loop import is_out_of_memory, try_call
 from predictors.settings import QueueSettings
 from tests.fakes import OutOfMemoryError, ScriptedEngine, Task, answer, failure, unread
-from tests.serving.conftest import MakeHost, submit
+from tests.serving.conftest import MakeHost, sample, submit
 
 NUMBERS = count(1)
 TaskJob = Job[Task, str]
@@ -41,6 +41,12 @@ class Bench:
     def poison(self, error: BaseException, *jobs: int) -> None:
         self.engine.poison.update({str(job): error for job in jobs})
 
+    def splits(self) -> tuple[int, int]:
+        """Steps that were halved: out of memory, and for any other error."""
+        name = "predictors_batch_splits_total"
+        oom, other = (sample(name, self.host, reason=reason) for reason in ("oom", "other"))
+        return int(oom), int(other)
+
     def step(self) -> list[int]:
         """Step once; returns the number of jobs in each call of `engine.step`."""
         taken = len(self.engine.steps)
@@ -57,6 +63,10 @@ def test_exactly_the_culprits_fail_and_all_others_advance_once(
     bench.engine.oom_width = width
     widths = bench.step()
     assert len(widths) <= 2 * number - 1
+    bad = {str(i) for i in culprits}
+    tried = [set(names) for names in bench.engine.steps if len(names) > 1]
+    too_wide = [names for names in tried if len(names) > width and not names & bad]
+    assert bench.splits() == (len(too_wide), sum(bool(names & bad) for names in tried))
     for i, job in enumerate(bench.jobs):
         assert (job in bench.engine.active) == (i not in culprits)
         assert isinstance(job.error, StepFailed) == (i in culprits)
@@ -69,10 +79,13 @@ def test_one_culprit_of_eight_is_found_in_three_halvings() -> None:
     bench.poison(ValueError("poison"), 5)
     assert bench.step() == [8, 4, 4, 2, 1, 1, 2]
     assert isinstance(failure(bench.jobs[5]), StepFailed)
+    assert bench.splits() == (0, 3)
 
 
 def test_a_step_that_succeeds_is_taken_once() -> None:
-    assert Bench(8).step() == [8]
+    bench = Bench(8)
+    assert bench.step() == [8]
+    assert bench.splits() == (0, 0)
 
 
 def test_after_running_out_of_memory_steps_stay_narrow_until_a_job_leaves() -> None:

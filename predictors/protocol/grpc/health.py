@@ -86,5 +86,4 @@ class HealthMethods:
 
 
 def _service(message: RawMessage) -> str:
-    """The service name of a request. Raises `InvalidRequest`."""
     return str(parse_small(_Request, message).service)

@@ -78,8 +78,7 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
 
 async def run_cheap_method(work: Awaitable[Any], context: Any) -> Any:
     """Await the response of a method that needs no model. An exception ends the call with its
-    status.
-    """
+    status."""
     call = start_call(context)
     answer = await result_or_error(work)
     if isinstance(answer, Exception):
@@ -103,7 +102,6 @@ async def abort(context: Any, fault: Fault, call: Call) -> None:
 
 
 def set_request_id(context: Any, call: Call) -> None:
-    """Send the request id in the trailing metadata."""
     context.set_trailing_metadata(((REQUEST_ID_HEADER, call.request_id),))
 
 

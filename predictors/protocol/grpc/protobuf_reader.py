@@ -33,7 +33,6 @@ class WireReader:
 
     @property
     def whole(self) -> Span:
-        """The span of the whole message."""
         return 0, len(self.raw)
 
     def fields(self, span: Span) -> Iterator[tuple[int, int, int, Span]]:
@@ -78,7 +77,6 @@ class WireReader:
         raise malformed_message()
 
     def bytes(self, span: Span) -> bytes:
-        """A copy of the span's bytes."""
         return self.raw[span[0] : span[1]]
 
     def text(self, span: Span) -> str:
@@ -111,7 +109,6 @@ class WireReader:
 
 
 def signed(value: int, bits: int) -> int:
-    """Interpret the low `bits` of an unsigned number as two's complement."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value
 

@@ -51,8 +51,7 @@ class AccessPolicy:
         self, headers: Mapping[str, str], raw: Sequence[tuple[bytes, bytes]], path: str
     ) -> Forbidden | None:
         """Return the error to refuse the request with, or None. `raw` holds the same headers,
-        unmerged.
-        """
+        unmerged."""
         has_origin, host = "origin" in headers, headers.get("host", "")
         is_known = not self._checks_host or host in self._known
         if (is_known and not has_origin) or _OPEN.fullmatch(path):
@@ -85,7 +84,6 @@ class AccessPolicy:
 
 
 def _read(allowed: str) -> frozenset[str]:
-    """Parse the setting's host names. Raises `InvalidSetting`."""
     names = [name.strip() for name in allowed.split(",") if name.strip()]
     for name in names:
         if name != "*" and not _PATTERN.fullmatch(name):
@@ -98,8 +96,7 @@ def _read(allowed: str) -> frozenset[str]:
 
 def _is_same(origin: str, host: str) -> bool:
     """True if a page of `origin` was served under `host`. Its scheme may differ: a proxy may end
-    TLS.
-    """
+    TLS."""
     parts = _ORIGIN.fullmatch(origin)
     if parts is None:
         return False

@@ -57,8 +57,7 @@ _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 class PlainEndpoint:
     """ASGI endpoint of a cheap request that needs no model. It is not counted in the request
-    metrics.
-    """
+    metrics."""
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
         self._answer = answer
@@ -180,7 +179,6 @@ class RestApp:
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
-    """The error response, in the wire format that belongs to the path."""
     path: str = scope["path"]
     headers: list[tuple[str, str]] = [JSON_TYPE]
     if isinstance(error, HTTPException):
@@ -197,8 +195,7 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
 
 class HttpServer(uvicorn.Server):
     """uvicorn server with `HttpConnection` as its HTTP/1 protocol and at most `limit` connections.
-    Serves `app` until `should_exit` is set.
-    """
+    Serves `app` until `should_exit` is set."""
 
     def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

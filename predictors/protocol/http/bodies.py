@@ -57,8 +57,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 class BytesInFlight:
     """Bytes that all large requests hold together, with a limit: bodies that arrive, and the values
-    decoded from them until the response is sent. Event loop only.
-    """
+    decoded from them until the response is sent. Event loop only."""
 
     def __init__(self, limit: int, on_change: Callable[[int], object]) -> None:
         self._limit = limit
@@ -83,8 +82,7 @@ class BytesInFlight:
 
 class Charge:
     """One request's share of `BytesInFlight`. The first `INLINE_BYTES` are free, so that small
-    requests pass while large ones use up the limit.
-    """
+    requests pass while large ones use up the limit."""
 
     def __init__(self, total: BytesInFlight) -> None:
         self._total = total
@@ -100,7 +98,6 @@ class Charge:
             self.num_bytes += due
 
     def close(self) -> None:
-        """Release the charge. Idempotent."""
         if self.num_bytes:
             self._total.remove(self.num_bytes)
             self.num_bytes = 0
@@ -110,8 +107,7 @@ async def receive_small_body(
     receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
 ) -> bytes:
     """Receive a body of at most `limit` bytes within `timeout_s`. `limit` is less than
-    `SHARED_BYTES`.
-    """
+    `SHARED_BYTES`."""
     async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
         raw = await receive_body(receive, headers, limit)
     assert isinstance(raw, bytes)
@@ -202,7 +198,6 @@ async def fail_at(deadline: float | None, message: str) -> AsyncIterator[None]:
 
 
 def slow_body_message(seconds: float) -> str:
-    """The error message for a piece of the body that arrived too slowly."""
     return f"{PIECE_BYTES // 1024} KiB of the body took longer than {seconds:g} s"
 
 
@@ -275,7 +270,6 @@ def _without_files(raw: bytes) -> bytes:
 
 
 def _check_size(raw: bytes) -> None:
-    """Raise for too many values, too deep nesting or too long numbers."""
     # an upper bound of the strings: no opening quote has a backslash before it
     if raw.count(b'"') - raw.count(b'\\"') > 2 * MAX_VALUES:
         raise _too_many_values()

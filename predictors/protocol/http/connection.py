@@ -55,8 +55,7 @@ class Stage(enum.Enum):
 
 class HttpConnection(asyncio.Protocol):
     """asyncio protocol of one socket, created by uvicorn's server. Runs the ASGI application for
-    each request. Event loop only.
-    """
+    each request. Event loop only."""
 
     def __init__(
         self,
@@ -104,7 +103,6 @@ class HttpConnection(asyncio.Protocol):
             self._refuse_over_limit()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Release the connection and disconnect the current request."""
         self._server.connections.discard(self)
         self._limit.remove(self)
         self._stage, self._body = Stage.CLOSING, SizedBody(0)
@@ -115,7 +113,6 @@ class HttpConnection(asyncio.Protocol):
         self._disconnect()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the current message, and buffer what belongs to the next one."""
         body = self._body
         if isinstance(body, SizedBody) and len(data) < body.left and not self._unread:
             body.left -= len(data)  # fast path of a large body: saves one copy
@@ -224,7 +221,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _update_reading(self) -> None:
-        """Pause reading from the socket while too much is buffered, else resume it."""
         stops = self._is_decoding_paused
         if self._cycle is not None and self._stage is not Stage.CLOSING:
             held = max(len(self._unread), len(self._cycle.body))
@@ -328,8 +324,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close after everything is written. Read on for a while if the client may still be
-        sending.
-        """
+        sending."""
         if self._stage is Stage.NEXT and not self._unread:
             self._close_now()
         else:
@@ -342,8 +337,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Discard input for a while. Closing a socket with unread bytes sends a reset, and the
-        client would lose the response.
-        """
+        client would lose the response."""
         self._discarded = 0
         self._discard_limit = LINGER_BYTES if self._stage is Stage.BODY else DISCARD_BYTES
         self._stage, self._body = Stage.CLOSING, SizedBody(0)

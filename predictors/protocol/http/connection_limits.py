@@ -35,8 +35,6 @@ _PROBES = re.compile(
 
 
 class Connection(Protocol):
-    """A connection that counts against the limit."""
-
     def abort(self) -> None:
         """Close now, dropping unsent data."""
 
@@ -84,7 +82,6 @@ class ConnectionLimit:
             self._idle[connection] = None
 
     def remove(self, connection: Connection) -> None:
-        """Unregister a closed connection. Idempotent."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
@@ -98,14 +95,12 @@ class ConnectionLimit:
 
 
 def is_probe(head: Head) -> bool:
-    """True for health, readiness and metrics requests."""
     return head.method in {"GET", "HEAD"} and _PROBES.fullmatch(head.path) is not None
 
 
 def max_connections(wanted: int) -> int:
     """HTTP connections to accept: `wanted`, bounded by the limit on open files. 0 means as many as
-    possible.
-    """
+    possible."""
     possible = _possible_connections()
     if possible is None:
         return max(MIN_CONNECTIONS, wanted or DEFAULT_CONNECTIONS)
@@ -160,7 +155,6 @@ class ConnectionDeadline:
         self._timer_at = 0.0
 
     def set(self, seconds: float) -> None:
-        """Replace the deadline: `seconds` from now."""
         self._at = self._loop.time() + seconds
         if self._timer is not None and self._timer_at > self._at:
             self._timer.cancel()
@@ -173,7 +167,6 @@ class ConnectionDeadline:
         self._at = None
 
     def end(self) -> None:
-        """Cancel the timer, for good."""
         self._at = None
         if self._timer is not None:
             self._timer.cancel()
@@ -226,7 +219,6 @@ class SlowReaderTimeout:
             self._arm()
 
     def stop(self) -> None:
-        """Stop watching: nothing is left to send."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

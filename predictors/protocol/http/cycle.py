@@ -52,8 +52,7 @@ def scope_of(head: Head, server: object, client: object, state: object) -> dict[
 
 def refusal(status: int, message: str, *headers: bytes) -> bytes:
     """A complete error response for input that is not a valid request, or that comes at the wrong
-    time. It closes the connection.
-    """
+    time. It closes the connection."""
     body = orjson.dumps({"error": message})
     lines = [
         STATUS_LINES[status],
@@ -77,17 +76,14 @@ class CycleConnection(Protocol):
     async def wait_writable(self) -> None:
         """Return when more may be written, or the connection is lost."""
 
-    def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        """Headers added to every response."""
+    def default_headers(self) -> Iterable[tuple[bytes, bytes]]: ...
 
-    def can_keep_alive(self) -> bool:
-        """True if the connection can take another request after this response."""
+    def can_keep_alive(self) -> bool: ...
 
     def body_consumed(self) -> None:
         """The application has received the buffered part of the body."""
 
-    def response_complete(self) -> None:
-        """The last byte of the response was written."""
+    def response_complete(self) -> None: ...
 
 
 class RequestCycle:
@@ -117,14 +113,12 @@ class RequestCycle:
 
     @property
     def is_written(self) -> bool:
-        """True if part of the response was sent to the client."""
         return self.is_started and not self._head
 
     # -- ASGI ------------------------------------------------------------------------------------
     async def receive(self) -> MutableMapping[str, Any]:
         """ASGI receive: the body buffered so far; after that, wait until the client disconnects or
-        the response is complete.
-        """
+        the response is complete."""
         if self.is_asked_to_continue and not self.is_disconnected:
             self.is_asked_to_continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")

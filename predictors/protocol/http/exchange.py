@@ -151,14 +151,12 @@ class Exchange:
 
     def stop_reading(self, reason: ServingError) -> None:
         """Cancel a body that is still arriving, with `reason` as its error. Only the first call
-        counts.
-        """
+        counts."""
         if self._task is not None and self._stop_reason is None:
             self._stop_reason = reason
             self._task.cancel()
 
     def _set_read_deadline(self, at_most_s: float = math.inf) -> None:
-        """Stop reading after `at_most_s` seconds, or at the deadline of the request."""
         if self._read_deadline is not None:
             self._read_deadline.cancel()
             self._read_deadline = None
@@ -278,7 +276,6 @@ class Endpoint:
         exchange.record.end(reason)
 
     async def _answer(self, exchange: Exchange, send: Send) -> str:
-        """Send the response or the fault. Returns the outcome for the metrics."""
         exchange.call.protocol = self.protocol
         response = await result_or_error(self._handle(exchange))
         if isinstance(response, EventStream):
@@ -316,7 +313,6 @@ class Endpoint:
         return reason
 
     def fault(self, error: Exception, call: Call) -> Fault:
-        """The fault that the caller sees for `error`."""
         status = self.registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
 

@@ -26,8 +26,7 @@ MAX_FORMATS = 4
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """Cached text of one family. `parts` holds the text before each value with the sample's index;
-    `tail` is the text after the last value.
-    """
+    `tail` is the text after the last value."""
 
     fingerprint: tuple[object, ...]
     parts: tuple[tuple[str, int], ...]
@@ -35,8 +34,6 @@ class _Layout:
 
 
 class _Families(Collector):
-    """A collector of given families, as the library's encoder takes it."""
-
     def __init__(self, *families: Metric) -> None:
         self._families = families
 
@@ -45,8 +42,6 @@ class _Families(Collector):
 
 
 class _Format:
-    """The output of one of the library's encoders."""
-
     def __init__(self, encode: Callable[[Collector], bytes]) -> None:
         self._encode = encode
         self._closing = encode(_Families()).decode()
@@ -79,8 +74,7 @@ class _Format:
 
     def _layout(self, family: Metric, fingerprint: tuple[object, ...]) -> _Layout:
         """Encode the family with each sample's index in place of its value, and split at the
-        values.
-        """
+        values."""
         numbered = [
             sample._replace(value=float(index), exemplar=None)
             for index, sample in enumerate(family.samples)

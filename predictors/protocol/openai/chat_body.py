@@ -66,8 +66,6 @@ class BodyMessage:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Contents of a stream's chunks besides text."""
-
     include_usage: bool = False
     continuous_usage_stats: bool = False
     """vLLM's field: with `include_usage`, token counts in every chunk."""
@@ -97,17 +95,12 @@ class ChatBody:
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
-    """The body of a request from its JSON text. Raises `InvalidRequest` for text that is not
-    JSON.
-    """
+    """Raises `InvalidRequest` for text that is not JSON."""
     return check_body(parse_json(raw), read_chat_body)
 
 
 def read_chat_body(body: object) -> ChatBody:
-    """The body, with pictures read from their data URLs.
-
-    Raises `InvalidRequest` that names the field.
-    """
+    """Raises `InvalidRequest` that names the field."""
     read = read_fields(body, FIELDS)
     require(read, "model", "messages")
     newer = read.pop("max_completion_tokens", None)

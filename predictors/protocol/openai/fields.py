@@ -27,15 +27,13 @@ MAX_NAME = 64  # characters of an unknown field's name that an error repeats
 @dataclass(frozen=True)
 class DecodedBody(Generic[B]):
     """The outcome of checking a body: `body`, or the reason why it is refused. `model` is the name
-    in the body, of a refused one too.
-    """
+    in the body, of a refused one too."""
 
     model: str | None
     body: B | None
     refusal: InvalidRequest | None = None
 
     def accepted(self) -> B:
-        """The body; raises the refusal."""
         if self.refusal is not None:
             raise self.refusal
         assert self.body is not None
@@ -76,7 +74,6 @@ def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> 
 
 
 def require(read: Mapping[str, Any], *names: str, where: str = "") -> None:
-    """Raise `InvalidRequest` for the first of `names` that is absent."""
     for name in names:
         if name not in read:
             path = f"{where}.{name}" if where else name
@@ -84,8 +81,6 @@ def require(read: Mapping[str, Any], *names: str, where: str = "") -> None:
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number from `low` to `high`, both included."""
-
     def rule(name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -110,8 +105,6 @@ def number(low: float, high: float, *, above: bool = False) -> Rule:
 
 
 def text(*, at_most: int | None = None) -> Rule:
-    """A string, of `at_most` characters if that is given."""
-
     def rule(name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise wrong(name, "a string", value)
@@ -124,15 +117,12 @@ def text(*, at_most: int | None = None) -> Rule:
 
 
 def flag(name: str, value: Any) -> bool:
-    """true or false; a rule."""
     if not isinstance(value, bool):
         raise wrong(name, "true or false", value)
     return value
 
 
 def one_of(*choices: str) -> Rule:
-    """One of a closed set of strings."""
-
     def rule(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
             raise wrong(name, _either(choices), value)
@@ -166,8 +156,7 @@ CLIENT_FIELDS: Mapping[str, Rule] = {
 
 def only_values(*values: Any, why: str = "this server does not offer it") -> Rule:
     """Reject the field unless its value is one of `values`, which ask for what is done anyway; then
-    drop it.
-    """
+    drop it."""
 
     def rule(name: str, value: Any) -> object:
         # types too: 0 == False in Python, but not in JSON

@@ -61,17 +61,12 @@ class ImagesBody:
 
 
 def decode_images_body(raw: bytes) -> DecodedBody[ImagesBody]:
-    """The body of a request from its JSON text. Raises `InvalidRequest` for text that is not
-    JSON.
-    """
+    """Raises `InvalidRequest` for text that is not JSON."""
     return check_body(parse_json(raw), read_images_body)
 
 
 def read_images_body(body: object) -> ImagesBody:
-    """The body, with `size` as `width` and `height`, and `quality` as `tier`.
-
-    Raises `InvalidRequest` that names the field.
-    """
+    """The body, with `size` as `width` and `height`. Raises `InvalidRequest` naming the field."""
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     spelt: dict[str, str] = {}
@@ -88,8 +83,7 @@ def _merge(
     read: dict[str, Any], name: str, shown: str, parts: Mapping[str, Any], spelt: dict[str, str]
 ) -> None:
     """Add `parts` in place of the field `name`. Raises `InvalidRequest` where one of them is given
-    already and differs.
-    """
+    already and differs."""
     for part, value in parts.items():
         if read.setdefault(part, value) != value:
             message = f"{name} {shown} and {part} {str(read[part])[:32]} disagree"

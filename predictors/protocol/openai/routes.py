@@ -29,7 +29,6 @@ from predictors.protocol.http.exchange import (
     json_response,
 )
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
-from predictors.protocol.openai.events import DONE, framed
 from predictors.protocol.openai.fields import DecodedBody
 from predictors.protocol.openai.images_body import ImagesBody, decode_images_body
 from predictors.protocol.registry import Registry
@@ -42,6 +41,7 @@ STREAM_HEADERS = (
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),  # nginx would hold the events back
 )
+_NO_TEXT = b'"content":""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,6 @@ class Operation:
 
 
 def openai_routes(registry: Registry) -> list[BaseRoute]:
-    """Every OpenAI route, under each prefix."""
     listing = Listing(registry)
     chat = endpoint(registry, CHAT, (IMAGES,))
     images = endpoint(registry, IMAGES, (CHAT,))
@@ -76,9 +75,7 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
 
 
 def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Endpoint:
-    """The ASGI endpoint of `operation`. `others` are named to callers whose model is of another
-    kind.
-    """
+    """`others` are named to callers whose model is of another kind."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
         decoded = await exchange.decode_body(operation.decode)
@@ -112,6 +109,33 @@ def _wrong_kind(
     return InvalidRequest(message, param="model")
 
 
+# -- events ----------------------------------------------------------------------------------------
+def event(chunk: Mapping[str, Any]) -> bytes:
+    return framed(orjson.dumps(chunk))
+
+
+def framed(payload: bytes) -> bytes:
+    """`payload`, which must not have a line break, as one event."""
+    return b"data: %b\n\n" % payload
+
+
+DONE = framed(b"[DONE]")
+"""The event that ends a complete answer."""
+
+
+class TextEvents:
+    """Events that differ from `chunk` in their text only; the same bytes as `event` makes."""
+
+    def __init__(self, chunk: Mapping[str, Any]) -> None:
+        """`chunk` must have exactly one `content`, the empty text."""
+        # not found inside a string, where quotes have a backslash before them
+        before, after = framed(orjson.dumps(chunk)).split(_NO_TEXT)
+        self._before, self._after = before + _NO_TEXT[:-2], after
+
+    def event(self, text: str) -> bytes:
+        return b"%b%b%b" % (self._before, orjson.dumps(text), self._after)
+
+
 # -- chat ------------------------------------------------------------------------------------------
 async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Response | EventStream:
     if body.stream:
@@ -123,9 +147,7 @@ async def _reply_chat(model: ServesChat, body: ChatBody, call: Call) -> Response
 
 
 def _encode_error(fault: Fault) -> bytes:
-    """The event for a failure after the first chunk. No `[DONE]` follows: the answer is not
-    complete.
-    """
+    # no `[DONE]` follows: the answer is not complete
     return framed(openai_body(fault))
 
 
@@ -170,17 +192,14 @@ IMAGES = Operation(
 # -- models ----------------------------------------------------------------------------------------
 class Listing:
     """`GET /v1/models` and `/v1/models/{name}`, each answer with the fields of OpenAI and of KServe
-    V1, which share these addresses. Event loop.
-    """
+    V1, which share these addresses. Event loop."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._created = int(time.time())  # Unix seconds of the server's start
 
     async def all(self, request: Request) -> Response:
-        """`data` for OpenAI's clients, `models` for KServe V1's; models that still load are
-        listed too.
-        """
+        """`data` for OpenAI's clients, `models` for KServe V1's; loading models are listed too."""
         names = list(self._registry.models)
         data = [self._card(name) for name in names]
         return json_response({"object": "list", "data": data, "models": names})

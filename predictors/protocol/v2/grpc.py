@@ -53,7 +53,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
-    """Serve `inference.GRPCInferenceService`."""
     add_service(server, SERVICE, InferenceMethods(registry).table())
 
 
@@ -125,8 +124,7 @@ class InferenceMethods:
     # -- inference -------------------------------------------------------------------------------
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
         """One inference request. gRPC cancels it when the client disconnects or its deadline
-        passes.
-        """
+        passes."""
         call = start_call(context)
         record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
@@ -207,8 +205,7 @@ class InferenceMethods:
 
 def encode_proto_response(response: V2Response) -> Any:
     """A `ModelInferResponse` with all tensors raw: tritonclient with numpy 2 cannot read BYTES from
-    `contents`.
-    """
+    `contents`."""
     message = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )

@@ -70,7 +70,6 @@ def _bytes(name: str, value: Any) -> bytes:
 
 
 def _parameters(raw: Any) -> dict[str, Scalar]:
-    """Plain scalars from a dict or from gRPC's map of `InferParameter`."""
     found: dict[str, Scalar] = {}
     for name, value in dict(raw or {}).items():
         which = getattr(value, "WhichOneof", None)

@@ -81,7 +81,6 @@ class V2Routes:
 
     # -- inference -------------------------------------------------------------------------------
     async def infer(self, exchange: Exchange) -> Response:
-        """`POST /v2/models/{model}[/versions/{version}]/infer`"""
         name, version = exchange.path["model"], exchange.path.get("version", "")
         model = exchange.admit(name, version)
         head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
@@ -121,22 +120,18 @@ class V2Routes:
 
     # -- metadata --------------------------------------------------------------------------------
     async def server_metadata(self, request: Request) -> Response:
-        """`GET /v2`"""
         return json_response({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
 
     async def model_names(self, request: Request) -> Response:
-        """`GET /v2/models`"""
         return json_response({"models": list(self._registry.models)})
 
     async def model_metadata(self, request: Request) -> Response:
-        """`GET /v2/models/{model}`"""
         return json_response(metadata(self._find(request)))
 
     # -- repository ------------------------------------------------------------------------------
     async def repository_index(self, request: Request) -> Response:
         """Triton's index with the name, version and state of each model. `{"ready": true}` selects
-        ready ones.
-        """
+        ready ones."""
         timeout_s = self._registry.settings.server.body_timeout_s
         raw = await receive_small_body(request.receive, request.headers, 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
@@ -154,13 +149,11 @@ class V2Routes:
         return json_response(entries)
 
     async def load(self, request: Request) -> Response:
-        """Put a model back into service."""
         model = self._repository_model(request)
         self._registry.restore(model.name)
         return json_response({"name": model.name, "load": True})
 
     async def unload(self, request: Request) -> Response:
-        """Take a model out of service. Accepted requests are completed."""
         model = self._repository_model(request)
         self._registry.withdraw(model.name)
         return json_response({"name": model.name, "unload": True})

@@ -49,8 +49,7 @@ def check_datatype(name: str, datatype: object) -> str:
 
 def count_elements(name: str, shape: Iterable[object]) -> tuple[tuple[int, ...], int]:
     """Validate a shape. Returns it with its number of elements; raises `InvalidRequest` or
-    `TooLarge`.
-    """
+    `TooLarge`."""
     sides: list[int] = []
     for side in shape:
         if not isinstance(side, int) or isinstance(side, bool) or not 0 <= side < 2**63:
@@ -92,27 +91,23 @@ class ElementCount:
 
 
 def check_count(name: str, expected: int, found: int) -> None:
-    """Raise `InvalidRequest` if the number of elements does not match the shape."""
     if expected != found:
         raise input_error(name, f"has {found} elements, but its shape means {expected}")
 
 
 def check_values(name: str, datatype: str, values: Sequence[object]) -> Sequence[object]:
     """Check the values of a JSON list against their datatype. BYTES are strings and returned as
-    UTF-8.
-    """
+    UTF-8."""
     if datatype == "BYTES":
         return [_encode(name, row, value) for row, value in enumerate(values)]
     if datatype == "BOOL":
-        _check_each(name, datatype, values, lambda v: isinstance(v, bool))
+        _check_each(name, datatype, values, lambda v: type(v) is bool)
         return values
     if datatype.startswith("FP"):
-        _check_each(
-            name, datatype, values, lambda v: isinstance(v, int | float) and not _is_bool(v)
-        )
+        _check_each(name, datatype, values, lambda v: type(v) in (int, float))
         return [_finite_float(name, row, value) for row, value in enumerate(values)]
     low, high = int_range(datatype)
-    _check_each(name, datatype, values, lambda v: isinstance(v, int) and not _is_bool(v))
+    _check_each(name, datatype, values, lambda v: type(v) is int)
     for row, value in enumerate(values):
         if not low <= value <= high:  # type: ignore[operator]
             raise input_error(name, f"holds a number out of {datatype}'s range", row)
@@ -120,15 +115,13 @@ def check_values(name: str, datatype: str, values: Sequence[object]) -> Sequence
 
 
 def int_range(datatype: str) -> tuple[int, int]:
-    """Smallest and largest value of an integer datatype."""
     bits = 8 * struct.calcsize("<" + FORMATS[datatype])
     return (0, 2**bits - 1) if datatype[0] == "U" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def unpack_tensor(name: str, datatype: str, count: int, raw: bytes) -> Sequence[object]:
     """Decode exactly `count` values from raw bytes, all of which must be used. Raises
-    `InvalidRequest`.
-    """
+    `InvalidRequest`."""
     if datatype == "BYTES":
         return _unpack_bytes(name, count, raw)
     layout = f"<{count}{FORMATS[datatype]}"
@@ -163,7 +156,6 @@ def _unpack_bytes(name: str, count: int, raw: bytes) -> list[bytes]:
 
 
 def pack_tensor(tensor: Tensor) -> bytes:
-    """Encode a response tensor as raw bytes."""
     if tensor.datatype == "BYTES":
         parts: list[bytes] = []
         for value in tensor.data:
@@ -177,10 +169,6 @@ def _check_each(name: str, datatype: str, values: Sequence[object], is_valid: An
     for row, value in enumerate(values):
         if not is_valid(value):
             raise input_error(name, f"holds something that is no {datatype}", row)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def _encode(name: str, row: int, value: object) -> bytes:

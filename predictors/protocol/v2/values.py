@@ -44,8 +44,7 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class V2Request:
     """One inference request. Empty `outputs` means all. `binary` maps names of outputs to whether
-    they are returned raw; `binary_default` holds for the others.
-    """
+    they are returned raw; `binary_default` holds for the others."""
 
     model: str
     id: str
@@ -60,8 +59,7 @@ class V2Request:
 @dataclass(frozen=True, slots=True)
 class V2Response:
     """One inference response. Parameters are int, bool or str, the only types that KServe's gRPC
-    has.
-    """
+    has."""
 
     model: str
     id: str
@@ -71,7 +69,6 @@ class V2Response:
 
 
 def num_bytes(message: V2Request | V2Response) -> int:
-    """Total size of all BYTES elements."""
     tensors = message.inputs if isinstance(message, V2Request) else message.outputs
     columns = (tensor.data for tensor in tensors if tensor.datatype == "BYTES")
     return sum(len(x) for column in columns for x in column if isinstance(x, bytes))
@@ -100,7 +97,6 @@ class InputTensors:
         return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def read_text(self, name: str) -> list[str] | None:
-        """UTF-8 strings of a BYTES input, or None. The error names the row that is not UTF-8."""
         rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
@@ -131,7 +127,6 @@ class InputTensors:
         return None if tensor is None else [int(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def reject_unread(self) -> None:
-        """Raise `InvalidRequest` for an input that was not read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown input {name!r}", param=name)
@@ -184,7 +179,6 @@ class Parameters:
         raise InvalidRequest(f"{name} must be a whole number, not {str(value)[:32]!r}", param=name)
 
     def read_float(self, name: str) -> float | None:
-        """A finite number or None."""
         value = self._take(name)
         if value is None:
             return None
@@ -201,14 +195,12 @@ class Parameters:
         return number
 
     def read_text(self, name: str) -> str | None:
-        """A string or None."""
         value = self._take(name)
         if value is None or isinstance(value, str):
             return value
         raise InvalidRequest(f"{name} must be a string, not {str(value)[:32]!r}", param=name)
 
     def reject_unread(self) -> None:
-        """Raise `InvalidRequest` for a parameter that was not read."""
         if self._unread:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown parameter {name!r}", param=name)
@@ -220,8 +212,7 @@ class Parameters:
 
 def with_files(tensor: Tensor) -> Tensor:
     """The tensor with its base64 text decoded to files; a tensor other than BYTES is returned
-    unchanged.
-    """
+    unchanged."""
     if tensor.datatype != "BYTES":
         return tensor
     rows: Sequence[bytes] = tensor.data  # type: ignore[assignment]
@@ -240,8 +231,7 @@ def count_rows(**columns: Sequence[object] | None) -> int:
 
 def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
     """Decode standard base64, with or without line breaks. Raises `InvalidRequest` for anything
-    else.
-    """
+    else."""
     try:
         return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
     except (binascii.Error, ValueError) as error:

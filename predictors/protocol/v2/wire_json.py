@@ -72,7 +72,6 @@ def decode_json_request(
 
 
 def header_length(headers: Mapping[str, str], total: int) -> int:
-    """Length of the JSON at the start of a body of `total` bytes."""
     text = headers.get(HEADER)
     if text is None:
         return total
@@ -83,7 +82,6 @@ def header_length(headers: Mapping[str, str], total: int) -> int:
 
 
 def read_parameters(raw: object, where: str) -> dict[str, Scalar]:
-    """Validate a map of names to strings, numbers and booleans."""
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -156,7 +154,6 @@ def _flatten(name: str, data: object, shape: tuple[int, ...]) -> list[object]:
 
 
 def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
-    """Names of the requested outputs, and which of them set `binary_data`."""
     if raw is None:
         return (), {}
     if not isinstance(raw, list) or len(raw) > MAX_TENSORS:

@@ -81,8 +81,7 @@ class _Input:
 
 def model_of(raw: bytes) -> tuple[str, str]:
     """Name and version of the requested model. Reads only the outermost fields; raises like
-    `decode_proto_request`.
-    """
+    `decode_proto_request`."""
     reader = WireReader(raw, MAX_OUTER_FIELDS)
     found = {1: "", 2: ""}
     for number, wire, _, span in reader.fields(reader.whole):
@@ -226,7 +225,6 @@ def _read_value(reader: WireReader, span: Span, value: Scalar | None) -> Scalar 
 
 # -- checking --------------------------------------------------------------------------------------
 def _values(parameters: dict[str, Scalar | None]) -> dict[str, Scalar]:
-    """Check parameters; one without a readable value is refused."""
     for name, value in parameters.items():
         if value is None:
             shown = name[:MAX_NAME]

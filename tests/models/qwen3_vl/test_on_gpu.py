@@ -67,12 +67,13 @@ def test_mixed_traffic_makes_the_host_wait_for_nothing_and_captures_nothing(gpu:
         for i, request in enumerate(conversations())
     ]
     jobs = [gpu.job(request) for request in requests]
+    before = gpu.engine.guard.check()  # another test's engine compiled on this thread too
     with no_host_syncs():
         while jobs or gpu.engine.busy:
             while jobs and gpu.engine.admit(jobs[0]):
                 jobs.pop(0)
             gpu.engine.step(gpu.engine.active)
-    assert gpu.engine.guard.check() == 0
+    assert gpu.engine.guard.check() == before
     assert gpu.engine._graphs.count_after_ready == 0
 
 

@@ -1,4 +1,4 @@
-"""Event streams and disconnects on the OpenAI routes, over ASGI."""
+"""Events, event streams and disconnects on the OpenAI routes, over ASGI."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import orjson
+from hypothesis import given
+from hypothesis import strategies as st
 
-from predictors.errors import (
-    StepFailed,
-)
+from predictors.errors import StepFailed
+from predictors.protocol.openai.routes import DONE, TextEvents, event
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 from tests.protocol.openai.doubles import (
@@ -147,3 +148,24 @@ async def test_a_stream_counts_as_in_flight_until_its_last_event_is_sent() -> No
     wire.leave()
     await running
     assert registry.in_flight == 0
+
+
+def text_chunk(text: str, name: str) -> dict[str, object]:
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+    return {"id": f"chatcmpl-{name}", "model": name, "choices": [choice], "usage": None}
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(ANY_TEXT, ANY_TEXT | st.just('"content":""'))
+def test_an_event_with_any_text_equals_the_event_encoded_as_a_whole(text: str, name: str) -> None:
+    assert TextEvents(text_chunk("", name)).event(text) == event(text_chunk(text, name))
+
+
+def test_a_line_break_in_a_text_never_ends_an_event() -> None:
+    assert TextEvents(text_chunk("", "a")).event("a\n\nb\r").count(b"\n") == 2
+
+
+def test_the_last_event_is_done() -> None:
+    assert DONE == b"data: [DONE]\n\n"
