@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
+        prog="python -m predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
     )
     parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
     adding = parser.add_subparsers(required=True, metavar="verb")
