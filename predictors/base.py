@@ -67,11 +67,9 @@ class Reader(Protocol[C]):
     @property
     def done(self) -> bool:
         """True once the caller has all it asked for: the job is cancelled then."""
-        ...
 
     def feed(self, chunk: C) -> Sequence[C]:
         """The chunks to pass on for this one: none, one or several."""
-        ...
 
 
 class Submission(Generic[W, C]):
@@ -205,8 +203,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     def log_fields(self, work: W, last: C | None) -> Mapping[str, int | str]:
         """Sizes and counts of one row for the log and its span, never its text. `last` is the
-        chunk that came last.
-        """
+        chunk that came last."""
         return {}
 
     def prompt(self, request: R) -> str:

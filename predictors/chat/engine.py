@@ -47,8 +47,7 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
-from predictors.compute.device.placement import Placement, is_device_lost
-from predictors.compute.device.transfer import HostCopy
+from predictors.compute.device.placement import HostCopy, Placement, is_device_lost
 from predictors.errors import InvalidRequest, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings

@@ -25,10 +25,14 @@ from predictors.chat.request import Sampling
 from predictors.chat.sampling import SAMPLERS, TokenChoice, cheapest_sampler, pack_choices
 from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.compute.compile.compiling import compiled
-from predictors.compute.device.finite import DAMAGED
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.placement import Placement
-from predictors.compute.device.transfer import HostCopy, to_device, to_host_async
+from predictors.compute.device.placement import (
+    DAMAGED,
+    HostCopy,
+    Placement,
+    to_device,
+    to_host_async,
+)
 from predictors.compute.profiling.profiler import staged
 from predictors.errors import EngineFailed
 

@@ -26,8 +26,7 @@ TAIL_LINES = 15
 
 
 class ServerFailed(Exception):
-    """The server ended by itself, was never ready or did not stop. The message has its last log
-    lines."""
+    """The server ended, was never ready or did not stop. The message has its last log lines."""
 
 
 class ServerProcess:
@@ -45,7 +44,6 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        """Base URL of REST."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -59,7 +57,6 @@ class ServerProcess:
         return self
 
     def _launch(self) -> None:
-        """Start the process on the ports that are held for it."""
         # a session of its own, so that Ctrl-C reaches only this process, which then stops the
         # server
         self._process = subprocess.Popen(
@@ -107,12 +104,10 @@ class ServerProcess:
         raise ServerFailed(f"the server was not ready after {timeout_s:.0f} s\n{self.tail()}")
 
     def tail(self) -> str:
-        """The last lines of the server's log."""
         return "\n".join(self._tail)
 
     def _report_line(self, on_progress: Callable[[str], None]) -> bool:
-        """Report one line; True if there is none for `POLL_EVERY_S`, so that readiness is
-        polled."""
+        """Report one line. True if there is none for `POLL_EVERY_S`: poll readiness then."""
         try:
             line = self._lines.get(timeout=POLL_EVERY_S)
         except queue.Empty:

@@ -31,8 +31,7 @@ ANSWER_TIMEOUT_S = 120.0
 
 
 def run_demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
-    """Run the demo; writes `out/1.png`, `out/2.png` ... and `out/server.log`; returns the exit
-    code."""
+    """Write `out/1.png`, `out/2.png` ... and `out/server.log`; returns the exit code."""
     started = time.monotonic()
     try:
         with ServerProcess(MODELS, out / "server.log") as server:
@@ -72,13 +71,11 @@ def draw(client: httpx.Client, prompts: Sequence[str], out: Path) -> list[Path]:
 
 
 def save(path: Path, image: str) -> Path:
-    """Write a base64 picture to `path`."""
     path.write_bytes(base64.b64decode(image))
     return path
 
 
 def describe(client: httpx.Client, prompt: str, picture: Path) -> None:
-    """Send a picture over OpenAI chat and print the answer while it is streamed."""
     say(f"\nprompt   {prompt}\npicture  {picture}")
     say("caption  ", end="")
     started = time.monotonic()
@@ -88,7 +85,6 @@ def describe(client: httpx.Client, prompt: str, picture: Path) -> None:
 
 
 def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
-    """The parts of the description as they are streamed."""
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     content = [
         {"type": "image_url", "image_url": {"url": url}},
@@ -110,7 +106,6 @@ def answers(client: httpx.Client, png: bytes) -> Iterator[str]:
 
 
 def chunk_texts(chunk: dict[str, object]) -> Iterator[str]:
-    """The text of one chunk of a streamed chat, per choice."""
     if "error" in chunk:
         raise httpx.HTTPError(f"the stream broke off: {chunk['error']}")
     choices = chunk.get("choices")

@@ -31,8 +31,7 @@ class ApiRefusal(Exception):
 
 
 class KubernetesApi:
-    """A client of the API server. Every wait of a call blocks for at most about `timeout_s`. For
-    use on a thread of its own."""
+    """Each wait blocks for at most about `timeout_s`. For use on a thread of its own."""
 
     def __init__(self, identity: PodIdentity, timeout_s: float) -> None:
         from kubernetes.client.api_client import ApiClient
@@ -59,7 +58,6 @@ class KubernetesApi:
         return self._call("GET", path)
 
     def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an object in the collection at `path`."""
         return self._call("POST", path, body, "application/json")
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +65,6 @@ class KubernetesApi:
         return self._call("PATCH", path, body, MERGE)
 
     def close(self) -> None:
-        """Close idle connections."""
         self._client.rest_client.close()
 
     def _call(

@@ -34,7 +34,6 @@ class PodEvent:
 
 
 def unique_event_name(target: str) -> str:
-    """A name for an event about an object called `target` that no other event has."""
     return f"{target[:200]}.{uuid.uuid4().hex[:16]}"
 
 
@@ -65,8 +64,7 @@ def event_update(event: PodEvent) -> dict[str, Any]:
 
 
 def object_reference(found: dict[str, Any], api_version: str, kind: str) -> dict[str, str]:
-    """The ObjectReference of an object as the API server returned it. `kubectl describe` finds
-    events by its uid."""
+    """The ObjectReference of an object from the API; `kubectl describe` finds events by its uid."""
     metadata = found["metadata"]
     return {
         "apiVersion": api_version,

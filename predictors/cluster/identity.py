@@ -34,7 +34,6 @@ class PodIdentity:
 
     @property
     def ca_file(self) -> Path:
-        """Certificates that sign the API server's certificate."""
         return self.folder / "ca.crt"
 
 

@@ -16,8 +16,7 @@ from predictors.settings import ClusterSettings
 
 
 class LifecycleEvents:
-    """Reports each change of a model's state. Any thread; never blocks. Without a reporter it does
-    nothing."""
+    """Reports changes of a model's state, if there is a reporter. Any thread; never blocks."""
 
     def __init__(
         self,
@@ -33,25 +32,21 @@ class LifecycleEvents:
         self._is_ending = False  # from then on only failures are reported
 
     def loading(self, model: str) -> None:
-        """`model` has begun to load."""
         self._began[model] = self._clock()
         self._report("Loading", f"{model} is loading", model)
         self._annotate(model, "loading")
 
     def warming(self, model: str) -> None:
-        """`model` is loaded and has begun to warm up."""
         message = f"{model} is loaded and warming up, after {self._since(model)}"
         self._report("WarmingUp", message, model, is_deferrable=True)
         self._annotate(model, "warming up")
 
     def warmed(self, model: str, shape: str, done: int, total: int) -> None:
-        """`model` has warmed one more shape."""
         message = f"{model} is warm for {shape} ({done} of {total})"
         self._report("WarmingUp", message, model, is_deferrable=True)
         self._annotate(model, f"{done}/{total} {shape}")
 
     def ready(self, model: str) -> None:
-        """`model` accepts requests."""
         self._report("Ready", f"{model} is ready, after {self._since(model)}", model)
         self._annotate(model, "ready")
 
@@ -61,7 +56,6 @@ class LifecycleEvents:
         self._is_ending = True
 
     def failed(self, model: str, message: str) -> None:
-        """`model` has failed and will not recover."""
         self._report("EngineFailed", message, model, is_warning=True)
         self._annotate(model, "failed")
 

@@ -50,7 +50,6 @@ class WriteQueue:
 
     @property
     def is_deferrable(self) -> bool:
-        """True if none of the writes is urgent."""
         return all(write.is_deferrable for write in self._writes.values())
 
     def add(self, write: ApiWrite) -> None:
@@ -61,7 +60,6 @@ class WriteQueue:
             del self._writes[next(iter(self._writes))]
 
     def pop_all(self) -> list[ApiWrite]:
-        """All writes; the queue is empty afterwards."""
         writes, self._writes = list(self._writes.values()), {}
         return writes
 

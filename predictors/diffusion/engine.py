@@ -20,9 +20,8 @@ from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
-from predictors.compute.device.finite import DAMAGED, check_finite
 from predictors.compute.device.pacing import FinishedStep, StepPacer
-from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.compute.device.placement import DAMAGED, Placement, check_finite, is_device_lost
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from predictors.compute.device.transfer import HostCopy
+from predictors.compute.device.placement import HostCopy
 from predictors.diffusion.model import StepShape
 from predictors.diffusion.sampling import euler, extrapolate, guide
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.pacing import StepPacer
-from predictors.compute.device.placement import Placement
-from predictors.compute.device.transfer import to_device, to_host_async
+from predictors.compute.device.placement import Placement, to_device, to_host_async
 from predictors.compute.profiling.profiler import staged
 from predictors.diffusion.latents import DenoiseState, PictureTransfer, StepResult, next_step
 from predictors.diffusion.limits import PictureLimits

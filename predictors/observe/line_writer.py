@@ -65,8 +65,7 @@ class LineWriter:
 
     # -- any thread ------------------------------------------------------------------------------
     def put(self, line: str, *, keep: bool = False, hurry: bool = False) -> None:
-        """Queue a line with its line end. With `keep` it may use the reserve; with `hurry` it is
-        written at once."""
+        """Queue a whole line. `keep` may use the reserve; `hurry` is written at once."""
         encoded = line.encode(self._encoding, self._errors)
         share = 1.0 if keep else 1.0 - RESERVE
         lines, octets = self._most
@@ -135,7 +134,6 @@ class LineWriter:
         return lost
 
     def _gather(self) -> None:
-        """Wait for `GATHER_S`, or until a line with `hurry`."""
         try:
             self._hurry.get(timeout=GATHER_S)
             while True:

@@ -79,7 +79,6 @@ class LineHandler(QueueHandler):
         return f"{self.format(record)}\n", record.levelno >= logging.ERROR
 
     def enqueue(self, record: tuple[str, bool]) -> None:  # type: ignore[override]
-        """Queue the line; never blocks."""
         line, is_important = record
         self.writer.put(line, keep=is_important, hurry=is_important)
 
@@ -138,14 +137,12 @@ def configure_logging(
 
 
 def is_json() -> bool:
-    """True if the log is configured as JSON."""
     return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
 
 
 def redirect_library_handlers() -> None:
     """Remove handlers of libraries that write to the terminal themselves, so that their lines go to
-    the root handler. Must be called after the libraries are imported.
-    """
+    the root handler. Must be called after the libraries are imported."""
     for logger in logging.root.manager.loggerDict.values():
         if not isinstance(logger, logging.Logger):
             continue

@@ -32,8 +32,7 @@ class _Sink:
 
 
 class Trace:
-    """The span of a request and its child spans. Times are monotonic seconds. One task at a
-    time."""
+    """The span of a request, and its child spans. Monotonic seconds; one task at a time."""
 
     def __init__(self, tracer: Any, span: Any, api: Any, offset: float) -> None:
         self._tracer = tracer
@@ -99,8 +98,7 @@ def stage(trace: Trace | None, name: str) -> AbstractContextManager[object]:
 
 
 def exemplar() -> dict[str, str] | None:
-    """The exemplar for histograms of the current task's request: its trace id, or None if it is not
-    traced."""
+    """The trace id of the current task's request, for histograms; None if it is not traced."""
     return _exemplar.get()
 
 
@@ -132,8 +130,7 @@ def begin(name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]
 
 
 def configure_tracing(environ: Mapping[str, str]) -> bool:
-    """Export to the OTLP endpoint in `environ`. Returns False, with tracing off, if there is
-    none."""
+    """Export to the OTLP endpoint in `environ`. False, with tracing off, if there is none."""
     is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_off or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return False

@@ -47,8 +47,6 @@ BUSY = "a profile is being recorded or reported already; try again later"
 
 @dataclass(frozen=True, slots=True)
 class ProfileParameters:
-    """A checked body of `POST /debug/profile`."""
-
     model: str
     steps: int
     timeout_s: float
@@ -60,8 +58,7 @@ def admin_routes(
     make_profiler: Callable[[], Profiler] | None = None,
 ) -> list[BaseRoute]:
     """The routes. Profiles are refused without `make_profiler`; a waiting one ends with `ending`,
-    which is set when the server begins to shut down.
-    """
+    which is set when the server begins to shut down."""
     admin = _Admin(registry, ending, make_profiler)
     return [
         Route("/debug/engine", PlainEndpoint(admin.engine), methods=["GET"]),
@@ -144,8 +141,7 @@ class _Admin:
         parameters: ProfileParameters,
     ) -> int:
         """The number of recorded steps, at least one. It is lower than `parameters.steps` when the
-        time is over, the server begins to drain or the caller leaves.
-        """
+        time is over, the server begins to drain or the caller leaves."""
         loop = asyncio.get_running_loop()
         others = (loop.create_task(self._ending.wait()), loop.create_task(_disconnected(request)))
         try:

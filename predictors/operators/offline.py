@@ -95,9 +95,7 @@ def _run_request(
 
 @contextmanager
 def _interrupt_between_steps() -> Iterator[threading.Event]:
-    """Defer Ctrl-C: the event is set instead, because an exception inside a step would count as a
-    failure of a job.
-    """
+    """Ctrl-C sets the event: an exception inside a step would count as a failure of a job."""
     asked = threading.Event()
     was = signal.signal(signal.SIGINT, lambda *_: asked.set())
     try:

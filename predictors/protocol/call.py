@@ -50,8 +50,7 @@ class Call(dict[str, str]):
         default_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
-        """A call from plain headers; raises `InvalidRequest` for a timeout header that is not a
-        positive number."""
+        """Raises `InvalidRequest` for a timeout header that is not a positive number."""
         call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
         call.read_deadline(default_timeout_s, clock)
         return call

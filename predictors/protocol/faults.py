@@ -136,6 +136,5 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
 
 
 def clean(message: str) -> str:
-    """`message` of at most `MAX_MESSAGE` characters, lone surrogates replaced: they can't be
-    encoded."""
+    """At most `MAX_MESSAGE` characters; lone surrogates, which can't be encoded, are replaced."""
     return message[:MAX_MESSAGE].encode("utf-8", "replace").decode("utf-8")

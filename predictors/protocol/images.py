@@ -73,8 +73,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A decoded picture, upright and opaque: `height` rows of `width` RGB pixels, uint8, in shared
-    memory."""
+    """An upright, opaque picture: `height` rows of `width` RGB pixels, uint8, in shared memory."""
 
     width: int
     height: int

@@ -150,8 +150,7 @@ class Registry:
         )
 
     def release_bytes(self, charge: Charge) -> None:
-        """End the charge of an answered request. After a large one, the C heap is trimmed a moment
-        later."""
+        """End an answered request's charge. A moment after a large one the C heap is trimmed."""
         if charge.num_bytes > TRIM_BYTES and self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._start_trim)
         charge.close()
@@ -177,8 +176,7 @@ class Registry:
             pending.stop_reading(Draining("the server is shutting down; ask another replica"))
 
     def withdraw(self, name: str) -> None:
-        """Take a model out of service (`unload`). It finishes what it has accepted and keeps its
-        weights."""
+        """Unload: the model finishes what it has accepted, and keeps its weights."""
         self.find(name)
         self._withdrawn.add(name)
 

@@ -26,8 +26,7 @@ class Served(Protocol):
         """V2 inputs that hold files: base64 where they come in JSON."""
 
     async def healthy(self) -> bool:
-        """True once it is loaded and every promised shape is warm, while its engine is alive and
-        not draining."""
+        """Every promised shape is warm, and its engine alive and not draining."""
 
     def get_input_types(self) -> list[dict[str, Any]]: ...
 

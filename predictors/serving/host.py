@@ -66,8 +66,7 @@ class EngineHost(Generic[W, C]):
         self.jobs.check(rows)
 
     def reserve(self, rows: int) -> None:
-        """Keep places for rows that are being prepared, until `release`. Raises what `submit`
-        would raise."""
+        """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
         self.jobs.reserve(rows)
 
     def release(self, rows: int) -> None:

@@ -60,7 +60,6 @@ class AdmissionQueue(Generic[W, C]):
         return self._settings.capacity - len(self._jobs) + (0 if self._is_blocked else free_slots)
 
     def add(self, jobs: Iterable[Job[W, C]]) -> None:
-        """Add jobs at the end. The caller has checked `free_places`."""
         for job in jobs:
             self._jobs[job.arrival_number] = job
 

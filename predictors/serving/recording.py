@@ -75,7 +75,6 @@ class Recordings:
 
     # -- the engine thread -----------------------------------------------------------------------
     def before_step(self) -> None:
-        """Start the recorder before its first step, and call its `before_step`."""
         self.stop_ended()
         current = self._current
         if current is None:
@@ -86,7 +85,6 @@ class Recordings:
         self._call(current, current.recorder.before_step)
 
     def after_step(self) -> None:
-        """Call the recorder's `after_step`, and stop the recorder after its last step."""
         current = self._current
         if current is None or not current.is_started:
             return
@@ -97,7 +95,6 @@ class Recordings:
         self.stop_ended()
 
     def stop_ended(self) -> None:
-        """Stop a recording that has ended. Called between steps."""
         current = self._current
         if current is not None and current.is_ending:
             self._stop(current, None)

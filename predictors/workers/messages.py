@@ -54,8 +54,7 @@ class SharedMemory:
         raise OSError(f"{len(whole)} of {left} shared bytes are there")
 
     def map(self) -> mmap.mmap:
-        """The content as memory of this process, without a copy. Writes to it stay private. It
-        outlives this object."""
+        """The content without a copy. Writes stay private. The map outlives this object."""
         return mmap.mmap(self.fd, self.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def close(self) -> None:
@@ -142,8 +141,7 @@ def send(connection: socket.socket, value: object) -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """Read one message. Raises `ConnectionClosed` at the end, and `TimeoutError` after the socket's
-    timeout."""
+    """Raises `ConnectionClosed` at the end, `TimeoutError` after the socket's timeout."""
     try:
         header, fds, _, _ = socket.recv_fds(connection, _HEADER.size, MAX_FDS)
     except TimeoutError:

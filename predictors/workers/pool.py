@@ -124,8 +124,7 @@ class Workers:
 
     @property
     def is_alive(self) -> bool:
-        """False once a task is over its time and its process could not be killed, or once no
-        process can be started."""
+        """False once a process that is over its time can't be killed, or none can be started."""
         if self._failed_starts >= MAX_FAILED_STARTS:
             return False
         with self._lock:
@@ -150,8 +149,7 @@ class Workers:
             thread.start()
 
     def close(self) -> None:
-        """Kill all processes and fail waiting tasks with `Draining`. Blocks for moments.
-        Idempotent."""
+        """Kill all processes, fail waiting tasks with `Draining`. Blocks briefly; idempotent."""
         with self._lock:
             self._is_closed = True
             left = [*self._small, *self._large]

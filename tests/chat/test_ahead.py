@@ -14,7 +14,7 @@ import pytest
 from predictors.chat.request import Sampling
 from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
 from predictors.chat.vision.pictures import PictureRunner
-from predictors.compute.device.transfer import HostCopy
+from predictors.compute.device.placement import HostCopy
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
 from tests.chat.test_invariance import EIGHT

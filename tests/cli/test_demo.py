@@ -55,12 +55,10 @@ def scripted(script: str, tmp_path: Path) -> ServerProcess:
 
 
 def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.Client:
-    """A client with a function as its server."""
     return httpx.Client(base_url="http://demo", transport=httpx.MockTransport(handler))
 
 
 def drawn(request: httpx.Request) -> httpx.Response:
-    """Two pictures."""
     image = {"name": "image", "data": [base64.b64encode(PNG + bytes([i])).decode() for i in (1, 2)]}
     parameters = {"width": 128, "height": 128, "num_inference_steps": 20, "precision": "float32"}
     return httpx.Response(
@@ -75,7 +73,6 @@ def sse(*events: dict[str, object]) -> httpx.Response:
 
 
 def delta(text: str | None) -> dict[str, object]:
-    """One chunk of a streamed chat."""
     return {"choices": [{"delta": {} if text is None else {"content": text}}]}
 
 

@@ -35,8 +35,6 @@ PATCHES = {"application/merge-patch+json", "application/strategic-merge-patch+js
 
 @dataclass
 class Request:
-    """A request that the server received."""
-
     method: str
     path: str
     body: Any = None
@@ -64,11 +62,9 @@ class State:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Events in the order they were made."""
         return [o for path, o in self.objects.items() if path.startswith(f"{EVENTS}/")]
 
     def events_about(self, kind: str) -> list[dict[str, Any]]:
-        """Those about an object of this kind."""
         return [e for e in self.events if e["involvedObject"]["kind"] == kind]
 
     def reasons(self, kind: str = "Pod") -> list[str]:
@@ -77,7 +73,6 @@ class State:
 
     @property
     def annotation(self) -> str:
-        """The pod's warm-up annotation."""
         annotations = self.objects[POD_PATH]["metadata"].get("annotations", {})
         return str(annotations.get("predictors.vision/warm-up", ""))
 
@@ -87,8 +82,6 @@ class State:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles one connection."""
-
     state: State
     protocol_version = "HTTP/1.1"
 
@@ -190,7 +183,6 @@ def wrong_in_event(body: dict[str, Any]) -> str:
 
 
 def is_time(text: str) -> bool:
-    """True for a metav1.Time."""
     return bool(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text))
 
 
@@ -235,7 +227,6 @@ def mounted(folder: Path) -> Path:
 
 
 def identity(folder: Path, port: int, service: str = SERVICE) -> PodIdentity:
-    """The identity of this server's pod."""
     return PodIdentity(folder, "127.0.0.1", str(port), NAMESPACE, POD, service)
 
 

@@ -33,7 +33,6 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state() -> State:
-    """The objects of the API server."""
     return fresh_state()
 
 

@@ -15,7 +15,6 @@ COMPLETE = environment(6443)
 
 
 def without(*names: str) -> dict[str, str]:
-    """The environment without some variables."""
     return {name: value for name, value in COMPLETE.items() if name not in names}
 
 

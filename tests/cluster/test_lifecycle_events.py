@@ -10,8 +10,6 @@ from predictors.cluster.reporter import EventReporter
 
 
 class RecordingReporter:
-    """Keeps events and annotations."""
-
     def __init__(self) -> None:
         self.events: list[PodEvent] = []
         self.annotations: list[str] = []

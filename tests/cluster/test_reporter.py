@@ -32,12 +32,10 @@ NEVER = ClusterSettings(interval_s=3600.0, timeout_s=PATIENCE_S)
 
 
 def warming(done: int) -> PodEvent:
-    """An event that may be deferred."""
     return PodEvent("WarmingUp", f"{done} of 7", "flux", is_deferrable=True)
 
 
 def is_running() -> bool:
-    """True while a reporter's thread is alive."""
     return "cluster-reporter" in [thread.name for thread in threading.enumerate()]
 
 

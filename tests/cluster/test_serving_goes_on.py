@@ -61,7 +61,6 @@ class Pod:
         )  # fmt: skip
 
     def go_on(self) -> None:
-        """Let the model load."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None  # `communicate` would flush it
@@ -78,11 +77,9 @@ class Pod:
         raise AssertionError(f"ended without logging {missing}: {''.join(self.log)}")
 
     def get(self, path: str) -> int:
-        """The status of a GET request."""
         return httpx.get(f"http://127.0.0.1:{self.http_port}{path}", timeout=PATIENCE_S).status_code
 
     def draw(self) -> int:
-        """The status of a request for a picture."""
         url = f"http://127.0.0.1:{self.http_port}/v2/models/flux/infer"
         return httpx.post(url, json=DRAW, timeout=PATIENCE_S).status_code
 

@@ -7,14 +7,12 @@ from predictors.cluster.write_queue import ApiWrite, WriteQueue
 
 
 def write(reason: str, at: float = 0.0, *, is_deferrable: bool = False) -> ApiWrite:
-    """An event that happened once."""
     return ApiWrite(
         "Pod", event=PodEvent(reason, f"at {at}", is_deferrable=is_deferrable, first=at, last=at)
     )
 
 
 def reasons(writes: list[ApiWrite]) -> list[str]:
-    """Reasons of the events, in order."""
     return [each.event.reason for each in writes if each.event is not None]
 
 

@@ -13,12 +13,10 @@ FILES = [*PROFILES, *CASES]
 
 
 def service(name: str, *values: str | Path, sets: tuple[str, ...] = ()) -> Object:
-    """One InferenceService, whole."""
     return of_kind(render(*values, sets=sets), "InferenceService")[name]
 
 
 def predictor(name: str, *values: str | Path, sets: tuple[str, ...] = ()) -> Object:
-    """The predictor of one InferenceService."""
     found: Object = service(name, *values, sets=sets)["spec"]["predictor"]
     return found
 

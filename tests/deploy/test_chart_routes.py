@@ -10,7 +10,6 @@ GATEWAY = ('gateway={"enabled":true,"parentRefs":[{"name":"door"}]}',)
 
 
 def routes(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The rendered HTTPRoutes by name."""
     return chart.of_kind(chart.render(*values, sets=sets), "HTTPRoute")
 
 

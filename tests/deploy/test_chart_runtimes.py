@@ -12,7 +12,6 @@ FORMATS = {"flux": ["1"], "qwen-vl": ["2.5", "3"]}
 
 
 def runtimes(*values: str, sets: tuple[str, ...] = ()) -> dict[str, Object]:
-    """The specs by format."""
     found = of_kind(render(*values, sets=sets), "ServingRuntime")
     return {
         each["spec"]["supportedModelFormats"][0]["name"]: each["spec"] for each in found.values()

@@ -28,13 +28,11 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/ready" else 500)
         self.end_headers()
 
-    def log_message(self, *_: object) -> None:
-        """Drop the line."""
+    def log_message(self, *_: object) -> None: ...
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """Something that answers probes."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -52,7 +50,6 @@ def processes(tmp_path: Path) -> Processes:
 
 
 def python(name: str, code: str, ready_url: str | None = None) -> Component:
-    """A component that runs some Python."""
     return Component(name, (sys.executable, "-c", code), {"GREETING": "hello"}, ready_url)
 
 

@@ -87,7 +87,6 @@ def test_the_root_may_be_read_only() -> None:
 
 
 def system_step() -> str:
-    """What `system` runs."""
     return BY_NAME["system"].of("RUN")[0]
 
 

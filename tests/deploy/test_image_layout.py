@@ -147,7 +147,6 @@ def clone(tmp_path: Path) -> Path:
 
 
 def change(path: Path, old: str, new: str) -> None:
-    """Replace what has to be there."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))

@@ -22,19 +22,16 @@ ALERTS = CHART / "alerts"
 
 
 def monitor(*sets: str) -> Object:
-    """The one PodMonitor."""
     sets = ("podMonitor.enabled=true", *sets)
     return of_kind(render(LAPTOP, sets=sets), "PodMonitor")["predictors"]
 
 
 def groups(*sets: str) -> dict[str, list[Object]]:
-    """The rules by group."""
     found = of_kind(render(LAPTOP, sets=(ON, *sets)), "PrometheusRule")["predictors"]
     return {group["name"]: group["rules"] for group in found["spec"]["groups"]}
 
 
 def alerts(*sets: str) -> dict[str, Object]:
-    """The alerts by name."""
     return {rule["alert"]: rule for rule in groups(*sets)["predictors-alerts"]}
 
 
@@ -45,7 +42,6 @@ def shipped(name: str) -> dict[str, list[Object]]:
 
 
 def board(*sets: str) -> Object:
-    """The ConfigMap with the dashboard."""
     sets = ("dashboard.enabled=true", *sets)
     return of_kind(render(LAPTOP, sets=sets), "ConfigMap")["predictors-dashboard"]
 

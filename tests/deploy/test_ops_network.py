@@ -14,13 +14,11 @@ ASKED = '{"podSelector":{"matchLabels":{"role":"caller"}}}'
 
 
 def policies(*sets: str, values: str = LAPTOP) -> dict[str, Object]:
-    """The policies' specs by name."""
     found = of_kind(render(values, sets=(ON, *sets)), "NetworkPolicy")
     return {name: each["spec"] for name, each in found.items()}
 
 
 def ports(rule: Object) -> set[tuple[int, str]]:
-    """Port and protocol of a rule."""
     return {(each["port"], each["protocol"]) for each in rule["ports"]}
 
 
@@ -113,7 +111,6 @@ def test_more_egress_is_added_as_it_is_written() -> None:
 
 
 def budgets(*sets: str) -> dict[str, Object]:
-    """The budgets' specs by name."""
     found = of_kind(render(LAPTOP, sets=sets), "PodDisruptionBudget")
     return {name: each["spec"] for name, each in found.items()}
 

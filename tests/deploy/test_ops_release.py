@@ -35,12 +35,10 @@ RESTRICTED = {
 
 
 def askers(*sets: str) -> dict[str, Object]:
-    """The pods of `helm test` by name."""
     return of_kind(render(LAPTOP, sets=sets), "Pod")
 
 
 def prepull(*sets: str) -> Object:
-    """The DaemonSet's pod."""
     found = of_kind(render(LAPTOP, sets=("prepull.enabled=true", *sets)), "DaemonSet")
     spec: Object = found["predictors-prepull"]["spec"]["template"]["spec"]
     return spec

@@ -15,7 +15,6 @@ from tests.e2e.image.places import ROOT
 
 @pytest.fixture(scope="module")
 def sbom() -> dict[str, Any]:
-    """What `make sbom` writes."""
     # -o: the environment is the one that runs this test
     command = ["make", "--no-print-directory", "-o", ".venv/.ready", "sbom"]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -35,7 +35,6 @@ def complaints(objects: list[Object], version: str) -> list[str]:
 
 
 def at(found: Any, path: str) -> Any:
-    """The part of an object at a dotted path."""
     for part in path.split("."):
         found = found[int(part) if part.isdigit() else part]
     return found

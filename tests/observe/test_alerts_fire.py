@@ -75,7 +75,6 @@ class Trouble:
         )
 
     def wait_silent(self, *names: str) -> None:
-        """Return once none of these fires."""
         quiet = f"{names} do not fall silent"
         self.prometheus.wait_until(lambda: not self.firing() & set(names), quiet)
 

@@ -100,13 +100,11 @@ class Stage:
             assert set(values.values()) == {0.0}, gauge
 
     def close(self) -> None:
-        """Wait for all requests."""
         self._pool.shutdown()
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Stage]:
-    """A ready server."""
     faults = folder / "faults"
     faults.mkdir(parents=True)
     settings = {**SETTINGS, FOLDER: str(faults)}
@@ -178,7 +176,6 @@ def test_callers_that_leave_while_their_job_provably_runs(stage: Stage, model: s
 
 
 def left(kind: Kind) -> Kind:
-    """The same request, given up."""
     return kind._replace(reason="cancelled")
 
 

@@ -64,11 +64,9 @@ class Pace:
         self._steps, self._at_s = self._read(), time.monotonic()
 
     def per_second(self) -> float:
-        """Since this was made."""
         return (self._read() - self._steps) / (time.monotonic() - self._at_s)
 
     def has_begun(self) -> bool:
-        """True if there was a step since this was made."""
         return self._read() > self._steps
 
     def _read(self) -> float:

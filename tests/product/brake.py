@@ -21,34 +21,28 @@ class Brake:
         self._holds = threading.Event()
         self._is_released = threading.Event()
 
-    def start(self) -> None:
-        """Nothing is written down."""
+    def start(self) -> None: ...
 
     def before_step(self) -> None:
-        """Go on, or wait."""
         if self._free_steps > 0:
             self._free_steps -= 1
             return
         self._holds.set()
         assert self._is_released.wait(PATIENCE_S), "the test never released the engine"
 
-    def after_step(self) -> None:
-        """Nothing to do."""
+    def after_step(self) -> None: ...
 
-    def stop(self) -> None:
-        """Nothing was written down."""
+    def stop(self) -> None: ...
 
     def wait_held(self) -> None:
         """Return once the engine has admitted what it could and is held before a step."""
         assert self._holds.wait(PATIENCE_S), "there was no step to hold"
 
     def release(self) -> None:
-        """Hold nothing any more."""
         self._is_released.set()
 
 
 def host_of(running: Running, model: str) -> Any:
-    """The host of a served model."""
     served: Any = running.server.registry.models[model]
     return served.host
 

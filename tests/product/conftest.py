@@ -64,7 +64,6 @@ def _nothing_is_left_to_log(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def http(product: Running) -> Iterator[httpx.Client]:
-    """A plain client."""
     with product.client() as client:
         yield client
 

@@ -29,7 +29,6 @@ class FilesEntered:
             self.files.setdefault(frame.f_code.co_filename.removeprefix(PACKAGE))
 
     def of(self, run: Any) -> list[str]:
-        """The files entered while `run()` runs."""
         self.files, self.is_on = {}, True
         try:
             run()
@@ -39,7 +38,6 @@ class FilesEntered:
 
 
 def main() -> None:
-    """Serve, ask, print."""
     entered = FilesEntered()
     threading.settrace(entered)
     sys.settrace(entered)

@@ -62,7 +62,6 @@ def rows(title: str) -> list[list[str]]:
 
 
 def names(title: str) -> set[str]:
-    """The names in the first column."""
     return {name for row in rows(title) for name in NAME.findall(row[0])}
 
 

@@ -37,7 +37,6 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A server of its own, warm."""
     with ServerProcess(MODELS, tmp_path_factory.mktemp("hostile") / "server.log") as server:
         server.wait_ready(START_S, lambda what: None)
         assert server.pid is not None

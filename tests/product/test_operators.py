@@ -35,7 +35,6 @@ FLUX, QWEN_VL = "watched-flux", "watched-qwen-vl"
 
 
 def admin_of(running: Running) -> httpx.Client:
-    """A client of the admin port."""
     url = f"http://127.0.0.1:{running.server.admin_port}"
     return httpx.Client(base_url=url, timeout=REPORT_S)
 
@@ -62,7 +61,6 @@ class Profilers:
 
 @pytest.fixture(scope="module")
 def profilers() -> Profilers:
-    """Those of `watched`."""
     return Profilers(Profiler)
 
 
@@ -84,7 +82,6 @@ def watched(profilers: Profilers) -> Iterator[Running]:
 
 
 def draw(running: Running, steps: int) -> list[str]:
-    """The files of one picture."""
     prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [SECRET]}
     body = {"inputs": [prompt], "parameters": {"seed": 7, "num_inference_steps": steps}}
     with running.client() as http:
@@ -94,7 +91,6 @@ def draw(running: Running, steps: int) -> list[str]:
 
 
 def chat(running: Running, tokens: int) -> str:
-    """One answer about no picture."""
     body = {
         "model": QWEN_VL,
         "messages": [{"role": "user", "content": SECRET}],
@@ -260,8 +256,6 @@ class Counting:
 
 
 class Broken(Counting):
-    """One that can't."""
-
     def start(self) -> None:
         raise OSError("/secret")
 

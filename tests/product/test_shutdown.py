@@ -49,7 +49,6 @@ class Server:
         raise AssertionError(f"the server ended without saying {word!r}")
 
     def ask(self, route: str, body: Any) -> httpx.Response:
-        """One answer, on a connection of its own."""
         return httpx.post(f"{self.url}{route}", json=body, timeout=PATIENCE_S)
 
     def ask_until_told(

@@ -21,7 +21,6 @@ LONG_TOKENS = 600
 
 
 def draw(product: Running, seed: int, **parameters: Any) -> httpx.Response:
-    """One picture by V2."""
     body = {
         "inputs": [prompt_tensor("a small green cross")],
         "parameters": {"seed": seed, **parameters},
@@ -31,7 +30,6 @@ def draw(product: Running, seed: int, **parameters: Any) -> httpx.Response:
 
 
 def pictures(reply: httpx.Response) -> list[str]:
-    """The base64 files of a reply."""
     assert reply.status_code == 200, reply.text
     return next(o["data"] for o in reply.json()["outputs"] if o["name"] == "image")
 
@@ -53,7 +51,6 @@ def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
 
 
 def open_jobs(sample: Sample) -> float:
-    """Pictures that wait or run."""
     names = ("predictors_requests_waiting", "predictors_requests_running")
     return sum(sample(name, model="flux") for name in names)
 

@@ -55,7 +55,6 @@ def warm(
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """Where compiled code is kept."""
     return tmp_path / "compiled"
 
 

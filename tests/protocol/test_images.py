@@ -28,7 +28,6 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def decode_image(raw: bytes, limits: ImageLimits, *, param: str = "image") -> Image.Image:
-    """The decoded pixels as a Pillow image."""
     pixels = decode_pixels(raw, limits, param=param)
     with pixels.memory.map() as mapped:
         return Image.frombytes("RGB", (pixels.width, pixels.height), mapped[:])

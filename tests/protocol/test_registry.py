@@ -29,7 +29,6 @@ class Startable(Model):
 
 @pytest.fixture
 def registry() -> Registry:
-    """Two ready models."""
     return Registry([Startable("one"), Startable("two")], Settings())
 
 

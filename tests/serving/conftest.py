@@ -48,7 +48,6 @@ def make_host() -> Iterator[MakeHost]:
 def submit(
     host: EngineHost[Task, str], *tasks: Task, deadline: float | None = None, request_id: str = "r"
 ) -> list[Job[Task, str]]:
-    """Submit the tasks as one request."""
     return host.submit(tasks, request_id=request_id, deadline=deadline)
 
 

@@ -90,8 +90,6 @@ class WatchedEngine(ScriptedEngine):
 
 
 class Serving(RuleBasedStateMachine):
-    """One host in any order of events."""
-
     @initialize(slots=st.integers(1, 4), capacity=st.integers(1, 6), window=st.integers(0, 3))
     def begin(self, slots: int, capacity: int, window: int) -> None:
         self.clock = ScriptedClock()

@@ -15,7 +15,6 @@ from tests.serving.conftest import MakeHost, busy, submit
 
 @contextmanager
 def reserved(host: EngineHost[Task, str], rows: int) -> Iterator[None]:
-    """Reserve places until the block ends."""
     host.reserve(rows)
     try:
         yield

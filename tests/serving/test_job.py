@@ -184,8 +184,6 @@ def test_a_job_without_deadline_is_never_late() -> None:
 
 
 class Reader:
-    """Writes down how it is called."""
-
     def __init__(self, name: str, calls: list[str]) -> None:
         self.name = name
         self.calls = calls

@@ -39,6 +39,5 @@ def fill(num_bytes: int) -> int:
 
 
 def wait_for(fd_path: str) -> str:
-    """The text that is written to a named pipe, once it is."""
     with open(fd_path) as pipe:
         return pipe.read()

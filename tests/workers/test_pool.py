@@ -34,7 +34,6 @@ TASKS = "tests.workers.tasks"
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    """Two processes."""
     made = Workers([TASKS], count=2, memory_bytes=256 * 2**20)
     yield made
     made.close()

@@ -24,10 +24,8 @@ from predictors.chat.vision.pixels import (
     resized,
 )
 from predictors.compute.caches import ByteBoundedCache
-from predictors.compute.device.finite import check_finite
 from predictors.compute.device.graphs import Captured, Graphs
-from predictors.compute.device.placement import Placement
-from predictors.compute.device.transfer import to_device
+from predictors.compute.device.placement import Placement, check_finite, to_device
 from predictors.compute.profiling.profiler import staged
 
 PACKED_GRIDS = 256  # kept on the device; one of 1024 x 1024 pixels takes 0.2 MB

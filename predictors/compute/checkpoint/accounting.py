@@ -110,7 +110,6 @@ def find_quantised(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[
 
 
 def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
-    """`compressed-tensors` with the dtype of the scaled weight."""
     if method != "compressed-tensors":
         return method
     weight = stored.get(re.sub(r"_scale(_2)?$", "", scale))
@@ -119,8 +118,7 @@ def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
 
 
 def witness(folder: Path) -> str:
-    """`; tensor NAME` for a message, with a tensor that shows quantised weights; empty if none
-    does."""
+    """`; tensor NAME` for a message: a tensor that shows quantised weights; else empty."""
     try:
         with Shards(folder) as shards:
             stored = shards.headers()

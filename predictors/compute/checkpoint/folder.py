@@ -72,8 +72,7 @@ def reading(what: str) -> Iterator[None]:
 def check_numbers(
     config: Mapping[str, Any], where: str, limits: Mapping[str, tuple[int, int]]
 ) -> None:
-    """Raise `EngineFailed` for a value that is not a whole number within its limits. Absent names
-    are skipped."""
+    """Raise `EngineFailed` for a value that is not a whole number within its limits, if present."""
     for name, (least, most) in limits.items():
         if name not in config or (name in OPTIONAL and config[name] is None):
             continue
@@ -107,7 +106,6 @@ def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
 
 
 def method_of(named: Any) -> str:
-    """The usual name for the method of a `quantization_config`."""
     if not isinstance(named, dict):
         return f"an unknown method, {shown(named)}"
     method = str(named.get("quant_method") or named.get("quant_algo") or "").lower()
@@ -134,14 +132,12 @@ def is_real(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as ASCII, shortened for a message."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def advice(folder: Path) -> str:
-    """The likely kind of a folder without a known class, and which folder to give instead; empty if
-    the kind is unknown."""
+    """The likely kind of a folder without a known class, and what to give instead; or empty."""
     if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
         return "it holds an adapter: merge it into its model and give that folder"
     if (folder / "snapshots").is_dir():

@@ -93,11 +93,9 @@ class Shards:
         return iter(self._tensors)
 
     def headers(self) -> dict[str, Header]:
-        """The header of every tensor; none is read."""
         return {name: stored.header for name, stored in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not read."""
         return self._stored(name).shape
 
     def read(self, name: str) -> Tensor:

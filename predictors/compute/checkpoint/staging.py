@@ -135,7 +135,6 @@ class _Queue:
             return next(self._parts, None)
 
     def close(self) -> None:
-        """Drop the remaining parts."""
         with self._lock:
             self._parts = iter(())
 
@@ -158,7 +157,6 @@ class _Reader:
         self._buffers = [_Buffer(buffer_bytes, is_cuda) for _ in range(2)]
 
     def run(self) -> None:
-        """Copy parts until none are left."""
         try:
             with torch.cuda.stream(self._stream), torch.inference_mode():
                 for buffer in cycle(self._buffers):

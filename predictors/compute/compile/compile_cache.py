@@ -68,7 +68,6 @@ def keep_compiled_code(
 
 
 def kept_in() -> Path | None:
-    """The folder that `keep_compiled_code` has chosen, or None."""
     with _lock:
         return next(iter(_decided.values()), None)
 
@@ -230,8 +229,7 @@ def _is_torchs_default(value: str) -> bool:
 
 
 def _is_writable(folder: Path) -> bool:
-    """True if both libraries can write there. Permission bits are not enough: mounts, other
-    users."""
+    """Both libraries can write there. Mode bits are not enough: mounts, other users."""
     try:
         for leaf in VARIABLES.values():
             (folder / leaf).mkdir(mode=0o755, exist_ok=True)

@@ -1,20 +1,23 @@
-"""torch.compile with static shapes and whole graphs, and a guard that counts compilations after the
-model is ready.
+"""torch.compile with static shapes and whole graphs, and counts of what Dynamo and Triton compile.
 
 A compiled unit is a named function that a runner creates once. Warm-up calls it with every shape
-that it will be called with.
+that it will be called with. Both libraries compile on the thread that called the function or
+launched the kernel, so compilations are counted by thread.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from predictors import metrics
-from predictors.compute.compile.listener import LISTENER
 from predictors.compute.device.placement import Placement
 
 P = ParamSpec("P")
@@ -22,6 +25,117 @@ R = TypeVar("R")
 
 # dynamo's default of 8 per function is fewer than sizes x widths; beyond a limit it raises
 MAX_SHAPES = 1024
+
+
+@dataclass(slots=True)
+class CompileCounts:
+    """Compilations that one thread has asked for."""
+
+    requested: int = 0
+    """Dynamo's graphs and our own Triton kernels, compiled or read from disk."""
+    compiled: int = 0
+    """Triton kernels and graphs of Inductor (or of another backend) that were compiled."""
+    cached: int = 0
+    """Triton kernels and Inductor's graphs that were read from disk."""
+    seconds: float = 0.0
+    """Time inside Dynamo and Triton, for both."""
+
+    def __sub__(self, other: CompileCounts) -> CompileCounts:
+        names = [each.name for each in fields(self)]
+        return CompileCounts(*(getattr(self, name) - getattr(other, name) for name in names))
+
+    @property
+    def kind(self) -> str:
+        """`cold`: something was compiled; `warm`: all was on disk; `plain`: nothing was needed."""
+        if self.compiled:
+            return "cold"
+        return "warm" if self.cached else "plain"
+
+
+class CompileListener:
+    """Hooks into Dynamo and Triton, once per process. Any thread."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, CompileCounts] = {}  # by thread ident
+        self._lock = threading.Lock()
+        self._has_triton = False
+        # Dynamo compiles one graph at a time: its thread, its start, Inductor's counters before
+        self._graph: tuple[int, float, Counter[str]] | None = None
+
+    def listen(self) -> None:
+        """Hook into those of Dynamo and Triton that are imported by now. Idempotent."""
+        with self._lock:
+            if "torch._dynamo" in sys.modules:
+                handler = sys.modules["torch._dynamo.callback"].callback_handler
+                # checked on every call: `torch._dynamo.reset` removes callbacks
+                if self._on_graph_start not in handler.start_callbacks:
+                    handler.register_start_callback(self._on_graph_start)
+                    handler.register_end_callback(self._on_graph_end)
+            if not self._has_triton and "triton.knobs" in sys.modules:
+                knobs = sys.modules["triton.knobs"]
+                runtime, compilation = knobs.runtime, knobs.compilation
+                runtime.jit_post_compile_hook = self._kernel_hook(runtime.jit_post_compile_hook)
+                compilation.listener = self._compilation_hook(compilation.listener)
+                self._has_triton = True
+
+    def counts(self) -> CompileCounts:
+        """A copy of the counts of the calling thread."""
+        return replace(self._counts_of(threading.get_ident()))
+
+    def requested(self, thread: int) -> int:
+        """`requested` of a thread, without a copy: this is read after every step."""
+        return self._counts_of(thread).requested
+
+    def _counts_of(self, thread: int) -> CompileCounts:
+        counts = self._counts.get(thread)
+        return self._counts.setdefault(thread, CompileCounts()) if counts is None else counts
+
+    def _kernel_hook(self, other: Callable[..., object] | None) -> Callable[..., object]:
+        """A hook for Triton's JIT, which keeps only one, that also calls the `other` one."""
+
+        def on_kernel(**kernel: object) -> object:
+            self._counts_of(threading.get_ident()).requested += 1
+            return None if other is None else other(**kernel)
+
+        return on_kernel
+
+    def _compilation_hook(self, other: Callable[..., None] | None) -> Callable[..., None]:
+        """A listener for Triton's compiler, which keeps only one, that also calls the `other`."""
+
+        def on_compilation(**kernel: Any) -> None:
+            thread = threading.get_ident()
+            if self._graph is None or self._graph[0] != thread:  # else a part of the graph
+                counts = self._counts_of(thread)
+                counts.cached += bool(kernel["cache_hit"])
+                counts.compiled += not kernel["cache_hit"]
+                counts.seconds += kernel["times"].total / 1e6
+            if other is not None:
+                other(**kernel)
+
+        return on_compilation
+
+    def _on_graph_start(self, args: object) -> None:
+        thread = threading.get_ident()
+        self._counts_of(thread).requested += 1
+        self._graph = (thread, time.perf_counter(), _inductor_counters())
+
+    def _on_graph_end(self, args: object) -> None:
+        if self._graph is None:
+            return
+        (thread, started, before), self._graph = self._graph, None
+        found = _inductor_counters() - before
+        counts = self._counts_of(thread)
+        counts.cached += found["fxgraph_cache_hit"]
+        # other backends have no counters, and no cache either
+        counts.compiled += found["fxgraph_cache_miss"] or not found["fxgraph_cache_hit"]
+        counts.seconds += time.perf_counter() - started
+
+
+LISTENER = CompileListener()
+
+
+def _inductor_counters() -> Counter[str]:
+    return Counter(sys.modules["torch._dynamo.utils"].counters["inductor"])
 
 
 def compiled(fn: Callable[P, R], placement: Placement, name: str) -> Callable[P, R]:

@@ -8,7 +8,7 @@ import logging
 
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle
-from predictors.compute.compile.listener import LISTENER, CompileCounts
+from predictors.compute.compile.compiling import LISTENER, CompileCounts
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ class Start:
         self._before = LISTENER.counts()
 
     def end(self) -> CompileCounts:
-        """Write the metrics of the start, and the bundle if there is anything new. Raises
-        `RuntimeError` without `begin`."""
+        """Write metrics, and the bundle if there is news. Raises `RuntimeError` without `begin`."""
         if self._before is None:
             raise RuntimeError("a start that did not begin can't end")
         found, self._before = LISTENER.counts() - self._before, None

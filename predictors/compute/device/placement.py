@@ -1,18 +1,26 @@
-"""Device, dtype and compiler of the process, chosen once from the settings and frozen."""
+"""Device, dtype and compiler of the process, chosen once from the settings and frozen, and copies
+between host and device.
+
+The copies block neither: they are pinned and asynchronous on CUDA, on the current stream, so a
+kernel launched after `to_device` sees the data. On the CPU nothing is copied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from predictors import __version__, metrics
 from predictors.compute.compile.compile_cache import keep_compiled_code, kept_in
+from predictors.errors import EngineFailed
 from predictors.settings import ComputeSettings, InvalidSetting
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DAMAGED = "the weights are damaged, or the dtype is too narrow for them (PREDICTORS_COMPUTE_DTYPE)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,6 @@ class Placement:
 
     @property
     def precision(self) -> str:
-        """The dtype as shown to callers: `float32`, `bfloat16` or `float16`."""
         return str(self.dtype).removeprefix("torch.")
 
 
@@ -67,21 +74,18 @@ def keep_code(settings: ComputeSettings, environ: MutableMapping[str, str]) -> N
 
 
 def announce(model: str, placement: Placement) -> None:
-    """Write `predictors_build_info`."""
     device = placement.device.type
     labels = (model, __version__, torch.__version__, device, placement.precision)
     metrics.build_info.labels(*labels).set(1)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """True if the CUDA context is lost (illegal address, device assert, ECC), so that a retry is
-    useless."""
+    """The CUDA context is lost (illegal address, device assert, ECC): a retry is useless."""
     return isinstance(error, torch.AcceleratorError)
 
 
 def chosen_device(settings: ComputeSettings) -> torch.device:
-    """The device for `settings`, which is not initialised. Raises `InvalidSetting` as `place`
-    does."""
+    """The device, which is not initialised. Raises `InvalidSetting` as `place` does."""
     name = settings.device
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -101,3 +105,43 @@ def chosen_device(settings: ComputeSettings) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices"
         )
     return torch.device("cuda", device.index or 0)
+
+
+def to_device(tensor: Tensor, placement: Placement, dtype: torch.dtype | None = None) -> Tensor:
+    """A host tensor of any shape on the device, in `dtype` if given. The host does not wait."""
+    if not placement.is_cuda:
+        return tensor if dtype is None else tensor.to(dtype)
+    # torch's pinned allocator keeps the block until the copy has run
+    moved = tensor.pin_memory().to(placement.device, non_blocking=True)
+    return moved if dtype is None else moved.to(dtype)
+
+
+class HostCopy:
+    """A copy to the host in flight. `result` waits for this copy only, not for later kernels."""
+
+    def __init__(self, tensor: Tensor, event: torch.cuda.Event | None) -> None:
+        self._tensor = tensor
+        self._event = event
+
+    def result(self) -> Tensor:
+        """The data on the host. Call it after everything else of the step is launched."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor
+
+
+def to_host_async(tensor: Tensor) -> HostCopy:
+    """Start a copy of a device tensor to pinned memory. On the CPU the result is `tensor`."""
+    if tensor.device.type != "cuda":
+        return HostCopy(tensor, None)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return HostCopy(host, event)
+
+
+def check_finite(tensors: Iterable[Tensor], what: str) -> None:
+    """Raise `EngineFailed` for NaN or infinity. Waits for the device: for warm-up only."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise EngineFailed(f"{what} are not finite; {DAMAGED}")

@@ -145,7 +145,6 @@ class AttentionChoice:
     """Relative distance of each kernel to float32."""
 
     def announce(self, model: str) -> None:
-        """Write the choice to the metrics and the log."""
         metrics.attention_info.labels(model, self.name).set(1)
         for name, milliseconds in self.milliseconds.items():
             metrics.attention_seconds.labels(model, name).set(milliseconds / 1e3)
@@ -251,8 +250,7 @@ def _distance(found: Tensor, packed: Tensor) -> float:
 
 
 def _measure(runs: Mapping[str, Captured[Tensor]], packed: Tensor) -> dict[str, float]:
-    """Median milliseconds per call. Kernels take turns, so that a change of the clock affects
-    all."""
+    """Median milliseconds per call, taken in turns: a change of the clock affects all."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(NUM_ROUNDS):
         for name, run in runs.items():

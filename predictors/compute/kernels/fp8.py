@@ -59,8 +59,7 @@ class Fp8Linear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Fp8Linear:
-        """`layer` quantised, on its device. It shares the bias of `layer`, or has a zero bias if
-        there is none."""
+        """`layer` quantised, on its device. It shares the bias, or has a zero bias."""
         weight = layer.weight.detach()
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
         return cls(quantize_rows(weight), bias)

@@ -73,7 +73,6 @@ def _add_thread(
     rows: defaultdict[str, TraceRow],
     launched_us: Mapping[object, float],
 ) -> None:
-    """Add the events of one thread, which are properly nested."""
     open_spans: list[Span] = []
     for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
         while open_spans and open_spans[-1].end_us <= event["ts"]:
@@ -94,7 +93,6 @@ def _add_thread(
 
 
 def _close(open_spans: list[Span], rows: defaultdict[str, TraceRow]) -> None:
-    """End the innermost span and add its device time to its caller."""
     span = open_spans.pop()
     if not span.is_launch:
         rows[span.name].device_us += span.device_us

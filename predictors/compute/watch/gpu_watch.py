@@ -67,8 +67,7 @@ def torch_memory(device: torch.device) -> TorchMemory | None:
 
 
 class GpuWatch:
-    """Updates the metrics of one device. `read_torch` gives torch's memory, `library` opens
-    NVML."""
+    """Metrics of one device. `read_torch` gives torch's memory, `library` opens NVML."""
 
     def __init__(
         self,
@@ -83,7 +82,6 @@ class GpuWatch:
         self._card: Card | None = None
 
     def start(self) -> None:
-        """Start the threads. Returns at once."""
         self._run(self._update_regularly, "gpu-gauges")
 
     def stop(self) -> None:
@@ -167,7 +165,6 @@ def watch_gpu(settings: ComputeSettings) -> Iterator[None]:
 
 
 def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
-    """Set a sample, or remove it if there is no value."""
     if value is None:
         gauge.remove(*labels)
     else:

@@ -45,8 +45,7 @@ def open_library() -> Any:
 
 
 def find_card(library: Any, uuid: str) -> Card | None:
-    """The device with CUDA's `uuid` (without NVML's prefix), or on a card with MIG its slice. None
-    if NVML does not find it."""
+    """The device, or its MIG slice, with CUDA's `uuid` (without NVML's prefix), or None."""
     for kind in ("MIG", "GPU"):
         name = f"{kind}-{uuid}"
         handle = _ask(library, "nvmlDeviceGetHandleByUUID", name)

@@ -77,8 +77,7 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
 
 
 async def run_cheap_method(work: Awaitable[Any], context: Any) -> Any:
-    """Await the response of a method that needs no model. An exception ends the call with its
-    status."""
+    """Await the response of a method that needs no model. An exception ends the call."""
     call = start_call(context)
     answer = await result_or_error(work)
     if isinstance(answer, Exception):

@@ -50,8 +50,7 @@ class AccessPolicy:
     def refusal(
         self, headers: Mapping[str, str], raw: Sequence[tuple[bytes, bytes]], path: str
     ) -> Forbidden | None:
-        """Return the error to refuse the request with, or None. `raw` holds the same headers,
-        unmerged."""
+        """The error to refuse the request with, or None. `raw`: the same headers, unmerged."""
         has_origin, host = "origin" in headers, headers.get("host", "")
         is_known = not self._checks_host or host in self._known
         if (is_known and not has_origin) or _OPEN.fullmatch(path):
@@ -95,8 +94,7 @@ def _read(allowed: str) -> frozenset[str]:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """True if a page of `origin` was served under `host`. Its scheme may differ: a proxy may end
-    TLS."""
+    """A page of `origin` was served under `host`; the scheme may differ, a proxy may end TLS."""
     parts = _ORIGIN.fullmatch(origin)
     if parts is None:
         return False

@@ -56,8 +56,7 @@ _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
 class PlainEndpoint:
-    """ASGI endpoint of a cheap request that needs no model. It is not counted in the request
-    metrics."""
+    """A cheap request that needs no model. It is not counted in the request metrics."""
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
         self._answer = answer

@@ -106,8 +106,7 @@ class Charge:
 async def receive_small_body(
     receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
 ) -> bytes:
-    """Receive a body of at most `limit` bytes within `timeout_s`. `limit` is less than
-    `SHARED_BYTES`."""
+    """A body of at most `limit` bytes, which is less than `SHARED_BYTES`, within `timeout_s`."""
     async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
         raw = await receive_body(receive, headers, limit)
     assert isinstance(raw, bytes)

@@ -323,8 +323,7 @@ class HttpConnection(asyncio.Protocol):
             self._cycle.event.set()
 
     def _close(self) -> None:
-        """Close after everything is written. Read on for a while if the client may still be
-        sending."""
+        """Close after everything is written. Read on if the client may still be sending."""
         if self._stage is Stage.NEXT and not self._unread:
             self._close_now()
         else:

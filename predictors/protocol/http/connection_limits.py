@@ -99,8 +99,7 @@ def is_probe(head: Head) -> bool:
 
 
 def max_connections(wanted: int) -> int:
-    """HTTP connections to accept: `wanted`, bounded by the limit on open files. 0 means as many as
-    possible."""
+    """`wanted`, bounded by the limit on open files; 0 means as many as possible."""
     possible = _possible_connections()
     if possible is None:
         return max(MIN_CONNECTIONS, wanted or DEFAULT_CONNECTIONS)

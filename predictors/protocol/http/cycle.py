@@ -51,8 +51,7 @@ def scope_of(head: Head, server: object, client: object, state: object) -> dict[
 
 
 def refusal(status: int, message: str, *headers: bytes) -> bytes:
-    """A complete error response for input that is not a valid request, or that comes at the wrong
-    time. It closes the connection."""
+    """An error response for input that can't be read as a request. It closes the connection."""
     body = orjson.dumps({"error": message})
     lines = [
         STATUS_LINES[status],

@@ -150,8 +150,7 @@ class Exchange:
         return raw
 
     def stop_reading(self, reason: ServingError) -> None:
-        """Cancel a body that is still arriving, with `reason` as its error. Only the first call
-        counts."""
+        """Cancel a body that still arrives, with `reason` as its error. The first call counts."""
         if self._task is not None and self._stop_reason is None:
             self._stop_reason = reason
             self._task.cancel()

@@ -73,8 +73,7 @@ class _Format:
         yield layout.tail
 
     def _layout(self, family: Metric, fingerprint: tuple[object, ...]) -> _Layout:
-        """Encode the family with each sample's index in place of its value, and split at the
-        values."""
+        """Encode with each sample's index in place of its value, and split at the values."""
         numbered = [
             sample._replace(value=float(index), exemplar=None)
             for index, sample in enumerate(family.samples)

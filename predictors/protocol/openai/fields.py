@@ -41,7 +41,6 @@ class DecodedBody(Generic[B]):
 
 
 def check_body(body: Any, read: Callable[[object], B]) -> DecodedBody[B]:
-    """`read(body)`, or the `InvalidRequest` that it raises."""
     name = body.get("model") if isinstance(body, dict) else None
     model = name if isinstance(name, str) else None
     try:
@@ -155,8 +154,7 @@ CLIENT_FIELDS: Mapping[str, Rule] = {
 
 
 def only_values(*values: Any, why: str = "this server does not offer it") -> Rule:
-    """Reject the field unless its value is one of `values`, which ask for what is done anyway; then
-    drop it."""
+    """Drop the field if it is one of `values`, which ask for what is done anyway, or refuse it."""
 
     def rule(name: str, value: Any) -> object:
         # types too: 0 == False in Python, but not in JSON

@@ -82,8 +82,7 @@ def read_images_body(body: object) -> ImagesBody:
 def _merge(
     read: dict[str, Any], name: str, shown: str, parts: Mapping[str, Any], spelt: dict[str, str]
 ) -> None:
-    """Add `parts` in place of the field `name`. Raises `InvalidRequest` where one of them is given
-    already and differs."""
+    """Add `parts` in place of `name`. Raises `InvalidRequest` if one is there and differs."""
     for part, value in parts.items():
         if read.setdefault(part, value) != value:
             message = f"{name} {shown} and {part} {str(read[part])[:32]} disagree"

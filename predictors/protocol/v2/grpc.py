@@ -89,11 +89,9 @@ class InferenceMethods:
 
     # -- health and metadata ---------------------------------------------------------------------
     async def _server_live(self, request: Any) -> Any:
-        """False once an engine is dead or stalled."""
         return pb.ServerLiveResponse(live=self._registry.is_live())
 
     async def _server_ready(self, request: Any) -> Any:
-        """True while every model is warm and the server is not shutting down."""
         return pb.ServerReadyResponse(ready=await self._registry.all_ready())
 
     async def _server_metadata(self, request: Any) -> Any:
@@ -123,8 +121,7 @@ class InferenceMethods:
 
     # -- inference -------------------------------------------------------------------------------
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
-        """One inference request. gRPC cancels it when the client disconnects or its deadline
-        passes."""
+        """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
         record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
@@ -204,8 +201,7 @@ class InferenceMethods:
 
 
 def encode_proto_response(response: V2Response) -> Any:
-    """A `ModelInferResponse` with all tensors raw: tritonclient with numpy 2 cannot read BYTES from
-    `contents`."""
+    """All tensors are raw: tritonclient with numpy 2 cannot read BYTES from `contents`."""
     message = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )

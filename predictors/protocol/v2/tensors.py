@@ -48,8 +48,7 @@ def check_datatype(name: str, datatype: object) -> str:
 
 
 def count_elements(name: str, shape: Iterable[object]) -> tuple[tuple[int, ...], int]:
-    """Validate a shape. Returns it with its number of elements; raises `InvalidRequest` or
-    `TooLarge`."""
+    """The checked shape and its number of elements. Raises `InvalidRequest` or `TooLarge`."""
     sides: list[int] = []
     for side in shape:
         if not isinstance(side, int) or isinstance(side, bool) or not 0 <= side < 2**63:
@@ -96,8 +95,7 @@ def check_count(name: str, expected: int, found: int) -> None:
 
 
 def check_values(name: str, datatype: str, values: Sequence[object]) -> Sequence[object]:
-    """Check the values of a JSON list against their datatype. BYTES are strings and returned as
-    UTF-8."""
+    """Check a JSON list against the datatype. BYTES are strings and returned as UTF-8."""
     if datatype == "BYTES":
         return [_encode(name, row, value) for row, value in enumerate(values)]
     if datatype == "BOOL":
@@ -120,8 +118,7 @@ def int_range(datatype: str) -> tuple[int, int]:
 
 
 def unpack_tensor(name: str, datatype: str, count: int, raw: bytes) -> Sequence[object]:
-    """Decode exactly `count` values from raw bytes, all of which must be used. Raises
-    `InvalidRequest`."""
+    """Decode exactly `count` values, which use all of `raw`. Raises `InvalidRequest`."""
     if datatype == "BYTES":
         return _unpack_bytes(name, count, raw)
     layout = f"<{count}{FORMATS[datatype]}"

@@ -58,8 +58,7 @@ class V2Request:
 
 @dataclass(frozen=True, slots=True)
 class V2Response:
-    """One inference response. Parameters are int, bool or str, the only types that KServe's gRPC
-    has."""
+    """Parameters are int, bool or str, the only types that KServe's gRPC has."""
 
     model: str
     id: str
@@ -211,8 +210,7 @@ class Parameters:
 
 
 def with_files(tensor: Tensor) -> Tensor:
-    """The tensor with its base64 text decoded to files; a tensor other than BYTES is returned
-    unchanged."""
+    """A BYTES tensor with its base64 text decoded to files; any other as it is."""
     if tensor.datatype != "BYTES":
         return tensor
     rows: Sequence[bytes] = tensor.data  # type: ignore[assignment]
@@ -230,8 +228,7 @@ def count_rows(**columns: Sequence[object] | None) -> int:
 
 
 def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
-    """Decode standard base64, with or without line breaks. Raises `InvalidRequest` for anything
-    else."""
+    """Standard base64, with or without line breaks; raises `InvalidRequest` for anything else."""
     try:
         return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -80,8 +80,7 @@ class _Input:
 
 
 def model_of(raw: bytes) -> tuple[str, str]:
-    """Name and version of the requested model. Reads only the outermost fields; raises like
-    `decode_proto_request`."""
+    """Name and version, from the outermost fields only; raises like `decode_proto_request`."""
     reader = WireReader(raw, MAX_OUTER_FIELDS)
     found = {1: "", 2: ""}
     for number, wire, _, span in reader.fields(reader.whole):

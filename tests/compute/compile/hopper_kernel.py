@@ -25,12 +25,10 @@ class AbsentGpu:
 
 @triton.jit
 def add_one(values, count, BLOCK: tl.constexpr):  # noqa: N803
-    """Adds one, in blocks."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(values + at, tl.load(values + at, mask=at < count) + 1, mask=at < count)
 
 
 def compile_for(block: int) -> None:
-    """Compile the kernel for this block size."""
     triton.runtime.driver.set_active(AbsentGpu())
     add_one.warmup(torch.float32, 100, BLOCK=block, grid=(1,))

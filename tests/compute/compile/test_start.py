@@ -10,8 +10,7 @@ from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.compute.compile.compile_cache import Bundle
-from predictors.compute.compile.compiling import compiled
-from predictors.compute.compile.listener import CompileCounts
+from predictors.compute.compile.compiling import CompileCounts, compiled
 from predictors.compute.compile.start import Start
 from predictors.compute.device.placement import Placement
 

@@ -1,4 +1,6 @@
-"""Placement follows the settings and refuses what the machine does not have."""
+"""Placement follows the settings and refuses what the machine does not have. A copy to or from the
+CPU is the tensor itself, in the dtype asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import __version__
-from predictors.compute.device.placement import announce, place
+from predictors.compute.device.placement import Placement, announce, place, to_device, to_host_async
 from predictors.settings import ComputeSettings, InvalidSetting
 
 
@@ -54,3 +56,17 @@ def test_the_placement_is_shown_in_build_info() -> None:
     labels = {"version": __version__, "torch": torch.__version__, "device": "cpu"}
     shown = {"model": "announced", "dtype": "bfloat16", **labels}
     assert REGISTRY.get_sample_value("predictors_build_info", shown) == 1
+
+
+CPU = Placement(torch.device("cpu"), torch.float32, "off")
+
+
+def test_to_device_copies_nothing_on_the_cpu() -> None:
+    x = torch.ones(3)
+    assert to_device(x, CPU).data_ptr() == x.data_ptr()
+    assert to_device(x, CPU, torch.float64).dtype == torch.float64
+
+
+def test_to_host_is_the_same_memory_on_the_cpu() -> None:
+    x = torch.arange(3)
+    assert to_host_async(x).result().data_ptr() == x.data_ptr()

@@ -14,7 +14,6 @@ from predictors.compute.profiling.trace_table import rows_of
 
 
 def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args: object) -> Any:
-    """A complete event of a Chrome trace, in microseconds."""
     return {
         "ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "tid": tid, "args": args
     }  # fmt: skip
@@ -34,7 +33,6 @@ STEP = [
 
 
 def row(name: str, events: list[Any]) -> list[float]:
-    """The number of calls and the four times."""
     (found,) = [each for each in rows_of(events) if each["name"] == name]
     return [v for v in found.values() if not isinstance(v, str)]  # type: ignore[misc]
 

@@ -34,12 +34,10 @@ def no_samples_are_left() -> Iterator[None]:
 
 
 def sample(series: str, **labels: str) -> float | None:
-    """A sample of the process's registry."""
     return REGISTRY.get_sample_value(f"predictors_gpu_{series}", labels)
 
 
 def states(device: str = NAME) -> dict[str, float | None]:
-    """The memory gauges of a device."""
     gauges = {
         state: sample("memory_bytes", device=device, state=state) for state in metrics.GPU_MEMORY
     }
@@ -50,7 +48,6 @@ def states(device: str = NAME) -> dict[str, float | None]:
 def watched(
     library: Any, held: Callable[[], TorchMemory | None] = lambda: HELD
 ) -> Iterator[GpuWatch]:
-    """A watch of a scripted card after one update."""
     watch = GpuWatch(held, lambda: library)
     watch.update()
     try:
@@ -60,7 +57,6 @@ def watched(
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    """Wait until another thread has done it."""
     for _ in range(round(PATIENCE_S / 0.01)):
         if holds():
             return
@@ -172,7 +168,6 @@ def test_a_thread_updates_the_gauges_until_the_end(monkeypatch: pytest.MonkeyPat
 
 
 def watchers() -> set[str]:
-    """The names of the watch's threads."""
     return {"gpu-gauges", "gpu-errors"} & {thread.name for thread in threading.enumerate()}
 
 

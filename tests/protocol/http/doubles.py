@@ -153,18 +153,15 @@ class ConnectionUnderTest:
         await self.wait_answered()
 
     async def wait_answered(self) -> None:
-        """Wait until no request is running."""
         await run_loop()
         while self.state.tasks:
             await asyncio.wait(self.state.tasks)
             await run_loop()
 
     def statuses(self) -> list[int]:
-        """Status codes of the responses so far."""
         return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)]
 
     def close(self) -> None:
-        """Close the connection, and cancel its timer."""
         self.connection.connection_lost(None)
 
 
@@ -175,6 +172,5 @@ async def run_loop() -> None:
 
 
 def split(raw: bytes, *cuts: int) -> list[bytes]:
-    """Cut `raw` at these offsets."""
     edges = [0, *sorted(cuts), len(raw)]
     return [raw[a:b] for a, b in pairwise(edges) if a < b]

@@ -296,7 +296,6 @@ BODIES = st.one_of(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """One valid request."""
     method = draw(st.sampled_from(["GET", "POST", "PUT", "OPTIONS"]))
     lines = [
         f"{method} /{draw(st.sampled_from(['', 'a?b=c', 'early', '%20']))} HTTP/1.1",

@@ -18,8 +18,6 @@ from tests.protocol.http.doubles import ConnectionUnderTest, run_loop
 
 
 class FakeConnection:
-    """A connection that records whether it was aborted."""
-
     def __init__(self) -> None:
         self.is_aborted = False
 

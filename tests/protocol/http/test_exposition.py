@@ -44,7 +44,6 @@ class Example:
         self.nobody = Gauge("nobody", "No child yet.", ["who"], **mine)
 
     def check(self, scraper: Scraper, accept: str) -> None:
-        """The scraper's text equals the library's."""
         encode, content_type = choose_encoder(accept)
         assert scraper.scrape(accept) == (encode(self.registry), content_type)
 

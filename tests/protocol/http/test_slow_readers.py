@@ -16,8 +16,6 @@ FULL = 70_000
 
 
 class Clock:
-    """The clock and timers of an event loop."""
-
     def __init__(self) -> None:
         self.now = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []

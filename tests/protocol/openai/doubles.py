@@ -135,17 +135,14 @@ class Chatter(Model):
         return head | {"model": self.name, "choices": choices}
 
 
-class Deaf(Model):
-    """Serves neither chat nor images."""
+class Deaf(Model): ...
 
 
 def application(*models: Model, settings: Settings | None = None) -> RestApp:
-    """The OpenAI routes alone."""
     return mounted(Registry(models, settings or Settings()))
 
 
 def mounted(registry: Registry) -> RestApp:
-    """The OpenAI routes of `registry` alone."""
     return RestApp(openai_routes(registry), access_log=True, on_scrape=lambda: None)
 
 
@@ -168,7 +165,6 @@ class Wire:
         self._news = asyncio.Event()
 
     def leave(self) -> None:
-        """The client closes the connection."""
         self._gone.set()
 
     async def run(self, app: Any) -> Wire:
@@ -187,7 +183,6 @@ class Wire:
         return self
 
     async def part(self, index: int) -> bytes:
-        """Wait for the body's part `index`."""
         async with asyncio.timeout(PATIENCE_S):
             while len(self.parts) <= index:
                 self._news.clear()

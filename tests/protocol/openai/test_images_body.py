@@ -19,7 +19,6 @@ def body(**fields: Any) -> dict[str, Any]:
 
 
 def checked(**fields: Any) -> ImagesBody:
-    """The checked body with the two required fields."""
     return ImagesBody("flux", "a red circle", **fields)
 
 

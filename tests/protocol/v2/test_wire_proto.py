@@ -21,7 +21,6 @@ PARAMETERS = st.dictionaries(st.text(max_size=8), SCALARS, max_size=4)
 
 
 def fill(target: Any, parameters: dict[str, Any]) -> None:
-    """Fill a map of `InferParameter`."""
     for name, value in parameters.items():
         kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
         setattr(target[name], kind, value)

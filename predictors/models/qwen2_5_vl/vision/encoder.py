@@ -8,8 +8,7 @@ from functools import lru_cache, partial
 
 from torch import Tensor
 
-from predictors.compute.device.placement import Placement
-from predictors.compute.device.transfer import to_device
+from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.models.qwen2_5_vl.vision.grid import (
     GridPlan,

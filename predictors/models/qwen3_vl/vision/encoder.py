@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from predictors.compute.device.placement import Placement
-from predictors.compute.device.transfer import to_device
+from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.models.qwen3_vl.vision.grid import frequencies_of, packed_grid
 from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower
