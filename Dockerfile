@@ -1,20 +1,20 @@
-# The product's image. `docker build .` gives `server` (no weights); `--target demo` adds the two
-# embedded checkpoints. docs/deploy.md says how to build it without any registry.
+# The product's image. `docker build .` builds `server` (no weights); `--target demo` adds the two
+# embedded checkpoints. docs/deploy.md explains a build without a registry.
 #
-# Slow layers come first: the wheels (5 GB, for torch does not import without its CUDA libraries)
-# depend on constraints.txt and the dependencies in pyproject.toml only, the product is one thin
-# layer on them. Build secrets `pip` (a pip.conf) and `ca` (a bundle of certificates) reach the
-# downloads and no layer.
+# Slow layers come first: the wheels (5 GB, since torch does not import without its CUDA libraries)
+# depend only on constraints.txt and the dependencies in pyproject.toml. The product is one thin
+# layer above them. Build secrets `pip` (a pip.conf) and `ca` (a bundle of certificates) are used by
+# the downloads and end up in no layer.
 
-# any Debian with Python 3.11 to 3.13 and venv; what else is missing is installed by `system`
+# any Debian with Python 3.11 to 3.13 and venv; `system` installs the other packages
 ARG BASE_IMAGE=python:3.12-slim
-# where FlashAttention 2 is compiled if FLASH_ATTN_VERSION asks for it: an image with nvcc whose
-# Python is the base's, such as nvidia/cuda:13.0.2-devel-ubuntu24.04 for the default base
+# the image that compiles FlashAttention 2 if FLASH_ATTN_VERSION is set: it has nvcc and the base's
+# Python, such as nvidia/cuda:13.0.2-devel-ubuntu24.04 for the default base
 ARG ATTENTION_IMAGE=${BASE_IMAGE}
 
 FROM ${BASE_IMAGE} AS system
 # Triton writes a launcher in C for each kernel and compiles it with gcc; Debian's own Python keeps
-# its headers in a package of its own, others bring them along
+# its headers in a separate package, other builds include them
 # hadolint ignore=SC2086
 RUN set -eu; \
     wanted="ca-certificates gcc libc6-dev libgomp1 libstdc++6 tini"; \
@@ -33,10 +33,10 @@ RUN set -eu; \
     echo 'predictors:x:10001:' >>/etc/group; \
     install -d -o 10001 -g 10001 -m 0750 /var/cache/predictors
 
-# the dependencies alone and without a date, so that neither another edit of pyproject.toml nor a
-# fresh clone makes the wheels anew
+# only the dependencies, with a fixed date, so that neither another edit of pyproject.toml nor a
+# fresh clone rebuilds the wheels
 FROM system AS requirements
-# what is installed beside the dependencies: extras of pyproject.toml
+# extras of pyproject.toml to install
 ARG EXTRAS="otel fa3 gpu"
 COPY pyproject.toml constraints.txt /src/
 # hadolint ignore=SC2086
@@ -49,8 +49,8 @@ RUN set -eu; \
       ${EXTRAS} </src/pyproject.toml >/opt/requirements/requirements.txt; \
     touch -d @0 /opt/requirements /opt/requirements/*
 
-# Empty unless FLASH_ATTN_VERSION (2.8.3, say) is given; then an hour or more of nvcc. Neither CI nor
-# the e2e suite compiles here: they reach no registry that has a CUDA image
+# Empty unless FLASH_ATTN_VERSION (for example 2.8.3) is set; then nvcc takes an hour or more. Neither CI
+# nor the e2e suite runs this: they reach no registry that has a CUDA image
 FROM ${ATTENTION_IMAGE} AS attention
 ARG FLASH_ATTN_VERSION=
 # compute capabilities to compile for: A100, L40S, H100
@@ -74,12 +74,12 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
 
 FROM system AS wheels
 ARG UV_VERSION=0.13.9
-# where uv keeps what it downloaded; a build on a machine that has a cache mounts it and says where
+# uv's download cache; a build on a machine that has a cache mounts it and sets its path
 ARG UV_CACHE_DIR=/root/.cache/uv
 COPY --from=requirements /opt/requirements /opt/requirements
 COPY --from=attention /attention /opt/requirements
-# No module's file ever changes here, so Python need not look (UNCHECKED_HASH); the product is
-# imported from a layer of its own (predictors.pth). What installs is gone again at the end
+# No module's file ever changes here, so Python need not check (UNCHECKED_HASH); the product is
+# imported from a separate layer (predictors.pth). The installer is removed at the end
 # hadolint ignore=SC2046
 RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     --mount=type=cache,target=/root/.cache/uv \
@@ -110,7 +110,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
       setuptools
 COPY pyproject.toml README.md LICENSE ./
 COPY predictors predictors
-# buildah 1.28 would take the labels of a former revision from its cache, were this layer the same
+# buildah 1.28 would reuse the labels of an earlier revision from its cache if this layer were the same
 ARG REVISION=unknown
 RUN set -eu; \
     /opt/tools/bin/pip install -q --disable-pip-version-check --no-index --no-deps \
@@ -126,12 +126,12 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="vision-predictors" \
-      org.opencontainers.image.description="FLUX.1 text-to-image and Qwen2.5-VL image-to-text as KServe predictors, over V2 and OpenAI" \
+      org.opencontainers.image.description="FLUX.1 text-to-image and Qwen-VL image-to-text as KServe predictors, over V2 and OpenAI" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# USER: torch asks for a name, which an arbitrary uid has none of. Nothing is fetched at run time
+# USER: torch needs a user name, which an arbitrary uid lacks. HF_HUB_OFFLINE: no downloads at run time
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     USER=predictors \
@@ -151,5 +151,5 @@ COPY checkpoints/shapes-flux /opt/checkpoints/shapes-flux
 COPY checkpoints/shapes-qwen-vl /opt/checkpoints/shapes-qwen-vl
 CMD ["serve", "--model", "flux=/opt/checkpoints/shapes-flux", "--model", "qwen-vl=/opt/checkpoints/shapes-qwen-vl"]
 
-# the last stage is what a build without --target gives
+# a build without --target builds the last stage
 FROM runtime AS server

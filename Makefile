@@ -1,4 +1,4 @@
-# Every target makes the environment first: python3 >= 3.11 with its venv module and make are all a fresh machine needs.
+# Every target makes the environment first: a fresh machine needs only make, and python3 >= 3.11 with its venv module.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -13,10 +13,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 MODELS := --model flux=checkpoints/shapes-flux --model qwen-vl=checkpoints/shapes-qwen-vl
-# two xdist workers times torch's own threads would fight over two cores
+# one torch thread per xdist worker: more would compete for two cores
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# what is quick and finds most: the core, the protocols' edges, the engines' arithmetic, the pages
+# the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
 .PHONY: help setup demo serve check test test-observe test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,deploy]'
-	@# bytecode of what a server imports, once: else the first start takes twice as long
+	@# compile the bytecode of a server's imports: without it the first start takes twice as long
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.models.qwen2_5_vl.model'
 	@touch $@
 
@@ -66,7 +66,7 @@ e2e-cluster: $(STAMP) ## a real Kubernetes with KServe and KEDA on this machine:
 	$(BIN)/python -m tests.e2e.cluster build
 	$(BIN)/python -m tests.e2e.cluster up
 
-e2e: $(STAMP) ## the whole way on that Kubernetes: build, images, up, tests/e2e, down; logs in out/e2e (root)
+e2e: $(STAMP) ## all steps on that Kubernetes: build, images, up, tests/e2e, down; logs in out/e2e (root)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.e2e.cluster suite -- $(E2E_TESTS)
 
 lint: $(STAMP) ## ruff, formatting, import contracts, size rules
@@ -88,7 +88,7 @@ docs: $(STAMP) ## write docs/configuration.md, docs/metrics.md, alerts, dashboar
 dashboard-pictures: $(STAMP) ## draw docs/pictures from two minutes of a real Prometheus under load
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.dashboard_pictures
 
-bench-cpu: $(STAMP) ## what serving costs on the CPU, into benchmarks/results/cpu.json
+bench-cpu: $(STAMP) ## measure the overhead of serving on the CPU, into benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.serving.cpu
 
 bench-gpu: $(STAMP) ## FLUX beside diffusers on this machine's GPU, and its tables in the pages
@@ -99,7 +99,7 @@ bench-gpu-qwen-vl: $(STAMP) ## Qwen2.5-VL through the server beside transformers
 	$(BIN)/python -m benchmarks.qwen_vl
 	$(BIN)/python -m benchmarks.journal
 
-checkpoints: $(STAMP) ## train both embedded checkpoints anew (fixed seeds)
+checkpoints: $(STAMP) ## train both embedded checkpoints again (fixed seeds)
 	$(BIN)/python -m checkpoints.training
 
 evaluate-checkpoints: $(STAMP) ## draw and describe the held-out scenes, judged from the pixels
@@ -111,10 +111,10 @@ TARGET ?= server
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TAG ?= vision-predictors:$(VERSION)
 REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude="*" 2>/dev/null || echo unknown)
-# what the Dockerfile installs beside the dependencies
+# the extras that the Dockerfile installs
 EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)
 
-image: ## the product's image, by docker, podman or buildah, whichever works here
+image: ## the product's image, by docker, podman or buildah, the first that works here
 	@for tool in docker podman buildah; do \
 	  command -v $$tool >/dev/null && $$tool info >/dev/null 2>&1 || continue; \
 	  layers=; [ $$tool = docker ] || layers=--layers; \
@@ -131,10 +131,10 @@ sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the im
 	  --output-reproducible --output-format JSON --output-file out/sbom.json out/sbom-env/bin/python
 	@rm -rf out/sbom-env
 
-lock: $(STAMP) ## resolve constraints.txt anew: names and versions only
+lock: $(STAMP) ## resolve constraints.txt again: names and versions only
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o constraints.txt
 
-clean: ## remove the environment and everything that was made
+clean: ## remove the environment and all build outputs
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Vision Predictors: FLUX.1 and Qwen2.5-VL served through KServe. Importing the package starts
+"""Vision Predictors: FLUX.1 and Qwen-VL served through KServe. Importing the package starts
 nothing.
 """
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # -- verbs: their docstrings are the command line's help, and their imports load torch -------------
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve every `--model NAME=PATH` until a signal; ready once all of them are warm."""
+    """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
@@ -72,7 +72,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
-    PREDICTORS_COMPUTE_CACHE_DIR, and end. Nothing listens meanwhile."""
+    PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
@@ -96,8 +96,8 @@ def warm(arguments: argparse.Namespace) -> int:
 
 
 def profile(arguments: argparse.Namespace) -> int:
-    """Load and warm one `--model NAME=PATH`, record some steps of its work on what is asked here,
-    write the trace for Perfetto, print what took the time, and end. Nothing listens meanwhile."""
+    """Load and warm one `--model NAME=PATH`, record steps of the request given by the other flags,
+    write the trace for Perfetto, print a table of the time, and exit. No port is opened."""
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
@@ -142,7 +142,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def quantize(arguments: argparse.Namespace) -> int:
-    """Write a copy of a FLUX checkpoint whose transformer is fp8 already."""
+    """Write a copy of a FLUX checkpoint whose transformer is stored in fp8."""
     from predictors.models.flux.quantize import quantize_checkpoint
 
     if architecture_of(arguments.source) != "FluxPipeline":

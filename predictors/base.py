@@ -2,7 +2,7 @@
 
 `infer` decodes, prepares, submits, collects and encodes; OpenAI routes of a subclass use the same
 `submit` and `run`. A subclass supplies an engine and the hooks that translate its task. Everything
-runs on the event loop, which nothing here blocks, unless a line says `off_loop`.
+runs on the event loop and never blocks it; slow work goes to a thread through `off_loop`.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def _child(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> di
     done = subprocess.run(
         [*command, caches], env=own, stdout=subprocess.PIPE, text=True, check=True
     )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told | {"process_s": time.perf_counter() - started}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result | {"process_s": time.perf_counter() - started}
 
 
 def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dict[str, Any]:

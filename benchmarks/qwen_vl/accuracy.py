@@ -86,9 +86,9 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
     work = one.prepare(*prompt.files, prompt.words, tokens=tokens)
     with watched(one) as seen:
         (job,) = one.answers([work])
-    told = torch.cat(seen).float().cpu()[: len(job.tokens)] if seen else None
-    complete = told is not None and len(told) == len(job.tokens)
-    return Answer(work.tokens.tolist(), job.tokens, told if complete else None)
+    logits = torch.cat(seen).float().cpu()[: len(job.tokens)] if seen else None
+    complete = logits is not None and len(logits) == len(job.tokens)
+    return Answer(work.tokens.tolist(), job.tokens, logits if complete else None)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def inspect(options: QwenVLOptions, results: PartialResults) -> None:
 
 @contextmanager
 def loaded(case: Case, server: Server) -> Iterator[Any]:
-    """Inside, the case's clients run; yields a function that tells whether they still do. Waits for
+    """Inside, the case's clients run; yields a function that is true while they do. Waits for
     them at the end."""
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(client.measure, case, server.port, MODEL, 0, CASE_S)
@@ -74,12 +74,12 @@ def profiled(server: Server, admin: int, steps: int) -> dict[str, float]:
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(asked, timeout=90) as reply:
-        told = json.load(reply)
+        profile = json.load(reply)
     ended_s, ended = time.monotonic(), steps_done(server)
     undisturbed = (began - before) / (began_s - before_s)
     meanwhile = (ended - began) / (ended_s - began_s)
     return {
-        "steps": told["steps"],
+        "steps": profile["steps"],
         "steps_per_s": undisturbed,
         "steps_per_s_meanwhile": meanwhile,
         "loss": 1 - meanwhile / undisturbed,

@@ -132,8 +132,8 @@ def compiling(found: Found) -> Rows:
     for (rows, prompt), row in steps.items():
         if rows == 1:
             first = _first_ms(found, prompt)
-            told = "-" if first is None else f"{first:.1f}"
-            yield "here, in process", prompt, told, f"{row['step_ms']:.2f}"
+            shown = "-" if first is None else f"{first:.1f}"
+            yield "here, in process", prompt, shown, f"{row['step_ms']:.2f}"
     for name, row in served.items():
         first_token, per_token = f"{row['ttft_ms_p50']:.1f}", f"{row['tpot_ms_mean']:.2f}"
         yield "here, through the server", name.removeprefix("1 x "), first_token, per_token

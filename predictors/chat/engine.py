@@ -127,7 +127,7 @@ class ChatEngine:
         pool = self._pool
         named = 0 if pool is None else pool.num_named
         return {
-            "running": {r.job.id: r.describe() for r in list(self._sequences.values())},
+            "running": {s.job.id: s.describe() for s in list(self._sequences.values())},
             "caches": {
                 "vision_embedding": self._picture_cache.describe(),
                 "prefix": {"is_on": self._shares, "pages": named},

@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m predictors", description="Serve FLUX.1 and Qwen2.5-VL through KServe."
+        prog="python -m predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
     )
     parser.add_argument("--version", action="version", version=f"vision-predictors {__version__}")
     adding = parser.add_subparsers(required=True, metavar="verb")
@@ -129,7 +129,7 @@ def _profile_flags(verb: argparse.ArgumentParser) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help=f"what to ask; may be repeated, for rows that share steps (default: {PROMPT!r})",
+        help=f"prompt; may be repeated, for rows that share steps (default: {PROMPT!r})",
     )
     verb.add_argument("--image", type=Path, metavar="FILE", help="a picture beside each prompt")
     verb.add_argument(
@@ -144,13 +144,13 @@ def _profile_flags(verb: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("out/profile.trace.json.gz"),
         metavar="FILE",
-        help="where the trace goes (default: out/profile.trace.json.gz)",
+        help="file for the trace (default: out/profile.trace.json.gz)",
     )
 
 
 def _demo_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="what to draw (default: two scenes)"
+        "prompt", nargs="*", metavar="PROMPT", help="picture to draw (default: two scenes)"
     )
     verb.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
@@ -159,13 +159,15 @@ def _demo_flags(verb: argparse.ArgumentParser) -> None:
 
 def _quantize_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("source", type=Path, metavar="SOURCE", help="a folder in diffusers layout")
-    verb.add_argument("target", type=Path, metavar="TARGET", help="a folder that is not there yet")
+    verb.add_argument(
+        "target", type=Path, metavar="TARGET", help="a folder that does not exist yet"
+    )
 
 
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
-    "warm": ("compile for checkpoints, keep it for later starts, and end", _warm_flags),
-    "profile": ("record steps of one model's work for Perfetto, and end", _profile_flags),
-    "demo": ("show both embedded models at work", _demo_flags),
+    "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
+    "profile": ("record steps of one model for Perfetto, and exit", _profile_flags),
+    "demo": ("draw and describe pictures with both embedded models", _demo_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
 }

@@ -19,7 +19,7 @@ TRANSIENT = {401, 408, 429}
 
 
 class ApiUnavailable(Exception):
-    """The API server gave no answer, or an error that a retry may not meet."""
+    """The API server gave no answer, or a temporary error. A retry may succeed."""
 
 
 class ApiRefusal(Exception):

@@ -72,7 +72,7 @@ class DiffusionEngine:
         self._slots: dict[DiffusionJob, Slot] = {}
         self._runner: DiffusionRunner | None = None
         self._guard = RecompileGuard(name)
-        self._pace = StepPacer(placement)
+        self._pacer = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
             "settings": settings,
@@ -168,8 +168,8 @@ class DiffusionEngine:
     def _warm_shape(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
         """One prompt, one denoise step of `rows` pictures, and with one row a decode; the shape,
         and the step's seconds."""
-        asked = ImageParameters("", width=width, height=height, num_inference_steps=1, seed=0)
-        work = self._preparer.prepare(self._limits.request(asked))
+        parameters = ImageParameters("", width=width, height=height, num_inference_steps=1, seed=0)
+        work = self._preparer.prepare(self._limits.request(parameters))
         runner = self.runner
         embedding = runner.encode(work.prompts[0])
         states = [runner.start(work.plan, [embedding], form) for _ in range(rows)]
@@ -222,14 +222,14 @@ class DiffusionEngine:
 
     def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
         runner = self.runner
-        self._count_done(self._pace.wait())
+        self._count_done(self._pacer.wait())
         started = time.monotonic()
         transfer = None if finished is None else runner.decode(finished.started)
         for slot in group:
             self._start_picture(slot, runner)
         results: list[StepResult] = []
         if group:
-            with self._pace.step(group[0].resolution):
+            with self._pacer.step(group[0].resolution):
                 results = runner.denoise([slot.started for slot in group])
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         picture = None if transfer is None else transfer.result()

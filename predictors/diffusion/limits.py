@@ -65,24 +65,24 @@ class PictureLimits:
         patches = max(width * height for width, height in self.sizes) // self.side_multiple**2
         return self.default_sequence_length + patches
 
-    def request(self, asked: ImageParameters) -> ImageRequest:
-        """`asked` with its defaults; raises `InvalidRequest` naming the field and the numbers."""
-        check_prompt("prompt", asked.prompt)
-        if asked.negative_prompt is not None:
-            check_prompt("negative_prompt", asked.negative_prompt)
+    def request(self, parameters: ImageParameters) -> ImageRequest:
+        """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
+        check_prompt("prompt", parameters.prompt)
+        if parameters.negative_prompt is not None:
+            check_prompt("negative_prompt", parameters.negative_prompt)
         request = ImageRequest(
-            prompt=asked.prompt,
-            negative_prompt=asked.negative_prompt,
-            width=self.default_width if asked.width is None else asked.width,
-            height=self.default_height if asked.height is None else asked.height,
-            num_inference_steps=_or(asked.num_inference_steps, self.default_steps),
-            guidance_scale=_or(asked.guidance_scale, self.default_guidance),
-            true_cfg_scale=_cfg_scale(asked),
-            seed=secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed,
-            max_sequence_length=_or(asked.max_sequence_length, self.default_sequence_length),
-            output_format=asked.output_format or "png",
-            output_compression=asked.output_compression,
-            tier=_or(asked.tier, self.tiers.default),
+            prompt=parameters.prompt,
+            negative_prompt=parameters.negative_prompt,
+            width=self.default_width if parameters.width is None else parameters.width,
+            height=self.default_height if parameters.height is None else parameters.height,
+            num_inference_steps=_or(parameters.num_inference_steps, self.default_steps),
+            guidance_scale=_or(parameters.guidance_scale, self.default_guidance),
+            true_cfg_scale=_cfg_scale(parameters),
+            seed=secrets.randbelow(MAX_SEED + 1) if parameters.seed is None else parameters.seed,
+            max_sequence_length=_or(parameters.max_sequence_length, self.default_sequence_length),
+            output_format=parameters.output_format or "png",
+            output_compression=parameters.output_compression,
+            tier=_or(parameters.tier, self.tiers.default),
         )
         self._check_size(request)
         self._check_numbers(request)
@@ -252,10 +252,10 @@ def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
     return sizes
 
 
-def _cfg_scale(asked: ImageParameters) -> float:
-    if asked.true_cfg_scale is not None:
-        return asked.true_cfg_scale
-    return 1.0 if asked.negative_prompt is None else NEGATIVE_PROMPT_SCALE
+def _cfg_scale(parameters: ImageParameters) -> float:
+    if parameters.true_cfg_scale is not None:
+        return parameters.true_cfg_scale
+    return 1.0 if parameters.negative_prompt is None else NEGATIVE_PROMPT_SCALE
 
 
 def _check_output(request: ImageRequest) -> None:

@@ -134,11 +134,11 @@ class DiffusionRunner:
         widths are not measured. Waits for the device: while warming only."""
         if not self._is_measured:
             return 0.0
-        pace = StepPacer(self._placement)
+        pacer = StepPacer(self._placement)
         for _ in range(NUM_TIMED):
-            with pace.step(""):
+            with pacer.step(""):
                 self.denoise(states, sum(state.num_rows for state in states))
-        return statistics.median(done.seconds for done in pace.wait(ahead=1))
+        return statistics.median(done.seconds for done in pacer.wait(ahead=1))
 
     def seal(self, widths: Mapping[StepShape, int]) -> None:
         """Serve with these widths; nothing is captured from now on."""

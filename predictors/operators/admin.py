@@ -39,7 +39,7 @@ MAX_BODY_BYTES = 4096
 MAX_STEPS = 200  # a denoise step of FLUX is a megabyte of trace
 DEFAULT_STEPS = 8
 DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 600.0
-LAST_STEP_S = 60.0  # for the step that is running when the time is over
+LAST_STEP_S = 60.0  # longest wait for the running step once the time is over
 MEDIA = frozenset({"application/json"})  # required, so that a web page can't send one
 GZIP = "application/gzip"
 BUSY = "a profile is being recorded or reported already; try again later"
@@ -100,35 +100,35 @@ class _Admin:
         check_media(call, MEDIA)
         timeout_s = self._registry.settings.server.body_timeout_s
         raw = await receive_small_body(request.receive, call, MAX_BODY_BYTES, timeout_s)
-        asked = read_profile_parameters(parse_json(raw))
-        model = self._registry.find(asked.model)
+        parameters = read_profile_parameters(parse_json(raw))
+        model = self._registry.find(parameters.model)
         if self._make_profiler is None or not isinstance(model, BasePredictor):
-            raise NotSupported(f"model {asked.model!r} can't be profiled here")
+            raise NotSupported(f"model {parameters.model!r} can't be profiled here")
         if self._is_busy:
             raise Overloaded(BUSY)
         self._is_busy = True
         try:
             profiler = self._make_profiler()
-            recording = model.host.record(profiler, asked.steps)
+            recording = model.host.record(profiler, parameters.steps)
         except BaseException:
             self._is_busy = False
             raise
         outcome = asyncio.ensure_future(asyncio.wrap_future(recording.outcome))
         last: asyncio.Future[Any] = outcome
         try:
-            steps = await self._wait(outcome, recording, request, asked)
+            steps = await self._wait(outcome, recording, request, parameters)
             making = last = asyncio.ensure_future(asyncio.to_thread(profiler.report))
             report = await asyncio.shield(making)
         finally:  # however this request ends, the next profile waits for recording and report
-            last.add_done_callback(self._stopped)
+            last.add_done_callback(self._on_last_done)
         name = uuid.uuid4().hex
         self._last = (name, report.trace)
         if GZIP in call.get("accept", ""):
             return _download(name, report.trace)
         where = {"id": name, "trace": f"/debug/profile/{name}", "trace_bytes": len(report.trace)}
-        return json_response({"model": asked.model, "steps": steps, **where, **report.table})
+        return json_response({"model": parameters.model, "steps": steps, **where, **report.table})
 
-    def _stopped(self, last: asyncio.Future[Any]) -> None:
+    def _on_last_done(self, last: asyncio.Future[Any]) -> None:
         self._is_busy = False
         if not last.cancelled():
             last.exception()  # or asyncio warns of it when the caller has left
@@ -138,16 +138,16 @@ class _Admin:
         outcome: asyncio.Future[int],
         recording: Recording,
         request: Request,
-        asked: ProfileParameters,
+        parameters: ProfileParameters,
     ) -> int:
-        """The number of recorded steps, at least one. It is lower than asked for when the time is
-        over, the server begins to drain or the caller leaves."""
+        """The number of recorded steps, at least one. It is lower than `parameters.steps` when the
+        time is over, the server begins to drain or the caller leaves."""
         loop = asyncio.get_running_loop()
-        others = (loop.create_task(self._ending.wait()), loop.create_task(_left(request)))
+        others = (loop.create_task(self._ending.wait()), loop.create_task(_disconnected(request)))
         try:
             pending: set[asyncio.Future[Any]] = {outcome, *others}
             first = asyncio.FIRST_COMPLETED
-            await asyncio.wait(pending, timeout=asked.timeout_s, return_when=first)
+            await asyncio.wait(pending, timeout=parameters.timeout_s, return_when=first)
             recording.end()
             await asyncio.wait({outcome}, timeout=LAST_STEP_S)
         finally:
@@ -161,7 +161,7 @@ class _Admin:
             raise Draining("the server began to shut down before there was a step to record")
         if steps == 0:
             raise DeadlineExceeded(
-                f"nobody asked {asked.model!r} for work in {asked.timeout_s:g} s"
+                f"nobody asked {parameters.model!r} for work in {parameters.timeout_s:g} s"
             )
         return steps
 
@@ -196,7 +196,8 @@ def _number(
     return value
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
+    """Return when the caller has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

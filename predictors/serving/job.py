@@ -1,8 +1,8 @@
 """A job: one piece of work in flight, and the way of its chunks back to the caller.
 
-The job is the only object that crosses the border between the event loop and the engine thread.
-The engine thread calls `emit`, `finish` and `fail`; the loop reads `batches` and may `cancel`. Only
-the first call of `finish` or `fail` takes effect, so a job is answered exactly once.
+The job is the only object that the event loop and the engine thread share. The engine thread calls
+`emit`, `finish` and `fail`; the loop reads `batches` and may `cancel`. Only the first call of
+`finish` or `fail` takes effect, so a job is answered exactly once.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class HostEvents:
         """Add callbacks. Call it before the host starts.
 
         `on_state(state)`: after each change, on the thread that made it. It must not raise.
-        `on_progress(warmth)`: engine thread, at the start of each phase and after each warmed
+        `on_progress(progress)`: engine thread, at the start of each phase and after each warmed
         shape. What it raises is logged.
         `on_warm()`: engine thread, once, before the first request is served. What it raises fails
         the host.

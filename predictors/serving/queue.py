@@ -20,7 +20,7 @@ from predictors.settings import QueueSettings
 W = TypeVar("W")
 C = TypeVar("C")
 
-# of the newest job: the estimate follows a change of traffic within some ten jobs
+# weight of the newest job: the estimate follows a change of traffic within about ten jobs
 RATE_WEIGHT = 0.2
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 60.0  # clients of OpenAI's SDK ignore a longer Retry-After
@@ -54,8 +54,8 @@ class AdmissionQueue(Generic[W, C]):
     def free_places(self, free_slots: int) -> int:
         """How many more jobs may be added: free places of the queue, plus free slots.
 
-        Free slots do not count while the engine turns waiting jobs away: it would not take the
-        next job either.
+        Free slots do not count while the engine refuses waiting jobs: it would refuse the next
+        job too.
         """
         return self._settings.capacity - len(self._jobs) + (0 if self._is_blocked else free_slots)
 

@@ -1,4 +1,4 @@
-{{/* Replicas and what moves them: (list root name model) */}}
+{{/* Replicas and their autoscaling: (list root name model) */}}
 
 {{- define "predictors.replicas" -}}
 {{- $m := index . 2 -}}

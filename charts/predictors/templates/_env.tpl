@@ -25,11 +25,11 @@
 {{- end }}
 {{- end }}
 
-{{/* Environment of every server, whoever wrote its InferenceService. */}}
+{{/* Environment of every server, also for an InferenceService that is not the chart's. */}}
 {{- define "predictors.runtimeEnv" -}}
 - name: PREDICTORS_SERVER_HOST
   value: 0.0.0.0
-{{- /* a folder in the volume: the volume's own may be writable for everybody, and such a one is not used */}}
+{{- /* a folder inside the volume: the volume's root may be world-writable, and the server uses no such folder */}}
 - name: PREDICTORS_COMPUTE_CACHE_DIR
   value: /var/cache/predictors/compiled
 - name: POD_NAME

@@ -1,6 +1,6 @@
-{{/* What a model says laid over the defaults. Sprig's mergeOverwrite can't turn true into false, hence this. */}}
+{{/* Merges a model's values over the defaults. Sprig's mergeOverwrite can't turn true into false, hence this. */}}
 
-{{/* Versions of each model format, as JSON: flux 1 is FLUX.1; qwen-vl 2.5 is Qwen2.5-VL, 3 is Qwen3-VL. The first is a model's own unless it says another. */}}
+{{/* Versions of each model format, as JSON: flux 1 is FLUX.1; qwen-vl 2.5 is Qwen2.5-VL, 3 is Qwen3-VL. The first is the default. */}}
 {{- define "predictors.versions" -}}
 {{ toJson (dict "flux" (list "1") "qwen-vl" (list "2.5" "3")) }}
 {{- end }}
@@ -10,7 +10,7 @@
 {{ default (first (get (include "predictors.versions" . | fromJson) .format)) .formatVersion }}
 {{- end }}
 
-{{/* Lays the second map over the first, in place; null takes a key away: (list base over) */}}
+{{/* Merges the second map over the first, in place; null removes a key: (list base over) */}}
 {{- define "predictors.overlay" -}}
 {{- $base := first . -}}
 {{- range $key, $value := last . -}}
@@ -38,7 +38,7 @@
 {{ toJson $models }}
 {{- end }}
 
-{{/* One canary as the model that it would be: (list model canary), as JSON. */}}
+{{/* A model with one canary's values merged over it: (list model canary), as JSON. */}}
 {{- define "predictors.canary" -}}
 {{- $model := deepCopy (first .) -}}
 {{- include "predictors.overlay" (list $model (omit (deepCopy (last .)) "name" "trafficPercent" "replicas" "image")) -}}

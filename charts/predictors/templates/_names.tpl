@@ -1,4 +1,4 @@
-{{/* Names and labels. Nothing here knows of pods. */}}
+{{/* Names and labels. */}}
 
 {{- define "predictors.name" -}}
 {{ default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
@@ -21,7 +21,7 @@
 {{ join "-" $parts | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Labels that never change between versions: KServe copies an InferenceService's to the pod, where a new one would roll it. */}}
+{{/* Labels that never change between versions: KServe copies an InferenceService's to the pod, where a changed label would restart the pod. */}}
 {{- define "predictors.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "predictors.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

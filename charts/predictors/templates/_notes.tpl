@@ -1,4 +1,4 @@
-{{/* What Helm prints at the end. */}}
+{{/* The text that Helm prints after an install. */}}
 {{- define "predictors.notes" -}}
 {{- $models := include "predictors.models" . | fromJson }}
 {{- $port := 18079 }}

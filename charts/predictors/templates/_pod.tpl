@@ -10,7 +10,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{/* Complete by itself: an InferenceService that only names our runtime is restricted, too. */}}
+{{/* The whole security context, so that an InferenceService that only names our runtime is restricted, too. */}}
 {{- define "predictors.containerSecurity" -}}
 allowPrivilegeEscalation: false
 capabilities:
@@ -56,7 +56,7 @@ seccompProfile:
 {{- with $place }}{{ toYaml . }}{{ end -}}
 {{- end }}
 
-{{/* (list model) */}}
+{{/* Volumes for `/tmp` and `/dev/shm`: (list model) */}}
 {{- define "predictors.scratchVolumes" -}}
 {{- $model := first . -}}
 - name: tmp

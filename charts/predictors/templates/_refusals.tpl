@@ -1,4 +1,4 @@
-{{/* What the schema can't see, because it needs a model and the defaults together. Each names the key. */}}
+{{/* Refusals that the schema can't express, because they need a model merged with the defaults. Each names the key. */}}
 
 {{- define "predictors.refuse" -}}
 {{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $m := index . 2 -}}
@@ -103,7 +103,7 @@
   {{- end -}}
   {{- $names = append $names $canary.name -}}
   {{- $total = add $total (int $canary.trafficPercent) -}}
-  {{- /* as KServe counts: what a canary doesn't say is its share of the pods, rounded up */ -}}
+  {{- /* as KServe counts: a canary without `replicas` gets its share of the pods, rounded up */ -}}
   {{- $pods = add $pods (int (default (div (add (mul $min (int $canary.trafficPercent)) 99) 100) $canary.replicas)) -}}
   {{- if gt (int (default 0 $canary.replicas)) (int $m.replicas.min) -}}
   {{- fail (printf "%s.canary[%d].replicas is %d and more than replicas.min, %d, which KServe refuses" $at $i (int $canary.replicas) (int $m.replicas.min)) -}}

@@ -113,7 +113,7 @@ def _decoder_shape(config: Any, levels: int) -> DecoderShape:
     scale = 1.0
     if rope.get("rope_type", "default") == "default":
         frequencies = inverse_frequencies(text.head_dim, rope["rope_theta"])
-    else:  # stretched context: transformers knows how
+    else:  # scaled frequencies for long contexts
         frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
     return DecoderShape(
         vocab=text.vocab_size,

@@ -1,7 +1,7 @@
 """Qwen3-VL, dense: a Qwen3 decoder with interleaved M-RoPE, and a vision tower whose middle layers
 reach the first decoder layers (DeepStack).
 
-Checkpoints in transformers' layout. Pictures only: a video has no place in a request.
+Checkpoints in transformers' layout. Pictures only, no videos.
 """
 
 from __future__ import annotations

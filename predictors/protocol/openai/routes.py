@@ -52,11 +52,11 @@ class Operation:
     """Metric label."""
     route: str
     decode: Callable[[bytes], DecodedBody[Any]]
-    """From the body's bytes; called in a worker process where they are many."""
+    """From the body's bytes; called in a worker process for a large body."""
     serves: Callable[[Served], bool]
-    """Tells whether a model answers this route."""
+    """True for a model that serves this route."""
     reply: Callable[[Any, Any, Call], Awaitable[Response | EventStream]]
-    """From such a model, the checked body and the call."""
+    """Answers a call with such a model and a checked body."""
 
 
 def openai_routes(registry: Registry) -> list[BaseRoute]:
@@ -94,7 +94,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
 
 
 def openai_body(fault: Fault) -> bytes:
-    """The error body. The only thing that these routes don't find is a model."""
+    """The error body. A `NotFound` of these routes is always about a model."""
     if fault.code == "not_found":
         fault = replace(fault, param="model", code="model_not_found")
     return fault.openai_body()
