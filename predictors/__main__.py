@@ -77,7 +77,7 @@ def warm(arguments: argparse.Namespace) -> int:
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
-    from predictors.operators.serve import follow_start
+    from predictors.operators.starting import follow_start
 
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
@@ -106,7 +106,7 @@ def profile(arguments: argparse.Namespace) -> int:
     from predictors.compute.profiling.profiler import Profiler
     from predictors.operators.admin import read_profile_parameters
     from predictors.operators.offline import offline_request, record_steps, warm_model
-    from predictors.operators.serve import follow_start, freeze_loaded_objects
+    from predictors.operators.starting import follow_start, freeze_loaded_objects
 
     # everything that can be refused is refused before minutes of loading
     name, path = named_path(arguments.model[0])

@@ -1,36 +1,34 @@
-"""The verb `serve`: one server process for several models, and reports of its start.
+"""The verb `serve`: one server process for several models.
 
 Imports torch and KServe, so the environment must be complete before this module is imported.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
 import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from predictors.base import BasePredictor
 from predictors.cluster.identity import PodIdentity
-from predictors.cluster.lifecycle_events import LifecycleEvents, lifecycle_events
+from predictors.cluster.lifecycle_events import lifecycle_events
 from predictors.compute.device.placement import keep_code
 from predictors.compute.profiling.profiler import Profiler
 from predictors.compute.watch.gpu_watch import watch_gpu
 from predictors.observe import logs, tracing
 from predictors.operators.admin import admin_routes
+from predictors.operators.starting import (
+    Predictor,
+    follow_start,
+    freeze_loaded_objects,
+    report_state,
+)
 from predictors.protocol.http.connection_limits import raise_file_limit
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.tasks import make_workers
-from predictors.serving.lifecycle import StartProgress, State
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
-log = logging.getLogger("predictors")
-
-Predictor = BasePredictor[Any, Any, Any]
 Build = Callable[[str, Path, Settings, Workers], Predictor]
 """Makes the predictor of a checkpoint: name, folder, settings, and the pool that decodes images."""
 
@@ -63,7 +61,7 @@ def serve_models(
         for model in models:
             follow_start(model, events)
             model.host.events.subscribe(
-                on_state=partial(_report_state, model, events), on_warm=freeze_loaded_objects
+                on_state=partial(report_state, model, events), on_warm=freeze_loaded_objects
             )
         try:
             return PredictorServer(
@@ -76,37 +74,3 @@ def serve_models(
         finally:
             workers.close()
             tracing.stop()
-
-
-def follow_start(model: Predictor, events: LifecycleEvents | None = None) -> None:
-    """Report each shape that `model` warms: as a line of the log, and to `events`."""
-    model.host.events.subscribe(on_progress=partial(_report_progress, model.name, events))
-
-
-def freeze_loaded_objects() -> None:
-    """Exclude all objects that are loaded by now from garbage collection. Any thread.
-
-    A full collection visits every object of torch and transformers and holds the interpreter for a
-    third of a second, in which no token is sent and no step is launched.
-    """
-    gc.collect()  # or the present garbage would be kept for ever
-    gc.freeze()
-
-
-def _report_progress(model: str, events: LifecycleEvents | None, progress: StartProgress) -> None:
-    if progress.shape:
-        log.info("warming: %s %s (%d/%d)", model, progress.shape, progress.done, progress.total)
-        if events is not None:
-            events.warmed(model, progress.shape, progress.done, progress.total)
-
-
-def _report_state(model: Predictor, events: LifecycleEvents, state: State) -> None:
-    match state:
-        case State.LOADING:
-            events.loading(model.name)
-        case State.WARMING:
-            events.warming(model.name)
-        case State.READY:
-            events.ready(model.name)
-        case State.FAILED:
-            events.failed(model.name, model.host.failure.message)

@@ -19,7 +19,7 @@ from predictors.operators import serve
 from predictors.serving.lifecycle import State
 
 FOLDER, CLOSE_TIMEOUT_S = Path(sys.argv[1]), float(sys.argv[2])
-report_state = serve._report_state
+report_state = serve.report_state
 
 
 class Patient(EventReporter):
@@ -38,6 +38,6 @@ def held(model: Any, events: Any, state: State) -> None:
 
 if __name__ == "__main__":
     root.find_pod_identity = partial(find_pod_identity, folder=FOLDER)  # type: ignore[assignment]
-    serve._report_state = held
+    serve.report_state = held
     lifecycle_events.EventReporter = Patient  # type: ignore[misc]
     sys.exit(root.main(sys.argv[3:]))
