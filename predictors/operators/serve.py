@@ -1,4 +1,4 @@
-"""The verb `serve`: one server process for several models.
+"""The verb `serve`: one server process for several models, until a signal or a failed engine.
 
 Imports torch and KServe, so the environment must be complete before this module is imported.
 """
