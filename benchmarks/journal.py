@@ -14,7 +14,6 @@ PAGES = (paths.ROOT / "docs" / "performance.md", paths.ROOT / "README.md")
 
 
 def written(page: str) -> str:
-    """A page with its tables made from the committed results."""
     return journal.written(page, {m: (made, journal.results(m)) for m, made in MODELS.items()})
 
 

@@ -25,7 +25,6 @@ MAX_FILE_LINES = 400
 # why a file is longer than the soft limit
 LONG_FILES = {
     "base.py": "the path of a request is read on one screen after the other",
-    "chat/codec.py": "both protocols share the checks and defaults of one request",
     "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
     "chat/engine.py": "a step's launch and its reading are one invariant",
     "protocol/http/connection.py": "the stages of one connection share its buffers",

@@ -36,7 +36,6 @@ class Comparison:
         self.figures: Figures = {}
 
     def warm(self) -> None:
-        """Every run once, not counted."""
         for runs in self._runs.values():
             for run in runs.values():
                 run(-1)

@@ -45,8 +45,6 @@ SMALL_CHAT_CASES = (Case(1, "text", 6, 32), Case(1, "64x64", 6, 16), Case(4, "te
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """From the command line."""
-
     device: str
     is_small: bool
     """The embedded checkpoints' size and few steps."""
@@ -67,12 +65,10 @@ class Tree:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process that imports this tree."""
         known = (str(self.root), os.environ.get("PYTHONPATH", ""))
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
     def log(self, family: str) -> Path:
-        """Output of its process."""
         paths.SCRATCH.mkdir(parents=True, exist_ok=True)
         return paths.SCRATCH / f"alternate-{family}-{self.name}.log"
 
@@ -199,7 +195,6 @@ def picture(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
 
 # -- on a GPU, or small ----------------------------------------------------------------------------
 def flux(stack: ExitStack, tree: Tree, options: Options) -> dict[str, Run]:
-    """FLUX.1-dev by the bare engine, request to PNG, once per tier."""
     tiers = ("lossless", "turbo") if options.is_small else ("lossless", "high", "turbo")
     chosen = {
         "device": options.device,

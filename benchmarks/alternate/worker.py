@@ -31,7 +31,6 @@ SHELLS = {
 
 
 def module_of(*names: str) -> Any:
-    """The first of these modules that the tree has."""
     for name in names:
         if Path(*name.split(".")).with_suffix(".py").exists():
             return import_module(name)
@@ -49,7 +48,6 @@ class PartByPart:
 
     @contextmanager
     def opened(self, part: str) -> Iterator[Any]:
-        """One folder's tensors on the device."""
         import torch
 
         generator = torch.Generator(self._placement.device).manual_seed(SEED)
@@ -99,7 +97,6 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], Timed]] = {"flux": flux, "host
 
 
 def main(kind: str, options: str) -> None:
-    """Load, then answer until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print to standard output
     timed = KINDS[kind](json.loads(options))

@@ -59,8 +59,6 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The ceilings and further rates of a card."""
-
     ceilings: Ceilings
     copy_bytes_per_s: float
     default_attention: dict[int, float]
@@ -68,7 +66,6 @@ class Measured:
 
     @property
     def cudnn_pays(self) -> bool:
-        """Whether the cuDNN kernel beats torch's own choice at any of the sizes."""
         named = self.ceilings.attention
         return any(named[n] > NOTICEABLE * rate for n, rate in self.default_attention.items())
 

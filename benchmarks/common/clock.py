@@ -91,8 +91,7 @@ def no_synchronising(clock: Clock) -> Iterator[None]:
 
 
 def _free_in_graph_pools() -> int:
-    """Bytes that captured graphs keep for their intermediate results: the allocator counts them as
-    free."""
+    """Bytes of captured graphs' intermediate results: the allocator counts them as free."""
     segments = torch.cuda.memory_snapshot()
     private = [each for each in segments if tuple(each.get("segment_pool_id", (0, 0))) != (0, 0)]
     return sum(each["total_size"] - each["allocated_size"] for each in private)

@@ -24,11 +24,9 @@ class Goal:
     """What another server reached elsewhere."""
 
     def met(self, measured: float, limit: float) -> bool:
-        """Whether `measured` is on the right side of `limit`."""
         return measured >= limit if self.is_least else measured <= limit
 
     def result(self, measured: float) -> dict[str, Any]:
-        """Plain values for the results file."""
         found = {
             "what": self.what,
             "measured": measured,

@@ -31,7 +31,6 @@ def results(name: str) -> dict[str, Any]:
 
 
 def table(make: Table, found: Mapping[str, Any]) -> str:
-    """As Markdown."""
     return markdown(make(found)) or MISSING
 
 
@@ -42,13 +41,10 @@ def as_text(tables: Tables, found: Mapping[str, Any]) -> str:
 
 
 def places(page: str) -> list[tuple[str, str]]:
-    """Model and name of each table of a page."""
     return [(place[1], place[2]) for place in PLACE.finditer(page)]
 
 
 def written(page: str, models: Mapping[str, tuple[Tables, Mapping[str, Any]]]) -> str:
-    """The page with every table replaced."""
-
     def made(place: re.Match[str]) -> str:
         tables, found = models[place[1]]
         body = table(tables[place[2]], found)

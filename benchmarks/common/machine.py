@@ -14,8 +14,7 @@ GPU_PACKAGES = ("torch", "diffusers", "transformers", "pillow", "fa3-fwd")
 
 
 def machine(packages: Sequence[str] = GPU_PACKAGES, device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores, versions and date; on CUDA the card too. A package that is not installed
-    has None."""
+    """Processor, cores, versions and date; on CUDA the card. None for a package not installed."""
     return {
         **(_card(device) if device.startswith("cuda") else {}),
         "device": device.partition(":")[0],

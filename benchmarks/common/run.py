@@ -25,8 +25,6 @@ class SectionFailed(Exception):
 
 
 class BenchmarkRun:
-    """The sections of one run and their results."""
-
     def __init__(self, out: Path, budget_s: float, **about: Any) -> None:
         self.out = out
         self._budget_s = budget_s
@@ -35,12 +33,10 @@ class BenchmarkRun:
 
     @property
     def left_s(self) -> float:
-        """Seconds of the budget that are left."""
         return self._budget_s - (time.monotonic() - self._began)
 
     def section(self, name: str, work: Callable[[], Any], least_s: float = 0.0) -> None:
-        """Run `work` unless less than `least_s` seconds are left; its result is kept under `name`
-        unless it is None."""
+        """Run `work` if `least_s` seconds are left; its result, unless None, is kept as `name`."""
         if self.left_s < least_s:
             print(f"{name}: left out, {self._budget_s:.0f} s are over", flush=True)
             self.found["left_out"].append(name)
@@ -93,7 +89,6 @@ class PartialResults:
 def run_parser(
     prog: str, description: str | None, sections: Collection[str], default: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """A command line with the options that every GPU benchmark has."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     add = parser.add_argument
     add("--toy", action="store_true", help="the embedded checkpoint's size, on any device")
@@ -130,7 +125,6 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def plain(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results as a reader of the file gets them."""
     found: dict[str, Any] = json.loads(json.dumps(results, default=_plain))
     return found
 

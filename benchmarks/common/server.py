@@ -28,8 +28,6 @@ WATCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server."""
-
     port: int
     ready_s: float
     process: subprocess.Popen[bytes]
@@ -49,26 +47,21 @@ class Server:
         return found
 
     def host_bytes(self) -> int:
-        """Resident memory of the process."""
         return resident_bytes(self.process.pid)
 
     def device_bytes(self) -> int | None:
-        """Memory in use on the first card by all processes, this one's few hundred MiB included;
-        None without a card."""
         return device_bytes()
 
 
 def ours(port: int, folder: Path, settings: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment; `settings` are names after `PREDICTORS_`, such as
-    `QWEN_VL_SLOTS`."""
+    """Command line and environment; `settings` without `PREDICTORS_`, such as `QWEN_VL_SLOTS`."""
     command = [sys.executable, "-m", "predictors", "serve", "--port", str(port)]
     command += ["--grpc-port", "-1", "--model", f"{MODEL}={folder}"]
     return command, {f"PREDICTORS_{name}": value for name, value in settings.items()}
 
 
 def vllm(port: int, folder: Path, slots: int) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment: caches off, default compile and graphs, as in the table of
-    goals."""
+    """Command line and environment: caches off, default compile and graphs, as in the goals."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(port)]
     command += ["--model", str(folder), "--served-model-name", MODEL, "--dtype", "bfloat16"]
     command += ["--max-num-seqs", str(slots), "--max-model-len", "8192"]

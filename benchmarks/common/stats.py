@@ -26,8 +26,6 @@ T_975 = (
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Repeats of one figure."""
-
     median: float
     least: float
     largest: float
@@ -39,7 +37,6 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def times(self, factor: float) -> Spread:
-        """The same figure in another unit."""
         return Spread(
             factor * self.median, factor * self.least, factor * self.largest, self.repeats
         )

@@ -19,8 +19,6 @@ GUIDANCE = 3.5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Pictures of one size, drawn at once."""
-
     model: str
     """dev or schnell."""
     width: int
@@ -52,8 +50,6 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case by one engine."""
-
     engine: str
     case: Case
     seconds: Spread
@@ -118,7 +114,6 @@ def figures(row: Row, work: Operations, tokens: int, ceilings: Ceilings) -> dict
 
 
 def best_peer(rows: Iterable[Row], case: Case) -> Row | None:
-    """The peer's fastest row of a case."""
     peers = [row for row in rows if row.case == case and row.engine.startswith(PEER)]
     return min(peers, key=lambda row: row.seconds.median, default=None)
 

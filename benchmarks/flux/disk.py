@@ -34,7 +34,6 @@ STEMS = {
 
 
 def measure(clock: Clock, models: Models, folder: Path, placement: Placement) -> dict[str, Any]:
-    """Write the checkpoint into `folder`, load it both ways, remove it."""
     try:
         write_s, num_bytes = clock.seconds(lambda: write(models, folder))
         config, _ = read_checkpoint(folder)

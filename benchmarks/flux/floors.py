@@ -37,7 +37,6 @@ def t5(config: Any, tokens: int) -> Operations:
 
 
 def clip(config: Any, tokens: int) -> Operations:
-    """CLIP's text encoder."""
     weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
     attention = 4 * tokens**2 * config.hidden_size
     layers = config.num_hidden_layers

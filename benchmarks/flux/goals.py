@@ -21,7 +21,6 @@ Results = Iterator[dict[str, Any]]
 
 
 def held(found: Found) -> list[dict[str, Any]]:
-    """The goals that a run has figures for, as plain values."""
     rows, stages = found.get("rows", ()), found.get("stages", ())
     large = [row for row in rows if row["case"]["width"] == row["case"]["height"] == WIDTH]
     made = (_ratios(large), _schnell(large), _vae(stages), _start(found), _steady(found))

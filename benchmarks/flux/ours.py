@@ -46,8 +46,6 @@ ENCODE_THREADS = 2  # what the server took when this was measured
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Figures of a start."""
-
     load_s: float
     warm_s: float
     held_bytes: int
@@ -74,8 +72,6 @@ def assemble(model: FluxModel, settings: FluxSettings, placement: Placement, nam
 
 
 class Drawing(DiffusionJob):
-    """A job that keeps its pictures."""
-
     def __init__(self, work: DiffusionWork) -> None:
         super().__init__("bench", work)
         self.pixels: list[Any] = []
@@ -115,7 +111,6 @@ class Ours:
 
     @property
     def runner(self) -> DiffusionRunner:
-        """The engine's passes."""
         return self.engine.runner
 
     @property
@@ -125,12 +120,10 @@ class Ours:
 
     @property
     def tiers(self) -> Sequence[str]:
-        """Every loaded tier."""
         return self.limits.tiers.loaded
 
     # -- drawing ---------------------------------------------------------------------------------
     def prepare(self, case: Case, tier: str, row: int = 0, prompt: str = PROMPT) -> DiffusionWork:
-        """Tokens, noise and schedule of picture `row`."""
         parameters = ImageParameters(
             prompt,
             width=case.width,
@@ -210,7 +203,6 @@ class Ours:
         return latents
 
     def width(self, case: Case, tier: str) -> int:
-        """Pictures that may share a pass."""
         return self.runner.width(self.prepare(case, tier).shape)
 
     def velocity(self, prompt: Tensor, pooled: Tensor, case: Case, tier: str, index: int) -> Tensor:
@@ -257,7 +249,6 @@ class Ours:
 
     # -- measuring -------------------------------------------------------------------------------
     def is_fp8(self, tier: str) -> bool:
-        """Whether its linears run in fp8."""
         return self.limits.tiers.form_of(tier) == FP8
 
     def measure(self, case: Case, tier: str, runs: int) -> tuple[Row, Drawn]:
@@ -276,7 +267,6 @@ class Ours:
         return row, drawn[-1]
 
     def stages(self, case: Case, tier: str, row: Row) -> Stages:
-        """Each stage of one picture by itself."""
         clock, runner = self._clock, self.runner
         prepare_s = [clock.seconds(lambda: self.prepare(case, tier))[0] for _ in range(3)]
         work = self.prepare(case, tier)

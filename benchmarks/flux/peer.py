@@ -46,8 +46,6 @@ class Embeddings:
 
 
 class Peer:
-    """One way to run the pipeline."""
-
     def __init__(
         self, name: str, models: Models, config: FluxConfig, tokenizers: Tokenizers
     ) -> None:
@@ -187,7 +185,6 @@ class Peer:
 
 
 def few_steps(case: Case) -> Case:
-    """The same shapes with fewer steps."""
     return replace(case, steps=min(case.steps, WARM_STEPS))
 
 

@@ -121,7 +121,6 @@ class Models:
         return {part: dict(module.state_dict()) for part, module in modules.items()}
 
     def opened(self, part: str) -> AbstractContextManager[Stored]:
-        """One folder's tensors, for the loader."""
         return nullcontext(Stored(self.states()[part]))
 
 

@@ -21,8 +21,6 @@ from predictors.models.flux.config import FluxConfig
 
 @dataclass(frozen=True, slots=True)
 class FluxOptions:
-    """From the command line."""
-
     device: torch.device
     changes: tuple[Configs, ...]
     """The checkpoint's size, as changes of the embedded one's."""
@@ -97,7 +95,6 @@ class FluxRun(BenchmarkRun):
         self.figures.append(figures(row, work, text + image, self.measured.ceilings))
 
     def results(self) -> dict[str, Any]:
-        """With the goals."""
         rows = [
             {**asdict(row), **own, "ratio_to_peer": ratio(self.rows, row)}
             for row, own in zip(self.rows, self.figures, strict=True)

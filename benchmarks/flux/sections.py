@@ -67,7 +67,6 @@ def in_this_process(run: FluxRun, clock: Clock, configs: Path) -> None:
 
 
 def both_sides(run: FluxRun, clock: Clock, models: Models, peers: list[Peer]) -> None:
-    """The sections that need our engine, on FLUX.1-dev."""
     with opened(run, models, "ready") as ours:
         with_ours(run, clock, peers, ours)
 
@@ -126,7 +125,6 @@ def opened(run: FluxRun, models: Models, name: str) -> Iterator[Ours]:
 
 
 def free(clock: Clock) -> None:
-    """Return unused device memory."""
     gc.collect()
     if clock.is_cuda:
         torch.cuda.empty_cache()
@@ -134,7 +132,6 @@ def free(clock: Clock) -> None:
 
 # -- sections --------------------------------------------------------------------------------------
 def card_ceilings(run: FluxRun, clock: Clock, config: FluxConfig) -> dict[str, Any]:
-    """The card's best rates, attention at every number of tokens that occurs."""
     shape, dtype = config.shape, placement_for(run.options.device).dtype
     texts = {config.default_text_tokens, min(config.default_text_tokens, 256)}
     images = {
@@ -147,7 +144,6 @@ def card_ceilings(run: FluxRun, clock: Clock, config: FluxConfig) -> dict[str, A
 
 
 def answers(peers: Sequence[Peer], ours: Ours, case: Case) -> dict[str, Any]:
-    """One pass, and whole trajectories."""
     found = {
         "velocity": accuracy.velocities(peers, ours, case),
         "latents": accuracy.trajectories(peers, ours, case),
@@ -165,7 +161,6 @@ def one_case(
     *,
     has_stages: bool = False,
 ) -> None:
-    """A case by every peer and by our engine in all tiers or in `tiers`."""
     runs = run.options.runs if case == run.options.first else run.options.other_runs
     for peer in peers:
         first_s = peer.warm(case)

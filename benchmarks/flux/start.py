@@ -43,7 +43,6 @@ def _child(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> di
 
 
 def start(folder: Path, sizes: str, tiers: str, device: str, caches: str) -> dict[str, Any]:
-    """The child's work."""
     began = time.perf_counter()
     import torch
 

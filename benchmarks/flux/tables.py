@@ -72,7 +72,6 @@ def stages(found: Found) -> Rows:
 
 
 def goals(found: Found) -> Rows:
-    """Goals of a run, reached or not."""
     if not found.get("goals"):
         return
     yield "goal", "measured", "asked for", "reached"
@@ -104,7 +103,6 @@ def headline(found: Found) -> Rows:
 
 
 def velocity(found: Found) -> Rows:
-    """Relative distances of one forward pass."""
     if "accuracy" not in found:
         return
     names = ("diffusers eager", "diffusers compiled", "here lossless", "here high")
@@ -116,7 +114,6 @@ def velocity(found: Found) -> Rows:
 
 
 def latents(found: Found) -> Rows:
-    """Relative distances after all steps."""
     if "accuracy" not in found:
         return
     yield "latents", "to diffusers eager", "to here lossless"
@@ -126,7 +123,6 @@ def latents(found: Found) -> Rows:
 
 
 def start(found: Found) -> Rows:
-    """A cold start beside a warm one."""
     if "start" not in found:
         return
     cold, warm = found["start"]["cold"], found["start"]["warm"]
@@ -142,7 +138,6 @@ def start(found: Found) -> Rows:
 
 
 def tiers(found: Found) -> Rows:
-    """Quality of the tiers over held-out prompts."""
     yield (
         "tier", "calls", "right", "points to lossless (95 %)",
         "right in one only: lossless / this", "PSNR dB, mean (5 % below)", "distance, mean (95 %)",
@@ -162,7 +157,6 @@ def tiers(found: Found) -> Rows:
 
 
 def plans(found: Found) -> Rows:
-    """Every plan with turbo's number of model calls."""
     yield "plan", "calls", "which (`x`)", "to all 28, mean", "95 %", "to 84 steps", "right"
     ways = journal.results("flux_turbo_plans")["ways"]
     (turbo,) = (way for way in ways if way["name"] == "turbo")

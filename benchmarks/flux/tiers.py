@@ -63,7 +63,6 @@ class WayResults:
     calls: float = 0.0
 
     def row(self, exact: WayResults) -> dict[str, Any]:
-        """All figures, with the differences to `exact`, lossless."""
         total = len(self.right)
         low, high = share_interval(sum(self.right), total)
         row = {
@@ -99,8 +98,6 @@ class WayResults:
 
 
 class TierComparison:
-    """Draws blocks of prompts in every way and keeps the results."""
-
     def __init__(self, engine: TiersEngine, judges: Judges, ways: Sequence[Way]) -> None:
         self._engine, self._judges = engine, judges
         self._features = RandomFeatures(engine.placement.device)
@@ -109,8 +106,7 @@ class TierComparison:
         assert ways[0].tier == LOSSLESS
 
     def block(self, scenes: Sequence[Scene], first: int) -> None:
-        """Draw one more block; `first` is the number of its first prompt, from which the seeds
-        follow."""
+        """Draw one more block; seeds follow from `first`, the number of its first prompt."""
         seeded = [(FIRST_SEED + first + i, scene) for i, scene in enumerate(scenes)]
         exact: list[Pixels] = []
         verdicts = []
@@ -152,7 +148,6 @@ def ways_for(tiers: Sequence[str], plans: Sequence[int]) -> list[Way]:
 
 
 def about(engine: TiersEngine, commit: str | None) -> dict[str, Any]:
-    """How and where it was measured."""
     place = engine.placement
     name = torch.cuda.get_device_name(place.device) if place.is_cuda else platform.machine()
     return {

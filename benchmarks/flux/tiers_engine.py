@@ -51,8 +51,6 @@ class Way:
 
 
 class TiersEngine:
-    """The engine, loaded and warm, and the preparation of its requests."""
-
     def __init__(self, model: FluxModel, made: Assembly, placement: Placement) -> None:
         self._model = model
         self.placement, self.engine, self.limits = placement, made.engine, made.limits
@@ -93,7 +91,6 @@ class TiersEngine:
 def open_engine(
     device: str, tiers: Sequence[str], slots: int, threads: int = 0, **changes: Any
 ) -> TiersEngine:
-    """Loaded and warmed; `changes` are settings of the FLUX model."""
     placement = place(ComputeSettings(device=device, threads=threads))
     settings = FluxSettings(**(SETTINGS | {"tiers": ",".join(tiers), "slots": slots} | changes))
     model = FluxModel(CHECKPOINT)

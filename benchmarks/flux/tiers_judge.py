@@ -26,8 +26,6 @@ def judge(pictures: Sequence[Pixels], scenes: Sequence[Scene]) -> list[bool]:
 
 
 class Verdicts:
-    """The results of `Judges.read`."""
-
     def __init__(self, parts: Sequence[Future[list[bool]]]) -> None:
         self._parts = parts
 

@@ -88,7 +88,6 @@ def ways(schedule: Schedule, num_patches: int) -> Iterator[Way]:
 
 
 def skipping(name: str, levels: NDArray[np.float32], called: Sequence[bool]) -> Way:
-    """The plan `called` over `levels`."""
     marks = "".join(".x"[is_call] for is_call in called)
     return Way(name, levels[[*called, True]], collapsed(levels, called), marks)
 
@@ -173,7 +172,6 @@ class Sampler:
         return self._works[0].plan.rows * self._works[0].plan.columns
 
     def draw(self, way: Way) -> list[DenoiseState]:
-        """A finished canvas of each prompt."""
         with torch.inference_mode():
             canvases = [
                 self._runner.start(self._plan(work.plan, way), [prompt], BASE)
@@ -198,7 +196,6 @@ class Sampler:
         )
 
     def read_right(self, canvases: Sequence[DenoiseState]) -> list[bool]:
-        """Whether each picture shows its scene."""
         with torch.inference_mode():
             pictures = [self._runner.decode(canvas).result().pixels for canvas in canvases]
         found = [checker.read(Image.fromarray(picture)) for picture in pictures]

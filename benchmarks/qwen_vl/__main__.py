@@ -45,7 +45,6 @@ class QwenVLRun(BenchmarkRun):
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """From the command line; `options` are those of the parts."""
     parser = run_parser("python -m benchmarks.qwen_vl", __doc__, SECTIONS, DEFAULT)
     add = parser.add_argument
     add("--cases", default="", help="of the clients', such as '64 x text,1 x 448x448'")

@@ -52,8 +52,7 @@ class Answer:
 
 
 def accuracy(options: QwenVLOptions, results: PartialResults) -> None:
-    """Our answers first, then the peer's logits in our precision and in float32; one figure per
-    prompt."""
+    """Our answers, then the peer's logits in our precision and in float32; a figure per prompt."""
     prompts = list(make_prompts(options))
     one = Ours(options, **(TOY_POOL if options.is_toy else POOL))
     tokens = TOY_TOKENS if options.is_toy else TOKENS

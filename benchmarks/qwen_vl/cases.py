@@ -64,7 +64,6 @@ class Case:
 
     @property
     def is_same(self) -> bool:
-        """Whether all requests are about one picture."""
         return self.kind.startswith("same")
 
     @property
@@ -117,7 +116,6 @@ class Conversations:
         self._pictures = Pictures(*case.size) if case.size else None
 
     def opening(self, number: int) -> dict[str, Any]:
-        """The first turn of conversation `number`."""
         parts: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": url(jpeg)}} for jpeg in self.files(number)
         ]
@@ -131,7 +129,6 @@ class Conversations:
         return [self._pictures.jpeg(first + i) for i in range(self._case.pictures)]
 
     def reply(self, before: dict[str, Any], answer: str, number: int) -> dict[str, Any]:
-        """The next turn after `answer`."""
         turns = [
             *before["messages"],
             {"role": "assistant", "content": answer},

@@ -45,8 +45,7 @@ class Share:
 
 
 class Events:
-    """Parses the bytes of one answer into events, however they are split. Decodes the chunked
-    encoding."""
+    """Parses the bytes of one answer, chunked and split anywhere, into events."""
 
     def __init__(self) -> None:
         self._raw = b""
@@ -169,7 +168,6 @@ class Client(asyncio.Protocol):
         self._send(self._body, turn)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The server closed the connection before the end."""
         if not self.done.done():
             self._seen.error = str(error or "the server closed the connection")
             self._out.append(self._seen)
@@ -232,8 +230,7 @@ def _part(whole: int, parts: int, index: int) -> int:
 
 
 def measure(case: Case, port: int, model: str, first: int, timeout_s: float) -> list[Answered]:
-    """Run a case with conversations `first`, first + 1, ... Raises `RuntimeError` if a process
-    dies."""
+    """Run a case with conversations from `first` on. `RuntimeError` if a process dies."""
     with ExitStack() as stack:
         processes = [_start(stack, share) for share in shares(case, port, model, first)]
         for process in processes:

@@ -27,8 +27,6 @@ WEIGHT_BYTES = WIDTH * (LAYERS * (BLOCK + HIDDEN + 2 * KV_WIDTH + 2 * HIDDEN) + 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Best rates of a card."""
-
     operations_per_s: float
     """A large matmul in bfloat16."""
     bytes_per_s: float
@@ -62,7 +60,6 @@ def prefill_operations(tokens: float) -> float:
 
 
 def decode_ms(rates: Rates, rows: int, tokens: float) -> float:
-    """One step of `rows` sequences of `tokens` each."""
     return 1e3 * (WEIGHT_BYTES + rows * tokens * KV_BYTES) / rates.bytes_per_s
 
 

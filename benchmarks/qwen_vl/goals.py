@@ -59,7 +59,6 @@ Results = Iterator[dict[str, Any]]
 
 
 def held(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The goals that a run has figures for, as plain values."""
     return [*_of_clients(found.get("http", {})), *_of_steps(found)]
 
 

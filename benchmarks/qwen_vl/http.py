@@ -65,7 +65,6 @@ def chosen(options: QwenVLOptions) -> list[Case]:
 
 
 def http(options: QwenVLOptions, results: PartialResults) -> None:
-    """Every case through our server."""
     (port,) = free_ports(1)
     start = servers.ours(port, Path(options.folder), options.server_settings())
     with servers.running(*start, port, _log(options, "ours"), READY["ours"]) as server:
@@ -89,14 +88,12 @@ def vllm(options: QwenVLOptions, results: PartialResults) -> None:
 
 
 def measure(options: QwenVLOptions, server: Server, results: PartialResults) -> None:
-    """The chosen cases, each with conversations of its own."""
     for number, case in enumerate(chosen(options), start=1):
         one_case(case, APART * number, server, results)
 
 
 def one_case(case: Case, first: int, server: Server, results: PartialResults) -> None:
-    """Warm up with other pictures, then measure. A case that fails is recorded and the next ones
-    run."""
+    """Warm up with other pictures, then measure. A failure is recorded; the next cases run."""
     warm = replace(case, requests=min(case.clients, 8) * case.turns, tokens=WARM_TOKENS)
     try:
         client.measure(warm, server.port, MODEL, first + WARM, CASE_S)

@@ -50,8 +50,7 @@ def inspect(options: QwenVLOptions, results: PartialResults) -> None:
 
 @contextmanager
 def loaded(case: Case, server: Server) -> Iterator[Any]:
-    """Inside, the case's clients run; yields a function that is true while they do. Waits for
-    them at the end."""
+    """The case's clients run inside; yields a function, true while they do. Waits at the end."""
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(client.measure, case, server.port, MODEL, 0, CASE_S)
         yield lambda: not work.done()

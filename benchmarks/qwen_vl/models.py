@@ -116,7 +116,6 @@ def make(folder: Path, changes: Config, device: torch.device) -> dict[str, float
 
 
 def measure(name: str, changes: Config, options: QwenVLOptions, budget_s: float) -> dict[str, Any]:
-    """One model's checkpoint, and its cases through a server of its own."""
     started = time.monotonic()
     device = torch.device(options.device)
     found: dict[str, Any] = {"checkpoint": make(Path(options.folder), changes, device)}

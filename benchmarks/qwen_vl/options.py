@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class QwenVLOptions:
-    """From the command line."""
-
     folder: str
     """Of the random checkpoint; it is made if it is not there."""
     device: str
@@ -29,7 +27,6 @@ class QwenVLOptions:
         return cls(**json.loads(raw))
 
     def server_settings(self) -> dict[str, str]:
-        """All settings of our server, by name after `PREDICTORS_`."""
         return {
             "QWEN_VL_SLOTS": str(self.slots),
             "QWEN_VL_MAX_PIXELS": "12845056",

@@ -77,7 +77,6 @@ class Ours:
         return self._predictor.prepare(request)
 
     def answers(self, works: Iterable[ChatWork]) -> list[Timed]:
-        """All at once, to their end."""
         jobs = [Timed(work) for work in works]
         self.admit(jobs)
         while self.engine.busy:

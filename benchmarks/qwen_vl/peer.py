@@ -66,8 +66,6 @@ class Timed:
 
 
 class Peer:
-    """transformers with the checkpoint loaded."""
-
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.clock = Clock(device)
         self._processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]

@@ -111,7 +111,6 @@ def write_configs(folder: Path, changes: Config) -> None:
 
 
 def _write_vocabulary(folder: Path, size: int) -> None:
-    """The embedded vocabulary, filled up to `size`."""
     tokenizer = json.loads((EMBEDDED / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     if size > 2 * len(vocabulary):  # the embedded size leaves its last few ids without a word
@@ -129,7 +128,6 @@ def filling(known: Mapping[str, int], size: int) -> dict[str, int]:
 
 
 def shapes(folder: Path) -> dict[str, torch.Size]:
-    """Every tensor of the checkpoint, as transformers names them."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)

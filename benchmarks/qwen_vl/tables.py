@@ -18,7 +18,6 @@ Found = Mapping[str, Any]
 
 
 def cases(found: Mapping[str, Any], part: str) -> dict[str, dict[str, Any]]:
-    """The clients' cases of one part, by name."""
     return {name: row for name, row in found.get(part, {}).items() if _is_case(row)}
 
 
@@ -56,12 +55,10 @@ def latencies(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rates(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Requests and tokens per second."""
     return f"{row['requests_per_s']:.2f}", f"{row['tokens_per_s']:.0f}"
 
 
 def machine(found: Found) -> Rows:
-    """The machine, its best rates and the settings that were changed."""
     if "make" not in found:
         return
     yield "the machine of the Qwen tables", ""
@@ -87,7 +84,6 @@ def machine(found: Found) -> Rows:
 
 
 def clients(found: Found) -> Rows:
-    """Servers by streaming clients."""
     rows = [
         (f"{lead}{name}", row)
         for part, lead in (("http", ""), ("vllm", "vLLM: "))
@@ -107,7 +103,6 @@ def clients(found: Found) -> Rows:
 
 
 def goals(found: Found) -> Rows:
-    """Goals of a run, reached or not, beside vLLM's figures."""
     held = qwen_vl_goals.held(found)
     if not held:
         return
@@ -169,7 +164,6 @@ def syncing(found: Found) -> Rows:
 
 
 def attention(found: Found) -> Rows:
-    """Torch's kernels at this model's shapes."""
     shapes = found.get("attention", {})
     if not shapes:
         return
@@ -204,7 +198,6 @@ def steps(found: Found) -> Rows:
 
 
 def firsts(found: Found) -> Rows:
-    """Time to the first token in process, by part."""
     rows = found.get("ours", {}).get("first tokens", {})
     made = found.get("ours", {}).get("prepare_ms", {})
     if not rows:

@@ -44,7 +44,6 @@ def shapes() -> dict[str, tuple[DecoderShape, int]]:
 
 
 def runner_of(text: DecoderShape, widths: tuple[int, ...]) -> ChatRunner:
-    """With random weights."""
     pages = SLOTS * CONTEXT // PAGE
     limits = EngineLimits(SLOTS, PAGE, pages, CONTEXT, widths, (CONTEXT,))
     decoder = Decoder(text).requires_grad_(False)

@@ -47,7 +47,6 @@ def echo_server(module: str, port: int) -> AbstractContextManager[Server]:
 
 
 def client(port: int, connections: int, requests: int) -> dict[str, float]:
-    """Run `wire_client` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.serving.wire_client"]
     arguments = [str(port), str(connections), str(requests)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)

@@ -29,7 +29,6 @@ SEED = 7
 
 
 def request() -> V2Request:
-    """The request of the HTTP side."""
     return V2Request(
         model="flux",
         id="1",

@@ -18,14 +18,11 @@ from kserve.protocol.rest import server as rest  # noqa: E402
 
 
 class Echo(Model):  # type: ignore[misc]
-    """Answers with its own input."""
-
     def load(self) -> bool:
         self.ready = True
         return True
 
     async def predict(self, payload: InferRequest, headers: dict[str, str]) -> InferResponse:
-        """The input tensor under another name."""
         given = payload.inputs[0]
         output = InferOutput("text", list(given.shape), "BYTES", data=given.data)
         return InferResponse(payload.id, self.name, [output])

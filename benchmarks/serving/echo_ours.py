@@ -20,8 +20,6 @@ from tests.fakes import EchoEngine
 
 
 class Echo(BasePredictor[str, str, str]):
-    """Answers each row with itself."""
-
     task = "qwen_vl"
     series = ModelSeries(operations=("infer", "chat"))
     inline = True

@@ -62,8 +62,6 @@ class Outcome:
 
 
 class Target:
-    """A running server and the memory of its processes."""
-
     def __init__(self, url: str, grpc_port: int, pid: int) -> None:
         self._url = url
         self._process = psutil.Process(pid)
@@ -177,7 +175,6 @@ def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Ou
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the cases and print a line for each."""
     chosen = [c for c in cases() if not words or any(word in c.name for word in words)]
     found: list[dict[str, Any]] = []
     with ServerProcess(MODELS, LOG) as server:

@@ -112,7 +112,6 @@ PROMPT = field(1, b"prompt") + field(2, b"BYTES")
 
 
 def infer(tensor: bytes, raw: bytes = b"") -> bytes:
-    """A `ModelInferRequest` of one input."""
     return NAME + field(5, tensor) + (field(7, raw) if raw else b"")
 
 

@@ -38,8 +38,7 @@ KINDS = ("bare", "bare_paced", "paced", "lockstep", "flood")
 
 # -- the servers, each in a process of its own -----------------------------------------------------
 class ScriptedChat:
-    """An engine whose step is one token for every chat; `kind` decides when the next step may
-    come."""
+    """An engine whose step is one token per chat; `kind` decides when the next step may come."""
 
     slots = STREAMS
 
@@ -124,7 +123,6 @@ class Ticker:
         self._next: asyncio.Future[None] | None = None
 
     async def wait(self) -> None:
-        """Until the next tick."""
         loop = asyncio.get_running_loop()
         if self._next is None or self._next.done():
             self._next = loop.create_future()

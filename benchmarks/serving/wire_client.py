@@ -57,7 +57,6 @@ class Connection(asyncio.Protocol):
         self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The server closed the connection before the end."""
         if not self.done.done():
             self.done.set_exception(error or RuntimeError("the server closed the connection"))
 

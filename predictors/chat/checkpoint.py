@@ -156,7 +156,6 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
 
 
 def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's parts by name."""
     return {
         "text_config": config.get("text_config", config),
         "vision_config": config.get("vision_config", {}),

@@ -155,7 +155,6 @@ class ChatCodec:
     def encode_chat(
         self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
     ) -> dict[str, Any]:
-        """A `chat.completion`."""
         completions = [Completion.of(answer) for answer in answers]
         choices = [
             {
@@ -183,8 +182,6 @@ class ChatCodec:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer, joined from its deltas."""
-
     text: str
     finish_reason: str
     prompt_tokens: int
@@ -215,7 +212,6 @@ class ChunkEncoder:
         self._texts = [TextEvents(chunk) for chunk in blank]
 
     def opening(self) -> bytes:
-        """One event per choice with its role."""
         role = {"role": "assistant", "content": ""}
         chunks = [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
         return b"".join(map(event, chunks))
@@ -224,8 +220,7 @@ class ChunkEncoder:
         self, index: int, deltas: Sequence[ChatDelta], timings: Callable[[], Mapping[str, int]]
     ) -> bytes:
         """The events for new deltas of choice `index`, with their texts joined. `timings` is called
-        once, at the end. No delta may follow one with a finish reason.
-        """
+        once, at the end. No delta may follow one with a finish reason."""
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])

@@ -69,7 +69,6 @@ class StopFinder:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The text held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 

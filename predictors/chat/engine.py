@@ -61,8 +61,7 @@ share a pass this way."""
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """The chunks of prompts that are read, the sequences that get a token, and the copy of these
-    tokens to the host."""
+    """The prompt chunks read, the sequences that get a token, and these tokens' host copy."""
 
     chunks: list[PromptChunk[Sequence]]
     sequences: list[Sequence]
@@ -142,7 +141,6 @@ class ChatEngine:
         }
 
     def load(self) -> None:
-        """Read the weights and lay out the KV pages."""
         self._start.begin()
         placement = self._placement
         decoder, vision = self._model.load(placement)
@@ -157,8 +155,7 @@ class ChatEngine:
         )
 
     def warm(self, progress: Progress) -> None:
-        """Compile, capture and run every promised shape; after that nothing may be compiled or
-        captured."""
+        """Run every promised shape; afterwards nothing may be compiled or captured."""
         runner = self._ready.runner
         if self._deterministic and not self._placement.is_cuda:
             runner.fix_width()
@@ -187,7 +184,6 @@ class ChatEngine:
             )
 
     def admit(self, job: ChatJob) -> bool:
-        """Reserve a slot and all pages, or return False and change nothing."""
         if not self._free_slots:
             return False
         work, pool = job.work, self._pages
@@ -201,7 +197,6 @@ class ChatEngine:
         return True
 
     def evict(self, job: ChatJob) -> None:
-        """Free the job's slot and pages; no-op for a job that has none."""
         sequence = self._sequences.pop(job, None)
         if sequence is None:
             return
@@ -313,7 +308,6 @@ class ChatEngine:
         return loaded.runner.prefill(parts, prompt_pass.width)
 
     def _part(self, chunk: PromptChunk[Sequence], runner: PictureRunner) -> PromptPart:
-        """The chunk's tensors; encodes its new pictures."""
         sequence, work = chunk.key, chunk.key.work
         part = slice(chunk.start, chunk.start + chunk.length)
         tokens, positions = work.tokens[part], work.positions[:, part]
@@ -372,8 +366,7 @@ class ChatEngine:
         job.finish()
 
     def _fail(self, sequence: Sequence) -> None:
-        """Fail a sequence whose logits hold NaN or infinities; its pictures and pages are not
-        shared any more."""
+        """Fail a sequence with NaN or infinite logits; stop sharing its pictures and pages."""
         job = sequence.job
         log.error("%s: the logits of job %s are not finite", self._name, job.id)
         self._picture_cache.drop(sequence)

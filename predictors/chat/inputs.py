@@ -102,7 +102,6 @@ class ChatPreparer:
         return self.assemble(request, [self.prepare_picture(x) for x in request.pictures])
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        """The work for one request whose pictures are prepared."""
         tokens, starts = self._place(self.tokens_of(request.messages), pictures)
         lengths = [self._merged(picture) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
@@ -134,7 +133,6 @@ class ChatPreparer:
         return found
 
     def cached(self, digest: bytes) -> PreparedPicture | None:
-        """The prepared picture from the cache, or None."""
         with self._lock:
             found = self._cache.get(digest)
         if found is not None:
@@ -206,8 +204,7 @@ class ChatPreparer:
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         """The parts as templates take them. Adjacent texts are joined first, so that two halves
-        can't form a control token.
-        """
+        can't form a control token."""
         parts: list[dict[str, str]] = []
         for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
             if is_text:
@@ -226,8 +223,7 @@ class ChatPreparer:
     def _place(
         self, tokens: list[int], pictures: Sequence[PreparedPicture]
     ) -> tuple[list[int], list[int]]:
-        """The tokens with each picture's repeated for all its patches, and where each picture
-        begins."""
+        """The tokens, a picture's repeated for all its patches, and where each picture begins."""
         image_token = self._model.image_token
         if tokens.count(image_token) != len(pictures):
             raise InvalidRequest(

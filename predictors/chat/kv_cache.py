@@ -55,7 +55,6 @@ class PagePool:
 
     @property
     def num_named(self) -> int:
-        """Pages whose content can be shared."""
         return len(self._name_of)
 
     @property
@@ -64,7 +63,6 @@ class PagePool:
         return 1.0 - self.num_free / self.num_pages
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that `num_tokens` tokens take."""
         return -(-num_tokens // self.page_tokens)
 
     def reserve(
@@ -114,11 +112,9 @@ class PagePool:
                 del self._page_of[name]
 
     def owned(self, owner: Hashable) -> tuple[int, ...]:
-        """The owner's pages in order; empty if it has none."""
         return self._owned.get(owner, ())
 
     def release(self, owner: Hashable) -> None:
-        """Free the owner's pages; no-op if it has none."""
         # the last page first: a page is of no use without those before it
         for page in reversed(self._owned.pop(owner, ())):
             self._drop(page)

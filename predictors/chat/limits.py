@@ -31,8 +31,7 @@ MOST_WASTE = 0.12
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Shapes of a runner. `decode_widths` and `chunk_widths` ascend; `num_pages` does not count the
-    scratch page."""
+    """Shapes of a runner. Widths ascend; `num_pages` does not count the scratch page."""
 
     slots: int
     page_tokens: int
@@ -43,7 +42,6 @@ class EngineLimits:
 
     @property
     def pages_per_slot(self) -> int:
-        """Width of the page table."""
         return -(-self.max_context // self.page_tokens)
 
 
@@ -84,7 +82,6 @@ def max_context(shape: DecoderShape, settings: QwenVLSettings, placement: Placem
 
 
 def num_slots(settings: QwenVLSettings, placement: Placement) -> int:
-    """Sequences that decode together."""
     return settings.slots or (GPU_SLOTS if placement.is_cuda else CPU_SLOTS)
 
 
@@ -111,7 +108,6 @@ def uses_fp8(settings: QwenVLSettings, placement: Placement) -> bool:
 
 
 def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
-    """The effective precision, as responses name it."""
     return "fp8" if uses_fp8(settings, placement) else placement.precision
 
 
@@ -119,8 +115,7 @@ def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
 def num_pages(
     *, slots: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
 ) -> int:
-    """Pages for `kv_tokens`, or if that is 0 for every slot's worst case, at most `free_pages`
-    (None: any number)."""
+    """Pages for `kv_tokens` (0: every slot's worst case), at most `free_pages` (None: any)."""
     if kv_tokens:
         return -(-kv_tokens // page_tokens)
     wanted = slots * -(-max_context // page_tokens)
@@ -137,7 +132,6 @@ def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> i
 
 
 def kv_bytes(free: int) -> int:
-    """Bytes for keys and values, of `free` bytes."""
     return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
 
 
@@ -159,7 +153,6 @@ def packed_widths(largest: int) -> tuple[int, ...]:
 
 
 def aligned(rows: int) -> int:
-    """`rows` rounded up to a multiple of PACK_ALIGN."""
     return -(-rows // PACK_ALIGN) * PACK_ALIGN
 
 

@@ -63,27 +63,21 @@ class VisionEncoder(Protocol):
 
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """The plain form, for `patches` (patches, patch_values) of `grid` (rows, columns)."""
-        ...
 
     def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
         """All that the packed form needs of a grid, for a pass of `num_patches` rows: int64 on the
         CPU, of a length that depends on `num_patches` alone."""
-        ...
 
     def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
         """The fused form, for `patches` (num_patches, patch_values or more) and `pack_grid`'s
         integers on the device. It is captured per `num_patches`; rows beyond the picture may hold
         anything finite, and their features are dropped."""
-        ...
 
     def choose_attention(self, num_patches: int) -> None:
         """Pick the fastest attention for pictures of up to `num_patches` on this GPU."""
-        ...
 
 
 class ChatModules(NamedTuple):
-    """A model with its weights on the device."""
-
     decoder: Decoder
     vision: VisionEncoder
 
@@ -110,16 +104,13 @@ class ChatModel(Protocol):
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The chat template over `messages` as transformers takes them, with the opening of the
         answer. Raises `jinja2.TemplateError`."""
-        ...
 
     def positions(
         self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]
     ) -> tuple[Tensor, int]:
         """Rotary positions (3, num_tokens) int64 of a prompt, and the one that comes next.
         `pictures` are (index of the first token, rows, columns) in tokens, in order."""
-        ...
 
     def load(self, placement: Placement) -> ChatModules:
         """Read the weights. Raises `EngineFailed` naming a tensor that is missing or of another
         shape, before memory is taken. Engine thread."""
-        ...

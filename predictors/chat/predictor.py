@@ -66,11 +66,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     # -- hooks of BasePredictor ------------------------------------------------------------------
     def get_input_types(self) -> list[dict[str, Any]]:
-        """Names, types and shapes of the V2 inputs."""
         return INPUT_TYPES
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """Names, types and shapes of the V2 outputs."""
         return OUTPUT_TYPES
 
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -135,7 +133,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
-        """Tokens and pictures."""
         fields: dict[str, int | str] = {
             "prompt_tokens": work.num_prompt_tokens,
             "completion_tokens": 0 if last is None else last.completion_tokens,
@@ -162,8 +159,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows. The first one comes with the first token, so that a failure
-        before it still gets a status. Closing the iterator cancels the jobs.
-        """
+        before it still gets a status. Closing the iterator cancels the jobs."""
         requests = await self._decode_chat(body, call)
         submissions = await self.submit(requests, call)
         encoder = ChunkEncoder(body, call, self._codec.precision, requests)

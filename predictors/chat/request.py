@@ -51,8 +51,7 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request for one answer. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes the configured
-    default, limited to the context.
-    """
+    default, limited to the context."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
@@ -63,12 +62,10 @@ class ChatRequest:
 
     @property
     def pictures(self) -> list[Picture]:
-        """Pictures of all messages, in order."""
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
     @property
     def num_chars(self) -> int:
-        """Characters of all texts."""
         return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
 
 

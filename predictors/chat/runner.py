@@ -197,14 +197,12 @@ class ChatRunner:
     @staged("decode")
     @torch.no_grad()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """The next token (len(rows),) int64 of each sequence; at most the largest of
-        `decode_widths` rows."""
+        """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows."""
         logits = self.step_logits(rows)
         return self._choose(logits, [row.choice for row in rows])
 
     def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
-        """Logits (width, vocab) after the newest token of each sequence: its rows first, then
-        padding."""
+        """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
         width = next(w for w in self.decode_widths if w >= len(rows))
         columns = [(row.slot, row.length, row.position, row.index) for row in rows]
         columns += [(self._slots.padding, 0, 0, 0)] * (width - len(rows))
@@ -235,7 +233,6 @@ class ChatRunner:
         return self._samplers[sampler](logits, ints, floats)[: len(choices)]
 
     def copy(self, tokens: Tensor) -> HostCopy:
-        """Start the copy of `tokens` to the host."""
         return to_host_async(tokens)
 
     # -- invariance ------------------------------------------------------------------------------

@@ -151,8 +151,7 @@ NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class TokenChoice:
-    """How the next token of the sequence in `slot` is chosen; `position` is its number in the
-    answer."""
+    """How the next token of `slot`'s sequence is chosen, number `position` of its answer."""
 
     slot: int
     sampling: Sampling
@@ -161,7 +160,6 @@ class TokenChoice:
 
 
 def cheapest_sampler(choices: Sequence[TokenChoice]) -> str:
-    """Name of the cheapest sampler that serves all choices."""
     if all(c.sampling.is_greedy for c in choices):
         return "greedy"
     is_open = (c.sampling.top_k <= 0 and c.sampling.top_p >= 1.0 for c in choices)

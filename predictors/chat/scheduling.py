@@ -22,8 +22,7 @@ PACK_PROMPTS = 32
 class SequenceProgress(Generic[K]):
     """How far a sequence is: `done` of `total` prompt tokens are in the cache, or will be once the
     launched work has run. `new` are the pictures that must be encoded first, in order: (index of
-    the first token that is not in the cache, tokens of the picture).
-    """
+    the first token that is not in the cache, tokens of the picture)."""
 
     key: K
     done: int
@@ -33,8 +32,6 @@ class SequenceProgress(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class PromptChunk(Generic[K]):
-    """`length` prompt tokens from `start`."""
-
     key: K
     start: int
     length: int
@@ -42,24 +39,19 @@ class PromptChunk(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class PromptPass(Generic[K]):
-    """Chunks that are read together, in a warmed pass of `width` rows."""
-
     width: int
     chunks: tuple[PromptChunk[K], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan(Generic[K]):
-    """One step: the sequences that decode, and the passes over prompts."""
-
     decode: tuple[K, ...]
     prefill: tuple[PromptPass[K], ...]
 
 
 # -- one prompt per pass -------------------------------------------------------------------------
 def next_chunk(sequence: SequenceProgress[K], widths: Sequence[int]) -> PromptPass[K]:
-    """A pass over a prompt's next chunk: the smallest width that takes the rest, else the
-    largest."""
+    """A pass over a prompt's next chunk: least width that takes the rest, else the largest."""
     rest = sequence.total - sequence.done
     width = next((w for w in widths if w >= rest), widths[-1])
     return PromptPass(width, (PromptChunk(sequence.key, sequence.done, min(rest, width)),))

@@ -81,7 +81,6 @@ class Sequence:
         return {"steps_done": made, "steps_left": most - made, **prompt}
 
     def next_choice(self) -> TokenChoice:
-        """How the next token that is not launched yet is chosen."""
         work = self.job.work
         return TokenChoice(self.slot, work.sampling, work.seed, self.launched)
 
@@ -121,7 +120,6 @@ class ChatMetrics:
         self._prompt(work.num_prompt_tokens)
 
     def observe_end(self, sequence: Sequence) -> None:
-        """The answer is complete."""
         seconds = sequence.last_token_at - sequence.first_token_at
         self.observe_stage(sequence.job, "decode", seconds)
         self._answer(len(sequence.answer))

@@ -87,24 +87,20 @@ class DiffusionEngine:
     # -- any thread ------------------------------------------------------------------------------
     @property
     def slots(self) -> int:
-        """The most pictures that are drawn together."""
         return self._settings.slots
 
     @property
     def busy(self) -> bool:
-        """True while any picture is being drawn."""
         return bool(self._slots)
 
     @property
     def active(self) -> Sequence[DiffusionJob]:
-        """Jobs in order of admission."""
         return list(self._slots)
 
     def validate(self, work: DiffusionWork) -> None:
         """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
 
     def describe(self) -> Mapping[str, object]:
-        """The state for operators, as `serving.engine.Describes` says."""
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
         cached = {"entries": len(prompts), "bytes": prompts.num_bytes}
         sizes = [f"{width}x{height}" for width, height in self._limits.sizes]
@@ -201,7 +197,6 @@ class DiffusionEngine:
         return True
 
     def evict(self, job: DiffusionJob) -> None:
-        """Drop the job's slot and tensors. No-op without a slot."""
         self._slots.pop(job, None)
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:

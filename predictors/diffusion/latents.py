@@ -19,8 +19,6 @@ from predictors.diffusion.sampling import euler, extrapolate, guide
 
 
 class StepResult(NamedTuple):
-    """A picture's values after one more computed step."""
-
     latents: Tensor
     """(I, C)."""
     velocity: Tensor
@@ -58,16 +56,13 @@ class DenoiseState:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a step that it takes."""
         return self.context.shape[0]
 
     @property
     def is_finished(self) -> bool:
-        """True if only decoding is left."""
         return self.index == self.dts.shape[0]
 
     def commit(self, result: StepResult) -> None:
-        """Advance by one computed step."""
         self.latents, self.velocity = result
         self.index += 1
 

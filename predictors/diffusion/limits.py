@@ -153,8 +153,7 @@ class PictureLimits:
 def make_limits(
     config: CheckpointConfig, settings: FluxSettings, device: torch.device = CPU
 ) -> PictureLimits:
-    """The limits of a checkpoint under these settings on `device`; raises `InvalidSetting` naming
-    the setting."""
+    """A checkpoint's limits on `device`; raises `InvalidSetting` naming the setting."""
     width, height = default = _default_size(config, settings)
     tokens = settings.max_sequence_length or config.default_text_tokens
     if not 1 <= tokens <= config.max_text_tokens:

@@ -46,7 +46,6 @@ class Embedding(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Device memory it holds."""
         return self.context.nbytes + sum(vector.nbytes for vector in self.pooled)
 
 
@@ -98,8 +97,6 @@ class CheckpointConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """The settings and promises that the passes are made for."""
-
     forms: tuple[str, ...]
     """Forms of the transformer's weights to hold: `request.BASE`, `request.FP8`."""
     longest_sequence: int

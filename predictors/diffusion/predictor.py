@@ -51,7 +51,6 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
-        """One request per row."""
         return self._codec.decode_v2(request)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
@@ -61,11 +60,9 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]
     ) -> V2Response:
-        """Files and seeds. Pool thread."""
         return self._codec.encode_v2(request, answers)
 
     def log_fields(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
-        """The picture's size and cost."""
         request = work.request
         fields: dict[str, int | str] = {
             "width": request.width,
@@ -80,7 +77,6 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return request.prompt
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
-        """The JSON of the response to OpenAI's `images/generations`."""
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)
         answers = await self.run(requests, call)
@@ -88,15 +84,12 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             return await self.off_loop(self._codec.encode_images, answers)
 
     def describe(self) -> dict[str, object]:
-        """The state of base class and engine, and `precision` by tier as responses show it."""
         tiers = self._codec.limits.tiers.loaded
         precision = {tier: self._codec.precision_of(tier) for tier in tiers}
         return {**super().describe(), "precision": precision}
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        """Names, datatypes and shapes of the V2 inputs."""
         return [dict(tensor) for tensor in INPUT_TYPES]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        """Names, datatypes and shapes of the V2 outputs."""
         return [dict(tensor) for tensor in OUTPUT_TYPES]

@@ -44,7 +44,6 @@ class Tiers:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """The forms that must be loaded."""
         found = {self.form_of(tier) for tier in self.loaded}
         return tuple(form for form in (BASE, FP8) if form in found)
 
@@ -101,7 +100,6 @@ class ImageRequest:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a pass that this picture takes."""
         return 2 if self.is_guided else 1
 
 

@@ -117,7 +117,6 @@ class DiffusionRunner:
 
     # -- widths ---------------------------------------------------------------------------------
     def width(self, shape: StepShape) -> int:
-        """Rows that share a pass of this shape."""
         largest = self.largest_width(shape.form)
         return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
 
@@ -152,7 +151,6 @@ class DiffusionRunner:
 
     @property
     def captures(self) -> int:
-        """Graphs captured so far."""
         return self._graphs.count
 
     @property
@@ -161,7 +159,6 @@ class DiffusionRunner:
         return self._graphs.count_after_ready
 
     def close(self) -> None:
-        """Give the graphs' memory back."""
         self._graphs.close()
 
     # -- passes ---------------------------------------------------------------------------------

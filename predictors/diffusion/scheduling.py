@@ -28,8 +28,6 @@ LEAST_GAIN = 0.05  # a smaller gain is lost when one picture of a pass leaves ea
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A picture that could take a step."""
-
     shape: Hashable
     """Pictures of equal shape can share a pass."""
     num_rows: int
@@ -54,23 +52,19 @@ class Slot:
 
     @property
     def started(self) -> DenoiseState:
-        """The state of a slot that has taken its first step."""
         assert self.state is not None
         return self.state
 
     @property
     def is_finished(self) -> bool:
-        """True if all steps are taken and only decoding is left."""
         return self.state is not None and self.state.is_finished
 
     @property
     def steps_done(self) -> int:
-        """Computed steps so far."""
         return 0 if self.state is None else self.state.index
 
     @property
     def candidate(self) -> Candidate:
-        """The slot as scheduling sees it."""
         work = self.job.work
         shape, num_rows = work.shape, work.request.num_rows
         left = work.plan.num_calls - self.steps_done
@@ -79,12 +73,10 @@ class Slot:
 
     @property
     def resolution(self) -> str:
-        """The metrics label of its size."""
         request = self.job.work.request
         return metrics.resolution_class(request.width, request.height)
 
     def describe(self) -> dict[str, object]:
-        """Its entry in the admin state, as JSON values."""
         request = self.job.work.request
         return {
             "steps_done": self.steps_done,

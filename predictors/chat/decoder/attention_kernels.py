@@ -24,8 +24,7 @@ def _rotated(low, high, cos, sin):
 
 @triton.jit
 def _normed(low, high, weight, half, EPS: tl.constexpr, HALF: tl.constexpr):
-    """The two halves of heads (heads, HALF) over their root mean square, times weight (2 HALF,);
-    float32."""
+    """Halves of heads (heads, HALF) over their root mean square, times weight (2 HALF,); fp32."""
     low, high = low.to(tl.float32), high.to(tl.float32)
     squares = tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)
     root = tl.rsqrt(squares / (2 * HALF) + EPS)[:, None]
@@ -157,7 +156,6 @@ def _joined(partial, weights, cell, parts, DIM: tl.constexpr):
 
 @triton.jit
 def _store_token(cache, place, low, high, value, to_values, DIM: tl.constexpr):
-    """The new key and value to their place."""
     half, dims = tl.arange(0, DIM // 2), tl.arange(0, DIM)
     tl.store(cache + place * DIM + half, low)
     tl.store(cache + place * DIM + DIM // 2 + half, high)
@@ -166,7 +164,6 @@ def _store_token(cache, place, low, high, value, to_values, DIM: tl.constexpr):
 
 @triton.jit
 def _store_part(partial, weights, cell, most, mass, mixed, DIM: tl.constexpr):
-    """Store one program's part of a row's group."""
     heads, dims = tl.arange(0, 16), tl.arange(0, DIM)
     there = partial + cell.to(tl.int64) * 16 * DIM + heads[:, None] * DIM + dims[None, :]
     tl.store(there, mixed)

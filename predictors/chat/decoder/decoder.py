@@ -61,15 +61,12 @@ class Attention(nn.Module):
 
     @property
     def head_norms(self) -> HeadNorms | None:
-        """Norms of q's and k's heads; None in models without them."""
         if self.q_norm is None or self.k_norm is None:
             return None
         return HeadNorms(self.q_norm, self.k_norm)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
-
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.norm1 = RMSNorm(shape.hidden, shape.eps)
@@ -88,8 +85,7 @@ class Block(nn.Module):
 
 class Decoder(nn.Module):
     """Embedding, blocks, norm and head. `frequencies` (head_dim / 2,) fp32 and `axes`
-    (head_dim / 2,) int64 are those of the shape.
-    """
+    (head_dim / 2,) int64 are those of the shape."""
 
     frequencies: Tensor
     axes: Tensor

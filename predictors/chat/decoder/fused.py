@@ -44,8 +44,6 @@ class DecodePlaces:
 
 @dataclass(frozen=True, slots=True)
 class DecodeScratch:
-    """Scratch memory of `decode_attention_kernel`."""
-
     partial: Tensor
     weights: Tensor
     arrivals: Tensor

@@ -163,7 +163,6 @@ def gated(wide: Tensor) -> Tensor:
 
 
 def gated_narrow(wide: Tensor) -> RowScaled:
-    """The same in fp8."""
     width = wide.shape[1] // 2
     out = _empty_rows(wide, width)
     block = power_of_two(width)

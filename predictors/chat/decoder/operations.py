@@ -51,7 +51,6 @@ class Operations(Protocol):
 
     def normed_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Tensor:
         """layer(norm(x))."""
-        ...
 
     def attend(
         self, qkv: Tensor, angles: Angles, cache: Tensor, head_dim: int, norms: HeadNorms | None
@@ -60,19 +59,15 @@ class Operations(Protocol):
 
         q and k go through `norms` and are rotated; k and v are written into `cache` (2, pages,
         page_tokens, kv_heads, head_dim). May overwrite qkv."""
-        ...
 
     def added_linear(self, stream: Tensor, x: Wide, layer: Layer) -> Tensor:
         """stream + layer(x), the layer without bias. May overwrite the stream."""
-        ...
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
         """silu(gate) * up of the packed layer's (gate, up) of norm(x)."""
-        ...
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
         """head(norm(x)) in float32."""
-        ...
 
 
 class PlainOperations:

@@ -124,5 +124,4 @@ class DecoderPasses:
 
 
 def num_prompt_ints(rows: int) -> int:
-    """Length of `fused_prompt`'s ints."""
     return 5 * rows + 3 * (rows // TILE) + PACK_PROMPTS

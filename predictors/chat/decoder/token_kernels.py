@@ -60,8 +60,7 @@ def best_kernel(
 ):
     """The best penalised logit of a part of the vocabulary, and whose it is: see
     `sampling.penalised`. peaks, tokens (rows, parts); of equals the first token wins. A part with
-    a logit that is not finite wins over all others, with token -1 (`sampling.NOT_FINITE`).
-    """
+    a logit that is not finite wins over all others, with token -1 (`sampling.NOT_FINITE`)."""
     row = tl.program_id(0)
     part = tl.program_id(1)
     token = part * BLOCK + tl.arange(0, BLOCK)
@@ -86,8 +85,7 @@ def best_kernel(
 @triton.jit
 def best_of_parts_kernel(peaks, tokens, out, fed, NUM_PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The best over all parts: out (rows,); in fed (rows,) the same, but for 0 instead of -1, so
-    that it can be looked up.
-    """
+    that it can be looked up."""
     row = tl.program_id(0)
     part = tl.arange(0, BLOCK)
     inside = part < NUM_PARTS

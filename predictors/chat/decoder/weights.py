@@ -51,8 +51,7 @@ def load_modules(
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
     stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
-    of another shape or of no use, before any memory is taken.
-    """
+    of another shape or of no use, before any memory is taken."""
     with Shards(checkpoint) as shards:
         stored = _named(shards)
         shape = replace(shape, tied=_is_tied(shape, shards, stored))
@@ -162,8 +161,7 @@ def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:
 
 
 def mlp_slots(prefix: str, mlp: GatedMLP, hidden: int, kinds: tuple[str, ...]) -> dict[str, Tensor]:
-    """The first `hidden` rows of gate and up, and columns of down; the rest is padding and becomes
-    zero."""
+    """First `hidden` rows of gate and up, and columns of down; the padding becomes zero."""
     slots = {f"{prefix}.down_proj.weight": mlp.down.weight.data.zero_()[:, :hidden]}
     if "bias" in kinds:
         slots[f"{prefix}.down_proj.bias"] = mlp.down.bias.data

@@ -14,8 +14,7 @@ from predictors.compute.kernels.attention import Attention
 
 
 def padded_head(head_dim: int) -> int:
-    """Features of a head with the one that hides rows, rounded up to a multiple of 8 as kernels
-    want it."""
+    """A head's features and the one that hides rows, rounded up to a multiple of 8 for kernels."""
     return -(-(head_dim + 1) // 8) * 8
 
 
@@ -24,8 +23,7 @@ def attend_picture(
 ) -> Tensor:
     """The joined heads (rows, hidden) of qkv (rows, 3 hidden), q and k rotated by cos, sin (rows,
     head_dim) fp32, each row over the first `count` (1,) rows. `attention` takes heads of
-    `padded_head` features. Rows beyond the picture may hold anything, and so does their result.
-    """
+    `padded_head` features. Rows beyond the picture may hold anything, and so does their result."""
     rows, dim = len(qkv), cos.shape[1]
     padded = padded_head(dim)
     packed = qkv.new_empty(rows, 3, heads, padded)

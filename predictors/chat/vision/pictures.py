@@ -105,8 +105,7 @@ class PictureRunner:
         return captured(rows, grid)[:, :merged].clone()  # the next graph uses this memory
 
     def bucket_of(self, count: int) -> int:
-        """Patches in the pass of a picture of `count`: a bucket, or beyond them the next multiple
-        of 16."""
+        """Rows of the pass of `count` patches: a bucket, beyond them the next multiple of 16."""
         return next((b for b in self.buckets if b >= count), _up(count, ALIGNED))
 
     def _rows(self, bucket: int) -> Tensor:
@@ -174,8 +173,7 @@ class PictureCache:
         return {"entries": len(self._kept), "bytes": self._kept.num_bytes}
 
     def missing(self, sequence: Sequence) -> tuple[tuple[int, int], ...]:
-        """The pictures that must be encoded before `sequence` can be read on, see
-        `SequenceProgress.new`."""
+        """Pictures to encode before `sequence` can be read on, see `SequenceProgress.new`."""
         return tuple(
             (max(picture.start, sequence.done), picture.length)
             for i, picture in enumerate(sequence.work.pictures)
@@ -205,13 +203,11 @@ class PictureCache:
             self._kept.drop(picture.prepared.key)
 
     def close(self) -> None:
-        """Free all tensors."""
         self._kept = ByteBoundedCache(0, lambda picture: picture.features.nbytes)
 
     def _encoded(
         self, sequence: Sequence, index: int, picture: PlacedPicture, runner: PictureRunner
     ) -> EncodedPicture:
-        """The sequence's own, from the cache, or encoded now."""
         encoded = sequence.pictures.get(index)
         if encoded is None:
             encoded = self._kept.get(picture.prepared.key)

@@ -137,8 +137,7 @@ def resized(picture: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 def cut(levels: Tensor, layout: PatchFormat, scales: Tensor, out: Tensor) -> Tensor:
     """Fill `out` (patches, at least channels * patch * patch) with normalised patches of `levels`,
     group by group of merge x merge; the rest of a row becomes zero. `scales` are
-    `layout.levels()` on the device. Returns `out`.
-    """
+    `layout.levels()` on the device. Returns `out`."""
     patch, merge = layout.patch, layout.merge
     values = ((levels - scales[0]) / scales[1]).unflatten(1, (-1, merge, patch))
     values = values.unflatten(4, (-1, merge, patch))  # channel, row, merge, y, column, merge, x

@@ -54,7 +54,6 @@ class FluxConfig:
 
     @property
     def default_text_tokens(self) -> int:
-        """T5 tokens of a request that gives none."""
         limit = MAX_TEXT_TOKENS if self.shape.has_guidance else MAX_TEXT_TOKENS_SCHNELL
         return min(self.max_text_tokens, limit)
 
@@ -65,7 +64,6 @@ class FluxConfig:
 
     @property
     def default_guidance(self) -> float:
-        """`guidance_scale` of a request that gives none."""
         return 3.5
 
 
@@ -120,7 +118,6 @@ def read_checkpoint(folder: Path) -> tuple[FluxConfig, Tokenizers]:
 
 
 def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:
-    """The config with the defaults of its class."""
     with reading(f"the config of {part}"):
         return kind.from_config(dict(raw)).config
 

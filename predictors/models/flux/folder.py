@@ -79,8 +79,7 @@ QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folde
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The raw configs of the parts, by folder; raises `EngineFailed` for a folder that can't be
-    served."""
+    """The parts' raw configs by folder; raises `EngineFailed` for one that can't be served."""
     index = read_json(folder, "model_index.json", "model_index.json")
     if method := quantisation({k: v for k, v in index.items() if not isinstance(v, list)}):
         raise EngineFailed(f"model_index.json names a quantisation, {method}: {UNQUANTISED}")

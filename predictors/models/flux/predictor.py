@@ -13,5 +13,4 @@ from predictors.workers.pool import Workers
 def make_predictor(
     name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
 ) -> DiffusionPredictor:
-    """The predictor of a checkpoint, without its weights."""
     return DiffusionPredictor(name, FluxModel(checkpoint), settings, workers)

@@ -41,13 +41,10 @@ class Source(Protocol):
         """The shape of one tensor."""
 
     def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
-        """Copy each (target, stored name), from any dtype; raises `EngineFailed` for a tensor of
-        another shape."""
+        """Copy each (target, stored name), any dtype; `EngineFailed` for another shape."""
 
 
 class _Modules(NamedTuple):
-    """The modules of a checkpoint before the transformer takes its forms."""
-
     transformer: Transformer
     conditioning: Conditioning
     clip: CLIPTextModel
@@ -149,8 +146,7 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
 
 
 def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
-    """Raise `EngineFailed` unless every stored tensor has a place and every place a tensor. Reads
-    headers only."""
+    """`EngineFailed` unless tensors and places match one to one. Reads headers only."""
     wanted: dict[str, ExpectedTensor] = {}
     for module, sources in parts:
         for name, meta in module.state_dict(keep_vars=True).items():

@@ -53,8 +53,7 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
 
 
 def check_shapes(text: Any, vision: Any) -> None:
-    """Raise `EngineFailed` for numbers that don't fit together, in configs with defaults filled
-    in."""
+    """Raise `EngineFailed` for numbers that don't fit together; all defaults are filled in."""
     head = text.hidden_size // text.num_attention_heads
     checks = {
         "hidden_size must be a multiple of num_attention_heads": (

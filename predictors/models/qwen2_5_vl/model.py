@@ -39,5 +39,4 @@ class Qwen25VLModel(HubCheckpoint):
 def make_predictor(
     name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
 ) -> ChatPredictor:
-    """The predictor of a checkpoint, without its weights."""
     return ChatPredictor(name, Qwen25VLModel(checkpoint), settings, workers)

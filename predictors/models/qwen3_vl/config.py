@@ -58,8 +58,7 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
 
 
 def check_shapes(text: Any, vision: Any) -> None:
-    """Raise `EngineFailed` for numbers that don't fit together, in configs with defaults filled
-    in."""
+    """Raise `EngineFailed` for numbers that don't fit together; all defaults are filled in."""
     rope = text.rope_parameters or {}
     levels = list(vision.deepstack_visual_indexes)
     checks = {

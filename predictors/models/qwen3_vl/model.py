@@ -40,5 +40,4 @@ class Qwen3VLModel(HubCheckpoint):
 def make_predictor(
     name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
 ) -> ChatPredictor:
-    """The predictor of a checkpoint, without its weights."""
     return ChatPredictor(name, Qwen3VLModel(checkpoint), settings, workers)

@@ -135,8 +135,6 @@ PLAIN = Plain()
 
 
 class Resnet(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a residual connection."""
-
     def __init__(self, channels_in: int, channels_out: int, num_groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, channels_in, eps=EPS)
@@ -196,8 +194,6 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From latents to a picture."""
-
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape

@@ -252,7 +252,6 @@ def _parts(
 def _scaled_parts(
     x: RowScaled, out: Tensor, layers: Streams[Layer], num_text: int
 ) -> Iterator[tuple[RowScaled, Tensor, Layer]]:
-    """`_parts` of values and scales together."""
     values = _parts(x.values, out, layers, num_text)
     scales = _parts(x.scales, out, layers, num_text)
     for (value, place, layer), (scale, _, _) in zip(values, scales, strict=True):

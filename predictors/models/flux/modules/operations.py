@@ -47,12 +47,10 @@ class Streams(NamedTuple, Generic[T]):
 
     @property
     def are_one(self) -> bool:
-        """True if both streams share the value."""
         return self.text is self.image
 
 
 def shared(value: T) -> Streams[T]:
-    """`value` for both streams."""
     return Streams(value, value)
 
 
@@ -145,8 +143,7 @@ def apart(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def per_stream(
     function: Callable[..., Tensor], x: Tensor, num_text: int, *things: Streams[Any]
 ) -> Tensor:
-    """`function(part of x, its stream's things)` for text and picture, in one call if all things
-    are shared."""
+    """`function(part of x, its stream's things)` per stream; one call if all things are shared."""
     if all(thing.are_one for thing in things):
         return function(x, *(thing.image for thing in things))
     text = function(x[:, :num_text], *(thing.text for thing in things))

@@ -57,7 +57,6 @@ class Shape:
 
     @property
     def dim(self) -> int:
-        """Width of the residual stream."""
         return self.num_heads * self.head_dim
 
     @property
@@ -145,8 +144,7 @@ class Ends(nn.Module):
         self.project = nn.Linear(shape.dim, shape.out_channels)
 
     def forward(self, ops: Operations, carry: Carry, modulation: Tensor, num_text: int) -> Tensor:
-        """Velocity (rows, I, channels), for carry (rows, T + I, dim) and modulation (rows, 2 *
-        dim)."""
+        """Velocity (rows, I, channels); carry (rows, T + I, dim), modulation (rows, 2 * dim)."""
         scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
         _, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
         return apart(self.project, x[:, num_text:])

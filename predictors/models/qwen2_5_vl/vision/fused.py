@@ -115,7 +115,6 @@ def _add_norm(stream: Tensor, update: Tensor | None, norm: RMSNorm) -> Tensor:
 
 
 def split_head(head_dim: int) -> tuple[int, int]:
-    """Columns that are powers of two, together at least `head_dim`: 64 + 16 for 80, 32 + 0 for
-    32."""
+    """Columns, powers of two, together at least `head_dim`: 64 + 16 for 80, 32 + 0 for 32."""
     low = max(LEAST, 1 << (head_dim.bit_length() - 1))
     return low, 0 if low >= head_dim else max(LEAST, power_of_two(head_dim - low))

@@ -38,7 +38,6 @@ class VisionShape:
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
         return self.hidden // self.heads
 
     @property
@@ -48,14 +47,11 @@ class VisionShape:
 
     @property
     def window_patches(self) -> int:
-        """Patches of a whole window."""
         return (self.side * self.merge) ** 2
 
     @property
     def patch_values(self) -> int:
-        """Numbers per patch of a still picture: one frame, since both frames of a pair are the
-        same.
-        """
+        """Numbers per patch of a still picture: one frame, as both of a pair are the same."""
         return self.channels * self.patch * self.patch
 
     @property
@@ -84,7 +80,6 @@ class GridPlan:
     mask: Tensor | None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> GridPlan:
-        """The same plan with `move` applied to every tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)  # type: ignore[arg-type]
@@ -132,9 +127,7 @@ def plan_grid(height: int, width: int, shape: VisionShape) -> GridPlan:
 
 
 def _patch_places(rows: int, columns: int, merge: int) -> tuple[Tensor, Tensor]:
-    """Row and column of each patch in the order that the image preparation writes them: group by
-    group.
-    """
+    """Row and column of each patch, group by group as the image preparation writes them."""
     row = torch.arange(rows * merge).view(rows, 1, merge, 1).expand(rows, columns, merge, merge)
     column = torch.arange(columns * merge).view(1, columns, 1, merge)
     return row.flatten(), column.expand(rows, columns, merge, merge).flatten()
@@ -152,8 +145,7 @@ def _padding(lengths: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
 class PackedGrid(NamedTuple):
     """The parts of `packed_grid`'s integers. `order` (patches,), `row`, `column` (patches,),
     `back` (merged,), `starts`, `lengths` (windows,) in patches, negative of rows that are no
-    patches, `real` (1,) how many patches are.
-    """
+    patches, `real` (1,) how many patches are."""
 
     order: Tensor
     row: Tensor
@@ -165,7 +157,6 @@ class PackedGrid(NamedTuple):
 
     @classmethod
     def unpacked(cls, ints: Tensor, patches: int, shape: VisionShape) -> PackedGrid:
-        """Views of `ints` for a pass over `patches` patches."""
         return cls(*ints.split(_packed_sizes(patches, shape)))
 
 
@@ -183,7 +174,6 @@ def most_windows(merged: int, side: int) -> int:
 
 
 def num_packed(patches: int, shape: VisionShape) -> int:
-    """Length of `packed_grid` for a pass over `patches` patches."""
     return sum(_packed_sizes(patches, shape))
 
 

@@ -49,7 +49,6 @@ def _angles(cos, sin, places, mask):
 
 @triton.jit
 def _mix(share, mass, values, there, mask):
-    """Some columns of the result."""
     found = tl.load(values, mask, other=0.0)
     mixed = tl.dot(share.to(found.dtype), found, input_precision="ieee") / mass
     tl.store(there, mixed.to(found.dtype), mask)

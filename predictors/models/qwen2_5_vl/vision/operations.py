@@ -20,32 +20,24 @@ class VisionOperations(Protocol):
 
     def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
         """layer(patches), from picture order to window order."""
-        ...
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """norm(x)."""
-        ...
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """layer(x)."""
-        ...
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
-        """The joined heads (patches, hidden) of qkv (patches, 3 hidden), turned, inside windows or
-        across the picture."""
-        ...
+        """Joined heads (patches, hidden) of rotated qkv (patches, 3 hidden); in windows or full."""
 
     def added(self, stream: Tensor, update: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
         """stream + update, and norm of that. May overwrite the stream."""
-        ...
 
     def gated(self, wide: Tensor) -> Tensor:
         """silu(first half) * second half of wide (patches, 2 n)."""
-        ...
 
     def restored(self, tokens: Tensor) -> Tensor:
         """Tokens (merged, features) back in picture order."""
-        ...
 
 
 class Plain:

@@ -27,8 +27,6 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
-
     def __init__(self, shape: VisionShape, *, is_full: bool) -> None:
         super().__init__()
         self.is_full = is_full
@@ -64,8 +62,6 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches of one picture to tokens of the decoder."""
-
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.shape = shape
@@ -77,8 +73,7 @@ class VisionTower(nn.Module):
 
     def forward(self, patches: Tensor, ops: VisionOperations) -> Tensor:
         """Tokens (merged, out) for `patches` (patches, channels * patch * patch), both in picture
-        order; `ops` know the grid.
-        """
+        order; `ops` know the grid."""
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)]
         norms = [block.norm1 for block in blocks] + [self.merger.norm]
         stream = ops.embed(patches, self.patch_embed)
@@ -89,7 +84,6 @@ class VisionTower(nn.Module):
 
 
 def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
-    """Where each of the checkpoint's names goes: views into the packed weights."""
     slots = {
         FRAMES: vision.patch_embed.weight.data,
         "visual.merger.ln_q.weight": vision.merger.norm.weight.data,

@@ -49,8 +49,7 @@ class VisionShape:
 
     @property
     def patch_values(self) -> int:
-        """Numbers per patch of a still picture: one frame, since both frames of a pair are the
-        same."""
+        """Numbers per patch of a still picture: one frame, as both of a pair are the same."""
         return self.channels * self.patch * self.patch
 
 
@@ -73,13 +72,11 @@ class Grid(NamedTuple):
 
 
 def num_packed(patches: int) -> int:
-    """Length of `packed_grid` for a pass over `patches` patches."""
     return 2 * patches + SIZES
 
 
 def packed_grid(height: int, width: int, patches: int, shape: VisionShape) -> Tensor:
-    """`height` x `width` patches for a pass over `patches` >= height * width: one row of int64 on
-    the CPU, see `Grid`."""
+    """A grid for a pass over `patches` >= height * width: int64 row on the CPU, see `Grid`."""
     merge, count = shape.merge, height * width
     blocks = (height // merge, width // merge, merge, merge)
     row = torch.arange(height).view(blocks[0], 1, merge, 1).expand(blocks)

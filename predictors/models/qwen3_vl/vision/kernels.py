@@ -20,8 +20,7 @@ def add_norm_kernel(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """stream += update; out = layer_norm(stream) * weight + bias. One row of DIM per program;
-    moments in float32."""
+    """stream += update; out = layer_norm(stream) * weight + bias, moments in float32."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < DIM

@@ -22,22 +22,18 @@ EPS = 1e-6
 
 
 class VisionOperations(Protocol):
-    """Work between the matmuls, over one picture. All tensors are (patches, features) in the dtype
-    of the weights."""
+    """Work between matmuls over one picture: (patches, features), dtype of the weights."""
 
     @property
     def grid(self) -> Grid: ...
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """The joined heads (patches, hidden) of qkv (patches, 3 hidden), rotated, each patch over
-        the whole picture."""
-        ...
+        """Joined heads (patches, hidden) of qkv (patches, 3 hidden), rotated, over all patches."""
 
     def normed(self, stream: Tensor, norm: nn.LayerNorm) -> Tensor: ...
 
     def added(self, stream: Tensor, update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """stream + update, and norm of that. May overwrite the stream."""
-        ...
 
 
 class PlainVision:
@@ -66,8 +62,6 @@ class PlainVision:
 
 
 class VisionBlock(nn.Module):
-    """Attention and MLP, each behind a layer norm and added to the stream."""
-
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(shape.hidden, EPS)
@@ -105,8 +99,6 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches of one picture to rows of the decoder."""
-
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.shape = shape
@@ -137,7 +129,6 @@ class VisionTower(nn.Module):
 
 
 def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
-    """The place of each of the checkpoint's names."""
     slots = {
         FRAMES: vision.patch_embed.weight.data,
         FRAMES.replace("weight", "bias"): vision.patch_embed.bias.data,
