@@ -101,7 +101,7 @@ class Live(ServerProcess):
         """The same command at the same addresses, after the process has ended; once it listens."""
         self._stack.close()
         self._lines = queue.SimpleQueue()
-        self._begin()
+        self._launch()
         self.wait_listening()
 
     def view(self) -> Any:
