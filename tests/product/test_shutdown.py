@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
@@ -51,15 +51,15 @@ class Server:
     def ask(self, route: str, body: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{route}", json=body, timeout=PATIENCE_S)
 
-    def ask_until_told(
+    def ask_until_shown(
         self, pool: ThreadPoolExecutor, route: str, body: Any, sample: str
     ) -> Future[httpx.Response]:
         """Ask, and return while the work is on: once `/metrics` has this line. Work that was over
-        before anybody looked is asked for again."""
+        before the line was seen is asked for again."""
         asked = pool.submit(self.ask, route, body)
         with httpx.Client(timeout=PATIENCE_S) as client:
             while sample not in client.get(f"{self.url}/metrics").text:
-                if asked.done():
+                if wait([asked], timeout=0.05).done:  # no event comes from another process
                     asked = pool.submit(self.ask, route, body)
         return asked
 
@@ -96,8 +96,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_what_comes_later(server:
         ThreadPoolExecutor(2) as pool,
         httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client,
     ):
-        drawing = server.ask_until_told(pool, infer, draw, 'requests_running{model="flux"} 2.0')
-        talking = server.ask_until_told(
+        drawing = server.ask_until_shown(pool, infer, draw, 'requests_running{model="flux"} 2.0')
+        talking = server.ask_until_shown(
             pool, "/v1/chat/completions", chat, 'requests_running{model="qwen-vl"} 1.0'
         )
         beginning = server.begin(infer, json.dumps(begun).encode())

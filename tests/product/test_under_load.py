@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from tests.fakes import wait_idle
 from tests.http.echo import PATIENCE_S, Running
@@ -35,24 +37,33 @@ def pictures(reply: httpx.Response) -> list[str]:
 
 
 def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
-    product: Running, sample: Sample
+    product: Running, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes = [{"num_inference_steps": 3 + i, "guidance_scale": 1.0 + i} for i in range(4)]
-    alone = [pictures(draw(product, i, **wish)) for i, wish in enumerate(wishes)]
+    images = [{"num_inference_steps": 3 + i, "guidance_scale": 1.0 + i} for i in range(4)]
+    alone = [pictures(draw(product, i, **image)) for i, image in enumerate(images)]
     shared = sample("predictors_batch_size_sum", model="flux")
     turns = sample("predictors_batch_size_count", model="flux")
-    with ThreadPoolExecutor(len(wishes)) as pool, braked(product, "flux"):
-        tasks = [pool.submit(draw, product, i, **wish) for i, wish in enumerate(wishes)]
-        while open_jobs(sample) < len(wishes):
-            pass  # each turn asks the server; bounded by the test's time limit
+    with ThreadPoolExecutor(len(images)) as pool, braked(product, "flux"):
+        accepted = count_accepted(monkeypatch, host_of(product, "flux"))
+        tasks = [pool.submit(draw, product, i, **image) for i, image in enumerate(images)]
+        for _ in images:
+            assert accepted.acquire(timeout=PATIENCE_S)
     assert [pictures(task.result()) for task in tasks] == alone
     jobs = sample("predictors_batch_size_sum", model="flux") - shared
     assert jobs > sample("predictors_batch_size_count", model="flux") - turns  # wider than one
 
 
-def open_jobs(sample: Sample) -> float:
-    names = ("predictors_requests_waiting", "predictors_requests_running")
-    return sum(sample(name, model="flux") for name in names)
+def count_accepted(monkeypatch: pytest.MonkeyPatch, host: Any) -> threading.Semaphore:
+    """A semaphore that is released for every job that `host` accepts from now on."""
+    accepted, submit = threading.Semaphore(0), host.submit
+
+    def submit_and_count(*args: Any, **more: Any) -> Any:
+        jobs = submit(*args, **more)
+        accepted.release(len(jobs))
+        return jobs
+
+    monkeypatch.setattr(host, "submit", submit_and_count)
+    return accepted
 
 
 def test_a_caller_who_leaves_a_drawing_stops_it(product: Running, sample: Sample) -> None:
