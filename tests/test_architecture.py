@@ -98,7 +98,7 @@ def test_the_contracts_that_were_agreed_are_written_down() -> None:
         "The serving core is plain Python",
         "Wire formats never touch tensors",
         "Engines, models and shared torch code know no HTTP",
-        "Shared torch code knows no model",
+        "Shared torch code imports no model library",
     }
 
 

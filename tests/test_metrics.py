@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from predictors import metrics
 from predictors.chat.sequence import SERIES as CHAT
-from predictors.diffusion.metrics import SERIES as DIFFUSION
+from predictors.diffusion.predictor import SERIES as DIFFUSION
 from predictors.errors import (
     DeadlineExceeded,
     Draining,

@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from predictors import metrics
 from predictors.chat.sequence import SERIES as CHAT
-from predictors.diffusion.metrics import SERIES as DIFFUSION
+from predictors.diffusion.predictor import SERIES as DIFFUSION
 from predictors.diffusion.request import TIERS
 from predictors.settings import ComputeSettings, bounds_of
 from tools.configuration import wrapped

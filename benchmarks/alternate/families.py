@@ -1,6 +1,6 @@
-"""What `benchmarks.alternate` compares. A family starts one long-lived process per source tree and
-returns its timed runs by name; one call of a run gives figures by name. Every figure is a time, so
-that a larger one is slower; rates are given as milliseconds per request.
+"""The cases that `benchmarks.alternate` compares. A family starts one long-lived process per source
+tree and returns its timed runs by name; one call of a run gives figures by name. Every figure is a
+time, so that a larger one is slower; rates are given as milliseconds per request.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Goal:
     wish: float | None = None
     """A limit that is hoped for, beyond the one that was asked for."""
     other: float | None = None
-    """What another server reached elsewhere."""
+    """The figure of another server, measured elsewhere."""
 
     def met(self, measured: float, limit: float) -> bool:
         return measured >= limit if self.is_least else measured <= limit

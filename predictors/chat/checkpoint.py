@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoProcessor, GenerationConfig
 
+from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import mrope_positions
 from predictors.chat.request import Message, Picture, Sampling
 from predictors.chat.vision.pixels import PicturePreparation
@@ -79,16 +80,19 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<
 
 
 class HubCheckpoint:
-    """Tokenizer, chat template, image processor and generation defaults of a folder. Any thread.
+    """The part of `ChatModel` that all models of transformers' layout share. Any thread.
 
-    The part of `ChatModel` that is the same for every model of transformers' layout; models derive
-    from it. `config` is `read_config`'s, `vocab` the rows of the embedding. Raises `EngineFailed`
-    for files that can't be read or don't fit together.
+    `config` is `read_config`'s, `vision` the shape of the vision tower. Raises `EngineFailed` for
+    files that can't be read or don't fit together.
     """
 
-    def __init__(self, checkpoint: Path, config: Mapping[str, Any], vocab: int) -> None:
+    def __init__(
+        self, checkpoint: Path, config: Mapping[str, Any], shape: DecoderShape, vision: object
+    ) -> None:
+        self.shape = shape
+        self.compiled_for: Mapping[str, object] = {"text": shape, "vision": vision}
         tokens = read_tokens(checkpoint)
-        check_tokens(config, tokens, vocab)
+        check_tokens(config, tokens, shape.vocab)
         check_generation(checkpoint)
         with reading("generation_config.json"):
             self.sampling = sampling_defaults(checkpoint)
@@ -156,10 +160,8 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
 
 
 def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "text_config": config.get("text_config", config),
-        "vision_config": config.get("vision_config", {}),
-    }
+    text, vision = config.get("text_config", config), config.get("vision_config", {})
+    return {"text_config": text, "vision_config": vision}
 
 
 def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:

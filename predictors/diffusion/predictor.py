@@ -15,15 +15,29 @@ from predictors.diffusion.codec import INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
-from predictors.diffusion.metrics import SERIES
 from predictors.diffusion.model import DiffusionModel
-from predictors.diffusion.request import ImageRequest, ImageResult
+from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
+
+SERIES = metrics.ModelSeries(
+    operations=("infer", "images"),
+    stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
+    caches=("prompt_embedding",),
+    own={
+        metrics.denoise_steps_total: ((),),
+        metrics.image_pixels: ((),),
+        metrics.inference_steps: ((),),
+        metrics.ttfi_seconds: ((),),
+        metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
+        metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
+    },
+)
+"""Label values and series that a text-to-image model adds to those of every model."""
 
 
 class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from predictors.chat.request import ChatRequest, Message, Picture
+from tests.chat.room import Room
 
 MAX_PIXELS = 1_003_520
 
@@ -65,6 +67,39 @@ class Reference:
                 **sampling,
             )
         return [int(token) for token in out[0, given["input_ids"].shape[1] :]]
+
+
+def assert_equal_prompts_and_patches(
+    room: Room, reference: Reference, requests: Sequence[ChatRequest]
+) -> None:
+    """The prompt's tokens, the patches of its pictures and their grids are the reference's."""
+    for request in requests:
+        work, theirs = room.inputs.prepare(request), reference.inputs(request)
+        assert work.tokens.tolist() == theirs["input_ids"][0].tolist()
+        if not work.pictures:
+            continue
+        side = reference.parts.image_processor.patch_size
+        patches = theirs["pixel_values"].view(len(theirs["pixel_values"]), 3, 2, side * side)
+        ours = torch.cat([picture.prepared.values for picture in work.pictures])
+        assert torch.equal(patches[:, :, 0].flatten(1), ours)
+        assert torch.equal(patches[:, :, 0], patches[:, :, 1])  # why one frame is enough
+        grids = [(1, *picture.prepared.grid) for picture in work.pictures]
+        assert grids == [tuple(grid) for grid in theirs["image_grid_thw"].tolist()]
+
+
+def assert_equal_positions(
+    room: Room, reference: Reference, requests: Sequence[ChatRequest]
+) -> None:
+    """Rotary positions, and the one that comes next, are those of `get_rope_index`."""
+    for request in requests:
+        work, given = room.inputs.prepare(request), reference.inputs(request)
+        theirs, delta = reference.model.model.get_rope_index(
+            input_ids=given["input_ids"],
+            mm_token_type_ids=given["mm_token_type_ids"],
+            image_grid_thw=given.get("image_grid_thw"),
+        )
+        assert torch.equal(work.positions, theirs[:, 0])
+        assert work.next_position == work.num_prompt_tokens + int(delta)
 
 
 def _content(message: Message) -> list[dict[str, str]]:

@@ -4,7 +4,6 @@ also when other jobs come, leave or end early.
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import HostCopy
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
-from tests.chat.test_invariance import EIGHT
+from tests.chat.test_invariance import EIGHT, random_traffic
 
 SAMPLED = Sampling(temperature=1.0, repetition_penalty=1.2, frequency_penalty=0.4)
 
@@ -61,29 +60,8 @@ def test_eight_jobs_together_give_the_tokens_of_the_plain_path(
 def test_answers_stay_the_same_when_other_jobs_come_leave_or_are_stepped_apart(
     ahead: Room, plain: list[list[int]], seed: int
 ) -> None:
-    chance = random.Random(seed)
-    pool = ahead.pool
-    waiting = [(i, ahead.job(replace(r, ignore_eos=True))) for i, r in enumerate(EIGHT)]
-    stayed, leavers = {}, 3
-    while waiting or ahead.engine.busy:
-        active = ahead.engine.active
-        action = chance.random()
-        if waiting and action < 0.3:
-            index, job = waiting.pop(chance.randrange(len(waiting)))
-            assert ahead.engine.admit(job)
-            stayed[index] = job
-        elif active and action < 0.4 and leavers:
-            leavers -= 1
-            left = chance.choice(active)
-            ahead.engine.evict(left)
-            before = tokens_of(left)
-            ahead.engine.step(ahead.engine.active)
-            assert tokens_of(left) == before  # what was in flight for it is dropped
-            stayed = {i: job for i, job in stayed.items() if job is not left}
-        elif active:
-            ahead.engine.step(chance.sample(active, chance.randint(1, len(active))))
-    assert pool.num_free == pool.num_pages
-    assert {i: tokens_of(job) for i, job in stayed.items()} == {i: plain[i] for i in stayed}
+    stayed = random_traffic(ahead, seed)
+    assert stayed == {i: plain[i] for i in stayed}
 
 
 # -- one step in flight --------------------------------------------------------------------------

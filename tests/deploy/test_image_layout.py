@@ -1,4 +1,4 @@
-"""What is rebuilt when, and what a containerd is sent: hashes and streams, without a builder."""
+"""Which changes rebuild which layers, and which blobs a containerd is sent; without a builder."""
 
 from __future__ import annotations
 

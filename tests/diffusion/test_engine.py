@@ -14,7 +14,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from predictors import metrics
-from predictors.diffusion.metrics import SERIES
+from predictors.diffusion.predictor import SERIES
 from predictors.diffusion.request import ImageParameters
 from predictors.serving.engine import StickyDeviceError
 from predictors.serving.job import Job

@@ -1,5 +1,5 @@
-"""What an operator sees of a model with kubectl alone, and that no request waits for the API
-server: while it is stopped, requests are answered.
+"""An operator sees a start with kubectl alone, and no request waits for the API server: while it is
+stopped, requests are answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the log says about pictures and chats: sizes, steps and tokens, and none of the words."""
+"""Log lines of pictures and chats have sizes, steps and tokens, and none of the words."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from predictors.chat.sequence import SERIES as CHAT
-from predictors.diffusion.metrics import SERIES as DIFFUSION
+from predictors.diffusion.predictor import SERIES as DIFFUSION
 from predictors.observe import logs, tracing
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from tests.http.echo import PATIENCE_S, Running, png

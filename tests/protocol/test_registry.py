@@ -15,6 +15,8 @@ from tests.protocol.openai.doubles import Model
 
 
 class Startable(Model):
+    """A model that loads by itself; the registry must only ask whether it is alive."""
+
     is_alive = True
 
     def start(self, on_failed: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in transformers' layout into a decoder and a vision encoder's module.
+"""A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
 Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
 v and gate, up are packed, and the two identical frames of a still picture are folded into one.
@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
+from predictors.chat.decoder.rotary import inverse_frequencies
 from predictors.compute.checkpoint.accounting import FLOATS, ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
@@ -40,6 +42,35 @@ UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
 FRAMES = "visual.patch_embed.proj.weight"
 """Stored as a convolution over two frames."""
+
+
+def decoder_shape(
+    config: Any, head_dim: int, axes: tuple[int, ...], **options: Any
+) -> DecoderShape:
+    """The decoder of a whole config of transformers; `options` are `DecoderShape`'s."""
+    text = config.text_config
+    rope = dict(text.rope_parameters)
+    scale = 1.0
+    if rope.get("rope_type", "default") == "default":
+        frequencies = inverse_frequencies(head_dim, rope["rope_theta"])
+    else:  # scaled frequencies for long contexts
+        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
+    return DecoderShape(
+        vocab=text.vocab_size,
+        hidden=text.hidden_size,
+        mlp=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=head_dim,
+        eps=text.rms_norm_eps,
+        frequencies=tuple(frequencies.tolist()),
+        axes=axes,
+        rope_scale=scale,
+        tied=bool(config.tie_word_embeddings),
+        max_positions=text.max_position_embeddings,
+        **options,
+    )
 
 
 def load_modules(

@@ -81,6 +81,13 @@ def check_numbers(
             raise EngineFailed(f"{where}: {name} is {shown(value)}; possible are {least} to {most}")
 
 
+def check_rules(rules: Mapping[str, bool], where: str) -> None:
+    """Raise `EngineFailed` naming the first rule that does not hold."""
+    for rule, holds in rules.items():
+        if not holds:
+            raise EngineFailed(f"{where}: {rule}")
+
+
 def check_adapters(folder: Path, component: str) -> None:
     """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
     for pattern in ADAPTER_FILES:

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from predictors.chat.checkpoint import check_preprocessor, parts_of, read_config
 from predictors.chat.decoder.decoder import DecoderShape
-from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
-from predictors.compute.checkpoint.folder import WIDTH, check_numbers, reading
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.chat.decoder.rotary import axes_in_blocks
+from predictors.chat.decoder.weights import decoder_shape
+from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading
+from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.vision.grid import ROPE_THETA, VisionShape
 
 MODEL_TYPE = "qwen2_5_vl"
+SECTIONS = (16, 24, 24)
 LAYERS = (1, 1000)
 TEXT: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), LAYERS),
@@ -55,7 +55,7 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
 def check_shapes(text: Any, vision: Any) -> None:
     """Raise `EngineFailed` for numbers that don't fit together; all defaults are filled in."""
     head = text.hidden_size // text.num_attention_heads
-    checks = {
+    rules = {
         "hidden_size must be a multiple of num_attention_heads": (
             text.hidden_size % text.num_attention_heads == 0
         ),
@@ -63,7 +63,7 @@ def check_shapes(text: Any, vision: Any) -> None:
             text.num_attention_heads % text.num_key_value_heads == 0
         ),
         "mrope_section must add up to half a head": (
-            2 * sum((text.rope_parameters or {}).get("mrope_section", (16, 24, 24))) == head
+            2 * sum((text.rope_parameters or {}).get("mrope_section", SECTIONS)) == head
         ),
         "vision_config.hidden_size must be a multiple of num_heads": (
             vision.hidden_size % vision.num_heads == 0
@@ -76,37 +76,15 @@ def check_shapes(text: Any, vision: Any) -> None:
             vision.window_size >= vision.patch_size * vision.spatial_merge_size
         ),
     }
-    for rule, holds in checks.items():
-        if not holds:
-            raise EngineFailed(f"config.json: {rule}")
+    check_rules(rules, "config.json")
 
 
 def _decoder_shape(config: Any) -> DecoderShape:
     text = config.text_config
     if "sliding_attention" in (text.layer_types or ()):
         raise InvalidRequest("this checkpoint uses sliding window attention, which is not offered")
-    head_dim = text.hidden_size // text.num_attention_heads
-    rope = dict(text.rope_parameters)
-    scale = 1.0
-    if rope.get("rope_type", "default") == "default":
-        frequencies = inverse_frequencies(head_dim, rope["rope_theta"])
-    else:  # scaled frequencies for long contexts
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
-    return DecoderShape(
-        vocab=text.vocab_size,
-        hidden=text.hidden_size,
-        mlp=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=head_dim,
-        eps=text.rms_norm_eps,
-        frequencies=tuple(frequencies.tolist()),
-        axes=axes_in_blocks(rope.get("mrope_section", (16, 24, 24))),
-        rope_scale=scale,
-        tied=bool(config.tie_word_embeddings),
-        max_positions=text.max_position_embeddings,
-    )
+    axes = axes_in_blocks((text.rope_parameters or {}).get("mrope_section", SECTIONS))
+    return decoder_shape(config, text.hidden_size // text.num_attention_heads, axes)
 
 
 def _vision_shape(vision: Any) -> VisionShape:

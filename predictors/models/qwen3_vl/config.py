@@ -12,14 +12,13 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from predictors.chat.checkpoint import check_preprocessor, parts_of, read_config
 from predictors.chat.decoder.decoder import DecoderShape
-from predictors.chat.decoder.rotary import axes_interleaved, inverse_frequencies
-from predictors.compute.checkpoint.folder import WIDTH, check_numbers, reading, shown
+from predictors.chat.decoder.rotary import axes_interleaved
+from predictors.chat.decoder.weights import decoder_shape
+from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading, shown
 from predictors.errors import EngineFailed
 from predictors.models.qwen3_vl.vision.grid import ROPE_THETA, VisionShape
 
@@ -53,7 +52,14 @@ def read_shapes(checkpoint: Path) -> tuple[dict[str, Any], DecoderShape, VisionS
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
         vision = _vision_shape(config.vision_config)
         check_shapes(config.text_config, config.vision_config)
-        text = _decoder_shape(config, len(vision.deepstack))
+        text = decoder_shape(
+            config,
+            config.text_config.head_dim,
+            axes_interleaved(config.text_config.rope_parameters.get("mrope_section", SECTIONS)),
+            qkv_bias=False,
+            qk_norm=True,
+            deepstack=len(vision.deepstack),
+        )
     return raw, text, vision
 
 
@@ -61,7 +67,7 @@ def check_shapes(text: Any, vision: Any) -> None:
     """Raise `EngineFailed` for numbers that don't fit together; all defaults are filled in."""
     rope = text.rope_parameters or {}
     levels = list(vision.deepstack_visual_indexes)
-    checks = {
+    rules = {
         "num_attention_heads must be a multiple of num_key_value_heads": (
             text.num_attention_heads % text.num_key_value_heads == 0
         ),
@@ -89,9 +95,7 @@ def check_shapes(text: Any, vision: Any) -> None:
             (text.hidden_act, vision.hidden_act) == ACTIVATIONS
         ),
     }
-    for rule, holds in checks.items():
-        if not holds:
-            raise EngineFailed(f"config.json: {rule}")
+    check_rules(rules, "config.json")
 
 
 def _check_deepstack(found: object) -> None:
@@ -104,34 +108,6 @@ def _check_deepstack(found: object) -> None:
             f"config.json: vision_config: deepstack_visual_indexes is {shown(found)}, not a list "
             "of blocks"
         )
-
-
-def _decoder_shape(config: Any, levels: int) -> DecoderShape:
-    text = config.text_config
-    rope = dict(text.rope_parameters)
-    scale = 1.0
-    if rope.get("rope_type", "default") == "default":
-        frequencies = inverse_frequencies(text.head_dim, rope["rope_theta"])
-    else:  # scaled frequencies for long contexts
-        frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](text, torch.device("cpu"))
-    return DecoderShape(
-        vocab=text.vocab_size,
-        hidden=text.hidden_size,
-        mlp=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        eps=text.rms_norm_eps,
-        frequencies=tuple(frequencies.tolist()),
-        axes=axes_interleaved(rope.get("mrope_section", SECTIONS)),
-        rope_scale=scale,
-        tied=bool(config.tie_word_embeddings),
-        max_positions=text.max_position_embeddings,
-        qkv_bias=False,
-        qk_norm=True,
-        deepstack=levels,
-    )
 
 
 def _vision_shape(vision: Any) -> VisionShape:

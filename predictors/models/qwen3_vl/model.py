@@ -6,7 +6,6 @@ Checkpoints in transformers' layout. Pictures only, no videos.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from predictors.chat.checkpoint import HubCheckpoint
@@ -25,9 +24,8 @@ class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
     def __init__(self, checkpoint: Path) -> None:
-        config, self.shape, self.vision = read_shapes(checkpoint)
-        super().__init__(checkpoint, config, self.shape.vocab)
-        self.compiled_for: Mapping[str, object] = {"text": self.shape, "vision": self.vision}
+        config, shape, self.vision = read_shapes(checkpoint)
+        super().__init__(checkpoint, config, shape, self.vision)
         self._checkpoint = checkpoint
 
     def load(self, placement: Placement) -> ChatModules:

@@ -20,7 +20,7 @@ GIGABYTE = 10**9
 
 
 class CannotBuild(Exception):
-    """What is missing, in a sentence for the person who runs the suite."""
+    """The suite can't run here; the message says what is missing."""
 
 
 def cache() -> Path:

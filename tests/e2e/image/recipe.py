@@ -1,4 +1,4 @@
-"""What an image depends on, as short hashes: same hash, same content, nothing to build."""
+"""Short hashes of everything an image depends on: an image of the same hash is not rebuilt."""
 
 from __future__ import annotations
 

@@ -11,7 +11,11 @@ from predictors.chat.request import ChatRequest, Message, Picture
 from predictors.compute.device.placement import place
 from predictors.models.qwen3_vl.model import Qwen3VLModel
 from predictors.settings import ComputeSettings
-from tests.chat.reference import Reference
+from tests.chat.reference import (
+    Reference,
+    assert_equal_positions,
+    assert_equal_prompts_and_patches,
+)
 from tests.chat.room import GREEDY, Room, chat, png
 from tests.models.qwen3_vl.conftest import open_room
 
@@ -61,29 +65,11 @@ def test_deepstack_features_reach_the_answer(
 
 
 def test_prompts_and_patches_are_those_of_transformers(room: Room, reference: Reference) -> None:
-    for request in conversations():
-        work, theirs = room.inputs.prepare(request), reference.inputs(request)
-        assert work.tokens.tolist() == theirs["input_ids"][0].tolist()
-        if not work.pictures:
-            continue
-        patches = theirs["pixel_values"].view(len(theirs["pixel_values"]), 3, 2, 16 * 16)
-        ours = torch.cat([picture.prepared.values for picture in work.pictures])
-        assert torch.equal(patches[:, :, 0].flatten(1), ours)
-        assert torch.equal(patches[:, :, 0], patches[:, :, 1])  # why one frame is enough
-        grids = [(1, *picture.prepared.grid) for picture in work.pictures]
-        assert grids == [tuple(grid) for grid in theirs["image_grid_thw"].tolist()]
+    assert_equal_prompts_and_patches(room, reference, conversations())
 
 
 def test_rotary_positions_are_those_of_get_rope_index(room: Room, reference: Reference) -> None:
-    for request in conversations():
-        work, given = room.inputs.prepare(request), reference.inputs(request)
-        theirs, delta = reference.model.model.get_rope_index(
-            input_ids=given["input_ids"],
-            mm_token_type_ids=given["mm_token_type_ids"],
-            image_grid_thw=given.get("image_grid_thw"),
-        )
-        assert torch.equal(work.positions, theirs[:, 0])
-        assert work.next_position == work.num_prompt_tokens + int(delta)
+    assert_equal_positions(room, reference, conversations())
 
 
 def test_rotary_tables_are_those_of_the_interleaved_axes(room: Room, reference: Reference) -> None:
