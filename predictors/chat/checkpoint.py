@@ -1,8 +1,8 @@
-"""The parts of a checkpoint in transformers' layout that are the same for every chat model, and
-checks of them: tokens, template, image processor, sampling defaults.
+"""The parts of a checkpoint in transformers' layout that are the same for every chat model:
+tokenizer, chat template, image processor and sampling defaults, read by transformers' own classes.
 
-A folder is refused unless answers are those of transformers; the message names file and value.
-Weights are checked in `decoder.weights`.
+A template or tokenizer is tried before it is used. `folder` checks the files themselves, and
+`decoder.weights` the weights.
 """
 
 from __future__ import annotations
@@ -16,50 +16,18 @@ from transformers import AutoProcessor, GenerationConfig
 
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import mrope_positions
+from predictors.chat.folder import (
+    NAMED_TOKENS,
+    check_generation,
+    check_tokens,
+    end_tokens,
+    read_tokens,
+)
 from predictors.chat.request import Message, Picture, Sampling
 from predictors.chat.vision.pixels import PicturePreparation
-from predictors.compute.checkpoint.accounting import witness
-from predictors.compute.checkpoint.folder import (
-    UNQUANTISED,
-    check_adapters,
-    is_real,
-    quantisation,
-    read_json,
-    reading,
-    shown,
-)
+from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed, InvalidRequest
 
-PARTS = {"text_config": "language model", "vision_config": "vision tower"}
-"""Of the config, as messages call them. A config of the hub's older form has the first one's values
-at its top."""
-OTHER_FILES = (
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "chat_template.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-IMAGES = "Qwen2VLImageProcessor"
-SAME = (
-    ("patch_size", "patch_size"),
-    ("temporal_patch_size", "temporal_patch_size"),
-    ("merge_size", "spatial_merge_size"),
-)
-"""Settings that preprocessor and vision tower must agree on."""
-SAMPLING = {
-    "temperature": (0.0, 1e3),
-    "top_p": (1e-6, 1.0),
-    "top_k": (-1, 2**31),
-    "repetition_penalty": (1e-3, 1e3),
-}
-NAMED_TOKENS = {
-    "image_token_id": "<|image_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
-"""By their keys in the config, as templates write them."""
 TEMPLATES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
 PICTURE = Picture(b"")
 PROBES: dict[str, tuple[Message, ...]] = {
@@ -138,167 +106,6 @@ def sampling_defaults(checkpoint: Path) -> Sampling:
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
     )
-
-
-def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
-    """The raw `config.json`. Raises `InvalidRequest` for another model, and `EngineFailed` for
-    adapters, quantised parts and files that are no JSON objects."""
-    config = read_json(checkpoint, "config.json", "config.json")
-    if config.get("model_type") != model_type:
-        raise InvalidRequest(
-            f"{checkpoint.name} is a {shown(config.get('model_type'))}, not a {model_type}"
-        )
-    check_adapters(checkpoint, "the checkpoint")
-    _check_quantisation(config, checkpoint)
-    for name, part in parts_of(config).items():
-        if not isinstance(part, dict):
-            raise EngineFailed(f"config.json: {name} is {shown(part)}, not an object")
-    for name in OTHER_FILES:
-        if (checkpoint / name).is_file():
-            read_json(checkpoint, name, name)
-    return config
-
-
-def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    text, vision = config.get("text_config", config), config.get("vision_config", {})
-    return {"text_config": text, "vision_config": vision}
-
-
-def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
-    for key, part in PARTS.items():
-        own = config.get(key)
-        if isinstance(own, dict) and (method := quantisation(own)):
-            raise EngineFailed(
-                f"the {part} is quantised ({method}, says config.json{witness(checkpoint)}): "
-                f"{UNQUANTISED}"
-            )
-    if method := quantisation(config, checkpoint):
-        raise EngineFailed(
-            f"the language model is quantised ({method}, says its config{witness(checkpoint)}): "
-            f"{UNQUANTISED}"
-        )
-
-
-def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
-    """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
-    the vision tower does not read."""
-    file, found = "preprocessor_config.json", None
-    if (checkpoint / "processor_config.json").is_file():  # where transformers 5 writes it
-        whole = read_json(checkpoint, "processor_config.json", "processor_config.json")
-        found = whole.get("image_processor")
-    if not isinstance(found, dict):
-        found = read_json(checkpoint, file, file)
-    kind = found.get("image_processor_type")
-    if kind is not None and not str(kind).startswith(IMAGES):
-        raise EngineFailed(f"{file}: image_processor_type is {shown(kind)}; served is {IMAGES}")
-    for name in ("image_mean", "image_std"):
-        levels = found.get(name, [1.0] * 3)
-        if not isinstance(levels, list) or len(levels) != 3 or not all(map(is_real, levels)):
-            raise EngineFailed(f"{file}: {name} is {shown(levels)}, not three numbers")
-    if 0 in found.get("image_std", ()):
-        raise EngineFailed(f"{file}: image_std holds 0, by which pictures would be divided")
-    for ours, theirs in SAME:
-        if found.get(ours, vision.get(theirs)) != vision.get(theirs, found.get(ours)):
-            raise EngineFailed(
-                f"{file}: {ours} is {shown(found[ours])}, but {theirs} of the vision tower "
-                f"{shown(vision[theirs])}"
-            )
-
-
-def check_generation(checkpoint: Path) -> None:
-    """Raise `EngineFailed` for a default of sampling that no caller could ask for."""
-    file = "generation_config.json"
-    found = _read_if_there(checkpoint, file)
-    for name, (least, most) in SAMPLING.items():
-        value = found.get(name)
-        if value is not None and (not is_real(value) or not least <= value <= most):
-            raise EngineFailed(
-                f"{file}: {name} is {shown(value)}; possible are {least:g} to {most:g}"
-            )
-
-
-# -- tokens ----------------------------------------------------------------------------------------
-def read_tokens(checkpoint: Path) -> dict[str, int]:
-    """All tokens with their ids, as the tokenizer's files say; raises `EngineFailed` where there
-    are none: the library would make an empty tokenizer."""
-    settings = _read_if_there(checkpoint, "tokenizer_config.json")
-    added = settings.get("added_tokens_decoder")
-    if (checkpoint / "tokenizer.json").is_file():
-        whole = read_json(checkpoint, "tokenizer.json", "tokenizer.json")
-        model, extra = whole.get("model"), whole.get("added_tokens")
-        vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    elif all((checkpoint / name).is_file() for name in ("vocab.json", "merges.txt")):
-        vocabulary, extra = read_json(checkpoint, "vocab.json", "vocab.json"), None
-    else:
-        raise EngineFailed(
-            "the checkpoint has no tokenizer: tokenizer.json, or vocab.json and merges.txt; fetch "
-            "it again"
-        )
-    try:
-        tokens = {str(token): int(i) for token, i in dict(vocabulary or {}).items()}
-        tokens |= {token["content"]: int(token["id"]) for token in extra or ()}
-        tokens |= {token["content"]: int(i) for i, token in dict(added or {}).items()}
-    except (TypeError, ValueError, KeyError) as error:
-        raise EngineFailed("the tokenizer's files hold tokens of an unknown form") from error
-    tokens |= _read_if_there(checkpoint, "added_tokens.json")
-    if len(tokens) < 256:  # one for each byte
-        raise EngineFailed(f"the tokenizer's files hold {len(tokens)} tokens; fetch them again")
-    return tokens
-
-
-def check_tokens(config: Mapping[str, Any], tokens: Mapping[str, int], vocab: int) -> None:
-    """Raise `EngineFailed` for a token that the model has no embedding for, and for one that the
-    config names and the tokenizer does not have."""
-    token, last = max(tokens.items(), key=lambda pair: pair[1])
-    if last >= vocab:
-        raise EngineFailed(
-            f"the tokenizer has a token {shown(token)} with id {last}; the model has {vocab}"
-        )
-    ids = set(tokens.values())
-    for level in (config, config.get("text_config")):
-        for name, value in level.items() if isinstance(level, dict) else ():
-            if not name.endswith("_token_id") or value is None:
-                continue
-            for i in value if isinstance(value, list) else [value]:
-                if i not in ids:
-                    raise EngineFailed(
-                        f"config.json: {name} {shown(i)} is no token of the tokenizer"
-                    )
-    for name, written in NAMED_TOKENS.items():
-        wanted = config.get(name, tokens.get(written))
-        if written not in tokens or tokens[written] != wanted:
-            raise EngineFailed(
-                f"config.json: {name} is {shown(wanted)}, the tokenizer's {written} "
-                f"{shown(tokens.get(written))}"
-            )
-
-
-def end_tokens(
-    checkpoint: Path, config: Mapping[str, Any], tokens: Mapping[str, int]
-) -> frozenset[int]:
-    """All that end an answer: what the generation config, the config and the tokenizer name. Each
-    is forgotten in some folder, and an answer that does not end is worse than one end too many."""
-    generation = _read_if_there(checkpoint, "generation_config.json")
-    text = config.get("text_config")
-    ends: set[int] = set()
-    for level in (generation, config, text if isinstance(text, dict) else {}):
-        named = level.get("eos_token_id")
-        for end in named if isinstance(named, list) else [] if named is None else [named]:
-            if isinstance(end, bool) or not isinstance(end, int):
-                raise EngineFailed(f"eos_token_id is {shown(named)}: no number of a token")
-            ends.add(end)
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        named = _read_if_there(checkpoint, file).get("eos_token")
-        written = named.get("content") if isinstance(named, dict) else named
-        if isinstance(written, str) and written in tokens:
-            ends.add(tokens[written])
-    if not ends:
-        raise EngineFailed("neither generation_config.json nor the tokenizer names an end token")
-    return frozenset(ends)
-
-
-def _read_if_there(checkpoint: Path, name: str) -> dict[str, Any]:
-    return read_json(checkpoint, name, name) if (checkpoint / name).is_file() else {}
 
 
 # -- template and tokenizer ------------------------------------------------------------------------

@@ -17,17 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from predictors.errors import InvalidRequest
-
-UNSERVED_OPTIONS = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-)
-"""Options of diffusers' scheduler class that are not implemented here."""
-
 # how `plan_calls` places model calls; `benchmarks/flux/tiers_plans.py` compares it with others
 DENSE_UP_TO = 8
 COARSE_FROM = 16
@@ -51,11 +40,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Schedule:
-        """The schedule of a config of `FlowMatchEulerDiscreteScheduler`, defaults filled in; raises
-        `InvalidRequest` for an option that is not implemented."""
-        for name in UNSERVED_OPTIONS:
-            if config.get(name):
-                raise InvalidRequest(f"the checkpoint's schedule sets {name}, which is not served")
+        """The schedule of a config of `FlowMatchEulerDiscreteScheduler`, defaults filled in."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
 
     def sigmas(self, num_steps: int, num_patches: int) -> NDArray[np.float32]:

@@ -25,7 +25,6 @@ from predictors.compute.checkpoint.folder import (
     read_json,
     shown,
 )
-from predictors.diffusion.sampling import UNSERVED_OPTIONS
 from predictors.errors import EngineFailed
 
 FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
@@ -75,6 +74,14 @@ NUMBERS: Mapping[str, Mapping[str, tuple[int, int]]] = {
         "max_image_seq_len": WIDTH,
     },
 }
+UNSERVED_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+"""Options of diffusers' scheduler class that are not implemented here."""
 QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from predictors.chat.checkpoint import check_preprocessor, parts_of, read_config
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import axes_in_blocks
 from predictors.chat.decoder.weights import decoder_shape
+from predictors.chat.folder import check_preprocessor, parts_of, read_config
 from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.vision.grid import ROPE_THETA, VisionShape

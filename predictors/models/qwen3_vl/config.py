@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from predictors.chat.checkpoint import check_preprocessor, parts_of, read_config
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import axes_interleaved
 from predictors.chat.decoder.weights import decoder_shape
+from predictors.chat.folder import check_preprocessor, parts_of, read_config
 from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading, shown
 from predictors.errors import EngineFailed
 from predictors.models.qwen3_vl.vision.grid import ROPE_THETA, VisionShape

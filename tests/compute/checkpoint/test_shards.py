@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from predictors.compute.checkpoint.shards import Header, Shards
+from predictors.compute.checkpoint.headers import Header
+from predictors.compute.checkpoint.shards import Shards
 from predictors.errors import EngineFailed
 
 
