@@ -7,24 +7,25 @@ them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from predictors.base import Answer
-from predictors.chat.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import (
     MAX_STOP_CHARS,
     MAX_STOPS,
     MAX_TOKENS,
+    NO_LIMIT,
     BodyMessage,
     ChatBody,
 )
 from predictors.protocol.openai.routes import TextEvents, event
+from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
@@ -34,7 +35,6 @@ from predictors.protocol.v2.values import (
     count_rows,
 )
 
-MAX_ROWS = 2**16  # a random seed leaves so many above it for the rows that count up from it
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
@@ -71,16 +71,17 @@ class ChatCodec:
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         count_rows(prompt=prompts, image=images)
-        common = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
+        common, seed = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
         for i, prompt in enumerate(prompts):
             parts = (prompt,) if images is None else (_picture(images[i], i), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
-        return with_row_seeds(rows)
+        return with_row_seeds(rows, seed)
 
-    def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
+    def _decode_parameters(self, parameters: Parameters) -> tuple[ChatRequest, int | None]:
+        """The fields that all rows share, and the first row's seed."""
         given: dict[str, Any] = {
             name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
             for name in SAMPLING_FIELDS
@@ -89,18 +90,13 @@ class ChatCodec:
         stop = _stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         parameters.reject_unread()
-        _between("seed", seed, 0, MAX_SEED)
-        _between("max_tokens", max_tokens, 1, MAX_TOKENS)
+        if max_tokens != NO_LIMIT:
+            _between("max_tokens", max_tokens, 1, MAX_TOKENS)
         for name, value in given.items():
             if value is not None:
                 RANGES[name](name, value)
-        return ChatRequest(
-            messages=(),
-            sampling=self._sampling(given),
-            seed=_any_seed() if seed is None else seed,
-            max_tokens=max_tokens,
-            stop=stop,
-        )
+        sampling = self._sampling(given)
+        return ChatRequest((), sampling, seed=0, max_tokens=max_tokens, stop=stop), seed
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -135,12 +131,12 @@ class ChatCodec:
         request = ChatRequest(
             messages=self._messages(body.messages),
             sampling=self._sampling(given),
-            seed=_any_seed() if body.seed is None else body.seed,
+            seed=0,
             max_tokens=body.max_tokens,
             stop=body.stop,
             ignore_eos=body.ignore_eos,
         )
-        return with_row_seeds([request] * body.n)
+        return with_row_seeds([request] * body.n, body.seed)
 
     def _messages(self, turns: Sequence[BodyMessage]) -> tuple[Message, ...]:
         messages = tuple(map(_message, turns))
@@ -255,13 +251,10 @@ class ChunkEncoder:
         return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
 
 
-def with_row_seeds(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
-    """The same requests with seeds s, s + 1, ..., where s is the first one's."""
-    first, count = requests[0].seed, len(requests)
-    if first + count - 1 > MAX_SEED:
-        message = f"seed {first} plus {count} rows passes the largest seed {MAX_SEED}"
-        raise InvalidRequest(message, param="seed")
-    return [replace(request, seed=first + i) for i, request in enumerate(requests)]
+def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:
+    """The same requests with the seeds of `row_seeds`."""
+    seeds = row_seeds(seed, len(requests))
+    return [replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)]
 
 
 def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
@@ -307,10 +300,6 @@ def _stops(raw: str | None) -> tuple[str, ...]:
         limits = f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters"
         raise InvalidRequest(f"stop takes {limits}", param="stop")
     return tuple(stops)
-
-
-def _any_seed() -> int:
-    return secrets.randbelow(MAX_SEED + 1 - MAX_ROWS)
 
 
 def _between(name: str, value: float | None, low: float, high: float) -> None:

@@ -11,7 +11,7 @@ import itertools
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,8 +24,9 @@ from predictors.chat.model import ChatModel
 from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images import Pixels, decode_pixels
+from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -67,7 +68,8 @@ class ChatWork:
 
 class ChatPreparer:
     """Prepares requests for one model. Thread-safe. `on_device`: pictures are only decoded here,
-    and the device makes patches of them; else patches are exactly transformers'."""
+    and the device makes patches of them; else patches are exactly transformers'. `max_context`
+    returns the engine's, which memory may lower while it loads."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class ChatPreparer:
         model: ChatModel,
         settings: QwenVLSettings,
         limits: ImageLimits,
-        max_context: int,
+        max_context: Callable[[], int],
         on_device: bool = False,
     ) -> None:
         self._name = name
@@ -197,10 +199,8 @@ class ChatPreparer:
         """
         texts = (part for m in messages for part in m.parts if isinstance(part, str))
         least = sum(map(len, texts)) // (3 * self._longest_token)
-        if least >= self._max_context:
-            raise InvalidRequest(
-                f"the prompt has at least {least} tokens; the context is {self._max_context}"
-            )
+        if least >= self._max_context():
+            raise PromptTooLong.of(self._max_context(), f"at least {least}")
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         """The parts as templates take them. Adjacent texts are joined first, so that two halves
@@ -240,16 +240,12 @@ class ChatPreparer:
         return out, starts
 
     def _max_tokens(self, num_prompt: int, wanted: int | None) -> int:
-        left = self._max_context - num_prompt
+        context = self._max_context()
+        left = context - num_prompt
         if left < 1:
-            raise InvalidRequest(
-                f"the prompt has {num_prompt} tokens; with at least one of answer that is more "
-                f"than the context of {self._max_context}"
-            )
+            raise PromptTooLong.of(context, num_prompt)
         if wanted is not None and wanted > left:
-            raise InvalidRequest(
-                f"{num_prompt} tokens of prompt and max_tokens {wanted} are more than the context "
-                f"of {self._max_context}",
-                param="max_tokens",
-            )
+            raise PromptTooLong.of(context, num_prompt, wanted)
+        if wanted == NO_LIMIT:
+            return left
         return min(self._default_max_tokens, left) if wanted is None else wanted

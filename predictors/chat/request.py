@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-MAX_SEED = 2**53 - 1
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 
 
@@ -50,8 +49,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request for one answer. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes the configured
-    default, limited to the context."""
+    """A request for one answer. `max_tokens` None takes the configured default, limited to the
+    context; `NO_LIMIT` takes what the context leaves."""
 
     messages: tuple[Message, ...]
     sampling: Sampling

@@ -13,20 +13,30 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.images import read_data_url
+from predictors.protocol.openai.clients import (
+    CHAT_CLIENTS,
+    MESSAGE_CLIENTS,
+    PART_FIELDS,
+    URL_FIELDS,
+    merged,
+)
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
-    MAX_SEED,
     DecodedBody,
+    DescribedRule,
     Rule,
     check_body,
+    described,
     dropped,
     flag,
     list_of,
     number,
+    object_schema,
     one_of,
     only_values,
     read_fields,
     require,
+    seed_or_drawn,
     text,
     whole,
     wrong,
@@ -36,6 +46,7 @@ MAX_N = 16
 MAX_STOPS = 16  # OpenAI's is 4
 MAX_STOP_CHARS = 1024
 MAX_TOKENS = 2**31 - 1  # largest number that is read; generation ends with the context anyway
+NO_LIMIT = -1  # `max_tokens` up to the end of the context, as llama.cpp and LM Studio read it
 MAX_TEXT = 2**21  # characters of one part
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # per message; the codec's limit on pictures is lower
@@ -78,7 +89,7 @@ class ChatBody:
     model: str
     messages: tuple[BodyMessage, ...]
     max_tokens: int | None = None
-    """Also from `max_completion_tokens`."""
+    """Also from `max_completion_tokens`. `NO_LIMIT` goes on to the end of the context."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -109,13 +120,11 @@ def read_chat_body(body: object) -> ChatBody:
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
-    if "stream_options" in read and not read.get("stream", False):
-        message = "stream_options is only taken with stream true"
-        raise InvalidRequest(message, param="stream_options")
     return ChatBody(**read)
 
 
 # -- messages --------------------------------------------------------------------------------------
+@described({"type": "string", "enum": list(ROLES)})
 def _role(name: str, value: Any) -> str:
     if value in ("tool", "function"):
         raise InvalidRequest(f"{name} {value!r} is not supported: {_NO_TOOLS}", param=name)
@@ -123,6 +132,14 @@ def _role(name: str, value: Any) -> str:
     return "system" if role == "developer" else role
 
 
+_IMAGE_URL: dict[str, Rule] = {
+    "url": text(),
+    "detail": only_values("auto", "high", "original", why=_FULL_DETAIL),
+    **URL_FIELDS,
+}
+
+
+@described({"anyOf": [{"type": "string"}, object_schema(_IMAGE_URL, "url")]})
 def _image_url(name: str, value: Any) -> PicturePart:
     if isinstance(value, str):  # not OpenAI's spelling, but a common one
         value = {"url": value}
@@ -131,17 +148,49 @@ def _image_url(name: str, value: Any) -> PicturePart:
     return PicturePart(read_data_url(read["url"], param=name))
 
 
-_IMAGE_URL: dict[str, Rule] = {
-    "url": text(),
-    "detail": only_values("auto", "high", "original", why=_FULL_DETAIL),
+_TEXT_PART: dict[str, Rule] = {"type": text(), "text": text(at_most=MAX_TEXT), **PART_FIELDS}
+_PARTS: dict[str, tuple[str, dict[str, Rule]]] = {
+    "text": ("text", _TEXT_PART),
+    "image_url": ("image_url", {"type": text(), "image_url": _image_url, **PART_FIELDS}),
+    # those of OpenAI's Responses
+    "input_text": ("text", _TEXT_PART),
+    "output_text": ("text", _TEXT_PART),
+    "input_image": (
+        "image_url",
+        {
+            "type": text(),
+            "image_url": _image_url,
+            "detail": _IMAGE_URL["detail"],
+            "file_id": only_values(why="files are not kept"),
+            **PART_FIELDS,
+        },
+    ),
+    # of Qwen's own examples
+    "image": (
+        "image",
+        {
+            "type": text(),
+            "image": _image_url,
+            "source": only_values(why="send the picture as a data URL in `image`"),
+            **PART_FIELDS,
+        },
+    ),
 }
-_PARTS: dict[str, dict[str, Rule]] = {
-    "text": {"type": text(), "text": text(at_most=MAX_TEXT)},
-    "image_url": {"type": text(), "image_url": _image_url},
-}
-_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "file", "refusal")
+"""By type: the field that holds the content, and the rules of all fields."""
+_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file", "input_file", "refusal")
 
 
+def part_schemas() -> list[dict[str, Any]]:
+    """The schema of a part of each type."""
+    found = []
+    for kind, (held, rules) in _PARTS.items():
+        schema = object_schema(rules, "type", held)
+        schema["properties"]["type"] = {"const": kind}
+        found.append(schema)
+    return found
+
+
+@described({"oneOf": part_schemas()})
 def _part(name: str, value: Any) -> str | PicturePart:
     if not isinstance(value, dict):
         raise wrong(name, "an object with a type", value)
@@ -150,18 +199,23 @@ def _part(name: str, value: Any) -> str | PicturePart:
         message = f"{name}.type {kind!r} is not supported: parts are text or image_url"
         raise InvalidRequest(message, param=f"{name}.type")
     kind = one_of(*_PARTS)(f"{name}.type", kind)
-    read = read_fields(value, _PARTS[kind], where=name)
-    require(read, kind, where=name)
-    part: str | PicturePart = read[kind]
+    held, rules = _PARTS[kind]
+    read = read_fields(value, rules, where=name)
+    require(read, held, where=name)
+    part: str | PicturePart = read[held]
     return part
 
 
+_CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
+
+
+@described({"anyOf": [{"type": "string", "maxLength": MAX_TEXT}, _CONTENT_PARTS.schema]})
 def _content(name: str, value: Any) -> tuple[str | PicturePart, ...]:
     if isinstance(value, str):
         return (text(at_most=MAX_TEXT)(name, value),)
     if not isinstance(value, list):
         raise wrong(name, "a string or a list of parts", value)
-    parts = list_of(_part, at_most=MAX_PARTS, noun="parts")(name, value)
+    parts = _CONTENT_PARTS(name, value)
     if not parts:
         raise InvalidRequest(f"{name} has no parts", param=name)
     return tuple(parts)
@@ -178,11 +232,13 @@ MESSAGE_FIELDS: dict[str, Rule] = {
     "tool_calls": only_values([], why=_NO_TOOLS),
     "function_call": only_values(why=_NO_TOOLS),
     "tool_call_id": only_values(why=_NO_TOOLS),
-    "reasoning": only_values("", why="no model here reasons before it answers"),
-    "reasoning_content": only_values("", why="no model here reasons before it answers"),
+    "reasoning": only_values("", why=_NO_REASONING),
+    "reasoning_content": only_values("", why=_NO_REASONING),
+    **merged(MESSAGE_CLIENTS),
 }
 
 
+@described(object_schema(MESSAGE_FIELDS, "role", "content"))
 def _message(name: str, value: Any) -> BodyMessage:
     read = read_fields(value, MESSAGE_FIELDS, where=name)
     require(read, "role", "content", where=name)
@@ -196,23 +252,30 @@ def _message(name: str, value: Any) -> BodyMessage:
     return BodyMessage(role, parts)
 
 
+_MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+
+
+@described({**_MESSAGE_LIST.schema, "minItems": 1})
 def _messages(name: str, value: Any) -> tuple[BodyMessage, ...]:
-    messages = list_of(_message, at_most=MAX_MESSAGES, noun="messages")(name, value)
+    messages = _MESSAGE_LIST(name, value)
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     return tuple(messages)
 
 
 # -- other fields ----------------------------------------------------------------------------------
+_STOPS = list_of(text(at_most=MAX_STOP_CHARS), at_most=MAX_STOPS, noun="strings")
+
+
+@described({"anyOf": [{"type": "string", "maxLength": MAX_STOP_CHARS}, _STOPS.schema]})
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    each = text(at_most=MAX_STOP_CHARS)
-    found = list_of(each, at_most=MAX_STOPS, noun="strings")(name, stops)
+    found = _STOPS(name, [value] if isinstance(value, str) else value)
     if "" in found:  # it would end every answer before its first character
         raise InvalidRequest(f"{name} holds an empty string", param=name)
     return tuple(found)
 
 
+@described({"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]})
 def _response_format(name: str, value: Any) -> object:
     rules: dict[str, Rule] = {"type": text(), "json_schema": lambda _, given: given}
     read = read_fields(value, rules, where=name)
@@ -220,27 +283,31 @@ def _response_format(name: str, value: Any) -> object:
     return only_values("text", why="answers are plain text")(f"{name}.type", read["type"])
 
 
+_STREAM_OPTIONS: dict[str, Rule] = {
+    "include_usage": flag,
+    "include_obfuscation": only_values(False, why="chunks are not padded"),
+    "continuous_usage_stats": flag,
+}
+
+
+@described(object_schema(_STREAM_OPTIONS))
 def _stream_options(name: str, value: Any) -> StreamOptions:
-    rules: dict[str, Rule] = {
-        "include_usage": flag,
-        "include_obfuscation": only_values(False, why="chunks are not padded"),
-        "continuous_usage_stats": flag,
-    }
-    return StreamOptions(**read_fields(value, rules, where=name))
+    """Without `stream` they change nothing: a whole answer has its usage."""
+    return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
 
 
-FIELDS: dict[str, Rule] = {
+OWN_FIELDS: dict[str, DescribedRule] = {
     "model": text(),
     "messages": _messages,
-    "max_tokens": whole(1, MAX_TOKENS),
-    "max_completion_tokens": whole(1, MAX_TOKENS),
+    "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
+    "max_completion_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
     "temperature": number(0, 2),
     "top_p": number(0, 1, above=True),
     "top_k": whole(-1, MAX_TOKENS),
     "repetition_penalty": number(0, 100, above=True),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
-    "seed": whole(0, MAX_SEED),
+    "seed": seed_or_drawn,
     "stop": _stop,
     "n": whole(1, MAX_N),
     "ignore_eos": flag,  # vLLM's; benchmarks need it
@@ -252,10 +319,10 @@ FIELDS: dict[str, Rule] = {
     "prompt_cache_options": dropped(dict),
     # these are only taken at the value that is served anyway
     "tools": only_values([], why=_NO_TOOLS),
-    "tool_choice": only_values("none", why=_NO_TOOLS),
-    "parallel_tool_calls": only_values(why=_NO_TOOLS),
+    "tool_choice": only_values("none", "auto", why=_NO_TOOLS),
+    "parallel_tool_calls": dropped(bool, why=_NO_TOOLS),
     "functions": only_values([], why=_NO_TOOLS),
-    "function_call": only_values("none", why=_NO_TOOLS),
+    "function_call": only_values("none", "auto", why=_NO_TOOLS),
     "web_search_options": only_values(why=_NO_TOOLS),
     "logprobs": only_values(False, why=_NO_LOGPROBS),
     "top_logprobs": only_values(0, why=_NO_LOGPROBS),
@@ -268,3 +335,5 @@ FIELDS: dict[str, Rule] = {
     "moderation": only_values(why="there is no moderation to be set"),
     "response_format": _response_format,
 }
+"""OpenAI's and our own fields."""
+FIELDS: dict[str, DescribedRule] = {**merged(CHAT_CLIENTS), **OWN_FIELDS}
