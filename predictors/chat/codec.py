@@ -284,14 +284,16 @@ def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[st
 
 
 def _message(turn: BodyMessage) -> Message:
-    parts = (part if isinstance(part, str) else Picture(part.file) for part in turn.parts)
+    parts = (
+        part if isinstance(part, str) else Picture(part.file, part.where) for part in turn.parts
+    )
     return Message(turn.role, tuple(parts))
 
 
 def _picture(raw: bytes, row: int) -> Picture:
     if not raw:
         raise InvalidRequest("image is empty", param="image", row=row)
-    return Picture(raw)
+    return Picture(raw, row=row)
 
 
 def _stops(raw: str | None) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from predictors.chat.request import ChatRequest, Message, Picture, Sampling
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
-from predictors.protocol.images import Pixels, decode_pixels
+from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -129,7 +129,9 @@ class ChatPreparer:
         digest = picture.digest()
         found = self.cached(digest)
         if found is None:
-            found = self.prepare_pixels(digest, decode_pixels(picture.raw, self._limits))
+            where, row = picture.where, picture.row
+            pixels = decode_pixels(picture.raw, self._limits, param=where, row=row)
+            found = self.prepare_pixels(picture, digest, pixels)
         return found
 
     def cached(self, digest: bytes) -> PreparedPicture | None:
@@ -139,21 +141,20 @@ class ChatPreparer:
             metrics.input_image_pixels.labels(self._name).observe(found.pixels)
         return found
 
-    def prepare_pixels(self, digest: bytes, pixels: Pixels) -> PreparedPicture:
+    def prepare_pixels(self, picture: Picture, digest: bytes, pixels: Pixels) -> PreparedPicture:
         """Prepare a decoded picture, see `PicturePreparation`. Closes the memory of `pixels`."""
         mapped = np.frombuffer(pixels.memory.map(), np.uint8)
         pixels.memory.close()
-        picture = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
+        values = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
         bounds = (self.min_pixels, self.max_pixels)
         try:
             grid, values, layout = self._model.pictures.prepare(
-                picture, *bounds, on_device=self._on_device
+                values, *bounds, on_device=self._on_device
             )
         except ValueError as error:  # sides too different, or no pixel left after resizing
-            shape = f"{pixels.width}x{pixels.height}"
-            raise InvalidRequest(
-                f"a picture of {shape} pixels can't be cut into patches"
-            ) from error
+            problem = f"of {pixels.width}x{pixels.height} pixels can't be cut into patches"
+            message = f"{picture.where} {problem}"
+            raise InvalidRequest(message, param=picture.where, row=picture.row) from error
         key = digest + repr((grid, *bounds, layout)).encode()
         made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
         with self._lock:

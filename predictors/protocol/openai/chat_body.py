@@ -7,12 +7,12 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.images import read_data_url
+from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     MAX_SEED,
@@ -54,6 +54,8 @@ class PicturePart:
     """A picture in a message: the bytes of an image file, of any format, not decoded yet."""
 
     file: bytes
+    where: str = field(default="image_url", compare=False)
+    """The field that held it, such as `messages[0].content[1].image_url`."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _image_url(name: str, value: Any) -> PicturePart:
         value = {"url": value}
     read = read_fields(value, _IMAGE_URL, where=name)
     require(read, "url", where=name)
-    return PicturePart(read_data_url(read["url"], param=name))
+    return PicturePart(read_data_url(read["url"], param=name), name)
 
 
 _IMAGE_URL: dict[str, Rule] = {
