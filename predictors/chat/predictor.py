@@ -61,7 +61,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
-        self._codec = ChatCodec(model.sampling, precision, settings.images.max_images)
+        self._codec = ChatCodec(
+            model.sampling, precision, settings.images.max_images, self._preparer.pixels
+        )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- hooks of BasePredictor ------------------------------------------------------------------
@@ -85,8 +87,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:
+            self._preparer.check_pictures(prepared)
             digest = await self._digest(picture)
-            found = self._preparer.cached(digest)
+            found = self._preparer.cached(picture, digest)
             if found is not None:
                 prepared.append(found)
                 continue
@@ -99,10 +102,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                     DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
                 )
                 if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, digest, pixels)
+                    rest = (request, prepared, picture, digest, pixels)
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
-                prepared.append(await self.off_loop(cut, digest, pixels, is_large=is_large))
+                rest_of = (picture, digest, pixels)
+                prepared.append(await self.off_loop(cut, *rest_of, is_large=is_large))
         return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
 
     async def _digest(self, picture: Picture) -> bytes:
@@ -114,12 +118,12 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self,
         request: ChatRequest,
         prepared: Sequence[PreparedPicture],
+        picture: Picture,
         digest: bytes,
         pixels: Pixels,
     ) -> ChatWork:
-        return self._preparer.assemble(
-            request, [*prepared, self._preparer.prepare_pixels(digest, pixels)]
-        )
+        last = self._preparer.prepare_pixels(picture, digest, pixels)
+        return self._preparer.assemble(request, [*prepared, last])
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
@@ -127,7 +131,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._codec.encode_v2(request, answers)
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+        sizes = self._preparer.sizes(work)
+        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
