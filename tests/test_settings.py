@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from predictors import settings as module
+from predictors.environment import from_env
 from predictors.settings import (
     ALIASES,
     ComputeSettings,
@@ -19,7 +20,6 @@ from predictors.settings import (
     QwenVLSettings,
     Settings,
     bounds_of,
-    from_env,
     variable_name,
 )
 

@@ -191,7 +191,7 @@ class ChatCodec:
             if least or most:
                 given = (least or asked.min_pixels, most or asked.max_pixels)
                 bounds = self.pixels.choose(*given, part.where)
-            return Picture(part.file, bounds=bounds)
+            return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)))
 
@@ -337,7 +337,7 @@ def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[st
 def _picture(raw: bytes, row: int, bounds: PixelBounds | None) -> Picture:
     if not raw:
         raise InvalidRequest("image is empty", param="image", row=row)
-    return Picture(raw, bounds=bounds)
+    return Picture(raw, row=row, bounds=bounds)
 
 
 def _any_seed() -> int:

@@ -33,7 +33,7 @@ from predictors.chat.request import (
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
-from predictors.protocol.images import Pixels, decode_pixels
+from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -140,7 +140,9 @@ class ChatPreparer:
         digest = picture.digest()
         found = self.cached(picture, digest)
         if found is None:
-            found = self.prepare_pixels(picture, digest, decode_pixels(picture.raw, self._limits))
+            where, row = picture.where, picture.row
+            pixels = decode_pixels(picture.raw, self._limits, param=where, row=row)
+            found = self.prepare_pixels(picture, digest, pixels)
         return found
 
     def cached(self, picture: Picture, digest: bytes) -> PreparedPicture | None:
@@ -160,11 +162,11 @@ class ChatPreparer:
         try:
             grid = images.grid_of(pixels.height, pixels.width, bounds)
         except ValueError as error:  # sides too different, or no pixel left after resizing
-            shape = f"{pixels.width}x{pixels.height}"
-            raise InvalidRequest(
-                f"a picture of {shape} pixels can't be cut into patches"
-            ) from error
-        self._check_grid(grid, bounds, pixels)
+            problem = f"of {pixels.width}x{pixels.height} pixels can't be cut into patches"
+            message = f"{picture.where} {problem}"
+            raise InvalidRequest(message, param=picture.where, row=picture.row) from error
+        with picture.named_in_errors():
+            self._check_grid(grid, bounds, pixels)
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()
@@ -202,12 +204,12 @@ class ChatPreparer:
         size = f"{file.width}x{file.height} pixels is read as {columns * patch}x{rows * patch}"
         if area > limit and bounds.min_pixels > self.pixels.min_pixels:
             raise InvalidRequest(
-                f"a picture of {size}, {area} in all, for min_pixels {bounds.min_pixels}; this "
+                f"{size}, {area} in all, for min_pixels {bounds.min_pixels}; this "
                 f"server reads {limit} (setting qwen_vl.max_pixels): lower min_pixels"
             )
         if tokens >= self._max_context:
             raise InvalidRequest(
-                f"a picture of {size}, {tokens} tokens; the context is {self._max_context}: {LESS}"
+                f"{size}, {tokens} tokens; the context is {self._max_context}: {LESS}"
             )
 
     def _bounds(self, picture: Picture) -> PixelBounds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,7 +23,8 @@ from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.images import Pixels, decoding_bytes
+from predictors.protocol.images.decode import Pixels
+from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -96,18 +97,28 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             is_last = len(prepared) + 1 == len(request.pictures)
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
-            async with self.workers.memory(num_bytes):  # until the decoded picture is prepared
-                limits = self.settings.images
-                pixels = await self.workers.run_within(
-                    DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
-                )
+            async with self._decoded(self.workers, picture, num_bytes) as pixels:
+                found_here = (picture, digest, pixels)
                 if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, picture, digest, pixels)
+                    rest = (request, prepared, *found_here)
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
-                rest_of = (picture, digest, pixels)
-                prepared.append(await self.off_loop(cut, *rest_of, is_large=is_large))
+                prepared.append(await self.off_loop(cut, *found_here, is_large=is_large))
         return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
+
+    @asynccontextmanager
+    async def _decoded(
+        self, workers: Workers, picture: Picture, num_bytes: int
+    ) -> AsyncIterator[Pixels]:
+        """The picture's pixels. Their memory is held until the block ends, when they are cut."""
+        async with AsyncExitStack() as stack:
+            with picture.named_in_errors():
+                await stack.enter_async_context(workers.memory(num_bytes))
+                limits, where = self.settings.images, (picture.where, picture.row)
+                pixels = await workers.run_within(
+                    DECODE_PICTURE, picture.raw, limits, *where, memory_bytes=num_bytes
+                )
+            yield pixels
 
     async def _digest(self, picture: Picture) -> bytes:
         if len(picture.raw) <= DIGEST_INLINE_BYTES:

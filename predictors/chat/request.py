@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from predictors.errors import InvalidRequest
@@ -92,12 +94,27 @@ class Picture:
     """An encoded picture file as the caller sent it, not yet decoded or checked."""
 
     raw: bytes = field(repr=False)
+    where: str = field(default="image", compare=False)
+    """The field of the request that held it, as errors name it."""
+    row: int | None = field(default=None, compare=False)
+    """The row of a V2 request."""
     bounds: PixelBounds | None = None
     """None takes the server's."""
 
     def digest(self) -> bytes:
         """128-bit hash of the file."""
         return hashlib.blake2b(self.raw, digest_size=16).digest()
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
+        try:
+            yield
+        except InvalidRequest as error:
+            if error.param is not None:
+                raise
+            message = f"{self.where}: {error.message}"
+            raise type(error)(message, param=self.where, row=self.row) from error
 
 
 @dataclass(frozen=True, slots=True)

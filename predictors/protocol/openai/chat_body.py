@@ -12,7 +12,7 @@ from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.images import read_data_url
+from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     MAX_SEED,
