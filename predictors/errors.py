@@ -73,21 +73,22 @@ class PromptTooLong(InvalidRequest):
     """More tokens than the model's context."""
 
     @classmethod
-    def of(cls, context: int, prompt: str | int, answer: int = 0) -> PromptTooLong:
+    def of(
+        cls, context: int, prompt: str | int, answer: int = 0, *, share: str = ""
+    ) -> PromptTooLong:
         """In OpenAI's words, by which agents and libraries recognise it: the tokens of the
-        `prompt`, and of the `answer` if only both together are too many."""
-        limit = f"This model's maximum context length is {context} tokens. However, "
+        `prompt`, and of the `answer` if only both together are too many. `share` says how many of
+        them are due to what."""
+        share = f", {share}" if share else ""
+        limit = f"This model's maximum context length is {context} tokens. However,"
         if not answer:
-            asked = f"your messages resulted in {prompt} tokens, and an answer takes at least one"
-            return cls(
-                f"{limit}{asked}. Please reduce the length of the messages.", param="messages"
-            )
-        asked = (
-            f"you requested {int(prompt) + answer} tokens ({prompt} in the messages, {answer} in "
-            "the completion)"
-        )
+            asked = f"your messages resulted in {prompt} tokens{share}, and an answer takes one"
+            advice = "Please reduce the length of the messages."
+            return cls(f"{limit} {asked}. {advice}", param="messages")
+        total, of_answer = int(prompt) + answer, f"{answer} in the completion"
+        asked = f"you requested {total} tokens ({prompt} in the messages{share}, {of_answer})"
         advice = "Please reduce the length of the messages or max_tokens."
-        return cls(f"{limit}{asked}. {advice}", param="max_tokens")
+        return cls(f"{limit} {asked}. {advice}", param="max_tokens")
 
 
 class UnsupportedMedia(InvalidRequest):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.protocol.openai import chat_body, clients, images_body
+from predictors.protocol.openai import chat_body, clients, images_body, messages
 from predictors.protocol.openai.fields import Rule, schema_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
@@ -41,7 +41,7 @@ def files() -> dict[Path, str]:
         for client, table in tables.items():
             lines += _table(client, table)
     lines += ["## Messages and their parts", ""]
-    own = {n: r for n, r in chat_body.MESSAGE_FIELDS.items() if n not in _sent_by_clients()}
+    own = {n: r for n, r in messages.MESSAGE_FIELDS.items() if n not in _sent_by_clients()}
     lines += _table("A message, OpenAI", own)
     for client, table in clients.MESSAGE_CLIENTS.items():
         lines += _table(f"A message, {client}", table)

@@ -87,9 +87,9 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"type": "image_url", "image_url": {"url": PICTURE, "format": "image/png"}},
     ),
     "Responses' picture": ("picture", {"type": "input_image", "image_url": PICTURE}),
-    "Responses' detail": (
+    "Responses' picture without a file": (
         "picture",
-        {"type": "input_image", "image_url": PICTURE, "detail": "auto", "file_id": None},
+        {"type": "input_image", "image_url": PICTURE, "file_id": None},
     ),
     "Qwen's picture": ("picture", {"type": "image", "image": PICTURE}),
     "a cached picture": (

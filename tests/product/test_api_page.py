@@ -21,7 +21,7 @@ from predictors.diffusion import codec as flux_codec
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
-from predictors.protocol.openai import chat_body, images_body
+from predictors.protocol.openai import chat_body, images_body, messages
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
@@ -133,7 +133,7 @@ def test_the_only_values_that_the_page_allows_are_taken() -> None:
 
 def test_every_field_of_a_message_is_named() -> None:
     from_clients = {name for table in MESSAGE_CLIENTS.values() for name in table}
-    assert set(chat_body.MESSAGE_FIELDS) - from_clients <= set(NAME.findall(section("Chat")))
+    assert set(messages.MESSAGE_FIELDS) - from_clients <= set(NAME.findall(section("Chat")))
 
 
 def test_v2_names_are_the_codecs() -> None:
@@ -141,7 +141,8 @@ def test_v2_names_are_the_codecs() -> None:
     assert names("FLUX") == parameters | {"timeout"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
-    assert names("Qwen2.5-VL") == inputs | sampling | {"timeout"}
+    pixels = {"min_pixels", "max_pixels", "detail"}
+    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout"}
     for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)

@@ -27,8 +27,8 @@ Tables = Mapping[str, Mapping[str, DescribedRule]]
 _SAMPLER = "this sampler is not offered"
 _NO_EFFECT = "it only matters to a sampler that is off"
 _NO_CONSTRAINT = "answers are not constrained by a grammar or a schema"
-_NO_TOOLS = "this server calls no tools"
-_NO_REASONING = "no model here reasons before it answers"
+NO_TOOLS = "this server calls no tools"
+NO_REASONING = "no model here reasons before it answers"
 _TEMPLATE = "the checkpoint's chat template is used as it is"
 _WHOLE_TEXT = "control tokens are never part of the answer"
 _ONE_MODEL = "the model that is named answers"
@@ -88,9 +88,9 @@ CHAT_CLIENTS: Tables = {
         "variables": dropped(dict, why="Open WebUI puts them into the messages itself"),
         "features": all_false,
         "filter_ids": only_values([], why="there are no filters"),
-        "tool_ids": only_values([], why=_NO_TOOLS),
-        "tool_servers": only_values([], why=_NO_TOOLS),
-        "skill_ids": only_values([], why=_NO_TOOLS),
+        "tool_ids": only_values([], why=NO_TOOLS),
+        "tool_servers": only_values([], why=NO_TOOLS),
+        "skill_ids": only_values([], why=NO_TOOLS),
         "files": only_values([], why="pictures belong into the messages"),
     },
     "LiteLLM": ROUTER_FIELDS,
@@ -99,9 +99,9 @@ CHAT_CLIENTS: Tables = {
         "route": only_values("fallback", why=_ONE_MODEL),
         "provider": only_values({}, why=_ONE_MODEL),
         "transforms": only_values([], why="prompts are not shortened"),
-        "plugins": only_values([], why=_NO_TOOLS),
-        "include_reasoning": dropped(bool, why=_NO_REASONING),
-        "reasoning": only_values({}, {"enabled": False}, {"effort": "none"}, why=_NO_REASONING),
+        "plugins": only_values([], why=NO_TOOLS),
+        "include_reasoning": dropped(bool, why=NO_REASONING),
+        "reasoning": only_values({}, {"enabled": False}, {"effort": "none"}, why=NO_REASONING),
     },
     "vLLM": {
         "best_of": only_values(1, why="every choice is answered"),
@@ -143,8 +143,8 @@ CHAT_CLIENTS: Tables = {
         "ebnf": only_values("", why=_NO_CONSTRAINT),
         "min_new_tokens": only_values(0, why="the model decides when it ends"),
         "no_stop_trim": only_values(False, why="the stop string is left out"),
-        "separate_reasoning": dropped(bool, why=_NO_REASONING),
-        "stream_reasoning": dropped(bool, why=_NO_REASONING),
+        "separate_reasoning": dropped(bool, why=NO_REASONING),
+        "stream_reasoning": dropped(bool, why=NO_REASONING),
         "return_hidden_states": only_values(False, why="answers are text"),
     },
     "llama.cpp and what is built on it": {
@@ -172,7 +172,7 @@ CHAT_CLIENTS: Tables = {
         "repeat_last_n": dropped(float, why=_NO_EFFECT),
         "grammar": only_values("", why=_NO_CONSTRAINT),
         "json_schema": only_values({}, why=_NO_CONSTRAINT),
-        "reasoning_format": dropped(str, why=_NO_REASONING),
+        "reasoning_format": dropped(str, why=NO_REASONING),
         "timings_per_token": only_values(False, why="timings come at the end"),
         "return_progress": only_values(False, why="chunks are text"),
         "return_tokens": only_values(False, why="answers are text"),
@@ -182,7 +182,7 @@ CHAT_CLIENTS: Tables = {
     "Ollama": {
         "keep_alive": dropped(str, float, why="a served model stays loaded"),
         "options": only_values({}, why="its fields belong into the body itself"),
-        "think": only_values(False, why=_NO_REASONING),
+        "think": only_values(False, why=NO_REASONING),
         "format": only_values("", why=_NO_CONSTRAINT),
     },
 }
@@ -216,8 +216,8 @@ MESSAGE_CLIENTS: Tables = {
         "cache_control": dropped(dict, why=_CACHE_MARK),
         "provider_specific_fields": all_false,
         "images": only_values([], why="pictures belong into the content"),
-        "thinking_blocks": only_values([], why=_NO_REASONING),
-        "reasoning_details": only_values([], why=_NO_REASONING),
+        "thinking_blocks": only_values([], why=NO_REASONING),
+        "reasoning_details": only_values([], why=NO_REASONING),
     },
     "LangChain": {
         "additional_kwargs": only_values({}, why="they would have to be read"),
