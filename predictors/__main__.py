@@ -21,9 +21,10 @@ from predictors import metrics
 from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
 from predictors.cluster.identity import find_pod_identity
 from predictors.compute.checkpoint.folder import advice
+from predictors.environment import from_env
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs
-from predictors.settings import InvalidSetting, Settings, from_env
+from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
     from predictors.base import BasePredictor
