@@ -12,17 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from predictors.chat.decoder.decoder import DecoderShape
+from predictors.chat.memory import GPU_CONTEXT, GPU_PAGE, GPU_SLOTS, kv_bytes
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.settings import InvalidSetting, QwenVLSettings
 
-CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
-CPU_SLOTS, GPU_SLOTS = 8, 64
-CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
+CPU_CONTEXT, CPU_SLOTS, CPU_PAGE = 4096, 8, 16
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
-KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
-GRAPH_BYTES = 6 * 2**30  # the vision encoder's 48 sizes took 4.4 GB on an H200
-LEAST_KV_SHARE = 0.5  # where that leaves little
 PACK_ALIGN = 16
 """Each prompt in a packed pass starts at a multiple of this many rows."""
 MOST_WASTE = 0.12
@@ -129,10 +125,6 @@ def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> i
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
     return kv_bytes(free) // (values * placement.dtype.itemsize)
-
-
-def kv_bytes(free: int) -> int:
-    return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
 
 
 # -- widths --------------------------------------------------------------------------------------

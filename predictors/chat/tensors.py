@@ -100,9 +100,7 @@ def check_weights(
     expected = decoder | vision
     for component, is_vision in (("the language model", False), ("the vision tower", True)):
         mine = {n: h for n, h in stored.items() if n.startswith(VISION) == is_vision}
-        wanted = {
-            name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine
-        }
+        wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
         check_tensors(component, mine, wanted, UNUSED)
     if missing := expected.keys() - stored.keys():
         raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
