@@ -302,8 +302,10 @@ class QwenVLSettings(SettingsGroup):
     min_pixels: int = 0
     """Smallest area of a picture after resizing, in pixels. 0 takes the checkpoint's."""
     max_pixels: int = 0
-    """Largest area of a picture after resizing, in pixels. 0 takes the checkpoint's, at most
-    1,003,520 (transformers' class default)."""
+    """Largest area of a picture after resizing, in pixels, that a request may ask for. 0 takes the
+    checkpoint's, at most 1,103,872, which leaves a picture of 1024x1024 as it is."""
+    default_max_pixels: int = 0
+    """Largest area of a picture whose request asks for none. 0 takes `max_pixels`."""
     embedding_cache_bytes: int = 256 * 2**20
     """Largest size of the cache of picture embeddings. Its key is a hash of the file and of the
     target size."""

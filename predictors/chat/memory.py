@@ -23,6 +23,7 @@ GPU_CONTEXT, GPU_SLOTS = 32768, 64
 GPU_PAGE = 64  # a GPU's kernels read 64 keys at a time
 KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
 GRAPH_BYTES = 6 * 2**30  # left free for graphs where there is enough
+GRAPH_PATCHES = 5632  # of the largest of them; larger ones are taken to need as much per patch
 LEAST_KV_SHARE = 0.5  # where that leaves little
 MEASURED_GRAPH_BYTES = 4_400_000_000  # the vision encoder's 48 sizes on an H200
 MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
@@ -30,9 +31,10 @@ LEAST_CONTEXT = 4096  # tokens: three pictures of a megapixel and some text
 NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
 
 
-def kv_bytes(free: int) -> int:
-    """Of `free` device memory, what the KV cache may take."""
-    return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
+def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES) -> int:
+    """Bytes for keys and values of `free` ones; the rest is for graphs and passes."""
+    graphs = GRAPH_BYTES * max(graph_patches, GRAPH_PATCHES) // GRAPH_PATCHES
+    return int(max(free * LEAST_KV_SHARE, (free - graphs) * KV_SHARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class ChatWeights:
     sizes: DecoderSizes
     vision_hidden: int
     """Width of the vision tower, with which its graphs grow."""
+    patch: int
+    """Pixels along a patch of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,17 @@ class KvPlan:
     page: int
     token_bytes: int
     graph_bytes: int
+    graph_patches: int
     is_set: bool
     """The settings name the size."""
 
     def tokens(self, free: int) -> int:
         """As `limits.plan_limits` has it for `free` bytes once the weights are loaded."""
-        most = self.wanted if self.is_set else max(0, kv_bytes(free)) // self.token_bytes
+        most = (
+            self.wanted
+            if self.is_set
+            else max(0, kv_bytes(free, self.graph_patches)) // self.token_bytes
+        )
         return min(self.wanted, most) // self.page * self.page
 
     def most_tokens(self, free: int) -> int:
@@ -112,12 +121,15 @@ def _option(
 
 def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPlan:
     context = min(settings.max_context or GPU_CONTEXT, weights.sizes.max_positions)
+    patches = max(GRAPH_PATCHES, settings.max_pixels // weights.patch**2)
+    graphs = MEASURED_GRAPH_BYTES * weights.vision_hidden // MEASURED_HIDDEN
     return KvPlan(
         context=context,
         wanted=settings.kv_tokens or (settings.slots or GPU_SLOTS) * context,
         page=settings.page_tokens or GPU_PAGE,
         token_bytes=weights.sizes.kv_values * size,
-        graph_bytes=MEASURED_GRAPH_BYTES * weights.vision_hidden // MEASURED_HIDDEN,
+        graph_bytes=graphs * patches // GRAPH_PATCHES,
+        graph_patches=patches,
         is_set=bool(settings.kv_tokens),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from predictors.chat.folder import check_generation, check_tokens, end_tokens, read_tokens
 from predictors.chat.memory import ChatWeights, chat_options
 from predictors.chat.tensors import (
+    FRAMES,
     HEAD,
     VISION,
     DecoderSizes,
@@ -55,8 +56,8 @@ def summarise_chat(
         is_vision = shapes is vision
         mine = {n: tensor for n, tensor in stored.items() if n.startswith(VISION) == is_vision}
         parts.append(summarise_part(name, architecture, mine, _count(shapes)))
-    width = vision["visual.blocks.0.attn.proj.weight"][0]
-    weights = ChatWeights(_count(decoder), _count(vision), sizes, width)
+    width, *_, patch = vision[FRAMES]
+    weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
     dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
     return FolderSummary(
         architecture=architecture,
