@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from predictors.chat.limits import EngineLimits, free_pages, kv_bytes, plan_limits
+from predictors.chat.limits import EngineLimits, free_pages, plan_limits
+from predictors.chat.memory import kv_bytes
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
 from predictors.settings import QwenVLSettings
