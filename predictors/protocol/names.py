@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from predictors.errors import InvalidRequest
 
@@ -30,16 +30,10 @@ _NAME = re.compile(rf"{_PART}(?:/{_PART})*+")
 V1_ACTIONS = (":predict", ":explain")  # KServe V1 writes them behind a name
 
 
-class ModelNameConvertor(Convertor[str]):
+class ModelNameConvertor(PathConvertor):
     """The part of a path that is a model's name: `{model:model}` in a route."""
 
     regex = rf"[^/]+(?:/(?!(?:{'|'.join(RESERVED)})(?:/|$))[^/]+)*"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("model", ModelNameConvertor())
