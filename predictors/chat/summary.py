@@ -20,13 +20,14 @@ from predictors.chat.tensors import (
     Shapes,
     by_hub_names,
     check_weights,
+    component_of,
     decoder_tensors,
 )
 from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.quantised.recognise import recognise_folder
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
-    headers_of,
     num_values,
     summarise_part,
 )
@@ -49,13 +50,17 @@ def summarise_chat(
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
     stored = by_hub_names(read_headers(checkpoint))
+    quantised = recognise_folder(checkpoint, component_of)
+    read = by_hub_names({name: name for name in quantised.headers})
     decoder = decoder_tensors(sizes)
-    check_weights(headers_of(stored), decoder, vision, is_tied=sizes.tied)
+    headers = {name: quantised.headers[theirs] for name, theirs in read.items()}
+    check_weights(headers, decoder, vision, is_tied=sizes.tied)
     parts = []
     for name, shapes in (("language model", decoder), ("vision tower", vision)):
         is_vision = shapes is vision
         mine = {n: tensor for n, tensor in stored.items() if n.startswith(VISION) == is_vision}
-        parts.append(summarise_part(name, architecture, mine, _count(shapes)))
+        method = quantised.method_of(read[n] for n in shapes)
+        parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
     dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype

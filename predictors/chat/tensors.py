@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from predictors.compute.checkpoint.accounting import ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.headers import Header
@@ -23,10 +23,12 @@ RENAMED = (  # what transformers 5 and its earlier releases call the same things
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
+COMPONENTS = ("the language model", "the vision tower")
 VISION = "visual."
 FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames of a still picture: (hidden, channels, 2, patch, patch)."""
+"""Stored as a convolution over two frames of a picture: (hidden, channels, 2, patch, patch)."""
 
+V = TypeVar("V")
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
 
@@ -58,6 +60,11 @@ def hub_name(name: str) -> str:
         if name.startswith(longer):
             return shorter + name.removeprefix(longer)
     return name
+
+
+def component_of(name: str) -> str:
+    """The part that a stored tensor belongs to, as messages call it."""
+    return COMPONENTS[hub_name(name).startswith(VISION)]
 
 
 def decoder_tensors(sizes: DecoderSizes) -> Shapes:
@@ -100,15 +107,15 @@ def check_weights(
     if is_tied and HEAD in stored:
         decoder = {**decoder, HEAD: decoder[EMBEDDING]}
     expected = decoder | vision
-    for component, is_vision in (("the language model", False), ("the vision tower", True)):
-        mine = {n: h for n, h in stored.items() if n.startswith(VISION) == is_vision}
+    for component in COMPONENTS:
+        mine = {n: h for n, h in stored.items() if component_of(n) == component}
         wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
         check_tensors(component, mine, wanted, UNUSED)
     if missing := expected.keys() - stored.keys():
         raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
 
 
-def by_hub_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+def by_hub_names(stored: Mapping[str, V]) -> dict[str, V]:
     """`stored` by the hub's names; raises `EngineFailed` for a weight that is there twice."""
     found: dict[str, str] = {}
     for name in stored:

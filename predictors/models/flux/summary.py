@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor, check_tensors
-from predictors.compute.checkpoint.folder import UNQUANTISED, reading
-from predictors.compute.checkpoint.headers import StoredTensor, read_headers
+from predictors.compute.checkpoint.accounting import (
+    ADVICE,
+    FLOATS,
+    FP8,
+    ExpectedTensor,
+    check_tensors,
+)
+from predictors.compute.checkpoint.folder import reading
+from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.quantised.recognise import recognise_folder
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
@@ -30,6 +37,7 @@ from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokeniz
 from predictors.settings import Settings
 
 ARCHITECTURE = "FluxPipeline"
+NATIVE_FP8 = "compressed-tensors FP8"
 WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
@@ -48,8 +56,12 @@ def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummar
     parts, used = [], {}
     for part in WEIGHTED:
         stored = read_headers(folder / part)
-        used[part] = check_component(part, configs[part], stored, is_narrow=is_narrow)
-        parts.append(_summary_of(part, stored, used[part], is_narrow=is_narrow))
+        is_native = is_narrow and part == "transformer"
+        quantised = None if is_native else recognise_folder(folder / part, part)
+        headers = headers_of(stored) if quantised is None else quantised.headers
+        used[part] = check_component(part, configs[part], headers, is_narrow=is_narrow)
+        method = NATIVE_FP8 if quantised is None else quantised.method
+        parts.append(_summary_of(part, stored, used[part], method))
     weights = count_weights(configs, is_quantized=is_narrow)
     dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
     return FolderSummary(
@@ -63,21 +75,20 @@ def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummar
 def check_component(
     part: str,
     config: Mapping[str, Any],
-    stored: Mapping[str, StoredTensor],
+    headers: Mapping[str, Header],
     *,
     is_narrow: bool = False,
 ) -> dict[str, ExpectedTensor]:
-    """The tensors that a component is expected to store; raises `EngineFailed` unless it stores
+    """The tensors that a model reads of a component; raises `EngineFailed` unless `headers` are of
     these. `is_narrow`: the transformer's blocks are in fp8, as `quantize` writes them."""
-    headers = headers_of(stored)
     shapes = tensors_of(part, config, headers)
     wanted = {name: ExpectedTensor(shape, FLOATS) for name, shape in shapes.items()}
     if is_narrow and part == "transformer":
         for name, narrow in block_linears(config).items():
             wanted[name] = ExpectedTensor(narrow, FP8)
             wanted[f"{name}_scale"] = ExpectedTensor((narrow[0], 1))
-    advice = f"{UNQUANTISED}; {QUANTISE}" if part == "transformer" else UNQUANTISED
-    check_tensors(part, headers, wanted, UNUSED[part], advice=advice)
+    advice = f"{ADVICE}; {QUANTISE}" if part == "transformer" else ADVICE
+    check_tensors(part, headers, wanted, UNUSED[part], advice)
     return wanted
 
 
@@ -113,13 +124,11 @@ def _summary_of(
     part: str,
     stored: Mapping[str, StoredTensor],
     used: Mapping[str, ExpectedTensor],
-    *,
-    is_narrow: bool,
+    method: str,
 ) -> PartSummary:
     parameters = sum(
         num_values(want.shape or ()) for name, want in used.items() if not name.endswith("_scale")
     )
-    method = "compressed-tensors FP8" if is_narrow and part == "transformer" else ""
     return summarise_part(part, CLASSES[part][0], stored, parameters, method)
 
 
