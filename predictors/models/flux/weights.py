@@ -90,10 +90,9 @@ def load_parts(
 ) -> Parts:
     """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
-    `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`. A
-    weight that is held in fp8 alone is quantised as it is read, so that the device never holds more
-    than a part of them in the wide dtype. Raises `EngineFailed` naming a tensor that is missing or
-    does not fit.
+    `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`.
+    Weights held in fp8 alone are quantised as they are read: the device never holds them wide.
+    Raises `EngineFailed` naming a tensor that is missing or does not fit.
     """
     opened = open_component or (lambda name: Shards(config.folder / name))
     components, modules = _empty(config)
@@ -170,8 +169,7 @@ def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: S
 def _narrowed(
     modules: _Modules, config: FluxConfig, forms: Collection[str], fp8_conditioning: bool
 ) -> list[nn.Module]:
-    """The modules that were given fp8 linears here, still empty, for weights that are not stored
-    so."""
+    """Gives empty modules fp8 linears, for weights stored in another type; returns these."""
     found: list[nn.Module] = []
     if BASE not in forms and not config.is_quantized:
         quantized(modules.transformer, keep=False)
@@ -289,10 +287,8 @@ def _fill(
     *,
     quantises: bool = False,
 ) -> None:
-    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0.
-
-    `quantises`: its fp8 weights are stored in another type, without scales.
-    """
+    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0. With
+    `quantises` those of its fp8 weights are stored in another type, without scales."""
     places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
     state = {}
     pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
@@ -315,7 +311,7 @@ def _fill(
 def _scaled_pairs(
     state: Mapping[str, Tensor], stored: Source, sources: Callable[[str], tuple[str, ...]]
 ) -> Iterator[tuple[RowScaled, str]]:
-    """The parts of the fp8 weights in `state`, each with the stored name of its values."""
+    """As `_pairs`, of the fp8 weights in `state`."""
     for name, place in state.items():
         if place.dtype == E4M3:
             row = 0
