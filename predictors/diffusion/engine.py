@@ -269,7 +269,7 @@ class DiffusionEngine:
         seconds = job.clock() - job.submitted_at  # counted before the caller can see the picture
         metrics.ttfi_seconds.labels(self._name).observe(seconds, job.exemplar)
         self.evict(job)
-        job.emit(ImageResult(picture.pixels, job.work.prompts[0].num_read))
+        job.emit(ImageResult(picture.pixels, *job.work.tokens_read))
         job.finish()
 
     def _fail(self, slot: Slot) -> None:

@@ -29,6 +29,8 @@ class Prompt:
     """Token ids of each text encoder, int64 (1, its length)."""
     num_read: int
     """Tokens of the text that were kept, padding excluded."""
+    num_unread: int = 0
+    """Tokens of the text that were cut off."""
 
     @property
     def num_tokens(self) -> int:
