@@ -54,7 +54,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             model,
             settings.qwen_vl,
             settings.images,
-            engine.max_context,
+            lambda: engine.max_context,
             on_device=placement.is_cuda,
         )
         tokens_of = self._preparer.tokens_of
@@ -62,7 +62,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
-        self._codec = ChatCodec(model.sampling, precision, settings.images.max_images)
+        self._codec = ChatCodec(
+            model.sampling, precision, settings.images.max_images, self._preparer.pixels
+        )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- hooks of BasePredictor ------------------------------------------------------------------
@@ -86,8 +88,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:
+            self._preparer.check_pictures(prepared)
             digest = await self._digest(picture)
-            found = self._preparer.cached(digest)
+            found = self._preparer.cached(picture, digest)
             if found is not None:
                 prepared.append(found)
                 continue
@@ -139,7 +142,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._codec.encode_v2(request, answers)
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+        sizes = self._preparer.sizes(work)
+        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
