@@ -13,6 +13,7 @@ from predictors.chat.request import Message, Picture, PixelBounds
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.settings import ImageLimits, QwenVLSettings
 from tests.chat.room import CHECKPOINT, Room, chat, png
 
@@ -49,15 +50,17 @@ def test_max_tokens_is_the_setting_cut_to_the_context() -> None:
     room = Room.open(slots=1, max_context=64, default_max_tokens=100)
     work = room.inputs.prepare(chat("hi", max_tokens=None))
     assert work.max_tokens == 64 - work.num_prompt_tokens
+    assert room.inputs.prepare(chat("hi", max_tokens=NO_LIMIT)).max_tokens == work.max_tokens
     short = Room.open(slots=1, max_context=64, default_max_tokens=7)
+    assert short.inputs.prepare(chat("hi", max_tokens=NO_LIMIT)).max_tokens == work.max_tokens
     assert short.inputs.prepare(chat("hi", max_tokens=None)).max_tokens == 7
 
 
 def test_too_long_a_prompt_or_answer_is_refused_with_the_numbers() -> None:
     room = Room.open(slots=1, max_context=64)
-    with pytest.raises(InvalidRequest, match=r"has \d+ tokens; .* context of 64"):
+    with pytest.raises(InvalidRequest, match=r"length is 64 tokens\. However, .* in \d+ tokens"):
         room.inputs.prepare(chat("word " * 100))
-    with pytest.raises(InvalidRequest, match="max_tokens 60 are more than the context of 64") as e:
+    with pytest.raises(InvalidRequest, match=r"is 64 tokens.* requested \d+ .*, 60 in") as e:
         room.inputs.prepare(chat("hi", max_tokens=60))
     assert e.value.param == "max_tokens"
     prompt = room.inputs.prepare(chat("hi", max_tokens=1)).num_prompt_tokens
@@ -79,7 +82,7 @@ def for_a_device() -> ChatPreparer:
     """Those that only decode, as where a GPU makes the patches."""
     settings = QwenVLSettings(max_pixels=56 * 560)
     model = Qwen25VLModel(CHECKPOINT)
-    return ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
+    return ChatPreparer("test", model, settings, ImageLimits(), lambda: 512, on_device=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 300), (20, 20), (1, 1), (900, 40), (27, 300)])
@@ -101,7 +104,7 @@ def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
 def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
     settings = QwenVLSettings(min_pixels=784, max_pixels=784)
     model = Qwen25VLModel(CHECKPOINT)
-    tiny = ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
+    tiny = ChatPreparer("test", model, settings, ImageLimits(), lambda: 512, on_device=True)
     large, small = (tiny.prepare_picture(Picture(png(1, side, side))) for side in (1000, 800))
     assert large.format is None
     assert large.values.shape == (4, 588)
@@ -223,7 +226,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room.model, "tokenizer", None)  # not even looked at
-    with pytest.raises(InvalidRequest, match=r"at least \d+ tokens; the context is 512"):
+    with pytest.raises(InvalidRequest, match=r"is 512 tokens.* at least \d+ tokens"):
         room.inputs.prepare(chat("a" * 5_000_000))
 
 

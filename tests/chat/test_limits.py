@@ -7,13 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from predictors.chat.limits import (
-    EngineLimits,
-    free_pages,
-    kv_bytes,
-    pixel_limits,
-    plan_limits,
-)
+from predictors.chat.limits import EngineLimits, free_pages, pixel_limits, plan_limits
+from predictors.chat.memory import kv_bytes
 from predictors.chat.request import PixelBounds, PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.compute.device.placement import Placement
