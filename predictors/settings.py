@@ -87,6 +87,13 @@ class ServerSettings(SettingsGroup):
     besides localhost and loopback addresses. `*.example.com` allows every name below it, `*` allows
     any. Other hosts are refused with 421, except for probes and `/metrics`. Empty: only loopback
     names if `host` is a loopback address, otherwise any."""
+    allowed_origins: str = ""
+    """Origins of web pages that may call the server and read its answers (CORS), comma-separated,
+    as `https://app.example.com`. `*` allows any page that a user visits. Empty: pages of other
+    origins are refused with 403."""
+    aliases: str = ""
+    """Further names of models, as `ALIAS=MODEL`, comma-separated. An answer repeats the name that
+    its request used; metrics and logs have the model's own."""
     port: int = 8080
     """HTTP port. 0 takes a free one."""
     grpc_port: int = bounded(8081, least=-1)
