@@ -94,6 +94,7 @@ DEFAULTS = {
     "qwen_vl.default_max_tokens": 512,
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,
+    "qwen_vl.default_max_pixels": 0,
     "qwen_vl.embedding_cache_bytes": 256 * 2**20,
     "qwen_vl.prefix_cache": "auto",
     "qwen_vl.precision": "auto",

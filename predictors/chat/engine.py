@@ -23,6 +23,7 @@ from predictors.chat.limits import (
     is_deterministic,
     max_context,
     num_slots,
+    pixel_limits,
     plan_limits,
     precision_of,
     shares_prefixes,
@@ -42,13 +43,12 @@ from predictors.chat.scheduling import (
 )
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
-from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import HostCopy, Placement, is_device_lost
-from predictors.errors import InvalidRequest, StepFailed
+from predictors.errors import PromptTooLong, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 
@@ -146,13 +146,12 @@ class ChatEngine:
         decoder, vision = self._model.load(placement)
         if uses_fp8(self._settings, placement):
             quantize_decoder(decoder)
-        limits = plan_limits(self._model.shape, self._settings, placement)
+        largest = pixel_limits(self._settings, self._model.pictures).max_pixels
+        pictures = PictureRunner(vision, placement, self._graphs, largest)
+        limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
-        largest = self._settings.max_pixels or DEFAULT_MAX_PIXELS
-        self._loaded = LoadedModel(
-            ChatRunner(decoder, limits, placement, self._graphs),
-            PictureRunner(vision, placement, self._graphs, largest),
-        )
+        self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
+        self._loaded = LoadedModel(ChatRunner(decoder, limits, placement, self._graphs), pictures)
 
     def warm(self, progress: Progress) -> None:
         """Run every promised shape; afterwards nothing may be compiled or captured."""
@@ -172,16 +171,9 @@ class ChatEngine:
         self.guard.seal()
 
     def validate(self, work: ChatWork) -> None:
-        """Raise `InvalidRequest` if all pages together are not enough. Any thread."""
-        pool = self._pages
-        tokens = work.num_prompt_tokens + work.max_tokens
-        limit = min(self.max_context, pool.num_pages * pool.page_tokens)
-        if tokens > limit:
-            raise InvalidRequest(
-                f"{work.num_prompt_tokens} tokens of prompt and max_tokens {work.max_tokens} are "
-                f"more than the {limit} that fit",
-                param="max_tokens",
-            )
+        """Raise `PromptTooLong` if all pages together are not enough. Any thread."""
+        if work.num_prompt_tokens + work.max_tokens > self.max_context:
+            raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
     def admit(self, job: ChatJob) -> bool:
         if not self._free_slots:
