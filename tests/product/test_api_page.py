@@ -69,7 +69,7 @@ def names(title: str) -> set[str]:
 def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
-        f"{method} {re.sub("{(name|model)}", "{model}", route.path)}".replace("{version}", "1")
+        f"{method} {re.sub('{(name|model)}', '{model}', route.path)}".replace("{version}", "1")
         for route in (*v2_routes(registry), *openai_routes(registry))
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
