@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
-from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
+from predictors.cli.arguments import (
+    PROMPT,
+    named_path,
+    named_value,
+    new_file,
+    parse,
+    read_file,
+    read_size,
+)
 from predictors.cluster.identity import find_pod_identity
-from predictors.compute.checkpoint.folder import advice
+from predictors.compute.checkpoint.folder import advice, read_json, reading
+from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
-from predictors.errors import InvalidRequest, ServingError
+from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
@@ -38,12 +48,18 @@ MODELS = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
+SUMMARIES = {
+    "FluxPipeline": "predictors.models.flux.summary:summarise",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
+}
+"""Architecture -> module and function that describes a folder of it, without torch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = {"serve": serve, "warm": warm, "profile": profile, "demo": demo, "quantize": quantize}
-    arguments = parse(argv, verbs)
+    verbs = (serve, warm, profile, demo, quantize, check)
+    arguments = parse(argv, {verb.__name__: verb for verb in verbs})
     try:
         return int(arguments.run(arguments))
     except ServingError as error:
@@ -62,12 +78,14 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
+    named = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    named = [named_path(raw) for raw in arguments.model]
+    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
-    named = [named_path(raw) for raw in arguments.model]
     return serve_models(named, build, settings, identity, os.environ)
 
 
@@ -75,6 +93,7 @@ def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
+    named = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
@@ -85,7 +104,7 @@ def warm(arguments: argparse.Namespace) -> int:
         raise InvalidSetting(
             "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
         )
-    models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
+    models = [build(name, path, settings) for name, path in named]
     logs.redirect_library_handlers()
     for model in models:
         follow_start(model)
@@ -102,6 +121,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
+    [(name, path)] = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
@@ -110,7 +130,6 @@ def profile(arguments: argparse.Namespace) -> int:
     from predictors.operators.starting import follow_start, freeze_loaded_objects
 
     # everything that can be refused is refused before minutes of loading
-    name, path = named_path(arguments.model[0])
     steps = read_profile_parameters({"model": name, "steps": arguments.steps}).steps
     image = read_file(arguments.image) if arguments.image else None
     parameters = dict(map(named_value, arguments.parameter))
@@ -153,6 +172,30 @@ def quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check(arguments: argparse.Namespace) -> int:
+    """Say what a folder is, whether and how it is served, and which GPU memory that takes. Reads
+    configs and headers only. Exit code 0: served; 2: refused, as a start would refuse it; 3:
+    served, but not within the memory."""
+    from predictors.cli.check_table import check_lines
+    from predictors.compute.watch.card_facts import find_card_facts
+    from predictors.operators.check import check_report, exit_code
+
+    settings, folder = from_env(os.environ), arguments.folder
+    if not os.path.isdir(folder):
+        raise InvalidRequest(f"there is no folder {str(folder)!r}")
+    card = find_card_facts(settings.compute.device, os.environ)
+    if arguments.memory is not None:
+        card = replace(card, memory_bytes=read_size(arguments.memory), name="")
+    report = check_report(
+        folder, architecture_of(folder), lambda: describe(folder, settings, card), card
+    )
+    if arguments.json:
+        sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in check_lines(report))
+    return exit_code(report)
+
+
 # -- composition -----------------------------------------------------------------------------------
 def build(
     name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
@@ -161,25 +204,42 @@ def build(
 
     Raises `InvalidRequest` when no model serves it.
     """
-    architecture = architecture_of(checkpoint)
-    if architecture not in MODELS:
-        hint = advice(checkpoint)
-        raise InvalidRequest(
-            f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
-            f"served are {', '.join(MODELS)}{hint and '; '}{hint}"
-        )
-    module, _, function = MODELS[architecture].partition(":")
+    module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
     predictor: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers)
     return predictor
+
+
+def describe(checkpoint: Path, settings: Settings, card: CardFacts | None = None) -> FolderSummary:
+    """The content of a checkpoint folder and the memory of each way to serve it.
+
+    Raises `ServingError` for a folder that is not served: starts and `check` refuse it alike.
+    """
+    with reading("the folder"):
+        module, _, function = SUMMARIES[served_architecture(checkpoint)].partition(":")
+        summarise = getattr(importlib.import_module(module), function)
+        summary: FolderSummary = summarise(checkpoint, settings, card or CardFacts())
+    return summary
+
+
+def served_architecture(checkpoint: Path) -> str:
+    """The class that a checkpoint's config names; raises `InvalidRequest` if no model serves it."""
+    architecture = architecture_of(checkpoint)
+    if architecture in MODELS:
+        return architecture
+    hint = advice(checkpoint)
+    raise InvalidRequest(
+        f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
+        f"served are {', '.join(MODELS)}{hint and '; '}{hint}"
+    )
 
 
 def architecture_of(checkpoint: Path) -> str:
     """The class that a checkpoint's config names, or an empty string."""
     for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
         try:
-            value = json.loads((checkpoint / file).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):
+            value = read_json(checkpoint, file, file).get(key)
+        except EngineFailed:
             continue
         if isinstance(value, list):
             value = value[0] if value else None
@@ -188,11 +248,22 @@ def architecture_of(checkpoint: Path) -> str:
     return ""
 
 
+def _read_models(arguments: argparse.Namespace, settings: Settings) -> list[tuple[str, Path]]:
+    """The models' folders by name. Raises `ServingError` for all that can be refused without torch,
+    whose import takes seconds."""
+    named = [named_path(raw) for raw in arguments.model]
+    for _, folder in named:
+        describe(folder, settings)
+    return named
+
+
 def _read_settings(arguments: argparse.Namespace) -> Settings:
     """The settings of environment and flags, in force for the log."""
     settings = from_env(os.environ)
     flags = ("host", "port", "grpc_port", "log_format")
     given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
+    if aliases := getattr(arguments, "aliases", None):
+        given["aliases"] = ",".join(aliases)
     own = replace(settings.server, **given)
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc

@@ -24,6 +24,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
 VISION = "visual."
+FRAMES = "visual.patch_embed.proj.weight"
+"""Stored as a convolution over two frames of a still picture: (hidden, channels, 2, patch, patch)."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
@@ -100,9 +102,7 @@ def check_weights(
     expected = decoder | vision
     for component, is_vision in (("the language model", False), ("the vision tower", True)):
         mine = {n: h for n, h in stored.items() if n.startswith(VISION) == is_vision}
-        wanted = {
-            name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine
-        }
+        wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
         check_tensors(component, mine, wanted, UNUSED)
     if missing := expected.keys() - stored.keys():
         raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EISDIR
@@ -43,7 +45,7 @@ def named_path(raw: str) -> tuple[str, Path]:
     name, separator, path = raw.partition("=")
     if not separator or not name or not path:
         raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, it raises nothing
         raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
     return name, Path(path)
 
@@ -70,6 +72,20 @@ def read_file(path: Path) -> bytes:
         raise InvalidRequest(f"{str(path)!r} can't be read: {error.strerror}") from error
 
 
+SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMGT]i?)?B?", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def read_size(text: str) -> int:
+    """Bytes of `24GiB`, `24GB`, `24Gi` or a number of bytes. Raises `InvalidRequest`."""
+    found = SIZE.fullmatch(text.strip())
+    num_bytes = int(float(found[1]) * UNITS[(found[2] or "").upper()]) if found else 0
+    if num_bytes < 2**20:
+        raise InvalidRequest(f"--memory takes a size such as 24GiB, not {text!r}")
+    return num_bytes
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` if the block ends without an exception.
@@ -94,6 +110,14 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 def _serve_flags(verb: argparse.ArgumentParser) -> None:
     _warm_flags(verb)
+    verb.add_argument(
+        "--served-model-name",
+        "--alias",
+        dest="aliases",
+        action="append",
+        metavar="ALIAS=NAME",
+        help="a further name of a model; may be repeated (default: PREDICTORS_SERVER_ALIASES)",
+    )
     verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
     verb.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)"
@@ -164,10 +188,19 @@ def _quantize_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint folder")
+    verb.add_argument(
+        "--memory", metavar="SIZE", help="judge for a card of this size, such as 24GiB"
+    )
+    verb.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
     "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
     "profile": ("record steps of one model for Perfetto, and exit", _profile_flags),
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),
+    "check": ("say whether and how a folder is served, without loading it", _check_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
 }

@@ -126,8 +126,12 @@ class DiffusionEngine:
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
         self._start.begin()
+        own = self._settings
         options = LoadOptions(
-            self._limits.tiers.forms, self._limits.longest_sequence, self._settings.fp8_attention
+            self._limits.tiers.forms,
+            self._limits.longest_sequence,
+            own.fp8_attention,
+            fp8_conditioning=own.conditioning_precision == "fp8",
         )
         passes = self._model.load(self._name, self._placement, options)
         self._runner = DiffusionRunner(

@@ -15,6 +15,7 @@ import torch
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
+    BASE,
     HIGH,
     LOSSLESS,
     TIERS,
@@ -207,7 +208,13 @@ def make_tiers(settings: FluxSettings, device: torch.device, *, is_quantized: bo
         raise InvalidSetting(
             f"flux.default_tier is {default!r}, but flux.tiers are {', '.join(loaded)}"
         )
-    return Tiers(loaded, default, has_base=not is_quantized)
+    tiers = Tiers(loaded, default, has_base=not is_quantized)
+    if settings.conditioning_precision == "fp8" and BASE in tiers.forms:
+        raise InvalidSetting(
+            "flux.conditioning_precision is fp8, which only tiers with fp8 weights may use; "
+            f"flux.tiers are {', '.join(loaded)}, possible are high, or high,turbo"
+        )
+    return tiers
 
 
 def _named_tiers(text: str) -> tuple[str, ...]:

@@ -168,6 +168,54 @@ def test_n_answers_share_one_prepared_picture(room: Room) -> None:
     assert first.pictures[0].prepared is second.pictures[0].prepared
 
 
+def test_one_file_at_two_budgets_is_two_pictures(room: Room) -> None:
+    file = png(56, 300, 200)
+    bounds = [PixelBounds(3136, most) for most in (20_000, 50_000)]
+    made = [room.inputs.prepare_picture(Picture(file, bounds=b)) for b in (*bounds, *bounds)]
+    assert [picture.grid for picture in made[:2]] == [(8, 12), (12, 18)]
+    assert made[0].key != made[1].key
+    assert [id(picture) for picture in made[2:]] == [id(picture) for picture in made[:2]]
+
+
+def test_one_file_of_one_size_is_one_picture_whatever_was_asked_for(room: Room) -> None:
+    file = png(57, 60, 90)
+    keys = {
+        room.inputs.prepare_picture(Picture(file, bounds=bounds)).key
+        for bounds in (None, PixelBounds(1, 10**6), PixelBounds(3136, 100_000))
+    }
+    assert len(keys) == 1
+
+
+def test_pictures_that_do_not_fit_are_refused_with_the_numbers_and_the_remedy() -> None:
+    room = Room.open(slots=1, max_context=64)
+    large, small = png(1, 280, 280), png(1, 140, 140)  # 100 and 25 tokens
+    with pytest.raises(InvalidRequest, match=r"read as 280x280, 100 tokens; .* 64: lower max_p"):
+        room.inputs.prepare(chat(large, "what?"))
+    with pytest.raises(InvalidRequest, match=r"more than 75 tokens, 75 of them for 3 pictures"):
+        room.inputs.prepare(chat(*[small] * 3, png(2), "what?"))
+    with pytest.raises(InvalidRequest, match=r"has \d+ tokens, 50 of them for 2 pictures .*of 64"):
+        room.inputs.prepare(chat(small, small, "what?"))
+    with pytest.raises(InvalidRequest, match=r"25 of them for 1 picture .* max_tokens 60 are more"):
+        room.inputs.prepare(chat(small, "what?", max_tokens=60))
+
+
+def test_a_picture_enlarged_beyond_the_servers_pixels_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = Room.open(slots=1, max_pixels=56 * 56, min_pixels=784).inputs
+    asked = PixelBounds(3136, 3136)
+    assert inputs.prepare_picture(Picture(png(1, 20, 20), bounds=asked)).grid == (4, 4)
+    decoded: list[object] = []
+    monkeypatch.setattr(
+        inputs._model.pictures, "prepare", lambda *given, **_: decoded.append(given)
+    )
+    with pytest.raises(
+        InvalidRequest, match=r"read as 196x28, 5488 .* min_pixels 3136; .* 3136 \("
+    ):
+        inputs.prepare_picture(Picture(png(1, 60, 5), bounds=asked))
+    assert decoded == []
+
+
 def test_half_a_surrogate_pair_is_refused(room: Room) -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
         room.inputs.prepare(chat("\ud800"))

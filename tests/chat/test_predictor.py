@@ -205,4 +205,5 @@ async def test_usage_comes_last_when_asked_for(predictor: ChatPredictor) -> None
         "prompt_tokens": prompt,
         "completion_tokens": 12,
         "total_tokens": prompt + 12,
+        "prompt_images": [{"width": 56, "height": 56, "tokens": 4}],
     }

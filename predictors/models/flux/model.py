@@ -46,7 +46,13 @@ class FluxModel:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
-        parts = load_parts(self.config, placement, options.forms, self._open_component)
+        parts = load_parts(
+            self.config,
+            placement,
+            options.forms,
+            self._open_component,
+            fp8_conditioning=options.fp8_conditioning,
+        )
         return FluxPasses(name, self.config, parts, placement, options)
 
 

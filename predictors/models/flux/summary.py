@@ -34,8 +34,10 @@ WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
 def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
-    """The content of a folder, and the memory of its tiers on `card`. Raises `ServingError` with the
-    start's own message for a folder that is not served."""
+    """The content of a folder, and the memory of its tiers on `card`.
+
+    Raises `ServingError` with the start's own message for a folder that is not served.
+    """
     is_narrow = is_quantised(folder / "transformer")
     raw = check_folder(folder)
     with reading("the configs of the parts"):

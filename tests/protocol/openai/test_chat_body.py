@@ -199,8 +199,8 @@ CASES: list[tuple[str, Any, str | None]] = [
         "messages[0].content[0].image_url.url",
     ),
     (
-        "image detail low",
-        asked([{"type": "image_url", "image_url": {"url": "data:,", "detail": "low"}}]),
+        "image detail tiny",
+        asked([{"type": "image_url", "image_url": {"url": "data:,", "detail": "tiny"}}]),
         "messages[0].content[0].image_url.detail",
     ),
     (
@@ -282,6 +282,31 @@ CASES: list[tuple[str, Any, str | None]] = [
     ),
     ("response_format without type", body(response_format={}), "response_format.type"),
     ("response_format a string", body(response_format="text"), "response_format"),
+    ("min_pixels 0", body(min_pixels=0), "min_pixels"),
+    ("max_pixels a string", body(max_pixels="784"), "max_pixels"),
+    ("max_pixels huge", body(max_pixels=2**31), "max_pixels"),
+    (
+        "max_pixels of a part",
+        asked([PICTURE | {"max_pixels": 0}]),
+        "messages[0].content[0].max_pixels",
+    ),
+    ("processor a list", body(mm_processor_kwargs=[]), "mm_processor_kwargs"),
+    ("processor unknown", body(mm_processor_kwargs={"fps": 2}), "mm_processor_kwargs.fps"),
+    (
+        "processor edge unknown",
+        body(mm_processor_kwargs={"size": {"height": 28}}),
+        "mm_processor_kwargs.size.height",
+    ),
+    (
+        "pixels disagree",
+        body(max_pixels=5, mm_processor_kwargs={"max_pixels": 6}),
+        "mm_processor_kwargs",
+    ),
+    (
+        "pixels disagree inside",
+        body(mm_processor_kwargs={"min_pixels": 5, "size": {"shortest_edge": 6}}),
+        "mm_processor_kwargs",
+    ),
     ("unknown", body(colour="red"), "colour"),
     ("unknown and null", body(colour=None), "colour"),
     ("misspelt", body(max_token=3), "max_token"),
