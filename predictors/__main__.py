@@ -28,7 +28,7 @@ from predictors.cli.arguments import (
     read_size,
 )
 from predictors.cluster.identity import find_pod_identity
-from predictors.compute.checkpoint.folder import advice, read_json, reading
+from predictors.compute.checkpoint.folder import advice, check_entries, read_json, reading
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
@@ -215,6 +215,7 @@ def describe(checkpoint: Path, settings: Settings, card: CardFacts | None = None
     with reading("the folder"):
         module, _, function = SUMMARIES[served_architecture(checkpoint)].partition(":")
         summarise = getattr(importlib.import_module(module), function)
+        check_entries(checkpoint)
         summary: FolderSummary = summarise(checkpoint, settings, card or CardFacts())
     return summary
 

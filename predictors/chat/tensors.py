@@ -25,7 +25,7 @@ UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
 VISION = "visual."
 FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames of a still picture: (hidden, channels, 2, patch, patch)."""
+"""Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
