@@ -33,6 +33,7 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def serve(arguments: argparse.Namespace) -> int:
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    named = [named_path(raw) for raw in arguments.model]
+    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
     return serve_models(named, build, settings, identity, os.environ)
@@ -260,6 +263,8 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     settings = from_env(os.environ)
     flags = ("host", "port", "grpc_port", "log_format")
     given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
+    if aliases := getattr(arguments, "aliases", None):
+        given["aliases"] = ",".join(aliases)
     own = replace(settings.server, **given)
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc

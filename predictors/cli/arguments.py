@@ -110,6 +110,14 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 def _serve_flags(verb: argparse.ArgumentParser) -> None:
     _warm_flags(verb)
+    verb.add_argument(
+        "--served-model-name",
+        "--alias",
+        dest="aliases",
+        action="append",
+        metavar="ALIAS=NAME",
+        help="a further name of a model; may be repeated (default: PREDICTORS_SERVER_ALIASES)",
+    )
     verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
     verb.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)"
