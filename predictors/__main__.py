@@ -12,15 +12,25 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
-from predictors.cli.arguments import PROMPT, named_path, named_value, new_file, parse, read_file
+from predictors.cli.arguments import (
+    PROMPT,
+    named_components,
+    named_paths,
+    named_value,
+    new_file,
+    parse,
+    read_file,
+)
 from predictors.cluster.identity import find_pod_identity
-from predictors.compute.checkpoint.folder import advice
+from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs
 from predictors.settings import InvalidSetting, Settings, from_env
@@ -37,12 +47,13 @@ MODELS = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
+NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = {"serve": serve, "warm": warm, "profile": profile, "demo": demo, "quantize": quantize}
-    arguments = parse(argv, verbs)
+    verbs = (serve, warm, profile, demo, quantize, convert)
+    arguments = parse(argv, {verb.__name__: verb for verb in verbs})
     try:
         return int(arguments.run(arguments))
     except ServingError as error:
@@ -61,19 +72,20 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
+    named, make = _read_models(arguments)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from predictors.operators.serve import serve_models
 
-    named = [named_path(raw) for raw in arguments.model]
-    return serve_models(named, build, settings, identity, os.environ)
+    return serve_models(named, make, settings, identity, os.environ)
 
 
 def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
+    named, make = _read_models(arguments)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
@@ -84,7 +96,7 @@ def warm(arguments: argparse.Namespace) -> int:
         raise InvalidSetting(
             "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
         )
-    models = [build(name, path, settings) for name, path in map(named_path, arguments.model)]
+    models = [make(name, path, settings) for name, path in named]
     logs.redirect_library_handlers()
     for model in models:
         follow_start(model)
@@ -101,6 +113,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
+    [(name, path)], make = _read_models(arguments)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
@@ -109,13 +122,12 @@ def profile(arguments: argparse.Namespace) -> int:
     from predictors.operators.starting import follow_start, freeze_loaded_objects
 
     # everything that can be refused is refused before minutes of loading
-    name, path = named_path(arguments.model[0])
     steps = read_profile_parameters({"model": name, "steps": arguments.steps}).steps
     image = read_file(arguments.image) if arguments.image else None
     parameters = dict(map(named_value, arguments.parameter))
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     keep_code(settings.compute, os.environ)
-    model, profiler = build(name, path, settings), Profiler()
+    model, profiler = make(name, path, settings), Profiler()
     logs.redirect_library_handlers()
     model.decode_v2(request)
     follow_start(model)
@@ -143,34 +155,59 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def quantize(arguments: argparse.Namespace) -> int:
     """Write a copy of a FLUX checkpoint whose transformer is stored in fp8."""
+    source = _flux_folder(arguments.source)
     from predictors.models.flux.quantize import quantize_checkpoint
 
-    if architecture_of(arguments.source) != "FluxPipeline":
-        raise InvalidRequest(f"{arguments.source.name} is no FLUX checkpoint in diffusers layout")
-    num_bytes = quantize_checkpoint(arguments.source, arguments.target)
+    num_bytes = quantize_checkpoint(source, arguments.target)
     sys.stdout.write(f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights\n")
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Make a folder that can be served of a FLUX checkpoint in one file (BFL's or ComfyUI's
+    layout). What the file does not hold is copied from --base."""
+    base = _flux_folder(arguments.base)
+    from predictors.models.flux.convert import convert_checkpoint
+
+    for line in convert_checkpoint(arguments.source, arguments.target, base):
+        sys.stdout.write(f"{line}\n")
     return 0
 
 
 # -- composition -----------------------------------------------------------------------------------
 def build(
-    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    name: str,
+    checkpoint: Path,
+    settings: Settings,
+    workers: Workers | None = None,
+    components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
 ) -> BasePredictor[Any, Any, Any]:
-    """The predictor of a checkpoint folder; `workers` decode its pictures.
+    """The predictor of a checkpoint folder; `workers` decode its pictures, and `components` are
+    folders of parts that replace its own, by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
-    architecture = architecture_of(checkpoint)
-    if architecture not in MODELS:
-        hint = advice(checkpoint)
-        raise InvalidRequest(
-            f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
-            f"served are {', '.join(MODELS)}{hint and '; '}{hint}"
-        )
-    module, _, function = MODELS[architecture].partition(":")
+    module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
-    predictor: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers)
+    parts = {"parts": components[name]} if name in components else {}
+    for part, folder in parts.get("parts", {}).items():
+        log.info("%s: %s is that in the folder %s", name, part, folder.name)
+    predictor: BasePredictor[Any, Any, Any] = make_predictor(
+        name, checkpoint, settings, workers, **parts
+    )
     return predictor
+
+
+def served_architecture(checkpoint: Path) -> str:
+    """The class that a checkpoint's config names; raises `InvalidRequest` if no model serves it."""
+    architecture = architecture_of(checkpoint)
+    if architecture in MODELS:
+        return architecture
+    hint = advice(checkpoint)
+    raise InvalidRequest(
+        f"{checkpoint.name} is a {architecture or 'folder whose config names no class'}; "
+        f"served are {', '.join(MODELS)}{hint and '; '}{hint}"
+    )
 
 
 def architecture_of(checkpoint: Path) -> str:
@@ -185,6 +222,32 @@ def architecture_of(checkpoint: Path) -> str:
         if isinstance(value, str):
             return value
     return ""
+
+
+def _read_models(
+    arguments: argparse.Namespace,
+) -> tuple[list[tuple[str, Path]], Callable[..., BasePredictor[Any, Any, Any]]]:
+    """The models' folders by name, and `build` with the given components. Raises `InvalidRequest`
+    for all that can be refused without importing torch, which takes seconds."""
+    paths = named_paths(arguments.model)
+    named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
+    components = {
+        model: {part: resolve_folder(path, f"--component {part}") for part, path in parts.items()}
+        for model, parts in named_components(arguments.component, list(named)).items()
+    }
+    for name, folder in named.items():
+        served_architecture(folder)
+        if name in components and not (folder / INDEX).is_file():
+            raise InvalidRequest(f"--component: {name} is one model and has no parts to replace")
+    return list(named.items()), partial(build, components=components)
+
+
+def _flux_folder(path: Path) -> Path:
+    """The folder of a FLUX pipeline; raises `InvalidRequest` for any other."""
+    folder = resolve_folder(path, path.name)
+    if architecture_of(folder) != "FluxPipeline":
+        raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")
+    return folder
 
 
 def _read_settings(arguments: argparse.Namespace) -> Settings:

@@ -38,14 +38,35 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
     return parser.parse_args(argv)
 
 
-def named_path(raw: str) -> tuple[str, Path]:
-    """Split `NAME=PATH`. Raises `InvalidRequest`, also if there is no such folder."""
-    name, separator, path = raw.partition("=")
-    if not separator or not name or not path:
-        raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
-    if not Path(path).is_dir():
-        raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
-    return name, Path(path)
+def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path]:
+    """The paths of `NAME=PATH` by name. Raises `InvalidRequest` for another form, and for a name
+    given twice."""
+    found: dict[str, Path] = {}
+    for raw in flags:
+        name, separator, path = raw.partition("=")
+        if not separator or not name or not path:
+            raise InvalidRequest(f"{option} takes NAME=PATH, not {raw!r}")
+        if name in found:
+            raise InvalidRequest(f"{option} {name} is given twice; each needs a name of its own")
+        found[name] = Path(path)
+    return found
+
+
+def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The paths of `PART=PATH` or `MODEL.PART=PATH` by model and part. Raises `InvalidRequest` as
+    `named_paths`, and where the model is not clear."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, path in named_paths(flags, "--component").items():
+        model, _, part = name.rpartition(".")
+        if not model and len(models) != 1:
+            raise InvalidRequest(f"--component {name}: of which model? Write MODEL.{part}=PATH")
+        model = model or models[0]
+        if model not in models:
+            raise InvalidRequest(f"--component {name}: there is no --model {model}")
+        if part in found.setdefault(model, {}):
+            raise InvalidRequest(f"--component {part} is given twice for {model}")
+        found[model][part] = path
+    return found
 
 
 def named_value(raw: str) -> tuple[str, str | int | float | bool]:
@@ -114,6 +135,14 @@ def _warm_flags(verb: argparse.ArgumentParser) -> None:
         help="a model; may be repeated",
     )
     verb.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="[MODEL.]PART=PATH",
+        help="the folder of a part (transformer, vae, ...) instead of that in the model's folder; "
+        "may be repeated",
+    )
+    verb.add_argument(
         "--log-format",
         choices=("auto", "text", "json"),
         help="auto is text on a terminal, JSON otherwise (default: PREDICTORS_SERVER_LOG_FORMAT)",
@@ -164,10 +193,28 @@ def _quantize_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _convert_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a .safetensors file, or a folder with one"
+    )
+    verb.add_argument(
+        "target", type=Path, metavar="TARGET", help="a folder that does not exist yet"
+    )
+    verb.add_argument(
+        "--base",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a FLUX folder in diffusers layout with all that the file lacks: configs, tokenizers, "
+        "text encoders, VAE",
+    )
+
+
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
     "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
     "profile": ("record steps of one model for Perfetto, and exit", _profile_flags),
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
+    "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
 }

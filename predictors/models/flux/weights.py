@@ -90,12 +90,10 @@ def load_parts(
     `open_component` replaces the checkpoint's folder if given. Raises `EngineFailed` naming a
     tensor that is missing or does not fit.
     """
-    opened = open_component or (lambda name: Shards(config.folder / name))
+    opened = open_component or (lambda name: Shards(config.folders[name], config.variant))
     components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
-        for name, parts in components.items():
-            with Shards(config.folder / name) as shards:
-                _check(name, parts, shards)
+        _check_components(config, components)
     t5 = modules.t5
     for name, parts in components.items():
         with opened(name) as stored:
@@ -111,14 +109,27 @@ def load_parts(
     return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
 
 
+def check_weights(config: FluxConfig) -> None:
+    """Raise `EngineFailed` unless the stored tensors are those of the model. Reads headers only."""
+    _check_components(config, _empty(config)[0])
+
+
+def _check_components(
+    config: FluxConfig, components: Mapping[str, Sequence[tuple[nn.Module, Sources]]]
+) -> None:
+    for name, parts in components.items():
+        with Shards(config.folders[name], config.variant) as shards:
+            _check(name, parts, shards)
+
+
 def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
     """All modules without values, and for each component the modules that are filled from it."""
     with torch.device("meta"), reading("the configs of the text encoders"):
         modules = _Modules(
             Transformer(config.shape),
             Conditioning(config.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folder / "text_encoder")),
-            T5EncoderModel(T5Config.from_pretrained(config.folder / "text_encoder_2")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
+            T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
             Decoder(config.decoder),
         )
     names = transformer_names(config.shape)
