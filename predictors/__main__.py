@@ -31,9 +31,10 @@ from predictors.cli.arguments import (
 )
 from predictors.cluster.identity import find_pod_identity
 from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
+from predictors.environment import from_env
 from predictors.errors import InvalidRequest, ServingError
 from predictors.observe import logs
-from predictors.settings import InvalidSetting, Settings, from_env
+from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
     from predictors.base import BasePredictor

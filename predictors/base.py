@@ -299,7 +299,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 async with fail_at(call.deadline, "the deadline passed before this was prepared"):
                     works.append(await self.prepare_row(request))
             except InvalidRequest as error:
-                if len(requests) > 1 and error.row is None:
+                if call.protocol != "openai" and len(requests) > 1 and error.row is None:
                     raise type(error)(error.message, param=error.param, row=row) from error
                 raise
         return works

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from predictors import settings as module
+from predictors.environment import from_env
 from predictors.settings import (
     ALIASES,
     ComputeSettings,
@@ -19,7 +20,6 @@ from predictors.settings import (
     QwenVLSettings,
     Settings,
     bounds_of,
-    from_env,
     variable_name,
 )
 
@@ -92,6 +92,7 @@ DEFAULTS = {
     "qwen_vl.default_max_tokens": 512,
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,
+    "qwen_vl.default_max_pixels": 0,
     "qwen_vl.embedding_cache_bytes": 256 * 2**20,
     "qwen_vl.prefix_cache": "auto",
     "qwen_vl.precision": "auto",

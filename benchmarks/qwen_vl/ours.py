@@ -26,8 +26,8 @@ from predictors.__main__ import build
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatWork
 from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.environment import from_env
 from predictors.serving.job import Job
-from predictors.settings import from_env
 
 ROWS, TOY_ROWS = (1, 8, 32, 64), (1, 4)
 SIZES, TOY_SIZES = ((1024, 1024), (1280, 720), (448, 448)), ((64, 64),)

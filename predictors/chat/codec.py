@@ -6,24 +6,29 @@ them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from predictors.base import Answer
-from predictors.chat.request import MAX_SEED, ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.parameter_ranges import check_parameter, read_stops
+from predictors.chat.request import (
+    MAX_SEED,
+    ChatDelta,
+    ChatRequest,
+    Message,
+    Picture,
+    PictureSize,
+    PixelBounds,
+    PixelLimits,
+    Sampling,
+)
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import (
-    MAX_STOP_CHARS,
-    MAX_STOPS,
-    MAX_TOKENS,
-    BodyMessage,
-    ChatBody,
-)
+from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart
+from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
 from predictors.protocol.openai.routes import TextEvents, event
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -49,7 +54,11 @@ OUTPUT_TYPES = [
     {"name": "finish_reason", "datatype": "BYTES", "shape": [-1]},
     {"name": "prompt_tokens", "datatype": "INT64", "shape": [-1]},
     {"name": "completion_tokens", "datatype": "INT64", "shape": [-1]},
+    {"name": "image_width", "datatype": "INT64", "shape": [-1]},
+    {"name": "image_height", "datatype": "INT64", "shape": [-1]},
+    {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
 ]
+NO_PICTURE = PictureSize(0, 0, 0)
 
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
@@ -61,6 +70,7 @@ class ChatCodec:
     defaults: Sampling
     precision: str
     max_images: int
+    pixels: PixelLimits
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -71,14 +81,26 @@ class ChatCodec:
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         count_rows(prompt=prompts, image=images)
-        common = self._decode_parameters(Parameters(request.parameters, ignored=IGNORED))
+        parameters = Parameters(request.parameters, ignored=IGNORED)
+        bounds = self._read_bounds(parameters)
+        common = self._decode_parameters(parameters)
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
         for i, prompt in enumerate(prompts):
-            parts = (prompt,) if images is None else (_picture(images[i], i), prompt)
+            parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
         return with_row_seeds(rows)
+
+    def _read_bounds(self, parameters: Parameters) -> PixelBounds | None:
+        least, most = parameters.read_int("min_pixels"), parameters.read_int("max_pixels")
+        detail = parameters.read_text("detail")
+        check_parameter("min_pixels", least)
+        check_parameter("max_pixels", most)
+        if detail is not None and detail not in DETAILS:
+            choices = ", ".join(DETAILS)
+            raise InvalidRequest(f"detail must be one of {choices}", param="detail")
+        return self.pixels.choose(least, most or self.pixels.of_detail(detail))
 
     def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
         given: dict[str, Any] = {
@@ -86,14 +108,11 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
-        stop = _stops(parameters.read_text("stop"))
+        stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         parameters.reject_unread()
-        _between("seed", seed, 0, MAX_SEED)
-        _between("max_tokens", max_tokens, 1, MAX_TOKENS)
-        for name, value in given.items():
-            if value is not None:
-                RANGES[name](name, value)
+        for name, value in {"seed": seed, "max_tokens": max_tokens, **given}.items():
+            check_parameter(name, value)
         return ChatRequest(
             messages=(),
             sampling=self._sampling(given),
@@ -109,14 +128,19 @@ class ChatCodec:
         return replace(self.defaults, **chosen)
 
     def encode_v2(self, request: V2Request, answers: Sequence[ChatAnswer]) -> V2Response:
-        """Texts and counts of all rows; times of the slowest row; `seed` of the first row."""
+        """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
+        first row."""
         completions = [Completion.of(answer) for answer in answers]
+        sizes = [next(iter(c.pictures), NO_PICTURE) for c in completions]  # one picture per row
         shape = (len(completions),)
         columns: list[tuple[str, list[Any]]] = [
             ("text", [c.text.encode() for c in completions]),
             ("finish_reason", [c.finish_reason.encode() for c in completions]),
             ("prompt_tokens", [c.prompt_tokens for c in completions]),
             ("completion_tokens", [c.completion_tokens for c in completions]),
+            ("image_width", [size.width for size in sizes]),
+            ("image_height", [size.height for size in sizes]),
+            ("image_tokens", [size.tokens for size in sizes]),
         ]
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
@@ -133,7 +157,7 @@ class ChatCodec:
         """One request per choice."""
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
-            messages=self._messages(body.messages),
+            messages=self._messages(body),
             sampling=self._sampling(given),
             seed=_any_seed() if body.seed is None else body.seed,
             max_tokens=body.max_tokens,
@@ -142,8 +166,9 @@ class ChatCodec:
         )
         return with_row_seeds([request] * body.n)
 
-    def _messages(self, turns: Sequence[BodyMessage]) -> tuple[Message, ...]:
-        messages = tuple(map(_message, turns))
+    def _messages(self, body: ChatBody) -> tuple[Message, ...]:
+        common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
+        messages = tuple(self._message(turn, body.pixels, common) for turn in body.messages)
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
@@ -151,6 +176,24 @@ class ChatCodec:
                 param="messages",
             )
         return messages
+
+    def _message(
+        self, turn: BodyMessage, asked: RequestedPixels, common: PixelBounds | None
+    ) -> Message:
+        """A message. `common` is what the body asks for all pictures; one may ask for more or
+        less."""
+
+        def part_of(part: str | PicturePart) -> str | Picture:
+            if isinstance(part, str):
+                return part
+            own, bounds = part.pixels, common
+            least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
+            if least or most:
+                given = (least or asked.min_pixels, most or asked.max_pixels)
+                bounds = self.pixels.choose(*given, part.where)
+            return Picture(part.file, part.where, bounds=bounds)
+
+        return Message(turn.role, tuple(map(part_of, turn.parts)))
 
     def encode_chat(
         self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
@@ -173,7 +216,7 @@ class ChatCodec:
         return {
             **_head(body, call, "chat.completion"),
             "choices": choices,
-            "usage": usage(counts),
+            "usage": usage(counts, completions[0].pictures),
             "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
             "precision": self.precision,
             "seed": answers[0].request.seed,
@@ -186,6 +229,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    pictures: tuple[PictureSize, ...]
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
@@ -193,7 +237,8 @@ class Completion:
         last = answer.chunks[-1]
         assert last.finish_reason is not None
         text = "".join(delta.text for delta in answer.chunks)
-        return cls(text, last.finish_reason, last.prompt_tokens, last.completion_tokens)
+        counts = (last.prompt_tokens, last.completion_tokens)
+        return cls(text, last.finish_reason, *counts, last.pictures)
 
 
 class ChunkEncoder:
@@ -226,7 +271,7 @@ class ChunkEncoder:
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
         events = self._text(index, text) if text else b""
         if last.finish_reason is not None:
-            events += b"".join(map(event, self._ending(index, last.finish_reason, timings)))
+            events += b"".join(map(event, self._ending(index, last, timings)))
         return events
 
     def _text(self, index: int, text: str) -> bytes:
@@ -235,13 +280,13 @@ class ChunkEncoder:
         return self._texts[index].event(text)
 
     def _ending(
-        self, index: int, reason: str, timings: Callable[[], Mapping[str, int]]
+        self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
     ) -> list[dict[str, Any]]:
-        chunks = [self._chunk([_choice(index, {}, reason)])]
+        chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
         self._open -= 1
         if self._open == 0:
             if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts)})
+                chunks.append({**self._chunk([]), "usage": usage(self._counts, last.pictures)})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
         return chunks
 
@@ -264,14 +309,20 @@ def with_row_seeds(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
     return [replace(request, seed=first + i) for i, request in enumerate(requests)]
 
 
-def usage(counts: Sequence[tuple[int, int]]) -> dict[str, int]:
-    """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once."""
+def usage(
+    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
+) -> dict[str, Any]:
+    """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
+    sizes of its pictures stand beside it if there are any."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
-    return {
+    counted: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if pictures:
+        counted["prompt_images"] = [asdict(size) for size in pictures]
+    return counted
 
 
 def _head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
@@ -283,65 +334,11 @@ def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[st
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
 
 
-def _message(turn: BodyMessage) -> Message:
-    parts = (part if isinstance(part, str) else Picture(part.file) for part in turn.parts)
-    return Message(turn.role, tuple(parts))
-
-
-def _picture(raw: bytes, row: int) -> Picture:
+def _picture(raw: bytes, row: int, bounds: PixelBounds | None) -> Picture:
     if not raw:
         raise InvalidRequest("image is empty", param="image", row=row)
-    return Picture(raw)
-
-
-def _stops(raw: str | None) -> tuple[str, ...]:
-    if raw is None:
-        return ()
-    try:
-        stops = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest('stop must be a JSON list, such as ["\\n"]', param="stop") from error
-    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
-        raise InvalidRequest("stop must be a JSON list of strings that are not empty", param="stop")
-    if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARS for s in stops):
-        limits = f"at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters"
-        raise InvalidRequest(f"stop takes {limits}", param="stop")
-    return tuple(stops)
+    return Picture(raw, row=row, bounds=bounds)
 
 
 def _any_seed() -> int:
     return secrets.randbelow(MAX_SEED + 1 - MAX_ROWS)
-
-
-def _between(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        span = f"from {_shown(low)} to {_shown(high)}"
-        raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
-
-
-def _above(low: float, high: float) -> Callable[[str, float], None]:
-    def rule(name: str, value: float) -> None:
-        if not low < value <= high:
-            span = f"above {_shown(low)} and at most {_shown(high)}"
-            raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
-
-    return rule
-
-
-def _shown(value: float) -> str:
-    # whole numbers may have a thousand digits, which no float has
-    return str(value)[:32] if isinstance(value, int) else f"{value:g}"
-
-
-def _within(low: float, high: float) -> Callable[[str, float], None]:
-    return lambda name, value: _between(name, value, low, high)
-
-
-RANGES: dict[str, Callable[[str, float], None]] = {
-    "temperature": _within(0, 2),
-    "top_p": _above(0, 1),
-    "top_k": _within(-1, MAX_TOKENS),
-    "repetition_penalty": _above(0, 100),
-    "presence_penalty": _within(-2, 2),
-    "frequency_penalty": _within(-2, 2),
-}

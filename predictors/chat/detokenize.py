@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta
+from predictors.chat.request import ChatDelta, PictureSize
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -90,7 +90,7 @@ class AnswerReader:
     a time.
 
     An incomplete character at the end of the answer is dropped. `observe` is called at the end with
-    the seconds spent here.
+    the seconds spent here. The last delta gets `pictures`.
     """
 
     def __init__(
@@ -98,7 +98,9 @@ class AnswerReader:
         vocabulary: Vocabulary,
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
+        pictures: tuple[PictureSize, ...] = (),
     ) -> None:
+        self._pictures = pictures
         self._bytes_of = vocabulary.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopFinder(stops)
@@ -127,4 +129,7 @@ class AnswerReader:
             return []
         tokens, self._unsent = self._unsent, ()
         # `dataclasses.replace` takes three times as long, for every token
-        return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text, reason)]
+        counts = (chunk.prompt_tokens, chunk.completion_tokens)
+        if reason is None:
+            return [ChatDelta(tokens, *counts, text)]
+        return [ChatDelta(tokens, *counts, text, reason, self._pictures)]

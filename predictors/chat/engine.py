@@ -23,6 +23,7 @@ from predictors.chat.limits import (
     is_deterministic,
     max_context,
     num_slots,
+    pixel_limits,
     plan_limits,
     precision_of,
     shares_prefixes,
@@ -42,7 +43,6 @@ from predictors.chat.scheduling import (
 )
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
-from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
@@ -146,13 +146,11 @@ class ChatEngine:
         decoder, vision = self._model.load(placement)
         if uses_fp8(self._settings, placement):
             quantize_decoder(decoder)
-        limits = plan_limits(self._model.shape, self._settings, placement)
+        largest = pixel_limits(self._settings, self._model.pictures).max_pixels
+        pictures = PictureRunner(vision, placement, self._graphs, largest)
+        limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
-        largest = self._settings.max_pixels or DEFAULT_MAX_PIXELS
-        self._loaded = LoadedModel(
-            ChatRunner(decoder, limits, placement, self._graphs),
-            PictureRunner(vision, placement, self._graphs, largest),
-        )
+        self._loaded = LoadedModel(ChatRunner(decoder, limits, placement, self._graphs), pictures)
 
     def warm(self, progress: Progress) -> None:
         """Run every promised shape; afterwards nothing may be compiled or captured."""

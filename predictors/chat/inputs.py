@@ -20,16 +20,25 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from predictors import metrics
+from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
-from predictors.chat.request import ChatRequest, Message, Picture, Sampling
-from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PreparedPicture
+from predictors.chat.request import (
+    ChatRequest,
+    Message,
+    Picture,
+    PictureSize,
+    PixelBounds,
+    Sampling,
+)
+from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
-from predictors.protocol.images import Pixels, decode_pixels
+from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
 """Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
+LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +93,28 @@ class ChatPreparer:
         self._max_context = max_context
         self._on_device = on_device
         self._default_max_tokens = settings.default_max_tokens
-        self.min_pixels = settings.min_pixels or model.pictures.min_pixels
-        self.max_pixels = settings.max_pixels or min(model.pictures.max_pixels, DEFAULT_MAX_PIXELS)
+        self.pixels = pixel_limits(settings, model.pictures)
         self._break = f"\ue000{secrets.token_hex(8)}\ue001"
         added = model.tokenizer.get_added_tokens_decoder().values()
         control = [token.content for token in added if token.special]
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self._lock = threading.Lock()
-        self._cache: ByteBoundedCache[bytes, PreparedPicture] = ByteBoundedCache(
-            PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes
-        )
+        self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
+        self._cache = ByteBoundedCache(PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes)
 
     def prepare(self, request: ChatRequest) -> ChatWork:
         """The work for one request, its pictures decoded on this thread. Raises `InvalidRequest`
         for a picture that can't be read and for a prompt that does not fit."""
-        return self.assemble(request, [self.prepare_picture(x) for x in request.pictures])
+        pictures: list[PreparedPicture] = []
+        for picture in request.pictures:
+            self.check_pictures(pictures)
+            pictures.append(self.prepare_picture(picture))
+        return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
         tokens, starts = self._place(self.tokens_of(request.messages), pictures)
-        lengths = [self._merged(picture) for picture in pictures]
+        lengths = [self._tokens(picture.grid) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
         merge = self._model.pictures.merge
         grids = [
@@ -118,7 +129,7 @@ class ChatPreparer:
             pictures=tuple(placed),
             sampling=request.sampling,
             seed=request.seed,
-            max_tokens=self._max_tokens(len(tokens), request.max_tokens),
+            max_tokens=self._max_tokens(len(tokens), request.max_tokens, lengths),
             stop=request.stop,
             ignore_eos=request.ignore_eos,
         )
@@ -127,43 +138,85 @@ class ChatPreparer:
     def prepare_picture(self, picture: Picture) -> PreparedPicture:
         """Decode and prepare one picture on this thread."""
         digest = picture.digest()
-        found = self.cached(digest)
+        found = self.cached(picture, digest)
         if found is None:
-            found = self.prepare_pixels(digest, decode_pixels(picture.raw, self._limits))
+            where, row = picture.where, picture.row
+            pixels = decode_pixels(picture.raw, self._limits, param=where, row=row)
+            found = self.prepare_pixels(picture, digest, pixels)
         return found
 
-    def cached(self, digest: bytes) -> PreparedPicture | None:
+    def cached(self, picture: Picture, digest: bytes) -> PreparedPicture | None:
+        """The picture, if its file was prepared for the same bounds. `digest` is the file's."""
         with self._lock:
-            found = self._cache.get(digest)
+            found = self._cache.get((digest, self._bounds(picture)))
         if found is not None:
             metrics.input_image_pixels.labels(self._name).observe(found.pixels)
         return found
 
-    def prepare_pixels(self, digest: bytes, pixels: Pixels) -> PreparedPicture:
+    def prepare_pixels(self, picture: Picture, digest: bytes, pixels: Pixels) -> PreparedPicture:
         """Prepare a decoded picture, see `PicturePreparation`. Closes the memory of `pixels`."""
         mapped = np.frombuffer(pixels.memory.map(), np.uint8)
         pixels.memory.close()
-        picture = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
-        bounds = (self.min_pixels, self.max_pixels)
+        levels = torch.from_numpy(mapped.reshape(pixels.height, pixels.width, 3))
+        bounds, images = self._bounds(picture), self._model.pictures
         try:
-            grid, values, layout = self._model.pictures.prepare(
-                picture, *bounds, on_device=self._on_device
-            )
+            grid = images.grid_of(pixels.height, pixels.width, bounds)
         except ValueError as error:  # sides too different, or no pixel left after resizing
-            shape = f"{pixels.width}x{pixels.height}"
-            raise InvalidRequest(
-                f"a picture of {shape} pixels can't be cut into patches"
-            ) from error
-        key = digest + repr((grid, *bounds, layout)).encode()
+            problem = f"of {pixels.width}x{pixels.height} pixels can't be cut into patches"
+            message = f"{picture.where} {problem}"
+            raise InvalidRequest(message, param=picture.where, row=picture.row) from error
+        with picture.named_in_errors():
+            self._check_grid(grid, bounds, pixels)
+        values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
+        # two bounds that give one grid give one picture
+        key = digest + repr((grid, layout)).encode()
         made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
         with self._lock:
-            self._cache.put(digest, made)
+            self._cache.put((digest, bounds), made)
         metrics.input_image_pixels.labels(self._name).observe(made.pixels)
         return made
 
-    def _merged(self, picture: PreparedPicture) -> int:
-        rows, columns = picture.grid
-        return rows * columns // self._model.pictures.merge**2
+    def check_pictures(self, pictures: Sequence[PreparedPicture]) -> None:
+        """Raise `InvalidRequest` for pictures that leave no place in the context, before more of
+        them are prepared."""
+        tokens = sum(self._tokens(picture.grid) for picture in pictures)
+        if tokens >= self._max_context:
+            raise InvalidRequest(
+                f"the prompt has more than {tokens} tokens, {_of_pictures(tokens, len(pictures))}; "
+                f"the context is {self._max_context}",
+                param="messages",
+            )
+
+    def sizes(self, work: ChatWork) -> tuple[PictureSize, ...]:
+        """The sizes at which the work's pictures are read."""
+        patch = self._model.pictures.patch
+        return tuple(
+            PictureSize(columns * patch, rows * patch, picture.length)
+            for picture in work.pictures
+            for rows, columns in (picture.prepared.grid,)
+        )
+
+    def _check_grid(self, grid: tuple[int, int], bounds: PixelBounds, file: Pixels) -> None:
+        """Raise `InvalidRequest` for a size that this server does not read, before it is made."""
+        patch, limit = self._model.pictures.patch, self.pixels.max_pixels
+        rows, columns = grid
+        area, tokens = rows * columns * patch**2, self._tokens(grid)
+        size = f"{file.width}x{file.height} pixels is read as {columns * patch}x{rows * patch}"
+        if area > limit and bounds.min_pixels > self.pixels.min_pixels:
+            raise InvalidRequest(
+                f"{size}, {area} in all, for min_pixels {bounds.min_pixels}; this "
+                f"server reads {limit} (setting qwen_vl.max_pixels): lower min_pixels"
+            )
+        if tokens >= self._max_context:
+            raise InvalidRequest(
+                f"{size}, {tokens} tokens; the context is {self._max_context}: {LESS}"
+            )
+
+    def _bounds(self, picture: Picture) -> PixelBounds:
+        return picture.bounds or self.pixels.default
+
+    def _tokens(self, grid: tuple[int, int]) -> int:
+        return grid[0] * grid[1] // self._model.pictures.merge**2
 
     # -- text ------------------------------------------------------------------------------------
     def tokens_of(self, messages: Sequence[Message]) -> list[int]:
@@ -234,22 +287,29 @@ class ChatPreparer:
         for token in tokens:
             if token == image_token:
                 starts.append(len(out))
-                out += [token] * self._merged(pictures[len(starts) - 1])
+                out += [token] * self._tokens(pictures[len(starts) - 1].grid)
             else:
                 out.append(token)
         return out, starts
 
-    def _max_tokens(self, num_prompt: int, wanted: int | None) -> int:
+    def _max_tokens(self, num_prompt: int, wanted: int | None, pictures: Sequence[int]) -> int:
+        """`pictures` are the tokens of each one."""
         left = self._max_context - num_prompt
+        share = f", {_of_pictures(sum(pictures), len(pictures))}" if pictures else ""
         if left < 1:
             raise InvalidRequest(
-                f"the prompt has {num_prompt} tokens; with at least one of answer that is more "
-                f"than the context of {self._max_context}"
+                f"the prompt has {num_prompt} tokens{share}; with at least one of answer that is "
+                f"more than the context of {self._max_context}"
             )
         if wanted is not None and wanted > left:
             raise InvalidRequest(
-                f"{num_prompt} tokens of prompt and max_tokens {wanted} are more than the context "
-                f"of {self._max_context}",
+                f"{num_prompt} tokens of prompt{share} and max_tokens {wanted} are more than the "
+                f"context of {self._max_context}",
                 param="max_tokens",
             )
         return min(self._default_max_tokens, left) if wanted is None else wanted
+
+
+def _of_pictures(tokens: int, count: int) -> str:
+    noun = "picture" if count == 1 else "pictures"
+    return f"{tokens} of them for {count} {noun} ({LESS})"

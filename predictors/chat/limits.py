@@ -7,11 +7,14 @@ warming.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 
 from predictors.chat.decoder.decoder import DecoderShape
+from predictors.chat.request import PixelLimits
+from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.settings import InvalidSetting, QwenVLSettings
@@ -22,6 +25,7 @@ CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
 KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
 GRAPH_BYTES = 6 * 2**30  # the vision encoder's 48 sizes took 4.4 GB on an H200
+GRAPH_PATCHES = 5632  # of the largest of them; larger ones are taken to need as much per patch
 LEAST_KV_SHARE = 0.5  # where that leaves little
 PACK_ALIGN = 16
 """Each prompt in a packed pass starts at a multiple of this many rows."""
@@ -46,9 +50,13 @@ class EngineLimits:
 
 
 def plan_limits(
-    shape: DecoderShape, settings: QwenVLSettings, placement: Placement
+    shape: DecoderShape,
+    settings: QwenVLSettings,
+    placement: Placement,
+    graph_patches: int = GRAPH_PATCHES,
 ) -> EngineLimits:
-    """The limits of an engine whose weights are loaded: on a GPU the free memory counts."""
+    """The limits of an engine whose weights are loaded: on a GPU the free memory counts.
+    `graph_patches` are those of the largest picture with a graph of its own."""
     slots, is_cuda = num_slots(settings, placement), placement.is_cuda
     page_tokens = settings.page_tokens or (GPU_PAGE if is_cuda else CPU_PAGE)
     chunk = settings.prefill_chunk or (GPU_CHUNK if is_cuda else CPU_CHUNK)
@@ -67,7 +75,7 @@ def plan_limits(
             page_tokens=page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=context,
-            free_pages=free_pages(shape, page_tokens, placement),
+            free_pages=free_pages(shape, page_tokens, placement, graph_patches),
         ),
         max_context=context,
         decode_widths=widths,
@@ -122,17 +130,41 @@ def num_pages(
     return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 
-def free_pages(shape: DecoderShape, page_tokens: int, placement: Placement) -> int | None:
+def free_pages(
+    shape: DecoderShape,
+    page_tokens: int,
+    placement: Placement,
+    graph_patches: int = GRAPH_PATCHES,
+) -> int | None:
     """KV pages that a GPU has memory for once the weights are loaded; None on the CPU."""
     if not placement.is_cuda:
         return None
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
-    return kv_bytes(free) // (values * placement.dtype.itemsize)
+    return kv_bytes(free, graph_patches) // (values * placement.dtype.itemsize)
 
 
-def kv_bytes(free: int) -> int:
-    return int(max(free * LEAST_KV_SHARE, (free - GRAPH_BYTES) * KV_SHARE))
+def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES) -> int:
+    """Bytes for keys and values of `free` ones; the rest is for graphs and passes."""
+    graphs = GRAPH_BYTES * max(graph_patches, GRAPH_PATCHES) // GRAPH_PATCHES
+    return int(max(free * LEAST_KV_SHARE, (free - graphs) * KV_SHARE))
+
+
+# -- pictures --------------------------------------------------------------------------------------
+def pixel_limits(settings: QwenVLSettings, pictures: PicturePreparation) -> PixelLimits:
+    """The pixels that settings and checkpoint allow. Raises `InvalidSetting` for settings that
+    contradict each other."""
+    own = pictures.bounds
+    most = settings.max_pixels or min(own.max_pixels, DEFAULT_MAX_PIXELS)
+    usual = settings.default_max_pixels or most
+    least = settings.min_pixels or min(own.min_pixels, usual)
+    named = {"min_pixels": least, "default_max_pixels": usual, "max_pixels": most}
+    for lower, higher in itertools.pairwise(named):
+        if named[lower] > named[higher]:
+            raise InvalidSetting(
+                f"qwen_vl.{lower} {named[lower]} is above qwen_vl.{higher} {named[higher]}"
+            )
+    return PixelLimits(least, most, usual, (pictures.patch * pictures.merge) ** 2)
 
 
 # -- widths --------------------------------------------------------------------------------------

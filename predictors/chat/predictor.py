@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,7 +23,8 @@ from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.images import Pixels, decoding_bytes
+from predictors.protocol.images.decode import Pixels
+from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -61,7 +62,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
-        self._codec = ChatCodec(model.sampling, precision, settings.images.max_images)
+        self._codec = ChatCodec(
+            model.sampling, precision, settings.images.max_images, self._preparer.pixels
+        )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- hooks of BasePredictor ------------------------------------------------------------------
@@ -85,25 +88,37 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:
+            self._preparer.check_pictures(prepared)
             digest = await self._digest(picture)
-            found = self._preparer.cached(digest)
+            found = self._preparer.cached(picture, digest)
             if found is not None:
                 prepared.append(found)
                 continue
             is_last = len(prepared) + 1 == len(request.pictures)
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
-            async with self.workers.memory(num_bytes):  # until the decoded picture is prepared
-                limits = self.settings.images
-                pixels = await self.workers.run_within(
-                    DECODE_PICTURE, picture.raw, limits, "image", memory_bytes=num_bytes
-                )
+            async with self._decoded(self.workers, picture, num_bytes) as pixels:
+                found_here = (picture, digest, pixels)
                 if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, digest, pixels)
+                    rest = (request, prepared, *found_here)
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
-                prepared.append(await self.off_loop(cut, digest, pixels, is_large=is_large))
+                prepared.append(await self.off_loop(cut, *found_here, is_large=is_large))
         return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
+
+    @asynccontextmanager
+    async def _decoded(
+        self, workers: Workers, picture: Picture, num_bytes: int
+    ) -> AsyncIterator[Pixels]:
+        """The picture's pixels. Their memory is held until the block ends, when they are cut."""
+        async with AsyncExitStack() as stack:
+            with picture.named_in_errors():
+                await stack.enter_async_context(workers.memory(num_bytes))
+                limits, where = self.settings.images, (picture.where, picture.row)
+                pixels = await workers.run_within(
+                    DECODE_PICTURE, picture.raw, limits, *where, memory_bytes=num_bytes
+                )
+            yield pixels
 
     async def _digest(self, picture: Picture) -> bytes:
         if len(picture.raw) <= DIGEST_INLINE_BYTES:
@@ -114,12 +129,12 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self,
         request: ChatRequest,
         prepared: Sequence[PreparedPicture],
+        picture: Picture,
         digest: bytes,
         pixels: Pixels,
     ) -> ChatWork:
-        return self._preparer.assemble(
-            request, [*prepared, self._preparer.prepare_pixels(digest, pixels)]
-        )
+        last = self._preparer.prepare_pixels(picture, digest, pixels)
+        return self._preparer.assemble(request, [*prepared, last])
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
@@ -127,7 +142,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return self._codec.encode_v2(request, answers)
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize)
+        sizes = self._preparer.sizes(work)
+        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.compute.checkpoint.folder import read_json, reading, shown
+from predictors.compute.checkpoint.folder import read_json, read_whole, reading, shown
 from predictors.errors import EngineFailed
 
 PROCESSOR, LEGACY = "processor_config.json", "chat_template.json"
@@ -40,7 +40,8 @@ def read_template(checkpoint: Path) -> str | None:
         raw[DEFAULT] = checkpoint / RAW
     if raw:
         with reading(f"{RAW} or a template in {NAMED}"):
-            return _default({name: f.read_text("utf-8") for name, f in raw.items()}, NAMED)
+            texts = {name: read_whole(f, f.name).decode() for name, f in raw.items()}
+        return _default(texts, NAMED)
     found = _value(checkpoint, TOKENIZER)
     return None if found is None else _default(found, TOKENIZER)
 

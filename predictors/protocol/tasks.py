@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from predictors.protocol.images import Pixels, decode_pixels
+from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.settings import ImageLimits, ServerSettings
 from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
@@ -72,6 +72,6 @@ def run_decode(name: str, raw: bytes | SharedMemory, arguments: Sequence[Any]) -
     return getattr(importlib.import_module(module), function)(whole, *arguments)
 
 
-def decode_picture(raw: bytes, limits: ImageLimits, param: str) -> Pixels:
+def decode_picture(raw: bytes, limits: ImageLimits, param: str, row: int | None) -> Pixels:
     """Decode an image file to RGB pixels in shared memory. Runs in a worker."""
-    return decode_pixels(raw, limits, param=param)
+    return decode_pixels(raw, limits, param=param, row=row)

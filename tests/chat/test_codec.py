@@ -11,14 +11,23 @@ import pytest
 
 from predictors.base import Answer
 from predictors.chat.codec import ChatCodec, ChunkEncoder
-from predictors.chat.request import ChatDelta, ChatRequest, Message, Picture, Sampling
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    Message,
+    Picture,
+    PictureSize,
+    PixelLimits,
+    Sampling,
+)
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
 from predictors.protocol.v2.values import Tensor, V2Request
 
 DEFAULTS = Sampling(temperature=1e-6, repetition_penalty=1.05)
-CODEC = ChatCodec(DEFAULTS, "float32", max_images=3)
+PIXELS = PixelLimits(3136, 1_100_000, 1_000_000, 784)
+CODEC = ChatCodec(DEFAULTS, "float32", 3, PIXELS)
 CALL = Call({}, protocol="openai", request_id="abc")
 URL = "data:image/png;base64," + base64.b64encode(b"file").decode()
 
@@ -145,7 +154,12 @@ def test_wrong_inputs_are_refused_and_the_row_named(tensors: Any, match: str) ->
 def test_answers_become_columns_with_the_times_of_the_slowest() -> None:
     rows = v2(column("prompt", b"a", b"b"), seed=5)
     answers = [
-        answer(rows[0], ChatDelta((1,), 9, 1, "he"), ChatDelta((2,), 9, 2, "y", "stop"), ms=3),
+        answer(
+            rows[0],
+            ChatDelta((1,), 9, 1, "he"),
+            ChatDelta((2,), 9, 2, "y", "stop", (PictureSize(84, 56, 6),)),
+            ms=3,
+        ),
         answer(rows[1], ChatDelta((3,), 8, 1, "ü", "length"), ms=4),
     ]
     response = CODEC.encode_v2(V2Request("m", "7", ()), answers)
@@ -154,6 +168,9 @@ def test_answers_become_columns_with_the_times_of_the_slowest() -> None:
         "finish_reason": ("BYTES", (2,), [b"stop", b"length"]),
         "prompt_tokens": ("INT64", (2,), [9, 8]),
         "completion_tokens": ("INT64", (2,), [2, 1]),
+        "image_width": ("INT64", (2,), [84, 0]),
+        "image_height": ("INT64", (2,), [56, 0]),
+        "image_tokens": ("INT64", (2,), [6, 0]),
     }
     assert response.parameters == {
         "precision": "float32",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from predictors.chat.inputs import ChatPreparer
-from predictors.chat.request import Message, Picture
+from predictors.chat.request import Message, Picture, PixelBounds
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
@@ -65,7 +65,7 @@ def test_too_long_a_prompt_or_answer_is_refused_with_the_numbers() -> None:
 
 
 def test_pixel_limits_are_the_settings_or_the_checkpoints_within_reason(room: Room) -> None:
-    assert (room.inputs.min_pixels, room.inputs.max_pixels) == (3136, DEFAULT_MAX_PIXELS)
+    assert room.inputs.pixels.default == PixelBounds(3136, DEFAULT_MAX_PIXELS)
     small = Room.open(slots=1, min_pixels=28 * 28, max_pixels=56 * 56)
     grids = [
         r.inputs.prepare(chat(png(1, 400, 400))).pictures[0].prepared.grid for r in (room, small)

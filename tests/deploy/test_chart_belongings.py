@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from predictors.settings import from_env
+from predictors.environment import from_env
 from tests.deploy.chart import CASES, NAMESPACE, PROFILES, environment, of_kind, refusal, render
 
 FILES = [*PROFILES, *CASES]

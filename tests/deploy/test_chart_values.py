@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from predictors.settings import Settings, from_env
+from predictors.environment import from_env
+from predictors.settings import Settings
 from tests.deploy.chart import (
     CASES,
     CHART,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor
 
+from predictors.chat.request import PixelBounds
 from predictors.chat.template_files import read_template
 from predictors.errors import EngineFailed
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
@@ -62,17 +63,15 @@ def test_a_folder_without_any_preprocessor_file_has_the_releases_settings(
         room = Room.open(folder, slots=1)
     assert "c has no preprocessor_config.json: pictures are prepared as" in caplog.text
     assert room.answer(chat("Describe this picture.", png(1))) == answer
-    pictures = Qwen25VLModel(QWEN).pictures
-    assert room.model.pictures.max_pixels == pictures.max_pixels == 12_845_056
-    assert room.model.pictures.min_pixels == pictures.min_pixels == 3136
+    bounds = room.model.pictures.bounds
+    assert bounds == Qwen25VLModel(QWEN).pictures.bounds == PixelBounds(3136, 12_845_056)
 
 
 def test_the_settings_of_one_checkpoint_are_not_the_defaults_of_the_next(tmp_path: Path) -> None:
     small = variant(QWEN, tmp_path / "a", config(PREPROCESSOR, min_pixels=784, max_pixels=7840))
     bare = variant(QWEN, tmp_path / "b", config(PREPROCESSOR, min_pixels=..., max_pixels=...))
-    assert Qwen25VLModel(small).pictures.max_pixels == 7840
-    assert Qwen25VLModel(bare).pictures.max_pixels == 28 * 28 * 1280
-    assert Qwen25VLModel(bare).pictures.min_pixels == 56 * 56
+    assert Qwen25VLModel(small).pictures.bounds == PixelBounds(784, 7840)
+    assert Qwen25VLModel(bare).pictures.bounds == PixelBounds(56 * 56, 28 * 28 * 1280)
 
 
 def test_a_processor_config_holds_the_same(tmp_path: Path, answer: list[int]) -> None:

@@ -263,7 +263,7 @@ BROKEN: dict[str, tuple[Callable[[], Tensors], str]] = {
     "rows": (lambda: changed(LINEAR1, torch.ones(7, 160)), "not 1120 rows"),
     "columns": (
         lambda: changed(LINEAR1, torch.ones(1120, 7)),
-        "single_transformer_blocks.1.proj_mlp.weight has shape [640, 7]",
+        "single_transformer_blocks.1.attn.to_q.weight has shape [160, 7]",
     ),
     "int8": (lambda: changed(QKV, NARROW_QKV.to(torch.int8)), "quantised (I8 numbers"),
     "blocks of scales": (

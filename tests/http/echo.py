@@ -24,7 +24,7 @@ from predictors.base import Answer, BasePredictor, Submission
 from predictors.errors import InvalidRequest
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
-from predictors.protocol.images import decode_pixels
+from predictors.protocol.images.decode import decode_pixels
 from predictors.protocol.server import PredictorServer
 from predictors.protocol.v2.values import (
     InputTensors,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictors.chat.codec import ChatCodec
-from predictors.chat.request import Sampling
+from predictors.chat.request import PixelLimits, Sampling
 from predictors.diffusion.codec import ImageCodec
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.request import Tiers
@@ -37,7 +37,7 @@ LIMITS = PictureLimits(
     tiers=Tiers(("lossless", "turbo"), "lossless"),
 )
 FLUX = ImageCodec(model="flux", limits=LIMITS, precision="float32", png_level=1)
-QWEN_VL = ChatCodec(defaults=Sampling(), precision="float32", max_images=2)
+QWEN_VL = ChatCodec(Sampling(), "float32", 2, PixelLimits(3136, 10**6, 10**6, 784))
 
 TEXT = st.text(max_size=12)
 SEED = st.integers(0, 2**53)

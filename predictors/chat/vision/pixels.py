@@ -8,6 +8,7 @@ integers and these are float32, so some levels differ, by at most two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from predictors.chat.request import PixelBounds
+
 LEVELS = 255.0
 BICUBIC = 3  # as Pillow counts
-DEFAULT_MAX_PIXELS = 28 * 28 * 1280
-"""transformers' class default; the hub's files allow twelve times that."""
+DEFAULT_MAX_PIXELS = 28 * 28 * 1408
+"""Pictures of 2**20 pixels are not shrunk: rounded to whole tokens, they have at most so many. The
+5,632 patches of 14x14 fill a graph (`vision.pictures`). The hub's files allow 12,845,056."""
 MOST_SHRINKING = 32.0
 """The CUDA kernel holds a pixel's weights in 48 KB of shared memory: 47 times is its end."""
 
@@ -40,7 +44,7 @@ class PatchFormat:
         mean_and_std = torch.tensor((self.mean, self.std))
         return (mean_and_std * (1.0 / self.rescale))[:, :, None, None]
 
-    def can_shrink(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
+    def can_shrink(self, size: Sequence[int], grid: tuple[int, int]) -> bool:
         """True if a device's resize can shrink a picture of `size` (height, width) to `grid`."""
         sides = zip(size, grid, strict=True)
         return all(side <= MOST_SHRINKING * self.patch * count for side, count in sides)
@@ -52,7 +56,7 @@ class PreparedPicture:
 
     `values` are patches (patches, channels * patch * patch) fp32, or with a `format` the decoded
     picture (height, width, channels) uint8, of which the device makes patches. `key` names the
-    picture and how it was prepared; `pixels` is the area of the file's picture.
+    file, the grid and the format; `pixels` is the area of the file's picture.
     """
 
     key: bytes
@@ -65,45 +69,48 @@ class PreparedPicture:
 class PicturePreparation:
     """Prepares pictures as transformers' `Qwen2VLImageProcessor` of a checkpoint does. Thread-safe.
 
-    `min_pixels` and `max_pixels` are the checkpoint's bounds of a picture's area after resizing.
+    `bounds` are the checkpoint's own.
     """
 
     def __init__(self, images: Any) -> None:
         self.patch = int(images.patch_size)
         self.merge = int(images.merge_size)
-        self.min_pixels = int(images.size["shortest_edge"])
-        self.max_pixels = int(images.size["longest_edge"])
+        edges = images.size  # areas, in spite of their names
+        self.bounds = PixelBounds(int(edges["shortest_edge"]), int(edges["longest_edge"]))
         self._temporal = int(images.temporal_patch_size)
         self._images = images
         self._format = patch_format(images)
 
-    def prepare(
-        self, picture: Tensor, min_pixels: int, max_pixels: int, *, on_device: bool
-    ) -> tuple[tuple[int, int], Tensor, PatchFormat | None]:
-        """Grid, values and format of `picture` (height, width, 3) uint8, see `PreparedPicture`.
+    def grid_of(self, height: int, width: int, bounds: PixelBounds) -> tuple[int, int]:
+        """Patches (rows, columns) of a picture once it is resized, as transformers does it: sides
+        are rounded to whole tokens, so very thin pictures may miss the bounds.
 
-        Without `on_device` the patches are made here. Raises `ValueError` for a picture that
-        transformers' resize refuses.
+        Raises `ValueError` for a picture that it refuses.
         """
-        if on_device and self._format is not None:
-            sides = (picture.shape[0], picture.shape[1])
-            size = smart_resize(*sides, self.patch * self.merge, min_pixels, max_pixels)
-            grid = (size[0] // self.patch, size[1] // self.patch)
-            if self._format.can_shrink(sides, grid):
-                # pinned here, since copying megabytes would hold the engine's thread up; a copy in
-                # any case, as mapped memory belongs to the kernel's account of shared memory
-                pinned = torch.cuda.is_available()
-                return grid, picture.pin_memory() if pinned else picture.clone(), self._format
+        factor = self.patch * self.merge
+        size = smart_resize(height, width, factor, bounds.min_pixels, bounds.max_pixels)
+        return size[0] // self.patch, size[1] // self.patch
+
+    def prepare(
+        self, picture: Tensor, bounds: PixelBounds, grid: tuple[int, int], *, on_device: bool
+    ) -> tuple[Tensor, PatchFormat | None]:
+        """Values and format of `picture` (height, width, 3) uint8, see `PreparedPicture`. `grid` is
+        `grid_of`'s. Without `on_device` the patches are made here."""
+        can_shrink = self._format is not None and self._format.can_shrink(picture.shape[:2], grid)
+        if on_device and can_shrink:
+            # pinned here, since copying megabytes would hold the engine's thread up; a copy in
+            # any case, as mapped memory belongs to the kernel's account of shared memory
+            pinned = torch.cuda.is_available()
+            return picture.pin_memory() if pinned else picture.clone(), self._format
         made = self._images(
             images=[picture.permute(2, 0, 1)],
-            size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+            size={"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels},
             input_data_format="channels_first",
             return_tensors="pt",
         )
-        _, rows, columns = made["image_grid_thw"][0].tolist()
-        pairs = made["pixel_values"].view(rows * columns, -1, self._temporal, self.patch**2)
+        pairs = made["pixel_values"].view(grid[0] * grid[1], -1, self._temporal, self.patch**2)
         # both frames of a still picture are the same: one is enough
-        return (rows, columns), pairs[:, :, 0].flatten(1).contiguous(), None
+        return pairs[:, :, 0].flatten(1).contiguous(), None
 
 
 def patch_format(images: Any) -> PatchFormat | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,24 +33,46 @@ ADAPTER_FILES = (
 )
 UNQUANTISED = "quantised weights are not served: take the unquantised folder"
 SHOWN = 60  # characters of a value that a message repeats
+MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
 
 
 def read_json(folder: Path, name: str, where: str) -> dict[str, Any]:
     """The JSON object in `folder / name`. Messages call the file `where`."""
+    raw = read_whole(folder / name, where)
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EngineFailed(f"{where} is missing; fetch the checkpoint again") from error
-    except OSError as error:
-        raise EngineFailed(f"{where} can't be read: {error.strerror}") from error
+        found = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        size = (folder / name).stat().st_size
         raise EngineFailed(
-            f"{where} is no JSON, or cut short ({size} bytes); fetch it again"
+            f"{where} is no JSON, or cut short ({len(raw)} bytes); fetch it again"
         ) from error
     if not isinstance(found, dict):
         raise EngineFailed(f"{where} holds a {type(found).__name__}, not an object")
     return found
+
+
+def read_whole(path: Path, where: str) -> bytes:
+    """The bytes of a file. Raises `EngineFailed` for one that is missing, too long, or no file: a
+    pipe or a device would be read for ever."""
+    try:
+        check_file(path, where)
+        with path.open("rb") as file:
+            return file.read(MOST_JSON_BYTES)
+    except FileNotFoundError as error:
+        raise EngineFailed(f"{where} is missing; fetch the checkpoint again") from error
+    except OSError as error:
+        raise EngineFailed(f"{where} can't be read: {error.strerror}") from error
+
+
+def check_file(path: Path, where: str) -> None:
+    """Raise `EngineFailed` for a pipe, a socket, a device, and a JSON file of no sane length.
+
+    Raises `OSError` if there is nothing, or no permission to look.
+    """
+    found = os.stat(path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise EngineFailed(f"{where} is no regular file; fetch the checkpoint again")
+    if path.suffix == ".json" and found.st_size > MOST_JSON_BYTES:
+        raise EngineFailed(f"{where} has {found.st_size} bytes; no checkpoint needs that many")
 
 
 @contextmanager

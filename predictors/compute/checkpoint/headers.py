@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from predictors.compute.checkpoint.folder import shown
+from predictors.compute.checkpoint.folder import check_file, read_whole, shown
 from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ def read_headers(folder: Path, variant: str = "") -> dict[str, StoredTensor]:
 def read_file_headers(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file; safetensors checks its header against the file's length."""
     try:
+        check_file(file, f"{file.parent.name}/{file.name}")
         with safe_open(file, framework="np"):
             pass
         with file.open("rb") as opened:  # safetensors' reader has no offsets
@@ -186,8 +187,9 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def _listed(index: Path) -> list[str]:
+    where = f"{index.parent.name}/{index.name}"
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = json.loads(read_whole(index, where))["weight_map"].values()
         return sorted({str(file) for file in files})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise EngineFailed(f"{index.parent.name}/{index.name} is not an index of shards") from error
+        raise EngineFailed(f"{where} is not an index of shards") from error

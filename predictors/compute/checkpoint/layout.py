@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.compute.checkpoint.accounting import ADAPTED
-from predictors.compute.checkpoint.folder import ADAPTER_FILES, read_json, shown
+from predictors.compute.checkpoint.folder import ADAPTER_FILES, read_json, read_whole, shown
 from predictors.compute.checkpoint.headers import OTHER_FORMATS, read_file_headers
 from predictors.errors import EngineFailed, InvalidRequest
 
@@ -65,11 +65,9 @@ def resolve_snapshot(folder: Path) -> Path:
 
 
 def _main_revision(folder: Path) -> str:
-    try:
-        with (folder / "refs" / "main").open(encoding="utf-8") as file:
-            return file.read(200).strip()
-    except (OSError, ValueError):
+    if not (folder / "refs" / "main").is_file():
         return ""
+    return read_whole(folder / "refs" / "main", "refs/main")[:200].decode(errors="replace").strip()
 
 
 def advice(folder: Path) -> str:

@@ -21,8 +21,8 @@ from transformers import (  # type: ignore[attr-defined]
     T5TokenizerFast,
 )
 
-from predictors.compute.checkpoint.folder import reading, shown
-from predictors.errors import EngineFailed
+from predictors.compute.checkpoint.folder import reading
+from predictors.models.flux.fit import check_fit
 from predictors.models.flux.folder import check_folder, is_quantised, part_folders
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.transformer import Shape
@@ -105,7 +105,7 @@ def read_checkpoint(
         clip = CLIPTextConfig.from_pretrained(folders["text_encoder"])
     with reading("text_encoder_2/config.json"):
         t5 = T5Config.from_pretrained(folders["text_encoder_2"])
-    _check_fit(transformer, vae, clip, t5)
+    check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
     check_clip_tokenizer(
         tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
     )
@@ -135,30 +135,6 @@ def _filled(kind: Any, raw: Mapping[str, Any], part: str) -> Any:
 def _tokenizer(kind: Any, folder: Path) -> Any:
     with reading(f"the tokenizer in {folder.name}"):
         return kind.from_pretrained(folder, local_files_only=True)
-
-
-def _check_fit(transformer: Any, vae: Any, clip: Any, t5: Any) -> None:
-    """Raise `EngineFailed` for parts that don't fit together."""
-    latent = 4 * vae.latent_channels
-    pairs = {
-        "in_channels": ("four latent_channels of vae", latent),
-        "out_channels": ("four latent_channels of vae", latent),
-        "joint_attention_dim": ("d_model of text_encoder_2", t5.d_model),
-        "pooled_projection_dim": ("hidden_size of text_encoder", clip.hidden_size),
-    }
-    for name, (theirs, wanted) in pairs.items():
-        found = transformer[name]
-        if found is not None and found != wanted:
-            raise EngineFailed(
-                f"transformer/config.json: {name} is {found}, {theirs} {wanted}: these are parts "
-                "of different models, or of another pipeline"
-            )
-    axes = transformer.axes_dims_rope
-    if len(axes) != 3 or sum(axes) != transformer.attention_head_dim:
-        raise EngineFailed(
-            f"transformer/config.json: axes_dims_rope {shown(list(axes))} must be three numbers "
-            f"that add up to attention_head_dim {transformer.attention_head_dim}"
-        )
 
 
 def _shape(config: Any) -> Shape:

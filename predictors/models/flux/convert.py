@@ -17,13 +17,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from predictors.compute.checkpoint.folder import QUANTISATION_KEYS, read_json, shown
-from predictors.compute.checkpoint.headers import Header, weight_files
+from predictors.compute.checkpoint.headers import Header, StoredTensor, weight_files
+from predictors.compute.checkpoint.summary import CardFacts
 from predictors.compute.checkpoint.writing import write_tensors
 from predictors.errors import EngineFailed, InvalidRequest
-from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.folder import WEIGHTED_PARTS, check_folder
 from predictors.models.flux.single_file import NARROW, SingleFile, StoredPart, read_single_file
-from predictors.models.flux.weights import check_weights
+from predictors.models.flux.single_file_names import Cut
+from predictors.models.flux.summary import check_component, summarise
+from predictors.models.flux.tensors import with_defaults
+from predictors.settings import Settings
 
 AXES = {128: (16, 56, 56)}
 """FLUX.1's rotary features per position axis, by those of a head; no tensor shows them."""
@@ -49,9 +52,7 @@ def convert_checkpoint(source: Path, target: Path, base: Path) -> list[str]:
         raise InvalidRequest(f"{target.name} exists already; nothing was written")
     file = read_single_file(source)
     config = _transformer_config(file, base)
-    for part in WEIGHTED_PARTS:
-        if part not in file.parts:
-            weight_files(base / part)  # raises if there are none
+    _check_parts(file, config, base)
     growing = target.with_name(f"{target.name}.part")
     if growing.exists():
         raise InvalidRequest(f"{growing.name} is left of an earlier run; remove it first")
@@ -60,7 +61,7 @@ def convert_checkpoint(source: Path, target: Path, base: Path) -> list[str]:
         text = json.dumps(config, indent=2)
         (growing / "transformer" / "config.json").write_text(text, encoding="utf-8")
         lines = [_write_part(file, part, growing / part) for part in file.parts]
-        check_weights(read_checkpoint(growing)[0])
+        summarise(growing, Settings(), CardFacts())  # raises as the start would
         growing.rename(target)
     except OSError as error:
         raise EngineFailed(f"{target.name} can't be written: {error.strerror}") from error
@@ -95,6 +96,20 @@ def _transformer_config(file: SingleFile, base: Path) -> dict[str, Any]:
     return sizes.config(tuple(axes))
 
 
+def _check_parts(file: SingleFile, config: dict[str, Any], base: Path) -> None:
+    """Raise `EngineFailed` for a part that fits to no config or has no weights, before gigabytes
+    are written."""
+    for part in WEIGHTED_PARTS:
+        if part not in file.parts:
+            weight_files(base / part)
+            continue
+        if part != "transformer":
+            config = read_json(base / part, "config.json", f"{part}/config.json")
+        made = _headers(file.parts[part]).items()
+        planned = {name: StoredTensor(file.path, 0, 0, header) for name, header in made}
+        check_component(part, with_defaults(part, config), planned)
+
+
 def _copy(base: Path, target: Path, file: SingleFile) -> None:
     """All of `base` except the weights that `file` holds."""
     target.mkdir(parents=True)
@@ -116,23 +131,31 @@ def _copy(base: Path, target: Path, file: SingleFile) -> None:
 
 def _write_part(file: SingleFile, part: str, folder: Path) -> str:
     stored = file.parts[part]
-    by_source = sorted(stored.cuts.items(), key=lambda pair: pair[1].source)  # each is read once
-    headers = {}
-    for name, cut in by_source:
-        header = stored.tensors[cut.source]
-        dtype = "BF16" if header.dtype in NARROW else header.dtype
-        headers[name] = Header(dtype, cut.shape(header.shape))
-    num_bytes = write_tensors(folder / WEIGHTS[part], headers, _tensors(file, stored))
+    num_bytes = write_tensors(folder / WEIGHTS[part], _headers(stored), _tensors(file, stored))
     scaled = f", {len(stored.scales)} float8 weights scaled" if stored.scales else ""
     return f"{part}: from {file.path.name}, {num_bytes / 1e6:,.1f} MB{scaled}"
 
 
+def _by_source(part: StoredPart) -> list[tuple[str, Cut]]:
+    """Names and cuts in the order of their sources, so that each of these is read once."""
+    return sorted(part.cuts.items(), key=lambda pair: pair[1].source)
+
+
+def _headers(part: StoredPart) -> dict[str, Header]:
+    """The tensors that are written."""
+    headers = {}
+    for name, cut in _by_source(part):
+        header = part.tensors[cut.source]
+        dtype = "BF16" if header.dtype in NARROW else header.dtype
+        headers[name] = Header(dtype, cut.shape(header.shape))
+    return headers
+
+
 def _tensors(file: SingleFile, part: StoredPart) -> Iterator[tuple[str, Tensor]]:
     """The part's tensors by diffusers' names, in the order of their sources."""
-    by_source = sorted(part.cuts.items(), key=lambda pair: pair[1].source)
     read, whole = "", torch.empty(0)
     with safe_open(file.path, framework="pt") as opened:
-        for name, cut in by_source:
+        for name, cut in _by_source(part):
             if cut.source != read:
                 whole = opened.get_tensor(part.stored[cut.source])
                 scale = part.scales.get(cut.source)

@@ -6,8 +6,8 @@ from typing import Any
 
 from predictors.compute.checkpoint.folder import shown
 from predictors.errors import EngineFailed
-from predictors.models.flux.modules.text_encoders import OLD_END_TOKEN
 
+OLD_END_TOKEN = 2  # of configs before transformers' PR 24773: the last token is the largest id
 PROBE = "a red circle above 2 blue squares"
 
 

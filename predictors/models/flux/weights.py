@@ -93,7 +93,9 @@ def load_parts(
     opened = open_component or (lambda name: Shards(config.folders[name], config.variant))
     components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
-        _check_components(config, components)
+        for name, parts in components.items():
+            with Shards(config.folders[name], config.variant) as shards:
+                _check(name, parts, shards)
     t5 = modules.t5
     for name, parts in components.items():
         with opened(name) as stored:
@@ -107,19 +109,6 @@ def load_parts(
         part.eval().requires_grad_(False)
     transformers = _in_forms(modules.transformer, config, forms)
     return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
-
-
-def check_weights(config: FluxConfig) -> None:
-    """Raise `EngineFailed` unless the stored tensors are those of the model. Reads headers only."""
-    _check_components(config, _empty(config)[0])
-
-
-def _check_components(
-    config: FluxConfig, components: Mapping[str, Sequence[tuple[nn.Module, Sources]]]
-) -> None:
-    for name, parts in components.items():
-        with Shards(config.folders[name], config.variant) as shards:
-            _check(name, parts, shards)
 
 
 def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:

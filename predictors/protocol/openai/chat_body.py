@@ -7,12 +7,12 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
-from predictors.protocol.images import read_data_url
+from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     MAX_SEED,
@@ -31,6 +31,14 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.pixel_fields import (
+    AS_SERVED,
+    DETAIL,
+    PIXEL_FIELDS,
+    RequestedPixels,
+    processor_kwargs,
+    read_pixels,
+)
 
 MAX_N = 16
 MAX_STOPS = 16  # OpenAI's is 4
@@ -45,7 +53,6 @@ _NO_TOOLS = "this server calls no tools"
 _NO_AUDIO = "answers are text"
 _NO_LOGPROBS = "log probabilities are not computed"
 _NO_REASONING = "no model here reasons before it answers"
-_FULL_DETAIL = "pictures are always read in full, within the server's pixel limits"
 
 
 # Without slots: pickle restores an object that has slots through a Python function.
@@ -54,6 +61,9 @@ class PicturePart:
     """A picture in a message: the bytes of an image file, of any format, not decoded yet."""
 
     file: bytes
+    where: str = field(default="image_url", compare=False)
+    """The field that held it, such as `messages[0].content[1].image_url`."""
+    pixels: RequestedPixels = AS_SERVED
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class ChatBody:
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    pixels: RequestedPixels = AS_SERVED
+    """Of all pictures but those that ask for others."""
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -109,6 +121,8 @@ def read_chat_body(body: object) -> ChatBody:
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
+    if not read.keys().isdisjoint(PIXELS):
+        read["pixels"] = read_pixels(read)
     if "stream_options" in read and not read.get("stream", False):
         message = "stream_options is only taken with stream true"
         raise InvalidRequest(message, param="stream_options")
@@ -128,16 +142,18 @@ def _image_url(name: str, value: Any) -> PicturePart:
         value = {"url": value}
     read = read_fields(value, _IMAGE_URL, where=name)
     require(read, "url", where=name)
-    return PicturePart(read_data_url(read["url"], param=name))
+    pixels = RequestedPixels(detail=read.get("detail"))
+    return PicturePart(read_data_url(read["url"], param=name), name, pixels)
 
 
 _IMAGE_URL: dict[str, Rule] = {
     "url": text(),
-    "detail": only_values("auto", "high", "original", why=_FULL_DETAIL),
+    "detail": DETAIL,
 }
 _PARTS: dict[str, dict[str, Rule]] = {
     "text": {"type": text(), "text": text(at_most=MAX_TEXT)},
-    "image_url": {"type": text(), "image_url": _image_url},
+    # beside the picture, as in Qwen's own calls
+    "image_url": {"type": text(), "image_url": _image_url, **PIXEL_FIELDS},
 }
 _OTHER_PARTS = ("input_audio", "audio_url", "video_url", "file", "refusal")
 
@@ -153,6 +169,9 @@ def _part(name: str, value: Any) -> str | PicturePart:
     read = read_fields(value, _PARTS[kind], where=name)
     require(read, kind, where=name)
     part: str | PicturePart = read[kind]
+    numbers = {key: read[key] for key in PIXEL_FIELDS if key in read}
+    if numbers and isinstance(part, PicturePart):
+        part = replace(part, pixels=replace(part.pixels, **numbers))
     return part
 
 
@@ -229,7 +248,9 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
     return StreamOptions(**read_fields(value, rules, where=name))
 
 
+PIXELS: dict[str, Rule] = {**PIXEL_FIELDS, "mm_processor_kwargs": processor_kwargs}
 FIELDS: dict[str, Rule] = {
+    **PIXELS,
     "model": text(),
     "messages": _messages,
     "max_tokens": whole(1, MAX_TOKENS),

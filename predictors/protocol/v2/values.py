@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images import WHITE_SPACE
+from predictors.protocol.images.urls import WHITE_SPACE
 
 Scalar = str | int | float | bool
 

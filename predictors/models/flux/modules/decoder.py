@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from predictors.errors import EngineFailed
+from predictors.models.flux.fit import PICTURE_CHANNELS, check_decoder
 
 EPS = 1e-6
-PICTURE_CHANNELS = 3
 MAX_LEVEL = 255
 
 
@@ -43,15 +42,7 @@ class DecoderShape:
 def decoder_shape(config: Any) -> DecoderShape:
     """The shape in a diffusers `AutoencoderKL` config with its defaults filled in; raises
     `EngineFailed` for a decoder of another kind."""
-    expected = {
-        "act_fn": "silu",
-        "out_channels": PICTURE_CHANNELS,
-        "up_block_types": ["UpDecoderBlock2D"] * len(config.block_out_channels),
-    }
-    for name, value in expected.items():
-        found = config[name]
-        if (list(found) if isinstance(found, tuple) else found) != value:
-            raise EngineFailed(f"the autoencoder's {name} is {found}; only {value} is known here")
+    check_decoder(config)
     return DecoderShape(
         latent_channels=config.latent_channels,
         block_channels=tuple(config.block_out_channels),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-OLD_END_TOKEN = 2  # of configs before transformers' PR 24773: the last token is the largest id
+from predictors.models.flux.tokens import OLD_END_TOKEN
 
 
 def clip_pooled(clip: CLIPTextModel, ids: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images import decode_pixels, read_data_url
+from predictors.protocol.images.decode import decode_pixels
+from predictors.protocol.images.urls import read_data_url
 from predictors.settings import ImageLimits
 from tests.http.pictures import BAD_PICTURES, Bad, png_of
 

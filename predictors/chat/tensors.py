@@ -1,0 +1,116 @@
+"""The tensors that a chat checkpoint stores for its decoder, by name and shape, computed from its
+config without torch or transformers, and the check of all stored tensors.
+
+Names are those of the hub; `hub_name` turns other releases' into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from predictors.compute.checkpoint.accounting import ExpectedTensor, check_tensors
+from predictors.compute.checkpoint.headers import Header
+from predictors.errors import EngineFailed
+
+RENAMED = (  # what transformers 5 and its earlier releases call the same things
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", "visual."),
+)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
+"""Stored names that are of no use here: frequencies are computed from the config."""
+VISION = "visual."
+
+Shapes = dict[str, tuple[int, ...]]
+"""Hub's name -> shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSizes:
+    """Sizes of a decoder as its config gives them."""
+
+    vocab: int
+    hidden: int
+    mlp: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    max_positions: int
+    qkv_bias: bool = True
+    qk_norm: bool = False
+
+    @property
+    def kv_values(self) -> int:
+        """Numbers that the KV cache keeps per token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+def hub_name(name: str) -> str:
+    for longer, shorter in RENAMED:
+        if name.startswith(longer):
+            return shorter + name.removeprefix(longer)
+    return name
+
+
+def decoder_tensors(sizes: DecoderSizes) -> Shapes:
+    """All of the language model; without the head if it is tied."""
+    hidden, mlp = sizes.hidden, sizes.mlp
+    wide, narrow = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    found: Shapes = {EMBEDDING: (sizes.vocab, hidden), "model.norm.weight": (hidden,)}
+    if not sizes.tied:
+        found[HEAD] = (sizes.vocab, hidden)
+    for i in range(sizes.layers):
+        layer = f"model.layers.{i}"
+        attention = f"{layer}.self_attn"
+        found[f"{layer}.input_layernorm.weight"] = (hidden,)
+        found[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+        for part, rows in (("q", wide), ("k", narrow), ("v", narrow)):
+            found[f"{attention}.{part}_proj.weight"] = (rows, hidden)
+            if sizes.qkv_bias:
+                found[f"{attention}.{part}_proj.bias"] = (rows,)
+            if sizes.qk_norm and part != "v":
+                found[f"{attention}.{part}_norm.weight"] = (sizes.head_dim,)
+        found[f"{attention}.o_proj.weight"] = (hidden, wide)
+        for part in ("gate", "up"):
+            found[f"{layer}.mlp.{part}_proj.weight"] = (mlp, hidden)
+        found[f"{layer}.mlp.down_proj.weight"] = (hidden, mlp)
+    return found
+
+
+def block_linear_shapes(sizes: DecoderSizes) -> list[tuple[int, ...]]:
+    """The weights that `qwen_vl.precision` fp8 holds in eight bits."""
+    return [s for name, s in decoder_tensors(sizes).items() if name.endswith("_proj.weight")]
+
+
+def check_weights(
+    stored: Mapping[str, Header], decoder: Shapes, vision: Shapes, *, is_tied: bool
+) -> None:
+    """Raise `EngineFailed` unless every stored tensor has a place, and every place a tensor.
+
+    `stored` by the hub's names. A head beside a tied embedding is allowed.
+    """
+    if is_tied and HEAD in stored:
+        decoder = {**decoder, HEAD: decoder[EMBEDDING]}
+    expected = decoder | vision
+    for component, is_vision in (("the language model", False), ("the vision tower", True)):
+        mine = {n: h for n, h in stored.items() if n.startswith(VISION) == is_vision}
+        wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
+        check_tensors(component, mine, wanted, UNUSED)
+    if missing := expected.keys() - stored.keys():
+        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
+
+
+def by_hub_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`stored` by the hub's names; raises `EngineFailed` for a weight that is there twice."""
+    found: dict[str, str] = {}
+    for name in stored:
+        other = found.setdefault(hub_name(name), name)
+        if other != name:
+            raise EngineFailed(f"the checkpoint holds one weight twice: {other} and {name}")
+    return {name: stored[theirs] for name, theirs in found.items()}

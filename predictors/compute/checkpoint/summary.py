@@ -1,0 +1,114 @@
+"""The content of a checkpoint folder, and the device memory that each way to serve it takes: plain
+values, read from configs and headers of files without torch.
+
+Each model package makes a `FolderSummary`; the verb `check` prints it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from predictors.compute.checkpoint.headers import Header, StoredTensor
+
+CONTEXT_BYTES = 2**30
+"""Taken by the CUDA context, loaded kernels and unused ends of the allocator's blocks: not measured
+apart, an allowance."""
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one value, by the names of safetensors and of the setting `compute.dtype`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """The GPU to judge for. None: not known."""
+
+    memory_bytes: int | None = None
+    has_fp8: bool | None = None
+    """It multiplies e4m3 (compute capability 8.9 or later)."""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartSummary:
+    """One component of a folder. `parameters` are those that are served, `num_bytes` all stored."""
+
+    name: str
+    kind: str
+    parameters: int
+    num_bytes: int
+    dtypes: Mapping[str, int]
+    """Stored values by dtype, by safetensors' names, the most frequent first."""
+    quantisation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOption:
+    """One way to serve a folder, and the device memory it takes."""
+
+    name: str
+    settings: Mapping[str, str]
+    """Environment variables that choose it."""
+    num_bytes: Mapping[str, int]
+    """By purpose; together what it takes."""
+    is_chosen: bool = False
+    """The settings choose it."""
+    refused: str = ""
+    """Why it is not possible on this card or of this folder; else empty."""
+    fits: bool | None = None
+    """None: the memory is not known."""
+    advice: str = ""
+    """A setting that helps, if it does not fit."""
+    detail: Mapping[str, int] = field(default_factory=dict)
+    """Further numbers, such as tokens of the KV cache."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.num_bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSummary:
+    """A folder that is served."""
+
+    architecture: str
+    task: str
+    """Name of the task's settings: `flux` or `qwen_vl`."""
+    parts: tuple[PartSummary, ...]
+    options: tuple[ServingOption, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences about what is served otherwise than one may think."""
+
+
+def summarise_part(
+    name: str,
+    kind: str,
+    stored: Mapping[str, StoredTensor],
+    parameters: int,
+    quantisation: str = "",
+) -> PartSummary:
+    """A summary of the tensors `stored`."""
+    counts: Counter[str] = Counter()
+    for tensor in stored.values():
+        counts[tensor.header.dtype] += num_values(tensor.header.shape)
+    return PartSummary(
+        name=name,
+        kind=kind,
+        parameters=parameters,
+        num_bytes=sum(tensor.num_bytes for tensor in stored.values()),
+        dtypes=dict(counts.most_common()),
+        quantisation=quantisation,
+    )
+
+
+def gibibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+def num_values(shape: Iterable[int]) -> int:
+    return prod(shape)
+
+
+def headers_of(stored: Mapping[str, StoredTensor]) -> dict[str, Header]:
+    return {name: tensor.header for name, tensor in stored.items()}

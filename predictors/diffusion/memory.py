@@ -1,0 +1,149 @@
+"""Device memory of a picture model by the tiers that are loaded, without torch.
+
+Weights are counted exactly. What a picture takes beside them is the difference to the peak that was
+measured on a card (`benchmarks/results/flux.json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from predictors.compute.checkpoint.summary import (
+    BYTES,
+    CONTEXT_BYTES,
+    CardFacts,
+    ServingOption,
+    gibibytes,
+)
+from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO
+from predictors.settings import FluxSettings
+
+WORK_BYTES = int(3.3 * 2**30)
+"""Latents, modulations, activations, graphs and the decoder's work for sizes of up to a megapixel:
+the measured peak of all tiers, 42.7 GiB, less 39.4 GiB of weights."""
+WORK_PIXELS, WORK_WIDTH = 2**20, 3072  # of which that is; it grows with both
+NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
+STORED_FP8 = "the folder holds the transformer's blocks in fp8 only"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeights:
+    """Linears that may be held in eight bits: their weights, and a scale per output feature."""
+
+    values: int = 0
+    scales: int = 0
+
+    def wide(self, size: int) -> int:
+        return self.values * size
+
+    def narrow(self) -> int:
+        return self.values + 4 * self.scales
+
+
+@dataclass(frozen=True, slots=True)
+class PictureWeights:
+    """Numbers of weights, by how the tiers hold them."""
+
+    blocks: LinearWeights
+    """The linears that fp8 tiers hold in eight bits."""
+    conditioning: LinearWeights
+    """Those that `flux.conditioning_precision` puts into eight bits."""
+    others: int
+    """All other weights."""
+    width: int
+    """Features of a token in the transformer."""
+    is_quantized: bool
+    """The folder holds `blocks` in fp8 only."""
+
+
+def picture_options(
+    weights: PictureWeights, settings: FluxSettings, dtype: str, card: CardFacts
+) -> tuple[ServingOption, ...]:
+    """The sets of tiers that may be loaded, the least memory last; the set that the settings choose
+    is marked."""
+    chosen = _chosen_forms(settings, weights, card)
+    size = BYTES[dtype]
+    pixels = max(WORK_PIXELS, _most_pixels(settings))
+    work = WORK_BYTES * pixels * weights.width // (WORK_PIXELS * WORK_WIDTH)
+    found = []
+    for forms, (tiers, is_narrow) in FORMS.items():
+        has_base, has_fp8 = forms[:2]
+        blocks = has_base * weights.blocks.wide(size) + has_fp8 * weights.blocks.narrow()
+        narrow, wide = weights.conditioning.narrow(), weights.conditioning.wide(size)
+        option = ServingOption(
+            name=", ".join(tiers) + (", conditioning in fp8" if is_narrow else ""),
+            settings=_settings_of(tiers, is_narrow),
+            num_bytes={
+                "transformer blocks": blocks,
+                "text encoder and modulation": narrow if is_narrow else wide,
+                "other weights": weights.others * size,
+                "work": work,
+                "CUDA context": CONTEXT_BYTES,
+            },
+            is_chosen=forms == chosen,
+            refused=STORED_FP8 * (has_base and weights.is_quantized)
+            or NO_FP8 * (has_fp8 and card.has_fp8 is False),
+        )
+        found.append(_judged(option, card))
+    return _advised(tuple(found))
+
+
+FORMS: Mapping[tuple[bool, bool, bool], tuple[tuple[str, ...], bool]] = {
+    (True, True, False): ((LOSSLESS, HIGH, TURBO), False),
+    (True, False, False): ((LOSSLESS, TURBO), False),
+    (False, True, False): ((HIGH, TURBO), False),
+    (False, True, True): ((HIGH, TURBO), True),
+}
+"""Base weights held, fp8 weights held, conditioning in fp8 -> tiers that this serves."""
+
+
+def _settings_of(tiers: tuple[str, ...], is_narrow: bool) -> dict[str, str]:
+    found = {"PREDICTORS_FLUX_TIERS": ",".join(tiers)}
+    return found | {"PREDICTORS_FLUX_CONDITIONING_PRECISION": "fp8"} if is_narrow else found
+
+
+def _chosen_forms(
+    settings: FluxSettings, weights: PictureWeights, card: CardFacts
+) -> tuple[bool, bool, bool]:
+    """The key of `FORMS` that the settings choose on `card`."""
+    is_narrow = getattr(settings, "conditioning_precision", "auto") == "fp8"
+    named = {part.strip() for part in settings.tiers.split(",")} & set(TIERS)
+    if settings.tiers == "auto":
+        return (
+            not weights.is_quantized,
+            weights.is_quantized or card.has_fp8 is not False,
+            is_narrow,
+        )
+    has_fp8 = HIGH in named or weights.is_quantized
+    return LOSSLESS in named or not has_fp8, has_fp8, is_narrow
+
+
+def _judged(option: ServingOption, card: CardFacts) -> ServingOption:
+    if card.memory_bytes is None or option.refused:
+        return option
+    return replace(option, fits=option.total_bytes <= card.memory_bytes)
+
+
+def _advised(options: tuple[ServingOption, ...]) -> tuple[ServingOption, ...]:
+    """Each that does not fit names the settings of the first one that does."""
+    helping = next((option for option in options if option.fits), None)
+    named = " ".join(f"{k}={v}" for k, v in helping.settings.items()) if helping else ""
+    advice = (
+        f"set {named}: {gibibytes(helping.total_bytes)}"
+        if helping
+        else "no tier fits: take a larger card"
+    )
+    return tuple(
+        replace(option, advice=advice) if option.fits is False else option for option in options
+    )
+
+
+def _most_pixels(settings: FluxSettings) -> int:
+    """The largest promised size; sizes of another form are refused elsewhere."""
+    found = [0]
+    for part in f"{settings.sizes},{settings.default_size}".split(","):
+        width, _, height = part.strip().partition("x")
+        if width.isdecimal() and height.isdecimal():
+            found.append(int(width) * int(height))
+    return max(found)
