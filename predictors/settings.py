@@ -22,6 +22,9 @@ ALIASES = {
     "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
 }
 AUTO_ON_OFF = ("auto", "on", "off")
+ATTENTION = (
+    "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+)  # fmt: skip
 
 
 class InvalidSetting(InvalidRequest):
@@ -206,13 +209,7 @@ class ComputeSettings(SettingsGroup):
     compile: str = bounded("auto", choices=("auto", "off", "aot_eager", "inductor"))
     """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager` or `inductor`. On the CPU
     Inductor needs a C++ compiler."""
-    attention: str = bounded(
-        "auto",
-        choices=(
-            "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient",
-            "sdpa",
-        ),
-    )  # fmt: skip
+    attention: str = bounded("auto", choices=ATTENTION)
     """Attention kernel on CUDA. `auto` measures the installed ones while loading and takes the
     fastest."""
     threads: int = 0
@@ -221,6 +218,9 @@ class ComputeSettings(SettingsGroup):
     """Folder that keeps compiled code between starts. Empty: Triton and torch keep theirs where
     they always do. The content is executed, so only the operator may have write access: servers may
     mount it read-only, and a folder that anyone may write is not used."""
+    weights_variant: str = ""
+    """Variant of the weights files that is read where a folder has it, such as `fp16` for
+    `model.fp16.safetensors`. Empty: the plain files, or the only variant there is."""
 
 
 @dataclass(frozen=True, slots=True)

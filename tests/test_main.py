@@ -191,10 +191,9 @@ def test_a_folder_that_no_model_serves_is_refused_with_what_is_served(
     [
         ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "it holds an adapter"),
         ({"pytorch_lora_weights.safetensors": ""}, "it holds an adapter"),
-        ({"snapshots/abc/model_index.json": "{}"}, "give one of the folders in its snapshots"),
         (
             {"config.json": '{"_class_name": "FluxTransformer2DModel"}'},
-            "give the folder that holds model_index.json",
+            "model_index.json, and this one with --component transformer",
         ),
         ({"flux1-dev.safetensors": ""}, "weights in one file ('flux1-dev.safetensors')"),
         ({"model.gguf": ""}, "weights in one file ('model.gguf')"),

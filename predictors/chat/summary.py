@@ -48,7 +48,7 @@ def summarise_chat(
     check_tokens(raw, tokens, sizes.vocab)
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
-    stored = by_hub_names(read_headers(checkpoint))
+    stored = by_hub_names(read_headers(checkpoint, settings.compute.weights_variant))
     decoder = decoder_tensors(sizes)
     check_weights(headers_of(stored), decoder, vision, is_tied=sizes.tied)
     parts = []

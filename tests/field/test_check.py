@@ -152,7 +152,7 @@ def test_a_wrong_path_is_said_without_torch(verb: str, tmp_path: Path) -> None:
 def described(folder: Path) -> str:
     """The message of the refusal, or empty. Any other exception is a traceback to a user."""
     try:
-        root.describe(folder, Settings(), CardFacts(80 * 2**30, has_fp8=True))
+        root.describe_folder(folder, Settings(), CardFacts(80 * 2**30, has_fp8=True))
     except ServingError as error:
         message = error.message
     else:

@@ -79,11 +79,13 @@ def load_modules(
     make_vision: Callable[[], V],
     vision_slots: Callable[[V], dict[str, Tensor]],
     placement: Placement,
+    variant: str = "",
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
-    stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
-    of another shape or of no use, before any memory is taken."""
-    with Shards(checkpoint) as shards:
+    stored name that begins with `visual.`, `variant` is the wanted one of the files. Raises
+    `EngineFailed` naming a tensor that is missing, of another shape or of no use, before any memory
+    is taken."""
+    with Shards(checkpoint, variant) as shards:
         stored = _named(shards)
         shape = replace(shape, tied=_is_tied(shape, shards, stored))
         with torch.device("meta"):

@@ -32,7 +32,6 @@ ADAPTER_FILES = (
     "*lora*.safetensors",
 )
 UNQUANTISED = "quantised weights are not served: take the unquantised folder"
-SINGLE = {".safetensors", ".gguf", ".ckpt", ".pt", ".bin"}
 SHOWN = 60  # characters of a value that a message repeats
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
 
@@ -181,23 +180,3 @@ def is_real(value: object) -> bool:
 def shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def advice(folder: Path) -> str:
-    """The likely kind of a folder without a known class, and what to give instead; or empty."""
-    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
-        return "it holds an adapter: merge it into its model and give that folder"
-    if (folder / "snapshots").is_dir():
-        return "it is a hub's cache: give one of the folders in its snapshots"
-    for name in ("model_index.json", "config.json"):
-        if (folder / name).is_file():
-            try:
-                found = read_json(folder, name, name)
-            except EngineFailed as error:
-                return error.message
-            if "_class_name" in found and name == "config.json":
-                return "it is one part of a pipeline: give the folder that holds model_index.json"
-    weights = sorted(file.name for file in folder.glob("*.*") if file.suffix in SINGLE)
-    if weights:
-        return f"it holds weights in one file ({shown(weights[0])}): convert it to a folder first"
-    return ""

@@ -95,11 +95,11 @@ def load_parts(
     than a part of them in the wide dtype. Raises `EngineFailed` naming a tensor that is missing or
     does not fit.
     """
-    opened = open_component or (lambda name: Shards(config.folder / name))
+    opened = open_component or (lambda name: Shards(config.folders[name], config.variant))
     components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
         for name, parts in components.items():
-            with Shards(config.folder / name) as shards:
+            with Shards(config.folders[name], config.variant) as shards:
                 _check(name, parts, shards)
     t5 = modules.t5
     narrowed = _narrowed(modules, config, forms, fp8_conditioning)
@@ -123,8 +123,8 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
         modules = _Modules(
             Transformer(config.shape),
             Conditioning(config.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folder / "text_encoder")),
-            T5EncoderModel(T5Config.from_pretrained(config.folder / "text_encoder_2")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
+            T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
             Decoder(config.decoder),
         )
     names = transformer_names(config.shape)
