@@ -13,12 +13,12 @@ from typing import Any
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
     UNQUANTISED,
-    check_adapters,
     is_real,
     quantisation,
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.errors import EngineFailed, InvalidRequest
 
 PARTS = {"text_config": "language model", "vision_config": "vision tower"}

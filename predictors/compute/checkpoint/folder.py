@@ -25,12 +25,6 @@ OPTIONAL = {"out_channels"}
 QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
 QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files of GPTQ, AWQ and ModelOpt, beside a config that does not name the method."""
-ADAPTER_FILES = (
-    "adapter_config.json",
-    "adapter_model.*",
-    "pytorch_lora_weights.*",
-    "*lora*.safetensors",
-)
 UNQUANTISED = "quantised weights are not served: take the unquantised folder"
 SHOWN = 60  # characters of a value that a message repeats
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
@@ -109,16 +103,6 @@ def check_rules(rules: Mapping[str, bool], where: str) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise EngineFailed(f"{where}: {rule}")
-
-
-def check_adapters(folder: Path, component: str) -> None:
-    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
-    for pattern in ADAPTER_FILES:
-        for file in sorted(folder.glob(pattern)):
-            raise EngineFailed(
-                f"{component} holds an adapter ({file.name}), which would not be applied; merge it "
-                "into the weights, or take it out of the folder"
-            )
 
 
 def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:

@@ -18,7 +18,6 @@ from predictors.compute.checkpoint.folder import (
     COUNT,
     UNQUANTISED,
     WIDTH,
-    check_adapters,
     check_numbers,
     is_real,
     method_of,
@@ -26,6 +25,7 @@ from predictors.compute.checkpoint.folder import (
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.errors import EngineFailed, InvalidRequest
 
 FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
