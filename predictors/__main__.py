@@ -28,12 +28,16 @@ from predictors.cli.arguments import (
     new_file,
     parse,
     read_file,
+    read_size,
 )
 from predictors.cluster.identity import find_pod_identity
+from predictors.compute.checkpoint.folder import check_entries, read_json, reading
 from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
+from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
-from predictors.errors import InvalidRequest, ServingError
+from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
 if TYPE_CHECKING:
@@ -48,13 +52,19 @@ MODELS = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
+SUMMARIES = {
+    "FluxPipeline": "predictors.models.flux.summary:summarise",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
+}
+"""Architecture -> module and function that describes a folder of it, without torch."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = (serve, warm, profile, demo, quantize, convert)
-    arguments = parse(argv, {verb.__name__: verb for verb in verbs})
+    verbs = (serve, warm, profile, demo, check, quantize, convert)
+    arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
     try:
         return int(arguments.run(arguments))
     except ServingError as error:
@@ -73,10 +83,11 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
-    named, make = _read_models(arguments)
+    named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
     return serve_models(named, make, settings, identity, os.environ)
@@ -86,7 +97,7 @@ def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
-    named, make = _read_models(arguments)
+    named, make = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
@@ -114,7 +125,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
-    [(name, path)], make = _read_models(arguments)
+    [(name, path)], make = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
@@ -164,6 +175,33 @@ def quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check(arguments: argparse.Namespace) -> int:
+    """Say what a folder is, whether and how it is served, and which GPU memory that takes. Reads
+    configs and headers only. Exit code 0: served; 2: refused, as a start would refuse it; 3:
+    served, but not within the memory."""
+    from predictors.cli.check_table import check_lines
+    from predictors.compute.watch.card_facts import find_card_facts
+    from predictors.operators.check import check_report, exit_code
+
+    settings = from_env(os.environ)
+    folder = resolve_folder(arguments.folder, "check")
+    components = _read_components(arguments.component, {"": folder}).get("")
+    card = find_card_facts(settings.compute.device, os.environ)
+    if arguments.memory is not None:
+        card = replace(card, memory_bytes=read_size(arguments.memory), name="")
+    report = check_report(
+        folder,
+        architecture_of(folder),
+        lambda: describe_folder(folder, settings, card, components),
+        card,
+    )
+    if arguments.json:
+        sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in check_lines(report))
+    return exit_code(report)
+
+
 def convert(arguments: argparse.Namespace) -> int:
     """Make a folder that can be served of a FLUX checkpoint in one file (BFL's or ComfyUI's
     layout). What the file does not hold is copied from --base."""
@@ -200,6 +238,26 @@ def build(
     return predictor
 
 
+def describe_folder(
+    checkpoint: Path,
+    settings: Settings,
+    card: CardFacts | None = None,
+    components: Mapping[str, Path] | None = None,
+) -> FolderSummary:
+    """The content of a checkpoint folder and the memory of each way to serve it.
+
+    Raises `ServingError` for a folder that is not served: starts and `check` refuse it alike.
+    """
+    with reading("the folder"):
+        module, _, function = SUMMARIES[served_architecture(checkpoint)].partition(":")
+        summarise = getattr(importlib.import_module(module), function)
+        for folder in (checkpoint, *(components or {}).values()):
+            check_entries(folder)
+        parts = {"components": components} if components else {}
+        summary: FolderSummary = summarise(checkpoint, settings, card or CardFacts(), **parts)
+    return summary
+
+
 def served_architecture(checkpoint: Path) -> str:
     """The class that a checkpoint's config names; raises `InvalidRequest` if no model serves it."""
     architecture = architecture_of(checkpoint)
@@ -216,8 +274,8 @@ def architecture_of(checkpoint: Path) -> str:
     """The class that a checkpoint's config names, or an empty string."""
     for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
         try:
-            value = json.loads((checkpoint / file).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):
+            value = read_json(checkpoint, file, file).get(key)
+        except EngineFailed:
             continue
         if isinstance(value, list):
             value = value[0] if value else None
@@ -227,21 +285,28 @@ def architecture_of(checkpoint: Path) -> str:
 
 
 def _read_models(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, settings: Settings
 ) -> tuple[list[tuple[str, Path]], Callable[..., BasePredictor[Any, Any, Any]]]:
-    """The models' folders by name, and `build` with the given components. Raises `InvalidRequest`
-    for all that can be refused without importing torch, which takes seconds."""
+    """The models' folders by name, and `build` with the given components. Raises `ServingError` for
+    all that can be refused without importing torch, which takes seconds."""
     paths = named_paths(arguments.model)
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
+    components = _read_components(arguments.component, named)
+    for name, folder in named.items():
+        describe_folder(folder, settings, components=components.get(name))
+    return list(named.items()), partial(build, components=components)
+
+
+def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """The folders that replace parts of the models in `named`, by model and part."""
     components = {
         model: {part: resolve_folder(path, f"--component {part}") for part, path in parts.items()}
-        for model, parts in named_components(arguments.component, list(named)).items()
+        for model, parts in named_components(flags, list(named)).items()
     }
-    for name, folder in named.items():
-        served_architecture(folder)
-        if name in components and not (folder / INDEX).is_file():
+    for name in components:
+        if not (named[name] / INDEX).is_file():
             raise InvalidRequest(f"--component: {name} is one model and has no parts to replace")
-    return list(named.items()), partial(build, components=components)
+    return components
 
 
 def _flux_folder(path: Path) -> Path:
@@ -261,6 +326,8 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     settings = from_env(os.environ)
     flags = ("host", "port", "grpc_port", "log_format")
     given = {name: value for name in flags if (value := getattr(arguments, name, None)) is not None}
+    if aliases := getattr(arguments, "aliases", None):
+        given["aliases"] = ",".join(aliases)
     own = replace(settings.server, **given)
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc

@@ -4,10 +4,12 @@ codes of each protocol.
     ServingError
     ├── InvalidRequest          the request is wrong and can never be answered
     │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
+    │   ├── PromptTooLong       ... because prompt and answer are longer than the context
     │   └── UnsupportedMedia    ... because of its content type or encoding
     ├── Forbidden               a web page of another origin sent the request
     │   └── Misdirected         ... or the request is for a host that this server is not
     ├── NotFound                no such model, version or route
+    │   └── Gone                a picture whose address has expired
     ├── NotSupported            a route or operation that this server names but does not offer
     ├── Overloaded              the queue is full; a later attempt may succeed
     ├── DeadlineExceeded        the caller's deadline passed before the answer
@@ -67,6 +69,28 @@ class TooLarge(InvalidRequest):
     reason = "too_large"
 
 
+class PromptTooLong(InvalidRequest):
+    """More tokens than the model's context."""
+
+    @classmethod
+    def of(
+        cls, context: int, prompt: str | int, answer: int = 0, *, share: str = ""
+    ) -> PromptTooLong:
+        """In OpenAI's words, by which agents and libraries recognise it: the tokens of the
+        `prompt`, and of the `answer` if only both together are too many. `share` says how many of
+        them are due to what."""
+        share = f", {share}" if share else ""
+        limit = f"This model's maximum context length is {context} tokens. However,"
+        if not answer:
+            asked = f"your messages resulted in {prompt} tokens{share}, and an answer takes one"
+            advice = "Please reduce the length of the messages."
+            return cls(f"{limit} {asked}. {advice}", param="messages")
+        total, of_answer = int(prompt) + answer, f"{answer} in the completion"
+        asked = f"you requested {total} tokens ({prompt} in the messages{share}, {of_answer})"
+        advice = "Please reduce the length of the messages or max_tokens."
+        return cls(f"{limit} {asked}. {advice}", param="max_tokens")
+
+
 class UnsupportedMedia(InvalidRequest):
     """The content type or encoding of the body is not supported."""
 
@@ -81,6 +105,10 @@ class Misdirected(Forbidden):
 
 class NotFound(ServingError):
     reason = "not_found"
+
+
+class Gone(NotFound):
+    """The address was valid and is not any more."""
 
 
 class NotSupported(ServingError):

@@ -90,6 +90,13 @@ class ServerSettings(SettingsGroup):
     besides localhost and loopback addresses. `*.example.com` allows every name below it, `*` allows
     any. Other hosts are refused with 421, except for probes and `/metrics`. Empty: only loopback
     names if `host` is a loopback address, otherwise any."""
+    allowed_origins: str = ""
+    """Origins of web pages that may call the server and read its answers (CORS), comma-separated,
+    as `https://app.example.com`. `*` allows any page that a user visits. Empty: pages of other
+    origins are refused with 403."""
+    aliases: str = ""
+    """Further names of models, as `ALIAS=MODEL`, comma-separated. An answer repeats the name that
+    its request used; metrics and logs have the model's own."""
     port: int = 8080
     """HTTP port. 0 takes a free one."""
     grpc_port: int = bounded(8081, least=-1)
@@ -275,6 +282,10 @@ class FluxSettings(SettingsGroup):
     fp8_attention: bool = True
     """Lets the tiers with fp8 weights use fp8 in attention too, if FlashAttention 3 (`pip install
     vision-predictors[fa3]`) and a Hopper GPU are present."""
+    conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
+    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of a FLUX.1
+    checkpoint on the GPU and changes pictures. It needs `tiers` that hold fp8 weights alone
+    (`high`, `high,turbo`). `auto`: `compute.dtype`."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

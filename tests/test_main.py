@@ -14,6 +14,7 @@ import pytest
 
 from predictors import __main__ as root
 from predictors.cli import demo
+from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.compute.profiling.profiler import Profiler
 from predictors.operators import serve
 from predictors.serving.lifecycle import HostEvents, StartProgress
@@ -40,6 +41,11 @@ class Predictor:
         self.settings = settings
         self.workers = workers
         self.host = Host()
+
+
+def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
+    """Takes any folder."""
+    return FolderSummary("", "", (), ())
 
 
 class Server:
@@ -71,6 +77,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
     monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
+    monkeypatch.setattr(root, "SUMMARIES", dict.fromkeys(root.SUMMARIES, f"{__name__}:summarise"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
     os.environ.pop("GOMP_SPINCOUNT", None)

@@ -26,6 +26,8 @@ from predictors.settings import (
 DEFAULTS = {
     "server.host": "127.0.0.1",
     "server.allowed_hosts": "",
+    "server.allowed_origins": "",
+    "server.aliases": "",
     "server.port": 8080,
     "server.grpc_port": 8081,
     "server.admin_port": -1,

@@ -98,8 +98,17 @@ class WayResults:
 
 
 class TierComparison:
-    def __init__(self, engine: TiersEngine, judges: Judges, ways: Sequence[Way]) -> None:
+    """`narrow` draws the ways with fp8 conditioning, `engine` all others."""
+
+    def __init__(
+        self,
+        engine: TiersEngine,
+        judges: Judges,
+        ways: Sequence[Way],
+        narrow: TiersEngine | None = None,
+    ) -> None:
         self._engine, self._judges = engine, judges
+        self._narrow = narrow or engine
         self._features = RandomFeatures(engine.placement.device)
         self._found = [WayResults(way) for way in ways]
         self._anchors: Mapping[str, float] = {}
@@ -122,10 +131,11 @@ class TierComparison:
             found.right += verdict.wait()
 
     def _draw(self, seeded: Sequence[tuple[int, Scene]], found: WayResults) -> list[Pixels]:
-        calls, started = self._engine.calls_so_far, time.monotonic()
-        pictures = self._engine.draw(self._engine.works(seeded, found.way))
+        engine = self._narrow if found.way.fp8_conditioning else self._engine
+        calls, started = engine.calls_so_far, time.monotonic()
+        pictures = engine.draw(engine.works(seeded, found.way))
         found.seconds += time.monotonic() - started
-        found.calls += self._engine.calls_so_far - calls
+        found.calls += engine.calls_so_far - calls
         return pictures
 
     def report(self) -> dict[str, Any]:
@@ -141,10 +151,17 @@ class TierComparison:
         }
 
 
-def ways_for(tiers: Sequence[str], plans: Sequence[int]) -> list[Way]:
-    """Lossless first, then the other tiers, then turbo with so many model calls each."""
+def ways_for(tiers: Sequence[str], plans: Sequence[int], *, has_narrow: bool = False) -> list[Way]:
+    """Lossless first, then the other tiers, then turbo with so many model calls each, and then the
+    tiers with fp8 conditioning."""
     named = [Way(tier, tier) for tier in TIERS if tier in {*tiers, LOSSLESS}]
-    return named + [Way(f"turbo of {calls}", TURBO, calling(calls)) for calls in plans]
+    plain = named + [Way(f"turbo of {calls}", TURBO, calling(calls)) for calls in plans]
+    narrow = [
+        Way(f"{way.tier}, fp8 conditioning", way.tier, fp8_conditioning=True)
+        for way in named[1:]
+        if has_narrow
+    ]
+    return plain + narrow
 
 
 def about(engine: TiersEngine, commit: str | None) -> dict[str, Any]:
@@ -185,14 +202,19 @@ def print_table(report: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _read_arguments(arguments)
     started = time.monotonic()
-    ways = ways_for(args.tiers.split(","), args.plans)
+    ways = ways_for(args.tiers.split(","), args.plans, has_narrow=args.fp8_conditioning)
     tiers = dict.fromkeys(way.tier for way in ways)
     scenes = evaluation_scenes(args.prompts, seed=SCENES_SEED)
     with Judges(args.workers) as judges:
         engine = open_engine(args.device, list(tiers), args.slots, args.threads)
         head = about(engine, args.commit)
         print(f"warm after {time.monotonic() - started:.0f} s", flush=True)
-        comparison = TierComparison(engine, judges, ways)
+        narrow = None
+        if args.fp8_conditioning:
+            fast = [tier for tier in tiers if tier != LOSSLESS]
+            choice = {"conditioning_precision": "fp8"}
+            narrow = open_engine(args.device, fast, args.slots, args.threads, **choice)
+        comparison = TierComparison(engine, judges, ways, narrow)
         for first in range(0, args.prompts, args.block):
             before = time.monotonic()
             comparison.block(scenes[first : first + args.block], first)
@@ -212,6 +234,8 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tiers", default=",".join(TIERS), help="beside lossless, comma-separated")
     add("--plans", type=lambda text: [int(k) for k in text.split(",")], default=[],
         help="model calls of further turbos, comma-separated")  # fmt: skip
+    add("--fp8-conditioning", action="store_true",
+        help="also the tiers with T5 and the modulation in fp8")  # fmt: skip
     add("--device", default="auto", help="as the setting compute.device")
     add("--slots", type=int, default=16, help="pictures in the making at once")
     add("--block", type=int, default=BLOCK, help="prompts between two writes of the JSON")

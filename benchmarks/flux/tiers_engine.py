@@ -43,6 +43,7 @@ class Way:
     name: str
     tier: str
     plan: CallPlan = plan_calls
+    fp8_conditioning: bool = False
 
     @property
     def calls(self) -> int:

@@ -6,7 +6,6 @@ them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from typing import Any
 from predictors.base import Answer
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
-    MAX_SEED,
     ChatDelta,
     ChatRequest,
     Message,
@@ -27,9 +25,11 @@ from predictors.chat.request import (
 )
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart
+from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
 from predictors.protocol.openai.routes import TextEvents, event
+from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
@@ -39,7 +39,6 @@ from predictors.protocol.v2.values import (
     count_rows,
 )
 
-MAX_ROWS = 2**16  # a random seed leaves so many above it for the rows that count up from it
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
@@ -83,14 +82,14 @@ class ChatCodec:
         count_rows(prompt=prompts, image=images)
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
-        common = self._decode_parameters(parameters)
+        common, seed = self._decode_parameters(parameters)
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
         for i, prompt in enumerate(prompts):
             parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
-        return with_row_seeds(rows)
+        return with_row_seeds(rows, seed)
 
     def _read_bounds(self, parameters: Parameters) -> PixelBounds | None:
         least, most = parameters.read_int("min_pixels"), parameters.read_int("max_pixels")
@@ -102,7 +101,8 @@ class ChatCodec:
             raise InvalidRequest(f"detail must be one of {choices}", param="detail")
         return self.pixels.choose(least, most or self.pixels.of_detail(detail))
 
-    def _decode_parameters(self, parameters: Parameters) -> ChatRequest:
+    def _decode_parameters(self, parameters: Parameters) -> tuple[ChatRequest, int | None]:
+        """The fields that all rows share, and the first row's seed."""
         given: dict[str, Any] = {
             name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
             for name in SAMPLING_FIELDS
@@ -111,15 +111,10 @@ class ChatCodec:
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         parameters.reject_unread()
-        for name, value in {"seed": seed, "max_tokens": max_tokens, **given}.items():
+        for name, value in {"max_tokens": max_tokens, **given}.items():
             check_parameter(name, value)
-        return ChatRequest(
-            messages=(),
-            sampling=self._sampling(given),
-            seed=_any_seed() if seed is None else seed,
-            max_tokens=max_tokens,
-            stop=stop,
-        )
+        sampling = self._sampling(given)
+        return ChatRequest((), sampling, seed=0, max_tokens=max_tokens, stop=stop), seed
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -159,12 +154,12 @@ class ChatCodec:
         request = ChatRequest(
             messages=self._messages(body),
             sampling=self._sampling(given),
-            seed=_any_seed() if body.seed is None else body.seed,
+            seed=0,
             max_tokens=body.max_tokens,
             stop=body.stop,
             ignore_eos=body.ignore_eos,
         )
-        return with_row_seeds([request] * body.n)
+        return with_row_seeds([request] * body.n, body.seed)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
@@ -300,13 +295,10 @@ class ChunkEncoder:
         return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
 
 
-def with_row_seeds(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
-    """The same requests with seeds s, s + 1, ..., where s is the first one's."""
-    first, count = requests[0].seed, len(requests)
-    if first + count - 1 > MAX_SEED:
-        message = f"seed {first} plus {count} rows passes the largest seed {MAX_SEED}"
-        raise InvalidRequest(message, param="seed")
-    return [replace(request, seed=first + i) for i, request in enumerate(requests)]
+def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:
+    """The same requests with the seeds of `row_seeds`."""
+    seeds = row_seeds(seed, len(requests))
+    return [replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)]
 
 
 def usage(
@@ -338,7 +330,3 @@ def _picture(raw: bytes, row: int, bounds: PixelBounds | None) -> Picture:
     if not raw:
         raise InvalidRequest("image is empty", param="image", row=row)
     return Picture(raw, row=row, bounds=bounds)
-
-
-def _any_seed() -> int:
-    return secrets.randbelow(MAX_SEED + 1 - MAX_ROWS)

@@ -48,7 +48,7 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import HostCopy, Placement, is_device_lost
-from predictors.errors import InvalidRequest, StepFailed
+from predictors.errors import PromptTooLong, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 
@@ -150,6 +150,7 @@ class ChatEngine:
         pictures = PictureRunner(vision, placement, self._graphs, largest)
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
+        self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         self._loaded = LoadedModel(ChatRunner(decoder, limits, placement, self._graphs), pictures)
 
     def warm(self, progress: Progress) -> None:
@@ -170,16 +171,9 @@ class ChatEngine:
         self.guard.seal()
 
     def validate(self, work: ChatWork) -> None:
-        """Raise `InvalidRequest` if all pages together are not enough. Any thread."""
-        pool = self._pages
-        tokens = work.num_prompt_tokens + work.max_tokens
-        limit = min(self.max_context, pool.num_pages * pool.page_tokens)
-        if tokens > limit:
-            raise InvalidRequest(
-                f"{work.num_prompt_tokens} tokens of prompt and max_tokens {work.max_tokens} are "
-                f"more than the {limit} that fit",
-                param="max_tokens",
-            )
+        """Raise `PromptTooLong` if all pages together are not enough. Any thread."""
+        if work.num_prompt_tokens + work.max_tokens > self.max_context:
+            raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
     def admit(self, job: ChatJob) -> bool:
         if not self._free_slots:

@@ -11,7 +11,7 @@ import itertools
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,8 +32,9 @@ from predictors.chat.request import (
 )
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images.decode import Pixels, decode_pixels
+from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -76,7 +77,8 @@ class ChatWork:
 
 class ChatPreparer:
     """Prepares requests for one model. Thread-safe. `on_device`: pictures are only decoded here,
-    and the device makes patches of them; else patches are exactly transformers'."""
+    and the device makes patches of them; else patches are exactly transformers'. `max_context`
+    returns the engine's, which memory may lower while it loads."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class ChatPreparer:
         model: ChatModel,
         settings: QwenVLSettings,
         limits: ImageLimits,
-        max_context: int,
+        max_context: Callable[[], int],
         on_device: bool = False,
     ) -> None:
         self._name = name
@@ -180,12 +182,9 @@ class ChatPreparer:
         """Raise `InvalidRequest` for pictures that leave no place in the context, before more of
         them are prepared."""
         tokens = sum(self._tokens(picture.grid) for picture in pictures)
-        if tokens >= self._max_context:
-            raise InvalidRequest(
-                f"the prompt has more than {tokens} tokens, {_of_pictures(tokens, len(pictures))}; "
-                f"the context is {self._max_context}",
-                param="messages",
-            )
+        if tokens >= self._max_context():
+            share = _of_pictures(tokens, len(pictures))
+            raise PromptTooLong.of(self._max_context(), f"more than {tokens}", share=share)
 
     def sizes(self, work: ChatWork) -> tuple[PictureSize, ...]:
         """The sizes at which the work's pictures are read."""
@@ -207,9 +206,9 @@ class ChatPreparer:
                 f"{size}, {area} in all, for min_pixels {bounds.min_pixels}; this "
                 f"server reads {limit} (setting qwen_vl.max_pixels): lower min_pixels"
             )
-        if tokens >= self._max_context:
-            raise InvalidRequest(
-                f"{size}, {tokens} tokens; the context is {self._max_context}: {LESS}"
+        if tokens >= self._max_context():
+            raise PromptTooLong.of(
+                self._max_context(), f"at least {tokens}", share=f"all of a picture: {size}; {LESS}"
             )
 
     def _bounds(self, picture: Picture) -> PixelBounds:
@@ -250,10 +249,8 @@ class ChatPreparer:
         """
         texts = (part for m in messages for part in m.parts if isinstance(part, str))
         least = sum(map(len, texts)) // (3 * self._longest_token)
-        if least >= self._max_context:
-            raise InvalidRequest(
-                f"the prompt has at least {least} tokens; the context is {self._max_context}"
-            )
+        if least >= self._max_context():
+            raise PromptTooLong.of(self._max_context(), f"at least {least}")
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         """The parts as templates take them. Adjacent texts are joined first, so that two halves
@@ -294,19 +291,15 @@ class ChatPreparer:
 
     def _max_tokens(self, num_prompt: int, wanted: int | None, pictures: Sequence[int]) -> int:
         """`pictures` are the tokens of each one."""
-        left = self._max_context - num_prompt
-        share = f", {_of_pictures(sum(pictures), len(pictures))}" if pictures else ""
+        context = self._max_context()
+        left = context - num_prompt
+        share = _of_pictures(sum(pictures), len(pictures)) if pictures else ""
         if left < 1:
-            raise InvalidRequest(
-                f"the prompt has {num_prompt} tokens{share}; with at least one of answer that is "
-                f"more than the context of {self._max_context}"
-            )
+            raise PromptTooLong.of(context, num_prompt, share=share)
         if wanted is not None and wanted > left:
-            raise InvalidRequest(
-                f"{num_prompt} tokens of prompt{share} and max_tokens {wanted} are more than the "
-                f"context of {self._max_context}",
-                param="max_tokens",
-            )
+            raise PromptTooLong.of(context, num_prompt, wanted, share=share)
+        if wanted == NO_LIMIT:
+            return left
         return min(self._default_max_tokens, left) if wanted is None else wanted
 
 

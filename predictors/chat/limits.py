@@ -13,20 +13,21 @@ from dataclasses import dataclass
 import torch
 
 from predictors.chat.decoder.decoder import DecoderShape
+from predictors.chat.memory import (
+    GPU_CONTEXT,
+    GPU_PAGE,
+    GPU_SLOTS,
+    GRAPH_PATCHES,
+    kv_bytes,
+)
 from predictors.chat.request import PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.settings import InvalidSetting, QwenVLSettings
 
-CPU_CONTEXT, GPU_CONTEXT = 4096, 32768
-CPU_SLOTS, GPU_SLOTS = 8, 64
-CPU_PAGE, GPU_PAGE = 16, 64  # a GPU's kernels read 64 keys at a time
+CPU_CONTEXT, CPU_SLOTS, CPU_PAGE = 4096, 8, 16
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
-KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
-GRAPH_BYTES = 6 * 2**30  # the vision encoder's 48 sizes took 4.4 GB on an H200
-GRAPH_PATCHES = 5632  # of the largest of them; larger ones are taken to need as much per patch
-LEAST_KV_SHARE = 0.5  # where that leaves little
 PACK_ALIGN = 16
 """Each prompt in a packed pass starts at a multiple of this many rows."""
 MOST_WASTE = 0.12
@@ -142,12 +143,6 @@ def free_pages(
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
     return kv_bytes(free, graph_patches) // (values * placement.dtype.itemsize)
-
-
-def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES) -> int:
-    """Bytes for keys and values of `free` ones; the rest is for graphs and passes."""
-    graphs = GRAPH_BYTES * max(graph_patches, GRAPH_PATCHES) // GRAPH_PATCHES
-    return int(max(free * LEAST_KV_SHARE, (free - graphs) * KV_SHARE))
 
 
 # -- pictures --------------------------------------------------------------------------------------

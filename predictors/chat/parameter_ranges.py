@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from predictors.chat.request import MAX_SEED
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS
 from predictors.protocol.openai.pixel_fields import MAX_PIXELS
@@ -58,7 +57,6 @@ def _shown(value: float) -> str:
 
 
 RANGES: dict[str, Callable[[str, float], None]] = {
-    "seed": _within(0, MAX_SEED),
     "max_tokens": _within(1, MAX_TOKENS),
     "temperature": _within(0, 2),
     "top_p": _above(0, 1),

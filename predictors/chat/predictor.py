@@ -54,7 +54,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             model,
             settings.qwen_vl,
             settings.images,
-            engine.max_context,
+            lambda: engine.max_context,
             on_device=placement.is_cuda,
         )
         tokens_of = self._preparer.tokens_of

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from predictors.errors import InvalidRequest
 
-MAX_SEED = 2**53 - 1
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
@@ -147,8 +146,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request for one answer. `seed` is 0 to `MAX_SEED`; `max_tokens` None takes the configured
-    default, limited to the context."""
+    """A request for one answer. `max_tokens` None takes the configured default, limited to the
+    context; `NO_LIMIT` takes what the context leaves."""
 
     messages: tuple[Message, ...]
     sampling: Sampling

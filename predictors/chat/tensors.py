@@ -24,6 +24,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
 VISION = "visual."
+FRAMES = "visual.patch_embed.proj.weight"
+"""Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EISDIR
@@ -20,10 +21,13 @@ Verb = Callable[[argparse.Namespace], int]
 PROMPT = "a lighthouse on a cliff at dusk"
 
 
-def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str] | None, verbs: Mapping[str, Verb], served: Sequence[str]
+) -> argparse.Namespace:
     """The parsed arguments, with the verb's function as `run`. Exits on a wrong command line.
 
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
+    `served` are the architectures that a message about a missing model names.
     """
     parser = argparse.ArgumentParser(
         prog="python -m predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
@@ -34,8 +38,11 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
         run = verbs[name]
         verb = adding.add_parser(name, help=about, description=run.__doc__)
         add_flags(verb)
-        verb.set_defaults(run=run)
-    return parser.parse_args(argv)
+        verb.set_defaults(run=run, usage_error=verb.error)
+    arguments = parser.parse_args(argv)
+    if "model" in arguments and not arguments.model:
+        arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
+    return arguments
 
 
 def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path]:
@@ -91,6 +98,20 @@ def read_file(path: Path) -> bytes:
         raise InvalidRequest(f"{str(path)!r} can't be read: {error.strerror}") from error
 
 
+SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([KMGT]i?)?B?", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def read_size(text: str) -> int:
+    """Bytes of `24GiB`, `24GB`, `24Gi` or a number of bytes. Raises `InvalidRequest`."""
+    found = SIZE.fullmatch(text.strip())
+    num_bytes = int(float(found[1]) * UNITS[(found[2] or "").upper()]) if found else 0
+    if num_bytes < 2**20:
+        raise InvalidRequest(f"--memory takes a size such as 24GiB, not {text!r}")
+    return num_bytes
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` if the block ends without an exception.
@@ -115,6 +136,14 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 def _serve_flags(verb: argparse.ArgumentParser) -> None:
     _warm_flags(verb)
+    verb.add_argument(
+        "--served-model-name",
+        "--alias",
+        dest="aliases",
+        action="append",
+        metavar="ALIAS=NAME",
+        help="a further name of a model; may be repeated (default: PREDICTORS_SERVER_ALIASES)",
+    )
     verb.add_argument("--host", help="address to bind (default: HOST or 127.0.0.1)")
     verb.add_argument(
         "--port", type=int, help="HTTP port, 0 for a free one (default: PORT or 8080)"
@@ -126,14 +155,17 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _warm_flags(verb: argparse.ArgumentParser) -> None:
+def _warm_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
+    verb.add_argument("--model", action="append", metavar="NAME=PATH", help=model)
+    _component_flag(verb)
     verb.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a model; may be repeated",
+        "--log-format",
+        choices=("auto", "text", "json"),
+        help="auto is text on a terminal, JSON otherwise (default: PREDICTORS_SERVER_LOG_FORMAT)",
     )
+
+
+def _component_flag(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--component",
         action="append",
@@ -142,15 +174,10 @@ def _warm_flags(verb: argparse.ArgumentParser) -> None:
         help="the folder of a part (transformer, vae, ...) instead of that in the model's folder; "
         "may be repeated",
     )
-    verb.add_argument(
-        "--log-format",
-        choices=("auto", "text", "json"),
-        help="auto is text on a terminal, JSON otherwise (default: PREDICTORS_SERVER_LOG_FORMAT)",
-    )
 
 
 def _profile_flags(verb: argparse.ArgumentParser) -> None:
-    _warm_flags(verb)
+    _warm_flags(verb, model="the model; once")
     verb.add_argument(
         "--steps", type=int, default=8, help="engine steps to record, 1 to 200 (default: 8)"
     )
@@ -193,6 +220,15 @@ def _quantize_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint folder")
+    verb.add_argument(
+        "--memory", metavar="SIZE", help="judge for a card of this size, such as 24GiB"
+    )
+    _component_flag(verb)
+    verb.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
 def _convert_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "source", type=Path, metavar="SOURCE", help="a .safetensors file, or a folder with one"
@@ -215,6 +251,7 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
     "profile": ("record steps of one model for Perfetto, and exit", _profile_flags),
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),
+    "check": ("say whether and how a folder is served, without loading it", _check_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
     "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
 }

@@ -20,18 +20,13 @@ from PIL import Image
 from predictors import metrics
 from predictors.base import Answer
 from predictors.diffusion.inputs import steps_called
-from predictors.diffusion.limits import PictureLimits
-from predictors.diffusion.request import (
-    FP8,
-    ImageParameters,
-    ImageRequest,
-    ImageResult,
-    row_seeds,
-)
+from predictors.diffusion.limits import PictureLimits, some_text
+from predictors.diffusion.request import FP8, ImageParameters, ImageRequest, ImageResult
 from predictors.errors import InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.png import write_png
+from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
@@ -75,7 +70,7 @@ class ImageCodec:
         several is at fault."""
         inputs = InputTensors(request.inputs)
         prompts = inputs.read_text("prompt")
-        negatives = inputs.read_text("negative_prompt")
+        negatives = inputs.read_optional_text("negative_prompt")
         seeds = inputs.read_ints("seed")
         inputs.reject_unread()
         if prompts is None:
@@ -86,11 +81,14 @@ class ImageCodec:
             ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
                 prompts,
-                [None] * num_rows if negatives is None else negatives,
+                [None] * num_rows if negatives is None else map(some_text, negatives),
                 seeds if seeds is not None else row_seeds(seed, num_rows),
                 strict=True,
             )
         ]
+        if any(row.negative_prompt is not None for row in rows):
+            # the scale is for rows that have a negative prompt; without one a row opts out
+            rows = [x if x.negative_prompt else replace(x, true_cfg_scale=None) for x in rows]
         return [self._row(asked, row, num_rows) for row, asked in enumerate(rows)]
 
     def _row(self, asked: ImageParameters, row: int, num_rows: int) -> ImageRequest:
@@ -118,6 +116,7 @@ class ImageCodec:
             **self._effort(first),
             "queue_ms": max(answer.queue_ms for answer in answers),
             "compute_ms": max(answer.compute_ms for answer in answers),
+            "prompt_tokens_unread": unread(answers),
         }
         return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
 
@@ -157,6 +156,7 @@ class ImageCodec:
                 "queue_ms": max(answer.queue_ms for answer in answers),
                 "compute_ms": max(answer.compute_ms for answer in answers),
             },
+            "prompt_tokens_unread": unread(answers),
             **self._effort(first),
         }
 
@@ -200,6 +200,11 @@ class ImageCodec:
         stage = metrics.stage_seconds.labels(self.model, "image_encode")
         stage.observe(seconds, tracing.exemplar())
         return file
+
+
+def unread(answers: Sequence[ImageAnswer]) -> int:
+    """Tokens of the longest text that were beyond `max_sequence_length`; 0 if all were read."""
+    return max(answer.chunks[0].num_unread_tokens for answer in answers)
 
 
 def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:

@@ -126,8 +126,12 @@ class DiffusionEngine:
     def load(self) -> None:
         """Weights onto the device; raises `EngineFailed` for a checkpoint that does not fit."""
         self._start.begin()
+        own = self._settings
         options = LoadOptions(
-            self._limits.tiers.forms, self._limits.longest_sequence, self._settings.fp8_attention
+            self._limits.tiers.forms,
+            self._limits.longest_sequence,
+            own.fp8_attention,
+            fp8_conditioning=own.conditioning_precision == "fp8",
         )
         passes = self._model.load(self._name, self._placement, options)
         self._runner = DiffusionRunner(
@@ -265,7 +269,7 @@ class DiffusionEngine:
         seconds = job.clock() - job.submitted_at  # counted before the caller can see the picture
         metrics.ttfi_seconds.labels(self._name).observe(seconds, job.exemplar)
         self.evict(job)
-        job.emit(ImageResult(picture.pixels, job.work.prompts[0].num_read))
+        job.emit(ImageResult(picture.pixels, *job.work.tokens_read))
         job.finish()
 
     def _fail(self, slot: Slot) -> None:

@@ -35,6 +35,11 @@ class DiffusionWork:
         """Works of equal shape can share a step."""
         return StepShape(self.prompts[0].num_tokens, self.plan.rows, self.plan.columns, self.form)
 
+    @property
+    def tokens_read(self) -> tuple[int, int]:
+        """Tokens of the prompt that are read, and tokens of a text that are not, at most."""
+        return self.prompts[0].num_read, max(prompt.num_unread for prompt in self.prompts)
+
 
 class Preparer:
     """Makes the work for requests of one checkpoint. Thread-safe."""

@@ -6,7 +6,6 @@ and OpenAI callers get the same defaults and refusals.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,9 +15,9 @@ import torch
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
+    BASE,
     HIGH,
     LOSSLESS,
-    MAX_SEED,
     TIERS,
     TURBO,
     ImageParameters,
@@ -28,6 +27,7 @@ from predictors.diffusion.request import (
     check_range,
 )
 from predictors.errors import InvalidRequest
+from predictors.protocol.seeds import row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
 T = TypeVar("T")
@@ -68,17 +68,20 @@ class PictureLimits:
     def request(self, parameters: ImageParameters) -> ImageRequest:
         """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
         check_prompt("prompt", parameters.prompt)
-        if parameters.negative_prompt is not None:
-            check_prompt("negative_prompt", parameters.negative_prompt)
+        negative = some_text(parameters.negative_prompt)
+        if negative is not None:
+            check_prompt("negative_prompt", negative)
         request = ImageRequest(
             prompt=parameters.prompt,
-            negative_prompt=parameters.negative_prompt,
+            negative_prompt=negative,
             width=self.default_width if parameters.width is None else parameters.width,
             height=self.default_height if parameters.height is None else parameters.height,
             num_inference_steps=_or(parameters.num_inference_steps, self.default_steps),
             guidance_scale=_or(parameters.guidance_scale, self.default_guidance),
-            true_cfg_scale=_cfg_scale(parameters),
-            seed=secrets.randbelow(MAX_SEED + 1) if parameters.seed is None else parameters.seed,
+            true_cfg_scale=_or(
+                parameters.true_cfg_scale, 1.0 if negative is None else NEGATIVE_PROMPT_SCALE
+            ),
+            seed=row_seeds(parameters.seed, 1)[0],
             max_sequence_length=_or(parameters.max_sequence_length, self.default_sequence_length),
             output_format=parameters.output_format or "png",
             output_compression=parameters.output_compression,
@@ -141,7 +144,6 @@ class PictureLimits:
         check_range("num_inference_steps", request.num_inference_steps, 1, self.max_steps)
         check_range("guidance_scale", request.guidance_scale, 0, MAX_SCALE)
         check_range("true_cfg_scale", request.true_cfg_scale, 0, MAX_SCALE)
-        check_range("seed", request.seed, 0, MAX_SEED)
         if request.true_cfg_scale > 1 and request.negative_prompt is None:
             raise InvalidRequest(
                 f"true_cfg_scale {request.true_cfg_scale:g} needs a negative_prompt; without one "
@@ -206,7 +208,13 @@ def make_tiers(settings: FluxSettings, device: torch.device, *, is_quantized: bo
         raise InvalidSetting(
             f"flux.default_tier is {default!r}, but flux.tiers are {', '.join(loaded)}"
         )
-    return Tiers(loaded, default, has_base=not is_quantized)
+    tiers = Tiers(loaded, default, has_base=not is_quantized)
+    if settings.conditioning_precision == "fp8" and BASE in tiers.forms:
+        raise InvalidSetting(
+            "flux.conditioning_precision is fp8, which only tiers with fp8 weights may use; "
+            f"flux.tiers are {', '.join(loaded)}, possible are high, or high,turbo"
+        )
+    return tiers
 
 
 def _named_tiers(text: str) -> tuple[str, ...]:
@@ -251,10 +259,9 @@ def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
     return sizes
 
 
-def _cfg_scale(parameters: ImageParameters) -> float:
-    if parameters.true_cfg_scale is not None:
-        return parameters.true_cfg_scale
-    return 1.0 if parameters.negative_prompt is None else NEGATIVE_PROMPT_SCALE
+def some_text(text: str | None) -> str | None:
+    """The text, or None for white space alone, which forms send for an empty field."""
+    return text if text is not None and text.strip() else None
 
 
 def _check_output(request: ImageRequest) -> None:

@@ -14,6 +14,7 @@ from predictors.compute.checkpoint.summary import (
     CONTEXT_BYTES,
     CardFacts,
     ServingOption,
+    assignments,
     gibibytes,
 )
 from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO
@@ -107,7 +108,7 @@ def _chosen_forms(
     settings: FluxSettings, weights: PictureWeights, card: CardFacts
 ) -> tuple[bool, bool, bool]:
     """The key of `FORMS` that the settings choose on `card`."""
-    is_narrow = getattr(settings, "conditioning_precision", "auto") == "fp8"
+    is_narrow = settings.conditioning_precision == "fp8"
     named = {part.strip() for part in settings.tiers.split(",")} & set(TIERS)
     if settings.tiers == "auto":
         return (
@@ -128,9 +129,8 @@ def _judged(option: ServingOption, card: CardFacts) -> ServingOption:
 def _advised(options: tuple[ServingOption, ...]) -> tuple[ServingOption, ...]:
     """Each that does not fit names the settings of the first one that does."""
     helping = next((option for option in options if option.fits), None)
-    named = " ".join(f"{k}={v}" for k, v in helping.settings.items()) if helping else ""
     advice = (
-        f"set {named}: {gibibytes(helping.total_bytes)}"
+        f"set {assignments(helping.settings)}: {gibibytes(helping.total_bytes)}"
         if helping
         else "no tier fits: take a larger card"
     )

@@ -29,6 +29,8 @@ class Prompt:
     """Token ids of each text encoder, int64 (1, its length)."""
     num_read: int
     """Tokens of the text that were kept, padding excluded."""
+    num_unread: int = 0
+    """Tokens of the text that were cut off."""
 
     @property
     def num_tokens(self) -> int:
@@ -103,6 +105,8 @@ class LoadOptions:
     """T + I of the largest promised shape, for the choice of an attention kernel."""
     fp8_attention: bool
     """Attention of fp8 weights may run in fp8."""
+    fp8_conditioning: bool = False
+    """The large linears that run once per picture are held in fp8, if `BASE` is no form."""
 
 
 class DiffusionModel(Protocol):

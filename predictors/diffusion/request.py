@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAX_SEED = 2**53 - 1  # the largest whole number that JSON clients keep exactly
 MAX_PROMPT_BYTES = 32 * 1024
 
 LOSSLESS, HIGH, TURBO = "lossless", "high", "turbo"
@@ -76,6 +75,7 @@ class ImageRequest:
 
     prompt: str
     negative_prompt: str | None
+    """None for white space alone, too."""
     width: int
     height: int
     num_inference_steps: int
@@ -111,18 +111,9 @@ class ImageResult:
     """RGB, (height, width, 3)."""
     num_prompt_tokens: int
     """Text tokens of the prompt that were read, padding excluded."""
-
-
-def row_seeds(seed: int | None, num_rows: int) -> list[int | None]:
-    """Row i of a request with `seed` uses seed + i; without one each row draws its own."""
-    if seed is None:
-        return [None] * num_rows
-    check_range("seed", seed, 0, MAX_SEED)
-    if seed + num_rows - 1 > MAX_SEED:
-        raise InvalidRequest(
-            f"seed {seed} plus {num_rows} rows passes the largest seed {MAX_SEED}", param="seed"
-        )
-    return [seed + row for row in range(num_rows)]
+    num_unread_tokens: int = 0
+    """Text tokens of the prompt, or of the negative prompt if those are more, that were beyond
+    `max_sequence_length` and not read."""
 
 
 def check_prompt(name: str, prompt: str) -> None:

@@ -7,10 +7,12 @@ the log has the traceback.
     error              HTTP        gRPC                OpenAI code
     InvalidRequest     400         INVALID_ARGUMENT    -
     TooLarge           413         RESOURCE_EXHAUSTED  content_too_large
+    PromptTooLong      400         INVALID_ARGUMENT    context_length_exceeded
     UnsupportedMedia   415         INVALID_ARGUMENT    unsupported_media_type
     Forbidden          403         PERMISSION_DENIED   forbidden
     Misdirected        421         PERMISSION_DENIED   misdirected_request
     NotFound           404         NOT_FOUND           not_found
+    Gone               410         NOT_FOUND           gone
     NotSupported       501         UNIMPLEMENTED       not_supported
     Overloaded         503 or 429  RESOURCE_EXHAUSTED  server_overloaded
     DeadlineExceeded   504         DEADLINE_EXCEEDED   deadline_exceeded
@@ -55,12 +57,16 @@ _Code = grpc.StatusCode
 
 RENDERINGS: dict[type[BaseException], Rendering] = {
     errors.TooLarge: Rendering(413, _Code.RESOURCE_EXHAUSTED, _CALLER, "content_too_large"),
+    errors.PromptTooLong: Rendering(
+        400, _Code.INVALID_ARGUMENT, _CALLER, "context_length_exceeded"
+    ),
     errors.UnsupportedMedia: Rendering(
         415, _Code.INVALID_ARGUMENT, _CALLER, "unsupported_media_type"
     ),
     errors.InvalidRequest: Rendering(400, _Code.INVALID_ARGUMENT, _CALLER, None),
     errors.Misdirected: Rendering(421, _Code.PERMISSION_DENIED, _CALLER, "misdirected_request"),
     errors.Forbidden: Rendering(403, _Code.PERMISSION_DENIED, _CALLER, "forbidden"),
+    errors.Gone: Rendering(410, _Code.NOT_FOUND, _CALLER, "gone"),
     errors.NotFound: Rendering(404, _Code.NOT_FOUND, _CALLER, "not_found"),
     errors.NotSupported: Rendering(501, _Code.UNIMPLEMENTED, _CALLER, "not_supported"),
     errors.Overloaded: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "server_overloaded"),

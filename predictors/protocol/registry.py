@@ -14,8 +14,9 @@ from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, NotFound, NotReady, ServingError
+from predictors.errors import Draining, InvalidRequest, NotFound, NotReady, ServingError
 from predictors.protocol.http.bodies import BytesInFlight, Charge
+from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.serves import Served, Startable
 from predictors.protocol.tasks import make_workers
@@ -53,7 +54,10 @@ class Registry:
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
-        self._models: dict[str, Served] = {model.name: model for model in models}
+        self._models: dict[str, Served] = {}
+        self._aliases = read_aliases(settings.server.aliases)
+        for model in models:
+            self.add(model)
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
@@ -69,7 +73,21 @@ class Registry:
         return self._models
 
     def add(self, model: Served) -> None:
+        """Serve one more model. Raises `InvalidRequest` for a name that is taken or not allowed."""
+        if self._models.get(model.name, model) is not model:
+            raise InvalidRequest(f"the model name {model.name!r} is given twice")
+        check_name(model.name)
         self._models[model.name] = model
+
+    def check_aliases(self) -> None:
+        """Raise `InvalidRequest` for an alias that is a model's name or names no model."""
+        check_names(self._models, self._aliases)
+
+    @property
+    def names(self) -> Mapping[str, Served]:
+        """The models by every name that a request may use: their own, then the aliases."""
+        aliased = {alias: self._models[name] for alias, name in self._aliases.items()}
+        return {**self._models, **aliased}
 
     @property
     def startable(self) -> list[Startable]:
@@ -77,9 +95,9 @@ class Registry:
 
     def find(self, name: str, version: str = "") -> Served:
         """The model, ready or not; raises `NotFound` for an unknown name or version."""
-        model = self._models.get(name)
+        model = self._models.get(self._aliases.get(name, name))
         if model is None:
-            served = ", ".join(self._models) or "none"
+            served = ", ".join(self.names) or "none"
             raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
@@ -87,8 +105,9 @@ class Registry:
         return model
 
     def label(self, name: str) -> str:
-        """The metric label of a name from a request: the name itself only where it is served."""
-        return name if name in self._models else UNKNOWN_MODEL
+        """The metric label of a name from a request: the served model's own name."""
+        own = self._aliases.get(name, name)
+        return own if own in self._models else UNKNOWN_MODEL
 
     # -- health ------------------------------------------------------------------------------------
     @property
@@ -96,7 +115,8 @@ class Registry:
         return self._draining
 
     async def is_ready(self, name: str) -> bool:
-        """True while the model is warm, alive and not withdrawn, and the server is not leaving."""
+        """True while the model is warm, alive and not withdrawn, and the server is not leaving.
+        `name` is the model's own, no alias."""
         if self.leaving.is_set() or name in self._withdrawn:
             return False
         return await self._models[name].healthy()
@@ -111,7 +131,8 @@ class Registry:
 
     # -- requests ----------------------------------------------------------------------------------
     def begin_request(self, name: str) -> None:
-        """Count one more request in flight; `end_request` must follow once it is answered.
+        """Count one more request in flight for the model of this name, which is no alias;
+        `end_request` must follow once it is answered.
 
         Raises `Draining` or `NotReady` when no requests are accepted.
         """
@@ -177,9 +198,7 @@ class Registry:
 
     def withdraw(self, name: str) -> None:
         """Unload: the model finishes what it has accepted, and keeps its weights."""
-        self.find(name)
-        self._withdrawn.add(name)
+        self._withdrawn.add(self.find(name).name)
 
     def restore(self, name: str) -> None:
-        self.find(name)
-        self._withdrawn.discard(name)
+        self._withdrawn.discard(self.find(name).name)

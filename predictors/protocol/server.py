@@ -132,6 +132,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     async def serve(self) -> int:
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
+        self.registry.check_aliases()
         metrics.draining.set(0)
         with (
             _listen(self.settings.server.host, self.http_port) as listener,
@@ -141,7 +142,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             grpc_server = await self._start_grpc()
             routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
             own = self.settings.server
-            access = AccessPolicy(own.host, own.allowed_hosts)
+            access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
             http_server = self._http_server(routes, access, max_connections(own.max_connections))
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))

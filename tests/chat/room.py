@@ -74,7 +74,7 @@ class Room:
         model = make_model(checkpoint)
         engine = ChatEngine("test", model, chosen, placement)
         inputs = ChatPreparer(
-            "test", model, chosen, ImageLimits(), engine.max_context, on_device=on_device
+            "test", model, chosen, ImageLimits(), lambda: engine.max_context, on_device=on_device
         )
         engine.load()
         engine.warm(lambda *_: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from predictors.chat.request import (
     Message,
     Picture,
     PictureSize,
+    PixelBounds,
     PixelLimits,
     Sampling,
 )
@@ -116,7 +118,7 @@ def test_parameters_that_need_no_codec_are_let_through() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**12}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"seed": 2**53}, "seed"),
         ({"stop": "x"}, "stop"),
         ({"stop": '{"a": 1}'}, "stop"),
@@ -180,6 +182,46 @@ def test_answers_become_columns_with_the_times_of_the_slowest() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("parameters", "bounds"),
+    [
+        ({}, None),
+        ({"detail": "auto"}, None),
+        ({"detail": "low"}, PixelBounds(3136, 262_144)),
+        ({"detail": "high"}, PixelBounds(3136, 1_100_000)),
+        ({"max_pixels": "5000", "min_pixels": 4000}, PixelBounds(4000, 5000)),
+        ({"max_pixels": 5000, "detail": "low"}, PixelBounds(3136, 5000)),
+    ],
+)
+def test_v2_parameters_choose_the_pixels_of_every_row(
+    parameters: dict[str, Any], bounds: PixelBounds | None
+) -> None:
+    images = column("image", b"x", b"y", text=False)
+    rows = v2(column("prompt", b"a", b"b"), images, **parameters)
+    assert [picture.bounds for row in rows for picture in row.pictures] == [bounds, bounds]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"),
+    [
+        ({"max_pixels": 0}, "max_pixels"),
+        ({"max_pixels": 1_100_001}, "max_pixels"),
+        ({"max_pixels": 2**31}, "max_pixels"),
+        ({"min_pixels": "x"}, "min_pixels"),
+        ({"min_pixels": 6000, "max_pixels": 5000}, "min_pixels"),
+        ({"detail": "tiny"}, "detail"),
+        ({"detail": 1}, "detail"),
+    ],
+)
+def test_wrong_pixels_are_refused_with_or_without_a_picture(
+    parameters: dict[str, Any], param: str
+) -> None:
+    for images in ((), (column("image", b"x", text=False),)):
+        with pytest.raises(InvalidRequest) as refused:
+            v2(column("prompt", b"a"), *images, **parameters)
+        assert refused.value.param == param
+
+
 # -- OpenAI chat ---------------------------------------------------------------------------------
 def test_a_chat_body_becomes_n_requests() -> None:
     content = [
@@ -217,6 +259,46 @@ def test_too_many_pictures_are_refused() -> None:
     assert len(CODEC.decode_chat(body([part] * 3))[0].messages[0].parts) == 3
     with pytest.raises(TooLarge, match="4 pictures; at most 3"):
         CODEC.decode_chat(body([part] * 4))
+
+
+def test_a_picture_may_be_read_otherwise_than_the_others() -> None:
+    def part(detail: str | None = None, **own: int) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": URL, "detail": detail}, **own}
+
+    ample = replace(CODEC, max_images=5)
+
+    def bounds(*parts: dict[str, Any], **fields: Any) -> list[PixelBounds | None]:
+        (request,) = ample.decode_chat(body(list(parts), **fields))
+        return [picture.bounds for picture in request.pictures]
+
+    parts = part(), part("auto"), part("low"), part("high"), part("low", max_pixels=5000)
+    assert bounds(*parts) == [
+        None,
+        None,
+        PixelBounds(3136, 262_144),
+        PixelBounds(3136, 1_100_000),
+        PixelBounds(3136, 5000),
+    ]
+    assert bounds(*parts, max_pixels=500_000, min_pixels=4000) == [
+        PixelBounds(4000, 500_000),
+        PixelBounds(4000, 500_000),
+        PixelBounds(4000, 262_144),
+        PixelBounds(4000, 1_100_000),
+        PixelBounds(4000, 5000),
+    ]
+    assert bounds(part(min_pixels=7000), max_pixels=8000) == [PixelBounds(7000, 8000)]
+
+
+def test_a_picture_with_wrong_pixels_is_named() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": URL}} for _ in range(2)]
+    with pytest.raises(
+        InvalidRequest, match=r"content\[1\].image_url: max_pixels 2000000"
+    ) as error:
+        CODEC.decode_chat(body([parts[0], parts[1] | {"max_pixels": 2_000_000}]))
+    assert error.value.param == "messages[0].content[1].image_url"
+    with pytest.raises(InvalidRequest, match="2000000 is above the 1100000") as error:
+        CODEC.decode_chat(body("no picture", max_pixels=2_000_000))
+    assert error.value.param == "max_pixels"
 
 
 def test_a_whole_chat_counts_the_prompt_once() -> None:
@@ -275,6 +357,22 @@ def test_usage_comes_with_a_last_chunk_of_its_own_when_asked_for() -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["timings"]
     assert chunks[-1]["seed"] == 1
+
+
+def test_the_sizes_of_the_pictures_stand_once_in_the_usage() -> None:
+    sizes = (PictureSize(84, 56, 6), PictureSize(28, 28, 1))
+    shown = [{"width": 84, "height": 56, "tokens": 6}, {"width": 28, "height": 28, "tokens": 1}]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked = body("a", n=2, seed=1, stream=True, stream_options=options)
+    requests = CODEC.decode_chat(asked)
+    last = ChatDelta((1,), 9, 1, "x", "length", sizes)
+    reply = CODEC.encode_chat(asked, CALL, [answer(r, last) for r in requests])
+    assert reply["usage"]["prompt_images"] == shown
+    encoder = ChunkEncoder(asked, CALL, "float32", requests)
+    events = encoder.deltas(0, [ChatDelta((1,), 9, 1, "y")], dict)
+    chunks = chunks_of(events + encoder.deltas(1, [last], dict) + encoder.deltas(0, [last], dict))
+    assert chunks[-1]["usage"]["prompt_images"] == shown
+    assert all("prompt_images" not in chunk["usage"] for chunk in chunks[:-1])
 
 
 def test_usage_comes_with_every_chunk_when_asked_for() -> None:

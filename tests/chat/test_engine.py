@@ -17,8 +17,9 @@ from predictors.chat.request import ChatRequest, Sampling
 from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import place
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.errors import EngineFailed, InvalidRequest, PromptTooLong
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.serving.engine import StickyDeviceError
 from predictors.settings import ComputeSettings
 from tests.chat.reference import Reference
@@ -121,8 +122,13 @@ def test_no_more_jobs_than_slots_are_admitted(wild: Room) -> None:
 
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
     room = Room.open(slots=1, kv_tokens=32)
-    with pytest.raises(InvalidRequest, match="max_tokens 200 are more than the 32 that fit"):
-        room.engine.validate(room.inputs.prepare(chat("hi", max_tokens=200)))
+    with pytest.raises(PromptTooLong, match=r"is 32 tokens\. .*, 200 in the completion"):
+        room.inputs.prepare(chat("hi", max_tokens=200))
+    work = room.inputs.prepare(chat("hi", max_tokens=NO_LIMIT))
+    assert work.num_prompt_tokens + work.max_tokens == 32
+    room.engine.validate(work)
+    with pytest.raises(PromptTooLong, match=r"is 32 tokens\. .*requested 33"):
+        room.engine.validate(replace(work, max_tokens=work.max_tokens + 1))
 
 
 # -- a step that fails ---------------------------------------------------------------------------

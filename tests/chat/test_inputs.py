@@ -13,6 +13,7 @@ from predictors.chat.request import Message, Picture, PixelBounds
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.protocol.openai.chat_body import NO_LIMIT
 from predictors.settings import ImageLimits, QwenVLSettings
 from tests.chat.room import CHECKPOINT, Room, chat, png
 
@@ -49,15 +50,17 @@ def test_max_tokens_is_the_setting_cut_to_the_context() -> None:
     room = Room.open(slots=1, max_context=64, default_max_tokens=100)
     work = room.inputs.prepare(chat("hi", max_tokens=None))
     assert work.max_tokens == 64 - work.num_prompt_tokens
+    assert room.inputs.prepare(chat("hi", max_tokens=NO_LIMIT)).max_tokens == work.max_tokens
     short = Room.open(slots=1, max_context=64, default_max_tokens=7)
+    assert short.inputs.prepare(chat("hi", max_tokens=NO_LIMIT)).max_tokens == work.max_tokens
     assert short.inputs.prepare(chat("hi", max_tokens=None)).max_tokens == 7
 
 
 def test_too_long_a_prompt_or_answer_is_refused_with_the_numbers() -> None:
     room = Room.open(slots=1, max_context=64)
-    with pytest.raises(InvalidRequest, match=r"has \d+ tokens; .* context of 64"):
+    with pytest.raises(InvalidRequest, match=r"length is 64 tokens\. However, .* in \d+ tokens"):
         room.inputs.prepare(chat("word " * 100))
-    with pytest.raises(InvalidRequest, match="max_tokens 60 are more than the context of 64") as e:
+    with pytest.raises(InvalidRequest, match=r"is 64 tokens.* requested \d+ .*, 60 in") as e:
         room.inputs.prepare(chat("hi", max_tokens=60))
     assert e.value.param == "max_tokens"
     prompt = room.inputs.prepare(chat("hi", max_tokens=1)).num_prompt_tokens
@@ -79,7 +82,7 @@ def for_a_device() -> ChatPreparer:
     """Those that only decode, as where a GPU makes the patches."""
     settings = QwenVLSettings(max_pixels=56 * 560)
     model = Qwen25VLModel(CHECKPOINT)
-    return ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
+    return ChatPreparer("test", model, settings, ImageLimits(), lambda: 512, on_device=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 300), (20, 20), (1, 1), (900, 40), (27, 300)])
@@ -101,7 +104,7 @@ def test_a_decoded_picture_has_the_grid_and_place_of_a_prepared_one(
 def test_a_picture_too_large_for_the_devices_kernel_is_prepared_here() -> None:
     settings = QwenVLSettings(min_pixels=784, max_pixels=784)
     model = Qwen25VLModel(CHECKPOINT)
-    tiny = ChatPreparer("test", model, settings, ImageLimits(), 512, on_device=True)
+    tiny = ChatPreparer("test", model, settings, ImageLimits(), lambda: 512, on_device=True)
     large, small = (tiny.prepare_picture(Picture(png(1, side, side))) for side in (1000, 800))
     assert large.format is None
     assert large.values.shape == (4, 588)
@@ -165,6 +168,54 @@ def test_n_answers_share_one_prepared_picture(room: Room) -> None:
     assert first.pictures[0].prepared is second.pictures[0].prepared
 
 
+def test_one_file_at_two_budgets_is_two_pictures(room: Room) -> None:
+    file = png(56, 300, 200)
+    bounds = [PixelBounds(3136, most) for most in (20_000, 50_000)]
+    made = [room.inputs.prepare_picture(Picture(file, bounds=b)) for b in (*bounds, *bounds)]
+    assert [picture.grid for picture in made[:2]] == [(8, 12), (12, 18)]
+    assert made[0].key != made[1].key
+    assert [id(picture) for picture in made[2:]] == [id(picture) for picture in made[:2]]
+
+
+def test_one_file_of_one_size_is_one_picture_whatever_was_asked_for(room: Room) -> None:
+    file = png(57, 60, 90)
+    keys = {
+        room.inputs.prepare_picture(Picture(file, bounds=bounds)).key
+        for bounds in (None, PixelBounds(1, 10**6), PixelBounds(3136, 100_000))
+    }
+    assert len(keys) == 1
+
+
+def test_pictures_that_do_not_fit_are_refused_with_the_numbers_and_the_remedy() -> None:
+    room = Room.open(slots=1, max_context=64)
+    large, small = png(1, 280, 280), png(1, 140, 140)  # 100 and 25 tokens
+    with pytest.raises(InvalidRequest, match=r"read as 280x280, 100 tokens; .* 64: lower max_p"):
+        room.inputs.prepare(chat(large, "what?"))
+    with pytest.raises(InvalidRequest, match=r"more than 75 tokens, 75 of them for 3 pictures"):
+        room.inputs.prepare(chat(*[small] * 3, png(2), "what?"))
+    with pytest.raises(InvalidRequest, match=r"has \d+ tokens, 50 of them for 2 pictures .*of 64"):
+        room.inputs.prepare(chat(small, small, "what?"))
+    with pytest.raises(InvalidRequest, match=r"25 of them for 1 picture .* max_tokens 60 are more"):
+        room.inputs.prepare(chat(small, "what?", max_tokens=60))
+
+
+def test_a_picture_enlarged_beyond_the_servers_pixels_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = Room.open(slots=1, max_pixels=56 * 56, min_pixels=784).inputs
+    asked = PixelBounds(3136, 3136)
+    assert inputs.prepare_picture(Picture(png(1, 20, 20), bounds=asked)).grid == (4, 4)
+    decoded: list[object] = []
+    monkeypatch.setattr(
+        inputs._model.pictures, "prepare", lambda *given, **_: decoded.append(given)
+    )
+    with pytest.raises(
+        InvalidRequest, match=r"read as 196x28, 5488 .* min_pixels 3136; .* 3136 \("
+    ):
+        inputs.prepare_picture(Picture(png(1, 60, 5), bounds=asked))
+    assert decoded == []
+
+
 def test_half_a_surrogate_pair_is_refused(room: Room) -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
         room.inputs.prepare(chat("\ud800"))
@@ -175,7 +226,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room.model, "tokenizer", None)  # not even looked at
-    with pytest.raises(InvalidRequest, match=r"at least \d+ tokens; the context is 512"):
+    with pytest.raises(InvalidRequest, match=r"is 512 tokens.* at least \d+ tokens"):
         room.inputs.prepare(chat("a" * 5_000_000))
 
 

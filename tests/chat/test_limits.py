@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from predictors.chat.limits import EngineLimits, free_pages, kv_bytes, plan_limits
+from predictors.chat.limits import EngineLimits, free_pages, pixel_limits, plan_limits
+from predictors.chat.memory import kv_bytes
+from predictors.chat.request import PixelBounds, PixelLimits
+from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
-from predictors.settings import QwenVLSettings
+from predictors.settings import InvalidSetting, QwenVLSettings
 from tests.chat.room import CHECKPOINT
 
 CPU = Placement(torch.device("cpu"), torch.float32, "off")
@@ -66,3 +71,52 @@ def test_keys_and_values_leave_room_for_the_graphs(
     free_gib: float, least: float, most: float
 ) -> None:
     assert least <= kv_bytes(int(free_gib * 2**30)) / 2**30 <= most
+
+
+def test_larger_graphs_of_pictures_take_their_room_from_the_keys() -> None:
+    free = 100 * 2**30
+    assert kv_bytes(free, 64) == kv_bytes(free, 5632) == kv_bytes(free)
+    assert kv_bytes(free) - kv_bytes(free, 11264) == pytest.approx(0.8 * 6 * 2**30, rel=1e-6)
+    assert kv_bytes(2**30, 11264) == 2**29
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """A checkpoint's image processor, as far as `pixel_limits` looks at it."""
+
+    bounds: PixelBounds
+    patch: int = 14
+    merge: int = 2
+
+
+HUB = ReadAs(PixelBounds(3136, 12_845_056))
+
+
+def pixels(images: ReadAs = HUB, **settings: int) -> PixelLimits:
+    return pixel_limits(QwenVLSettings(**settings), images)  # type: ignore[arg-type]
+
+
+def test_pixels_are_the_settings_or_the_checkpoints_within_reason() -> None:
+    most = DEFAULT_MAX_PIXELS
+    assert pixels() == PixelLimits(3136, most, most, 784)
+    assert pixels(max_pixels=9_000_000) == PixelLimits(3136, 9_000_000, 9_000_000, 784)
+    ample = pixels(max_pixels=9_000_000, default_max_pixels=500_000, min_pixels=7)
+    assert ample == PixelLimits(7, 9_000_000, 500_000, 784)
+    assert pixels(ReadAs(PixelBounds(65536, 10**6), 16)) == PixelLimits(65536, 10**6, 10**6, 1024)
+    assert pixels(max_pixels=1000) == PixelLimits(1000, 1000, 1000, 784)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_pixels": 5, "default_max_pixels": 6}, "default_max_pixels 6 is above .*pixels 5"),
+        ({"min_pixels": 7, "default_max_pixels": 6}, "min_pixels 7 is above .*max_pixels 6"),
+        ({"min_pixels": 2_000_000}, "min_pixels 2000000 is above .*max_pixels 1103872"),
+        ({"default_max_pixels": 2_000_000}, "2000000 is above qwen_vl.max_pixels 1103872"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InvalidSetting, match=message):
+        pixels(**settings)

@@ -18,7 +18,8 @@ from predictors.chat.predictor import ChatPredictor
 from predictors.errors import InvalidRequest
 from predictors.models.qwen2_5_vl.model import make_predictor
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import BodyMessage, ChatBody, PicturePart, read_chat_body
+from predictors.protocol.openai.chat_body import ChatBody, read_chat_body
+from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.serves import ServesChat
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import ComputeSettings, QwenVLSettings, Settings
@@ -204,4 +205,5 @@ async def test_usage_comes_last_when_asked_for(predictor: ChatPredictor) -> None
         "prompt_tokens": prompt,
         "completion_tokens": 12,
         "total_tokens": prompt + 12,
+        "prompt_images": [{"width": 56, "height": 56, "tokens": 4}],
     }

@@ -24,7 +24,7 @@ IMAGES = [
     ImageParameters("a large red circle", num_inference_steps=2, seed=5, width=96),
     ImageParameters("", num_inference_steps=6, seed=6, guidance_scale=0.0),
     ImageParameters(
-        "purple cross", num_inference_steps=3, seed=7, negative_prompt="", true_cfg_scale=2.0
+        "purple cross", num_inference_steps=3, seed=7, negative_prompt="blue", true_cfg_scale=2.0
     ),
     ImageParameters(
         "orange heart left of a star", num_inference_steps=4, seed=8, max_sequence_length=24

@@ -16,11 +16,12 @@ from PIL import Image
 from predictors.base import Answer
 from predictors.diffusion.codec import ImageCodec
 from predictors.diffusion.limits import make_limits
-from predictors.diffusion.request import MAX_SEED, ImageParameters, ImageRequest, ImageResult, Tiers
+from predictors.diffusion.request import ImageParameters, ImageRequest, ImageResult, Tiers
 from predictors.diffusion.sampling import plan_calls
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_checkpoint
-from predictors.protocol.openai.images_body import read_images_body
+from predictors.protocol.openai.images_body import QUALITIES, read_images_body
+from predictors.protocol.seeds import MAX_SEED
 from predictors.protocol.v2.values import Tensor, V2Request
 from predictors.settings import FluxSettings
 from tests.diffusion.driver import CHECKPOINT
@@ -68,8 +69,42 @@ def test_the_seed_tensor_overrides_the_parameter() -> None:
 
 
 def test_negative_prompts_turn_guidance_on_row_by_row() -> None:
-    rows = CODEC.decode_v2(v2(texts("prompt", "a", "b"), texts("negative_prompt", "x", "")))
-    assert [(row.negative_prompt, row.true_cfg_scale) for row in rows] == [("x", 4.0), ("", 4.0)]
+    request = v2(texts("prompt", "a", "b"), texts("negative_prompt", "x", ""))
+    for asked, expected in (
+        (request, 4.0),
+        (replace(request, parameters={"true_cfg_scale": 2}), 2),
+    ):
+        rows = CODEC.decode_v2(asked)
+        found = [(row.negative_prompt, row.true_cfg_scale) for row in rows]
+        assert found == [("x", expected), (None, 1.0)]
+
+
+def test_white_space_is_no_negative_prompt() -> None:
+    plain = CODEC.decode_v2(v2(texts("prompt", "a"), seed=1))
+    for blank in ("", " \n\t", "\u3000"):
+        assert CODEC.decode_v2(
+            v2(texts("prompt", "a"), texts("negative_prompt", blank), seed=1)
+        ) == (plain)
+        assert images(prompt="a", negative_prompt=blank, seed=1) == plain
+
+
+def test_a_scale_that_no_row_can_use_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="needs a negative_prompt"):
+        CODEC.decode_v2(v2(PROMPT, texts("negative_prompt", "", " "), true_cfg_scale=4.0))
+
+
+def test_unseeded_rows_count_up_from_a_seed_that_is_drawn() -> None:
+    for seeds in ({}, {"seed": -1}, {"seed": "-1"}):
+        first, second = CODEC.decode_v2(v2(texts("prompt", "a", "b"), **seeds))
+        assert second.seed == first.seed + 1
+    drawn = {CODEC.decode_v2(v2(texts("prompt", "a")))[0].seed for _ in range(8)}
+    assert len(drawn) == 8
+
+
+def test_a_seed_of_minus_one_in_the_tensor_draws_that_rows_seed() -> None:
+    drawn = [CODEC.decode_v2(v2(PROMPT, ints("seed", 5, -1))) for _ in range(4)]
+    assert {rows[0].seed for rows in drawn} == {5}
+    assert len({rows[1].seed for rows in drawn}) == 4
 
 
 def test_shape_n_by_one_and_the_edges_parameters_are_accepted() -> None:
@@ -91,9 +126,9 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(texts("prompt", "a", b"\xff\xfe")), "prompt", "row 1: prompt is not UTF-8"),
     (v2(texts("prompt", "a", "b" * 40_000)), "prompt", "row 1: prompt has 40000 bytes"),
     (v2(PROMPT, texts("negative_prompt", "a" * 40_000, "")), "negative_prompt", "row 0: "),
-    (v2(PROMPT, ints("seed", 1, -1)), "seed", "row 1: seed must be from 0"),
+    (v2(PROMPT, ints("seed", 1, -2)), "seed", "row 1: seed must be from 0"),
     (v2(PROMPT, seed=MAX_SEED), "seed", "passes the largest seed"),
-    (v2(PROMPT, seed=-1), "seed", "seed must be from 0"),
+    (v2(PROMPT, seed=-2), "seed", "seed must be from 0"),
     (v2(PROMPT, seed=1.5), "seed", "whole number"),
     (v2(PROMPT, width=100), "width", "multiple of 16"),
     (v2(PROMPT, width=True), "width", "whole number"),
@@ -158,6 +193,7 @@ def test_the_response_has_files_seeds_and_the_shared_parameters() -> None:
     assert response.parameters == {
         "num_inference_steps": 3,
         "num_model_steps": 3,
+        "prompt_tokens_unread": 0,
         "width": 96,
         "height": 64,
         "tier": "lossless",
@@ -265,10 +301,9 @@ def test_openai_and_v2_make_the_same_request() -> None:
     )
 
 
-def test_quality_is_openais_word_for_the_tier() -> None:
-    for tier in ("lossless", "high", "turbo"):
-        assert images(quality=tier, seed=1) == images(tier=tier, seed=1)
-    assert images(quality="auto")[0].tier == "lossless"
+def test_quality_sets_no_tier() -> None:
+    for quality in QUALITIES:
+        assert images(quality=quality, seed=1) == images(seed=1)
 
 
 def test_auto_is_the_checkpoints_size_and_png_of_compression_100_is_plain_png() -> None:
@@ -324,4 +359,5 @@ def test_the_openai_response_has_pictures_seeds_usage_and_timings() -> None:
         "precision": "float32",
         "num_inference_steps": 3,
         "num_model_steps": 3,
+        "prompt_tokens_unread": 0,
     }

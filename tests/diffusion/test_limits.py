@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.diffusion.limits import PictureLimits, make_limits, make_tiers
-from predictors.diffusion.request import BASE, FP8, MAX_SEED, ImageParameters, Tiers
+from predictors.diffusion.request import BASE, FP8, ImageParameters, Tiers
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_checkpoint
+from predictors.protocol.seeds import MAX_SEED
 from predictors.settings import FluxSettings, InvalidSetting
 from tests.diffusion.driver import CHECKPOINT
 
@@ -79,7 +80,9 @@ def test_a_request_without_a_seed_gets_a_random_one() -> None:
     ("image", "guided", "scale"),
     [
         (ImageParameters("x", negative_prompt="y"), True, 4.0),
-        (ImageParameters("x", negative_prompt=""), True, 4.0),
+        (ImageParameters("x", negative_prompt=""), False, 1.0),
+        (ImageParameters("x", negative_prompt=" \t\n"), False, 1.0),
+        (ImageParameters("x", negative_prompt="", true_cfg_scale=1.0), False, 1.0),
         (ImageParameters("x", negative_prompt="y", true_cfg_scale=1.0), False, 1.0),
         (ImageParameters("x", negative_prompt="y", true_cfg_scale=1.5), True, 1.5),
         (ImageParameters("x", true_cfg_scale=1.0), False, 1.0),
@@ -113,10 +116,19 @@ BAD: list[tuple[ImageParameters, str, str]] = [
     ),
     (ImageParameters("x", guidance_scale=-0.5), "guidance_scale", "from 0 to 100, not -0.5"),
     (ImageParameters("x", guidance_scale=float("nan")), "guidance_scale", "not nan"),
-    (ImageParameters("x", true_cfg_scale=101.0, negative_prompt=""), "true_cfg_scale", "not 101.0"),
+    (ImageParameters("x", true_cfg_scale=101.0, negative_prompt="y"), "true_cfg_scale", "not 101."),
     (ImageParameters("x", true_cfg_scale=2.0), "true_cfg_scale", "needs a negative_prompt"),
-    (ImageParameters("x", seed=-1), "seed", "not -1"),
-    (ImageParameters("x", seed=2**53), "seed", f"from 0 to {MAX_SEED}, not {2**53}"),
+    (
+        ImageParameters("x", true_cfg_scale=2.0, negative_prompt=" "),
+        "true_cfg_scale",
+        "needs a negative_prompt",
+    ),
+    (ImageParameters("x", seed=-2), "seed", "not -2"),
+    (
+        ImageParameters("x", seed=2**53),
+        "seed",
+        f"from 0 to {MAX_SEED}, or -1 for one that is drawn, not {2**53}",
+    ),
     (
         ImageParameters("x", max_sequence_length=0),
         "max_sequence_length",

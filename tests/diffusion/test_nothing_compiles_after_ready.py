@@ -44,7 +44,7 @@ def mixed_traffic(driver: EngineDriver) -> None:
         for i, ((w, h), n) in enumerate(product(sizes, (None, "blue", None)))
     ]
     images.append(replace(IMAGE, max_sequence_length=40))
-    images.append(replace(IMAGE, guidance_scale=0.0, true_cfg_scale=3.0, negative_prompt=""))
+    images.append(replace(IMAGE, guidance_scale=0.0, true_cfg_scale=3.0, negative_prompt="x"))
     driver.drive([(i // 2, driver.job(image)) for i, image in enumerate(images)])
 
 

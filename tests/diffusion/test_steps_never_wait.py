@@ -15,7 +15,7 @@ def test_a_denoise_step_of_mixed_jobs_has_no_host_sync_and_no_upload(driver: Eng
     images = [
         IMAGE,
         replace(IMAGE, seed=2, num_inference_steps=4),
-        replace(IMAGE, negative_prompt=""),
+        replace(IMAGE, negative_prompt="x"),
     ]
     jobs = [driver.job(image) for image in images]
     for job in jobs:

@@ -22,7 +22,6 @@ from predictors.errors import InvalidRequest
 from predictors.models.flux.model import FluxModel
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import read_images_body
-from predictors.protocol.openai.routes import IMAGES
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 from predictors.settings import ComputeSettings, FluxSettings, Settings
 from tests.diffusion.driver import CHECKPOINT, FAST, DiffusionJob, EngineDriver, open_driver
@@ -97,7 +96,7 @@ async def test_both_protocols_show_the_tier_and_the_counted_calls(
     before = counted("tiers-door")
     response = await door.infer(v2("a", tier=tier, num_inference_steps=num_steps), call())
     spent = counted("tiers-door") - before
-    reply = await openai(door, quality=tier, num_inference_steps=num_steps)
+    reply = await openai(door, tier=tier, num_inference_steps=num_steps)
     assert spent == expected["num_model_steps"]
     assert counted("tiers-door") - before == 2 * spent
     for says in (response.parameters, reply):
@@ -135,11 +134,10 @@ async def test_a_tier_that_is_not_loaded_is_refused_with_those_that_are(
     with pytest.raises(InvalidRequest, match=message) as refusal:
         await made.infer(v2("a", tier=asked), call())
     assert refusal.value.param == "tier"
-    for param in ("tier", "quality"):
-        body = read_images_body({"model": "x", "prompt": "a", param: asked})
-        with pytest.raises(InvalidRequest, match=message) as refusal:
-            await IMAGES.reply(made, body, call())
-        assert refusal.value.param == param
+    body = read_images_body({"model": "x", "prompt": "a", "tier": asked})
+    with pytest.raises(InvalidRequest, match=message) as refusal:
+        await made.images(body, call())
+    assert refusal.value.param == "tier"
     await asyncio.to_thread(made.stop)
 
 

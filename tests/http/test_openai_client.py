@@ -94,7 +94,7 @@ def test_a_bad_field_is_a_bad_request_error_that_names_it(client: openai.OpenAI)
     assert refused.value.param == "logprobs"
     assert refused.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.images.generate(model="flux", prompt="x", response_format="url")
+        client.images.generate(model="flux", prompt="x", response_format="hex")  # type: ignore[call-overload]
     assert refused.value.param == "response_format"
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(model="flux", prompt="x", extra_body={"steps": 3})

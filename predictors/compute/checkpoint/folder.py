@@ -69,6 +69,22 @@ def check_file(path: Path, where: str) -> None:
         raise EngineFailed(f"{where} has {found.st_size} bytes; no checkpoint needs that many")
 
 
+def check_entries(folder: Path) -> None:
+    """Raise `EngineFailed` for a pipe, a socket or a device in a folder or one level below: a
+    library that reads it may wait for ever."""
+    for place in (folder, *(each for each in _entries(folder) if os.path.isdir(each))):
+        for entry in _entries(place):
+            if os.path.exists(entry):
+                check_file(entry, entry.name if place is folder else f"{place.name}/{entry.name}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise EngineFailed(f"the folder {folder.name} can't be read: {error.strerror}") from error
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """Turn every exception of a library that reads files into an `EngineFailed` that names them.

@@ -7,6 +7,7 @@ Messages name files and the last component of a path, never the whole path.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ MAX_FILES = 20  # whose headers are read to find adapters
 def resolve_folder(path: Path, flag: str) -> Path:
     """The folder at `path`, a hub's cache resolved to its snapshot; `flag` is the option that names
     it. Raises `InvalidRequest` for a path that is no folder, and as `resolve_snapshot`."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, these raise nothing
         return resolve_snapshot(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InvalidRequest(f"{flag}: there is no folder {str(path)!r}")
     why = OTHER_FORMATS.get(path.suffix, CONVERT)
     raise InvalidRequest(f"{flag}: {path.name} is a file, not a folder; {why}")

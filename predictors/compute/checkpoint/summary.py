@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 
-from predictors.compute.checkpoint.headers import Header, StoredTensor
+from predictors.compute.checkpoint.headers import Header, StoredTensor, read_file_headers
+from predictors.errors import EngineFailed
 
 CONTEXT_BYTES = 2**30
 """Taken by the CUDA context, loaded kernels and unused ends of the allocator's blocks: not measured
 apart, an allowance."""
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
 """Of one value, by the names of safetensors and of the setting `compute.dtype`."""
+
+MOST_FILES = 200  # of a folder that is refused, and of the folders in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,8 @@ class CardFacts:
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """One component of a folder. `parameters` are those that are served, `num_bytes` all stored."""
+    """One component of a folder. `parameters` are those that are served, 0 if that is not known;
+    `num_bytes` all stored."""
 
     name: str
     kind: str
@@ -52,6 +58,8 @@ class ServingOption:
     """Environment variables that choose it."""
     num_bytes: Mapping[str, int]
     """By purpose; together what it takes."""
+    loading_bytes: int = 0
+    """The most that is held while loading, where that may be more."""
     is_chosen: bool = False
     """The settings choose it."""
     refused: str = ""
@@ -100,6 +108,32 @@ def summarise_part(
         dtypes=dict(counts.most_common()),
         quantisation=quantisation,
     )
+
+
+def stored_parts(folder: Path) -> tuple[PartSummary, ...]:
+    """The safetensors files of any folder and those one level below, as far as they can be read."""
+    parts = []
+    for place in (folder, *sorted(_folders_in(folder))):
+        stored: dict[str, StoredTensor] = {}
+        for file in sorted(place.glob("*.safetensors"))[:MOST_FILES]:
+            with suppress(EngineFailed, OSError):
+                stored |= read_file_headers(file)
+        if stored:
+            name = "." if place is folder else place.name
+            parts.append(summarise_part(name, "", stored, 0))
+    return tuple(parts)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [each for each in folder.iterdir() if each.is_dir()][:MOST_FILES]
+    except OSError:
+        return []
+
+
+def assignments(settings: Mapping[str, str]) -> str:
+    """Environment variables as a shell takes them."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def gibibytes(num_bytes: int) -> str:

@@ -45,13 +45,22 @@ class FluxModel:
             clip = self._tokenizers.clip
             clip_ids, _ = _ids(clip, text, clip.model_max_length)
             t5_ids, is_text = _ids(self._tokenizers.t5, text, num_tokens)
-        return Prompt((text, num_tokens), (clip_ids, t5_ids), int(is_text.sum()))
+            num_read = int(is_text.sum())
+            is_full = num_read == num_tokens
+            num_all = _count(self._tokenizers.t5, text) if is_full else num_read
+        return Prompt((text, num_tokens), (clip_ids, t5_ids), num_read, num_all - num_read)
 
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
-        parts = load_parts(self.config, placement, options.forms, self._open_component)
+        parts = load_parts(
+            self.config,
+            placement,
+            options.forms,
+            self._open_component,
+            fp8_conditioning=options.fp8_conditioning,
+        )
         return FluxPasses(name, self.config, parts, placement, options)
 
 
@@ -61,3 +70,9 @@ def _ids(tokenizer: Any, text: str, num_tokens: int) -> tuple[Tensor, Tensor]:
         text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"
     )
     return read.input_ids, read.attention_mask
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    """Tokens of the whole text, the end token included."""
+    # verbose: the tokenizer would warn of a text that is longer than its model takes
+    return len(tokenizer(text, verbose=False).input_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor, check_tensors
@@ -23,7 +24,13 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
 from predictors.models.flux.fit import check_decoder, check_fit
-from predictors.models.flux.folder import CLASSES, QUANTISE, check_folder, is_quantised
+from predictors.models.flux.folder import (
+    CLASSES,
+    QUANTISE,
+    check_folder,
+    is_quantised,
+    part_folders,
+)
 from predictors.models.flux.stored_tokenizer import StoredTokenizer
 from predictors.models.flux.tensors import UNUSED, Shapes, block_linears, tensors_of, with_defaults
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
@@ -33,19 +40,28 @@ ARCHITECTURE = "FluxPipeline"
 WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
-def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
-    """The content of a folder, and its memory per tier on `card`. Raises `ServingError` with the
-    start's own message for a folder that is not served."""
-    is_narrow = is_quantised(folder / "transformer")
-    raw = check_folder(folder)
+def summarise(
+    folder: Path,
+    settings: Settings,
+    card: CardFacts,
+    components: Mapping[str, Path] = MappingProxyType({}),
+) -> FolderSummary:
+    """The content of a folder, and the memory of its tiers on `card`. `components` are folders of
+    parts that are used instead of its own.
+
+    Raises `ServingError` with the start's own message for a folder that is not served.
+    """
+    folders = part_folders(folder, components)
+    is_narrow = is_quantised(folders["transformer"])
+    raw = check_folder(folder, components)
     with reading("the configs of the parts"):
         configs = {part: with_defaults(part, raw[part]) for part in WEIGHTED}
         check_decoder(configs["vae"])
         check_fit(*(configs[part] for part in WEIGHTED))
-    _check_tokenizers(folder, configs)
+    _check_tokenizers(folders, configs)
     parts, used = [], {}
     for part in WEIGHTED:
-        stored = read_headers(folder / part, settings.compute.weights_variant)
+        stored = read_headers(folders[part], settings.compute.weights_variant)
         used[part] = check_component(part, configs[part], stored, is_narrow=is_narrow)
         parts.append(_summary_of(part, stored, used[part], is_narrow=is_narrow))
     weights = count_weights(configs, is_quantized=is_narrow)
@@ -121,12 +137,14 @@ def _summary_of(
     return summarise_part(part, CLASSES[part][0], stored, parameters, method)
 
 
-def _check_tokenizers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_tokenizers(
+    folders: Mapping[str, Path], configs: Mapping[str, Mapping[str, Any]]
+) -> None:
     """As the start does with the libraries' tokenizers."""
     with reading("the tokenizer in tokenizer"):
-        clip = StoredTokenizer(folder / "tokenizer", end="<|endoftext|>", pad="<|endoftext|>")
+        clip = StoredTokenizer(folders["tokenizer"], end="<|endoftext|>", pad="<|endoftext|>")
     with reading("the tokenizer in tokenizer_2"):
-        t5 = StoredTokenizer(folder / "tokenizer_2", end="</s>", pad="<pad>")
+        t5 = StoredTokenizer(folders["tokenizer_2"], end="</s>", pad="<pad>")
     encoder = configs["text_encoder"]
     check_clip_tokenizer(
         clip, encoder["vocab_size"], encoder["max_position_embeddings"], encoder["eos_token_id"]

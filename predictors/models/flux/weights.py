@@ -20,7 +20,7 @@ from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor
 from predictors.compute.checkpoint.folder import UNQUANTISED, reading
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
-from predictors.compute.kernels.fp8 import E4M3, Fp8Linear
+from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
 from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
@@ -28,6 +28,7 @@ from predictors.models.flux.config import FluxConfig
 from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
+from predictors.models.flux.modules.narrow import fill_narrow, narrow_modulation, narrow_t5
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
 
 
@@ -84,11 +85,15 @@ def load_parts(
     placement: Placement,
     forms: Collection[str] = (BASE,),
     open_component: OpenComponent | None = None,
+    *,
+    fp8_conditioning: bool = False,
 ) -> Parts:
     """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
-    `open_component` replaces the checkpoint's folder if given. Raises `EngineFailed` naming a
-    tensor that is missing or does not fit.
+    `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`. A
+    weight that is held in fp8 alone is quantised as it is read, so that the device never holds more
+    than a part of them in the wide dtype. Raises `EngineFailed` naming a tensor that is missing or
+    does not fit.
     """
     opened = open_component or (lambda name: Shards(config.folders[name], config.variant))
     components, modules = _empty(config)
@@ -97,13 +102,14 @@ def load_parts(
             with Shards(config.folders[name], config.variant) as shards:
                 _check(name, parts, shards)
     t5 = modules.t5
+    narrowed = _narrowed(modules, config, forms, fp8_conditioning)
     for name, parts in components.items():
         with opened(name) as stored:
             for module, sources in parts:
                 # T5's activations overflow float16
                 wide = module is t5 and placement.dtype == torch.float16
                 own = replace(placement, dtype=torch.float32) if wide else placement
-                _fill(module, stored, own, sources(stored))
+                _fill(module, stored, own, sources(stored), quantises=module in narrowed)
     for part in modules:
         _derive_buffers(part, placement)
         part.eval().requires_grad_(False)
@@ -161,16 +167,32 @@ def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: S
     check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
 
 
+def _narrowed(
+    modules: _Modules, config: FluxConfig, forms: Collection[str], fp8_conditioning: bool
+) -> list[nn.Module]:
+    """The modules that were given fp8 linears here, still empty, for weights that are not stored
+    so."""
+    found: list[nn.Module] = []
+    if BASE not in forms and not config.is_quantized:
+        quantized(modules.transformer, keep=False)
+        found.append(modules.transformer)
+    if fp8_conditioning:
+        narrow_modulation(modules.conditioning)
+        narrow_t5(modules.t5)
+        found += [modules.conditioning, modules.t5]
+    return found
+
+
 def _in_forms(
     transformer: Transformer, config: FluxConfig, forms: Collection[str]
 ) -> dict[str, Transformer]:
-    if config.is_quantized:
-        if BASE in forms:
-            raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
+    if config.is_quantized and BASE in forms:
+        raise EngineFailed("the checkpoint holds fp8 weights only: no tier can be lossless")
+    if BASE not in forms:
         return {NARROW: transformer}
-    held = {BASE: transformer} if BASE in forms else {}
+    held = {BASE: transformer}
     if NARROW in forms:
-        held[NARROW] = quantized(transformer, keep=BASE in forms)
+        held[NARROW] = quantized(transformer, keep=True)
     return held
 
 
@@ -264,8 +286,13 @@ def _fill(
     stored: Source,
     placement: Placement,
     sources: Callable[[str], tuple[str, ...]],
+    *,
+    quantises: bool = False,
 ) -> None:
-    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0."""
+    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0.
+
+    `quantises`: its fp8 weights are stored in another type, without scales.
+    """
     places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
     state = {}
     pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
@@ -275,11 +302,27 @@ def _fill(
             is_scaled = meta.dtype == E4M3 or name.endswith(".weight_scale")
             dtype = meta.dtype if is_scaled else placement.dtype
             place = torch.empty(meta.shape, dtype=dtype, device=placement.device)
-            pairs += _pairs(name, place, stored, sources(name))
+            if not (quantises and is_scaled):
+                pairs += _pairs(name, place, stored, sources(name))
             places[id(meta)] = place
         state[name] = places[id(meta)]
     stored.copy_into(pairs)
+    if quantises:
+        fill_narrow(_scaled_pairs(state, stored, sources), stored.copy_into, placement.dtype)
     module.load_state_dict(state, strict=True, assign=True)
+
+
+def _scaled_pairs(
+    state: Mapping[str, Tensor], stored: Source, sources: Callable[[str], tuple[str, ...]]
+) -> Iterator[tuple[RowScaled, str]]:
+    """The parts of the fp8 weights in `state`, each with the stored name of its values."""
+    for name, place in state.items():
+        if place.dtype == E4M3:
+            row = 0
+            for values, source in _pairs(name, place, stored, sources(name)):
+                end = row + len(values)
+                yield RowScaled(values, state[f"{name}_scale"][row:end]), source
+                row = end
 
 
 def _derive_buffers(module: nn.Module, placement: Placement) -> None:

@@ -78,8 +78,8 @@ class HealthMethods:
     async def _status(self, service: str) -> int:
         if service in self._overall:
             ready = await self._registry.all_ready()
-        elif service in self._registry.models:
-            ready = await self._registry.is_ready(service)
+        elif service in self._registry.names:
+            ready = await self._registry.is_ready(self._registry.find(service).name)
         else:
             return int(_Status.SERVICE_UNKNOWN)
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)

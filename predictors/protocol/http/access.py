@@ -1,30 +1,46 @@
 """Protects a server without passwords from web pages that a user visits, by the `Origin` and `Host`
 headers.
 
-A browser names the page that makes a request in `Origin`, and a page of another origin is always
-refused. DNS rebinding lets a page point its own origin here, so a `Host` that does not belong to
-this machine is refused too: always on loopback, elsewhere once the operator has listed the allowed
-names. Probes and `/metrics` are exempt, since kubelet and Prometheus ask by address and nothing
-there is secret.
+A browser names the page that makes a request in `Origin`, and a page of another origin is refused
+unless the operator has listed its origin: then it may call every data route and read the answers
+(CORS). Cookies and other credentials are never asked for. DNS rebinding lets a page point its own
+origin here, so a `Host` that does not belong to this machine is refused too: always on loopback,
+elsewhere once the operator has listed the allowed names. Probes and `/metrics` are exempt, since
+kubelet and Prometheus ask by address and nothing there is secret. No page of another origin can
+read those.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from predictors.errors import Forbidden, Misdirected
+from predictors.protocol.names import ModelNameConvertor
 from predictors.settings import InvalidSetting
 
 _OPEN = re.compile(
-    r"/|(?:/metrics|/v2/health/live|/v2/health/ready|/v2/models/[^/]+(?:/versions/[^/]+)?/ready)/?"
+    r"/|(?:/metrics|/v2/health/live|/v2/health/ready"
+    rf"|/v2/models/{ModelNameConvertor.regex}(?:/versions/[^/]+)?/ready)/?"
 )
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{0,5}))?")
-_ORIGIN = re.compile(r"(https?)://(.+)", re.IGNORECASE)
+_ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://(.+)")
 _PATTERN = re.compile(r"(?:\*\.)?[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _PORTS = {"http": 80, "https": 443}
 _MAX_KNOWN = 64  # cached spellings of `Host` that are allowed
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_HEADER_NAMES = re.compile(rf"{_TOKEN}(?:[ \t]*+,[ \t]*+{_TOKEN})*+")
+_MAX_HEADER_NAMES = 1024  # characters
+
+PREFLIGHT_S = 7200  # a browser remembers a preflight for so long; none does for longer
+_VARY = (b"vary", b"origin")
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b"x-request-id, retry-after, x-should-retry, inference-header-content-length",
+)
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+Origin = tuple[str, str, int]  # scheme, host, port
 
 FOREIGN = "pages of another origin may not call this server"
 UNKNOWN_HOST = (
@@ -36,12 +52,16 @@ UNKNOWN_HOST = (
 class AccessPolicy:
     """The policy of one port, bound to `address`. Event loop only.
 
-    `allowed` is the setting with allowed host names. With `pages=False` no web page may call, not
-    even one of the same origin.
+    `allowed` is the setting with allowed host names, `origins` the one with those of pages. With
+    `pages=False` no web page may call, not even one of the same origin.
     """
 
-    def __init__(self, address: str, allowed: str = "", *, pages: bool = True) -> None:
+    def __init__(
+        self, address: str, allowed: str = "", *, origins: str = "", pages: bool = True
+    ) -> None:
         self._pages = pages
+        self._origins = _read_origins(origins)
+        self._any_origin = origins.strip() == "*"
         self._allowed = _read(allowed)
         is_checked = bool(self._allowed) or _is_loopback(_name(address.strip("[]")))
         self._checks_host = is_checked and "*" not in self._allowed
@@ -59,9 +79,27 @@ class AccessPolicy:
             return Misdirected(UNKNOWN_HOST)
         if has_origin:
             origins = [value for name, value in raw if name == b"origin"]
-            if not self._pages or len(origins) != 1 or not _is_same(headers["origin"], host):
+            if not self._pages or len(origins) != 1:
+                return Forbidden(FOREIGN)
+            origin = headers["origin"]
+            if not _is_same(origin, host) and not self.is_listed(origin):
                 return Forbidden(FOREIGN)
         return None
+
+    def is_listed(self, origin: str) -> bool:
+        """The operator lets pages of this origin call."""
+        return self._any_origin or (bool(self._origins) and _origin(origin) in self._origins)
+
+    def shared_headers(self, headers: Mapping[str, str], path: str) -> RawHeaders:
+        """Headers of a response that let the page which asked read it, where its origin is listed.
+        The request must not have been refused."""
+        if not (self._origins or self._any_origin) or _OPEN.fullmatch(path):
+            return ()
+        origin = headers.get("origin")
+        if origin is None or not self.is_listed(origin):
+            return (_VARY,)
+        shown = b"*" if self._any_origin else origin.encode("latin-1")
+        return ((b"access-control-allow-origin", shown), _EXPOSED, _VARY)
 
     def _is_allowed_host(self, host: str) -> bool:
         found = _AUTHORITY.fullmatch(host)
@@ -93,14 +131,50 @@ def _read(allowed: str) -> frozenset[str]:
     return frozenset(_name(name) for name in names)
 
 
+def preflight_headers(methods: Iterable[str], asked: str) -> list[tuple[str, str]]:
+    """Headers of the answer to a preflight from a listed origin. `asked` names the headers that
+    the page wants to send; all of them are allowed, since none gives it a right."""
+    found = [
+        ("access-control-allow-methods", ", ".join(sorted(methods))),
+        ("access-control-max-age", str(PREFLIGHT_S)),
+        ("vary", "access-control-request-headers"),
+    ]
+    if len(asked) <= _MAX_HEADER_NAMES and _HEADER_NAMES.fullmatch(asked):
+        found.append(("access-control-allow-headers", asked))
+    return found
+
+
+def _read_origins(text: str) -> frozenset[Origin]:
+    if text.strip() == "*":
+        return frozenset()
+    found = set()
+    for entry in filter(None, map(str.strip, text.split(","))):
+        origin = _origin(entry)
+        if origin is None:
+            raise InvalidSetting(
+                "PREDICTORS_SERVER_ALLOWED_ORIGINS must be origins such as https://app.example.com "
+                "or http://localhost:3000, without a path, comma-separated, or `*` alone for any; "
+                f"{entry[:64]!r} is none"
+            )
+        found.add(origin)
+    return frozenset(found)
+
+
+def _origin(text: str) -> Origin | None:
+    parts = _ORIGIN.fullmatch(text)
+    if parts is None:
+        return None
+    scheme = parts[1].lower()
+    authority = _authority(parts[2], _PORTS.get(scheme, 0))
+    return authority and (scheme, *authority)
+
+
 def _is_same(origin: str, host: str) -> bool:
     """A page of `origin` was served under `host`; the scheme may differ, a proxy may end TLS."""
-    parts = _ORIGIN.fullmatch(origin)
-    if parts is None:
+    theirs = _origin(origin)
+    if theirs is None or theirs[0] not in _PORTS:
         return False
-    default = _PORTS[parts[1].lower()]
-    theirs, ours = _authority(parts[2], default), _authority(host, default)
-    return theirs is not None and theirs == ours
+    return theirs[1:] == _authority(host, _PORTS[theirs[0]])
 
 
 def _authority(text: str, default_port: int) -> tuple[str, int] | None:

@@ -19,13 +19,13 @@ import uvicorn
 from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Match, Route, Router
 
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
-from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.connection import HttpConnection
 from predictors.protocol.http.connection_limits import ConnectionLimit
@@ -39,6 +39,7 @@ from predictors.protocol.http.exchange import (
     send_response,
 )
 from predictors.protocol.http.exposition import Scraper
+from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import result_or_error
 from predictors.settings import ServerSettings
 
@@ -50,7 +51,9 @@ BACKLOG = 2048
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
-_MAX_PATH = 200  # characters of a path in the log
+PREFLIGHT_HEADER = "access-control-request-method"
+MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
+_SHOWN_PATH = 200  # characters of a path in the log
 _READS = ("GET", "HEAD")
 _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
@@ -104,20 +107,28 @@ class RestApp:
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
+        shared: RawHeaders = ()
+
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 closing = [_CLOSE] if self._is_leaving() else []
-                message["headers"] = [*message["headers"], request_id, *closing]
+                message["headers"] = [*message["headers"], request_id, *shared, *closing]
                 scope[STATUS_KEY] = message["status"]
             await send(message)
 
         error: Exception | None = None
-        if self._access is not None:
-            error = self._access.refusal(call, scope["headers"], scope["path"])
-        if error is None and "\n" in scope["path"]:  # a route's `$` matches before it
+        if len(scope["path"]) > MAX_PATH:
+            error = NotFound(f"there is no route of more than {MAX_PATH} characters")
+        elif "\n" in scope["path"]:  # a route's `$` matches before it
             error = NotFound("there is no route with a line end in it")
+        elif self._access is not None:
+            error = self._access.refusal(call, scope["headers"], scope["path"])
+            if error is None:
+                shared = self._access.shared_headers(call, scope["path"])
         if error is None:
-            error = await result_or_error(self._router(scope, receive, send_with_id))
+            is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call
+            run = self._preflight if is_preflight and len(shared) > 1 else self._router
+            error = await result_or_error(run(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
         elif error is not None:
@@ -126,6 +137,17 @@ class RestApp:
                 await send_response(send_with_id, response)
         if self._access_log:
             self._log(scope, call, time.monotonic() - started)
+
+    async def _preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a browser what a page of a listed origin may send to this path."""
+        methods: set[str] = set()
+        for route in self._router.routes:
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                methods |= route.methods or set()
+        if not methods:
+            raise NotFound(f"there is no route {scope['path'][:_SHOWN_PATH]!r}")
+        asked = scope[CALL_KEY].get("access-control-request-headers", "")
+        await send_response(send, Response(b"", 204, preflight_headers(methods, asked)))
 
     async def _no_route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a GET path with one trailing slash as the path without it; anything else is a 404.
@@ -138,7 +160,7 @@ class RestApp:
             scope["path"] = path[:-1]
             await self._router(scope, receive, send)
         else:
-            raise NotFound(f"there is no route {path[:_MAX_PATH]!r}")
+            raise NotFound(f"there is no route {path[:_SHOWN_PATH]!r}")
 
     def _log(self, scope: Scope, call: Call, seconds: float) -> None:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
@@ -146,7 +168,7 @@ class RestApp:
             return
         log_fields = {
             "method": scope["method"],
-            "path": path[:_MAX_PATH],
+            "path": path[:_SHOWN_PATH],
             "status": scope.get(STATUS_KEY, 500),
             "total_ms": round(seconds * 1000, 1),
             "request_id": call.request_id,
@@ -181,13 +203,13 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
     path: str = scope["path"]
     headers: list[tuple[str, str]] = [JSON_TYPE]
     if isinstance(error, HTTPException):
-        shown = InvalidRequest(f"{scope['method']} is not allowed on {path[:_MAX_PATH]!r}")
+        shown = InvalidRequest(f"{scope['method']} is not allowed on {path[:_SHOWN_PATH]!r}")
         headers += [(k.lower(), v) for k, v in (error.headers or {}).items()]
         fault, status = fault_of(shown), error.status_code
     else:
         fault = fault_of(error, request_id=call.request_id)
         status = fault.status
-    is_openai = path.startswith(OPENAI_PREFIXES) and ":" not in path
+    is_openai = path.startswith(OPENAI_PREFIXES) and not path.endswith(V1_ACTIONS)
     body = Fault.openai_body(fault) if is_openai else Fault.v2_body(fault)
     return Response(body, status, (*headers, *fault.headers))
 

@@ -93,7 +93,8 @@ async def send_response(send: Send, response: Response) -> None:
     headers = [
         (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
     ]
-    headers.append((b"content-length", str(len(response.body)).encode("ascii")))
+    if response.status != 204:  # RFC 9110, 8.6
+        headers.append((b"content-length", str(len(response.body)).encode("ascii")))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
@@ -202,7 +203,7 @@ class Exchange:
     def find(self, name: str, version: str = "") -> Served:
         """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
         model = self._registry.find(name, version)
-        self.record.model = name
+        self.record.model = model.name
         return model
 
     def admit(self, name: str, version: str = "") -> Served:
@@ -211,7 +212,7 @@ class Exchange:
         Raises `NotFound`, `Draining` or `NotReady`. Call it once, before any expensive work.
         """
         model = self.find(name, version)
-        self._registry.begin_request(name)
+        self._registry.begin_request(model.name)
         self._admitted = True
         return model
 

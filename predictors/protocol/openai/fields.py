@@ -4,23 +4,30 @@ A rule takes a field's name and value and returns the checked value, or `DROP` w
 right but changes nothing. Types are strict: `"28"` and `true` are not numbers, while 28.0 is a
 whole number, since JSON has one kind of number. `null` means absent, as it does for OpenAI; a field
 without a rule is refused as unknown.
+
+A rule made here has a `schema` as well, from which `/openapi.json` and `docs/openai-fields.md` are
+written.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.seeds import DRAWN, MAX_SEED
 
 B = TypeVar("B")
 Rule = Callable[[str, Any], Any]
 """`(name, value) -> checked value or DROP`; raises `InvalidRequest` with `param=name`."""
 
+Schema = Mapping[str, Any]
+"""JSON Schema, as in OpenAPI 3.1."""
+
 DROP: Final = object()
-MAX_SEED = 2**53 - 1
 MAX_NAME = 64  # characters of an unknown field's name that an error repeats
 
 
@@ -79,18 +86,50 @@ def require(read: Mapping[str, Any], *names: str, where: str = "") -> None:
             raise InvalidRequest(f"{path} is required", param=path)
 
 
-def whole(low: int, high: int) -> Rule:
+@dataclass(frozen=True, slots=True)
+class DescribedRule:
+    """A rule and the values that it takes."""
+
+    check: Rule
+    schema: Schema
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self.check(name, value)
+
+
+def described(schema: Schema) -> Callable[[Rule], DescribedRule]:
+    """Decorator: makes a function a rule whose values `schema` describes."""
+    return lambda check: DescribedRule(check, schema)
+
+
+def schema_of(rule: Rule) -> Schema:
+    """The values that a rule takes, null left out."""
+    assert isinstance(rule, DescribedRule)
+    return rule.schema
+
+
+def whole(low: int, high: int, *, or_value: int | None = None) -> DescribedRule:
+    """A whole number in a range, or `or_value`, which has a meaning of its own."""
+    span = f"a whole number from {low} to {high}"
+    if or_value is not None:
+        span += f", or {or_value}"
+
     def rule(name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise wrong(name, f"a whole number from {low} to {high}", value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong(name, span, value)
+        if not low <= value <= high and value != or_value:
+            raise wrong(name, span, value)
         return value
 
-    return rule
+    if or_value is None:
+        return DescribedRule(rule, {"type": "integer", "minimum": low, "maximum": high})
+    ranges = [{"minimum": low, "maximum": high}, {"const": or_value}]
+    return DescribedRule(rule, {"type": "integer", "anyOf": ranges})
 
 
-def number(low: float, high: float, *, above: bool = False) -> Rule:
+def number(low: float, high: float, *, above: bool = False) -> DescribedRule:
     """A number from `low` to `high`; with `above`, `low` itself is excluded."""
     span = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
 
@@ -100,10 +139,11 @@ def number(low: float, high: float, *, above: bool = False) -> Rule:
             raise wrong(name, f"a number {span}", value)
         return float(value)
 
-    return rule
+    least = "exclusiveMinimum" if above else "minimum"
+    return DescribedRule(rule, {"type": "number", least: low, "maximum": high})
 
 
-def text(*, at_most: int | None = None) -> Rule:
+def text(*, at_most: int | None = None) -> DescribedRule:
     def rule(name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise wrong(name, "a string", value)
@@ -112,38 +152,59 @@ def text(*, at_most: int | None = None) -> Rule:
             raise InvalidRequest(message, param=name)
         return value
 
-    return rule
+    length = {} if at_most is None else {"maxLength": at_most}
+    return DescribedRule(rule, {"type": "string", **length})
 
 
+@described({"type": "boolean"})
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise wrong(name, "true or false", value)
     return value
 
 
-def one_of(*choices: str) -> Rule:
+def one_of(*choices: str) -> DescribedRule:
     def rule(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
             raise wrong(name, _either(choices), value)
         return value
 
-    return rule
+    return DescribedRule(rule, {"type": "string", "enum": list(choices)})
 
 
-def dropped(kind: type) -> Rule:
-    """A standard field that can't change the answer: only its JSON type is checked."""
-    noun = {str: "a string", bool: "true or false", dict: "an object"}[kind]
+_JSON_TYPES: Mapping[type, tuple[str, str]] = {
+    str: ("string", "a string"),
+    bool: ("boolean", "true or false"),
+    float: ("number", "a number"),
+    list: ("array", "a list"),
+    dict: ("object", "an object"),
+}
+
+
+def dropped(*kinds: type, why: str = "can't change the answer") -> DescribedRule:
+    """A field that changes nothing: only its JSON type is checked. `float` is any number."""
+    names, nouns = zip(*(_JSON_TYPES[kind] for kind in kinds), strict=True)
+    types = tuple(int | float if kind is float else kind for kind in kinds)
+    takes_flag = bool in kinds
 
     def rule(name: str, value: Any) -> object:
-        if not isinstance(value, kind):
-            raise wrong(name, noun, value)
+        if not isinstance(value, types) or (isinstance(value, bool) and not takes_flag):
+            raise wrong(name, " or ".join(nouns), value)
         return DROP
 
-    return rule
+    kind = names[0] if len(names) == 1 else list(names)
+    return DescribedRule(rule, {"type": kind, "description": f"Ignored: {why}."})
 
 
-CLIENT_FIELDS: Mapping[str, Rule] = {
-    "user": dropped(str),
+@described({**whole(0, MAX_SEED, or_value=DRAWN).schema, "description": "-1 draws one."})
+def seed_or_drawn(name: str, value: Any) -> object:
+    """A seed; `DRAWN` is the same as none."""
+    found = whole(0, MAX_SEED, or_value=DRAWN)(name, value)
+    return DROP if found == DRAWN else found
+
+
+CLIENT_FIELDS: Mapping[str, DescribedRule] = {
+    "user": dropped(str, dict),  # Open WebUI sends an object
     "metadata": dropped(dict),
     "store": dropped(bool),
     "safety_identifier": dropped(str),
@@ -153,20 +214,31 @@ CLIENT_FIELDS: Mapping[str, Rule] = {
 """Fields of every OpenAI route that can't change the answer."""
 
 
-def only_values(*values: Any, why: str = "this server does not offer it") -> Rule:
-    """Drop the field if it is one of `values`, which ask for what is done anyway, or refuse it."""
+def only_values(*values: Any, why: str = "this server does not offer it") -> DescribedRule:
+    """Drop the field if it is one of `values`, which ask for what is done anyway, or refuse it.
+
+    Without `values` only null is taken.
+    """
 
     def rule(name: str, value: Any) -> object:
-        # types too: 0 == False in Python, but not in JSON
-        if any(type(value) is type(v) and value == v for v in values):
+        if any(_is_same(value, each) for each in values):
             return DROP
         allowed = f"; it may only be {_either(values)}" if values else ""
         raise InvalidRequest(f"{name} is not supported: {why}{allowed}", param=name)
 
-    return rule
+    allowed = {"enum": list(values)} if values else {"type": "null"}
+    return DescribedRule(rule, {**allowed, "description": f"Ignored, else refused: {why}."})
 
 
-def list_of(item: Rule, *, at_most: int, noun: str) -> Rule:
+def _is_same(value: Any, expected: Any) -> bool:
+    """Equal in JSON, where 1 and 1.0 are one number and neither is `true`."""
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return value is expected
+    is_number = isinstance(expected, int | float) and isinstance(value, int | float)
+    return value == expected if is_number else type(value) is type(expected) and value == expected
+
+
+def list_of(item: DescribedRule, *, at_most: int, noun: str) -> DescribedRule:
     """A list of at most `at_most` items, each under its own rule with the name `name[i]`."""
 
     def rule(name: str, value: Any) -> list[Any]:
@@ -177,7 +249,28 @@ def list_of(item: Rule, *, at_most: int, noun: str) -> Rule:
             raise InvalidRequest(message, param=name)
         return [item(f"{name}[{i}]", x) for i, x in enumerate(value)]
 
-    return rule
+    return DescribedRule(rule, {"type": "array", "maxItems": at_most, "items": item.schema})
+
+
+def object_schema(rules: Mapping[str, Rule], *required: str) -> dict[str, Any]:
+    """The schema of a JSON object with these fields. All but the `required` ones may be null."""
+    fields = {
+        name: dict(schema_of(rule)) if name in required else or_null(schema_of(rule))
+        for name, rule in rules.items()
+    }
+    needed = {"required": list(required)} if required else {}
+    return {"type": "object", "properties": fields, **needed, "additionalProperties": False}
+
+
+def or_null(schema: Schema) -> dict[str, Any]:
+    """A schema that takes null as well."""
+    if "enum" in schema and "type" not in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "anyOf" in schema or "enum" in schema or "type" not in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    kind = schema["type"]
+    kinds = kind if isinstance(kind, list) else [kind]
+    return {**schema, "type": kind if kind == "null" else [*kinds, "null"]}
 
 
 def wrong(name: str, expected: str, value: object) -> InvalidRequest:
@@ -199,7 +292,7 @@ def _shown(value: object) -> str:
 
 
 def _either(choices: tuple[Any, ...]) -> str:
-    shown = ["[]" if c == [] else "{}" if c == {} else _shown(c) for c in choices]
+    shown = [json.dumps(c) if isinstance(c, list | dict) else _shown(c) for c in choices]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 

@@ -14,18 +14,20 @@ from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.openai.clients import IMAGE_CLIENTS, merged
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,
-    MAX_SEED,
     DecodedBody,
-    Rule,
+    DescribedRule,
     check_body,
+    described,
     number,
     one_of,
     only_values,
     read_fields,
     require,
+    seed_or_drawn,
     text,
     whole,
     wrong,
@@ -34,6 +36,9 @@ from predictors.protocol.openai.fields import (
 MAX_N = 16  # OpenAI's is 10
 MAX_PROMPT = 2**21  # characters that are read; the codec's limit is lower
 MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
+B64_JSON, URL = "b64_json", "url"
+QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
+"""OpenAI's. They set no tier: a caller who asks for high quality must not get less exactness."""
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -56,6 +61,8 @@ class ImagesBody:
     tier: str | None = None
     output_format: str | None = None
     output_compression: int | None = None
+    response_format: str = B64_JSON
+    """How pictures come back: `B64_JSON` or `URL`."""
     spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The caller's field for each one that came under another name: `width` from `size`."""
 
@@ -73,9 +80,6 @@ def read_images_body(body: object) -> ImagesBody:
     if "size" in read:
         width, height = read.pop("size")
         _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
-    if "quality" in read:
-        quality = read.pop("quality")
-        _merge(read, "quality", quality, {"tier": quality}, spelt)
     return ImagesBody(**read, spelt=spelt)
 
 
@@ -90,6 +94,7 @@ def _merge(
         spelt[part] = name
 
 
+@described({"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"})
 def _size(name: str, value: Any) -> object:
     """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size."""
     if value == "auto":
@@ -100,21 +105,18 @@ def _size(name: str, value: Any) -> object:
     return int(found[1]), int(found[2])
 
 
-def _response_format(name: str, value: Any) -> object:
-    if value == "url":
-        why = "pictures are not kept, so there is no address to give; ask for 'b64_json'"
-        raise InvalidRequest(f"{name} 'url' is not supported: {why}", param=name)
-    one_of("b64_json")(name, value)
+@described(
+    {"type": "string", "enum": list(QUALITIES), "description": "Ignored; `tier` sets exactness."}
+)
+def _quality(name: str, value: Any) -> object:
+    if isinstance(value, str) and value in ("lossless", "turbo"):
+        message = f"{name} {value!r} is not supported: a tier is asked for with tier"
+        raise InvalidRequest(message, param=name)
+    one_of(*QUALITIES)(name, value)
     return DROP
 
 
-def _quality(name: str, value: Any) -> object:
-    """OpenAI's word for a `tier`; `auto` and `standard` mean the model's default."""
-    one_of("auto", "standard", "lossless", "high", "turbo")(name, value)
-    return DROP if value in {"auto", "standard"} else value
-
-
-FIELDS: dict[str, Rule] = {
+OWN_FIELDS: dict[str, DescribedRule] = {
     "model": text(),
     "prompt": text(at_most=MAX_PROMPT),
     "negative_prompt": text(at_most=MAX_PROMPT),
@@ -122,7 +124,7 @@ FIELDS: dict[str, Rule] = {
     "size": _size,
     "width": whole(1, MAX_SIDE),
     "height": whole(1, MAX_SIDE),
-    "seed": whole(0, MAX_SEED),
+    "seed": seed_or_drawn,
     "num_inference_steps": whole(1, 10**6),
     "guidance_scale": number(0, 1e6),
     "true_cfg_scale": number(0, 1e6),
@@ -131,12 +133,12 @@ FIELDS: dict[str, Rule] = {
     "quality": _quality,
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": whole(0, 100),
-    "response_format": _response_format,
+    "response_format": one_of(B64_JSON, URL),
     # these can't change the answer
     **CLIENT_FIELDS,
     # these are only taken at the value that is served anyway
-    "style": only_values("auto", why="the prompt is what sets the style"),
-    "moderation": only_values("auto", why="there is no moderation to be set"),
+    "style": only_values("auto", "natural", "vivid", why="the prompt is what sets the style"),
+    "moderation": only_values("auto", "low", why="there is no moderation to be set"),
     "background": only_values("auto", "opaque", why="pictures are opaque"),
     "partial_images": only_values(0, why="only finished pictures are sent"),
     "stream": only_values(False, why="only finished pictures are sent"),
@@ -149,3 +151,5 @@ FIELDS: dict[str, Rule] = {
     "frame_count": only_values(why="pictures do not move"),
     "frame_duration_ms": only_values(why="pictures do not move"),
 }
+"""OpenAI's and our own fields."""
+FIELDS: dict[str, DescribedRule] = {**merged(IMAGE_CLIENTS), **OWN_FIELDS}

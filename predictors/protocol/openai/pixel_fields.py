@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.fields import Rule, one_of, read_fields, whole
+from predictors.protocol.openai.fields import (
+    DescribedRule,
+    described,
+    object_schema,
+    one_of,
+    read_fields,
+    whole,
+)
 
 MAX_PIXELS = 2**31 - 1  # largest number that is read; no server reads so many
 DETAILS = ("auto", "low", "high", "original")
@@ -28,7 +35,7 @@ class RequestedPixels:
 
 
 AS_SERVED = RequestedPixels()
-PIXEL_FIELDS: dict[str, Rule] = {
+PIXEL_FIELDS: dict[str, DescribedRule] = {
     "min_pixels": whole(1, MAX_PIXELS),
     "max_pixels": whole(1, MAX_PIXELS),
 }
@@ -37,9 +44,22 @@ _EDGES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 """transformers' names: areas, although they are called edges."""
 
 
+_SIZE_FIELDS = {edge: PIXEL_FIELDS[field] for edge, field in _EDGES.items()}
+
+
+@described(object_schema(_SIZE_FIELDS))
+def _size(name: str, value: Any) -> dict[str, int]:
+    read = read_fields(value, _SIZE_FIELDS, where=name)
+    return {_EDGES[edge]: pixels for edge, pixels in read.items()}
+
+
+_KWARGS = {**PIXEL_FIELDS, "size": _size}
+
+
+@described(object_schema(_KWARGS))
 def processor_kwargs(name: str, value: Any) -> RequestedPixels:
     """vLLM's `mm_processor_kwargs`."""
-    read = read_fields(value, {**PIXEL_FIELDS, "size": _size}, where=name)
+    read = read_fields(value, _KWARGS, where=name)
     return _agreed(read.pop("size", {}), read, f"{name}.size", name)
 
 
@@ -49,12 +69,6 @@ def read_pixels(read: dict[str, Any]) -> RequestedPixels:
     inner: RequestedPixels = read.pop("mm_processor_kwargs", AS_SERVED)
     given = {field: value for field, value in vars(inner).items() if value is not None}
     return _agreed(own, given, "the body", "mm_processor_kwargs")
-
-
-def _size(name: str, value: Any) -> dict[str, int]:
-    rules = {edge: PIXEL_FIELDS[field] for edge, field in _EDGES.items()}
-    read = read_fields(value, rules, where=name)
-    return {_EDGES[edge]: pixels for edge, pixels in read.items()}
 
 
 def _agreed(

@@ -69,7 +69,7 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
             Route(prefix + CHAT.route, chat, methods=["POST"]),
             Route(prefix + IMAGES.route, images, methods=["POST"]),
             Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
-            Route(f"{prefix}/models/{{name}}", PlainEndpoint(listing.one), methods=["GET"]),
+            Route(f"{prefix}/models/{{name:model}}", PlainEndpoint(listing.one), methods=["GET"]),
         ]
     return routes
 
@@ -85,7 +85,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         model = exchange.find(body.model)
         if not operation.serves(model):
             raise _wrong_kind(model, operation, others)
-        exchange.admit(model.name)
+        exchange.admit(body.model)
         return await operation.reply(model, body, exchange.call)
 
     return Endpoint(
@@ -199,8 +199,9 @@ class Listing:
         self._created = int(time.time())  # Unix seconds of the server's start
 
     async def all(self, request: Request) -> Response:
-        """`data` for OpenAI's clients, `models` for KServe V1's; loading models are listed too."""
-        names = list(self._registry.models)
+        """`data` for OpenAI's clients, `models` for KServe V1's; models that are loading and
+        aliases are listed too."""
+        names = list(self._registry.names)
         data = [self._card(name) for name in names]
         return json_response({"object": "list", "data": data, "models": names})
 
@@ -208,11 +209,11 @@ class Listing:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
         name = request.path_params["name"]
         try:
-            self._registry.find(name)
+            model = self._registry.find(name)
         except NotFound as error:
             fault = fault_of(error)
             return Response(openai_body(fault), fault.status)
-        ready = await self._registry.is_ready(name)
+        ready = await self._registry.is_ready(model.name)
         card = self._card(name) | {"name": name, "ready": ready}
         return json_response(card, 200 if ready else 503)
 

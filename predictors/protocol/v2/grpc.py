@@ -103,7 +103,7 @@ class InferenceMethods:
 
     async def _model_metadata(self, request: Any) -> Any:
         model = self._registry.find(request.name, request.version)
-        return pb.ModelMetadataResponse(**metadata(model))
+        return pb.ModelMetadataResponse(**metadata(model) | {"name": request.name})
 
     async def _load(self, request: Any) -> Any:
         self._check_repository()
@@ -160,13 +160,13 @@ class InferenceMethods:
     ) -> Any:
         name, version = model_of(raw)
         model = self._registry.find(name, version)
-        record.model = name
+        record.model = model.name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
             call.tighten(remaining)
-        self._registry.begin_request(name)
+        self._registry.begin_request(model.name)
         try:
             values = await self._decoded(raw, call)
             check_outputs(values, model)

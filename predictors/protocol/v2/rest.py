@@ -43,7 +43,7 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
     infer = Endpoint(
         routes.infer, registry, protocol="v2_rest", operation="infer", body_of=Fault.v2_body
     )
-    model = "/v2/models/{model}"
+    model = "/v2/models/{model:model}"
     version = model + "/versions/{version}"
     found: list[BaseRoute] = [
         Route(model + "/infer", infer, methods=["POST"]),
@@ -64,10 +64,10 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
     index = PlainEndpoint(routes.repository_index)
     found.append(Route("/v2/repository/index", index, methods=["GET", "POST"]))
     for path, answer in (
-        ("/v2/repository/models/{model}/load", routes.load),
-        ("/v2/repository/models/{model}/unload", routes.unload),
-        ("/v1/models/{model}:predict", routes.v1),
-        ("/v1/models/{model}:explain", routes.v1),
+        ("/v2/repository/models/{model:model}/load", routes.load),
+        ("/v2/repository/models/{model:model}/unload", routes.unload),
+        ("/v1/models/{model:model}:predict", routes.v1),
+        ("/v1/models/{model:model}:explain", routes.v1),
     ):
         found.append(Route(path, PlainEndpoint(answer), methods=["POST"]))
     return found
@@ -116,17 +116,19 @@ class V2Routes:
     async def model_ready(self, request: Request) -> Response:
         model = self._find(request)
         ready = await self._registry.is_ready(model.name)
-        return json_response({"name": model.name, "ready": ready}, 200 if ready else 503)
+        name = request.path_params["model"]
+        return json_response({"name": name, "ready": ready}, 200 if ready else 503)
 
     # -- metadata --------------------------------------------------------------------------------
     async def server_metadata(self, request: Request) -> Response:
         return json_response({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
 
     async def model_names(self, request: Request) -> Response:
-        return json_response({"models": list(self._registry.models)})
+        return json_response({"models": list(self._registry.names)})
 
     async def model_metadata(self, request: Request) -> Response:
-        return json_response(metadata(self._find(request)))
+        name = request.path_params["model"]
+        return json_response(metadata(self._find(request)) | {"name": name})
 
     # -- repository ------------------------------------------------------------------------------
     async def repository_index(self, request: Request) -> Response:
@@ -151,12 +153,12 @@ class V2Routes:
     async def load(self, request: Request) -> Response:
         model = self._repository_model(request)
         self._registry.restore(model.name)
-        return json_response({"name": model.name, "load": True})
+        return json_response({"name": request.path_params["model"], "load": True})
 
     async def unload(self, request: Request) -> Response:
         model = self._repository_model(request)
         self._registry.withdraw(model.name)
-        return json_response({"name": model.name, "unload": True})
+        return json_response({"name": request.path_params["model"], "unload": True})
 
     async def v1(self, request: Request) -> Response:
         """Refuse V1 inference: it cannot carry named tensors and parameters."""
@@ -198,10 +200,11 @@ def check_outputs(request: V2Request, model: Served) -> None:
 
 
 def complete(response: V2Response, request: V2Request, call: Call) -> V2Response:
-    """Add id and version to the response, and select the requested outputs in their order."""
+    """Add the id, the version and the name that the request used to the response, and select the
+    requested outputs in their order."""
     outputs = response.outputs
     if request.outputs:
         by_name = {tensor.name: tensor for tensor in outputs}
         outputs = tuple(by_name[name] for name in request.outputs)
     identity = request.id or call.request_id
-    return replace(response, id=identity, version=VERSION, outputs=outputs)
+    return replace(response, model=request.model, id=identity, version=VERSION, outputs=outputs)

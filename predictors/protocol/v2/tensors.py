@@ -168,7 +168,9 @@ def _check_each(name: str, datatype: str, values: Sequence[object], is_valid: An
             raise input_error(name, f"holds something that is no {datatype}", row)
 
 
-def _encode(name: str, row: int, value: object) -> bytes:
+def _encode(name: str, row: int, value: object) -> bytes | None:
+    if value is None:
+        return None  # refused where the input is read, unless it is an optional one
     if not isinstance(value, str):
         raise input_error(name, "holds something that is no string", row)
     return value.encode("utf-8")

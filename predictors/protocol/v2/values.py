@@ -27,7 +27,8 @@ _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One named tensor. `data` is flat and row-major: `bytes` for BYTES, else int, float or bool.
+    """One named tensor. `data` is flat and row-major: `bytes` for BYTES (None for a null in JSON),
+    else int, float or bool.
 
     `text` is True for BYTES elements that came as JSON strings (a picture is then base64), False
     for raw ones.
@@ -99,6 +100,14 @@ class InputTensors:
         rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
+    def read_optional_text(self, name: str) -> list[str | None] | None:
+        """`read_text` of an input whose elements may be null in JSON."""
+        tensor = self._take(name, "BYTES", may_be_null=True)
+        if tensor is None:
+            return None
+        rows: Sequence[bytes | None] = tensor.data  # type: ignore[assignment]
+        return [None if row is None else _utf8(name, i, row) for i, row in enumerate(rows)]
+
     def read_files(self, name: str) -> list[bytes] | None:
         """Files of a BYTES input, or None: raw, or base64 if they came as JSON strings."""
         tensor = self._tensors.get(name)
@@ -130,7 +139,7 @@ class InputTensors:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown input {name!r}", param=name)
 
-    def _take(self, name: str, datatype: str | None) -> Tensor | None:
+    def _take(self, name: str, datatype: str | None, *, may_be_null: bool = False) -> Tensor | None:
         self._unread.discard(name)
         tensor = self._tensors.get(name)
         if tensor is None:
@@ -147,6 +156,9 @@ class InputTensors:
             )
         if shape[0] < 1:
             raise InvalidRequest(f"input {name!r} has no rows", param=name)
+        if datatype == "BYTES" and not may_be_null and None in tensor.data:
+            row = tensor.data.index(None)
+            raise InvalidRequest(f"input {name!r} holds null", param=name, row=row)
         return tensor
 
 
@@ -213,8 +225,11 @@ def with_files(tensor: Tensor) -> Tensor:
     """A BYTES tensor with its base64 text decoded to files; any other as it is."""
     if tensor.datatype != "BYTES":
         return tensor
-    rows: Sequence[bytes] = tensor.data  # type: ignore[assignment]
-    files = [decode_base64(row, param=tensor.name, row=i) for i, row in enumerate(rows)]
+    rows: Sequence[bytes | None] = tensor.data  # type: ignore[assignment]
+    files = [
+        None if row is None else decode_base64(row, param=tensor.name, row=i)
+        for i, row in enumerate(rows)
+    ]
     return replace(tensor, data=files, text=False)
 
 

@@ -10,8 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.vision.pictures import ALIGNED, LEAST_BUCKET, PictureRunner, buckets_for
+from predictors.chat.vision.pictures import (
+    ALIGNED,
+    LEAST_BUCKET,
+    MOST_BUCKET,
+    PictureRunner,
+    buckets_for,
+)
 from predictors.chat.vision.pixels import PatchFormat, PreparedPicture
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import place
@@ -34,6 +41,18 @@ SHAPE = VisionShape(
 )  # fmt: skip
 RECIPE = PatchFormat((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 1 / 255, SHAPE.patch, SHAPE.merge)
 PLACEMENT = place(ComputeSettings(device="cpu", compile="off"))
+
+
+@given(st.integers(784, 13_000_000), st.integers(784, 13_000_000), st.integers(1, 9000), st.data())
+def test_a_picture_of_any_allowed_budget_has_a_graph(
+    allowed: int, asked: int, width: int, data: st.DataObject
+) -> None:
+    height = data.draw(st.integers(max(1, width // 8), width * 8))
+    asked = min(asked, allowed)
+    rows, columns = (side // 14 for side in smart_resize(height, width, 28, 784, asked))
+    if min(rows, columns) > 2:  # a thinner one is rounded up to a row of tokens
+        buckets = buckets_for(min(allowed // 14**2, MOST_BUCKET))
+        assert rows * columns <= max(buckets) or rows * columns > MOST_BUCKET
 
 
 @pytest.fixture(scope="module")

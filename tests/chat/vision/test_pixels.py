@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from predictors.chat.vision.pixels import PatchFormat, cut, patch_format, resized
+from predictors.chat.request import PixelBounds
+from predictors.chat.vision.pixels import (
+    PatchFormat,
+    PicturePreparation,
+    cut,
+    patch_format,
+    resized,
+)
 from tests.chat.room import CHECKPOINT
 
 SIZES = [  # height, width: smaller, larger, the same, one pixel, thin
@@ -79,6 +88,48 @@ def test_a_picture_of_the_right_size_is_cut_exactly_as_by_transformers(
     picture = picture_of((84, 140), "noise")
     exact, grid = theirs(processor, picture, 400_000)
     assert torch.equal(ours(picture, grid, recipe), exact)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 5000),
+    st.floats(1 / 200, 200),
+    st.integers(1, 10**6),
+    st.integers(784, 13 * 10**6),
+)
+def test_the_grid_of_every_budget_is_that_of_transformers(
+    processor: Any, height: int, ratio: float, least: int, most: int
+) -> None:
+    width = max(1, round(height * ratio))
+    preparation, bounds = PicturePreparation(processor), PixelBounds(min(least, most), most)
+    asked = {"min_pixels": bounds.min_pixels, "max_pixels": most}
+    try:
+        expected = processor.get_number_of_image_patches(height, width, asked)
+    except ValueError:  # more than 200 to 1
+        with pytest.raises(ValueError, match="aspect ratio"):
+            preparation.grid_of(height, width, bounds)
+        return
+    rows, columns = preparation.grid_of(height, width, bounds)
+    assert rows * columns == expected
+    assert rows % 2 == columns % 2 == 0
+
+
+@pytest.mark.parametrize("most", [3136, 50_000, 262_144])
+@pytest.mark.parametrize("size", [(500, 375), (56, 84), (40, 2000)])
+def test_both_ways_give_transformers_patches_at_every_budget(
+    processor: Any, recipe: PatchFormat, size: tuple[int, int], most: int
+) -> None:
+    picture, bounds = picture_of(size, "smooth"), PixelBounds(3136, most)
+    preparation = PicturePreparation(processor)
+    exact, grid = theirs(processor, picture, most)
+    assert preparation.grid_of(*size, bounds) == grid
+    values, layout = preparation.prepare(picture, bounds, grid, on_device=False)
+    assert layout is None
+    assert torch.equal(values, exact)
+    values, layout = preparation.prepare(picture, bounds, grid, on_device=True)
+    assert layout == recipe
+    levels = torch.tensor(recipe.std).repeat_interleave(14 * 14) / recipe.rescale
+    assert ((ours(values, grid, recipe) - exact).abs() * levels).max() < 2.01
 
 
 def test_columns_that_no_patch_has_become_zero(recipe: PatchFormat) -> None:

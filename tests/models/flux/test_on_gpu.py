@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
+from predictors.errors import StepFailed
 from predictors.models.flux.model import FluxModel
-from tests.diffusion.driver import CHECKPOINT, FAST, EngineDriver, drive_model
+from tests.diffusion.driver import CHECKPOINT, FAST, EngineDriver, drive_model, picture
 
 IMAGE = ImageParameters("a large red circle", num_inference_steps=4, seed=3)
+GPU = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
+CPU = Placement(torch.device("cpu"), torch.float32, "off")
 
 
 @pytest.mark.gpu
 def test_traffic_replays_graphs_and_ends_near_the_latents_of_a_cpu(driver: EngineDriver) -> None:
-    placement = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
     knobs = FAST | {"tiers": "lossless", "slots": 2}
-    on_gpu = drive_model(FluxModel(CHECKPOINT), placement, name="flux-gpu", **knobs)
+    on_gpu = drive_model(FluxModel(CHECKPOINT), GPU, name="flux-gpu", **knobs)
     on_gpu.engine.warm(lambda *_: None)
     assert on_gpu.engine.runner.captures == 3  # text encoders, a denoise step, the decoder
     images = [replace(IMAGE, seed=seed, num_inference_steps=2 + seed) for seed in range(4)]
@@ -30,3 +34,81 @@ def test_traffic_replays_graphs_and_ends_near_the_latents_of_a_cpu(driver: Engin
     found, exact = on_gpu.latents(IMAGE).float().cpu(), driver.latents(IMAGE)
     assert (found - exact).norm() < 0.1 * exact.norm()
     on_gpu.engine.close()
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[EngineDriver]:
+    """All tiers, warm."""
+    knobs = FAST | {"tiers": "lossless,high,turbo", "slots": 3}
+    on_gpu = drive_model(FluxModel(CHECKPOINT), GPU, name="flux-gpu", **knobs)
+    on_gpu.engine.warm(lambda *_: None)
+    yield on_gpu
+    on_gpu.engine.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tier", ["lossless", "high", "turbo"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_fails_alone_at_every_tier(
+    fast: EngineDriver, tier: str, value: float
+) -> None:
+    images = [replace(IMAGE, seed=seed, tier=tier) for seed in range(3)]
+    alone = [fast.draw(image) for image in images]
+    jobs = [fast.job(image) for image in images]
+    for job in jobs:
+        assert fast.engine.admit(job)
+    while fast.steps_done(jobs[1]) < 2:
+        fast.engine.step(jobs)
+    with torch.inference_mode():
+        fast.state(jobs[1]).latents[0, 0] = value
+    while fast.engine.busy:
+        fast.engine.step(fast.engine.active)
+    failure = jobs[1].error
+    assert isinstance(failure, StepFailed)
+    assert "not finite" in failure.message
+    assert not jobs[1]._chunks
+    for i in (0, 2):
+        drawn = picture(jobs[i])
+        if tier == "lossless":
+            assert np.array_equal(drawn, alone[i])
+        assert drawn.min() < drawn.max()
+    assert np.array_equal(fast.draw(images[1]), alone[1])
+    assert fast.engine.describe()["captures_after_ready"] == 0
+    assert fast.engine.describe()["recompilations_after_ready"] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_decoders_verdict_is_right_in_its_graph(fast: EngineDriver, value: float) -> None:
+    job = fast.job(IMAGE)
+    assert fast.engine.admit(job)
+    while fast.steps_done(job) < 4:
+        fast.engine.step([job])
+    state = fast.state(job)
+    with torch.inference_mode():
+        assert fast.engine.runner.decode(state).result().is_finite
+        state.latents[-1, -1] = value  # one latent of one patch
+        assert not fast.engine.runner.decode(state).result().is_finite
+    fast.engine.evict(job)
+
+
+@pytest.mark.gpu
+def test_fp8_conditioning_is_captured_too_and_stays_near_a_cpus(fast: EngineDriver) -> None:
+    image = replace(IMAGE, tier="high")
+    knobs = FAST | {"tiers": "high,turbo", "slots": 2, "conditioning_precision": "fp8"}
+    narrow = drive_model(FluxModel(CHECKPOINT), GPU, name="flux-gpu-fp8", **knobs)
+    on_cpu = drive_model(FluxModel(CHECKPOINT), CPU, name="flux-cpu-fp8", **knobs)
+    narrow.engine.warm(lambda *_: None)
+    job = narrow.job(image)
+    with torch.inference_mode():
+        found, exact = (
+            driver.engine.runner.encode(job.work.prompts[0]).context.float().cpu()
+            for driver in (narrow, on_cpu)
+        )
+        assert (found - exact).norm() < 0.05 * exact.norm()
+    exact = on_cpu.latents(image)
+    assert (narrow.latents(image).float().cpu() - exact).norm() < 0.15 * exact.norm()
+    narrow.draw(replace(image, tier="turbo", negative_prompt="a square", true_cfg_scale=3.0))
+    assert narrow.engine.describe()["captures_after_ready"] == 0
+    assert narrow.engine.describe()["recompilations_after_ready"] == 0
+    narrow.engine.close()

@@ -5,19 +5,23 @@ are those of transformers on the CPU.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from predictors.chat.request import Sampling
 from tests.chat.reference import Reference
-from tests.chat.room import CHECKPOINT, Room, chat, png
+from tests.chat.room import CHECKPOINT, Room, chat, png, tokens_of
+from tests.chat.test_not_finite import SAMPLINGS, failed
 from tests.models.qwen2_5_vl.test_parity import pairs
 from tests.tools.syncs import no_host_syncs
 
 pytestmark = pytest.mark.gpu
 
 CHUNK = 96
+LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 24}
 
 
 def open_on_gpu(checkpoint: Path, *, on_device: bool) -> Room:
@@ -56,6 +60,44 @@ def test_pictures_resized_on_the_device_are_described_alike(reference: Reference
     found = open_on_gpu(CHECKPOINT, on_device=True).answers(requests)
     expected = [reference.answer(request) for request in requests]
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 15
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def sharing(request: pytest.FixtureRequest) -> Iterator[Room]:
+    """Prompts share pages; pictures are resized on the device."""
+    settings: dict[str, Any] = {"prefix_cache": "on", "page_tokens": 16, "prefill_chunk": CHUNK}
+    room = Room.open(
+        CHECKPOINT, "auto", "cuda", dtype=request.param, on_device=True, slots=4, **settings
+    )
+    yield room
+    room.engine.close()
+
+
+@pytest.mark.parametrize("way", SAMPLINGS)
+def test_a_row_that_is_not_finite_fails_alone_in_every_sampler(sharing: Room, way: str) -> None:
+    room = sharing
+    asked = [
+        chat(png(i), "Describe the picture.", seed=i, sampling=SAMPLINGS[way], **LONG)
+        for i in range(3)
+    ]
+    alone = [room.answer(request) for request in asked]
+    jobs = [room.start(request) for request in asked]
+    while not all(len(tokens_of(job)) >= 3 for job in jobs):
+        room.engine.step(room.engine.active)
+    own = room.engine._sequences[jobs[1]]
+    for cache in room.runner._passes.caches:  # those of the system prompt are everybody's
+        cache[:, list(own.pages[own.num_shared :])] = float("nan")
+    with no_host_syncs():
+        room.finish()
+    failed(jobs[1])
+    assert 3 <= len(tokens_of(jobs[1])) < 24
+    assert [len(tokens_of(jobs[i])) for i in (0, 2)] == [24, 24]
+    if room.engine.describe()["precision"] == "float32":
+        assert tokens_of(jobs[1]) == alone[1][: len(tokens_of(jobs[1]))]
+        assert [tokens_of(jobs[i]) for i in (0, 2)] == [alone[i] for i in (0, 2)]
+    assert room.answer(asked[1]) == alone[1]  # nothing of the spoilt pages is shared
+    assert room.engine.guard.check() == 0
+    assert room.engine._graphs.count_after_ready == 0
 
 
 def test_mixed_traffic_makes_the_host_wait_for_nothing_and_captures_nothing(gpu: Room) -> None:

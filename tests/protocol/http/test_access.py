@@ -156,11 +156,12 @@ def test_an_invalid_setting_is_refused(setting: str) -> None:
 
 OPEN = [
     "/", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready", "/v2/health/ready/",
-    "/v2/models/echo/ready", "/v2/models/echo/versions/1/ready",
+    "/v2/models/echo/ready", "/v2/models/echo/versions/1/ready", "/v2/models/a/b/ready",
+    "/v2/models/a/b/versions/1/ready",
 ]  # fmt: skip
 CLOSED = [
     "/v2", "/v2/", "/v2/models", "/v2/models/echo", "/v2/models/ready", "/v2/models//ready",
-    "/v2/models/a/b/ready", "/v2/health", "/v2/repository/index", INFER, "/v1/models",
+    "/v2/models/a/infer/ready", "/v2/health", "/v2/repository/index", INFER, "/v1/models",
     "/v2/repository/models/ready/unload", "/debug/engine", "/metricsx", "//metrics", "/ready",
     "/v2/models/echo/infer/ready/x",
 ]  # fmt: skip

@@ -29,6 +29,8 @@ from predictors.models.flux.modules.operations import (
     shared,
 )
 
+ROWS = 16  # of an e4m3 matmul's input come in multiples
+
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """query, key, value (rows, heads, tokens, head_dim) to (rows, tokens, heads * head_dim)."""
 
@@ -223,6 +225,28 @@ def _gelu_rows(mixed: Tensor | None, wide: Tensor | None) -> RowScaled:
         out.scales,
         NUM_MIXED=num_mixed,
         NUM_WIDE=num_wide,
+        BLOCK=_power_of_two(width),
+        num_warps=8 if width > 4096 else 4,
+    )
+    return out
+
+
+def narrow_rows(x: Tensor) -> RowScaled:
+    """x (rows, features) in fp8, as `quantize_rows`. The result has a multiple of 16 rows, as fast
+    matmuls want it; those beyond hold anything."""
+    rows, width = x.shape
+    held = -(-rows // ROWS) * ROWS
+    out = RowScaled(
+        torch.empty(held, width, dtype=E4M3, device=x.device),
+        torch.empty(held, 1, dtype=torch.float32, device=x.device),
+    )
+    gelu_rows_kernel[(rows,)](
+        x,
+        x,
+        out.values,
+        out.scales,
+        NUM_MIXED=width,
+        NUM_WIDE=0,
         BLOCK=_power_of_two(width),
         num_warps=8 if width > 4096 else 4,
     )

@@ -1,0 +1,78 @@
+"""Describes a chat model's folder, or refuses it, without torch or transformers.
+
+Everything that the config, the tokenizer's files and the headers of weights can show is checked
+here, with the functions that loading uses. Values are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from predictors.chat.folder import check_generation, check_tokens, end_tokens, read_tokens
+from predictors.chat.memory import ChatWeights, chat_options
+from predictors.chat.tensors import (
+    FRAMES,
+    HEAD,
+    VISION,
+    DecoderSizes,
+    Shapes,
+    by_hub_names,
+    check_weights,
+    decoder_tensors,
+)
+from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.summary import (
+    CardFacts,
+    FolderSummary,
+    headers_of,
+    num_values,
+    summarise_part,
+)
+from predictors.settings import Settings
+
+
+def summarise_chat(
+    checkpoint: Path,
+    architecture: str,
+    raw: Mapping[str, Any],
+    sizes: DecoderSizes,
+    vision: Shapes,
+    settings: Settings,
+    card: CardFacts,
+) -> FolderSummary:
+    """The content of a folder whose config says `raw`, `sizes` and these tensors of the vision
+    tower, and its memory on `card`. Raises `EngineFailed` with the start's own message."""
+    tokens = read_tokens(checkpoint)
+    check_tokens(raw, tokens, sizes.vocab)
+    check_generation(checkpoint)
+    end_tokens(checkpoint, raw, tokens)
+    stored = by_hub_names(read_headers(checkpoint, settings.compute.weights_variant))
+    decoder = decoder_tensors(sizes)
+    check_weights(headers_of(stored), decoder, vision, is_tied=sizes.tied)
+    parts = []
+    for name, shapes in (("language model", decoder), ("vision tower", vision)):
+        is_vision = shapes is vision
+        mine = {n: tensor for n, tensor in stored.items() if n.startswith(VISION) == is_vision}
+        parts.append(summarise_part(name, architecture, mine, _count(shapes)))
+    width, *_, patch = vision[FRAMES]
+    weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
+    dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
+    return FolderSummary(
+        architecture=architecture,
+        task="qwen_vl",
+        parts=tuple(parts),
+        options=chat_options(weights, settings.qwen_vl, dtype, card),
+        notes=(BOTH_HEADS,) if sizes.tied and HEAD in stored else (),
+    )
+
+
+BOTH_HEADS = (
+    "tie_word_embeddings is set and lm_head.weight is stored: if it differs from the embedding, it "
+    "is used"
+)
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(map(num_values, shapes.values()))

@@ -1,0 +1,118 @@
+"""Linears in fp8 that quantise their own input, for layers that no fused kernel precedes: those of
+T5, and the modulation of all blocks. Half the bytes of bfloat16; filled from weights of any dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from predictors.compute.kernels.fp8 import RowScaled, dequantized, quantize_rows
+from predictors.models.flux.modules.conditioning import Conditioning
+
+WIDE_BYTES = 2**29
+"""At most about this much of the weights is on the device before it is quantised."""
+
+
+class QuantizingLinear(nn.Module):
+    """As `Fp8Linear`, but takes and gives (..., features) in any float dtype."""
+
+    weight: Tensor
+    """e4m3 (out, in)."""
+    weight_scale: Tensor
+    """float32 (out, 1)."""
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = quantize_rows(layer.weight.detach())
+        self.register_buffer("weight", weight.values)
+        self.register_buffer("weight_scale", weight.scales)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return self._scaled_product(x)
+        weight = dequantized(RowScaled(self.weight, self.weight_scale))
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(dequantized(quantize_rows(x)), weight, bias).to(x.dtype)
+
+    def _scaled_product(self, x: Tensor) -> Tensor:
+        from predictors.models.flux.modules.fused import narrow_rows  # needs Triton
+
+        narrow = narrow_rows(x.flatten(0, -2))
+        out: Tensor = torch._scaled_mm(
+            narrow.values,
+            self.weight.t(),
+            scale_a=narrow.scales,
+            scale_b=self.weight_scale.t(),
+            bias=None if self.bias is None else self.bias.to(torch.bfloat16),
+            out_dtype=torch.bfloat16,  # the only one that scales by row give
+            use_fast_accum=True,
+        )
+        rows = x.shape[:-1]
+        return out[: rows.numel()].view(*rows, -1).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """T5's gated layer. The library's own casts its input to the dtype of `wo.weight`, which for an
+    fp8 weight would drop the scales."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.wi_0, self.wi_1, self.wo, self.act = layer.wi_0, layer.wi_1, layer.wo, layer.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated: Tensor = self.wo(self.act(self.wi_0(x)) * self.wi_1(x))
+        return gated
+
+
+def narrow_t5(t5: T5EncoderModel) -> None:
+    """Replace the linears of all blocks; embeddings and norms stay."""
+    blocks: Any = t5.encoder.block
+    for block in blocks:
+        last = block.layer[-1]
+        last.DenseReluDense = FeedForward(last.DenseReluDense)
+        _narrow_linears(block)
+
+
+def narrow_modulation(conditioning: Conditioning) -> None:
+    """Replace the modulation, 98 % of the weights of FLUX.1's conditioning."""
+    conditioning.set_submodule("modulation", QuantizingLinear(conditioning.modulation))
+
+
+def _narrow_linears(module: nn.Module) -> None:
+    for path, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(path, QuantizingLinear(layer))
+
+
+def fill_narrow(
+    pairs: Iterable[tuple[RowScaled, str]],
+    copy_into: Callable[[Iterable[tuple[Tensor, str]]], None],
+    dtype: torch.dtype,
+) -> None:
+    """Quantise stored weights as they are read: each target with the name of its values, which
+    `copy_into` copies into tensors of `dtype`."""
+    batch: list[tuple[RowScaled, Tensor, str]] = []
+    for target, name in pairs:
+        batch.append((target, torch.empty_like(target.values, dtype=dtype), name))
+        if sum(wide.nbytes for _, wide, _ in batch) >= WIDE_BYTES:
+            _quantise(batch, copy_into)
+    _quantise(batch, copy_into)
+
+
+def _quantise(
+    batch: list[tuple[RowScaled, Tensor, str]],
+    copy_into: Callable[[Iterable[tuple[Tensor, str]]], None],
+) -> None:
+    copy_into((wide, name) for _, wide, name in batch)
+    for target, wide, _ in batch:
+        for place, found in zip(target, quantize_rows(wide), strict=True):
+            place.copy_(found)
+    batch.clear()

@@ -1,0 +1,96 @@
+"""The verb `check`: a report of one checkpoint folder as plain values, with stable keys. Imports no
+torch, so that it takes a fraction of a second for a folder of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from predictors.compute.checkpoint.summary import (
+    CardFacts,
+    FolderSummary,
+    PartSummary,
+    ServingOption,
+    stored_parts,
+)
+from predictors.errors import ServingError
+
+SERVED, REFUSED, TOO_LARGE = 0, 2, 3
+"""Exit codes: served; not served; served, but it does not fit into the memory."""
+
+
+def check_report(
+    folder: Path,
+    architecture: str,
+    summarise: Callable[[], FolderSummary],
+    card: CardFacts,
+) -> dict[str, Any]:
+    """The values that `check --json` prints. `summarise` describes the folder, or raises with the
+    message of a start."""
+    report: dict[str, Any] = {
+        "folder": folder.resolve().name,
+        "architecture": architecture,
+        "served": False,
+        "reason": "",
+        "task": "",
+        "parts": [],
+        "card": {
+            "name": card.name,
+            "memory_bytes": card.memory_bytes,
+            "has_fp8": card.has_fp8,
+        },
+        "fits": None,
+        "options": [],
+        "notes": [],
+    }
+    try:
+        summary = summarise()
+    except ServingError as error:
+        parts = [_part(part) for part in stored_parts(folder)]
+        return report | {"reason": error.message, "parts": parts}
+    chosen = next((option for option in summary.options if option.is_chosen), None)
+    return report | {
+        "architecture": summary.architecture,
+        "served": True,
+        "task": summary.task,
+        "parts": [_part(part) for part in summary.parts],
+        "fits": None if chosen is None else chosen.fits,
+        "options": [_option(option, card) for option in summary.options],
+        "notes": list(summary.notes),
+    }
+
+
+def exit_code(report: dict[str, Any]) -> int:
+    if not report["served"]:
+        return REFUSED
+    return TOO_LARGE if report["fits"] is False else SERVED
+
+
+def _part(part: PartSummary) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "class": part.kind,
+        "parameters": part.parameters,
+        "stored_bytes": part.num_bytes,
+        "stored_values": dict(part.dtypes),
+        "quantisation": part.quantisation,
+    }
+
+
+def _option(option: ServingOption, card: CardFacts) -> dict[str, Any]:
+    needed = max(option.total_bytes, option.loading_bytes)
+    is_short = option.fits is False and card.memory_bytes is not None
+    return {
+        "name": option.name,
+        "settings": dict(option.settings),
+        "chosen": option.is_chosen,
+        "refused": option.refused,
+        "fits": option.fits,
+        "needed_bytes": needed,
+        "short_bytes": max(0, needed - (card.memory_bytes or 0)) if is_short else 0,
+        "bytes": dict(option.num_bytes),
+        "advice": option.advice,
+        "detail": dict(option.detail),
+    }

@@ -1,0 +1,265 @@
+"""Fields of widely used clients and servers that can't change the answer, by who sends them.
+
+Each is dropped at the values that ask for what is done anyway, and refused at any other. A field
+that could change the answer is not here: it is served under its own name or refused as unknown.
+`docs/openai-fields.md` is written from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.openai.fields import (
+    DROP,
+    MAX_NAME,
+    DescribedRule,
+    described,
+    dropped,
+    only_values,
+    wrong,
+)
+
+Tables = Mapping[str, Mapping[str, DescribedRule]]
+"""Rules by field, by the heading of their client."""
+
+_SAMPLER = "this sampler is not offered"
+_NO_EFFECT = "it only matters to a sampler that is off"
+_NO_CONSTRAINT = "answers are not constrained by a grammar or a schema"
+NO_TOOLS = "this server calls no tools"
+NO_REASONING = "no model here reasons before it answers"
+_TEMPLATE = "the checkpoint's chat template is used as it is"
+_WHOLE_TEXT = "control tokens are never part of the answer"
+_ONE_MODEL = "the model that is named answers"
+_ROUTER = "it is for the router or library that sends it"
+_IDENTITY = "it identifies the caller's chat"
+
+
+@described(
+    {
+        "type": "object",
+        "additionalProperties": {"enum": [False, None]},
+        "description": "Ignored where every value is false, else refused: no such feature.",
+    }
+)
+def all_false(name: str, value: Any) -> object:
+    """An object whose values are all false, null or empty."""
+    if not isinstance(value, dict):
+        raise wrong(name, "an object", value)
+    for key, each in value.items():
+        if each:
+            path = f"{name}.{key[:MAX_NAME]}"
+            raise InvalidRequest(
+                f"{path!a} is not supported: there is no such feature; it may only be false",
+                param=path,
+            )
+    return DROP
+
+
+ROUTER_FIELDS: Mapping[str, DescribedRule] = {
+    "drop_params": dropped(bool, why=_ROUTER),
+    "additional_drop_params": dropped(list, why=_ROUTER),
+    "num_retries": dropped(float, why=_ROUTER),
+    "max_retries": dropped(float, why=_ROUTER),
+    "caching": dropped(bool, why=_ROUTER),
+    "tags": dropped(list, why=_ROUTER),
+    "litellm_call_id": dropped(str, why=_ROUTER),
+    "litellm_session_id": dropped(str, why=_ROUTER),
+    "litellm_trace_id": dropped(str, why=_ROUTER),
+    "litellm_metadata": dropped(dict, why=_ROUTER),
+    "fallbacks": only_values([], why=_ONE_MODEL),
+    "guardrails": only_values([], why="there are no guardrails"),
+    "extra_body": only_values({}, why="its fields belong into the body itself"),
+    "extra_headers": only_values({}, why="headers belong into the request's head"),
+    "extra_query": only_values({}, why="no route takes a query"),
+}
+"""LiteLLM's; on both POST routes."""
+
+CHAT_CLIENTS: Tables = {
+    "Open WebUI": {
+        "id": dropped(str, why=_IDENTITY),
+        "chat_id": dropped(str, why=_IDENTITY),
+        "session_id": dropped(str, why=_IDENTITY),
+        "parent_id": dropped(str, why=_IDENTITY),
+        "user_message": dropped(dict, why="it repeats the last message"),
+        "background_tasks": dropped(dict, why="Open WebUI runs them itself"),
+        "model_item": dropped(dict, why="it describes the model to Open WebUI"),
+        "variables": dropped(dict, why="Open WebUI puts them into the messages itself"),
+        "features": all_false,
+        "filter_ids": only_values([], why="there are no filters"),
+        "tool_ids": only_values([], why=NO_TOOLS),
+        "tool_servers": only_values([], why=NO_TOOLS),
+        "skill_ids": only_values([], why=NO_TOOLS),
+        "files": only_values([], why="pictures belong into the messages"),
+    },
+    "LiteLLM": ROUTER_FIELDS,
+    "OpenRouter": {
+        "models": only_values([], why=_ONE_MODEL),
+        "route": only_values("fallback", why=_ONE_MODEL),
+        "provider": only_values({}, why=_ONE_MODEL),
+        "transforms": only_values([], why="prompts are not shortened"),
+        "plugins": only_values([], why=NO_TOOLS),
+        "include_reasoning": dropped(bool, why=NO_REASONING),
+        "reasoning": only_values({}, {"enabled": False}, {"effort": "none"}, why=NO_REASONING),
+    },
+    "vLLM": {
+        "best_of": only_values(1, why="every choice is answered"),
+        "use_beam_search": only_values(False, why="tokens are sampled"),
+        "length_penalty": only_values(1, why="it is for beam search"),
+        "early_stopping": only_values(False, why="it is for beam search"),
+        "min_tokens": only_values(0, why="the model decides when it ends"),
+        "min_p": only_values(0, why=_SAMPLER),
+        "stop_token_ids": only_values([], why="use stop"),
+        "include_stop_str_in_output": only_values(False, why="the stop string is left out"),
+        "skip_special_tokens": only_values(True, why=_WHOLE_TEXT),
+        "spaces_between_special_tokens": dropped(bool, why=_WHOLE_TEXT),
+        "truncate_prompt_tokens": only_values(why="prompts are not shortened"),
+        "prompt_logprobs": only_values(0, why="log probabilities are not computed"),
+        "allowed_token_ids": only_values([], why=_NO_CONSTRAINT),
+        "bad_words": only_values([], why=_NO_CONSTRAINT),
+        "echo": only_values(False, why="the prompt is not repeated"),
+        "add_generation_prompt": only_values(True, why=_TEMPLATE),
+        "continue_final_message": only_values(False, why=_TEMPLATE),
+        "add_special_tokens": only_values(False, why=_TEMPLATE),
+        "chat_template": only_values(why=_TEMPLATE),
+        "chat_template_kwargs": only_values({}, {"enable_thinking": False}, why=_TEMPLATE),
+        "documents": only_values([], why=_TEMPLATE),
+        "guided_json": only_values(why=_NO_CONSTRAINT),
+        "guided_regex": only_values("", why=_NO_CONSTRAINT),
+        "guided_choice": only_values([], why=_NO_CONSTRAINT),
+        "guided_grammar": only_values("", why=_NO_CONSTRAINT),
+        "structured_outputs": only_values({}, why=_NO_CONSTRAINT),
+        "logits_processors": only_values([], why=_SAMPLER),
+        "return_tokens_as_token_ids": only_values(False, why="answers are text"),
+        "return_token_ids": only_values(False, why="answers are text"),
+        "priority": only_values(0, why="callers are equal"),
+        "cache_salt": only_values(why="the prefix cache is shared by all callers"),
+        "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
+        "vllm_xargs": only_values({}, why=_SAMPLER),
+    },
+    "SGLang": {
+        "regex": only_values("", why=_NO_CONSTRAINT),
+        "ebnf": only_values("", why=_NO_CONSTRAINT),
+        "min_new_tokens": only_values(0, why="the model decides when it ends"),
+        "no_stop_trim": only_values(False, why="the stop string is left out"),
+        "separate_reasoning": dropped(bool, why=NO_REASONING),
+        "stream_reasoning": dropped(bool, why=NO_REASONING),
+        "return_hidden_states": only_values(False, why="answers are text"),
+    },
+    "llama.cpp and what is built on it": {
+        "cache_prompt": dropped(bool, why="the operator sets the prefix cache"),
+        "id_slot": only_values(-1, why="the engine picks the slot"),
+        "n_keep": dropped(float, why="a prompt is never shortened"),
+        "n_probs": only_values(0, why="log probabilities are not computed"),
+        "mirostat": only_values(0, why=_SAMPLER),
+        "mirostat_tau": dropped(float, why=_NO_EFFECT),
+        "mirostat_eta": dropped(float, why=_NO_EFFECT),
+        "typical_p": only_values(1, why=_SAMPLER),
+        "tfs_z": only_values(1, why=_SAMPLER),
+        "top_a": only_values(0, why=_SAMPLER),
+        "top_n_sigma": only_values(-1, why=_SAMPLER),
+        "dynatemp_range": only_values(0, why=_SAMPLER),
+        "dynatemp_exponent": dropped(float, why=_NO_EFFECT),
+        "xtc_probability": only_values(0, why=_SAMPLER),
+        "xtc_threshold": dropped(float, why=_NO_EFFECT),
+        "dry_multiplier": only_values(0, why=_SAMPLER),
+        "dry_base": dropped(float, why=_NO_EFFECT),
+        "dry_allowed_length": dropped(float, why=_NO_EFFECT),
+        "dry_penalty_last_n": dropped(float, why=_NO_EFFECT),
+        "dry_sequence_breakers": dropped(list, why=_NO_EFFECT),
+        "repeat_penalty": only_values(1, why="use repetition_penalty"),
+        "repeat_last_n": dropped(float, why=_NO_EFFECT),
+        "grammar": only_values("", why=_NO_CONSTRAINT),
+        "json_schema": only_values({}, why=_NO_CONSTRAINT),
+        "reasoning_format": dropped(str, why=NO_REASONING),
+        "timings_per_token": only_values(False, why="timings come at the end"),
+        "return_progress": only_values(False, why="chunks are text"),
+        "return_tokens": only_values(False, why="answers are text"),
+        "post_sampling_probs": only_values(False, why="log probabilities are not computed"),
+        "lora": only_values([], why="no adapters are loaded"),
+    },
+    "Ollama": {
+        "keep_alive": dropped(str, float, why="a served model stays loaded"),
+        "options": only_values({}, why="its fields belong into the body itself"),
+        "think": only_values(False, why=NO_REASONING),
+        "format": only_values("", why=_NO_CONSTRAINT),
+    },
+}
+"""Of `POST /v1/chat/completions`."""
+
+IMAGE_CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}
+"""Of `POST /v1/images/generations`."""
+
+_SENT_BACK = "it came with the answer that is sent back"
+_CACHE_MARK = "equal beginnings are found without it"
+
+MESSAGE_CLIENTS: Tables = {
+    "answers sent back": {
+        "id": dropped(str, float, why=_SENT_BACK),
+        "type": only_values("message", why="messages are the only items"),
+        "object": dropped(str, why=_SENT_BACK),
+        "status": dropped(str, why=_SENT_BACK),
+        "model": dropped(str, why=_SENT_BACK),
+        "created": dropped(float, why=_SENT_BACK),
+        "created_at": dropped(str, float, why=_SENT_BACK),
+        "createdAt": dropped(str, float, why=_SENT_BACK),
+        "timestamp": dropped(str, float, why=_SENT_BACK),
+        "index": dropped(float, why=_SENT_BACK),
+        "finish_reason": dropped(str, why=_SENT_BACK),
+        "stop_reason": dropped(str, float, why=_SENT_BACK),
+        "usage": dropped(dict, why=_SENT_BACK),
+        "logprobs": only_values(why="log probabilities are not computed"),
+        "parsed": only_values(why=_NO_CONSTRAINT),
+    },
+    "LiteLLM, OpenRouter": {
+        "cache_control": dropped(dict, why=_CACHE_MARK),
+        "provider_specific_fields": all_false,
+        "images": only_values([], why="pictures belong into the content"),
+        "thinking_blocks": only_values([], why=NO_REASONING),
+        "reasoning_details": only_values([], why=NO_REASONING),
+    },
+    "LangChain": {
+        "additional_kwargs": only_values({}, why="they would have to be read"),
+        "response_metadata": dropped(dict, why=_SENT_BACK),
+        "example": dropped(bool),
+    },
+    "Open WebUI": {
+        "parentId": dropped(str, why=_IDENTITY),
+        "childrenIds": dropped(list, why=_IDENTITY),
+        "models": dropped(list, why=_IDENTITY),
+        "modelName": dropped(str, why=_IDENTITY),
+        "modelIdx": dropped(float, why=_IDENTITY),
+        "done": dropped(bool, why=_SENT_BACK),
+        "files": only_values([], why="pictures belong into the content"),
+        "sources": only_values([], why="only the content is read"),
+    },
+    "others": {
+        "prefix": only_values(False, why=_TEMPLATE),
+        "partial": only_values(False, why=_TEMPLATE),
+        "opts": dropped(dict, why="CodeCompanion keeps it for itself"),
+    },
+}
+"""Of a message, beside OpenAI's own fields."""
+
+PART_FIELDS: Mapping[str, DescribedRule] = {
+    "cache_control": dropped(dict, why=_CACHE_MARK),
+    "annotations": only_values([], why="only an empty list is taken back"),
+    "logprobs": only_values([], why="log probabilities are not computed"),
+    "uuid": dropped(str, why="pictures are known by their bytes"),
+}
+"""Of every part of a message."""
+
+URL_FIELDS: Mapping[str, DescribedRule] = {
+    "format": dropped(str, why="a file's format is read from its bytes"),
+}
+"""Of `image_url`."""
+
+
+def merged(tables: Tables) -> dict[str, DescribedRule]:
+    """All rules by field. A field of several clients has one rule."""
+    found: dict[str, DescribedRule] = {}
+    for table in tables.values():
+        for name, rule in table.items():
+            assert found.setdefault(name, rule) is rule, name
+    return found

@@ -1,0 +1,211 @@
+"""The messages of a chat body and their parts, checked field by field.
+
+Worker processes import this module, so nothing here loads gRPC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.images.urls import read_data_url
+from predictors.protocol.openai.clients import (
+    MESSAGE_CLIENTS,
+    NO_REASONING,
+    NO_TOOLS,
+    PART_FIELDS,
+    URL_FIELDS,
+    merged,
+)
+from predictors.protocol.openai.fields import (
+    Rule,
+    described,
+    dropped,
+    list_of,
+    object_schema,
+    one_of,
+    only_values,
+    read_fields,
+    require,
+    text,
+    wrong,
+)
+from predictors.protocol.openai.pixel_fields import (
+    AS_SERVED,
+    DETAIL,
+    PIXEL_FIELDS,
+    RequestedPixels,
+)
+
+MAX_TEXT = 2**21  # characters of one part
+MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # per message; the codec's limit on pictures is lower
+ROLES = ("system", "developer", "user", "assistant")
+
+
+# Without slots: pickle restores an object that has slots through a Python function.
+@dataclass(frozen=True)
+class PicturePart:
+    """A picture in a message: the bytes of an image file, of any format, not decoded yet."""
+
+    file: bytes
+    where: str = field(default="image_url", compare=False)
+    """The field that held it, such as `messages[0].content[1].image_url`."""
+    pixels: RequestedPixels = AS_SERVED
+
+
+@dataclass(frozen=True)
+class BodyMessage:
+    """One message. `role` is system, user or assistant; pictures are in user messages only."""
+
+    role: str
+    parts: tuple[str | PicturePart, ...]
+
+
+@described({"type": "string", "enum": list(ROLES)})
+def _role(name: str, value: Any) -> str:
+    if value in ("tool", "function"):
+        raise InvalidRequest(f"{name} {value!r} is not supported: {NO_TOOLS}", param=name)
+    role: str = one_of(*ROLES)(name, value)
+    return "system" if role == "developer" else role
+
+
+_IMAGE_URL: dict[str, Rule] = {
+    "url": text(),
+    "detail": DETAIL,
+    **URL_FIELDS,
+}
+
+
+@described({"anyOf": [{"type": "string"}, object_schema(_IMAGE_URL, "url")]})
+def _image_url(name: str, value: Any) -> PicturePart:
+    if isinstance(value, str):  # not OpenAI's spelling, but a common one
+        value = {"url": value}
+    read = read_fields(value, _IMAGE_URL, where=name)
+    require(read, "url", where=name)
+    pixels = RequestedPixels(detail=read.get("detail"))
+    return PicturePart(read_data_url(read["url"], param=name), name, pixels)
+
+
+_TEXT_PART: dict[str, Rule] = {"type": text(), "text": text(at_most=MAX_TEXT), **PART_FIELDS}
+_PARTS: dict[str, tuple[str, dict[str, Rule]]] = {
+    "text": ("text", _TEXT_PART),
+    "image_url": (
+        "image_url",
+        {"type": text(), "image_url": _image_url, **PIXEL_FIELDS, **PART_FIELDS},
+    ),
+    # those of OpenAI's Responses
+    "input_text": ("text", _TEXT_PART),
+    "output_text": ("text", _TEXT_PART),
+    "input_image": (
+        "image_url",
+        {
+            "type": text(),
+            "image_url": _image_url,
+            "detail": DETAIL,
+            "file_id": only_values(why="files are not kept"),
+            **PIXEL_FIELDS,
+            **PART_FIELDS,
+        },
+    ),
+    # of Qwen's own examples
+    "image": (
+        "image",
+        {
+            "type": text(),
+            "image": _image_url,
+            "source": only_values(why="send the picture as a data URL in `image`"),
+            **PIXEL_FIELDS,
+            **PART_FIELDS,
+        },
+    ),
+}
+"""By type: the field that holds the content, and the rules of all fields."""
+_OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file", "input_file", "refusal")
+
+
+def part_schemas() -> list[dict[str, Any]]:
+    """The schema of a part of each type."""
+    found = []
+    for kind, (held, rules) in _PARTS.items():
+        schema = object_schema(rules, "type", held)
+        schema["properties"]["type"] = {"const": kind}
+        found.append(schema)
+    return found
+
+
+@described({"oneOf": part_schemas()})
+def _part(name: str, value: Any) -> str | PicturePart:
+    if not isinstance(value, dict):
+        raise wrong(name, "an object with a type", value)
+    kind: Any = value.get("type")
+    if isinstance(kind, str) and kind in _OTHER_PARTS:
+        message = f"{name}.type {kind!r} is not supported: parts are text or image_url"
+        raise InvalidRequest(message, param=f"{name}.type")
+    kind = one_of(*_PARTS)(f"{name}.type", kind)
+    held, rules = _PARTS[kind]
+    read = read_fields(value, rules, where=name)
+    require(read, held, where=name)
+    part: str | PicturePart = read[held]
+    asked = {key: read[key] for key in ("detail", *PIXEL_FIELDS) if key in read}
+    if asked and isinstance(part, PicturePart):
+        part = replace(part, pixels=replace(part.pixels, **asked))
+    return part
+
+
+_CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
+
+
+@described({"anyOf": [{"type": "string", "maxLength": MAX_TEXT}, _CONTENT_PARTS.schema]})
+def _content(name: str, value: Any) -> tuple[str | PicturePart, ...]:
+    if isinstance(value, str):
+        return (text(at_most=MAX_TEXT)(name, value),)
+    if not isinstance(value, list):
+        raise wrong(name, "a string or a list of parts", value)
+    parts = _CONTENT_PARTS(name, value)
+    if not parts:
+        raise InvalidRequest(f"{name} has no parts", param=name)
+    return tuple(parts)
+
+
+MESSAGE_FIELDS: dict[str, Rule] = {
+    "role": _role,
+    "content": _content,
+    "name": dropped(str),
+    # OpenAI's client sends an assistant's message back with these fields empty
+    "refusal": only_values("", why="only its null is taken back"),
+    "audio": only_values(why="messages are text and pictures"),
+    "annotations": only_values([], why="only an empty list is taken back"),
+    "tool_calls": only_values([], why=NO_TOOLS),
+    "function_call": only_values(why=NO_TOOLS),
+    "tool_call_id": only_values(why=NO_TOOLS),
+    "reasoning": only_values("", why=NO_REASONING),
+    "reasoning_content": only_values("", why=NO_REASONING),
+    **merged(MESSAGE_CLIENTS),
+}
+
+
+@described(object_schema(MESSAGE_FIELDS, "role", "content"))
+def _message(name: str, value: Any) -> BodyMessage:
+    read = read_fields(value, MESSAGE_FIELDS, where=name)
+    require(read, "role", "content", where=name)
+    role, parts = read["role"], read["content"]
+    if role != "user":
+        for i, part in enumerate(parts):
+            if isinstance(part, PicturePart):
+                where = f"{name}.content[{i}]"
+                message = f"{where}: pictures stand in user messages, not in {role} ones"
+                raise InvalidRequest(message, param=where)
+    return BodyMessage(role, parts)
+
+
+_MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+
+
+@described({**_MESSAGE_LIST.schema, "minItems": 1})
+def messages_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
+    messages = _MESSAGE_LIST(name, value)
+    if not messages:
+        raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
+    return tuple(messages)

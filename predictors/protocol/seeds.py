@@ -1,0 +1,37 @@
+"""Seeds of every protocol: their range, and the seeds of a request's rows."""
+
+from __future__ import annotations
+
+import secrets
+
+from predictors.errors import InvalidRequest
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that JSON clients keep exactly."""
+DRAWN = -1
+"""The seed by which a caller asks for one that is drawn at random, as by none."""
+
+
+def row_seeds(seed: int | None, num_rows: int) -> list[int]:
+    """seed, seed + 1, ... of the rows of one request. Without a seed (None or `DRAWN`) the first
+    one is drawn, and the others count up from it.
+
+    Raises `InvalidRequest` for a seed that is out of range or leaves no room for the last row.
+    """
+    if seed is None or seed == DRAWN:
+        seed = secrets.randbelow(MAX_SEED + 2 - num_rows)
+    check_seed(seed)
+    if seed + num_rows - 1 > MAX_SEED:
+        raise InvalidRequest(
+            f"seed {seed} plus {num_rows} rows passes the largest seed {MAX_SEED}", param="seed"
+        )
+    return [seed + row for row in range(num_rows)]
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        shown = str(seed)[:32]
+        raise InvalidRequest(
+            f"seed must be from 0 to {MAX_SEED}, or {DRAWN} for one that is drawn, not {shown}",
+            param="seed",
+        )

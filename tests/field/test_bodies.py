@@ -1,0 +1,275 @@
+"""Bodies as clients send them: fields of other servers, picture fields, seeds, long prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.openai import chat_body, images_body
+from predictors.protocol.openai.chat_body import NO_LIMIT, read_chat_body
+from predictors.protocol.openai.clients import CHAT_CLIENTS, IMAGE_CLIENTS, MESSAGE_CLIENTS
+from predictors.protocol.openai.fields import DescribedRule
+from predictors.protocol.openai.images_body import read_images_body
+
+PICTURE = "data:image/png;base64,AAAA"
+HELLO = [{"role": "user", "content": "hello"}]
+CHAT = {"model": "m", "messages": HELLO}
+DRAW = {"model": "m", "prompt": "a red circle"}
+
+OPEN_WEBUI: dict[str, Any] = {
+    # docs.openwebui.com, "Backend-Controlled, UI-Compatible API Flow", the completion it triggers
+    "chat_id": "8b3c",
+    "id": "assistant-message-id",
+    "session_id": "s",
+    "stream": True,
+    "background_tasks": {"title_generation": True, "tags_generation": False},
+    "features": {"code_interpreter": False, "web_search": False, "image_generation": False},
+    "variables": {"{{USER_NAME}}": "", "{{CURRENT_DATE}}": "2026-01-01"},
+    "model_item": {"id": "qwen-vl", "object": "model", "owned_by": "openai"},
+    "tool_servers": [],
+    "filter_ids": [],
+    "tool_ids": [],
+    "files": [],
+}
+HARMLESS: dict[str, dict[str, Any]] = {
+    "Open WebUI": OPEN_WEBUI,
+    "Open WebUI, a person": {"user": {"name": "a", "id": "1", "email": "a@b", "role": "user"}},
+    "LiteLLM": {"drop_params": True, "extra_body": {}, "tags": ["a"], "litellm_call_id": "x"},
+    "LangChain": {"n": 1, "parallel_tool_calls": False, "tool_choice": "auto", "logit_bias": None},
+    "LangChain.js": {"stream": False, "stream_options": {"include_usage": True}, "top_p": 1},
+    "LibreChat": {"user": "662f", "presence_penalty": 0, "frequency_penalty": 0},
+    "n8n": {"response_format": {"type": "text"}, "max_tokens": -1, "temperature": 0.7},
+    "Cline": {"stream": True, "tool_choice": "auto", "parallel_tool_calls": False},
+    "AI SDK": {"store": False, "metadata": {}, "service_tier": "auto", "safety_identifier": "x"},
+    "vLLM": {"skip_special_tokens": True, "add_generation_prompt": True, "min_tokens": 0}
+    | {"best_of": 1, "use_beam_search": False, "length_penalty": 1.0, "priority": 0, "min_p": 0.0}
+    | {"chat_template_kwargs": {"enable_thinking": False}, "guided_json": None, "echo": False},
+    "llama.cpp": {"cache_prompt": True, "mirostat": 0, "mirostat_tau": 5, "typical_p": 1}
+    | {"xtc_probability": 0, "xtc_threshold": 0.1, "dry_multiplier": 0, "repeat_last_n": 64}
+    | {"repeat_penalty": 1, "timings_per_token": False, "reasoning_format": "none", "n_keep": 0},
+    "LM Studio": {"max_tokens": -1, "max_completion_tokens": -1},
+    "Ollama": {"keep_alive": "5m", "options": {}, "think": False, "format": ""},
+    "SGLang": {"regex": None, "min_new_tokens": 0, "separate_reasoning": True},
+    "OpenRouter": {"transforms": [], "include_reasoning": False, "provider": {}},
+}
+DRAWN_ALIKE: list[dict[str, Any]] = [
+    *({"quality": quality} for quality in ("auto", "low", "medium", "high", "standard", "hd")),
+    *({"style": style} for style in ("vivid", "natural", "auto")),
+    *({"moderation": how} for how in ("low", "auto")),
+    *({"background": how} for how in ("auto", "opaque")),
+    {"size": "auto", "n": 1, "user": "u", "partial_images": 0, "stream": False},
+    {"seed": -1},
+    {"response_format": "b64_json"},
+    {"drop_params": True, "extra_body": {}, "extra_headers": {}},
+]
+SAID: dict[str, Any] = {"role": "assistant", "content": "a red circle"}
+MESSAGES: dict[str, dict[str, Any]] = {
+    "an id": {"id": "chatcmpl-1"},
+    "a number as id": {"id": 1947269257, "opts": {"visible": True}},
+    "an answer's fields": {"created_at": 1, "finish_reason": "stop", "usage": {}, "index": 0},
+    "LiteLLM's": {"provider_specific_fields": {"refusal": None}, "images": []},
+    "a cache mark": {"cache_control": {"type": "ephemeral"}},
+    "a name": {"name": "bot"},
+    "LangChain's": {"additional_kwargs": {}, "response_metadata": {"model": "x"}},
+    "Responses'": {"type": "message", "status": "completed"},
+    "Open WebUI's": {"parentId": "a", "childrenIds": [], "timestamp": 1, "models": ["m"]},
+}
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("text", {"type": "text", "text": "x"}),
+    "Responses' text": ("text", {"type": "input_text", "text": "x"}),
+    "Responses' answer": ("text", {"type": "output_text", "text": "x", "annotations": []}),
+    "a cached text": ("text", {"type": "text", "text": "x", "cache_control": {"type": "e"}}),
+    "a picture": ("picture", {"type": "image_url", "image_url": {"url": PICTURE}}),
+    "a picture's format": (
+        "picture",
+        {"type": "image_url", "image_url": {"url": PICTURE, "format": "image/png"}},
+    ),
+    "Responses' picture": ("picture", {"type": "input_image", "image_url": PICTURE}),
+    "Responses' picture without a file": (
+        "picture",
+        {"type": "input_image", "image_url": PICTURE, "file_id": None},
+    ),
+    "Qwen's picture": ("picture", {"type": "image", "image": PICTURE}),
+    "a cached picture": (
+        "picture",
+        {"type": "image_url", "image_url": {"url": PICTURE}, "cache_control": {}, "uuid": "1"},
+    ),
+}
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"min_p": 0.1}, "min_p", "only be 0"),
+    ({"best_of": 2}, "best_of", "only be 1"),
+    ({"use_beam_search": True}, "use_beam_search", "only be false"),
+    ({"mirostat": 2}, "mirostat", "sampler is not offered"),
+    ({"repeat_penalty": 1.1}, "repeat_penalty", "use repetition_penalty"),
+    ({"features": {"web_search": True}}, "features.web_search", "no such feature"),
+    ({"tool_ids": ["x"]}, "tool_ids", "calls no tools"),
+    ({"skip_special_tokens": False}, "skip_special_tokens", "only be true"),
+    ({"extra_body": {"top_k": 1}}, "extra_body", "belong into the body itself"),
+    ({"cache_salt": "secret"}, "cache_salt", "shared by all callers"),
+    ({"guided_json": {}}, "guided_json", "not constrained"),
+    ({"tool_choice": "required"}, "tool_choice", "calls no tools"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs", "only be {}"),
+    ({"max_tokens": -2}, "max_tokens", "or -1"),
+    ({"mirostat_tau": "5"}, "mirostat_tau", "a number"),
+    ({"mirostat_tau": True}, "mirostat_tau", "a number"),
+    ({"chat_ids": "x"}, "chat_ids", "did you mean 'chat_id'"),
+    ({"min_token": 0}, "min_token", "did you mean 'min_tokens'"),
+]
+
+
+def messages(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+@pytest.mark.parametrize("client", HARMLESS)
+def test_what_a_client_sends_beside_the_chat_changes_nothing(client: str) -> None:
+    fields = dict(HARMLESS[client])
+    known = {name: fields.pop(name) for name in list(fields) if name in KEPT}
+    assert read_chat_body(CHAT | known | fields) == read_chat_body(CHAT | known)
+
+
+KEPT = {"stream", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n"} | {
+    "presence_penalty", "frequency_penalty", "stream_options",
+}  # fmt: skip
+"""Fields of `HARMLESS` that are served."""
+
+
+def test_every_value_that_a_table_allows_is_taken_and_dropped() -> None:
+    for read, base, tables in (
+        (read_chat_body, CHAT, CHAT_CLIENTS),
+        (read_images_body, DRAW, IMAGE_CLIENTS),
+    ):
+        for table in tables.values():
+            for name, rule in table.items():
+                for value in examples(rule):
+                    assert read(base | {name: value}) == read(base), (name, value)  # type: ignore[operator]
+
+
+def test_every_value_that_the_messages_table_allows_is_taken_and_dropped() -> None:
+    for table in MESSAGE_CLIENTS.values():
+        for name, rule in table.items():
+            for value in examples(rule):
+                body = {"model": "m", "messages": [SAID | {name: value}, *HELLO]}
+                assert read_chat_body(body) == read_chat_body(
+                    {"model": "m", "messages": [SAID, *HELLO]}
+                )
+
+
+def examples(rule: DescribedRule) -> list[Any]:
+    """Values that the rule's schema takes, null among them."""
+    by_type = {"string": "x", "boolean": True, "number": 1.5, "array": ["x"], "object": {}}
+    kinds = rule.schema.get("type", [])
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    found = [by_type[kind] for kind in kinds if kind != "null"]
+    return [*rule.schema.get("enum", []), *found, None]
+
+
+@pytest.mark.parametrize("table", [*CHAT_CLIENTS.values(), *MESSAGE_CLIENTS.values()])
+def test_every_field_that_only_some_values_pass_is_refused_with_the_reason(
+    table: dict[str, DescribedRule],
+) -> None:
+    for name, rule in table.items():
+        if "enum" in rule.schema or rule.schema.get("type") == "null":
+            with pytest.raises(InvalidRequest, match=r"is not supported: .+") as refused:
+                rule(name, "another value")
+            assert refused.value.param == name
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=[str(r[0]) for r in REFUSED])
+def test_a_value_that_would_change_the_answer_is_refused_by_name(
+    fields: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_chat_body(CHAT | fields)
+    assert refused.value.param == param
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_max_tokens_of_minus_one_is_no_limit(name: str) -> None:
+    assert read_chat_body(CHAT | {name: -1}).max_tokens == NO_LIMIT
+    assert read_chat_body(CHAT | {name: -1.0}).max_tokens == NO_LIMIT
+
+
+@pytest.mark.parametrize("seed", [-1, -1.0])
+def test_a_seed_of_minus_one_is_drawn(seed: float) -> None:
+    assert read_chat_body(CHAT | {"seed": seed}) == read_chat_body(CHAT)
+    assert read_images_body(DRAW | {"seed": seed}) == read_images_body(DRAW)
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_an_answer_is_taken_back_with_what_came_with_it(case: str) -> None:
+    plain = read_chat_body({"model": "m", "messages": [SAID, *HELLO]})
+    extended = {"model": "m", "messages": [SAID | MESSAGES[case], *HELLO]}
+    assert read_chat_body(extended) == plain
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_part_is_read_in_every_spelling(case: str) -> None:
+    kind, part = PARTS[case]
+    plain = PARTS["text"][1] if kind == "text" else PARTS["a picture"][1]
+    body = {"model": "m", "messages": messages(part)}
+    assert read_chat_body(body) == read_chat_body({"model": "m", "messages": messages(plain)})
+
+
+@pytest.mark.parametrize(
+    ("part", "param", "words"),
+    [
+        (
+            {"type": "image", "source": {"type": "base64", "data": "AAAA"}},
+            "source",
+            "send the picture as a data URL in `image`",
+        ),
+        ({"type": "image"}, "image", "is required"),
+        ({"type": "image", "image": "https://x/a.png"}, "image", "image"),
+        ({"type": "image", "data": "AAAA", "mimeType": "image/png"}, "data", "unknown field"),
+        ({"type": "input_image", "file_id": "f"}, "file_id", "files are not kept"),
+        ({"type": "input_image", "image_url": "file:///etc/passwd"}, "image_url", "image_url"),
+        ({"type": "input_file", "file_id": "f"}, "type", "parts are text or image_url"),
+        ({"type": "text", "text": "x", "annotations": [{}]}, "annotations", "only be []"),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_read_is_refused_by_name(
+    part: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_chat_body({"model": "m", "messages": messages(part)})
+    assert str(refused.value.param).startswith(f"messages[0].content[0].{param}")
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize("fields", DRAWN_ALIKE, ids=str)
+def test_what_a_client_sends_beside_the_prompt_changes_nothing(fields: dict[str, Any]) -> None:
+    assert read_images_body(DRAW | fields) == read_images_body(DRAW)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"background": "transparent"}, "background"),
+        ({"quality": "lossless"}, "quality"),
+        ({"quality": "turbo"}, "quality"),
+        ({"style": "dark"}, "style"),
+        ({"partial_images": 1}, "partial_images"),
+        ({"stream": True}, "stream"),
+        ({"output_format": "gif"}, "output_format"),
+    ],
+    ids=str,
+)
+def test_what_would_change_the_picture_is_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_images_body(DRAW | fields)
+    assert refused.value.param == param
+
+
+def test_no_field_of_a_client_hides_one_that_is_served() -> None:
+    for own, tables in (
+        (chat_body.OWN_FIELDS, CHAT_CLIENTS),
+        (images_body.OWN_FIELDS, IMAGE_CLIENTS),
+    ):
+        assert not own.keys() & {name for table in tables.values() for name in table}

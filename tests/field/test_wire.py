@@ -1,0 +1,138 @@
+"""Cases of field.md D: names, origins, compressed bodies, streams and pings, over the wire."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import grpc
+import httpx
+import openai
+import pytest
+import tritonclient.http
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.kserve_sdk import pb, pb_grpc
+from predictors.protocol.registry import Registry
+from predictors.settings import Settings
+from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
+from tests.http.openai_echo import Writer, words
+
+SLASHED, ALIAS = "org/name", "team/gpt-4o"
+SPELLINGS = ["org/name", "org%2Fname", "org%2fname"]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """A server of an echo model and a chat model, with slashes in names and two aliases."""
+    settings = small_settings(
+        server={"aliases": f"{ALIAS}=org/writer, plain={SLASHED}", "repository_api": True}
+    )
+    models = [echo(SLASHED, settings), Writer("org/writer", words(), settings)]
+    with serving(*models, settings=settings) as found:
+        yield found
+
+
+@pytest.fixture
+def http(running: Running) -> Iterator[httpx.Client]:
+    with running.client() as found:
+        yield found
+
+
+# -- names -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", [*SPELLINGS, "plain"])
+def test_a_name_with_a_slash_and_an_alias_are_reachable_on_every_route(
+    http: httpx.Client, name: str
+) -> None:
+    called = "plain" if name == "plain" else SLASHED
+    for version in ("", "/versions/1"):
+        path = f"/v2/models/{name}{version}"
+        reply = http.post(f"{path}/infer", json=infer_body("a"))
+        assert (reply.status_code, reply.json()["model_name"]) == (200, called)
+        assert http.get(f"{path}/ready").json() == {"name": called, "ready": True}
+        assert http.get(path).json()["name"] == called
+    for prefix in ("/v1", "/openai/v1"):
+        card = http.get(f"{prefix}/models/{name}").json()
+        assert (card["id"], card["name"], card["ready"]) == (called, called, True)
+    for verb in ("unload", "load"):
+        reply = http.post(f"/v2/repository/models/{name}/{verb}")
+        assert reply.json() == {"name": called, verb: True}
+    reply = http.post(f"/v1/models/{name}:predict", json={})
+    assert (reply.status_code, called in reply.json()["error"]) == (501, True)
+
+
+def test_a_path_below_a_model_that_is_no_route_is_a_404_without_a_false_reason(
+    http: httpx.Client,
+) -> None:
+    for path in ("config", "stats", "versions/1/config", "versions/2/ready", "trace/setting"):
+        reply = http.get(f"/v2/models/{SLASHED}/{path}")
+        assert reply.status_code == 404
+        assert "there is no model" not in reply.json()["error"]
+    reply = http.post("/v2/models/org/nam/infer", json=infer_body("a"))
+    assert reply.json() == {
+        "error": f"there is no model 'org/nam'; served: {SLASHED}, org/writer, {ALIAS}, plain"
+    }
+    assert http.get("/v2/models/" + "a/" * 10_000).status_code == 404
+
+
+def test_every_name_is_listed_once(http: httpx.Client) -> None:
+    names = [SLASHED, "org/writer", ALIAS, "plain"]
+    assert [card["id"] for card in http.get("/v1/models").json()["data"]] == names
+    assert http.get("/v1/models").json()["models"] == names
+    assert http.get("/v2/models").json()["models"] == names
+    index = http.post("/v2/repository/index").json()
+    assert [entry["name"] for entry in index] == names[:2]  # aliases are not loaded or unloaded
+
+
+def test_openais_client_reads_its_alias_back(running: Running) -> None:
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0) as client:
+        assert client.models.retrieve(ALIAS).id == ALIAS
+        asked = client.chat.completions.create(
+            model=ALIAS, messages=[{"role": "user", "content": "a"}]
+        )
+        assert asked.choices[0].message.content == "a:1"
+
+
+@pytest.mark.parametrize("name", [SLASHED, "plain"])
+def test_tritonclient_and_grpc_find_the_name(running: Running, name: str) -> None:
+    rest = tritonclient.http.InferenceServerClient(running.url.removeprefix("http://"))
+    try:
+        assert rest.is_model_ready(name)
+        assert rest.get_model_metadata(name)["name"] == name
+    finally:
+        rest.close()
+    request = pb.ModelInferRequest(model_name=name)
+    tensor = request.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"a")
+    with grpc.insecure_channel(running.grpc_target) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ModelInfer(request, timeout=PATIENCE_S).model_name == name
+        assert stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=PATIENCE_S).ready
+        asked = pb.ModelMetadataRequest(name=name)
+        assert stub.ModelMetadata(asked, timeout=PATIENCE_S).name == name
+
+
+def test_metrics_have_the_models_own_name(http: httpx.Client) -> None:
+    http.post("/v2/models/plain/infer", json=infer_body("a"))
+    http.post("/v1/chat/completions", json={"model": ALIAS, "messages": []})
+    series = re.findall(r'requests_total\{[^}]*model="([^"]*)"', http.get("/metrics").text)
+    assert SLASHED in series
+    assert "org/writer" in series
+    assert not {"plain", ALIAS} & set(series)
+
+
+def test_a_bad_name_ends_the_start_at_once() -> None:
+    arguments = ["--model", "a=.", "--served-model-name", "b=c", "--log-format", "text"]
+    command = [sys.executable, "-m", "predictors", "serve", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    message = "error: the alias 'b' names no model: 'c'; served: a\n"
+    assert (ended.returncode, ended.stderr) == (2, message)
+
+
+def test_a_second_model_of_the_same_name_is_refused() -> None:
+    registry = Registry([echo("a")], Settings())
+    with pytest.raises(InvalidRequest, match="'a' is given twice"):
+        registry.add(echo("a"))
+    registry.add(registry.models["a"])  # KServe's `start` may name a model again

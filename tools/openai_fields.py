@@ -1,0 +1,92 @@
+"""Generates docs/openai-fields.md from the rule tables of predictors/protocol/openai."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from predictors.protocol.openai import chat_body, clients, images_body, messages
+from predictors.protocol.openai.fields import Rule, schema_of
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
+HEAD = """# Fields of the OpenAI routes
+
+<!-- Written by `make docs` from predictors/protocol/openai; edit the tables there. -->
+
+Every field that a body may have, by who sends it. "Ignored" are fields that can't change the
+answer, "only" those that are ignored at the values that ask for what is done anyway, and refused
+with a 400 at any other. Everything that is not on this page is a 400 with the nearest name. `null`
+is the same as leaving a field out. What our own fields mean is in [api.md](api.md#openai); ranges
+that depend on the model are in `/openapi.json` of the running server.
+"""
+SHOWN_TYPES = {
+    "object": "an object",
+    "array": "a list",
+    "string": "text",
+    "boolean": "true or false",
+}
+WIDTH = 80  # characters of a description of values
+
+
+def files() -> dict[Path, str]:
+    """The page, by its path."""
+    lines = [HEAD]
+    for title, own, tables in (
+        ("POST /v1/chat/completions", chat_body.OWN_FIELDS, clients.CHAT_CLIENTS),
+        ("POST /v1/images/generations", images_body.OWN_FIELDS, clients.IMAGE_CLIENTS),
+    ):
+        lines += [f"## {title}", "", *_table("OpenAI, and our own", own)]
+        for client, table in tables.items():
+            lines += _table(client, table)
+    lines += ["## Messages and their parts", ""]
+    own = {n: r for n, r in messages.MESSAGE_FIELDS.items() if n not in _sent_by_clients()}
+    lines += _table("A message, OpenAI", own)
+    for client, table in clients.MESSAGE_CLIENTS.items():
+        lines += _table(f"A message, {client}", table)
+    lines += _table("Every part", clients.PART_FIELDS)
+    lines += _table("`image_url`", clients.URL_FIELDS)
+    return {PAGE: "\n".join(lines)}
+
+
+def _sent_by_clients() -> set[str]:
+    return {name for table in clients.MESSAGE_CLIENTS.values() for name in table}
+
+
+def _table(title: str, rules: Mapping[str, Rule]) -> list[str]:
+    rows = [f"| `{name}` | {taken(schema_of(rule))} |" for name, rule in rules.items()]
+    return [f"### {title}", "", "| field | takes |", "|---|---|", *rows, ""]
+
+
+def taken(schema: Mapping[str, Any]) -> str:
+    """What a schema takes, in words."""
+    said = str(schema.get("description", ""))
+    is_only = said.startswith("Ignored, else refused: ")
+    if is_only and "enum" not in schema:
+        return f"refused: {said.removeprefix('Ignored, else refused: ').rstrip('.')}"
+    if is_only:
+        values = " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+        return f"only {values}: {said.removeprefix('Ignored, else refused: ').rstrip('.')}"
+    if said.startswith("Ignored"):
+        return said[0].lower() + said[1:].rstrip(".")
+    return "; ".join(filter(None, [_values(schema), said.rstrip(".")]))
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "anyOf" in schema or "oneOf" in schema:
+        options = schema.get("anyOf", schema.get("oneOf"))
+        shared = {"type": schema["type"]} if "type" in schema else {}
+        found = " or ".join(dict.fromkeys(_values({**shared, **option}) for option in options))
+        return found if len(found) <= WIDTH else "see api.md"
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        noun = "whole number" if kind == "integer" else "number"
+        if "exclusiveMinimum" in schema:
+            return f"{noun} above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
+        return f"{noun} from {schema['minimum']} to {schema['maximum']}"
+    return SHOWN_TYPES[str(kind)]
