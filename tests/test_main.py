@@ -241,6 +241,23 @@ def test_a_wrong_command_line_prints_the_usage(
     assert "usage: python -m predictors" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["serve", "warm", "profile"])
+def test_a_missing_model_is_asked_for_with_the_architectures_that_are_served(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        root.main([verb])
+    said = capsys.readouterr().err
+    assert f"--model NAME=PATH is required: the folder of a {', '.join(root.MODELS)}" in said
+
+
+def test_profile_says_that_it_takes_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        root.main(["profile", "--help"])
+    model = capsys.readouterr().out.partition("--model NAME=PATH  ")[2].splitlines()[0]
+    assert model.strip() == "the model; once"
+
+
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Sequence[str], Path]] = []
     monkeypatch.setattr(demo, "run_demo", lambda prompts, out: calls.append((prompts, out)) or 3)
