@@ -170,7 +170,7 @@ def quantize(arguments: argparse.Namespace) -> int:
     source = _flux_folder(arguments.source)
     from predictors.models.flux.quantize import quantize_checkpoint
 
-    num_bytes = quantize_checkpoint(source, arguments.target)
+    num_bytes = quantize_checkpoint(source, arguments.target, _wanted_variant())
     sys.stdout.write(f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights\n")
     return 0
 
@@ -208,7 +208,8 @@ def convert(arguments: argparse.Namespace) -> int:
     base = _flux_folder(arguments.base)
     from predictors.models.flux.convert import convert_checkpoint
 
-    for line in convert_checkpoint(arguments.source, arguments.target, base):
+    variant = _wanted_variant()
+    for line in convert_checkpoint(arguments.source, arguments.target, base, variant):
         sys.stdout.write(f"{line}\n")
     return 0
 
@@ -314,6 +315,10 @@ def _flux_folder(path: Path) -> Path:
     if architecture_of(folder) != "FluxPipeline":
         raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")
     return folder
+
+
+def _wanted_variant() -> str:
+    return from_env(os.environ).compute.weights_variant
 
 
 def _read_settings(arguments: argparse.Namespace) -> Settings:

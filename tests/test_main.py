@@ -32,8 +32,11 @@ class Host:
 class Predictor:
     """A stand-in for a predictor that keeps its arguments."""
 
-    def __init__(self, name: str, checkpoint: Path, settings: Settings, workers: Any) -> None:
+    def __init__(
+        self, name: str, checkpoint: Path, settings: Settings, workers: Any, **parts: Any
+    ) -> None:
         self.name = name
+        self.given = parts
         self.checkpoint = checkpoint
         self.settings = settings
         self.workers = workers
@@ -107,6 +110,15 @@ def test_every_model_is_built_from_its_folder_and_the_exit_code_is_the_servers(
     models, settings = Server.given
     assert [(model.name, model.checkpoint) for model in models] == [("a", flux), ("b", qwen)]
     assert all(model.settings is settings for model in models)
+
+
+def test_components_reach_their_model_and_no_other(flux: Path, qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    component = f"--component=a.transformer={tmp_path / 'mine'}"
+    root.main(["serve", f"--model=a={flux}", f"--model=b={qwen}", component])
+    one, other = Server.given[0]
+    assert one.given == {"parts": {"transformer": tmp_path / "mine"}}
+    assert other.given == {}
 
 
 def test_a_flag_beats_the_environment(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:

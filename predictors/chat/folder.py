@@ -12,11 +12,11 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
-    check_adapters,
     is_real,
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 

@@ -22,8 +22,14 @@ from transformers import T5EncoderModel
 
 from predictors import __main__ as root
 from predictors.cli.arguments import named_components, named_paths
-from predictors.compute.checkpoint.headers import announce_weights, weight_files
-from predictors.compute.checkpoint.layout import advice, resolve_folder, resolve_snapshot
+from predictors.compute.checkpoint.headers import weight_files
+from predictors.compute.checkpoint.layout import (
+    advice,
+    announce_weights,
+    check_adapters,
+    resolve_folder,
+    resolve_snapshot,
+)
 from predictors.compute.checkpoint.shards import Shards
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
@@ -204,9 +210,11 @@ def test_the_variant_that_is_read_is_logged(
         announce_weights("flux, vae", folder, "")
         announce_weights("flux, vae", component(tmp_path / "plain", PLAIN), "")
         announce_weights("flux, vae", tmp_path / "plain", "fp16")
+        announce_weights("q", component(tmp_path / "q", "model.safetensors", "a.safetensors"), "")
     assert [record.getMessage() for record in caplog.records] == [
         "flux, vae: the weights are read from the files of the variant fp16",
         "flux, vae: there is no variant fp16, the plain weights files are read",
+        "q: not read: a.safetensors",
     ]
 
 
@@ -378,6 +386,18 @@ def test_a_folder_near_a_checkpoint_is_named_with_what_to_give(
     assert bool(said) == bool(found)
     with pytest.raises(InvalidRequest):
         root.served_architecture(tmp_path / "e")
+
+
+def test_an_adapter_beside_the_weights_is_found_by_its_tensors(tmp_path: Path) -> None:
+    """Whatever it is called: it would not be applied."""
+    folder = variant(FLUX / "transformer", tmp_path / "transformer")
+    save_file({"style.weight": torch.zeros(1)}, folder / "style.safetensors")
+    check_adapters(folder, "transformer")  # no adapter
+    file_of("a.lora_A.weight", "a.lora_B.weight")(folder)
+    with pytest.raises(
+        EngineFailed, match=r"transformer holds an adapter \(weights\.safetensors\)"
+    ):
+        check_adapters(folder, "transformer")
 
 
 def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:

@@ -22,12 +22,6 @@ COUNT = (0, 1000)
 WIDTH = (1, 2**20)
 OPTIONAL = {"out_channels"}
 """Numbers that may be null in a config."""
-ADAPTER_FILES = (
-    "adapter_config.json",
-    "adapter_model.*",
-    "pytorch_lora_weights.*",
-    "*lora*.safetensors",
-)
 UNQUANTISED = "take the unquantised folder"
 SHOWN = 60  # characters of a value that a message repeats
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
@@ -122,16 +116,6 @@ def check_rules(rules: Mapping[str, bool], where: str) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise EngineFailed(f"{where}: {rule}")
-
-
-def check_adapters(folder: Path, component: str) -> None:
-    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
-    for pattern in ADAPTER_FILES:
-        for file in sorted(folder.glob(pattern)):
-            raise EngineFailed(
-                f"{component} holds an adapter ({file.name}), which would not be applied; merge it "
-                "into the weights, or take it out of the folder"
-            )
 
 
 def is_real(value: object) -> bool:

@@ -8,7 +8,6 @@ Errors name the file, never the path of the folder.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from safetensors import SafetensorError, safe_open
 
 from predictors.compute.checkpoint.folder import check_file, read_whole, shown
 from predictors.errors import EngineFailed
-
-log = logging.getLogger(__name__)
 
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' and diffusers' names
 _STEM = "|".join(STEMS)
@@ -106,7 +103,7 @@ def weight_files(folder: Path, variant: str = "") -> list[Path]:
     diffusers. Without plain files the only variant there is read, if none is wanted. Raises
     `EngineFailed` where two files could be meant, and where there is none.
     """
-    found = _beginnings(folder)
+    found = variants_of(folder)
     taken = found.get(taken_variant(found, variant))
     if taken is None:
         if not found:
@@ -127,16 +124,6 @@ def weight_files(folder: Path, variant: str = "") -> list[Path]:
     return [_shard(folder, name) for name in files[taken[0]]]
 
 
-def announce_weights(name: str, folder: Path, variant: str) -> None:
-    """Log which variant of the files `weight_files` takes for `name`, and raise as it does."""
-    weight_files(folder, variant)
-    taken = taken_variant(_beginnings(folder), variant)
-    if taken:
-        log.info("%s: the weights are read from the files of the variant %s", name, taken)
-    elif variant:
-        log.info("%s: there is no variant %s, the plain weights files are read", name, variant)
-
-
 def taken_variant(found: Collection[str], variant: str) -> str:
     """The variant that is read of those in `found`; empty for the plain files."""
     if variant in found:
@@ -145,14 +132,19 @@ def taken_variant(found: Collection[str], variant: str) -> str:
     return next(iter(found)) if is_only_one else ""
 
 
-def _beginnings(folder: Path) -> dict[str, list[str]]:
-    """The names of single files and indices by variant; the plain one's is empty."""
+def variants_of(folder: Path) -> dict[str, list[str]]:
+    """The names of single files and indices by variant of the weights; the plain one is empty."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.safetensors*")):
         match = next(filter(None, (each.fullmatch(file.name) for each in BEGINNINGS)), None)
         if match and not SHARDS.fullmatch(file.name) and file.is_file():
             found.setdefault(match[1] or "", []).append(file.name)
     return found
+
+
+def is_weights_file(file: Path) -> bool:
+    """True for a name under which weights or a shard of them are read."""
+    return bool(SHARDS.fullmatch(file.name) or BEGINNINGS[0].fullmatch(file.name))
 
 
 def _no_weights(folder: Path) -> str:

@@ -6,15 +6,25 @@ Messages name files and the last component of a path, never the whole path.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from predictors.compute.checkpoint.accounting import ADAPTED
-from predictors.compute.checkpoint.folder import ADAPTER_FILES, read_json, read_whole, shown
-from predictors.compute.checkpoint.headers import OTHER_FORMATS, read_file_headers
+from predictors.compute.checkpoint.folder import read_json, read_whole, shown
+from predictors.compute.checkpoint.headers import (
+    OTHER_FORMATS,
+    is_weights_file,
+    read_file_headers,
+    taken_variant,
+    variants_of,
+    weight_files,
+)
 from predictors.errors import EngineFailed, InvalidRequest
+
+log = logging.getLogger(__name__)
 
 INDEX, CONFIG = "model_index.json", "config.json"
 CACHE = "models--"
@@ -27,7 +37,13 @@ PARTS = {
     "T5EncoderModel": "text_encoder_2",
 }
 """Parts of pipelines by the class that their config names."""
-MAX_FILES = 20  # whose headers are read for an advice
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.*",
+    "pytorch_lora_weights.*",
+    "*lora*.safetensors",
+)
+MAX_FILES = 20  # whose headers are read to find adapters
 
 
 def resolve_folder(path: Path, flag: str) -> Path:
@@ -73,7 +89,7 @@ def _main_revision(folder: Path) -> str:
 
 def advice(folder: Path) -> str:
     """The likely kind of a folder without a known class, and what to give instead; or empty."""
-    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES) or _is_adapter(folder):
+    if find_adapter(folder, sorted(folder.glob("*.safetensors"))):
         return "it holds an adapter: merge it into its model and give that folder"
     if caches := sorted(each.name for each in folder.glob(f"{CACHE}*") if each.is_dir()):
         return f"it holds a hub's cache: give one of {shown(', '.join(caches))} in it"
@@ -112,12 +128,41 @@ def _weights_advice(folder: Path) -> str:
     return ""
 
 
-def _is_adapter(folder: Path) -> bool:
-    """True if the folder's safetensors files hold tensors of adapters only."""
-    names: list[str] = []
-    for file in sorted(folder.glob("*.safetensors"))[:MAX_FILES]:
+def check_adapters(folder: Path, component: str) -> None:
+    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
+    others = [file for file in sorted(folder.glob("*.safetensors")) if not is_weights_file(file)]
+    if name := find_adapter(folder, others):
+        raise EngineFailed(
+            f"{component} holds an adapter ({name}), which would not be applied; merge it into the "
+            "weights, or take it out of the folder"
+        )
+
+
+def find_adapter(folder: Path, weights: Sequence[Path]) -> str:
+    """The name of an adapter's file in a folder, by its name or, of `weights`, by its tensors."""
+    for pattern in ADAPTER_FILES:
+        for file in sorted(folder.glob(pattern)):
+            return file.name
+    for file in weights[:MAX_FILES]:
         try:
-            names += read_file_headers(file)
+            names = read_file_headers(file)
         except EngineFailed:
-            return False
-    return bool(names) and all(ADAPTED.search(name) for name in names)
+            continue
+        if names and all(ADAPTED.search(name) for name in names):
+            return file.name
+    return ""
+
+
+def announce_weights(name: str, folder: Path, variant: str) -> None:
+    """Log which files `weight_files` takes for `name` if these are not the plain ones or not all;
+    raises as it does."""
+    read = {file.name for file in weight_files(folder, variant)}
+    taken = taken_variant(variants_of(folder), variant)
+    if taken:
+        log.info("%s: the weights are read from the files of the variant %s", name, taken)
+    elif variant:
+        log.info("%s: there is no variant %s, the plain weights files are read", name, variant)
+    if others := sorted(
+        file.name for file in folder.glob("*.safetensors") if file.name not in read
+    ):
+        log.info("%s: not read: %s", name, ", ".join(others))

@@ -28,7 +28,7 @@ from predictors.models.flux.single_file_names import Cut
 from predictors.models.flux.stored import check_headers
 from predictors.models.flux.summary import summarise
 from predictors.models.flux.tensors import with_defaults
-from predictors.settings import Settings
+from predictors.settings import ComputeSettings, Settings
 
 AXES = {128: (16, 56, 56)}
 """FLUX.1's rotary features per position axis, by those of a head; no tensor shows them."""
@@ -43,9 +43,9 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 
 
-def convert_checkpoint(source: Path, target: Path, base: Path) -> list[str]:
+def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = "") -> list[str]:
     """Write the new folder `target` from the file `source` and the folder `base`; returns a line
-    for each part that says where its weights are from.
+    for each part that says where its weights are from. `variant` is the wanted one of the base's.
 
     Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint for text to
     image, and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
@@ -54,7 +54,7 @@ def convert_checkpoint(source: Path, target: Path, base: Path) -> list[str]:
         raise InvalidRequest(f"{target.name} exists already; nothing was written")
     file = read_single_file(source)
     config = _transformer_config(file, base)
-    _check_parts(file, config, base)
+    _check_parts(file, config, base, variant)
     growing = target.with_name(f"{target.name}.part")
     if growing.exists():
         raise InvalidRequest(f"{growing.name} is left of an earlier run; remove it first")
@@ -63,7 +63,8 @@ def convert_checkpoint(source: Path, target: Path, base: Path) -> list[str]:
         text = json.dumps(config, indent=2)
         (growing / "transformer" / "config.json").write_text(text, encoding="utf-8")
         lines = [_write_part(file, part, growing / part) for part in file.parts]
-        summarise(growing, Settings(), CardFacts())  # raises as the start would
+        settings = Settings(compute=ComputeSettings(weights_variant=variant))
+        summarise(growing, settings, CardFacts())  # raises as the start would
         growing.rename(target)
     except OSError as error:
         raise EngineFailed(f"{target.name} can't be written: {error.strerror}") from error
@@ -98,12 +99,12 @@ def _transformer_config(file: SingleFile, base: Path) -> dict[str, Any]:
     return sizes.config(tuple(axes))
 
 
-def _check_parts(file: SingleFile, config: dict[str, Any], base: Path) -> None:
+def _check_parts(file: SingleFile, config: dict[str, Any], base: Path, variant: str) -> None:
     """Raise `EngineFailed` for a part that fits to no config or has no weights, before gigabytes
     are written."""
     for part in WEIGHTED_PARTS:
         if part not in file.parts:
-            weight_files(base / part)
+            weight_files(base / part, variant)
             continue
         if part != "transformer":
             config = read_json(base / part, "config.json", f"{part}/config.json")

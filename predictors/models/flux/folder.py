@@ -19,13 +19,13 @@ from predictors.compute.checkpoint.accounting import FP8, witness
 from predictors.compute.checkpoint.folder import (
     COUNT,
     WIDTH,
-    check_adapters,
     check_numbers,
     is_real,
     read_json,
     shown,
 )
 from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.compute.checkpoint.quantised.config import named_method, read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from predictors.compute.checkpoint.headers import announce_weights
+from predictors.compute.checkpoint.layout import announce_weights
 from predictors.diffusion.predictor import DiffusionPredictor
 from predictors.models.flux.folder import WEIGHTED_PARTS
 from predictors.models.flux.model import FluxModel

@@ -14,7 +14,7 @@ from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor
-from predictors.compute.checkpoint.headers import announce_weights
+from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen3_vl.config import read_shapes
 from predictors.models.qwen3_vl.vision.encoder import Encoder
