@@ -283,9 +283,8 @@ class FluxSettings(SettingsGroup):
     """Lets the tiers with fp8 weights use fp8 in attention too, if FlashAttention 3 (`pip install
     vision-predictors[fa3]`) and a Hopper GPU are present."""
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
-    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of a FLUX.1
-    checkpoint on the GPU and changes pictures. It needs `tiers` that hold fp8 weights alone
-    (`high`, `high,turbo`). `auto`: `compute.dtype`."""
+    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
+    and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

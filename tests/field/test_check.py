@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +22,9 @@ from hypothesis import strategies as st
 from predictors import __main__ as root
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.errors import ServingError
-from predictors.settings import Settings
+from predictors.settings import FluxSettings, Settings
 from tests.fakes import PATIENCE_S
+from tests.field import card_table
 from tests.full_size import QWEN_7B, flux_dev_folder, qwen_folder, write_sparse
 from tests.variants import FLUX, QWEN, variant, without
 
@@ -65,6 +68,13 @@ def measured_peak() -> int:
     """Bytes that torch held at most, with all tiers loaded, on an H200."""
     rows = json.loads((REPOSITORY / "benchmarks/results/flux.json").read_text())["rows"]
     return max(row["peak_bytes"] for row in rows if row["engine"].startswith("here"))
+
+
+def measured_rows() -> list[dict[str, Any]]:
+    """Of FLUX.1-dev's sizes on an H200, by the tiers that were loaded."""
+    raw = (REPOSITORY / "benchmarks/results/flux_memory.json").read_text()
+    found: list[dict[str, Any]] = json.loads(raw)["rows"]
+    return found
 
 
 # -- folders of full size --------------------------------------------------------------------------
@@ -324,3 +334,41 @@ def test_a_folder_of_another_kind_is_described_as_far_as_it_can_be(tmp_path: Pat
             "stored_values": {"BF16": 32}, "quantisation": "",
         }
     ]  # fmt: skip
+
+
+# -- docs/your-own-models.md -----------------------------------------------------------------------
+PAGE = (REPOSITORY / "docs/your-own-models.md").read_text()
+
+
+def test_the_pages_example_is_what_the_command_prints() -> None:
+    (block,) = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    command, _, printed = block.partition("\n")
+    assert command.startswith("$ .venv/bin/predictors check ")
+    ended = run(shlex.split(command)[2:])
+    assert ended.stdout == printed
+
+
+def test_the_pages_table_of_cards_is_computed() -> None:
+    assert "\n".join(card_table.table()) in PAGE
+
+
+def test_the_page_names_every_key_of_the_report() -> None:
+    report = report_of(QWEN, "--memory=24GiB")
+    keys = set(report) | set(report["card"])
+    for each in (*report["parts"], *report["options"]):
+        keys |= set(each)
+    keys |= set(report["options"][0]["detail"])
+    section = PAGE.split("## Keys of `--json`")[1]
+    assert keys == {name for name in re.findall(r"`([a-z_]+)`", section) if name in keys}
+
+
+@pytest.mark.parametrize("row", measured_rows(), ids=lambda row: str(row["asked"]))
+def test_the_arithmetic_is_what_was_measured_on_a_card(row: dict[str, Any]) -> None:
+    """The peak of all tiers gave the work; these were measured afterwards."""
+    asked = row["asked"]
+    settings = FluxSettings(
+        tiers=asked["tiers"], conditioning_precision=asked["conditioning_precision"]
+    )
+    options = card_table.flux_options(CardFacts(), settings)
+    (chosen,) = [option for option in options if option.is_chosen]
+    assert chosen.total_bytes / 2**30 == pytest.approx(row["device_used_gib"], rel=0.02)

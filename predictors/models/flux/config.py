@@ -89,9 +89,10 @@ def read_checkpoint(
     Raises `EngineFailed` for a folder that would not be drawn as diffusers draws it.
     """
     folders = part_folders(folder, replaced)
-    is_narrow = is_quantised(folders["transformer"])
+    is_narrow = is_quantised(folders["transformer"], variant)
     raw = check_folder(folder, replaced)
-    raw["transformer"].pop("quantization_config", None)
+    for part in ("transformer", "vae"):
+        raw[part].pop("quantization_config", None)
     # instances fill in the defaults of absent fields; meta costs nothing
     with torch.device("meta"):
         transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")

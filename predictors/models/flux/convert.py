@@ -16,15 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from predictors.compute.checkpoint.folder import QUANTISATION_KEYS, read_json, shown
-from predictors.compute.checkpoint.headers import Header, StoredTensor, weight_files
+from predictors.compute.checkpoint.folder import read_json, shown
+from predictors.compute.checkpoint.headers import Header, weight_files
+from predictors.compute.checkpoint.quantised.config import KEYS
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.compute.checkpoint.writing import write_tensors
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.flux.folder import WEIGHTED_PARTS, check_folder
 from predictors.models.flux.single_file import NARROW, SingleFile, StoredPart, read_single_file
 from predictors.models.flux.single_file_names import Cut
-from predictors.models.flux.summary import check_component, summarise
+from predictors.models.flux.stored import check_headers
+from predictors.models.flux.summary import summarise
 from predictors.models.flux.tensors import with_defaults
 from predictors.settings import ComputeSettings, Settings
 
@@ -107,8 +109,7 @@ def _check_parts(file: SingleFile, config: dict[str, Any], base: Path, variant: 
         if part != "transformer":
             config = read_json(base / part, "config.json", f"{part}/config.json")
         made = _headers(file.parts[part]).items()
-        planned = {name: StoredTensor(file.path, 0, 0, header) for name, header in made}
-        check_component(part, with_defaults(part, config), planned)
+        check_headers(part, with_defaults(part, config), dict(made))
 
 
 def _copy(base: Path, target: Path, file: SingleFile) -> None:
@@ -126,7 +127,7 @@ def _copy(base: Path, target: Path, file: SingleFile) -> None:
         config = target / entry.name / "config.json"
         if entry.name in file.parts and config.is_file():
             own = read_json(config.parent, config.name, f"{entry.name}/config.json")
-            kept = {key: value for key, value in own.items() if key not in QUANTISATION_KEYS}
+            kept = {key: value for key, value in own.items() if key not in KEYS}
             config.write_text(json.dumps(kept, indent=2), encoding="utf-8")
 
 
