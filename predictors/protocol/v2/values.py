@@ -8,15 +8,13 @@ or raw).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images.urls import WHITE_SPACE
+from predictors.protocol.images.urls import read_base64
 
 Scalar = str | int | float | bool
 
@@ -109,7 +107,7 @@ class InputTensors:
         return [None if row is None else _utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_files(self, name: str) -> list[bytes] | None:
-        """Files of a BYTES input, or None: raw, or base64 if they came as JSON strings."""
+        """Files of a BYTES input, or None. JSON strings hold them as base64 or data URLs."""
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.text and tensor.datatype == "BYTES":
             self._tensors[name] = with_files(tensor)
@@ -222,12 +220,12 @@ class Parameters:
 
 
 def with_files(tensor: Tensor) -> Tensor:
-    """A BYTES tensor with its base64 text decoded to files; any other as it is."""
+    """A BYTES tensor with its base64 or data URLs decoded to files; any other as it is."""
     if tensor.datatype != "BYTES":
         return tensor
     rows: Sequence[bytes | None] = tensor.data  # type: ignore[assignment]
     files = [
-        None if row is None else decode_base64(row, param=tensor.name, row=i)
+        None if row is None else read_base64(row, param=tensor.name, row=i)
         for i, row in enumerate(rows)
     ]
     return replace(tensor, data=files, text=False)
@@ -240,14 +238,6 @@ def count_rows(**columns: Sequence[object] | None) -> int:
         found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise InvalidRequest(f"inputs disagree on the number of rows: {found}")
     return next(iter(lengths.values()), 0)
-
-
-def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
-    """Standard base64, with or without line breaks; raises `InvalidRequest` for anything else."""
-    try:
-        return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{param} is not base64", param=param, row=row) from error
 
 
 def _utf8(name: str, row: int, raw: bytes) -> str:
