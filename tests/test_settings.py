@@ -85,6 +85,7 @@ DEFAULTS = {
     "flux.tiers": "auto",
     "flux.default_tier": "",
     "flux.fp8_attention": True,
+    "flux.conditioning_precision": "auto",
     "flux.age_limit_s": 30.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,

@@ -12,13 +12,12 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
-    UNQUANTISED,
     check_adapters,
     is_real,
-    quantisation,
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 
 PARTS = {"text_config": "language model", "vision_config": "vision tower"}
@@ -55,7 +54,7 @@ NAMED_TOKENS = {
 
 def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
     """The raw `config.json`. Raises `InvalidRequest` for another model, and `EngineFailed` for
-    adapters, quantised parts and files that are no JSON objects."""
+    adapters, quantisations that are not served and files that are no JSON objects."""
     config = read_json(checkpoint, "config.json", "config.json")
     if config.get("model_type") != model_type:
         raise InvalidRequest(
@@ -78,18 +77,16 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raise `EngineFailed` for a method that is not served."""
+
+    def shows() -> str:
+        return witness(checkpoint)
+
     for key, part in PARTS.items():
         own = config.get(key)
-        if isinstance(own, dict) and (method := quantisation(own)):
-            raise EngineFailed(
-                f"the {part} is quantised ({method}, says config.json{witness(checkpoint)}): "
-                f"{UNQUANTISED}"
-            )
-    if method := quantisation(config, checkpoint):
-        raise EngineFailed(
-            f"the language model is quantised ({method}, says its config{witness(checkpoint)}): "
-            f"{UNQUANTISED}"
-        )
+        if isinstance(own, dict):
+            read_quantisation(own, None, f"the {part}", shows)
+    read_quantisation(config, checkpoint, "the language model", shows)
 
 
 def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:

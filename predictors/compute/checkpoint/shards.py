@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -34,6 +34,19 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """torch's dtypes by their names in safetensors. Tensors of other types are read one by one."""
+
+
+class Source(Protocol):
+    """Stored tensors by name, as a model's modules are filled from."""
+
+    def __contains__(self, name: str) -> bool:
+        """True if it is stored."""
+
+    def shape(self, name: str) -> Sequence[int]:
+        """The shape of one tensor."""
+
+    def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
+        """Copy each (target, stored name), any dtype; `EngineFailed` for another shape."""
 
 
 class Shards:

@@ -82,7 +82,8 @@ def read_checkpoint(folder: Path) -> tuple[FluxConfig, Tokenizers]:
     """
     is_narrow = is_quantised(folder / "transformer")
     raw = check_folder(folder)
-    raw["transformer"].pop("quantization_config", None)
+    for part in ("transformer", "vae"):
+        raw[part].pop("quantization_config", None)
     # instances fill in the defaults of absent fields; meta costs nothing
     with torch.device("meta"):
         transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")
