@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from predictors.compute.checkpoint.accounting import ExpectedTensor, check_tensors
 from predictors.compute.checkpoint.headers import Header
@@ -23,12 +23,10 @@ RENAMED = (  # what transformers 5 and its earlier releases call the same things
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
-COMPONENTS = ("the language model", "the vision tower")
-VISION = "visual."
+LANGUAGE, VISION = "the language model", "the vision tower"  # as messages call the two
 FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames of a picture: (hidden, channels, 2, patch, patch)."""
+"""Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
 
-V = TypeVar("V")
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
 
@@ -62,11 +60,6 @@ def hub_name(name: str) -> str:
     return name
 
 
-def component_of(name: str) -> str:
-    """The part that a stored tensor belongs to, as messages call it."""
-    return COMPONENTS[hub_name(name).startswith(VISION)]
-
-
 def decoder_tensors(sizes: DecoderSizes) -> Shapes:
     """All of the language model; without the head if it is tied."""
     hidden, mlp = sizes.hidden, sizes.mlp
@@ -97,25 +90,30 @@ def block_linear_shapes(sizes: DecoderSizes) -> list[tuple[int, ...]]:
     return [s for name, s in decoder_tensors(sizes).items() if name.endswith("_proj.weight")]
 
 
+def component_of(name: str) -> str:
+    """The part that a stored tensor belongs to."""
+    return VISION if hub_name(name).startswith("visual.") else LANGUAGE
+
+
 def check_weights(
-    stored: Mapping[str, Header], decoder: Shapes, vision: Shapes, *, is_tied: bool
+    stored: Mapping[str, Header], expected: Mapping[str, tuple[int, ...] | None]
 ) -> None:
     """Raise `EngineFailed` unless every stored tensor has a place, and every place a tensor.
 
-    `stored` by the hub's names. A head beside a tied embedding is allowed.
+    Both by the hub's names. A shape of None is checked elsewhere. A head beside a tied embedding is
+    allowed.
     """
-    if is_tied and HEAD in stored:
-        decoder = {**decoder, HEAD: decoder[EMBEDDING]}
-    expected = decoder | vision
-    for component in COMPONENTS:
+    for component in (LANGUAGE, VISION):
         mine = {n: h for n, h in stored.items() if component_of(n) == component}
-        wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
+        wanted = {n: ExpectedTensor(shape) for n, shape in expected.items() if n in mine}
+        if HEAD in mine:
+            wanted.setdefault(HEAD, ExpectedTensor(expected.get(EMBEDDING)))
         check_tensors(component, mine, wanted, UNUSED)
     if missing := expected.keys() - stored.keys():
         raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
 
 
-def by_hub_names(stored: Mapping[str, V]) -> dict[str, V]:
+def by_hub_names(stored: Mapping[str, Any]) -> dict[str, Any]:
     """`stored` by the hub's names; raises `EngineFailed` for a weight that is there twice."""
     found: dict[str, str] = {}
     for name in stored:

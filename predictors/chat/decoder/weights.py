@@ -1,13 +1,12 @@
 """A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
-Weights come from safetensors only, single or in opened. Two exact rewrites happen on the way: q, k,
+Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
 v and gate, up are packed, and the two identical frames of a still picture are folded into one.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +20,16 @@ from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
 from predictors.chat.decoder.rotary import inverse_frequencies
 from predictors.chat.tensors import (
-    COMPONENTS,
     EMBEDDING,
     FRAMES,
     HEAD,
-    UNUSED,
+    LANGUAGE,
+    VISION,
     by_hub_names,
+    check_weights,
     component_of,
 )
-from predictors.compute.checkpoint.accounting import FLOATS, ExpectedTensor, check_tensors
+from predictors.compute.checkpoint.accounting import FLOATS
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
@@ -75,11 +75,13 @@ def load_modules(
     make_vision: Callable[[], V],
     vision_slots: Callable[[V], dict[str, Tensor]],
     placement: Placement,
+    variant: str = "",
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
-    stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
-    of another shape or of no use, before any memory is taken."""
-    with PlainTensors(checkpoint, component_of) as opened:
+    stored name that begins with `visual.`, `variant` is the wanted one of the files. Raises
+    `EngineFailed` naming a tensor that is missing, of another shape or of no use, before any memory
+    is taken."""
+    with PlainTensors(checkpoint, component_of, variant) as opened:
         stored = by_hub_names({name: name for name in opened})
         shape = replace(shape, tied=_is_tied(shape, opened, stored))
         with torch.device("meta"):
@@ -125,20 +127,13 @@ def _check(
     placement: Placement,
 ) -> None:
     """Every stored tensor has a place, and every place a tensor; only headers are read."""
-    headers = opened.headers()
-    for component in COMPONENTS:
-        mine = {n: headers[s] for n, s in stored.items() if component_of(n) == component}
-        wanted = {
-            name: ExpectedTensor(None if name == FRAMES else tuple(slot.shape))
-            for name, slot in slots.items()
-            if name in mine
-        }
-        tied = "" if HEAD in slots else f"|^{re.escape(HEAD)}$"
-        check_tensors(component, mine, wanted, UNUSED + tied)
-        names = [stored[name] for name in wanted]
+    headers = {name: opened.headers()[theirs] for name, theirs in stored.items()}
+    # frames are folded, and checked when they are
+    shapes = {name: None if name == FRAMES else tuple(slot.shape) for name, slot in slots.items()}
+    check_weights(headers, shapes)
+    for component in (LANGUAGE, VISION):
+        names = [stored[name] for name in slots if component_of(name) == component]
         log_quantised(component, opened.quantised, names, placement.dtype)
-    if missing := slots.keys() - stored.keys():
-        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
 
 
 def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, str]) -> None:
