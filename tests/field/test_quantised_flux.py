@@ -14,6 +14,7 @@ import torch
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
 from predictors.models.flux.config import read_checkpoint
+from predictors.models.flux.folder import part_folders
 from predictors.models.flux.weights import load_parts
 from tests.compute.checkpoint.quantised.folders import dequantised, quantised
 from tests.compute.checkpoint.quantised.writers import METHODS, Method, awq
@@ -57,7 +58,7 @@ def load() -> Load:
     placement = Placement(torch.device("cpu"), torch.float32, "off")
 
     def loaded(folder: Path) -> dict[str, torch.Tensor]:
-        own = replace(described, folder=folder, is_quantized=False)
+        own = replace(described, folders=part_folders(folder, {}))
         parts = load_parts(own, placement)
         modules = {
             "transformer": parts.transformers["base"],
