@@ -3,13 +3,14 @@ start by its method and a tensor or key, in one sentence."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -335,6 +336,70 @@ def load(folder: Path) -> None:
         check_tensors("part", opened.headers(), {"a.weight": ExpectedTensor()})
         target = torch.empty(opened.shape("a.weight"), dtype=torch.float16)
         opened.copy_into([(target, "a.weight")])
+
+
+# -- any tensors -----------------------------------------------------------------------------------
+LEAVES = [
+    "weight", "weight_scale", "weight_scale_inv", "scale_weight", "SCB", "weight_format",
+    "weight_zero_point", "weight_packed", "weight_shape", "weight_g_idx", "qweight", "qzeros",
+    "scales", "g_idx", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "input_scale",
+    "weight.nested_quant_map", "weight.quant_state.bitsandbytes__nf4", "comfy_quant", "scaled_fp8",
+]  # fmt: skip
+DTYPES = [
+    torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.uint8,
+    torch.int32, torch.int64,
+]  # fmt: skip
+TENSORS = st.tuples(
+    st.sampled_from(DTYPES), st.lists(st.sampled_from([0, 1, 2, 8, 16]), max_size=3)
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(LEAVES), TENSORS, min_size=1, max_size=6),
+    st.sampled_from([None, *METHODS]),
+)
+@settings(max_examples=50, deadline=None)
+def test_any_tensors_are_read_or_refused(
+    drawn: dict[str, tuple[torch.dtype, list[int]]], method: str | None
+) -> None:
+    stored = {leaf: torch.ones(shape).to(dtype) for leaf, (dtype, shape) in drawn.items()}
+    read_or_refuse(stored, METHODS[method].config if method else None)
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "fewer rows": lambda t: t[:-1] if t.ndim else t[None],
+    "fewer columns": lambda t: t[..., :-1] if t.ndim else t[None],
+    "flat": lambda t: t.flatten(),
+    "one more dimension": lambda t: t[None],
+    "transposed": lambda t: t.t() if t.ndim == 2 else t.flatten()[:1],
+    "empty": lambda t: t.flatten()[:0],
+    "twice": lambda t: torch.cat([t, t]) if t.ndim else t,
+    "all bits": lambda t: torch.full_like(t.view(-1).view(torch.uint8), 255).view(t.dtype),
+} | {str(dtype): lambda t, dtype=dtype: t.float().to(dtype) for dtype in DTYPES}
+
+
+@given(st.sampled_from(list(METHODS)), st.integers(0, 9), st.sampled_from(list(CHANGES)))
+@settings(max_examples=120, deadline=None)
+def test_a_layer_with_any_part_changed_is_read_or_refused(
+    method: str, part: int, change: str
+) -> None:
+    stored = dict(WRITTEN[method])
+    leaf = sorted(stored)[part % len(stored)]
+    stored[leaf] = CHANGES[change](stored[leaf])
+    read_or_refuse(stored, METHODS[method].config)
+
+
+WRITTEN = {name: method.write(WEIGHT[:32]).stored for name, method in METHODS.items()}
+
+
+def read_or_refuse(stored: dict[str, Tensor], named: dict[str, Any] | None) -> None:
+    messages = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            load(folder_of(Path(folder) / "part", layer("a", stored), named))
+        except EngineFailed as failure:
+            messages.append(failure.message)
+    assert all(len(message) < 400 and message.isascii() for message in messages)
 
 
 # -- any JSON --------------------------------------------------------------------------------------

@@ -148,6 +148,14 @@ def test_columns_that_no_group_size_divides_are_gptqs_last_group(tmp_path: Path)
         assert torch.equal(opened.read("a.weight"), written.weight)
 
 
+def test_single_layers_of_gptq_may_have_other_bits(tmp_path: Path) -> None:
+    """`dynamic` of GPTQModel's config; the length of `g_idx` tells."""
+    written = gptq(8, 64).write(WEIGHT)
+    folder = folder_of(tmp_path / "c", layer("a", written.stored), gptq(4, 64).config)
+    with PlainTensors(folder, "it") as opened:
+        assert torch.equal(opened.read("a.weight"), written.weight)
+
+
 def test_compressed_tensors_with_reordered_columns(tmp_path: Path) -> None:
     """`actorder: group`, which the library wrote until 2026: `g_idx` has each column's group."""
     method = METHODS["packed int4 in groups"]
