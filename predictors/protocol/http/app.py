@@ -51,10 +51,12 @@ BACKLOG = 2048
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
+_CODING = b"content-encoding"
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
 _READS = ("GET", "HEAD")
+_SECRET = "/images/files/"  # what follows in a path gives access to a picture
 _PROBES = ("/", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
@@ -102,6 +104,9 @@ class RestApp:
             return
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        if len(headers) < len(scope["headers"]):  # a list may be on several lines
+            codings = [v.decode("latin-1") for k, v in scope["headers"] if k == _CODING]
+            headers |= {"content-encoding": ",".join(codings)} if codings else {}
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
@@ -166,6 +171,9 @@ class RestApp:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
         if path in _PROBES or path.endswith("/ready"):
             return
+        before, secret, _ = scope["path"].partition(_SECRET)
+        if secret:
+            path = f"{before}{secret}*"
         log_fields = {
             "method": scope["method"],
             "path": path[:_SHOWN_PATH],

@@ -21,7 +21,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
-from predictors.protocol.http.exchange import Endpoint, Exchange, Response, json_response
+from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange, Response, json_response
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
@@ -127,15 +127,15 @@ class V2Routes:
         return json_response({"models": list(self._registry.names)})
 
     async def model_metadata(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        return json_response(metadata(self._find(request)) | {"name": name})
+        model, name = self._find(request), request.path_params["model"]
+        return json_response(metadata(model) | capabilities(model) | {"name": name})
 
     # -- repository ------------------------------------------------------------------------------
     async def repository_index(self, request: Request) -> Response:
         """Triton's index with the name, version and state of each model. `{"ready": true}` selects
         ready ones."""
         timeout_s = self._registry.settings.server.body_timeout_s
-        raw = await receive_small_body(request.receive, request.headers, 4096, timeout_s)
+        raw = await receive_small_body(request.receive, request.scope[CALL_KEY], 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
         if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
             raise InvalidRequest("the body may have one field, ready")
@@ -185,6 +185,13 @@ def metadata(model: Served) -> dict[str, Any]:
         "inputs": model.get_input_types(),
         "outputs": model.get_output_types(),
     }
+
+
+def capabilities(model: Served) -> dict[str, Any]:
+    """Fields of V2 metadata beside those of the protocol, over REST: gRPC's message has no place
+    for it."""
+    found = {"parameters": model.get_parameters(), "limits": model.get_limits()}
+    return {name: value for name, value in found.items() if value}
 
 
 def check_outputs(request: V2Request, model: Served) -> None:
