@@ -112,6 +112,12 @@ def test_an_all_in_one_file_and_a_base_without_weights_draw_the_same_bytes(
     assert np.array_equal(drawn, open_driver().draw(IMAGE))
 
 
+def test_a_file_with_the_older_ending_is_found_in_its_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "in" / "flux1-dev.sft", transformer())
+    convert.convert_checkpoint(tmp_path / "in", tmp_path / "made", FLUX)
+    assert_same(stored(tmp_path / "made"), stored(FLUX))
+
+
 def test_parts_that_the_file_holds_replace_those_of_the_base(tmp_path: Path) -> None:
     tensors = prefixed(COMFY, transformer()) | prefixed("vae.", vae())
     tensors["vae.decoder.conv_out.bias"] = tensors["vae.decoder.conv_out.bias"] + 1

@@ -119,7 +119,7 @@ def _part_advice(config: Mapping[str, Any]) -> str:
 
 def _weights_advice(folder: Path) -> str:
     for file in sorted(folder.glob("*.*")):
-        if file.suffix == ".safetensors":
+        if file.suffix in {".safetensors", ".sft"}:
             return f"it holds weights in one file ({shown(file.name)}): {CONVERT}"
         if why := OTHER_FORMATS.get(file.suffix):
             return f"it holds weights in one file ({shown(file.name)}): {why}"

@@ -33,6 +33,7 @@ PREFIXES = {
     "text_encoder_2": ("text_encoders.t5xxl.transformer.",),
 }
 """ComfyUI's, by diffusers' names of the parts."""
+ENDINGS = (".safetensors", ".sft")
 IGNORED = re.compile(
     r"(^|\.)scaled_fp8$|^text_encoders\.\w+\.(logit_scale|text_projection)$|(^|\.)spiece_model$"
 )
@@ -92,7 +93,7 @@ class SingleFile:
 def find_file(source: Path) -> Path:
     """The safetensors file that `source` is, or the only one in that folder."""
     if source.is_dir():
-        found = sorted(source.glob("*.safetensors"))
+        found = sorted(file for end in ENDINGS for file in source.glob(f"*{end}"))
         others = [file for file in sorted(source.glob("*")) if file.suffix in OTHER_FORMATS]
         if not found and others:
             source = others[0]
