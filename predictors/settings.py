@@ -135,6 +135,14 @@ class ServerSettings(SettingsGroup):
     body_timeout_s: float = 10.0
     """Every 64 KiB of a request body must arrive within this time, and the whole body within a
     minute. Otherwise the answer is 504."""
+    public_url: str = ""
+    """The server's address as callers reach it, such as `https://pictures.example.com`. Pictures
+    asked for with `response_format: url` get one below it; empty: such a request is answered with
+    400. They are held in the memory of one process, so it must be empty with several replicas."""
+    picture_url_s: float = bounded(600.0, least=1.0)
+    """A picture can be fetched from its address for this long."""
+    picture_url_bytes: int = bounded(256 * 2**20, least=2**20)
+    """Bytes of pictures that are held for their addresses. The oldest make room for new ones."""
     repository_api: bool = False
     """Enables `/v2/repository/.../load` and `unload`. They have no authentication."""
     access_log: bool = True
