@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from predictors.chat.checkpoint import check_spelling
 from predictors.chat.detokenize import Vocabulary
 from predictors.chat.folder import end_tokens, read_config, read_tokens
+from predictors.chat.template_checks import check_spelling
 from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, ServingError
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel, make_predictor
