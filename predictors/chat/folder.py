@@ -12,11 +12,11 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
-    check_adapters,
     is_real,
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 
@@ -32,6 +32,13 @@ OTHER_FILES = (
     "added_tokens.json",
 )
 IMAGES = "Qwen2VLImageProcessor"
+IMAGE_CLASSES = {
+    f"{family}ImageProcessor{kind}"
+    for family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+    for kind in ("", "Fast", "Pil")
+}
+"""Names under which transformers has had the same preparation of pictures."""
+PROCESSOR_CLASSES = {"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
 SAME = (
     ("patch_size", "patch_size"),
     ("temporal_patch_size", "temporal_patch_size"),
@@ -89,18 +96,35 @@ def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
     read_quantisation(config, checkpoint, "the language model", shows)
 
 
-def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
-    """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
-    the vision tower does not read."""
+def read_preprocessor(checkpoint: Path) -> tuple[str, dict[str, Any] | None]:
+    """The file with the settings of the image processor, and these; None if there is no such file.
+
+    Raises `EngineFailed` for a processor of another class.
+    """
     file, found = "preprocessor_config.json", None
+    for name in ("processor_config.json", file):
+        kind = _read_if_there(checkpoint, name).get("processor_class")
+        if kind is not None and kind not in PROCESSOR_CLASSES:
+            served = ", ".join(sorted(PROCESSOR_CLASSES))
+            raise EngineFailed(f"{name}: processor_class is {shown(kind)}; served are {served}")
     if (checkpoint / "processor_config.json").is_file():  # where transformers 5 writes it
         whole = read_json(checkpoint, "processor_config.json", "processor_config.json")
         found = whole.get("image_processor")
-    if not isinstance(found, dict):
-        found = read_json(checkpoint, file, file)
-    kind = found.get("image_processor_type")
-    if kind is not None and not str(kind).startswith(IMAGES):
+    if isinstance(found, dict):
+        file = "processor_config.json"
+    else:
+        found = read_json(checkpoint, file, file) if (checkpoint / file).is_file() else None
+    kind = (found or {}).get("image_processor_type")
+    if kind is not None and kind not in IMAGE_CLASSES:
         raise EngineFailed(f"{file}: image_processor_type is {shown(kind)}; served is {IMAGES}")
+    return file, found
+
+
+def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
+    the vision tower does not read."""
+    file, settings = read_preprocessor(checkpoint)
+    found = settings or {}
     for name in ("image_mean", "image_std"):
         levels = found.get(name, [1.0] * 3)
         if not isinstance(levels, list) or len(levels) != 3 or not all(map(is_real, levels)):

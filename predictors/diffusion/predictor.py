@@ -97,6 +97,13 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, answers)
 
+    def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._codec.limits.parameter_schemas()
+
+    def get_limits(self) -> Mapping[str, Any]:
+        capacity = self.settings.queue.capacity
+        return {**self._codec.limits.summary(), "queue_capacity": capacity}
+
     def describe(self) -> dict[str, object]:
         tiers = self._codec.limits.tiers.loaded
         precision = {tier: self._codec.precision_of(tier) for tier in tiers}

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Path, Change, int, str]] = {
     "an int8 text encoder with scales of another shape": (
         FLUX,
         weights(T5, scaled(f"{LAYER}.weight", torch.int8, "SCB")),
-        WHILE_LOADING,
+        AT_ONCE,
         f"text_encoder_2 is quantised (bitsandbytes int8; tensor {LAYER}.SCB), but its shape",
     ),
     "a weight of NaN": (

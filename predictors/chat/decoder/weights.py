@@ -7,7 +7,6 @@ v and gate, up are packed, and the two identical frames of a still picture are f
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,17 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
 from predictors.chat.decoder.rotary import inverse_frequencies
-from predictors.compute.checkpoint.accounting import FLOATS, ExpectedTensor, check_tensors
+from predictors.chat.tensors import (
+    EMBEDDING,
+    FRAMES,
+    HEAD,
+    LANGUAGE,
+    VISION,
+    by_hub_names,
+    check_weights,
+    component_of,
+)
+from predictors.compute.checkpoint.accounting import FLOATS
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
@@ -29,20 +38,6 @@ from predictors.errors import EngineFailed
 log = logging.getLogger(__name__)
 
 V = TypeVar("V", bound=nn.Module)
-
-RENAMED = (  # what transformers 5 and its earlier releases call the same things
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.visual.", "visual."),
-)
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
-"""Stored names that are of no use here: frequencies are computed from the config."""
-LANGUAGE, VISION = "the language model", "the vision tower"  # as messages call the two
-FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames."""
 
 
 def decoder_shape(
@@ -80,12 +75,14 @@ def load_modules(
     make_vision: Callable[[], V],
     vision_slots: Callable[[V], dict[str, Tensor]],
     placement: Placement,
+    variant: str = "",
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
-    stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
-    of another shape or of no use, before any memory is taken."""
-    with PlainTensors(checkpoint, _component) as opened:
-        stored = _named(opened)
+    stored name that begins with `visual.`, `variant` is the wanted one of the files. Raises
+    `EngineFailed` naming a tensor that is missing, of another shape or of no use, before any memory
+    is taken."""
+    with PlainTensors(checkpoint, component_of, variant) as opened:
+        stored = by_hub_names({name: name for name in opened})
         shape = replace(shape, tied=_is_tied(shape, opened, stored))
         with torch.device("meta"):
             decoder, vision = Decoder(shape), make_vision()
@@ -110,16 +107,6 @@ def quantize_decoder(decoder: Decoder) -> None:
                 setattr(part, name, Fp8Linear.of(getattr(part, name)))
 
 
-def _named(opened: PlainTensors) -> dict[str, str]:
-    """The stored names by those of the hub."""
-    stored: dict[str, str] = {}
-    for name in opened:
-        other = stored.setdefault(_hub_name(name), name)
-        if other != name:
-            raise EngineFailed(f"the checkpoint holds one weight twice: {other} and {name}")
-    return stored
-
-
 def _is_tied(shape: DecoderShape, opened: PlainTensors, stored: Mapping[str, str]) -> bool:
     """True if the embedding is the head, too. A stored head that differs is used, whatever the
     config says: merged adapters leave such folders."""
@@ -140,20 +127,13 @@ def _check(
     placement: Placement,
 ) -> None:
     """Every stored tensor has a place, and every place a tensor; only headers are read."""
-    headers = opened.headers()
+    headers = {name: opened.headers()[theirs] for name, theirs in stored.items()}
+    # frames are folded, and checked when they are
+    shapes = {name: None if name == FRAMES else tuple(slot.shape) for name, slot in slots.items()}
+    check_weights(headers, shapes)
     for component in (LANGUAGE, VISION):
-        mine = {n: headers[s] for n, s in stored.items() if _component(n) == component}
-        wanted = {
-            name: ExpectedTensor(None if name == FRAMES else tuple(slot.shape))
-            for name, slot in slots.items()
-            if name in mine
-        }
-        tied = "" if HEAD in slots else f"|^{re.escape(HEAD)}$"
-        check_tensors(component, mine, wanted, UNUSED + tied)
-        names = [stored[name] for name in wanted]
+        names = [stored[name] for name in slots if component_of(name) == component]
         log_quantised(component, opened.quantised, names, placement.dtype)
-    if missing := slots.keys() - stored.keys():
-        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
 
 
 def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, str]) -> None:
@@ -165,17 +145,6 @@ def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, s
         found, wanted = list(frames.shape), list(folded.shape)
         raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
     folded.copy_(frames)
-
-
-def _component(name: str) -> str:
-    return VISION if _hub_name(name).startswith("visual.") else LANGUAGE
-
-
-def _hub_name(name: str) -> str:
-    for longer, shorter in RENAMED:
-        if name.startswith(longer):
-            return shorter + name.removeprefix(longer)
-    return name
 
 
 def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:

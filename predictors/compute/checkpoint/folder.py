@@ -22,14 +22,7 @@ COUNT = (0, 1000)
 WIDTH = (1, 2**20)
 OPTIONAL = {"out_channels"}
 """Numbers that may be null in a config."""
-ADAPTER_FILES = (
-    "adapter_config.json",
-    "adapter_model.*",
-    "pytorch_lora_weights.*",
-    "*lora*.safetensors",
-)
 UNQUANTISED = "take the unquantised folder"
-SINGLE = {".safetensors", ".gguf", ".ckpt", ".pt", ".bin"}
 SHOWN = 60  # characters of a value that a message repeats
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
 
@@ -73,6 +66,22 @@ def check_file(path: Path, where: str) -> None:
         raise EngineFailed(f"{where} has {found.st_size} bytes; no checkpoint needs that many")
 
 
+def check_entries(folder: Path) -> None:
+    """Raise `EngineFailed` for a pipe, a socket or a device in a folder or one level below: a
+    library that reads it may wait for ever."""
+    for place in (folder, *(each for each in _entries(folder) if os.path.isdir(each))):
+        for entry in _entries(place):
+            if os.path.exists(entry):
+                check_file(entry, entry.name if place is folder else f"{place.name}/{entry.name}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise EngineFailed(f"the folder {folder.name} can't be read: {error.strerror}") from error
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """Turn every exception of a library that reads files into an `EngineFailed` that names them.
@@ -109,16 +118,6 @@ def check_rules(rules: Mapping[str, bool], where: str) -> None:
             raise EngineFailed(f"{where}: {rule}")
 
 
-def check_adapters(folder: Path, component: str) -> None:
-    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
-    for pattern in ADAPTER_FILES:
-        for file in sorted(folder.glob(pattern)):
-            raise EngineFailed(
-                f"{component} holds an adapter ({file.name}), which would not be applied; merge it "
-                "into the weights, or take it out of the folder"
-            )
-
-
 def is_real(value: object) -> bool:
     """True for a finite number that is not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -127,23 +126,3 @@ def is_real(value: object) -> bool:
 def shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def advice(folder: Path) -> str:
-    """The likely kind of a folder without a known class, and what to give instead; or empty."""
-    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
-        return "it holds an adapter: merge it into its model and give that folder"
-    if (folder / "snapshots").is_dir():
-        return "it is a hub's cache: give one of the folders in its snapshots"
-    for name in ("model_index.json", "config.json"):
-        if (folder / name).is_file():
-            try:
-                found = read_json(folder, name, name)
-            except EngineFailed as error:
-                return error.message
-            if "_class_name" in found and name == "config.json":
-                return "it is one part of a pipeline: give the folder that holds model_index.json"
-    weights = sorted(file.name for file in folder.glob("*.*") if file.suffix in SINGLE)
-    if weights:
-        return f"it holds weights in one file ({shown(weights[0])}): convert it to a folder first"
-    return ""

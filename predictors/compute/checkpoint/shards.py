@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from predictors.compute.checkpoint.headers import STEMS, Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
 from predictors.compute.checkpoint.staging import NUM_READERS, Extent, fill
 from predictors.errors import EngineFailed
 
@@ -50,17 +50,20 @@ class Source(Protocol):
 
 
 class Shards:
-    """A context manager that keeps the files open. Iterates over the names, file by file."""
+    """A context manager that keeps the files open. Iterates over the names, file by file.
 
-    def __init__(self, folder: Path, stems: Sequence[str] = STEMS) -> None:
+    `variant` is the wanted one of the weights files (see `weight_files`).
+    """
+
+    def __init__(self, folder: Path, variant: str = "") -> None:
         self._folder = folder
-        self._stems = stems
+        self._variant = variant
         self._stack = ExitStack()
         self._tensors: dict[str, StoredTensor] = {}
         self._handles: dict[Path, Any] = {}
 
     def __enter__(self) -> Shards:
-        tensors = read_headers(self._folder, self._stems)
+        tensors = read_headers(self._folder, self._variant)
         with ExitStack() as stack:  # closes the files that were opened before a broken one
             for file in dict.fromkeys(stored.file for stored in tensors.values()):
                 self._handles[file] = stack.enter_context(safe_open(file, framework="pt"))

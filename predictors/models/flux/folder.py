@@ -12,21 +12,22 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from predictors.compute.checkpoint.accounting import FP8, witness
 from predictors.compute.checkpoint.folder import (
     COUNT,
     WIDTH,
-    check_adapters,
     check_numbers,
     is_real,
     read_json,
     shown,
 )
 from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.layout import check_adapters
 from predictors.compute.checkpoint.quantised.config import named_method, read_quantisation
-from predictors.errors import EngineFailed
+from predictors.errors import EngineFailed, InvalidRequest
 
 FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -40,6 +41,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
 }
 """The folders of a pipeline's parts, and the classes of each that are served."""
+WEIGHTED_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 UNUSED_PARTS = {"feature_extractor"}  # does nothing without an `image_encoder`
 MODEL_TYPES = {
     "text_encoder": ("clip_text_model", "clip"),
@@ -95,8 +97,32 @@ NATIVE_GROUP: Mapping[str, Mapping[str, Any]] = {
 QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
 
 
-def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The parts' raw configs by folder; raises `EngineFailed` for one that can't be served."""
+def part_folders(folder: Path, replaced: Mapping[str, Path]) -> dict[str, Path]:
+    """The folder of each part of the pipeline in `folder`: its own, or the one in `replaced`.
+
+    Raises `InvalidRequest` for a part that a FLUX pipeline does not have, and for a folder that
+    is a whole pipeline.
+    """
+    for part, path in replaced.items():
+        if part not in CLASSES:
+            raise InvalidRequest(
+                f"--component {part}: a FLUX pipeline has no such part; it has {', '.join(CLASSES)}"
+            )
+        if (path / "model_index.json").is_file():
+            raise InvalidRequest(
+                f"--component {part}: {path.name} is a whole pipeline; give the folder {part} in it"
+            )
+    return {part: replaced.get(part, folder / part) for part in CLASSES}
+
+
+def check_folder(
+    folder: Path, replaced: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """The parts' raw configs by folder; raises `EngineFailed` for one that can't be served.
+
+    `replaced` are folders of parts that are used instead of those in `folder`.
+    """
+    folders = part_folders(folder, replaced)
     index = read_json(folder, "model_index.json", "model_index.json")
     if method := named_method({k: v for k, v in index.items() if not isinstance(v, list)}):
         raise EngineFailed(
@@ -109,24 +135,24 @@ def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
     for part in ("scheduler", "transformer", "vae", "text_encoder", "text_encoder_2"):
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         where = f"{part}/{file}"
-        if not (folder / part).is_dir():
+        if not folders[part].is_dir():
             raise EngineFailed(f"the folder {part} is missing; fetch the checkpoint again")
-        config = configs[part] = read_json(folder / part, file, where)
-        check_adapters(folder / part, part)
+        config = configs[part] = read_json(folders[part], file, where)
+        check_adapters(folders[part], part)
         _check_class(config, part, where)
         for level in (config, config.get("text_config")):
             if isinstance(level, dict):
                 check_numbers(level, where, NUMBERS[part])
         if part != "scheduler":
-            read_quantisation(config, folder / part, part, partial(witness, folder / part))
+            read_quantisation(config, folders[part], part, partial(witness, folders[part]))
     _check_scheduler(configs["scheduler"])
     _check_vae(configs["vae"])
     for part in ("tokenizer", "tokenizer_2"):
-        check_tokenizer_files(folder / part, part)
+        check_tokenizer_files(folders[part], part)
     return configs
 
 
-def is_quantised(folder: Path) -> bool:
+def is_quantised(folder: Path, variant: str = "") -> bool:
     """True if the transformer in `folder` is served in fp8 as it is stored: exactly the linears of
     its blocks in e4m3, with a scale per output feature, for activations scaled per token.
 
@@ -139,7 +165,7 @@ def is_quantised(folder: Path) -> bool:
     if not isinstance(groups, dict) or not all(map(_is_native, groups.values())):
         return False
     try:
-        stored = read_headers(folder)
+        stored = read_headers(folder, variant)
     except EngineFailed:  # said when weights are loaded
         return True
     narrow = {name for name, tensor in stored.items() if tensor.header.dtype in FP8}

@@ -6,7 +6,7 @@ process-wide torch defaults meanwhile, and two models may load at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.checkpoint.accounting import (
-    ADVICE,
-    FLOATS,
-    FP8,
-    ExpectedTensor,
-    check_tensors,
-)
 from predictors.compute.checkpoint.folder import reading
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.checkpoint.shards import Shards, Source
@@ -32,11 +25,11 @@ from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
 from predictors.models.flux.config import FluxConfig
-from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
 from predictors.models.flux.modules.narrow import fill_narrow, narrow_modulation, narrow_t5
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
+from predictors.models.flux.stored import check_part
 
 
 class _Modules(NamedTuple):
@@ -49,15 +42,6 @@ class _Modules(NamedTuple):
 
 Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
 """From a component's tensors to a function that gives the stored names of a module's parameter."""
-UNUSED: Mapping[str, str] = {
-    "transformer": r"(?!)",
-    "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
-    "text_encoder_2": r"^(decoder|lm_head)\.",
-    "vae": r"^(encoder|quant_conv)\.",
-}
-"""Patterns of stored names that text to image does not need, by component: derived buffers, CLIP's
-vision half and projections (the pipeline takes the states before them), T5's decoder, the
-autoencoder's encoder."""
 OpenComponent = Callable[[str], AbstractContextManager[Source]]
 """From a component's name (`transformer`, `vae`, ...) to its tensors."""
 
@@ -91,9 +75,7 @@ def load_parts(
     opened = open_component or partial(_open, config)
     components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
-        for name, parts in components.items():
-            with _open(config, name) as stored:
-                _check(name, parts, stored, placement)
+        _check(config, components, placement)
     t5 = modules.t5
     narrowed = _narrowed(modules, config, forms, fp8_conditioning)
     for name, parts in components.items():
@@ -116,8 +98,8 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
         modules = _Modules(
             Transformer(config.shape),
             Conditioning(config.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folder / "text_encoder")),
-            T5EncoderModel(T5Config.from_pretrained(config.folder / "text_encoder_2")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
+            T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
             Decoder(config.decoder),
         )
     names = transformer_names(config.shape)
@@ -146,32 +128,19 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
 
 def _open(config: FluxConfig, component: str) -> Shards | PlainTensors:
     """The stored tensors of a part, dequantised unless the model has fp8 layers for them."""
-    folder = config.folder / component
-    is_native = component == "transformer" and config.is_quantized
-    return Shards(folder) if is_native else PlainTensors(folder, component)
+    folder = config.folders[component]
+    if component == "transformer" and config.is_quantized:
+        return Shards(folder, config.variant)
+    return PlainTensors(folder, component, config.variant)
 
 
-def _check(
-    component: str,
-    parts: Sequence[tuple[nn.Module, Sources]],
-    opened: Shards | PlainTensors,
-    placement: Placement,
-) -> None:
+def _check(config: FluxConfig, components: Iterable[str], placement: Placement) -> None:
     """`EngineFailed` unless tensors and places match one to one. Reads headers only."""
-    wanted: dict[str, ExpectedTensor] = {}
-    for module, sources in parts:
-        for name, meta in module.state_dict(keep_vars=True).items():
-            stored = sources(opened)(name)
-            # stacked tensors, and convolutions that were linears once, are checked when filled
-            is_whole = len(stored) == 1 and component != "vae"
-            shape = tuple(meta.shape) if is_whole else None
-            wanted |= dict.fromkeys(
-                stored, ExpectedTensor(shape, FP8 if meta.dtype == E4M3 else FLOATS)
-            )
-    advice = f"{ADVICE}; {QUANTISE}" if component == "transformer" else ADVICE
-    check_tensors(component, opened.headers(), wanted, UNUSED[component], advice)
-    if isinstance(opened, PlainTensors):
-        log_quantised(component, opened.quantised, wanted, placement.dtype)
+    for name in components:
+        is_native = name == "transformer" and config.is_quantized
+        part = check_part(config.folders[name], name, config.variant, is_native=is_native)
+        if not is_native:
+            log_quantised(name, part.quantised, part.wanted, placement.dtype)
 
 
 def _narrowed(

@@ -385,11 +385,3 @@ def test_the_end_token_of_old_configs_is_the_largest_id(tmp_path: Path) -> None:
     read_checkpoint(
         variant(FLUX, tmp_path / "c", config("text_encoder/config.json", eos_token_id=2))
     )
-
-
-def test_a_variant_of_the_weights_files_is_named(tmp_path: Path) -> None:
-    def renamed(folder: Path) -> None:
-        (folder / VAE).rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
-
-    message = refusal(variant(FLUX, tmp_path / "c", renamed))
-    assert "vae has 'diffusion_pytorch_model.fp16.safetensors', which is not read" in message

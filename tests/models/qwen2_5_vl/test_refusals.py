@@ -325,10 +325,13 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         (of(TEXT, eos_token_id=831),), "eos_token_id 831 is no token",
     ),
     "an end in words": ((config(GENERATION, eos_token_id="x"),), "eos_token_id is 'x'"),
-    "no preprocessor": ((without(PREPROCESSOR),), "preprocessor_config.json is missing"),
-    "an old preprocessor": (
-        (config(PREPROCESSOR, image_processor_type="Qwen2_5_VLImageProcessor"),),
-        "image_processor_type is 'Qwen2_5_VLImageProcessor'; served is Qwen2VLImageProcessor",
+    "another preprocessor": (
+        (config(PREPROCESSOR, image_processor_type="LlavaImageProcessor"),),
+        "image_processor_type is 'LlavaImageProcessor'; served is Qwen2VLImageProcessor",
+    ),
+    "another processor": (
+        (config(PREPROCESSOR, processor_class="Idefics3Processor"),),
+        "processor_class is 'Idefics3Processor'; served are Qwen2VLProcessor",
     ),
     "other patches": ((config(PREPROCESSOR, patch_size=16),), "patch_size is 16"),
     "no spread": (

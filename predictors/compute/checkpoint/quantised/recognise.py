@@ -45,11 +45,11 @@ class Quantised:
     """True if the author's library quantises activations, which stay wide here."""
 
 
-def recognise_folder(folder: Path, component: str | ComponentOf) -> Quantised:
+def recognise_folder(folder: Path, component: str | ComponentOf, variant: str = "") -> Quantised:
     """The description of a component's folder. Raises `EngineFailed` for a method that is not
     served, layers that are not as the method stores them, and broken files."""
     of = component if callable(component) else lambda _: component
-    stored = read_headers(folder)
+    stored = read_headers(folder, variant)
     has_config = (folder / "config.json").is_file()
     config = read_json(folder, "config.json", "config.json") if has_config else {}
     return recognise(stored, read_quantisation(config, folder, of("")), of)

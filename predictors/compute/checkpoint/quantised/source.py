@@ -31,16 +31,18 @@ class PlainTensors:
     """Implements `Source` for a folder that may be quantised. A context manager, as `Shards`, which
     reads the stored tensors. Iterates over the names that the model may read."""
 
-    def __init__(self, folder: Path, component: str | ComponentOf) -> None:
+    def __init__(self, folder: Path, component: str | ComponentOf, variant: str = "") -> None:
+        """`variant` is the wanted one of the files."""
         self._folder = folder
         self._component = component
-        self._shards = Shards(folder)
+        self._variant = variant
+        self._shards = Shards(folder, variant)
         self.quantised = Quantised("", {}, {})
 
     def __enter__(self) -> PlainTensors:
         self._shards.__enter__()
         try:
-            self.quantised = recognise_folder(self._folder, self._component)
+            self.quantised = recognise_folder(self._folder, self._component, self._variant)
         except BaseException:
             self._shards.__exit__(None, None, None)
             raise
