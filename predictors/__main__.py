@@ -82,8 +82,6 @@ def serve(arguments: argparse.Namespace) -> int:
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    named = [named_path(raw) for raw in arguments.model]
-    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
     return serve_models(named, build, settings, identity, os.environ)
@@ -252,6 +250,7 @@ def _read_models(arguments: argparse.Namespace, settings: Settings) -> list[tupl
     """The models' folders by name. Raises `ServingError` for all that can be refused without torch,
     whose import takes seconds."""
     named = [named_path(raw) for raw in arguments.model]
+    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     for _, folder in named:
         describe(folder, settings)
     return named

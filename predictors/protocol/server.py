@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -44,6 +45,7 @@ from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
+ANY_ADDRESS = ("0.0.0.0", "::")
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 # A client that pings every 10 s is sometimes early; the third early ping ends its connection.
 MIN_PING_INTERVAL_MS = 5_000
@@ -316,13 +318,32 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """A listening socket. `0.0.0.0` and `::` both mean all addresses of IPv4 and IPv6, as they do
+    to gRPC; where there is no IPv6, those of IPv4."""
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = None if host not in ANY_ADDRESS else _listen_everywhere(port)
+        if listener is None:
+            host = "0.0.0.0" if host in ANY_ADDRESS else host
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
     listener.setblocking(False)
     return listener
+
+
+def _listen_everywhere(port: int) -> socket.socket | None:
+    """A socket for IPv6 and IPv4; None on a machine without IPv6."""
+    if not socket.has_dualstack_ipv6():
+        return None
+    try:
+        return socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # turned off by the system
+            return None
+        raise
 
 
 async def _do_nothing() -> None: ...
