@@ -365,6 +365,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """False once the engine or a thread that prepares for it failed or hangs."""
         return self.host.is_alive and self._pools.is_alive
 
+    def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        return {}
+
+    def get_limits(self) -> Mapping[str, Any]:
+        return {}
+
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
         return {"room": self.task, **self.host.describe()}

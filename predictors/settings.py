@@ -22,6 +22,9 @@ ALIASES = {
     "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
 }
 AUTO_ON_OFF = ("auto", "on", "off")
+ATTENTION = (
+    "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+)  # fmt: skip
 
 
 class InvalidSetting(InvalidRequest):
@@ -136,6 +139,14 @@ class ServerSettings(SettingsGroup):
     body_timeout_s: float = 10.0
     """Every 64 KiB of a request body must arrive within this time, and the whole body within a
     minute. Otherwise the answer is 504."""
+    public_url: str = ""
+    """The server's address as callers reach it, such as `https://pictures.example.com`. Pictures
+    asked for with `response_format: url` get one below it; empty: such a request is answered with
+    400. They are held in the memory of one process, so it must be empty with several replicas."""
+    picture_url_s: float = bounded(600.0, least=1.0)
+    """A picture can be fetched from its address for this long."""
+    picture_url_bytes: int = bounded(256 * 2**20, least=2**20)
+    """Bytes of pictures that are held for their addresses. The oldest make room for new ones."""
     repository_api: bool = False
     """Enables `/v2/repository/.../load` and `unload`. They have no authentication."""
     access_log: bool = True
@@ -210,13 +221,7 @@ class ComputeSettings(SettingsGroup):
     compile: str = bounded("auto", choices=("auto", "off", "aot_eager", "inductor"))
     """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager` or `inductor`. On the CPU
     Inductor needs a C++ compiler."""
-    attention: str = bounded(
-        "auto",
-        choices=(
-            "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient",
-            "sdpa",
-        ),
-    )  # fmt: skip
+    attention: str = bounded("auto", choices=ATTENTION)
     """Attention kernel on CUDA. `auto` measures the installed ones while loading and takes the
     fastest."""
     threads: int = 0
@@ -225,6 +230,9 @@ class ComputeSettings(SettingsGroup):
     """Folder that keeps compiled code between starts. Empty: Triton and torch keep theirs where
     they always do. The content is executed, so only the operator may have write access: servers may
     mount it read-only, and a folder that anyone may write is not used."""
+    weights_variant: str = ""
+    """Variant of the weights files that is read where a folder has it, such as `fp16` for
+    `model.fp16.safetensors`. Empty: the plain files, or the only variant there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +295,8 @@ class FluxSettings(SettingsGroup):
     """Lets the tiers with fp8 weights use fp8 in attention too, if FlashAttention 3 (`pip install
     vision-predictors[fa3]`) and a Hopper GPU are present."""
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
-    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of a FLUX.1
-    checkpoint on the GPU and changes pictures. It needs `tiers` that hold fp8 weights alone
-    (`high`, `high,turbo`). `auto`: `compute.dtype`."""
+    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
+    and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

@@ -4,11 +4,14 @@ are the codec's."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from predictors.chat.request import PixelLimits, Sampling
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS
-from predictors.protocol.openai.pixel_fields import MAX_PIXELS
+from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
+from predictors.protocol.openai.pixel_fields import DETAILS, MAX_PIXELS
+from predictors.protocol.seeds import SEED_SCHEMA
 
 
 def read_stops(raw: str | None) -> tuple[str, ...]:
@@ -30,25 +33,40 @@ def read_stops(raw: str | None) -> tuple[str, ...]:
 def check_parameter(name: str, value: float | None) -> None:
     """Raise `InvalidRequest` for a value that the parameter can't have; None is absent."""
     if value is not None:
-        RANGES[name](name, value)
+        RANGES[name].check(name, value)
 
 
-def _within(low: float, high: float) -> Callable[[str, float], None]:
-    def rule(name: str, value: float) -> None:
-        if not low <= value <= high:
-            span = f"from {_shown(low)} to {_shown(high)}"
-            raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
+@dataclass(frozen=True, slots=True)
+class NumberRange:
+    """Numbers from `low` to `high`; `low` itself is left out with `is_above`. `or_value` is taken
+    besides."""
 
-    return rule
+    low: int
+    high: int
+    is_above: bool = False
+    or_value: int | None = None
+    is_whole: bool = False
 
+    def check(self, name: str, value: float) -> None:
+        is_low = value <= self.low if self.is_above else value < self.low
+        if value != self.or_value and (is_low or value > self.high):
+            raise InvalidRequest(f"{name} must be {self._span}, not {_shown(value)}", param=name)
 
-def _above(low: float, high: float) -> Callable[[str, float], None]:
-    def rule(name: str, value: float) -> None:
-        if not low < value <= high:
-            span = f"above {_shown(low)} and at most {_shown(high)}"
-            raise InvalidRequest(f"{name} must be {span}, not {_shown(value)}", param=name)
+    @property
+    def _span(self) -> str:
+        if self.is_above:
+            return f"above {self.low} and at most {self.high}"
+        also = "" if self.or_value is None else f", or {self.or_value}"
+        return f"from {self.low} to {self.high}{also}"
 
-    return rule
+    def schema(self) -> dict[str, Any]:
+        """As JSON Schema."""
+        least = "exclusiveMinimum" if self.is_above else "minimum"
+        span = {least: self.low, "maximum": self.high}
+        kind = "integer" if self.is_whole else "number"
+        if self.or_value is None:
+            return {"type": kind, **span}
+        return {"type": kind, "anyOf": [span, {"const": self.or_value}]}
 
 
 def _shown(value: float) -> str:
@@ -56,14 +74,36 @@ def _shown(value: float) -> str:
     return str(value)[:32] if isinstance(value, int) else f"{value:g}"
 
 
-RANGES: dict[str, Callable[[str, float], None]] = {
-    "max_tokens": _within(1, MAX_TOKENS),
-    "temperature": _within(0, 2),
-    "top_p": _above(0, 1),
-    "top_k": _within(-1, MAX_TOKENS),
-    "repetition_penalty": _above(0, 100),
-    "presence_penalty": _within(-2, 2),
-    "frequency_penalty": _within(-2, 2),
-    "min_pixels": _within(1, MAX_PIXELS),
-    "max_pixels": _within(1, MAX_PIXELS),
+RANGES: dict[str, NumberRange] = {
+    "max_tokens": NumberRange(1, MAX_TOKENS, or_value=NO_LIMIT, is_whole=True),
+    "temperature": NumberRange(0, 2),
+    "top_p": NumberRange(0, 1, is_above=True),
+    "top_k": NumberRange(-1, MAX_TOKENS, is_whole=True),
+    "repetition_penalty": NumberRange(0, 100, is_above=True),
+    "presence_penalty": NumberRange(-2, 2),
+    "frequency_penalty": NumberRange(-2, 2),
+    "min_pixels": NumberRange(1, MAX_PIXELS, is_whole=True),
+    "max_pixels": NumberRange(1, MAX_PIXELS, is_whole=True),
 }
+
+
+def parameter_schemas(
+    defaults: Sampling, pixels: PixelLimits, max_tokens: int
+) -> dict[str, dict[str, Any]]:
+    """The V2 parameters of one model as JSON Schema, with its defaults and limits. `max_tokens` are
+    those of a request that names none."""
+    found = {name: each.schema() for name, each in RANGES.items()}
+    for name, value in asdict(defaults).items():
+        found[name]["default"] = value
+    found["max_tokens"]["default"] = max_tokens
+    for name, default in (
+        ("min_pixels", pixels.min_pixels),
+        ("max_pixels", pixels.default_max_pixels),
+    ):
+        found[name] |= {"maximum": pixels.max_pixels, "default": default}
+    return found | {
+        "detail": {"type": "string", "enum": list(DETAILS), "default": "auto"},
+        "seed": dict(SEED_SCHEMA),
+        "stop": {"type": "string", "description": "A JSON list of strings."},
+        "system_prompt": {"type": "string"},
+    }

@@ -17,6 +17,8 @@ from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
 from predictors.chat.model import ChatModel
+from predictors.chat.parameter_ranges import parameter_schemas
+from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
 from predictors.chat.vision.pixels import PreparedPicture
@@ -49,6 +51,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         engine = ChatEngine(name, model, settings.qwen_vl, placement)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
+        self._engine = engine
         self._preparer = ChatPreparer(
             name,
             model,
@@ -59,6 +62,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
+        engine.conversations = partial(
+            conversations, name, model, self._preparer, on_device=placement.is_cuda
+        )
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)
@@ -73,6 +79,23 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     def get_output_types(self) -> list[dict[str, Any]]:
         return OUTPUT_TYPES
+
+    def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        own, codec = self.settings.qwen_vl, self._codec
+        return parameter_schemas(codec.defaults, codec.pixels, own.default_max_tokens)
+
+    def get_limits(self) -> Mapping[str, Any]:
+        images, pixels = self.settings.images, self._codec.pixels
+        return {
+            "max_context": self._engine.max_context,
+            "max_images": images.max_images,
+            "image_max_bytes": images.max_bytes,
+            "image_max_pixels": images.max_pixels,
+            "min_pixels": pixels.min_pixels,
+            "max_pixels": pixels.max_pixels,
+            "precision": self._codec.precision,
+            "queue_capacity": self.settings.queue.capacity,
+        }
 
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
         return self._codec.decode_v2(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from predictors.diffusion.request import (
     BASE,
     HIGH,
     LOSSLESS,
+    MAX_PROMPT_BYTES,
     TIERS,
     TURBO,
     ImageParameters,
@@ -27,7 +28,7 @@ from predictors.diffusion.request import (
     check_range,
 )
 from predictors.errors import InvalidRequest
-from predictors.protocol.seeds import row_seeds
+from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
 T = TypeVar("T")
@@ -87,11 +88,64 @@ class PictureLimits:
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
         )
-        self._check_size(request)
         self._check_numbers(request)
+        self._check_size(request)
         _check_output(request)
         self._check_tier(request)
         return request
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """The smallest and the largest value of each number but sides and seeds."""
+        return {
+            "num_inference_steps": (1, self.max_steps),
+            "guidance_scale": (0, MAX_SCALE),
+            "true_cfg_scale": (0, MAX_SCALE),
+            "max_sequence_length": (1, self.max_sequence_length),
+            "output_compression": (0, 100),
+        }
+
+    def parameter_schemas(self) -> dict[str, dict[str, Any]]:
+        """The V2 parameters as JSON Schema, with defaults and limits."""
+        side = {"type": "integer", "minimum": self.min_side, "maximum": self.max_side}
+        side["multipleOf"] = self.side_multiple
+        defaults: dict[str, float] = {
+            "num_inference_steps": self.default_steps,
+            "guidance_scale": self.default_guidance,
+            "max_sequence_length": self.default_sequence_length,
+        }
+        found: dict[str, dict[str, Any]] = {
+            "width": {**side, "default": self.default_width},
+            "height": {**side, "default": self.default_height},
+        }
+        for name, (low, high) in self.ranges.items():
+            kind = "number" if name.endswith("_scale") else "integer"
+            found[name] = {"type": kind, "minimum": low, "maximum": high}
+            if name in defaults:
+                found[name]["default"] = defaults[name]
+        tiers, default = list(self.tiers.loaded), self.tiers.default
+        return found | {
+            "seed": dict(SEED_SCHEMA),
+            "tier": {"type": "string", "enum": tiers, "default": default},
+            "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes, tiers and limits as JSON values; `sizes` are compiled and warmed."""
+        return {
+            "sizes": [f"{width}x{height}" for width, height in self.sizes],
+            "default_size": f"{self.default_width}x{self.default_height}",
+            "other_sizes": "refused" if self.refuses_unpromised else "drawn",
+            "min_side": self.min_side,
+            "max_side": self.max_side,
+            "max_pixels": self.max_pixels,
+            "side_multiple": self.side_multiple,
+            "tiers": list(self.tiers.loaded),
+            "default_tier": self.tiers.default,
+            "max_steps": self.max_steps,
+            "max_sequence_length": self.max_sequence_length,
+            "max_prompt_bytes": MAX_PROMPT_BYTES,
+        }
 
     def check_sides(self, width: int, height: int) -> None:
         """Raise `InvalidRequest` for sides that the model or the settings rule out."""
@@ -112,7 +166,6 @@ class PictureLimits:
 
     def _check_size(self, request: ImageRequest) -> None:
         self.check_sides(request.width, request.height)
-        check_range("max_sequence_length", request.max_sequence_length, 1, self.max_sequence_length)
         if self.refuses_unpromised:
             self._check_promise(request)
 
@@ -141,9 +194,10 @@ class PictureLimits:
             )
 
     def _check_numbers(self, request: ImageRequest) -> None:
-        check_range("num_inference_steps", request.num_inference_steps, 1, self.max_steps)
-        check_range("guidance_scale", request.guidance_scale, 0, MAX_SCALE)
-        check_range("true_cfg_scale", request.true_cfg_scale, 0, MAX_SCALE)
+        for name, (low, high) in self.ranges.items():
+            value: float | None = getattr(request, name)
+            if value is not None:
+                check_range(name, value, low, high)
         if request.true_cfg_scale > 1 and request.negative_prompt is None:
             raise InvalidRequest(
                 f"true_cfg_scale {request.true_cfg_scale:g} needs a negative_prompt; without one "
@@ -273,7 +327,6 @@ def _check_output(request: ImageRequest) -> None:
         )
     if request.output_compression is None:
         return
-    check_range("output_compression", request.output_compression, 0, 100)
     if request.output_format == "png" and request.output_compression != 100:
         raise InvalidRequest(
             f"output_compression {request.output_compression} is for jpeg and webp; png is always "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 from predictors.errors import InvalidRequest
 
@@ -10,6 +12,12 @@ MAX_SEED = 2**53 - 1
 """The largest whole number that JSON clients keep exactly."""
 DRAWN = -1
 """The seed by which a caller asks for one that is drawn at random, as by none."""
+
+SEED_SCHEMA: Mapping[str, Any] = {
+    "type": "integer",
+    "anyOf": [{"minimum": 0, "maximum": MAX_SEED}, {"const": DRAWN}],
+    "description": f"Of row 0; row i uses seed + i. {DRAWN} draws one.",
+}
 
 
 def row_seeds(seed: int | None, num_rows: int) -> list[int]:

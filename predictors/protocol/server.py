@@ -36,6 +36,7 @@ from predictors.protocol.http.app import (
 from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
+from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -142,7 +143,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         ):
             self.http_port = listener.getsockname()[1]
             grpc_server = await self._start_grpc()
-            routes = [*v2_routes(self.registry), *openai_routes(self.registry), *self._routes]
+            makers = (v2_routes, openai_routes, openapi_routes)
+            routes = [route for make in makers for route in make(self.registry)]
+            routes += self._routes
             own = self.settings.server
             access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
             http_server = self._http_server(routes, access, max_connections(own.max_connections))

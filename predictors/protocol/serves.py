@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.errors import EngineFailed
@@ -31,6 +31,12 @@ class Served(Protocol):
     def get_input_types(self) -> list[dict[str, Any]]: ...
 
     def get_output_types(self) -> list[dict[str, Any]]: ...
+
+    def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """The V2 parameters by name, each as JSON Schema with its range and default."""
+
+    def get_limits(self) -> Mapping[str, Any]:
+        """Sizes, tiers and other limits of this model under the settings, as JSON values."""
 
     async def infer(self, request: V2Request, call: Call) -> V2Response:
         """Answer one V2 request. Cancelling the task cancels its jobs."""

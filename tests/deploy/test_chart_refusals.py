@@ -9,6 +9,7 @@ from tests.deploy.chart import of_kind, refusal, render
 LAPTOP = "values-laptop.yaml"
 ZERO = "models.flux.replicas.min=0"
 GPU = "models.flux.gpu.count=1"
+URL = 'models.flux.settings.server.public_url="https://pictures.example.com"'
 CANARY = '"name":"a","trafficPercent":'
 
 BY_SCHEMA = [
@@ -71,6 +72,11 @@ BY_TEMPLATE = [
     (("models.flux.replicas={\"min\":3,\"max\":2}", "models.flux.autoscaling.enabled=true"),
      "models.flux.replicas.min is 3 and more than replicas.max, 2"),
     (("models.flux.replicas.max=2",), "models.flux.replicas.max 2 needs autoscaling.enabled"),
+    ((URL, "models.flux.replicas.min=2"), "models.flux.settings.server.public_url needs one"),
+    ((URL, 'models.flux.replicas={"min":1,"max":2}', "models.flux.autoscaling.enabled=true"),
+     "models.flux.settings.server.public_url needs one replica"),
+    ((URL, "defaults.autoscaling.enabled=true"), "settings.server.public_url needs one replica"),
+    ((URL, f'models.flux.canary=[{{{CANARY}5}}]'), "settings.server.public_url needs one replica"),
     ((GPU,), "models.flux.rollout surge needs gpu.spare"),
     ((GPU, 'models.flux.rollout="in-place"',
       'models.flux.cache={"enabled":true,"precompile":true}'),

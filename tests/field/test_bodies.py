@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import pytest
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.call import Call
+from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai import chat_body, images_body
 from predictors.protocol.openai.chat_body import NO_LIMIT, read_chat_body
 from predictors.protocol.openai.clients import CHAT_CLIENTS, IMAGE_CLIENTS, MESSAGE_CLIENTS
 from predictors.protocol.openai.fields import DescribedRule
-from predictors.protocol.openai.images_body import read_images_body
+from predictors.protocol.openai.images_body import ImagesBody, read_images_body
+from predictors.protocol.openai.picture_files import MAX_FILES
+from predictors.settings import ServerSettings, Settings
+from tests.protocol.openai.doubles import CHAT as CHAT_ROUTE
+from tests.protocol.openai.doubles import IMAGES, Chatter, Painter, Wire, application, post
 
 PICTURE = "data:image/png;base64,AAAA"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -273,3 +280,81 @@ def test_no_field_of_a_client_hides_one_that_is_served() -> None:
         (images_body.OWN_FIELDS, IMAGE_CLIENTS),
     ):
         assert not own.keys() & {name for table in tables.values() for name in table}
+
+
+# -- pictures by address ---------------------------------------------------------------------------
+PNG = b"\x89PNG\r\n\x1a\n of a test"
+
+
+class Drawer(Painter):
+    """Answers a file of its own for each picture."""
+
+    async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
+        answer = await super().images(body, call)
+        files = [b64encode(PNG + bytes([i])).decode() for i in range(body.n)]
+        data = [{"b64_json": file, "seed": i} for i, file in enumerate(files)]
+        return answer | {"data": data, "output_format": body.output_format or "png"}
+
+
+def by_address(**settings: Any) -> RestApp:
+    own = ServerSettings(**{"public_url": "https://pictures.example.com", **settings})
+    return application(Drawer(), settings=Settings(server=own))
+
+
+async def test_a_picture_is_fetched_from_the_address_that_the_answer_gives() -> None:
+    app = by_address()
+    wire = await post(IMAGES, DRAW | {"model": "flux", "response_format": "url", "n": 2}).run(app)
+    assert wire.status == 200
+    assert [set(entry) for entry in wire.json["data"]] == [{"url", "seed", "expires_at"}] * 2
+    for i, entry in enumerate(wire.json["data"]):
+        path = entry["url"].removeprefix("https://pictures.example.com")
+        for prefix in ("", "/openai"):
+            got = await Wire("GET", prefix + path).run(app)
+            assert (got.status, got.body) == (200, PNG + bytes([i]))
+        assert got.answered["content-type"] == "image/png"
+        assert got.answered["cache-control"] == "private, no-store"
+        assert got.answered["x-content-type-options"] == "nosniff"
+        assert (await Wire("HEAD", path).run(app)).status == 200
+
+
+async def test_an_address_is_a_400_where_the_operator_gave_none() -> None:
+    app = application(painter := Drawer())
+    wire = await post(IMAGES, DRAW | {"model": "flux", "response_format": "url"}).run(app)
+    assert (wire.status, wire.error["param"]) == (400, "response_format")
+    assert "PREDICTORS_SERVER_PUBLIC_URL" in wire.error["message"]
+    assert painter.bodies == []  # nothing was drawn in vain
+
+
+async def test_a_picture_that_made_room_is_a_410_and_an_unknown_one_a_404() -> None:
+    app = by_address(picture_url_bytes=2**20)
+    drawn = await post(IMAGES, DRAW | {"model": "flux", "response_format": "url"}).run(app)
+    path = drawn.json["data"][0]["url"].removeprefix("https://pictures.example.com")
+    for _ in range(MAX_FILES // 16):
+        await post(IMAGES, DRAW | {"model": "flux", "response_format": "url", "n": 16}).run(app)
+    gone = await Wire("GET", path).run(app)
+    assert (gone.status, gone.error["code"]) == (410, "gone")
+    unknown = await Wire("GET", f"{path[:-8]}aaaa.png").run(app)
+    assert (unknown.status, unknown.error["code"]) == (404, "not_found")
+
+
+async def test_the_access_log_does_not_have_an_address(caplog: pytest.LogCaptureFixture) -> None:
+    app = by_address()
+    wire = await post(IMAGES, DRAW | {"model": "flux", "response_format": "url"}).run(app)
+    path = wire.json["data"][0]["url"].removeprefix("https://pictures.example.com")
+    with caplog.at_level("INFO", "predictors.access"):
+        await Wire("GET", path).run(app)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("GET /v1/images/files/* 200")
+    assert path.rpartition("/")[2] not in str(vars(record))
+
+
+# -- the names of models ---------------------------------------------------------------------------
+@pytest.mark.parametrize("path", [CHAT_ROUTE, IMAGES])
+async def test_a_body_without_a_model_is_told_the_models_of_its_route(path: str) -> None:
+    app = application(Painter("flux"), Painter("flux-2"), Chatter("qwen-vl"))
+    wire = await post(path, {"prompt": "x", "messages": HELLO}).run(app)
+    assert wire.status == 400
+    wire = await post(path, {"prompt": "x"} if path == IMAGES else {"messages": HELLO}).run(app)
+    assert (wire.status, wire.error["param"]) == (400, "model")
+    served = "flux, flux-2" if path == IMAGES else "qwen-vl"
+    assert wire.error["message"] == f"model is required; served here: {served}"

@@ -24,6 +24,7 @@ from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.openai import chat_body, images_body, messages
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
+from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import Settings
@@ -70,7 +71,8 @@ def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
         f"{method} {re.sub('{(name|model)}', '{model}', route.path)}".replace("{version}", "1")
-        for route in (*v2_routes(registry), *openai_routes(registry))
+        for make in (v2_routes, openai_routes, openapi_routes)
+        for route in make(registry)
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
     }

@@ -55,6 +55,10 @@
 {{- if and $m.autoscaling.enabled (lt (max $max $min) 1) -}}
 {{- fail (printf "%s.replicas.max must be at least 1 with autoscaling.enabled" $at) -}}
 {{- end -}}
+{{- $isAlone := and (eq (max $max $min) 1) (not $m.autoscaling.enabled) (not $m.canary) -}}
+{{- if and (dig "server" "public_url" "" $m.settings) (not $isAlone) -}}
+{{- fail (printf "%s.settings.server.public_url needs one replica, without autoscaling and canaries: an address is known to the pod alone that drew the picture" $at) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "predictors.refuse.times" -}}

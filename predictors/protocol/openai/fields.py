@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.seeds import DRAWN, MAX_SEED
+from predictors.protocol.seeds import DRAWN, MAX_SEED, SEED_SCHEMA
 
 B = TypeVar("B")
 Rule = Callable[[str, Any], Any]
@@ -196,7 +196,7 @@ def dropped(*kinds: type, why: str = "can't change the answer") -> DescribedRule
     return DescribedRule(rule, {"type": kind, "description": f"Ignored: {why}."})
 
 
-@described({**whole(0, MAX_SEED, or_value=DRAWN).schema, "description": "-1 draws one."})
+@described(SEED_SCHEMA)
 def seed_or_drawn(name: str, value: Any) -> object:
     """A seed; `DRAWN` is the same as none."""
     found = whole(0, MAX_SEED, or_value=DRAWN)(name, value)

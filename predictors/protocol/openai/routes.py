@@ -8,9 +8,11 @@ begun.
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -30,7 +32,9 @@ from predictors.protocol.http.exchange import (
 )
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
 from predictors.protocol.openai.fields import DecodedBody
-from predictors.protocol.openai.images_body import ImagesBody, decode_images_body
+from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
+from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
+from predictors.protocol.openai.picture_files import PictureFiles, file_response
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served, ServesChat, ServesImages
 
@@ -61,13 +65,20 @@ class Operation:
 
 def openai_routes(registry: Registry) -> list[BaseRoute]:
     listing = Listing(registry)
-    chat = endpoint(registry, CHAT, (IMAGES,))
-    images = endpoint(registry, IMAGES, (CHAT,))
+    files = PictureFiles(registry.settings.server)
+    operation = images_operation(files)
+    chat = endpoint(registry, CHAT, (operation,))
+    images = endpoint(registry, operation, (CHAT,))
+
+    async def file(request: Request) -> Response:
+        return file_response(files.get(request.path_params["file"]))
+
     routes: list[BaseRoute] = []
     for prefix in PREFIXES:
         routes += [
             Route(prefix + CHAT.route, chat, methods=["POST"]),
-            Route(prefix + IMAGES.route, images, methods=["POST"]),
+            Route(prefix + operation.route, images, methods=["POST"]),
+            Route(f"{prefix}{FILES_ROUTE}/{{file}}", PlainEndpoint(file), methods=["GET"]),
             Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
             Route(f"{prefix}/models/{{name:model}}", PlainEndpoint(listing.one), methods=["GET"]),
         ]
@@ -81,6 +92,8 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         decoded = await exchange.decode_body(operation.decode)
         if decoded.model is not None:
             exchange.record.model = registry.label(decoded.model)  # for a refused body too
+        if decoded.refusal is not None and decoded.refusal.param == "model":
+            raise _with_models(decoded.refusal, registry, operation)
         body = decoded.accepted()
         model = exchange.find(body.model)
         if not operation.serves(model):
@@ -91,6 +104,14 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
     return Endpoint(
         handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
     )
+
+
+def _with_models(
+    refusal: InvalidRequest, registry: Registry, operation: Operation
+) -> InvalidRequest:
+    served = [name for name, model in registry.models.items() if operation.serves(model)]
+    listed = ", ".join(served) or "none"
+    return InvalidRequest(f"{refusal.message}; served here: {listed}", param=refusal.param)
 
 
 def openai_body(fault: Fault) -> bytes:
@@ -161,14 +182,36 @@ CHAT = Operation(
 
 
 # -- images ----------------------------------------------------------------------------------------
-async def _reply_images(model: ServesImages, body: ImagesBody, call: Call) -> Response:
+async def reply_images(
+    files: PictureFiles, model: ServesImages, body: ImagesBody, call: Call
+) -> Response:
+    """Pictures as base64, or held in `files` for their addresses."""
+    is_url = body.response_format == URL
+    if is_url:
+        files.check_offered()
     try:
-        # a hundred megabytes of base64 would block the event loop
-        return await asyncio.to_thread(_images_reply, await model.images(body, call))
+        answer = await model.images(body, call)
     except InvalidRequest as error:
         if error.param is not None:
             error.param = body.spelt.get(error.param, error.param)
         raise
+    # a hundred megabytes of base64 would block the event loop
+    if not is_url:
+        return await asyncio.to_thread(_images_reply, answer)
+    response = await asyncio.to_thread(_addresses_reply, files, answer)
+    asyncio.get_running_loop().call_later(files.lifetime_s + 1, files.drop_expired)
+    return response
+
+
+def _addresses_reply(files: PictureFiles, answer: Mapping[str, Any]) -> Response:
+    pictures = [base64.b64decode(picture["b64_json"]) for picture in answer["data"]]
+    addresses = files.put(pictures, answer["output_format"])
+    expires_at = int(time.time() + files.lifetime_s)
+    data = [
+        {"url": url, "seed": picture["seed"], "expires_at": expires_at}
+        for url, picture in zip(addresses, answer["data"], strict=True)
+    ]
+    return json_response({**answer, "data": data})
 
 
 def _images_reply(answer: Mapping[str, Any]) -> Response:
@@ -180,13 +223,14 @@ def _images_reply(answer: Mapping[str, Any]) -> Response:
     return json_response({**answer, "data": data})
 
 
-IMAGES = Operation(
-    name="images",
-    route="/images/generations",
-    decode=decode_images_body,
-    serves=lambda model: isinstance(model, ServesImages),
-    reply=_reply_images,
-)
+def images_operation(files: PictureFiles) -> Operation:
+    return Operation(
+        name="images",
+        route="/images/generations",
+        decode=decode_images_body,
+        serves=lambda model: isinstance(model, ServesImages),
+        reply=partial(reply_images, files),
+    )
 
 
 # -- models ----------------------------------------------------------------------------------------

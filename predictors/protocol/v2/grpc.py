@@ -8,8 +8,10 @@ same messages and reasons as over REST.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +45,8 @@ from predictors.protocol.v2.rest import (
     metadata,
 )
 from predictors.protocol.v2.tensors import pack_tensor
-from predictors.protocol.v2.values import Scalar, V2Request, V2Response
+from predictors.protocol.v2.values import Scalar, V2Request, V2Response, num_bytes
+from predictors.protocol.v2.wire_json import is_file
 from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 INLINE_BYTES = 16 * 1024  # largest message decoded on the event loop: 8,000 fields at most
@@ -171,8 +174,11 @@ class InferenceMethods:
         try:
             values = await self._decoded(raw, call)
             check_outputs(values, model)
-            response = await model.infer(values, call)
-            return encode_proto_response(complete(response, values, call))
+            response = complete(await model.infer(values, call), values, call)
+            is_raw = values.binary_default and all(values.binary.values())
+            if is_raw or num_bytes(response) <= INLINE_BYTES:
+                return encode_proto_response(response, values)
+            return await self._registry.in_thread(encode_proto_response, response, values)
         finally:
             self._registry.end_request()
 
@@ -201,12 +207,19 @@ class InferenceMethods:
             access.info(line, *log_fields.values(), extra={"method": "ModelInfer", **log_fields})
 
 
-def encode_proto_response(response: V2Response) -> Any:
-    """All tensors are raw: tritonclient with numpy 2 cannot read BYTES from `contents`."""
+def encode_proto_response(response: V2Response, request: V2Request) -> Any:
+    """All tensors are in raw contents: tritonclient with numpy 2 cannot read BYTES from others.
+    Files are base64 in there where the request asks for that."""
     message = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
     for tensor in response.outputs:
+        is_raw = request.binary.get(tensor.name, request.binary_default)
+        if not is_raw and is_file(tensor):
+            rows: list[bytes] = list(tensor.data)  # type: ignore[arg-type]
+            parameters = {**tensor.parameters, "encoding": "base64"}
+            data = [base64.b64encode(row) for row in rows]
+            tensor = replace(tensor, data=data, parameters=parameters)
         output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         write_parameters(output.parameters, tensor.parameters)
         message.raw_output_contents.append(pack_tensor(tensor))

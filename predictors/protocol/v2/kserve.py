@@ -10,6 +10,7 @@ from typing import Any
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.kserve_sdk import InferInput, InferOutput, InferRequest, InferResponse
+from predictors.protocol.v2.content_types import check_request
 from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response
 
 
@@ -19,7 +20,7 @@ def from_kserve(request: InferRequest) -> V2Request:
         model=request.model_name,
         id=request.id or "",
         inputs=tuple(_tensor(x) for x in request.inputs),
-        parameters=_parameters(request.parameters),
+        parameters=_request_parameters(request.parameters),
         binary_default=bool(request.use_binary_outputs),
     )
 
@@ -67,6 +68,12 @@ def _bytes(name: str, value: Any) -> bytes:
     raise InvalidRequest(
         f"input {name!r} holds something that is neither text nor bytes", param=name
     )
+
+
+def _request_parameters(raw: Any) -> dict[str, Scalar]:
+    found = _parameters(raw)
+    check_request(found)
+    return found
 
 
 def _parameters(raw: Any) -> dict[str, Scalar]:

@@ -127,8 +127,8 @@ class V2Routes:
         return json_response({"models": list(self._registry.names)})
 
     async def model_metadata(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        return json_response(metadata(self._find(request)) | {"name": name})
+        model, name = self._find(request), request.path_params["model"]
+        return json_response(metadata(model) | capabilities(model) | {"name": name})
 
     # -- repository ------------------------------------------------------------------------------
     async def repository_index(self, request: Request) -> Response:
@@ -194,6 +194,13 @@ def metadata(model: Served) -> dict[str, Any]:
         "inputs": model.get_input_types(),
         "outputs": model.get_output_types(),
     }
+
+
+def capabilities(model: Served) -> dict[str, Any]:
+    """Fields of V2 metadata beside those of the protocol, over REST: gRPC's message has no place
+    for it."""
+    found = {"parameters": model.get_parameters(), "limits": model.get_limits()}
+    return {name: value for name, value in found.items() if value}
 
 
 def check_outputs(request: V2Request, model: Served) -> None:

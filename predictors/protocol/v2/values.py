@@ -8,15 +8,14 @@ or raw).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images.urls import WHITE_SPACE
+from predictors.protocol.images.urls import read_base64
+from predictors.protocol.v2.content_types import check_numbers, check_text, is_base64_file
 
 Scalar = str | int | float | bool
 
@@ -45,7 +44,8 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class V2Request:
     """One inference request. Empty `outputs` means all. `binary` maps names of outputs to whether
-    they are returned raw; `binary_default` holds for the others."""
+    they are returned raw; `binary_default` holds for the others. Over gRPC every output is in raw
+    contents, and files that are not asked for raw are base64 in there."""
 
     model: str
     id: str
@@ -97,11 +97,13 @@ class InputTensors:
         return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def read_text(self, name: str) -> list[str] | None:
+        self._check(name, check_text)
         rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_optional_text(self, name: str) -> list[str | None] | None:
         """`read_text` of an input whose elements may be null in JSON."""
+        self._check(name, check_text)
         tensor = self._take(name, "BYTES", may_be_null=True)
         if tensor is None:
             return None
@@ -109,14 +111,15 @@ class InputTensors:
         return [None if row is None else _utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_files(self, name: str) -> list[bytes] | None:
-        """Files of a BYTES input, or None: raw, or base64 if they came as JSON strings."""
+        """Files of a BYTES input, or None. JSON strings hold them as base64 or data URLs."""
         tensor = self._tensors.get(name)
-        if tensor is not None and tensor.text and tensor.datatype == "BYTES":
-            self._tensors[name] = with_files(tensor)
+        if tensor is not None:
+            self._tensors[name] = as_files(tensor)
         return self.read_bytes(name)
 
     def read_ints(self, name: str) -> list[int] | None:
         """Elements of an INT64 or narrower integer input, or None."""
+        self._check(name, check_numbers)
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.datatype not in {
             "INT64",
@@ -138,6 +141,11 @@ class InputTensors:
         if self._unread:
             name = sorted(self._unread)[0][:64]
             raise InvalidRequest(f"unknown input {name!r}", param=name)
+
+    def _check(self, name: str, check: Callable[[str, Mapping[str, object]], None]) -> None:
+        tensor = self._tensors.get(name)
+        if tensor is not None and tensor.parameters:
+            check(name, tensor.parameters)
 
     def _take(self, name: str, datatype: str | None, *, may_be_null: bool = False) -> Tensor | None:
         self._unread.discard(name)
@@ -221,16 +229,18 @@ class Parameters:
         return self._values.get(name)
 
 
-def with_files(tensor: Tensor) -> Tensor:
-    """A BYTES tensor with its base64 text decoded to files; any other as it is."""
-    if tensor.datatype != "BYTES":
+def as_files(tensor: Tensor) -> Tensor:
+    """A tensor of files, its base64 or data URLs decoded to bytes. Raises `InvalidRequest` for a
+    content type that no file has."""
+    is_base64 = is_base64_file(tensor.name, tensor.parameters, is_text=tensor.text)
+    if tensor.datatype != "BYTES" or not is_base64:
         return tensor
     rows: Sequence[bytes | None] = tensor.data  # type: ignore[assignment]
     files = [
-        None if row is None else decode_base64(row, param=tensor.name, row=i)
+        None if row is None else read_base64(row, param=tensor.name, row=i)
         for i, row in enumerate(rows)
     ]
-    return replace(tensor, data=files, text=False)
+    return replace(tensor, data=files, text=False, parameters={})
 
 
 def count_rows(**columns: Sequence[object] | None) -> int:
@@ -240,14 +250,6 @@ def count_rows(**columns: Sequence[object] | None) -> int:
         found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise InvalidRequest(f"inputs disagree on the number of rows: {found}")
     return next(iter(lengths.values()), 0)
-
-
-def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
-    """Standard base64, with or without line breaks; raises `InvalidRequest` for anything else."""
-    try:
-        return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{param} is not base64", param=param, row=row) from error
 
 
 def _utf8(name: str, row: int, raw: bytes) -> str:

@@ -15,6 +15,7 @@ import orjson
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.v2.content_types import check_request, wants_raw
 from predictors.protocol.v2.tensors import (
     MAX_NAME,
     ElementCount,
@@ -27,7 +28,7 @@ from predictors.protocol.v2.tensors import (
     pack_tensor,
     unpack_tensor,
 )
-from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response, with_files
+from predictors.protocol.v2.values import Scalar, Tensor, V2Request, V2Response, as_files
 
 HEADER = "inference-header-content-length"
 MAX_TENSORS = 64
@@ -39,7 +40,7 @@ _REQUEST_FIELDS = frozenset(
 _INPUT_FIELDS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _INPUT_PARAMETERS = frozenset({"binary_data_size", "content_type", "encoding"})
 _OUTPUT_FIELDS = frozenset({"name", "parameters"})
-_OUTPUT_PARAMETERS = frozenset({"binary_data"})
+_OUTPUT_PARAMETERS = frozenset({"binary_data", "content_type"})
 
 
 def decode_json_request(
@@ -58,6 +59,7 @@ def decode_json_request(
     body = parse_json(raw if length == len(raw) else raw[:length])
     _check_fields(body, _REQUEST_FIELDS, "the body")
     parameters = read_parameters(body.get("parameters"), "parameters")
+    check_request(parameters)
     outputs, binary = _outputs(body.get("outputs"))
     return V2Request(
         model=model,
@@ -103,7 +105,9 @@ def _inputs(raw: object, body: bytes, position: int, files: Collection[str]) -> 
     tensors, elements = [], ElementCount()
     for entry in raw:
         tensor, position = _input(entry, body, position, elements)
-        tensors.append(with_files(tensor) if tensor.text and tensor.name in files else tensor)
+        if tensor.name in files:
+            tensor = as_files(tensor)
+        tensors.append(tensor)
     if position != len(body):
         raise InvalidRequest(f"{len(body) - position} bytes are left over behind the last input")
     return tuple(tensors)
@@ -171,8 +175,9 @@ def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
         where = f"parameters of output {name[:MAX_NAME]!r}"
         parameters = read_parameters(fields.get("parameters"), where)
         _check_fields(parameters, _OUTPUT_PARAMETERS, where)
-        if "binary_data" in parameters:
-            binary[name] = _flag(parameters["binary_data"], "binary_data")
+        raw_wanted = wants_raw(name, parameters)
+        if raw_wanted is not None:
+            binary[name] = raw_wanted
     return tuple(names), binary
 
 
@@ -239,12 +244,16 @@ def encode_json_response(response: V2Response, request: V2Request) -> tuple[byte
     return (b"".join((head, *raw)), len(head)) if raw else (head, None)
 
 
+def is_file(tensor: Tensor) -> bool:
+    return str(tensor.parameters.get("content_type", "")).startswith("image/")
+
+
 def _json_values(tensor: Tensor, parameters: dict[str, Scalar]) -> list[object]:
     """Values for JSON. BYTES that are images or not UTF-8 become base64, noted in `parameters`."""
     if tensor.datatype != "BYTES":
         return list(tensor.data)
     rows: list[bytes] = list(tensor.data)  # type: ignore[arg-type]
-    if not str(parameters.get("content_type", "")).startswith("image/"):
+    if not is_file(tensor):
         try:
             return [row.decode("utf-8") for row in rows]
         except UnicodeDecodeError:

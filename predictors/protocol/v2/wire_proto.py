@@ -21,6 +21,7 @@ from predictors.protocol.grpc.protobuf_reader import (
     WireReader,
     signed,
 )
+from predictors.protocol.v2.content_types import check_request, wants_raw
 from predictors.protocol.v2.tensors import (
     MAX_ELEMENTS,
     MAX_NAME,
@@ -123,13 +124,16 @@ def decode_proto_request(raw: bytes) -> V2Request:
     elements = ElementCount()
     tensors = [_tensor(x, raws[i] if raws else None, elements) for i, x in enumerate(inputs)]
     values = _values(parameters)
-    values.pop("binary_data_output", None)  # all outputs are raw over gRPC
+    check_request(values)
+    asked, binary = _outputs(outputs)
     return V2Request(
         model=texts[1],
         id=texts[3],
         inputs=tuple(tensors),
         parameters=values,
-        outputs=_outputs(outputs),
+        outputs=asked,
+        binary=binary,
+        binary_default=_flag(values.pop("binary_data_output", True)),
         version=texts[2],
     )
 
@@ -265,15 +269,29 @@ def _contents(name: str, datatype: str, contents: dict[str, list[object]]) -> li
     return contents.get(right, [])
 
 
-def _outputs(read: Sequence[tuple[str, dict[str, Scalar | None]]]) -> tuple[str, ...]:
+def _flag(value: Scalar) -> bool:
+    if not isinstance(value, bool):
+        name = "binary_data_output"
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return value
+
+
+def _outputs(
+    read: Sequence[tuple[str, dict[str, Scalar | None]]],
+) -> tuple[tuple[str, ...], dict[str, bool]]:
     names: list[str] = []
+    binary: dict[str, bool] = {}
     for name, parameters in read:
         shown = name[:MAX_NAME]
         if name in names:
             raise InvalidRequest(f"output {shown!r} is asked for twice", param=shown)
-        for parameter in _values(parameters):
-            if parameter != "binary_data":
+        values = _values(parameters)
+        for parameter in values:
+            if parameter not in ("binary_data", "content_type"):
                 text = f"output {shown!r} has an unknown parameter {parameter[:MAX_NAME]!r}"
                 raise InvalidRequest(text, param=shown)
         names.append(name)
-    return tuple(names)
+        raw_wanted = wants_raw(name, values)
+        if raw_wanted is not None:
+            binary[name] = raw_wanted
+    return tuple(names), binary

@@ -52,6 +52,12 @@ class Model:
     def get_output_types(self) -> list[dict[str, Any]]:
         return []
 
+    def get_parameters(self) -> dict[str, Any]:
+        return {}
+
+    def get_limits(self) -> dict[str, Any]:
+        return {}
+
     async def infer(self, request: Any, call: Call) -> Any:
         raise AssertionError("no V2 request belongs here")
 

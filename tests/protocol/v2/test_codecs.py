@@ -166,7 +166,7 @@ def test_responses_are_equal_in_every_wire_format(sent: list[Tensor], data: st.D
         values, raw = read_output(fields, raw, math.prod(tensor.shape))
         assert values == list(tensor.data)
     assert raw == b""
-    message = encode_proto_response(response)
+    message = encode_proto_response(response, V2Request("m", "r1", (), binary_default=True))
     said = {
         name: getattr(x, x.WhichOneof("parameter_choice")) for name, x in message.parameters.items()
     }

@@ -1,0 +1,190 @@
+"""`/openapi.json` and V2 metadata describe the models that are served, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.http.echo import Running
+from tests.product.conftest import served_both
+
+CHAT = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hi"}]}
+DRAW = {"model": "flux", "prompt": "a"}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with served_both() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(http: httpx.Client) -> dict[str, Any]:
+    answer = http.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert len(answer.content) < 100_000
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def body_validator(document: dict[str, Any], path: str) -> Draft202012Validator:
+    """A validator of the bodies of one route."""
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"] | {"components": document["components"]}
+    return Draft202012Validator(schema)
+
+
+def infer(prompt: str = "a", **parameters: Any) -> dict[str, Any]:
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [prompt]}
+    return {"inputs": [tensor], "parameters": parameters}
+
+
+def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+    assert document["openapi"] == "3.1.0"
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+
+
+def test_the_document_is_made_once_and_the_same_bytes_again(http: httpx.Client) -> None:
+    assert http.get("/openapi.json").content == http.get("/openapi.json").content
+
+
+def test_every_path_of_the_document_is_a_route(
+    document: dict[str, Any], http: httpx.Client
+) -> None:
+    for path, methods in document["paths"].items():
+        given = path.replace("{model}", "flux").replace("{file}", "x.png")
+        for method in methods:
+            answer = http.request(method.upper(), given)
+            expected = {404} if "x.png" in given else {200} if method == "get" else {400}
+            assert answer.status_code in expected, (method, path, answer.text)
+
+
+TAKEN: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/images/generations", DRAW),
+    ("/v1/images/generations", DRAW | {"n": 1, "size": "64x64", "quality": "high", "seed": -1}),
+    ("/v1/images/generations", DRAW | {"tier": "lossless", "style": None, "drop_params": True}),
+    ("/v1/images/generations", DRAW | {"width": 64, "height": 64, "num_inference_steps": 1}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1, "temperature": 0, "top_p": 1, "n": 1}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1, "best_of": 1, "features": {"a": False}}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 1, "stop": ["a"], "chat_id": "x"}),
+    ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, seed=-1)),
+    ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, tier="turbo")),
+    ("/v2/models/qwen-vl/infer", infer(max_tokens=1, temperature=0.5, stop='["x"]')),
+    ("/v2/models/qwen-vl/infer", infer(max_tokens=1, content_type="str")),
+]
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/images/generations", DRAW | {"model": "other"}),
+    ("/v1/images/generations", {"model": "flux"}),
+    ("/v1/images/generations", DRAW | {"steps": 4}),
+    ("/v1/images/generations", DRAW | {"width": 60}),
+    ("/v1/images/generations", DRAW | {"width": 272}),
+    ("/v1/images/generations", DRAW | {"num_inference_steps": 101}),
+    ("/v1/images/generations", DRAW | {"tier": "high"}),
+    ("/v1/images/generations", DRAW | {"quality": "turbo"}),
+    ("/v1/images/generations", DRAW | {"size": "64*64"}),
+    ("/v1/images/generations", DRAW | {"n": 17}),
+    ("/v1/images/generations", DRAW | {"background": "transparent"}),
+    ("/v1/chat/completions", CHAT | {"temperature": 3}),
+    ("/v1/chat/completions", CHAT | {"max_tokens": 0}),
+    ("/v1/chat/completions", CHAT | {"best_of": 2}),
+    ("/v1/chat/completions", CHAT | {"features": {"web_search": True}}),
+    ("/v1/chat/completions", CHAT | {"messages": []}),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": [{"x": 1}]}]}),
+    ("/v1/chat/completions", CHAT | {"messages": [{"role": "wizard", "content": "a"}]}),
+    ("/v1/chat/completions", CHAT | {"colour": "red"}),
+    ("/v2/models/flux/infer", infer(width=60)),
+    ("/v2/models/flux/infer", infer(colour="red")),
+    ("/v2/models/flux/infer", infer(tier="high")),
+    ("/v2/models/flux/infer", infer(seed=-2)),
+    ("/v2/models/qwen-vl/infer", infer(top_p=0)),
+    ("/v2/models/qwen-vl/infer", infer(detail="most")),
+    ("/v2/models/qwen-vl/infer", {"inputs": []}),
+    ("/v2/models/qwen-vl/infer", infer() | {"colour": "red"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), TAKEN, ids=range(len(TAKEN)))
+def test_a_body_that_the_document_allows_is_answered(
+    path: str, body: dict[str, Any], document: dict[str, Any], http: httpx.Client
+) -> None:
+    assert list(body_validator(document, path).iter_errors(body)) == []
+    answer = http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "body"), REFUSED, ids=range(len(REFUSED)))
+def test_a_body_that_the_document_forbids_is_refused(
+    path: str, body: dict[str, Any], document: dict[str, Any], http: httpx.Client
+) -> None:
+    assert list(body_validator(document, path).iter_errors(body)) != []
+    assert http.post(path, json=body).status_code in {400, 404}
+
+
+def test_parts_of_messages_are_in_the_document(document: dict[str, Any]) -> None:
+    validator = body_validator(document, "/v1/chat/completions")
+    for part in (PICTURE, {"type": "text", "text": "x"}, {"type": "input_text", "text": "x"}):
+        body = {"model": "qwen-vl", "messages": [{"role": "user", "content": [part]}]}
+        assert list(validator.iter_errors(body)) == []
+    wrong = {"role": "user", "content": [{"type": "video"}]}
+    assert list(validator.iter_errors({"model": "qwen-vl", "messages": [wrong]})) != []
+
+
+def test_metadata_has_parameters_limits_sizes_and_tiers(http: httpx.Client) -> None:
+    flux = http.get("/v2/models/flux").json()
+    assert flux["parameters"]["width"] == {
+        "type": "integer", "minimum": 64, "maximum": 256, "multipleOf": 16, "default": 128,
+    }  # fmt: skip
+    assert flux["parameters"]["num_inference_steps"]["default"] == 4
+    assert flux["limits"]["sizes"] == ["128x128"]
+    assert flux["limits"]["tiers"] == flux["parameters"]["tier"]["enum"] == ["lossless", "turbo"]
+    assert flux["limits"]["default_tier"] == "lossless"
+    chat = http.get("/v2/models/qwen-vl").json()
+    assert chat["limits"]["max_context"] > chat["parameters"]["max_tokens"]["default"]
+    assert chat["limits"]["max_pixels"] == chat["parameters"]["max_pixels"]["maximum"]
+    for model in (flux, chat):
+        assert {"name", "versions", "platform", "inputs", "outputs"} < model.keys()
+
+
+def test_every_parameter_of_the_metadata_is_taken_at_its_default(http: httpx.Client) -> None:
+    for name in ("flux", "qwen-vl"):
+        found = http.get(f"/v2/models/{name}").json()["parameters"]
+        given = {key: each["default"] for key, each in found.items() if "default" in each}
+        cheap = {"width": 64, "height": 64, "num_inference_steps": 1, "max_tokens": 1}
+        given |= {key: value for key, value in cheap.items() if key in found}
+        answer = http.post(f"/v2/models/{name}/infer", json=infer(**given))
+        assert answer.status_code == 200, answer.text
+
+
+def test_metadata_over_grpc_has_the_protocols_fields_alone(server: Running) -> None:
+    import grpc
+
+    from predictors.protocol.kserve_sdk import pb, pb_grpc
+
+    with grpc.insecure_channel(server.grpc_target) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        found = stub.ModelMetadata(pb.ModelMetadataRequest(name="flux"))
+    assert found.name == "flux"
+    assert [tensor.name for tensor in found.outputs] == ["image", "seed"]
+
+
+def test_the_limits_that_the_document_shows_are_the_metadatas(
+    document: dict[str, Any], http: httpx.Client
+) -> None:
+    for name in ("flux", "qwen-vl"):
+        shown = document["paths"][f"/v2/models/{name}"]["get"]["x-limits"]
+        assert shown == http.get(f"/v2/models/{name}").json()["limits"]
+    assert json.dumps(document)
