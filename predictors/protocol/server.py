@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -28,12 +27,12 @@ from predictors.protocol.grpc.health import add_health
 from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
-    BACKLOG,
     CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
 from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
+from predictors.protocol.http.listening import listen
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
@@ -46,7 +45,6 @@ from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
-ANY_ADDRESS = ("0.0.0.0", "::")
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
 # A client that pings every 10 s is sometimes early; the third early ping ends its connection.
 MIN_PING_INTERVAL_MS = 5_000
@@ -138,7 +136,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.registry.check_aliases()
         metrics.draining.set(0)
         with (
-            _listen(self.settings.server.host, self.http_port) as listener,
+            listen(self.settings.server.host, self.http_port) as listener,
             self._listen_admin() as admin_listener,
         ):
             self.http_port = listener.getsockname()[1]
@@ -183,7 +181,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _listen_admin(self) -> contextlib.AbstractContextManager[socket.socket | None]:
         if self.admin_port < 0:
             return contextlib.nullcontext()
-        return _listen(self.settings.server.admin_host, self.admin_port)
+        return listen(self.settings.server.admin_host, self.admin_port)
 
     def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
         """Serve the admin port where there is one; returns the function that stops it."""
@@ -318,35 +316,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. `0.0.0.0` and `::` both mean all addresses of IPv4 and IPv6, as they do
-    to gRPC; where there is no IPv6, those of IPv4."""
-    try:
-        listener = None if host not in ANY_ADDRESS else _listen_everywhere(port)
-        if listener is None:
-            host = "0.0.0.0" if host in ANY_ADDRESS else host
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
-    listener.setblocking(False)
-    return listener
-
-
-def _listen_everywhere(port: int) -> socket.socket | None:
-    """A socket for IPv6 and IPv4; None on a machine without IPv6."""
-    if not socket.has_dualstack_ipv6():
-        return None
-    try:
-        return socket.create_server(
-            ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
-        )
-    except OSError as error:
-        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # turned off by the system
-            return None
-        raise
 
 
 async def _do_nothing() -> None: ...

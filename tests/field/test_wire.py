@@ -15,9 +15,9 @@ import pytest
 import tritonclient.http
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.http.listening import listen
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.registry import Registry
-from predictors.protocol.server import _listen
 from predictors.settings import InvalidSetting, Settings
 from tests.fakes import ScriptedEngine
 from tests.http.echo import (
@@ -169,15 +169,15 @@ def test_both_ways_to_write_any_address_mean_ipv4_and_ipv6(host: str) -> None:
 def test_without_ipv6_any_address_means_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     for host in ("0.0.0.0", "::"):
-        with _listen(host, 0) as listener:
+        with listen(host, 0) as listener:
             assert listener.family == socket.AF_INET
 
 
 def test_a_port_that_is_taken_ends_the_start() -> None:
-    with _listen("0.0.0.0", 0) as first:
+    with listen("0.0.0.0", 0) as first:
         for host in ("0.0.0.0", "::"):
             with pytest.raises(InvalidSetting, match="can't listen on"):
-                _listen(host, first.getsockname()[1])
+                listen(host, first.getsockname()[1])
 
 
 # -- metadata --------------------------------------------------------------------------------------
