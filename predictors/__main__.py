@@ -12,15 +12,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
 from predictors.cli.arguments import (
     PROMPT,
-    named_path,
+    named_components,
+    named_paths,
     named_value,
     new_file,
     parse,
@@ -28,7 +31,8 @@ from predictors.cli.arguments import (
     read_size,
 )
 from predictors.cluster.identity import find_pod_identity
-from predictors.compute.checkpoint.folder import advice, read_json, reading
+from predictors.compute.checkpoint.folder import check_entries, read_json, reading
+from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
@@ -54,12 +58,13 @@ SUMMARIES = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
 """Architecture -> module and function that describes a folder of it, without torch."""
+NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = (serve, warm, profile, demo, quantize, check)
-    arguments = parse(argv, {verb.__name__: verb for verb in verbs})
+    verbs = (serve, warm, profile, demo, check, quantize, convert)
+    arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
     try:
         return int(arguments.run(arguments))
     except ServingError as error:
@@ -78,22 +83,21 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
-    named = _read_models(arguments, settings)
+    named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    named = [named_path(raw) for raw in arguments.model]
     check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
-    return serve_models(named, build, settings, identity, os.environ)
+    return serve_models(named, make, settings, identity, os.environ)
 
 
 def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
-    named = _read_models(arguments, settings)
+    named, make = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
@@ -104,7 +108,7 @@ def warm(arguments: argparse.Namespace) -> int:
         raise InvalidSetting(
             "PREDICTORS_COMPUTE_CACHE_DIR is a folder that can't be written, or may be by anybody"
         )
-    models = [build(name, path, settings) for name, path in named]
+    models = [make(name, path, settings) for name, path in named]
     logs.redirect_library_handlers()
     for model in models:
         follow_start(model)
@@ -121,7 +125,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
-    [(name, path)] = _read_models(arguments, settings)
+    [(name, path)], make = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
@@ -135,7 +139,7 @@ def profile(arguments: argparse.Namespace) -> int:
     parameters = dict(map(named_value, arguments.parameter))
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
     keep_code(settings.compute, os.environ)
-    model, profiler = build(name, path, settings), Profiler()
+    model, profiler = make(name, path, settings), Profiler()
     logs.redirect_library_handlers()
     model.decode_v2(request)
     follow_start(model)
@@ -163,11 +167,10 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def quantize(arguments: argparse.Namespace) -> int:
     """Write a copy of a FLUX checkpoint whose transformer is stored in fp8."""
+    source = _flux_folder(arguments.source)
     from predictors.models.flux.quantize import quantize_checkpoint
 
-    if architecture_of(arguments.source) != "FluxPipeline":
-        raise InvalidRequest(f"{arguments.source.name} is no FLUX checkpoint in diffusers layout")
-    num_bytes = quantize_checkpoint(arguments.source, arguments.target)
+    num_bytes = quantize_checkpoint(source, arguments.target, _wanted_variant())
     sys.stdout.write(f"{arguments.target}: {num_bytes / 1e6:,.1f} MB of transformer weights\n")
     return 0
 
@@ -180,14 +183,17 @@ def check(arguments: argparse.Namespace) -> int:
     from predictors.compute.watch.card_facts import find_card_facts
     from predictors.operators.check import check_report, exit_code
 
-    settings, folder = from_env(os.environ), arguments.folder
-    if not os.path.isdir(folder):
-        raise InvalidRequest(f"there is no folder {str(folder)!r}")
+    settings = from_env(os.environ)
+    folder = resolve_folder(arguments.folder, "check")
+    components = _read_components(arguments.component, {"": folder}).get("")
     card = find_card_facts(settings.compute.device, os.environ)
     if arguments.memory is not None:
         card = replace(card, memory_bytes=read_size(arguments.memory), name="")
     report = check_report(
-        folder, architecture_of(folder), lambda: describe(folder, settings, card), card
+        folder,
+        architecture_of(folder),
+        lambda: describe_folder(folder, settings, card, components),
+        card,
     )
     if arguments.json:
         sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
@@ -196,21 +202,48 @@ def check(arguments: argparse.Namespace) -> int:
     return exit_code(report)
 
 
+def convert(arguments: argparse.Namespace) -> int:
+    """Make a folder that can be served of a FLUX checkpoint in one file (BFL's or ComfyUI's
+    layout). What the file does not hold is copied from --base."""
+    base = _flux_folder(arguments.base)
+    from predictors.models.flux.convert import convert_checkpoint
+
+    variant = _wanted_variant()
+    for line in convert_checkpoint(arguments.source, arguments.target, base, variant):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
 # -- composition -----------------------------------------------------------------------------------
 def build(
-    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    name: str,
+    checkpoint: Path,
+    settings: Settings,
+    workers: Workers | None = None,
+    components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
 ) -> BasePredictor[Any, Any, Any]:
-    """The predictor of a checkpoint folder; `workers` decode its pictures.
+    """The predictor of a checkpoint folder; `workers` decode its pictures, and `components` are
+    folders of parts that replace its own, by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
     module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
-    predictor: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers)
+    parts = {"parts": components[name]} if name in components else {}
+    for part, folder in parts.get("parts", {}).items():
+        log.info("%s: %s is that in the folder %s", name, part, folder.name)
+    predictor: BasePredictor[Any, Any, Any] = make_predictor(
+        name, checkpoint, settings, workers, **parts
+    )
     return predictor
 
 
-def describe(checkpoint: Path, settings: Settings, card: CardFacts | None = None) -> FolderSummary:
+def describe_folder(
+    checkpoint: Path,
+    settings: Settings,
+    card: CardFacts | None = None,
+    components: Mapping[str, Path] | None = None,
+) -> FolderSummary:
     """The content of a checkpoint folder and the memory of each way to serve it.
 
     Raises `ServingError` for a folder that is not served: starts and `check` refuse it alike.
@@ -218,7 +251,10 @@ def describe(checkpoint: Path, settings: Settings, card: CardFacts | None = None
     with reading("the folder"):
         module, _, function = SUMMARIES[served_architecture(checkpoint)].partition(":")
         summarise = getattr(importlib.import_module(module), function)
-        summary: FolderSummary = summarise(checkpoint, settings, card or CardFacts())
+        for folder in (checkpoint, *(components or {}).values()):
+            check_entries(folder)
+        parts = {"components": components} if components else {}
+        summary: FolderSummary = summarise(checkpoint, settings, card or CardFacts(), **parts)
     return summary
 
 
@@ -248,13 +284,41 @@ def architecture_of(checkpoint: Path) -> str:
     return ""
 
 
-def _read_models(arguments: argparse.Namespace, settings: Settings) -> list[tuple[str, Path]]:
-    """The models' folders by name. Raises `ServingError` for all that can be refused without torch,
-    whose import takes seconds."""
-    named = [named_path(raw) for raw in arguments.model]
-    for _, folder in named:
-        describe(folder, settings)
-    return named
+def _read_models(
+    arguments: argparse.Namespace, settings: Settings
+) -> tuple[list[tuple[str, Path]], Callable[..., BasePredictor[Any, Any, Any]]]:
+    """The models' folders by name, and `build` with the given components. Raises `ServingError` for
+    all that can be refused without importing torch, which takes seconds."""
+    paths = named_paths(arguments.model)
+    named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
+    components = _read_components(arguments.component, named)
+    for name, folder in named.items():
+        describe_folder(folder, settings, components=components.get(name))
+    return list(named.items()), partial(build, components=components)
+
+
+def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """The folders that replace parts of the models in `named`, by model and part."""
+    components = {
+        model: {part: resolve_folder(path, f"--component {part}") for part, path in parts.items()}
+        for model, parts in named_components(flags, list(named)).items()
+    }
+    for name in components:
+        if not (named[name] / INDEX).is_file():
+            raise InvalidRequest(f"--component: {name} is one model and has no parts to replace")
+    return components
+
+
+def _flux_folder(path: Path) -> Path:
+    """The folder of a FLUX pipeline; raises `InvalidRequest` for any other."""
+    folder = resolve_folder(path, path.name)
+    if architecture_of(folder) != "FluxPipeline":
+        raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")
+    return folder
+
+
+def _wanted_variant() -> str:
+    return from_env(os.environ).compute.weights_variant
 
 
 def _read_settings(arguments: argparse.Namespace) -> Settings:

@@ -5,9 +5,10 @@ An unknown `PREDICTORS_*` name ends the start, so that a typing mistake is not a
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 
 from predictors.settings import (
@@ -31,8 +32,13 @@ def from_env(environ: Mapping[str, str]) -> Settings:
     }
     unknown = sorted(k for k in environ if k.startswith(f"{PREFIX}_") and k not in known)
     if unknown:
-        raise InvalidSetting(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+        raise InvalidSetting(f"unknown setting {unknown[0]}; {_nearest(unknown[0], known)}")
     return Settings(**groups)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f"did you mean {near[0]}?" if near else "docs/configuration.md lists all"
 
 
 def _without_service_links(environ: Mapping[str, str]) -> Mapping[str, str]:

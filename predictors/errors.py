@@ -92,7 +92,19 @@ class PromptTooLong(InvalidRequest):
 
 
 class UnsupportedMedia(InvalidRequest):
-    """The content type or encoding of the body is not supported."""
+    """The content type or encoding of the body is not supported. `accept_encoding` names the
+    encodings that are, where the encoding was the reason."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        row: int | None = None,
+        accept_encoding: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, row=row)
+        self.accept_encoding = accept_encoding
 
 
 class Forbidden(ServingError):

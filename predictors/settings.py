@@ -22,6 +22,9 @@ ALIASES = {
     "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
 }
 AUTO_ON_OFF = ("auto", "on", "off")
+ATTENTION = (
+    "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+)  # fmt: skip
 
 
 class InvalidSetting(InvalidRequest):
@@ -214,13 +217,7 @@ class ComputeSettings(SettingsGroup):
     compile: str = bounded("auto", choices=("auto", "off", "aot_eager", "inductor"))
     """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager` or `inductor`. On the CPU
     Inductor needs a C++ compiler."""
-    attention: str = bounded(
-        "auto",
-        choices=(
-            "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient",
-            "sdpa",
-        ),
-    )  # fmt: skip
+    attention: str = bounded("auto", choices=ATTENTION)
     """Attention kernel on CUDA. `auto` measures the installed ones while loading and takes the
     fastest."""
     threads: int = 0
@@ -229,6 +226,9 @@ class ComputeSettings(SettingsGroup):
     """Folder that keeps compiled code between starts. Empty: Triton and torch keep theirs where
     they always do. The content is executed, so only the operator may have write access: servers may
     mount it read-only, and a folder that anyone may write is not used."""
+    weights_variant: str = ""
+    """Variant of the weights files that is read where a folder has it, such as `fp16` for
+    `model.fp16.safetensors`. Empty: the plain files, or the only variant there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +291,8 @@ class FluxSettings(SettingsGroup):
     """Lets the tiers with fp8 weights use fp8 in attention too, if FlashAttention 3 (`pip install
     vision-predictors[fa3]`) and a Hopper GPU are present."""
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
-    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of a FLUX.1
-    checkpoint on the GPU and changes pictures. It needs `tiers` that hold fp8 weights alone
-    (`high`, `high,turbo`). `auto`: `compute.dtype`."""
+    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
+    and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

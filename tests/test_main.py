@@ -14,6 +14,7 @@ import pytest
 
 from predictors import __main__ as root
 from predictors.cli import demo
+from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.compute.profiling.profiler import Profiler
 from predictors.operators import serve
 from predictors.serving.lifecycle import HostEvents, StartProgress
@@ -31,12 +32,20 @@ class Host:
 class Predictor:
     """A stand-in for a predictor that keeps its arguments."""
 
-    def __init__(self, name: str, checkpoint: Path, settings: Settings, workers: Any) -> None:
+    def __init__(
+        self, name: str, checkpoint: Path, settings: Settings, workers: Any, **parts: Any
+    ) -> None:
         self.name = name
+        self.given = parts
         self.checkpoint = checkpoint
         self.settings = settings
         self.workers = workers
         self.host = Host()
+
+
+def summarise(folder: Path, settings: Settings, card: CardFacts) -> FolderSummary:
+    """Takes any folder."""
+    return FolderSummary("", "", (), ())
 
 
 class Server:
@@ -68,6 +77,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
     monkeypatch.setattr(root.logs, "redirect_library_handlers", lambda: None)
     monkeypatch.setattr(root, "MODELS", dict.fromkeys(root.MODELS, f"{__name__}:Predictor"))
+    monkeypatch.setattr(root, "SUMMARIES", dict.fromkeys(root.SUMMARIES, f"{__name__}:summarise"))
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     yield
     os.environ.pop("GOMP_SPINCOUNT", None)
@@ -100,6 +110,15 @@ def test_every_model_is_built_from_its_folder_and_the_exit_code_is_the_servers(
     models, settings = Server.given
     assert [(model.name, model.checkpoint) for model in models] == [("a", flux), ("b", qwen)]
     assert all(model.settings is settings for model in models)
+
+
+def test_components_reach_their_model_and_no_other(flux: Path, qwen: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    component = f"--component=a.transformer={tmp_path / 'mine'}"
+    root.main(["serve", f"--model=a={flux}", f"--model=b={qwen}", component])
+    one, other = Server.given[0]
+    assert one.given == {"parts": {"transformer": tmp_path / "mine"}}
+    assert other.given == {}
 
 
 def test_a_flag_beats_the_environment(flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +203,9 @@ def test_a_folder_that_no_model_serves_is_refused_with_what_is_served(
     [
         ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "it holds an adapter"),
         ({"pytorch_lora_weights.safetensors": ""}, "it holds an adapter"),
-        ({"snapshots/abc/model_index.json": "{}"}, "give one of the folders in its snapshots"),
         (
             {"config.json": '{"_class_name": "FluxTransformer2DModel"}'},
-            "give the folder that holds model_index.json",
+            "model_index.json, and this one with --component transformer",
         ),
         ({"flux1-dev.safetensors": ""}, "weights in one file ('flux1-dev.safetensors')"),
         ({"model.gguf": ""}, "weights in one file ('model.gguf')"),
@@ -221,6 +239,23 @@ def test_a_wrong_command_line_prints_the_usage(
         root.main(argv)
     assert ended.value.code == 2
     assert "usage: python -m predictors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "warm", "profile"])
+def test_a_missing_model_is_asked_for_with_the_architectures_that_are_served(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        root.main([verb])
+    said = capsys.readouterr().err
+    assert f"--model NAME=PATH is required: the folder of a {', '.join(root.MODELS)}" in said
+
+
+def test_profile_says_that_it_takes_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        root.main(["profile", "--help"])
+    model = capsys.readouterr().out.partition("--model NAME=PATH  ")[2].splitlines()[0]
+    assert model.strip() == "the model; once"
 
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ DEFAULTS = {
     "flux.tiers": "auto",
     "flux.default_tier": "",
     "flux.fp8_attention": True,
+    "flux.conditioning_precision": "auto",
     "flux.age_limit_s": 30.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,
@@ -254,11 +255,20 @@ def test_a_group_cannot_be_made_with_a_value_out_of_bounds(
         make()
 
 
-@pytest.mark.parametrize("name", ["PREDICTORS_QUEUE_CAPACTY", "PREDICTORS_FLUX", "PREDICTORS_"])
-def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidSetting, match="PREDICTORS_QUEUE_CAPACITY") as failure:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("PREDICTORS_QUEUE_CAPACTY", "did you mean PREDICTORS_QUEUE_CAPACITY?"),
+        ("PREDICTORS_FLUX_TIER", "did you mean PREDICTORS_FLUX_TIERS?"),
+        ("PREDICTORS_QWEN_VL_MAXCONTEXT", "did you mean PREDICTORS_QWEN_VL_MAX_CONTEXT?"),
+        ("PREDICTORS_SERVER_LOGLEVEL", "did you mean PREDICTORS_SERVER_LOG_LEVEL?"),
+        ("PREDICTORS_", "docs/configuration.md lists all"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
+    with pytest.raises(InvalidSetting) as failure:
         from_env({name: "1"})
-    assert failure.value.message.startswith(f"unknown setting {name};")
+    assert failure.value.message == f"unknown setting {name}; {hint}"
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

@@ -124,8 +124,6 @@ def dropped(name: str) -> Callable[[Tensors], object]:
 
 SCALED_METHODS = (
     (torch.int8, "SCB", "bitsandbytes int8"),
-    (torch.int8, "weight_scale", "compressed-tensors int8"),
-    (torch.float8_e4m3fn, "weight_scale", "compressed-tensors FP8"),
     (torch.float8_e4m3fn, "weight_scale_inv", "FP8 in blocks"),
 )
 LEAF_METHODS = {
@@ -140,22 +138,26 @@ LEAF_METHODS = {
     "weight_packed": "compressed-tensors",
     "weight_shape": "compressed-tensors",
     "weight_zero_point": "compressed-tensors",
-    "weight_global_scale": "compressed-tensors",
+    "weight_global_scale": "NVFP4",
     "weight_scale": "compressed-tensors",
+    "weight_scale_2": "NVFP4",
     "input_scale": "FP8",
-    "k_scale": "FP8",
-    "v_scale": "FP8",
+    "k_scale": "KV-cache scales",
+    "v_scale": "KV-cache scales",
     "weight._data": "quanto",
     "weight_quantizer._amax": "ModelOpt",
     "scale": "scales",
     "codebooks": "AQLM",
+    "W_q": "HQQ",
+    "weight_qdata": "torchao",
+    "wscales": "SVDQuant",
 }
 Refused = dict[str, tuple[Change, tuple[str, ...]]]
 """Cases by name: a change, and words that the refusal must have."""
 
 
 def scaled_layer(file: str, layer: str, component: str) -> Refused:
-    """A linear layer in eight bits with scales, one case per method that writes it so."""
+    """A linear layer in eight bits with scales of a shape that their method does not write."""
     return {
         f"{layer} in {dtype} with {scale}": (
             weights(file, scaled(f"{layer}.weight", dtype, scale)),

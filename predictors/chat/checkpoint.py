@@ -7,27 +7,37 @@ A template or tokenizer is tried before it is used. `folder` checks the files th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import mrope_positions
 from predictors.chat.folder import (
     NAMED_TOKENS,
+    SAME,
     check_generation,
     check_tokens,
     end_tokens,
+    parts_of,
+    read_preprocessor,
     read_tokens,
 )
 from predictors.chat.request import Message, Picture, Sampling
+from predictors.chat.template_files import read_template
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed, InvalidRequest
 
+log = logging.getLogger(__name__)
+
+CLASS_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+"""`size` of transformers' class, for a file without one."""
 TEMPLATES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
 PICTURE = Picture(b"")
 PROBES: dict[str, tuple[Message, ...]] = {
@@ -54,6 +64,9 @@ class HubCheckpoint:
     files that can't be read or don't fit together.
     """
 
+    image_defaults: ClassVar[Mapping[str, Any]]
+    """Settings of the image processor for a folder without its file: those of the release."""
+
     def __init__(
         self, checkpoint: Path, config: Mapping[str, Any], shape: DecoderShape, vision: object
     ) -> None:
@@ -66,21 +79,28 @@ class HubCheckpoint:
             self.sampling = sampling_defaults(checkpoint)
         self.image_token = tokens[NAMED_TOKENS["image_token_id"]]
         self.end_tokens = end_tokens(checkpoint, config, tokens)
-        with reading("the tokenizer or the preprocessor of pictures"):
-            parts: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                checkpoint, local_files_only=True
-            )
-        self.tokenizer: Any = parts.tokenizer.backend_tokenizer
-        self.template: str | None = parts.chat_template
-        with reading("preprocessor_config.json"):
-            self.pictures = PicturePreparation(parts.image_processor)
-        self._parts = parts
+        with reading("the tokenizer"):
+            self._renderer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        self.tokenizer: Any = self._renderer.backend_tokenizer
+        self.template = read_template(checkpoint)
+        self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        rendered: str = self._parts.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+        rendered: str = self._renderer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
         )
         return rendered
+
+    def _read_pictures(self, checkpoint: Path, vision: Mapping[str, Any]) -> PicturePreparation:
+        file, settings = read_preprocessor(checkpoint)
+        if settings is None:
+            sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
+            settings = {**self.image_defaults, **sizes}
+            log.info("%s has no %s: pictures are prepared as %s", checkpoint.name, file, settings)
+        with reading(file):
+            # a copy: the class keeps the sizes of one checkpoint as the defaults of the next
+            size = dict(settings.get("size") or CLASS_SIZE)
+            return PicturePreparation(Qwen2VLImageProcessor.from_dict({**settings, "size": size}))
 
     def positions(
         self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ from predictors.chat.limits import (
     uses_fp8,
 )
 from predictors.chat.model import ChatModel
+from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import ChatDelta
 from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
 from predictors.chat.sampling import NOT_FINITE
@@ -90,6 +92,8 @@ class ChatEngine:
         self.slots = num_slots(settings, placement)
         self.max_context = max_context(model.shape, settings, placement)
         self.guard = RecompileGuard(name)
+        self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
+        """What warming runs through the whole model at its end, by name."""
         self._name = name
         self._model = model
         self._settings = settings
@@ -165,10 +169,17 @@ class ChatEngine:
         progress("ready", len(shapes), len(shapes))
         if self._deterministic and self._placement.is_cuda:
             runner.fix_width()  # rows can be compared once their graphs are captured
+        self._rehearse()
         self._warm_shapes = [name for name, _ in shapes]
         self._graphs.seal()
         self._start.end()
         self.guard.seal()
+
+    def _rehearse(self) -> None:
+        ready = self._ready
+        rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages, self._model.tokenizer)
+        for what, work in self.conversations():
+            rehearsal.run(what, work)
 
     def validate(self, work: ChatWork) -> None:
         """Raise `PromptTooLong` if all pages together are not enough. Any thread."""

@@ -12,13 +12,12 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
-    UNQUANTISED,
-    check_adapters,
     is_real,
-    quantisation,
     read_json,
     shown,
 )
+from predictors.compute.checkpoint.layout import check_adapters
+from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.errors import EngineFailed, InvalidRequest
 
 PARTS = {"text_config": "language model", "vision_config": "vision tower"}
@@ -33,6 +32,13 @@ OTHER_FILES = (
     "added_tokens.json",
 )
 IMAGES = "Qwen2VLImageProcessor"
+IMAGE_CLASSES = {
+    f"{family}ImageProcessor{kind}"
+    for family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+    for kind in ("", "Fast", "Pil")
+}
+"""Names under which transformers has had the same preparation of pictures."""
+PROCESSOR_CLASSES = {"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
 SAME = (
     ("patch_size", "patch_size"),
     ("temporal_patch_size", "temporal_patch_size"),
@@ -55,7 +61,7 @@ NAMED_TOKENS = {
 
 def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
     """The raw `config.json`. Raises `InvalidRequest` for another model, and `EngineFailed` for
-    adapters, quantised parts and files that are no JSON objects."""
+    adapters, quantisations that are not served and files that are no JSON objects."""
     config = read_json(checkpoint, "config.json", "config.json")
     if config.get("model_type") != model_type:
         raise InvalidRequest(
@@ -78,32 +84,47 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raise `EngineFailed` for a method that is not served."""
+
+    def shows() -> str:
+        return witness(checkpoint)
+
     for key, part in PARTS.items():
         own = config.get(key)
-        if isinstance(own, dict) and (method := quantisation(own)):
-            raise EngineFailed(
-                f"the {part} is quantised ({method}, says config.json{witness(checkpoint)}): "
-                f"{UNQUANTISED}"
-            )
-    if method := quantisation(config, checkpoint):
-        raise EngineFailed(
-            f"the language model is quantised ({method}, says its config{witness(checkpoint)}): "
-            f"{UNQUANTISED}"
-        )
+        if isinstance(own, dict):
+            read_quantisation(own, None, f"the {part}", shows)
+    read_quantisation(config, checkpoint, "the language model", shows)
+
+
+def read_preprocessor(checkpoint: Path) -> tuple[str, dict[str, Any] | None]:
+    """The file with the settings of the image processor, and these; None if there is no such file.
+
+    Raises `EngineFailed` for a processor of another class.
+    """
+    file, found = "preprocessor_config.json", None
+    for name in ("processor_config.json", file):
+        kind = _read_if_there(checkpoint, name).get("processor_class")
+        if kind is not None and kind not in PROCESSOR_CLASSES:
+            served = ", ".join(sorted(PROCESSOR_CLASSES))
+            raise EngineFailed(f"{name}: processor_class is {shown(kind)}; served are {served}")
+    if (checkpoint / "processor_config.json").is_file():  # where transformers 5 writes it
+        whole = read_json(checkpoint, "processor_config.json", "processor_config.json")
+        found = whole.get("image_processor")
+    if isinstance(found, dict):
+        file = "processor_config.json"
+    else:
+        found = read_json(checkpoint, file, file) if (checkpoint / file).is_file() else None
+    kind = (found or {}).get("image_processor_type")
+    if kind is not None and kind not in IMAGE_CLASSES:
+        raise EngineFailed(f"{file}: image_processor_type is {shown(kind)}; served is {IMAGES}")
+    return file, found
 
 
 def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
     """Raise `EngineFailed` for an image processor that is another one, or that cuts patches which
     the vision tower does not read."""
-    file, found = "preprocessor_config.json", None
-    if (checkpoint / "processor_config.json").is_file():  # where transformers 5 writes it
-        whole = read_json(checkpoint, "processor_config.json", "processor_config.json")
-        found = whole.get("image_processor")
-    if not isinstance(found, dict):
-        found = read_json(checkpoint, file, file)
-    kind = found.get("image_processor_type")
-    if kind is not None and not str(kind).startswith(IMAGES):
-        raise EngineFailed(f"{file}: image_processor_type is {shown(kind)}; served is {IMAGES}")
+    file, settings = read_preprocessor(checkpoint)
+    found = settings or {}
     for name in ("image_mean", "image_std"):
         levels = found.get(name, [1.0] * 3)
         if not isinstance(levels, list) or len(levels) != 3 or not all(map(is_real, levels)):

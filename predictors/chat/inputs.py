@@ -168,7 +168,7 @@ class ChatPreparer:
             message = f"{picture.where} {problem}"
             raise InvalidRequest(message, param=picture.where, row=picture.row) from error
         with picture.named_in_errors():
-            self._check_grid(grid, bounds, pixels)
+            self._check_grid(grid, bounds, pixels, picture.where)
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()
@@ -195,21 +195,22 @@ class ChatPreparer:
             for rows, columns in (picture.prepared.grid,)
         )
 
-    def _check_grid(self, grid: tuple[int, int], bounds: PixelBounds, file: Pixels) -> None:
+    def _check_grid(
+        self, grid: tuple[int, int], bounds: PixelBounds, file: Pixels, where: str
+    ) -> None:
         """Raise `InvalidRequest` for a size that this server does not read, before it is made."""
         patch, limit = self._model.pictures.patch, self.pixels.max_pixels
         rows, columns = grid
         area, tokens = rows * columns * patch**2, self._tokens(grid)
-        size = f"{file.width}x{file.height} pixels is read as {columns * patch}x{rows * patch}"
+        size = f"{file.width}x{file.height} pixels read as {columns * patch}x{rows * patch}"
         if area > limit and bounds.min_pixels > self.pixels.min_pixels:
             raise InvalidRequest(
                 f"{size}, {area} in all, for min_pixels {bounds.min_pixels}; this "
                 f"server reads {limit} (setting qwen_vl.max_pixels): lower min_pixels"
             )
         if tokens >= self._max_context():
-            raise PromptTooLong.of(
-                self._max_context(), f"at least {tokens}", share=f"all of a picture: {size}; {LESS}"
-            )
+            share = f"{tokens} of them for {where}, {size} ({LESS})"
+            raise PromptTooLong.of(self._max_context(), f"more than {tokens}", share=share)
 
     def _bounds(self, picture: Picture) -> PixelBounds:
         return picture.bounds or self.pixels.default

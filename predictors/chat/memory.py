@@ -24,10 +24,11 @@ GPU_PAGE = 64  # a GPU's kernels read 64 keys at a time
 KV_SHARE = 0.8  # of the memory that is free once the weights are loaded, without that of graphs
 GRAPH_BYTES = 6 * 2**30  # left free for graphs where there is enough
 GRAPH_PATCHES = 5632  # of the largest of them; larger ones are taken to need as much per patch
+MOST_BUCKET = 2**14  # patches of a graph; for more, computing takes longer than launching
 LEAST_KV_SHARE = 0.5  # where that leaves little
 MEASURED_GRAPH_BYTES = 4_400_000_000  # the vision encoder's 48 sizes on an H200
 MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
-LEAST_CONTEXT = 4096  # tokens: three pictures of a megapixel and some text
+LEAST_CONTEXT = 4096  # tokens: two pictures of a megapixel and some text
 NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
 
 
@@ -121,7 +122,8 @@ def _option(
 
 def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPlan:
     context = min(settings.max_context or GPU_CONTEXT, weights.sizes.max_positions)
-    patches = max(GRAPH_PATCHES, settings.max_pixels // weights.patch**2)
+    largest = min(settings.max_pixels // weights.patch**2, MOST_BUCKET)
+    patches = max(GRAPH_PATCHES, largest)
     graphs = MEASURED_GRAPH_BYTES * weights.vision_hidden // MEASURED_HIDDEN
     return KvPlan(
         context=context,

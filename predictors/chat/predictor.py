@@ -18,6 +18,7 @@ from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
+from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
 from predictors.chat.vision.pixels import PreparedPicture
@@ -61,6 +62,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
+        engine.conversations = partial(
+            conversations, name, model, self._preparer, on_device=placement.is_cuda
+        )
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         precision = precision_of(settings.qwen_vl, placement)

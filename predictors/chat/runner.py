@@ -117,12 +117,15 @@ class ChatRunner:
         """Read parts of prompts in one pass of `width` rows (off a GPU each in its own). Returns
         the first tokens (parts with a choice,) int64 of the answers."""
         choices = [part.choice for part in parts if part.choice is not None]
+        return self._choose(self.prompt_logits(parts, width), choices)
+
+    @torch.no_grad()
+    def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
+        """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
         if self._placement.is_cuda:
-            logits = self._read_packed(parts, width)
-        else:
-            read = [self._read(part, width) for part in parts]
-            logits = torch.cat([x for x, p in zip(read, parts, strict=True) if p.choice] or read)
-        return self._choose(logits, choices)
+            return self._read_packed(parts, width)
+        read = [self._read(part, width) for part in parts]
+        return torch.cat([x for x, p in zip(read, parts, strict=True) if p.choice] or read)
 
     def _read(self, part: PromptPart, width: int) -> Tensor:
         """One part; logits (1, vocab) after its last token."""
@@ -201,6 +204,7 @@ class ChatRunner:
         logits = self.step_logits(rows)
         return self._choose(logits, [row.choice for row in rows])
 
+    @torch.no_grad()
     def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
         width = next(w for w in self.decode_widths if w >= len(rows))

@@ -15,18 +15,22 @@ from predictors.chat.memory import ChatWeights, chat_options
 from predictors.chat.tensors import (
     FRAMES,
     HEAD,
+    LANGUAGE,
     VISION,
     DecoderSizes,
     Shapes,
     by_hub_names,
     check_weights,
+    component_of,
     decoder_tensors,
+    hub_name,
 )
 from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.quantised.config import read_quantisation
+from predictors.compute.checkpoint.quantised.recognise import recognise
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
-    headers_of,
     num_values,
     summarise_part,
 )
@@ -48,14 +52,19 @@ def summarise_chat(
     check_tokens(raw, tokens, sizes.vocab)
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
-    stored = by_hub_names(read_headers(checkpoint))
+    stored = read_headers(checkpoint, settings.compute.weights_variant)
+    named = read_quantisation(raw, checkpoint, LANGUAGE)
+    quantised = recognise(stored, named, component_of)
     decoder = decoder_tensors(sizes)
-    check_weights(headers_of(stored), decoder, vision, is_tied=sizes.tied)
+    check_weights(by_hub_names(quantised.headers), decoder | vision)
     parts = []
-    for name, shapes in (("language model", decoder), ("vision tower", vision)):
-        is_vision = shapes is vision
-        mine = {n: tensor for n, tensor in stored.items() if n.startswith(VISION) == is_vision}
-        parts.append(summarise_part(name, architecture, mine, _count(shapes)))
+    for component, shapes in ((LANGUAGE, decoder), (VISION, vision)):
+        mine = {name: t for name, t in stored.items() if component_of(name) == component}
+        layers = quantised.layers.values()
+        methods = {layer.method for layer in layers if component_of(layer.name) == component}
+        name = component.removeprefix("the ")
+        method = " and ".join(sorted(methods))
+        parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
     dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
@@ -64,7 +73,7 @@ def summarise_chat(
         task="qwen_vl",
         parts=tuple(parts),
         options=chat_options(weights, settings.qwen_vl, dtype, card),
-        notes=(BOTH_HEADS,) if sizes.tied and HEAD in stored else (),
+        notes=(BOTH_HEADS,) if sizes.tied and HEAD in map(hub_name, stored) else (),
     )
 
 

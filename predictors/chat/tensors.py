@@ -23,9 +23,9 @@ RENAMED = (  # what transformers 5 and its earlier releases call the same things
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 """Stored names that are of no use here: frequencies are computed from the config."""
-VISION = "visual."
+LANGUAGE, VISION = "the language model", "the vision tower"  # as messages call the two
 FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames of a still picture: (hidden, channels, 2, patch, patch)."""
+"""Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
@@ -90,19 +90,24 @@ def block_linear_shapes(sizes: DecoderSizes) -> list[tuple[int, ...]]:
     return [s for name, s in decoder_tensors(sizes).items() if name.endswith("_proj.weight")]
 
 
+def component_of(name: str) -> str:
+    """The part that a stored tensor belongs to."""
+    return VISION if hub_name(name).startswith("visual.") else LANGUAGE
+
+
 def check_weights(
-    stored: Mapping[str, Header], decoder: Shapes, vision: Shapes, *, is_tied: bool
+    stored: Mapping[str, Header], expected: Mapping[str, tuple[int, ...] | None]
 ) -> None:
     """Raise `EngineFailed` unless every stored tensor has a place, and every place a tensor.
 
-    `stored` by the hub's names. A head beside a tied embedding is allowed.
+    Both by the hub's names. A shape of None is checked elsewhere. A head beside a tied embedding is
+    allowed.
     """
-    if is_tied and HEAD in stored:
-        decoder = {**decoder, HEAD: decoder[EMBEDDING]}
-    expected = decoder | vision
-    for component, is_vision in (("the language model", False), ("the vision tower", True)):
-        mine = {n: h for n, h in stored.items() if n.startswith(VISION) == is_vision}
-        wanted = {name: ExpectedTensor(shape) for name, shape in expected.items() if name in mine}
+    for component in (LANGUAGE, VISION):
+        mine = {n: h for n, h in stored.items() if component_of(n) == component}
+        wanted = {n: ExpectedTensor(shape) for n, shape in expected.items() if n in mine}
+        if HEAD in mine:
+            wanted.setdefault(HEAD, ExpectedTensor(expected.get(EMBEDDING)))
         check_tensors(component, mine, wanted, UNUSED)
     if missing := expected.keys() - stored.keys():
         raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,13 @@ Verb = Callable[[argparse.Namespace], int]
 PROMPT = "a lighthouse on a cliff at dusk"
 
 
-def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Namespace:
+def parse(
+    argv: Sequence[str] | None, verbs: Mapping[str, Verb], served: Sequence[str]
+) -> argparse.Namespace:
     """The parsed arguments, with the verb's function as `run`. Exits on a wrong command line.
 
     `verbs` has a function for each verb of `GRAMMAR`. Its docstring is the verb's description.
+    `served` are the architectures that a message about a missing model names.
     """
     parser = argparse.ArgumentParser(
         prog="python -m predictors", description="Serve FLUX.1 and Qwen-VL through KServe."
@@ -36,18 +38,42 @@ def parse(argv: Sequence[str] | None, verbs: Mapping[str, Verb]) -> argparse.Nam
         run = verbs[name]
         verb = adding.add_parser(name, help=about, description=run.__doc__)
         add_flags(verb)
-        verb.set_defaults(run=run)
-    return parser.parse_args(argv)
+        verb.set_defaults(run=run, usage_error=verb.error)
+    arguments = parser.parse_args(argv)
+    if "model" in arguments and not arguments.model:
+        arguments.usage_error(f"--model NAME=PATH is required: the folder of a {', '.join(served)}")
+    return arguments
 
 
-def named_path(raw: str) -> tuple[str, Path]:
-    """Split `NAME=PATH`. Raises `InvalidRequest`, also if there is no such folder."""
-    name, separator, path = raw.partition("=")
-    if not separator or not name or not path:
-        raise InvalidRequest(f"--model takes NAME=PATH, not {raw!r}")
-    if not os.path.isdir(path):  # unlike Path.is_dir, it raises nothing
-        raise InvalidRequest(f"--model {name}: there is no folder {path!r}")
-    return name, Path(path)
+def named_paths(flags: Sequence[str], option: str = "--model") -> dict[str, Path]:
+    """The paths of `NAME=PATH` by name. Raises `InvalidRequest` for another form, and for a name
+    given twice."""
+    found: dict[str, Path] = {}
+    for raw in flags:
+        name, separator, path = raw.partition("=")
+        if not separator or not name or not path:
+            raise InvalidRequest(f"{option} takes NAME=PATH, not {raw!r}")
+        if name in found:
+            raise InvalidRequest(f"{option} {name} is given twice; each needs a name of its own")
+        found[name] = Path(path)
+    return found
+
+
+def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The paths of `PART=PATH` or `MODEL.PART=PATH` by model and part. Raises `InvalidRequest` as
+    `named_paths`, and where the model is not clear."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, path in named_paths(flags, "--component").items():
+        model, _, part = name.rpartition(".")
+        if not model and len(models) != 1:
+            raise InvalidRequest(f"--component {name}: of which model? Write MODEL.{part}=PATH")
+        model = model or models[0]
+        if model not in models:
+            raise InvalidRequest(f"--component {name}: there is no --model {model}")
+        if part in found.setdefault(model, {}):
+            raise InvalidRequest(f"--component {part} is given twice for {model}")
+        found[model][part] = path
+    return found
 
 
 def named_value(raw: str) -> tuple[str, str | int | float | bool]:
@@ -129,14 +155,9 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _warm_flags(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a model; may be repeated",
-    )
+def _warm_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
+    verb.add_argument("--model", action="append", metavar="NAME=PATH", help=model)
+    _component_flag(verb)
     verb.add_argument(
         "--log-format",
         choices=("auto", "text", "json"),
@@ -144,8 +165,19 @@ def _warm_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _component_flag(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="[MODEL.]PART=PATH",
+        help="the folder of a part (transformer, vae, ...) instead of that in the model's folder; "
+        "may be repeated",
+    )
+
+
 def _profile_flags(verb: argparse.ArgumentParser) -> None:
-    _warm_flags(verb)
+    _warm_flags(verb, model="the model; once")
     verb.add_argument(
         "--steps", type=int, default=8, help="engine steps to record, 1 to 200 (default: 8)"
     )
@@ -193,7 +225,25 @@ def _check_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--memory", metavar="SIZE", help="judge for a card of this size, such as 24GiB"
     )
+    _component_flag(verb)
     verb.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _convert_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a .safetensors file, or a folder with one"
+    )
+    verb.add_argument(
+        "target", type=Path, metavar="TARGET", help="a folder that does not exist yet"
+    )
+    verb.add_argument(
+        "--base",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a FLUX folder in diffusers layout with all that the file lacks: configs, tokenizers, "
+        "text encoders, VAE",
+    )
 
 
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
@@ -203,4 +253,5 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),
     "check": ("say whether and how a folder is served, without loading it", _check_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
+    "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
 }

@@ -44,7 +44,7 @@ def _memory_lines(report: Mapping[str, Any]) -> Iterator[str]:
         mark = "*" if option["chosen"] else " "
         rows.append((mark, option["name"], _size(option["needed_bytes"]), _verdict(option)))
     yield from _columns(rows)
-    yield "* by the settings; weights counted, work and graphs as measured (docs/checkpoints.md)"
+    yield "* by the settings; weights counted, work and graphs as measured: docs/your-own-models.md"
     chosen = next((option for option in report["options"] if option["chosen"]), None)
     if chosen:
         parts = (f"{name} {_size(num_bytes)}" for name, num_bytes in chosen["bytes"].items())

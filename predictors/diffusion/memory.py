@@ -108,7 +108,7 @@ def _chosen_forms(
     settings: FluxSettings, weights: PictureWeights, card: CardFacts
 ) -> tuple[bool, bool, bool]:
     """The key of `FORMS` that the settings choose on `card`."""
-    is_narrow = getattr(settings, "conditioning_precision", "auto") == "fp8"
+    is_narrow = settings.conditioning_precision == "fp8"
     named = {part.strip() for part in settings.tiers.split(",")} & set(TIERS)
     if settings.tiers == "auto":
         return (

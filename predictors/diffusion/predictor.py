@@ -11,7 +11,7 @@ from typing import Any
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.device.placement import announce, place
-from predictors.diffusion.codec import INPUT_TYPES, OUTPUT_TYPES, ImageCodec
+from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
@@ -107,7 +107,10 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
     def describe(self) -> dict[str, object]:
         tiers = self._codec.limits.tiers.loaded
         precision = {tier: self._codec.precision_of(tier) for tier in tiers}
-        return {**super().describe(), "precision": precision}
+        is_narrow = self.settings.flux.conditioning_precision == "fp8"
+        conditioning = FP8_PRECISION if is_narrow else self._codec.precision
+        own = {"precision": precision, "conditioning_precision": conditioning}
+        return super().describe() | own
 
     def get_input_types(self) -> list[dict[str, Any]]:
         return [dict(tensor) for tensor in INPUT_TYPES]

@@ -80,6 +80,12 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
 }
 _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 
+# OpenAI's clients repeat every 5xx twice unless `x-should-retry` forbids it. After these a
+# repetition costs the same again and most likely fails again.
+REPEATS_ITS_COST = frozenset(
+    {"deadline_exceeded", "job_failed", "out_of_memory", "internal_error", "not_supported"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -94,11 +100,19 @@ class Fault:
     code: str | None
     param: str | None = None
     retry_after_s: int | None = None
+    accept_encoding: str | None = None
 
     @property
     def headers(self) -> list[tuple[str, str]]:
         """HTTP headers beside those of the body."""
-        return [] if self.retry_after_s is None else [("retry-after", str(self.retry_after_s))]
+        found = []
+        if self.retry_after_s is not None:
+            found.append(("retry-after", str(self.retry_after_s)))
+        if self.code in REPEATS_ITS_COST:
+            found.append(("x-should-retry", "false"))
+        if self.accept_encoding is not None:
+            found.append(("accept-encoding", self.accept_encoding))
+        return found
 
     def v2_body(self) -> bytes:
         return orjson.dumps({"error": self.message})
@@ -138,6 +152,7 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
         rendering.code,
         param=clean(error.param) if getattr(error, "param", None) else None,  # type: ignore[attr-defined]
         retry_after_s=None if retry_s is None else max(1, math.ceil(retry_s)),
+        accept_encoding=getattr(error, "accept_encoding", None),
     )
 
 

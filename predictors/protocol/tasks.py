@@ -10,10 +10,13 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from predictors.errors import InvalidRequest
 from predictors.protocol.images.decode import Pixels, decode_pixels
+from predictors.protocol.images.memory import decoding_bytes
 from predictors.settings import ImageLimits, ServerSettings
 from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
+from predictors.workers.process import memory_limit
 
 T = TypeVar("T")
 
@@ -30,6 +33,8 @@ RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
 PARSE_FACTOR = 8  # bytes of memory per byte of a body: 4 per character of a str, and copies
 PARSE_BYTES = 2**20
+DECODE_FACTOR = 2  # times the expected memory that decoding a picture may take
+DECODE_SLACK_BYTES = 48 * 2**20  # beside that, for a decoder's code, tables and threads
 MESSAGE_FACTOR = 3  # per byte of a protobuf message, whose fields are slices
 
 
@@ -73,5 +78,14 @@ def run_decode(name: str, raw: bytes | SharedMemory, arguments: Sequence[Any]) -
 
 
 def decode_picture(raw: bytes, limits: ImageLimits, param: str, row: int | None) -> Pixels:
-    """Decode an image file to RGB pixels in shared memory. Runs in a worker."""
-    return decode_pixels(raw, limits, param=param, row=row)
+    """Decode an image file to RGB pixels in shared memory. Runs in a worker.
+
+    A file whose data need far more memory than its header tells is refused.
+    """
+    expected = decoding_bytes(raw, limits.max_pixels)
+    try:
+        with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected):
+            return decode_pixels(raw, limits, param=param, row=row, in_worker=True)
+    except MemoryError as error:
+        message = f"{param} takes more memory to decode than its header tells"
+        raise InvalidRequest(message, param=param, row=row) from error

@@ -15,8 +15,10 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from predictors.errors import ServingError, TooLarge
@@ -60,6 +62,25 @@ def run_worker(fd: int, modules: Sequence[str], memory_bytes: int) -> None:
             if task.is_large:
                 del task
                 trim()
+
+
+@contextmanager
+def memory_limit(num_bytes: int) -> Iterator[None]:
+    """Lets the block take `num_bytes` more memory than the process has now, at most its own limit.
+    More is a `MemoryError`, or the failure of a library. No-op where Linux does not tell."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
+    except OSError:
+        yield
+        return
+    limit = pages * resource.getpagesize() + num_bytes
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:

@@ -253,7 +253,7 @@ def test_v2_refuses_the_same_pixels(running: Running, client: httpx.Client) -> N
 # -- the operator ----------------------------------------------------------------------------------
 def preparer(**settings: int) -> ChatPreparer:
     chosen, limits = QwenVLSettings(**settings), ImageLimits()
-    return ChatPreparer("test", Qwen25VLModel(CHECKPOINT), chosen, limits, 32768)
+    return ChatPreparer("test", Qwen25VLModel(CHECKPOINT), chosen, limits, lambda: 32768)
 
 
 def test_the_former_default_is_a_setting() -> None:

@@ -112,8 +112,30 @@ def test_overload_is_503_or_429_as_set_and_has_retry_after() -> None:
 
 
 def test_only_temporary_failures_have_retry_after() -> None:
-    found = {type(row[0]) for row in TABLE if fault_of(row[0]).headers}
+    found = {type(row[0]) for row in TABLE if "retry-after" in dict(fault_of(row[0]).headers)}
     assert found == {errors.Overloaded, errors.NotReady, errors.Draining}
+
+
+def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:
+    found = {
+        type(row[0])
+        for row in TABLE
+        if dict(fault_of(row[0]).headers).get("x-should-retry") == "false"
+    }
+    assert found == {
+        errors.ServingError,
+        errors.DeadlineExceeded,
+        errors.StepFailed,
+        errors.OutOfMemory,
+        errors.NotSupported,
+    }
+    assert dict(fault_of(KeyError("a bug")).headers)["x-should-retry"] == "false"
+
+
+def test_an_unsupported_encoding_comes_with_those_that_are() -> None:
+    error = errors.UnsupportedMedia("br", accept_encoding="gzip")
+    assert fault_of(error).headers == [("accept-encoding", "gzip")]
+    assert fault_of(errors.UnsupportedMedia("text/plain")).headers == []
 
 
 def test_a_message_is_bounded_and_always_encodable() -> None:

@@ -1,13 +1,12 @@
 """A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
-Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
+Weights come from safetensors only, single or in opened. Two exact rewrites happen on the way: q, k,
 v and gate, up are packed, and the two identical frames of a still picture are folded into one.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import GatedMLP
 from predictors.chat.decoder.rotary import inverse_frequencies
-from predictors.compute.checkpoint.accounting import FLOATS, ExpectedTensor, check_tensors
-from predictors.compute.checkpoint.shards import Shards
+from predictors.chat.tensors import (
+    EMBEDDING,
+    FRAMES,
+    HEAD,
+    LANGUAGE,
+    VISION,
+    by_hub_names,
+    check_weights,
+    component_of,
+)
+from predictors.compute.checkpoint.accounting import FLOATS
+from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
 from predictors.errors import EngineFailed
@@ -29,19 +38,6 @@ from predictors.errors import EngineFailed
 log = logging.getLogger(__name__)
 
 V = TypeVar("V", bound=nn.Module)
-
-RENAMED = (  # what transformers 5 and its earlier releases call the same things
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.visual.", "visual."),
-)
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
-"""Stored names that are of no use here: frequencies are computed from the config."""
-FRAMES = "visual.patch_embed.proj.weight"
-"""Stored as a convolution over two frames."""
 
 
 def decoder_shape(
@@ -79,16 +75,18 @@ def load_modules(
     make_vision: Callable[[], V],
     vision_slots: Callable[[V], dict[str, Tensor]],
     placement: Placement,
+    variant: str = "",
 ) -> tuple[Decoder, V]:
     """Both modules on the device in its dtype, ready to run; `vision_slots` gives the place of each
-    stored name that begins with `visual.`. Raises `EngineFailed` naming a tensor that is missing,
-    of another shape or of no use, before any memory is taken."""
-    with Shards(checkpoint) as shards:
-        stored = _named(shards)
-        shape = replace(shape, tied=_is_tied(shape, shards, stored))
+    stored name that begins with `visual.`, `variant` is the wanted one of the files. Raises
+    `EngineFailed` naming a tensor that is missing, of another shape or of no use, before any memory
+    is taken."""
+    with PlainTensors(checkpoint, component_of, variant) as opened:
+        stored = by_hub_names({name: name for name in opened})
+        shape = replace(shape, tied=_is_tied(shape, opened, stored))
         with torch.device("meta"):
             decoder, vision = Decoder(shape), make_vision()
-        _check(_decoder_slots(decoder) | vision_slots(vision), shards, stored)
+        _check(_decoder_slots(decoder) | vision_slots(vision), opened, stored, placement)
         for module in (decoder, vision):
             module.to(placement.dtype).to_empty(device=placement.device)
             module.requires_grad_(False).eval()
@@ -96,7 +94,7 @@ def load_modules(
             decoder.head.weight = decoder.embedding.weight
         decoder.frequencies = torch.tensor(shape.frequencies, device=placement.device)
         decoder.axes = torch.tensor(shape.axes, device=placement.device)
-        _fill(_decoder_slots(decoder) | vision_slots(vision), shards, stored)
+        _fill(_decoder_slots(decoder) | vision_slots(vision), opened, stored)
     return decoder, vision
 
 
@@ -109,61 +107,44 @@ def quantize_decoder(decoder: Decoder) -> None:
                 setattr(part, name, Fp8Linear.of(getattr(part, name)))
 
 
-def _named(shards: Shards) -> dict[str, str]:
-    """The stored names by those of the hub."""
-    stored: dict[str, str] = {}
-    for name in shards:
-        other = stored.setdefault(_hub_name(name), name)
-        if other != name:
-            raise EngineFailed(f"the checkpoint holds one weight twice: {other} and {name}")
-    return stored
-
-
-def _is_tied(shape: DecoderShape, shards: Shards, stored: Mapping[str, str]) -> bool:
+def _is_tied(shape: DecoderShape, opened: PlainTensors, stored: Mapping[str, str]) -> bool:
     """True if the embedding is the head, too. A stored head that differs is used, whatever the
     config says: merged adapters leave such folders."""
     if not shape.tied or HEAD not in stored or EMBEDDING not in stored:
         return shape.tied
     names = (stored[EMBEDDING], stored[HEAD])
-    one, other = (shards.headers()[name] for name in names)
-    if one == other and one.dtype in FLOATS and torch.equal(*map(shards.read, names)):
+    one, other = (opened.headers()[name] for name in names)
+    if one == other and one.dtype in FLOATS and torch.equal(*map(opened.read, names)):
         return True
     log.warning("tie_word_embeddings is set, but %s differs from the embedding: it is used", HEAD)
     return False
 
 
-def _check(slots: Mapping[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+def _check(
+    slots: Mapping[str, Tensor],
+    opened: PlainTensors,
+    stored: Mapping[str, str],
+    placement: Placement,
+) -> None:
     """Every stored tensor has a place, and every place a tensor; only headers are read."""
-    headers = shards.headers()
-    for component, is_vision in (("the language model", False), ("the vision tower", True)):
-        mine = {n: headers[s] for n, s in stored.items() if n.startswith("visual.") == is_vision}
-        wanted = {
-            name: ExpectedTensor(None if name == FRAMES else tuple(slot.shape))
-            for name, slot in slots.items()
-            if name in mine
-        }
-        tied = "" if HEAD in slots else f"|^{re.escape(HEAD)}$"
-        check_tensors(component, mine, wanted, UNUSED + tied)
-    if missing := slots.keys() - stored.keys():
-        raise EngineFailed(f"the checkpoint lacks {len(missing)} weights, such as {min(missing)}")
+    headers = {name: opened.headers()[theirs] for name, theirs in stored.items()}
+    # frames are folded, and checked when they are
+    shapes = {name: None if name == FRAMES else tuple(slot.shape) for name, slot in slots.items()}
+    check_weights(headers, shapes)
+    for component in (LANGUAGE, VISION):
+        names = [stored[name] for name in slots if component_of(name) == component]
+        log_quantised(component, opened.quantised, names, placement.dtype)
 
 
-def _fill(slots: dict[str, Tensor], shards: Shards, stored: Mapping[str, str]) -> None:
+def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, str]) -> None:
     folded = slots.pop(FRAMES)
-    shards.copy_into((slot, stored[name]) for name, slot in slots.items())
+    opened.copy_into((slot, stored[name]) for name, slot in slots.items())
     # both frames are the same picture
-    frames = shards.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
+    frames = opened.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
     if frames.shape != folded.shape:
         found, wanted = list(frames.shape), list(folded.shape)
         raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
     folded.copy_(frames)
-
-
-def _hub_name(name: str) -> str:
-    for longer, shorter in RENAMED:
-        if name.startswith(longer):
-            return shorter + name.removeprefix(longer)
-    return name
 
 
 def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:

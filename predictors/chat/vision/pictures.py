@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from predictors.chat.inputs import PlacedPicture
+from predictors.chat.memory import MOST_BUCKET
 from predictors.chat.model import EncodedPicture, VisionEncoder
 from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.vision.pixels import (
@@ -30,7 +31,6 @@ from predictors.compute.profiling.profiler import staged
 
 PACKED_GRIDS = 256  # kept on the device; one of 1024 x 1024 pixels takes 0.2 MB
 LEAST_BUCKET = 64
-MOST_BUCKET = 2**14  # 3.2 megapixels: beyond it computing takes longer than launching
 PER_OCTAVE = 8
 ALIGNED = 16
 """Rows of a pass and columns of its input come in multiples, as fast matmuls want them."""

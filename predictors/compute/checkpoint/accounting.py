@@ -21,24 +21,29 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 FP8 = frozenset({"F8_E4M3"})
 
 QUANTISED: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)(weight_scale_2|(weight|input)_global_scale)$", "compressed-tensors NVFP4"),
     (r"(^|\.)g_idx$", "GPTQ"),
+    (r"(^|\.)(wscales|smooth_factor(_orig)?|proj_(down|up)|wtscale|wcscales)$", "SVDQuant"),
     (r"(^|\.)(qweight|qzeros)$", "AWQ or GPTQ"),
     (r"(^|\.)(SCB|weight_format)$", "bitsandbytes int8"),
     (r"quant_state|(^|\.)(nested_)?(absmax|quant_map)$", "bitsandbytes 4-bit"),
-    (r"(^|\.)weight_(packed|shape|zero_point|g_idx|global_scale)$", "compressed-tensors, packed"),
+    (r"(^|\.)weight_(packed|shape|zero_point|g_idx)$", "compressed-tensors, packed"),
     (r"(^|\.)(weight|activation)_scale_inv$", "FP8 in blocks"),
     (r"(^|\.)(scale_weight|scale_input|scaled_fp8)$", "scaled FP8, as ComfyUI stores it"),
-    (r"(^|\.)weight_scale(_2)?$", "compressed-tensors"),
+    (r"(^|\.)weight_scale$", "compressed-tensors"),
+    (r"qdata$", "torchao"),
     (r"\.(_data|_scale)$|(^|\.)weight_qtype$", "quanto"),
     (r"(^|\.)W_q$", "HQQ"),
     (r"(weight|input|output)_quantizer(\.|$)|(^|[._])amax$", "ModelOpt"),
     (r"(^|\.)(codebooks|codes)$", "AQLM"),
     (r"[._](blocks|scales|zeros|zero_points?)$", "integers with scales"),
+    (r"(^|\.)(k|v|q|kv|kv_cache|prob)_scale$", "KV-cache scales"),
     (r"(^|[._])(input|output|act|activation|[qkv]|kv|weight)_(global_)?scale$", "FP8 with scales"),
     (r"(^|\.)(scale|zero)$", "integers with scales"),
 )
-"""Patterns of tensors beside quantised weights, and the method that stores them. The first match
-wins."""
+"""Patterns of tensors that are part of quantised weights, and the method that stores them: those
+that no layer of `quantised.recognise` took. The first match wins."""
+ADVICE = f"weights stored so are not served: {UNQUANTISED}"
 ADAPTED = re.compile(
     r"(^|[._])(lora|loha|lokr|hada|dora|ia3|oft|adapter|base_layer|modules_to_save)([._]|$)"
     r"|lora_|(^|\.)alpha$|magnitude_vector"
@@ -58,14 +63,13 @@ def check_tensors(
     stored: Mapping[str, Header],
     wanted: Mapping[str, ExpectedTensor],
     unused: str = r"(?!)",
-    named_method: str = "",
-    advice: str = UNQUANTISED,
+    advice: str = ADVICE,
 ) -> None:
     """Raise `EngineFailed` naming a tensor that is unexpected, missing, or of another dtype or
     shape than expected.
 
-    `unused` is a pattern of names that may be ignored. `named_method` (the config's quantisation)
-    and `advice` (what to do instead) are for the message.
+    `unused` is a pattern of names that may be ignored. `advice` says what to do about quantised
+    weights.
     """
     foreign = [name for name in stored if name not in wanted]
     for name in foreign:
@@ -77,9 +81,7 @@ def check_tensors(
     found = find_quantised(foreign, stored) or find_other_dtype(stored, wanted)
     if found is not None:
         method, name = found
-        raise EngineFailed(
-            f"{component} is quantised ({named_method or method}; tensor {name}): {advice}"
-        )
+        raise EngineFailed(f"{component} is quantised ({method}; tensor {name}): {advice}")
     left = [name for name in foreign if not re.search(unused, name)]
     if left:
         raise EngineFailed(
@@ -112,7 +114,7 @@ def find_quantised(names: Iterable[str], stored: Mapping[str, Header]) -> tuple[
 def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
     if method != "compressed-tensors":
         return method
-    weight = stored.get(re.sub(r"_scale(_2)?$", "", scale))
+    weight = stored.get(scale.removesuffix("_scale"))
     kind = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "I8": "int8", "U8": "packed"}
     return f"{method} {kind.get(weight.dtype, '') if weight else ''}".strip()
 

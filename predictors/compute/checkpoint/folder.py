@@ -1,4 +1,4 @@
-"""Reads the configs of a checkpoint folder as JSON, and finds adapters and quantisation in it.
+"""Reads the configs of a checkpoint folder as JSON, and finds adapters in it.
 
 A folder is untrusted: files may be missing, truncated or of another type. Every problem is an
 `EngineFailed` that names the file inside the folder, never the path of the folder.
@@ -22,17 +22,7 @@ COUNT = (0, 1000)
 WIDTH = (1, 2**20)
 OPTIONAL = {"out_channels"}
 """Numbers that may be null in a config."""
-QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
-QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Files of GPTQ, AWQ and ModelOpt, beside a config that does not name the method."""
-ADAPTER_FILES = (
-    "adapter_config.json",
-    "adapter_model.*",
-    "pytorch_lora_weights.*",
-    "*lora*.safetensors",
-)
-UNQUANTISED = "quantised weights are not served: take the unquantised folder"
-SINGLE = {".safetensors", ".gguf", ".ckpt", ".pt", ".bin"}
+UNQUANTISED = "take the unquantised folder"
 SHOWN = 60  # characters of a value that a message repeats
 MOST_JSON_BYTES = 256 * 2**20  # tokenizers of large vocabularies have 30 MB
 
@@ -76,6 +66,22 @@ def check_file(path: Path, where: str) -> None:
         raise EngineFailed(f"{where} has {found.st_size} bytes; no checkpoint needs that many")
 
 
+def check_entries(folder: Path) -> None:
+    """Raise `EngineFailed` for a pipe, a socket or a device in a folder or one level below: a
+    library that reads it may wait for ever."""
+    for place in (folder, *(each for each in _entries(folder) if os.path.isdir(each))):
+        for entry in _entries(place):
+            if os.path.exists(entry):
+                check_file(entry, entry.name if place is folder else f"{place.name}/{entry.name}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise EngineFailed(f"the folder {folder.name} can't be read: {error.strerror}") from error
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """Turn every exception of a library that reads files into an `EngineFailed` that names them.
@@ -112,51 +118,6 @@ def check_rules(rules: Mapping[str, bool], where: str) -> None:
             raise EngineFailed(f"{where}: {rule}")
 
 
-def check_adapters(folder: Path, component: str) -> None:
-    """Raise `EngineFailed` if the folder holds an adapter (LoRA, PEFT): it would not be applied."""
-    for pattern in ADAPTER_FILES:
-        for file in sorted(folder.glob(pattern)):
-            raise EngineFailed(
-                f"{component} holds an adapter ({file.name}), which would not be applied; merge it "
-                "into the weights, or take it out of the folder"
-            )
-
-
-def quantisation(config: Mapping[str, Any], folder: Path | None = None) -> str:
-    """The quantisation method that a config names at its top or one level below, or in a file
-    beside it; empty if none is named."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for part in parts:
-        for key in QUANTISATION_KEYS:
-            if part.get(key):
-                return method_of(part[key])
-    for name in QUANTISATION_FILES if folder is not None else ():
-        if folder is not None and (folder / name).is_file():
-            return method_of(read_json(folder, name, name))
-    return ""
-
-
-def method_of(named: Any) -> str:
-    if not isinstance(named, dict):
-        return f"an unknown method, {shown(named)}"
-    method = str(named.get("quant_method") or named.get("quant_algo") or "").lower()
-    style = str(named.get("format") or "").lower()
-    if method == "compressed-tensors" or (not method and style):
-        kind = next((k for k in ("float", "int", "pack") if style.startswith(k)), "")
-        number = {"float": "FP8", "int": "int8", "pack": "packed int4"}.get(kind, "")
-        return shown_method("compressed-tensors", number, f"({style})" if style else "")
-    if method == "bitsandbytes" or any(f"load_in_{n}bit" in named for n in (4, 8)):
-        return "bitsandbytes " + ("int8" if named.get("load_in_8bit") else "4-bit")
-    bits = named.get("bits") or named.get("w_bit")
-    name = method.upper() if method in {"awq", "gptq", "fp8", "hqq", "aqlm"} else method
-    return shown_method(name or "an unnamed method", f"{bits}-bit" if bits else "")
-
-
-def shown_method(*words: str) -> str:
-    """The non-empty words, as ASCII and shortened for a message."""
-    return " ".join(word.encode("ascii", "replace").decode()[:SHOWN] for word in words if word)
-
-
 def is_real(value: object) -> bool:
     """True for a finite number that is not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -165,23 +126,3 @@ def is_real(value: object) -> bool:
 def shown(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def advice(folder: Path) -> str:
-    """The likely kind of a folder without a known class, and what to give instead; or empty."""
-    if any(any(folder.glob(pattern)) for pattern in ADAPTER_FILES):
-        return "it holds an adapter: merge it into its model and give that folder"
-    if (folder / "snapshots").is_dir():
-        return "it is a hub's cache: give one of the folders in its snapshots"
-    for name in ("model_index.json", "config.json"):
-        if (folder / name).is_file():
-            try:
-                found = read_json(folder, name, name)
-            except EngineFailed as error:
-                return error.message
-            if "_class_name" in found and name == "config.json":
-                return "it is one part of a pipeline: give the folder that holds model_index.json"
-    weights = sorted(file.name for file in folder.glob("*.*") if file.suffix in SINGLE)
-    if weights:
-        return f"it holds weights in one file ({shown(weights[0])}): convert it to a folder first"
-    return ""

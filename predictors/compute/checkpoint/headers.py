@@ -8,7 +8,8 @@ Errors name the file, never the path of the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,26 @@ from predictors.compute.checkpoint.folder import check_file, read_whole, shown
 from predictors.errors import EngineFailed
 
 STEMS = ("model", "diffusion_pytorch_model")  # transformers' and diffusers' names
+_STEM = "|".join(STEMS)
+BEGINNINGS = (
+    re.compile(rf"(?:{_STEM})(?:\.([^.]+))?\.safetensors"),
+    re.compile(rf"(?:{_STEM})\.safetensors\.index(?:\.([^.]+))?\.json"),
+    re.compile(rf"(?:{_STEM})\.safetensors\.([^.]+)\.index\.json"),  # diffusers before 0.29
+)
+"""Names of the file or index of one variant of the weights; the group is the variant."""
+SHARDS = re.compile(rf"(?:{_STEM})(?:\.[^.]+)?-\d{{5}}-of-\d{{5}}(?:\.[^.]+)?\.safetensors")
+SETTING = "PREDICTORS_COMPUTE_WEIGHTS_VARIANT"
+OTHER_FORMATS = {
+    ".gguf": "GGUF is not read: take the folder with safetensors weights",
+    **dict.fromkeys(
+        (".bin", ".pt", ".pth", ".ckpt"),
+        "pickled weights are not read, since they can run code: save them as safetensors",
+    ),
+    **dict.fromkeys(
+        (".msgpack", ".h5", ".onnx"), "weights of another framework are not read: take safetensors"
+    ),
+}
+"""By the end of a file's name: why it is not read, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +59,14 @@ class StoredTensor:
     header: Header
 
 
-def read_headers(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
-    """All tensors of a component by name, file by file.
+def read_headers(folder: Path, variant: str = "") -> dict[str, StoredTensor]:
+    """All tensors of a component by name, file by file; `variant` as in `weight_files`.
 
     Raises `EngineFailed` for a component without weights, a shard that is missing, and a file that
     is broken or cut short.
     """
     found: dict[str, StoredTensor] = {}
-    for file in weight_files(folder, stems):
+    for file in weight_files(folder, variant):
         found |= read_file_headers(file)
     return found
 
@@ -75,24 +96,76 @@ def read_file_headers(file: Path) -> dict[str, StoredTensor]:
         raise EngineFailed(f"{file.parent.name}/{file.name} can't be read") from error
 
 
-def weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
-    """The safetensors files of a component: those that an index names, or the only one."""
-    for stem in stems:
-        index, single = (folder / f"{stem}.safetensors{tail}" for tail in (".index.json", ""))
-        if index.is_file():
-            return [_shard(folder, name) for name in _listed(index)]
-        if single.is_file():
-            return [single]
-    found = sorted(file.name for file in folder.glob("*.safetensors"))
-    if found:
+def weight_files(folder: Path, variant: str = "") -> list[Path]:
+    """The safetensors files of a component: the single one, or those that an index names.
+
+    `variant` is the wanted one (`fp16`). A component that lacks it has its plain files read, as in
+    diffusers. Without plain files the only variant there is read, if none is wanted. Raises
+    `EngineFailed` where two files could be meant, and where there is none.
+    """
+    found = variants_of(folder)
+    taken = found.get(taken_variant(found, variant))
+    if taken is None:
+        if not found:
+            raise EngineFailed(_no_weights(folder))
+        names = " and ".join(sorted(name for one in found.values() for name in one))
+        wanted = f"not the wanted variant {shown(variant)}" if variant else "no plain weights"
         raise EngineFailed(
-            f"the checkpoint's {folder.name} has {shown(', '.join(found))}, which is not "
-            f"read: weights are {' or '.join(f'{stem}.safetensors' for stem in stems)}, "
-            "or shards with an index; rename them"
+            f"the checkpoint's {folder.name} has {names}, but {wanted}: set {SETTING} to "
+            f"{' or '.join(sorted(found))}"
         )
-    raise EngineFailed(
-        f"the checkpoint's {folder.name} has no safetensors weights; no other is read"
-    )
+    indices = [name for name in taken if name.endswith(".json")]
+    files = {name: [name] if name not in indices else _listed(folder / name) for name in taken}
+    if len(set(map(tuple, files.values()))) > 1:
+        raise EngineFailed(
+            f"the checkpoint's {folder.name} has {' and '.join(taken)}, of which only one can be "
+            "meant; take the other out of the folder"
+        )
+    return [_shard(folder, name) for name in files[taken[0]]]
+
+
+def taken_variant(found: Collection[str], variant: str) -> str:
+    """The variant that is read of those in `found`; empty for the plain files."""
+    if variant in found:
+        return variant
+    is_only_one = not variant and "" not in found and len(found) == 1
+    return next(iter(found)) if is_only_one else ""
+
+
+def variants_of(folder: Path) -> dict[str, list[str]]:
+    """The names of single files and indices by variant of the weights; the plain one is empty."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*.safetensors*")):
+        match = next(filter(None, (each.fullmatch(file.name) for each in BEGINNINGS)), None)
+        if match and not SHARDS.fullmatch(file.name) and file.is_file():
+            found.setdefault(match[1] or "", []).append(file.name)
+    return found
+
+
+def is_weights_file(file: Path) -> bool:
+    """True for a name under which weights or a shard of them are read."""
+    return bool(SHARDS.fullmatch(file.name) or BEGINNINGS[0].fullmatch(file.name))
+
+
+def _no_weights(folder: Path) -> str:
+    """The message for a component without weights: what is there instead, and what to do."""
+    here = f"the checkpoint's {folder.name} has"
+    for file in sorted(folder.glob("*.safetensors*")):
+        if file.is_symlink() and not file.exists():  # a hub's cache that was fetched in part
+            return f"{here} {file.name} as a link to a file that is not there; fetch it again"
+    found = sorted(file.name for file in folder.glob("*.safetensors"))
+    if shards := [name for name in found if SHARDS.fullmatch(name)]:
+        return f"{here} {shards[0]}, but no index of the shards; fetch the checkpoint again"
+    if found:
+        return (
+            f"{here} {shown(', '.join(found))}, which is not read: weights are "
+            f"{' or '.join(f'{stem}.safetensors' for stem in STEMS)}, or shards with an index; "
+            "rename them"
+        )
+    for file in sorted(folder.glob("*")):
+        if (why := OTHER_FORMATS.get(file.suffix)) and file.name != "training_args.bin":
+            return f"{here} no safetensors weights, but {shown(file.name)}: {why}"
+    return f"{here} no safetensors weights; no other is read"
 
 
 def _shard(folder: Path, name: str) -> Path:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from predictors.compute.checkpoint.headers import STEMS, Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
 from predictors.compute.checkpoint.staging import NUM_READERS, Extent, fill
 from predictors.errors import EngineFailed
 
@@ -36,18 +36,34 @@ DTYPES = {
 """torch's dtypes by their names in safetensors. Tensors of other types are read one by one."""
 
 
-class Shards:
-    """A context manager that keeps the files open. Iterates over the names, file by file."""
+class Source(Protocol):
+    """Stored tensors by name, as a model's modules are filled from."""
 
-    def __init__(self, folder: Path, stems: Sequence[str] = STEMS) -> None:
+    def __contains__(self, name: str) -> bool:
+        """True if it is stored."""
+
+    def shape(self, name: str) -> Sequence[int]:
+        """The shape of one tensor."""
+
+    def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
+        """Copy each (target, stored name), any dtype; `EngineFailed` for another shape."""
+
+
+class Shards:
+    """A context manager that keeps the files open. Iterates over the names, file by file.
+
+    `variant` is the wanted one of the weights files (see `weight_files`).
+    """
+
+    def __init__(self, folder: Path, variant: str = "") -> None:
         self._folder = folder
-        self._stems = stems
+        self._variant = variant
         self._stack = ExitStack()
         self._tensors: dict[str, StoredTensor] = {}
         self._handles: dict[Path, Any] = {}
 
     def __enter__(self) -> Shards:
-        tensors = read_headers(self._folder, self._stems)
+        tensors = read_headers(self._folder, self._variant)
         with ExitStack() as stack:  # closes the files that were opened before a broken one
             for file in dict.fromkeys(stored.file for stored in tensors.values()):
                 self._handles[file] = stack.enter_context(safe_open(file, framework="pt"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import (  # type: ignore[attr-defined]
 
 from predictors.compute.checkpoint.folder import reading
 from predictors.models.flux.fit import check_fit
-from predictors.models.flux.folder import check_folder, is_quantised
+from predictors.models.flux.folder import check_folder, is_quantised, part_folders
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.transformer import Shape
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
@@ -35,7 +36,10 @@ MAX_TEXT_TOKENS_SCHNELL = 256
 class FluxConfig:
     """Sizes and defaults of one checkpoint; implements `CheckpointConfig`."""
 
-    folder: Path
+    folders: Mapping[str, Path]
+    """The folder of each part."""
+    variant: str
+    """The wanted variant of the weights files, or an empty string."""
     shape: Shape
     decoder: DecoderShape
     scheduler: Mapping[str, Any]
@@ -75,34 +79,41 @@ class Tokenizers:
     t5: Any
 
 
-def read_checkpoint(folder: Path) -> tuple[FluxConfig, Tokenizers]:
+def read_checkpoint(
+    folder: Path, replaced: Mapping[str, Path] = MappingProxyType({}), variant: str = ""
+) -> tuple[FluxConfig, Tokenizers]:
     """Configs and tokenizers of a folder in diffusers layout. Any thread.
 
+    `replaced` are folders of parts that are used instead of those in `folder`; `variant` is the
+    wanted one of the weights files.
     Raises `EngineFailed` for a folder that would not be drawn as diffusers draws it.
     """
-    is_narrow = is_quantised(folder / "transformer")
-    raw = check_folder(folder)
-    raw["transformer"].pop("quantization_config", None)
+    folders = part_folders(folder, replaced)
+    is_narrow = is_quantised(folders["transformer"], variant)
+    raw = check_folder(folder, replaced)
+    for part in ("transformer", "vae"):
+        raw[part].pop("quantization_config", None)
     # instances fill in the defaults of absent fields; meta costs nothing
     with torch.device("meta"):
         transformer = _filled(FluxTransformer2DModel, raw["transformer"], "transformer")
         vae = _filled(AutoencoderKL, raw["vae"], "vae")
     scheduler = _filled(FlowMatchEulerDiscreteScheduler, raw["scheduler"], "scheduler")
     tokenizers = Tokenizers(
-        clip=_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-        t5=_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
+        clip=_tokenizer(CLIPTokenizer, folders["tokenizer"]),
+        t5=_tokenizer(T5TokenizerFast, folders["tokenizer_2"]),
     )
     with reading("text_encoder/config.json"):
-        clip = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+        clip = CLIPTextConfig.from_pretrained(folders["text_encoder"])
     with reading("text_encoder_2/config.json"):
-        t5 = T5Config.from_pretrained(folder / "text_encoder_2")
+        t5 = T5Config.from_pretrained(folders["text_encoder_2"])
     check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
     check_clip_tokenizer(
         tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
     )
     check_t5_tokenizer(tokenizers.t5, t5.vocab_size)
     config = FluxConfig(
-        folder=folder,
+        folders=folders,
+        variant=variant,
         shape=_shape(transformer),
         decoder=decoder_shape(vae),
         scheduler=dict(scheduler),

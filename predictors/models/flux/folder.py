@@ -8,24 +8,26 @@ checked in `weights`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from predictors.compute.checkpoint.accounting import witness
+from predictors.compute.checkpoint.accounting import FP8, witness
 from predictors.compute.checkpoint.folder import (
     COUNT,
-    UNQUANTISED,
     WIDTH,
-    check_adapters,
     check_numbers,
     is_real,
-    method_of,
-    quantisation,
     read_json,
     shown,
 )
-from predictors.errors import EngineFailed
+from predictors.compute.checkpoint.headers import read_headers
+from predictors.compute.checkpoint.layout import check_adapters
+from predictors.compute.checkpoint.quantised.config import named_method, read_quantisation
+from predictors.errors import EngineFailed, InvalidRequest
 
 FP8_FORMAT = "float-quantized"  # compressed-tensors' name for FP8 weights with scales beside them
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -39,6 +41,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
 }
 """The folders of a pipeline's parts, and the classes of each that are served."""
+WEIGHTED_PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 UNUSED_PARTS = {"feature_extractor"}  # does nothing without an `image_encoder`
 MODEL_TYPES = {
     "text_encoder": ("clip_text_model", "clip"),
@@ -82,73 +85,101 @@ UNSERVED_OPTIONS = (
     "stochastic_sampling",
 )
 """Options of diffusers' scheduler class that are not implemented here."""
+NATIVE = re.compile(
+    r"^(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
+    r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)\.weight$"
+)
+"""The weights that `quantize` writes in fp8."""
+NATIVE_GROUP: Mapping[str, Mapping[str, Any]] = {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+}
 QUANTISE = "for fp8 run `python -m predictors quantize` on the unquantised folder"
 
 
-def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The parts' raw configs by folder; raises `EngineFailed` for one that can't be served."""
+def part_folders(folder: Path, replaced: Mapping[str, Path]) -> dict[str, Path]:
+    """The folder of each part of the pipeline in `folder`: its own, or the one in `replaced`.
+
+    Raises `InvalidRequest` for a part that a FLUX pipeline does not have, and for a folder that
+    is a whole pipeline.
+    """
+    for part, path in replaced.items():
+        if part not in CLASSES:
+            raise InvalidRequest(
+                f"--component {part}: a FLUX pipeline has no such part; it has {', '.join(CLASSES)}"
+            )
+        if (path / "model_index.json").is_file():
+            raise InvalidRequest(
+                f"--component {part}: {path.name} is a whole pipeline; give the folder {part} in it"
+            )
+    return {part: replaced.get(part, folder / part) for part in CLASSES}
+
+
+def check_folder(
+    folder: Path, replaced: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """The parts' raw configs by folder; raises `EngineFailed` for one that can't be served.
+
+    `replaced` are folders of parts that are used instead of those in `folder`.
+    """
+    folders = part_folders(folder, replaced)
     index = read_json(folder, "model_index.json", "model_index.json")
-    if method := quantisation({k: v for k, v in index.items() if not isinstance(v, list)}):
-        raise EngineFailed(f"model_index.json names a quantisation, {method}: {UNQUANTISED}")
+    if method := named_method({k: v for k, v in index.items() if not isinstance(v, list)}):
+        raise EngineFailed(
+            f"model_index.json names a quantisation, {method}, for all parts: take it out if each "
+            "part's own config says how its weights are stored, or take the unquantised folder"
+        )
     check_adapters(folder, "the checkpoint")
     _check_classes(index)
     configs = {}
     for part in ("scheduler", "transformer", "vae", "text_encoder", "text_encoder_2"):
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         where = f"{part}/{file}"
-        if not (folder / part).is_dir():
+        if not folders[part].is_dir():
             raise EngineFailed(f"the folder {part} is missing; fetch the checkpoint again")
-        config = configs[part] = read_json(folder / part, file, where)
-        check_adapters(folder / part, part)
+        config = configs[part] = read_json(folders[part], file, where)
+        check_adapters(folders[part], part)
         _check_class(config, part, where)
         for level in (config, config.get("text_config")):
             if isinstance(level, dict):
                 check_numbers(level, where, NUMBERS[part])
-        if part != "transformer" and (method := quantisation(config, folder / part)):
-            shows = witness(folder / part)
-            raise EngineFailed(
-                f"{part} is quantised ({method}, says {where}{shows}): {UNQUANTISED}"
-            )
+        if part != "scheduler":
+            read_quantisation(config, folders[part], part, partial(witness, folders[part]))
     _check_scheduler(configs["scheduler"])
     _check_vae(configs["vae"])
     for part in ("tokenizer", "tokenizer_2"):
-        check_tokenizer_files(folder / part, part)
+        check_tokenizer_files(folders[part], part)
     return configs
 
 
-def is_quantised(folder: Path) -> bool:
-    """True if the transformer's linears in `folder` are fp8 as `quantize` writes them; raises
-    `EngineFailed` for any other quantisation."""
-    config = read_json(folder, "config.json", "transformer/config.json")
-    method = quantisation(config, folder)
-    if not method:
+def is_quantised(folder: Path, variant: str = "") -> bool:
+    """True if the transformer in `folder` is served in fp8 as it is stored: exactly the linears of
+    its blocks in e4m3, with a scale per output feature, for activations scaled per token.
+
+    That is what `quantize` writes. All else is dequantised when weights are loaded.
+    """
+    named = read_json(folder, "config.json", "transformer/config.json").get("quantization_config")
+    if not isinstance(named, dict) or named.get("format") != FP8_FORMAT:
         return False
-    named = config.get("quantization_config")
-    is_ours = isinstance(named, dict) and named.get("format") == FP8_FORMAT
-    if not is_ours or not isinstance(named, dict):
-        raise EngineFailed(
-            f"the transformer is quantised ({method}{witness(folder)}); only compressed-tensors "
-            f"{FP8_FORMAT} is read: {UNQUANTISED}; {QUANTISE}"
-        )
-    groups = named.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
-        _check_group(group, method_of(named))
-    return True
+    groups = named.get("config_groups", {})
+    if not isinstance(groups, dict) or not all(map(_is_native, groups.values())):
+        return False
+    try:
+        stored = read_headers(folder, variant)
+    except EngineFailed:  # said when weights are loaded
+        return True
+    narrow = {name for name, tensor in stored.items() if tensor.header.dtype in FP8}
+    return narrow == {name for name in stored if NATIVE.search(name)}
 
 
-def _check_group(group: Any, method: str) -> None:
-    expected = {
-        "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
-        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
-    }
-    for side, wanted in expected.items():
-        found = group.get(side) if isinstance(group, dict) else None
-        for name, value in wanted.items():
-            if not isinstance(found, dict) or found.get(name, value) != value:
-                raise EngineFailed(
-                    f"the transformer is quantised ({method}) with other {side} than {wanted}: "
-                    f"{UNQUANTISED}; {QUANTISE}"
-                )
+def _is_native(group: Any) -> bool:
+    own = group if isinstance(group, dict) else {}
+    sides = [(own.get(side), wanted) for side, wanted in NATIVE_GROUP.items()]
+    return all(
+        isinstance(found, dict) and found.get(name, value) == value
+        for found, wanted in sides
+        for name, value in wanted.items()
+    )
 
 
 def _check_classes(index: Mapping[str, Any]) -> None:

@@ -6,7 +6,9 @@ Making a `FluxModel` reads configs and tokenizers; its `load` reads the weights.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -22,10 +24,16 @@ from predictors.models.flux.weights import OpenComponent, load_parts
 class FluxModel:
     """Implements `DiffusionModel`."""
 
-    def __init__(self, checkpoint: Path, open_component: OpenComponent | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        open_component: OpenComponent | None = None,
+        parts: Mapping[str, Path] = MappingProxyType({}),
+        variant: str = "",
+    ) -> None:
         """Raises `EngineFailed` for a folder that can't be served. `open_component` stands for the
-        folder when weights are loaded."""
-        self.config, self._tokenizers = read_checkpoint(checkpoint)
+        folder when weights are loaded; `parts` and `variant` as in `read_checkpoint`."""
+        self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant)
         self.schedule = Schedule.of(self.config.scheduler)
         # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
         self._lock = threading.Lock()

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from predictors.compute.checkpoint.layout import announce_weights
 from predictors.diffusion.predictor import DiffusionPredictor
+from predictors.models.flux.folder import WEIGHTED_PARTS
 from predictors.models.flux.model import FluxModel
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 
 def make_predictor(
-    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    name: str,
+    checkpoint: Path,
+    settings: Settings,
+    workers: Workers | None = None,
+    parts: Mapping[str, Path] = MappingProxyType({}),
 ) -> DiffusionPredictor:
-    return DiffusionPredictor(name, FluxModel(checkpoint), settings, workers)
+    """`parts` are folders of parts that are used instead of those in `checkpoint`."""
+    variant = settings.compute.weights_variant
+    model = FluxModel(checkpoint, parts=parts, variant=variant)
+    for part in WEIGHTED_PARTS:
+        announce_weights(f"{name}, {part}", model.config.folders[part], variant)
+    return DiffusionPredictor(name, model, settings, workers)

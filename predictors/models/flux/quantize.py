@@ -41,8 +41,9 @@ CONFIG = {
 }  # fmt: skip
 
 
-def quantize_checkpoint(source: Path, target: Path) -> int:
-    """Copy the folder `source` to a new folder `target` with its transformer in fp8.
+def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
+    """Copy the folder `source` to a new folder `target` with its transformer in fp8; `variant` is
+    the wanted one of the weights files.
 
     Returns the bytes of the new weights, which are all held in memory. Raises `InvalidRequest` if
     `target` exists or `source` is quantised, `EngineFailed` for broken weights.
@@ -52,7 +53,7 @@ def quantize_checkpoint(source: Path, target: Path) -> int:
     config, _ = read_checkpoint(source)
     if config.is_quantized:
         raise InvalidRequest(f"{source.name} is quantised already")
-    with Shards(source / PART) as stored:
+    with Shards(source / PART, variant) as stored:
         tensors: dict[str, Tensor] = {}
         narrow = _narrow_names(config.shape)
         for name in stored:
@@ -60,7 +61,7 @@ def quantize_checkpoint(source: Path, target: Path) -> int:
             if name in narrow:
                 tensor, tensors[f"{name}_scale"] = quantize_rows(tensor)
             tensors[name] = tensor.contiguous()
-    weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "*.bin")
+    weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.*", "*.bin")
     others = [entry for entry in source.iterdir() if entry.name != PART]
     (target / PART).mkdir(parents=True)
     shutil.copytree(source / PART, target / PART, ignore=weights, dirs_exist_ok=True)

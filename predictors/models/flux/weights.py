@@ -6,43 +6,30 @@ process-wide torch defaults meanwhile, and two models may load at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from predictors.compute.checkpoint.accounting import FLOATS, FP8, ExpectedTensor, check_tensors
-from predictors.compute.checkpoint.folder import UNQUANTISED, reading
-from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.checkpoint.folder import reading
+from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
+from predictors.compute.checkpoint.shards import Shards, Source
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
 from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
 from predictors.models.flux.config import FluxConfig
-from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
 from predictors.models.flux.modules.narrow import fill_narrow, narrow_modulation, narrow_t5
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
-
-
-class Source(Protocol):
-    """Stored tensors by name."""
-
-    def __contains__(self, name: str) -> bool:
-        """True if it is stored."""
-
-    def shape(self, name: str) -> Sequence[int]:
-        """The shape of one tensor."""
-
-    def copy_into(self, pairs: Iterable[tuple[Tensor, str]]) -> None:
-        """Copy each (target, stored name), any dtype; `EngineFailed` for another shape."""
+from predictors.models.flux.stored import check_part
 
 
 class _Modules(NamedTuple):
@@ -55,15 +42,6 @@ class _Modules(NamedTuple):
 
 Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
 """From a component's tensors to a function that gives the stored names of a module's parameter."""
-UNUSED: Mapping[str, str] = {
-    "transformer": r"(?!)",
-    "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
-    "text_encoder_2": r"^(decoder|lm_head)\.",
-    "vae": r"^(encoder|quant_conv)\.",
-}
-"""Patterns of stored names that text to image does not need, by component: derived buffers, CLIP's
-vision half and projections (the pipeline takes the states before them), T5's decoder, the
-autoencoder's encoder."""
 OpenComponent = Callable[[str], AbstractContextManager[Source]]
 """From a component's name (`transformer`, `vae`, ...) to its tensors."""
 
@@ -90,17 +68,14 @@ def load_parts(
 ) -> Parts:
     """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
-    `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`. A
-    weight that is held in fp8 alone is quantised as it is read, so that the device never holds more
-    than a part of them in the wide dtype. Raises `EngineFailed` naming a tensor that is missing or
-    does not fit.
+    `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`.
+    Weights held in fp8 alone are quantised as they are read: the device never holds them wide.
+    Raises `EngineFailed` naming a tensor that is missing or does not fit.
     """
-    opened = open_component or (lambda name: Shards(config.folder / name))
+    opened = open_component or partial(_open, config)
     components, modules = _empty(config)
     if open_component is None:  # all of them before any is read: that takes minutes
-        for name, parts in components.items():
-            with Shards(config.folder / name) as shards:
-                _check(name, parts, shards)
+        _check(config, components, placement)
     t5 = modules.t5
     narrowed = _narrowed(modules, config, forms, fp8_conditioning)
     for name, parts in components.items():
@@ -123,8 +98,8 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
         modules = _Modules(
             Transformer(config.shape),
             Conditioning(config.shape),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folder / "text_encoder")),
-            T5EncoderModel(T5Config.from_pretrained(config.folder / "text_encoder_2")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
+            T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
             Decoder(config.decoder),
         )
     names = transformer_names(config.shape)
@@ -151,27 +126,27 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
     }, modules
 
 
-def _check(component: str, parts: Sequence[tuple[nn.Module, Sources]], shards: Shards) -> None:
+def _open(config: FluxConfig, component: str) -> Shards | PlainTensors:
+    """The stored tensors of a part, dequantised unless the model has fp8 layers for them."""
+    folder = config.folders[component]
+    if component == "transformer" and config.is_quantized:
+        return Shards(folder, config.variant)
+    return PlainTensors(folder, component, config.variant)
+
+
+def _check(config: FluxConfig, components: Iterable[str], placement: Placement) -> None:
     """`EngineFailed` unless tensors and places match one to one. Reads headers only."""
-    wanted: dict[str, ExpectedTensor] = {}
-    for module, sources in parts:
-        for name, meta in module.state_dict(keep_vars=True).items():
-            stored = sources(shards)(name)
-            # stacked tensors, and convolutions that were linears once, are checked when filled
-            is_whole = len(stored) == 1 and component != "vae"
-            shape = tuple(meta.shape) if is_whole else None
-            wanted |= dict.fromkeys(
-                stored, ExpectedTensor(shape, FP8 if meta.dtype == E4M3 else FLOATS)
-            )
-    advice = f"{UNQUANTISED}; {QUANTISE}" if component == "transformer" else UNQUANTISED
-    check_tensors(component, shards.headers(), wanted, UNUSED[component], advice=advice)
+    for name in components:
+        is_native = name == "transformer" and config.is_quantized
+        part = check_part(config.folders[name], name, config.variant, is_native=is_native)
+        if not is_native:
+            log_quantised(name, part.quantised, part.wanted, placement.dtype)
 
 
 def _narrowed(
     modules: _Modules, config: FluxConfig, forms: Collection[str], fp8_conditioning: bool
 ) -> list[nn.Module]:
-    """The modules that were given fp8 linears here, still empty, for weights that are not stored
-    so."""
+    """Gives empty modules fp8 linears, for weights stored in another type; returns these."""
     found: list[nn.Module] = []
     if BASE not in forms and not config.is_quantized:
         quantized(modules.transformer, keep=False)
@@ -289,10 +264,8 @@ def _fill(
     *,
     quantises: bool = False,
 ) -> None:
-    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0.
-
-    `quantises`: its fp8 weights are stored in another type, without scales.
-    """
+    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0. With
+    `quantises` those of its fp8 weights are stored in another type, without scales."""
     places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
     state = {}
     pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
@@ -315,7 +288,7 @@ def _fill(
 def _scaled_pairs(
     state: Mapping[str, Tensor], stored: Source, sources: Callable[[str], tuple[str, ...]]
 ) -> Iterator[tuple[RowScaled, str]]:
-    """The parts of the fp8 weights in `state`, each with the stored name of its values."""
+    """As `_pairs`, of the fp8 weights in `state`."""
     for name, place in state.items():
         if place.dtype == E4M3:
             row = 0

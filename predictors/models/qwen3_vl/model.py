@@ -6,12 +6,15 @@ Checkpoints in transformers' layout. Pictures only, no videos.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor
+from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen3_vl.config import read_shapes
 from predictors.models.qwen3_vl.vision.encoder import Encoder
@@ -23,14 +26,29 @@ from predictors.workers.pool import Workers
 class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    image_defaults: ClassVar[Mapping[str, Any]] = {
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+        "size": {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+
+    def __init__(self, checkpoint: Path, variant: str = "") -> None:
+        """`variant` is the wanted one of the weights files."""
         config, shape, self.vision = read_shapes(checkpoint)
         super().__init__(checkpoint, config, shape, self.vision)
-        self._checkpoint = checkpoint
+        self._checkpoint, self._variant = checkpoint, variant
 
     def load(self, placement: Placement) -> ChatModules:
         decoder, tower = load_modules(
-            self._checkpoint, self.shape, lambda: VisionTower(self.vision), vision_slots, placement
+            self._checkpoint,
+            self.shape,
+            lambda: VisionTower(self.vision),
+            vision_slots,
+            placement,
+            self._variant,
         )
         return ChatModules(decoder, Encoder(tower, placement))
 
@@ -38,4 +56,6 @@ class Qwen3VLModel(HubCheckpoint):
 def make_predictor(
     name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
 ) -> ChatPredictor:
-    return ChatPredictor(name, Qwen3VLModel(checkpoint), settings, workers)
+    variant = settings.compute.weights_variant
+    announce_weights(name, checkpoint, variant)
+    return ChatPredictor(name, Qwen3VLModel(checkpoint, variant), settings, workers)

@@ -51,6 +51,7 @@ BACKLOG = 2048
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
+_CODING = b"content-encoding"
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
@@ -103,6 +104,9 @@ class RestApp:
             return
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        if len(headers) < len(scope["headers"]):  # a list may be on several lines
+            codings = [v.decode("latin-1") for k, v in scope["headers"] if k == _CODING]
+            headers |= {"content-encoding": ",".join(codings)} if codings else {}
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))

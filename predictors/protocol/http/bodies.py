@@ -14,6 +14,7 @@ import json
 import math
 import re
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from predictors.errors import (
     TooLarge,
     UnsupportedMedia,
 )
+from predictors.protocol.http.inflating import Inflation, codings_of
 from predictors.workers.messages import SharedMemory
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -97,6 +99,13 @@ class Charge:
             self._total.add(due)
             self.num_bytes += due
 
+    def remove(self, num_bytes: int) -> None:
+        """Give back bytes that were charged and are held no more."""
+        self._seen -= num_bytes
+        spare = self.num_bytes - max(0, self._seen - INLINE_BYTES)
+        self._total.remove(spare)
+        self.num_bytes -= spare
+
     def close(self) -> None:
         if self.num_bytes:
             self._total.remove(self.num_bytes)
@@ -106,9 +115,16 @@ class Charge:
 async def receive_small_body(
     receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float
 ) -> bytes:
-    """A body of at most `limit` bytes, which is less than `SHARED_BYTES`, within `timeout_s`."""
+    """A body of at most `limit` bytes, inflated, within `timeout_s`. The limit must be so small
+    that the event loop may inflate it: some KiB."""
+    codings = codings_of(headers.get("content-encoding", ""))
     async with fail_at(time.monotonic() + timeout_s, slow_body_message(timeout_s)):
         raw = await receive_body(receive, headers, limit)
+    if codings and raw:
+        inflation = Inflation(raw, codings, limit)
+        while not inflation.is_done:
+            inflation.advance()
+        raw = inflation.body(SHARED_BYTES)
     assert isinstance(raw, bytes)
     return raw
 
@@ -206,13 +222,10 @@ def _too_large(limit: int) -> TooLarge:
 
 # -- media types and JSON ------------------------------------------------------------------------
 def check_media(headers: Mapping[str, str], accepted: Collection[str] = JSON_MEDIA) -> None:
-    """Raise `UnsupportedMedia` for a content type, charset or encoding that is not accepted.
+    """Raise `UnsupportedMedia` for a content type or charset that is not accepted.
 
     A missing content type is accepted: tritonclient sends none with its JSON.
     """
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding not in {"", "identity"}:
-        raise UnsupportedMedia(f"content-encoding {encoding[:32]!r} is not accepted; send it plain")
     media, _, options = headers.get("content-type", "").partition(";")
     media = media.strip().lower()
     if media not in accepted:
@@ -230,6 +243,8 @@ def parse_json(raw: bytes) -> Any:
     length. It takes milliseconds per megabyte, mostly with the interpreter's lock held. More than
     64 KB belongs in a worker process.
     """
+    if raw.startswith(BOM_UTF8):  # Windows programs write it; RFC 8259, 8.1 lets a parser skip it
+        raw = raw[len(BOM_UTF8) :]
     rest = raw if len(raw) < SMALL_BYTES else _without_files(raw)
     if len(raw) >= SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_size(rest)

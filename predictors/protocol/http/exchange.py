@@ -32,6 +32,7 @@ from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.bodies import (
     INLINE_BYTES,
     JSON_MEDIA,
+    SHARED_BYTES,
     Body,
     Charge,
     Receive,
@@ -40,6 +41,8 @@ from predictors.protocol.http.bodies import (
     receive_body,
     slow_body_message,
 )
+from predictors.protocol.http.inflating import INLINE_BYTES as INFLATE_INLINE_BYTES
+from predictors.protocol.http.inflating import INLINE_PIECES, Inflation, codings_of
 from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
@@ -122,8 +125,10 @@ class Exchange:
         """Read the body. From then on a client that disconnects cancels the handler.
 
         Raises `Draining` if the body is incomplete when the server begins to drain,
-        `UnsupportedMedia`, and what `receive_body` raises.
+        `UnsupportedMedia`, what `receive_body` raises, and what `Inflation` raises.
         """
+        encoding = self.call.get("content-encoding")
+        codings = codings_of(encoding) if encoding else ()
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
         self._set_read_deadline(own.body_timeout_s)  # of the first piece, then `receive_body`'s
@@ -148,7 +153,24 @@ class Exchange:
             if self._read_deadline is not None:
                 self._read_deadline.cancel()
         self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
-        return raw
+        return await self._inflate(raw, codings) if codings else raw
+
+    async def _inflate(self, raw: Body, codings: tuple[str, ...]) -> Body:
+        """Inflate a body, in threads unless it is small. What it needs is charged as it grows."""
+        size = len(raw) if isinstance(raw, bytes) else raw.size
+        inflation = Inflation(raw, codings, self._registry.settings.server.max_body_bytes)
+        charged = 0 if self._charge is None else size
+        charge = self._charge = self._charge or Charge(self._registry.bytes_in_flight)
+        if size <= INFLATE_INLINE_BYTES:
+            inflation.advance(INLINE_PIECES)
+        charge.add(inflation.size)
+        async with fail_at(self.call.deadline, "the deadline passed while the body was inflated"):
+            while not inflation.is_done:
+                before = inflation.size
+                await self._registry.in_thread(inflation.advance)
+                charge.add(inflation.size - before)
+        charge.remove(charged)
+        return inflation.body(SHARED_BYTES)
 
     def stop_reading(self, reason: ServingError) -> None:
         """Cancel a body that still arrives, with `reason` as its error. The first call counts."""

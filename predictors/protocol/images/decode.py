@@ -1,26 +1,31 @@
 """Decodes untrusted picture files to upright RGB pixels in shared memory.
 
-Only Pillow's PNG, JPEG and WebP decoders are reachable, and the header is checked before any pixel
-is decoded. Pillow's messages are never passed on, since they contain object addresses.
+The file's first bytes choose one decoder. What it gets is the file without what it does not need
+(see the module of each format), and the header is checked before any pixel is decoded. Messages of
+other libraries are never passed on, since they contain object addresses.
 """
 
 from __future__ import annotations
 
+import importlib
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.images import kinds
+from predictors.protocol.images.gif import clean_gif
+from predictors.protocol.images.jpeg import clean_jpeg
+from predictors.protocol.images.kinds import ACCEPTED, Kind, kind_of
+from predictors.protocol.images.memory import bmp_size
+from predictors.protocol.images.png import clean_png
+from predictors.protocol.images.tiff import clean_tiff
 from predictors.settings import ImageLimits
 from predictors.workers.messages import SharedMemory
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-ACCEPTED = "PNG, JPEG or WebP"
-MAX_JPEG_SCANS = 100  # each scan of a progressive JPEG costs a pass over all pixels
 
 DECODER_ERRORS = (
     ArithmeticError,
@@ -41,11 +46,26 @@ DECODER_ERRORS = (
 """Exceptions that Pillow raises for malicious or damaged files."""
 
 STRIP_PIXELS = 2**20
+MAX_RUN_LENGTH = 2**22  # pixels and bytes of a BMP whose runs Pillow reads one by one in Python
 
 _WHITE = (255, 255, 255, 255)
+_ORIENTATION = 0x0112  # EXIF's tag
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_CLEAN = {kinds.PNG: clean_png, kinds.JPEG: clean_jpeg, kinds.GIF: clean_gif}
 
-# `_check_header` is stricter and checks the same header
+# `_check_size` is stricter and checks the same header
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata that is damaged
+# one thread per picture: a worker process has one, and each takes memory for its own frames
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,43 +78,132 @@ class Pixels:
 
 
 def decode_pixels(
-    raw: bytes, limits: ImageLimits, *, param: str = "image", row: int | None = None
+    raw: bytes,
+    limits: ImageLimits,
+    *,
+    param: str = "image",
+    row: int | None = None,
+    in_worker: bool = False,
 ) -> Pixels:
     """Decode a picture to upright RGB without metadata. Transparent parts are laid on white.
 
     Raises `TooLarge` for too many bytes and `InvalidRequest` for anything else, naming `param` and
-    `row`.
-    Takes milliseconds and megabytes per megapixel (see `decoding_bytes`), so a server runs it in a
-    worker process.
+    `row`. Takes milliseconds and megabytes per megapixel (see `decoding_bytes`), so a server runs
+    it in a worker process. HEIC is decoded only there (`in_worker`).
     """
     try:
-        return _decode(raw, limits)
+        return _decode(raw, limits, in_worker)
     except InvalidRequest as error:
         message = f"{param} {error.message}"
         raise type(error)(message, param=param, row=row) from error
 
 
-def _decode(raw: bytes, limits: ImageLimits) -> Pixels:
+def _decode(raw: bytes, limits: ImageLimits, in_worker: bool) -> Pixels:
     # messages of the functions below complete a sentence that begins with the picture's field
     if not raw:
         raise InvalidRequest("is empty")
     if len(raw) > limits.max_bytes:
         raise TooLarge(f"has {len(raw)} bytes; at most {limits.max_bytes} are taken")
+    kind = kind_of(raw)
+    if not kind.codec:
+        raise InvalidRequest(f"is {kind.name}; taken are pictures in {ACCEPTED}")
+    picture, orientation = _open(kind, raw, in_worker)
+    with picture:
+        _check_size(picture.size, limits)
+        _check_frames(picture)
+        try:
+            picture.load()
+            _check_size(picture.size, limits)  # which the data may contradict
+            if kind is kinds.BMP:
+                _fill_blank_alpha(picture)
+            return _pixels(_upright(picture, orientation))
+        except DECODER_ERRORS as error:
+            raise InvalidRequest("is damaged or cut short and can't be decoded") from error
+
+
+def _open(kind: Kind, raw: bytes, in_worker: bool) -> tuple[Image.Image, int | None]:
+    """The picture, with its pixels not decoded yet, and its orientation if that is known."""
+    orientation = None
+    if kind is kinds.TIFF:
+        raw, orientation = clean_tiff(raw)
+    elif kind is kinds.BMP:
+        _check_runs(raw)
+    elif kind in _CLEAN:
+        raw = _CLEAN[kind](raw)
     try:
-        picture = Image.open(BytesIO(raw), formats=FORMATS)
+        if kind is kinds.HEIC:
+            return _open_heic(raw, in_worker), 1
+        return Image.open(BytesIO(raw), formats=[kind.codec]), orientation
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidRequest("has too many pixels") from error
     except DECODER_ERRORS as error:
-        message = f"is not a {ACCEPTED} picture, or its header is damaged"
-        raise InvalidRequest(message) from error
-    with picture:
-        _check_header(picture, raw, limits)
+        problem = "whose header is damaged, or of a form that is not read"
+        raise InvalidRequest(f"is {kind.name} {problem}") from error
+
+
+def _open_heic(raw: bytes, in_worker: bool) -> Image.Image:
+    problem = f"is {kinds.HEIC.name}, which this server can't decode; send it as JPEG or PNG"
+    if not in_worker:
+        raise InvalidRequest(problem)
+    try:
+        plugin = importlib.import_module("pi_heif.as_plugin")  # no other process loads it
+    except ImportError as error:
+        raise InvalidRequest(problem) from error
+    options = plugin.options
+    options.DECODE_THREADS = 1
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    picture: Image.Image = plugin.HeifImageFile(BytesIO(raw))
+    return picture
+
+
+def _check_runs(raw: bytes) -> None:
+    width, height = bmp_size(raw)
+    has_runs = raw[14] > 12 and raw[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
+    if has_runs and max(width * height, len(raw)) > MAX_RUN_LENGTH:
+        raise InvalidRequest(
+            f"is a BMP of {width}x{height} pixels in {len(raw)} bytes with run-length compression; "
+            f"of those at most {MAX_RUN_LENGTH} pixels and bytes are taken"
+        )
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    """Raise `InvalidRequest` for a size beyond the limits."""
+    width, height = size
+    shown = f"is {width}x{height} pixels"
+    if min(width, height) < 1:
+        raise InvalidRequest(f"{shown}, which is no picture")
+    if max(width, height) > limits.max_side:
+        raise InvalidRequest(f"{shown}; a side may have {limits.max_side}")
+    if width * height > limits.max_pixels:
+        in_all = f"{width * height} in all; at most {limits.max_pixels} are taken"
+        raise InvalidRequest(f"{shown}, {in_all}")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        ratio = f"{limits.max_aspect:g} times the shorter"
+        raise InvalidRequest(f"{shown}; the longer side may be {ratio}")
+
+
+def _check_frames(picture: Image.Image) -> None:
+    # of a HEIC file, as phones write it, only the main picture is read
+    frames = 1 if picture.format == kinds.HEIC.codec else getattr(picture, "n_frames", 1)
+    if frames != 1:
+        raise InvalidRequest(f"is an animation of {frames} frames; send a single picture")
+
+
+def _fill_blank_alpha(picture: Image.Image) -> None:
+    # programs that know no alpha leave it 0 in a BMP of 32 bits
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
+        picture.putalpha(255)
+
+
+def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
+    """The loaded picture as it is to be seen. Metadata that can't be read turns nothing."""
+    if orientation is None:
         try:
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _pixels(picture)
-        except DECODER_ERRORS as error:
-            raise InvalidRequest("is damaged or cut short and can't be decoded") from error
+            orientation = picture.getexif().get(_ORIENTATION)
+        except DECODER_ERRORS:
+            orientation = None
+    method = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
 
 
 def _pixels(picture: Image.Image) -> Pixels:
@@ -107,34 +216,11 @@ def _pixels(picture: Image.Image) -> Pixels:
     return Pixels(width, height, memory)
 
 
-def _check_header(picture: Image.Image, raw: bytes, limits: ImageLimits) -> None:
-    """Raise `InvalidRequest` for everything that can be refused before decoding."""
-    width, height = picture.size
-    size = f"is {width}x{height} pixels"
-    if min(width, height) < 1:
-        raise InvalidRequest(f"{size}, which is no picture")
-    if max(width, height) > limits.max_side:
-        raise InvalidRequest(f"{size}; a side may have {limits.max_side}")
-    if width * height > limits.max_pixels:
-        message = f"{size}, {width * height} in all; at most {limits.max_pixels} are taken"
-        raise InvalidRequest(message)
-    if max(width, height) > limits.max_aspect * min(width, height):
-        message = f"{size}; the longer side may be {limits.max_aspect:g} times the shorter"
-        raise InvalidRequest(message)
-    # MPO, as phones write it, is a JPEG with a preview or depth map; only the first is read
-    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-    if frames != 1:
-        message = f"is an animation of {frames} frames; send a single picture"
-        raise InvalidRequest(message)
-    # in a scan's data 0xFF is always followed by 0x00 or a restart marker, so 0xFFDA begins a scan
-    if picture.format in {"JPEG", "MPO"} and raw.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        message = f"is a progressive JPEG of more than {MAX_JPEG_SCANS} scans"
-        raise InvalidRequest(message)
-
-
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
         picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode == "La":  # no other conversion takes premultiplied gray
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)

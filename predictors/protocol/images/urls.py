@@ -1,52 +1,153 @@
-"""Reads the bytes of a file from a data URL. Fetches no URL, opens no path."""
+"""Reads files that callers send as text: data URLs and base64, as people write them.
+
+Fetches no URL and opens no path. Takes time and memory linear in the text's length: it is searched
+and copied a fixed number of times.
+"""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
+from contextlib import suppress
+from urllib.parse import unquote_to_bytes
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.kinds import TEXT, UNKNOWN, is_readable, kind_of
 
 WHITE_SPACE = b" \t\r\n\v\f"
+MAX_HEAD = 1024  # bytes before the comma of a data URL
+MAX_ESCAPES = 2**20  # percent escapes that are not of base64's own signs; each becomes an object
 
-# the part of a data URL before the comma, at most `_MAX_HEAD` characters
-_DATA_URL = re.compile(
-    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[\w.\"-]*)*)(;base64)?,", re.IGNORECASE
-)
-_MAX_HEAD = 256
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
+_SCHEME = re.compile(rb"([a-zA-Z][a-zA-Z0-9+.-]*+):")
+_HEAD = re.compile(rb'data:((?:[^",]|"[^"]*")*+),', re.IGNORECASE)
+_PICTURE_TYPES = re.compile(rb"(?:image(?:/.*)?|\*/\*|(?:application|binary)/octet-stream)?")
+_ESCAPED_COMMA = re.compile(rb"%2c", re.IGNORECASE)
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+# as encoders of URLs write base64; one search each
+_ESCAPES = [
+    (escape, sign)
+    for sign in (b"+", b"/", b"=", b"\n", b"\r", b"-", b"_")
+    for escape in {b"%%%02X" % sign[0], b"%%%02x" % sign[0]}
+] + [(b"%20", b"")]
+
+_EXPECTED = "send the picture itself as data:image/png;base64,..."
+_LOOK = 128  # characters of base64 that tell a picture
+_LEAST = 40  # characters that the smallest picture has; a path may look like the first of them
 
 
 def read_data_url(url: str, *, param: str = "image_url") -> bytes:
-    """Return the bytes of `data:image/png;base64,...`. Raises `InvalidRequest` for any other URL.
+    """The bytes of a data URL, or of base64 alone if they are a picture's.
 
-    The media type must be an image or absent. The actual format is determined by the bytes.
+    The type that a data URL declares does not matter if the bytes are a picture's. Raises
+    `InvalidRequest`.
     """
-    match = _DATA_URL.match(url, 0, _MAX_HEAD)
-    if match is None:
-        raise InvalidRequest(_url_error(url, param), param=param)
-    media, is_base64 = (match[1] or "").lower(), match[3]
-    if media and not media.startswith("image/"):
-        raise InvalidRequest(
-            f"{param} is a data URL of {media[:32]}, not of a picture", param=param
-        )
-    if not is_base64:
-        raise InvalidRequest(f"{param} is a data URL without ';base64'", param=param)
+    text = _normal(url.encode("utf-8", "surrogatepass"))
+    if _is_data_url(text):
+        return _read(text, param)
+    if len(text) >= _LEAST and _starts_picture(text):
+        try:
+            return _base64(text)
+        except ValueError as error:
+            raise InvalidRequest(f"{param} is base64 that is damaged", param=param) from error
+    problem = "is a web address, and this server fetches none"
+    if not _is_web_address(text):
+        problem = "is not a data URL"
+    raise InvalidRequest(f"{param} {problem}; {_EXPECTED}", param=param)
+
+
+def read_base64(text: bytes, *, param: str, row: int | None = None) -> bytes:
+    """The bytes of base64 or of a data URL. Raises `InvalidRequest` that names `param`, `row`."""
+    text = _normal(text)
+    if _is_data_url(text):
+        try:
+            return _read(text, param)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param=param, row=row) from error
     try:
-        encoded = url[match.end() :].encode("ascii").translate(None, WHITE_SPACE)
-        return base64.b64decode(encoded, validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
-        raise InvalidRequest(
-            f"{param} is a data URL whose base64 is damaged", param=param
-        ) from error
+        return _base64(text)
+    except ValueError as error:
+        problem = "is not base64"
+        if _is_web_address(text):
+            problem += " but a web address, and this server fetches none"
+        raise InvalidRequest(f"{param} {problem}", param=param, row=row) from error
 
 
-def _url_error(url: str, param: str) -> str:
-    expected = "send the picture itself as data:image/png;base64,..."
-    scheme = _SCHEME.match(url, 0, _MAX_HEAD)
-    if scheme is not None and scheme[1].lower() in {"http", "https"}:
-        return f"{param} is a web address, and this server fetches none; {expected}"
-    if scheme is not None and scheme[1].lower() == "data":
-        return f"{param} is a malformed data URL; {expected}"
-    return f"{param} is not a data URL; {expected}"
+def _normal(text: bytes) -> bytes:
+    """`text` without white space around it, and with a data URL's head not percent-encoded."""
+    text = text.strip()
+    if text[:7].lower() != b"data%3a":
+        return text
+    comma = _ESCAPED_COMMA.search(text, 0, MAX_HEAD)
+    if comma is None:
+        return text
+    return unquote_to_bytes(text[: comma.start()]) + b"," + text[comma.end() :]
+
+
+def _is_data_url(text: bytes) -> bool:
+    return text[:5].lower() == b"data:"
+
+
+def _is_web_address(text: bytes) -> bool:
+    scheme = _SCHEME.match(text, 0, MAX_HEAD)
+    return scheme is not None and scheme[1].lower() in {b"http", b"https"}
+
+
+def _read(url: bytes, param: str) -> bytes:
+    """The bytes of a data URL."""
+    match = _HEAD.match(url, 0, MAX_HEAD)
+    if match is None:
+        raise InvalidRequest(f"{param} is a malformed data URL; {_EXPECTED}", param=param)
+    media, *options = [part.strip().lower() for part in match[1].split(b";")]
+    payload = url[match.end() :]
+    if b"base64" in (media, *options):
+        try:
+            file = _base64(payload)
+        except ValueError as error:
+            message = f"{param} is a data URL whose base64 is damaged"
+            raise InvalidRequest(message, param=param) from error
+        media = b"" if media == b"base64" else media
+    else:
+        file = _plain(payload, param)
+    if not _PICTURE_TYPES.fullmatch(media) and not is_readable(file):
+        shown = media[:32].decode("ascii", "replace")
+        raise InvalidRequest(f"{param} is a data URL of {shown}, not of a picture", param=param)
+    return file
+
+
+def _plain(payload: bytes, param: str) -> bytes:
+    """The bytes of a data URL without `;base64` (RFC 2397), or of a picture's base64 in one."""
+    if _starts_picture(payload):
+        with suppress(ValueError):
+            return _base64(payload)
+    if payload.count(b"%") > MAX_ESCAPES:
+        message = f"{param} has more than {MAX_ESCAPES} percent escapes; send it as base64"
+        raise InvalidRequest(message, param=param)
+    file = unquote_to_bytes(payload)
+    if kind_of(file) in (UNKNOWN, TEXT):
+        raise InvalidRequest(f"{param} is a data URL without ';base64'", param=param)
+    return file
+
+
+def _base64(text: bytes) -> bytes:
+    """The bytes of base64: either alphabet, padded or not, with white space and percent escapes.
+    Raises `ValueError` for any other sign, and for a length that none has."""
+    signs = _signs(text)
+    return base64.b64decode(signs + b"=" * (-len(signs) % 4), validate=True)
+
+
+def _signs(text: bytes) -> bytes:
+    """`text` in the standard alphabet, without escapes, white space and padding."""
+    if b"%" in text:
+        for escape, sign in _ESCAPES:
+            text = text.replace(escape, sign)
+    return text.translate(_TO_STANDARD, WHITE_SPACE).rstrip(b"=")
+
+
+def _starts_picture(text: bytes) -> bool:
+    """True if `text` begins with base64 of a picture that is read."""
+    look = text[:_LOOK]
+    signs = _signs(look[:-2] if b"%" in look[-2:] else look)
+    try:
+        return is_readable(base64.b64decode(signs[: len(signs) // 4 * 4], validate=True))
+    except ValueError:
+        return False

@@ -21,7 +21,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
-from predictors.protocol.http.exchange import Endpoint, Exchange, Response, json_response
+from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange, Response, json_response
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
@@ -135,7 +135,7 @@ class V2Routes:
         """Triton's index with the name, version and state of each model. `{"ready": true}` selects
         ready ones."""
         timeout_s = self._registry.settings.server.body_timeout_s
-        raw = await receive_small_body(request.receive, request.headers, 4096, timeout_s)
+        raw = await receive_small_body(request.receive, request.scope[CALL_KEY], 4096, timeout_s)
         wanted = parse_json(raw) if raw.strip() else {}
         if not isinstance(wanted, dict) or wanted.keys() - {"ready"}:
             raise InvalidRequest("the body may have one field, ready")

@@ -8,15 +8,13 @@ or raw).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images.urls import WHITE_SPACE
+from predictors.protocol.images.urls import read_base64
 from predictors.protocol.v2.content_types import check_number_type, check_text_type, is_base64_file
 
 Scalar = str | int | float | bool
@@ -113,7 +111,7 @@ class InputTensors:
         return [None if row is None else _utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_files(self, name: str) -> list[bytes] | None:
-        """Files of a BYTES input, or None: raw, or base64 if they came as JSON strings."""
+        """Files of a BYTES input, or None. JSON strings hold them as base64 or data URLs."""
         tensor = self._tensors.get(name)
         if tensor is not None:
             self._tensors[name] = as_files(tensor)
@@ -232,14 +230,14 @@ class Parameters:
 
 
 def as_files(tensor: Tensor) -> Tensor:
-    """A tensor of files with its base64, if it is that, decoded to bytes. Raises `InvalidRequest`
-    for a content type that no file has."""
+    """A tensor of files, its base64 or data URLs decoded to bytes. Raises `InvalidRequest` for a
+    content type that no file has."""
     is_base64 = is_base64_file(tensor.name, tensor.parameters, is_text=tensor.text)
     if tensor.datatype != "BYTES" or not is_base64:
         return tensor
     rows: Sequence[bytes | None] = tensor.data  # type: ignore[assignment]
     files = [
-        None if row is None else decode_base64(row, param=tensor.name, row=i)
+        None if row is None else read_base64(row, param=tensor.name, row=i)
         for i, row in enumerate(rows)
     ]
     return replace(tensor, data=files, text=False, parameters={})
@@ -252,14 +250,6 @@ def count_rows(**columns: Sequence[object] | None) -> int:
         found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise InvalidRequest(f"inputs disagree on the number of rows: {found}")
     return next(iter(lengths.values()), 0)
-
-
-def decode_base64(raw: bytes, *, param: str, row: int | None = None) -> bytes:
-    """Standard base64, with or without line breaks; raises `InvalidRequest` for anything else."""
-    try:
-        return base64.b64decode(raw.translate(None, WHITE_SPACE), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{param} is not base64", param=param, row=row) from error
 
 
 def _utf8(name: str, row: int, raw: bytes) -> str:

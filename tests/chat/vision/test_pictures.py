@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from predictors.chat.memory import MOST_BUCKET
 from predictors.chat.vision.pictures import (
     ALIGNED,
     LEAST_BUCKET,
-    MOST_BUCKET,
     PictureRunner,
     buckets_for,
 )

@@ -144,8 +144,8 @@ def test_an_invalid_index_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_weights_under_another_name_are_named(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, **{"model.fp16": {"a": torch.zeros(1)}})
-    with pytest.raises(EngineFailed, match=r"has 'model.fp16.safetensors', which is not read"):
+    folder = folder_with(tmp_path, weights={"a": torch.zeros(1)})
+    with pytest.raises(EngineFailed, match=r"has 'weights.safetensors', which is not read"):
         Shards(folder).__enter__()
 
 

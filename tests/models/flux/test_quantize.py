@@ -17,6 +17,7 @@ from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.quantize import quantize_checkpoint
 from predictors.settings import InvalidSetting
 from tests.diffusion.driver import CHECKPOINT, open_driver
+from tests.variants import nested, variant
 
 IMAGE = ImageParameters("a large red circle", num_inference_steps=3, seed=3, tier="high")
 
@@ -56,13 +57,9 @@ def test_an_fp8_checkpoint_serves_fp8_tiers_only(narrow_checkpoint: Path) -> Non
 def test_another_scheme_is_refused_by_name(narrow_checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((narrow_checkpoint / "transformer" / "config.json").read_text())
     assert config["quantization_config"]["format"] == "float-quantized"
-    other = tmp_path / "copy" / "transformer"
-    other.mkdir(parents=True)
-    (other / "config.json").write_text(
-        json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}})
-    )
-    with pytest.raises(EngineFailed, match="bitsandbytes"):
-        read_checkpoint(other.parent)
+    change = nested("transformer/config.json", "quantization_config", quant_method="torchao")
+    with pytest.raises(EngineFailed, match="torchao"):
+        read_checkpoint(variant(narrow_checkpoint, tmp_path / "copy", change))
 
 
 def test_nothing_is_overwritten_and_nothing_quantised_twice(

@@ -93,8 +93,14 @@ def packed(*leaves: str) -> Change:
     return weights(WEIGHTS, edit)
 
 
-QUANTISED["AWQ"] = (packed("qweight", "qzeros", "scales"), ("quantised (AWQ", "qweight"))
-QUANTISED["GPTQ"] = (packed("qweight", "qzeros", "scales", "g_idx"), ("quantised (GPTQ", "g_idx"))
+QUANTISED["AWQ"] = (
+    packed("qweight", "qzeros", "scales"),
+    ("quantised (AWQ", "down_proj.scales", "unquantised"),
+)
+QUANTISED["GPTQ"] = (
+    packed("qweight", "qzeros", "scales", "g_idx"),
+    ("quantised (GPTQ", "down_proj.scales", "unquantised"),
+)
 
 
 @pytest.mark.parametrize(("change", "said"), QUANTISED.values(), ids=QUANTISED)
@@ -182,15 +188,12 @@ def test_a_head_that_equals_the_embedding_stays_tied_and_logs_nothing(
 TOKENS = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
-    "fp8": (
-        {"quant_method": "compressed-tensors", "format": "float-quantized"},
-        "compressed-tensors FP8",
+    "nvfp4": (
+        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+        "compressed-tensors NVFP4",
     ),
-    "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes int8"),
-    "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes 4-bit"),
-    "awq": ({"quant_method": "awq", "bits": 4}, "AWQ 4-bit"),
-    "gptq": ({"quant_method": "gptq", "bits": 8}, "GPTQ 8-bit"),
-    "modelopt": ({"quant_method": "modelopt"}, "modelopt"),
+    "gptq": ({"quant_method": "gptq", "bits": 3}, "GPTQ 3-bit"),
+    "modelopt": ({"quant_method": "modelopt"}, "ModelOpt"),
 }
 
 
@@ -213,8 +216,8 @@ def test_a_quantisation_that_the_config_names_is_refused(
 
 @pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json"])
 def test_a_quantisation_that_a_file_names_is_refused(tmp_path: Path, file: str) -> None:
-    change = write(file, '{"quant_method": "gptq", "bits": 4}')
-    assert "GPTQ 4-bit" in refusal(variant(QWEN, tmp_path / "c", change))
+    change = write(file, '{"quant_method": "gptq", "bits": 2}')
+    assert "GPTQ 2-bit" in refusal(variant(QWEN, tmp_path / "c", change))
 
 
 def template(text: str) -> tuple[Change, ...]:
@@ -322,10 +325,13 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         (of(TEXT, eos_token_id=831),), "eos_token_id 831 is no token",
     ),
     "an end in words": ((config(GENERATION, eos_token_id="x"),), "eos_token_id is 'x'"),
-    "no preprocessor": ((without(PREPROCESSOR),), "preprocessor_config.json is missing"),
-    "an old preprocessor": (
-        (config(PREPROCESSOR, image_processor_type="Qwen2_5_VLImageProcessor"),),
-        "image_processor_type is 'Qwen2_5_VLImageProcessor'; served is Qwen2VLImageProcessor",
+    "another preprocessor": (
+        (config(PREPROCESSOR, image_processor_type="LlavaImageProcessor"),),
+        "image_processor_type is 'LlavaImageProcessor'; served is Qwen2VLImageProcessor",
+    ),
+    "another processor": (
+        (config(PREPROCESSOR, processor_class="Idefics3Processor"),),
+        "processor_class is 'Idefics3Processor'; served are Qwen2VLProcessor",
     ),
     "other patches": ((config(PREPROCESSOR, patch_size=16),), "patch_size is 16"),
     "no spread": (

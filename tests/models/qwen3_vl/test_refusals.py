@@ -91,8 +91,8 @@ CONFIGS: Refused = {
         ("text_config: head_dim is '128'",),
     ),
     "quantised": (
-        config("config.json", quantization_config={"quant_method": "fp8"}),
-        ("the language model is quantised (FP8",),
+        config("config.json", quantization_config={"quant_method": "hqq"}),
+        ("the language model is quantised (HQQ",),
     ),
     "patches of another size": (
         preprocessor(patch_size=14),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
-from predictors.chat.decoder.weights import FRAMES, linear_slots, mlp_slots
+from predictors.chat.decoder.weights import linear_slots, mlp_slots
+from predictors.chat.tensors import FRAMES
 from predictors.models.qwen2_5_vl.vision.grid import VisionShape
 from predictors.models.qwen2_5_vl.vision.operations import VisionOperations
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predictors.chat.decoder.rotary import rotate, vision_table
-from predictors.chat.decoder.weights import FRAMES, linear_slots
+from predictors.chat.decoder.weights import linear_slots
+from predictors.chat.tensors import FRAMES
 from predictors.models.qwen3_vl.vision.grid import Grid, VisionShape, interpolated
 
 EPS = 1e-6

@@ -1,0 +1,129 @@
+"""A few conversations that go through the whole warm model before it is ready: from the template to
+the logits, with a look at what was made of them.
+
+No job is admitted and no series counts them. Engine thread; it waits for the device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from predictors.chat.checkpoint import PROBES
+from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.kv_cache import PagePool
+from predictors.chat.model import ChatModel, EncodedPicture
+from predictors.chat.request import ChatRequest, Picture
+from predictors.chat.runner import GREEDY, ChatRunner, DecodeRow, PromptPart
+from predictors.chat.sampling import TokenChoice
+from predictors.chat.vision.pictures import PictureRunner
+from predictors.chat.vision.pixels import PreparedPicture
+from predictors.compute.device.placement import DAMAGED, check_finite
+from predictors.errors import EngineFailed, InvalidRequest
+
+log = logging.getLogger(__name__)
+
+SIDES = (2, 3)  # of the picture, in tokens
+SLOT = 0
+
+
+def conversations(
+    name: str, model: ChatModel, preparer: ChatPreparer, *, on_device: bool
+) -> Iterator[tuple[str, ChatWork]]:
+    """The conversations of `PROBES`, as requests are prepared. One that does not fit into the
+    context is left out, and the log says so. `name` is the served model's."""
+    picture = _picture(model, preparer, on_device=on_device)
+    for what, messages in PROBES.items():
+        request = ChatRequest(messages, GREEDY, seed=0, max_tokens=1)
+        pictures = [picture for m in messages for part in m.parts if isinstance(part, Picture)]
+        try:
+            yield what, preparer.assemble(request, pictures)
+        except InvalidRequest as error:
+            log.warning("%s: %s was not tried: %s", name, what, error.message)
+
+
+def _picture(model: ChatModel, preparer: ChatPreparer, *, on_device: bool) -> PreparedPicture:
+    """A small picture without two equal patches, prepared as a caller's."""
+    images, bounds = model.pictures, preparer.pixels.default
+    height, width = (side * images.patch * images.merge for side in SIDES)
+    levels = torch.arange(height * width * 3).mul(97).remainder(251).to(torch.uint8)
+    levels = levels.view(height, width, 3)
+    grid = images.grid_of(height, width, bounds)
+    values, layout = images.prepare(levels, bounds, grid, on_device=on_device)
+    return PreparedPicture(b"", grid, height * width, values, layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """The loaded parts of an engine without a sequence."""
+
+    runner: ChatRunner
+    pictures: PictureRunner
+    pool: PagePool
+    tokenizer: Any
+
+    def run(self, what: str, work: ChatWork) -> None:
+        """Read one prompt, choose a token, decode with it. Raises `EngineFailed` for features or
+        logits that are not finite or all equal, and for a token that the tokenizer does not have;
+        `what` names the conversation."""
+        owner = object()
+        pages = self.pool.reserve(owner, work.num_prompt_tokens + 1)
+        if pages is None:
+            log.warning("%s was not tried: the KV cache is too small", what)
+            return
+        try:
+            self._run(f"a warm-up prompt ({what})", work, pages)
+        finally:
+            self.pool.release(owner)
+
+    def _run(self, what: str, work: ChatWork, pages: tuple[int, ...]) -> None:
+        runner, total = self.runner, work.num_prompt_tokens
+        encoded = [self.pictures.encode(placed.prepared) for placed in work.pictures]
+        for picture in encoded:
+            check_finite([picture.features], f"the vision features of {what}")
+            first = picture.features[:, :1]
+            if bool((picture.features == first).all()) and picture.features.shape[1] > 1:
+                raise EngineFailed(f"the vision features of {what} are all equal; {DAMAGED}")
+        runner.reset_slot(SLOT, pages, work.tokens)
+        widths = runner.limits.chunk_widths
+        for start in range(0, total, widths[-1]):
+            part = _part(work, encoded, pages, start, min(widths[-1], total - start))
+            width = next(w for w in widths if w >= len(part.tokens))
+            logits = runner.prompt_logits([part], width)
+        self._check(logits, what)
+        runner.prefill([part], width)
+        choice = TokenChoice(SLOT, GREEDY, 0, 1)
+        row = DecodeRow(SLOT, 0, work.next_position, total, pages, choice)
+        self._check(runner.step_logits([row]), f"the answer to {what}")
+
+    def _check(self, logits: Tensor, what: str) -> None:
+        row = logits[0].float()
+        check_finite([row], f"the logits of {what}")
+        if row.min() == row.max():
+            raise EngineFailed(f"the logits of {what} are all equal; {DAMAGED}")
+        token = int(row.argmax())
+        if self.tokenizer.id_to_token(token) is None:
+            raise EngineFailed(
+                f"the likeliest token of {what} is {token}, which the tokenizer does not have; "
+                f"{DAMAGED}"
+            )
+
+
+def _part(
+    work: ChatWork, encoded: list[EncodedPicture], pages: tuple[int, ...], start: int, count: int
+) -> PromptPart:
+    end = start + count
+    pictures = []
+    for placed, picture in zip(work.pictures, encoded, strict=True):
+        first, last = max(placed.start, start), min(placed.start + placed.length, end)
+        if first < last:
+            rows = picture.part(first - placed.start, last - placed.start)
+            pictures.append((first - start, rows))
+    choice = TokenChoice(SLOT, GREEDY, 0, 0) if end == work.num_prompt_tokens else None
+    tokens, positions = work.tokens[start:end], work.positions[:, start:end]
+    return PromptPart(SLOT, start, tokens, positions, pages, pictures, choice)

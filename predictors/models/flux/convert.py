@@ -1,0 +1,185 @@
+"""Makes a folder in diffusers layout of a FLUX.1 checkpoint in one file.
+
+Tensors are read, scaled, cut and written one after the other. What the file does not hold (configs,
+tokenizers, mostly encoders and autoencoder) is copied from a folder that is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from predictors.compute.checkpoint.folder import read_json, shown
+from predictors.compute.checkpoint.headers import Header, weight_files
+from predictors.compute.checkpoint.quantised.config import KEYS
+from predictors.compute.checkpoint.summary import CardFacts
+from predictors.compute.checkpoint.writing import write_tensors
+from predictors.errors import EngineFailed, InvalidRequest
+from predictors.models.flux.folder import WEIGHTED_PARTS, check_folder
+from predictors.models.flux.single_file import NARROW, SingleFile, StoredPart, read_single_file
+from predictors.models.flux.single_file_names import Cut
+from predictors.models.flux.stored import check_headers
+from predictors.models.flux.summary import summarise
+from predictors.models.flux.tensors import with_defaults
+from predictors.settings import ComputeSettings, Settings
+
+AXES = {128: (16, 56, 56)}
+"""FLUX.1's rotary features per position axis, by those of a head; no tensor shows them."""
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
+}
+NOT_COPIED = shutil.ignore_patterns(
+    "*.safetensors", "*.safetensors.*", "*.bin", "*.bin.index.json", "*.msgpack", "*.h5"
+)
+
+
+def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = "") -> list[str]:
+    """Write the new folder `target` from the file `source` and the folder `base`; returns a line
+    for each part that says where its weights are from. `variant` is the wanted one of the base's.
+
+    Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint for text to
+    image, and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
+    """
+    if target.exists():
+        raise InvalidRequest(f"{target.name} exists already; nothing was written")
+    file = read_single_file(source)
+    config = _transformer_config(file, base)
+    _check_parts(file, config, base, variant)
+    growing = target.with_name(f"{target.name}.part")
+    if growing.exists():
+        raise InvalidRequest(f"{growing.name} is left of an earlier run; remove it first")
+    try:
+        _copy(base, growing, file)
+        text = json.dumps(config, indent=2)
+        (growing / "transformer" / "config.json").write_text(text, encoding="utf-8")
+        lines = [_write_part(file, part, growing / part) for part in file.parts]
+        settings = Settings(compute=ComputeSettings(weights_variant=variant))
+        summarise(growing, settings, CardFacts())  # raises as the start would
+        growing.rename(target)
+    except OSError as error:
+        raise EngineFailed(f"{target.name} can't be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+    copied = [part for part in WEIGHTED_PARTS if part not in file.parts]
+    return [*lines, *(f"{part}: copied from {base.name}" for part in copied)]
+
+
+def _transformer_config(file: SingleFile, base: Path) -> dict[str, Any]:
+    """The config of the file's transformer; raises if `base` is of another kind."""
+    check_folder(base)
+    theirs = read_json(base / "transformer", "config.json", "transformer/config.json")
+    sizes = file.sizes
+    if bool(theirs.get("guidance_embeds", False)) != sizes.has_guidance:
+        kinds = ("FLUX.1-schnell, without", "FLUX.1-dev, with")
+        raise InvalidRequest(
+            f"{file.path.name} is like {kinds[sizes.has_guidance]} a guidance embedding, and the "
+            f"base like {kinds[not sizes.has_guidance]} one: their noise schedules differ; give a "
+            "base of the same kind"
+        )
+    head_dim = theirs.get("attention_head_dim", 128)
+    axes = theirs.get("axes_dims_rope", AXES[128])
+    if head_dim != sizes.head_dim:
+        if sizes.head_dim not in AXES:
+            raise InvalidRequest(
+                f"{file.path.name} has heads of {sizes.head_dim} features, the base of "
+                f"{shown(head_dim)}: give a base with the same, since the rotary axes are read "
+                "from it"
+            )
+        axes = AXES[sizes.head_dim]
+    return sizes.config(tuple(axes))
+
+
+def _check_parts(file: SingleFile, config: dict[str, Any], base: Path, variant: str) -> None:
+    """Raise `EngineFailed` for a part that fits to no config or has no weights, before gigabytes
+    are written."""
+    for part in WEIGHTED_PARTS:
+        if part not in file.parts:
+            weight_files(base / part, variant)
+            continue
+        if part != "transformer":
+            config = read_json(base / part, "config.json", f"{part}/config.json")
+        made = _headers(file.parts[part]).items()
+        check_headers(part, with_defaults(part, config), dict(made))
+
+
+def _copy(base: Path, target: Path, file: SingleFile) -> None:
+    """All of `base` except the weights that `file` holds."""
+    target.mkdir(parents=True)
+    for entry in sorted(base.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            if entry.suffix != ".safetensors":  # the same model in one file, beside its parts
+                shutil.copy2(entry, target / entry.name)
+            continue
+        ignore = NOT_COPIED if entry.name in file.parts else None
+        shutil.copytree(entry, target / entry.name, ignore=ignore)
+        config = target / entry.name / "config.json"
+        if entry.name in file.parts and config.is_file():
+            own = read_json(config.parent, config.name, f"{entry.name}/config.json")
+            kept = {key: value for key, value in own.items() if key not in KEYS}
+            config.write_text(json.dumps(kept, indent=2), encoding="utf-8")
+
+
+def _write_part(file: SingleFile, part: str, folder: Path) -> str:
+    stored = file.parts[part]
+    num_bytes = write_tensors(folder / WEIGHTS[part], _headers(stored), _tensors(file, stored))
+    scaled = f", {len(stored.scales)} float8 weights scaled" if stored.scales else ""
+    return f"{part}: from {file.path.name}, {num_bytes / 1e6:,.1f} MB{scaled}"
+
+
+def _by_source(part: StoredPart) -> list[tuple[str, Cut]]:
+    """Names and cuts in the order of their sources, so that each of these is read once."""
+    return sorted(part.cuts.items(), key=lambda pair: pair[1].source)
+
+
+def _headers(part: StoredPart) -> dict[str, Header]:
+    """The tensors that are written."""
+    headers = {}
+    for name, cut in _by_source(part):
+        header = part.tensors[cut.source]
+        dtype = "BF16" if header.dtype in NARROW else header.dtype
+        headers[name] = Header(dtype, cut.shape(header.shape))
+    return headers
+
+
+def _tensors(file: SingleFile, part: StoredPart) -> Iterator[tuple[str, Tensor]]:
+    """The part's tensors by diffusers' names, in the order of their sources."""
+    read, whole = "", torch.empty(0)
+    with safe_open(file.path, framework="pt") as opened:
+        for name, cut in _by_source(part):
+            if cut.source != read:
+                whole = opened.get_tensor(part.stored[cut.source])
+                scale = part.scales.get(cut.source)
+                read = cut.source
+                if part.tensors[read].dtype in NARROW:
+                    factor = opened.get_tensor(scale) if scale else None
+                    whole = _widened(f"{file.path.name}: {read}", whole, factor)
+            rows = [whole[start:stop] for start, stop in cut.rows] or [whole]
+            tensor = rows[0] if len(rows) == 1 else torch.cat(rows)
+            yield name, tensor.reshape(cut.shape(tuple(whole.shape)))
+
+
+def _widened(name: str, narrow: Tensor, scale: Tensor | None) -> Tensor:
+    """bfloat16 values of a float8 weight. Raises `EngineFailed` for one that lost its scale: its
+    values then fill the whole range of the dtype."""
+    values = narrow.to(torch.float32)
+    if scale is not None:
+        per_row = scale.to(torch.float32).reshape(-1, *(1 for _ in narrow.shape[1:]))
+        return (values * per_row).to(torch.bfloat16)
+    if narrow.ndim > 1 and float(values.abs().amax()) >= torch.finfo(narrow.dtype).max:
+        raise EngineFailed(
+            f"{name} is float8 up to the largest number there is, so it needs a scale, but the "
+            "file holds none; fetch another file"
+        )
+    return values.to(torch.bfloat16)

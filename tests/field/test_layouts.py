@@ -1,0 +1,524 @@
+"""Folders as people have them on disk: variants of the weights, a hub's cache, parts of a pipeline,
+processors and templates of other releases.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
+
+from predictors import __main__ as root
+from predictors.cli.arguments import named_components, named_paths
+from predictors.compute.checkpoint.headers import weight_files
+from predictors.compute.checkpoint.layout import (
+    advice,
+    announce_weights,
+    check_adapters,
+    resolve_folder,
+    resolve_snapshot,
+)
+from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.device.placement import Placement
+from predictors.diffusion.request import ImageParameters
+from predictors.errors import EngineFailed, InvalidRequest, ServingError
+from predictors.models.flux.model import FluxModel
+from predictors.models.qwen2_5_vl.model import Qwen25VLModel
+from predictors.settings import ComputeSettings, FluxSettings, Settings
+from tests.chat.room import Room
+from tests.diffusion.driver import FAST, drive_model, open_driver
+from tests.fakes import PATIENCE_S
+from tests.variants import (
+    FLUX,
+    QWEN,
+    Change,
+    config,
+    plain_message,
+    variant,
+    weights,
+    without,
+    write,
+)
+
+PLAIN = "diffusion_pytorch_model.safetensors"
+IMAGE = ImageParameters("a large red circle", num_inference_steps=2, seed=3)
+
+
+# -- variants of the weights -----------------------------------------------------------------------
+def component(folder: Path, *files: str, **indices: tuple[str, ...]) -> Path:
+    """A folder with these safetensors files, and indices (`/` for a dot) that name some of them."""
+    folder.mkdir()
+    for at, file in enumerate(files):
+        save_file({f"t{at}": torch.full((1,), float(at))}, folder / file)
+    for name, listed in indices.items():
+        mapping = {f"t{files.index(file)}": file for file in listed}
+        (folder / name.replace("/", ".")).write_text(json.dumps({"weight_map": mapping}))
+    return folder
+
+
+SHARDS = tuple(f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2))
+OLD_SHARDS = tuple(f"diffusion_pytorch_model-0000{i}-of-00002.fp16.safetensors" for i in (1, 2))
+MODEL_SHARDS = tuple(f"model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2))
+NEW_INDEX = "diffusion_pytorch_model/safetensors/index/fp16/json"
+OLD_INDEX = "diffusion_pytorch_model/safetensors/fp16/index/json"
+CHOSEN: dict[str, tuple[tuple[str, ...], dict[str, Any], str, tuple[str, ...]]] = {
+    "plain": ((PLAIN,), {}, "", (PLAIN,)),
+    "the only variant": (("model.fp16.safetensors",), {}, "", ("model.fp16.safetensors",)),
+    "bf16 is one, too": (("model.bf16.safetensors",), {}, "", ("model.bf16.safetensors",)),
+    "plain beside a variant": ((PLAIN, f"{PLAIN[:-11]}fp16.safetensors"), {}, "", (PLAIN,)),
+    "a wanted one": (
+        (PLAIN, "diffusion_pytorch_model.fp16.safetensors"),
+        {},
+        "fp16",
+        ("diffusion_pytorch_model.fp16.safetensors",),
+    ),
+    "a wanted one of two": (
+        ("model.fp16.safetensors", "model.bf16.safetensors"),
+        {},
+        "bf16",
+        ("model.bf16.safetensors",),
+    ),
+    "a wanted one that is not there": (
+        (PLAIN, "diffusion_pytorch_model.bf16.safetensors"),
+        {},
+        "fp16",
+        (PLAIN,),
+    ),
+    "shards": (SHARDS, {NEW_INDEX: SHARDS}, "", SHARDS),
+    "shards of diffusers' older releases": (OLD_SHARDS, {OLD_INDEX: OLD_SHARDS}, "", OLD_SHARDS),
+    "transformers' shards": (
+        MODEL_SHARDS,
+        {"model/safetensors/index/fp16/json": MODEL_SHARDS},
+        "fp16",
+        MODEL_SHARDS,
+    ),
+    "wanted shards beside a plain file": (
+        (PLAIN, *SHARDS),
+        {NEW_INDEX: SHARDS},
+        "fp16",
+        SHARDS,
+    ),
+    "an index of the single file": (
+        (PLAIN,),
+        {"diffusion_pytorch_model/safetensors/index/json": (PLAIN,)},
+        "",
+        (PLAIN,),
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "indices", "wanted", "taken"), CHOSEN.values(), ids=CHOSEN)
+def test_the_files_of_a_variant_are_found_and_no_other_is_read(
+    tmp_path: Path,
+    files: tuple[str, ...],
+    indices: dict[str, tuple[str, ...]],
+    wanted: str,
+    taken: tuple[str, ...],
+) -> None:
+    folder = component(tmp_path / "vae", *files, **indices)
+    assert [file.name for file in weight_files(folder, wanted)] == sorted(taken)
+    with Shards(folder, wanted) as shards:
+        assert set(shards) == {f"t{files.index(file)}" for file in taken}
+
+
+SETTING = "PREDICTORS_COMPUTE_WEIGHTS_VARIANT"
+AMBIGUOUS: dict[str, tuple[tuple[str, ...], dict[str, Any], str, str]] = {
+    "two variants": (
+        ("model.fp16.safetensors", "model.bf16.safetensors"),
+        {},
+        "",
+        "vae has model.bf16.safetensors and model.fp16.safetensors, but no plain weights: set "
+        f"{SETTING} to bf16 or fp16",
+    ),
+    "neither the wanted nor a plain one": (
+        ("model.bf16.safetensors",),
+        {},
+        "fp16",
+        f"not the wanted variant 'fp16': set {SETTING} to bf16",
+    ),
+    "an index and another file": (
+        ("model.safetensors", "a.safetensors"),
+        {"model/safetensors/index/json": ("a.safetensors",)},
+        "",
+        "has model.safetensors and model.safetensors.index.json, of which only one can be meant",
+    ),
+    "two libraries' names": (
+        ("model.safetensors", PLAIN),
+        {},
+        "",
+        f"has {PLAIN} and model.safetensors, of which only one can be meant",
+    ),
+    "shards without an index": (SHARDS, {}, "", f"has {SHARDS[0]}, but no index of the shards"),
+    "another name": (("flux1-dev.safetensors",), {}, "", "'flux1-dev.safetensors', which is not"),
+}
+
+
+@pytest.mark.parametrize(("files", "indices", "wanted", "said"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_files_of_which_none_is_clearly_meant_are_refused_by_their_names(
+    tmp_path: Path,
+    files: tuple[str, ...],
+    indices: dict[str, tuple[str, ...]],
+    wanted: str,
+    said: str,
+) -> None:
+    folder = component(tmp_path / "vae", *files, **indices)
+    with pytest.raises(EngineFailed) as failure:
+        weight_files(folder, wanted)
+    assert said in failure.value.message
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("pytorch_model.bin", "'pytorch_model.bin': pickled weights are not read"),
+        ("model.ckpt", "'model.ckpt': pickled weights are not read"),
+        ("model-q4.gguf", "'model-q4.gguf': GGUF is not read"),
+        ("flax_model.msgpack", "weights of another framework"),
+        ("README.md", "has no safetensors weights; no other is read"),
+    ],
+)
+def test_weights_in_another_format_are_named(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(EngineFailed) as failure:
+        weight_files(tmp_path)
+    assert said in failure.value.message
+
+
+def test_a_link_to_a_file_that_was_not_fetched_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "abc")
+    with pytest.raises(EngineFailed, match=r"model\.safetensors as a link to a file that is not"):
+        weight_files(tmp_path)
+
+
+def test_the_variant_that_is_read_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = component(tmp_path / "vae", "model.fp16.safetensors")
+    with caplog.at_level(logging.INFO):
+        announce_weights("flux, vae", folder, "")
+        announce_weights("flux, vae", component(tmp_path / "plain", PLAIN), "")
+        announce_weights("flux, vae", tmp_path / "plain", "fp16")
+        announce_weights("q", component(tmp_path / "q", "model.safetensors", "a.safetensors"), "")
+    assert [record.getMessage() for record in caplog.records] == [
+        "flux, vae: the weights are read from the files of the variant fp16",
+        "flux, vae: there is no variant fp16, the plain weights files are read",
+        "q: not read: a.safetensors",
+    ]
+
+
+def as_variant(*files: str) -> Change:
+    """Weights in float16 under the variant's name, the plain ones zeroed beside the first."""
+
+    def change(folder: Path) -> None:
+        for file in files:
+            path = folder / file
+            tensors = load_file(path)
+            path.unlink()
+            narrow = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+            save_file(narrow, path.with_suffix(".fp16.safetensors"))
+
+    return change
+
+
+ALL_FILES = (
+    f"transformer/{PLAIN}", f"vae/{PLAIN}", "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
+)  # fmt: skip
+
+
+def test_a_folder_with_variants_only_draws_what_its_values_say(tmp_path: Path) -> None:
+    def widened(folder: Path) -> None:
+        for file in ALL_FILES:
+            tensors = load_file(folder / file)
+            (folder / file).unlink()
+            halves = {n: t.half().float() for n, t in tensors.items()}
+            save_file(halves, folder / file)
+
+    halves = variant(FLUX, tmp_path / "fp16", as_variant(*ALL_FILES))
+    plain = variant(FLUX, tmp_path / "plain", widened)
+    drawn = open_driver(halves).draw(IMAGE)
+    assert np.array_equal(drawn, open_driver(plain).draw(IMAGE))
+
+
+def test_the_setting_reaches_every_part_of_both_families(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def beside(*files: str) -> Change:
+        def change(folder: Path) -> None:
+            for file in files:
+                shutil.copy(folder / file, (folder / file).with_suffix(".fp16.safetensors"))
+                write(file, b"not read")(folder)
+
+        return change
+
+    compute = ComputeSettings(device="cpu", weights_variant="fp16")
+    small = FluxSettings(sizes="64x64", default_size="64x64", slots=1, max_sequence_length=16)
+    settings = Settings(compute=compute, flux=small)
+    flux = variant(FLUX, tmp_path / "flux", beside(*ALL_FILES))
+    qwen = variant(QWEN, tmp_path / "qwen", beside("model.safetensors"))
+    with caplog.at_level(logging.INFO):
+        for name, folder in (("flux", flux), ("qwen", qwen)):
+            model = root.build(name, folder, settings)
+            model.stop()
+    read = [r.getMessage() for r in caplog.records if "variant fp16" in r.getMessage()]
+    assert len(read) == 5
+    FluxModel(flux, variant="fp16")
+    model = Qwen25VLModel(qwen, "fp16")
+    Room.open(qwen, slots=1, make_model=lambda _: model)
+    with pytest.raises(EngineFailed, match="is broken"):
+        Room.open(qwen, slots=1)
+
+
+def test_diffusers_and_transformers_write_what_is_read(tmp_path: Path) -> None:
+    """Their own `save_pretrained(variant=...)`, sharded and not."""
+    transformer = FluxTransformer2DModel.from_pretrained(FLUX / "transformer")
+    t5 = T5EncoderModel.from_pretrained(FLUX / "text_encoder_2", dtype=torch.float32)
+    for at, size in enumerate(("50GB", "1MB")):
+        for name, model in (("transformer", transformer), ("t5", t5)):
+            folder = tmp_path / f"{name}{at}"
+            model.save_pretrained(folder, variant="fp16", max_shard_size=size)
+            found = weight_files(folder)
+            assert (len(found) > 1) == (size == "1MB")
+            assert all(".fp16" in file.name for file in found)
+
+
+# -- a hub's cache ---------------------------------------------------------------------------------
+def hub_cache(folder: Path, source: Path, *revisions: str, main: str = "") -> Path:
+    """`models--org--name` as the hub's client lays it out: snapshots are links to blobs."""
+    (folder / "blobs").mkdir(parents=True)
+    for revision in revisions:
+        shutil.copytree(source, folder / "snapshots" / revision, copy_function=os.symlink)
+    if main:
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(main)
+    return folder
+
+
+def test_a_hubs_cache_is_the_snapshot_of_its_main_revision_or_the_only_one(tmp_path: Path) -> None:
+    two = hub_cache(tmp_path / "models--a--two", QWEN, "abc", "def", main="def\n")
+    assert resolve_snapshot(two) == two / "snapshots" / "def"
+    one = hub_cache(tmp_path / "models--a--one", FLUX, "abc")
+    assert resolve_folder(one, "--model x") == one / "snapshots" / "abc"
+    assert resolve_snapshot(FLUX) == FLUX
+    model = root.build("q", resolve_snapshot(two), Settings(compute=ComputeSettings(device="cpu")))
+    model.stop()
+
+
+@pytest.mark.parametrize(
+    ("revisions", "main", "said"),
+    [
+        (("abc", "def"), "", "2 snapshots: give one of abc, def in snapshots"),
+        (("abc", "def"), "123", "names the snapshot '123', which is not there; it has abc, def"),
+        (("abc",), "123", "names the snapshot '123', which is not there; it has abc"),
+        (("abc",), "../../x", "names the snapshot '../../x', which is not there"),
+    ],
+)
+def test_a_hubs_cache_of_which_no_snapshot_is_meant_is_refused(
+    tmp_path: Path, revisions: tuple[str, ...], main: str, said: str
+) -> None:
+    folder = hub_cache(tmp_path / "models--a--b", QWEN, *revisions, main=main)
+    with pytest.raises(InvalidRequest) as failure:
+        resolve_snapshot(folder)
+    assert "models--a--b is a hub's cache" in failure.value.message
+    assert said in failure.value.message
+
+
+# -- advice for folders that are no checkpoint -----------------------------------------------------
+def file_of(*names: str) -> Change:
+    def change(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file({name: torch.zeros(1) for name in names}, folder / "weights.safetensors")
+
+    return change
+
+
+def copied(source: Path) -> Change:
+    return lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+NEAR: dict[str, tuple[Change, str]] = {
+    "a transformer": (copied(FLUX / "transformer"), "--component transformer=PATH"),
+    "a T5": (copied(FLUX / "text_encoder_2"), "--component text_encoder_2=PATH"),
+    "a CLIP": (copied(FLUX / "text_encoder"), "--component text_encoder=PATH"),
+    "a vae": (copied(FLUX / "vae"), "--component vae=PATH"),
+    "a LoRA by its tensors": (
+        file_of("transformer.a.lora_A.weight", "transformer.a.lora_B.weight"), "holds an adapter",
+    ),
+    "ComfyUI's LoRA": (file_of("lora_unet_a.lora_down.weight", "lora_unet_a.alpha"), "an adapter"),
+    "one file": (file_of("img_in.weight"), "predictors convert FILE TARGET --base FOLDER"),
+    "GGUF": (write("model.gguf", "GGUF"), "GGUF is not read"),
+    "a folder of caches": (
+        lambda folder: (folder / "models--black-forest--flux").mkdir(),
+        "give one of 'models--black-forest--flux' in it",
+    ),
+    "no model_index.json": (
+        lambda folder: (folder / "transformer").mkdir(), "model_index.json is missing",
+    ),
+    "one folder too high": (
+        lambda folder: shutil.copytree(QWEN, folder / "qwen", copy_function=os.symlink),
+        "a checkpoint may be the folder 'qwen' in it",
+    ),
+    "architectures of another form": (write("config.json", '{"architectures": 3}'), ""),
+    "nothing": (lambda _: None, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), NEAR.values(), ids=NEAR)
+def test_a_folder_near_a_checkpoint_is_named_with_what_to_give(
+    tmp_path: Path, change: Change, said: str
+) -> None:
+    (tmp_path / "e").mkdir()
+    change(tmp_path / "e")
+    found = advice(tmp_path / "e")
+    assert said in found
+    assert bool(said) == bool(found)
+    with pytest.raises(InvalidRequest):
+        root.served_architecture(tmp_path / "e")
+
+
+def test_an_adapter_beside_the_weights_is_found_by_its_tensors(tmp_path: Path) -> None:
+    """Whatever it is called: it would not be applied."""
+    folder = variant(FLUX / "transformer", tmp_path / "transformer")
+    save_file({"style.weight": torch.zeros(1)}, folder / "style.safetensors")
+    check_adapters(folder, "transformer")  # no adapter
+    file_of("a.lora_A.weight", "a.lora_B.weight")(folder)
+    with pytest.raises(
+        EngineFailed, match=r"transformer holds an adapter \(weights\.safetensors\)"
+    ):
+        check_adapters(folder, "transformer")
+
+
+def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
+    file_of("img_in.weight")(tmp_path)
+    with pytest.raises(InvalidRequest, match=r"weights\.safetensors is a file.*predictors convert"):
+        resolve_folder(tmp_path / "weights.safetensors", "--model flux")
+
+
+@pytest.mark.parametrize("flags", [["m=nowhere"], ["m=tests"], ["m=checkpoints/shapes-flux"] * 2])
+@pytest.mark.parametrize("verb", ["serve", "warm", "profile"])
+def test_what_cant_be_a_model_is_refused_before_torch_is_imported(
+    verb: str, flags: list[str]
+) -> None:
+    if verb == "profile" and len(flags) > 1:
+        pytest.skip("profile takes one model")
+    code = (
+        "import sys; from predictors.__main__ import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'diffusers', 'kserve'} & set(sys.modules);"
+        "sys.exit(code)"
+    )
+    options = [f"--model={flag}" for flag in flags]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, verb, *options, "--log-format=text"],
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="--model a is given twice"):
+        named_paths([f"a={FLUX}", f"a={QWEN}"])
+
+
+# -- parts from elsewhere --------------------------------------------------------------------------
+def flipped(file: str) -> Change:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        name = "proj_out.weight" if "transformer" in file else "decoder.conv_out.weight"
+        tensors[name] = -tensors[name]
+
+    return weights(file, edit)
+
+
+def test_a_part_from_another_folder_is_drawn_with(tmp_path: Path) -> None:
+    whole = variant(FLUX, tmp_path / "whole", flipped(f"transformer/{PLAIN}"))
+    other = shutil.move(
+        variant(FLUX, tmp_path / "x", flipped(f"transformer/{PLAIN}")) / "transformer",
+        tmp_path / "my-fine-tune",
+    )
+    base = variant(FLUX, tmp_path / "base", without("transformer"))
+    model = FluxModel(base, parts={"transformer": Path(other)})
+    drawn = drive_model(model, Placement(torch.device("cpu"), torch.float32, "off"), **FAST)
+    picture = drawn.draw(IMAGE)
+    assert np.array_equal(picture, open_driver(whole).draw(IMAGE))
+    assert not np.array_equal(picture, open_driver().draw(IMAGE))
+
+
+def test_a_part_passes_the_checks_of_a_folder(tmp_path: Path) -> None:
+    def said(part: str, *changes: Change, missing: str = "") -> str:
+        folder = variant(FLUX / (missing or part), tmp_path / f"p{len(list(tmp_path.iterdir()))}")
+        for change in changes:
+            change(folder)
+        with pytest.raises(ServingError) as failure:
+            FluxModel(FLUX, parts={part: folder})
+        return plain_message(failure.value, folder)
+
+    assert "'SD3Transformer2DModel'" in said(
+        "transformer", config("config.json", _class_name="SD3Transformer2DModel")
+    )
+    assert "in_channels is 384" in said("transformer", config("config.json", in_channels=384))
+    assert "transformer is quantised (bitsandbytes" in said(
+        "transformer", config("config.json", quantization_config={"load_in_8bit": True})
+    )
+    assert "is of a 'AutoencoderKL'" in said("transformer", missing="vae")
+    assert "'AutoencoderTiny'" in said("vae", config("config.json", _class_name="AutoencoderTiny"))
+    assert "holds an adapter" in said("transformer", write("adapter_config.json", "{}"))
+    assert "sets use_beta_sigmas" in said(
+        "scheduler", config("scheduler_config.json", use_beta_sigmas=True)
+    )
+
+
+COMPONENTS: dict[str, tuple[list[str], list[str], str]] = {
+    "a part that is none": (["f"], ["unet={vae}"], "no such part; it has scheduler, text_encoder"),
+    "a whole pipeline": (["f"], ["transformer={flux}"], "give the folder transformer in it"),
+    "no folder": (["f"], ["vae=nowhere"], "--component vae: there is no folder 'nowhere'"),
+    "a file": (["f"], ["transformer={file}"], "is a file, not a folder"),
+    "of which model": (["f", "g"], ["vae={vae}"], "of which model? Write MODEL.vae=PATH"),
+    "no such model": (["f"], ["x.vae={vae}"], "there is no --model x"),
+    "twice": (["f"], ["vae={vae}", "f.vae={vae}"], "--component vae is given twice for f"),
+    "of a chat model": (["q"], ["vae={vae}"], "q is one model and has no parts"),
+}
+
+
+@pytest.mark.parametrize(("models", "flags", "said"), COMPONENTS.values(), ids=COMPONENTS)
+def test_a_component_that_has_no_place_is_refused(
+    models: list[str],
+    flags: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(root.logs, "configure_logging", lambda *_, **__: None)
+    paths = {"vae": FLUX / "vae", "flux": FLUX, "file": FLUX / "vae" / PLAIN}
+    named = [f"--model={name}={QWEN if name == 'q' else FLUX}" for name in models]
+    given = [f"--component={flag.format(**paths)}" for flag in flags]
+    assert root.main(["warm", *named, *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_components_are_found_by_model_and_part() -> None:
+    vae, t5 = FLUX / "vae", FLUX / "text_encoder_2"
+    one = named_components([f"vae={vae}", f"text_encoder_2={t5}"], ["flux.1"])
+    assert one == {"flux.1": {"vae": vae, "text_encoder_2": t5}}
+    several = named_components([f"org/a.b.vae={vae}", f"q.vae={vae}"], ["q", "org/a.b"])
+    assert several == {"org/a.b": {"vae": vae}, "q": {"vae": vae}}
+
+
+def test_the_log_says_which_parts_are_from_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(compute=ComputeSettings(device="cpu"))
+    with caplog.at_level(logging.INFO):
+        parts = {"flux": {"vae": FLUX / "vae"}}
+        model = root.build("flux", FLUX, settings, components=parts)
+    model.stop()
+    assert "flux: vae is that in the folder vae" in caplog.text
