@@ -24,8 +24,8 @@ _UTF8 = frozenset({"utf-8", "utf8", "UTF-8"})
 
 def check_request(parameters: MutableMapping[str, Any]) -> None:
     """Take the request's own content type out of its parameters."""
-    found = parameters.pop("content_type", None)
-    if found is not None and found not in REQUEST:
+    found = parameters.pop("content_type")
+    if found not in REQUEST:
         raise _refusal("of the request", found, REQUEST, "content_type")
 
 
