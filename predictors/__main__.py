@@ -83,11 +83,11 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
+    check_names(list(named_paths(arguments.model)), read_aliases(settings.server.aliases))
     named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    check_names([name for name, _ in named], read_aliases(settings.server.aliases))
     from predictors.operators.serve import serve_models
 
     return serve_models(named, make, settings, identity, os.environ)

@@ -70,6 +70,7 @@ DEFAULTS = {
     "compute.attention": "auto",
     "compute.threads": 0,
     "compute.cache_dir": "",
+    "compute.weights_variant": "",
     "cluster.events": "auto",
     "cluster.interval_s": 3.0,
     "cluster.timeout_s": 3.0,

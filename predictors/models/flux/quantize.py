@@ -50,7 +50,7 @@ def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
     """
     if target.exists():
         raise InvalidRequest(f"{target.name} exists already; nothing was written")
-    config, _ = read_checkpoint(source)
+    config, _ = read_checkpoint(source, variant=variant)
     if config.is_quantized:
         raise InvalidRequest(f"{source.name} is quantised already")
     with Shards(source / PART, variant) as stored:

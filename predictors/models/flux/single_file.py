@@ -97,8 +97,11 @@ def find_file(source: Path) -> Path:
             source = found[0]
     if not source.is_file():
         raise InvalidRequest(f"there is no file {source.name}")
-    with source.open("rb") as file:
-        start = file.read(4)
+    try:
+        with source.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InvalidRequest(f"{source.name} can't be read: {error.strerror}") from error
     if why := OTHER_FORMATS.get(".gguf" if start == b"GGUF" else source.suffix):
         raise InvalidRequest(f"{source.name}: {why}")
     return source

@@ -59,7 +59,12 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CLEAN = {kinds.PNG: clean_png, kinds.JPEG: clean_jpeg, kinds.GIF: clean_gif}
+_CLEAN = {
+    kinds.PNG: clean_png,
+    kinds.JPEG: clean_jpeg,
+    kinds.GIF: clean_gif,
+    kinds.TIFF: clean_tiff,
+}
 
 # `_check_size` is stricter and checks the same header
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -124,12 +129,10 @@ def _decode(raw: bytes, limits: ImageLimits, in_worker: bool) -> Pixels:
 def _open(kind: Kind, raw: bytes, in_worker: bool) -> tuple[Image.Image, int | None]:
     """The picture, with its pixels not decoded yet, and its orientation if that is known."""
     orientation = None
-    if kind is kinds.TIFF:
-        raw, orientation = clean_tiff(raw)
-    elif kind is kinds.BMP:
+    if kind is kinds.BMP:
         _check_runs(raw)
     elif kind in _CLEAN:
-        raw = _CLEAN[kind](raw)
+        raw, orientation = _CLEAN[kind](raw)
     try:
         if kind is kinds.HEIC:
             return _open_heic(raw, in_worker), 1

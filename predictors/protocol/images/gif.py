@@ -6,6 +6,7 @@ A file is walked by its blocks (GIF89a, appendix A), of which there may be a bou
 from __future__ import annotations
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.kinds import CleanFile
 
 MAX_BLOCKS = 2**18  # of data: 64 MiB, if they are full
 MAX_HEADER_BLOCKS = 4096  # of data before the frame that are searched for its size
@@ -67,7 +68,7 @@ def gif_size(raw: bytes) -> tuple[int, int] | None:
     return max(left + width, _short(raw, 6)), max(top + height, _short(raw, 8))
 
 
-def clean_gif(raw: bytes) -> bytes:
+def clean_gif(raw: bytes) -> CleanFile:
     """The header and the one frame. Raises `InvalidRequest` for several frames, none or too many
     blocks."""
     blocks = _Blocks(raw, MAX_BLOCKS)
@@ -87,7 +88,7 @@ def clean_gif(raw: bytes) -> bytes:
         raise InvalidRequest(f"is an animation of {num_frames} frames; send a single picture")
     if not num_frames:
         raise InvalidRequest("is a GIF picture whose header is damaged")
-    return b"".join([header, control, frame, bytes([_END])])
+    return CleanFile(b"".join([header, control, frame, bytes([_END])]), 1)
 
 
 def _table_bytes(flags: int) -> int:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.kinds import CleanFile
+from predictors.protocol.images.tiff import exif_orientation
 
 MAX_SCANS = 100  # each scan of a progressive JPEG costs a pass over all pixels
 MAX_SEGMENTS = 4096  # camera files have about 100
-MAX_APP1 = 2  # of EXIF and XMP, which may hold the orientation; each has at most 64 KiB
 
 _APP0, _APP1, _ADOBE, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame, of any process
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
@@ -46,20 +48,25 @@ def read_frame(raw: bytes) -> JpegFrame | None:
     return None
 
 
-def clean_jpeg(raw: bytes) -> bytes:
+def clean_jpeg(raw: bytes) -> CleanFile:
     """The file up to the end of its first picture, without colour profiles, previews and comments.
 
     A film or a second picture behind it, as phones write them, is cut off. Raises `InvalidRequest`
     for a header without a scan, and for too many scans or segments.
     """
-    kept, num_app1 = [raw[:2]], 0
+    kept, orientation, has_xmp = [raw[:2]], None, False
     for marker, start, end in _header(raw):
         if marker == _SCAN:
             kept.append(raw[start : _end_of_picture(raw, start)])
-            return b"".join(kept)
-        num_app1 += marker == _APP1
-        is_needed = marker in {_APP0, _ADOBE} or (marker == _APP1 and num_app1 <= MAX_APP1)
-        if is_needed or not (_APP0 <= marker <= _APP15 or marker == _COMMENT):
+            return CleanFile(b"".join(kept), orientation)
+        is_needed = marker in {_APP0, _ADOBE} or not (
+            _APP0 <= marker <= _APP15 or marker == _COMMENT
+        )
+        if marker == _APP1 and raw.startswith(_EXIF, start + 4):
+            orientation = orientation or exif_orientation(raw[start + 4 + len(_EXIF) : end])
+        elif marker == _APP1 and not has_xmp:  # which may tell the orientation too
+            is_needed = has_xmp = raw.startswith(_XMP, start + 4)
+        if is_needed:
             kept.append(raw[start:end])
     raise InvalidRequest("is a JPEG picture whose header is damaged")
 

@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HEAD = 1024  # bytes that are looked at
 
@@ -19,6 +20,13 @@ class Kind:
 
     name: str
     codec: str = ""
+
+
+class CleanFile(NamedTuple):
+    """A file with only what decoding needs. `orientation` is EXIF's number, None if not known."""
+
+    file: bytes
+    orientation: int | None = None
 
 
 PNG = Kind("a PNG picture", "PNG")

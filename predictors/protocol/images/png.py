@@ -9,12 +9,14 @@ from __future__ import annotations
 import zlib
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.kinds import CleanFile
+from predictors.protocol.images.tiff import exif_orientation
 
 MAX_CHUNKS = 2**16  # a large picture in pieces of 8 KiB has about 2,500
 MAX_ORIENTATION_BYTES = 2**16  # of a chunk that may hold the orientation
 
 _HEADER_END = 33
-_NEEDED = (b"PLTE", b"tRNS", b"eXIf")  # once each, beside the data
+_NEEDED = (b"PLTE", b"tRNS")  # once each, beside the data
 _XMP = b"XML:com.adobe.xmp\0\0\0"  # and not compressed
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")  # ImageMagick's
 
@@ -23,14 +25,14 @@ def png_size(raw: bytes) -> tuple[int, int]:
     return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
 
 
-def clean_png(raw: bytes) -> bytes:
+def clean_png(raw: bytes) -> CleanFile:
     """The file with only the chunks that decoding needs. Raises `InvalidRequest` for an animation,
     for too many chunks, and for a header that is none."""
     if raw[12:16] == b"CgBI":
         raise InvalidRequest("is a PNG in the form that Xcode makes for iPhones; send the original")
     if raw[8:16] != b"\0\0\0\x0dIHDR" or len(raw) < _HEADER_END:
         raise InvalidRequest("is a PNG picture whose header is damaged")
-    ranges, seen = [(0, _HEADER_END)], set()
+    ranges, seen, orientation = [(0, _HEADER_END)], set(), None
     position = _HEADER_END
     for _ in range(MAX_CHUNKS):
         if position + 12 > len(raw):
@@ -39,6 +41,8 @@ def clean_png(raw: bytes) -> bytes:
         end = position + 12 + int.from_bytes(raw[position : position + 4], "big")
         if kind == b"acTL" and b"IDAT" not in seen:
             _check_frames(raw[position + 8 : position + 12])
+        if kind == b"eXIf":
+            orientation = exif_orientation(raw[position + 8 : end - 4])
         is_data = kind in (b"IDAT", b"IEND")
         if is_data or (kind not in seen and _is_needed(kind, raw, position, end)):
             seen.add(kind)
@@ -48,16 +52,17 @@ def clean_png(raw: bytes) -> bytes:
         position = end
     else:
         raise InvalidRequest(f"is a PNG picture of more than {MAX_CHUNKS} chunks")
-    if ranges == [(0, len(raw))]:
-        return raw
-    return b"".join([raw[start:end] for start, end in ranges])
+    file = raw
+    if ranges != [(0, len(raw))]:
+        file = b"".join([raw[start:end] for start, end in ranges])
+    return CleanFile(file, orientation)
 
 
 def _is_needed(kind: bytes, raw: bytes, position: int, end: int) -> bool:
     if kind not in _NEEDED and kind not in (b"iTXt", b"tEXt", b"zTXt"):
         return False
     if end - position > MAX_ORIENTATION_BYTES:
-        return kind in (b"PLTE", b"tRNS")  # which the decoder then refuses
+        return kind in _NEEDED  # which the decoder then refuses
     text = raw[position + 8 : end - 4]
     if kind == b"iTXt":
         return text.startswith(_XMP)

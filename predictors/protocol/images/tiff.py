@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.images.kinds import CleanFile
 
 MAX_PIECES = 2**16  # strips or tiles; one row each is the finest that is common
 MAX_TAGS = 2**14  # of all pages together
@@ -52,13 +52,6 @@ _PHOTOMETRICS = {0, 1, 2, 3, 5, 6}  # gray both ways, RGB, palette, CMYK, YCbCr
 _REDUCED, _MASK = 1, 4  # bits of the kind of page
 
 
-class TiffPage(NamedTuple):
-    """A file with one page. `orientation` is EXIF's number."""
-
-    file: bytes
-    orientation: int
-
-
 @dataclass(frozen=True)
 class _Layout:
     """Byte order and word size. `directory` is the position of the first page's tags."""
@@ -91,7 +84,19 @@ def tiff_size(raw: bytes) -> tuple[int, int] | None:
     return page.first(WIDTH), page.first(HEIGHT)
 
 
-def clean_tiff(raw: bytes) -> TiffPage:
+def exif_orientation(raw: bytes) -> int | None:
+    """The orientation in EXIF data, which are a TIFF file's tags; None where they can't be read."""
+    if raw[:2] not in (b"II", b"MM"):
+        return None
+    try:
+        layout = _layout(raw)
+        found = _read(raw, layout, layout.directory, {ORIENTATION: 1}).first(ORIENTATION)
+    except (InvalidRequest, struct.error):
+        return None
+    return found or None
+
+
+def clean_tiff(raw: bytes) -> CleanFile:
     """The first page's data with tags that were checked. Raises `InvalidRequest` for several pages,
     raw photos, tags that do not fit the picture, and compressions and samples that are not read."""
     try:
@@ -105,7 +110,7 @@ def clean_tiff(raw: bytes) -> TiffPage:
     orientation = page.first(ORIENTATION, 1)
     for tag in _READ_ONLY:
         page.tags.pop(tag, None)
-    return TiffPage(_written(raw, layout, page), orientation)
+    return CleanFile(_written(raw, layout, page), orientation)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -163,7 +168,7 @@ def _check_pages(raw: bytes, layout: _Layout, first: _Page) -> None:
         num_pages += not page.first(SUBFILE) & (_REDUCED | _MASK)
         following = page.next
     if num_pages > 1:
-        raise InvalidRequest(f"is a TIFF file of {num_pages} pages; send a single picture")
+        raise InvalidRequest(f"is a TIFF of {num_pages} pages; send a single picture")
 
 
 # -- checks ----------------------------------------------------------------------------------------

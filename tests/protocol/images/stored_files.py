@@ -1,4 +1,4 @@
-"""Small HEIC files: nothing that may be installed here writes them. Made with pillow-heif 1.4."""
+"""Small files that nothing installed here writes (HEIC, made with pillow-heif 1.4), or not fast."""
 
 from __future__ import annotations
 
@@ -71,3 +71,19 @@ ALPHA = base64.b64decode(
     "yyfMkO51mTjzDlcm6EwvcHQ+f8sDQAQG3snmAAAADygBrgxwtQvhf+EtfsVfEw=="
 )
 """Wholly transparent."""
+
+LYING_AVIF = base64.b64decode(
+    "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAOltZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAA"
+    "AAAAAAAAAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAAQ0AAAH3AAAAKGlpbmYAAAAAAAEA"
+    "AAAaaW5mZQIAAAAAAQAAYXYwMUNvbG9yAAAAAGhpcHJwAAAASWlwY28AAAAUaXNwZQAAAAAAAABAAAAAQAAAAA5w"
+    "aXhpAAAAAAEIAAAADGF2MUOBHxwAAAAAE2NvbHJuY2x4AAEADQAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAB"
+    "/21kYXQSAAoKH/M+f/P2mAhoNTLmAxhExmUCCeQQADnPzlHwEJtvJWeW5j1NoIb5C+gXovTXaLdhQ1XSPw2gBQvU"
+    "0kbzY76kVmuRPmJg0QZFxH4JpFoV3iNoO8/OWHxTluhFI5MEy2W+zMqNbgMcWP9OXNyJNyQMohJ9YVhVLAMWdVVS"
+    "O8DmHwPp59ZcVsU1QaCpHKpJgDvPzlh8U5boRSOTBMtlvszKjW4DHFj/TlzciTckDKISfWFYVSwDFnVVUjvA5h8D"
+    "6efWXFbFNUGgqRyqSYA5z85YfFOW6EUjkwTLZb7Myo1uAxxY/05c3Ik3X7U/HkxcnSD85yJ0Jfj+iFiiY5lRZAbq"
+    "y53Hbk3ZgDrPzlh8U5boRSOTBMtlvszKjW4DHFj/TlzciTckDKISfWFYVSwDFnVVUjvA5h8D6efWXFbFNUGgqRyq"
+    "TDrPzlh8U5boRSOTBMtlvszKjW4DHFj/TlzciTckDKISfWFYVSwDFnVVUjvA5h8D6efWXFbFNUGgqRyqTDrPzlh8"
+    "U5boRSOTBMtlvszKjW4DHFj/TlzciTckDKISfWFYVSwDFnVVUjvA5h8D6efWXFbFNUGgqRyqTM/OWHxTluhFI5ME"
+    "y2W+zMqNbgMcWP9OXNyJN1+1Px5MXJ0g/OcidCX4/ohYomOZUWQG6sudx25N1g=="
+)
+"""Gray, 8000x8000; the header says 64x64."""
