@@ -1,6 +1,6 @@
 """A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
-Weights come from safetensors only, single or in opened. Two exact rewrites happen on the way: q, k,
+Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
 v and gate, up are packed, and the two identical frames of a still picture are folded into one.
 """
 
