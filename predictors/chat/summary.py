@@ -12,6 +12,7 @@ from typing import Any
 
 from predictors.chat.folder import check_generation, check_tokens, end_tokens, read_tokens
 from predictors.chat.memory import ChatWeights, chat_options
+from predictors.chat.stored_template import check_stored_template
 from predictors.chat.tensors import (
     FRAMES,
     HEAD,
@@ -52,6 +53,7 @@ def summarise_chat(
     check_tokens(raw, tokens, sizes.vocab)
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
+    check_stored_template(checkpoint, tokens)
     stored = read_headers(checkpoint, settings.compute.weights_variant)
     named = read_quantisation(raw, checkpoint, LANGUAGE)
     quantised = recognise(stored, named, component_of)
