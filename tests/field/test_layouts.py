@@ -405,13 +405,16 @@ def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
         resolve_folder(tmp_path / "weights.safetensors", "--model flux")
 
 
-@pytest.mark.parametrize("flags", [["m=nowhere"], ["m=tests"], ["m=checkpoints/shapes-flux"] * 2])
-@pytest.mark.parametrize("verb", ["serve", "warm", "profile"])
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        *((verb, [flag]) for verb in ("serve", "warm", "profile") for flag in ("m=no", "m=tests")),
+        *((verb, ["m=checkpoints/shapes-flux"] * 2) for verb in ("serve", "warm")),
+    ],
+)
 def test_what_cant_be_a_model_is_refused_before_torch_is_imported(
     verb: str, flags: list[str]
 ) -> None:
-    if verb == "profile" and len(flags) > 1:
-        pytest.skip("profile takes one model")
     code = (
         "import sys; from predictors.__main__ import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'transformers', 'diffusers', 'kserve'} & set(sys.modules);"
