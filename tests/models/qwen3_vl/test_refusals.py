@@ -25,7 +25,6 @@ from tests.variants import (
     recast,
     variant,
     weights,
-    without,
     write,
 )
 
@@ -102,7 +101,6 @@ CONFIGS: Refused = {
         preprocessor(image_processor_type="ViTImageProcessor"),
         ("image_processor_type is 'ViTImageProcessor'",),
     ),
-    "no preprocessor": (without("preprocessor_config.json"), ("preprocessor_config.json",)),
     "no chat tokens": (
         config("config.json", image_token_id=1),
         ("image_token_id is 1, the tokenizer's <|image_pad|> 812",),
