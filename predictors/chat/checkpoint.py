@@ -32,6 +32,7 @@ from predictors.chat.request import Sampling
 from predictors.chat.template_files import read_template
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
+from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,13 @@ class HubCheckpoint:
         self.tokenizer: Any = self._renderer.backend_tokenizer
         self.template = read_template(checkpoint)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
+        for name in ("patch", "merge"):  # where a config leaves them to its class
+            ours, theirs = getattr(self.pictures, name), getattr(vision, name)
+            if ours != theirs:
+                raise EngineFailed(
+                    f"preprocessor_config.json: {name}_size is {ours}, but that of the vision "
+                    f"tower {theirs}"
+                )
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         rendered: str = self._renderer.apply_chat_template(
@@ -74,11 +82,16 @@ class HubCheckpoint:
         return rendered
 
     def _read_pictures(self, checkpoint: Path, vision: Mapping[str, Any]) -> PicturePreparation:
-        file, settings = read_preprocessor(checkpoint)
-        if settings is None:
-            sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
-            settings = {**self.image_defaults, **sizes}
+        file, found = read_preprocessor(checkpoint)
+        sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
+        settings = {**self.image_defaults, **sizes}
+        if found is None:
             log.info("%s has no %s: pictures are prepared as %s", checkpoint.name, file, settings)
+        else:  # what it leaves out is the release's, but for the bounds: those are the class's
+            del settings["size"]
+            if filled := {name: settings[name] for name in settings if name not in found}:
+                log.info("%s of %s lacks settings of pictures: %s", file, checkpoint.name, filled)
+            settings |= found
         with reading(file):
             # a copy: the class keeps the sizes of one checkpoint as the defaults of the next
             size = dict(settings.get("size") or CLASS_SIZE)

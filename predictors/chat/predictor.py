@@ -197,14 +197,15 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return self._codec.encode_chat(body, call, answers)
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the answer grows. The first one comes with the first token, so that a failure
-        before it still gets a status. Closing the iterator cancels the jobs."""
+        """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
+        iterator cancels the jobs."""
         requests = await self._decode_chat(body, call)
         submissions = await self.submit(requests, call)
         encoder = ChunkEncoder(body, call, self._codec.precision, requests)
         timings = partial(_slowest, submissions)
         opening = encoder.opening()
         try:
+            yield b""
             async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)

@@ -62,10 +62,8 @@ def summarise_chat(
     parts = []
     for component, shapes in ((LANGUAGE, decoder), (VISION, vision)):
         mine = {name: t for name, t in stored.items() if component_of(name) == component}
-        layers = quantised.layers.values()
-        methods = {layer.method for layer in layers if component_of(layer.name) == component}
         name = component.removeprefix("the ")
-        method = " and ".join(sorted(methods))
+        method = quantised.method_of(n for n in quantised.headers if component_of(n) == component)
         parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)

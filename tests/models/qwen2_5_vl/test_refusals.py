@@ -338,6 +338,16 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         (config(PREPROCESSOR, image_std=[0.2, 0, 0.2]),),
         "image_std holds 0",
     ),
+    "no resizing": ((config(PREPROCESSOR, do_resize=False),), "do_resize is False; pictures of"),
+    "no pixels": ((config(PREPROCESSOR, max_pixels=0),), "max_pixels is 0, which is no area"),
+    "an area in words": (
+        (config(PREPROCESSOR, size={"shortest_edge": "x"}, min_pixels=None),),
+        "min_pixels is 'x', which is no area",
+    ),
+    "pixels upside down": (
+        (config(PREPROCESSOR, min_pixels=5000, max_pixels=4000),),
+        "min_pixels 5000 is above max_pixels 4000",
+    ),
     "two levels": ((config(PREPROCESSOR, image_mean=[0.5, 0.5]),), "image_mean is [0.5, 0.5]"),
     "penalty 0": ((config(GENERATION, repetition_penalty=0),), "repetition_penalty is 0"),
     "a hot config": ((config(GENERATION, temperature="hot"),), "temperature is 'hot'"),
