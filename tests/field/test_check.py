@@ -262,7 +262,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     return {source: variant(source, place / source.name) for source in (FLUX, QWEN)}
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=30)
 @given(st.sampled_from(CONFIGS), st.data())
 def test_a_config_with_a_value_of_any_type_is_a_sentence(
     copies: dict[Path, Path], chosen: tuple[Path, str], data: st.DataObject
@@ -285,7 +285,7 @@ def test_a_config_with_a_value_of_any_type_is_a_sentence(
         target.symlink_to(source / file)
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=30)
 @given(st.binary(max_size=300), st.booleans())
 def test_weights_of_any_bytes_are_a_sentence(
     copies: dict[Path, Path], raw: bytes, is_framed: bool
