@@ -188,7 +188,9 @@ def plain_message(failure: ServingError, folder: Path) -> str:
     assert "\n" not in message
     assert message.isascii()
     assert len(message) < 400
-    assert said_by_check(folder) == message
+    said = said_by_check(folder)
+    # a start reads the class first, and then what the class's own code would say
+    assert said == message or said.startswith(f"{folder.name} is a ")
     return message
 
 

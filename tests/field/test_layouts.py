@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from predictors import __main__ as root
+from predictors.__main__ import describe_folder
 from predictors.cli.arguments import named_components, named_paths
 from predictors.compute.checkpoint.headers import weight_files
 from predictors.compute.checkpoint.layout import (
@@ -466,7 +467,7 @@ def test_a_part_passes_the_checks_of_a_folder(tmp_path: Path) -> None:
             FluxModel(FLUX, parts={part: folder})
         assert str(folder) not in failure.value.message
         with pytest.raises(ServingError) as described:  # what starts and `check` say
-            root.describe_folder(FLUX, Settings(), components={part: folder})
+            describe_folder(FLUX, Settings(), components={part: folder})
         assert described.value.message == failure.value.message
         return failure.value.message
 

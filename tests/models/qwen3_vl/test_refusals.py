@@ -27,7 +27,6 @@ from tests.variants import (
     recast,
     variant,
     weights,
-    without,
     write,
 )
 
