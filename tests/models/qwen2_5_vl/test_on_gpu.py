@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.chat.checkpoint import PROBES
 from predictors.chat.rehearsal import Rehearsal, conversations
 from predictors.chat.request import Sampling
+from predictors.chat.template_checks import PROBES
 from predictors.errors import EngineFailed
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, png, tokens_of
