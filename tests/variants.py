@@ -181,14 +181,19 @@ def layer_with_leaf(file: str, layer: str, component: str) -> Refused:
 
 
 def plain_message(failure: ServingError, folder: Path) -> str:
-    """The failure's message, which is one short line of ASCII without the folder's place, and which
-    `predictors check` gives too."""
+    """As `short_message`, and `predictors check` gives it too."""
+    message = short_message(failure, folder)
+    assert said_by_check(folder) == message
+    return message
+
+
+def short_message(failure: ServingError, folder: Path) -> str:
+    """The failure's message, which is one short line of ASCII without the folder's place."""
     message = failure.message
     assert str(folder) not in message
     assert "\n" not in message
     assert message.isascii()
     assert len(message) < 400
-    assert said_by_check(folder) == message
     return message
 
 
