@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock clean
+.PHONY: help setup demo serve check test test-observe test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -46,10 +46,24 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e
+	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
+
+# the clients have an environment of their own, made of what PyPI has
+CLIENTS := out/clients
+$(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(CLIENTS)
+	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
+	@touch $@
+
+test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
+	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
+
+lock-clients: $(STAMP) ## resolve tests/clients/requirements.txt again: names and versions only
+	$(BIN)/uv pip compile tests/clients/names.txt --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
 
 test-deploy: $(STAMP) cluster-tools ## chart, manifests and Dockerfile, without a cluster
 	$(PYTEST) tests/deploy

@@ -16,7 +16,7 @@ from predictors.protocol.images.memory import decoding_bytes
 from predictors.settings import ImageLimits, ServerSettings
 from predictors.workers.messages import SharedMemory
 from predictors.workers.pool import Workers
-from predictors.workers.process import memory_limit
+from predictors.workers.process import memory_limit, silenced_libraries
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def decode_picture(raw: bytes, limits: ImageLimits, param: str, row: int | None)
     """
     expected = decoding_bytes(raw, limits.max_pixels)
     try:
-        with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected):
+        with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected), silenced_libraries():
             return decode_pixels(raw, limits, param=param, row=row, in_worker=True)
     except MemoryError as error:
         message = f"{param} takes more memory to decode than its header tells"

@@ -83,6 +83,20 @@ def memory_limit(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
+@contextmanager
+def silenced_libraries() -> Iterator[None]:
+    """Discards what C libraries write to standard error in the block, which callers could fill.
+    For a process of one thread."""
+    null, kept = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
     try:
         return Outcome(work(*arguments))

@@ -14,7 +14,16 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import AvifImagePlugin, Image
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.images import kinds
@@ -44,6 +53,17 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """Exceptions that Pillow raises for malicious or damaged files."""
+
+PLUGINS = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+"""The parts of Pillow that decode. Without one of them, Pillow would import all that it has."""
 
 STRIP_PIXELS = 2**20
 MAX_RUN_LENGTH = 2**22  # pixels and bytes of a BMP whose runs Pillow reads one by one in Python

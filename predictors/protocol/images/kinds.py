@@ -117,6 +117,9 @@ _BY_START: list[tuple[bytes, Kind]] = [
     (b"\x7fELF", Kind("a program (ELF)")),
     (b"SQLite format 3\0", Kind("an SQLite database")),
 ]
+_BY_FIRST_BYTE = {
+    start[:1]: [entry for entry in _BY_START if entry[0][:1] == start[:1]] for start, _ in _BY_START
+}
 _RIFF = {
     b"WEBP": WEBP,
     b"AVI ": Kind("an AVI video"),
@@ -143,7 +146,7 @@ def is_readable(raw: bytes) -> bool:
 
 def _signed(raw: bytes) -> Kind | None:
     """The kind of a binary file, None for one without a known signature."""
-    for start, kind in _BY_START:
+    for start, kind in _BY_FIRST_BYTE.get(raw[:1], ()):
         if raw.startswith(start):
             return kind
     if raw[4:8] == b"ftyp":

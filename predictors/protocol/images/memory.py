@@ -44,14 +44,8 @@ def webp_size(raw: bytes) -> tuple[int, int]:
     return _little_endian(raw, 26, 2) & 0x3FFF, _little_endian(raw, 28, 2) & 0x3FFF
 
 
-def jpeg_size(raw: bytes) -> tuple[int, int] | None:
-    frame = read_frame(raw)
-    return None if frame is None else (frame.width, frame.height)
-
-
 _KINDS: dict[Kind, tuple[_Size, int]] = {
     kinds.PNG: (png_size, 0),
-    kinds.JPEG: (jpeg_size, PER_PIXEL_PROGRESSIVE),
     kinds.WEBP: (webp_size, PER_PIXEL_WEBP),
     kinds.GIF: (gif_size, 0),
     kinds.BMP: (bmp_size, 0),
@@ -59,7 +53,7 @@ _KINDS: dict[Kind, tuple[_Size, int]] = {
     kinds.AVIF: (boxed_size, PER_PIXEL_BOXED),
     kinds.HEIC: (boxed_size, PER_PIXEL_BOXED),
 }
-"""How the size of each kind is read, and the bytes per pixel beside those of all kinds."""
+"""How the size of each kind but JPEG is read, and the bytes per pixel beside those of all."""
 
 
 def decoding_bytes(raw: bytes, max_pixels: int) -> int:
@@ -71,21 +65,25 @@ def decoding_bytes(raw: bytes, max_pixels: int) -> int:
     """
     kind = kind_of(raw)
     least = MIN_BYTES + 2 * len(raw)  # the file and a copy without what is not needed
-    if kind not in _KINDS:
+    if not kind.codec:
         return least
-    read_size, more = _KINDS[kind]
-    size = read_size(raw)
+    size, more = _jpeg(raw) if kind is kinds.JPEG else _other(kind, raw)
     pixels = max_pixels if size is None else size[0] * size[1]
-    if kind is kinds.JPEG and not _is_progressive(raw):
-        more = 0
     # a larger picture is refused by its header, which takes no memory
     per_pixel = PER_PIXEL_OUT + PER_PIXEL_TRANSPOSED + more
     return least + (pixels * per_pixel if pixels <= max_pixels else 0)
 
 
-def _is_progressive(raw: bytes) -> bool:
+def _jpeg(raw: bytes) -> tuple[tuple[int, int] | None, int]:
     frame = read_frame(raw)
-    return frame is None or frame.is_progressive
+    if frame is None:
+        return None, PER_PIXEL_PROGRESSIVE
+    return (frame.width, frame.height), PER_PIXEL_PROGRESSIVE if frame.is_progressive else 0
+
+
+def _other(kind: Kind, raw: bytes) -> tuple[tuple[int, int] | None, int]:
+    read_size, more = _KINDS[kind]
+    return read_size(raw), more
 
 
 def _little_endian(raw: bytes, start: int, size: int) -> int:

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -367,6 +368,23 @@ def test_data_that_need_far_more_memory_than_the_header_tells_are_refused(
     task = workers.submit(tasks.DECODE_PICTURE, stored_files.LYING_AVIF, LIMITS, "image", 2)
     with pytest.raises(InvalidRequest, match="row 2: image "):
         task.result()
+
+
+def test_a_file_can_t_make_a_decoder_write_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    raw = bytearray(saved(PICTURE, "TIFF", compression="tiff_lzw"))
+    with Image.open(BytesIO(raw)) as opened:
+        (start,), (size,) = (opened.tag_v2[tag] for tag in (273, 279))  # type: ignore[attr-defined]
+    raw[start + size // 2] ^= 0x55
+    workers = Workers(tasks.MODULES, count=2)
+    try:
+        with suppress(InvalidRequest):
+            workers.submit(tasks.DECODE_PICTURE, bytes(raw), LIMITS, "image", None).result()
+        assert capfd.readouterr().err == ""
+        with suppress(InvalidRequest):  # in this process it would
+            decode_pixels(bytes(raw), LIMITS)
+        assert "LZWDecode" in capfd.readouterr().err
+    finally:
+        workers.close()
 
 
 # -- damaged files ---------------------------------------------------------------------------------

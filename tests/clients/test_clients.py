@@ -1,0 +1,96 @@
+"""Widely used clients from PyPI, unmodified, against the real server. `make test-clients`."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients.conftest import Ask
+from tests.clients.report import MODEL, QUESTION, TOKENS
+
+CLIENTS = ("openai", "langchain", "litellm", "agents", "pydantic_ai")
+
+
+@pytest.fixture(scope="session")
+def expected(http: httpx.Client, picture: Path) -> dict[str, Any]:
+    """The server's answer to the picture, asked without any client."""
+    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    parts = [
+        {"type": "text", "text": QUESTION},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": parts}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+    }
+    reply = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+    text = reply["choices"][0]["message"]["content"]
+    assert "red" in text
+    return {"text": text, "prompt_tokens": reply["usage"]["prompt_tokens"]}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_gets_the_answer_to_a_picture(
+    ask: Ask, expected: dict[str, Any], client: str
+) -> None:
+    found = ask(client)
+    assert found["chat"]["text"] == expected["text"], found["chat"]
+    assert found["stream"]["text"] == expected["text"], found["stream"]
+
+
+def test_openais_client_reads_everything_that_it_names(ask: Ask, expected: dict[str, Any]) -> None:
+    found = ask("openai")
+    assert sorted(found["models"]) == ["flux", "qwen-vl"]
+    assert found["chat"]["usage"]["prompt_tokens"] == expected["prompt_tokens"]
+    assert found["stream"]["usage"] == found["chat"]["usage"]
+    assert "BadRequestError" in found["overflow"]["raised"]
+    assert found["overflow"]["code"] == "context_length_exceeded"
+    assert bytes.fromhex(found["drawn file"]) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_link_to_a_picture_leads_to_it(ask: Ask, http: httpx.Client) -> None:
+    url = ask("openai")["drawn url"]
+    assert url.startswith(str(http.base_url).rstrip("/")), url
+    assert http.get(url).raise_for_status().content.startswith(b"\x89PNG")
+
+
+def test_langchain_counts_streams_batches_and_converses(ask: Ask, expected: dict[str, Any]) -> None:
+    found = ask("langchain")
+    assert found["blocks"]["text"] == expected["text"], found["blocks"]
+    assert found["chat"]["usage"]["input_tokens"] == expected["prompt_tokens"]
+    assert found["stream"]["usage"] == found["chat"]["usage"]
+    assert found["stream"]["pieces"] > 1
+    assert found["batch"] == [expected["text"]] * 2
+    assert found["conversation"] is True, found["conversation"]
+
+
+@pytest.mark.parametrize(
+    ("client", "error"),
+    [("litellm", "ContextWindowExceededError"), ("langchain", "ContextOverflowError")],
+)
+def test_a_prompt_beyond_the_context_is_recognised(ask: Ask, client: str, error: str) -> None:
+    found = ask(client)["overflow"]
+    assert error in found["raised"], found
+
+
+def test_agents_take_instructions_and_conversations(ask: Ask) -> None:
+    assert ask("agents")["instructions"] is True, ask("agents")
+    assert ask("pydantic_ai")["conversation"] is True, ask("pydantic_ai")
+
+
+@pytest.mark.parametrize("method", ["plain", "gzip", "deflate"])
+def test_tritonclient_may_compress(ask: Ask, expected: dict[str, Any], method: str) -> None:
+    found = ask("triton")[method]
+    assert found["text"] == expected["text"], found
+
+
+def test_tritonclient_may_ping_during_pictures(ask: Ask) -> None:
+    found = ask("triton")["pings"]
+    assert found.get("pictures", 0) > 0, found
+    assert found["seconds"] > 25
