@@ -145,7 +145,7 @@ class ServerSettings(SettingsGroup):
     400. They are held in the memory of one process, so it must be empty with several replicas."""
     picture_url_s: float = bounded(600.0, least=1.0)
     """A picture can be fetched from its address for this long."""
-    picture_url_bytes: int = bounded(256 * 2**20, least=2**20)
+    picture_url_bytes: int = 256 * 2**20
     """Bytes of pictures that are held for their addresses. The oldest make room for new ones."""
     repository_api: bool = False
     """Enables `/v2/repository/.../load` and `unload`. They have no authentication."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from predictors.protocol.openai import chat_body, clients, images_body, messages
-from predictors.protocol.openai.fields import Rule, schema_of
+from predictors.protocol.openai.fields import DescribedRule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
 HEAD = """# Fields of the OpenAI routes
@@ -54,8 +54,8 @@ def _sent_by_clients() -> set[str]:
     return {name for table in clients.MESSAGE_CLIENTS.values() for name in table}
 
 
-def _table(title: str, rules: Mapping[str, Rule]) -> list[str]:
-    rows = [f"| `{name}` | {taken(schema_of(rule))} |" for name, rule in rules.items()]
+def _table(title: str, rules: Mapping[str, DescribedRule]) -> list[str]:
+    rows = [f"| `{name}` | {taken(rule.schema)} |" for name, rule in rules.items()]
     return [f"### {title}", "", "| field | takes |", "|---|---|", *rows, ""]
 
 

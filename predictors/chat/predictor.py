@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor, Submission
-from predictors.chat.checkpoint import check_spelling, check_template
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -21,6 +20,7 @@ from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
+from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing

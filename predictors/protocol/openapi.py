@@ -83,22 +83,24 @@ class OpenApiPage:
         self._body = b""
 
     async def answer(self, request: Request) -> Response:
-        models = list(self._registry.models.values())
-        made_of = [(x.name, dict(x.get_parameters()), dict(x.get_limits())) for x in models]
+        models = self._registry.names
+        made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
         if made_of != self._made_of:
             self._body = await self._registry.in_thread(_encoded, models)
             self._made_of = made_of
         return Response(self._body)
 
 
-def _encoded(models: Sequence[Served]) -> bytes:
+def _encoded(models: Mapping[str, Served]) -> bytes:
     return orjson.dumps(openapi_document(models))
 
 
-def openapi_document(models: Sequence[Served]) -> Json:
-    """OpenAPI 3.1 of all routes that serve these models."""
+def openapi_document(names: Mapping[str, Served]) -> Json:
+    """OpenAPI 3.1 of all routes that serve these models. An alias is one more name of a body's
+    model; the V2 routes are listed under a model's own name."""
+    models = [model for name, model in names.items() if name == model.name]
     schemas: Json = {"V2Error": _V2_ERROR, "OpenAIError": _OPENAI_ERROR, "Tensor": _TENSOR}
-    paths: Json = {**_health(), **_openai_listing(models)}
+    paths: Json = {**_health(), **_openai_listing(names)}
     for index, model in enumerate(models):
         paths |= _v2_paths(model, index, schemas)
     for route, kind, fields, required in (
@@ -108,7 +110,7 @@ def openapi_document(models: Sequence[Served]) -> Json:
         served = [model for model in models if isinstance(model, kind)]
         if served:
             name = route.split("/")[1]
-            body = _openai_body(served, name, fields, required, schemas)
+            body = _openai_body(served, names, name, fields, required, schemas)
             paths[f"/v1{route}"] = {"post": _openai_post(name, body)}
     return {
         "openapi": "3.1.0",
@@ -214,6 +216,7 @@ def _infer_answer(model: Served) -> Json:
 # -- OpenAI ----------------------------------------------------------------------------------------
 def _openai_body(
     models: Sequence[Served],
+    names: Mapping[str, Served],
     route: str,
     fields: Mapping[str, DescribedRule],
     required: Sequence[str],
@@ -223,6 +226,8 @@ def _openai_body(
     for index, model in enumerate(models):
         name = f"{_component(model.name)}_{index}_{route}"
         schemas[name] = body_schema(model, fields, required)
+        own = [each for each, served in names.items() if served is model]
+        schemas[name]["properties"]["model"] = {"type": "string", "enum": own}
         refs.append(_ref(name))
     return refs[0] if len(refs) == 1 else {"oneOf": refs}
 
@@ -237,7 +242,6 @@ def body_schema(
     for name, own in model.get_parameters().items():
         if name in properties and ("enum" in own or own["type"] in ("integer", "number")):
             properties[name] = or_null(own)
-    properties["model"] = {"const": model.name}
     return schema
 
 
@@ -253,12 +257,12 @@ def _openai_post(name: str, body: Json) -> Json:
     }
 
 
-def _openai_listing(models: Sequence[Served]) -> Json:
+def _openai_listing(names: Mapping[str, Served]) -> Json:
     model = {
         "name": "model",
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "enum": [each.name for each in models]},
+        "schema": {"type": "string", "enum": list(names)},
     }
     file = {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}}
     picture = {"description": "The file", "content": {"image/*": {}}}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from typing import Any
 
 import pytest
 
-from predictors.errors import InvalidRequest
+from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.call import Call
+from predictors.protocol.faults import fault_of
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai import chat_body, images_body
 from predictors.protocol.openai.chat_body import NO_LIMIT, read_chat_body
@@ -358,3 +360,28 @@ async def test_a_body_without_a_model_is_told_the_models_of_its_route(path: str)
     assert (wire.status, wire.error["param"]) == (400, "model")
     served = "flux, flux-2" if path == IMAGES else "qwen-vl"
     assert wire.error["message"] == f"model is required; served here: {served}"
+
+
+# -- the context -----------------------------------------------------------------------------------
+async def test_a_prompt_that_does_not_fit_has_openais_code_and_both_numbers() -> None:
+    chatter = Chatter()
+    chatter.error = PromptTooLong.of(4096, 5000, 512)
+    wire = await post(CHAT_ROUTE, CHAT | {"model": "qwen-vl"}).run(application(chatter))
+    assert (wire.status, wire.error["code"]) == (400, "context_length_exceeded")
+    assert wire.error["type"] == "invalid_request_error"
+    assert wire.error["param"] == "max_tokens"
+    assert wire.error["message"] == (
+        "This model's maximum context length is 4096 tokens. However, you requested 5512 tokens "
+        "(5000 in the messages, 512 in the completion). Please reduce the length of the messages "
+        "or max_tokens."
+    )
+
+
+def test_a_prompt_that_alone_does_not_fit_says_so() -> None:
+    error = PromptTooLong.of(4096, 5000, share="4900 of them for 1 picture")
+    assert "maximum context length is 4096 tokens. However, your messages" in error.message
+    assert "5000 tokens, 4900 of them for 1 picture" in error.message
+    assert error.param == "messages"
+    fault = fault_of(error)
+    assert (fault.status, fault.grpc_code.name) == (400, "INVALID_ARGUMENT")
+    assert json.loads(fault.v2_body()) == {"error": error.message}

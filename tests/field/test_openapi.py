@@ -1,4 +1,5 @@
-"""`/openapi.json` and V2 metadata describe the models that are served, and what they refuse."""
+"""`/openapi.json` and V2 metadata describe the models that are served and what they refuse, and
+both models answer bodies as clients send them."""
 
 from __future__ import annotations
 
@@ -188,3 +189,104 @@ def test_the_limits_that_the_document_shows_are_the_metadatas(
         shown = document["paths"][f"/v2/models/{name}"]["get"]["x-limits"]
         assert shown == http.get(f"/v2/models/{name}").json()["limits"]
     assert json.dumps(document)
+
+
+# -- answers ---------------------------------------------------------------------------------------
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 1}
+
+
+def drawn(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = http.post("/v1/images/generations", json=DRAW | SMALL | fields)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_an_empty_negative_prompt_draws_the_picture_without_one(http: httpx.Client) -> None:
+    plain = drawn(http, seed=3)["data"]
+    for blank in ("", "  \n"):
+        assert drawn(http, seed=3, negative_prompt=blank)["data"] == plain
+    assert drawn(http, seed=3, negative_prompt="blue")["data"] != plain
+
+
+def test_a_row_of_a_v2_batch_opts_out_of_the_negative_prompt(http: httpx.Client) -> None:
+    def rows(negatives: list[Any], prompts: list[str], **more: Any) -> list[str]:
+        body = infer(seed=3, **SMALL, **more)
+        shape = [len(prompts)]
+        body["inputs"] = [
+            {"name": "prompt", "datatype": "BYTES", "shape": shape, "data": prompts},
+            {"name": "negative_prompt", "datatype": "BYTES", "shape": shape, "data": negatives},
+        ]
+        answer = http.post("/v2/models/flux/infer", json=body)
+        assert answer.status_code == 200, answer.text
+        found: list[str] = answer.json()["outputs"][0]["data"]
+        return found
+
+    alone = [entry["b64_json"] for entry in drawn(http, seed=3, n=3)["data"]]
+    for more in ({}, {"true_cfg_scale": 4.0}):
+        mixed = rows(["blue", "", None], ["a", "a", "a"], **more)
+        assert mixed[1:] == alone[1:]
+        assert mixed[0] != alone[0]
+
+
+def test_rows_without_a_seed_count_up_and_the_answers_seed_repeats_them(
+    http: httpx.Client,
+) -> None:
+    for asked in ({}, {"seed": -1}):
+        first = drawn(http, n=2, **asked)["data"]
+        assert first[1]["seed"] == first[0]["seed"] + 1
+        assert drawn(http, n=2, seed=first[0]["seed"])["data"] == first
+        told = http.post("/v1/chat/completions", json=CHAT | {"n": 2, "max_tokens": 3} | asked)
+        again = http.post(
+            "/v1/chat/completions",
+            json=CHAT | {"n": 2, "max_tokens": 3, "seed": told.json()["seed"]},
+        )
+        assert again.json()["choices"] == told.json()["choices"]
+
+
+def test_a_prompt_that_is_longer_than_the_encoder_reads_is_said(http: httpx.Client) -> None:
+    long = "a red circle " * 100
+    assert drawn(http)["prompt_tokens_unread"] == 0
+    unread = drawn(http, prompt=long)["prompt_tokens_unread"]
+    assert unread > 200
+    answer = http.post("/v2/models/flux/infer", json=infer(long, **SMALL)).json()
+    assert answer["parameters"]["prompt_tokens_unread"] == unread
+    read = drawn(http, prompt=long)["usage"]["input_tokens"]
+    assert drawn(http, negative_prompt=long)["prompt_tokens_unread"] == unread
+    assert read < unread
+
+
+def test_max_tokens_of_minus_one_goes_on_to_the_end_of_the_context(http: httpx.Client) -> None:
+    context = http.get("/v2/models/qwen-vl").json()["limits"]["max_context"]
+    few = {"messages": [{"role": "user", "content": "red "}], "max_tokens": 1}
+    each = {"messages": [{"role": "user", "content": "red red "}], "max_tokens": 1}
+    one, two = (
+        http.post("/v1/chat/completions", json=CHAT | body).json()["usage"]["prompt_tokens"]
+        for body in (few, each)
+    )
+    words = "red " * ((context - 40) // (two - one))
+    body = CHAT | {"messages": [{"role": "user", "content": words}], "ignore_eos": True}
+    answer = http.post("/v1/chat/completions", json=body | {"max_tokens": -1})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["usage"]["total_tokens"] == context
+    assert told["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_prompt_beyond_the_context_is_known_by_its_code_and_words(http: httpx.Client) -> None:
+    context = http.get("/v2/models/qwen-vl").json()["limits"]["max_context"]
+    for fields in (
+        {"messages": [{"role": "user", "content": "word " * (context + 10)}]},
+        {"max_tokens": context},
+        {"messages": [{"role": "user", "content": "w" * 2_000_000}]},
+    ):
+        answer = http.post("/v1/chat/completions", json=CHAT | fields)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert (
+            f"This model's maximum context length is {context} tokens. However,"
+            in (error["message"])
+        )
+    plain = http.post("/v2/models/qwen-vl/infer", json=infer(max_tokens=context))
+    assert plain.status_code == 400
+    assert str(context) in plain.json()["error"]

@@ -15,9 +15,9 @@ from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
+    DROP,
     DecodedBody,
     DescribedRule,
-    Rule,
     check_body,
     described,
     dropped,
@@ -110,21 +110,27 @@ _STOPS = list_of(text(at_most=MAX_STOP_CHARS), at_most=MAX_STOPS, noun="strings"
 
 @described({"anyOf": [{"type": "string", "maxLength": MAX_STOP_CHARS}, _STOPS.schema]})
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    found = _STOPS(name, [value] if isinstance(value, str) else value)
+    found = _STOPS.check(name, [value] if isinstance(value, str) else value)
     if "" in found:  # it would end every answer before its first character
         raise InvalidRequest(f"{name} holds an empty string", param=name)
     return tuple(found)
 
 
-@described({"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"]})
+_RESPONSE_FORMAT = {
+    "type": only_values("text", why="answers are plain text"),
+    "json_schema": dropped(dict, why="answers are plain text"),
+}
+
+
+@described(object_schema(_RESPONSE_FORMAT, "type"))
 def _response_format(name: str, value: Any) -> object:
-    rules: dict[str, Rule] = {"type": text(), "json_schema": lambda _, given: given}
-    read = read_fields(value, rules, where=name)
-    require(read, "type", where=name)
-    return only_values("text", why="answers are plain text")(f"{name}.type", read["type"])
+    if isinstance(value, dict) and value.get("type") is None:
+        raise InvalidRequest(f"{name}.type is required", param=f"{name}.type")
+    read_fields(value, _RESPONSE_FORMAT, where=name)
+    return DROP
 
 
-_STREAM_OPTIONS: dict[str, Rule] = {
+_STREAM_OPTIONS: dict[str, DescribedRule] = {
     "include_usage": flag,
     "include_obfuscation": only_values(False, why="chunks are not padded"),
     "continuous_usage_stats": flag,

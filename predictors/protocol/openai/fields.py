@@ -56,7 +56,9 @@ def check_body(body: Any, read: Callable[[object], B]) -> DecodedBody[B]:
         return DecodedBody(model, None, error)
 
 
-def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> dict[str, Any]:
+def read_fields(
+    body: object, rules: Mapping[str, DescribedRule], *, where: str = ""
+) -> dict[str, Any]:
     """The checked fields of one JSON object. `where` is the path of a nested object, such as
     `messages[0]`.
 
@@ -73,7 +75,7 @@ def read_fields(body: object, rules: Mapping[str, Rule], *, where: str = "") -> 
         if value is None:
             continue
         path = f"{where}.{name}" if where else name
-        checked = rules[name](path, value)
+        checked = rules[name].check(path, value)
         if checked is not DROP:
             read[name] = checked
     return read
@@ -88,7 +90,7 @@ def require(read: Mapping[str, Any], *names: str, where: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class DescribedRule:
-    """A rule and the values that it takes."""
+    """A rule, and the values that it takes without null."""
 
     check: Rule
     schema: Schema
@@ -100,12 +102,6 @@ class DescribedRule:
 def described(schema: Schema) -> Callable[[Rule], DescribedRule]:
     """Decorator: makes a function a rule whose values `schema` describes."""
     return lambda check: DescribedRule(check, schema)
-
-
-def schema_of(rule: Rule) -> Schema:
-    """The values that a rule takes, null left out."""
-    assert isinstance(rule, DescribedRule)
-    return rule.schema
 
 
 def whole(low: int, high: int, *, or_value: int | None = None) -> DescribedRule:
@@ -196,10 +192,13 @@ def dropped(*kinds: type, why: str = "can't change the answer") -> DescribedRule
     return DescribedRule(rule, {"type": kind, "description": f"Ignored: {why}."})
 
 
+_SEED = whole(0, MAX_SEED, or_value=DRAWN)
+
+
 @described(SEED_SCHEMA)
 def seed_or_drawn(name: str, value: Any) -> object:
     """A seed; `DRAWN` is the same as none."""
-    found = whole(0, MAX_SEED, or_value=DRAWN)(name, value)
+    found = _SEED.check(name, value)
     return DROP if found == DRAWN else found
 
 
@@ -247,15 +246,16 @@ def list_of(item: DescribedRule, *, at_most: int, noun: str) -> DescribedRule:
         if len(value) > at_most:
             message = f"{name} has {len(value)} {noun}; at most {at_most} are taken"
             raise InvalidRequest(message, param=name)
-        return [item(f"{name}[{i}]", x) for i, x in enumerate(value)]
+        check = item.check
+        return [check(f"{name}[{i}]", x) for i, x in enumerate(value)]
 
     return DescribedRule(rule, {"type": "array", "maxItems": at_most, "items": item.schema})
 
 
-def object_schema(rules: Mapping[str, Rule], *required: str) -> dict[str, Any]:
+def object_schema(rules: Mapping[str, DescribedRule], *required: str) -> dict[str, Any]:
     """The schema of a JSON object with these fields. All but the `required` ones may be null."""
     fields = {
-        name: dict(schema_of(rule)) if name in required else or_null(schema_of(rule))
+        name: dict(rule.schema) if name in required else or_null(rule.schema)
         for name, rule in rules.items()
     }
     needed = {"required": list(required)} if required else {}
@@ -296,7 +296,7 @@ def _either(choices: tuple[Any, ...]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
-def _unknown(name: str, rules: Mapping[str, Rule], where: str) -> InvalidRequest:
+def _unknown(name: str, rules: Mapping[str, DescribedRule], where: str) -> InvalidRequest:
     short = name[:MAX_NAME]
     path = f"{where}.{short}" if where else short
     close = difflib.get_close_matches(short, rules, n=1, cutoff=0.75)

@@ -105,6 +105,9 @@ def _size(name: str, value: Any) -> object:
     return int(found[1]), int(found[2])
 
 
+_KNOWN_QUALITY = one_of(*QUALITIES)
+
+
 @described(
     {"type": "string", "enum": list(QUALITIES), "description": "Ignored; `tier` sets exactness."}
 )
@@ -112,7 +115,7 @@ def _quality(name: str, value: Any) -> object:
     if isinstance(value, str) and value in ("lossless", "turbo"):
         message = f"{name} {value!r} is not supported: a tier is asked for with tier"
         raise InvalidRequest(message, param=name)
-    one_of(*QUALITIES)(name, value)
+    _KNOWN_QUALITY.check(name, value)
     return DROP
 
 

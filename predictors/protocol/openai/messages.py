@@ -19,7 +19,7 @@ from predictors.protocol.openai.clients import (
     merged,
 )
 from predictors.protocol.openai.fields import (
-    Rule,
+    DescribedRule,
     described,
     dropped,
     list_of,
@@ -63,15 +63,18 @@ class BodyMessage:
     parts: tuple[str | PicturePart, ...]
 
 
-@described({"type": "string", "enum": list(ROLES)})
+_KNOWN_ROLE = one_of(*ROLES)
+
+
+@described(_KNOWN_ROLE.schema)
 def _role(name: str, value: Any) -> str:
     if value in ("tool", "function"):
         raise InvalidRequest(f"{name} {value!r} is not supported: {NO_TOOLS}", param=name)
-    role: str = one_of(*ROLES)(name, value)
+    role: str = _KNOWN_ROLE.check(name, value)
     return "system" if role == "developer" else role
 
 
-_IMAGE_URL: dict[str, Rule] = {
+_IMAGE_URL: dict[str, DescribedRule] = {
     "url": text(),
     "detail": DETAIL,
     **URL_FIELDS,
@@ -88,8 +91,12 @@ def _image_url(name: str, value: Any) -> PicturePart:
     return PicturePart(read_data_url(read["url"], param=name), name, pixels)
 
 
-_TEXT_PART: dict[str, Rule] = {"type": text(), "text": text(at_most=MAX_TEXT), **PART_FIELDS}
-_PARTS: dict[str, tuple[str, dict[str, Rule]]] = {
+_TEXT_PART: dict[str, DescribedRule] = {
+    "type": text(),
+    "text": text(at_most=MAX_TEXT),
+    **PART_FIELDS,
+}
+_PARTS: dict[str, tuple[str, dict[str, DescribedRule]]] = {
     "text": ("text", _TEXT_PART),
     "image_url": (
         "image_url",
@@ -122,6 +129,7 @@ _PARTS: dict[str, tuple[str, dict[str, Rule]]] = {
     ),
 }
 """By type: the field that holds the content, and the rules of all fields."""
+_KNOWN_PART = one_of(*_PARTS)
 _OTHER_PARTS = ("input_audio", "audio_url", "video_url", "video", "file", "input_file", "refusal")
 
 
@@ -143,7 +151,7 @@ def _part(name: str, value: Any) -> str | PicturePart:
     if isinstance(kind, str) and kind in _OTHER_PARTS:
         message = f"{name}.type {kind!r} is not supported: parts are text or image_url"
         raise InvalidRequest(message, param=f"{name}.type")
-    kind = one_of(*_PARTS)(f"{name}.type", kind)
+    kind = _KNOWN_PART.check(f"{name}.type", kind)
     held, rules = _PARTS[kind]
     read = read_fields(value, rules, where=name)
     require(read, held, where=name)
@@ -154,22 +162,23 @@ def _part(name: str, value: Any) -> str | PicturePart:
     return part
 
 
+_TEXT = text(at_most=MAX_TEXT)
 _CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
 
 
-@described({"anyOf": [{"type": "string", "maxLength": MAX_TEXT}, _CONTENT_PARTS.schema]})
+@described({"anyOf": [_TEXT.schema, _CONTENT_PARTS.schema]})
 def _content(name: str, value: Any) -> tuple[str | PicturePart, ...]:
     if isinstance(value, str):
-        return (text(at_most=MAX_TEXT)(name, value),)
+        return (_TEXT.check(name, value),)
     if not isinstance(value, list):
         raise wrong(name, "a string or a list of parts", value)
-    parts = _CONTENT_PARTS(name, value)
+    parts = _CONTENT_PARTS.check(name, value)
     if not parts:
         raise InvalidRequest(f"{name} has no parts", param=name)
     return tuple(parts)
 
 
-MESSAGE_FIELDS: dict[str, Rule] = {
+MESSAGE_FIELDS: dict[str, DescribedRule] = {
     "role": _role,
     "content": _content,
     "name": dropped(str),
@@ -205,7 +214,7 @@ _MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
 
 @described({**_MESSAGE_LIST.schema, "minItems": 1})
 def messages_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
-    messages = _MESSAGE_LIST(name, value)
+    messages = _MESSAGE_LIST.check(name, value)
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
     return tuple(messages)

@@ -109,7 +109,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
 def _with_models(
     refusal: InvalidRequest, registry: Registry, operation: Operation
 ) -> InvalidRequest:
-    served = [name for name, model in registry.models.items() if operation.serves(model)]
+    served = [name for name, model in registry.names.items() if operation.serves(model)]
     listed = ", ".join(served) or "none"
     return InvalidRequest(f"{refusal.message}; served here: {listed}", param=refusal.param)
 

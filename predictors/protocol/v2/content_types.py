@@ -24,16 +24,16 @@ _UTF8 = frozenset({"utf-8", "utf8", "UTF-8"})
 
 def check_request(parameters: MutableMapping[str, Any]) -> None:
     """Take the request's own content type out of its parameters."""
-    found = parameters.pop("content_type", None)
-    if found is not None and found not in REQUEST:
+    found = parameters.pop("content_type")
+    if found not in REQUEST:
         raise _refusal("of the request", found, REQUEST, "content_type")
 
 
-def check_text(name: str, parameters: Mapping[str, object]) -> None:
+def check_text_type(name: str, parameters: Mapping[str, object]) -> None:
     _check(name, parameters, TEXT, _UTF8)
 
 
-def check_numbers(name: str, parameters: Mapping[str, object]) -> None:
+def check_number_type(name: str, parameters: Mapping[str, object]) -> None:
     _check(name, parameters, NUMBERS, frozenset())
 
 
@@ -47,7 +47,7 @@ def is_base64_file(name: str, parameters: Mapping[str, object], *, is_text: bool
 
 
 def wants_raw(name: str, parameters: Mapping[str, object]) -> bool | None:
-    """Whether an output is asked for raw, from its parameters; None if they do not say."""
+    """True for an output that is asked for raw, False for base64; None if neither is said."""
     kind, raw = parameters.get("content_type"), parameters.get("binary_data")
     if kind not in (None, BASE64):
         raise _refusal(f"of output {name[:MAX_SHOWN]!r}", kind, {BASE64}, name[:MAX_SHOWN])

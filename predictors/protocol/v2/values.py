@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.images.urls import read_base64
-from predictors.protocol.v2.content_types import check_numbers, check_text, is_base64_file
+from predictors.protocol.v2.content_types import check_number_type, check_text_type, is_base64_file
 
 Scalar = str | int | float | bool
 
@@ -97,13 +97,13 @@ class InputTensors:
         return None if tensor is None else [bytes(x) for x in tensor.data]  # type: ignore[call-overload]
 
     def read_text(self, name: str) -> list[str] | None:
-        self._check(name, check_text)
+        self._check(name, check_text_type)
         rows = self.read_bytes(name)
         return None if rows is None else [_utf8(name, i, row) for i, row in enumerate(rows)]
 
     def read_optional_text(self, name: str) -> list[str | None] | None:
         """`read_text` of an input whose elements may be null in JSON."""
-        self._check(name, check_text)
+        self._check(name, check_text_type)
         tensor = self._take(name, "BYTES", may_be_null=True)
         if tensor is None:
             return None
@@ -119,7 +119,7 @@ class InputTensors:
 
     def read_ints(self, name: str) -> list[int] | None:
         """Elements of an INT64 or narrower integer input, or None."""
-        self._check(name, check_numbers)
+        self._check(name, check_number_type)
         tensor = self._tensors.get(name)
         if tensor is not None and tensor.datatype not in {
             "INT64",

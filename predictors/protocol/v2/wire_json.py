@@ -59,7 +59,8 @@ def decode_json_request(
     body = parse_json(raw if length == len(raw) else raw[:length])
     _check_fields(body, _REQUEST_FIELDS, "the body")
     parameters = read_parameters(body.get("parameters"), "parameters")
-    check_request(parameters)
+    if "content_type" in parameters:
+        check_request(parameters)
     outputs, binary = _outputs(body.get("outputs"))
     return V2Request(
         model=model,

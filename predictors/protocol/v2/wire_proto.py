@@ -124,7 +124,8 @@ def decode_proto_request(raw: bytes) -> V2Request:
     elements = ElementCount()
     tensors = [_tensor(x, raws[i] if raws else None, elements) for i, x in enumerate(inputs)]
     values = _values(parameters)
-    check_request(values)
+    if "content_type" in values:
+        check_request(values)
     asked, binary = _outputs(outputs)
     return V2Request(
         model=texts[1],
