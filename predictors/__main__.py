@@ -83,7 +83,6 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
-    check_names(list(named_paths(arguments.model)), read_aliases(settings.server.aliases))
     named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
@@ -290,6 +289,7 @@ def _read_models(
     """The models' folders by name, and `build` with the given components. Raises `ServingError` for
     all that can be refused without importing torch, which takes seconds."""
     paths = named_paths(arguments.model)
+    check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
     components = _read_components(arguments.component, named)
     for name, folder in named.items():

@@ -84,7 +84,8 @@ class ServerSettings(SettingsGroup):
     """Listening, limits on requests, logging and shutdown."""
 
     host: str = "127.0.0.1"
-    """Address on which REST and gRPC listen. The image and the chart set 0.0.0.0."""
+    """Address on which REST and gRPC listen. The image and the chart set 0.0.0.0. `0.0.0.0` and
+    `::` both mean all addresses, of IPv4 and IPv6."""
     allowed_hosts: str = ""
     """Host names, comma-separated and without ports, that a request's `Host` header may have
     besides localhost and loopback addresses. `*.example.com` allows every name below it, `*` allows
@@ -124,8 +125,11 @@ class ServerSettings(SettingsGroup):
     write_timeout_s: float = 30.0
     """A connection whose client reads less than 1 KiB per second of its response, averaged over
     this time, is closed, and its request is cancelled. 0 never closes it."""
+    stream_comment_s: float = 15.0
+    """A streamed chat that has nothing to send for this long sends a comment line, which clients
+    skip, so that no proxy takes it for dead. 0 sends none."""
     max_body_bytes: int = 64 * 2**20
-    """Largest HTTP request body. A larger one is answered with 413."""
+    """Largest HTTP request body, as sent and inflated. A larger one is answered with 413."""
     max_message_bytes: int = 32 * 2**20
     """Largest gRPC message after decompression. A larger one is answered with RESOURCE_EXHAUSTED.
     gRPC copies a message as a whole, which blocks the process for about a millisecond per MiB."""

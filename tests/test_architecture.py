@@ -28,7 +28,7 @@ LONG_FILES = {
     "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
     "chat/engine.py": "a step's launch and its reading are one invariant",
     "protocol/http/connection.py": "the stages of one connection share its buffers",
-    "settings.py": "every setting is in one table",
+    "settings.py": "all settings stand in one table",
     "workers/pool.py": "the pool, its processes and their memory are one lock's state",
 }
 MAX_FUNCTION_LINES = 60

@@ -37,6 +37,7 @@ DEFAULTS = {
     "server.keep_alive_s": 65.0,
     "server.max_connections": 0,
     "server.write_timeout_s": 30.0,
+    "server.stream_comment_s": 15.0,
     "server.max_body_bytes": 64 * 2**20,
     "server.public_url": "",
     "server.picture_url_s": 600.0,

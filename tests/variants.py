@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from predictors.__main__ import describe_folder
 from predictors.errors import ServingError
+from predictors.settings import Settings
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 FLUX, QWEN = CHECKPOINTS / "shapes-flux", CHECKPOINTS / "shapes-qwen-vl"
@@ -179,10 +181,21 @@ def layer_with_leaf(file: str, layer: str, component: str) -> Refused:
 
 
 def plain_message(failure: ServingError, folder: Path) -> str:
-    """The failure's message, which is one short line of ASCII without the folder's place."""
+    """The failure's message, which is one short line of ASCII without the folder's place, and which
+    `predictors check` gives too."""
     message = failure.message
     assert str(folder) not in message
     assert "\n" not in message
     assert message.isascii()
     assert len(message) < 400
+    assert said_by_check(folder) == message
     return message
+
+
+def said_by_check(folder: Path) -> str:
+    """The message of `predictors check` about a folder that is not served; empty if it is."""
+    try:
+        describe_folder(folder, Settings())
+    except ServingError as error:
+        return error.message
+    return ""

@@ -8,7 +8,7 @@ A template or tokenizer is tried before it is used. `folder` checks the files th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,33 +28,16 @@ from predictors.chat.folder import (
     read_preprocessor,
     read_tokens,
 )
-from predictors.chat.request import Message, Picture, Sampling
+from predictors.chat.request import Sampling
 from predictors.chat.template_files import read_template
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
 
 CLASS_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 """`size` of transformers' class, for a file without one."""
-TEMPLATES = "chat_template.jinja, chat_template.json or tokenizer_config.json"
-PICTURE = Picture(b"")
-PROBES: dict[str, tuple[Message, ...]] = {
-    "a turn of text": (Message("user", ("first words",)),),
-    "a picture": (Message("user", (PICTURE, "first words")),),
-    "two pictures": (Message("user", ("first words", PICTURE, PICTURE, "second words")),),
-    "a history": (
-        Message("system", ("rules here",)),
-        Message("user", (PICTURE, "first words")),
-        Message("assistant", ("an answer",)),
-        Message("user", ("second words",)),
-    ),
-}
-OPENING = "assistant"
-SPELLED = "Two words, caf\u00e9, \u4e2d, 12.5\n"
-CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-"""Tokens that templates write around texts and pictures."""
 
 
 class HubCheckpoint:
@@ -84,6 +67,13 @@ class HubCheckpoint:
         self.tokenizer: Any = self._renderer.backend_tokenizer
         self.template = read_template(checkpoint)
         self.pictures = self._read_pictures(checkpoint, parts_of(config)["vision_config"])
+        for name in ("patch", "merge"):  # where a config leaves them to its class
+            ours, theirs = getattr(self.pictures, name), getattr(vision, name)
+            if ours != theirs:
+                raise EngineFailed(
+                    f"preprocessor_config.json: {name}_size is {ours}, but that of the vision "
+                    f"tower {theirs}"
+                )
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         rendered: str = self._renderer.apply_chat_template(
@@ -92,11 +82,16 @@ class HubCheckpoint:
         return rendered
 
     def _read_pictures(self, checkpoint: Path, vision: Mapping[str, Any]) -> PicturePreparation:
-        file, settings = read_preprocessor(checkpoint)
-        if settings is None:
-            sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
-            settings = {**self.image_defaults, **sizes}
+        file, found = read_preprocessor(checkpoint)
+        sizes = {ours: vision[theirs] for ours, theirs in SAME if theirs in vision}
+        settings = {**self.image_defaults, **sizes}
+        if found is None:
             log.info("%s has no %s: pictures are prepared as %s", checkpoint.name, file, settings)
+        else:  # what it leaves out is the release's, but for the bounds: those are the class's
+            del settings["size"]
+            if filled := {name: settings[name] for name in settings if name not in found}:
+                log.info("%s of %s lacks settings of pictures: %s", file, checkpoint.name, filled)
+            settings |= found
         with reading(file):
             # a copy: the class keeps the sizes of one checkpoint as the defaults of the next
             size = dict(settings.get("size") or CLASS_SIZE)
@@ -126,52 +121,3 @@ def sampling_defaults(checkpoint: Path) -> Sampling:
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
     )
-
-
-# -- template and tokenizer ------------------------------------------------------------------------
-def check_template(
-    template: Any,
-    tokens_of: Callable[[Sequence[Message]], list[int]],
-    tokenizer: Any,
-    image_token: int,
-) -> None:
-    """Raise `EngineFailed` for a template that is missing, raises, loses a text or a picture, or
-    does not open the answer, and for a tokenizer that reads its control tokens as text.
-
-    `tokens_of` renders and tokenises messages as it does for requests.
-    """
-    if not template:
-        raise EngineFailed(f"the checkpoint has no chat template ({TEMPLATES})")
-    for written in CONTROL:
-        count = len(tokenizer.encode(written, add_special_tokens=False).ids)
-        if written in str(template) and count != 1:
-            raise EngineFailed(f"the tokenizer reads {written} as {count} tokens, not as one")
-    for name, messages in PROBES.items():
-        try:
-            with reading("the chat template"):  # a template raises anything
-                tokens = tokens_of(messages)
-        except (InvalidRequest, EngineFailed) as error:
-            raise EngineFailed(f"the chat template ({TEMPLATES}) does not take {name}") from error
-        parts = [part for message in messages for part in message.parts]
-        pictures = sum(isinstance(part, Picture) for part in parts)
-        if tokens.count(image_token) != pictures:
-            raise EngineFailed(
-                f"the chat template ({TEMPLATES}) makes {tokens.count(image_token)} image tokens "
-                f"of {name}, which has {pictures} pictures"
-            )
-        rest: str = tokenizer.decode(tokens, skip_special_tokens=False)
-        for part in parts:
-            if isinstance(part, str):
-                _, found, rest = rest.partition(part)
-                if not found:
-                    raise EngineFailed(f"the chat template ({TEMPLATES}) loses text of {name}")
-        if OPENING not in rest:
-            raise EngineFailed(f"the chat template ({TEMPLATES}) does not open an answer to {name}")
-
-
-def check_spelling(bytes_of: Callable[[int], bytes], tokenizer: Any) -> None:
-    """Raise `EngineFailed` for a tokenizer whose tokens don't spell their text: answers would be
-    written in another alphabet."""
-    tokens = tokenizer.encode(SPELLED, add_special_tokens=False).ids
-    if b"".join(map(bytes_of, tokens)) != SPELLED.encode():
-        raise EngineFailed("the tokenizer is no byte-level BPE: its tokens don't spell texts")

@@ -22,6 +22,7 @@ from predictors.chat.request import (
     PixelBounds,
     PixelLimits,
     Sampling,
+    pictures_of,
 )
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
@@ -233,7 +234,7 @@ class Completion:
         assert last.finish_reason is not None
         text = "".join(delta.text for delta in answer.chunks)
         counts = (last.prompt_tokens, last.completion_tokens)
-        return cls(text, last.finish_reason, *counts, last.pictures)
+        return cls(text, last.finish_reason, *counts, pictures_of(last))
 
 
 class ChunkEncoder:
@@ -281,7 +282,7 @@ class ChunkEncoder:
         self._open -= 1
         if self._open == 0:
             if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts, last.pictures)})
+                chunks.append({**self._chunk([]), "usage": usage(self._counts, pictures_of(last))})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
         return chunks
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta, PictureSize
+from predictors.chat.request import ChatDelta, LastDelta, PictureSize
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -90,7 +90,7 @@ class AnswerReader:
     a time.
 
     An incomplete character at the end of the answer is dropped. `observe` is called at the end with
-    the seconds spent here. The last delta gets `pictures`.
+    the seconds spent here. The last one gets `pictures`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class AnswerReader:
             return []
         tokens, self._unsent = self._unsent, ()
         # `dataclasses.replace` takes three times as long, for every token
-        counts = (chunk.prompt_tokens, chunk.completion_tokens)
         if reason is None:
-            return [ChatDelta(tokens, *counts, text)]
-        return [ChatDelta(tokens, *counts, text, reason, self._pictures)]
+            return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text)]
+        counts = (chunk.prompt_tokens, chunk.completion_tokens)
+        return [LastDelta(tokens, *counts, text, reason, self._pictures)]

@@ -6,6 +6,7 @@ A folder is refused unless answers are those of transformers; the message names 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,33 @@ def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
             raise EngineFailed(f"{file}: {name} is {shown(levels)}, not three numbers")
     if 0 in found.get("image_std", ()):
         raise EngineFailed(f"{file}: image_std holds 0, by which pictures would be divided")
+    _check_pixels(file, found)
     for ours, theirs in SAME:
         if found.get(ours, vision.get(theirs)) != vision.get(theirs, found.get(ours)):
             raise EngineFailed(
                 f"{file}: {ours} is {shown(found[ours])}, but {theirs} of the vision tower "
                 f"{shown(vision[theirs])}"
             )
+
+
+def _check_pixels(file: str, found: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for a processor that does not resize, or to no possible area."""
+    resizes, size = found.get("do_resize"), found.get("size")
+    if resizes not in (None, True):
+        problem = f"do_resize is {shown(resizes)}; pictures of any size are served, so it is true"
+        raise EngineFailed(f"{file}: {problem}")
+    areas: dict[str, float] = {}
+    for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        own = found.get(name)
+        value = size.get(edge) if own is None and isinstance(size, dict) else own
+        if value is None:
+            continue
+        if not is_real(value) or value < 1:
+            raise EngineFailed(f"{file}: {name} is {shown(value)}, which is no area of a picture")
+        areas[name] = value
+    least, most = areas.get("min_pixels", 0), areas.get("max_pixels", math.inf)
+    if least > most:
+        raise EngineFailed(f"{file}: min_pixels {least:.0f} is above max_pixels {most:.0f}")
 
 
 def check_generation(checkpoint: Path) -> None:

@@ -42,6 +42,9 @@ PICTURE_CACHE_BYTES = 64 * 2**20
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 
 
+PROMPT_TOKENS_PER_STEP = 32
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedPicture:
     """A picture whose `length` tokens start at index `start` of the prompt."""
@@ -73,6 +76,11 @@ class ChatWork:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt, pictures included."""
         return len(self.tokens)
+
+    @property
+    def cost(self) -> float:
+        """Decode steps, at most; that many tokens of a prompt take as long as one of them."""
+        return self.max_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
 
 
 class ChatPreparer:

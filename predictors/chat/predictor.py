@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor, Submission
-from predictors.chat.checkpoint import check_spelling, check_template
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -21,6 +20,7 @@ from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
+from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
@@ -197,14 +197,15 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return self._codec.encode_chat(body, call, answers)
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the answer grows. The first one comes with the first token, so that a failure
-        before it still gets a status. Closing the iterator cancels the jobs."""
+        """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
+        iterator cancels the jobs."""
         requests = await self._decode_chat(body, call)
         submissions = await self.submit(requests, call)
         encoder = ChunkEncoder(body, call, self._codec.precision, requests)
         timings = partial(_slowest, submissions)
         opening = encoder.opening()
         try:
+            yield b""
             async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from predictors.chat.checkpoint import PROBES
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.model import ChatModel, EncodedPicture
 from predictors.chat.request import ChatRequest, Picture
 from predictors.chat.runner import GREEDY, ChatRunner, DecodeRow, PromptPart
 from predictors.chat.sampling import TokenChoice
+from predictors.chat.template_checks import PROBES
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import DAMAGED, check_finite

@@ -12,6 +12,7 @@ from typing import Any
 
 from predictors.chat.folder import check_generation, check_tokens, end_tokens, read_tokens
 from predictors.chat.memory import ChatWeights, chat_options
+from predictors.chat.stored_template import check_stored_template
 from predictors.chat.tensors import (
     FRAMES,
     HEAD,
@@ -52,6 +53,7 @@ def summarise_chat(
     check_tokens(raw, tokens, sizes.vocab)
     check_generation(checkpoint)
     end_tokens(checkpoint, raw, tokens)
+    check_stored_template(checkpoint, tokens)
     stored = read_headers(checkpoint, settings.compute.weights_variant)
     named = read_quantisation(raw, checkpoint, LANGUAGE)
     quantised = recognise(stored, named, component_of)
@@ -60,10 +62,8 @@ def summarise_chat(
     parts = []
     for component, shapes in ((LANGUAGE, decoder), (VISION, vision)):
         mine = {name: t for name, t in stored.items() if component_of(name) == component}
-        layers = quantised.layers.values()
-        methods = {layer.method for layer in layers if component_of(layer.name) == component}
         name = component.removeprefix("the ")
-        method = " and ".join(sorted(methods))
+        method = quantised.method_of(n for n in quantised.headers if component_of(n) == component)
         parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)

@@ -49,6 +49,9 @@ from predictors.settings import FluxSettings
 log = logging.getLogger(__name__)
 
 
+WARM_PROMPTS = ("", "a red circle on a white background")
+
+
 class DiffusionEngine:
     """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
 
@@ -157,6 +160,7 @@ class DiffusionEngine:
         ]
         seconds: dict[tuple[StepShape, int], float] = {}
         with torch.inference_mode():
+            self._warm_prompts()
             for done, ((width, height), form, rows) in enumerate(shapes, start=1):
                 shape, took = self._warm_shape(width, height, form, rows)
                 seconds[shape, rows] = took
@@ -164,6 +168,17 @@ class DiffusionEngine:
         runner.seal(best_widths(seconds))
         self._start.end()
         self._guard.seal()
+
+    def _warm_prompts(self) -> None:
+        """Encode two prompts; raise `EngineFailed` if a text encoder makes the same of both."""
+        size = self._limits.sizes[0]
+        asked = [ImageParameters(text, width=size[0], height=size[1]) for text in WARM_PROMPTS]
+        works = [self._preparer.prepare(self._limits.request(image)) for image in asked]
+        first, second = (self.runner.encode(work.prompts[0]) for work in works)
+        for one, other in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
+            check_finite([one, other], "the embeddings of a warm-up prompt")
+            if torch.equal(one, other):
+                raise EngineFailed(f"the embeddings of two warm-up prompts are equal; {DAMAGED}")
 
     def _warm_shape(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
         """One prompt, one denoise step of `rows` pictures, and with one row a decode; the shape,
@@ -311,7 +326,7 @@ def check_picture(picture: DecodedPicture, where: str) -> None:
     """Raise `EngineFailed` for a warm-up picture that is not finite, or of one colour."""
     if not picture.is_finite:
         raise EngineFailed(f"the pixels of {where} are not finite; {DAMAGED}")
-    if picture.pixels.min() == picture.pixels.max():
+    if (picture.pixels == picture.pixels[0, 0]).all():
         raise EngineFailed(f"the picture of {where} is of one colour; {DAMAGED}")
 
 

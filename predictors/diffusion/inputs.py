@@ -36,6 +36,14 @@ class DiffusionWork:
         return StepShape(self.prompts[0].num_tokens, self.plan.rows, self.plan.columns, self.form)
 
     @property
+    def cost(self) -> float:
+        """Tokens of all passes: the time of a picture is roughly in proportion."""
+        tokens = sum(
+            prompt.num_tokens + self.plan.rows * self.plan.columns for prompt in self.prompts
+        )
+        return tokens * len(self.plan.timesteps)
+
+    @property
     def tokens_read(self) -> tuple[int, int]:
         """Tokens of the prompt that are read, and tokens of a text that are not, at most."""
         return self.prompts[0].num_read, max(prompt.num_unread for prompt in self.prompts)

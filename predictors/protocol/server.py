@@ -27,12 +27,12 @@ from predictors.protocol.grpc.health import add_health
 from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
-    BACKLOG,
     CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
 from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
+from predictors.protocol.http.listening import listen
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
@@ -136,7 +136,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.registry.check_aliases()
         metrics.draining.set(0)
         with (
-            _listen(self.settings.server.host, self.http_port) as listener,
+            listen(self.settings.server.host, self.http_port) as listener,
             self._listen_admin() as admin_listener,
         ):
             self.http_port = listener.getsockname()[1]
@@ -181,7 +181,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _listen_admin(self) -> contextlib.AbstractContextManager[socket.socket | None]:
         if self.admin_port < 0:
             return contextlib.nullcontext()
-        return _listen(self.settings.server.admin_host, self.admin_port)
+        return listen(self.settings.server.admin_host, self.admin_port)
 
     def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
         """Serve the admin port where there is one; returns the function that stops it."""
@@ -316,16 +316,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
-    listener.setblocking(False)
-    return listener
 
 
 async def _do_nothing() -> None: ...

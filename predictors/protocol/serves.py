@@ -78,5 +78,6 @@ class ServesChat(Served, Protocol):
         """The reply's `chat.completion.chunk`s as server-sent events, one or several at a time,
         without `[DONE]`. Closing the iterator cancels the jobs.
 
-        Every refusal is raised before the first item, so that it gets a status of its own.
+        The first item is empty and comes when the jobs are accepted: the response's head is sent
+        then. Every refusal is raised before it, so that it gets a status of its own.
         """

@@ -38,6 +38,8 @@ class Job(Generic[W, C]):
         self.id = job_id
         self.work = work
         self.deadline = deadline
+        self.cost: float = getattr(work, "cost", 1.0)
+        """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
         self.clock = clock
         self.exemplar = tracing.exemplar()
         """Labels of the exemplars that histograms show beside the job's durations."""

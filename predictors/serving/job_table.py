@@ -129,13 +129,25 @@ class JobTable(Generic[W, C]):
         free = self._queue.free_places(self._free_slots)
         if rows > free - self._reserved:
             waiting = len(self._queue) + self._reserved
-            retry_after_s = self._departure_rate.retry_after_s(waiting)
+            retry_after_s = self._retry_after_s()
             # free slots are places too; when the engine then refuses a job, more jobs wait than
             # there are places
             places = max(waiting, len(self._queue) + free)
             taken = f"{waiting} of {places} places are taken"
             message = f"the queue is full: {taken}, {rows} needed; try again later"
             raise self._rejected(Overloaded(message, retry_after_s=retry_after_s), rows)
+
+    def _retry_after_s(self) -> float:
+        rate, queued, now = self._departure_rate, len(self._queue), self._clock()
+        # rows in preparation cost as much as others do
+        mean = self._queue.cost / queued if queued else rate.mean_cost
+        slot_seconds = rate.seconds_per_cost * len(self._running)
+        left = [
+            job.cost * slot_seconds - (now - (job.admitted_at or now))
+            for job in self._running.values()
+        ]
+        first_s = min(left, default=0.0) if len(left) >= self.slots else 0.0
+        return rate.retry_after_s(self._queue.cost + self._reserved * mean, first_s)
 
     def _rejected(self, error: ServingError, rows: int) -> ServingError:
         metrics.admission_rejected_total.labels(self._model, error.reason).inc(rows)
@@ -210,7 +222,7 @@ class JobTable(Generic[W, C]):
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
         elif error is None:
             seconds = (job.finished_at or now) - job.admitted_at
-            self._departure_rate.observe(seconds, len(self._running) + 1)
+            self._departure_rate.observe(seconds, len(self._running) + 1, job.cost)
         self.removed.notify_all()
         if self.open_jobs == 0:
             self.busy_since = None

@@ -15,6 +15,7 @@ from predictors.chat.codec import ChatCodec, ChunkEncoder
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
+    LastDelta,
     Message,
     Picture,
     PictureSize,
@@ -159,7 +160,7 @@ def test_answers_become_columns_with_the_times_of_the_slowest() -> None:
         answer(
             rows[0],
             ChatDelta((1,), 9, 1, "he"),
-            ChatDelta((2,), 9, 2, "y", "stop", (PictureSize(84, 56, 6),)),
+            LastDelta((2,), 9, 2, "y", "stop", (PictureSize(84, 56, 6),)),
             ms=3,
         ),
         answer(rows[1], ChatDelta((3,), 8, 1, "ü", "length"), ms=4),
@@ -365,7 +366,7 @@ def test_the_sizes_of_the_pictures_stand_once_in_the_usage() -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     asked = body("a", n=2, seed=1, stream=True, stream_options=options)
     requests = CODEC.decode_chat(asked)
-    last = ChatDelta((1,), 9, 1, "x", "length", sizes)
+    last = LastDelta((1,), 9, 1, "x", "length", sizes)
     reply = CODEC.encode_chat(asked, CALL, [answer(r, last) for r in requests])
     assert reply["usage"]["prompt_images"] == shown
     encoder = ChunkEncoder(asked, CALL, "float32", requests)

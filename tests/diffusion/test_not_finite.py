@@ -146,7 +146,7 @@ def test_a_weight_that_is_not_finite_fails_the_start(part: str, value: float) ->
     driver = open_driver()
     with torch.inference_mode():
         WEIGHTS[part](parts(driver)).view(-1)[0] = value
-    with pytest.raises(EngineFailed, match=r"64x64 base.* (is|are) not finite; the weights are"):
+    with pytest.raises(EngineFailed, match=r"warm-up .*(is|are) not finite; the weights are"):
         driver.engine.warm(lambda *_: None)
 
 
@@ -156,6 +156,28 @@ def test_a_picture_of_one_colour_fails_the_start() -> None:
         nn.init.zeros_(parts(driver).decoder.conv_out.weight)
         nn.init.zeros_(parts(driver).decoder.conv_out.bias)
     with pytest.raises(EngineFailed, match="of one colour"):
+        driver.engine.warm(lambda *_: None)
+
+
+def test_a_picture_of_one_colour_that_is_not_gray_fails_the_start() -> None:
+    driver = open_driver()
+    bias = parts(driver).decoder.conv_out.bias
+    assert bias is not None
+    with torch.inference_mode():
+        nn.init.zeros_(parts(driver).decoder.conv_out.weight)
+        bias.copy_(torch.tensor([-0.5, 0.0, 0.5]))
+    with pytest.raises(EngineFailed, match="of one colour"):
+        driver.engine.warm(lambda *_: None)
+
+
+@pytest.mark.parametrize("part", ["clip", "t5"])
+def test_a_text_encoder_that_reads_nothing_fails_the_start(part: str) -> None:
+    driver = open_driver()
+    own = parts(driver)
+    embedding = own.t5.shared if part == "t5" else own.clip.embeddings.token_embedding
+    with torch.inference_mode():
+        nn.init.zeros_(embedding.weight)  # type: ignore[arg-type]
+    with pytest.raises(EngineFailed, match="embeddings of two warm-up prompts are equal"):
         driver.engine.warm(lambda *_: None)
 
 

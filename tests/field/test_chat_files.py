@@ -67,6 +67,28 @@ def test_a_folder_without_any_preprocessor_file_has_the_releases_settings(
     assert bounds == Qwen25VLModel(QWEN).pictures.bounds == PixelBounds(3136, 12_845_056)
 
 
+def test_what_a_preprocessor_file_leaves_out_is_the_releases(
+    tmp_path: Path, answer: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above all patch size and mean, which differ between releases that share a class."""
+    bare = config(PREPROCESSOR, patch_size=..., image_mean=..., image_std=..., merge_size=...)
+    folder = variant(QWEN, tmp_path / "c", bare)
+    with caplog.at_level(logging.INFO):
+        room = Room.open(folder, slots=1)
+    assert "preprocessor_config.json of c lacks settings of pictures: {'image_mean'" in caplog.text
+    assert room.answer(chat("Describe this picture.", png(1))) == answer
+
+
+def test_patches_of_another_size_than_the_towers_default_are_refused(tmp_path: Path) -> None:
+    """Where neither file names the tower's size, so that nothing disagrees in them."""
+    vision = json.loads((QWEN / "config.json").read_text())["vision_config"]
+    del vision["patch_size"]
+    changes = (config("config.json", vision_config=vision), config(PREPROCESSOR, patch_size=16))
+    folder = variant(QWEN, tmp_path / "c", *changes)
+    with pytest.raises(EngineFailed, match="patch_size is 16, but that of the vision tower 14"):
+        Qwen25VLModel(folder)
+
+
 def test_the_settings_of_one_checkpoint_are_not_the_defaults_of_the_next(tmp_path: Path) -> None:
     small = variant(QWEN, tmp_path / "a", config(PREPROCESSOR, min_pixels=784, max_pixels=7840))
     bare = variant(QWEN, tmp_path / "b", config(PREPROCESSOR, min_pixels=..., max_pixels=...))

@@ -359,7 +359,7 @@ def test_the_page_names_every_key_of_the_report() -> None:
         keys |= set(each)
     keys |= set(report["options"][0]["detail"])
     section = PAGE.split("## Keys of `--json`")[1]
-    assert keys == {name for name in re.findall(r"`([a-z_]+)`", section) if name in keys}
+    assert keys == {name for name in re.findall(r"`([a-z0-9_]+)`", section) if name in keys}
 
 
 @pytest.mark.parametrize("row", measured_rows(), ids=lambda row: str(row["asked"]))

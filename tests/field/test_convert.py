@@ -112,6 +112,12 @@ def test_an_all_in_one_file_and_a_base_without_weights_draw_the_same_bytes(
     assert np.array_equal(drawn, open_driver().draw(IMAGE))
 
 
+def test_a_file_with_the_older_ending_is_found_in_its_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "in" / "flux1-dev.sft", transformer())
+    convert.convert_checkpoint(tmp_path / "in", tmp_path / "made", FLUX)
+    assert_same(stored(tmp_path / "made"), stored(FLUX))
+
+
 def test_parts_that_the_file_holds_replace_those_of_the_base(tmp_path: Path) -> None:
     tensors = prefixed(COMFY, transformer()) | prefixed("vae.", vae())
     tensors["vae.decoder.conv_out.bias"] = tensors["vae.decoder.conv_out.bias"] + 1
@@ -175,7 +181,7 @@ def narrowed(tensors: Tensors, name: str, shape: tuple[int, ...], leaf: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("leaf", "per_row"), [("scale_weight", False), ("scale_weight", True), ("weight_scale", False)]
+    ("leaf", "per_row"), [("scale_weight", False), ("weight_scale", True), ("weight_scale", False)]
 )
 def test_scales_are_applied_before_q_k_and_v_are_cut(
     tmp_path: Path, leaf: str, per_row: bool
@@ -194,6 +200,19 @@ def test_scales_are_applied_before_q_k_and_v_are_cut(
         one = found[f"single_transformer_blocks.1.attn.to_{x}.weight"]
         assert torch.equal(one, linear1[rows])
     assert torch.equal(found["single_transformer_blocks.1.proj_mlp.weight"], linear1[3 * width :])
+
+
+def test_another_method_that_is_read_is_read_here_too(tmp_path: Path) -> None:
+    """Whatever `quantised` reads: here int8 with a scale per row."""
+    tensors = transformer()
+    weight = tensors[QKV].float()
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    tensors[QKV] = (weight / scale).round().to(torch.int8)
+    tensors[f"{QKV}_scale"] = scale
+    wanted = (tensors[QKV].float() * scale).to(torch.bfloat16)
+    found = stored(converted(tmp_path, tensors))
+    v = found["transformer_blocks.0.attn.to_v.weight"]
+    assert torch.equal(v, wanted[-len(v) :])
 
 
 def test_plain_float8_is_the_numbers_it_holds(tmp_path: Path) -> None:
@@ -268,9 +287,9 @@ BROKEN: dict[str, tuple[Callable[[], Tensors], str]] = {
     "int8": (lambda: changed(QKV, NARROW_QKV.to(torch.int8)), "quantised (I8 numbers"),
     "blocks of scales": (
         lambda: changed(QKV, NARROW_QKV) | {f"{QKV}_scale": torch.ones(480, 5)},
-        "only one scale per weight or per row",
+        "its shape [480, 5] does not fit to a weight of [480, 160]",
     ),
-    "nf4": (lambda: changed(f"{QKV}.absmax", ONE), "quantised (bitsandbytes 4-bit"),
+    "half of nf4": (lambda: changed(f"{QKV}.absmax", ONE), "quantised (bitsandbytes 4-bit"),
     "svdquant": (lambda: changed(QKV.replace("weight", "qweight"), ONE), "is quantised"),
 }
 

@@ -468,8 +468,8 @@ def test_a_part_passes_the_checks_of_a_folder(tmp_path: Path) -> None:
         "transformer", config("config.json", _class_name="SD3Transformer2DModel")
     )
     assert "in_channels is 384" in said("transformer", config("config.json", in_channels=384))
-    assert "transformer is quantised (bitsandbytes" in said(
-        "transformer", config("config.json", quantization_config={"load_in_8bit": True})
+    assert "torchao" in said(
+        "transformer", config("config.json", quantization_config={"quant_method": "torchao"})
     )
     assert "is of a 'AutoencoderKL'" in said("transformer", missing="vae")
     assert "'AutoencoderTiny'" in said("vae", config("config.json", _class_name="AutoencoderTiny"))

@@ -195,7 +195,7 @@ def test_a_picture_is_read_however_its_text_is_written(
         ("data:image/png;base64,!!!!", "is a data URL whose base64 is damaged"),
         (
             f"data:application/pdf;base64,{base64_of(b'%PDF-1.7')}",
-            "is a data URL of application/pdf",
+            "is a data URL of app",
         ),
         (f"data:image/png;base64,{base64_of(b'%PDF-1.7')}", "is a PDF document"),
         ("data:image/svg+xml,<svg/>", "is an SVG drawing"),

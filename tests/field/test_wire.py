@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,21 @@ import pytest
 import tritonclient.http
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.http.listening import listen
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.protocol.registry import Registry
-from predictors.settings import Settings
-from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
+from predictors.settings import InvalidSetting, Settings
+from tests.fakes import ScriptedEngine
+from tests.http.echo import (
+    PATIENCE_S,
+    Asking,
+    Running,
+    echo,
+    held,
+    infer_body,
+    serving,
+    small_settings,
+)
 from tests.http.openai_echo import Writer, words
 
 SLASHED, ALIAS = "org/name", "team/gpt-4o"
@@ -136,3 +148,81 @@ def test_a_second_model_of_the_same_name_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="'a' is given twice"):
         registry.add(echo("a"))
     registry.add(registry.models["a"])  # KServe's `start` may name a model again
+
+
+# -- addresses -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_both_ways_to_write_any_address_mean_ipv4_and_ipv6(host: str) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    settings = small_settings(server={"host": host})
+    with serving(echo("echo", settings), settings=settings) as running:
+        for address in ("127.0.0.1", "[::1]"):
+            url = f"http://{address}:{running.server.http_port}/v2/health/ready"
+            assert httpx.get(url).json() == {"ready": True}
+            with grpc.insecure_channel(f"{address}:{running.server.grpc_port}") as channel:
+                stub = pb_grpc.GRPCInferenceServiceStub(channel)
+                asked = pb.ServerReadyRequest()
+                assert stub.ServerReady(asked, timeout=PATIENCE_S, wait_for_ready=True).ready
+
+
+def test_without_ipv6_any_address_means_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    for host in ("0.0.0.0", "::"):
+        with listen(host, 0) as listener:
+            assert listener.family == socket.AF_INET
+
+
+def test_a_port_that_is_taken_ends_the_start() -> None:
+    with listen("0.0.0.0", 0) as first:
+        for host in ("0.0.0.0", "::"):
+            with pytest.raises(InvalidSetting, match="can't listen on"):
+                listen(host, first.getsockname()[1])
+
+
+# -- metadata --------------------------------------------------------------------------------------
+def test_the_server_names_the_extensions_that_it_offers(http: httpx.Client) -> None:
+    found = http.get("/v2").json()["extensions"]
+    assert found == ["binary_tensor_data", "parameters", "model_repository"]
+    reply = http.post("/v2/models/plain/infer", json=infer_body("a", parameters={"priority": 1}))
+    assert reply.status_code == 400  # so `schedule_policy` is not among them
+    with serving(echo()) as closed, closed.client() as other:
+        assert "model_repository" not in other.get("/v2").json()["extensions"]
+        with grpc.insecure_channel(closed.grpc_target) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            asked = stub.ServerMetadata(pb.ServerMetadataRequest(), timeout=PATIENCE_S)
+            assert list(asked.extensions) == ["binary_tensor_data", "parameters"]
+
+
+# -- retries ---------------------------------------------------------------------------------------
+def test_one_large_picture_does_not_make_the_next_refusals_say_a_minute() -> None:
+    engine = ScriptedEngine(slots=1)
+    settings = small_settings(queue={"capacity": 2})
+    with held(engine, settings) as (running, model), Asking(running) as asking:
+        for seconds in (100.0, 0.05, 0.05):
+            asked = asking.post("a")
+            engine.wait_in_step()
+            model.let_pass(seconds)
+            engine.allow()
+            assert asked.result(PATIENCE_S).status_code == 200
+        running.wait_idle()
+        waiting = [asking.post("running")]
+        engine.wait_in_step()
+        waiting += [asking.post(name) for name in ("b", "c")]
+        model.wait_submitted(6)
+        with running.client() as http:
+            reply = http.post("/v2/models/echo/infer", json=infer_body("one too many"))
+        engine.open()
+        assert [one.result(PATIENCE_S).status_code for one in waiting] == [200] * 3
+        assert reply.status_code == 503
+        assert int(reply.headers["retry-after"]) <= 2
+
+
+def test_a_deadline_is_not_to_be_tried_again(http: httpx.Client) -> None:
+    engine = ScriptedEngine(slots=1)
+    with held(engine) as (running, _), running.client() as client:
+        soon = {"x-request-timeout-ms": "50"}
+        reply = client.post("/v2/models/echo/infer", json=infer_body("a"), headers=soon)
+        assert (reply.status_code, reply.headers["x-should-retry"]) == (504, "false")
+        assert "retry-after" not in reply.headers
+    assert "x-should-retry" not in http.get("/nowhere").headers

@@ -86,6 +86,7 @@ class Writer(TaskPredictor):
         head = self._head(call, "chat.completion.chunk")
         count = 0
         try:
+            yield b""
             async with aclosing(submission.chunks()) as chunks:  # type: ignore[type-var]
                 async for word in chunks:
                     count += 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+
 import grpc
 import pytest
 
@@ -78,6 +82,85 @@ def test_grpcs_client_gets_unavailable_when_it_pings_too_often(
             stub.ModelInfer(infer(), timeout=PATIENCE_S)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert "ping" in caught.value.details()
+
+
+PING, ACK = 6, 1  # HTTP/2's frame type and flag
+
+
+class PingCounter:
+    """A TCP relay to a gRPC server that counts the pings of its client; `wait` waits for them."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._seen = threading.Condition()
+        self.pings = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            client, _ = self._listener.accept()
+            server = socket.create_connection(("127.0.0.1", self._port), PATIENCE_S)
+            back = threading.Thread(target=self._copy, args=(server, client))
+            self._threads.append(back)
+            back.start()
+            self._read_frames(client, server)
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def _read_frames(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, server, client.makefile("rb") as file:
+            server.sendall(file.read(24))  # the connection's preface
+            while head := file.read(9):
+                server.sendall(head + file.read(int.from_bytes(head[:3], "big")))
+                if head[3] == PING and not head[4] & ACK:
+                    with self._seen:
+                        self.pings += 1
+                        self._seen.notify_all()
+
+    def wait(self, count: int) -> bool:
+        with self._seen:
+            return self._seen.wait_for(lambda: self.pings >= count, PATIENCE_S)
+
+    def __enter__(self) -> PingCounter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+
+def test_grpcs_client_may_keep_a_long_request_alive_by_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the option misspelt, gRPC's five minutes hold, and the third ping ends the call."""
+    monkeypatch.setattr(server, "MIN_PING_INTERVAL_MS", 1)
+    options = [
+        ("grpc.keepalive_time_ms", 50),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    engine = ScriptedEngine()
+    with (
+        held(engine) as (running, model),
+        PingCounter(running.server.grpc_port) as relay,
+        grpc.insecure_channel(relay.target, options=options) as channel,
+    ):
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        asked = stub.ModelInfer.future(infer(), timeout=PATIENCE_S)
+        model.wait_submitted()
+        # each takes gRPC about a second; the server would end the call before this many
+        assert relay.wait(STRIKES + 3), f"{relay.pings} pings; ended: {asked.done()}"
+        assert not asked.done()
+        engine.open()
+        assert asked.result(PATIENCE_S).model_name == "echo"
 
 
 def test_concurrent_calls_of_a_connection_are_limited() -> None:

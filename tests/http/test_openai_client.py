@@ -214,11 +214,15 @@ def test_a_deadline_in_the_queue_is_504_and_never_starts() -> None:
     with held() as model, ThreadPoolExecutor(1) as pool:
         first = model.ask_until_accepted(pool)
         model.engine.wait_in_step()
-        for stream in (False, True):
-            with pytest.raises(openai.InternalServerError) as refused:
-                model.ask("late", stream=stream, extra_headers={"X-Request-Timeout-Ms": "50"})
-            assert refused.value.status_code == 504
-            assert refused.value.code == "deadline_exceeded"
+        soon = {"X-Request-Timeout-Ms": "50"}
+        with pytest.raises(openai.InternalServerError) as refused:
+            model.ask("late", extra_headers=soon)
+        assert refused.value.status_code == 504
+        assert refused.value.code == "deadline_exceeded"
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        with pytest.raises(openai.APIError) as failed:  # its status was sent before
+            list(model.ask("late", stream=True, extra_headers=soon))
+        assert failed.value.code == "deadline_exceeded"
         model.engine.open()
         first.result(PATIENCE_S)
     assert ("admit", "late") not in model.engine.calls
@@ -228,11 +232,15 @@ def test_a_failing_job_is_an_internal_server_error_and_the_next_is_served() -> N
     with held() as model:
         model.engine.open()
         model.engine.poison["bad"] = RuntimeError("secret /mnt/models at 0x7f00")
-        for stream in (False, True):
-            with pytest.raises(openai.InternalServerError) as refused:
-                model.ask("bad", stream=stream)
-            assert refused.value.code == "job_failed"
-            assert "secret" not in refused.value.response.text
+        with pytest.raises(openai.InternalServerError) as refused:
+            model.ask("bad")
+        assert refused.value.code == "job_failed"
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        assert "secret" not in refused.value.response.text
+        with pytest.raises(openai.APIError) as failed:
+            list(model.ask("bad", stream=True))
+        assert failed.value.code == "job_failed"
+        assert "secret" not in failed.value.message
         assert model.ask().choices[0].message.content == "hello:1"
 
 

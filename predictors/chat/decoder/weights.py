@@ -1,6 +1,6 @@
 """A checkpoint in transformers' layout: the decoder's shape, and the weights of both modules.
 
-Weights come from safetensors only, single or in opened. Two exact rewrites happen on the way: q, k,
+Weights come from safetensors only, single or in shards. Two exact rewrites happen on the way: q, k,
 v and gate, up are packed, and the two identical frames of a still picture are folded into one.
 """
 
@@ -31,6 +31,7 @@ from predictors.chat.tensors import (
 )
 from predictors.compute.checkpoint.accounting import FLOATS
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
+from predictors.compute.checkpoint.values import check_magnitudes
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
 from predictors.errors import EngineFailed
@@ -138,13 +139,15 @@ def _check(
 
 def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, str]) -> None:
     folded = slots.pop(FRAMES)
-    opened.copy_into((slot, stored[name]) for name, slot in slots.items())
+    filled = [(slot, stored[name]) for name, slot in slots.items()]
+    opened.copy_into(filled)
     # both frames are the same picture
     frames = opened.read(stored[FRAMES]).to(torch.float32).sum(2).flatten(1)
     if frames.shape != folded.shape:
         found, wanted = list(frames.shape), list(folded.shape)
         raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
     folded.copy_(frames)
+    check_magnitudes([*filled, (folded, stored[FRAMES])])
 
 
 def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def resolve_folder(path: Path, flag: str) -> Path:
     """The folder at `path`, a hub's cache resolved to its snapshot; `flag` is the option that names
     it. Raises `InvalidRequest` for a path that is no folder, and as `resolve_snapshot`."""
     if os.path.isdir(path):  # unlike Path's, these raise nothing
-        return resolve_snapshot(path)
+        return resolve_snapshot(path.absolute())  # `.` has no name for messages
     if not os.path.isfile(path):
         raise InvalidRequest(f"{flag}: there is no folder {str(path)!r}")
     why = OTHER_FORMATS.get(path.suffix, CONVERT)
@@ -61,7 +61,8 @@ def resolve_snapshot(folder: Path) -> Path:
     """The snapshot of a hub's cache (`models--org--name`) that `refs/main` names, or the only one;
     any other folder as it is. Raises `InvalidRequest` where none or several could be meant."""
     snapshots = folder / "snapshots"
-    if (folder / INDEX).is_file() or (folder / CONFIG).is_file() or not snapshots.is_dir():
+    is_whole = any(os.path.isfile(folder / name) for name in (INDEX, CONFIG))
+    if is_whole or not os.path.isdir(snapshots):
         return folder
     names = sorted(each.name for each in snapshots.glob("*") if each.is_dir())
     wanted = _main_revision(folder)
@@ -82,7 +83,7 @@ def resolve_snapshot(folder: Path) -> Path:
 
 
 def _main_revision(folder: Path) -> str:
-    if not (folder / "refs" / "main").is_file():
+    if not os.path.isfile(folder / "refs" / "main"):
         return ""
     return read_whole(folder / "refs" / "main", "refs/main")[:200].decode(errors="replace").strip()
 
@@ -118,7 +119,7 @@ def _part_advice(config: Mapping[str, Any]) -> str:
 
 def _weights_advice(folder: Path) -> str:
     for file in sorted(folder.glob("*.*")):
-        if file.suffix == ".safetensors":
+        if file.suffix in {".safetensors", ".sft"}:
             return f"it holds weights in one file ({shown(file.name)}): {CONVERT}"
         if why := OTHER_FORMATS.get(file.suffix):
             return f"it holds weights in one file ({shown(file.name)}): {why}"

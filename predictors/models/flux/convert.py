@@ -19,11 +19,12 @@ from torch import Tensor
 from predictors.compute.checkpoint.folder import read_json, shown
 from predictors.compute.checkpoint.headers import Header, weight_files
 from predictors.compute.checkpoint.quantised.config import KEYS
+from predictors.compute.checkpoint.quantised.dequantise import dequantised
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.compute.checkpoint.writing import write_tensors
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.flux.folder import WEIGHTED_PARTS, check_folder
-from predictors.models.flux.single_file import NARROW, SingleFile, StoredPart, read_single_file
+from predictors.models.flux.single_file import SingleFile, StoredPart, read_single_file
 from predictors.models.flux.single_file_names import Cut
 from predictors.models.flux.stored import check_headers
 from predictors.models.flux.summary import summarise
@@ -134,8 +135,8 @@ def _copy(base: Path, target: Path, file: SingleFile) -> None:
 def _write_part(file: SingleFile, part: str, folder: Path) -> str:
     stored = file.parts[part]
     num_bytes = write_tensors(folder / WEIGHTS[part], _headers(stored), _tensors(file, stored))
-    scaled = f", {len(stored.scales)} float8 weights scaled" if stored.scales else ""
-    return f"{part}: from {file.path.name}, {num_bytes / 1e6:,.1f} MB{scaled}"
+    method = next((f", {layer.method}" for layer in stored.layers.values()), "")
+    return f"{part}: from {file.path.name}, {num_bytes / 1e6:,.1f} MB{method}"
 
 
 def _by_source(part: StoredPart) -> list[tuple[str, Cut]]:
@@ -147,8 +148,8 @@ def _headers(part: StoredPart) -> dict[str, Header]:
     """The tensors that are written."""
     headers = {}
     for name, cut in _by_source(part):
-        header = part.tensors[cut.source]
-        dtype = "BF16" if header.dtype in NARROW else header.dtype
+        header = part.headers[cut.source]
+        dtype = "BF16" if part.is_narrow(cut.source) else header.dtype
         headers[name] = Header(dtype, cut.shape(header.shape))
     return headers
 
@@ -157,29 +158,30 @@ def _tensors(file: SingleFile, part: StoredPart) -> Iterator[tuple[str, Tensor]]
     """The part's tensors by diffusers' names, in the order of their sources."""
     read, whole = "", torch.empty(0)
     with safe_open(file.path, framework="pt") as opened:
+
+        def stored(name: str) -> Tensor:
+            tensor: Tensor = opened.get_tensor(part.full_names[name])
+            return tensor
+
         for name, cut in _by_source(part):
             if cut.source != read:
-                whole = opened.get_tensor(part.stored[cut.source])
-                scale = part.scales.get(cut.source)
-                read = cut.source
-                if part.tensors[read].dtype in NARROW:
-                    factor = opened.get_tensor(scale) if scale else None
-                    whole = _widened(f"{file.path.name}: {read}", whole, factor)
+                read, layer = cut.source, part.layers.get(cut.source)
+                whole = stored(read) if layer is None else dequantised(layer, stored)
+                if layer is None and part.is_narrow(read):
+                    _check_range(f"{file.path.name}: {read}", whole)
+                if part.is_narrow(read):
+                    whole = whole.to(torch.bfloat16)
             rows = [whole[start:stop] for start, stop in cut.rows] or [whole]
             tensor = rows[0] if len(rows) == 1 else torch.cat(rows)
             yield name, tensor.reshape(cut.shape(tuple(whole.shape)))
 
 
-def _widened(name: str, narrow: Tensor, scale: Tensor | None) -> Tensor:
-    """bfloat16 values of a float8 weight. Raises `EngineFailed` for one that lost its scale: its
-    values then fill the whole range of the dtype."""
-    values = narrow.to(torch.float32)
-    if scale is not None:
-        per_row = scale.to(torch.float32).reshape(-1, *(1 for _ in narrow.shape[1:]))
-        return (values * per_row).to(torch.bfloat16)
-    if narrow.ndim > 1 and float(values.abs().amax()) >= torch.finfo(narrow.dtype).max:
+def _check_range(name: str, narrow: Tensor) -> None:
+    """Raise `EngineFailed` for a float8 weight that lost its scale: its values fill the whole range
+    of the dtype."""
+    most = torch.finfo(narrow.dtype).max
+    if narrow.ndim > 1 and float(narrow.to(torch.float32).abs().amax()) >= most:
         raise EngineFailed(
             f"{name} is float8 up to the largest number there is, so it needs a scale, but the "
             "file holds none; fetch another file"
         )
-    return values.to(torch.bfloat16)

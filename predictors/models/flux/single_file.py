@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from predictors.compute.checkpoint.accounting import ADAPTED, FLOATS, find_quantised
 from predictors.compute.checkpoint.folder import shown
-from predictors.compute.checkpoint.headers import OTHER_FORMATS, Header, read_file_headers
+from predictors.compute.checkpoint.headers import (
+    OTHER_FORMATS,
+    Header,
+    StoredTensor,
+    read_file_headers,
+)
+from predictors.compute.checkpoint.quantised.layers import Layer
+from predictors.compute.checkpoint.quantised.parts import FLOAT8
+from predictors.compute.checkpoint.quantised.recognise import Quantised, recognise
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.models.flux.single_file_names import Cut, Sizes, transformer_cuts, vae_cuts
 
@@ -25,14 +33,12 @@ PREFIXES = {
     "text_encoder_2": ("text_encoders.t5xxl.transformer.",),
 }
 """ComfyUI's, by diffusers' names of the parts."""
+ENDINGS = (".safetensors", ".sft")
 IGNORED = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant)$|^text_encoders\.\w+\.(logit_scale|text_projection)$|(^|\.)spiece_model$"
+    r"(^|\.)scaled_fp8$|^text_encoders\.\w+\.(logit_scale|text_projection)$|(^|\.)spiece_model$"
 )
 """Names of tensors that are of no use: marks and what ComfyUI derives."""
-SCALE = re.compile(r"(.*\.)?(scale_weight|weight_scale)")
-INPUT_SCALE = re.compile(r"(^|\.)(scale_input|input_scale)$")  # of activations: not a weight's
 NORMS = ("query_norm.scale", "key_norm.scale")  # weights, in spite of their names
-NARROW = frozenset({"F8_E4M3", "F8_E5M2"})
 OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"^(double_stream|single_stream)_modulation", "a FLUX.2 transformer"),
     (r"^distilled_guidance_layer\.", "a Chroma transformer"),
@@ -59,16 +65,20 @@ OTHER_CHANNELS = {
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """One part of a pipeline inside the file."""
+    """One part of a pipeline inside the file. Names are those without the part's prefix."""
 
-    stored: Mapping[str, str]
-    """The stored name of each tensor, by its name without the part's prefix."""
-    tensors: Mapping[str, Header]
-    """By name without the prefix, scales left out."""
-    scales: Mapping[str, str]
-    """The stored name of a weight's scale, by the weight's name without the prefix."""
+    full_names: Mapping[str, str]
+    """With the prefix."""
+    headers: Mapping[str, Header]
+    """The plain tensors, and weights as they are once dequantised."""
+    layers: Mapping[str, Layer]
+    """Quantised weights."""
     cuts: Mapping[str, Cut]
-    """Where each tensor of diffusers' layout comes from, by its name."""
+    """The source of each tensor of diffusers' layout, by its name."""
+
+    def is_narrow(self, name: str) -> bool:
+        """True for a weight that is stored in a byte or less, and written as bfloat16."""
+        return name in self.layers or self.headers[name].dtype in FLOAT8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class SingleFile:
 def find_file(source: Path) -> Path:
     """The safetensors file that `source` is, or the only one in that folder."""
     if source.is_dir():
-        found = sorted(source.glob("*.safetensors"))
+        found = sorted(file for end in ENDINGS for file in source.glob(f"*{end}"))
         others = [file for file in sorted(source.glob("*")) if file.suffix in OTHER_FORMATS]
         if not found and others:
             source = others[0]
@@ -111,7 +121,7 @@ def read_single_file(source: Path) -> SingleFile:
     """The parts in a file. Raises `InvalidRequest` or `EngineFailed` naming a file that holds no
     FLUX.1 transformer, lacks a tensor, or holds one that has no place."""
     path = find_file(source)
-    stored = {name: tensor.header for name, tensor in read_file_headers(path).items()}
+    stored = read_file_headers(path)
     for name in stored:
         if ADAPTED.search(name):
             raise InvalidRequest(
@@ -126,22 +136,22 @@ def read_single_file(source: Path) -> SingleFile:
             f"{path.name} holds {len(foreign)} tensors that have no place in a FLUX.1 checkpoint, "
             f"such as {shown(foreign[0])}"
         )
-    separated = {p: _separated(path.name, p, names, stored) for p, names in found.items()}
-    sizes = Sizes.of(separated["transformer"][0])
+    plain = {part: _recognised(path.name, part, n, stored) for part, n in found.items()}
+    sizes = Sizes.of(plain["transformer"].headers)
     _check_channels(path.name, sizes)
     parts = {}
-    for part, (tensors, scales) in separated.items():
+    for part, quantised in plain.items():
+        headers = quantised.headers
         if part == "transformer":
             cuts = transformer_cuts(sizes)
         else:
-            cuts = vae_cuts(tensors) if part == "vae" else {name: Cut(name) for name in tensors}
-        _check_names(path.name, part, tensors, cuts)
-        full = {name: found[part][name] for name in tensors}
-        parts[part] = StoredPart(full, tensors, scales, cuts)
+            cuts = vae_cuts(headers) if part == "vae" else {name: Cut(name) for name in headers}
+        _check_names(path.name, part, headers, cuts)
+        parts[part] = StoredPart(found[part], headers, quantised.layers, cuts)
     return SingleFile(path, sizes, parts)
 
 
-def _prefixes(stored: Mapping[str, Header]) -> dict[str, str]:
+def _prefixes(stored: Collection[str]) -> dict[str, str]:
     """The prefix of each part that is there; a transformer without one has an empty prefix."""
     found = {
         part: prefix
@@ -152,7 +162,7 @@ def _prefixes(stored: Mapping[str, Header]) -> dict[str, str]:
     return found if "transformer" in found else {"transformer": "", **found}
 
 
-def _part(prefix: str, stored: Mapping[str, Header]) -> dict[str, str]:
+def _part(prefix: str, stored: Collection[str]) -> dict[str, str]:
     """Stored names by those without the prefix."""
     others = () if prefix else tuple(each for all_ in PREFIXES.values() for each in all_)
     return {
@@ -164,41 +174,28 @@ def _part(prefix: str, stored: Mapping[str, Header]) -> dict[str, str]:
     }
 
 
-def _separated(
-    file: str, part: str, names: Mapping[str, str], stored: Mapping[str, Header]
-) -> tuple[dict[str, Header], dict[str, str]]:
-    """The weights, and the stored names of their scales; raises for weights that can't be read."""
-    scales = {}
-    tensors = {}
-    for name, full in names.items():
-        match = SCALE.fullmatch(name)
-        weight = f"{match[1] or ''}weight" if match else ""
-        if weight in names and stored[names[weight]].dtype in NARROW:
-            _check_scale(file, full, stored[full], stored[names[weight]])
-            scales[weight] = full
-        elif not INPUT_SCALE.search(name):
-            tensors[name] = stored[full]
-    named = [name for name in tensors if not name.endswith(NORMS)]
-    if found := find_quantised(named, tensors):
+def _recognised(
+    file: str, part: str, names: Mapping[str, str], stored: Mapping[str, StoredTensor]
+) -> Quantised:
+    """The part's tensors as floats; raises for weights that can't be read as such."""
+    mine = {name: stored[full] for name, full in names.items()}
+    quantised = recognise(mine, None, lambda _: f"{file}: {part}")
+    headers = {
+        name: mine[name].header if name not in quantised.layers else header
+        for name, header in quantised.headers.items()
+    }
+    named = [name for name in headers if not name.endswith(NORMS)]
+    if found := find_quantised(named, headers):
         raise InvalidRequest(f"{file}: {part} is quantised ({found[0]}; tensor {found[1]})")
-    for name, header in tensors.items():
-        if header.dtype not in FLOATS | NARROW:
+    for name, header in headers.items():
+        if header.dtype not in FLOATS | FLOAT8:
             raise InvalidRequest(
-                f"{file}: {part} is quantised ({header.dtype} numbers; tensor {name}); only float8 "
-                "with ComfyUI's scales, or without any, is read"
+                f"{file}: {part} is quantised ({header.dtype} numbers; tensor {name}), without "
+                "scales that are known"
             )
-        if scales and header.dtype in NARROW and name not in scales:
+        if quantised.layers and header.dtype in FLOAT8:
             raise InvalidRequest(f"{file}: {part} has scales, but none for its float8 {name}")
-    return tensors, scales
-
-
-def _check_scale(file: str, name: str, scale: Header, weight: Header) -> None:
-    rows = weight.shape[0] if weight.shape else 1
-    if scale.dtype not in FLOATS or scale.shape not in {(), (1,), (1, 1), (rows,), (rows, 1)}:
-        raise InvalidRequest(
-            f"{file}: tensor {name} is {scale.dtype} {list(scale.shape)}; only one scale per "
-            "weight or per row is read"
-        )
+    return replace(quantised, headers=headers)
 
 
 def _check_model(file: str, tensors: Collection[str]) -> None:

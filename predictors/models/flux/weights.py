@@ -6,28 +6,29 @@ process-wide torch defaults meanwhile, and two models may load at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from predictors.compute.checkpoint.folder import reading
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
 from predictors.compute.checkpoint.shards import Shards, Source
 from predictors.compute.device.placement import Placement
-from predictors.compute.kernels.fp8 import E4M3, Fp8Linear, RowScaled
+from predictors.compute.kernels.fp8 import Fp8Linear
 from predictors.diffusion.request import BASE
 from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
 from predictors.models.flux.config import FluxConfig
+from predictors.models.flux.filling import derive_buffers, fill_module
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
-from predictors.models.flux.modules.narrow import fill_narrow, narrow_modulation, narrow_t5
+from predictors.models.flux.modules.narrow import narrow_modulation, narrow_t5
 from predictors.models.flux.modules.transformer import Shape, Transformer, quantized
 from predictors.models.flux.stored import check_part
 
@@ -84,9 +85,9 @@ def load_parts(
                 # T5's activations overflow float16
                 wide = module is t5 and placement.dtype == torch.float16
                 own = replace(placement, dtype=torch.float32) if wide else placement
-                _fill(module, stored, own, sources(stored), quantises=module in narrowed)
+                fill_module(module, stored, own, sources(stored), quantises=module in narrowed)
     for part in modules:
-        _derive_buffers(part, placement)
+        derive_buffers(part, placement)
         part.eval().requires_grad_(False)
     transformers = _in_forms(modules.transformer, config, forms)
     return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
@@ -254,73 +255,3 @@ def _stored_as(stored: Source, name: str) -> tuple[str]:
         if candidate in stored:
             return (candidate,)
     return (name,)
-
-
-def _fill(
-    module: nn.Module,
-    stored: Source,
-    placement: Placement,
-    sources: Callable[[str], tuple[str, ...]],
-    *,
-    quantises: bool = False,
-) -> None:
-    """Give every meta tensor of `module` its weights: `sources(name)` stacked along dim 0. With
-    `quantises` those of its fp8 weights are stored in another type, without scales."""
-    places: dict[int, Tensor] = {}  # tied parameters are one object and stay one
-    state = {}
-    pairs: list[tuple[Tensor, str]] = []  # all at once: many reads are under way together
-    for name, meta in module.state_dict(keep_vars=True).items():
-        if id(meta) not in places:
-            # fp8 weights and their scales stay what they are
-            is_scaled = meta.dtype == E4M3 or name.endswith(".weight_scale")
-            dtype = meta.dtype if is_scaled else placement.dtype
-            place = torch.empty(meta.shape, dtype=dtype, device=placement.device)
-            if not (quantises and is_scaled):
-                pairs += _pairs(name, place, stored, sources(name))
-            places[id(meta)] = place
-        state[name] = places[id(meta)]
-    stored.copy_into(pairs)
-    if quantises:
-        fill_narrow(_scaled_pairs(state, stored, sources), stored.copy_into, placement.dtype)
-    module.load_state_dict(state, strict=True, assign=True)
-
-
-def _scaled_pairs(
-    state: Mapping[str, Tensor], stored: Source, sources: Callable[[str], tuple[str, ...]]
-) -> Iterator[tuple[RowScaled, str]]:
-    """As `_pairs`, of the fp8 weights in `state`."""
-    for name, place in state.items():
-        if place.dtype == E4M3:
-            row = 0
-            for values, source in _pairs(name, place, stored, sources(name)):
-                end = row + len(values)
-                yield RowScaled(values, state[f"{name}_scale"][row:end]), source
-                row = end
-
-
-def _derive_buffers(module: nn.Module, placement: Placement) -> None:
-    """Fill CLIP's position ids, which are derived and not stored. No other module has a buffer."""
-    for name, buffer in list(module.named_buffers()):
-        if not buffer.is_meta:
-            continue
-        owner, _, leaf = name.rpartition(".")
-        if leaf != "position_ids":
-            raise EngineFailed(f"no way is known to derive the buffer {name}")
-        positions = torch.arange(buffer.shape[-1], device=placement.device)[None]
-        module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
-
-
-def _pairs(
-    name: str, place: Tensor, stored: Source, sources: Iterable[str]
-) -> Iterator[tuple[Tensor, str]]:
-    """The parts of `place` along dim 0, each with the stored name of its values."""
-    row = 0
-    for source in sources:
-        shape = stored.shape(source)
-        target = place[row : row + shape[0]]
-        if tuple(shape[2:]) == (1, 1) and target.ndim == 2:  # 1x1 convolutions of old checkpoints
-            target = target[:, :, None, None]
-        yield target, source
-        row += shape[0]
-    if row != place.shape[0]:
-        raise EngineFailed(f"{name} takes {place.shape[0]} rows; the checkpoint has {row}")

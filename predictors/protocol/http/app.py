@@ -39,6 +39,7 @@ from predictors.protocol.http.exchange import (
     send_response,
 )
 from predictors.protocol.http.exposition import Scraper
+from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import result_or_error
 from predictors.settings import ServerSettings
@@ -47,7 +48,6 @@ access_log = logging.getLogger("predictors.access")
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
 CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
-BACKLOG = 2048
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")

@@ -1,11 +1,13 @@
-"""One HTTP request and its response, as the `receive` and `send` callables of ASGI 3."""
+"""One HTTP request and its response, as the `receive` and `send` callables of ASGI 3, and streams
+of events that stay open while nothing happens."""
 
 from __future__ import annotations
 
 import asyncio
 import http
+import math
 import urllib.parse
-from collections.abc import Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
 import orjson
@@ -15,6 +17,8 @@ from predictors.protocol.http.parsing import Head
 
 WRITE_BYTES = 256 * 1024  # per write; bounds what a client that does not read can hold in memory
 NO_BODY = frozenset({204, 304})
+BODY = "http.response.body"
+COMMENT = b": still working\n\n"  # of an event stream; readers skip it
 
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -154,6 +158,8 @@ class RequestCycle:
                 self._connection.write(b"%b%x\r\n%b\r\n" % (self._take_head(), len(body), body))
             else:
                 self._connection.write(self._take_head() + body if self._head else body)
+        elif more and self._head:  # a stream whose first event is not there yet
+            self._connection.write(self._take_head())
         if not more and not self.is_disconnected:
             self._finish()
 
@@ -220,3 +226,60 @@ class RequestCycle:
         self.is_complete = True
         self.event.set()
         self._connection.response_complete()
+
+
+class StreamBody:
+    """Sends the events of one response, and a comment whenever nothing else was sent for
+    `interval_s`, so that no proxy takes the stream for dead. Event loop only.
+
+    One timer runs per stream. An event does not touch it: the timer looks when it is due how long
+    nothing was sent. `interval_s` of 0 sends no comments.
+    """
+
+    def __init__(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = math.inf  # seconds of the loop's clock; inf while something is being sent
+        self._comment: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def send_all(self, events: AsyncIterator[bytes], interval_s: float) -> None:
+        """Send all events; raises what `events` raises."""
+        self._sent_at = self._loop.time()
+        if interval_s > 0:
+            self._arm(interval_s, interval_s)
+        try:
+            async for event in events:
+                if self._comment is not None:  # two tasks must not write at once
+                    await self._comment
+                    self._comment = None
+                self._sent_at = math.inf
+                await self._send({"type": BODY, "body": event, "more_body": True})
+                self._sent_at = self._loop.time()
+        except asyncio.CancelledError:  # the caller left
+            if self._comment is not None:
+                self._comment.cancel()
+                self._comment = None
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._comment is not None:
+                await self._comment
+
+    def _arm(self, seconds: float, interval_s: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._look, interval_s)
+
+    def _look(self, interval_s: float) -> None:
+        left_s = self._sent_at + interval_s - self._loop.time()
+        if left_s > 0:
+            self._arm(min(left_s, interval_s), interval_s)
+            return
+        self._sent_at = self._loop.time()
+        message = {"type": BODY, "body": COMMENT, "more_body": True}
+        if self._comment is None or self._comment.done():
+            self._comment = self._loop.create_task(self._write(message))
+        self._arm(interval_s, interval_s)
+
+    async def _write(self, message: MutableMapping[str, Any]) -> None:
+        await self._send(message)

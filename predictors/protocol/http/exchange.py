@@ -41,6 +41,7 @@ from predictors.protocol.http.bodies import (
     receive_body,
     slow_body_message,
 )
+from predictors.protocol.http.cycle import StreamBody
 from predictors.protocol.http.inflating import INLINE_BYTES as INFLATE_INLINE_BYTES
 from predictors.protocol.http.inflating import INLINE_PIECES, Inflation, codings_of
 from predictors.protocol.outcomes import RequestRecord, result_or_error
@@ -73,7 +74,8 @@ class EventStream:
     """A response of server-sent events. Each item of `events` is sent as it is, framing included,
     and `last_event` after the last one.
 
-    An exception before the first item becomes an ordinary error response. A later one is sent as
+    An exception before the first item becomes an ordinary error response. The head is sent with
+    the first item, at once even if that is empty. A later exception is sent as
     `encode_error(fault)` in place of `last_event`. `events` is always closed.
     """
 
@@ -326,7 +328,8 @@ class Endpoint:
         headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in stream.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
-        failure = await result_or_error(_send_events(stream.events, send))
+        interval_s = self.registry.settings.server.stream_comment_s
+        failure = await result_or_error(StreamBody(send).send_all(stream.events, interval_s))
         reason, last = "ok", stream.last_event
         if failure is not None:  # the status is already sent: report it in the stream
             fault = self.fault(failure, exchange.call)
@@ -337,8 +340,3 @@ class Endpoint:
     def fault(self, error: Exception, call: Call) -> Fault:
         status = self.registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
-
-
-async def _send_events(events: AsyncIterator[bytes], send: Send) -> None:
-    async for event in events:
-        await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -9,7 +9,6 @@ from predictors.protocol.images.boxes import boxed_size
 from predictors.protocol.images.gif import gif_size
 from predictors.protocol.images.jpeg import read_frame
 from predictors.protocol.images.kinds import Kind, kind_of
-from predictors.protocol.images.png import png_size
 from predictors.protocol.images.tiff import tiff_size
 
 PER_PIXEL_OUT = 3 + 4  # the returned RGB, and Pillow's own four bytes per pixel
@@ -21,6 +20,10 @@ PER_PIXEL_BOXED = 6 + 4  # planes of 16 bits, and the decoder's pixels
 MIN_BYTES = 4 * 2**20
 
 _Size = Callable[[bytes], tuple[int, int] | None]
+
+
+def png_size(raw: bytes) -> tuple[int, int]:
+    return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
 
 
 def bmp_size(raw: bytes) -> tuple[int, int]:

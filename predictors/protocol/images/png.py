@@ -1,4 +1,4 @@
-"""PNG files: the size in the header, and the chunks that are needed to decode the picture.
+"""PNG files: the chunks that are needed to decode the picture, and no other.
 
 Text and colour profiles are compressed, and may be as large as the sender likes: they are left out
 before the decoder sees them, as is everything behind the picture's end.
@@ -19,10 +19,6 @@ _HEADER_END = 33
 _NEEDED = (b"PLTE", b"tRNS")  # once each, beside the data
 _XMP = b"XML:com.adobe.xmp\0\0\0"  # and not compressed
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")  # ImageMagick's
-
-
-def png_size(raw: bytes) -> tuple[int, int]:
-    return int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
 
 
 def clean_png(raw: bytes) -> CleanFile:

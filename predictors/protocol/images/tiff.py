@@ -2,7 +2,7 @@
 
 A page's tags say where its pieces lie and how they are compressed, and a hostile file can have them
 lie on each other, or have as many as it likes. So the tags are read here, those that decoding needs
-are written anew behind the file, and the decoder sees no other.
+are written behind the file, and the decoder sees no others.
 """
 
 from __future__ import annotations

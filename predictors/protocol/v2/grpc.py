@@ -37,11 +37,11 @@ from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
 from predictors.protocol.v2.rest import (
-    EXTENSIONS,
     NAME,
     REPOSITORY_OFF,
     check_outputs,
     complete,
+    extensions,
     metadata,
 )
 from predictors.protocol.v2.tensors import pack_tensor
@@ -98,7 +98,8 @@ class InferenceMethods:
         return pb.ServerReadyResponse(ready=await self._registry.all_ready())
 
     async def _server_metadata(self, request: Any) -> Any:
-        return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
+        found = extensions(self._registry)
+        return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=found)
 
     async def _model_ready(self, request: Any) -> Any:
         model = self._registry.find(request.name, request.version)

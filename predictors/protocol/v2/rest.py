@@ -28,7 +28,6 @@ from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request, encode_json_response
 
 NAME = "vision-predictors"
-EXTENSIONS = ("binary_tensor_data", "model_repository", "schedule_policy")
 MEDIA = JSON_MEDIA | {"application/octet-stream"}
 BINARY_TYPE = ("content-type", "application/octet-stream")
 REPOSITORY_OFF = (
@@ -121,7 +120,8 @@ class V2Routes:
 
     # -- metadata --------------------------------------------------------------------------------
     async def server_metadata(self, request: Request) -> Response:
-        return json_response({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+        found = extensions(self._registry)
+        return json_response({"name": NAME, "version": __version__, "extensions": found})
 
     async def model_names(self, request: Request) -> Response:
         return json_response({"models": list(self._registry.names)})
@@ -174,6 +174,15 @@ class V2Routes:
         if not self._registry.settings.server.repository_api:
             raise NotSupported(REPOSITORY_OFF)
         return self._registry.find(request.path_params["model"])
+
+
+def extensions(registry: Registry) -> list[str]:
+    """The protocol's extensions that are offered as a whole. `schedule_policy` is not: it has
+    `priority` beside `timeout`."""
+    found = ["binary_tensor_data", "parameters"]
+    if registry.settings.server.repository_api:
+        found.append("model_repository")
+    return found
 
 
 def metadata(model: Served) -> dict[str, Any]:

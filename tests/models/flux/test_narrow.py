@@ -14,8 +14,8 @@ import tests.triton_interpreter  # noqa: F401
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import E4M3, dequantized, quantize_rows
 from predictors.diffusion.request import FP8, ImageParameters
+from predictors.models.flux import filling
 from predictors.models.flux.config import read_checkpoint
-from predictors.models.flux.modules import narrow
 from predictors.models.flux.modules.narrow import QuantizingLinear, narrow_t5
 from predictors.models.flux.modules.text_encoders import t5_states
 from predictors.models.flux.passes import FluxPasses
@@ -98,7 +98,7 @@ def test_weights_quantised_as_they_are_read_are_those_quantised_afterwards(
             assert torch.equal(layer.weight.float(), exact.values.float())
             assert torch.equal(layer.weight_scale, exact.scales)
     # however many are read at a time
-    monkeypatch.setattr(narrow, "WIDE_BYTES", 1)
+    monkeypatch.setattr(filling, "WIDE_BYTES", 1)
     again = load_parts(read_checkpoint(CHECKPOINT)[0], CPU, (FP8,), fp8_conditioning=True)
     for mine, yours in zip(modules_of(parts), modules_of(again), strict=True):
         for name, tensor in mine.state_dict().items():

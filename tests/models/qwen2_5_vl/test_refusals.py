@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from predictors.chat.checkpoint import check_spelling
 from predictors.chat.detokenize import Vocabulary
 from predictors.chat.folder import end_tokens, read_config, read_tokens
+from predictors.chat.template_checks import check_spelling
 from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, ServingError
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel, make_predictor
@@ -337,6 +337,16 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
     "no spread": (
         (config(PREPROCESSOR, image_std=[0.2, 0, 0.2]),),
         "image_std holds 0",
+    ),
+    "no resizing": ((config(PREPROCESSOR, do_resize=False),), "do_resize is False; pictures of"),
+    "no pixels": ((config(PREPROCESSOR, max_pixels=0),), "max_pixels is 0, which is no area"),
+    "an area in words": (
+        (config(PREPROCESSOR, size={"shortest_edge": "x"}, min_pixels=None),),
+        "min_pixels is 'x', which is no area",
+    ),
+    "pixels upside down": (
+        (config(PREPROCESSOR, min_pixels=5000, max_pixels=4000),),
+        "min_pixels 5000 is above max_pixels 4000",
     ),
     "two levels": ((config(PREPROCESSOR, image_mean=[0.5, 0.5]),), "image_mean is [0.5, 0.5]"),
     "penalty 0": ((config(GENERATION, repetition_penalty=0),), "repetition_penalty is 0"),

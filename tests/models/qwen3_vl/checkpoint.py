@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.chat.room import CHECKPOINT
@@ -98,11 +99,14 @@ def write_checkpoint(target: Path, *, tied: bool = True) -> Path:
         text_config=dict(TEXT), vision_config=dict(VISION), tie_word_embeddings=tied, **TOKENS
     )
     generator = torch.Generator().manual_seed(5)
+    num_tokens = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).get_vocab_size()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = Qwen3VLForConditionalGeneration(config)
         for name, weight in model.named_parameters():
             weight.data = _large(name, weight, generator)
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                weight.data[num_tokens:] = 0.0  # or an answer could begin with no token
         model.save_pretrained(target)
     for name in TOKENIZER:
         shutil.copy(CHECKPOINT / name, target)

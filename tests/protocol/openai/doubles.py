@@ -119,6 +119,7 @@ class Chatter(Model):
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         try:
             self.note(body, call)
+            yield b""
             for i, word in enumerate(self.words):
                 if i == self.fail_at:
                     raise self.late_error

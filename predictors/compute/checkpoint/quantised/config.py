@@ -192,7 +192,7 @@ def _refusal(named: Any) -> tuple[str, str] | None:
     method = method_of(named)
     if not isinstance(named, dict) or (key := _method(named)) not in SERVED:
         return method, ""
-    for name in ("kv_cache_scheme", "transform_config"):
+    for name in ("kv_cache_scheme", "transform_config", "rotation"):
         if named.get(name):
             return method, f"it sets {name}, which is not served: {UNQUANTISED}"
     sparse = named.get("sparsity_config")
@@ -220,7 +220,7 @@ def _compressed_refusal(named: Mapping[str, Any]) -> str:
 
 
 def _awq_refusal(named: Mapping[str, Any]) -> str:
-    bits, version = _bits(named), str(named.get("version") or "gemm").lower()
+    bits, version = _bits(named), str(named.get("version") or _format(named) or "gemm").lower()
     if bits not in (None, 4):
         return f"AWQ in {shown(bits)} bits is not served, only in 4: {UNQUANTISED}"
     if version != "gemm":
@@ -229,7 +229,7 @@ def _awq_refusal(named: Mapping[str, Any]) -> str:
 
 
 def _gptq_refusal(named: Mapping[str, Any]) -> str:
-    bits, style = _bits(named), named.get("checkpoint_format") or "gptq"
+    bits, style = _bits(named), _format(named) or "gptq"
     if bits not in (None, 4, 8):
         return f"GPTQ in {shown(bits)} bits is not served, only in 4 and 8: {UNQUANTISED}"
     if style not in ("gptq", "gptq_v2"):
@@ -260,7 +260,7 @@ def _parsed(named: Mapping[str, Any]) -> NamedQuantisation:
         bits=bits if method == "bitsandbytes" else _bits(named),
         group_size=group if _is_whole(group) else None,
         block=_pair(named.get("weight_block_size")),
-        is_v2=named.get("checkpoint_format") == "gptq_v2",
+        is_v2=_format(named) == "gptq_v2",
         is_reordered=bool(named.get("desc_act")),
         ignored=tuple(_ignored(named)),
         narrows_inputs=_narrows_inputs(named),
@@ -316,6 +316,11 @@ def _scheme(weights: Mapping[str, Any]) -> Scheme | None:
         _pair(block) if strategy == "block" else None,
         bool(weights.get("symmetric", True)),
     )
+
+
+def _format(named: Mapping[str, Any]) -> Any:
+    """Of AWQ and GPTQ, by the keys of their different writers."""
+    return named.get("checkpoint_format") or named.get("format")
 
 
 def _bits(named: Mapping[str, Any]) -> Any:

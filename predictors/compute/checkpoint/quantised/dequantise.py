@@ -165,7 +165,7 @@ def _times(values: Tensor, scales: Tensor, block: int) -> None:
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
     """The unsigned `bits` of each int32 of (rows, words), low ones first: uint8 (rows, values)."""
-    packed = words.contiguous().view(torch.uint8)  # little-endian
+    packed = words.reshape(-1).view(torch.uint8).view(len(words), -1)  # little-endian
     if bits == 8:
         return packed
     return torch.stack((packed & 15, packed >> 4), -1).flatten(1)

@@ -7,6 +7,8 @@ AutoGPTQ's `QuantLinear.pack`.
 
 from __future__ import annotations
 
+import math
+
 from predictors.compute.checkpoint.accounting import FLOATS
 from predictors.compute.checkpoint.quantised.config import COMPRESSED, NamedQuantisation
 from predictors.compute.checkpoint.quantised.layers import AwqLayer, CompressedLayer, GptqLayer
@@ -140,12 +142,15 @@ def _gptq(
         why = "no config says in which version of its format: quantize_config.json is missing"
         said = f"its config names {named.name}" if named else why
         raise parts.refusal("GPTQ", tensors["words"], said)
-    bits = named.bits or 4
+    order, bits = parts.optional(f"{stem}.g_idx"), named.bits or 4
+    if order:  # single layers may have other bits than the config says
+        length = math.prod(parts.header(order).shape)
+        bits = next((b for b in (4, 8) if rows * 32 == length * b), bits)
     method, columns = f"GPTQ {bits}-bit", rows * 32 // bits
     groups, out = parts.matrix(method, tensors["scale"])
     parts.check_shape(method, tensors["zero"], (groups, -(-out * bits // 32)))
     size: int | None = None
-    if order := parts.optional(f"{stem}.g_idx"):
+    if order:
         tensors["g_idx"] = _check_order(parts, method, order, columns)
     elif named.is_reordered:
         parts.need(method, f"{stem}.g_idx")  # `desc_act`

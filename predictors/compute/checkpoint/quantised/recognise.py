@@ -7,7 +7,7 @@ Every stored tensor is either plain, a part of a layer, or left for `accounting`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,11 @@ class Quantised:
     """The tensors that the model reads; dequantised weights are float32."""
     narrows_inputs: bool = False
     """True if the author's library quantises activations, which stay wide here."""
+
+    def method_of(self, names: Iterable[str]) -> str:
+        """As `method`, for some of the tensors that the model reads."""
+        found = sorted({self.layers[name].method for name in names if name in self.layers})
+        return " and ".join(found) or (self.method if not self.layers else "")
 
 
 def recognise_folder(folder: Path, component: str | ComponentOf, variant: str = "") -> Quantised:

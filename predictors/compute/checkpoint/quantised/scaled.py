@@ -20,6 +20,7 @@ SCALES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Tensors that a weight is multiplied by: who stores it so, and methods that a config may name."""
 BLOCK = (128, 128)
 """Of `weight_scale_inv`, if no config says otherwise."""
+POWER = "F8_E8M0"  # a power of two
 COMFY = "comfy_quant"  # a JSON text beside the weight
 COMFY_FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
@@ -35,7 +36,8 @@ def find_scaled(parts: Parts, named: NamedQuantisation | None, stem: str) -> Sca
     method = _method(leaf, header.dtype, named)
     if len(found) > 1:
         raise parts.refusal(method, f"{stem}.{found[1]}", f"{scale} scales the same weight")
-    parts.need_dtype(method, scale, FLOATS)
+    is_block = leaf == "weight_scale_inv"
+    parts.need_dtype(method, scale, FLOATS | {POWER} if is_block else FLOATS)
     block = _block(parts, named, method, stem, leaf)
     tensors = {"weight": name, "scale": scale}
     if zeros := parts.optional(f"{stem}.weight_zero_point"):
@@ -76,8 +78,9 @@ def _block(
         parts.need_dtype(method, weight, {"I8"})
         parts.check_shape(method, scale, (rows,))
         return 1, columns
-    if leaf == "scale_weight":
+    if leaf in ("scale_weight", "weight_scale_inv"):  # int8 beside the latter is packed FP4
         parts.need_dtype(method, weight, FLOAT8)
+    if leaf == "scale_weight":
         parts.check_length(method, scale, 1)
     if math.prod(found) == 1:
         return rows, columns

@@ -16,7 +16,6 @@ from predictors.compute.checkpoint.headers import Header
 from predictors.compute.checkpoint.quantised.dequantise import dequantised
 from predictors.compute.checkpoint.quantised.layers import Layer
 from predictors.compute.checkpoint.quantised.recognise import (
-    CASTS,
     ComponentOf,
     Quantised,
     recognise_folder,
@@ -114,16 +113,15 @@ def log_quantised(
     component: str, quantised: Quantised, names: Collection[str], dtype: torch.dtype
 ) -> None:
     """Say how the weights `names` of a component are stored and served, if any is quantised."""
-    stored = [name for name in names if name in quantised.layers]
-    if not stored and quantised.method != CASTS:
+    method = quantised.method_of(names)
+    if not method:
         return
-    methods = sorted({quantised.layers[name].method for name in stored}) or [CASTS]
     values = sum(math.prod(quantised.headers[name].shape) for name in names)
     kind = str(dtype).removeprefix("torch.")
     log.info(
         "%s: quantised (%s), served in %s: %s%s",
         component,
-        " and ".join(methods),
+        method,
         kind,
         _size(values * dtype.itemsize),
         f"; activations are not quantised, they stay in {kind}" if quantised.narrows_inputs else "",

@@ -1,10 +1,9 @@
 """Linears in fp8 that quantise their own input, for layers that no fused kernel precedes: those of
-T5, and the modulation of all blocks. Half the bytes of bfloat16; filled from weights of any dtype.
+T5, and the modulation of all blocks. Half the bytes of bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,9 +13,6 @@ from transformers import T5EncoderModel
 
 from predictors.compute.kernels.fp8 import RowScaled, dequantized, quantize_rows
 from predictors.models.flux.modules.conditioning import Conditioning
-
-WIDE_BYTES = 2**29
-"""At most about this much of the weights is on the device before it is quantised."""
 
 
 class QuantizingLinear(nn.Module):
@@ -90,29 +86,3 @@ def _narrow_linears(module: nn.Module) -> None:
     for path, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear):
             module.set_submodule(path, QuantizingLinear(layer))
-
-
-def fill_narrow(
-    pairs: Iterable[tuple[RowScaled, str]],
-    copy_into: Callable[[Iterable[tuple[Tensor, str]]], None],
-    dtype: torch.dtype,
-) -> None:
-    """Quantise stored weights as they are read: each target with the name of its values, which
-    `copy_into` copies into tensors of `dtype`."""
-    batch: list[tuple[RowScaled, Tensor, str]] = []
-    for target, name in pairs:
-        batch.append((target, torch.empty_like(target.values, dtype=dtype), name))
-        if sum(wide.nbytes for _, wide, _ in batch) >= WIDE_BYTES:
-            _quantise(batch, copy_into)
-    _quantise(batch, copy_into)
-
-
-def _quantise(
-    batch: list[tuple[RowScaled, Tensor, str]],
-    copy_into: Callable[[Iterable[tuple[Tensor, str]]], None],
-) -> None:
-    copy_into((wide, name) for _, wide, name in batch)
-    for target, wide, _ in batch:
-        for place, found in zip(target, quantize_rows(wide), strict=True):
-            place.copy_(found)
-    batch.clear()

@@ -1,0 +1,43 @@
+"""Listening sockets for HTTP, on the same addresses as gRPC's.
+
+`0.0.0.0` and `::` both mean all addresses of IPv4 and of IPv6.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from predictors.settings import InvalidSetting
+
+ANY_ADDRESS = ("0.0.0.0", "::")
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. `0.0.0.0` and `::` both mean all addresses of IPv4 and IPv6, as they do
+    to gRPC; where there is no IPv6, those of IPv4."""
+    try:
+        listener = None if host not in ANY_ADDRESS else _listen_everywhere(port)
+        if listener is None:
+            host = "0.0.0.0" if host in ANY_ADDRESS else host
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _listen_everywhere(port: int) -> socket.socket | None:
+    """A socket for IPv6 and IPv4; None on a machine without IPv6."""
+    if not socket.has_dualstack_ipv6():
+        return None
+    try:
+        return socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+        )
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # turned off by the system
+            return None
+        raise
