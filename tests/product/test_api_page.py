@@ -70,7 +70,7 @@ def names(title: str) -> set[str]:
 def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
-        f"{method} {re.sub('{(name|model)}', '{model}', route.path)}".replace("{version}", "1")
+        f"{method} {re.sub('{(name|model)(:model)?}', '{model}', route.path)}".replace("{version}", "1")
         for make in (v2_routes, openai_routes, openapi_routes)
         for route in make(registry)
         if isinstance(route, Route)
