@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from predictors import __main__ as root
-from predictors.__main__ import describe_folder
 from predictors.cli.arguments import named_components, named_paths
 from predictors.compute.checkpoint.headers import weight_files
 from predictors.compute.checkpoint.layout import (
@@ -406,13 +405,16 @@ def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
         resolve_folder(tmp_path / "weights.safetensors", "--model flux")
 
 
-@pytest.mark.parametrize("flags", [["m=nowhere"], ["m=tests"], ["m=checkpoints/shapes-flux"] * 2])
-@pytest.mark.parametrize("verb", ["serve", "warm", "profile"])
+@pytest.mark.parametrize(
+    ("verb", "flags"),
+    [
+        *((verb, [flag]) for verb in ("serve", "warm", "profile") for flag in ("m=no", "m=tests")),
+        *((verb, ["m=checkpoints/shapes-flux"] * 2) for verb in ("serve", "warm")),
+    ],
+)
 def test_what_cant_be_a_model_is_refused_before_torch_is_imported(
     verb: str, flags: list[str]
 ) -> None:
-    if verb == "profile" and len(flags) > 1:
-        pytest.skip("profile takes one model")
     code = (
         "import sys; from predictors.__main__ import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'transformers', 'diffusers', 'kserve'} & set(sys.modules);"
@@ -460,8 +462,12 @@ def test_a_part_passes_the_checks_of_a_folder(tmp_path: Path) -> None:
         folder = variant(FLUX / (missing or part), tmp_path / f"p{len(list(tmp_path.iterdir()))}")
         for change in changes:
             change(folder)
-        with pytest.raises(ServingError) as failure:  # as each start does first
-            describe_folder(FLUX, Settings(), components={part: folder})
+        with pytest.raises(ServingError) as failure:
+            FluxModel(FLUX, parts={part: folder})
+        assert str(folder) not in failure.value.message
+        with pytest.raises(ServingError) as described:  # what starts and `check` say
+            root.describe_folder(FLUX, Settings(), components={part: folder})
+        assert described.value.message == failure.value.message
         return failure.value.message
 
     assert "'SD3Transformer2DModel'" in said(
