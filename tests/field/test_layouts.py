@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from predictors import __main__ as root
-from predictors.__main__ import describe_folder
 from predictors.cli.arguments import named_components, named_paths
 from predictors.compute.checkpoint.headers import weight_files
 from predictors.compute.checkpoint.layout import (

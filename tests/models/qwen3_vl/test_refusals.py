@@ -27,6 +27,7 @@ from tests.variants import (
     recast,
     variant,
     weights,
+    without,
     write,
 )
 
