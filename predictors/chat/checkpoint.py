@@ -32,6 +32,7 @@ from predictors.chat.request import Sampling
 from predictors.chat.template_files import read_template
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
+from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 
 from predictors.__main__ import build
 from predictors.base import BasePredictor
-from predictors.compute.checkpoint.values import LARGEST, check_values
+from predictors.compute.checkpoint.values import LARGEST, check_magnitudes
 from predictors.errors import EngineFailed, ServingError
 from predictors.serving.lifecycle import State
 from predictors.settings import ComputeSettings, FluxSettings, QwenVLSettings, Settings
@@ -167,13 +167,15 @@ def test_a_chat_model_that_is_damaged_ends_the_process_with_a_sentence(tmp_path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_but_possible_weights_pass(dtype: torch.dtype) -> None:
-    check_values([(torch.full((2, 3), LARGEST / 2, dtype=dtype), "w"), (torch.zeros(0), "none")])
+    check_magnitudes(
+        [(torch.full((2, 3), LARGEST / 2, dtype=dtype), "w"), (torch.zeros(0), "none")]
+    )
     with pytest.raises(EngineFailed, match=r"tensor w holds 2e\+06; trained weights are finite"):
-        check_values([(torch.full((2, 3), -2 * LARGEST, dtype=dtype), "w")])
+        check_magnitudes([(torch.full((2, 3), -2 * LARGEST, dtype=dtype), "w")])
 
 
 def test_a_tensor_of_zeros_is_served_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    check_values([(torch.zeros(2, 3), "zeros"), (torch.zeros(3), "bias")])
+    check_magnitudes([(torch.zeros(2, 3), "zeros"), (torch.zeros(3), "bias")])
     assert [r.message for r in caplog.records] == [
         "tensor zeros holds only zeros; is the file complete?"
     ]

@@ -31,7 +31,7 @@ from predictors.chat.tensors import (
 )
 from predictors.compute.checkpoint.accounting import FLOATS
 from predictors.compute.checkpoint.quantised.source import PlainTensors, log_quantised
-from predictors.compute.checkpoint.values import check_values
+from predictors.compute.checkpoint.values import check_magnitudes
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import Fp8Linear
 from predictors.errors import EngineFailed
@@ -147,7 +147,7 @@ def _fill(slots: dict[str, Tensor], opened: PlainTensors, stored: Mapping[str, s
         found, wanted = list(frames.shape), list(folded.shape)
         raise EngineFailed(f"weight {FRAMES} has shape {found}, the config asks for {wanted}")
     folded.copy_(frames)
-    check_values([*filled, (folded, stored[FRAMES])])
+    check_magnitudes([*filled, (folded, stored[FRAMES])])
 
 
 def _decoder_slots(decoder: Decoder) -> dict[str, Tensor]:

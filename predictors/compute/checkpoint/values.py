@@ -17,7 +17,7 @@ LARGEST = 1e6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_values(filled: Iterable[tuple[Tensor, str]]) -> None:
+def check_magnitudes(filled: Iterable[tuple[Tensor, str]]) -> None:
     """Raise `EngineFailed` for a weight with NaN, an infinity or a magnitude beyond `LARGEST`.
 
     `filled` are tensors with their stored names; fp8 values are bounded and not looked at. Waits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from predictors.compute.checkpoint.shards import Source
-from predictors.compute.checkpoint.values import check_values
+from predictors.compute.checkpoint.values import check_magnitudes
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import E4M3, RowScaled, quantize_rows
 from predictors.errors import EngineFailed
@@ -99,7 +99,7 @@ def _quantise(batch: list[tuple[RowScaled, Tensor, str]], stored: Source) -> Non
 
 def _copy(stored: Source, pairs: Sequence[tuple[Tensor, str]]) -> None:
     stored.copy_into(pairs)
-    check_values(pairs)
+    check_magnitudes(pairs)
 
 
 def derive_buffers(module: nn.Module, placement: Placement) -> None:
