@@ -247,6 +247,6 @@ def test_a_template_that_raises_is_the_callers_error(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{{ raise_exception('system goes first') }}"
-    monkeypatch.setattr(room.model._parts, "chat_template", template)
+    monkeypatch.setattr(room.model, "template", template)
     with pytest.raises(InvalidRequest, match="chat template"):
         room.inputs.prepare(chat("hi"))
