@@ -466,7 +466,7 @@ def test_a_part_passes_the_checks_of_a_folder(tmp_path: Path) -> None:
             FluxModel(FLUX, parts={part: folder})
         assert str(folder) not in failure.value.message
         with pytest.raises(ServingError) as described:  # what starts and `check` say
-            describe_folder(FLUX, Settings(), components={part: folder})
+            root.describe_folder(FLUX, Settings(), components={part: folder})
         assert described.value.message == failure.value.message
         return failure.value.message
 
