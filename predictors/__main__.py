@@ -183,11 +183,12 @@ def check(arguments: argparse.Namespace) -> int:
     from predictors.operators.check import check_report, exit_code
 
     settings = from_env(os.environ)
+    memory = None if arguments.memory is None else read_size(arguments.memory)
     folder = resolve_folder(arguments.folder, "check")
     components = _read_components(arguments.component, {"": folder}).get("")
     card = find_card_facts(settings.compute.device, os.environ)
-    if arguments.memory is not None:
-        card = replace(card, memory_bytes=read_size(arguments.memory), name="")
+    if memory is not None:
+        card = replace(card, memory_bytes=memory, name="")
     report = check_report(
         folder,
         architecture_of(folder),

@@ -13,6 +13,7 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
+    check_texts,
     is_real,
     read_json,
     shown,
@@ -73,6 +74,8 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
     for name, part in parts_of(config).items():
         if not isinstance(part, dict):
             raise EngineFailed(f"config.json: {name} is {shown(part)}, not an object")
+        check_texts(part, "config.json")
+    check_texts(config, "config.json")
     for name in OTHER_FILES:
         if (checkpoint / name).is_file():
             read_json(checkpoint, name, name)

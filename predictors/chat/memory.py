@@ -1,7 +1,7 @@
 """Device memory of a chat model: weights, KV pages and graphs, without torch.
 
 Weights and pages are counted exactly, as `limits` plans them. The room for graphs is measured
-(`limits.GRAPH_BYTES`).
+(`MEASURED_GRAPH_BYTES`).
 """
 
 from __future__ import annotations

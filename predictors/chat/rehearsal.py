@@ -67,6 +67,7 @@ class Rehearsal:
     pool: PagePool
     tokenizer: Any
 
+    @torch.no_grad()
     def run(self, what: str, work: ChatWork) -> None:
         """Read one prompt, choose a token, decode with it. Raises `EngineFailed` for features or
         logits that are not finite or all equal, and for a token that the tokenizer does not have;

@@ -119,7 +119,6 @@ class ChatRunner:
         choices = [part.choice for part in parts if part.choice is not None]
         return self._choose(self.prompt_logits(parts, width), choices)
 
-    @torch.no_grad()
     def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
         if self._placement.is_cuda:
@@ -204,7 +203,6 @@ class ChatRunner:
         logits = self.step_logits(rows)
         return self._choose(logits, [row.choice for row in rows])
 
-    @torch.no_grad()
     def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
         width = next(w for w in self.decode_widths if w >= len(rows))

@@ -20,7 +20,13 @@ from predictors.chat.folder import NAMED_TOKENS
 from predictors.chat.request import Message
 from predictors.chat.template_checks import check_template
 from predictors.chat.template_files import read_template
-from predictors.compute.checkpoint.folder import read_json, read_whole, reading
+from predictors.compute.checkpoint.folder import (
+    SPECIAL_TOKENS,
+    check_texts,
+    read_json,
+    read_whole,
+    reading,
+)
 
 SETTINGS = "tokenizer_config.json"
 
@@ -29,9 +35,9 @@ def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> None:
     """Raise `EngineFailed` for a template or a tokenizer that a start would refuse. `tokens` are
     `read_tokens`'s."""
     template = read_template(checkpoint)
+    special = _special_tokens(checkpoint)
     with reading("the tokenizer"):
         tokenizer = read_tokenizer(checkpoint)
-    special = _special_tokens(checkpoint)
 
     def tokens_of(messages: Sequence[Message]) -> list[int]:
         found: list[int] = tokenizer.encode(
@@ -76,7 +82,9 @@ def _named(added: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
 def _special_tokens(checkpoint: Path) -> dict[str, str]:
     """`eos_token` and the like, which templates may use by name."""
     found = {}
-    for name, token in _read_if_there(checkpoint, SETTINGS).items():
+    settings = _read_if_there(checkpoint, SETTINGS)
+    check_texts(settings, SETTINGS, SPECIAL_TOKENS)
+    for name, token in settings.items():
         written = token.get("content") if isinstance(token, Mapping) else token
         if name.endswith("_token") and isinstance(written, str):
             found[name] = written

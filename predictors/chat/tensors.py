@@ -105,7 +105,7 @@ def check_weights(
     """
     for component in (LANGUAGE, VISION):
         mine = {n: h for n, h in stored.items() if component_of(n) == component}
-        wanted = {n: ExpectedTensor(shape) for n, shape in expected.items() if n in mine}
+        wanted = {n: ExpectedTensor(expected[n]) for n in sorted(expected) if n in mine}
         if HEAD in mine:
             wanted.setdefault(HEAD, ExpectedTensor(expected.get(EMBEDDING)))
         check_tensors(component, mine, wanted, UNUSED)

@@ -41,7 +41,7 @@ class DiffusionWork:
         tokens = sum(
             prompt.num_tokens + self.plan.rows * self.plan.columns for prompt in self.prompts
         )
-        return tokens * len(self.plan.timesteps)
+        return tokens * self.plan.num_calls
 
     @property
     def tokens_read(self) -> tuple[int, int]:

@@ -15,18 +15,14 @@ import torch
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
-    BASE,
-    HIGH,
-    LOSSLESS,
     MAX_PROMPT_BYTES,
-    TIERS,
-    TURBO,
     ImageParameters,
     ImageRequest,
     Tiers,
     check_prompt,
     check_range,
 )
+from predictors.diffusion.tiers import choose_tiers
 from predictors.errors import InvalidRequest
 from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
@@ -37,7 +33,6 @@ CPU = torch.device("cpu")
 MAX_SCALE = 100
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
-NO_UNITS = "which this GPU does not multiply (compute capability 8.9 and later do)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,44 +235,11 @@ def make_limits(
 
 
 def make_tiers(settings: FluxSettings, device: torch.device, *, is_quantized: bool) -> Tiers:
-    """The tiers that a checkpoint, quantised or not, serves on `device`; raises `InvalidSetting`.
-
-    `auto` takes fp8 only where there are units for it. On the CPU, where fp8 is the slow reference
-    arithmetic, it has to be asked for.
-    """
-    has_units = has_fp8_units(device)
-    if device.type == "cuda" and is_quantized and not has_units:
-        raise InvalidSetting(f"the checkpoint is stored in fp8, {NO_UNITS}")
-    if settings.tiers == "auto":
-        fits = {LOSSLESS: not is_quantized, HIGH: is_quantized or has_units, TURBO: True}
-        loaded = tuple(tier for tier in TIERS if fits[tier])
-    else:
-        loaded = _named_tiers(settings.tiers)
-    if LOSSLESS in loaded and is_quantized:
-        raise InvalidSetting("flux.tiers has lossless, but the checkpoint is stored in fp8")
-    if HIGH in loaded and device.type == "cuda" and not has_units:
-        raise InvalidSetting(f"flux.tiers has high, which takes fp8, {NO_UNITS}")
-    default = settings.default_tier or loaded[0]
-    if default not in loaded:
-        raise InvalidSetting(
-            f"flux.default_tier is {default!r}, but flux.tiers are {', '.join(loaded)}"
-        )
-    tiers = Tiers(loaded, default, has_base=not is_quantized)
-    if settings.conditioning_precision == "fp8" and BASE in tiers.forms:
-        raise InvalidSetting(
-            "flux.conditioning_precision is fp8, which only tiers with fp8 weights may use; "
-            f"flux.tiers are {', '.join(loaded)}, possible are high, or high,turbo"
-        )
-    return tiers
-
-
-def _named_tiers(text: str) -> tuple[str, ...]:
-    named = {part.strip() for part in text.split(",") if part.strip()}
-    if not named or not named <= set(TIERS):
-        raise InvalidSetting(
-            f"flux.tiers must be auto, or of {', '.join(TIERS)}, comma-separated, not {text!r}"
-        )
-    return tuple(tier for tier in TIERS if tier in named)
+    """The tiers that a checkpoint serves on `device`; raises `InvalidSetting`."""
+    is_cuda = device.type == "cuda"
+    return choose_tiers(
+        settings, is_quantized=is_quantized, is_cuda=is_cuda, has_fp8=has_fp8_units(device)
+    )
 
 
 def _default_size(config: CheckpointConfig, settings: FluxSettings) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from predictors.compute.checkpoint.summary import (
     assignments,
     gibibytes,
 )
-from predictors.diffusion.request import HIGH, LOSSLESS, TIERS, TURBO
+from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
+from predictors.diffusion.tiers import choose_tiers
 from predictors.settings import FluxSettings
 
 WORK_BYTES = int(3.3 * 2**30)
@@ -107,17 +108,15 @@ def _settings_of(tiers: tuple[str, ...], is_narrow: bool) -> dict[str, str]:
 def _chosen_forms(
     settings: FluxSettings, weights: PictureWeights, card: CardFacts
 ) -> tuple[bool, bool, bool]:
-    """The key of `FORMS` that the settings choose on `card`."""
-    is_narrow = settings.conditioning_precision == "fp8"
-    named = {part.strip() for part in settings.tiers.split(",")} & set(TIERS)
-    if settings.tiers == "auto":
-        return (
-            not weights.is_quantized,
-            weights.is_quantized or card.has_fp8 is not False,
-            is_narrow,
-        )
-    has_fp8 = HIGH in named or weights.is_quantized
-    return LOSSLESS in named or not has_fp8, has_fp8, is_narrow
+    """The key of `FORMS` that the settings choose on `card`. Raises `InvalidSetting` as a start."""
+    tiers = choose_tiers(
+        settings,
+        is_quantized=weights.is_quantized,
+        is_cuda=card.memory_bytes is not None,
+        has_fp8=card.has_fp8 is not False,
+    )
+    forms = tiers.forms
+    return BASE in forms, FP8 in forms, settings.conditioning_precision == "fp8"
 
 
 def _judged(option: ServingOption, card: CardFacts) -> ServingOption:

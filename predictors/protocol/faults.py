@@ -82,9 +82,7 @@ _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 
 # OpenAI's clients repeat every 5xx twice unless `x-should-retry` forbids it. After these a
 # repetition costs the same again and most likely fails again.
-REPEATS_ITS_COST = frozenset(
-    {"deadline_exceeded", "job_failed", "out_of_memory", "internal_error", "not_supported"}
-)
+REPEATS_ITS_COST = frozenset({"deadline_exceeded", "job_failed", "out_of_memory", "internal_error"})
 
 
 @dataclass(frozen=True, slots=True)

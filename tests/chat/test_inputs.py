@@ -56,6 +56,14 @@ def test_max_tokens_is_the_setting_cut_to_the_context() -> None:
     assert short.inputs.prepare(chat("hi", max_tokens=None)).max_tokens == 7
 
 
+def test_a_chats_cost_follows_the_length_of_answer_and_prompt() -> None:
+    room = Room.open(slots=1, max_context=512)
+    short, long = (room.inputs.prepare(chat("hi", max_tokens=n)) for n in (1, 100))
+    assert long.cost - short.cost == 99
+    wordy = room.inputs.prepare(chat("word " * 200, max_tokens=1))
+    assert short.cost < wordy.cost < long.cost
+
+
 def test_too_long_a_prompt_or_answer_is_refused_with_the_numbers() -> None:
     room = Room.open(slots=1, max_context=64)
     with pytest.raises(InvalidRequest, match=r"length is 64 tokens\. However, .* in \d+ tokens"):
@@ -239,6 +247,6 @@ def test_a_template_that_raises_is_the_callers_error(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{{ raise_exception('system goes first') }}"
-    monkeypatch.setattr(room.model._parts, "chat_template", template)
+    monkeypatch.setattr(room.model, "template", template)
     with pytest.raises(InvalidRequest, match="chat template"):
         room.inputs.prepare(chat("hi"))

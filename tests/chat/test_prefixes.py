@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import page_names
 from predictors.chat.limits import shares_prefixes
-from predictors.chat.request import ChatRequest, Message, Picture, Sampling
+from predictors.chat.request import ChatRequest, Message, Picture, PixelBounds, Sampling
 from predictors.chat.runner import ChatRunner, PromptPart
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import Placement
@@ -228,3 +228,22 @@ def test_prefixes_are_kept_on_a_gpu_unless_history_must_not_matter(
 
 def test_prefixes_are_not_kept_by_default_on_the_cpu(wild: Room) -> None:
     assert wild.pool.num_named == 0
+
+
+def test_one_file_at_two_budgets_shares_what_is_before_it_and_no_more(
+    wild: Room, sharing: Room
+) -> None:
+    def at(most: int) -> ChatRequest:
+        picture = Picture(png(31, 200, 200), bounds=PixelBounds(3136, most))
+        turn = Message("user", (picture, "what is this?"))
+        return ChatRequest((SYSTEM, turn), SAMPLED, 0, max_tokens=8, ignore_eos=True)
+
+    small, large = at(112 * 112), at(200 * 200)
+    expected = [wild.answer(small), wild.answer(large)]
+    assert expected[0] != expected[1]
+    for _ in range(2):
+        assert [sharing.answer(small), sharing.answer(large)] == expected
+    first, second = (page_names(sharing.inputs.prepare(each), 8) for each in (small, large))
+    start = sharing.inputs.prepare(small).pictures[0].start
+    same = [a == b for a, b in zip(first, second, strict=False)]
+    assert same == [8 * (page + 1) <= start for page in range(len(first))]

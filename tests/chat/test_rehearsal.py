@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from predictors.chat.checkpoint import PROBES
 from predictors.chat.rehearsal import Rehearsal, conversations
+from predictors.chat.template_checks import PROBES
 from predictors.errors import EngineFailed
 from predictors.models.qwen3_vl.model import Qwen3VLModel
 from tests.chat.room import Room, chat, png

@@ -58,3 +58,9 @@ def test_pictures_of_other_weights_have_another_shape() -> None:
         "turbo": (16, 4, 4, "fp8"),
     }
     assert prepare("turbo").shape == prepare(None).shape == (16, 4, 4, "base")
+
+
+def test_a_pictures_cost_follows_its_steps_and_tokens() -> None:
+    one, four, turbo = prepare("lossless", 1), prepare("lossless", 4), prepare("turbo", 28)
+    assert four.cost == 4 * one.cost > 0
+    assert turbo.cost == int(sum(plan_calls(28))) * one.cost

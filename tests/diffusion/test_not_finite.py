@@ -174,9 +174,9 @@ def test_a_picture_of_one_colour_that_is_not_gray_fails_the_start() -> None:
 def test_a_text_encoder_that_reads_nothing_fails_the_start(part: str) -> None:
     driver = open_driver()
     own = parts(driver)
-    embedding = own.t5.shared if part == "t5" else own.clip.embeddings.token_embedding
+    layer = own.t5.shared if part == "t5" else own.clip.final_layer_norm
     with torch.inference_mode():
-        nn.init.zeros_(embedding.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
     with pytest.raises(EngineFailed, match="embeddings of two warm-up prompts are equal"):
         driver.engine.warm(lambda *_: None)
 

@@ -19,6 +19,8 @@ from predictors.protocol.openai.fields import DescribedRule
 from predictors.protocol.openai.images_body import ImagesBody, read_images_body
 from predictors.protocol.openai.picture_files import MAX_FILES
 from predictors.settings import ServerSettings, Settings
+from tests.http.echo import png, serving, small_settings
+from tests.http.openai_echo import Artist, words
 from tests.protocol.openai.doubles import CHAT as CHAT_ROUTE
 from tests.protocol.openai.doubles import IMAGES, Chatter, Painter, Wire, application, post
 
@@ -350,6 +352,24 @@ async def test_the_access_log_does_not_have_an_address(caplog: pytest.LogCapture
     assert path.rpartition("/")[2] not in str(vars(record))
 
 
+def test_a_picture_by_address_is_fetched_over_a_real_connection() -> None:
+    own = small_settings(server={"public_url": "https://pictures.example.com/flux"})
+    with serving(Artist("flux", words(), own), settings=own) as running, running.client() as http:
+        body = {"model": "flux", "prompt": "a", "response_format": "url"}
+        entry = http.post("/v1/images/generations", json=body).json()["data"][0]
+        path = entry["url"].removeprefix("https://pictures.example.com/flux")
+        got, head = http.get(path), http.head(path)
+        assert got.content == png()
+        assert head.content == b""
+        for answer in (got, head, http.head(f"{path}/")):
+            assert answer.headers["content-length"] == str(len(png()))
+            assert answer.headers["content-type"] == "image/png"
+        assert http.get(path, headers={"origin": "https://evil.example"}).status_code == 403
+        for wrong in ("x", "..", "%2e%2e", path.rpartition("/")[2][:-1], "a" * 5000):
+            assert http.get(f"/v1/images/files/{wrong}").status_code in {404, 421}, wrong
+        assert http.post(path).status_code == 405
+
+
 # -- the names of models ---------------------------------------------------------------------------
 @pytest.mark.parametrize("path", [CHAT_ROUTE, IMAGES])
 async def test_a_body_without_a_model_is_told_the_models_of_its_route(path: str) -> None:
@@ -373,7 +393,7 @@ async def test_a_prompt_that_does_not_fit_has_openais_code_and_both_numbers() ->
     assert wire.error["message"] == (
         "This model's maximum context length is 4096 tokens. However, you requested 5512 tokens "
         "(5000 in the messages, 512 in the completion). Please reduce the length of the messages "
-        "or max_tokens (context_length_exceeded)."
+        "or max_tokens. (context_length_exceeded)"
     )
 
 

@@ -15,7 +15,6 @@ from predictors.chat.request import PixelBounds
 from predictors.chat.template_files import read_template
 from predictors.errors import EngineFailed
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
-from predictors.models.qwen3_vl.model import Qwen3VLModel
 from tests.chat.room import Room, chat, png
 from tests.variants import QWEN, Change, config, variant, without, write
 
@@ -103,12 +102,6 @@ def test_a_processor_config_holds_the_same(tmp_path: Path, answer: list[int]) ->
     for file in ("processor_config.json", "chat_template.jinja"):
         shutil.copy(tmp_path / "saved" / file, folder / file)
     assert Room.open(folder, slots=1).answer(chat("Describe this picture.", png(1))) == answer
-
-
-def test_qwen3_vl_has_defaults_of_its_own() -> None:
-    """Another patch and another mean than the class that both use."""
-    assert Qwen3VLModel.image_defaults["image_mean"] == (0.5, 0.5, 0.5)
-    assert Qwen3VLModel.image_defaults["patch_size"] == 16
 
 
 # -- chat templates --------------------------------------------------------------------------------

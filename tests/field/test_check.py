@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from predictors import __main__ as root
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.errors import ServingError
-from predictors.settings import FluxSettings, Settings
+from predictors.models.flux.model import FluxModel
+from predictors.models.qwen2_5_vl.model import make_predictor
+from predictors.settings import ComputeSettings, FluxSettings, QwenVLSettings, Settings
 from tests.fakes import PATIENCE_S
 from tests.field import card_table
 from tests.full_size import QWEN_7B, flux_dev_folder, qwen_folder, write_sparse
@@ -260,7 +262,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     return {source: variant(source, place / source.name) for source in (FLUX, QWEN)}
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=30)
 @given(st.sampled_from(CONFIGS), st.data())
 def test_a_config_with_a_value_of_any_type_is_a_sentence(
     copies: dict[Path, Path], chosen: tuple[Path, str], data: st.DataObject
@@ -283,7 +285,7 @@ def test_a_config_with_a_value_of_any_type_is_a_sentence(
         target.symlink_to(source / file)
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=30)
 @given(st.binary(max_size=300), st.booleans())
 def test_weights_of_any_bytes_are_a_sentence(
     copies: dict[Path, Path], raw: bytes, is_framed: bool
@@ -334,6 +336,26 @@ def test_a_folder_of_another_kind_is_described_as_far_as_it_can_be(tmp_path: Pat
             "stored_values": {"BF16": 32}, "quantisation": "",
         }
     ]  # fmt: skip
+
+
+# -- served folders are served ---------------------------------------------------------------------
+def test_what_check_calls_served_is_not_refused_by_the_start(tmp_path: Path) -> None:
+    """The damages of `DAMAGES` that `check` takes for a file that is not needed."""
+    for file in sorted(NOT_NEEDED):
+        source = FLUX if "/" in file else QWEN
+        name = "an empty object" if file.startswith("scheduler") else "missing"
+        folder = variant(source, tmp_path / str(len(list(tmp_path.iterdir()))))
+        DAMAGES[name](folder / file)
+        assert described(folder) == "", file
+        if source is FLUX:
+            FluxModel(folder)
+        else:
+            make_predictor("q", folder, SMALL).stop()
+
+
+SMALL = Settings(
+    compute=ComputeSettings(device="cpu"), qwen_vl=QwenVLSettings(slots=1, max_context=128)
+)
 
 
 # -- docs/your-own-models.md -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from predictors.errors import EngineFailed, ServingError
 from predictors.serving.lifecycle import State
 from predictors.settings import ComputeSettings, FluxSettings, QwenVLSettings, Settings
 from tests.fakes import PATIENCE_S
-from tests.variants import FLUX, QWEN, Tensors, plain_message, recast, variant, weights
+from tests.variants import FLUX, QWEN, Tensors, recast, short_message, variant, weights
 
 SMALL = Settings(
     compute=ComputeSettings(device="cpu"),
@@ -97,13 +97,13 @@ def refused(folder: Path) -> str:
     try:
         predictor: BasePredictor[object, object, object] = build("m", folder, SMALL, None)  # type: ignore[arg-type]
     except ServingError as failure:
-        return plain_message(failure, folder)
+        return short_message(failure, folder)
     try:
         with pytest.raises(EngineFailed) as failed:
             predictor.load()
         assert predictor.host.state is State.FAILED
         assert not predictor.ready
-        return plain_message(failed.value, folder)
+        return short_message(failed.value, folder)
     finally:
         predictor.stop()
 

@@ -13,8 +13,10 @@ import torch
 
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
+from predictors.errors import InvalidRequest
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.folder import part_folders
+from predictors.models.flux.quantize import quantize_checkpoint
 from predictors.models.flux.weights import load_parts
 from tests.compute.checkpoint.quantised.folders import dequantised, quantised
 from tests.compute.checkpoint.quantised.writers import METHODS, Method, awq
@@ -119,6 +121,14 @@ def test_a_transformer_that_was_cast_as_a_whole_is_served(
     found = load(variant(FLUX, tmp_path / "stored", cast(kind)))
     wanted = load(variant(FLUX, tmp_path / "plain", cast(torch.float32)))
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_quantised_transformer_is_not_quantised_again(tmp_path: Path) -> None:
+    file, linears, method = CASES["transformer in nested nf4"]
+    folder = variant(FLUX, tmp_path / "c", quantised(file, linears, method, CONFIGS[file]))
+    with pytest.raises(InvalidRequest, match=r"quantised already \(bitsandbytes nf4\)"):
+        quantize_checkpoint(folder, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 def test_our_own_fp8_folder_stays_in_fp8(tmp_path: Path) -> None:

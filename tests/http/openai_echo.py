@@ -41,7 +41,7 @@ class Artist(TaskPredictor):
         answers = await self.run([row] * body.n, call)
         file = base64.b64encode(png()).decode("ascii")
         data = [{"b64_json": file, "seed": i} for i, _ in enumerate(answers)]
-        return {"created": 1, "data": data, "size": "8x8"}
+        return {"created": 1, "data": data, "size": "8x8", "output_format": "png"}
 
 
 class Writer(TaskPredictor):

@@ -164,6 +164,13 @@ class Held:
             messages: Any = [{"role": "user", "content": said}]
             return client.chat.completions.create(model="held", messages=messages, **more)
 
+    def stream(self, said: str, **more: Any) -> list[Any]:
+        """All chunks of a streamed completion."""
+        messages: Any = [{"role": "user", "content": said}]
+        with client_of(self.running) as client:
+            asked = {"model": "held", "messages": messages, "stream": True} | more
+            return list(client.chat.completions.create(**asked))
+
     def ask_until_accepted(self, pool: ThreadPoolExecutor) -> Future[Any]:
         """Request a completion in a thread; returns once the job is queued."""
         asked = pool.submit(self.ask)
@@ -221,7 +228,7 @@ def test_a_deadline_in_the_queue_is_504_and_never_starts() -> None:
         assert refused.value.code == "deadline_exceeded"
         assert refused.value.response.headers["x-should-retry"] == "false"
         with pytest.raises(openai.APIError) as failed:  # its status was sent before
-            list(model.ask("late", stream=True, extra_headers=soon))
+            model.stream("late", extra_headers=soon)
         assert failed.value.code == "deadline_exceeded"
         model.engine.open()
         first.result(PATIENCE_S)
@@ -238,7 +245,7 @@ def test_a_failing_job_is_an_internal_server_error_and_the_next_is_served() -> N
         assert refused.value.response.headers["x-should-retry"] == "false"
         assert "secret" not in refused.value.response.text
         with pytest.raises(openai.APIError) as failed:
-            list(model.ask("bad", stream=True))
+            model.stream("bad")
         assert failed.value.code == "job_failed"
         assert "secret" not in failed.value.message
         assert model.ask().choices[0].message.content == "hello:1"

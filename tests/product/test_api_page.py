@@ -32,6 +32,7 @@ from tests.http.echo import PATIENCE_S, Running
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAME = re.compile(r"`([a-z_0-9]+)`")
+MODEL = re.compile(r"{(?:name|model)(?::model)?}")
 FIELDS = {"Pictures": images_body.OWN_FIELDS, "Chat": chat_body.OWN_FIELDS}
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -70,7 +71,7 @@ def names(title: str) -> set[str]:
 def test_every_route_is_in_the_list_and_none_besides() -> None:
     registry = Registry([], Settings())
     served = {
-        f"{method} {re.sub('{(name|model)}', '{model}', route.path)}".replace("{version}", "1")
+        f"{method} {MODEL.sub('{model}', route.path)}".replace("{version}", "1")
         for make in (v2_routes, openai_routes, openapi_routes)
         for route in make(registry)
         if isinstance(route, Route)

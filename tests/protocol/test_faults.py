@@ -127,7 +127,6 @@ def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:
         errors.DeadlineExceeded,
         errors.StepFailed,
         errors.OutOfMemory,
-        errors.NotSupported,
     }
     assert dict(fault_of(KeyError("a bug")).headers)["x-should-retry"] == "false"
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,21 @@ def check_numbers(
         value = config[name]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise EngineFailed(f"{where}: {name} is {shown(value)}; possible are {least} to {most}")
+
+
+SPECIAL_TOKENS = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
+TEXTS = ("transformers_version", "dtype", "torch_dtype", "hidden_act")
+
+
+def check_texts(config: Mapping[str, Any], where: str, names: Sequence[str] = TEXTS) -> None:
+    """Raise `EngineFailed` for a value that is there and is no text. A token may be an object with
+    its text as `content`."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, Mapping) and name in SPECIAL_TOKENS:
+            value = value.get("content", value)
+        if value is not None and not isinstance(value, str):
+            raise EngineFailed(f"{where}: {name} is {shown(value)}, not a text")
 
 
 def check_rules(rules: Mapping[str, bool], where: str) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from predictors.compute.checkpoint.summary import CardFacts
 from predictors.compute.watch.nvml import open_library
@@ -53,10 +53,10 @@ def _by_library(index: int) -> CardFacts | None:
         return None
 
 
-def _by_command(index: int, command: Sequence[str] = QUERY) -> CardFacts | None:
+def _by_command(index: int) -> CardFacts | None:
     try:
         found = subprocess.run(
-            [*command, f"--id={index}"],
+            [*QUERY, f"--id={index}"],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

@@ -20,6 +20,7 @@ from predictors.compute.checkpoint.folder import (
     COUNT,
     WIDTH,
     check_numbers,
+    check_texts,
     is_real,
     read_json,
     shown,
@@ -143,6 +144,7 @@ def check_folder(
         for level in (config, config.get("text_config")):
             if isinstance(level, dict):
                 check_numbers(level, where, NUMBERS[part])
+                check_texts(level, where)
         if part != "scheduler":
             read_quantisation(config, folders[part], part, partial(witness, folders[part]))
     _check_scheduler(configs["scheduler"])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.checkpoint.quantised.source import PlainTensors
 from predictors.compute.kernels.fp8 import Fp8Linear, quantize_rows
 from predictors.errors import InvalidRequest
 from predictors.models.flux.config import read_checkpoint
@@ -53,7 +53,12 @@ def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
     config, _ = read_checkpoint(source, variant=variant)
     if config.is_quantized:
         raise InvalidRequest(f"{source.name} is quantised already")
-    with Shards(source / PART, variant) as stored:
+    with PlainTensors(source / PART, PART, variant) as stored:
+        if method := stored.quantised.method:
+            raise InvalidRequest(
+                f"the transformer of {source.name} is quantised already ({method}); quantize takes "
+                "unquantised weights"
+            )
         tensors: dict[str, Tensor] = {}
         narrow = _narrow_names(config.shape)
         for name in stored:

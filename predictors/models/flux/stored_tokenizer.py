@@ -11,7 +11,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from predictors.compute.checkpoint.folder import read_json, read_whole
+from predictors.compute.checkpoint.folder import (
+    SPECIAL_TOKENS,
+    check_texts,
+    read_json,
+    read_whole,
+)
 
 SETTINGS = "tokenizer_config.json"
 NO_LENGTH = int(1e30)  # as transformers has it where none is given
@@ -29,6 +34,7 @@ class StoredTokenizer:
     def __init__(self, folder: Path, *, end: str, pad: str) -> None:
         settings = _read_if_there(folder, SETTINGS)
         special = _read_if_there(folder, "special_tokens_map.json")
+        check_texts(settings, f"{folder.name}/{SETTINGS}", SPECIAL_TOKENS)
         length = settings.get("model_max_length", NO_LENGTH)
         self.model_max_length = length if isinstance(length, int | float) else NO_LENGTH
         self.eos_token = _token("eos_token", (settings, special), end)

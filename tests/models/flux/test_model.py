@@ -36,4 +36,5 @@ def test_a_prompt_has_the_ids_of_both_tokenizers_and_counts_its_tokens(
     theirs = t5(text, padding="max_length", max_length=16, truncation=True).input_ids
     assert t5_ids.tolist() == [theirs]
     assert prompt.num_read == min(len(t5(text).input_ids), 16)
+    assert prompt.num_read + prompt.num_unread == len(t5(text).input_ids)
     assert (prompt.key, prompt.num_tokens) == ((text, 16), 16)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from predictors.compute.checkpoint.values import check_values
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
-from predictors.errors import StepFailed
+from predictors.errors import EngineFailed, StepFailed
 from predictors.models.flux.model import FluxModel
 from tests.diffusion.driver import CHECKPOINT, FAST, EngineDriver, drive_model, picture
 
@@ -112,3 +113,14 @@ def test_fp8_conditioning_is_captured_too_and_stays_near_a_cpus(fast: EngineDriv
     assert narrow.engine.describe()["captures_after_ready"] == 0
     assert narrow.engine.describe()["recompilations_after_ready"] == 0
     narrow.engine.close()
+
+
+@pytest.mark.gpu
+def test_damaged_values_are_found_on_the_device() -> None:
+    sound = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    check_values([(sound, "sound"), (sound.to(torch.float8_e4m3fn), "narrow")])
+    for value in (float("nan"), float("-inf"), -1e30):
+        broken = sound.clone()
+        broken[3, 5] = value
+        with pytest.raises(EngineFailed, match="tensor broken holds"):
+            check_values([(sound, "sound"), (broken, "broken")])

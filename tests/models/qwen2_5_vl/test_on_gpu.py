@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from predictors.chat.rehearsal import Rehearsal, conversations
 from predictors.chat.request import Sampling
+from predictors.chat.template_checks import PROBES
+from predictors.errors import EngineFailed
 from tests.chat.reference import Reference
 from tests.chat.room import CHECKPOINT, Room, chat, png, tokens_of
 from tests.chat.test_not_finite import SAMPLINGS, failed
@@ -62,6 +66,23 @@ def test_pictures_resized_on_the_device_are_described_alike(reference: Reference
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 15
 
 
+def test_mixed_traffic_makes_the_host_wait_for_nothing_and_captures_nothing(gpu: Room) -> None:
+    drawn = Sampling(temperature=1.0, top_k=20, frequency_penalty=0.3)
+    requests = [
+        dataclasses.replace(request, sampling=drawn if i % 3 else request.sampling, seed=i)
+        for i, request in enumerate(pairs()[10:40])
+    ]
+    jobs = [gpu.job(request) for request in requests]
+    with no_host_syncs():
+        while jobs or gpu.engine.busy:
+            while jobs and gpu.engine.admit(jobs[0]):
+                jobs.pop(0)
+            gpu.engine.step(gpu.engine.active)
+    assert gpu.engine.guard.check() == 0
+    assert gpu.engine._graphs.count_after_ready == 0
+
+
+# after the others: a second engine compiles, which the first one's guard counts
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def sharing(request: pytest.FixtureRequest) -> Iterator[Room]:
     """Prompts share pages; pictures are resized on the device."""
@@ -100,17 +121,20 @@ def test_a_row_that_is_not_finite_fails_alone_in_every_sampler(sharing: Room, wa
     assert room.engine._graphs.count_after_ready == 0
 
 
-def test_mixed_traffic_makes_the_host_wait_for_nothing_and_captures_nothing(gpu: Room) -> None:
-    drawn = Sampling(temperature=1.0, top_k=20, frequency_penalty=0.3)
-    requests = [
-        dataclasses.replace(request, sampling=drawn if i % 3 else request.sampling, seed=i)
-        for i, request in enumerate(pairs()[10:40])
-    ]
-    jobs = [gpu.job(request) for request in requests]
-    with no_host_syncs():
-        while jobs or gpu.engine.busy:
-            while jobs and gpu.engine.admit(jobs[0]):
-                jobs.pop(0)
-            gpu.engine.step(gpu.engine.active)
-    assert gpu.engine.guard.check() == 0
-    assert gpu.engine._graphs.count_after_ready == 0
+def test_the_conversations_of_the_warm_up_run_in_its_graphs(sharing: Room) -> None:
+    own = Rehearsal(sharing.runner, sharing.pictures, sharing.pool, sharing.model.tokenizer)
+    works = dict(conversations("test", sharing.model, sharing.inputs, on_device=True))
+    for what, work in works.items():
+        own.run(what, work)
+    assert list(works) == list(PROBES)
+    assert sharing.engine.guard.check() == 0
+    assert sharing.engine._graphs.count_after_ready == 0
+    damaged = Rehearsal(sharing.runner, sharing.pictures, sharing.pool, sharing.model.tokenizer)
+    norm = sharing.runner._decoder.norm.weight
+    kept = norm.detach().clone()
+    with torch.no_grad():
+        for value, said in ((0.0, "are all equal"), (float("nan"), "are not finite")):
+            norm.fill_(value)
+            with pytest.raises(EngineFailed, match=said):
+                damaged.run("a turn of text", works["a turn of text"])
+        norm.copy_(kept)

@@ -13,7 +13,9 @@ from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.models.qwen3_vl.model import Qwen3VLModel
 from predictors.settings import ComputeSettings
+from tests.chat.room import Room, chat, png
 from tests.models.qwen3_vl.checkpoint import PREPROCESSOR, TEXT
+from tests.models.qwen3_vl.conftest import open_room
 from tests.variants import (
     Change,
     Refused,
@@ -102,7 +104,6 @@ CONFIGS: Refused = {
         preprocessor(image_processor_type="ViTImageProcessor"),
         ("image_processor_type is 'ViTImageProcessor'",),
     ),
-    "no preprocessor": (without("preprocessor_config.json"), ("preprocessor_config.json",)),
     "no chat tokens": (
         config("config.json", image_token_id=1),
         ("image_token_id is 1, the tokenizer's <|image_pad|> 812",),
@@ -176,3 +177,12 @@ def test_a_tensor_without_its_place_is_refused_by_name(
     message = plain_message(failure.value, folder)
     for words in said:
         assert words in message
+
+
+def test_without_a_preprocessor_pictures_are_prepared_as_the_release_does(
+    checkpoint: Path, room: Room, tmp_path: Path
+) -> None:
+    """Not as the class that it shares with Qwen2.5-VL: that has other patches and another mean."""
+    bare = variant(checkpoint, tmp_path / "c", without("preprocessor_config.json"))
+    asked = chat("Describe this picture.", png(1, 256, 256))  # the least that the release reads
+    assert open_room(bare).answer(asked) == room.answer(asked)

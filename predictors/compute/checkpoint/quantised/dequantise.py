@@ -1,7 +1,7 @@
 """The weights that quantised layers stand for. All arithmetic is in float32, on one device.
 
-`read` gives a stored tensor on that device. Results are float32; at most three tensors of the
-weight's size exist at a time, two of them in a byte or two per value.
+`read` gives a stored tensor on that device. Results are float32. Beside the result there is at most
+one more tensor of its size, where columns are reordered, and narrow ones.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _awq(layer: AwqLayer, read: Read) -> Tensor:
         for role in ("words", "zero")
     )
     scales = _finite(layer, "scale", read).t()
-    return _grouped(layer, values.t().float(), scales, zeros.t().float(), read)
+    return _grouped(layer, values.t().contiguous().float(), scales, zeros.t().float(), read)
 
 
 @dequantised.register
