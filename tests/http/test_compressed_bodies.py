@@ -132,6 +132,7 @@ def test_a_bomb_is_a_413_on_every_route(client: httpx.Client, size: int) -> None
         (b"{}", "not valid gzip data"),
         (gzip.compress(b"{") * 5000, "more than 4096 gzip members"),
     ],
+    ids=["cut short", "bytes behind the end", "not compressed", "many members"],
 )
 @pytest.mark.parametrize("path", [INFER, "/v1/chat/completions", "/v2/repository/index"])
 def test_broken_data_are_a_400(client: httpx.Client, path: str, raw: bytes, words: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from predictors.compute.checkpoint.values import check_values
+from predictors.compute.checkpoint.values import check_magnitudes
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, StepFailed
@@ -118,9 +118,9 @@ def test_fp8_conditioning_is_captured_too_and_stays_near_a_cpus(fast: EngineDriv
 @pytest.mark.gpu
 def test_damaged_values_are_found_on_the_device() -> None:
     sound = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
-    check_values([(sound, "sound"), (sound.to(torch.float8_e4m3fn), "narrow")])
+    check_magnitudes([(sound, "sound"), (sound.to(torch.float8_e4m3fn), "narrow")])
     for value in (float("nan"), float("-inf"), -1e30):
         broken = sound.clone()
         broken[3, 5] = value
         with pytest.raises(EngineFailed, match="tensor broken holds"):
-            check_values([(sound, "sound"), (broken, "broken")])
+            check_magnitudes([(sound, "sound"), (broken, "broken")])

@@ -58,6 +58,20 @@ def test_a_weight_is_rounded_once_to_the_serving_type(tmp_path: Path, method: st
     assert torch.equal(target, written.weight.bfloat16())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_gpu_makes_the_same_weight(tmp_path: Path, method) -> None:
+    written = method.write(WEIGHT)
+    folder = folder_of(tmp_path / "c", layer("a", written.stored), method.config)
+    exact = torch.empty(160, 192, device="cuda")
+    served = torch.full((170, 192), 7.0, device="cuda", dtype=torch.bfloat16)
+    with PlainTensors(folder, "it") as opened:
+        opened.copy_into([(exact, "a.weight"), (served[5:165], "a.weight")])
+    assert torch.equal(exact.cpu(), written.weight)
+    assert torch.equal(served[5:165].cpu(), written.weight.bfloat16())
+    assert bool((served[:5] == 7).all())
+
+
 # -- packings, spelt by hand -----------------------------------------------------------------------
 def test_awq_puts_even_features_into_the_low_half_of_a_word(tmp_path: Path) -> None:
     values = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [15, 0, 14, 1, 13, 2, 12, 3]])
