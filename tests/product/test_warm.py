@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.product.conftest import CHECKPOINTS
+from tests.variants import Change, variant, weights, write
 
 FORGOTTEN = {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "PREDICTORS_COMPUTE_COMPILE"}
 SMALL = {
@@ -82,12 +84,24 @@ def test_a_folder_that_would_keep_nothing_is_refused(wrong: str, kept: Path) -> 
     assert done.stdout == ""
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_an_exit_code_and_a_sentence(tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(CHECKPOINTS / "shapes-qwen-vl", broken)
-    for weights in broken.glob("*.safetensors"):
-        weights.write_bytes(b"")
-    done = warm(f"--model=qwen-vl={broken}")
-    assert done.returncode != 0
-    assert "error: qwen-vl can't be warmed: " in done.stderr.splitlines()[-1]
+def nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.weight"].fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (write("model.safetensors", ""), "error: broken/model.safetensors is broken or cut short"),
+        (weights("model.safetensors", nan), "error: qwen-vl can't be warmed: "),
+    ],
+    ids=["refused before it is loaded", "found out by the warm-up"],
+)
+def test_a_checkpoint_that_cannot_be_loaded_is_an_exit_code_and_a_sentence(
+    tmp_path: Path, change: Change, said: str
+) -> None:
+    done = warm(
+        f"--model=qwen-vl={variant(CHECKPOINTS / 'shapes-qwen-vl', tmp_path / 'broken', change)}"
+    )
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
     assert done.stdout == ""
