@@ -129,8 +129,8 @@ def test_data_behind_the_end_are_refused(name: str, more: bytes) -> None:
         (TEXT, "gzip"),
         (TEXT, "deflate"),
         (zlib.compress(TEXT), "gzip"),
-        (gzip.compress(TEXT), "deflate"),
-        (gzip.compress(TEXT)[:-8] + b"\x00" * 8, "gzip"),  # a wrong checksum
+        (gzip.compress(TEXT, mtime=0), "deflate"),
+        (gzip.compress(TEXT, mtime=0)[:-8] + b"\x00" * 8, "gzip"),  # a wrong checksum
         (zlib.compress(TEXT)[:-4] + b"\x00" * 4, "deflate"),
         (b"\x78\xbb" + b"\x00" * 8, "deflate"),  # needs a dictionary
         (b"\x00" * 100, "deflate"),
