@@ -40,9 +40,8 @@ from predictors.settings import ImageLimits, QwenVLSettings
 PICTURE_CACHE_BYTES = 64 * 2**20
 """Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
-
-
 PROMPT_TOKENS_PER_STEP = 32
+"""Prompt tokens that take about as long as one decode step."""
 
 
 @dataclass(frozen=True, slots=True)

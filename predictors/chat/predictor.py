@@ -121,12 +121,12 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
             async with self._decoded(self.workers, picture, num_bytes) as pixels:
-                found_here = (picture, digest, pixels)
+                decoded = (picture, digest, pixels)
                 if is_last:  # together with the next stage: one thread hop less
-                    rest = (request, prepared, *found_here)
+                    rest = (request, prepared, *decoded)
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
-                prepared.append(await self.off_loop(cut, *found_here, is_large=is_large))
+                prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
         return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
 
     @asynccontextmanager

@@ -13,9 +13,7 @@ import torch
 from predictors.chat.rehearsal import Rehearsal, conversations
 from predictors.chat.template_checks import PROBES
 from predictors.errors import EngineFailed
-from predictors.models.qwen3_vl.model import Qwen3VLModel
 from tests.chat.room import Room, chat, png
-from tests.models.qwen3_vl.checkpoint import write_checkpoint
 
 
 def rehearsal(room: Room) -> Rehearsal:
@@ -69,11 +67,6 @@ def test_it_looks_at_the_logits_that_a_job_would_have(
         told.append(job._chunks[0].tokens[0])
     assert seen[::2] == told
     assert len(seen) == 2 * len(PROBES)
-
-
-def test_a_model_with_deepstack_is_tried_alike(tmp_path: Path) -> None:
-    room = Room.open(write_checkpoint(tmp_path / "c"), make_model=Qwen3VLModel, slots=1)
-    assert rehearse(room) == list(PROBES)
 
 
 def test_a_likeliest_token_beyond_the_tokenizer_fails_the_start(small: Room) -> None:

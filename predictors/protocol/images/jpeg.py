@@ -51,7 +51,7 @@ def read_frame(raw: bytes) -> JpegFrame | None:
 def clean_jpeg(raw: bytes) -> CleanFile:
     """The file up to the end of its first picture, without colour profiles, previews and comments.
 
-    A film or a second picture behind it, as phones write them, is cut off. Raises `InvalidRequest`
+    A video or a second picture behind it, as phones write them, is cut off. Raises `InvalidRequest`
     for a header without a scan, and for too many scans or segments.
     """
     kept, orientation, has_xmp = [raw[:2]], None, False
