@@ -22,7 +22,7 @@ from transformers import T5EncoderModel
 
 from predictors import __main__ as root
 from predictors.cli.arguments import named_components, named_paths
-from predictors.compute.checkpoint.headers import weight_files
+from predictors.compute.checkpoint.headers import read_headers, weight_files
 from predictors.compute.checkpoint.layout import (
     advice,
     announce_weights,
@@ -528,3 +528,17 @@ def test_the_log_says_which_parts_are_from_elsewhere(caplog: pytest.LogCaptureFi
         model = root.build("flux", FLUX, settings, components=parts)
     model.stop()
     assert "flux: vae is that in the folder vae" in caplog.text
+
+
+def test_a_tensor_in_two_shards_is_refused_with_both_files(tmp_path: Path) -> None:
+    """The later one would win, whichever the index names."""
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for at, name in enumerate(names):
+        save_file({"w": torch.full((2,), float(at)), f"only{at}": torch.ones(1)}, folder / name)
+    index = {"weight_map": {"w": names[0], "only0": names[0], "only1": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineFailed) as failure:
+        read_headers(folder)
+    assert f"the tensor 'w' in {names[0]} and in {names[1]}" in failure.value.message
