@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.call import NUMBER
 from predictors.protocol.images.urls import read_base64
 from predictors.protocol.v2.content_types import check_number_type, check_text_type, is_base64_file
 
@@ -202,7 +203,8 @@ class Parameters:
         if value is None:
             return None
         number = math.nan
-        if not isinstance(value, bool):
+        is_number = isinstance(value, str) and NUMBER.fullmatch(value)
+        if is_number or (isinstance(value, int | float) and not isinstance(value, bool)):
             try:
                 number = float(value)
             except (ValueError, OverflowError):
