@@ -22,6 +22,9 @@ Scalar = str | int | float | bool
 
 MAX_TEXT_BYTES = 4 * 2**20  # per row
 
+INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+"""Datatypes of whole numbers."""
+
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
 
@@ -122,16 +125,7 @@ class InputTensors:
         """Elements of an INT64 or narrower integer input, or None."""
         self._check(name, check_number_type)
         tensor = self._tensors.get(name)
-        if tensor is not None and tensor.datatype not in {
-            "INT64",
-            "INT32",
-            "UINT32",
-            "UINT64",
-            "INT16",
-            "UINT16",
-            "INT8",
-            "UINT8",
-        }:
+        if tensor is not None and tensor.datatype not in INTEGERS:
             raise InvalidRequest(
                 f"input {name!r} has datatype {tensor.datatype[:16]}; it takes INT64", param=name
             )
