@@ -118,6 +118,9 @@ def openai_body(fault: Fault) -> bytes:
     """The error body. A `NotFound` of these routes is always about a model."""
     if fault.code == "not_found":
         fault = replace(fault, param="model", code="model_not_found")
+    elif fault.code == "context_length_exceeded":
+        # LangChain looks for the code in the text that OpenAI's client makes of the message
+        fault = replace(fault, message=f"{fault.message} ({fault.code})")
     return fault.openai_body()
 
 
