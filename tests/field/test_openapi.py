@@ -124,6 +124,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v2/models/flux/infer", infer(seed=-2)),
     ("/v2/models/qwen-vl/infer", infer(top_p=0)),
     ("/v2/models/qwen-vl/infer", infer(detail="most")),
+    ("/v2/models/qwen-vl/infer", infer(max_pixels=783)),
+    ("/v1/chat/completions", CHAT | {"max_pixels": 783}),
     ("/v2/models/qwen-vl/infer", {"inputs": []}),
     ("/v2/models/qwen-vl/infer", infer(timeout=False)),
     ("/v2/models/qwen-vl/infer", infer(content_type="json")),
