@@ -13,6 +13,7 @@ from typing import Any
 
 from predictors.compute.checkpoint.accounting import witness
 from predictors.compute.checkpoint.folder import (
+    check_flags,
     check_texts,
     is_real,
     read_if_there,
@@ -48,12 +49,41 @@ SAME = (
     ("merge_size", "spatial_merge_size"),
 )
 """Settings that preprocessor and vision tower must agree on."""
+FLAGS = ("tie_word_embeddings", "use_sliding_window")
+ROPE_TYPES = ("default", "mrope", "linear", "dynamic", "yarn")
+PICTURE_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "do_resize": (True,),
+    **dict.fromkeys(("do_rescale", "do_normalize", "do_convert_rgb"), (True, False, None)),
+    "resample": (0, 1, 2, 3),  # Pillow's numbers: nearest, Lanczos, bilinear, bicubic
+    "input_data_format": (None, "channels_first"),
+    "device": (None, "cpu"),
+}
+"""Values of the image processor that are served, of options that have few."""
+TOKENIZER_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"} | {
+    f"{family}Tokenizer{kind}" for family in ("Qwen2", "Qwen2VL", "Qwen3") for kind in ("", "Fast")
+}
+"""Classes that read a byte-level BPE as its files say."""
+TOKENIZER_OPTIONS = ("add_prefix_space", "split_special_tokens")
 SAMPLING = {
     "temperature": (0.0, 1e3),
     "top_p": (1e-6, 1.0),
     "top_k": (-1, 2**31),
     "repetition_penalty": (1e-3, 1e3),
 }
+KINDS = {bool: "true or false", int: "a whole number"}
+UNSERVED_DECODING: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups"), (1,)),
+    **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale"), (1,)),
+    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "min_p", "top_h"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "dola_layers"), ()),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config"), ()),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "suppress_tokens"), ([],)),
+    **dict.fromkeys(("begin_suppress_tokens", "sequence_bias", "stop_strings"), ([], {})),
+}
+"""Options of transformers' decoding that change answers and are not implemented here, and the
+values with which they change none, beside null."""
 NAMED_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -76,11 +106,24 @@ def read_config(checkpoint: Path, model_type: str) -> dict[str, Any]:
         if not isinstance(part, dict):
             raise EngineFailed(f"config.json: {name} is {shown(part)}, not an object")
         check_texts(part, "config.json")
+        check_flags(part, "config.json", FLAGS)
     check_texts(config, "config.json")
+    check_flags(config, "config.json", FLAGS)
     for name in OTHER_FILES:
         if (checkpoint / name).is_file():
             read_json(checkpoint, name, name)
     return config
+
+
+def rope_rules(rope: Mapping[str, Any]) -> dict[str, bool]:
+    """Of the rotary values: what must hold, and if it does."""
+    kind, factor = rope.get("rope_type", rope.get("type", "default")), rope.get("factor", 0)
+    is_plain = kind in ("default", "mrope")
+    return {
+        f"rope_type must be one of {', '.join(ROPE_TYPES)}": kind in ROPE_TYPES,
+        "the factor of a rope_type must be 1 or more": is_plain
+        or (is_real(factor) and factor >= 1),
+    }
 
 
 def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +184,7 @@ def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
             raise EngineFailed(f"{file}: {name} is {shown(levels)}, not three numbers")
     if 0 in found.get("image_std", ()):
         raise EngineFailed(f"{file}: image_std holds 0, by which pictures would be divided")
+    _check_options(file, found)
     _check_pixels(file, found)
     for ours, theirs in SAME:
         if found.get(ours, vision.get(theirs)) != vision.get(theirs, found.get(ours)):
@@ -150,16 +194,30 @@ def check_preprocessor(checkpoint: Path, vision: Mapping[str, Any]) -> None:
             )
 
 
+def _check_options(file: str, found: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for an option of the processor that can't be carried out."""
+    for name, served in PICTURE_OPTIONS.items():
+        value = found.get(name, served[0])
+        if not any(
+            value is each or (each == value and type(each) is type(value)) for each in served
+        ):
+            listed = " or ".join(map(shown, served))
+            raise EngineFailed(f"{file}: {name} is {shown(value)}; served is {listed}")
+    factor = found.get("rescale_factor", 1 / 255)
+    if found.get("do_rescale", True) and (not is_real(factor) or factor <= 0):
+        raise EngineFailed(f"{file}: rescale_factor is {shown(factor)}, not a number above 0")
+
+
 def _check_pixels(file: str, found: Mapping[str, Any]) -> None:
-    """Raise `EngineFailed` for a processor that does not resize, or to no possible area."""
-    resizes, size = found.get("do_resize"), found.get("size")
-    if resizes not in (None, True):
-        problem = f"do_resize is {shown(resizes)}; pictures of any size are served, so it is true"
-        raise EngineFailed(f"{file}: {problem}")
+    """Raise `EngineFailed` for a processor that resizes to no possible area."""
+    size = found.get("size")
     areas: dict[str, float] = {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         own = found.get(name)
         value = size.get(edge) if own is None and isinstance(size, dict) else own
+        if value is None and size:
+            problem = f"size is {shown(size)}, without shortest_edge and longest_edge"
+            raise EngineFailed(f"{file}: {problem}, areas in pixels")
         if value is None:
             continue
         if not is_real(value) or value < 1:
@@ -171,7 +229,8 @@ def _check_pixels(file: str, found: Mapping[str, Any]) -> None:
 
 
 def check_generation(checkpoint: Path) -> None:
-    """Raise `EngineFailed` for a default of sampling that no caller could ask for."""
+    """Raise `EngineFailed` for a default of sampling that no caller could ask for, and for an
+    option that would change answers and is not served."""
     file = "generation_config.json"
     found = read_if_there(checkpoint, file)
     for name, (least, most) in SAMPLING.items():
@@ -180,12 +239,29 @@ def check_generation(checkpoint: Path) -> None:
             raise EngineFailed(
                 f"{file}: {name} is {shown(value)}; possible are {least:g} to {most:g}"
             )
+    for name, kind in (("do_sample", bool), ("top_k", int)):
+        value = found.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise EngineFailed(f"{file}: {name} is {shown(value)}, not {KINDS[kind]}")
+    for name, neutral in UNSERVED_DECODING.items():
+        value = found.get(name)
+        if value is not None and value not in neutral:
+            raise EngineFailed(
+                f"{file} sets {name} to {shown(value)}, which is not served; take it out to "
+                "serve the model without"
+            )
 
 
 def read_tokens(checkpoint: Path) -> dict[str, int]:
     """All tokens with their ids, as the tokenizer's files say; raises `EngineFailed` where there
     are none: the library would make an empty tokenizer."""
     settings = read_if_there(checkpoint, "tokenizer_config.json")
+    kind = settings.get("tokenizer_class")
+    if kind is not None and kind not in TOKENIZER_CLASSES:
+        raise EngineFailed(f"tokenizer_config.json: tokenizer_class is {shown(kind)}, not Qwen's")
+    for name in TOKENIZER_OPTIONS:
+        if settings.get(name):
+            raise EngineFailed(f"tokenizer_config.json sets {name}, which is not served")
     added = settings.get("added_tokens_decoder")
     if (checkpoint / "tokenizer.json").is_file():
         whole = read_json(checkpoint, "tokenizer.json", "tokenizer.json")

@@ -13,9 +13,11 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from predictors.chat.bounded_work import MOST_CHARACTERS, TooMuchWork, limited_work
 from predictors.chat.folder import NAMED_TOKENS
 from predictors.chat.request import Message
 from predictors.chat.template_checks import check_template
@@ -41,9 +43,11 @@ def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> None:
         tokenizer = read_tokenizer(checkpoint)
 
     def tokens_of(messages: Sequence[Message]) -> list[int]:
-        found: list[int] = tokenizer.encode(
-            _render(template or "", messages, special), add_special_tokens=False
-        ).ids
+        with limited_work():
+            text = _render(template or "", messages, special)
+        if len(text) > MOST_CHARACTERS:
+            raise TooMuchWork
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
     check_template(template, tokens_of, tokenizer, tokens[NAMED_TOKENS["image_token_id"]])
@@ -122,9 +126,26 @@ class GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """Refuses repetitions and powers that `limited_work` can't cut short."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = [len(v) if isinstance(v, str | list | tuple) else v for v in (left, right)]
+        is_whole = all(isinstance(size, int) for size in sizes)
+        if is_whole and (
+            sizes[0] * sizes[1] > MOST_CHARACTERS
+            if operator == "*"
+            else abs(sizes[0]).bit_length() * sizes[1] > MOST_CHARACTERS
+        ):
+            raise TooMuchWork
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """With transformers' options, filters and functions."""
-    made = ImmutableSandboxedEnvironment(
+    made = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
     made.filters["tojson"] = _to_json

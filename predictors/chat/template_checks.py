@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from predictors.chat.bounded_work import TooMuchWork
 from predictors.chat.request import Message, Picture
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed, InvalidRequest
@@ -52,7 +53,9 @@ def check_template(
             with reading("the chat template"):  # a template raises anything
                 tokens = tokens_of(messages)
         except (InvalidRequest, EngineFailed) as error:
-            raise EngineFailed(f"the chat template ({TEMPLATES}) does not take {name}") from error
+            is_large = isinstance(error.__cause__, TooMuchWork)
+            problem = "needs too much time, memory or text for" if is_large else "does not take"
+            raise EngineFailed(f"the chat template ({TEMPLATES}) {problem} {name}") from error
         parts = [part for message in messages for part in message.parts]
         pictures = sum(isinstance(part, Picture) for part in parts)
         if tokens.count(image_token) != pictures:

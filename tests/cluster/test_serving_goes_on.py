@@ -5,6 +5,7 @@ not answer.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from predictors.cli.child import held_ports
 from predictors.cluster.reporter import CLOSE_TIMEOUT_S
 from tests.cluster.apiserver import PATIENCE_S, State, api_server, environment
-from tests.variants import variant, weights
 
 SHAPES = Path(__file__).resolve().parents[2] / "checkpoints/shapes-flux"
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,21 +152,18 @@ def test_events_and_annotation_show_a_pod_from_load_to_drain(
     assert "flux loading" in texts
 
 
-def damage(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["decoder.conv_in.weight"].fill_(float("nan"))
-
-
-def test_an_engine_that_fails_to_load_is_an_event(
+def test_a_folder_that_is_refused_is_an_event(
     port: int, state: State, start_pod: StartPod, tmp_path: Path
 ) -> None:
-    file = "vae/diffusion_pytorch_model.safetensors"
-    broken = variant(SHAPES, tmp_path / "broken", weights(file, damage))
+    broken = shutil.copytree(SHAPES, tmp_path / "broken")
+    for weights in broken.rglob("*.safetensors"):
+        weights.write_bytes(b"")
     pod = start_pod(port, broken)
     pod.process.communicate(timeout=PATIENCE_S)
-    assert pod.process.returncode == 70
+    assert pod.process.returncode == 2
     failed = next(e for e in state.events_about("Pod") if e["reason"] == "EngineFailed")
     assert failed["type"] == "Warning"
-    assert failed["message"].startswith("flux failed while loading: ")
+    assert failed["message"].startswith("the start was refused: transformer/")
     assert state.annotation == "flux failed"
     assert state.reasons("InferenceService") == state.reasons()
 

@@ -16,7 +16,7 @@ from predictors.chat.template_files import read_template
 from predictors.errors import EngineFailed
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel
 from tests.chat.room import Room, chat, png
-from tests.variants import QWEN, Change, config, variant, without, write
+from tests.variants import QWEN, Change, config, said_by_check, variant, without, write
 
 # -- processors ------------------------------------------------------------------------------------
 PREPROCESSOR = "preprocessor_config.json"
@@ -183,3 +183,22 @@ def test_a_conversation_is_rendered_alike_from_every_place(
             [{"role": "user", "content": "hi"}]
         )
     assert Room.open(folder, slots=1).answer(chat("Describe this picture.", png(1))) == answer
+
+
+COSTLY = {
+    "nested loops": "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+    "a long text": "{{ 'x' * 1000000 }}",
+    "a repeated text": "{{ 'x' * 3000000000 }}",
+    "a repeated list": "{{ ([1] * 3000000000)|length }}",
+    "a large power": "{{ 10 ** 10000000000 }}",
+    "many long texts": "{% for i in range(99999) %}{{ 'x' * 9 }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("costly", COSTLY.values(), ids=COSTLY)
+def test_a_template_that_would_run_for_ever_or_fill_the_memory_is_refused(
+    tmp_path: Path, costly: str
+) -> None:
+    text = costly + json.loads((QWEN / TOKENIZER).read_text())["chat_template"]
+    folder = variant(QWEN, tmp_path / "c", *FREE, config(TOKENIZER, chat_template=text))
+    assert "needs too much time, memory or text for a turn of text" in said_by_check(folder)

@@ -22,7 +22,7 @@ from transformers import T5EncoderModel
 
 from predictors import __main__ as root
 from predictors.cli.arguments import named_paths
-from predictors.compute.checkpoint.headers import weight_files
+from predictors.compute.checkpoint.headers import read_headers, weight_files
 from predictors.compute.checkpoint.layout import (
     advice,
     announce_weights,
@@ -428,3 +428,17 @@ def test_what_cant_be_a_model_is_refused_before_torch_is_imported(
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="--model a is given twice"):
         named_paths([f"a={FLUX}", f"a={QWEN}"])
+
+
+def test_a_tensor_in_two_shards_is_refused_with_both_files(tmp_path: Path) -> None:
+    """The later one would win, whichever the index names."""
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for at, name in enumerate(names):
+        save_file({"w": torch.full((2,), float(at)), f"only{at}": torch.ones(1)}, folder / name)
+    index = {"weight_map": {"w": names[0], "only0": names[0], "only1": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineFailed) as failure:
+        read_headers(folder)
+    assert f"the tensor 'w' in {names[0]} and in {names[1]}" in failure.value.message

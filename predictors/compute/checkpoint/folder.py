@@ -131,6 +131,14 @@ def check_texts(config: Mapping[str, Any], where: str, names: Sequence[str] = TE
             raise EngineFailed(f"{where}: {name} is {shown(value)}, not a text")
 
 
+def check_flags(config: Mapping[str, Any], where: str, names: Sequence[str]) -> None:
+    """Raise `EngineFailed` for a value that is there and is not true or false."""
+    for name in names:
+        value = config.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise EngineFailed(f"{where}: {name} is {shown(value)}, not true or false")
+
+
 def check_rules(rules: Mapping[str, bool], where: str) -> None:
     """Raise `EngineFailed` naming the first rule that does not hold."""
     for rule, holds in rules.items():

@@ -66,12 +66,19 @@ def headers_of(stored: Mapping[str, StoredTensor]) -> dict[str, Header]:
 def read_headers(folder: Path, variant: str = "") -> dict[str, StoredTensor]:
     """All tensors of a component by name, file by file; `variant` as in `weight_files`.
 
-    Raises `EngineFailed` for a component without weights, a shard that is missing, and a file that
-    is broken or cut short.
+    Raises `EngineFailed` for a component without weights, a shard that is missing, a tensor in two
+    shards, and a file that is broken or cut short.
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder, variant):
-        found |= read_file_headers(file)
+        stored = read_file_headers(file)
+        if twice := sorted(found.keys() & stored.keys()):
+            raise EngineFailed(
+                f"the checkpoint's {folder.name} has the tensor {shown(twice[0])} in "
+                f"{found[twice[0]].file.name} and in {file.name}, of which only one can be meant; "
+                "fetch it again"
+            )
+        found |= stored
     return found
 
 

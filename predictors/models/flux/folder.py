@@ -82,10 +82,13 @@ UNSERVED_OPTIONS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
+    "use_flow_sigmas",
     "invert_sigmas",
     "stochastic_sampling",
 )
-"""Options of diffusers' scheduler class that are not implemented here."""
+"""Options of diffusers' scheduler class, and one that its pipeline reads there, that are not
+implemented here."""
+LIBRARIES = ("diffusers", "transformers")
 NATIVE = re.compile(
     r"^(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
     r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)\.weight$"
@@ -186,6 +189,10 @@ def _is_native(group: Any) -> bool:
 
 def _check_classes(index: Mapping[str, Any]) -> None:
     for part, named in index.items():
+        if part in CLASSES and (not isinstance(named, list) or len(named) != 2):
+            raise EngineFailed(
+                f"model_index.json: {part} is {shown(named)}, not a library and a class of it"
+            )
         if part.startswith("_") or part in UNUSED_PARTS or not isinstance(named, list):
             continue
         found = named[-1] if named else None
@@ -200,6 +207,11 @@ def _check_classes(index: Mapping[str, Any]) -> None:
             raise EngineFailed(
                 f"{part} is a {shown(found)}, says model_index.json; served is {served[0]}"
             )
+        if named[0] not in LIBRARIES:
+            raise EngineFailed(
+                f"{part} is a {shown(found)} of {shown(named[0])}, says model_index.json; served "
+                f"is that of {' or '.join(LIBRARIES)}"
+            )
     for part in CLASSES:
         if part not in index:
             raise EngineFailed(f"model_index.json names no {part}; a FLUX pipeline has one")
@@ -207,7 +219,7 @@ def _check_classes(index: Mapping[str, Any]) -> None:
 
 def _check_class(config: Mapping[str, Any], part: str, where: str) -> None:
     found = config.get("_class_name")
-    if found is not None and found not in CLASSES[part]:
+    if "_class_name" in config and found not in CLASSES[part]:
         raise EngineFailed(f"{where} is of a {shown(found)}; served is {CLASSES[part][0]}")
     kinds = MODEL_TYPES.get(part)
     kind = config.get("model_type")

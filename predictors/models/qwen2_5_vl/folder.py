@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.chat.folder import check_preprocessor, parts_of, read_config, rope_of
+from predictors.chat.folder import (
+    check_preprocessor,
+    parts_of,
+    read_config,
+    rope_of,
+    rope_rules,
+)
 from predictors.chat.tensors import DecoderSizes, Shapes
 from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading
 from predictors.errors import InvalidRequest
@@ -75,6 +81,8 @@ def check_numbers_of(checkpoint: Path) -> dict[str, Any]:
     """The raw `config.json`, whose numbers are within their limits and fit the preprocessor."""
     raw = read_config(checkpoint, MODEL_TYPE)
     parts = parts_of(raw)
+    with reading("config.json"):
+        check_rules(rope_rules(rope_of(parts["text_config"])), "config.json")
     check_numbers(parts["text_config"], "config.json", TEXT)
     check_numbers(parts["vision_config"], "config.json: vision_config", VISION)
     check_preprocessor(checkpoint, parts["vision_config"])
@@ -91,6 +99,7 @@ def check_shapes(text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
         "num_attention_heads must be a multiple of num_key_value_heads": (
             text["num_attention_heads"] % text["num_key_value_heads"] == 0
         ),
+        "head_dim must be hidden_size / num_attention_heads": text.get("head_dim") in (None, head),
         "mrope_section must add up to half a head": (
             2 * sum(rope_of(text).get("mrope_section", SECTIONS)) == head
         ),

@@ -12,7 +12,13 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from predictors.chat.folder import check_preprocessor, parts_of, read_config, rope_of
+from predictors.chat.folder import (
+    check_preprocessor,
+    parts_of,
+    read_config,
+    rope_of,
+    rope_rules,
+)
 from predictors.chat.tensors import DecoderSizes, Shapes
 from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading, shown
 from predictors.errors import EngineFailed
@@ -76,6 +82,8 @@ def check_numbers_of(checkpoint: Path) -> dict[str, Any]:
     """The raw `config.json`, whose numbers are within their limits and fit the preprocessor."""
     raw = read_config(checkpoint, MODEL_TYPE)
     parts = parts_of(raw)
+    with reading("config.json"):
+        check_rules(rope_rules(rope_of(parts["text_config"])), "config.json")
     check_numbers(parts["text_config"], "config.json: text_config", TEXT)
     check_numbers(parts["vision_config"], "config.json: vision_config", VISION)
     _check_deepstack(parts["vision_config"].get("deepstack_visual_indexes"))

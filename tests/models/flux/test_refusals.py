@@ -242,6 +242,21 @@ def test_a_quantisation_is_found_under_other_keys_and_files_with_a_tensor(tmp_pa
     assert f"tensor {LAYER}.SCB" in said_by_configs(variant(FLUX, tmp_path / "c", tensor, named))
 
 
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("x", "model_index.json: vae is 'x', not a library and a class of it"),
+        (["AutoencoderKL"], "vae is ['AutoencoderKL'], not a library and a class"),
+        (["own_module", "AutoencoderKL"], "is a 'AutoencoderKL' of 'own_module', says"),
+    ],
+)
+def test_a_part_that_is_no_class_of_a_known_library_is_refused(
+    tmp_path: Path, named: object, said: str
+) -> None:
+    folder = variant(FLUX, tmp_path / "c", config("model_index.json", vae=named))
+    assert said in said_by_configs(folder)
+
+
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -271,6 +286,8 @@ def test_a_scheduler_of_another_class_is_refused_by_its_name(
         ({"use_karras_sigmas": True}, "sets use_karras_sigmas"),
         ({"use_exponential_sigmas": True}, "sets use_exponential_sigmas"),
         ({"use_beta_sigmas": True}, "sets use_beta_sigmas"),
+        ({"use_flow_sigmas": True}, "sets use_flow_sigmas"),
+        ({"_class_name": None}, "is of a None; served is FlowMatchEuler"),
         ({"stochastic_sampling": True}, "sets stochastic_sampling"),
         ({"invert_sigmas": True}, "sets invert_sigmas"),
         ({"time_shift_type": "cosine"}, "time_shift_type is 'cosine'"),

@@ -338,7 +338,7 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         (config(PREPROCESSOR, image_std=[0.2, 0, 0.2]),),
         "image_std holds 0",
     ),
-    "no resizing": ((config(PREPROCESSOR, do_resize=False),), "do_resize is False; pictures of"),
+    "no resizing": ((config(PREPROCESSOR, do_resize=False),), "do_resize is False; served is True"),
     "no pixels": ((config(PREPROCESSOR, max_pixels=0),), "max_pixels is 0, which is no area"),
     "an area in words": (
         (config(PREPROCESSOR, size={"shortest_edge": "x"}, min_pixels=None),),
@@ -349,6 +349,60 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         "min_pixels 5000 is above max_pixels 4000",
     ),
     "two levels": ((config(PREPROCESSOR, image_mean=[0.5, 0.5]),), "image_mean is [0.5, 0.5]"),
+    "a resize of null": ((config(PREPROCESSOR, do_resize=None),), "do_resize is None; served is"),
+    "Hamming": ((config(PREPROCESSOR, resample=5),), "resample is 5; served is 0 or 1 or 2 or 3"),
+    "resampling in words": ((config(PREPROCESSOR, resample="cubic"),), "resample is 'cubic'"),
+    "levels in words": ((config(PREPROCESSOR, rescale_factor="1/255"),), "rescale_factor is '1/2"),
+    "no levels": ((config(PREPROCESSOR, rescale_factor=0),), "rescale_factor is 0, not a number"),
+    "a flag in words": ((config(PREPROCESSOR, do_normalize="false"),), "do_normalize is 'false'"),
+    "a card": ((config(PREPROCESSOR, device="cuda"),), "device is 'cuda'; served is None or"),
+    "channels last": (
+        (config(PREPROCESSOR, input_data_format="channels_last"),),
+        "input_data_format is 'channels_last'",
+    ),
+    "a fixed size": (
+        (config(PREPROCESSOR, size={"height": 224}, min_pixels=None, max_pixels=None),),
+        "size is {'height': 224}, without shortest_edge",
+    ),
+    "a size that is a number": (
+        (config(PREPROCESSOR, size=224, min_pixels=None, max_pixels=None),),
+        "size is 224, without shortest_edge",
+    ),
+    "tied in words": ((config("config.json", tie_word_embeddings="true"),), "not true or false"),
+    "LongRoPE": (
+        (of(TEXT, rope_parameters={"rope_type": "longrope", "mrope_section": [4, 6, 6]}),),
+        "rope_type must be one of default",
+    ),
+    "YaRN without a factor": (
+        (of(TEXT, rope_parameters={"rope_type": "yarn", "mrope_section": [4, 6, 6]}),),
+        "the factor of a rope_type must be 1 or more",
+    ),
+    "wide heads": ((of(TEXT, head_dim=64),), "head_dim must be hidden_size / num_attention_heads"),
+    "Llama's tokenizer": (
+        (config(SETTINGS_FILE, tokenizer_class="LlamaTokenizer"),),
+        "tokenizer_class is 'LlamaTokenizer', not Qwen's",
+    ),
+    "a space in front": (
+        (config(SETTINGS_FILE, add_prefix_space=True),),
+        "sets add_prefix_space, which is not served",
+    ),
+    "tokens as text": (
+        (config(SETTINGS_FILE, split_special_tokens=True),),
+        "sets split_special_tokens, which is not served",
+    ),
+    "sampling in words": ((config(GENERATION, do_sample="false"),), "do_sample is 'false', not"),
+    "half a token": ((config(GENERATION, top_k=0.5),), "top_k is 0.5, not a whole number"),
+    **{
+        f"decoding with {name}": (
+            (config(GENERATION, **{name: value}),),
+            f"generation_config.json sets {name} to",
+        )
+        for name, value in {
+            "num_beams": 4, "no_repeat_ngram_size": 3, "min_new_tokens": 20, "min_p": 0.1,
+            "forced_eos_token_id": 802, "bad_words_ids": [[5]], "suppress_tokens": [5],
+            "stop_strings": ["a"], "typical_p": 0.5, "sequence_bias": [[[5], -10.0]],
+        }.items()
+    },
     "penalty 0": ((config(GENERATION, repetition_penalty=0),), "repetition_penalty is 0"),
     "a hot config": ((config(GENERATION, temperature="hot"),), "temperature is 'hot'"),
     "top_p 2": ((config(GENERATION, top_p=2),), "top_p is 2"),

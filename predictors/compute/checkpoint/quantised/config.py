@@ -165,7 +165,8 @@ def method_of(named: Any) -> str:
 
 
 def _method(named: Mapping[str, Any]) -> str:
-    method = str(named.get("quant_method") or named.get("method") or "").lower()
+    names = ("quant_method", "method", "quant_backend")
+    method = str(next(filter(None, map(named.get, names)), "")).lower()
     if method in {"compressed_tensors", COMPRESSED} or (not method and named.get("format")):
         return COMPRESSED
     if method == "bitsandbytes" or (not method and any(map(named.get, LOADS))):
