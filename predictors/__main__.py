@@ -31,6 +31,7 @@ from predictors.cli.arguments import (
     read_size,
 )
 from predictors.cluster.identity import find_pod_identity
+from predictors.cluster.lifecycle_events import refusal_events
 from predictors.compute.checkpoint.folder import check_entries, read_json, reading
 from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
@@ -83,7 +84,9 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
     identity = find_pod_identity(settings.cluster, os.environ)
-    named, make = _read_models(arguments, settings)
+    names = [raw.partition("=")[0] for raw in arguments.model]
+    with refusal_events(names, identity, settings.cluster):
+        named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

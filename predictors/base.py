@@ -225,7 +225,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
         self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
-        if timeout_us not in (None, 0):
+        if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         if self.inline or num_bytes(request) <= INLINE_BYTES:
             return self.decode_v2(request)

@@ -69,9 +69,6 @@ class TooLarge(InvalidRequest):
     reason = "too_large"
 
 
-_CODE = "context_length_exceeded"
-
-
 class PromptTooLong(InvalidRequest):
     """More tokens than the model's context."""
 
@@ -81,17 +78,17 @@ class PromptTooLong(InvalidRequest):
     ) -> PromptTooLong:
         """In OpenAI's words, by which agents and libraries recognise it: the tokens of the
         `prompt`, and of the `answer` if only both together are too many. `share` says how many of
-        them are due to what. The code stands in the message too: LangChain looks for it there."""
+        them are due to what."""
         share = f", {share}" if share else ""
         limit = f"This model's maximum context length is {context} tokens. However,"
         if not answer:
             asked = f"your messages resulted in {prompt} tokens{share}, and an answer takes one"
             advice = "Please reduce the length of the messages"
-            return cls(f"{limit} {asked}. {advice} ({_CODE}).", param="messages")
+            return cls(f"{limit} {asked}. {advice}.", param="messages")
         total, of_answer = int(prompt) + answer, f"{answer} in the completion"
         asked = f"you requested {total} tokens ({prompt} in the messages{share}, {of_answer})"
         advice = "Please reduce the length of the messages or max_tokens"
-        return cls(f"{limit} {asked}. {advice} ({_CODE}).", param="max_tokens")
+        return cls(f"{limit} {asked}. {advice}.", param="max_tokens")
 
 
 class UnsupportedMedia(InvalidRequest):

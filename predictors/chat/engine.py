@@ -93,7 +93,7 @@ class ChatEngine:
         self.max_context = max_context(model.shape, settings, placement)
         self.guard = RecompileGuard(name)
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
-        """What warming runs through the whole model at its end, by name."""
+        """The conversations that run through the whole model at the end of warming, by name."""
         self._name = name
         self._model = model
         self._settings = settings

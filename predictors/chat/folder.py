@@ -16,6 +16,7 @@ from predictors.compute.checkpoint.folder import (
     check_flags,
     check_texts,
     is_real,
+    read_if_there,
     read_json,
     shown,
 )
@@ -130,6 +131,11 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"text_config": text, "vision_config": vision}
 
 
+def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rotary values, under their name of the hub or of transformers 5."""
+    return text.get("rope_scaling") or text.get("rope_parameters") or {}
+
+
 def _check_quantisation(config: Mapping[str, Any], checkpoint: Path) -> None:
     """Raise `EngineFailed` for a method that is not served."""
 
@@ -150,7 +156,7 @@ def read_preprocessor(checkpoint: Path) -> tuple[str, dict[str, Any] | None]:
     """
     file, found = "preprocessor_config.json", None
     for name in ("processor_config.json", file):
-        kind = _read_if_there(checkpoint, name).get("processor_class")
+        kind = read_if_there(checkpoint, name).get("processor_class")
         if kind is not None and kind not in PROCESSOR_CLASSES:
             served = ", ".join(sorted(PROCESSOR_CLASSES))
             raise EngineFailed(f"{name}: processor_class is {shown(kind)}; served are {served}")
@@ -226,7 +232,7 @@ def check_generation(checkpoint: Path) -> None:
     """Raise `EngineFailed` for a default of sampling that no caller could ask for, and for an
     option that would change answers and is not served."""
     file = "generation_config.json"
-    found = _read_if_there(checkpoint, file)
+    found = read_if_there(checkpoint, file)
     for name, (least, most) in SAMPLING.items():
         value = found.get(name)
         if value is not None and (not is_real(value) or not least <= value <= most):
@@ -249,7 +255,7 @@ def check_generation(checkpoint: Path) -> None:
 def read_tokens(checkpoint: Path) -> dict[str, int]:
     """All tokens with their ids, as the tokenizer's files say; raises `EngineFailed` where there
     are none: the library would make an empty tokenizer."""
-    settings = _read_if_there(checkpoint, "tokenizer_config.json")
+    settings = read_if_there(checkpoint, "tokenizer_config.json")
     kind = settings.get("tokenizer_class")
     if kind is not None and kind not in TOKENIZER_CLASSES:
         raise EngineFailed(f"tokenizer_config.json: tokenizer_class is {shown(kind)}, not Qwen's")
@@ -274,7 +280,7 @@ def read_tokens(checkpoint: Path) -> dict[str, int]:
         tokens |= {token["content"]: int(i) for i, token in dict(added or {}).items()}
     except (TypeError, ValueError, KeyError) as error:
         raise EngineFailed("the tokenizer's files hold tokens of an unknown form") from error
-    tokens |= _read_if_there(checkpoint, "added_tokens.json")
+    tokens |= read_if_there(checkpoint, "added_tokens.json")
     if len(tokens) < 256:  # one for each byte
         raise EngineFailed(f"the tokenizer's files hold {len(tokens)} tokens; fetch them again")
     return tokens
@@ -312,7 +318,7 @@ def end_tokens(
 ) -> frozenset[int]:
     """All that end an answer: what the generation config, the config and the tokenizer name. Each
     is forgotten in some folder, and an answer that does not end is worse than one end too many."""
-    generation = _read_if_there(checkpoint, "generation_config.json")
+    generation = read_if_there(checkpoint, "generation_config.json")
     text = config.get("text_config")
     ends: set[int] = set()
     for level in (generation, config, text if isinstance(text, dict) else {}):
@@ -322,14 +328,10 @@ def end_tokens(
                 raise EngineFailed(f"eos_token_id is {shown(named)}: no number of a token")
             ends.add(end)
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        named = _read_if_there(checkpoint, file).get("eos_token")
+        named = read_if_there(checkpoint, file).get("eos_token")
         written = named.get("content") if isinstance(named, dict) else named
         if isinstance(written, str) and written in tokens:
             ends.add(tokens[written])
     if not ends:
         raise EngineFailed("neither generation_config.json nor the tokenizer names an end token")
     return frozenset(ends)
-
-
-def _read_if_there(checkpoint: Path, name: str) -> dict[str, Any]:
-    return read_json(checkpoint, name, name) if (checkpoint / name).is_file() else {}

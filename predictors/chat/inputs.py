@@ -299,7 +299,7 @@ class ChatPreparer:
         return out, starts
 
     def _max_tokens(self, num_prompt: int, wanted: int | None, pictures: Sequence[int]) -> int:
-        """`pictures` are the tokens of each one."""
+        """Tokens that an answer may have; `pictures` are the tokens of each picture."""
         context = self._max_context()
         left = context - num_prompt
         share = _of_pictures(sum(pictures), len(pictures)) if pictures else ""

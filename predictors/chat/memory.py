@@ -12,6 +12,7 @@ from predictors.chat.tensors import DecoderSizes, block_linear_shapes
 from predictors.compute.checkpoint.summary import (
     BYTES,
     CONTEXT_BYTES,
+    NO_FP8,
     CardFacts,
     ServingOption,
     assignments,
@@ -29,7 +30,6 @@ LEAST_KV_SHARE = 0.5  # where that leaves little
 MEASURED_GRAPH_BYTES = 4_400_000_000  # the vision encoder's 48 sizes on an H200
 MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
 LEAST_CONTEXT = 4096  # tokens: two pictures of a megapixel and some text
-NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
 
 
 def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES) -> int:
@@ -75,14 +75,14 @@ class KvPlan:
         return min(self.wanted, most) // self.page * self.page
 
     def most_tokens(self, free: int) -> int:
-        """As many as leave room for the graphs."""
+        """The tokens that leave room for the graphs."""
         return max(0, free - self.graph_bytes) // self.token_bytes // self.page * self.page
 
 
 def chat_options(
     weights: ChatWeights, settings: QwenVLSettings, dtype: str, card: CardFacts
 ) -> tuple[ServingOption, ...]:
-    """The decoder in the compute dtype, and in fp8."""
+    """The memory with the decoder in `dtype`, and with it in fp8."""
     found = tuple(_option(narrow, weights, settings, dtype, card) for narrow in (False, True))
     if found[0].fits is False and not found[0].advice and found[1].fits:
         return replace(found[0], advice=f"set {assignments(found[1].settings)}"), found[1]

@@ -96,11 +96,11 @@ def parameter_schemas(
     for name, value in asdict(defaults).items():
         found[name]["default"] = value
     found["max_tokens"]["default"] = max_tokens
-    for name, default in (
-        ("min_pixels", pixels.min_pixels),
-        ("max_pixels", pixels.default_max_pixels),
+    for name, least, default in (
+        ("min_pixels", 1, pixels.min_pixels),
+        ("max_pixels", pixels.token_pixels, pixels.default_max_pixels),
     ):
-        found[name] |= {"maximum": pixels.max_pixels, "default": default}
+        found[name] |= {"minimum": least, "maximum": pixels.max_pixels, "default": default}
     return found | {
         "detail": {"type": "string", "enum": list(DETAILS), "default": "auto"},
         "seed": dict(SEED_SCHEMA),

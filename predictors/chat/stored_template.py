@@ -25,6 +25,7 @@ from predictors.chat.template_files import read_template
 from predictors.compute.checkpoint.folder import (
     SPECIAL_TOKENS,
     check_texts,
+    read_if_there,
     read_json,
     read_whole,
     reading,
@@ -55,7 +56,7 @@ def check_stored_template(checkpoint: Path, tokens: Mapping[str, int]) -> None:
 def read_tokenizer(checkpoint: Path) -> Any:
     """The byte-level BPE of `tokenizer.json`, or of `vocab.json` and `merges.txt`. Its added tokens
     are those of `tokenizer_config.json` where that lists them, as in transformers."""
-    settings = _read_if_there(checkpoint, SETTINGS)
+    settings = read_if_there(checkpoint, SETTINGS)
     added = settings.get("added_tokens_decoder")
     listed = None
     if isinstance(added, Mapping):
@@ -86,17 +87,13 @@ def _named(added: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
 def _special_tokens(checkpoint: Path) -> dict[str, str]:
     """`eos_token` and the like, which templates may use by name."""
     found = {}
-    settings = _read_if_there(checkpoint, SETTINGS)
+    settings = read_if_there(checkpoint, SETTINGS)
     check_texts(settings, SETTINGS, SPECIAL_TOKENS)
     for name, token in settings.items():
         written = token.get("content") if isinstance(token, Mapping) else token
         if name.endswith("_token") and isinstance(written, str):
             found[name] = written
     return found
-
-
-def _read_if_there(checkpoint: Path, name: str) -> dict[str, Any]:
-    return read_json(checkpoint, name, name) if (checkpoint / name).is_file() else {}
 
 
 # -- template --------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from predictors.compute.checkpoint.quantised.recognise import recognise
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
+    card_dtype,
     num_values,
     summarise_part,
 )
@@ -67,12 +68,11 @@ def summarise_chat(
         parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
     weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
-    dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
     return FolderSummary(
         architecture=architecture,
         task="qwen_vl",
         parts=tuple(parts),
-        options=chat_options(weights, settings.qwen_vl, dtype, card),
+        options=chat_options(weights, settings.qwen_vl, card_dtype(settings), card),
         notes=(BOTH_HEADS,) if sizes.tied and HEAD in map(hub_name, stored) else (),
     )
 

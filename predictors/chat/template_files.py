@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.compute.checkpoint.folder import read_json, read_whole, reading, shown
+from predictors.compute.checkpoint.folder import read_if_there, read_whole, reading, shown
 from predictors.errors import EngineFailed
 
 PROCESSOR, LEGACY = "processor_config.json", "chat_template.json"
@@ -47,9 +47,7 @@ def read_template(checkpoint: Path) -> str | None:
 
 
 def _value(checkpoint: Path, file: str) -> Any:
-    if not (checkpoint / file).is_file():
-        return None
-    return read_json(checkpoint, file, file).get("chat_template")
+    return read_if_there(checkpoint, file).get("chat_template")
 
 
 def _default(found: Any, where: str) -> str:

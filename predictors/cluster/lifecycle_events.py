@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from predictors.cluster.events import PodEvent
 from predictors.cluster.identity import PodIdentity
 from predictors.cluster.reporter import EventReporter
+from predictors.errors import ServingError
 from predictors.settings import ClusterSettings
 
 
@@ -102,3 +103,17 @@ def lifecycle_events(
         yield LifecycleEvents(models, reporter)
     finally:
         reporter.close()
+
+
+@contextmanager
+def refusal_events(
+    models: Sequence[str], identity: PodIdentity | None, settings: ClusterSettings
+) -> Iterator[None]:
+    """Reports a `ServingError` of the block, which ends the start, as the failure of `models`."""
+    try:
+        yield
+    except ServingError as error:
+        with lifecycle_events(models, identity, settings) as events:
+            for model in models:
+                events.failed(model, f"the start was refused: {error.message}")
+        raise

@@ -79,7 +79,7 @@ class PictureLimits:
             ),
             seed=row_seeds(parameters.seed, 1)[0],
             max_sequence_length=_or(parameters.max_sequence_length, self.default_sequence_length),
-            output_format=parameters.output_format or "png",
+            output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
         )

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from predictors.compute.checkpoint.summary import (
     BYTES,
     CONTEXT_BYTES,
+    NO_FP8,
     CardFacts,
     ServingOption,
     assignments,
-    gibibytes,
+    size_text,
 )
 from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
 from predictors.diffusion.tiers import choose_tiers
@@ -25,7 +26,6 @@ WORK_BYTES = int(3.3 * 2**30)
 """Latents, modulations, activations, graphs and the decoder's work for sizes of up to a megapixel:
 the measured peak of all tiers, 42.7 GiB, less 39.4 GiB of weights."""
 WORK_PIXELS, WORK_WIDTH = 2**20, 3072  # of which that is; it grows with both
-NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
 STORED_FP8 = "the folder holds the transformer's blocks in fp8 only"
 
 
@@ -129,7 +129,7 @@ def _advised(options: tuple[ServingOption, ...]) -> tuple[ServingOption, ...]:
     """Each that does not fit names the settings of the first one that does."""
     helping = next((option for option in options if option.fits), None)
     advice = (
-        f"set {assignments(helping.settings)}: {gibibytes(helping.total_bytes)}"
+        f"set {assignments(helping.settings)}: {size_text(helping.total_bytes)}"
         if helping
         else "no tier fits: take a larger card"
     )

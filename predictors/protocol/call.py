@@ -17,7 +17,7 @@ from predictors.observe.tracing import Trace
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_TIMEOUT_S = 24 * 3600.0
-_NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
+NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 
 
 class Call(dict[str, str]):
@@ -76,7 +76,7 @@ class Call(dict[str, str]):
 
 def parse_timeout(raw: object, name: str, *, unit_s: float) -> float:
     """Seconds from a number or numeric string in units of `unit_s`."""
-    if isinstance(raw, str) and not _NUMBER.fullmatch(raw):
+    if isinstance(raw, str) and not NUMBER.fullmatch(raw):
         raise InvalidRequest(f"{name} must be a positive number", param=name)
     try:
         value = float(raw) * unit_s  # type: ignore[arg-type]

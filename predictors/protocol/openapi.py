@@ -7,7 +7,7 @@ thread and kept until a model or one of its limits changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,12 +20,19 @@ from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.exchange import Response
 from predictors.protocol.openai import chat_body, images_body
-from predictors.protocol.openai.fields import DescribedRule, object_schema, or_null
+from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served, ServesChat, ServesImages
+from predictors.protocol.v2.content_types import REQUEST
 from predictors.protocol.v2.tensors import DATATYPES, MAX_ELEMENTS
-from predictors.protocol.v2.wire_json import MAX_ID, MAX_TENSORS
+from predictors.protocol.v2.values import INTEGERS
+from predictors.protocol.v2.wire_json import (
+    INPUT_PARAMETERS,
+    MAX_ID,
+    MAX_TENSORS,
+    OUTPUT_PARAMETERS,
+)
 
 Json = dict[str, Any]
 
@@ -86,18 +93,20 @@ class OpenApiPage:
         models = self._registry.names
         made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
         if made_of != self._made_of:
-            self._body = await self._registry.in_thread(_encoded, models)
+            has_urls = bool(self._registry.settings.server.public_url)
+            self._body = await self._registry.in_thread(_encoded, models, has_urls)
             self._made_of = made_of
         return Response(self._body)
 
 
-def _encoded(models: Mapping[str, Served]) -> bytes:
-    return orjson.dumps(openapi_document(models))
+def _encoded(models: Mapping[str, Served], has_urls: bool) -> bytes:
+    return orjson.dumps(openapi_document(models, has_urls=has_urls))
 
 
-def openapi_document(names: Mapping[str, Served]) -> Json:
+def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
     """OpenAPI 3.1 of all routes that serve these models. An alias is one more name of a body's
-    model; the V2 routes are listed under a model's own name."""
+    model; the V2 routes are listed under a model's own name. `has_urls`: pictures may be asked
+    for by address."""
     models = [model for name, model in names.items() if name == model.name]
     schemas: Json = {"V2Error": _V2_ERROR, "OpenAIError": _OPENAI_ERROR, "Tensor": _TENSOR}
     paths: Json = {**_health(), **_openai_listing(names)}
@@ -105,7 +114,7 @@ def openapi_document(names: Mapping[str, Served]) -> Json:
         paths |= _v2_paths(model, index, schemas)
     for route, kind, fields, required in (
         ("/chat/completions", ServesChat, chat_body.FIELDS, ("model", "messages")),
-        ("/images/generations", ServesImages, images_body.FIELDS, ("model", "prompt")),
+        ("/images/generations", ServesImages, _image_fields(has_urls), ("model", "prompt")),
     ):
         served = [model for model in models if isinstance(model, kind)]
         if served:
@@ -159,13 +168,13 @@ def infer_schema(model: Served) -> Json:
     parameters: Json = {name: dict(each) for name, each in model.get_parameters().items()}
     parameters["timeout"] = {"type": "number", "minimum": 0, "description": "Microseconds."}
     parameters["binary_data_output"] = {"type": "boolean"}
-    parameters["content_type"] = {"type": "string"}
+    parameters["content_type"] = {"enum": sorted(REQUEST)}
     inputs = [_input(entry) for entry in model.get_input_types()]
     names = [output["name"] for output in model.get_output_types()]
     output = {
         "type": "object",
         "required": ["name"],
-        "properties": {"name": {"enum": names}, "parameters": {"type": "object"}},
+        "properties": {"name": {"enum": names}, "parameters": _optional(OUTPUT_PARAMETERS)},
         "additionalProperties": False,
     }
     return {
@@ -193,10 +202,19 @@ def infer_schema(model: Served) -> Json:
 
 
 def _input(entry: Mapping[str, Any]) -> Json:
-    properties = {**_TENSOR["properties"], "name": {"const": entry["name"]}}
-    if entry["datatype"] == "BYTES":
-        properties["datatype"] = {"const": "BYTES"}
+    is_text = entry["datatype"] == "BYTES"
+    properties = {
+        **_TENSOR["properties"],
+        "name": {"const": entry["name"]},
+        "datatype": {"const": "BYTES"} if is_text else {"enum": sorted(INTEGERS)},
+        "parameters": _optional(INPUT_PARAMETERS),
+    }
     return {**_TENSOR, "properties": properties, "additionalProperties": False}
+
+
+def _optional(names: Iterable[str]) -> Json:
+    fields = {name: {"type": [*_SCALARS, "null"]} for name in sorted(names)}
+    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
 
 
 def _infer_answer(model: Served) -> Json:
@@ -214,6 +232,12 @@ def _infer_answer(model: Served) -> Json:
 
 
 # -- OpenAI ----------------------------------------------------------------------------------------
+def _image_fields(has_urls: bool) -> Mapping[str, DescribedRule]:
+    if has_urls:
+        return images_body.FIELDS
+    return {**images_body.FIELDS, "response_format": one_of(images_body.B64_JSON)}
+
+
 def _openai_body(
     models: Sequence[Served],
     names: Mapping[str, Served],

@@ -57,7 +57,7 @@ def test_schnell_has_its_own_tokens_and_no_guidance(tmp_path: Path) -> None:
 
 def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig) -> None:
     with torch.device("meta"):
-        modules = shells(full.folder)
+        modules = shells(full.folders["transformer"].parent)
         tokens, image = 64, 256
         with FlopCounterMode(display=False) as decoder:
             modules["vae"].decode(torch.empty(1, 16, 128, 128))
@@ -79,7 +79,7 @@ def test_operations_are_what_torch_counts_in_the_peers_modules(full: FluxConfig)
 
 
 def test_text_encoders_are_counted_as_the_page_does(full: FluxConfig) -> None:
-    modules = shells(full.folder)
+    modules = shells(full.folders["transformer"].parent)
     assert floors.t5(modules["t5"].config, 512).total / 1e12 == pytest.approx(4.85, abs=0.01)
     assert floors.clip(modules["clip"].config, 77).total / 1e9 == pytest.approx(13.3, abs=0.1)
 

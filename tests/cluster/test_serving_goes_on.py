@@ -152,7 +152,7 @@ def test_events_and_annotation_show_a_pod_from_load_to_drain(
     assert "flux loading" in texts
 
 
-def test_an_engine_that_fails_to_load_is_an_event(
+def test_a_folder_that_is_refused_is_an_event(
     port: int, state: State, start_pod: StartPod, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(SHAPES, tmp_path / "broken")
@@ -160,10 +160,10 @@ def test_an_engine_that_fails_to_load_is_an_event(
         weights.write_bytes(b"")
     pod = start_pod(port, broken)
     pod.process.communicate(timeout=PATIENCE_S)
-    assert pod.process.returncode == 70
+    assert pod.process.returncode == 2
     failed = next(e for e in state.events_about("Pod") if e["reason"] == "EngineFailed")
     assert failed["type"] == "Warning"
-    assert failed["message"].startswith("flux failed while loading: ")
+    assert failed["message"].startswith("the start was refused: transformer/")
     assert state.annotation == "flux failed"
     assert state.reasons("InferenceService") == state.reasons()
 

@@ -43,6 +43,8 @@ OPEN_WEBUI: dict[str, Any] = {
     "filter_ids": [],
     "tool_ids": [],
     "files": [],
+    "params": {},
+    "terminal_id": None,
 }
 HARMLESS: dict[str, dict[str, Any]] = {
     "Open WebUI": OPEN_WEBUI,
@@ -63,6 +65,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "LM Studio": {"max_tokens": -1, "max_completion_tokens": -1},
     "Ollama": {"keep_alive": "5m", "options": {}, "think": False, "format": ""},
     "SGLang": {"regex": None, "min_new_tokens": 0, "separate_reasoning": True},
+    "DashScope": {"enable_thinking": False, "enable_search": False, "thinking_budget": 4096},
+    "Anthropic and Z.ai": {"thinking": {"type": "disabled"}},
     "OpenRouter": {"transforms": [], "include_reasoning": False, "provider": {}},
 }
 DRAWN_ALIKE: list[dict[str, Any]] = [

@@ -53,6 +53,14 @@ def infer(prompt: str = "a", **parameters: Any) -> dict[str, Any]:
     return {"inputs": [tensor], "parameters": parameters}
 
 
+def with_input(more: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    body = infer(max_tokens=1) if not others else infer()
+    return body | {"inputs": [body["inputs"][0] | more, *others]}
+
+
+SEED = {"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}
+
+
 def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["openapi"] == "3.1.0"
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
@@ -86,6 +94,9 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, tier="turbo")),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, temperature=0.5, stop='["x"]')),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, content_type="str")),
+    ("/v2/models/qwen-vl/infer", infer(max_tokens=1, timeout=0)),
+    ("/v2/models/qwen-vl/infer", with_input({"parameters": None})),
+    ("/v2/models/qwen-vl/infer", with_input({"parameters": {"content_type": "str"}})),
 ]
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/images/generations", DRAW | {"model": "other"}),
@@ -113,7 +124,17 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v2/models/flux/infer", infer(seed=-2)),
     ("/v2/models/qwen-vl/infer", infer(top_p=0)),
     ("/v2/models/qwen-vl/infer", infer(detail="most")),
+    ("/v2/models/qwen-vl/infer", infer(max_pixels=783)),
+    ("/v1/chat/completions", CHAT | {"max_pixels": 783}),
     ("/v2/models/qwen-vl/infer", {"inputs": []}),
+    ("/v2/models/qwen-vl/infer", infer(timeout=False)),
+    ("/v2/models/qwen-vl/infer", infer(content_type="json")),
+    ("/v2/models/qwen-vl/infer", with_input({"parameters": {"colour": "red"}})),
+    ("/v2/models/qwen-vl/infer", infer() | {"outputs": [{"name": "text", "parameters": {"x": 1}}]}),
+    ("/v2/models/flux/infer", infer(output_format="")),
+    ("/v2/models/flux/infer", with_input({}, SEED | {"datatype": "FP64"})),
+    ("/v2/models/flux/infer", with_input({}, SEED | {"datatype": "BYTES", "data": ["1"]})),
+    ("/v1/images/generations", DRAW | {"response_format": "url"}),
     ("/v2/models/qwen-vl/infer", infer() | {"colour": "red"}),
 ]
 

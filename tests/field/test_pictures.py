@@ -156,6 +156,8 @@ FORMS = {
     "no padding": f"data:image/png;base64,{TEXT.rstrip('=')}",
     "url-safe": f"data:image/png;base64,{base64.urlsafe_b64encode(FILE).decode()}",
     "percent-encoded": f"data:image/png;base64,{quote(TEXT, safe='')}",
+    "all signs percent-encoded": "data:image/png;base64,"
+    + "".join(f"%{sign:02x}" for sign in TEXT.encode()),
     "line breaks": f"data:image/png;base64,{base64.encodebytes(FILE).decode()}",
     "percent-encoded line breaks": f"data:image/png;base64,{quote(base64.encodebytes(FILE))}",
     "base64 alone": TEXT,

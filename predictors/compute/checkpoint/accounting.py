@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from predictors.compute.checkpoint.folder import UNQUANTISED
-from predictors.compute.checkpoint.headers import Header, read_headers
+from predictors.compute.checkpoint.headers import Header, headers_of, read_headers
 from predictors.errors import EngineFailed
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -122,7 +122,7 @@ def _with_kind(method: str, scale: str, stored: Mapping[str, Header]) -> str:
 def witness(folder: Path) -> str:
     """`; tensor NAME` for a message: a tensor that shows quantised weights; else empty."""
     try:
-        stored = {name: tensor.header for name, tensor in read_headers(folder).items()}
+        stored = headers_of(read_headers(folder))
     except EngineFailed:
         return ""
     odd = (name for name, header in stored.items() if header.dtype not in FLOATS)

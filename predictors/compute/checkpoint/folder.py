@@ -42,6 +42,11 @@ def read_json(folder: Path, name: str, where: str) -> dict[str, Any]:
     return found
 
 
+def read_if_there(folder: Path, name: str, where: str = "") -> dict[str, Any]:
+    """As `read_json`; empty if there is no such file. Without `where` messages call it `name`."""
+    return read_json(folder, name, where or name) if (folder / name).is_file() else {}
+
+
 def read_whole(path: Path, where: str) -> bytes:
     """The bytes of a file. Raises `EngineFailed` for one that is missing, too long, or no file: a
     pipe or a device would be read for ever."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,10 @@ class StoredTensor:
     offset: int
     num_bytes: int
     header: Header
+
+
+def headers_of(stored: Mapping[str, StoredTensor]) -> dict[str, Header]:
+    return {name: tensor.header for name, tensor in stored.items()}
 
 
 def read_headers(folder: Path, variant: str = "") -> dict[str, StoredTensor]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.headers import Header, StoredTensor, headers_of, read_headers
 from predictors.compute.checkpoint.staging import NUM_READERS, Extent, fill
 from predictors.errors import EngineFailed
 
@@ -82,7 +82,7 @@ class Shards:
         return iter(self._tensors)
 
     def headers(self) -> dict[str, Header]:
-        return {name: stored.header for name, stored in self._tensors.items()}
+        return headers_of(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored(name).header.shape

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from predictors.compute.checkpoint.headers import Header, StoredTensor, read_file_headers
+from predictors.compute.checkpoint.headers import StoredTensor, read_file_headers
 from predictors.errors import EngineFailed
+from predictors.settings import Settings
 
 CONTEXT_BYTES = 2**30
 """Taken by the CUDA context, loaded kernels and unused ends of the allocator's blocks: not measured
 apart, an allowance."""
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
 """Of one value, by the names of safetensors and of the setting `compute.dtype`."""
-
+NO_FP8 = "this card does not multiply fp8 (compute capability 8.9 and later do)"
 MOST_FILES = 200  # of a folder that is refused, and of the folders in it
 
 
@@ -96,7 +97,6 @@ def summarise_part(
     parameters: int,
     quantisation: str = "",
 ) -> PartSummary:
-    """A summary of the tensors `stored`."""
     counts: Counter[str] = Counter()
     for tensor in stored.values():
         counts[tensor.header.dtype] += num_values(tensor.header.shape)
@@ -131,18 +131,19 @@ def _folders_in(folder: Path) -> list[Path]:
         return []
 
 
+def card_dtype(settings: Settings) -> str:
+    """The dtype of weights on a GPU."""
+    return "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
+
+
 def assignments(settings: Mapping[str, str]) -> str:
     """Environment variables as a shell takes them."""
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def gibibytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+def size_text(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def num_values(shape: Iterable[int]) -> int:
     return prod(shape)
-
-
-def headers_of(stored: Mapping[str, StoredTensor]) -> dict[str, Header]:
-    return {name: tensor.header for name, tensor in stored.items()}

@@ -17,10 +17,9 @@ from predictors.compute.checkpoint.accounting import (
     check_tensors,
 )
 from predictors.compute.checkpoint.folder import read_json
-from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.headers import Header, StoredTensor, headers_of, read_headers
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.compute.checkpoint.quantised.recognise import Quantised, recognise
-from predictors.compute.checkpoint.summary import headers_of
 from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.tensors import UNUSED, block_linears, tensors_of, with_defaults
 

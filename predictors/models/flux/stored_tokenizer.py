@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from predictors.compute.checkpoint.folder import (
     SPECIAL_TOKENS,
     check_texts,
+    read_if_there,
     read_json,
     read_whole,
 )
 
-SETTINGS = "tokenizer_config.json"
+SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 NO_LENGTH = int(1e30)  # as transformers has it where none is given
 
 
@@ -32,8 +33,8 @@ class StoredTokenizer:
     the tokens that the class has where the files name none."""
 
     def __init__(self, folder: Path, *, end: str, pad: str) -> None:
-        settings = _read_if_there(folder, SETTINGS)
-        special = _read_if_there(folder, "special_tokens_map.json")
+        settings = read_if_there(folder, SETTINGS, f"{folder.name}/{SETTINGS}")
+        special = read_if_there(folder, SPECIAL, f"{folder.name}/{SPECIAL}")
         check_texts(settings, f"{folder.name}/{SETTINGS}", SPECIAL_TOKENS)
         length = settings.get("model_max_length", NO_LENGTH)
         self.model_max_length = NO_LENGTH if length is None else length  # checked by `tokens`
@@ -102,9 +103,3 @@ def _token(name: str, levels: tuple[Mapping[str, Any], ...], usual: str) -> str 
             found = found.get("content") if isinstance(found, Mapping) else found
             return found if isinstance(found, str) else None
     return usual
-
-
-def _read_if_there(folder: Path, name: str) -> dict[str, Any]:
-    if not (folder / name).is_file():
-        return {}
-    return read_json(folder, name, f"{folder.name}/{name}")

@@ -16,6 +16,7 @@ from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
     PartSummary,
+    card_dtype,
     num_values,
     summarise_part,
 )
@@ -23,6 +24,7 @@ from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_o
 from predictors.models.flux.fit import check_decoder, check_fit
 from predictors.models.flux.folder import (
     CLASSES,
+    WEIGHTED_PARTS,
     check_folder,
     is_quantised,
     part_folders,
@@ -34,7 +36,6 @@ from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokeniz
 from predictors.settings import Settings
 
 ARCHITECTURE = "FluxPipeline"
-WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
 def summarise(
@@ -53,23 +54,22 @@ def summarise(
     is_narrow = is_quantised(folders["transformer"], variant)
     raw = check_folder(folder, components)
     with reading("the configs of the parts"):
-        configs = {part: with_defaults(part, raw[part]) for part in WEIGHTED}
+        configs = {part: with_defaults(part, raw[part]) for part in WEIGHTED_PARTS}
         check_decoder(configs["vae"])
-        check_fit(*(configs[part] for part in WEIGHTED))
+        check_fit(*(configs[part] for part in WEIGHTED_PARTS))
     _check_tokenizers(folders, configs)
     parts = []
-    for part in WEIGHTED:
+    for part in WEIGHTED_PARTS:
         found = check_part(
             folders[part], part, variant, is_native=is_narrow and part == "transformer"
         )
         parts.append(_summary_of(part, found))
     weights = count_weights(configs, is_quantized=is_narrow)
-    dtype = "bfloat16" if settings.compute.dtype == "auto" else settings.compute.dtype
     return FolderSummary(
         architecture=ARCHITECTURE,
         task="flux",
         parts=tuple(parts),
-        options=picture_options(weights, settings.flux, dtype, card),
+        options=picture_options(weights, settings.flux, card_dtype(settings), card),
     )
 
 
@@ -77,7 +77,7 @@ def count_weights(
     configs: Mapping[str, Mapping[str, Any]], *, is_quantized: bool = False
 ) -> PictureWeights:
     """Numbers of weights of a checkpoint with these configs, all defaults filled in."""
-    shapes = {part: tensors_of(part, configs[part], {}) for part in WEIGHTED}
+    shapes = {part: tensors_of(part, configs[part], {}) for part in WEIGHTED_PARTS}
     total = sum(num_values(shape) for part in shapes.values() for shape in part.values())
     blocks = _linear_weights(block_linears(configs["transformer"]))
     narrowed: Shapes = {

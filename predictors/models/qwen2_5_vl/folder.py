@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.chat.folder import check_preprocessor, parts_of, read_config, rope_rules
+from predictors.chat.folder import (
+    check_preprocessor,
+    parts_of,
+    read_config,
+    rope_of,
+    rope_rules,
+)
 from predictors.chat.tensors import DecoderSizes, Shapes
 from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading
 from predictors.errors import InvalidRequest
@@ -81,11 +87,6 @@ def check_numbers_of(checkpoint: Path) -> dict[str, Any]:
     check_numbers(parts["vision_config"], "config.json: vision_config", VISION)
     check_preprocessor(checkpoint, parts["vision_config"])
     return raw
-
-
-def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rotary values, under their name of the hub or of transformers 5."""
-    return text.get("rope_scaling") or text.get("rope_parameters") or {}
 
 
 def check_shapes(text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:

@@ -18,9 +18,11 @@ MAX_SEGMENTS = 4096  # camera files have about 100
 
 _APP0, _APP1, _ADOBE, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
+_COLOUR = {_APP0: 16, _ADOBE: 14}  # segments that tell the colour space, and their least bytes
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame, of any process
+_HUFFMAN = {0xC0, 0xC1, 0xC2}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 # in a scan's data 0xFF is followed by 0x00, a restart marker or another 0xFF
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -30,6 +32,8 @@ class JpegFrame(NamedTuple):
     width: int
     height: int
     is_progressive: bool
+    has_codes: bool
+    """Huffman's, which are whole bits; arithmetic coding takes less for what repeats."""
 
 
 class _Segment(NamedTuple):
@@ -44,7 +48,7 @@ def read_frame(raw: bytes) -> JpegFrame | None:
         if marker in _FRAMES:
             height = int.from_bytes(raw[start + 5 : start + 7], "big")
             width = int.from_bytes(raw[start + 7 : start + 9], "big")
-            return JpegFrame(width, height, marker in _PROGRESSIVE)
+            return JpegFrame(width, height, marker in _PROGRESSIVE, marker in _HUFFMAN)
     return None
 
 
@@ -57,11 +61,12 @@ def clean_jpeg(raw: bytes) -> CleanFile:
     kept, orientation, has_xmp = [raw[:2]], None, False
     for marker, start, end in _header(raw):
         if marker == _SCAN:
-            kept.append(raw[start : _end_of_picture(raw, start)])
-            return CleanFile(b"".join(kept), orientation)
-        is_needed = marker in {_APP0, _ADOBE} or not (
-            _APP0 <= marker <= _APP15 or marker == _COMMENT
-        )
+            data = raw[start : _end_of_picture(raw, start)]
+            _check_data(read_frame(raw), len(data))
+            return CleanFile(b"".join([*kept, data]), orientation)
+        is_needed = not (_APP0 <= marker <= _APP15 or marker == _COMMENT)
+        if marker in _COLOUR:  # a shorter one tells nothing, and stops the decoder
+            is_needed = end - start >= _COLOUR[marker]
         if marker == _APP1 and raw.startswith(_EXIF, start + 4):
             orientation = orientation or exif_orientation(raw[start + 4 + len(_EXIF) : end])
         elif marker == _APP1 and not has_xmp:  # which may tell the orientation too
@@ -69,6 +74,13 @@ def clean_jpeg(raw: bytes) -> CleanFile:
         if is_needed:
             kept.append(raw[start:end])
     raise InvalidRequest("is a JPEG picture whose header is damaged")
+
+
+def _check_data(frame: JpegFrame | None, num_bytes: int) -> None:
+    # 8x8 pixels take a bit at least; a quarter of it, since one component may be coarser
+    if frame is not None and frame.has_codes and frame.width * frame.height > 2048 * num_bytes:
+        shown = f"{frame.width}x{frame.height} pixels with only {num_bytes} bytes of data"
+        raise InvalidRequest(f"is damaged or cut short: a JPEG picture of {shown}")
 
 
 def _header(raw: bytes) -> Iterator[_Segment]:

@@ -44,6 +44,7 @@ ACCEPTED = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 
 _RAW_PHOTO = Kind("a camera's raw file")
 _ICON, _CURSOR = Kind("a Windows icon (ICO)"), Kind("a Windows cursor")
+_HEIF = Kind("a HEIF picture that is neither HEIC nor AVIF")
 _JPEG_XL, _JPEG_2000 = Kind("a JPEG XL picture"), Kind("a JPEG 2000 picture")
 _MP4, _MPEG, _MATROSKA = (
     Kind("an MP4 video"),
@@ -126,6 +127,7 @@ _RIFF = {
     b"WAVE": Kind("a WAV recording"),
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf", b"jpeg", b"jpgs"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}
 _PNM_START = re.compile(rb"P[1-7][ \t\r\n]")
@@ -147,7 +149,8 @@ def is_readable(raw: bytes) -> bool:
 def _signed(raw: bytes) -> Kind | None:
     """The kind of a binary file, None for one without a known signature."""
     for start, kind in _BY_FIRST_BYTE.get(raw[:1], ()):
-        if raw.startswith(start):
+        # a TGA begins as a cursor does, with no pictures in it
+        if raw.startswith(start) and (kind is not _CURSOR or raw[4:6] != b"\0\0"):
             return kind
     if raw[4:8] == b"ftyp":
         return _boxed(raw)
@@ -172,7 +175,9 @@ def _boxed(raw: bytes) -> Kind:
         return _RAW_PHOTO
     if brands & _AVIF_BRANDS:
         return AVIF
-    return HEIC if brands & _HEIC_BRANDS else _MP4
+    if brands & _HEIC_BRANDS:
+        return HEIC
+    return _HEIF if brands & _HEIF_BRANDS else _MP4
 
 
 def _text(head: bytes) -> Kind | None:

@@ -16,6 +16,7 @@ MAX_CHUNKS = 2**16  # a large picture in pieces of 8 KiB has about 2,500
 MAX_ORIENTATION_BYTES = 2**16  # of a chunk that may hold the orientation
 
 _HEADER_END = 33
+_PALETTE_COLOURS = 3  # the header's colour type of a picture whose pixels are numbers of colours
 _NEEDED = (b"PLTE", b"tRNS")  # once each, beside the data
 _XMP = b"XML:com.adobe.xmp\0\0\0"  # and not compressed
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")  # ImageMagick's
@@ -40,6 +41,8 @@ def clean_png(raw: bytes) -> CleanFile:
         if kind == b"eXIf":
             orientation = exif_orientation(raw[position + 8 : end - 4])
         is_data = kind in (b"IDAT", b"IEND")
+        if kind == b"IDAT" and raw[25] == _PALETTE_COLOURS and b"PLTE" not in seen:
+            raise InvalidRequest("is a PNG picture of palette colours without its palette")
         if is_data or (kind not in seen and _is_needed(kind, raw, position, end)):
             seen.add(kind)
             _extend(ranges, position, min(end, len(raw)))

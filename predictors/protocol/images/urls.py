@@ -16,7 +16,7 @@ from predictors.protocol.images.kinds import TEXT, UNKNOWN, is_readable, kind_of
 
 WHITE_SPACE = b" \t\r\n\v\f"
 MAX_HEAD = 1024  # bytes before the comma of a data URL
-MAX_ESCAPES = 2**20  # percent escapes that are not of base64's own signs; each becomes an object
+MAX_ESCAPES = 2**20  # percent escapes of other than base64's special signs; each is an object
 
 _SCHEME = re.compile(rb"([a-zA-Z][a-zA-Z0-9+.-]*+):")
 _HEAD = re.compile(rb'data:((?:[^",]|"[^"]*")*+),', re.IGNORECASE)
@@ -140,6 +140,8 @@ def _signs(text: bytes) -> bytes:
     if b"%" in text:
         for escape, sign in _ESCAPES:
             text = text.replace(escape, sign)
+        if b"%" in text and text.count(b"%") <= MAX_ESCAPES:
+            text = unquote_to_bytes(text)
     return text.translate(_TO_STANDARD, WHITE_SPACE).rstrip(b"=")
 
 

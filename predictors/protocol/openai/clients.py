@@ -92,6 +92,8 @@ CHAT_CLIENTS: Tables = {
         "tool_servers": only_values([], why=NO_TOOLS),
         "skill_ids": only_values([], why=NO_TOOLS),
         "files": only_values([], why="pictures belong into the messages"),
+        "params": only_values({}, why="its fields belong into the body itself"),
+        "terminal_id": dropped(str, why=_IDENTITY),
     },
     "LiteLLM": ROUTER_FIELDS,
     "OpenRouter": {
@@ -137,6 +139,13 @@ CHAT_CLIENTS: Tables = {
         "cache_salt": only_values(why="the prefix cache is shared by all callers"),
         "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
         "vllm_xargs": only_values({}, why=_SAMPLER),
+        "media_io_kwargs": only_values({}, why="pictures are read in full"),
+    },
+    "DashScope, SiliconFlow, Z.ai and Anthropic": {
+        "enable_thinking": only_values(False, why=NO_REASONING),
+        "thinking": only_values({"type": "disabled"}, why=NO_REASONING),
+        "thinking_budget": dropped(float, why=NO_REASONING),
+        "enable_search": only_values(False, why=NO_TOOLS),
     },
     "SGLang": {
         "regex": only_values("", why=_NO_CONSTRAINT),

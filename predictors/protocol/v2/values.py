@@ -14,12 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.call import NUMBER
 from predictors.protocol.images.urls import read_base64
 from predictors.protocol.v2.content_types import check_number_type, check_text_type, is_base64_file
 
 Scalar = str | int | float | bool
 
 MAX_TEXT_BYTES = 4 * 2**20  # per row
+
+INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+"""Datatypes of whole numbers."""
 
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,30}\s*")
 
@@ -121,16 +125,7 @@ class InputTensors:
         """Elements of an INT64 or narrower integer input, or None."""
         self._check(name, check_number_type)
         tensor = self._tensors.get(name)
-        if tensor is not None and tensor.datatype not in {
-            "INT64",
-            "INT32",
-            "UINT32",
-            "UINT64",
-            "INT16",
-            "UINT16",
-            "INT8",
-            "UINT8",
-        }:
+        if tensor is not None and tensor.datatype not in INTEGERS:
             raise InvalidRequest(
                 f"input {name!r} has datatype {tensor.datatype[:16]}; it takes INT64", param=name
             )
@@ -202,7 +197,8 @@ class Parameters:
         if value is None:
             return None
         number = math.nan
-        if not isinstance(value, bool):
+        is_number = isinstance(value, str) and NUMBER.fullmatch(value)
+        if is_number or (isinstance(value, int | float) and not isinstance(value, bool)):
             try:
                 number = float(value)
             except (ValueError, OverflowError):

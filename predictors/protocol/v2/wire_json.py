@@ -38,9 +38,9 @@ _REQUEST_FIELDS = frozenset(
     {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 )
 _INPUT_FIELDS = frozenset({"name", "shape", "datatype", "parameters", "data"})
-_INPUT_PARAMETERS = frozenset({"binary_data_size", "content_type", "encoding"})
+INPUT_PARAMETERS = frozenset({"binary_data_size", "content_type", "encoding"})
 _OUTPUT_FIELDS = frozenset({"name", "parameters"})
-_OUTPUT_PARAMETERS = frozenset({"binary_data", "content_type"})
+OUTPUT_PARAMETERS = frozenset({"binary_data", "content_type"})
 
 
 def decode_json_request(
@@ -127,7 +127,7 @@ def _input(entry: object, body: bytes, position: int, elements: ElementCount) ->
     parameters = read_parameters(
         fields.get("parameters"), f"parameters of input {name[:MAX_NAME]!r}"
     )
-    _check_fields(parameters, _INPUT_PARAMETERS, f"parameters of input {name[:MAX_NAME]!r}")
+    _check_fields(parameters, INPUT_PARAMETERS, f"parameters of input {name[:MAX_NAME]!r}")
     size = parameters.pop("binary_data_size", None)
     if size is None:
         values = _flatten(name, fields.get("data"), shape)
@@ -175,7 +175,7 @@ def _outputs(raw: object) -> tuple[tuple[str, ...], dict[str, bool]]:
         names.append(name)
         where = f"parameters of output {name[:MAX_NAME]!r}"
         parameters = read_parameters(fields.get("parameters"), where)
-        _check_fields(parameters, _OUTPUT_PARAMETERS, where)
+        _check_fields(parameters, OUTPUT_PARAMETERS, where)
         raw_wanted = wants_raw(name, parameters)
         if raw_wanted is not None:
             binary[name] = raw_wanted

@@ -40,8 +40,8 @@ DEV = {
         "blue triangle", guidance_scale=0.0, num_inference_steps=2, seed=12
     ),
     "true CFG": ImageParameters("red star", negative_prompt="blue", num_inference_steps=5, seed=8),
-    "true CFG, empty": ImageParameters(
-        "red star", negative_prompt="", true_cfg_scale=2.5, num_inference_steps=3, seed=9
+    "true CFG, one word": ImageParameters(
+        "red star", negative_prompt="a", true_cfg_scale=2.5, num_inference_steps=3, seed=9
     ),
     "true CFG off": ImageParameters(
         "red star", negative_prompt="blue", true_cfg_scale=1.0, num_inference_steps=2, seed=9

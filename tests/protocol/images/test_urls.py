@@ -135,7 +135,6 @@ def test_a_file_in_v2_may_be_of_any_kind() -> None:
         ("data:image/png;base64,aGVs,bG8=", "base64 is damaged"),
         ("data:image/png;base64,aGVsb", "base64 is damaged"),
         ("data:image/png;base64,aG=VsbG8", "base64 is damaged"),
-        ("data:image/png;base64,%61GVsbG8=", "base64 is damaged"),
         ("data:image/png;base64,%", "base64 is damaged"),
         ("data:image/png;base64,Zürich", "base64 is damaged"),
         ("data:image/png;base64,\ud800", "base64 is damaged"),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from predictors.compute.checkpoint.accounting import FLOATS, find_quantised
-from predictors.compute.checkpoint.folder import UNQUANTISED, read_json, shown
-from predictors.compute.checkpoint.headers import Header, StoredTensor, read_headers
+from predictors.compute.checkpoint.folder import UNQUANTISED, read_if_there, shown
+from predictors.compute.checkpoint.headers import Header, StoredTensor, headers_of, read_headers
 from predictors.compute.checkpoint.quantised.config import NamedQuantisation, read_quantisation
 from predictors.compute.checkpoint.quantised.layers import Layer
 from predictors.compute.checkpoint.quantised.packed import find_compressed, find_transposed
@@ -55,8 +55,7 @@ def recognise_folder(folder: Path, component: str | ComponentOf, variant: str = 
     served, layers that are not as the method stores them, and broken files."""
     of = component if callable(component) else lambda _: component
     stored = read_headers(folder, variant)
-    has_config = (folder / "config.json").is_file()
-    config = read_json(folder, "config.json", "config.json") if has_config else {}
+    config = read_if_there(folder, "config.json")
     return recognise(stored, read_quantisation(config, folder, of("")), of)
 
 
@@ -65,7 +64,7 @@ def recognise(
 ) -> Quantised:
     """As `recognise_folder`, for tensors and the quantisation that their config names."""
     layers = _find_layers(Parts(stored, component), named)
-    headers = {name: tensor.header for name, tensor in stored.items()}
+    headers = headers_of(stored)
     _check_agreement(layers, headers, named, component)
     for layer in layers.values():
         for name in (*layer.parts.values(), *layer.unread):

@@ -21,6 +21,7 @@ from predictors.compute.checkpoint.quantised.recognise import (
     recognise_folder,
 )
 from predictors.compute.checkpoint.shards import Shards
+from predictors.compute.checkpoint.summary import size_text
 from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
@@ -123,11 +124,6 @@ def log_quantised(
         component,
         method,
         kind,
-        _size(values * dtype.itemsize),
+        size_text(values * dtype.itemsize),
         f"; activations are not quantised, they stay in {kind}" if quantised.narrows_inputs else "",
     )
-
-
-def _size(num_bytes: int) -> str:
-    gib = num_bytes / 2**30
-    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{num_bytes / 2**20:.1f} MiB"
