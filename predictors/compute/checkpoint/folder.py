@@ -120,8 +120,9 @@ def check_numbers(
 SPECIAL_TOKENS = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 TEXTS = ("transformers_version", "dtype", "torch_dtype", "hidden_act")
 NO_TEXTS = re.compile(
-    r"^(num|use|is|initializer|projection)_|^rope_(scaling|parameters)$|(^|_)(eps|epsilon|dropout|rate|range|dim|size"
-    r"|theta|layers|heads|distance|buckets|indexes|factor)$"
+    r"^(num|use|is|initializer|projection)_|^rope_(scaling|parameters)$"
+    r"|(^|_)(eps|epsilon|dropout|rate|range|dim|size|theta|layers|heads|distance|buckets|indexes"
+    r"|factor)$"
 )
 """Names of configs' values that are numbers, flags or lists in all of transformers' classes."""
 
