@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,11 +119,20 @@ def check_numbers(
 
 SPECIAL_TOKENS = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 TEXTS = ("transformers_version", "dtype", "torch_dtype", "hidden_act")
+NO_TEXTS = re.compile(
+    r"^(num|use|is|initializer|projection)_|^rope_(scaling|parameters)$"
+    r"|(^|_)(eps|epsilon|dropout|rate|range|dim|size|theta|layers|heads|distance|buckets|indexes"
+    r"|factor)$"
+)
+"""Names of configs' values that are numbers, flags or lists in all of transformers' classes."""
 
 
 def check_texts(config: Mapping[str, Any], where: str, names: Sequence[str] = TEXTS) -> None:
     """Raise `EngineFailed` for a value that is there and is no text. A token may be an object with
-    its text as `content`."""
+    its text as `content`. A number or flag that is a text raises too."""
+    for name, value in config.items():
+        if isinstance(value, str) and NO_TEXTS.search(name):
+            raise EngineFailed(f"{where}: {name} is {shown(value)}, a text")
     for name in names:
         value = config.get(name)
         if isinstance(value, Mapping) and name in SPECIAL_TOKENS:

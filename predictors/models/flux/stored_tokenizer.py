@@ -37,7 +37,7 @@ class StoredTokenizer:
         special = read_if_there(folder, SPECIAL, f"{folder.name}/{SPECIAL}")
         check_texts(settings, f"{folder.name}/{SETTINGS}", SPECIAL_TOKENS)
         length = settings.get("model_max_length", NO_LENGTH)
-        self.model_max_length = length if isinstance(length, int | float) else NO_LENGTH
+        self.model_max_length = NO_LENGTH if length is None else length  # checked by `tokens`
         self.eos_token = _token("eos_token", (settings, special), end)
         self.pad_token = _token("pad_token", (settings, special), pad)
         self._tokenizer = _read_tokenizer(folder)

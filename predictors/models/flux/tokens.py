@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictors.compute.checkpoint.folder import shown
+from predictors.compute.checkpoint.folder import is_real, shown
 from predictors.errors import EngineFailed
 
 OLD_END_TOKEN = 2  # of configs before transformers' PR 24773: the last token is the largest id
@@ -15,7 +15,7 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -
     """Raise `EngineFailed` for a tokenizer that does not fit to CLIP's vocabulary size, number of
     positions, and end token, at whose first place CLIP reads its pooled state."""
     length = tokenizer.model_max_length
-    if not 2 < length <= positions:
+    if not is_real(length) or not 2 < length <= positions:
         raise EngineFailed(
             "tokenizer/tokenizer_config.json: model_max_length is missing or more than the "
             f"{positions} positions of text_encoder"
@@ -31,7 +31,8 @@ def check_clip_tokenizer(tokenizer: Any, vocab: int, positions: int, end: Any) -
 
 def check_t5_tokenizer(tokenizer: Any, vocab: int) -> None:
     """Raise `EngineFailed` for a tokenizer that does not fit to T5's vocabulary size."""
-    if not tokenizer.model_max_length > 1:
+    length = tokenizer.model_max_length
+    if not is_real(length) or not length > 1:
         raise EngineFailed("tokenizer_2/tokenizer_config.json: model_max_length is no length")
     _check(tokenizer, "tokenizer_2", vocab)
 

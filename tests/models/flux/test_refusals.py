@@ -402,3 +402,25 @@ def test_the_end_token_of_old_configs_is_the_largest_id(tmp_path: Path) -> None:
     read_checkpoint(
         variant(FLUX, tmp_path / "c", config("text_encoder/config.json", eos_token_id=2))
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("text_encoder/config.json", "layer_norm_eps"),
+        ("text_encoder/config.json", "projection_dim"),
+        ("text_encoder_2/config.json", "layer_norm_epsilon"),
+        ("text_encoder_2/config.json", "relative_attention_max_distance"),
+        (SCHEDULER, "use_dynamic_shifting"),
+    ],
+)
+def test_a_number_or_flag_in_words_is_named(tmp_path: Path, file: str, name: str) -> None:
+    folder = variant(FLUX, tmp_path / "c", config(file, **{name: "false"}))
+    assert f"{file}: {name} is 'false', a text" in said_by_configs(folder)
+
+
+def test_a_length_of_the_tokenizer_in_words_is_named(tmp_path: Path) -> None:
+    for part in ("tokenizer", "tokenizer_2"):
+        change = config(f"{part}/tokenizer_config.json", model_max_length="x")
+        folder = variant(FLUX, tmp_path / part, change)
+        assert f"{part}/tokenizer_config.json: model_max_length" in said_by_configs(folder)

@@ -369,6 +369,10 @@ BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
         "size is 224, without shortest_edge",
     ),
     "tied in words": ((config("config.json", tie_word_embeddings="true"),), "not true or false"),
+    "an epsilon in words": ((of(TEXT, rms_norm_eps="1e-6"),), "rms_norm_eps is '1e-6', a text"),
+    "dropout in words": ((of(TEXT, attention_dropout="x"),), "attention_dropout is 'x', a text"),
+    "a cache in words": ((of(TEXT, use_cache="x"),), "use_cache is 'x', a text"),
+    "blocks in words": ((of(TOWER, fullatt_block_indexes="1"),), "indexes is '1', a text"),
     "LongRoPE": (
         (of(TEXT, rope_parameters={"rope_type": "longrope", "mrope_section": [4, 6, 6]}),),
         "rope_type must be one of default",
