@@ -42,7 +42,7 @@ DRAW = GOOD[:3]
 WRONG: tuple[Ask, ...] = (
     lambda c: c.rest("flux", picture(steps=10_000)),
     lambda c: c.rest("qwen-vl", {"inputs": []}),
-    lambda c: c.grpc("qwen-vl", words(-1)),
+    lambda c: c.grpc("qwen-vl", words(-2)),
     lambda c: c.openai("images", generations(steps=0)),
     lambda c: c.openai("chat", chat(4, [{"type": "nonsense"}])),
     lambda c: c.stream(chat(4, temperature="warm")),
