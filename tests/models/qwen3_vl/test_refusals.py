@@ -86,11 +86,11 @@ CONFIGS: Refused = {
     ),
     "levels that are no list": (
         vision(deepstack_visual_indexes="all"),
-        ("deepstack_visual_indexes is 'all', not a list of blocks",),
+        ("deepstack_visual_indexes is 'all'",),
     ),
     "a width that is no number": (
         text(head_dim="128"),
-        ("text_config: head_dim is '128'",),
+        ("head_dim is '128'",),
     ),
     "quantised": (
         config("config.json", quantization_config={"quant_method": "hqq"}),
