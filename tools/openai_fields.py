@@ -60,7 +60,7 @@ def _table(title: str, rules: Mapping[str, DescribedRule]) -> list[str]:
 
 
 def taken(schema: Mapping[str, Any]) -> str:
-    """What a schema takes, in words."""
+    """The values that a schema takes, in words."""
     said = str(schema.get("description", ""))
     is_only = said.startswith("Ignored, else refused: ")
     if is_only and "enum" not in schema:

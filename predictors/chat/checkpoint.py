@@ -18,18 +18,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import mrope_positions
-from predictors.chat.folder import (
-    NAMED_TOKENS,
-    SAME,
-    check_generation,
-    check_tokens,
-    end_tokens,
-    parts_of,
-    read_preprocessor,
-    read_tokens,
-)
+from predictors.chat.folder import SAME, check_generation, parts_of, read_preprocessor
 from predictors.chat.request import Sampling
 from predictors.chat.template_files import read_template
+from predictors.chat.token_files import NAMED_TOKENS, check_tokens, end_tokens, read_tokens
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed

@@ -18,10 +18,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from predictors.chat.bounded_work import MOST_CHARACTERS, TooMuchWork, limited_work
-from predictors.chat.folder import NAMED_TOKENS
 from predictors.chat.request import Message
 from predictors.chat.template_checks import check_template
 from predictors.chat.template_files import read_template
+from predictors.chat.token_files import NAMED_TOKENS
 from predictors.compute.checkpoint.folder import (
     SPECIAL_TOKENS,
     check_texts,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.chat.folder import check_generation, check_tokens, end_tokens, read_tokens
+from predictors.chat.folder import check_generation
 from predictors.chat.memory import ChatWeights, chat_options
 from predictors.chat.stored_template import check_stored_template
 from predictors.chat.tensors import (
@@ -26,6 +26,7 @@ from predictors.chat.tensors import (
     decoder_tensors,
     hub_name,
 )
+from predictors.chat.token_files import check_tokens, end_tokens, read_tokens
 from predictors.compute.checkpoint.headers import read_headers
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.compute.checkpoint.quantised.recognise import recognise

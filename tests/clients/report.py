@@ -1,4 +1,4 @@
-"""What the programs of this folder share: they ask, and print each answer or failure as JSON.
+"""Shared by the programs of this folder: they ask, and print each answer or failure as JSON.
 
 They run in an environment of their own (`requirements.txt`), where `predictors` is not installed.
 """

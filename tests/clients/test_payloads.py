@@ -1,4 +1,4 @@
-"""What Open WebUI, LibreChat and LangChain.js send, as their documentation and code have it."""
+"""Payloads of Open WebUI, LibreChat and LangChain.js, as their documentation and code have them."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from predictors.chat.folder import (
     check_preprocessor,
+    filled_parts,
     parts_of,
-    read_config,
+    read_numbers,
     rope_of,
-    rope_rules,
 )
 from predictors.chat.tensors import DecoderSizes, Shapes
-from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading
+from predictors.compute.checkpoint.folder import WIDTH, check_rules, reading
 from predictors.errors import InvalidRequest
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -68,10 +68,8 @@ def read_folder(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any], dict[
     """The raw `config.json`, and its text and vision values with all defaults. Raises
     `InvalidRequest` or `EngineFailed` for a folder that is not served."""
     raw = check_numbers_of(checkpoint)
-    parts = parts_of(raw)
     with reading("config.json"):
-        text = {**TEXT_DEFAULTS, **parts["text_config"]}
-        vision = {**VISION_DEFAULTS, **parts["vision_config"]}
+        text, vision = filled_parts(raw, TEXT_DEFAULTS, VISION_DEFAULTS)
         check_shapes(text, vision)
         check_windows(text)
     return raw, text, vision
@@ -79,13 +77,8 @@ def read_folder(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any], dict[
 
 def check_numbers_of(checkpoint: Path) -> dict[str, Any]:
     """The raw `config.json`, whose numbers are within their limits and fit the preprocessor."""
-    raw = read_config(checkpoint, MODEL_TYPE)
-    parts = parts_of(raw)
-    with reading("config.json"):
-        check_rules(rope_rules(rope_of(parts["text_config"])), "config.json")
-    check_numbers(parts["text_config"], "config.json", TEXT)
-    check_numbers(parts["vision_config"], "config.json: vision_config", VISION)
-    check_preprocessor(checkpoint, parts["vision_config"])
+    raw = read_numbers(checkpoint, MODEL_TYPE, TEXT, VISION, "config.json")
+    check_preprocessor(checkpoint, parts_of(raw)["vision_config"])
     return raw
 
 

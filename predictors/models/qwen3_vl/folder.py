@@ -14,13 +14,13 @@ from typing import Any
 
 from predictors.chat.folder import (
     check_preprocessor,
+    filled_parts,
     parts_of,
-    read_config,
+    read_numbers,
     rope_of,
-    rope_rules,
 )
 from predictors.chat.tensors import DecoderSizes, Shapes
-from predictors.compute.checkpoint.folder import WIDTH, check_numbers, check_rules, reading, shown
+from predictors.compute.checkpoint.folder import WIDTH, check_rules, reading, shown
 from predictors.errors import EngineFailed
 
 MODEL_TYPE = "qwen3_vl"
@@ -70,24 +70,17 @@ def read_folder(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any], dict[
     """The raw `config.json`, and its text and vision values with all defaults. Raises
     `InvalidRequest` or `EngineFailed` for a folder that is not served."""
     raw = check_numbers_of(checkpoint)
-    parts = parts_of(raw)
     with reading("config.json"):
-        text = {**TEXT_DEFAULTS, **parts["text_config"]}
-        vision = {**VISION_DEFAULTS, **parts["vision_config"]}
+        text, vision = filled_parts(raw, TEXT_DEFAULTS, VISION_DEFAULTS)
         check_shapes(text, vision)
     return raw, text, vision
 
 
 def check_numbers_of(checkpoint: Path) -> dict[str, Any]:
     """The raw `config.json`, whose numbers are within their limits and fit the preprocessor."""
-    raw = read_config(checkpoint, MODEL_TYPE)
-    parts = parts_of(raw)
-    with reading("config.json"):
-        check_rules(rope_rules(rope_of(parts["text_config"])), "config.json")
-    check_numbers(parts["text_config"], "config.json: text_config", TEXT)
-    check_numbers(parts["vision_config"], "config.json: vision_config", VISION)
-    _check_deepstack(parts["vision_config"].get("deepstack_visual_indexes"))
-    check_preprocessor(checkpoint, parts["vision_config"])
+    raw = read_numbers(checkpoint, MODEL_TYPE, TEXT, VISION, "config.json: text_config")
+    _check_deepstack(parts_of(raw)["vision_config"].get("deepstack_visual_indexes"))
+    check_preprocessor(checkpoint, parts_of(raw)["vision_config"])
     return raw
 
 

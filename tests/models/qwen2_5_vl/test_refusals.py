@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from predictors.chat.detokenize import Vocabulary
-from predictors.chat.folder import end_tokens, read_config, read_tokens
+from predictors.chat.folder import read_config
 from predictors.chat.template_checks import check_spelling
+from predictors.chat.token_files import end_tokens, read_tokens
 from predictors.compute.device.placement import place
 from predictors.errors import EngineFailed, ServingError
 from predictors.models.qwen2_5_vl.model import Qwen25VLModel, make_predictor

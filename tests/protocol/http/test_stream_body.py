@@ -57,7 +57,7 @@ class Clock:
 
 
 class Sent:
-    """What was sent; `gate` holds the sender back, as a client that does not read."""
+    """Keeps what was sent; `gate` holds the sender back, as a client that does not read."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []

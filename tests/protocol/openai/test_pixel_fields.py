@@ -75,7 +75,7 @@ def test_what_is_no_number_of_pixels_is_refused_in_every_spelling(fields: dict[s
 
 
 def outcome(fields: dict[str, Any]) -> RequestedPixels | str:
-    """What is asked for, or the name of the field that is refused, as in the body."""
+    """The bounds that are asked for, or the name of the field that is refused, as in the body."""
     try:
         return read(**fields).pixels
     except InvalidRequest as refused:

@@ -37,7 +37,7 @@ BNB_UNIT = 7.874015718698502e-3  # 1 / 127 as bitsandbytes has it
 def dequantised(layer: Layer, read: Read) -> Tensor:
     """The weight of `layer`, float32 of its shape. Raises `EngineFailed` for scales that are not
     finite, and for zero points and groups that are out of range."""
-    raise NotImplementedError(type(layer).__name__)
+    raise TypeError(f"no rule is registered for a {type(layer).__name__}")
 
 
 @dequantised.register

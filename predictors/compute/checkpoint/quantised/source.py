@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -48,13 +47,8 @@ class PlainTensors:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._shards.__exit__(kind, error, trace)
+    def __exit__(self, *exc: object) -> None:
+        self._shards.__exit__(*exc)
 
     def __contains__(self, name: str) -> bool:
         return name in self.quantised.headers
