@@ -8,14 +8,12 @@ runs on the event loop and never blocks it; slow work goes to a thread through `
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import EngineFailed, InvalidRequest
@@ -32,10 +30,11 @@ from predictors.protocol.kserve_sdk import (
 )
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
+from predictors.serving.accounts import Caller
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
-from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
+from predictors.serving.submission import Reader, Submission
 from predictors.serving.thread_pools import ThreadPools, threads_for
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -59,95 +58,6 @@ class Answer(Generic[R, C]):
     chunks: tuple[C, ...]
     queue_ms: int
     compute_ms: int
-
-
-class Reader(Protocol[C]):
-    """Transforms a job's chunks on the event loop before the caller gets them."""
-
-    @property
-    def done(self) -> bool:
-        """True once the caller has all it asked for: the job is cancelled then."""
-
-    def feed(self, chunk: C) -> Sequence[C]:
-        """The chunks to pass on for this one: none, one or several."""
-
-
-class Submission(Generic[W, C]):
-    """One submitted row, as its caller sees it: its chunks, and the time it took. Event loop."""
-
-    def __init__(self, job: Job[W, C], reader: Reader[C] | None) -> None:
-        self._job = job
-        self._reader = reader
-        self.last: C | None = None
-        """The chunk that the caller got last."""
-
-    @property
-    def work(self) -> W:
-        return self._job.work
-
-    async def chunks(self) -> AsyncIterator[C]:
-        """The row's chunks; raises its failure. The job is cancelled however the iteration ends."""
-        async with aclosing(self.batches()) as batches:  # type: ignore[type-var]
-            async for chunks in batches:
-                for chunk in chunks:
-                    yield chunk
-
-    async def batches(self) -> AsyncIterator[Sequence[C]]:
-        """The same in non-empty batches: everything that came since the previous read."""
-        reader = self._reader
-        try:
-            async with aclosing(self._job.batches()) as batches:  # type: ignore[type-var]
-                async for chunks in batches:
-                    passed = self._read(chunks)
-                    if passed:
-                        yield passed
-                    if reader is not None and reader.done:
-                        return
-        finally:
-            self._job.cancel()
-
-    def _read(self, chunks: Sequence[C]) -> Sequence[C]:
-        if self._reader is None:
-            self.last = chunks[-1]
-            return chunks
-        passed: list[C] = []
-        for chunk in chunks:
-            self.last = chunk
-            passed += self._reader.feed(chunk)
-            if self._reader.done:
-                break
-        return passed
-
-    def cancel(self) -> None:
-        """Free the row's slot before the next step; no effect on a row that is answered."""
-        self._job.cancel()
-
-    @property
-    def queue_ms(self) -> int:
-        """Milliseconds from submission to a slot (else to the end, or to now), rounded up."""
-        job = self._job
-        until = job.finished_at if job.admitted_at is None else job.admitted_at
-        return _ceil_ms((job.clock() if until is None else until) - job.submitted_at)
-
-    @property
-    def compute_ms(self) -> int:
-        """Milliseconds from the slot to the answer (or to now), rounded up; 0 before admission."""
-        job = self._job
-        if job.admitted_at is None:
-            return 0
-        until = job.clock() if job.finished_at is None else job.finished_at
-        return _ceil_ms(until - job.admitted_at)
-
-    def add_spans(self, trace: tracing.Trace, attributes: Mapping[str, int | str]) -> None:
-        """Add the spans `queue` and `engine`; `attributes` and the stages belong to the latter."""
-        job = self._job
-        until = job.clock() if job.finished_at is None else job.finished_at
-        admitted = until if job.admitted_at is None else job.admitted_at
-        trace.add("queue", job.submitted_at, admitted)
-        if job.admitted_at is not None:
-            engine = trace.add("engine", admitted, until, {"job": job.id, **attributes})
-            for name, start, end, stage_attributes in tuple(job.stages):
-                trace.add(name, start, end, stage_attributes, below=engine)
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
@@ -272,7 +182,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             seconds = time.monotonic() - started
             metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
             jobs = self.host.submit(
-                works, request_id=call.request_id, deadline=call.deadline, is_reserved=True
+                works,
+                request_id=call.request_id,
+                deadline=call.deadline,
+                caller=Caller(call.caller, call.weight, call.priority),
+                is_reserved=True,
             )
         finally:
             self.host.release(len(requests))
@@ -394,7 +308,3 @@ def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
         failure = failure.exceptions[0]
     assert isinstance(failure, Exception)
     return failure
-
-
-def _ceil_ms(seconds: float) -> int:
-    return max(0, math.ceil(seconds * 1000))

@@ -87,6 +87,7 @@ class ScriptedEngine:
         warm_shapes: Sequence[str] = ("small", "large"),
     ) -> None:
         self.slots = slots
+        self.spare_slots = 0
         self.budget = budget
         self.warm_shapes = list(warm_shapes)
         self.poison: dict[str, BaseException] = {}
@@ -240,6 +241,7 @@ class EchoEngine(Generic[W, C]):
         shapes: Sequence[str] = ("echo",),
     ) -> None:
         self.slots = slots
+        self.spare_slots = 0
         self._steps = steps
         self._chunk = chunk or self._echo
         self._check = check

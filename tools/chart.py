@@ -1,5 +1,5 @@
 """Generates charts/predictors/README.md from the comments of values.yaml, and the settings in
-values.schema.json from predictors/settings.py. A comment that begins with `# --` describes the key
+values.schema.json from predictors/settings. A comment that begins with `# --` describes the key
 below it. A key without one is part of its parent's row, or a map whose own keys are described.
 """
 
@@ -152,7 +152,7 @@ def settings_schema() -> dict[str, Any]:
     sections = {}
     for section in fields(Settings):
         kind = type(getattr(Settings(), section.name))
-        texts = descriptions(kind.__name__)
+        texts = descriptions(kind)
         sections[section.name] = {
             "type": "object",
             "additionalProperties": False,

@@ -1,23 +1,23 @@
-"""Generates docs/configuration.md from predictors/settings.py: one entry per setting. Its text is
+"""Generates docs/configuration.md from predictors/settings: one entry per setting. Its text is
 the string below the field in the source.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import textwrap
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from predictors import settings
-from predictors.settings import ALIASES, Settings, bounds_of, variable_name
+from predictors.settings import ALIASES, Settings, SettingsGroup, bounds_of, variable_name
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/configuration.md"
 WIDTH = 120
 HEAD = """# Configuration
 
-<!-- Written by `make docs` from predictors/settings.py; edit that file. -->
+<!-- Written by `make docs` from predictors/settings; edit those files. -->
 
 Every setting is an environment variable that is read once, at the start. A value that can't be
 used, or a `PREDICTORS_*` name that does not exist, ends the process with a message that names it.
@@ -29,10 +29,9 @@ Each entry has the variable, its default, the values that it accepts, and its me
 """
 
 
-def descriptions(group: str) -> dict[str, str]:
-    """The text of each field of a class in settings.py; its own docstring under an empty name."""
-    source = ast.parse(Path(settings.__file__).read_text(encoding="utf-8"))
-    body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == group).body
+def descriptions(group: type[SettingsGroup]) -> dict[str, str]:
+    """The text of each field of a group in its source; its own docstring under an empty name."""
+    body = ast.parse(inspect.getsource(group)).body[0].body  # type: ignore[attr-defined]
     found, last = {}, ""
     for node in body:
         if isinstance(node, ast.AnnAssign):
@@ -76,7 +75,7 @@ def files() -> dict[Path, str]:
     lines = [HEAD]
     for group in fields(Settings):
         kind = type(getattr(Settings(), group.name))
-        texts = descriptions(kind.__name__)
+        texts = descriptions(kind)
         lines += [f"## {group.name}", "", texts[""], ""]
         for knob in fields(kind):
             name = variable_name(kind, knob.name)

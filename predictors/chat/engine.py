@@ -86,6 +86,8 @@ class ChatEngine:
     launched work still uses it.
     """
 
+    spare_slots = 0
+
     def __init__(
         self, name: str, model: ChatModel, settings: QwenVLSettings, placement: Placement
     ) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, Submission
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -30,6 +30,7 @@ from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 

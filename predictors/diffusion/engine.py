@@ -55,6 +55,8 @@ WARM_PROMPTS = ("", "a red circle on a white background")
 class DiffusionEngine:
     """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
 
+    spare_slots = 0
+
     def __init__(
         self,
         name: str,

@@ -35,6 +35,13 @@ class Call(dict[str, str]):
         self.protocol = protocol
         """Metric label."""
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
+        self.caller = ""
+        """Who asks: a key's name, else what the gateway's header says, else the address. Work is
+        shared and accounted by it."""
+        self.weight = 1.0
+        """The caller's share of an engine, relative to others'."""
+        self.priority = 0
+        """Order among the caller's own requests: a higher one goes first."""
         self.deadline = deadline
         """Seconds of `time.monotonic()`, None for no deadline."""
         self.log_fields: dict[str, object] = {}

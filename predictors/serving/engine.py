@@ -33,6 +33,12 @@ class Engine(Protocol[W, C]):
         """Maximum number of active jobs. Constant after construction; any thread."""
 
     @property
+    def spare_slots(self) -> int:
+        """Slots beyond `slots`, for callers that hold less than their share while others hold all.
+        A step still advances no more than `slots` jobs. Constant after construction; any
+        thread."""
+
+    @property
     def busy(self) -> bool:
         """False if a step of all active jobs would do nothing. Any thread."""
 
@@ -54,8 +60,11 @@ class Engine(Protocol[W, C]):
         nothing."""
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
-        """Advance these jobs (all of them active) by one step; emit chunks, finish and release
-        jobs that are done.
+        """Advance these jobs (all of them active), or those of them whose turn it is, by one step;
+        emit chunks, finish and release jobs that are done.
+
+        The turn is of the callers who have used least (`job.account.used_s`); what a step costs is
+        charged to the accounts of the jobs that it advanced.
 
         All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs
         can be stepped again in smaller groups with the same results. The host relies on it to

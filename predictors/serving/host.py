@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
+from predictors.serving.accounts import ANYONE, Caller
 from predictors.serving.engine import Describes, Engine
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
@@ -78,6 +79,7 @@ class EngineHost(Generic[W, C]):
         *,
         request_id: str,
         deadline: float | None,
+        caller: Caller = ANYONE,
         is_reserved: bool = False,
     ) -> list[Job[W, C]]:
         """Accept all rows of a request, or raise and accept none; `is_reserved` after `reserve`.
@@ -95,7 +97,7 @@ class EngineHost(Generic[W, C]):
             raise
         ids = [request_id] if len(works) == 1 else [f"{request_id}/{i}" for i in range(len(works))]
         jobs: list[Job[W, C]] = [
-            Job(job_id, work, deadline=deadline, clock=self._clock)
+            Job(job_id, work, deadline=deadline, clock=self._clock, caller=caller)
             for job_id, work in zip(ids, works, strict=True)
         ]
         self.jobs.accept(jobs, is_reserved=is_reserved)

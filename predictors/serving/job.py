@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from predictors.errors import Cancelled, ServingError
 from predictors.observe import tracing
+from predictors.serving.accounts import ANYONE, Account, Caller
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -34,10 +35,15 @@ class Job(Generic[W, C]):
         *,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        caller: Caller = ANYONE,
     ) -> None:
         self.id = job_id
         self.work = work
         self.deadline = deadline
+        self.caller = caller
+        self.account = Account(caller.name, caller.weight)
+        """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
+        share."""
         self.cost: float = getattr(work, "cost", 1.0)
         """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
         self.clock = clock

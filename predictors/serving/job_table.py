@@ -17,6 +17,7 @@ from prometheus_client import Gauge
 
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
+from predictors.serving.accounts import Accounts
 from predictors.serving.job import Job
 from predictors.serving.queue import AdmissionPass, AdmissionQueue, DepartureRate
 from predictors.settings import QueueSettings
@@ -51,6 +52,7 @@ class JobTable(Generic[W, C]):
         self._running: dict[int, Job[W, C]] = {}  # by arrival number
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of jobs that left are stale
         self._departure_rate = DepartureRate()
+        self._accounts = Accounts()
         self._arrivals = 0
         self._reserved = 0
         self.busy_since: float | None = None
@@ -110,6 +112,7 @@ class JobTable(Generic[W, C]):
                 self._arrivals += 1
                 job.arrival_number = self._arrivals
                 job.on_cancel = on_cancel
+                job.account = self._accounts.open(job.caller.name, job.caller.weight, 1)
                 if job.deadline is not None:
                     heapq.heappush(self._deadlines, (job.deadline, job.arrival_number))
             self._queue.add(jobs)
@@ -214,6 +217,7 @@ class JobTable(Generic[W, C]):
                 self._count_removed(job)
 
     def _count_removed(self, job: Job[W, C]) -> None:
+        self._accounts.close(job.account)
         error = job.error
         reason = error.reason if error else "ok"
         self._outcomes.get(reason, self._outcomes["internal"]).inc()

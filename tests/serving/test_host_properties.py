@@ -60,6 +60,8 @@ def value_of(series: Any, host: EngineHost[Task, str], *labels: str) -> float:
 class WatchedEngine(ScriptedEngine):
     """Records admitted jobs, and asserts at each admission that no earlier equal job waits."""
 
+    spare_slots = 0
+
     def __init__(self, slots: int, budget: int, clock: ScriptedClock) -> None:
         super().__init__(slots, budget=budget, gated=False)
         self.clock = clock

@@ -1,0 +1,52 @@
+"""Every setting of the process, as frozen dataclasses, one per group. `environment.py` reads them.
+
+Each field has its default, its range or choices and its description in one place.
+`docs/configuration.md` and the chart's schema are generated from these files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from predictors.settings.bounds import (
+    AUTO_ON_OFF,
+    PREFIX,
+    Bounds,
+    InvalidSetting,
+    SettingsGroup,
+    bounds_of,
+    variable_name,
+)
+from predictors.settings.models import (
+    ATTENTION,
+    ComputeSettings,
+    FluxSettings,
+    QueueSettings,
+    QwenVLSettings,
+)
+from predictors.settings.server import ClusterSettings, ImageLimits, ServerSettings
+
+__all__ = [
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "Bounds", "ClusterSettings", "ComputeSettings",
+    "FluxSettings", "ImageLimits", "InvalidSetting", "QueueSettings", "QwenVLSettings",
+    "ServerSettings", "Settings", "SettingsGroup", "bounds_of", "variable_name",
+]  # fmt: skip
+
+ALIASES = {
+    "PREDICTORS_SERVER_HOST": "HOST",
+    "PREDICTORS_SERVER_PORT": "PORT",
+    "PREDICTORS_SERVER_GRPC_PORT": "GRPC_PORT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    images: ImageLimits = field(default_factory=ImageLimits)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    flux: FluxSettings = field(default_factory=FluxSettings)
+    qwen_vl: QwenVLSettings = field(default_factory=QwenVLSettings)

@@ -1,0 +1,158 @@
+"""Settings of the models: their queue, their device, and those of each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from predictors.settings.bounds import AUTO_ON_OFF, SettingsGroup, bounded
+
+ATTENTION = (
+    "auto", "cudnn", "flash", "flash_attn_3", "fa3_fwd", "flash_attn_2", "efficient", "sdpa",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings(SettingsGroup):
+    """The admission queue. It is bounded, and a full queue is answered at once."""
+
+    section = "queue"
+
+    capacity: int = 64
+    """Jobs that may wait, in addition to those that run. The next one is refused at once."""
+    overload_status: int = bounded(503, choices=(503, 429))
+    """Status of a request that meets a full queue. Gateways retry 503 on another replica; clients
+    back off on 429."""
+    skip_window: int = 8
+    """If the first job in the queue does not fit, this many jobs behind it may be admitted before
+    it."""
+    skip_max_wait_s: float = 30.0
+    """Once the first job has waited this long, no other job is admitted before it."""
+    default_timeout_s: float = 600.0
+    """Deadline of a request that sets none. 0 means no deadline."""
+    stall_timeout_s: float = 120.0
+    """If there is work and no step has finished for this long, the engine counts as stalled and
+    liveness fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSettings(SettingsGroup):
+    """Device, precision and compilation, for all models of the process."""
+
+    section = "compute"
+
+    device: str = "auto"
+    """`auto` (CUDA if there is a GPU), `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = bounded("auto", choices=("auto", "float32", "bfloat16", "float16"))
+    """`auto` (bfloat16 on CUDA, float32 on the CPU), `float32`, `bfloat16` or `float16`."""
+    compile: str = bounded("auto", choices=("auto", "off", "aot_eager", "inductor"))
+    """`auto` (`inductor` on CUDA, `off` on the CPU), `off`, `aot_eager` or `inductor`. On the CPU
+    Inductor needs a C++ compiler."""
+    attention: str = bounded("auto", choices=ATTENTION)
+    """Attention kernel on CUDA. `auto` measures the installed ones while loading and takes the
+    fastest."""
+    threads: int = 0
+    """Intra-op threads of torch on the CPU. 0 leaves torch's default."""
+    cache_dir: str = ""
+    """Folder that keeps compiled code between starts. Empty: Triton and torch keep theirs where
+    they always do. The content is executed, so only the operator may have write access: servers may
+    mount it read-only, and a folder that anyone may write is not used."""
+    weights_variant: str = ""
+    """Variant of the weights files that is read where a folder has it, such as `fp16` for
+    `model.fp16.safetensors`. Empty: the plain files, or the only variant there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FluxSettings(SettingsGroup):
+    """Text-to-image models (FLUX.1)."""
+
+    section = "flux"
+
+    slots: int = bounded(4, least=1)
+    """Pictures in progress at once. On a GPU the warm-up measures how many of them share a pass;
+    those of the tier `lossless` never share one there."""
+    max_pixels: int = 1536 * 1536
+    """Largest width x height that is accepted."""
+    max_side: int = 2048
+    """Largest width or height, in pixels."""
+    min_side: int = 64
+    """Smallest width or height, in pixels."""
+    max_steps: int = 100
+    """Largest `num_inference_steps`."""
+    default_steps: int = 0
+    """Steps of a request that names none. 0 takes the checkpoint's: 28 if it has a guidance
+    embedding, otherwise 4."""
+    default_size: str = ""
+    """Size (`WxH`) of a request that names none. Empty takes the checkpoint's (`sample_size` of its
+    autoencoder, squared)."""
+    sizes: str = ""
+    """Sizes (`WxH`, comma-separated) that are compiled and warmed before the model is ready. Empty
+    takes the default size only."""
+    unpromised: str = bounded("serve", choices=("serve", "refuse"))
+    """Requests for a size outside of `sizes`: `serve` draws them without compiling, `refuse`
+    answers with 400 and the list of sizes."""
+    max_sequence_length: int = 0
+    """T5 tokens per prompt. 0 takes the checkpoint's (the tokenizer's limit, at most 512 with a
+    guidance embedding and 256 without)."""
+    prompt_cache_bytes: int = 256 * 2**20
+    """Largest size of the prompt-embedding cache."""
+    png_level: int = bounded(1, most=9)
+    """Compression level of PNG output. 0 stores, 1 is ISA-L's fast deflate, 2 to 9 are zlib's: ten
+    times slower, and smaller only for drawings."""
+    tiers: str = "auto"
+    """Quality tiers that are loaded, comma-separated: `lossless`, `high` (fp8), `turbo`. `auto`
+    loads all, but `high` only on GPUs with fp8 units."""
+    default_tier: str = ""
+    """Tier of a request that names none. Empty takes the first that is loaded of `lossless`,
+    `high`, `turbo`."""
+    fp8_attention: bool = True
+    """Lets the tiers with fp8 weights use fp8 in attention too, if FlashAttention 3 (`pip install
+    vision-predictors[fa3]`) and a Hopper GPU are present."""
+    conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
+    """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
+    and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    age_limit_s: float = 30.0
+    """The picture with the fewest steps left goes first, until another one has been passed over for
+    this many seconds in all. 0 always serves the one that has waited longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVLSettings(SettingsGroup):
+    """Chat models that read pictures (Qwen2.5-VL and other models of the chat family)."""
+
+    section = "qwen_vl"
+
+    slots: int = 0
+    """Sequences that decode together. 0 takes 8 on the CPU and 64 on a GPU."""
+    page_tokens: int = 0
+    """Tokens per page of the KV cache. 0 takes 16 on the CPU and 64 on a GPU."""
+    kv_tokens: int = 0
+    """Size of the KV cache in tokens. 0 takes `slots` x `max_context` on the CPU, and what the
+    memory allows on a GPU."""
+    max_context: int = 0
+    """Longest prompt plus answer, in tokens. 0 takes the checkpoint's limit, at most 4096 on the
+    CPU and 32768 on a GPU."""
+    prefill_chunk: int = 0
+    """Prompt tokens per prefill step. Running sequences decode between the chunks. 0 takes 256 on
+    the CPU and 1536 on a GPU, where several prompts share a step."""
+    default_max_tokens: int = bounded(512, least=1)
+    """`max_tokens` of a request that names none, limited to what the context leaves."""
+    min_pixels: int = 0
+    """Smallest area of a picture after resizing, in pixels. 0 takes the checkpoint's."""
+    max_pixels: int = 0
+    """Largest area of a picture after resizing, in pixels, that a request may ask for. 0 takes the
+    checkpoint's, at most 1,103,872, which leaves a picture of 1024x1024 as it is."""
+    default_max_pixels: int = 0
+    """Largest area of a picture whose request asks for none. 0 takes `max_pixels`."""
+    embedding_cache_bytes: int = 256 * 2**20
+    """Largest size of the cache of picture embeddings. Its key is a hash of the file and of the
+    target size."""
+    prefix_cache: str = bounded("auto", choices=AUTO_ON_OFF)
+    """Lets prompts that begin alike (same text, same pictures) share what was computed for the
+    beginning, in unused pages of the KV cache. `auto`: on a GPU, unless `deterministic`. The time
+    to the first token then shows a caller that the same beginning was sent before."""
+    precision: str = bounded("auto", choices=("auto", "fp8"))
+    """`fp8`: the decoder's linear layers are quantised to 8-bit floating point while loading. That
+    is fast only on a GPU with fp8 units, and works anywhere. `auto`: `compute.dtype`."""
+    deterministic: str = bounded("auto", choices=AUTO_ON_OFF)
+    """`on`: decoding always uses the same batch width, so that other requests never change a bit of
+    an answer. `auto`: on for float32 on the CPU."""
