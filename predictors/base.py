@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.call import Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -137,6 +137,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
+        if "priority" in request.parameters:
+            call.priority = parse_priority(request.parameters["priority"], "priority")
         if self.inline or num_bytes(request) <= INLINE_BYTES:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)

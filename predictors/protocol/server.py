@@ -211,6 +211,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             on_scrape=self._on_scrape,
             is_leaving=self.registry.leaving.is_set,
             access=access,
+            caller_names=self.registry.caller_names,
         )
         return HttpServer(app, own, limit)
 

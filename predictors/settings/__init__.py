@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from predictors.settings.access import AccessSettings
 from predictors.settings.bounds import (
     AUTO_ON_OFF,
     PREFIX,
@@ -27,9 +28,9 @@ from predictors.settings.models import (
 from predictors.settings.server import ClusterSettings, ImageLimits, ServerSettings
 
 __all__ = [
-    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "Bounds", "ClusterSettings", "ComputeSettings",
-    "FluxSettings", "ImageLimits", "InvalidSetting", "QueueSettings", "QwenVLSettings",
-    "ServerSettings", "Settings", "SettingsGroup", "bounds_of", "variable_name",
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
+    "ComputeSettings", "FluxSettings", "ImageLimits", "InvalidSetting", "QueueSettings",
+    "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -44,6 +45,7 @@ class Settings:
     """All groups."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     images: ImageLimits = field(default_factory=ImageLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)

@@ -23,7 +23,9 @@ from starlette.routing import BaseRoute, Match, Route, Router
 
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
+from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.callers import CallerNames
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
@@ -51,7 +53,7 @@ CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
-_CODING = b"content-encoding"
+_LISTS = frozenset({"content-encoding", FORWARDED_HEADER})
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
@@ -74,8 +76,9 @@ class RestApp:
     """The REST application. Event loop only.
 
     `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
-    other origins; None allows all. While `is_leaving` returns true, every response closes its
-    connection, so that keep-alive clients reconnect to another replica.
+    other origins; None allows all. `caller_names` tell callers apart.
+    While `is_leaving` returns true, every response closes its connection, so that keep-alive
+    clients reconnect to another replica.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class RestApp:
         on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
+        caller_names: CallerNames | None = None,
     ) -> None:
         self._access = access
+        self._caller_names = caller_names
         self._on_scrape = on_scrape
         self._is_leaving = is_leaving
         self._access_log = access_log
@@ -105,10 +110,14 @@ class RestApp:
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         if len(headers) < len(scope["headers"]):  # a list may be on several lines
-            codings = [v.decode("latin-1") for k, v in scope["headers"] if k == _CODING]
-            headers |= {"content-encoding": ",".join(codings)} if codings else {}
+            for name in _LISTS.intersection(headers):
+                lines = [v.decode("latin-1") for k, v in scope["headers"] if k == name.encode()]
+                headers[name] = ",".join(lines)
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
+        if self._caller_names is not None:
+            peer = scope["client"]
+            self._caller_names.name(call, peer[0] if peer else "")
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 

@@ -177,9 +177,8 @@ class V2Routes:
 
 
 def extensions(registry: Registry) -> list[str]:
-    """The protocol's extensions that are offered as a whole. `schedule_policy` is not: it has
-    `priority` beside `timeout`."""
-    found = ["binary_tensor_data", "parameters"]
+    """The protocol's extensions that are offered as a whole."""
+    found = ["binary_tensor_data", "parameters", "schedule_policy"]
     if registry.settings.server.repository_api:
         found.append("model_repository")
     return found
