@@ -85,6 +85,7 @@ DEFAULTS = {
     "compute.threads": 0,
     "compute.cache_dir": "",
     "compute.weights_variant": "",
+    "compute.verify": "auto",
     "cluster.events": "auto",
     "cluster.interval_s": 3.0,
     "cluster.timeout_s": 3.0,
