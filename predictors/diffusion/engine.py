@@ -43,6 +43,7 @@ from predictors.diffusion.scheduling import (
     Slot,
     StepCharges,
     best_widths,
+    form_rates,
     pick_group,
     with_one_new,
 )
@@ -79,6 +80,7 @@ class DiffusionEngine:
         self._holders = SlotHolders()
         self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
+        self._rates: Mapping[str, float] = {}
         self._guard = RecompileGuard(name)
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
@@ -108,6 +110,10 @@ class DiffusionEngine:
     @property
     def active(self) -> Sequence[DiffusionJob]:
         return list(self._slots)
+
+    def rate(self, form: str) -> float:
+        """Time per token of a form of weights beside the slowest one's; 1 before `warm`."""
+        return self._rates.get(form, 1.0)
 
     def validate(self, work: DiffusionWork) -> None:
         """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
@@ -176,7 +182,9 @@ class DiffusionEngine:
                 seconds[shape, rows] = took
                 progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
         self._charges.expect(seconds)
-        runner.seal(best_widths(seconds), seconds)
+        widths = best_widths(seconds)
+        runner.seal(widths, seconds)
+        self._rates = form_rates(seconds, widths)
         self._start.end()
         self._guard.seal()
 
@@ -217,7 +225,10 @@ class DiffusionEngine:
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
             waiting = with_one_new([slot for slot in slots if not slot.is_finished])
-            group = self._pick(waiting)
+            # without a device beside the host others' steps would delay a picture that is done
+            is_apart = finished is not None and self._holders.is_shared
+            has_room = self._placement.is_cuda or not is_apart
+            group = self._pick(waiting) if has_room else []
             self._run_step(finished, group)
         took = time.monotonic() - started
         for slot in waiting:

@@ -17,6 +17,7 @@ from predictors import metrics
 from predictors.compute.device.pacing import DeviceSpan
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
+from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import ImageResult
 from predictors.serving.job import Job
 from predictors.serving.turns import SlotHolders
@@ -194,16 +195,16 @@ class StepCharges:
         self._charge(group, seconds - group.expected_s)
         for slot, span in group.encoded:
             took = span.seconds()
-            slot.job.account.charge(took)
+            slot.job.charge(took)
             seconds += took
         self._holders.end_step(seconds)
 
     def decoded(self, slot: Slot, span: DeviceSpan) -> None:
-        slot.job.account.charge(span.seconds())
+        slot.job.charge(span.seconds())
 
     def _charge(self, group: LaunchedGroup, seconds: float) -> None:
         for slot in group.slots:
-            slot.job.account.charge(seconds * slot.num_rows / group.rows)
+            slot.job.charge(seconds * slot.num_rows / group.rows)
 
 
 def best_widths(
@@ -223,3 +224,15 @@ def _best_width(per_row: Sequence[tuple[int, float]], least_gain: float) -> int:
         if took <= least * (1 - least_gain):
             best, least = rows, took
     return best
+
+
+def form_rates(
+    seconds: Mapping[tuple[StepShape, int], float], widths: Mapping[StepShape, int]
+) -> dict[str, float]:
+    """By form of weights: the time per row beside that of the slowest form, 1 where the shape that
+    was measured first took no time."""
+    first: dict[str, float] = {}
+    for shape, width in widths.items():
+        first.setdefault(shape.form, seconds[shape, width] / width)
+    slowest = max(first.values(), default=0.0)
+    return {form: took / slowest if slowest else 1.0 for form, took in first.items()}
