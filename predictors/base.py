@@ -103,6 +103,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
 
+    def cost(self, request: R) -> float:
+        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
+        Event loop, so it takes microseconds."""
+        return 1.0
+
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
         raise NotImplementedError
