@@ -23,8 +23,10 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.callers import Callers
 from predictors.protocol.grpc.health import add_health
-from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.grpc.key_check import key_checks
+from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
@@ -134,6 +136,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
+        if check_addresses(self.settings):
+            log.warning("callers need no API key, and others can reach this server: ACCESS_OPEN")
         metrics.draining.set(0)
         with (
             listen(self.settings.server.host, self.http_port) as listener,
@@ -146,7 +150,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             routes += self._routes
             own = self.settings.server
             access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
-            http_server = self._http_server(routes, access, max_connections(own.max_connections))
+            limit, callers = max_connections(own.max_connections), self.registry.callers
+            http_server = self._http_server(routes, access, limit, callers)
+            following_keys = callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
             http_task.add_done_callback(
@@ -168,6 +174,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             http_server.should_exit = True
             await stop_admin()
             await http_task
+            if following_keys is not None:
+                following_keys.cancel()
         if grpc_server is not None:
             await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
@@ -202,7 +210,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         return stop
 
     def _http_server(
-        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+        self,
+        routes: Sequence[BaseRoute],
+        access: AccessPolicy,
+        limit: int,
+        callers: Callers | None = None,
     ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
@@ -211,7 +223,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             on_scrape=self._on_scrape,
             is_leaving=self.registry.leaving.is_set,
             access=access,
-            caller_names=self.registry.caller_names,
+            callers=callers,
         )
         return HttpServer(app, own, limit)
 
@@ -220,6 +232,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             return None
         limit = self.settings.server.max_message_bytes
         server = grpc.aio.server(
+            interceptors=key_checks(self.registry.callers),
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
@@ -229,7 +242,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-            ]
+            ],
         )
         add_inference(server, self.registry)
         add_health(server, self.registry, SERVICE)

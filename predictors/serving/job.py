@@ -46,6 +46,8 @@ class Job(Generic[W, C]):
         share."""
         self.cost: float = getattr(work, "cost", 1.0)
         """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
+        self.used_s = 0.0
+        """Engine seconds charged so far."""
         self.clock = clock
         self.exemplar = tracing.exemplar()
         """Labels of the exemplars that histograms show beside the job's durations."""
