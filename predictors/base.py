@@ -103,6 +103,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
 
+    def cost(self, request: R) -> float:
+        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
+        Event loop, so it takes microseconds."""
+        return 1.0
+
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
         raise NotImplementedError
@@ -133,7 +138,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
+        self.host.check_accepting(
+            max(1, num_rows), caller_of(call)
+        )  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
@@ -176,7 +183,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
-        self.host.reserve(len(requests))  # before any work is spent on preparing
+        caller = caller_of(call)
+        self.host.reserve(len(requests), caller)  # before any work is spent on preparing
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -188,11 +196,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 works,
                 request_id=call.request_id,
                 deadline=call.deadline,
-                caller=Caller(call.caller, call.weight, call.priority),
+                caller=caller,
                 is_reserved=True,
             )
         finally:
-            self.host.release(len(requests))
+            self.host.release(len(requests), caller)
         return [Submission(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     def finish_call(self, submissions: Sequence[Submission[W, C]], call: Call) -> None:
@@ -292,6 +300,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
         return {"room": self.task, **self.host.describe()}
+
+
+def caller_of(call: Call) -> Caller:
+    """The caller as the queue sees it."""
+    return Caller(call.caller, call.weight, call.priority)
 
 
 def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:

@@ -43,7 +43,7 @@ class PendingBody(Protocol):
 
 class Registry:
     """The served models by name, and what their requests share: worker processes, threads and the
-    limit of bytes in flight. Event loop only."""
+    limit of bytes in flight. Event loop only, but for health, which any thread may read."""
 
     def __init__(
         self, models: Sequence[Served], settings: Settings, workers: Workers | None = None

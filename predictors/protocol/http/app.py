@@ -1,13 +1,12 @@
 """The ASGI application of all REST routes, and the uvicorn server that runs it.
 
-`RestApp` adds the request id, access log, access policy, `/metrics`, and the error bodies of 404,
-405 and unexpected errors. It uses Starlette's router without its middleware, which would answer an
+`RestApp` adds the request id, access log, access policy, and the error bodies of 404, 405 and
+unexpected errors. It uses Starlette's router without its middleware, which would answer an
 unexpected error and raise it again, so that the connection is cut.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -16,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
@@ -41,7 +39,6 @@ from predictors.protocol.http.exchange import (
     Send,
     send_response,
 )
-from predictors.protocol.http.exposition import Scraper
 from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import log_refused_key, result_or_error
@@ -78,9 +75,13 @@ class PlainEndpoint:
 class RestApp:
     """The REST application. Event loop only.
 
+<<<<<<< HEAD
     `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
     other origins; None allows all. `callers` tell callers apart and check
     their keys.
+=======
+    `access` refuses requests of other origins; None allows all. `caller_names` tell callers apart.
+>>>>>>> main
     While `is_leaving` returns true, every response closes its connection, so that keep-alive
     clients reconnect to another replica.
     """
@@ -90,23 +91,20 @@ class RestApp:
         routes: Sequence[BaseRoute],
         *,
         access_log: bool,
-        on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
         callers: Callers | None = None,
     ) -> None:
         self._access = access
+<<<<<<< HEAD
         self._callers = callers
         self._on_scrape = on_scrape
+=======
+        self._caller_names = caller_names
+>>>>>>> main
         self._is_leaving = is_leaving
         self._access_log = access_log
-        self._scraper = Scraper(REGISTRY)
-        self._scrape_lock = asyncio.Lock()
-        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by the `Accept` header
-        metrics_route = Route("/metrics", PlainEndpoint(self._metrics), methods=["GET"])
-        self._router = Router(
-            [*routes, metrics_route], redirect_slashes=False, default=self._no_route
-        )
+        self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -205,29 +203,6 @@ class RestApp:
         }
         extra = {**log_fields, "left_out": left_out} if left_out else log_fields
         access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=extra)
-
-    async def _metrics(self, request: Request) -> Response:
-        """Prometheus text, or OpenMetrics if the client accepts it.
-
-        One scrape runs at a time. Requests that come meanwhile share the next one.
-        """
-        accept = request.headers.get("accept", "")
-        next_one = self._next_scrapes.get(accept)
-        if next_one is None:
-            next_one = asyncio.create_task(self._scrape_next(accept))
-            self._next_scrapes[accept] = next_one
-        return await asyncio.shield(next_one)
-
-    async def _scrape_next(self, accept: str) -> Response:
-        async with self._scrape_lock:
-            del self._next_scrapes[accept]
-            return await self._scrape(accept)
-
-    async def _scrape(self, accept: str) -> Response:
-        self._on_scrape()
-        # 3 ms with two models, 10 ms while engines compete for the interpreter's lock
-        body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
-        return Response(body, headers=(("content-type", content_type),))
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
