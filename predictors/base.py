@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.call import Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -106,6 +106,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
 
+    def cost(self, request: R) -> float:
+        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
+        Event loop, so it takes microseconds."""
+        return 1.0
+
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
         raise NotImplementedError
@@ -136,10 +141,14 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
+        self.host.check_accepting(
+            max(1, num_rows), caller_of(call)
+        )  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
+        if "priority" in request.parameters:
+            call.priority = parse_priority(request.parameters["priority"], "priority")
         if self.inline or num_bytes(request) <= INLINE_BYTES:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
@@ -176,7 +185,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
-        self.host.reserve(len(requests))  # before any work is spent on preparing
+        caller = caller_of(call)
+        self.host.reserve(len(requests), caller)  # before any work is spent on preparing
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -188,11 +198,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 works,
                 request_id=call.request_id,
                 deadline=call.deadline,
-                caller=Caller(call.caller, call.weight, call.priority),
+                caller=caller,
                 is_reserved=True,
             )
         finally:
-            self.host.release(len(requests))
+            self.host.release(len(requests), caller)
         return [Submission(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     def finish_call(self, submissions: Sequence[Submission[W, C]], call: Call) -> None:
@@ -306,6 +316,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
         return {"room": self.task, **self.host.describe()}
+
+
+def caller_of(call: Call) -> Caller:
+    """The caller as the queue sees it."""
+    return Caller(call.caller, call.weight, call.priority)
 
 
 def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:

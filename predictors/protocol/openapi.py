@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
 from predictors import __version__
+from predictors.protocol.call import DEFAULT_LEVEL, MAX_LEVEL
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.exchange import Response
@@ -167,6 +168,9 @@ def infer_schema(model: Served) -> Json:
     """The schema of a V2 request in JSON."""
     parameters: Json = {name: dict(each) for name, each in model.get_parameters().items()}
     parameters["timeout"] = {"type": "number", "minimum": 0, "description": "Microseconds."}
+    level = {"type": "integer", "minimum": 0, "maximum": MAX_LEVEL}
+    about = f"Among the caller's own requests: 1 goes first, 0 is the default ({DEFAULT_LEVEL})."
+    parameters["priority"] = {**level, "description": about}
     parameters["binary_data_output"] = {"type": "boolean"}
     parameters["content_type"] = {"enum": sorted(REQUEST)}
     inputs = [_input(entry) for entry in model.get_input_types()]

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, InvalidRequest, NotFound, NotReady, ServingError
+from predictors.protocol.callers import CallerNames
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
@@ -41,7 +42,7 @@ class PendingBody(Protocol):
 
 class Registry:
     """The served models by name, and what their requests share: worker processes, threads and the
-    limit of bytes in flight. Event loop only."""
+    limit of bytes in flight. Event loop only, but for health, which any thread may read."""
 
     def __init__(
         self, models: Sequence[Served], settings: Settings, workers: Workers | None = None
@@ -51,6 +52,7 @@ class Registry:
         self.bytes_in_flight = BytesInFlight(
             settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
         )
+        self.caller_names = CallerNames(settings.access)
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None

@@ -56,7 +56,9 @@ class EngineHost(Generic[W, C]):
         self._settings = settings
         self._clock = clock
         self.lifecycle = Lifecycle(self._on_state)
-        self.jobs: JobTable[W, C] = JobTable(model, engine.slots, settings, clock, self._refusal)
+        self.jobs: JobTable[W, C] = JobTable(
+            model, engine.slots, engine.spare_slots, settings, clock, self._refusal
+        )
         self.loop: EngineLoop[W, C] = EngineLoop(
             model, engine, self.jobs, self.lifecycle, self.events, clock
         )
@@ -64,16 +66,16 @@ class EngineHost(Generic[W, C]):
         self._start_lock = threading.Lock()
 
     # -- submission -----------------------------------------------------------------------------
-    def check_accepting(self, rows: int) -> None:
+    def check_accepting(self, rows: int, caller: Caller = ANYONE) -> None:
         """Raise what `submit` of so many rows would raise now, before any work is spent on them."""
-        self.jobs.check(rows)
+        self.jobs.check(rows, caller)
 
-    def reserve(self, rows: int) -> None:
+    def reserve(self, rows: int, caller: Caller = ANYONE) -> None:
         """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
-        self.jobs.reserve(rows)
+        self.jobs.reserve(rows, caller)
 
-    def release(self, rows: int) -> None:
-        self.jobs.release(rows)
+    def release(self, rows: int, caller: Caller = ANYONE) -> None:
+        self.jobs.release(rows, caller)
 
     def submit(
         self,
@@ -91,7 +93,7 @@ class EngineHost(Generic[W, C]):
         with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
         if not is_reserved:
-            self.jobs.check(len(works))
+            self.jobs.check(len(works), caller)
         try:
             self._validate(works)
         except InvalidRequest as error:

@@ -1,13 +1,12 @@
 """The ASGI application of all REST routes, and the uvicorn server that runs it.
 
-`RestApp` adds the request id, access log, access policy, `/metrics`, and the error bodies of 404,
-405 and unexpected errors. It uses Starlette's router without its middleware, which would answer an
+`RestApp` adds the request id, access log, access policy, and the error bodies of 404, 405 and
+unexpected errors. It uses Starlette's router without its middleware, which would answer an
 unexpected error and raise it again, so that the connection is cut.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -16,14 +15,15 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
+from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.callers import CallerNames
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
@@ -38,7 +38,6 @@ from predictors.protocol.http.exchange import (
     Send,
     send_response,
 )
-from predictors.protocol.http.exposition import Scraper
 from predictors.protocol.http.listening import BACKLOG
 from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import result_or_error
@@ -51,7 +50,7 @@ CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
-_CODING = b"content-encoding"
+_LISTS = frozenset({"content-encoding", FORWARDED_HEADER})
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
@@ -73,9 +72,9 @@ class PlainEndpoint:
 class RestApp:
     """The REST application. Event loop only.
 
-    `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
-    other origins; None allows all. While `is_leaving` returns true, every response closes its
-    connection, so that keep-alive clients reconnect to another replica.
+    `access` refuses requests of other origins; None allows all. `caller_names` tell callers apart.
+    While `is_leaving` returns true, every response closes its connection, so that keep-alive
+    clients reconnect to another replica.
     """
 
     def __init__(
@@ -83,21 +82,15 @@ class RestApp:
         routes: Sequence[BaseRoute],
         *,
         access_log: bool,
-        on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
+        caller_names: CallerNames | None = None,
     ) -> None:
         self._access = access
-        self._on_scrape = on_scrape
+        self._caller_names = caller_names
         self._is_leaving = is_leaving
         self._access_log = access_log
-        self._scraper = Scraper(REGISTRY)
-        self._scrape_lock = asyncio.Lock()
-        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by the `Accept` header
-        metrics_route = Route("/metrics", PlainEndpoint(self._metrics), methods=["GET"])
-        self._router = Router(
-            [*routes, metrics_route], redirect_slashes=False, default=self._no_route
-        )
+        self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,10 +98,14 @@ class RestApp:
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         if len(headers) < len(scope["headers"]):  # a list may be on several lines
-            codings = [v.decode("latin-1") for k, v in scope["headers"] if k == _CODING]
-            headers |= {"content-encoding": ",".join(codings)} if codings else {}
+            for name in _LISTS.intersection(headers):
+                lines = [v.decode("latin-1") for k, v in scope["headers"] if k == name.encode()]
+                headers[name] = ",".join(lines)
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
+        if self._caller_names is not None:
+            peer = scope["client"]
+            self._caller_names.name(call, peer[0] if peer else "")
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
@@ -182,29 +179,6 @@ class RestApp:
             "request_id": call.request_id,
         }
         access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=log_fields)
-
-    async def _metrics(self, request: Request) -> Response:
-        """Prometheus text, or OpenMetrics if the client accepts it.
-
-        One scrape runs at a time. Requests that come meanwhile share the next one.
-        """
-        accept = request.headers.get("accept", "")
-        next_one = self._next_scrapes.get(accept)
-        if next_one is None:
-            next_one = asyncio.create_task(self._scrape_next(accept))
-            self._next_scrapes[accept] = next_one
-        return await asyncio.shield(next_one)
-
-    async def _scrape_next(self, accept: str) -> Response:
-        async with self._scrape_lock:
-            del self._next_scrapes[accept]
-            return await self._scrape(accept)
-
-    async def _scrape(self, accept: str) -> Response:
-        self._on_scrape()
-        # 3 ms with two models, 10 ms while engines compete for the interpreter's lock
-        body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
-        return Response(body, headers=(("content-type", content_type),))
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:

@@ -320,6 +320,7 @@ class Endpoint:
 
     async def _handle(self, exchange: Exchange) -> Response | EventStream:
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
+        exchange.call.read_priority()
         return await self.handler(exchange)
 
     async def _stream(

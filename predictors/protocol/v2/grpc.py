@@ -19,6 +19,7 @@ import grpc
 
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
+from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.grpc.methods import (
@@ -127,6 +128,7 @@ class InferenceMethods:
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
         """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
+        self._registry.caller_names.name(call, peer_address(context.peer()))
         record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
         try:
@@ -166,6 +168,7 @@ class InferenceMethods:
         model = self._registry.find(name, version)
         record.model = model.name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
+        call.read_priority()
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
