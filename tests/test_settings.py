@@ -55,6 +55,7 @@ DEFAULTS = {
     "server.body_timeout_s": 10.0,
     "queue.capacity": 64,
     "queue.overload_status": 503,
+    "queue.capacity_s": 0.0,
     "queue.skip_window": 8,
     "queue.skip_max_wait_s": 30.0,
     "queue.default_timeout_s": 600.0,
