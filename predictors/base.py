@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.call import Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -104,6 +104,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
 
+    def cost(self, request: R) -> float:
+        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
+        Event loop, so it takes microseconds."""
+        return 1.0
+
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
         raise NotImplementedError
@@ -139,6 +144,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
+        if "priority" in request.parameters:
+            call.priority = parse_priority(request.parameters["priority"], "priority")
         if self.inline or num_bytes(request) <= INLINE_BYTES:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
@@ -172,6 +179,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
         The caller must pass the submissions to `finish_call`, however it ends.
         """
+        call.begin_jobs(len(requests))
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
@@ -200,6 +208,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Cancel the rows that still run, and write their times and log fields to `call`."""
         for submission in submissions:
             submission.cancel()
+            call.used_s += submission.used_s
         fields = [self.log_fields(submission.work, submission.last) for submission in submissions]
         if call.trace is not None:
             for submission, attributes in zip(submissions, fields, strict=True):

@@ -61,6 +61,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             lambda: engine.max_context,
             on_device=placement.is_cuda,
         )
+        engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
         engine.conversations = partial(
@@ -164,6 +165,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self, request: V2Request, answers: list[Answer[ChatRequest, ChatDelta]]
     ) -> V2Response:
         return self._codec.encode_v2(request, answers)
+
+    def cost(self, request: ChatRequest) -> float:
+        """Decode steps, about: of the answer as others like it were, and for the prompt."""
+        return self._preparer.cost(request)
 
     def reader(self, work: ChatWork) -> AnswerReader:
         sizes = self._preparer.sizes(work)

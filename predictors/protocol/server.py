@@ -23,33 +23,37 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+<<<<<<< HEAD
+from predictors.protocol.callers import Callers
 from predictors.protocol.grpc.health import add_health
+from predictors.protocol.grpc.key_check import key_checks
+from predictors.protocol.http.access import AccessPolicy, check_addresses
+=======
+from predictors.protocol.grpc.listening import start_grpc
 from predictors.protocol.http.access import AccessPolicy
+>>>>>>> main
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
-from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
-from predictors.protocol.http.listening import listen
+from predictors.protocol.http.connection_limits import max_connections
+from predictors.protocol.http.listening import listen, loop_factory
+from predictors.protocol.http.metrics_route import metrics_route
+from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
-from predictors.protocol.v2.grpc import SERVICE, add_inference
-from predictors.protocol.v2.rest import v2_routes
-from predictors.settings import InvalidSetting, Settings
+from predictors.protocol.v2.rest import probe_routes, v2_routes
+from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
-# A client that pings every 10 s is sometimes early; the third early ping ends its connection.
-MIN_PING_INTERVAL_MS = 5_000
-GRPC_HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2
-MAX_GRPC_STREAMS = 64  # concurrent calls of one connection; others wait in the client
 
 AdminRoutes = Callable[[Registry, asyncio.Event], Sequence[BaseRoute]]
 """Makes the routes of the admin port. The event is set when the server begins to shut down."""
@@ -67,6 +71,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     http_port: int
     grpc_port: int
+    health_port: int
+    metrics_port: int
     admin_port: int
 
     def __init__(
@@ -98,6 +104,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._on_drain = on_drain
         self._admin_routes = admin_routes
         self.admin_port = own.admin_port if admin_routes is not None else -1
+        self.health_port, self.metrics_port = own.health_port, own.metrics_port
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -107,7 +114,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     # -- any thread ------------------------------------------------------------------------------
     def run(self) -> int:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(self.serve())
 
     def start(self, models: Sequence[Served] = ()) -> None:
@@ -126,7 +133,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self._loop.call_soon_threadsafe(self._begin_end, 0)
 
     def wait_started(self, timeout_s: float | None = None) -> bool:
-        """Wait until both sockets listen; `http_port` and `grpc_port` are then the ports in use."""
+        """Wait until all sockets listen; `http_port` and the others are then the ports in use."""
         return self._started.wait(timeout_s)
 
     # -- event loop ------------------------------------------------------------------------------
@@ -134,64 +141,108 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
+        if check_addresses(self.settings):
+            log.warning("callers need no API key, and others can reach this server: ACCESS_OPEN")
         metrics.draining.set(0)
-        with (
-            listen(self.settings.server.host, self.http_port) as listener,
-            self._listen_admin() as admin_listener,
-        ):
-            self.http_port = listener.getsockname()[1]
-            grpc_server = await self._start_grpc()
-            makers = (v2_routes, openai_routes, openapi_routes)
-            routes = [route for make in makers for route in make(self.registry)]
-            routes += self._routes
+        async with contextlib.AsyncExitStack() as open_ports:
             own = self.settings.server
+<<<<<<< HEAD
             access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
-            http_server = self._http_server(routes, access, max_connections(own.max_connections))
+            limit, callers = max_connections(own.max_connections), self.registry.callers
+            http_server = self._http_server(routes, access, limit, callers)
+            following_keys = callers.start()
+=======
+            data = open_ports.enter_context(listen(own.host, self.http_port))
+            self.http_port = _port_of(data)
+            side_ports = self._listen_beside(open_ports)
+            self._serve_admin(open_ports)
+            grpc_server = await self._start_grpc()
+            http_server = self._http_server(
+                self._data_routes(),
+                AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
+                max_connections(own.max_connections),
+            )
+>>>>>>> main
             self._handle_signals()
-            http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+            http_task = asyncio.create_task(http_server.serve(sockets=[data]))
             http_task.add_done_callback(
                 lambda _: self._begin_end(0)
             )  # nothing is served without it
-            stop_admin = self._start_admin(admin_listener)
+            side_ports.start()
+            open_ports.push_async_callback(side_ports.stop)  # after all else has ended
             self._start_models()
             self._started.set()
             log.info(
-                "serving %s on %s: HTTP %d, gRPC %d",
-                ", ".join(self.registry.models),
-                self.settings.server.host,
-                self.http_port,
-                self.grpc_port,
+                "serving %s on %s: %s", ", ".join(self.registry.models), own.host, self._ports()
             )
             await self._ending.wait()
             grpc_stopped = await self._linger(grpc_server)
             await self._drain(http_server)
             http_server.should_exit = True
-            await stop_admin()
             await http_task
+<<<<<<< HEAD
+            if following_keys is not None:
+                following_keys.cancel()
         if grpc_server is not None:
             await grpc_server.stop(CLOSE_TIMEOUT_S)
         await grpc_stopped
         await _all_in_threads([model.stop for model in self.registry.startable])
+=======
+            if grpc_server is not None:
+                await grpc_server.stop(CLOSE_TIMEOUT_S)
+            await grpc_stopped
+            await _all_in_threads([model.stop for model in self.registry.startable])
+>>>>>>> main
         self.registry.close()
         if self._owns_workers:
             await asyncio.to_thread(self.registry.workers.close)
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
 
-    def _listen_admin(self) -> contextlib.AbstractContextManager[socket.socket | None]:
-        if self.admin_port < 0:
-            return contextlib.nullcontext()
-        return listen(self.settings.server.admin_host, self.admin_port)
+    def _data_routes(self) -> list[BaseRoute]:
+        makers = (v2_routes, openai_routes, openapi_routes)
+        routes = [route for make in makers for route in make(self.registry)]
+        scrapes = [metrics_route(self._on_scrape)] if self.metrics_port < 0 else []
+        return [*routes, *self._routes, *scrapes]
 
-    def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
-        """Serve the admin port where there is one; returns the function that stops it."""
-        if listener is None or self._admin_routes is None:
-            return _do_nothing
-        self.admin_port = listener.getsockname()[1]
+    def _ports(self) -> str:
+        """All ports in use, for the log."""
+        ports = {
+            "HTTP": self.http_port,
+            "gRPC": self.grpc_port if self.enable_grpc else -1,
+            "health": self.health_port,
+            "metrics": self.metrics_port,
+            "admin": self.admin_port,
+        }
+        return ", ".join(f"{name} {port}" for name, port in ports.items() if port >= 0)
+
+    def _listen_beside(self, open_ports: contextlib.AsyncExitStack) -> SidePorts:
+        """Listen on the health and metrics ports that are set."""
+        own, apps = self.settings.server, {}
+        access = AccessPolicy(own.host, own.allowed_hosts, pages=False)
+        if self.health_port >= 0:
+            health = open_ports.enter_context(listen(own.host, self.health_port, "health"))
+            self.health_port = _port_of(health)
+            routes = probe_routes(self.registry)
+            apps[health] = RestApp(routes, access_log=own.access_log, access=access)
+        if self.metrics_port >= 0:
+            scrapes = open_ports.enter_context(listen(own.host, self.metrics_port, "metrics"))
+            self.metrics_port = _port_of(scrapes)
+            route = metrics_route(self._on_scrape)
+            apps[scrapes] = RestApp([route], access_log=own.access_log, access=access)
+        return SidePorts(apps, own)
+
+    def _serve_admin(self, open_ports: contextlib.AsyncExitStack) -> None:
+        """Serve the admin port, if it is set, until `open_ports` is closed."""
+        if self._admin_routes is None or self.admin_port < 0:
+            return
         own = self.settings.server
+        listener = open_ports.enter_context(listen(own.admin_host, self.admin_port, "admin"))
+        self.admin_port = _port_of(listener)
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         routes = self._admin_routes(self.registry, self._ending)
-        server = self._http_server(routes, access, ADMIN_CONNECTIONS)
+        scrapes = metrics_route(self._on_scrape)
+        server = self._http_server([*routes, scrapes], access, ADMIN_CONNECTIONS)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
@@ -199,26 +250,32 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             server.should_exit = True
             await task
 
-        return stop
+        open_ports.push_async_callback(stop)
 
     def _http_server(
-        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+        self,
+        routes: Sequence[BaseRoute],
+        access: AccessPolicy,
+        limit: int,
+        callers: Callers | None = None,
     ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,
             access_log=own.access_log,
-            on_scrape=self._on_scrape,
             is_leaving=self.registry.leaving.is_set,
             access=access,
+            callers=callers,
         )
         return HttpServer(app, own, limit)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
             return None
+<<<<<<< HEAD
         limit = self.settings.server.max_message_bytes
         server = grpc.aio.server(
+            interceptors=key_checks(self.registry.callers),
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
@@ -228,7 +285,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-            ]
+            ],
         )
         add_inference(server, self.registry)
         add_health(server, self.registry, SERVICE)
@@ -239,6 +296,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         except RuntimeError as error:
             raise InvalidSetting(f"can't listen on {address}:{self.grpc_port} (gRPC)") from error
         await server.start()
+=======
+        server, self.grpc_port = await start_grpc(self.registry)
+>>>>>>> main
         return server
 
     def _start_models(self) -> None:
@@ -310,12 +370,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+def _port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
 
 
 async def _do_nothing() -> None: ...
