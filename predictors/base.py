@@ -32,6 +32,7 @@ from predictors.protocol.kserve_sdk import (
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.accounts import Caller
+from predictors.serving.admission import costs_of
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.lifecycle import State
@@ -141,9 +142,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.host.check_accepting(
-            max(1, num_rows), caller_of(call)
-        )  # before anything is made for each of them
+        # before anything is made for each of them
+        self.host.check_accepting(max(1, num_rows), caller_of(call), deadline=call.deadline)
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
@@ -187,7 +187,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         caller = caller_of(call)
-        self.host.reserve(len(requests), caller)  # before any work is spent on preparing
+        # before any work is spent on preparing
+        self.host.reserve(len(requests), caller, costs_of(requests), call.deadline)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):

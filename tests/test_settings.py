@@ -69,6 +69,7 @@ DEFAULTS = {
     "overload.prepare_backlog": 256,
     "queue.capacity": 64,
     "queue.overload_status": 503,
+    "queue.capacity_s": 0.0,
     "queue.skip_window": 8,
     "queue.skip_max_wait_s": 30.0,
     "queue.default_timeout_s": 600.0,
