@@ -179,6 +179,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
         The caller must pass the submissions to `finish_call`, however it ends.
         """
+        call.begin_jobs(len(requests))
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
@@ -206,6 +207,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Cancel the rows that still run, and write their times and log fields to `call`."""
         for submission in submissions:
             submission.cancel()
+            call.used_s += submission.used_s
         fields = [self.log_fields(submission.work, submission.last) for submission in submissions]
         if call.trace is not None:
             for submission, attributes in zip(submissions, fields, strict=True):

@@ -1,6 +1,6 @@
 """Every Prometheus series of the process, declared once, with its labels, buckets and help text.
 
-Names have one prefix, base units and `_total`. Labels are bounded: never a prompt, a seed, a caller or a raw size.
+Names have one prefix, base units and `_total`. Labels are bounded: never a prompt, a seed, an address or a raw size.
 `register_model` creates every label combination of a model at zero, so that `rate()` works on the first error.
 """
 
@@ -13,10 +13,19 @@ from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
 REASONS = (
-    "ok", "invalid_input", "too_large", "forbidden", "not_found", "not_supported", "queue_full", "deadline", "cancelled",
+    "ok", "invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "deadline", "cancelled",
     "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
+CALLER_OUTCOMES = ("ok", "invalid", "refused", "late", "cancelled", "failed")
+OUTCOME_OF = {
+    "ok": "ok", "deadline": "late", "cancelled": "cancelled",
+    **dict.fromkeys(("invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported"), "invalid"),
+    **dict.fromkeys(("quota", "queue_full", "not_ready", "draining"), "refused"),
+    **dict.fromkeys(("oom", "poisoned", "engine_failed", "internal"), "failed"),
+}  # fmt: skip
+"""A request's reason -> the label `outcome` of its caller's series."""
+REFUSED_KEYS = ("missing", "unknown", "expired")
 SPLITS = ("oom", "other")  # the step ran out of memory; it raised any other error
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height)
 CACHE_RESULTS = ("hit", "miss", "evict")
@@ -89,6 +98,13 @@ gpu_temperature_celsius = Gauge(f"{P}_gpu_temperature_celsius", "Temperature of 
 gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["device"])
 gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
 gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process. The log has the numbers.", ["device", "kind"])
+caller_requests_total = Counter(f"{P}_caller_requests_total", "Requests answered, by the name of their API key; `other` without one in use.", ["caller", "outcome"])
+caller_engine_seconds_total = Counter(f"{P}_caller_engine_seconds_total", "Engine seconds spent, by the name of the API key.", ["caller"])
+caller_jobs = Gauge(f"{P}_caller_jobs", "Jobs that are prepared, wait or run, by the name of their API key.", ["caller"])
+refused_keys_total = Counter(f"{P}_refused_keys_total", "Requests refused for their API key.", ["reason"])
+keys_loaded = Gauge(f"{P}_keys_loaded", "API keys in use. 0: none is needed.")
+keys_reload_success = Gauge(f"{P}_keys_reload_success", "1 if the keys file was usable when it was read last.")
+keys_reload_timestamp_seconds = Gauge(f"{P}_keys_reload_timestamp_seconds", "Unix time at which the keys in use were read.")
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines dropped because stderr was read too slowly.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; the running version and device.", ["model", "version", "torch", "device", "dtype"])
@@ -121,6 +137,22 @@ def resolution_class(width: int, height: int) -> str:
         if width * height <= limit * limit:
             return name
     return RESOLUTIONS[-1]
+
+
+def register_caller(caller: str) -> None:
+    """Create every series of the name of an API key at zero. Idempotent."""
+    for outcome in CALLER_OUTCOMES:
+        caller_requests_total.labels(caller, outcome)
+    caller_engine_seconds_total.labels(caller)
+    caller_jobs.labels(caller)
+
+
+def unregister_caller(caller: str) -> None:
+    """End the series of a name that has no API key any more, so that their number stays bounded."""
+    for outcome in CALLER_OUTCOMES:
+        caller_requests_total.remove(caller, outcome)
+    caller_engine_seconds_total.remove(caller)
+    caller_jobs.remove(caller)
 
 
 def register_model(model: str, added: ModelSeries) -> None:

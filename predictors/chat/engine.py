@@ -29,7 +29,6 @@ from predictors.chat.limits import (
     plan_limits,
     precision_of,
     shares_prefixes,
-    spare_slots,
     uses_fp8,
 )
 from predictors.chat.model import ChatModel
@@ -47,6 +46,7 @@ from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.errors import PromptTooLong, StepFailed
+from predictors.serving.accounts import spare_slots
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.settings import QwenVLSettings
 

@@ -26,7 +26,6 @@ from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
-from predictors.diffusion.memory import spare_slots
 from predictors.diffusion.model import (
     DiffusionModel,
     Embedding,
@@ -49,6 +48,7 @@ from predictors.diffusion.scheduling import (
 )
 from predictors.diffusion.warming import warm_prompts, warm_shape
 from predictors.errors import EngineFailed, StepFailed
+from predictors.serving.accounts import spare_slots
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.turns import SlotHolders
 from predictors.settings import FluxSettings

@@ -20,6 +20,7 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
 from predictors.diffusion.tiers import choose_tiers
+from predictors.serving.accounts import spare_slots
 from predictors.settings import FluxSettings
 
 WORK_BYTES = int(3.3 * 2**30)
@@ -105,11 +106,6 @@ FORMS: Mapping[tuple[bool, bool, bool], tuple[tuple[str, ...], bool]] = {
     (False, True, True): ((HIGH, TURBO), True),
 }
 """Base weights held, fp8 weights held, conditioning in fp8 -> tiers that this serves."""
-
-
-def spare_slots(slots: int) -> int:
-    """Slots beside these for callers that have less than their share while others hold all."""
-    return max(1, slots // 2)
 
 
 def _settings_of(tiers: tuple[str, ...], is_narrow: bool) -> dict[str, str]:

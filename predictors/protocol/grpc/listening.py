@@ -1,4 +1,4 @@
-"""The gRPC server: its port, its options and its services."""
+"""The gRPC server of the process: its port, its options, its certificate and its services."""
 
 from __future__ import annotations
 
