@@ -185,6 +185,10 @@ def test_a_canary_has_its_names_in_the_certificate() -> None:
     ("sets", "why"),
     [
         (('apiKeys.secretName="a"', 'apiKeys.content="b"'), "apiKeys.content exclude each other"),
+        (('apiKeys.content="keys"',), "apiKeys.content is no file of keys"),
+        (('apiKeys.content="{\\"keys\\": []}"',), "apiKeys.content is no file of keys"),
+        (('apiKeys.content="{\\"keys\\": [{\\"sha256\\": \\"ab\\"}]}"',), "keys[0].sha256 must"),
+        (('apiKeys.content="vpk_secret"',), "apiKeys.content holds a key"),
         (('tls.clientCaSecretName="a"',), "needs tls.secretName"),
         ((TLS, "health.port=-1"), "tls.secretName needs health.port"),
         (("tls.certificate.enabled=true",), "needs tls.secretName"),
