@@ -11,7 +11,7 @@ import base64
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -274,6 +274,25 @@ def cheap_grpc(rng: random.Random, serial: str) -> Ask:
     return v2_grpc("cheap grpc", "qwen-vl", inputs, 0.1, **parameters)
 
 
+# -- callers that want more than others, and the others -------------------------------------------
+def _fixed(rng: random.Random, serial: str, rows: int, side: int, steps: int) -> Ask:
+    parameters = {"width": side, "height": side, "num_inference_steps": steps,
+                  "seed": rng.randrange(2**31)}  # fmt: skip
+    prompts = [_scene(rng, serial) for _ in range(rows)]
+    work = side * side * steps * rows / 1e6
+    return v2_json(f"{rows} x {steps} steps", "flux", {"prompt": prompts}, work, **parameters)
+
+
+def _tokens(rng: random.Random, serial: str, choices: int, most: int) -> Ask:
+    body: dict[str, Any] = {
+        "model": "qwen-vl", "messages": [{"role": "user", "content": _question(rng, serial)}],
+        "max_tokens": most, "ignore_eos": True, "seed": rng.randrange(2**31), "temperature": 0.7,
+        "n": choices, "stream": choices > 1,
+    }  # fmt: skip
+    work = choices * most / 100
+    return chat(f"n={choices}, {most} tokens", (orjson.dumps(body),), work, is_stream=choices > 1)
+
+
 FLUX = (
     Kind("flux rest", 25, flux_json),
     Kind("flux rest rows", 8, flux_rows),
@@ -306,6 +325,12 @@ MIXES: Mapping[str, tuple[Kind, ...]] = {
     "mixed": (*FLUX, *CHAT),
     "cheap": CHEAP,
     "photos": (Kind("chat photo", 1, chat_photo),),
+    "one picture": (Kind("one picture", 1, partial(_fixed, rows=1, side=64, steps=8)),),
+    "large pictures": (Kind("large pictures", 1, partial(_fixed, rows=1, side=128, steps=20)),),
+    "60 rows": (Kind("60 rows", 1, partial(_fixed, rows=60, side=64, steps=100)),),
+    "one chat": (Kind("one chat", 1, partial(_tokens, choices=1, most=16)),),
+    "long chats": (Kind("long chats", 1, partial(_tokens, choices=1, most=200)),),
+    "n=16": (Kind("n=16", 1, partial(_tokens, choices=16, most=256)),),
 }
 
 
