@@ -143,11 +143,13 @@ LABEL org.opencontainers.image.title="vision-predictors" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.base.name="${BASE_IMAGE}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# USER: torch needs a user name, which an arbitrary uid lacks. HF_HUB_OFFLINE: no downloads at run time
+# USER: torch needs a user name, which an arbitrary uid lacks. HF_HUB_OFFLINE: no downloads at run time.
+# PREDICTORS_ACCESS_OPEN: serves without API keys, with a warning, unless PREDICTORS_ACCESS_KEYS_FILE names some
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     USER=predictors \
     HOST=0.0.0.0 \
+    PREDICTORS_ACCESS_OPEN=true \
     HF_HUB_OFFLINE=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONDONTWRITEBYTECODE=1 \
