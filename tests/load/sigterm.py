@@ -1,9 +1,9 @@
 """SIGTERM while the server is loaded over REST, gRPC and streams: nothing accepted is lost.
 
-A request counts as accepted if its answer had begun before the signal, or if it was sent a second
+A request counts as accepted if its answer had begun before the signal, or if it was sent 1.5 s
 before it and not refused. It is lost if it is not answered as a whole, or refused after all. One
-that was sent in the last second may be refused, but not left without an answer. Later ones may be
-answered, refused (503, UNAVAILABLE) or find the connection closed.
+that was sent between then and the signal may be refused, but not left without an answer. Later ones
+may be answered, refused (503, UNAVAILABLE) or find the connection closed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.load.records import FAILED, LATE, OK, REFUSED, UNANSWERED, UNCONNECTE
 from tests.load.runs import FOLDER, generating
 from tests.load.target import Cores, Target
 
-SURE_S = 1.0
+SURE_S = 1.5
 GRACE_S = 40.0
 """Setting `server.drain_timeout_s`: more than the accepted work needs."""
 SHORT_GRACE_S = 12.0
 """The same where callers do not read, who hold the server until it is over."""
 CLOSING_S = 15.0
 """To close what is left behind the grace period: connections, engines, worker processes."""
-SECONDS = 6.0
+SECONDS = 6.5
 DEADLINES = ((1.0, 120.0),)
 DRAINED = ("UNAVAILABLE", DRAINING)
 
@@ -98,7 +98,7 @@ def repeat(case: Case, cores: Cores) -> dict[str, Any]:
             running.wait_started()
             if case.with_non_readers:
                 non_readers(target.port, stack)
-            time.sleep(rng.uniform(2.0, 4.0))
+            time.sleep(rng.uniform(2.5, 4.5))
             in_flight = sum(
                 target.sample(f"predictors_requests_{name}") for name in ("running", "waiting")
             )
