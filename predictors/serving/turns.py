@@ -25,6 +25,11 @@ LONGEST_KEEPS = 0.98
 """Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
 
 
+def num_spare(slots: int) -> int:
+    """Slots beside these for callers that hold less than their share while others hold all."""
+    return max(1, slots // 2)
+
+
 @dataclass(slots=True, eq=False)
 class Holder:
     """A caller with slots."""
@@ -81,6 +86,13 @@ class SlotHolders:
     def is_below_share(self, account: Account, slots: float) -> bool:
         """True if that caller holds less than its part of `slots`."""
         return self.held(account) < slots * self.share(account)
+
+    def has_slot_for(self, account: Account, slots: int, spare: int) -> bool:
+        """True if one of `slots` is free, or a spare one and the caller is below its share."""
+        taken = sum(holder.slots for holder in self._holders.values())
+        if taken < slots:
+            return True
+        return taken < slots + spare and self.is_below_share(account, slots)
 
     # -- turns -----------------------------------------------------------------------------------
     def ranks(self) -> dict[str, int]:
