@@ -83,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
+    from predictors.protocol.certificates import check_certificates
+
+    check_certificates(settings.tls)
     identity = find_pod_identity(settings.cluster, os.environ)
     names = [raw.partition("=")[0] for raw in arguments.model]
     with refusal_events(names, identity, settings.cluster):
