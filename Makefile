@@ -8,7 +8,6 @@ PORT ?= 8080
 GRPC_PORT ?= 8081
 HOST ?= 127.0.0.1
 E2E_TESTS ?= tests/e2e
-UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -19,18 +18,20 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients clean
+.PHONY: help setup demo serve check test test-observe test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
 
-setup: $(STAMP) ## the environment in .venv, pinned by constraints.txt
+setup: $(STAMP) ## the environment in .venv: names and versions of constraints.txt, files of hashes.txt
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,deploy]'
+	@# uv's own entry: pip ignores hashes of constraints, but not of requirements
+	sed -n '/^uv==/,/[^\]$$/p' hashes.txt >$(VENV)/uv.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python -c hashes.txt -b hashes.txt -e '.[dev,deploy]'
 	@# compile the bytecode of a server's imports: without it the first start takes twice as long
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.models.qwen2_5_vl.model'
 	@touch $@
@@ -137,17 +138,27 @@ image: ## the product's image, by docker, podman or buildah, the first that work
 	    --build-arg REVISION=$(REVISION) $(IMAGE_FLAGS) .; \
 	done; echo "none of docker, podman and buildah works here" >&2; exit 1
 
-sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the image installs
+sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the image installs; out/sbom.txt: names and versions
 	@mkdir -p out
 	$(BIN)/uv venv -q --clear out/sbom-env
-	$(BIN)/uv pip install -q --python out/sbom-env/bin/python -c constraints.txt -r pyproject.toml $(EXTRAS:%=--extra %)
+	$(BIN)/uv pip install -q --python out/sbom-env/bin/python -c hashes.txt -r pyproject.toml $(EXTRAS:%=--extra %)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
 	  --output-reproducible --output-format JSON --output-file out/sbom.json out/sbom-env/bin/python
+	@$(BIN)/python -c 'import json, sys; parts = json.load(sys.stdin)["components"]; \
+	  print(*sorted(part["name"].lower() + "==" + part["version"] for part in parts), sep="\n")' <out/sbom.json >out/sbom.txt
 	@rm -rf out/sbom-env
 
-lock: $(STAMP) ## resolve constraints.txt again: names and versions only
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal --python-version 3.11 \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o constraints.txt
+RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal \
+  --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -q
+
+lock: $(STAMP) ## resolve constraints.txt again (names and versions only), then hashes.txt and sbom.txt for it
+	$(RESOLVE) --upgrade -o constraints.txt
+	$(MAKE) hashes
+	$(MAKE) sbom
+	cp out/sbom.txt sbom.txt
+
+hashes: $(STAMP) ## hashes.txt: the sha256 of every file that the index has of constraints.txt
+	$(RESOLVE) -c constraints.txt --generate-hashes -o hashes.txt
 
 clean: ## remove the environment and all build outputs
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -26,6 +26,7 @@ MAX_FILE_LINES = 400
 LONG_FILES = {
     "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
     "chat/engine.py": "a step's launch and its reading are one invariant",
+    "diffusion/engine.py": "a step and what it charges are one invariant",
     "protocol/http/connection.py": "the stages of one connection share its buffers",
     "workers/pool.py": "the pool, its processes and their memory are one lock's state",
 }

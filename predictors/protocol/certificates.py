@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
 from predictors.settings import InvalidSetting, TlsSettings, variable_name
+
+if TYPE_CHECKING:
+    import grpc
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ class Certificates:
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Credentials that follow the content. gRPC asks for it before each handshake, on threads
         of its own."""
+        import grpc
+
         configured = self._files
 
         def changed() -> Any:
@@ -168,6 +171,8 @@ class Certificates:
 
 
 def _grpc_configuration(files: PemFiles) -> Any:
+    import grpc
+
     return grpc.ssl_server_certificate_configuration(
         [(files.key, files.cert)], files.client_ca or None
     )

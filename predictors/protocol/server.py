@@ -23,9 +23,10 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.callers import Callers
 from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
-from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
@@ -136,6 +137,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
+        if check_addresses(self.settings):
+            log.warning("no API key is needed, and others can reach this server (access.open)")
         metrics.draining.set(0)
         async with contextlib.AsyncExitStack() as open_ports:
             own = self.settings.server
@@ -151,7 +154,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
                 max_connections(own.max_connections),
                 self._certificates,
+                self.registry.callers,
             )
+            open_ports.push_async_callback(self.registry.callers.stop)
+            self.registry.callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[data]))
             http_task.add_done_callback(
@@ -238,6 +244,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         access: AccessPolicy,
         limit: int,
         certificates: Certificates | None,
+        callers: Callers | None = None,
     ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
@@ -245,6 +252,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             access_log=own.access_log,
             is_leaving=self.registry.leaving.is_set,
             access=access,
+            callers=callers,
         )
         return HttpServer(app, own, limit, certificates)
 

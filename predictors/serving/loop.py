@@ -119,12 +119,10 @@ class EngineLoop(Generic[W, C]):
                 self._max_width = None  # memory is free again
 
     def _admit_waiting(self) -> None:
-        if not (self._jobs.waiting and self._jobs.has_free_slot()):
+        if not self._jobs.has_room():
             return
         admission = self._jobs.start_pass(self._clock())
-        for job in admission:
-            if not self._jobs.has_free_slot():
-                break
+        while (job := self._jobs.next_job(admission)) is not None:
             if not self._admit(job):
                 admission.refuse(job)
         self._jobs.end_pass(admission)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from predictors.settings.access import AccessSettings
 from predictors.settings.bounds import (
     AUTO_ON_OFF,
     PREFIX,
@@ -29,10 +30,10 @@ from predictors.settings.server import ClusterSettings, ImageLimits, ServerSetti
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
-    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "Bounds", "ClusterSettings", "ComputeSettings",
-    "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings", "QueueSettings",
-    "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "TlsSettings", "bounds_of",
-    "variable_name",
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
+    "ComputeSettings", "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings",
+    "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "TlsSettings",
+    "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -47,6 +48,7 @@ class Settings:
     """All groups."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     overload: OverloadSettings = field(default_factory=OverloadSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)

@@ -6,6 +6,7 @@ import grpc
 
 from predictors.protocol.certificates import Certificates
 from predictors.protocol.grpc.health import add_health
+from predictors.protocol.grpc.key_check import key_checks
 from predictors.protocol.http.connection_limits import max_grpc_connections
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -24,6 +25,7 @@ async def start_grpc(
     `InvalidSetting` if it can't listen."""
     own = registry.settings.server
     server = grpc.aio.server(
+        interceptors=key_checks(registry.callers),
         options=[
             ("grpc.max_receive_message_length", own.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -33,7 +35,7 @@ async def start_grpc(
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        ]
+        ],
     )
     add_inference(server, registry)
     add_health(server, registry, SERVICE)

@@ -79,7 +79,7 @@ def tiff_size(raw: bytes) -> tuple[int, int] | None:
     try:
         layout = _layout(raw)
         page = _read(raw, layout, layout.directory, {WIDTH: 1, HEIGHT: 1})
-    except (InvalidRequest, struct.error):
+    except InvalidRequest:
         return None
     return page.first(WIDTH), page.first(HEIGHT)
 
@@ -91,7 +91,7 @@ def exif_orientation(raw: bytes) -> int | None:
     try:
         layout = _layout(raw)
         found = _read(raw, layout, layout.directory, {ORIENTATION: 1}).first(ORIENTATION)
-    except (InvalidRequest, struct.error):
+    except InvalidRequest:
         return None
     return found or None
 
@@ -99,12 +99,9 @@ def exif_orientation(raw: bytes) -> int | None:
 def clean_tiff(raw: bytes) -> CleanFile:
     """The first page's data with tags that were checked. Raises `InvalidRequest` for several pages,
     raw photos, tags that do not fit the picture, and compressions and samples that are not read."""
-    try:
-        layout = _layout(raw)
-        page = _read(raw, layout, layout.directory, _COUNTS | _READ_ONLY)
-        _check_pages(raw, layout, page)
-    except struct.error as error:
-        raise InvalidRequest("is a TIFF picture whose header is damaged") from error
+    layout = _layout(raw)
+    page = _read(raw, layout, layout.directory, _COUNTS | _READ_ONLY)
+    _check_pages(raw, layout, page)
     _check_kind(page)
     _check_pieces(page, len(raw))
     orientation = page.first(ORIENTATION, 1)
@@ -117,21 +114,21 @@ def clean_tiff(raw: bytes) -> CleanFile:
 def _layout(raw: bytes) -> _Layout:
     order = "<" if raw[:2] == b"II" else ">"
     is_big = 43 in raw[2:4]
-    (directory,) = struct.unpack_from(order + ("Q" if is_big else "I"), raw, 8 if is_big else 4)
+    (directory,) = _unpack(order + ("Q" if is_big else "I"), raw, 8 if is_big else 4)
     return _Layout(order, is_big, directory)
 
 
 def _read(raw: bytes, layout: _Layout, position: int, counts: Mapping[int, int]) -> _Page:
     """The tags in `counts` of the page whose directory is at `position`."""
     order, is_big = layout.order, layout.is_big
-    head = struct.Struct(order + ("Q" if is_big else "H"))
+    head = order + ("Q" if is_big else "H")
     entry = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
-    (num_tags,) = head.unpack_from(raw, position)
+    (num_tags,) = _unpack(head, raw, position)
     if num_tags > MAX_TAGS:
         raise InvalidRequest(f"is a TIFF picture of more than {MAX_TAGS} tags")
-    page, at = _Page(num_tags=num_tags), position + head.size
+    page, at = _Page(num_tags=num_tags), position + struct.calcsize(head)
     end = at + num_tags * entry.size
-    (page.next,) = struct.unpack_from(order + ("Q" if is_big else "I"), raw, end)
+    (page.next,) = _unpack(order + ("Q" if is_big else "I"), raw, end)
     for tag, kind, count, value in entry.iter_unpack(raw[at:end]):
         if tag in counts and tag not in page.tags and kind in _TYPES:
             page.tags[tag] = _values(raw, layout, (kind, count, value), counts[tag])
@@ -144,13 +141,28 @@ def _values(
 ) -> tuple[int, ...]:
     kind, count, value = entry
     count = min(count, at_most) * (2 if kind == _RATIONAL else 1)
-    values = struct.Struct(f"{layout.order}{count}{_TYPES[kind]}")
+    values = f"{layout.order}{count}{_TYPES[kind]}"
     if not count:
-        raise InvalidRequest("is a TIFF picture whose header is damaged")
-    if values.size <= len(value):
-        return values.unpack_from(value)
-    (offset,) = struct.unpack(layout.order + ("Q" if layout.is_big else "I"), value)
-    return values.unpack_from(raw, offset)
+        raise _damaged()
+    if struct.calcsize(values) <= len(value):
+        found = struct.unpack_from(values, value)
+    else:
+        (offset,) = struct.unpack(layout.order + ("Q" if layout.is_big else "I"), value)
+        found = _unpack(values, raw, offset)
+    if max(found) >= 2**32:  # a BigTIFF's, which can't be written to the page that is decoded
+        raise _damaged()
+    return found
+
+
+def _unpack(form: str, raw: bytes, position: int) -> tuple[int, ...]:
+    """`struct.unpack_from` at any position, as a file may say. Raises `InvalidRequest`."""
+    if position + struct.calcsize(form) > len(raw):
+        raise _damaged()
+    return struct.unpack_from(form, raw, position)
+
+
+def _damaged() -> InvalidRequest:
+    return InvalidRequest("is a TIFF picture whose header is damaged")
 
 
 def _check_pages(raw: bytes, layout: _Layout, first: _Page) -> None:
@@ -160,7 +172,7 @@ def _check_pages(raw: bytes, layout: _Layout, first: _Page) -> None:
         seen.add(following)
         try:
             page = _read(raw, layout, following, {SUBFILE: 1})
-        except (InvalidRequest, struct.error):  # programs leave rubbish behind the last page
+        except InvalidRequest:  # programs leave rubbish behind the last page
             break
         num_tags += page.num_tags
         if num_tags > MAX_TAGS:
@@ -204,7 +216,7 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     width, height = page.first(WIDTH), page.first(HEIGHT)
     samples = page.first(SAMPLES, 1)
     if not (width and height and 1 <= samples <= MAX_SAMPLES):
-        raise InvalidRequest("is a TIFF picture whose header is damaged")
+        raise _damaged()
     if TILE_WIDTH in page.tags:
         piece = page.first(TILE_WIDTH), page.first(TILE_HEIGHT)
         offsets_tag, bytes_tag = TILES, TILE_BYTES
@@ -218,7 +230,7 @@ def _check_pieces(page: _Page, file_bytes: int) -> None:
     if count > MAX_PIECES:
         raise InvalidRequest(f"is a TIFF picture in more than {MAX_PIECES} strips or tiles")
     if len(page.tags.get(offsets_tag, ())) < count:
-        raise InvalidRequest("is a TIFF picture whose header is damaged")
+        raise _damaged()
     page.tags[offsets_tag] = page.tags[offsets_tag][:count]
     sizes = page.tags[bytes_tag] = page.tags.get(bytes_tag, (0,))[:count]
     if page.first(COMPRESSION, _RAW) == _RAW:

@@ -37,6 +37,7 @@ MAX_PARAMETER = 2**17  # characters per value, since they are read on the event 
 MAX_NAME = 64  # characters of a client's name repeated in an error
 
 _LENGTH = struct.Struct("<I")
+_TOO_LARGE = {"FP16": 65_520.0, "FP32": 2.0**128 - 2.0**103}  # these round to infinity
 
 
 def check_datatype(name: str, datatype: object) -> str:
@@ -103,7 +104,7 @@ def check_values(name: str, datatype: str, values: Sequence[object]) -> Sequence
         return values
     if datatype.startswith("FP"):
         _check_each(name, datatype, values, lambda v: type(v) in (int, float))
-        return [_finite_float(name, row, value) for row, value in enumerate(values)]
+        return [_float(name, datatype, row, value) for row, value in enumerate(values)]
     low, high = int_range(datatype)
     _check_each(name, datatype, values, lambda v: type(v) is int)
     for row, value in enumerate(values):
@@ -176,11 +177,14 @@ def _encode(name: str, row: int, value: object) -> bytes | None:
     return value.encode("utf-8")
 
 
-def _finite_float(name: str, row: int, value: Any) -> float:
+def _float(name: str, datatype: str, row: int, value: Any) -> float:
+    """A finite number that the datatype can hold."""
     try:
         number = float(value)
     except OverflowError as error:
-        raise input_error(name, "holds a number that is too large", row) from error
+        raise input_error(name, f"holds a number that is too large for {datatype}", row) from error
+    if abs(number) >= _TOO_LARGE.get(datatype, math.inf) and math.isfinite(number):
+        raise input_error(name, f"holds a number that is too large for {datatype}", row)
     if not math.isfinite(number):
         raise input_error(name, "holds a number that is not finite", row)
     return number

@@ -257,6 +257,18 @@ def test_integers_out_of_range_are_refused(datatype: str) -> None:
             check_values("x", datatype, [value])
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP32"])
+def test_numbers_that_a_datatype_rounds_to_infinity_are_refused(datatype: str) -> None:
+    limit = {"FP16": 65_520.0, "FP32": 2.0**128 - 2.0**103}[datatype]
+    held = [math.nextafter(limit, 0), -math.nextafter(limit, 0), 0, 1e-300]
+    found = check_values("x", datatype, held)
+    assert found == held
+    pack_tensor(Tensor("x", datatype, (4,), found))
+    for value in (limit, -limit, 1e300, 10**400, math.nextafter(limit, math.inf)):
+        with pytest.raises(InvalidRequest, match=f"row 0: input 'x' .*too large for {datatype}"):
+            check_values("x", datatype, [value])
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"system_prompt": "x" * (MAX_PARAMETER + 1)}, {str(i): 1 for i in range(MAX_PARAMETERS + 1)}],
