@@ -67,6 +67,7 @@ NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    logs.open_missing_streams()
     verbs = (serve, warm, profile, demo, check, quantize, convert, keys)
     arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
     try:

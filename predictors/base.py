@@ -8,6 +8,7 @@ runs on the event loop and never blocks it; slow work goes to a thread through `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.errors import Draining, EngineFailed, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
@@ -89,6 +90,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
         """Processes that decode pictures; None: threads decode them."""
+        self._waits: set[asyncio.Future[Any]] = set()  # for threads
+        self._is_cut = False
         self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
@@ -242,7 +245,18 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         wait behind it.
         """
         run = copy_context().run
-        return await asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
+        pool = self._pools.submit(run, work, *args, is_large=is_large)
+        wait: asyncio.Future[T] = asyncio.wrap_future(pool)
+        self._waits.add(wait)
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_cut and task is not None and not task.cancelling():
+                raise Draining(f"{self.name} was shut down before this was done") from None
+            raise
+        finally:
+            self._waits.discard(wait)
 
     # -- KServe's own server ---------------------------------------------------------------------
     async def predict(
@@ -272,7 +286,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host.start()
 
     def cut_off(self) -> None:
-        """Fail whatever is accepted and not answered. Blocks until the engine has seen it."""
+        """Fail whatever is accepted and not answered, also what waits for a thread that prepares or
+        encodes. Blocks until the engine has seen it."""
+        self._is_cut = True
+        for wait in list(self._waits):
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                wait.get_loop().call_soon_threadsafe(wait.cancel)
         self.host.drain(0.0)
 
     def stop(self) -> None:

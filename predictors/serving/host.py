@@ -31,7 +31,9 @@ C = TypeVar("C")
 
 log = logging.getLogger(__name__)
 
-JOIN_TIMEOUT_S = 30.0  # how long `stop` waits for a step that doesn't end
+# how long `stop` waits for a step that doesn't end: within the 15 s of a pod's grace period that
+# follow the drain
+JOIN_TIMEOUT_S = 5.0
 
 
 class EngineHost(Generic[W, C]):
@@ -174,6 +176,11 @@ class EngineHost(Generic[W, C]):
         log.info("%s is %s", self.model, state.value)
         for on_state in self.events.on_state:
             on_state(state)
+
+    @property
+    def is_left_behind(self) -> bool:
+        """True if `stop` gave up on the engine thread, which still hangs in a call."""
+        return self.state is State.STOPPED and any(t.is_alive() for t in self._threads)
 
     def describe(self) -> dict[str, object]:
         """State, jobs and the engine's own `describe` as JSON values. Any thread, never blocks."""
