@@ -23,15 +23,9 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
-<<<<<<< HEAD
 from predictors.protocol.callers import Callers
-from predictors.protocol.grpc.health import add_health
-from predictors.protocol.grpc.key_check import key_checks
-from predictors.protocol.http.access import AccessPolicy, check_addresses
-=======
 from predictors.protocol.grpc.listening import start_grpc
-from predictors.protocol.http.access import AccessPolicy
->>>>>>> main
+from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
@@ -142,16 +136,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
         if check_addresses(self.settings):
-            log.warning("callers need no API key, and others can reach this server: ACCESS_OPEN")
+            log.warning("no API key is needed, and others can reach this server (access.open)")
         metrics.draining.set(0)
         async with contextlib.AsyncExitStack() as open_ports:
             own = self.settings.server
-<<<<<<< HEAD
-            access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
-            limit, callers = max_connections(own.max_connections), self.registry.callers
-            http_server = self._http_server(routes, access, limit, callers)
-            following_keys = callers.start()
-=======
             data = open_ports.enter_context(listen(own.host, self.http_port))
             self.http_port = _port_of(data)
             side_ports = self._listen_beside(open_ports)
@@ -161,8 +149,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self._data_routes(),
                 AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
                 max_connections(own.max_connections),
+                self.registry.callers,
             )
->>>>>>> main
+            open_ports.push_async_callback(self.registry.callers.stop)
+            self.registry.callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[data]))
             http_task.add_done_callback(
@@ -180,19 +170,10 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             await self._drain(http_server)
             http_server.should_exit = True
             await http_task
-<<<<<<< HEAD
-            if following_keys is not None:
-                following_keys.cancel()
-        if grpc_server is not None:
-            await grpc_server.stop(CLOSE_TIMEOUT_S)
-        await grpc_stopped
-        await _all_in_threads([model.stop for model in self.registry.startable])
-=======
             if grpc_server is not None:
                 await grpc_server.stop(CLOSE_TIMEOUT_S)
             await grpc_stopped
             await _all_in_threads([model.stop for model in self.registry.startable])
->>>>>>> main
         self.registry.close()
         if self._owns_workers:
             await asyncio.to_thread(self.registry.workers.close)
@@ -272,33 +253,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
             return None
-<<<<<<< HEAD
-        limit = self.settings.server.max_message_bytes
-        server = grpc.aio.server(
-            interceptors=key_checks(self.registry.callers),
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
-                ("grpc.max_concurrent_streams", MAX_GRPC_STREAMS),
-                ("grpc.max_allowed_incoming_connections", max_grpc_connections()),
-                ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-            ],
-        )
-        add_inference(server, self.registry)
-        add_health(server, self.registry, SERVICE)
-        host = self.settings.server.host
-        address = f"[{host}]" if ":" in host else host
-        try:
-            self.grpc_port = server.add_insecure_port(f"{address}:{self.grpc_port}")
-        except RuntimeError as error:
-            raise InvalidSetting(f"can't listen on {address}:{self.grpc_port} (gRPC)") from error
-        await server.start()
-=======
         server, self.grpc_port = await start_grpc(self.registry)
->>>>>>> main
         return server
 
     def _start_models(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from predictors.protocol.grpc.health import add_health
+from predictors.protocol.grpc.key_check import key_checks
 from predictors.protocol.http.connection_limits import max_grpc_connections
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -20,6 +21,7 @@ async def start_grpc(registry: Registry) -> tuple[grpc.aio.Server, int]:
     """The started server and its port. Raises `InvalidSetting` if it can't listen."""
     own = registry.settings.server
     server = grpc.aio.server(
+        interceptors=key_checks(registry.callers),
         options=[
             ("grpc.max_receive_message_length", own.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -29,7 +31,7 @@ async def start_grpc(registry: Registry) -> tuple[grpc.aio.Server, int]:
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        ]
+        ],
     )
     add_inference(server, registry)
     add_health(server, registry, SERVICE)

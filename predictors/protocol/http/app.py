@@ -75,13 +75,8 @@ class PlainEndpoint:
 class RestApp:
     """The REST application. Event loop only.
 
-<<<<<<< HEAD
-    `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
-    other origins; None allows all. `callers` tell callers apart and check
-    their keys.
-=======
-    `access` refuses requests of other origins; None allows all. `caller_names` tell callers apart.
->>>>>>> main
+    `access` refuses requests of other origins; None allows all. `callers` tell callers apart and
+    check their keys; None lets all in.
     While `is_leaving` returns true, every response closes its connection, so that keep-alive
     clients reconnect to another replica.
     """
@@ -96,12 +91,7 @@ class RestApp:
         callers: Callers | None = None,
     ) -> None:
         self._access = access
-<<<<<<< HEAD
         self._callers = callers
-        self._on_scrape = on_scrape
-=======
-        self._caller_names = caller_names
->>>>>>> main
         self._is_leaving = is_leaving
         self._access_log = access_log
         self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
