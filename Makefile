@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-observe test-load load soak test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -47,7 +47,7 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
+	$(PYTEST) --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
@@ -58,6 +58,16 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(CLIENTS)
 	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
 	@touch $@
+
+test-load: $(STAMP) ## the load generator, 1,500 requests and 3 SIGTERMs: the small part of `make load`
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/load
+
+load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 15 minutes of two quiet cores
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load
+
+SOAK_MINUTES ?= 45
+soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
 test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
 	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients

@@ -73,6 +73,7 @@ class Callers:
         self._file = KeysFile(settings) if settings.keys_file else None
         self.keys: ApiKeys | None = None
         """None where no key is needed."""
+        self._following: asyncio.Task[None] | None = None
         if self._file is not None:
             self.keys = ApiKeys(self._file.read())
             self._usages = KeyUsages()
@@ -100,9 +101,15 @@ class Callers:
         call.caller, call.weight, call.models = key.name, key.weight, key.models
         call.usage = self._usages.of(key)
 
-    def start(self) -> asyncio.Task[None] | None:
-        """Begin to follow the keys file, if there is one, until the task is cancelled."""
-        if self._file is None or self.keys is None:
-            return None
-        keys = self.keys
-        return asyncio.create_task(self._file.follow(keys, lambda: self._usages.update(keys.keys)))
+    def start(self) -> None:
+        """Begin to follow the keys file, if there is one."""
+        if self._file is not None and self.keys is not None:
+            keys = self.keys
+            follow = self._file.follow(keys, lambda: self._usages.update(keys.keys))
+            self._following = asyncio.create_task(follow)
+
+    async def stop(self) -> None:
+        """Follow the keys file no more."""
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None

@@ -23,7 +23,6 @@ from predictors.chat.scheduling import (
 )
 from predictors.chat.sequence import ChatJob
 from predictors.serving.accounts import Account
-from predictors.serving.turns import SlotHolders, deal
 from tests.chat.room import Room, chat, png, tokens_of
 
 LONG = chat("tell me all", max_tokens=40, ignore_eos=True)
@@ -33,16 +32,15 @@ MINE = chat(
 
 
 class Callers:
-    """The accounts of a room's callers; one who comes starts level with the least of the others."""
+    """The accounts of a room's callers."""
 
     def __init__(self, room: Room) -> None:
         self.room = room
         self._accounts: dict[str, Account] = {}
 
     def job(self, caller: str, request: ChatRequest) -> ChatJob:
-        level = min((a.used_s for a in self._accounts.values()), default=0.0)
         job = self.room.job(request)
-        job.account = self._accounts.setdefault(caller, Account(caller, used_s=level))
+        job.account = self._accounts.setdefault(caller, Account(caller))
         return job
 
     def start(self, caller: str, request: ChatRequest) -> ChatJob:
@@ -257,44 +255,6 @@ def test_seconds_go_to_those_who_took_them(callers: Callers) -> None:
 
 
 # -- turns ---------------------------------------------------------------------------------------
-@given(
-    st.lists(st.tuples(st.floats(0, 100), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 80))),
-    st.integers(0, 64),
-)
-def test_places_are_dealt_to_those_who_have_used_least(
-    found: list[tuple[float, float, int]], places: int
-) -> None:
-    wanted = [(Account(str(i), w, used), n) for i, (used, w, n) in enumerate(found)]
-    got = deal(wanted, places, 0.01)
-    assert sum(got) == min(places, sum(n for _, n in wanted))
-    assert all(0 <= have <= n for have, (_, n) in zip(got, wanted, strict=True))
-    after = [
-        (account.used_s + have * 0.01 / account.weight, 0.01 / account.weight, have < n, have)
-        for have, (account, n) in zip(got, wanted, strict=True)
-    ]
-    for used, _, is_short, _ in after:
-        if is_short:  # nobody got a place who would have been behind this one without it
-            assert all(other - cost <= used + 1e-9 for other, cost, _, have in after if have)
-
-
-def test_equal_callers_take_turns_and_the_share_follows_weights() -> None:
-    holders, room = SlotHolders(), [Account("a"), Account("b", 3.0)]
-    jobs = []
-    for account in room:
-        job = ChatJob("x", None)  # type: ignore[arg-type]
-        job.account = account
-        jobs.append(job)
-        holders.add(job)
-    assert holders.is_shared
-    assert [holders.share(account) for account in room] == [0.25, 0.75]
-    assert list(holders.ranks()) == ["a", "b"]
-    jobs[0].charge(1.0)
-    assert list(holders.ranks()) == ["b", "a"]
-    holders.remove(jobs[0])
-    assert not holders.is_shared
-    assert holders.share(room[1]) == 1.0
-
-
 # -- costs ---------------------------------------------------------------------------------------
 def test_the_length_of_answers_is_learned_by_what_was_asked_for() -> None:
     lengths = AnswerLengths()
