@@ -1,4 +1,4 @@
-"""Shows other threads whether an event loop still turns.
+"""Shows other threads whether the event loop that answers callers still turns.
 
 The health port has a thread of its own, so a probe is answered while the loop of the data port
 hangs. Without this a pod whose loop never returns would stay live.
