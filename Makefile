@@ -9,7 +9,6 @@ GRPC_PORT ?= 8081
 HOST ?= 127.0.0.1
 E2E_TESTS ?= tests/e2e
 SEED ?= 1
-UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -20,18 +19,20 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients clean
+.PHONY: help setup demo serve check test test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
 
-setup: $(STAMP) ## the environment in .venv, pinned by constraints.txt
+setup: $(STAMP) ## the environment in .venv: names and versions of constraints.txt, files of hashes.txt
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hashes.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,deploy]'
+	@# uv's own entry: pip ignores hashes of constraints, but not of requirements
+	sed -n '/^uv==/,/[^\]$$/p' hashes.txt >$(VENV)/uv.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python -c hashes.txt -b hashes.txt -e '.[dev,deploy]'
 	@# compile the bytecode of a server's imports: without it the first start takes twice as long
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import predictors.protocol.server, predictors.diffusion.predictor, predictors.models.qwen2_5_vl.model'
 	@touch $@
@@ -47,7 +48,7 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
+	$(PYTEST) --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
@@ -58,6 +59,16 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(CLIENTS)
 	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
 	@touch $@
+
+test-load: $(STAMP) ## the load generator, 1,500 requests and 3 SIGTERMs: the small part of `make load`
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/load
+
+load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 15 minutes of two quiet cores
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load
+
+SOAK_MINUTES ?= 45
+soak: $(STAMP) ## the same load for SOAK_MINUTES (45): memory, file descriptors, threads, into out/load/soak
+	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load --only flat --minutes $(SOAK_MINUTES) --out out/load/soak
 
 test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic-ai, tritonclient and others, from PyPI, against the real server
 	CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/clients
@@ -155,17 +166,27 @@ image: ## the product's image, by docker, podman or buildah, the first that work
 	    --build-arg REVISION=$(REVISION) $(IMAGE_FLAGS) .; \
 	done; echo "none of docker, podman and buildah works here" >&2; exit 1
 
-sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the image installs
+sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the image installs; out/sbom.txt: names and versions
 	@mkdir -p out
 	$(BIN)/uv venv -q --clear out/sbom-env
-	$(BIN)/uv pip install -q --python out/sbom-env/bin/python -c constraints.txt -r pyproject.toml $(EXTRAS:%=--extra %)
+	$(BIN)/uv pip install -q --python out/sbom-env/bin/python -c hashes.txt -r pyproject.toml $(EXTRAS:%=--extra %)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
 	  --output-reproducible --output-format JSON --output-file out/sbom.json out/sbom-env/bin/python
+	@$(BIN)/python -c 'import json, sys; parts = json.load(sys.stdin)["components"]; \
+	  print(*sorted(part["name"].lower() + "==" + part["version"] for part in parts), sep="\n")' <out/sbom.json >out/sbom.txt
 	@rm -rf out/sbom-env
 
-lock: $(STAMP) ## resolve constraints.txt again: names and versions only
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal --python-version 3.11 \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o constraints.txt
+RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra fa3 --extra gpu --extra otel --universal \
+  --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -q
+
+lock: $(STAMP) ## resolve constraints.txt again (names and versions only), then hashes.txt and sbom.txt for it
+	$(RESOLVE) --upgrade -o constraints.txt
+	$(MAKE) hashes
+	$(MAKE) sbom
+	cp out/sbom.txt sbom.txt
+
+hashes: $(STAMP) ## hashes.txt: the sha256 of every file that the index has of constraints.txt
+	$(RESOLVE) -c constraints.txt --generate-hashes -o hashes.txt
 
 clean: ## remove the environment and all build outputs
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -33,11 +33,15 @@ from predictors.cli.arguments import (
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
 from predictors.compute.checkpoint.folder import check_entries, read_json, reading
+from predictors.compute.checkpoint.integrity import Verification, verify_folders
 from predictors.compute.checkpoint.layout import INDEX, advice, resolve_folder
 from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.protocol.certificates import check_certificates
+from predictors.protocol.http.access import check_addresses
+from predictors.protocol.keys import KeysFile
 from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
@@ -64,7 +68,8 @@ NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    verbs = (serve, warm, profile, demo, check, quantize, convert)
+    logs.open_missing_streams()
+    verbs = (serve, warm, profile, demo, check, quantize, convert, keys)
     arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
     try:
         return int(arguments.run(arguments))
@@ -83,15 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
+    check_certificates(settings.tls)
+    check_addresses(settings)
+    if settings.access.keys_file:
+        KeysFile(settings.access).read()
     identity = find_pod_identity(settings.cluster, os.environ)
     names = [raw.partition("=")[0] for raw in arguments.model]
-    with refusal_events(names, identity, settings.cluster):
-        named, make = _read_models(arguments, settings)
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
     # engines, event loop and pool share cores, this is a factor of ten; it costs nothing elsewhere.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from predictors.operators.serve import serve_models
+    with refusal_events(names, identity, settings.cluster):
+        named, make, verification = _read_models(arguments, settings)
+        from predictors.operators.serve import serve_models  # files are hashed meanwhile
 
+        verification.finish()
     return serve_models(named, make, settings, identity, os.environ)
 
 
@@ -99,12 +109,13 @@ def warm(arguments: argparse.Namespace) -> int:
     """Load, compile and warm every `--model NAME=PATH`, keep the compiled code in
     PREDICTORS_COMPUTE_CACHE_DIR, and exit. No port is opened."""
     settings = _read_settings(arguments)
-    named, make = _read_models(arguments, settings)
+    named, make, verification = _read_models(arguments, settings)
     from predictors.compute.compile.compile_cache import keeps_new_code
     from predictors.compute.device.placement import keep_code
     from predictors.operators.offline import warm_model
     from predictors.operators.starting import follow_start
 
+    verification.finish()
     keep_code(settings.compute, os.environ)
     if settings.compute.cache_dir and not keeps_new_code():
         raise InvalidSetting(
@@ -127,7 +138,7 @@ def profile(arguments: argparse.Namespace) -> int:
     if len(arguments.model) > 1:
         raise InvalidRequest("profile takes one --model")
     settings = _read_settings(arguments)
-    [(name, path)], make = _read_models(arguments, settings)
+    [(name, path)], make, verification = _read_models(arguments, settings)
     from predictors.cli import profile_table
     from predictors.compute.device.placement import keep_code
     from predictors.compute.profiling.profiler import Profiler
@@ -140,6 +151,7 @@ def profile(arguments: argparse.Namespace) -> int:
     image = read_file(arguments.image) if arguments.image else None
     parameters = dict(map(named_value, arguments.parameter))
     request = offline_request(name, arguments.prompt or [PROMPT], image, parameters)
+    verification.finish()
     keep_code(settings.compute, os.environ)
     model, profiler = make(name, path, settings), Profiler()
     logs.redirect_library_handlers()
@@ -179,8 +191,8 @@ def quantize(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Say what a folder is, whether and how it is served, and which GPU memory that takes. Reads
-    configs and headers only. Exit code 0: served; 2: refused, as a start would refuse it; 3:
-    served, but not within the memory."""
+    configs, headers, and whole files whose digests are recorded. Exit code 0: served; 2: refused,
+    as a start would refuse it; 3: served, but not within the memory."""
     from predictors.cli.check_table import check_lines
     from predictors.compute.watch.card_facts import find_card_facts
     from predictors.operators.check import check_report, exit_code
@@ -192,17 +204,22 @@ def check(arguments: argparse.Namespace) -> int:
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
-    report = check_report(
-        folder,
-        architecture_of(folder),
-        lambda: describe_folder(folder, settings, card, components),
-        card,
-    )
+    describe = partial(describe_folder, folder, settings, card, components)
+    verify = partial(verify_folders, [(folder, components or {})], settings.compute)
+    report = check_report(folder, architecture_of(folder), describe, verify, card)
     if arguments.json:
         sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in check_lines(report))
     return exit_code(report)
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Make, list and remove API keys in a file for PREDICTORS_ACCESS_KEYS_FILE. The file has
+    hashes; a key itself is printed once, when it is made."""
+    from predictors.operators.keys import run_keys
+
+    return run_keys(arguments)
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -289,16 +306,19 @@ def architecture_of(checkpoint: Path) -> str:
 
 def _read_models(
     arguments: argparse.Namespace, settings: Settings
-) -> tuple[list[tuple[str, Path]], Callable[..., BasePredictor[Any, Any, Any]]]:
-    """The models' folders by name, and `build` with the given components. Raises `ServingError` for
-    all that can be refused without importing torch, which takes seconds."""
+) -> tuple[list[tuple[str, Path]], Callable[..., BasePredictor[Any, Any, Any]], Verification]:
+    """The models' folders by name, `build` with the given components, and the comparison of files
+    with digests, which goes on. Raises `ServingError` for all that can be refused without importing
+    torch, which takes seconds."""
     paths = named_paths(arguments.model)
     check_names(paths, read_aliases(settings.server.aliases))
     named = {name: resolve_folder(path, f"--model {name}") for name, path in paths.items()}
     components = _read_components(arguments.component, named)
     for name, folder in named.items():
         describe_folder(folder, settings, components=components.get(name))
-    return list(named.items()), partial(build, components=components)
+    folders = [(folder, components.get(name, {})) for name, folder in named.items()]
+    make = partial(build, components=components)
+    return list(named.items()), make, Verification(folders, settings.compute)
 
 
 def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
@@ -314,7 +334,7 @@ def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[st
 
 
 def _flux_folder(path: Path) -> Path:
-    """The folder of a FLUX pipeline; raises `InvalidRequest` for any other."""
+    """The folder of a FLUX pipeline; `InvalidRequest` for any other."""
     folder = resolve_folder(path, path.name)
     if architecture_of(folder) != "FluxPipeline":
         raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")

@@ -8,6 +8,7 @@ runs on the event loop and never blocks it; slow work goes to a thread through `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
-from predictors.errors import EngineFailed, InvalidRequest
+from predictors.errors import Draining, EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_timeout
+from predictors.protocol.call import Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -31,6 +32,7 @@ from predictors.protocol.kserve_sdk import (
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.accounts import Caller
+from predictors.serving.admission import costs_of
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.lifecycle import State
@@ -88,6 +90,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
         """Processes that decode pictures; None: threads decode them."""
+        self._waits: set[asyncio.Future[Any]] = set()  # for threads
+        self._is_cut = False
         self._pools = ThreadPools(
             name,
             settings.server.prepare_threads or threads_for(len(os.sched_getaffinity(0))),
@@ -102,6 +106,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def prepare(self, request: R) -> W:
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
+
+    def cost(self, request: R) -> float:
+        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
+        Event loop, so it takes microseconds."""
+        return 1.0
 
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
@@ -133,10 +142,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.host.check_accepting(max(1, num_rows))  # before anything is made for each of them
+        # before anything is made for each of them
+        self.host.check_accepting(max(1, num_rows), caller_of(call), deadline=call.deadline)
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
+        if "priority" in request.parameters:
+            call.priority = parse_priority(request.parameters["priority"], "priority")
         if self.inline or num_bytes(request) <= INLINE_BYTES:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
@@ -170,10 +182,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
         The caller must pass the submissions to `finish_call`, however it ends.
         """
+        call.begin_jobs(len(requests))
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
-        self.host.reserve(len(requests))  # before any work is spent on preparing
+        caller = caller_of(call)
+        # before any work is spent on preparing
+        self.host.reserve(len(requests), caller, costs_of(requests), call.deadline)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -185,17 +200,18 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 works,
                 request_id=call.request_id,
                 deadline=call.deadline,
-                caller=Caller(call.caller, call.weight, call.priority),
+                caller=caller,
                 is_reserved=True,
             )
         finally:
-            self.host.release(len(requests))
+            self.host.release(len(requests), caller)
         return [Submission(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     def finish_call(self, submissions: Sequence[Submission[W, C]], call: Call) -> None:
         """Cancel the rows that still run, and write their times and log fields to `call`."""
         for submission in submissions:
             submission.cancel()
+            call.used_s += submission.used_s
         fields = [self.log_fields(submission.work, submission.last) for submission in submissions]
         if call.trace is not None:
             for submission, attributes in zip(submissions, fields, strict=True):
@@ -229,7 +245,18 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         wait behind it.
         """
         run = copy_context().run
-        return await asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
+        pool = self._pools.submit(run, work, *args, is_large=is_large)
+        wait: asyncio.Future[T] = asyncio.wrap_future(pool)
+        self._waits.add(wait)
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_cut and task is not None and not task.cancelling():
+                raise Draining(f"{self.name} was shut down before this was done") from None
+            raise
+        finally:
+            self._waits.discard(wait)
 
     # -- KServe's own server ---------------------------------------------------------------------
     async def predict(
@@ -259,7 +286,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         self.host.start()
 
     def cut_off(self) -> None:
-        """Fail whatever is accepted and not answered. Blocks until the engine has seen it."""
+        """Fail whatever is accepted and not answered, also what waits for a thread that prepares or
+        encodes. Blocks until the engine has seen it."""
+        self._is_cut = True
+        for wait in list(self._waits):
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                wait.get_loop().call_soon_threadsafe(wait.cancel)
         self.host.drain(0.0)
 
     def stop(self) -> None:
@@ -288,6 +320,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
         return {"room": self.task, **self.host.describe()}
+
+
+def caller_of(call: Call) -> Caller:
+    """The caller as the queue sees it."""
+    return Caller(call.caller, call.weight, call.priority)
 
 
 def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:

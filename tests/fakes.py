@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -34,11 +35,13 @@ class OutOfMemoryError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Work that takes `steps` steps, emits `name:1` ... `name:steps` and reserves `size` units."""
+    """Work that takes `steps` steps, emits `name:1` ... `name:steps` and reserves `size` units.
+    Each step takes `step_s` of the engine's clock, if it has one."""
 
     name: str
     steps: int = 1
     size: int = 1
+    step_s: float = 0.0
 
     @property
     def chunks(self) -> list[str]:
@@ -74,21 +77,28 @@ class ScriptedEngine:
     raise_in    method ("load", "warm", "admit", "evict", "close") -> exception
     hold        methods ("load", "warm") that wait until `release(method)`
     budget      units that all active tasks may reserve together; None is no limit
+    clock       a scripted clock that its steps advance
     calls       in order: ("load",), ("admit", name), ("step", name, ...), ("evict", name), ...
+
+    A step advances at most `slots` jobs, those first whose callers have used least, and charges
+    each of them an equal part of the time that it took.
     """
 
     def __init__(
         self,
         slots: int = 4,
         *,
+        spare_slots: int = 0,
         budget: int | None = None,
+        clock: ScriptedClock | None = None,
         gated: bool = True,
         hold: Sequence[str] = (),
         warm_shapes: Sequence[str] = ("small", "large"),
     ) -> None:
         self.slots = slots
-        self.spare_slots = 0
+        self.spare_slots = spare_slots
         self.budget = budget
+        self.clock = clock
         self.warm_shapes = list(warm_shapes)
         self.poison: dict[str, BaseException] = {}
         self.refuse: set[str] = set()
@@ -127,7 +137,7 @@ class ScriptedEngine:
     def admit(self, job: Job[Task, str]) -> bool:
         self._note("admit", job.work.name)
         reserved = sum(other.work.size for other in self._positions)
-        if len(self._positions) >= self.slots or job.work.name in self.refuse:
+        if len(self._positions) >= self.slots + self.spare_slots or job.work.name in self.refuse:
             return False
         if self.budget is not None and reserved + job.work.size > self.budget:
             return False
@@ -137,11 +147,17 @@ class ScriptedEngine:
     def step(self, jobs: Sequence[Job[Task, str]]) -> None:
         assert jobs, "a step without jobs"
         assert all(job in self._positions for job in jobs), "a step for a job that holds no slot"
+        jobs = self._in_turn(jobs)
+        started = jobs[0].clock()
         self._pass_gate()
         try:
             self.calls.append(("step", *(job.work.name for job in jobs)))
             self._raise_if_poisoned(jobs)
+            if self.clock is not None:
+                self.clock.now += sum(job.work.step_s for job in jobs)
+            seconds = jobs[0].clock() - started
             for job in jobs:
+                job.charge(seconds / len(jobs))
                 self._advance(job)
         finally:
             with self._gate:
@@ -154,6 +170,11 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self._note("close")
+
+    def _in_turn(self, jobs: Sequence[Job[Task, str]]) -> Sequence[Job[Task, str]]:
+        """At most `slots` of them, in their order."""
+        first = sorted(jobs, key=lambda job: job.account.used_s)[: self.slots]
+        return jobs if len(jobs) <= self.slots else [job for job in jobs if job in first]
 
     def _advance(self, job: Job[Task, str]) -> None:
         self._positions[job] += 1
@@ -277,9 +298,12 @@ class EchoEngine(Generic[W, C]):
 
     def step(self, jobs: Sequence[Job[W, C]]) -> None:
         # all or nothing: what a test's `chunk` raises, it raises before a position changes
+        started = time.monotonic()
         chunks = [self._chunk(job.work, self._positions[job] + 1) for job in jobs]
+        seconds = (time.monotonic() - started) / len(jobs)
         for job, chunk in zip(jobs, chunks, strict=True):
             self._positions[job] += 1
+            job.charge(seconds)
             if chunk is not None:
                 job.emit(chunk)
             if self._positions[job] >= self._steps(job.work):

@@ -102,6 +102,7 @@ def test_ci_runs_what_people_run() -> None:
         "type",
         "test",
         "test-observe",
+        "test-load",
         "test-clients",
         "test-deploy",
         "e2e",

@@ -29,6 +29,8 @@ DEFAULTS = {
     "server.aliases": "",
     "server.port": 8080,
     "server.grpc_port": 8081,
+    "server.health_port": -1,
+    "server.metrics_port": -1,
     "server.admin_port": -1,
     "server.admin_host": "127.0.0.1",
     "server.linger_s": 0.0,
@@ -53,7 +55,23 @@ DEFAULTS = {
     "server.max_message_bytes": 32 * 2**20,
     "server.max_bytes_in_flight": 256 * 2**20,
     "server.body_timeout_s": 10.0,
+    "access.keys_file": "",
+    "access.reload_s": 5.0,
+    "access.open": False,
+    "access.metrics_key": False,
+    "access.caller_header": "",
+    "access.trusted_proxies": "",
+    "tls.cert_file": "",
+    "tls.key_file": "",
+    "tls.client_ca_file": "",
+    "tls.reload_s": 10.0,
+    "overload.close_at": 0.9,
+    "overload.refuse_at": 0.97,
+    "overload.memory_bytes": 0,
+    "overload.loop_lag_s": 0.5,
+    "overload.prepare_backlog": 256,
     "queue.capacity": 64,
+    "queue.capacity_s": 0.0,
     "queue.overload_status": 503,
     "queue.skip_window": 8,
     "queue.skip_max_wait_s": 30.0,
@@ -71,6 +89,7 @@ DEFAULTS = {
     "compute.threads": 0,
     "compute.cache_dir": "",
     "compute.weights_variant": "",
+    "compute.verify": "auto",
     "cluster.events": "auto",
     "cluster.interval_s": 3.0,
     "cluster.timeout_s": 3.0,
@@ -171,6 +190,8 @@ def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
+    if "overload" in knob and type(default) is float:
+        other = "0.75"  # a share
     choices = CHOICES.get(env_name(knob))
     if choices:
         other = str(choices[1])

@@ -43,7 +43,7 @@ from predictors.protocol.v2.values import (
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
-IGNORED = ("binary_data_output", "timeout")  # `timeout` was read on the way
+IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},

@@ -10,6 +10,7 @@ tokens of the previous step.
 from __future__ import annotations
 
 import logging
+import time
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,43 +32,25 @@ from predictors.chat.limits import (
     uses_fp8,
 )
 from predictors.chat.model import ChatModel
+from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import ChatDelta
+from predictors.chat.request import AnswerLengths, ChatDelta
 from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
 from predictors.chat.sampling import NOT_FINITE
-from predictors.chat.scheduling import (
-    PromptChunk,
-    PromptPass,
-    SequenceProgress,
-    StepPlan,
-    plan_packed,
-    plan_single,
-)
+from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
-from predictors.compute.device.placement import HostCopy, Placement, is_device_lost
+from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.errors import PromptTooLong, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.turns import num_spare
 from predictors.settings import QwenVLSettings
 
 log = logging.getLogger(__name__)
-
-PICTURE_TOKENS = 512
-"""Most tokens of new pictures in one packed step, unless the first picture has more. Small pictures
-share a pass this way."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchedStep:
-    """The prompt chunks read, the sequences that get a token, and these tokens' host copy."""
-
-    chunks: list[PromptChunk[Sequence]]
-    sequences: list[Sequence]
-    copy: HostCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +69,16 @@ class ChatEngine:
     launched work still uses it.
     """
 
-    spare_slots = 0
-
     def __init__(
         self, name: str, model: ChatModel, settings: QwenVLSettings, placement: Placement
     ) -> None:
         self.slots = num_slots(settings, placement)
+        self.spare_slots = num_spare(self.slots)
         self.max_context = max_context(model.shape, settings, placement)
         self.guard = RecompileGuard(name)
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
         """The conversations that run through the whole model at the end of warming, by name."""
+        self.lengths = AnswerLengths()
         self._name = name
         self._model = model
         self._settings = settings
@@ -105,7 +88,7 @@ class ChatEngine:
         self._sequences: dict[ChatJob, Sequence] = {}
         self._in_flight: LaunchedStep | None = None
         self._warm_shapes: list[str] = []
-        self._free_slots = list(range(self.slots - 1, -1, -1))
+        self._free_slots = list(range(self.slots + self.spare_slots - 1, -1, -1))
         self._graphs = Graphs(name, placement)
         compiled_for = {**model.compiled_for, "settings": settings, "dtype": placement.precision}
         bundle = Bundle(placement.cache, compiled_for)
@@ -115,6 +98,8 @@ class ChatEngine:
         self._metrics = ChatMetrics(name)
         self._count_prefix = self._metrics.cache_counter("prefix")
         self._picture_cache = PictureCache(settings.embedding_cache_bytes, self._metrics)
+        self._planner = StepPlanner(self.slots, self._picture_cache)
+        self._kept_pages = 0
 
     # -- Engine ----------------------------------------------------------------------------------
     @property
@@ -156,6 +141,7 @@ class ChatEngine:
         pictures = PictureRunner(vision, placement, self._graphs, largest)
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
+        self._kept_pages = limits.kept_pages
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         self._loaded = LoadedModel(ChatRunner(decoder, limits, placement, self._graphs), pictures)
 
@@ -189,15 +175,21 @@ class ChatEngine:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
     def admit(self, job: ChatJob) -> bool:
-        if not self._free_slots:
+        work, pool, account = job.work, self._pages, job.account
+        holders = self._planner.holders
+        if not holders.has_slot_for(account, self.slots, self.spare_slots):
             return False
-        work, pool = job.work, self._pages
+        is_below = holders.is_below_share(account, self.slots)
+        # some pages are kept for a caller who comes later, or has less than others
+        may_take_all = is_below and (holders.is_shared or not holders.held(account))
         names = page_names(work, pool.page_tokens) if self._shares else ()
         total = work.num_prompt_tokens
-        pages = pool.reserve(job, total + work.max_tokens, names)
+        keep = 0 if may_take_all else self._kept_pages
+        pages = pool.reserve(job, total + work.max_tokens, names, keep)
         if pages is None:
             return False
         self._sequences[job] = Sequence(job, self._free_slots.pop(), pages, total, names)
+        holders.add(job)
         self._metrics.set_usage(pool.usage)
         return True
 
@@ -206,31 +198,42 @@ class ChatEngine:
         if sequence is None:
             return
         sequence.is_gone = True
+        if sequence.answer:
+            self.lengths.observe(sequence.work.max_tokens, len(sequence.answer))
         self._free_slots.append(sequence.slot)
+        self._planner.holders.remove(job)
         pool = self._pages
         pool.release(job)
         self._metrics.set_usage(pool.usage)
 
     def step(self, jobs: abc.Sequence[ChatJob]) -> None:
-        """One token for every sequence that decodes, and the next chunks of prompts."""
-        loaded = self._ready
+        """One token for every sequence that decodes, for `slots` of them at most, and the next
+        chunks of prompts."""
+        loaded, planner = self._ready, self._planner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
         sequences = [self._sequences[job] for job in jobs if job in self._sequences]
-        tokens: list[int] = []
+        runner, tokens = loaded.runner, list[int]()
         try:
-            launched = self._launch(self._plan(sequences, loaded.runner), loaded)
-            due = self._in_flight if loaded.runner.is_ahead else launched
+            started_at = time.perf_counter()
+            widths = runner.limits.chunk_widths
+            plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
+            launched = self._launch(plan, loaded, started_at)
+            due = self._in_flight if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
-            if due is not None and (is_wanted or not due.sequences):
+            is_read = due is not None and (is_wanted or not due.sequences)
+            if due is not None and is_read:
                 tokens = due.copy.result().tolist()  # without tokens: not more than a step ahead
         except RuntimeError as error:
             if is_device_lost(error):
                 raise StickyDeviceError("the device context is lost") from error
             raise
         # -- nothing below can raise: the step counts from here ----------------------------------
-        self._in_flight = launched if loaded.runner.is_ahead else None
+        self._in_flight = launched if runner.is_ahead else None
         if launched is not None:
+            planner.launched(launched)
             self._advance(launched)
+        if due is not None and is_read:
+            planner.finished(due, time.perf_counter())
         if due is not None and is_wanted:
             self._deliver(due.sequences, tokens)
         self.guard.check()
@@ -238,6 +241,7 @@ class ChatEngine:
     def close(self) -> None:
         """Free the device's memory. Also after a `load` that failed."""
         self._sequences.clear()
+        self._planner.holders.clear()
         self._in_flight = None
         self._loaded = None
         self._picture_cache.close()
@@ -256,33 +260,9 @@ class ChatEngine:
         return self._pool
 
     # -- a step ----------------------------------------------------------------------------------
-    def _plan(self, sequences: abc.Sequence[Sequence], runner: ChatRunner) -> StepPlan[Sequence]:
-        progress: list[SequenceProgress[Sequence]] = []
-        is_packed = runner.packs
-        for sequence in sequences:
-            total = sequence.total
-            if sequence.done == total:
-                if not sequence.is_launched:
-                    progress.append(SequenceProgress(sequence, total, total))
-                continue
-            if not sequence.is_begun and sequence.names:
-                self._reuse_prefix(sequence)
-            new = self._picture_cache.missing(sequence) if is_packed else ()
-            progress.append(SequenceProgress(sequence, sequence.done, total, new))
-        widths = runner.limits.chunk_widths
-        if is_packed:
-            return plan_packed(progress, widths, PICTURE_TOKENS)
-        return plan_single(progress, widths)
-
-    def _reuse_prefix(self, sequence: Sequence) -> None:
-        """Skip the pages that other sequences have read, also since its admission. Repeating a step
-        does no harm: nothing of this prompt is launched."""
-        pool = self._pages
-        sequence.num_shared = pool.share(sequence.job, sequence.names, sequence.num_shared)
-        sequence.pages = pool.owned(sequence.job)
-        sequence.done = sequence.num_shared * pool.page_tokens
-
-    def _launch(self, plan: StepPlan[Sequence], loaded: LoadedModel) -> LaunchedStep | None:
+    def _launch(
+        self, plan: StepPlan[Sequence], loaded: LoadedModel, started_at: float
+    ) -> LaunchedStep | None:
         """Launch the whole step; repeating it writes the same again."""
         runner = loaded.runner
         sequences: list[Sequence] = []
@@ -301,7 +281,8 @@ class ChatEngine:
         if not tokens:
             return None
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-        return LaunchedStep(chunks, sequences, runner.copy(joined))
+        copy = runner.copy(joined)
+        return LaunchedStep(chunks, sequences, len(plan.decode), copy, started_at)
 
     def _read(self, prompt_pass: PromptPass[Sequence], loaded: LoadedModel) -> Tensor:
         """Launch a pass over prompts; returns the first tokens of those that end in it."""

@@ -23,6 +23,7 @@ from predictors import metrics
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.request import (
+    AnswerLengths,
     ChatRequest,
     Message,
     Picture,
@@ -42,6 +43,8 @@ PICTURE_CACHE_BYTES = 64 * 2**20
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
+CHARS_PER_TOKEN = 4  # of English text, about
+PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class ChatWork:
     max_tokens: int
     stop: tuple[str, ...]
     ignore_eos: bool
+    expected_tokens: float = 0.0
+    """Of the answer, as others like it had; at most `max_tokens`."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -78,8 +83,8 @@ class ChatWork:
 
     @property
     def cost(self) -> float:
-        """Decode steps, at most; that many tokens of a prompt take as long as one of them."""
-        return self.max_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
+        """Decode steps; that many tokens of a prompt take as long as one of them."""
+        return self.expected_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
 
 
 class ChatPreparer:
@@ -102,6 +107,7 @@ class ChatPreparer:
         self._max_context = max_context
         self._on_device = on_device
         self._default_max_tokens = settings.default_max_tokens
+        self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
         self._break = f"\ue000{secrets.token_hex(8)}\ue001"
         added = model.tokenizer.get_added_tokens_decoder().values()
@@ -131,6 +137,7 @@ class ChatPreparer:
             for start, picture in zip(starts, pictures, strict=True)
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
+        max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -138,10 +145,27 @@ class ChatPreparer:
             pictures=tuple(placed),
             sampling=request.sampling,
             seed=request.seed,
-            max_tokens=self._max_tokens(len(tokens), request.max_tokens, lengths),
+            max_tokens=max_tokens,
             stop=request.stop,
             ignore_eos=request.ignore_eos,
+            expected_tokens=self._expected(request, max_tokens),
         )
+
+    def cost(self, request: ChatRequest) -> float:
+        """About the cost of the request's work, without making it: from the characters and the
+        sizes of the files."""
+        tokens = request.num_chars / CHARS_PER_TOKEN
+        for picture in request.pictures:
+            most = self._bounds(picture).max_pixels
+            tokens += min(most, len(picture.raw) * PIXELS_PER_BYTE) / self.pixels.token_pixels
+        context, wanted = self._max_context(), request.max_tokens
+        tokens = min(tokens, context)  # more are refused later
+        usual = self._default_max_tokens if wanted is None else wanted
+        most_tokens = min(context, usual if usual != NO_LIMIT else context)
+        return self._expected(request, most_tokens) + tokens / PROMPT_TOKENS_PER_STEP
+
+    def _expected(self, request: ChatRequest, max_tokens: int) -> float:
+        return max_tokens if request.ignore_eos else self.lengths.expected(max_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:

@@ -66,15 +66,16 @@ class PagePool:
         return -(-num_tokens // self.page_tokens)
 
     def reserve(
-        self, owner: Hashable, num_tokens: int, names: Sequence[bytes] = ()
+        self, owner: Hashable, num_tokens: int, names: Sequence[bytes] = (), keep: int = 0
     ) -> tuple[int, ...] | None:
         """Pages for `num_tokens` tokens, the first ones shared as far as `names` are known. None if
-        too few are free; nothing changes then."""
+        too few are free, or fewer than `keep` would be left; nothing changes then."""
         if owner in self._owned:
             raise ValueError("this owner has pages already")
         count = self.pages_for(num_tokens)
         shared = self._known(names[:count])
-        if count - len(shared) > self.num_free - sum(page in self._idle for page in shared):
+        free = self.num_free - sum(page in self._idle for page in shared)
+        if count - len(shared) > free - keep:
             return None
         for page in shared:
             self._use(page)

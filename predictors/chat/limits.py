@@ -24,10 +24,12 @@ from predictors.chat.request import PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.serving.turns import num_spare
 from predictors.settings import InvalidSetting, QwenVLSettings
 
 CPU_CONTEXT, CPU_SLOTS, CPU_PAGE = 4096, 8, 16
 CPU_CHUNK, GPU_CHUNK = 256, 1536  # on a GPU one pass takes a picture of a megapixel and its text
+KEPT_PART = 16
 PACK_ALIGN = 16
 """Each prompt in a packed pass starts at a multiple of this many rows."""
 MOST_WASTE = 0.12
@@ -44,6 +46,15 @@ class EngineLimits:
     max_context: int
     decode_widths: tuple[int, ...]
     chunk_widths: tuple[int, ...]
+    spare_slots: int = 0
+    """More slots, for callers who hold less than their share while others hold all. Each takes five
+    bytes per word of the vocabulary: 0.8 MB for Qwen2.5-VL."""
+
+    @property
+    def kept_pages(self) -> int:
+        """Pages that a caller who holds some already leaves for others: one context, and no more
+        than a sixteenth of all."""
+        return min(self.pages_per_slot, self.num_pages // KEPT_PART)
 
     @property
     def pages_per_slot(self) -> int:
@@ -81,6 +92,7 @@ def plan_limits(
         max_context=context,
         decode_widths=widths,
         chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
+        spare_slots=num_spare(slots),
     )
 
 
@@ -124,10 +136,11 @@ def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
 def num_pages(
     *, slots: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
 ) -> int:
-    """Pages for `kv_tokens` (0: every slot's worst case), at most `free_pages` (None: any)."""
+    """Pages for `kv_tokens` (0: every slot's worst case, and one context that is kept for callers
+    who come later), at most `free_pages` (None: any)."""
     if kv_tokens:
         return -(-kv_tokens // page_tokens)
-    wanted = slots * -(-max_context // page_tokens)
+    wanted = (slots + 1) * -(-max_context // page_tokens)
     return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 

@@ -53,8 +53,8 @@ class ChatWeights:
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """Tokens of the KV cache: of one whole context, of all slots, the bytes of one, and the bytes
-    that graphs take beside it."""
+    """Tokens of the KV cache: of one whole context, of all slots and one more context, the bytes of
+    one, and the bytes that graphs take beside it."""
 
     context: int
     wanted: int
@@ -127,7 +127,7 @@ def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPla
     graphs = MEASURED_GRAPH_BYTES * weights.vision_hidden // MEASURED_HIDDEN
     return KvPlan(
         context=context,
-        wanted=settings.kv_tokens or (settings.slots or GPU_SLOTS) * context,
+        wanted=settings.kv_tokens or ((settings.slots or GPU_SLOTS) + 1) * context,
         page=settings.page_tokens or GPU_PAGE,
         token_bytes=weights.sizes.kv_values * size,
         graph_bytes=graphs * patches // GRAPH_PATCHES,

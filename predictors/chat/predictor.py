@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -61,6 +61,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             lambda: engine.max_context,
             on_device=placement.is_cuda,
         )
+        engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
         engine.conversations = partial(
@@ -165,6 +166,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     ) -> V2Response:
         return self._codec.encode_v2(request, answers)
 
+    def cost(self, request: ChatRequest) -> float:
+        """Decode steps, about: of the answer as others like it were, and for the prompt."""
+        return self._preparer.cost(request)
+
     def reader(self, work: ChatWork) -> AnswerReader:
         sizes = self._preparer.sizes(work)
         return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
@@ -215,7 +220,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
-        self.host.check_accepting(body.n)  # before any work is spent on the body
+        # before any work is spent on the body
+        self.host.check_accepting(body.n, caller_of(call), deadline=call.deadline)
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from predictors.errors import InvalidRequest
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
+USUAL_ANSWER = 256.0  # tokens, before the first has ended
+LENGTH_WEIGHT = 0.1  # of the newest answer
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -163,6 +165,26 @@ class ChatRequest:
     @property
     def num_chars(self) -> int:
         return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+
+
+class AnswerLengths:
+    """Learns how many tokens answers really have, by the size of their `max_tokens`. Any thread;
+    one of them observes."""
+
+    def __init__(self) -> None:
+        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`
+        self._mean: float = USUAL_ANSWER
+
+    def observe(self, max_tokens: int, made: int) -> None:
+        """An answer that might have had `max_tokens` has ended, or its caller has left."""
+        size = max_tokens.bit_length()
+        mean = self._means.get(size, made)
+        self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
+        self._mean += LENGTH_WEIGHT * (made - self._mean)
+
+    def expected(self, max_tokens: int) -> float:
+        """The tokens that such an answer will have; of all answers where none was like it."""
+        return min(max_tokens, self._means.get(max_tokens.bit_length(), self._mean))
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,10 @@ class ChatRunner:
         self._decoder = decoder
         self._graphs = graphs
         self._slots = SlotState(
-            limits.slots, limits.pages_per_slot, decoder.shape.vocab, placement.device
+            limits.slots + limits.spare_slots,
+            limits.pages_per_slot,
+            decoder.shape.vocab,
+            placement.device,
         )
         self._passes = DecoderPasses(decoder, self._slots, limits, placement)
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}

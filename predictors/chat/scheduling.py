@@ -1,7 +1,7 @@
-"""Plans a step: the sequences that decode, and the parts of prompts that are read beside them.
+"""The prompts' part of a step, and what parts of steps cost. Pure arithmetic.
 
-All sequences that can decode do. The longest-waiting prompts are read in chunks within a budget of
-tokens, so that a long prompt never stops the others for longer than one pass. Pure arithmetic.
+All sequences that are given and can decode do. Prompts are read in the order given, in chunks
+within a budget of tokens, so that a long prompt never stops the others for longer than one pass.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ K = TypeVar("K", bound=Hashable)
 
 PACK_PROMPTS = 32
 """Most prompts in a packed pass."""
+GUEST_ROWS = 256
+"""Rows of a packed pass that take little longer than the first."""
+LEARN = 0.1
+"""Weight of the newest step in what is learned of steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class PromptChunk(Generic[K]):
     key: K
     start: int
     length: int
+    new: int = 0
+    """Tokens of pictures that are encoded for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,53 +60,70 @@ def next_chunk(sequence: SequenceProgress[K], widths: Sequence[int]) -> PromptPa
     """A pass over a prompt's next chunk: least width that takes the rest, else the largest."""
     rest = sequence.total - sequence.done
     width = next((w for w in widths if w >= rest), widths[-1])
-    return PromptPass(width, (PromptChunk(sequence.key, sequence.done, min(rest, width)),))
+    return PromptPass(width, (_chunk(sequence, min(sequence.total, sequence.done + width)),))
 
 
-def plan_single(sequences: Sequence[SequenceProgress[K]], widths: Sequence[int]) -> StepPlan[K]:
-    """The next step of `sequences`, given in order of admission.
+def plan_single(
+    sequences: Sequence[SequenceProgress[K]],
+    widths: Sequence[int],
+    guests: Sequence[SequenceProgress[K]] = (),
+    share: float = 1.0,
+) -> StepPlan[K]:
+    """The next step of `sequences`, given in order.
 
     A prompt is cut by its own length alone, so that an answer does not depend on other requests.
     Passes of different prompts share a step while their widths fit in the largest one. The first
-    always runs, so that no prompt waits forever.
+    always runs, so that no prompt waits forever. Prompts of other callers, `guests`, are added
+    while the step takes no longer than the first ones' alone would on a `share` of the device.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
     passes: list[PromptPass[K]] = []
-    budget = widths[-1]
-    for sequence in sequences:
+    used, most = 0, widths[-1]
+    for sequence in (*sequences, *guests):
         if sequence.done == sequence.total:
             continue
+        if guests and sequence is guests[0]:
+            most = min(most, int(used / share))
         found = next_chunk(sequence, widths)
-        if found.width > budget:
+        if used + found.width > most:
             break  # first come, first served: a small prompt does not overtake a large one
-        budget -= found.width
+        used += found.width
         passes.append(found)
     return StepPlan(decode, tuple(passes))
 
 
 # -- several prompts per pass --------------------------------------------------------------------
 def plan_packed(
-    sequences: Sequence[SequenceProgress[K]], widths: Sequence[int], picture_tokens: int
+    sequences: Sequence[SequenceProgress[K]],
+    widths: Sequence[int],
+    picture_tokens: int,
+    guests: Sequence[SequenceProgress[K]] = (),
+    share: float = 1.0,
 ) -> StepPlan[K]:
-    """The next step of `sequences`, given in order of admission, with one pass for all prompts: for
-    devices where a pass costs the same however few rows it has.
+    """The next step of `sequences`, given in order, with one pass for all prompts: for devices
+    where a pass costs the same however few rows it has.
 
     The pass is filled in order until no rows are left; a prompt that does not fit is cut. One new
     picture is encoded in a step, and more only while they have at most `picture_tokens` tokens in
     all: a prompt is cut before a picture that has to wait. The first prompt always advances.
+    Prompts of other callers, `guests`, are added up to `GUEST_ROWS`, and beyond while the pass
+    takes no longer than the first ones alone would on a `share` of the device.
     """
     decode = tuple(s.key for s in sequences if s.done == s.total)
     rows, pictures = widths[-1], _PictureBudget(picture_tokens)
     chunks: list[PromptChunk[K]] = []
     used = 0
-    for sequence in sequences:
-        if used == rows or len(chunks) == PACK_PROMPTS:
+    for sequence in (*sequences, *guests):
+        if guests and sequence is guests[0]:
+            rows = min(rows, max(GUEST_ROWS, int(used / share)))
+            pictures = _PictureBudget(0, is_fresh=False)
+        if used >= rows or len(chunks) == PACK_PROMPTS:
             break
         if sequence.done == sequence.total:
             continue
         end = pictures.spend(sequence, min(sequence.total, sequence.done + rows - used))
         if end > sequence.done:
-            chunks.append(PromptChunk(sequence.key, sequence.done, end - sequence.done))
+            chunks.append(_chunk(sequence, end))
             used += aligned(end - sequence.done)
     if not chunks:
         return StepPlan(decode, ())
@@ -108,12 +131,17 @@ def plan_packed(
     return StepPlan(decode, (PromptPass(width, tuple(chunks)),))
 
 
+def _chunk(sequence: SequenceProgress[K], end: int) -> PromptChunk[K]:
+    new = sum(tokens for start, tokens in sequence.new if start < end)
+    return PromptChunk(sequence.key, sequence.done, end - sequence.done, new)
+
+
 class _PictureBudget:
     """Tokens left for new pictures in a step; the first picture may take more."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, *, is_fresh: bool = True) -> None:
         self._left = tokens
-        self._is_fresh = True
+        self._is_fresh = is_fresh
 
     def spend(self, sequence: SequenceProgress[K], end: int) -> int:
         """The end of a chunk that could reach `end`; spends the tokens of its pictures."""
@@ -125,3 +153,60 @@ class _PictureBudget:
             self._left -= tokens
             self._is_fresh = False
         return end
+
+
+# -- costs ---------------------------------------------------------------------------------------
+class StepCosts:
+    """Learns the seconds of a step's decoding and of a prompt's token, and splits steps by them."""
+
+    def __init__(self) -> None:
+        self.decode_s = 0.0
+        """Of a step's decoding, whatever its rows: 0 before the first."""
+        self.token_s = 0.0
+        """Of a token of a prompt."""
+
+    def expected(self, num_rows: int, tokens: int) -> tuple[float, float]:
+        """Seconds of decoding, and of reading so many tokens."""
+        return (self.decode_s if num_rows else 0.0), self.token_s * tokens
+
+    def split(self, num_rows: int, tokens: int, seconds: float) -> tuple[float, float]:
+        """The parts of a step of `seconds` that went into `num_rows` rows of decoding and into
+        `tokens` of prompts."""
+        if not tokens:
+            self.decode_s = _learned(self.decode_s, seconds)
+            return seconds, 0.0
+        if not num_rows:
+            self.token_s = _learned(self.token_s, seconds / tokens)
+            return 0.0, seconds
+        rest_s = max(0.0, seconds - self.decode_s)
+        if self.decode_s:
+            self.token_s = _learned(self.token_s, rest_s / tokens)
+        decode_s, prompt_s = self.expected(num_rows, tokens)
+        total = decode_s + prompt_s
+        part = decode_s / total if total else 0.5
+        return seconds * part, seconds * (1 - part)
+
+
+class PromptHold:
+    """How long prompts wait beside a caller who decodes and has used less than theirs: at least as
+    long as the last pass over prompts took."""
+
+    def __init__(self) -> None:
+        self._left_s = 0.0
+        self._left_steps = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self._left_s <= 0 and self._left_steps <= 0
+
+    def launched(self, decode_s: float, hold_s: float, least_steps: int) -> None:
+        """A step with `decode_s` of decoding was launched, and with prompts if `hold_s` is not 0:
+        the next ones wait for that many seconds of decoding, and for `least_steps`."""
+        self._left_s -= decode_s
+        self._left_steps -= 1
+        if hold_s:
+            self._left_s, self._left_steps = hold_s, least_steps
+
+
+def _learned(known: float, new: float) -> float:
+    return known + LEARN * (new - known) if known else new

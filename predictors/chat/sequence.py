@@ -58,6 +58,8 @@ class Sequence:
     """Tokens of the answer that were launched."""
     answer: list[int] = field(default_factory=list)
     """Tokens of the answer that were read."""
+    last_row: int = 0
+    """Number of the step in which it last decoded."""
     is_gone: bool = False
     """It was evicted: tokens in flight for it are dropped."""
     pictures: dict[int, EncodedPicture] = field(default_factory=dict)

@@ -15,6 +15,11 @@ def check_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report["parts"]:
         yield ""
         yield from _columns([PART_TITLES, *map(_part_cells, report["parts"])])
+    for found in report["verified"]:
+        yield (
+            f"verified: {found['files']} files ({_size(found['bytes'])}) of {found['folder']} are "
+            f"as {found['source']} says"
+        )
     if report["options"]:
         yield ""
         yield from _memory_lines(report)

@@ -47,7 +47,7 @@ OUTPUT_TYPES = (
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
     {"name": "seed", "datatype": "INT64", "shape": [-1]},
 )
-IGNORED_PARAMETERS = ("binary_data_output", "timeout")  # read by the edges
+IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
 FP8_PRECISION = "float8_e4m3fn"
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; all others are shared

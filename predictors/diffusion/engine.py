@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -20,8 +21,8 @@ from predictors.compute.caches import ByteBoundedCache
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
-from predictors.compute.device.pacing import FinishedStep, StepPacer
-from predictors.compute.device.placement import DAMAGED, Placement, check_finite, is_device_lost
+from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
+from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
@@ -33,29 +34,29 @@ from predictors.diffusion.model import (
     PromptKey,
     StepShape,
 )
-from predictors.diffusion.request import ImageParameters, ImageResult
+from predictors.diffusion.request import ImageResult
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import (
     DiffusionJob,
+    LaunchedGroup,
     Slot,
+    StepCharges,
     best_widths,
+    form_rates,
     pick_group,
     with_one_new,
 )
+from predictors.diffusion.warming import warm_prompts, warm_shape
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
 
 
-WARM_PROMPTS = ("", "a red circle on a white background")
-
-
 class DiffusionEngine:
     """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
-
-    spare_slots = 0
 
     def __init__(
         self,
@@ -75,9 +76,12 @@ class DiffusionEngine:
         # a guided picture takes two rows, also in an engine of one slot
         self._max_rows = max(2, settings.slots)
         self._slots: dict[DiffusionJob, Slot] = {}
+        self._holders = SlotHolders()
+        self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
+        self._rates: Mapping[str, float] = {}
         self._guard = RecompileGuard(name)
-        self._pacer = StepPacer(placement)
+        self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
             "settings": settings,
@@ -95,12 +99,20 @@ class DiffusionEngine:
         return self._settings.slots
 
     @property
+    def spare_slots(self) -> int:
+        return num_spare(self._settings.slots)
+
+    @property
     def busy(self) -> bool:
         return bool(self._slots)
 
     @property
     def active(self) -> Sequence[DiffusionJob]:
         return list(self._slots)
+
+    def rate(self, form: str) -> float:
+        """Time per token of a form of weights beside the slowest one's; 1 before `warm`."""
+        return self._rates.get(form, 1.0)
 
     def validate(self, work: DiffusionWork) -> None:
         """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
@@ -161,43 +173,19 @@ class DiffusionEngine:
             for rows in range(1, runner.largest_width(form) + 1)
         ]
         seconds: dict[tuple[StepShape, int], float] = {}
+        rehearse = partial(warm_shape, runner, self._preparer, self._limits)
         with torch.inference_mode():
-            self._warm_prompts()
+            warm_prompts(runner, self._preparer, self._limits)
             for done, ((width, height), form, rows) in enumerate(shapes, start=1):
-                shape, took = self._warm_shape(width, height, form, rows)
+                shape, took = rehearse(width, height, form, rows)
                 seconds[shape, rows] = took
                 progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
-        runner.seal(best_widths(seconds))
+        self._charges.expect(seconds)
+        widths = best_widths(seconds)
+        runner.seal(widths, seconds)
+        self._rates = form_rates(seconds, widths)
         self._start.end()
         self._guard.seal()
-
-    def _warm_prompts(self) -> None:
-        """Encode two prompts; raise `EngineFailed` if a text encoder makes the same of both."""
-        size = self._limits.sizes[0]
-        asked = [ImageParameters(text, width=size[0], height=size[1]) for text in WARM_PROMPTS]
-        works = [self._preparer.prepare(self._limits.request(image)) for image in asked]
-        first, second = (self.runner.encode(work.prompts[0]) for work in works)
-        for one, other in zip((first[0], *first[1]), (second[0], *second[1]), strict=True):
-            check_finite([one, other], "the embeddings of a warm-up prompt")
-            if torch.equal(one, other):
-                raise EngineFailed(f"the embeddings of two warm-up prompts are equal; {DAMAGED}")
-
-    def _warm_shape(self, width: int, height: int, form: str, rows: int) -> tuple[StepShape, float]:
-        """One prompt, one denoise step of `rows` pictures, and with one row a decode; the shape,
-        and the step's seconds."""
-        parameters = ImageParameters("", width=width, height=height, num_inference_steps=1, seed=0)
-        work = self._preparer.prepare(self._limits.request(parameters))
-        runner = self.runner
-        embedding = runner.encode(work.prompts[0])
-        states = [runner.start(work.plan, [embedding], form) for _ in range(rows)]
-        results = runner.denoise(states, rows)
-        seconds = runner.seconds_per_pass(states)
-        where = f"warm-up {width}x{height} {form} x{rows}"
-        check_finite([result.latents for result in results], f"the latents of {where}")
-        if rows == 1:
-            states[0].commit(results[0])
-            check_picture(runner.decode(states[0]).result(), where)
-        return states[0].shape, seconds
 
     def close(self) -> None:
         """Forget weights and cached prompts; the device's memory goes back to the driver."""
@@ -205,47 +193,66 @@ class DiffusionEngine:
             self._runner.close()
         self._runner = None
         self._slots.clear()
+        self._holders.clear()
         self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
         if self._placement.is_cuda:
             torch.cuda.empty_cache()
 
     # -- steps -----------------------------------------------------------------------------------
     def admit(self, job: DiffusionJob) -> bool:
-        """Give the job a slot, if one is free. A slot's memory is bounded by sizes and steps."""
-        if len(self._slots) >= self.slots:
+        """Give the job a slot, if one is free; of the spare ones only to a caller that has less
+        than its share. A slot's memory is bounded by sizes and steps."""
+        if not self._holders.has_slot_for(job.account, self.slots, self.spare_slots):
             return False
         self._slots[job] = Slot(job)
+        self._holders.add(job)
         return True
 
     def evict(self, job: DiffusionJob) -> None:
-        self._slots.pop(job, None)
+        if self._slots.pop(job, None) is not None:
+            self._holders.remove(job)
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
-        slots = [self._slots[job] for job in jobs if job in self._slots]
-        finished = next((slot for slot in slots if slot.is_finished), None)
-        waiting = with_one_new([slot for slot in slots if not slot.is_finished])
-        runner, limit = self.runner, self._settings.age_limit_s
-        width_of = {slot.job.work.shape: runner.width(slot.job.work.shape) for slot in waiting}
-        picked = pick_group([slot.candidate for slot in waiting], width_of.__getitem__, limit)
         started = time.monotonic()
         with torch.inference_mode(), _device_errors():
-            self._run_step(finished, [waiting[i] for i in picked])
+            self._count_done(self._pacer.wait())
+            admitted = [self._slots[job] for job in jobs if job in self._slots]
+            slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
+            finished = next((slot for slot in slots if slot.is_finished), None)
+            waiting = with_one_new([slot for slot in slots if not slot.is_finished])
+            # without a device beside the host others' steps would delay a picture that is done
+            is_apart = finished is not None and self._holders.is_shared
+            has_room = self._placement.is_cuda or not is_apart
+            group = self._pick(waiting) if has_room else []
+            self._run_step(finished, group)
         took = time.monotonic() - started
-        for i, slot in enumerate(waiting):
-            slot.waited_s += 0.0 if i in picked else took
+        for slot in waiting:
+            slot.waited_s += 0.0 if slot in group else took
         self._guard.check()
+
+    def _pick(self, waiting: Sequence[Slot]) -> list[Slot]:
+        """Those of `waiting` that step together."""
+        runner, limit, holders = self.runner, self._settings.age_limit_s, self._holders
+        turns = [(0, 1.0)] * len(waiting)
+        if holders.is_shared:
+            ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
+            turns = [(ranks[account.name], holders.share(account)) for account in accounts]
+        candidates = [slot.candidate(*turn) for slot, turn in zip(waiting, turns, strict=True)]
+        return [waiting[i] for i in pick_group(candidates, runner.width, limit, runner.seconds)]
 
     def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
         runner = self.runner
-        self._count_done(self._pacer.wait())
         started = time.monotonic()
-        transfer = None if finished is None else runner.decode(finished.started)
-        for slot in group:
-            self._start_picture(slot, runner)
+        transfer, span = None, DeviceSpan(self._placement)
+        if finished is not None:
+            with span:
+                transfer = runner.decode(finished.started)
+        encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
         results: list[StepResult] = []
         if group:
-            with self._pacer.step(group[0].resolution):
+            launched = self._charges.group(group, encoded)
+            with self._pacer.step(launched):
                 results = runner.denoise([slot.started for slot in group])
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         picture = None if transfer is None else transfer.result()
@@ -253,21 +260,28 @@ class DiffusionEngine:
         for slot, result in zip(group, results, strict=True):
             slot.started.commit(result)
         self._count_steps(group)
+        if group:
+            self._charges.launched(launched)
         if finished is not None and picture is not None:
+            self._charges.decoded(finished, span)
             self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
             if picture.is_finite:
                 self._finish(finished, picture)
             else:
                 self._fail(finished)
 
-    def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> None:
-        """Encode the prompts in a slot's first step. A retry of the step finds them done."""
+    def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> DeviceSpan | None:
+        """Encode the prompts in a slot's first step; the span of that. A retry of the step finds
+        them done."""
         if slot.state is not None:
-            return
+            return None
         slot.started_at = time.monotonic()
         work = slot.job.work
-        prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
-        slot.state = runner.start(work.plan, prompts, work.form)
+        span = DeviceSpan(self._placement)
+        with span:
+            prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
+            slot.state = runner.start(work.plan, prompts, work.form)
+        return span
 
     def _embed(self, job: DiffusionJob, prompt: Prompt, runner: DiffusionRunner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
@@ -310,9 +324,10 @@ class DiffusionEngine:
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
-    def _count_done(self, steps: Sequence[FinishedStep]) -> None:
-        for resolution, seconds in steps:
-            metrics.denoise_step_seconds.labels(self._name, resolution).observe(seconds)
+    def _count_done(self, steps: Sequence[FinishedStep[LaunchedGroup]]) -> None:
+        for group, seconds in steps:
+            metrics.denoise_step_seconds.labels(self._name, group.resolution).observe(seconds)
+            self._charges.finished(group, seconds)
 
     def _count_cache(self, result: str) -> None:
         metrics.cache_requests_total.labels(self._name, "prompt_embedding", result).inc()
@@ -322,14 +337,6 @@ class DiffusionEngine:
     ) -> None:
         job.add_stage(stage, seconds, **attributes)
         metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
-
-
-def check_picture(picture: DecodedPicture, where: str) -> None:
-    """Raise `EngineFailed` for a warm-up picture that is not finite, or of one colour."""
-    if not picture.is_finite:
-        raise EngineFailed(f"the pixels of {where} are not finite; {DAMAGED}")
-    if (picture.pixels == picture.pixels[0, 0]).all():
-        raise EngineFailed(f"the picture of {where} is of one colour; {DAMAGED}")
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class DiffusionWork:
     plan: DenoisePlan
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    rate: float = 1.0
+    """Time per token beside that of the slowest form."""
 
     @property
     def shape(self) -> StepShape:
@@ -37,11 +39,11 @@ class DiffusionWork:
 
     @property
     def cost(self) -> float:
-        """Tokens of all passes: the time of a picture is roughly in proportion."""
+        """Tokens of all passes, by their rate: the time of a picture is roughly in proportion."""
         tokens = sum(
             prompt.num_tokens + self.plan.rows * self.plan.columns for prompt in self.prompts
         )
-        return tokens * self.plan.num_calls
+        return tokens * self.plan.num_calls * self.rate
 
     @property
     def tokens_read(self) -> tuple[int, int]:
@@ -70,8 +72,17 @@ class Preparer:
         if request.is_guided:
             texts.append(request.negative_prompt or "")
         prompts = tuple(self._model.tokenize(text, request.max_sequence_length) for text in texts)
-        form = self._tiers.form_of(request.tier)
-        return DiffusionWork(request, prompts, self._plan(request), form)
+        return DiffusionWork(request, prompts, self._plan(request), self.form_of(request))
+
+    def cost(self, request: ImageRequest, rate: float = 1.0) -> float:
+        """The cost of the request's work, without making it."""
+        side = self._model.config.patch_pixels
+        patches = (request.height // side) * (request.width // side)
+        calls = sum(steps_called(request, self._plan_calls))
+        return (request.max_sequence_length + patches) * request.num_rows * calls * rate
+
+    def form_of(self, request: ImageRequest) -> str:
+        return self._tiers.form_of(request.tier)
 
     def _plan(self, request: ImageRequest) -> DenoisePlan:
         model, dtype = self._model, self._dtype

@@ -20,12 +20,16 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
 from predictors.diffusion.tiers import choose_tiers
+from predictors.serving.turns import num_spare
 from predictors.settings import FluxSettings
 
 WORK_BYTES = int(3.3 * 2**30)
 """Latents, modulations, activations, graphs and the decoder's work for sizes of up to a megapixel:
 the measured peak of all tiers, 42.7 GiB, less 39.4 GiB of weights."""
 WORK_PIXELS, WORK_WIDTH = 2**20, 3072  # of which that is; it grows with both
+SLOT_BYTES = 72 * 2**20
+"""Of a picture of a megapixel in 28 steps, at `WORK_WIDTH`: 2.1 MB of modulation per step, 4 of
+text, 1 of latents. Guidance doubles it, and it grows with the steps."""
 STORED_FP8 = "the folder holds the transformer's blocks in fp8 only"
 
 
@@ -81,6 +85,7 @@ def picture_options(
                 "text encoder and modulation": narrow if is_narrow else wide,
                 "other weights": weights.others * size,
                 "work": work,
+                "spare slots": num_spare(settings.slots) * SLOT_BYTES * weights.width // WORK_WIDTH,
                 "CUDA context": CONTEXT_BYTES,
             },
             is_chosen=forms == chosen,

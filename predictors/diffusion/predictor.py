@@ -6,6 +6,7 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from predictors import metrics
@@ -60,6 +61,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         super().__init__(name, engine, settings, workers)
+        self._engine = engine
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
@@ -69,7 +71,13 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
-        return self._preparer.prepare(request)
+        work = self._preparer.prepare(request)
+        return replace(work, rate=self._engine.rate(work.form))
+
+    def cost(self, request: ImageRequest) -> float:
+        """Tokens of all passes, by the rate of their form of weights."""
+        rate = self._engine.rate(self._preparer.form_of(request))
+        return self._preparer.cost(request, rate)
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]

@@ -51,6 +51,7 @@ class DiffusionRunner:
         self._encoders: dict[int, Captured[tuple[Tensor, ...]]] = {}
         self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
         self.widths: dict[StepShape, int] = {}
+        self._seconds: Mapping[tuple[StepShape, int], float] = {}
         self._is_sealed = False
         self._is_measured = placement.is_cuda  # on shared CPU cores the time would mean little
         self._positions = lru_cache(NUM_POSITIONS)(self._positions_on_device)
@@ -133,15 +134,23 @@ class DiffusionRunner:
         widths are not measured. Waits for the device: while warming only."""
         if not self._is_measured:
             return 0.0
-        pacer = StepPacer(self._placement)
+        pacer: StepPacer[str] = StepPacer(self._placement)
         for _ in range(NUM_TIMED):
             with pacer.step(""):
                 self.denoise(states, sum(state.num_rows for state in states))
         return statistics.median(done.seconds for done in pacer.wait(ahead=1))
 
-    def seal(self, widths: Mapping[StepShape, int]) -> None:
-        """Serve with these widths; nothing is captured from now on."""
+    def seconds(self, shape: StepShape, rows: int) -> float:
+        """Time of a pass beside other passes of that shape: as measured, else one unit per row."""
+        return self._seconds.get((shape, rows), float(rows))
+
+    def seal(
+        self, widths: Mapping[StepShape, int], seconds: Mapping[tuple[StepShape, int], float]
+    ) -> None:
+        """Serve with these widths, and the `seconds` by shape and rows that they follow from;
+        nothing is captured from now on."""
         self.widths = dict(widths)
+        self._seconds = seconds if self._is_measured else {}
         patches = {(s.num_text, s.rows * s.columns, s.form): width for s, width in widths.items()}
         self._steps = {
             key: run for key, run in self._steps.items() if key[3] <= patches.get(key[:3], 1)

@@ -1,9 +1,9 @@
-"""Slots of jobs, the pictures of the next denoise step, and how many rows share a pass.
+"""Slots of jobs, the pictures of the next denoise step, how many rows share a pass, and who pays.
 
-Pictures of different shapes can't share a pass. The one with the least work left goes first, which
-gives the shortest mean time to a picture. A picture that has waited in its slot for longer than the
-age limit goes before all others, the longest wait first; so among N slots its remaining steps take
-at most about N times as long as alone, whatever keeps arriving.
+Pictures of different shapes can't share a pass. The caller who has used least goes first. Of its
+pictures the one with the least work left does, which gives the shortest mean time to a picture,
+unless another has waited in its slot for longer than the age limit: so among N slots of one caller
+a picture's remaining steps take at most about N times as long as alone, whatever keeps arriving.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from predictors import metrics
+from predictors.compute.device.pacing import DeviceSpan
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
+from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import ImageResult
 from predictors.serving.job import Job
+from predictors.serving.turns import SlotHolders
 
 DiffusionJob = Job[DiffusionWork, ImageResult]
 
 S = TypeVar("S", bound=Hashable)
 
 LEAST_GAIN = 0.05  # a smaller gain is lost when one picture of a pass leaves early or arrives late
+ROUNDING = 1e-9
+MOST_SHAPES = 1024  # whose seconds are kept; a caller may ask for any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,13 @@ class Candidate:
     """Work left, in any one unit: model calls times tokens."""
     waited_s: float
     """Seconds in its slot without taking a step."""
+    turn: int = 0
+    """Of its caller; the lowest goes first."""
+    share: float = 1.0
+    """Of the device, 0 to 1, that its caller may claim."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
     """A job's place. Engine thread only.
 
@@ -64,12 +73,15 @@ class Slot:
         return 0 if self.state is None else self.state.index
 
     @property
-    def candidate(self) -> Candidate:
+    def num_rows(self) -> int:
+        return self.job.work.request.num_rows
+
+    def candidate(self, turn: int = 0, share: float = 1.0) -> Candidate:
         work = self.job.work
-        shape, num_rows = work.shape, work.request.num_rows
+        shape, num_rows = work.shape, self.num_rows
         left = work.plan.num_calls - self.steps_done
         cost = left * num_rows * (shape.num_text + shape.rows * shape.columns)
-        return Candidate(shape, num_rows, cost, self.waited_s)
+        return Candidate(shape, num_rows, cost, self.waited_s, turn, share)
 
     @property
     def resolution(self) -> str:
@@ -96,29 +108,103 @@ def with_one_new(slots: list[Slot]) -> list[Slot]:
 
 
 def pick_group(
-    candidates: Sequence[Candidate], width_of: Callable[[Any], int], age_limit_s: float
+    candidates: Sequence[Candidate],
+    width_of: Callable[[Any], int],
+    age_limit_s: float,
+    seconds_of: Callable[[Any, int], float] = lambda _, rows: float(rows),
 ) -> list[int]:
     """Indices of those that step together, ascending: one shape, at least one picture, and no more
     rows than `width_of(shape)` unless the first alone has more.
 
-    `candidates` are in order of admission, which also decides ties. Empty only if there are none.
+    `candidates` are in order of admission, which also decides ties. The caller whose turn it is
+    goes first; pictures of others share its pass as long as that takes, by `seconds_of(shape,
+    rows)`, no longer than the first caller's rows alone would with its share of the device. Empty
+    only if there are none.
     """
 
-    def precedence(i: int) -> tuple[float, float, int]:
-        waited = candidates[i].waited_s
-        return (-waited if waited > age_limit_s else 0.0), candidates[i].remaining, i
+    def precedence(i: int) -> tuple[int, float, float, int]:
+        one = candidates[i]
+        aged = -one.waited_s if one.waited_s > age_limit_s else 0.0
+        return one.turn, aged, one.remaining, i
 
     picked: list[int] = []
     rows = 0
     for i in sorted(range(len(candidates)), key=precedence):
         one = candidates[i]
+        wider = rows + one.num_rows
         if not picked:
-            shape, width = one.shape, width_of(one.shape)
-        elif one.shape != shape or rows + one.num_rows > width:
+            first, width, most_s = one, width_of(one.shape), 0.0
+        elif one.shape != first.shape or wider > width:
             continue
+        elif one.turn != first.turn:
+            most_s = most_s or seconds_of(one.shape, rows) / first.share + ROUNDING
+            if seconds_of(one.shape, wider) > most_s:
+                continue
         picked.append(i)
-        rows += one.num_rows
+        rows = wider
     return sorted(picked)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedGroup:
+    """A denoise step on the device: its pictures, the seconds that they were charged when it was
+    launched, and the text encoders that ran for new ones."""
+
+    slots: tuple[Slot, ...]
+    rows: int
+    expected_s: float
+    encoded: tuple[tuple[Slot, DeviceSpan], ...]
+
+    @property
+    def resolution(self) -> str:
+        return self.slots[0].resolution
+
+    @property
+    def key(self) -> tuple[Hashable, int]:
+        return self.slots[0].job.work.shape, self.rows
+
+
+class StepCharges:
+    """Charges device seconds to jobs: at once what such a step last took, and the rest when it has
+    ended, since a GPU is a step behind. Engine thread only."""
+
+    def __init__(self, holders: SlotHolders) -> None:
+        self._holders = holders
+        self._seconds: dict[tuple[Hashable, int], float] = {}
+
+    def expect(self, seconds: Mapping[tuple[Any, int], float]) -> None:
+        """The seconds of a step by its shape and rows, as measured while warming."""
+        self._seconds = {key: took for key, took in seconds.items() if took}
+
+    def group(
+        self, slots: Sequence[Slot], encoded: Sequence[tuple[Slot, DeviceSpan]]
+    ) -> LaunchedGroup:
+        """A step that is about to be launched."""
+        rows = sum(slot.num_rows for slot in slots)
+        expected = self._seconds.get((slots[0].job.work.shape, rows), 0.0)
+        return LaunchedGroup(tuple(slots), rows, expected, tuple(encoded))
+
+    def launched(self, group: LaunchedGroup) -> None:
+        self._charge(group, group.expected_s)
+
+    def finished(self, group: LaunchedGroup, seconds: float) -> None:
+        """The device has done it."""
+        if len(self._seconds) == MOST_SHAPES and group.key not in self._seconds:
+            del self._seconds[next(iter(self._seconds))]
+        self._seconds[group.key] = seconds
+        self._charge(group, seconds - group.expected_s)
+        for slot, span in group.encoded:
+            took = span.seconds()
+            self._holders.charge(slot.job, took)
+            seconds += took
+        self._holders.end_step(seconds)
+
+    def decoded(self, slot: Slot, span: DeviceSpan) -> None:
+        self._holders.charge(slot.job, span.seconds())
+
+    def _charge(self, group: LaunchedGroup, seconds: float) -> None:
+        for slot in group.slots:
+            self._holders.charge(slot.job, seconds * slot.num_rows / group.rows)
 
 
 def best_widths(
@@ -138,3 +224,15 @@ def _best_width(per_row: Sequence[tuple[int, float]], least_gain: float) -> int:
         if took <= least * (1 - least_gain):
             best, least = rows, took
     return best
+
+
+def form_rates(
+    seconds: Mapping[tuple[StepShape, int], float], widths: Mapping[StepShape, int]
+) -> dict[str, float]:
+    """By form of weights: the time per row beside that of the slowest form, 1 where the shape that
+    was measured first took no time."""
+    first: dict[str, float] = {}
+    for shape, width in widths.items():
+        first.setdefault(shape.form, seconds[shape, width] / width)
+    slowest = max(first.values(), default=0.0)
+    return {form: took / slowest if slowest else 1.0 for form, took in first.items()}

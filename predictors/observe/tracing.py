@@ -8,6 +8,7 @@ threads do no work for it. The exporter has a thread of its own.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 Value = str | int | float | bool
+STOP_TIMEOUT_S = 2.0  # for the last spans, at the end of the process
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
@@ -155,9 +157,15 @@ def use(provider: Any) -> None:
     _Sink.tracer = None if provider is None else provider.get_tracer("predictors")
 
 
-def stop() -> None:
-    """Export the remaining spans. Blocks for at most the exporter's timeout."""
+def stop(timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Export the remaining spans, for at most `timeout_s`: the exporter itself would try for ten
+    seconds to reach a collector that is away. What is left then is lost."""
     provider = _Sink.provider
     use(None)
-    if provider is not None:
-        provider.shutdown()
+    if provider is None:
+        return
+    ending = threading.Thread(target=provider.shutdown, name="spans", daemon=True)
+    ending.start()
+    ending.join(timeout_s)
+    if ending.is_alive():
+        log.warning("the last spans are lost: the collector did not take them in %g s", timeout_s)

@@ -4,10 +4,11 @@ torch, so that it takes a fraction of a second for a folder of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from predictors.compute.checkpoint.integrity import VerifiedFolder
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
@@ -25,10 +26,11 @@ def check_report(
     folder: Path,
     architecture: str,
     summarise: Callable[[], FolderSummary],
+    verify: Callable[[], Sequence[VerifiedFolder]],
     card: CardFacts,
 ) -> dict[str, Any]:
-    """The values that `check --json` prints. `summarise` describes the folder, or raises with the
-    message of a start."""
+    """The values that `check --json` prints. `summarise` describes the folder and `verify` compares
+    it with recorded digests; both raise with the message of a start."""
     report: dict[str, Any] = {
         "folder": folder.resolve().name,
         "architecture": architecture,
@@ -44,9 +46,11 @@ def check_report(
         "fits": None,
         "options": [],
         "notes": [],
+        "verified": [],
     }
     try:
         summary = summarise()
+        report["verified"] = [_verified(folder) for folder in verify()]
     except ServingError as error:
         parts = [_part(part) for part in stored_parts(folder)]
         return report | {"reason": error.message, "parts": parts}
@@ -76,6 +80,16 @@ def _part(part: PartSummary) -> dict[str, Any]:
         "stored_bytes": part.num_bytes,
         "stored_values": dict(part.dtypes),
         "quantisation": part.quantisation,
+    }
+
+
+def _verified(folder: VerifiedFolder) -> dict[str, Any]:
+    return {
+        "folder": folder.folder,
+        "source": folder.source,
+        "files": folder.num_files,
+        "bytes": folder.num_bytes,
+        "seconds": round(folder.seconds, 3),
     }
 
 

@@ -5,7 +5,11 @@ Imports torch and KServe, so the environment must be complete before this module
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +39,9 @@ Build = Callable[[str, Path, Settings, Workers], Predictor]
 # A thread that returns from the device waits this long for a busy event loop to release the
 # interpreter. Python's default of 5 ms is two decode steps.
 SWITCH_INTERVAL_S = 0.0005
+HANG_PATIENCE_S = 2.0  # for threads that are about to end
+
+log = logging.getLogger("predictors")
 
 
 def serve_models(
@@ -64,7 +71,7 @@ def serve_models(
                 on_state=partial(report_state, model, events), on_warm=freeze_loaded_objects
             )
         try:
-            return PredictorServer(
+            exit_code = PredictorServer(
                 models,
                 settings,
                 on_drain=events.draining,
@@ -74,3 +81,22 @@ def serve_models(
         finally:
             workers.close()
             tracing.stop()
+    leave_hanging_threads(models, exit_code)
+    return exit_code
+
+
+def leave_hanging_threads(
+    models: Sequence[Predictor], exit_code: int, exit_now: Callable[[int], object] = os._exit
+) -> None:
+    """End the process now if a thread hangs in a call that does not return: the interpreter would
+    wait for it for ever. No-op otherwise."""
+    hanging = [f"{model.name}'s engine" for model in models if model.host.is_left_behind]
+    deadline = time.monotonic() + HANG_PATIENCE_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            hanging += [thread.name] if thread.is_alive() else []
+    if hanging:
+        log.error("ending now: these threads hang: %s", ", ".join(hanging))
+        logging.shutdown()
+        exit_now(exit_code)

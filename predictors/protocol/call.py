@@ -10,14 +10,33 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from predictors.errors import InvalidRequest
 from predictors.observe.tracing import Trace
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
+PRIORITY_HEADER = "x-request-priority"
 MAX_TIMEOUT_S = 24 * 3600.0
+DEFAULT_LEVEL = 5
+"""Level of a request without one: of those from 1 (first) to `LAST_LEVEL`."""
+LAST_LEVEL = 10
+MAX_LEVEL = 2**64 - 1  # that may be asked for; `LAST_LEVEL` and above are the same
 NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
+_LEVEL = re.compile(r"\s*[0-9]{1,20}\s*", re.ASCII)
+
+
+class CallerUsage(Protocol):
+    """The part of an API key's usage that the path of a request needs; see `KeyUsage`."""
+
+    label: str
+
+    def begin_request(self) -> None: ...
+
+    def begin_jobs(self, count: int) -> None: ...
+
+    def end_request(self, reason: str, jobs: int, seconds: float) -> None: ...
 
 
 class Call(dict[str, str]):
@@ -35,9 +54,19 @@ class Call(dict[str, str]):
         self.protocol = protocol
         """Metric label."""
         self.request_id = request_id or clean_request_id(self.get(REQUEST_ID_HEADER))
+        self.address = ""
+        """Where the request comes from; behind trusted proxies, as they say. Empty if unknown."""
         self.caller = ""
         """Who asks: a key's name, else what the gateway's header says, else the address. Work is
         shared and accounted by it."""
+        self.models: frozenset[str] = frozenset()
+        """Names of the models that the caller may use; empty: all."""
+        self.usage: CallerUsage | None = None
+        """The use of its API key so far; None without one."""
+        self.num_jobs = 0
+        """Jobs that the request was allowed to begin."""
+        self.used_s = 0.0
+        """Engine seconds that its jobs were charged."""
         self.weight = 1.0
         """The caller's share of an engine, relative to others'."""
         self.priority = 0
@@ -57,10 +86,18 @@ class Call(dict[str, str]):
         default_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
-        """Raises `InvalidRequest` for a timeout header that is not a positive number."""
+        """Raises `InvalidRequest` as `read_deadline` and `read_priority`."""
         call = cls({k.lower(): v for k, v in (headers or {}).items()}, protocol=protocol)
         call.read_deadline(default_timeout_s, clock)
+        call.read_priority()
         return call
+
+    def begin_jobs(self, count: int) -> None:
+        """Count jobs against the limits of the caller's API key, until the request ends. Raises
+        `QuotaExceeded` or `InvalidRequest`."""
+        if self.usage is not None:
+            self.usage.begin_jobs(count)
+        self.num_jobs += count
 
     def read_deadline(
         self, default_timeout_s: float, clock: Callable[[], float] = time.monotonic
@@ -74,6 +111,13 @@ class Call(dict[str, str]):
             default_timeout_s if raw is None else parse_timeout(raw, TIMEOUT_HEADER, unit_s=1e-3)
         )
         self.deadline = clock() + timeout_s if timeout_s > 0 else None
+
+    def read_priority(self) -> None:
+        """Set the priority from `x-request-priority`, if it is there. Raises `InvalidRequest` as
+        `parse_priority`."""
+        raw = self.get(PRIORITY_HEADER)
+        if raw is not None:
+            self.priority = parse_priority(raw, PRIORITY_HEADER)
 
     def tighten(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Bring the deadline forward to `timeout_s` from now; never push it back."""
@@ -92,6 +136,23 @@ def parse_timeout(raw: object, name: str, *, unit_s: float) -> float:
     if isinstance(raw, bool) or not 0 < value < math.inf:
         raise InvalidRequest(f"{name} must be a positive number", param=name)
     return min(value, MAX_TIMEOUT_S)
+
+
+def parse_priority(raw: object, name: str) -> int:
+    """The value of `Call.priority` for a level as in V2's schedule policy: 1 goes first, larger
+    ones later, and 0 is the default, `DEFAULT_LEVEL`. A whole number or its text.
+
+    Raises `InvalidRequest` for anything else, and outside of 0 to `MAX_LEVEL`.
+    """
+    is_text = isinstance(raw, str) and _LEVEL.fullmatch(raw)
+    is_whole = isinstance(raw, int | float) and not isinstance(raw, bool) and raw == raw // 1
+    level = int(raw) if is_text or is_whole else -1  # type: ignore[call-overload]
+    if not 0 <= level <= MAX_LEVEL:
+        raise InvalidRequest(
+            f"{name} must be a whole number from 0 to {MAX_LEVEL}: 1 goes first, 0 is the default",
+            param=name,
+        )
+    return DEFAULT_LEVEL - min(level or DEFAULT_LEVEL, LAST_LEVEL)
 
 
 def clean_request_id(raw: str | None) -> str:

@@ -16,9 +16,10 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
 from predictors import __version__
+from predictors.protocol.call import DEFAULT_LEVEL, MAX_LEVEL
 from predictors.protocol.faults import RENDERINGS
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.exchange import Response
+from predictors.protocol.http.exchange import CALL_KEY, Response
 from predictors.protocol.openai import chat_body, images_body
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
@@ -35,6 +36,8 @@ from predictors.protocol.v2.wire_json import (
 )
 
 Json = dict[str, Any]
+
+MAX_PAGES = 16
 
 _JSON = "application/json"
 _SCALARS = ["string", "number", "boolean"]
@@ -82,21 +85,23 @@ def openapi_routes(registry: Registry) -> list[BaseRoute]:
 
 
 class OpenApiPage:
-    """The document as bytes. Event loop only."""
+    """The document as bytes, per set of models that a caller may use. Event loop only."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._made_of: object = None
-        self._body = b""
+        self._pages: dict[tuple[str, ...], tuple[object, bytes]] = {}
 
     async def answer(self, request: Request) -> Response:
-        models = self._registry.names
+        models = self._registry.names_for(request.scope[CALL_KEY])
         made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
-        if made_of != self._made_of:
+        known = self._pages.get(tuple(models))
+        if known is None or known[0] != made_of:
             has_urls = bool(self._registry.settings.server.public_url)
-            self._body = await self._registry.in_thread(_encoded, models, has_urls)
-            self._made_of = made_of
-        return Response(self._body)
+            body = await self._registry.in_thread(_encoded, models, has_urls)
+            if len(self._pages) >= MAX_PAGES:
+                self._pages.clear()
+            known = self._pages[tuple(models)] = made_of, body
+        return Response(known[1])
 
 
 def _encoded(models: Mapping[str, Served], has_urls: bool) -> bytes:
@@ -176,6 +181,9 @@ def infer_schema(model: Served) -> Json:
     """The schema of a V2 request in JSON."""
     parameters: Json = {name: dict(each) for name, each in model.get_parameters().items()}
     parameters["timeout"] = {"type": "number", "minimum": 0, "description": "Microseconds."}
+    level = {"type": "integer", "minimum": 0, "maximum": MAX_LEVEL}
+    about = f"Among the caller's own requests: 1 goes first, 0 is the default ({DEFAULT_LEVEL})."
+    parameters["priority"] = {**level, "description": about}
     parameters["binary_data_output"] = {"type": "boolean"}
     parameters["content_type"] = {"enum": sorted(REQUEST)}
     inputs = [_input(entry) for entry in model.get_input_types()]

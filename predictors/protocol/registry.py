@@ -14,7 +14,9 @@ from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, InvalidRequest, NotFound, NotReady, ServingError
+from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady, ServingError
+from predictors.protocol.call import Call
+from predictors.protocol.callers import Callers
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
@@ -41,7 +43,7 @@ class PendingBody(Protocol):
 
 class Registry:
     """The served models by name, and what their requests share: worker processes, threads and the
-    limit of bytes in flight. Event loop only."""
+    limit of bytes in flight. Event loop only, but for health, which any thread may read."""
 
     def __init__(
         self, models: Sequence[Served], settings: Settings, workers: Workers | None = None
@@ -51,6 +53,7 @@ class Registry:
         self.bytes_in_flight = BytesInFlight(
             settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
         )
+        self.callers = Callers(settings.access)
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
@@ -93,12 +96,24 @@ class Registry:
     def startable(self) -> list[Startable]:
         return [model for model in self._models.values() if isinstance(model, Startable)]
 
-    def find(self, name: str, version: str = "") -> Served:
-        """The model, ready or not; raises `NotFound` for an unknown name or version."""
+    def names_for(self, call: Call | None) -> Mapping[str, Served]:
+        """The names that this caller may use."""
+        return {name: each for name, each in self.names.items() if self._is_open(each, call)}
+
+    def _is_open(self, model: Served, call: Call | None) -> bool:
+        if call is None or not call.models:
+            return True
+        return any(self._aliases.get(name, name) == model.name for name in call.models)
+
+    def find(self, name: str, version: str = "", *, call: Call | None = None) -> Served:
+        """The model, ready or not; raises `NotFound` for an unknown name or version, and
+        `Forbidden` for a model that the caller of `call` may not use."""
         model = self._models.get(self._aliases.get(name, name))
         if model is None:
-            served = ", ".join(self.names) or "none"
+            served = ", ".join(self.names_for(call)) or "none"
             raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
+        if not self._is_open(model, call):
+            raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
             raise NotFound(f"model {name!r} has no version {shown!r}; there is version {VERSION!r}")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -23,33 +23,32 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
-from predictors.protocol.grpc.health import add_health
-from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.callers import Callers
+from predictors.protocol.certificates import Certificates, check_tls
+from predictors.protocol.grpc.listening import start_grpc
+from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
     HttpServer,
     RestApp,
 )
-from predictors.protocol.http.connection_limits import max_connections, max_grpc_connections
-from predictors.protocol.http.listening import listen
+from predictors.protocol.http.connection_limits import max_connections
+from predictors.protocol.http.listening import listen, loop_factory, port_of
+from predictors.protocol.http.metrics_route import metrics_route
+from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
-from predictors.protocol.v2.grpc import SERVICE, add_inference
 from predictors.protocol.v2.rest import v2_routes
-from predictors.settings import InvalidSetting, Settings
+from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 log = logging.getLogger(__name__)
 
 FAILED = 70  # exit code after an engine died (sysexits' EX_SOFTWARE)
-# A client that pings every 10 s is sometimes early; the third early ping ends its connection.
-MIN_PING_INTERVAL_MS = 5_000
-GRPC_HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2
-MAX_GRPC_STREAMS = 64  # concurrent calls of one connection; others wait in the client
 
 AdminRoutes = Callable[[Registry, asyncio.Event], Sequence[BaseRoute]]
 """Makes the routes of the admin port. The event is set when the server begins to shut down."""
@@ -67,6 +66,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     http_port: int
     grpc_port: int
+    health_port: int
+    metrics_port: int
     admin_port: int
 
     def __init__(
@@ -98,6 +99,8 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._on_drain = on_drain
         self._admin_routes = admin_routes
         self.admin_port = own.admin_port if admin_routes is not None else -1
+        self.health_port, self.metrics_port = own.health_port, own.metrics_port
+        self._certificates: Certificates | None = None
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -107,7 +110,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     # -- any thread ------------------------------------------------------------------------------
     def run(self) -> int:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(self.serve())
 
     def start(self, models: Sequence[Served] = ()) -> None:
@@ -126,7 +129,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self._loop.call_soon_threadsafe(self._begin_end, 0)
 
     def wait_started(self, timeout_s: float | None = None) -> bool:
-        """Wait until both sockets listen; `http_port` and `grpc_port` are then the ports in use."""
+        """Wait until all sockets listen; `http_port` and the others are then the ports in use."""
         return self._started.wait(timeout_s)
 
     # -- event loop ------------------------------------------------------------------------------
@@ -134,64 +137,98 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
+        if check_addresses(self.settings):
+            log.warning("no API key is needed, and others can reach this server (access.open)")
         metrics.draining.set(0)
-        with (
-            listen(self.settings.server.host, self.http_port) as listener,
-            self._listen_admin() as admin_listener,
-        ):
-            self.http_port = listener.getsockname()[1]
-            grpc_server = await self._start_grpc()
-            makers = (v2_routes, openai_routes, openapi_routes)
-            routes = [route for make in makers for route in make(self.registry)]
-            routes += self._routes
+        async with contextlib.AsyncExitStack() as open_ports:
             own = self.settings.server
-            access = AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins)
-            http_server = self._http_server(routes, access, max_connections(own.max_connections))
+            self._follow_certificates(open_ports)
+            data = open_ports.enter_context(listen(own.host, self.http_port))
+            self.http_port = port_of(data)
+            side_ports = SidePorts(self.registry, self._on_scrape, open_ports)
+            self.health_port, self.metrics_port = side_ports.health_port, side_ports.metrics_port
+            self._serve_admin(open_ports)
+            grpc_server = await self._start_grpc()
+            http_server = self._http = self._http_server(
+                self._data_routes(),
+                AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
+                max_connections(own.max_connections),
+                self._certificates,
+                self.registry.callers,
+            )
+            open_ports.push_async_callback(self.registry.callers.stop)
+            self.registry.callers.start()
             self._handle_signals()
-            http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+            http_task = asyncio.create_task(http_server.serve(sockets=[data]))
             http_task.add_done_callback(
                 lambda _: self._begin_end(0)
             )  # nothing is served without it
-            stop_admin = self._start_admin(admin_listener)
+            side_ports.start()
+            open_ports.push_async_callback(side_ports.stop)  # after all else has ended
             self._start_models()
             self._started.set()
             log.info(
-                "serving %s on %s: HTTP %d, gRPC %d",
-                ", ".join(self.registry.models),
-                self.settings.server.host,
-                self.http_port,
-                self.grpc_port,
+                "serving %s on %s: %s", ", ".join(self.registry.models), own.host, self._ports()
             )
             await self._ending.wait()
             grpc_stopped = await self._linger(grpc_server)
             await self._drain(http_server)
             http_server.should_exit = True
-            await stop_admin()
             await http_task
-        if grpc_server is not None:
-            await grpc_server.stop(CLOSE_TIMEOUT_S)
-        await grpc_stopped
-        await _all_in_threads([model.stop for model in self.registry.startable])
+            if grpc_server is not None:
+                await grpc_server.stop(CLOSE_TIMEOUT_S)
+            await grpc_stopped
+            await _all_in_threads([model.stop for model in self.registry.startable])
         self.registry.close()
         if self._owns_workers:
             await asyncio.to_thread(self.registry.workers.close)
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
 
-    def _listen_admin(self) -> contextlib.AbstractContextManager[socket.socket | None]:
-        if self.admin_port < 0:
-            return contextlib.nullcontext()
-        return listen(self.settings.server.admin_host, self.admin_port)
+    def _follow_certificates(self, open_ports: contextlib.AsyncExitStack) -> None:
+        """Read the TLS files, if there are any, and follow them until `open_ports` is closed."""
+        tls = self.settings.tls
+        if not check_tls(tls):
+            return
+        self._certificates = Certificates(tls)
+        self._certificates.start()
+        open_ports.callback(self._certificates.stop)
+        if self._certificates.needs_client_certificate and self.health_port < 0:
+            log.warning(
+                "clients need a certificate, and a kubelet has none: set PREDICTORS_SERVER_"
+                "HEALTH_PORT for its probes"
+            )
 
-    def _start_admin(self, listener: socket.socket | None) -> Callable[[], Awaitable[None]]:
-        """Serve the admin port where there is one; returns the function that stops it."""
-        if listener is None or self._admin_routes is None:
-            return _do_nothing
-        self.admin_port = listener.getsockname()[1]
+    def _data_routes(self) -> list[BaseRoute]:
+        makers = (v2_routes, openai_routes, openapi_routes)
+        routes = [route for make in makers for route in make(self.registry)]
+        scrapes = [metrics_route(self._on_scrape)] if self.metrics_port < 0 else []
+        return [*routes, *self._routes, *scrapes]
+
+    def _ports(self) -> str:
+        """All ports in use, for the log."""
+        ports = {
+            "HTTP" if self._certificates is None else "HTTPS": self.http_port,
+            "gRPC": self.grpc_port if self.enable_grpc else -1,
+            "health": self.health_port,
+            "metrics": self.metrics_port,
+            "admin": self.admin_port,
+        }
+        return ", ".join(f"{name} {port}" for name, port in ports.items() if port >= 0)
+
+    def _serve_admin(self, open_ports: contextlib.AsyncExitStack) -> None:
+        """Serve the admin port, if it is set, until `open_ports` is closed."""
+        if self._admin_routes is None or self.admin_port < 0:
+            return
         own = self.settings.server
+        listener = open_ports.enter_context(listen(own.admin_host, self.admin_port, "admin"))
+        self.admin_port = port_of(listener)
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         routes = self._admin_routes(self.registry, self._ending)
-        server = self._http_server(routes, access, ADMIN_CONNECTIONS)
+        scrapes = metrics_route(self._on_scrape)
+        # a loopback address is reached through a tunnel, or from inside the pod
+        certificates = None if _is_loopback(own.admin_host) else self._certificates
+        server = self._http_server([*routes, scrapes], access, ADMIN_CONNECTIONS, certificates)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
@@ -199,46 +236,30 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             server.should_exit = True
             await task
 
-        return stop
+        open_ports.push_async_callback(stop)
 
     def _http_server(
-        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+        self,
+        routes: Sequence[BaseRoute],
+        access: AccessPolicy,
+        limit: int,
+        certificates: Certificates | None,
+        callers: Callers | None = None,
     ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
             routes,
             access_log=own.access_log,
-            on_scrape=self._on_scrape,
             is_leaving=self.registry.leaving.is_set,
             access=access,
+            callers=callers,
         )
-        return HttpServer(app, own, limit)
+        return HttpServer(app, own, limit, certificates)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
             return None
-        limit = self.settings.server.max_message_bytes
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a second process on this port must fail, not share it
-                ("grpc.max_concurrent_streams", MAX_GRPC_STREAMS),
-                ("grpc.max_allowed_incoming_connections", max_grpc_connections()),
-                ("grpc.server_handshake_timeout_ms", GRPC_HANDSHAKE_MS),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-            ]
-        )
-        add_inference(server, self.registry)
-        add_health(server, self.registry, SERVICE)
-        host = self.settings.server.host
-        address = f"[{host}]" if ":" in host else host
-        try:
-            self.grpc_port = server.add_insecure_port(f"{address}:{self.grpc_port}")
-        except RuntimeError as error:
-            raise InvalidSetting(f"can't listen on {address}:{self.grpc_port} (gRPC)") from error
-        await server.start()
+        server, self.grpc_port = await start_grpc(self.registry, self._certificates)
         return server
 
     def _start_models(self) -> None:
@@ -310,12 +331,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _is_loopback(host: str) -> bool:
     try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _do_nothing() -> None: ...

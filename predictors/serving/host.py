@@ -16,7 +16,9 @@ from typing import Any, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
 from predictors.serving.accounts import ANYONE, Caller
+from predictors.serving.admission import UNKNOWN, costs_of
 from predictors.serving.engine import Describes, Engine
+from predictors.serving.estimates import Costs
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, State
@@ -29,7 +31,9 @@ C = TypeVar("C")
 
 log = logging.getLogger(__name__)
 
-JOIN_TIMEOUT_S = 30.0  # how long `stop` waits for a step that doesn't end
+# how long `stop` waits for a step that doesn't end: within the 15 s of a pod's grace period that
+# follow the drain
+JOIN_TIMEOUT_S = 5.0
 
 
 class EngineHost(Generic[W, C]):
@@ -54,7 +58,9 @@ class EngineHost(Generic[W, C]):
         self._settings = settings
         self._clock = clock
         self.lifecycle = Lifecycle(self._on_state)
-        self.jobs: JobTable[W, C] = JobTable(model, engine.slots, settings, clock, self._refusal)
+        self.jobs: JobTable[W, C] = JobTable(
+            model, engine.slots, engine.spare_slots, settings, clock, self._refusal
+        )
         self.loop: EngineLoop[W, C] = EngineLoop(
             model, engine, self.jobs, self.lifecycle, self.events, clock
         )
@@ -62,16 +68,29 @@ class EngineHost(Generic[W, C]):
         self._start_lock = threading.Lock()
 
     # -- submission -----------------------------------------------------------------------------
-    def check_accepting(self, rows: int) -> None:
-        """Raise what `submit` of so many rows would raise now, before any work is spent on them."""
-        self.jobs.check(rows)
+    def check_accepting(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
+        """Raise what `submit` of so many rows would raise now, before any work is spent on them.
+        `costs` are those of all rows together by kind of work, as far as they are known."""
+        self.jobs.check(rows, caller, costs, deadline)
 
-    def reserve(self, rows: int) -> None:
+    def reserve(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
-        self.jobs.reserve(rows)
+        self.jobs.reserve(rows, caller, costs, deadline)
 
-    def release(self, rows: int) -> None:
-        self.jobs.release(rows)
+    def release(self, rows: int, caller: Caller = ANYONE) -> None:
+        self.jobs.release(rows, caller)
 
     def submit(
         self,
@@ -89,7 +108,7 @@ class EngineHost(Generic[W, C]):
         with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
         if not is_reserved:
-            self.jobs.check(len(works))
+            self.jobs.check(len(works), caller, costs_of(works), deadline)
         try:
             self._validate(works)
         except InvalidRequest as error:
@@ -157,6 +176,11 @@ class EngineHost(Generic[W, C]):
         log.info("%s is %s", self.model, state.value)
         for on_state in self.events.on_state:
             on_state(state)
+
+    @property
+    def is_left_behind(self) -> bool:
+        """True if `stop` gave up on the engine thread, which still hangs in a call."""
+        return self.state is State.STOPPED and any(t.is_alive() for t in self._threads)
 
     def describe(self) -> dict[str, object]:
         """State, jobs and the engine's own `describe` as JSON values. Any thread, never blocks."""

@@ -46,6 +46,12 @@ class Job(Generic[W, C]):
         share."""
         self.cost: float = getattr(work, "cost", 1.0)
         """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
+        self.cost_kind: str = getattr(work, "cost_kind", "")
+        """Works of one kind take equal time for equal cost."""
+        self.used_s = 0.0
+        """Engine seconds charged so far."""
+        self.estimate_s = 0.0
+        """Engine seconds that it was expected to take when it was admitted."""
         self.clock = clock
         self.exemplar = tracing.exemplar()
         """Labels of the exemplars that histograms show beside the job's durations."""
@@ -85,6 +91,12 @@ class Job(Generic[W, C]):
         return self.deadline is not None and now >= self.deadline
 
     # -- called by the engine thread -------------------------------------------------------------
+    def charge(self, seconds: float) -> None:
+        """Count engine seconds that a step spent on this job, for it and for its caller. Each
+        second of a step is charged once: a job among n that share a step gets its part."""
+        self.used_s += seconds
+        self.account.charge(seconds)
+
     def add_stage(self, name: str, seconds: float, **attributes: int) -> None:
         """Record a stage of `seconds` that ends now. Call it before the answer is emitted."""
         now = self.clock()

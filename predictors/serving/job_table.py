@@ -16,16 +16,20 @@ from typing import Generic, TypeVar
 from prometheus_client import Gauge
 
 from predictors import metrics
-from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
-from predictors.serving.accounts import Accounts
+from predictors.errors import DeadlineExceeded, ServingError
+from predictors.serving.accounts import ANYONE, Accounts, Caller
+from predictors.serving.admission import UNKNOWN, Admission, costs_of
+from predictors.serving.estimates import Costs
 from predictors.serving.job import Job
-from predictors.serving.queue import AdmissionPass, AdmissionQueue, DepartureRate
+from predictors.serving.queue import AdmissionPass, AdmissionQueue
+from predictors.serving.slots import Slots
 from predictors.settings import QueueSettings
 
 W = TypeVar("W")
 C = TypeVar("C")
 
 STALE_ENTRIES = 64  # of the deadline heap that may stay beside the live ones
+UNMEASURED_JOB_S = 1.0  # engine seconds of a job before one has finished
 
 
 class JobTable(Generic[W, C]):
@@ -39,22 +43,21 @@ class JobTable(Generic[W, C]):
         self,
         model: str,
         slots: int,
+        spare_slots: int,
         settings: QueueSettings,
         clock: Callable[[], float],
         refusal: Callable[[], ServingError | None],
     ) -> None:
-        self.slots = slots
-        self._model = model
-        self._capacity = settings.capacity
         self._clock = clock
-        self._refusal = refusal
         self._queue: AdmissionQueue[W, C] = AdmissionQueue(settings)
-        self._running: dict[int, Job[W, C]] = {}  # by arrival number
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of jobs that left are stale
-        self._departure_rate = DepartureRate()
         self._accounts = Accounts()
+        self._slots: Slots[W, C] = Slots(slots, spare_slots, self._accounts)
+        self._admission: Admission[W, C] = Admission(
+            model, settings, clock, refusal, self._accounts, self._queue, self._slots
+        )
+        self._places = self._admission.places
         self._arrivals = 0
-        self._reserved = 0
         self.busy_since: float | None = None
         """When the first of the present jobs was accepted; None without jobs."""
         self._has_changed = False
@@ -69,92 +72,79 @@ class JobTable(Generic[W, C]):
         # read at each scrape instead of written at each change
         self._gauges: tuple[tuple[Gauge, Callable[[], float]], ...] = (
             (metrics.requests_waiting.labels(model), lambda: self.waiting),
-            (metrics.requests_running.labels(model), lambda: len(self._running)),
+            (metrics.requests_running.labels(model), lambda: len(self._slots.running)),
             (metrics.queue_oldest_seconds.labels(model), self.oldest_age_s),
+            (metrics.queue_work_seconds.labels(model), self.waiting_s),
+            (metrics.callers.labels(model), lambda: self._accounts.present),
         )
         for gauge, read in self._gauges:
             gauge.set_function(read)
 
     # -- callers ---------------------------------------------------------------------------------
-    def check(self, rows: int) -> None:
+    def check(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Raise what `accept` of so many rows would raise now."""
         with self._lock:
-            self._check(rows)
+            self._admission.check(rows, caller, costs, deadline)
 
-    def reserve(self, rows: int) -> None:
+    def reserve(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Keep places for rows that are being prepared, or raise what `accept` would raise.
         `release` must follow, after `accept`."""
         with self._lock:
-            self._check(rows)
-            self._reserved += rows
+            self._admission.check(rows, caller, costs, deadline)
+            self._places.take(self._accounts.of(caller), rows)
 
-    def release(self, rows: int) -> None:
+    def release(self, rows: int, caller: Caller = ANYONE) -> None:
         with self._lock:
-            self._reserved -= rows
+            account = self._accounts.of(caller)
+            self._places.take(account, -rows)
+            self._accounts.close_unused(account)
 
     def accept(self, jobs: Sequence[Job[W, C]], *, is_reserved: bool = False) -> None:
-        """Add all jobs to the queue, or raise and add none. Reserved places are always free.
+        """Add all jobs of a request, or raise and add none. Reserved places are always free.
 
         Raises what `refusal` returns, `InvalidRequest` for more rows than the queue can ever hold,
-        `DeadlineExceeded` for jobs that are late already, `Overloaded` without a place for each.
+        `DeadlineExceeded` for jobs that are late already or clearly will be, `Overloaded` without a
+        place for each.
         """
+        caller, deadline = (jobs[0].caller, jobs[0].deadline) if jobs else (ANYONE, None)
         with self._lock:
-            self._check(len(jobs), is_reserved=is_reserved)
+            self._admission.check(
+                len(jobs), caller, costs_of(jobs), deadline, is_reserved=is_reserved
+            )
             now = self._clock()
             if any(job.is_late(now) for job in jobs):
                 late = DeadlineExceeded("the deadline had passed on arrival")
-                raise self._rejected(late, len(jobs))
+                raise self._admission.rejected(late, len(jobs))
             if self.busy_since is None:
                 self.busy_since = now
             on_cancel = self._on_cancel
             earliest = self._deadlines[0] if self._deadlines else None
+            account = self._accounts.of(caller)
+            self._accounts.add_waiting(account, len(jobs))
+            self._places.take(account, len(jobs))
             for job in jobs:
                 self._arrivals += 1
                 job.arrival_number = self._arrivals
                 job.on_cancel = on_cancel
-                job.account = self._accounts.open(job.caller.name, job.caller.weight, 1)
+                job.account = account
                 if job.deadline is not None:
                     heapq.heappush(self._deadlines, (job.deadline, job.arrival_number))
             self._queue.add(jobs)
             if self._deadlines and self._deadlines[0] != earliest:
                 self._due.notify_all()
             self._notify_change()
-
-    def _check(self, rows: int, *, is_reserved: bool = False) -> None:
-        refusal = self._refusal()
-        if refusal is not None:
-            raise self._rejected(refusal, rows)
-        if not 0 < rows <= self._capacity:
-            message = f"a request may have 1 to {self._capacity} rows, not {rows}; split it"
-            raise self._rejected(InvalidRequest(message), rows)
-        if is_reserved:
-            return
-        free = self._queue.free_places(self._free_slots)
-        if rows > free - self._reserved:
-            waiting = len(self._queue) + self._reserved
-            retry_after_s = self._retry_after_s()
-            # free slots are places too; when the engine then refuses a job, more jobs wait than
-            # there are places
-            places = max(waiting, len(self._queue) + free)
-            taken = f"{waiting} of {places} places are taken"
-            message = f"the queue is full: {taken}, {rows} needed; try again later"
-            raise self._rejected(Overloaded(message, retry_after_s=retry_after_s), rows)
-
-    def _retry_after_s(self) -> float:
-        rate, queued, now = self._departure_rate, len(self._queue), self._clock()
-        # rows in preparation cost as much as others do
-        mean = self._queue.cost / queued if queued else rate.mean_cost
-        slot_seconds = rate.seconds_per_cost * len(self._running)
-        left = [
-            job.cost * slot_seconds - (now - (job.admitted_at or now))
-            for job in self._running.values()
-        ]
-        first_s = min(left, default=0.0) if len(left) >= self.slots else 0.0
-        return rate.retry_after_s(self._queue.cost + self._reserved * mean, first_s)
-
-    def _rejected(self, error: ServingError, rows: int) -> ServingError:
-        metrics.admission_rejected_total.labels(self._model, error.reason).inc(rows)
-        return error
 
     def _on_cancel(self, job: Job[W, C]) -> None:
         with self._lock:
@@ -169,7 +159,7 @@ class JobTable(Generic[W, C]):
         with self._lock:
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, number = heapq.heappop(self._deadlines)
-                waiting, running = self._queue.pop(number), self._running.get(number)
+                waiting, running = self._queue.pop(number), self._slots.running.get(number)
                 if waiting is not None:
                     waiting.fail(DeadlineExceeded("the deadline passed before a slot was free"))
                     self._count_removed(waiting)
@@ -192,12 +182,22 @@ class JobTable(Generic[W, C]):
     def start_pass(self, now: float) -> AdmissionPass[W, C]:
         """Start an admission pass over the queue; `end_pass` must follow."""
         with self._lock:
-            return self._queue.start_pass(self._free_slots, now)
+            room, pledged_s = self._slots.room(), self._slots.pledged_s()
+            return self._queue.start_pass(room, now, pledged_s, self._estimate_s)
+
+    def next_job(self, admission: AdmissionPass[W, C]) -> Job[W, C] | None:
+        """The next job that the pass offers; None at its end."""
+        with self._lock:
+            return next(iter(admission), None)
 
     def end_pass(self, admission: AdmissionPass[W, C]) -> None:
         """End the pass. If it refused a job, free slots do not count as places any more."""
         with self._lock:
             self._queue.end_pass(admission)
+
+    def _estimate_s(self, job: Job[W, C]) -> float:
+        # before anything was measured jobs count alike
+        return self._admission.estimate_s(job.cost_kind, job.cost) or UNMEASURED_JOB_S
 
     def start_running(self, job: Job[W, C], now: float) -> bool:
         """Move a waiting job to the running ones. False if it left meanwhile: evict it then."""
@@ -205,19 +205,29 @@ class JobTable(Generic[W, C]):
             if self._queue.pop(job.arrival_number) is None:
                 return False
             job.admitted_at = now
+            job.estimate_s = self._estimate_s(job)
+            account = job.account
+            # alone there is no other to compare with
+            pledged_s = self._slots.pledged_s() if self._accounts.present > 1 else {}
+            self._accounts.start(account, pledged_s.get(account, 0.0))
+            self._places.take(account, -1)
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
-            self._running[job.arrival_number] = job
+            self._slots.running[job.arrival_number] = job
             return True
 
     def remove(self, job: Job[W, C]) -> None:
         """Remove an answered job, waiting or running, that holds nothing of the engine."""
         with self._lock:
-            ran = self._running.pop(job.arrival_number, None)
+            ran = self._slots.running.pop(job.arrival_number, None)
             if ran is not None or self._queue.pop(job.arrival_number) is not None:
                 self._count_removed(job)
 
     def _count_removed(self, job: Job[W, C]) -> None:
-        self._accounts.close(job.account)
+        was_running = job.admitted_at is not None
+        if not was_running:
+            self._places.take(job.account, -1)
+        self._accounts.leave(job.account, was_running=was_running)
+        self._queue.note_idle(job.account)
         error = job.error
         reason = error.reason if error else "ok"
         self._outcomes.get(reason, self._outcomes["internal"]).inc()
@@ -225,17 +235,29 @@ class JobTable(Generic[W, C]):
         if job.admitted_at is None:
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
         elif error is None:
-            seconds = (job.finished_at or now) - job.admitted_at
-            self._departure_rate.observe(seconds, len(self._running) + 1, job.cost)
+            self._measure(job, now)
         self.removed.notify_all()
         if self.open_jobs == 0:
             self.busy_since = None
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
             self._drop_stale_deadlines()
 
+    def _measure(self, job: Job[W, C], now: float) -> None:
+        """Learn from a job that has finished."""
+        running = len(self._slots.running) + 1
+        # an engine that charges nothing: the job's part of the time in its slot
+        slot_s = (job.finished_at or now) - (job.admitted_at or now)
+        self._admission.estimates.observe(
+            job.used_s or slot_s / running,
+            job.cost,
+            job.cost_kind,
+            is_full=running >= self._slots.num or self._queue.is_blocked,
+            now=now,
+        )
+
     def _drop_stale_deadlines(self) -> None:
         # at least half of the entries go, and each is dropped once: constant per job, amortised
-        live = [e for e in self._deadlines if e[1] in self._running or e[1] in self._queue]
+        live = [e for e in self._deadlines if e[1] in self._slots.running or e[1] in self._queue]
         self._deadlines = live
         heapq.heapify(self._deadlines)
 
@@ -252,7 +274,7 @@ class JobTable(Generic[W, C]):
             for job in self._queue.clear():
                 job.fail(make_error())
                 self._count_removed(job)
-            for job in self._running.values():
+            for job in self._slots.running.values():
                 job.fail(make_error())
             self.removed.notify_all()
             self._notify_change()
@@ -272,7 +294,7 @@ class JobTable(Generic[W, C]):
             return self.removed.wait_for(self._is_answered, min(timeout_s, threading.TIMEOUT_MAX))
 
     def _is_answered(self) -> bool:
-        return not len(self._queue) and all(job.done for job in self._running.values())
+        return not len(self._queue) and all(job.done for job in self._slots.running.values())
 
     def wake(self) -> None:
         """Have the waiting threads look again: the host stops, or a scripted clock has moved."""
@@ -292,20 +314,28 @@ class JobTable(Generic[W, C]):
     def waiting(self) -> int:
         return len(self._queue)
 
+    def waiting_s(self) -> float:
+        """Engine seconds that the waiting jobs need, as far as estimates go."""
+        with self._lock:
+            return self._admission.waiting_s()
+
     @property
     def open_jobs(self) -> int:
         """Number of jobs that wait or hold a slot."""
-        return len(self._queue) + len(self._running)
+        return len(self._queue) + len(self._slots.running)
 
     @property
     def running(self) -> list[Job[W, C]]:
         """Jobs that hold a slot, in order of admission."""
         with self._lock:
-            return list(self._running.values())
+            return list(self._slots.running.values())
 
     def describe(self) -> dict[str, object]:
-        """Running jobs (id, age, seconds in the slot) and the queue's length, as JSON values."""
-        running, now = self.running, self._clock()
+        """Running jobs (id, age, seconds in the slot), the queue's length and the callers, as JSON
+        values."""
+        with self._lock:
+            running, callers = list(self._slots.running.values()), self._accounts.all_present()
+        now = self._clock()
         return {
             "running": [
                 {
@@ -316,23 +346,31 @@ class JobTable(Generic[W, C]):
                 for job in running
             ],
             "queued": self.waiting,
-            "queue_capacity": self._capacity,
+            "queue_capacity": self._places.capacity,
             "queue_oldest_s": round(self.oldest_age_s(), 3),
-            "slots": self.slots,
+            "queue_work_s": round(self.waiting_s(), 3),
+            "slots": self._slots.num,
+            "callers": [
+                {
+                    "name": account.name,
+                    "weight": account.weight,
+                    "used_s": round(account.used_s, 3),
+                    "waiting": account.waiting,
+                    "running": account.running,
+                }
+                for account in callers
+            ],
         }
 
-    def has_free_slot(self) -> bool:
-        return self._free_slots > 0
+    def has_room(self) -> bool:
+        """True if a job waits and there is a slot, perhaps a spare one for another caller."""
+        return len(self._queue) > 0 and self._slots.has_room
 
     def oldest_age_s(self) -> float:
         """Seconds that the head of the queue has waited; 0 for an empty queue."""
         with self._lock:
             head = self._queue.head
         return 0.0 if head is None else max(0.0, self._clock() - head.submitted_at)
-
-    @property
-    def _free_slots(self) -> int:
-        return max(0, self.slots - len(self._running))
 
     def _notify_change(self) -> None:
         self._has_changed = True

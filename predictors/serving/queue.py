@@ -1,51 +1,131 @@
-"""The bounded queue of jobs that wait for a slot, the order in which they are offered, and how long
-a full one needs.
+"""The bounded queue of jobs that wait for a slot, and the order in which they are offered.
 
-First in, first out, with one exception: behind a head that the engine can't take now, the next few
-jobs (the skip window) are offered too, until the head has waited too long. Removing a job costs
-the same anywhere in the queue, and no operation visits all waiting jobs but `clear`.
+The caller with the least start tag goes first. Of one caller's jobs the higher priority goes first,
+then the earlier one, but one that has waited too long before either. Behind jobs that the engine
+can't take now the next few (the skip window) are offered too, until the first of them has waited
+too long. Removing a job costs the same anywhere, and only `clear` visits all waiting jobs.
 """
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from statistics import median_low
-from typing import Generic, TypeVar
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, NamedTuple, TypeVar
 
+from predictors.serving.accounts import Account
+from predictors.serving.estimates import WaitingCost
 from predictors.serving.job import Job
 from predictors.settings import QueueSettings
 
 W = TypeVar("W")
 C = TypeVar("C")
 
-# weight of the newest job: the estimate follows a change of traffic within about ten jobs
-RATE_WEIGHT = 0.2
-RECENT_JOBS = 15
-MAX_MEDIANS = 4.0  # answers that end early make a mean of several medians
-MIN_COST = 1e-9
-MIN_RETRY_S = 1.0
-MAX_RETRY_S = 60.0  # clients of OpenAI's SDK ignore a longer Retry-After
-SPREAD = 0.25
-GOLDEN = (math.sqrt(5) - 1) / 2
+STALE_ENTRIES = 64  # of the heap of callers that may stay beside the live ones
+
+_serials = count()
+
+
+class CallerLine(Generic[W, C]):
+    """Waiting jobs of one caller: by priority, then in order of arrival."""
+
+    def __init__(self) -> None:
+        self.waiting_cost = WaitingCost()
+        # a linked list under a dict: a plain dict keeps tombstones, which make its first item
+        # slower and slower to find when jobs leave from the front
+        self._levels: dict[int, OrderedDict[int, Job[W, C]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
+    @property
+    def oldest(self) -> int:
+        """The least arrival number."""
+        return min(next(iter(level)) for level in self._levels.values())
+
+    def add(self, job: Job[W, C]) -> None:
+        level = self._levels.get(job.caller.level)
+        if level is None:
+            level = self._levels[job.caller.level] = OrderedDict()
+        level[job.arrival_number] = job
+        self.waiting_cost.add(job.cost_kind, job.cost)
+
+    def remove(self, job: Job[W, C]) -> None:
+        number = job.caller.level
+        level = self._levels[number]
+        del level[job.arrival_number]
+        self.waiting_cost.remove(job.cost_kind, job.cost)
+        if not level:
+            del self._levels[number]
+
+    def next_but(self, offered: Container[int], overdue_before: float) -> Job[W, C] | None:
+        """The job whose turn it is, without those of `offered`: the oldest if it was submitted
+        before `overdue_before`, else the first of the highest priority."""
+        best: Job[W, C] | None = None
+        oldest: Job[W, C] | None = None
+        for level in self._levels.values():
+            job = next((job for number, job in level.items() if number not in offered), None)
+            if job is None:
+                continue
+            if best is None or job.caller.level > best.caller.level:
+                best = job
+            if oldest is None or job.arrival_number < oldest.arrival_number:
+                oldest = job
+        return oldest if oldest is not None and oldest.submitted_at < overdue_before else best
+
+
+class Turn(NamedTuple):
+    """A caller's place in the order of a pass. The least comes first."""
+
+    refusals: int
+    """Jobs of the caller that the engine refused in this pass."""
+    tag_s: float
+    arrival_number: int
+    """Of the caller's oldest job."""
+    serial: int
+    """Unique, so that accounts are never compared."""
+    account: Account
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The slots that a pass may fill."""
+
+    free: int
+    """Slots for any caller."""
+    spare: int = 0
+    """More slots, for callers that hold less than their share."""
+    share_of: Callable[[Account], float] = lambda account: 0.0
+    """Slots that are due to a caller beside the others."""
+
+    def is_for(self, account: Account, taken: int) -> bool:
+        """True if the caller may have a slot after `taken` of them were given in this pass."""
+        if taken < self.free:
+            return True
+        return taken < self.free + self.spare and account.running < self.share_of(account)
 
 
 class AdmissionQueue(Generic[W, C]):
-    """Waiting jobs in order of arrival, keyed by arrival number. `settings.capacity` bounds them.
+    """Waiting jobs, keyed by arrival number. Not thread-safe: `JobTable` holds the lock.
 
-    Not thread-safe: `JobTable` holds the lock.
+    Callers without running jobs wait in a heap, where their tags stay as they are. Those with
+    running jobs, at most one per slot, are compared in each pass.
     """
 
     def __init__(self, settings: QueueSettings) -> None:
-        self._settings = settings
-        # a linked list under a dict: a plain dict keeps tombstones, which make its first item
-        # slower and slower to find when jobs leave from the front
+        self.settings = settings
+        self.is_blocked = False
+        """True while the engine refuses waiting jobs: it would refuse the next job too."""
+        self.waiting_cost = WaitingCost()
+        self.refused_first: Job[W, C] | None = None
+        """The job that the engine refused first, of those that wait."""
+        self.refused_since = 0.0
+        self.lines: dict[Account, CallerLine[W, C]] = {}
         self._jobs: OrderedDict[int, Job[W, C]] = OrderedDict()
-        self._is_blocked = False
-        self.cost = 0.0
-        """Of all waiting jobs together."""
+        self._idle: list[Turn] = []  # heap
+        self._idle_turns: dict[Account, Turn] = {}  # those of the heap that count
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -55,116 +135,185 @@ class AdmissionQueue(Generic[W, C]):
 
     @property
     def head(self) -> Job[W, C] | None:
+        """The job that has waited longest."""
         return next(iter(self._jobs.values()), None)
-
-    def free_places(self, free_slots: int) -> int:
-        """How many more jobs may be added: free places of the queue, plus free slots.
-
-        Free slots do not count while the engine refuses waiting jobs: it would refuse the next
-        job too.
-        """
-        return self._settings.capacity - len(self._jobs) + (0 if self._is_blocked else free_slots)
 
     def add(self, jobs: Iterable[Job[W, C]]) -> None:
         for job in jobs:
             self._jobs[job.arrival_number] = job
-            self.cost += job.cost
+            self.waiting_cost.add(job.cost_kind, job.cost)
+            line = self.lines.get(job.account)
+            if line is None:
+                line = self.lines[job.account] = CallerLine()
+                line.add(job)
+                self.note_idle(job.account)
+            else:
+                line.add(job)
 
     def pop(self, arrival_number: int) -> Job[W, C] | None:
         """Remove a job from anywhere in the queue; None when it does not wait."""
         job = self._jobs.pop(arrival_number, None)
-        if job is not None:
-            self.cost = self.cost - job.cost if self._jobs else 0.0
-        self._is_blocked = self._is_blocked and bool(self._jobs)
+        if job is None:
+            return None
+        self.waiting_cost.remove(job.cost_kind, job.cost)
+        self.is_blocked = self.is_blocked and bool(self._jobs)
+        line = self.lines[job.account]
+        line.remove(job)
+        if not line:
+            del self.lines[job.account]
+            self._idle_turns.pop(job.account, None)
+        if job is self.refused_first:
+            self.refused_first = None
         return job
 
     def clear(self) -> list[Job[W, C]]:
-        """Remove all jobs and return them in order."""
+        """Remove all jobs and return them in order of arrival."""
         jobs = list(self._jobs.values())
         self._jobs.clear()
-        self.cost = 0.0
-        self._is_blocked = False
+        self.lines.clear()
+        self._idle.clear()
+        self._idle_turns.clear()
+        self.refused_first = None
+        self.waiting_cost.clear()
+        self.is_blocked = False
         return jobs
 
-    def start_pass(self, free_slots: int, now: float) -> AdmissionPass[W, C]:
-        """Start one admission pass. Free slots and skip window bound the jobs that it offers."""
-        count = free_slots + 1 + self._settings.skip_window if free_slots > 0 else 0
-        return AdmissionPass(list(islice(self._jobs.values(), count)), self._settings, now)
+    # -- callers without running jobs ------------------------------------------------------------
+    def note_idle(self, account: Account) -> None:
+        """Call this for a caller that begins to wait, or whose last running job has left."""
+        line = self.lines.get(account)
+        if line is None or account.running:
+            return
+        turn = Turn(0, account.tag_s(), line.oldest, next(_serials), account)
+        self._idle_turns[account] = turn
+        heapq.heappush(self._idle, turn)
+        if len(self._idle) > 2 * len(self._idle_turns) + STALE_ENTRIES:
+            self._idle = list(self._idle_turns.values())
+            heapq.heapify(self._idle)
+
+    def pop_idle(self, before: Turn | None) -> Turn | None:
+        """Remove and return the first of them, if it comes before that turn."""
+        while self._idle and (before is None or self._idle[0] < before):
+            turn = heapq.heappop(self._idle)
+            if self._idle_turns.get(turn.account) is turn:
+                del self._idle_turns[turn.account]
+                return turn
+        return None
+
+    # -- passes ----------------------------------------------------------------------------------
+    def start_pass(
+        self,
+        room: Room,
+        now: float,
+        pledged_s: Mapping[Account, float] | None = None,
+        estimate_s: Callable[[Job[W, C]], float] = lambda job: 1.0,
+    ) -> AdmissionPass[W, C]:
+        """Start one admission pass. `pledged_s` are the engine seconds that the running jobs of
+        each caller with running jobs will still use, `estimate_s` those of a waiting job."""
+        for account in pledged_s or ():
+            self._idle_turns.pop(account, None)
+        return AdmissionPass(self, room, now, dict(pledged_s or {}), estimate_s)
 
     def end_pass(self, admission: AdmissionPass[W, C]) -> None:
         """Remember whether the engine refused a job that still waits."""
-        self._is_blocked = any(job.arrival_number in self._jobs for job in admission.refused)
+        refused = [job for job in admission.refused if job.arrival_number in self._jobs]
+        self.is_blocked = bool(refused)
+        if refused and self.refused_first is None:
+            self.refused_first, self.refused_since = refused[0], admission.now
+        for account in admission.compared:
+            if account not in self._idle_turns:
+                self.note_idle(account)
 
 
 class AdmissionPass(Generic[W, C]):
-    """One pass over the front of the queue: iterates over the jobs to offer to the engine."""
+    """One pass over the queue: iterates over the jobs to offer to the engine, each once. The
+    iterator reads the queue, so it is advanced under the lock. Engine thread."""
 
-    def __init__(self, shortlist: list[Job[W, C]], settings: QueueSettings, now: float) -> None:
-        self._shortlist = shortlist
-        self._skip_window = settings.skip_window
-        self._overdue_before = now - settings.skip_max_wait_s
+    def __init__(
+        self,
+        queue: AdmissionQueue[W, C],
+        room: Room,
+        now: float,
+        pledged_s: dict[Account, float],
+        estimate_s: Callable[[Job[W, C]], float],
+    ) -> None:
+        self.now = now
         self.refused: list[Job[W, C]] = []
+        self.compared: set[Account] = set()
+        """Callers that were taken out of the heap of those without running jobs."""
+        self._queue = queue
+        self._room = room
+        self._pledged_s = pledged_s
+        self._estimate_s = estimate_s
+        self._overdue_before = now - queue.settings.skip_max_wait_s
+        self._offered: set[int] = set()
+        self._taken = 0
+        self._skips = 0
+        self._turns = [self._turn(account, 0) for account in pledged_s if account in queue.lines]
+        heapq.heapify(self._turns)
+        self._jobs = self._offer_all()
 
     def __iter__(self) -> Iterator[Job[W, C]]:
-        skips = 0
-        for job in self._shortlist:
-            if self.refused:
-                if skips == self._skip_window or self._is_overdue(self.refused[0]):
-                    return
-                skips += 1
-            yield job
+        return self._jobs
 
     def refuse(self, job: Job[W, C]) -> None:
         """Note that the engine can't take `job` now; jobs behind it may be offered."""
         self.refused.append(job)
 
-    def _is_overdue(self, job: Job[W, C]) -> bool:
-        return job.submitted_at < self._overdue_before
+    def _offer_all(self) -> Iterator[Job[W, C]]:
+        held = self._queue.refused_first
+        if held is not None and self._is_held_too_long() and self._room.is_for(held.account, 0):
+            yield from self._offer(held)
+            if self.refused:
+                return
+        while (turn := self._next_turn()) is not None:
+            account = turn.account
+            line = self._queue.lines.get(account)
+            if line is None or not self._room.is_for(account, self._taken):
+                continue
+            job = line.next_but(self._offered, self._overdue_before)
+            if job is None or self._is_behind_overdue(account):
+                continue
+            if self.refused:
+                if self._skips == self._queue.settings.skip_window or self._is_held_too_long():
+                    return
+                self._skips += 1
+            yield from self._offer(job)
+            # the next one of a caller that was refused comes after the first ones of others
+            refusals = turn.refusals + (job in self.refused)
+            if account in self._queue.lines:
+                heapq.heappush(self._turns, self._turn(account, refusals))
 
+    def _offer(self, job: Job[W, C]) -> Iterator[Job[W, C]]:
+        self._offered.add(job.arrival_number)
+        yield job
+        if job.arrival_number not in self._queue:
+            self._taken += 1
+            pledged_s = self._pledged_s.get(job.account, 0.0)
+            self._pledged_s[job.account] = pledged_s + self._estimate_s(job)
 
-class DepartureRate:
-    """Engine seconds per unit of cost, of the recent jobs. Not thread-safe: `JobTable` holds the
-    lock.
+    def _next_turn(self) -> Turn | None:
+        if self._taken == self._room.free + self._room.spare:
+            return None
+        turn = self._queue.pop_idle(self._turns[0] if self._turns else None)
+        if turn is not None:
+            self.compared.add(turn.account)
+            return turn
+        return heapq.heappop(self._turns) if self._turns else None
 
-    Costs make one large picture count for what it is. Where they mislead, or jobs have none, a cap
-    at a few medians lets the estimate forget an unusual job as soon as there are two others.
-    """
+    def _turn(self, account: Account, refusals: int) -> Turn:
+        tag_s = account.tag_s(self._pledged_s.get(account, 0.0))
+        oldest = self._queue.lines[account].oldest
+        return Turn(refusals, tag_s, oldest, next(_serials), account)
 
-    def __init__(self) -> None:
-        self._seconds = self._cost = self._jobs = 0.0  # sums; older jobs weigh less
-        self._recent: deque[float] = deque(maxlen=RECENT_JOBS)  # seconds per unit of cost
-        self._refusals = 0
+    def _is_behind_overdue(self, account: Account) -> bool:
+        """True if the caller's own job was refused and has waited too long to be passed."""
+        return any(
+            job.account is account and job.submitted_at < self._overdue_before
+            for job in self.refused
+        )
 
-    def observe(self, seconds_in_slot: float, num_running: int, cost: float = 1.0) -> None:
-        """Count a finished job, which ran beside others: `num_running` jobs, itself included."""
-        share = max(0.0, seconds_in_slot) / max(1, num_running)
-        cost = max(cost, MIN_COST)
-        keep = 1 - RATE_WEIGHT
-        self._seconds = keep * self._seconds + share
-        self._cost = keep * self._cost + cost
-        self._jobs = keep * self._jobs + 1
-        self._recent.append(share / cost)
-
-    @property
-    def seconds_per_cost(self) -> float:
-        """0 before the first job is finished."""
-        if not self._recent:
-            return 0.0
-        return min(self._seconds / self._cost, MAX_MEDIANS * median_low(self._recent))
-
-    @property
-    def mean_cost(self) -> float:
-        return self._cost / self._jobs if self._jobs else 1.0
-
-    def retry_after_s(self, waiting_cost: float, first_s: float = 0.0) -> float:
-        """Estimate the seconds until jobs of `waiting_cost` have left, 1 to 60, plus a spread. It
-        is not less than `first_s`, the time until the next slot is free.
-
-        Each refusal gets up to a quarter more, so that callers who were refused together do not
-        come back together. Steps of the golden ratio fill the quarter evenly without random
-        numbers.
-        """
-        estimate = max(waiting_cost * self.seconds_per_cost, first_s)
-        self._refusals += 1
-        spread = 1 + SPREAD * math.fmod(self._refusals * GOLDEN, 1.0)
-        return min(MAX_RETRY_S, max(MIN_RETRY_S, estimate) * spread)
+    def _is_held_too_long(self) -> bool:
+        """True if the first that was refused has been passed by others for too long."""
+        queue = self._queue
+        return queue.refused_first is not None and queue.refused_since < self._overdue_before

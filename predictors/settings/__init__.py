@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from predictors.settings.access import AccessSettings
 from predictors.settings.bounds import (
     AUTO_ON_OFF,
     PREFIX,
@@ -24,12 +25,15 @@ from predictors.settings.models import (
     QueueSettings,
     QwenVLSettings,
 )
+from predictors.settings.overload import OverloadSettings
 from predictors.settings.server import ClusterSettings, ImageLimits, ServerSettings
+from predictors.settings.tls import TlsSettings
 
 __all__ = [
-    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "Bounds", "ClusterSettings", "ComputeSettings",
-    "FluxSettings", "ImageLimits", "InvalidSetting", "QueueSettings", "QwenVLSettings",
-    "ServerSettings", "Settings", "SettingsGroup", "bounds_of", "variable_name",
+    "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
+    "ComputeSettings", "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings",
+    "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "TlsSettings",
+    "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -44,6 +48,9 @@ class Settings:
     """All groups."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     images: ImageLimits = field(default_factory=ImageLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)

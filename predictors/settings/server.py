@@ -34,6 +34,13 @@ class ServerSettings(SettingsGroup):
     """HTTP port. 0 takes a free one."""
     grpc_port: int = bounded(8081, least=-1)
     """gRPC port. 0 takes a free one, -1 turns gRPC off."""
+    health_port: int = bounded(-1, least=-1)
+    """Plain HTTP port of the probes and nothing else: `/`, `/v2/health/live`, `/v2/health/ready`
+    and models' `/ready`. It has a thread of its own, so a busy server answers as fast as an idle
+    one. The data port answers them too. 0 takes a free one, -1 is off."""
+    metrics_port: int = bounded(-1, least=-1)
+    """Plain HTTP port of `/metrics` and nothing else, which the data port then lacks. 0 takes a
+    free one, -1 leaves it on the data port."""
     admin_port: int = bounded(-1, least=-1)
     """Port of `/debug/engine` and `/debug/profile`, for operators. 0 takes a free one, -1 is off.
     The routes have no authentication."""

@@ -204,7 +204,7 @@ def test_prompts_share_a_pass_and_one_picture_is_encoded_per_step(
     monkeypatch.setattr(
         PictureRunner, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)
     )
-    monkeypatch.setattr("predictors.chat.engine.PICTURE_TOKENS", 1)
+    monkeypatch.setattr("predictors.chat.planning.PICTURE_TOKENS", 1)
     requests = [chat("one"), chat(png(1), "two"), chat(png(2), "three"), chat("four")]
     jobs = [room.start(request) for request in requests]
     until_told(room, *jobs)

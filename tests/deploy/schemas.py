@@ -1,5 +1,6 @@
 """Schemas to hold rendered objects to: Kubernetes' own, strict, for every version that the chart is
-for, and those in the CRDs of KServe, the Prometheus Operator and the Gateway API.
+for, and those in the CRDs of KServe, the Prometheus Operator, the Gateway API and
+cert-manager.
 
 Kubernetes' come with the wheel `kubernetes-validate`, CRDs out of Go modules, copied into the
 machine's cache. A CRD's CEL rules need an API server and are not looked at; tests/e2e has one.
@@ -32,19 +33,24 @@ KSERVE = "github.com/kserve/kserve"
 GATEWAY = "sigs.k8s.io/gateway-api"
 OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 OPERATOR_VERSION = "v0.85.0"
+CERT_MANAGER = "github.com/cert-manager/cert-manager"
+CERT_MANAGER_VERSION = "v1.19.1"
 CRDS = {  # module: where its CRDs of what the chart may render lie
     KSERVE: (
         "config/crd/full/serving.kserve.io_servingruntimes.yaml",
         "config/crd/full/serving.kserve.io_inferenceservices.yaml",
         "config/crd/full/localmodel/serving.kserve.io_localmodelcaches.yaml",
     ),
+    CERT_MANAGER: ("deploy/crds/cert-manager.io_certificates.yaml",),
     GATEWAY: ("config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",),
     OPERATOR: (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
 }
-GROUPS = ("serving.kserve.io", "monitoring.coreos.com", "gateway.networking.k8s.io")
+GROUPS = (
+    "serving.kserve.io", "monitoring.coreos.com", "gateway.networking.k8s.io", "cert-manager.io",
+)  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 MB of YAML
 
 
@@ -83,8 +89,8 @@ def builtin(kind: str, api_version: str, version: str) -> Draft202012Validator:
 
 def module_version(module: str) -> str:
     """The version of a module: KServe's is that of the cluster's controller."""
-    if module == OPERATOR:
-        return OPERATOR_VERSION
+    if module in (OPERATOR, CERT_MANAGER):
+        return {OPERATOR: OPERATOR_VERSION, CERT_MANAGER: CERT_MANAGER_VERSION}[module]
     found = re.search(rf"^\s*{module} (v\S+)", (recipe.BUILD / "go.mod").read_text(), re.MULTILINE)
     assert found is not None, f"go.mod names no {module}"
     return found.group(1)

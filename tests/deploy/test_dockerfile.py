@@ -100,6 +100,10 @@ def test_the_labels_say_what_it_is() -> None:
         "source": "${SOURCE}",
         "licenses": PROJECT["license"],
     }
+    base = re.search(r'image\.base\.name="([^"]*)"', BY_NAME["runtime"].of("LABEL")[0])
+    assert base
+    assert base[1] == "${BASE_IMAGE}"  # with the digest of a build that is given one
+    assert "BASE_IMAGE" in BY_NAME["runtime"].of("ARG")
     assert recipe.default_of("VERSION") == PROJECT["version"]
 
 
@@ -107,47 +111,70 @@ def test_only_dependencies_and_constraints_rebuild_the_wheels() -> None:
     stages = needed_by("wheels")
     assert stages == {"system", "requirements", "attention", "wheels"}
     sources = {source for name in stages for source in BY_NAME[name].sources}
-    assert sources == {"pyproject.toml", "constraints.txt"}
+    assert sources == {"pyproject.toml", "constraints.txt", "hashes.txt"}
     assert not BY_NAME["wheels"].sources
     # a fresh clone has other dates, and layers are told apart by them
     assert "touch -d @0" in BY_NAME["requirements"].of("RUN")[0]
 
 
-def test_the_wheels_are_pinned_and_nothing_is_compiled_for_them() -> None:
+def test_the_wheels_are_those_of_hashes_txt_and_nothing_is_compiled_for_them() -> None:
     step = BY_NAME["wheels"].of("RUN")[0]
-    assert "-c /opt/requirements/constraints.txt" in step
+    assert "--require-hashes -c /opt/requirements/hashes.txt" in " ".join(step.split())
     assert "-r /opt/requirements/requirements.txt" in step
     assert "--only-binary :all:" in step
     assert "--compile-bytecode" in step
 
 
-def test_everything_that_the_wheels_are_given_is_pinned() -> None:
-    pinned = {
-        re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
-    names = [re.split(r"[\[<>=;~! ]", requirement)[0] for requirement in recipe.requirements()]
-    assert {re.sub(r"[-_.]+", "-", name).lower() for name in names} <= pinned
+def test_the_installers_are_installed_by_hash_too() -> None:
+    """uv, which checks the others, and setuptools, which builds the product."""
+    for stage, name in (("wheels", "/opt/requirements/uv.txt"), ("product", "setuptools.txt")):
+        step = " ".join(BY_NAME[stage].of("RUN")[0].split())
+        assert f"--no-deps --require-hashes -r {name}" in step
 
 
-def test_the_dockerfile_reads_the_same_dependencies_as_the_hash_of_the_wheels() -> None:
-    program = re.search(r'python3 -c "(.*?)"', BY_NAME["requirements"].of("RUN")[0])
+def test_each_dependency_gets_the_version_of_constraints_txt() -> None:
+    step = BY_NAME["requirements"].of("RUN")[0]
+    program = re.search(r'python3 -c "(.*?)"', step)
     assert program
+    extras = recipe.default_of("EXTRAS").split()
+    assert extras == ["otel", "fa3", "gpu"]
     with (ROOT / "pyproject.toml").open("rb") as project:
         said = subprocess.run(
-            [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]), "otel", "fa3", "gpu"],
+            [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]),
+             str(ROOT / "constraints.txt"), *extras],
             stdin=project, capture_output=True, text=True, check=True,
         )  # fmt: skip
-    assert recipe.default_of("EXTRAS").split() == ["otel", "fa3", "gpu"]
-    assert said.stdout.splitlines() == recipe.requirements()
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.M))
+    wanted = []
+    for dependency in recipe.requirements():
+        asked, _, where = dependency.partition(";")
+        name = re.split(r"[<>=!~ ]", asked)[0]
+        wanted.append(f"{name}=={pins[name]} " + (f";{where}" if where else ""))
+    assert said.stdout.splitlines() == wanted
+
+
+def test_an_entry_of_hashes_txt_is_cut_out_whole(tmp_path: Path) -> None:
+    loop = re.search(r"for tool in .*?done;", BY_NAME["requirements"].of("RUN")[0])
+    assert loop
+    moved = loop[0].replace("/src/hashes.txt", str(ROOT / "hashes.txt"))
+    moved = moved.replace("/opt/requirements/", f"{tmp_path}/")
+    subprocess.run(["sh", "-euc", moved], check=True)
+    whole = (ROOT / "hashes.txt").read_text()
+    for name in ("uv", "setuptools"):
+        cut = (tmp_path / f"{name}.txt").read_text()
+        assert cut in whole
+        assert cut.startswith(f"{name}==")
+        assert cut.count("==") == 1
+        assert cut.count("--hash=sha256:") > 1
 
 
 def test_a_change_of_the_code_is_one_thin_layer() -> None:
     layers = [step for name in ("runtime", "server") for step in BY_NAME[name].of("RUN", "COPY")]
     assert layers == ["--from=product /opt/predictors /opt/predictors"]
     assert "compileall -q --invalidation-mode unchecked-hash" in BY_NAME["product"].of("RUN")[-1]
-    sources = BY_NAME["product"].sources
-    assert sources.index("predictors") > sources.index("constraints.txt"), "the slow step is first"
+    steps = [rest for kind, rest in BY_NAME["product"].steps if kind in ("RUN", "COPY")]
+    download = next(index for index, step in enumerate(steps) if "--require-hashes" in step)
+    assert steps.index("predictors predictors") > download, "the slow step is first"
 
 
 def test_a_label_is_never_that_of_a_former_revision() -> None:
@@ -166,12 +193,6 @@ def test_secrets_are_mounted_for_a_step_and_never_passed_as_arguments() -> None:
             assert not re.search(r"type=secret,[^ ]*target=", step)
             if "pip install" in step and "--no-index" not in step:
                 assert "--mount=type=secret,id=pip --mount=type=secret,id=ca" in step
-
-
-def test_the_tool_that_installs_is_the_one_of_the_makefile() -> None:
-    found = re.search(r"^UV_VERSION := (\S+)", (ROOT / "Makefile").read_text(), re.M)
-    assert found
-    assert recipe.default_of("UV_VERSION") == found[1]
 
 
 def test_the_build_is_sent_exactly_what_it_copies() -> None:

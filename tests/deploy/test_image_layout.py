@@ -141,7 +141,7 @@ def test_an_id_keeps_no_image_that_lost_its_name() -> None:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What the hash of the wheels is made of, to be changed."""
-    for name in ("Dockerfile", "constraints.txt", "pyproject.toml"):
+    for name in ("Dockerfile", "constraints.txt", "hashes.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -160,6 +160,7 @@ def test_a_fresh_clone_has_the_same_wheels(clone: Path) -> None:
     ("file", "old", "new"),
     [
         ("constraints.txt", "torch==", "torch==0+"),
+        ("hashes.txt", "sha256:0", "sha256:f"),
         ("pyproject.toml", '"torch>=', '"torch>=0.'),
         ("pyproject.toml", '"fa3-fwd>=', '"fa3-fwd>0.'),
         ("Dockerfile", "--compile-bytecode", ""),

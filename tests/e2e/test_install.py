@@ -55,7 +55,8 @@ def installed(kube: Kube) -> set[str]:
 
 def capacity(kube: Kube, model: str) -> float:
     """`queue.capacity` as the model's pod itself reports it."""
-    text = httpx.get(f"{kube.url(model)}/metrics", trust_env=False).text
+    address, ports = kube.service(model)
+    text = httpx.get(f"http://{address}:{ports['metrics']}/metrics", trust_env=False).text
     (line,) = [x for x in text.splitlines() if x.startswith("predictors_queue_capacity{")]
     return float(line.split()[-1])
 

@@ -183,15 +183,16 @@ def test_a_port_that_is_taken_ends_the_start() -> None:
 # -- metadata --------------------------------------------------------------------------------------
 def test_the_server_names_the_extensions_that_it_offers(http: httpx.Client) -> None:
     found = http.get("/v2").json()["extensions"]
-    assert found == ["binary_tensor_data", "parameters", "model_repository"]
-    reply = http.post("/v2/models/plain/infer", json=infer_body("a", parameters={"priority": 1}))
-    assert reply.status_code == 400  # so `schedule_policy` is not among them
+    assert found == ["binary_tensor_data", "parameters", "schedule_policy", "model_repository"]
+    schedule = {"priority": 1, "timeout": 60_000_000}
+    reply = http.post("/v2/models/plain/infer", json=infer_body("a", parameters=schedule))
+    assert reply.status_code == 200
     with serving(echo()) as closed, closed.client() as other:
         assert "model_repository" not in other.get("/v2").json()["extensions"]
         with grpc.insecure_channel(closed.grpc_target) as channel:
             stub = pb_grpc.GRPCInferenceServiceStub(channel)
             asked = stub.ServerMetadata(pb.ServerMetadataRequest(), timeout=PATIENCE_S)
-            assert list(asked.extensions) == ["binary_tensor_data", "parameters"]
+            assert list(asked.extensions) == ["binary_tensor_data", "parameters", "schedule_policy"]
 
 
 # -- retries ---------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class EchoPredictor(BasePredictor[Row, Any, Any]):
         images = inputs.read_files("image")
         seeds = inputs.read_ints("seed")
         inputs.reject_unread()
-        parameters = Parameters(request.parameters, ignored=("timeout",))
+        parameters = Parameters(request.parameters, ignored=("timeout", "priority"))
         steps = parameters.read_int("steps")
         scale = parameters.read_float("scale")
         parameters.read_text("format")

@@ -249,7 +249,7 @@ def test_spans_reach_a_collector_by_the_standard_variables() -> None:
     code = (
         "import os, json; from predictors.observe import tracing;"
         "assert tracing.configure_tracing(os.environ);"
-        "tracing.begin('asked', {}, {'protocol': 'p'}).end({'model': 'm'}); tracing.stop()"
+        "tracing.begin('asked', {}, {'protocol': 'p'}).end({'model': 'm'}); tracing.stop(120)"
     )
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

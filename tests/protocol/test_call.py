@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.call import MAX_TIMEOUT_S, Call, clean_request_id, parse_timeout
+from predictors.protocol.call import (
+    MAX_TIMEOUT_S,
+    Call,
+    clean_request_id,
+    parse_priority,
+    parse_timeout,
+)
 
 
 def clock() -> float:
@@ -57,3 +63,34 @@ def test_any_other_timeout_is_refused(raw: object) -> None:
     with pytest.raises(InvalidRequest, match="timeout must be a positive number") as caught:
         parse_timeout(raw, "timeout", unit_s=1e-3)
     assert caught.value.param == "timeout"
+
+
+LEVELS = [
+    (0, 0), (1, 4), (4, 1), (5, 0), (6, -1), (10, -5), (11, -5), (2**64 - 1, -5),
+    ("0", 0), (" 1 ", 4), ("18446744073709551615", -5), (2.0, 3), ("007", -2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "priority"), LEVELS)
+def test_a_level_of_one_goes_first_and_none_is_the_middle(level: object, priority: int) -> None:
+    assert parse_priority(level, "priority") == priority
+
+
+NO_LEVELS = [
+    -1, 1.5, True, False, None, [], "", "-1", "+1", "1.0", "high", "1e3", "0x1", "\u0661", "1 2",
+    2**64, "18446744073709551616", "9" * 1000, float("nan"), float("inf"), -0.5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", NO_LEVELS)
+def test_any_other_level_is_refused(level: object) -> None:
+    with pytest.raises(InvalidRequest, match="priority must be a whole number from 0") as caught:
+        parse_priority(level, "priority")
+    assert caught.value.param == "priority"
+
+
+def test_the_priority_comes_from_the_header_and_is_zero_without() -> None:
+    assert Call.of({"X-Request-Priority": "1"}).priority == 4
+    assert Call.of({}).priority == 0
+    with pytest.raises(InvalidRequest, match="x-request-priority"):
+        Call.of({"X-Request-Priority": "first"})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from predictors.serving.accounts import ANYONE, Caller
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.settings import QueueSettings
@@ -46,9 +47,13 @@ def make_host() -> Iterator[MakeHost]:
 
 
 def submit(
-    host: EngineHost[Task, str], *tasks: Task, deadline: float | None = None, request_id: str = "r"
+    host: EngineHost[Task, str],
+    *tasks: Task,
+    deadline: float | None = None,
+    request_id: str = "r",
+    caller: Caller = ANYONE,
 ) -> list[Job[Task, str]]:
-    return host.submit(tasks, request_id=request_id, deadline=deadline)
+    return host.submit(tasks, request_id=request_id, deadline=deadline, caller=caller)
 
 
 def busy(

@@ -218,6 +218,11 @@ def test_an_engine_that_is_stuck_does_not_hold_up_the_stop(
     assert isinstance(failure(job), Draining)
     assert "stuck" in caplog.text
     assert host.state is State.STOPPED
+    assert host.is_left_behind
+    engine.open()
+    for thread in host._threads:
+        thread.join(PATIENCE_S)
+    assert not host.is_left_behind
 
 
 def test_jobs_running_at_the_stop_are_evicted_before_the_engine_is_closed(

@@ -32,6 +32,7 @@ from predictors.errors import (
     ServingError,
     StepFailed,
 )
+from predictors.serving.accounts import Caller
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.serving.lifecycle import State
@@ -49,6 +50,7 @@ from tests.fakes import (
 from tests.serving.conftest import MakeHost, sample, submit
 
 NUMBERS = count(1)
+CALLERS = [Caller(), Caller(), Caller("a"), Caller("a", priority=1), Caller("b", weight=2.0)]
 TaskJob = Job[Task, str]
 
 
@@ -60,17 +62,14 @@ def value_of(series: Any, host: EngineHost[Task, str], *labels: str) -> float:
 class WatchedEngine(ScriptedEngine):
     """Records admitted jobs, and asserts at each admission that no earlier equal job waits."""
 
-    spare_slots = 0
-
-    def __init__(self, slots: int, budget: int, clock: ScriptedClock) -> None:
-        super().__init__(slots, budget=budget, gated=False)
-        self.clock = clock
+    def __init__(self, slots: int, spare_slots: int, budget: int, clock: ScriptedClock) -> None:
+        super().__init__(slots, spare_slots=spare_slots, budget=budget, clock=clock, gated=False)
         self.accepted: list[TaskJob] = []
         self.admitted: set[TaskJob] = set()
 
     def admit(self, job: TaskJob) -> bool:
         assert not job.done, "offered after it was answered"
-        assert not job.is_late(self.clock()), "offered after its deadline"
+        assert not job.is_late(job.clock()), "offered after its deadline"
         is_admitted = super().admit(job)
         if is_admitted:
             self.admitted.add(job)
@@ -78,6 +77,7 @@ class WatchedEngine(ScriptedEngine):
                 other.id
                 for other in self.accepted
                 if other.arrival_number < job.arrival_number
+                and other.caller == job.caller
                 and other.work.size <= job.work.size
                 and not other.done
                 and other not in self.admitted
@@ -87,15 +87,20 @@ class WatchedEngine(ScriptedEngine):
         return is_admitted
 
     def step(self, jobs: Sequence[TaskJob]) -> None:
-        assert len(jobs) <= self.slots
+        assert len(jobs) <= self.slots + self.spare_slots
         super().step(jobs)
 
 
 class Serving(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, 4), capacity=st.integers(1, 6), window=st.integers(0, 3))
-    def begin(self, slots: int, capacity: int, window: int) -> None:
+    @initialize(
+        slots=st.integers(1, 4),
+        spare=st.integers(0, 2),
+        capacity=st.integers(1, 6),
+        window=st.integers(0, 3),
+    )
+    def begin(self, slots: int, spare: int, capacity: int, window: int) -> None:
         self.clock = ScriptedClock()
-        self.engine = WatchedEngine(slots, 8, self.clock)
+        self.engine = WatchedEngine(slots, spare, 8, self.clock)
         self.capacity = capacity
         self.host: EngineHost[Task, str] = EngineHost(
             f"property-{next(NUMBERS)}",
@@ -115,30 +120,44 @@ class Serving(RuleBasedStateMachine):
         size=st.sampled_from([1, 1, 2, 8]),
         timeout=st.sampled_from([None, None, 1, 3]),
         poison=st.sampled_from([None, None, None, "error", "memory"]),
+        caller=st.sampled_from(CALLERS),
     )
-    def submit(self, steps: list[int], size: int, timeout: int | None, poison: str | None) -> None:
-        tasks = [Task(f"t{next(self.names)}", s, size) for s in steps]
+    def submit(
+        self,
+        steps: list[int],
+        size: int,
+        timeout: int | None,
+        poison: str | None,
+        caller: Caller,
+    ) -> None:
+        tasks = [Task(f"t{next(self.names)}", s, size, step_s=s / 8) for s in steps]
         if poison:
             errors = {"error": ValueError("poison"), "memory": OutOfMemoryError("poison")}
             self.engine.poison[tasks[-1].name] = errors[poison]
         waiting = self.host.jobs.waiting
+        half = (self.capacity + 1) // 2
+        own = sum(job.caller.name == caller.name for job in self.waiting_jobs())
         deadline = None if timeout is None else self.clock.now + timeout
         try:
-            jobs = self.host.submit(tasks, request_id="r", deadline=deadline)
+            jobs = self.host.submit(tasks, request_id="r", deadline=deadline, caller=caller)
         except Draining:
             assert self.is_draining
             return
         except ServingError:
-            assert waiting + len(tasks) > self.capacity  # never refused while there is a place
+            # never refused while there is a place
+            is_alone = own == waiting
+            assert waiting + len(tasks) > self.capacity or (
+                not is_alone and own + len(tasks) > half
+            )
             assert self.host.jobs.waiting == waiting  # and no row of a refused request was accepted
             return
         assert not self.is_draining
         self.engine.accepted += jobs
         assert len(jobs) == len(tasks)
         assert len(tasks) <= self.capacity
-        assert self.host.jobs.waiting <= self.capacity + self.engine.slots - len(
-            self.host.jobs.running
-        )
+        free = max(0, self.engine.slots - len(self.host.jobs.running))
+        most = self.capacity + (0 if own == waiting else half + self.engine.spare_slots)
+        assert self.host.jobs.waiting <= most + free
 
     @rule()
     def run_round(self) -> None:
@@ -181,15 +200,18 @@ class Serving(RuleBasedStateMachine):
     def open_jobs(self) -> list[TaskJob]:
         return [job for job in self.engine.accepted if not job.done]
 
+    def waiting_jobs(self) -> list[TaskJob]:
+        return [job for job in self.open_jobs() if job not in self.engine.admitted]
+
     @invariant()
     def every_job_is_answered_at_most_once(self) -> None:
         for job in self.engine.accepted:
             if job.done:
                 outcome = self.check(job)
                 assert self.outcomes.setdefault(job, outcome) == outcome
-        waiting = [j for j in self.open_jobs() if j not in self.engine.admitted]
+        waiting = self.waiting_jobs()
         assert self.host.jobs.waiting == len(waiting)
-        assert len(self.host.jobs.running) <= self.engine.slots
+        assert len(self.host.jobs.running) <= self.engine.slots + self.engine.spare_slots
         assert value_of(metrics.requests_waiting, self.host) == len(waiting)
         assert value_of(metrics.requests_running, self.host) == len(self.host.jobs.running)
 
@@ -220,12 +242,13 @@ class Serving(RuleBasedStateMachine):
             return
         self.engine.refuse.clear()
         work = sum(job.work.steps for job in self.open_jobs())
-        for _ in range(work + 2):
+        for _ in range(work + 2):  # a step advances one job at least
             self.host.loop.run_once()
         assert self.open_jobs() == []
         self.every_job_is_answered_at_most_once()
         assert self.engine.active == []
         assert (self.host.jobs.waiting, len(self.host.jobs.running)) == (0, 0)
+        assert self.host.describe()["callers"] == []
         reasons = metrics.REASONS
         counted = sum(value_of(metrics.jobs_total, self.host, reason) for reason in reasons)
         assert counted == len(self.engine.accepted)

@@ -1,15 +1,35 @@
 """One V2 request to one model, by the standard library alone: what `helm test` runs in a pod. Waits
 until the model is ready, then asks in its format's own way and looks at what came back.
 
-Arguments: URL NAME FORMAT WAIT_S TIMEOUT_S PICTURE (base64). Ends with 0 if the answer is right.
+Arguments: URL NAME FORMAT WAIT_S TIMEOUT_S PICTURE (base64). With KEYS_ARE_NEEDED set, requests
+without a key and with a wrong one must be refused, and the question is asked with API_KEY; without
+that variable there is no question. Ends with 0 if all is right.
 """
 
 import base64
 import json
+import os
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+
+SERVER = "/etc/server/tls.crt"
+CLIENT = "/etc/client/tls.crt"
+REFUSED = 401
+
+
+def trusted() -> ssl.SSLContext | None:
+    """Trust in the very certificate of the server, which may have other names; None over HTTP."""
+    if not os.path.exists(SERVER):
+        return None
+    context = ssl.create_default_context(cafile=SERVER)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if os.path.exists(CLIENT):
+        context.load_cert_chain(CLIENT, "/etc/client/tls.key")
+    return context
 
 
 def say(text: str) -> None:
@@ -23,7 +43,9 @@ def wait_ready(url: str, name: str, wait_s: float) -> None:
     end = time.monotonic() + wait_s
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/v2/models/{name}/ready", timeout=5):
+            with urllib.request.urlopen(
+                f"{url}/v2/models/{name}/ready", timeout=5, context=trusted()
+            ):
                 return
         except OSError as error:  # refused, unresolved, too late, 503: all of them are OSErrors
             if time.monotonic() > end:
@@ -36,16 +58,35 @@ def tensor(name: str, value: str) -> dict[str, object]:
     return {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
 
 
+def post(url: str, name: str, body: dict[str, object], key: str) -> urllib.request.Request:
+    """The request for one inference."""
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    data = json.dumps(body).encode()
+    return urllib.request.Request(f"{url}/v2/models/{name}/infer", data=data, headers=headers)
+
+
+def check_refused(url: str, name: str, key: str, what: str) -> None:
+    """Raise `SystemExit` unless a request with this key is refused."""
+    try:
+        with urllib.request.urlopen(
+            post(url, name, {"inputs": []}, key), timeout=30, context=trusted()
+        ) as response:
+            status = response.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    if status != REFUSED:
+        raise SystemExit(f"{name} answered {status} to a request {what}, instead of {REFUSED}")
+    say(f"{name} refused a request {what}")
+
+
 def ask(url: str, name: str, body: dict[str, object], timeout_s: float) -> dict[str, object]:
     """The outputs of one inference by name; raises `SystemExit` unless it is answered with 200."""
-    request = urllib.request.Request(
-        f"{url}/v2/models/{name}/infer",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
+    request = post(url, name, body, os.environ.get("API_KEY", ""))
     started = time.monotonic()
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        with urllib.request.urlopen(request, timeout=timeout_s, context=trusted()) as response:
             answer = json.load(response)
             status = response.status
     except urllib.error.HTTPError as error:
@@ -85,6 +126,12 @@ def main() -> None:
     """Wait, ask, judge."""
     url, name, model_format, wait_s, timeout_s, picture = sys.argv[1:]
     wait_ready(url, name, float(wait_s))
+    if os.environ.get("KEYS_ARE_NEEDED"):
+        check_refused(url, name, "", "without a key")
+        check_refused(url, name, "not-a-key", "with a wrong key")
+        if "API_KEY" not in os.environ:
+            say("tests.apiKey.secretName names no key: nothing else was asked")
+            return
     ways = {"flux": ask_flux, "qwen-vl": ask_qwen_vl}
     ways[model_format](url, name, float(timeout_s), picture)
 

@@ -26,6 +26,7 @@
 
 {{/* Every enabled model, complete and checked, by name, as JSON. */}}
 {{- define "predictors.models" -}}
+{{- include "predictors.refuse.access" . -}}
 {{- $models := dict -}}
 {{- range $name, $said := .Values.models -}}
   {{- $model := deepCopy $.Values.defaults -}}

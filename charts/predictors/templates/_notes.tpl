@@ -2,7 +2,16 @@
 {{- define "predictors.notes" -}}
 {{- $models := include "predictors.models" . | fromJson }}
 {{- $port := 18079 }}
+{{- $scheme := ternary "http" "https" (empty .Values.tls.secretName) }}
 {{- $picture := .Files.Get "files/circle.png" | b64enc }}
+{{- if include "predictors.keysSecret" . }}
+Calls need a key: API_KEY in the lines below.
+{{- else }}
+WARNING: there are no API keys. Whoever reaches a pod's port is served. See `apiKeys`, `networkPolicy` and docs/security.md.
+{{- end }}
+{{- if .Values.tls.secretName }}
+The lines below trust any certificate (-k){{ if .Values.tls.clientCaSecretName }} and need yours: add --cert and --key{{ end }}.
+{{- end }}
 {{- if not $models }}
 No model is enabled: set `models`.
 {{- end }}
@@ -11,9 +20,9 @@ No model is enabled: set `models`.
 == {{ $name }} ({{ $model.format }}, {{ $model.storage.uri }})
 kubectl -n {{ $.Release.Namespace }} wait --for=condition=Ready isvc/{{ $name }} --timeout={{ int $model.probes.startup.budgetSeconds }}s
 kubectl -n {{ $.Release.Namespace }} port-forward svc/{{ $name }}-predictor {{ $port }}:80 &
-{{ include "predictors.curl" (list $name $model (printf "http://127.0.0.1:%d" (int $port)) $picture) }}
+{{ include "predictors.curl" (list $ $name $model (printf "%s://127.0.0.1:%d" $scheme (int $port)) $picture) }}
 # in the cluster, from a pod that may call it:
-{{ include "predictors.curl" (list $name $model (printf "http://%s-predictor.%s.svc" $name $.Release.Namespace) $picture) }}
+{{ include "predictors.curl" (list $ $name $model (include "predictors.address" (list $ $name)) $picture) }}
 {{ end }}
 {{- if and .Values.tests.enabled $models }}
 One request to each model, when they are ready:
@@ -33,12 +42,17 @@ prometheusRule.runbooks is empty: the alerts' runbook_url is a path of the repos
 {{- end }}
 {{- end }}
 
-{{/* A curl line that works: a picture from a prompt, or words from a picture: (list name model address picture) */}}
+{{/* A curl line that works: a picture from a prompt, or words from a picture: (list root name model address picture) */}}
 {{- define "predictors.curl" -}}
-{{- $name := index . 0 -}}{{- $url := index . 2 -}}
-{{- if eq (index . 1).format "flux" -}}
-curl -sf {{ $url }}/v2/models/{{ $name }}/infer -H 'Content-Type: application/json' -d '{"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a large red circle on a white background"]}], "parameters": {"seed": 7}}' | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(next(o["data"][0] for o in json.load(sys.stdin)["outputs"] if o["name"] == "image")))' > {{ $name }}.png
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $url := index . 3 -}}
+{{- $flags := ternary "-sf" "-sfk" (empty $root.Values.tls.secretName) -}}
+{{- $headers := "-H 'Content-Type: application/json'" -}}
+{{- if include "predictors.keysSecret" $root -}}
+{{- $headers = printf "%s -H \"Authorization: Bearer $API_KEY\"" $headers -}}
+{{- end -}}
+{{- if eq (index . 2).format "flux" -}}
+curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a large red circle on a white background"]}], "parameters": {"seed": 7}}' | python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(next(o["data"][0] for o in json.load(sys.stdin)["outputs"] if o["name"] == "image")))' > {{ $name }}.png
 {{- else -}}
-curl -sf {{ $url }}/v2/models/{{ $name }}/infer -H 'Content-Type: application/json' -d '{"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["Describe this picture."]}, {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["{{ index . 3 }}"]}], "parameters": {"max_tokens": 32}}'
+curl {{ $flags }} {{ $url }}/v2/models/{{ $name }}/infer {{ $headers }} -d '{"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["Describe this picture."]}, {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["{{ index . 4 }}"]}], "parameters": {"max_tokens": 32}}'
 {{- end -}}
 {{- end }}

@@ -71,7 +71,7 @@ image: {{ . }}
 {{- end }}
 env:
   {{- include "predictors.env" (list $root $model) | nindent 2 }}
-{{ include "predictors.probes" (list $model) }}
+{{ include "predictors.probes" (list $root $model) }}
 lifecycle:
   preStop:
     sleep:

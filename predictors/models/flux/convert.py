@@ -18,6 +18,7 @@ from torch import Tensor
 
 from predictors.compute.checkpoint.folder import read_json, shown
 from predictors.compute.checkpoint.headers import Header, weight_files
+from predictors.compute.checkpoint.integrity import MANIFEST
 from predictors.compute.checkpoint.quantised.config import KEYS
 from predictors.compute.checkpoint.quantised.dequantise import dequantised
 from predictors.compute.checkpoint.summary import CardFacts
@@ -117,7 +118,7 @@ def _copy(base: Path, target: Path, file: SingleFile) -> None:
     """All of `base` except the weights that `file` holds."""
     target.mkdir(parents=True)
     for entry in sorted(base.iterdir()):
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == MANIFEST:  # digests of the base
             continue
         if not entry.is_dir():
             if entry.suffix != ".safetensors":  # the same model in one file, beside its parts

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from predictors.compute.checkpoint.integrity import HUB_RECORDS, MANIFEST
 from predictors.compute.checkpoint.quantised.source import PlainTensors
 from predictors.compute.kernels.fp8 import Fp8Linear, quantize_rows
 from predictors.errors import InvalidRequest
@@ -67,7 +68,8 @@ def quantize_checkpoint(source: Path, target: Path, variant: str = "") -> int:
                 tensor, tensors[f"{name}_scale"] = quantize_rows(tensor)
             tensors[name] = tensor.contiguous()
     weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.*", "*.bin")
-    others = [entry for entry in source.iterdir() if entry.name != PART]
+    # digests of the source are none of the copy
+    others = [e for e in source.iterdir() if e.name not in (PART, MANIFEST, HUB_RECORDS.parts[0])]
     (target / PART).mkdir(parents=True)
     shutil.copytree(source / PART, target / PART, ignore=weights, dirs_exist_ok=True)
     for entry in others:

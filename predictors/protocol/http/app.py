@@ -1,29 +1,32 @@
 """The ASGI application of all REST routes, and the uvicorn server that runs it.
 
-`RestApp` adds the request id, access log, access policy, `/metrics`, and the error bodies of 404,
-405 and unexpected errors. It uses Starlette's router without its middleware, which would answer an
+`RestApp` adds the request id, access log, access policy, and the error bodies of 404, 405 and
+unexpected errors. It uses Starlette's router without its middleware, which would answer an
 unexpected error and raise it again, so that the connection is cut.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
 import uvicorn
-from prometheus_client import REGISTRY
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route, Router
 
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
+from predictors.observe.sampling import SampledLines
+from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.callers import Callers
+from predictors.protocol.certificates import Certificates
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
@@ -38,20 +41,22 @@ from predictors.protocol.http.exchange import (
     Send,
     send_response,
 )
-from predictors.protocol.http.exposition import Scraper
 from predictors.protocol.http.listening import BACKLOG
+from predictors.protocol.http.tls import TlsListener
 from predictors.protocol.names import V1_ACTIONS
-from predictors.protocol.outcomes import result_or_error
+from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
 
 access_log = logging.getLogger("predictors.access")
+_sampled = SampledLines(access_log)
+_REFUSALS = (401, 429, 503)  # statuses whose lines are sampled
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
 CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
 ADMIN_CONNECTIONS = 16
 _REQUEST_ID = REQUEST_ID_HEADER.encode("ascii")
 _CLOSE = (b"connection", b"close")
-_CODING = b"content-encoding"
+_LISTS = frozenset({"content-encoding", FORWARDED_HEADER})
 PREFLIGHT_HEADER = "access-control-request-method"
 MAX_PATH = 1024  # characters of a path; each route's pattern reads them all
 _SHOWN_PATH = 200  # characters of a path in the log
@@ -73,9 +78,10 @@ class PlainEndpoint:
 class RestApp:
     """The REST application. Event loop only.
 
-    `on_scrape` is called before each `/metrics`, to update gauges. `access` refuses requests of
-    other origins; None allows all. While `is_leaving` returns true, every response closes its
-    connection, so that keep-alive clients reconnect to another replica.
+    `access` refuses requests of other origins; None allows all. `callers` tell callers apart and
+    check their keys; None lets all in.
+    While `is_leaving` returns true, every response closes its connection, so that keep-alive
+    clients reconnect to another replica.
     """
 
     def __init__(
@@ -83,21 +89,15 @@ class RestApp:
         routes: Sequence[BaseRoute],
         *,
         access_log: bool,
-        on_scrape: Callable[[], None],
         is_leaving: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._access = access
-        self._on_scrape = on_scrape
+        self._callers = callers
         self._is_leaving = is_leaving
         self._access_log = access_log
-        self._scraper = Scraper(REGISTRY)
-        self._scrape_lock = asyncio.Lock()
-        self._next_scrapes: dict[str, asyncio.Task[Response]] = {}  # by the `Accept` header
-        metrics_route = Route("/metrics", PlainEndpoint(self._metrics), methods=["GET"])
-        self._router = Router(
-            [*routes, metrics_route], redirect_slashes=False, default=self._no_route
-        )
+        self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,10 +105,14 @@ class RestApp:
         started = time.monotonic()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         if len(headers) < len(scope["headers"]):  # a list may be on several lines
-            codings = [v.decode("latin-1") for k, v in scope["headers"] if k == _CODING]
-            headers |= {"content-encoding": ",".join(codings)} if codings else {}
+            for name in _LISTS.intersection(headers):
+                lines = [v.decode("latin-1") for k, v in scope["headers"] if k == name.encode()]
+                headers[name] = ",".join(lines)
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
+        if self._callers is not None:
+            peer = scope["client"]
+            self._callers.name(call, peer[0] if peer else "")
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
@@ -130,9 +134,14 @@ class RestApp:
             error = self._access.refusal(call, scope["headers"], scope["path"])
             if error is None:
                 shared = self._access.shared_headers(call, scope["path"])
+        is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call and len(shared) > 1
+        if error is None and self._callers is not None and not is_preflight:
+            error = self._callers.refusal(call, scope["path"])
+            if error is not None:
+                is_openai = scope["path"].startswith(OPENAI_PREFIXES)
+                log_refused_key(call, "openai" if is_openai else "v2_rest")
         if error is None:
-            is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call
-            run = self._preflight if is_preflight and len(shared) > 1 else self._router
+            run = self._preflight if is_preflight else self._router
             error = await result_or_error(run(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
@@ -171,40 +180,22 @@ class RestApp:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
         if path in _PROBES or path.endswith("/ready"):
             return
+        status = scope.get(STATUS_KEY, 500)
+        left_out = _sampled.admit(str(status)) if status in _REFUSALS else 0
+        if left_out is None:
+            return
         before, secret, _ = scope["path"].partition(_SECRET)
         if secret:
             path = f"{before}{secret}*"
         log_fields = {
             "method": scope["method"],
             "path": path[:_SHOWN_PATH],
-            "status": scope.get(STATUS_KEY, 500),
+            "status": status,
             "total_ms": round(seconds * 1000, 1),
             "request_id": call.request_id,
         }
-        access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=log_fields)
-
-    async def _metrics(self, request: Request) -> Response:
-        """Prometheus text, or OpenMetrics if the client accepts it.
-
-        One scrape runs at a time. Requests that come meanwhile share the next one.
-        """
-        accept = request.headers.get("accept", "")
-        next_one = self._next_scrapes.get(accept)
-        if next_one is None:
-            next_one = asyncio.create_task(self._scrape_next(accept))
-            self._next_scrapes[accept] = next_one
-        return await asyncio.shield(next_one)
-
-    async def _scrape_next(self, accept: str) -> Response:
-        async with self._scrape_lock:
-            del self._next_scrapes[accept]
-            return await self._scrape(accept)
-
-    async def _scrape(self, accept: str) -> Response:
-        self._on_scrape()
-        # 3 ms with two models, 10 ms while engines compete for the interpreter's lock
-        body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
-        return Response(body, headers=(("content-type", content_type),))
+        extra = {**log_fields, "left_out": left_out} if left_out else log_fields
+        access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=extra)
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
@@ -224,17 +215,25 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
 
 class HttpServer(uvicorn.Server):
     """uvicorn server with `HttpConnection` as its HTTP/1 protocol and at most `limit` connections.
-    Serves `app` until `should_exit` is set."""
+    Serves `app` until `should_exit` is set, over TLS where there are `certificates`."""
 
-    def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
+    def __init__(
+        self,
+        app: RestApp,
+        settings: ServerSettings,
+        limit: int,
+        certificates: Certificates | None = None,
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        connection = partial(
-            HttpConnection, limit=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
+        self.connections = ConnectionLimit(limit)
+        self._certificates = certificates
+        self._make_connection = partial(
+            HttpConnection, limit=self.connections, write_timeout_s=settings.write_timeout_s
         )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection,  # type: ignore[arg-type]
+                http=self._make_connection,  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -246,6 +245,19 @@ class HttpServer(uvicorn.Server):
                 backlog=BACKLOG,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn: accept connections of `sockets`."""
+        if self._certificates is None:
+            await super().startup(sockets)
+            return
+        made_by = {"config": self.config, "server_state": self.server_state, "app_state": {}}
+        connection = partial(self._make_connection, **made_by)
+        self.servers = [
+            TlsListener(each, connection, self._certificates, self.connections)  # type: ignore[misc]
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

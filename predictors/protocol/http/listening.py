@@ -1,12 +1,14 @@
-"""Listening sockets for HTTP, on the same addresses as gRPC's.
+"""Listening sockets for HTTP, on the same addresses as gRPC's, and the event loop that serves them.
 
 `0.0.0.0` and `::` both mean all addresses of IPv4 and of IPv6.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+from collections.abc import Callable
 
 from predictors.settings import InvalidSetting
 
@@ -14,9 +16,10 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 BACKLOG = 2048
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, purpose: str = "HTTP") -> socket.socket:
     """A listening socket. `0.0.0.0` and `::` both mean all addresses of IPv4 and IPv6, as they do
-    to gRPC; where there is no IPv6, those of IPv4."""
+    to gRPC; where there is no IPv6, those of IPv4. Raises `InvalidSetting`, which names the port
+    and its `purpose`."""
     try:
         listener = None if host not in ANY_ADDRESS else _listen_everywhere(port)
         if listener is None:
@@ -24,9 +27,15 @@ def listen(host: str, port: int) -> socket.socket:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise InvalidSetting(f"can't listen on {host}:{port} (HTTP): {error.strerror}") from error
+        shown = f"{host}:{port} ({purpose})"
+        raise InvalidSetting(f"can't listen on {shown}: {error.strerror}") from error
     listener.setblocking(False)
     return listener
+
+
+def port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
 
 
 def _listen_everywhere(port: int) -> socket.socket | None:
@@ -41,3 +50,12 @@ def _listen_everywhere(port: int) -> socket.socket | None:
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # turned off by the system
             return None
         raise
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes the event loops of this process; None for asyncio's own, where there is no uvloop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

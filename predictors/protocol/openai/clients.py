@@ -135,7 +135,9 @@ CHAT_CLIENTS: Tables = {
         "logits_processors": only_values([], why=_SAMPLER),
         "return_tokens_as_token_ids": only_values(False, why="answers are text"),
         "return_token_ids": only_values(False, why="answers are text"),
-        "priority": only_values(0, why="callers are equal"),
+        "priority": only_values(
+            0, why="the header `x-request-priority` orders a caller's own requests"
+        ),
         "cache_salt": only_values(why="the prefix cache is shared by all callers"),
         "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
         "vllm_xargs": only_values({}, why=_SAMPLER),

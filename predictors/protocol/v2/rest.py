@@ -34,6 +34,8 @@ REPOSITORY_OFF = (
     "loading and unloading over the network is off; the operator can turn it on with "
     "PREDICTORS_SERVER_REPOSITORY_API"
 )
+MODEL = "/v2/models/{model:model}"
+MODEL_VERSION = MODEL + "/versions/{version}"
 
 
 def v2_routes(registry: Registry) -> list[BaseRoute]:
@@ -42,22 +44,16 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
     infer = Endpoint(
         routes.infer, registry, protocol="v2_rest", operation="infer", body_of=Fault.v2_body
     )
-    model = "/v2/models/{model:model}"
-    version = model + "/versions/{version}"
     found: list[BaseRoute] = [
-        Route(model + "/infer", infer, methods=["POST"]),
-        Route(version + "/infer", infer, methods=["POST"]),
+        Route(MODEL + "/infer", infer, methods=["POST"]),
+        Route(MODEL_VERSION + "/infer", infer, methods=["POST"]),
+        *_probes(routes),
     ]
     for path, answer in (
-        ("/v2/health/live", routes.live),
-        ("/v2/health/ready", routes.ready),
-        (model + "/ready", routes.model_ready),
-        (version + "/ready", routes.model_ready),
-        ("/", routes.root),
         ("/v2", routes.server_metadata),
         ("/v2/models", routes.model_names),
-        (model, routes.model_metadata),
-        (version, routes.model_metadata),
+        (MODEL, routes.model_metadata),
+        (MODEL_VERSION, routes.model_metadata),
     ):
         found.append(Route(path, PlainEndpoint(answer), methods=["GET"]))
     index = PlainEndpoint(routes.repository_index)
@@ -70,6 +66,22 @@ def v2_routes(registry: Registry) -> list[BaseRoute]:
     ):
         found.append(Route(path, PlainEndpoint(answer), methods=["POST"]))
     return found
+
+
+def probe_routes(registry: Registry) -> list[BaseRoute]:
+    """The routes of health probes, which any event loop may serve."""
+    return _probes(V2Routes(registry))
+
+
+def _probes(routes: V2Routes) -> list[BaseRoute]:
+    found = (
+        ("/v2/health/live", routes.live),
+        ("/v2/health/ready", routes.ready),
+        (MODEL + "/ready", routes.model_ready),
+        (MODEL_VERSION + "/ready", routes.model_ready),
+        ("/", routes.root),
+    )
+    return [Route(path, PlainEndpoint(answer), methods=["GET"]) for path, answer in found]
 
 
 class V2Routes:
@@ -124,7 +136,8 @@ class V2Routes:
         return json_response({"name": NAME, "version": __version__, "extensions": found})
 
     async def model_names(self, request: Request) -> Response:
-        return json_response({"models": list(self._registry.names)})
+        names = self._registry.names_for(request.scope[CALL_KEY])
+        return json_response({"models": list(names)})
 
     async def model_metadata(self, request: Request) -> Response:
         model, name = self._find(request), request.path_params["model"]
@@ -143,7 +156,10 @@ class V2Routes:
         if not isinstance(only_ready, bool):
             raise InvalidRequest("ready must be true or false", param="ready")
         entries = []
+        allowed = self._registry.names_for(request.scope[CALL_KEY])
         for name in self._registry.models:
+            if name not in allowed:
+                continue
             ready = await self._registry.is_ready(name)
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not only_ready:
@@ -163,23 +179,23 @@ class V2Routes:
     async def v1(self, request: Request) -> Response:
         """Refuse V1 inference: it cannot carry named tensors and parameters."""
         name = request.path_params["model"]
-        self._registry.find(name)
+        self._registry.find(name, call=request.scope[CALL_KEY])
         raise NotSupported(f"V1 inference is not offered; use POST /v2/models/{name}/infer")
 
     def _find(self, request: Request) -> Served:
         parameters = request.path_params
-        return self._registry.find(parameters["model"], parameters.get("version", ""))
+        version = parameters.get("version", "")
+        return self._registry.find(parameters["model"], version, call=request.scope[CALL_KEY])
 
     def _repository_model(self, request: Request) -> Served:
         if not self._registry.settings.server.repository_api:
             raise NotSupported(REPOSITORY_OFF)
-        return self._registry.find(request.path_params["model"])
+        return self._registry.find(request.path_params["model"], call=request.scope[CALL_KEY])
 
 
 def extensions(registry: Registry) -> list[str]:
-    """The protocol's extensions that are offered as a whole. `schedule_policy` is not: it has
-    `priority` beside `timeout`."""
-    found = ["binary_tensor_data", "parameters"]
+    """The protocol's extensions that are offered as a whole."""
+    found = ["binary_tensor_data", "parameters", "schedule_policy"]
     if registry.settings.server.repository_api:
         found.append("model_repository")
     return found

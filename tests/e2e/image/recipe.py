@@ -25,12 +25,12 @@ def base_key() -> str:
 
 
 def wheels_key(root: Path = ROOT) -> str:
-    """Of the wheels: constraints, dependencies, and the stages of the Dockerfile up to them."""
+    """Of the wheels: pins, hashes, dependencies, and the stages of the Dockerfile up to them."""
     stages, found, _ = (root / "Dockerfile").read_text().partition(PRODUCT_STAGE)
     assert found, f"the Dockerfile has no line {PRODUCT_STAGE!r}"
     instructions = [line for line in stages.splitlines() if not line.startswith("#")]
-    constraints = (root / "constraints.txt").read_text()
-    return _digest(base_key(), *instructions, constraints, *requirements(root))
+    pins = [(root / name).read_text() for name in ("constraints.txt", "hashes.txt")]
+    return _digest(base_key(), *instructions, *pins, *requirements(root))
 
 
 def requirements(root: Path = ROOT) -> list[str]:

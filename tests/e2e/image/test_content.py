@@ -117,3 +117,13 @@ def test_the_images_share_all_layers_but_thin_ones() -> None:
     assert all(size < 10e6 for image in layers for digest, size in set(image) - common)
     # the product: what changes with the code
     assert images[places.SERVER].layers[-1][1] < 10e6
+
+
+def test_it_has_the_packages_of_sbom_txt_and_no_other(inside: Inside) -> None:
+    ours = "vision-predictors"
+    said = inside(
+        "python -c 'import importlib.metadata as m;"
+        ' print(*(f"{d.name.lower()}=={d.version}" for d in m.distributions()), sep="\\n")\''
+    )
+    listed = sorted(line for line in said.split() if not line.startswith(ours))
+    assert listed == (places.ROOT / "sbom.txt").read_text().splitlines()

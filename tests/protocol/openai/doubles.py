@@ -150,7 +150,7 @@ def application(*models: Model, settings: Settings | None = None) -> RestApp:
 
 
 def mounted(registry: Registry) -> RestApp:
-    return RestApp(openai_routes(registry), access_log=True, on_scrape=lambda: None)
+    return RestApp(openai_routes(registry), access_log=True)
 
 
 class Wire:

@@ -1,0 +1,172 @@
+"""Plans the engine's steps: whose sequences decode, whose prompts are read, and who pays for it.
+
+With one caller all that can decode do, and prompts are read in order of admission. Beside others
+the rows of a full step are dealt by callers' turns, and the prompts of a caller wait while another
+decodes who has used less: until decoding has taken as long as the last such pass did. Engine thread
+only.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass, field
+
+from predictors.chat.kv_cache import PagePool
+from predictors.chat.scheduling import (
+    PromptChunk,
+    PromptHold,
+    SequenceProgress,
+    StepCosts,
+    StepPlan,
+    plan_packed,
+    plan_single,
+)
+from predictors.chat.sequence import Sequence
+from predictors.chat.vision.pictures import PictureCache
+from predictors.compute.device.placement import HostCopy
+from predictors.serving.accounts import Account
+from predictors.serving.turns import SlotHolders
+
+PICTURE_TOKENS = 512
+"""Most tokens of new pictures in one packed step, unless the first picture has more. Small pictures
+share a pass this way."""
+PICTURE_WEIGHT = 2
+"""Encoding a picture's token takes about as long as reading so many tokens."""
+PACKED_HOLD_STEPS = 8
+"""Least steps between passes over prompts of callers who wait for others' tokens. Where prompts
+share a pass, a pass over eight takes about as long as one over the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """The sequences that get a token, first those that decode, the prompt chunks read, and the
+    tokens' host copy."""
+
+    chunks: list[PromptChunk[Sequence]]
+    sequences: list[Sequence]
+    num_rows: int
+    """Sequences that decode."""
+    copy: HostCopy
+    started_at: float
+    """Seconds of `time.perf_counter`."""
+
+
+@dataclass(slots=True)
+class StepPlanner:
+    """The turns of one engine's callers. `slots` sequences decode in a step at most."""
+
+    slots: int
+    pictures: PictureCache
+    holders: SlotHolders = field(default_factory=SlotHolders)
+    costs: StepCosts = field(default_factory=StepCosts)
+    _hold: PromptHold = field(default_factory=PromptHold)
+    _least_steps: int = 0
+    _done_at: float = 0.0
+    _number: int = 0
+
+    def plan(
+        self,
+        sequences: abc.Sequence[Sequence],
+        pool: PagePool,
+        widths: abc.Sequence[int],
+        *,
+        is_packed: bool,
+    ) -> StepPlan[Sequence]:
+        """The next step of `sequences`, given in order of admission."""
+        self._least_steps = PACKED_HOLD_STEPS if is_packed else 0
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
+        for sequence in sequences:
+            if sequence.done < sequence.total:
+                reading.append(sequence)
+            elif not sequence.is_launched:
+                decoding.append(sequence)
+        if len(decoding) > self.slots:
+            decoding = self._dealt(decoding)
+        guests: list[Sequence] = []
+        share = 1.0
+        if reading and self.holders.is_shared:
+            reading, guests, share = self._in_turn(reading, decoding)
+        found = [SequenceProgress(s, s.total, s.total) for s in decoding]
+        for sequence in (*reading, *guests):
+            if not sequence.is_begun and sequence.names:
+                _reuse_prefix(sequence, pool)
+        found += [self._progress(sequence) for sequence in reading]
+        more = [self._progress(sequence) for sequence in guests]
+        if is_packed:
+            return plan_packed(found, widths, PICTURE_TOKENS, more, share)
+        return plan_single(found, widths, more, share)
+
+    def _progress(self, sequence: Sequence) -> SequenceProgress[Sequence]:
+        new = self.pictures.missing(sequence)
+        return SequenceProgress(sequence, sequence.done, sequence.total, new)
+
+    # -- turns -----------------------------------------------------------------------------------
+    def _dealt(self, decoding: abc.Sequence[Sequence]) -> list[Sequence]:
+        """As many of these as decode in one step: rows go to the callers who have used least, and
+        each caller's sequences take turns."""
+        by_caller: dict[str, list[Sequence]] = {}
+        for sequence in decoding:
+            by_caller.setdefault(sequence.job.account.name, []).append(sequence)
+        wanted = {name: len(line) for name, line in by_caller.items()}
+        places = self.holders.deal(wanted, self.slots, self.costs.decode_s / self.slots)
+        chosen: set[Sequence] = set()
+        for name, line in by_caller.items():
+            chosen.update(sorted(line, key=_last_row)[: places[name]])
+        return [sequence for sequence in decoding if sequence in chosen]
+
+    def _in_turn(
+        self, reading: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]
+    ) -> tuple[list[Sequence], list[Sequence], float]:
+        """The prompts to read, those that may be read beside them, and the share of the device of
+        the caller whose prompts come first. No prompts while their callers must wait."""
+        ranks = self.holders.ranks()
+        by_turn = sorted(reading, key=lambda s: ranks[s.job.account.name])
+        account: Account = by_turn[0].job.account
+        own = [s for s in by_turn if s.job.account.name == account.name]
+        rank = ranks[account.name]
+        if any(ranks[s.job.account.name] < rank for s in decoding):
+            if not self._hold.is_over:
+                return [], [], 1.0
+            return by_turn, [], 1.0
+        return own, by_turn[len(own) :], self.holders.share(account)
+
+    # -- what a step took ------------------------------------------------------------------------
+    def launched(self, step: LaunchedStep) -> None:
+        """The step is on the device: its sequences have had their turn."""
+        self._number += 1
+        for sequence in step.sequences[: step.num_rows]:
+            sequence.last_row = self._number
+        if not self.holders.is_shared:
+            return
+        tokens = sum(chunk.length for chunk in step.chunks)
+        share = self.holders.share(step.chunks[0].key.job.account) if step.chunks else 1.0
+        decode_s, prompt_s = self.costs.expected(step.num_rows, tokens)
+        self._hold.launched(decode_s, prompt_s * (1 - share) / share, self._least_steps)
+
+    def finished(self, step: LaunchedStep, now: float) -> None:
+        """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""
+        holders, seconds = self.holders, now - max(self._done_at, step.started_at)
+        self._done_at = now
+        weights = [chunk.length + PICTURE_WEIGHT * chunk.new for chunk in step.chunks]
+        tokens = sum(weights)
+        decode_s, prompt_s = self.costs.split(step.num_rows, tokens, seconds)
+        if step.num_rows:
+            row_s = decode_s / step.num_rows
+            for sequence in step.sequences[: step.num_rows]:
+                holders.charge(sequence.job, row_s)
+        for chunk, weight in zip(step.chunks, weights, strict=True):
+            holders.charge(chunk.key.job, prompt_s * weight / tokens)
+        holders.end_step(seconds)
+
+
+def _last_row(sequence: Sequence) -> int:
+    return sequence.last_row
+
+
+def _reuse_prefix(sequence: Sequence, pool: PagePool) -> None:
+    """Skip the pages that other sequences have read, also since its admission. Repeating a step
+    does no harm: nothing of this prompt is launched."""
+    sequence.num_shared = pool.share(sequence.job, sequence.names, sequence.num_shared)
+    sequence.pages = pool.owned(sequence.job)
+    sequence.done = sequence.num_shared * pool.page_tokens

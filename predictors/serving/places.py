@@ -1,0 +1,59 @@
+"""The places of the waiting queue, and how callers share them.
+
+A caller that is alone may take all. Beside others each may hold half, and of jobs that another one
+holds beyond its half none counts against the rest: at most one and a half times the capacity wait,
+and no accepted job is dropped. No caller is refused its equal part while there is room at all.
+"""
+
+from __future__ import annotations
+
+from predictors.serving.accounts import Account
+
+
+class Places:
+    """Counts the rows that wait or are being prepared, by caller (`Account.places`). Not
+    thread-safe: `JobTable` holds the lock."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.half = (capacity + 1) // 2
+        """Most places of one caller while others wait."""
+        self.taken = 0
+        self._holders = 0  # callers that hold a place
+        self._excess = 0  # places that callers hold beyond their halves
+
+    def take(self, account: Account, rows: int) -> None:
+        """Count so many more places of a caller, or fewer where `rows` is below 0."""
+        before = account.places
+        after = account.places = before + rows
+        self.taken += rows
+        self._holders += (after > 0) - (before > 0)
+        self._excess += max(0, after - self.half) - max(0, before - self.half)
+
+    def free(self, own: int, free_slots: int) -> int:
+        """How many more rows a caller that holds `own` places may add; below 0 where it holds too
+        many. Free slots count as places."""
+        if own == self.taken:
+            return self.capacity + free_slots - own
+        others = self.taken - own - (self._excess - max(0, own - self.half))
+        of_all = self.capacity + free_slots - own - others
+        of_half = self.half + free_slots - own
+        of_equal_part = self.capacity // self.callers_with(own) - own
+        most = self.capacity + self.half + free_slots - self.taken
+        return min(max(min(of_all, of_half), of_equal_part), most)
+
+    def callers_with(self, own: int) -> int:
+        """Callers that hold places, together with one that holds `own` and asks for more."""
+        return self._holders + (own == 0)
+
+    def refusal(self, own: int, rows: int, free_slots: int) -> str:
+        """The message for rows that find no places."""
+        half, places = self.half + free_slots, self.capacity + free_slots
+        if own != self.taken and own + rows > half and self.taken + rows <= places + self.half:
+            return (
+                f"this caller has {own} of the {half} places that one may take while others wait, "
+                f"{rows} needed; try again later"
+            )
+        # when the engine refuses jobs that were to take free slots, more wait than have places
+        taken = f"{self.taken} of {max(self.taken, places)} places are taken"
+        return f"the queue is full: {taken}, {rows} needed; try again later"

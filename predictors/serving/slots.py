@@ -1,0 +1,58 @@
+"""The slots of an engine: the jobs that hold one, and how many are left for whom."""
+
+from __future__ import annotations
+
+import math
+from typing import Generic, TypeVar
+
+from predictors.serving.accounts import Account, Accounts
+from predictors.serving.job import Job
+from predictors.serving.queue import Room
+
+W = TypeVar("W")
+C = TypeVar("C")
+
+
+class Slots(Generic[W, C]):
+    """Slots for any caller, and spare ones for those that hold less than their share while others
+    hold all. Not thread-safe: `JobTable` holds the lock."""
+
+    def __init__(self, num: int, num_spare: int, accounts: Accounts) -> None:
+        self.num = num
+        self.num_spare = num_spare
+        self.running: dict[int, Job[W, C]] = {}  # by arrival number
+        self._accounts = accounts
+
+    @property
+    def free(self) -> int:
+        return max(0, self.num - len(self.running))
+
+    @property
+    def spare_left(self) -> int:
+        return min(self.num_spare, self.num + self.num_spare - len(self.running))
+
+    @property
+    def has_room(self) -> bool:
+        """True if some caller may have a slot."""
+        return self.free > 0 or (self.spare_left > 0 and self._accounts.present > 1)
+
+    def room(self) -> Room:
+        """The slots that an admission pass may fill."""
+        return Room(self.free, self.spare_left, self._share_of)
+
+    def free_for(self, account: Account | None, weight: float) -> int:
+        """Slots that the next jobs of a caller may take. `account` is None before it has one."""
+        due = math.ceil(self._accounts.share(weight, self.num, account))
+        due -= 0 if account is None else account.running
+        return max(self.free, min(self.free + self.spare_left, due))
+
+    def pledged_s(self) -> dict[Account, float]:
+        """By caller with running jobs: engine seconds that these will still use."""
+        pledged: dict[Account, float] = {}
+        for job in self.running.values():
+            left_s = max(0.0, job.estimate_s - job.used_s)
+            pledged[job.account] = pledged.get(job.account, 0.0) + left_s
+        return pledged
+
+    def _share_of(self, account: Account) -> float:
+        return self._accounts.share(account.weight, self.num, account)

@@ -1,0 +1,147 @@
+"""Whose turn it is inside an engine: the order of callers in a step, and who may take more slots.
+
+Among the callers that hold slots the one that has used least since goes first. One who comes starts
+level with the least, and one who uses less than its share although nothing holds it back can't save
+that up. `accounts` is about the queue: its levels count what running jobs will still use, and here
+they have not used it yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from predictors.serving.accounts import Account
+from predictors.serving.job import Job
+
+T = TypeVar("T")
+
+CREDIT_STEPS = 4
+"""Longest steps that a caller may be behind the one who has used most. Two who both wait for their
+turn are at most two steps apart."""
+LONGEST_KEEPS = 0.98
+"""Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
+
+
+def num_spare(slots: int) -> int:
+    """Slots beside these for callers that hold less than their share while others hold all."""
+    return max(1, slots // 2)
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """A caller with slots."""
+
+    account: Account
+    used_s: float
+    """Weighted engine seconds since it came, from the level of the others then."""
+    slots: int = 0
+
+
+class SlotHolders:
+    """The callers whose jobs hold slots of one engine, in order of their coming. Engine thread
+    only."""
+
+    def __init__(self) -> None:
+        self._holders: dict[str, Holder] = {}
+        self._longest_s = 0.0
+
+    def add(self, job: Job[Any, Any]) -> None:
+        """`job` has got a slot."""
+        holder = self._holders.get(job.account.name)
+        if holder is None:
+            level_s = min((each.used_s for each in self._holders.values()), default=0.0)
+            holder = self._holders[job.account.name] = Holder(job.account, level_s)
+        holder.account = job.account
+        holder.slots += 1
+
+    def remove(self, job: Job[Any, Any]) -> None:
+        """`job` has given its slot back."""
+        holder = self._holders[job.account.name]
+        holder.slots -= 1
+        if not holder.slots:
+            del self._holders[job.account.name]
+
+    def clear(self) -> None:
+        self._holders.clear()
+
+    # -- shares ----------------------------------------------------------------------------------
+    @property
+    def is_shared(self) -> bool:
+        """More than one caller holds slots."""
+        return len(self._holders) > 1
+
+    def held(self, account: Account) -> int:
+        """Slots of that caller."""
+        holder = self._holders.get(account.name)
+        return 0 if holder is None else holder.slots
+
+    def share(self, account: Account) -> float:
+        """The part of the engine, 0 to 1, that a caller may claim beside the others here."""
+        others = sum(h.account.weight for n, h in self._holders.items() if n != account.name)
+        return account.weight / (account.weight + others)
+
+    def is_below_share(self, account: Account, slots: float) -> bool:
+        """True if that caller holds less than its part of `slots`."""
+        return self.held(account) < slots * self.share(account)
+
+    def has_slot_for(self, account: Account, slots: int, spare: int) -> bool:
+        """True if one of `slots` is free, or a spare one and the caller is below its share."""
+        taken = sum(holder.slots for holder in self._holders.values())
+        if taken < slots:
+            return True
+        return taken < slots + spare and self.is_below_share(account, slots)
+
+    # -- turns -----------------------------------------------------------------------------------
+    def ranks(self) -> dict[str, int]:
+        """By caller's name: 0 for the one whose turn it is, then 1, 2, ..."""
+        order = sorted(self._holders.items(), key=lambda item: item[1].used_s)
+        return {name: rank for rank, (name, _) in enumerate(order)}
+
+    def in_turn(self, items: Sequence[T], account_of: Callable[[T], Account]) -> Sequence[T]:
+        """`items` by their callers' turns, those of one caller in the order given. The same
+        sequence for one caller."""
+        if not self.is_shared:
+            return items
+        ranks = self.ranks()
+        return sorted(items, key=lambda item: ranks[account_of(item).name])
+
+    def deal(self, wanted: dict[str, int], places: int, place_s: float) -> dict[str, int]:
+        """How many of `places` each caller gets of those it wants, by name: one at a time to the
+        caller who would then have used least, where a place costs `place_s` seconds."""
+        heap = []
+        for rank, (name, holder) in enumerate(self._holders.items()):
+            if most := wanted.get(name):
+                heap.append((holder.used_s, rank, name, place_s / holder.account.weight, most))
+        heapq.heapify(heap)
+        got = dict.fromkeys(wanted, 0)
+        for _ in range(places):
+            if not heap:
+                break
+            used_s, rank, name, cost_s, left = heap[0]
+            got[name] += 1
+            if left == 1:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (used_s + cost_s, rank, name, cost_s, left - 1))
+        return got
+
+    # -- seconds ---------------------------------------------------------------------------------
+    def charge(self, job: Job[Any, Any], seconds: float) -> None:
+        """Count engine seconds that a step spent on `job`, which may have left meanwhile."""
+        job.charge(seconds)
+        holder = self._holders.get(job.account.name)
+        if holder is not None:
+            holder.used_s += seconds / holder.account.weight
+
+    def end_step(self, seconds: float) -> None:
+        """A step of so many seconds was charged: limit what callers can be behind."""
+        self._longest_s = max(seconds, LONGEST_KEEPS * self._longest_s)
+        if not self.is_shared:
+            return
+        most = max(holder.used_s for holder in self._holders.values())
+        for holder in self._holders.values():
+            least = most - CREDIT_STEPS * self._longest_s / holder.account.weight
+            holder.used_s = max(holder.used_s, least)
