@@ -162,8 +162,3 @@ class Accounts:
         if account is not None and account in self._present:
             others -= account.weight
         return total * weight / (max(0.0, others) + weight)
-
-
-def spare_slots(slots: int) -> int:
-    """Slots beside `slots` for callers that hold less than their share while others hold all."""
-    return max(1, slots // 2)

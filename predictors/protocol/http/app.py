@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
 from predictors.protocol.callers import Callers
+from predictors.protocol.certificates import Certificates
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
@@ -40,6 +42,7 @@ from predictors.protocol.http.exchange import (
     send_response,
 )
 from predictors.protocol.http.listening import BACKLOG
+from predictors.protocol.http.tls import TlsListener
 from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
@@ -212,17 +215,25 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
 
 class HttpServer(uvicorn.Server):
     """uvicorn server with `HttpConnection` as its HTTP/1 protocol and at most `limit` connections.
-    Serves `app` until `should_exit` is set."""
+    Serves `app` until `should_exit` is set, over TLS where there are `certificates`."""
 
-    def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
+    def __init__(
+        self,
+        app: RestApp,
+        settings: ServerSettings,
+        limit: int,
+        certificates: Certificates | None = None,
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        connection = partial(
-            HttpConnection, limit=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
+        self.connections = ConnectionLimit(limit)
+        self._certificates = certificates
+        self._make_connection = partial(
+            HttpConnection, limit=self.connections, write_timeout_s=settings.write_timeout_s
         )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection,  # type: ignore[arg-type]
+                http=self._make_connection,  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -234,6 +245,19 @@ class HttpServer(uvicorn.Server):
                 backlog=BACKLOG,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn: accept connections of `sockets`."""
+        if self._certificates is None:
+            await super().startup(sockets)
+            return
+        made_by = {"config": self.config, "server_state": self.server_state, "app_state": {}}
+        connection = partial(self._make_connection, **made_by)
+        self.servers = [
+            TlsListener(each, connection, self._certificates, self.connections)  # type: ignore[misc]
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
