@@ -242,7 +242,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         wait behind it.
         """
         run = copy_context().run
-        wait = asyncio.wrap_future(self._pools.submit(run, work, *args, is_large=is_large))
+        call = self._pools.submit(run, work, *args, is_large=is_large)
+        wait: asyncio.Future[T] = asyncio.wrap_future(call)
         self._waits.add(wait)
         try:
             return await wait

@@ -15,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 
-
 SERVER = "/etc/server/tls.crt"
 CLIENT = "/etc/client/tls.crt"
 REFUSED = 401
