@@ -39,6 +39,9 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.protocol.certificates import check_certificates
+from predictors.protocol.http.access import check_addresses
+from predictors.protocol.keys import KeysFile
 from predictors.protocol.names import check_names, read_aliases
 from predictors.settings import InvalidSetting, Settings
 
@@ -66,7 +69,7 @@ NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     logs.open_missing_streams()
-    verbs = (serve, warm, profile, demo, check, quantize, convert)
+    verbs = (serve, warm, profile, demo, check, quantize, convert, keys)
     arguments = parse(argv, {verb.__name__: verb for verb in verbs}, list(MODELS))
     try:
         return int(arguments.run(arguments))
@@ -85,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve every `--model NAME=PATH` until SIGTERM or Ctrl-C; ready once all of them are warm."""
     settings = _read_settings(arguments)
+    check_certificates(settings.tls)
+    check_addresses(settings)
+    if settings.access.keys_file:
+        KeysFile(settings.access).read()
     identity = find_pod_identity(settings.cluster, os.environ)
     names = [raw.partition("=")[0] for raw in arguments.model]
     # Before torch is imported: its idle threads then spin for microseconds, not milliseconds. Where
@@ -205,6 +212,14 @@ def check(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.writelines(f"{line}\n" for line in check_lines(report))
     return exit_code(report)
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Make, list and remove API keys in a file for PREDICTORS_ACCESS_KEYS_FILE. The file has
+    hashes; a key itself is printed once, when it is made."""
+    from predictors.operators.keys import run_keys
+
+    return run_keys(arguments)
 
 
 def convert(arguments: argparse.Namespace) -> int:

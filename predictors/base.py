@@ -32,6 +32,7 @@ from predictors.protocol.kserve_sdk import (
 from predictors.protocol.v2.kserve import from_kserve, to_kserve
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.accounts import Caller
+from predictors.serving.admission import costs_of
 from predictors.serving.engine import Engine
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.lifecycle import State
@@ -141,9 +142,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.host.check_accepting(
-            max(1, num_rows), caller_of(call)
-        )  # before anything is made for each of them
+        # before anything is made for each of them
+        self.host.check_accepting(max(1, num_rows), caller_of(call), deadline=call.deadline)
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
@@ -182,11 +182,13 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
 
         The caller must pass the submissions to `finish_call`, however it ends.
         """
+        call.begin_jobs(len(requests))
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         caller = caller_of(call)
-        self.host.reserve(len(requests), caller)  # before any work is spent on preparing
+        # before any work is spent on preparing
+        self.host.reserve(len(requests), caller, costs_of(requests), call.deadline)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -209,6 +211,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Cancel the rows that still run, and write their times and log fields to `call`."""
         for submission in submissions:
             submission.cancel()
+            call.used_s += submission.used_s
         fields = [self.log_fields(submission.work, submission.last) for submission in submissions]
         if call.trace is not None:
             for submission, attributes in zip(submissions, fields, strict=True):
@@ -242,8 +245,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         wait behind it.
         """
         run = copy_context().run
-        call = self._pools.submit(run, work, *args, is_large=is_large)
-        wait: asyncio.Future[T] = asyncio.wrap_future(call)
+        pool = self._pools.submit(run, work, *args, is_large=is_large)
+        wait: asyncio.Future[T] = asyncio.wrap_future(pool)
         self._waits.add(wait)
         try:
             return await wait

@@ -6,11 +6,14 @@ codes of each protocol.
     │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
     │   ├── PromptTooLong       ... because prompt and answer are longer than the context
     │   └── UnsupportedMedia    ... because of its content type or encoding
-    ├── Forbidden               a web page of another origin sent the request
+    ├── Unauthorized            the request has no API key, or none that is valid
+    ├── Forbidden               a web page of another origin sent the request, or its API key may
+    │   │                       not use the model
     │   └── Misdirected         ... or the request is for a host that this server is not
     ├── NotFound                no such model, version or route
     │   └── Gone                a picture whose address has expired
     ├── NotSupported            a route or operation that this server names but does not offer
+    ├── QuotaExceeded           the API key's own limits are used up for now
     ├── Overloaded              the queue is full; a later attempt may succeed
     ├── DeadlineExceeded        the caller's deadline passed before the answer
     ├── Cancelled               the caller disconnected
@@ -107,6 +110,10 @@ class UnsupportedMedia(InvalidRequest):
         self.accept_encoding = accept_encoding
 
 
+class Unauthorized(ServingError):
+    reason = "unauthorized"
+
+
 class Forbidden(ServingError):
     reason = "forbidden"
 
@@ -125,6 +132,16 @@ class Gone(NotFound):
 
 class NotSupported(ServingError):
     reason = "not_supported"
+
+
+class QuotaExceeded(ServingError):
+    """More than the caller's API key allows. `retry_after_s` says when less will be in use."""
+
+    reason = "quota"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(ServingError):

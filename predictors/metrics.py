@@ -1,6 +1,6 @@
 """Every Prometheus series of the process, declared once, with its labels, buckets and help text.
 
-Names have one prefix, base units and `_total`. Labels are bounded: never a prompt, a seed, a caller or a raw size.
+Names have one prefix, base units and `_total`. Labels are bounded: never a prompt, a seed, an address or a raw size.
 `register_model` creates every label combination of a model at zero, so that `rate()` works on the first error.
 """
 
@@ -13,10 +13,19 @@ from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
 REASONS = (
-    "ok", "invalid_input", "too_large", "forbidden", "not_found", "not_supported", "queue_full", "deadline", "cancelled",
+    "ok", "invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "deadline", "cancelled",
     "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
+CALLER_OUTCOMES = ("ok", "invalid", "refused", "late", "cancelled", "failed")
+OUTCOME_OF = {
+    "ok": "ok", "deadline": "late", "cancelled": "cancelled",
+    **dict.fromkeys(("invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported"), "invalid"),
+    **dict.fromkeys(("quota", "queue_full", "not_ready", "draining"), "refused"),
+    **dict.fromkeys(("oom", "poisoned", "engine_failed", "internal"), "failed"),
+}  # fmt: skip
+"""A request's reason -> the label `outcome` of its caller's series."""
+REFUSED_KEYS = ("missing", "unknown", "expired")
 SPLITS = ("oom", "other")  # the step ran out of memory; it raised any other error
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height)
 CACHE_RESULTS = ("hit", "miss", "evict")
@@ -48,11 +57,14 @@ requests_running = Gauge(f"{P}_requests_running", "Jobs that hold a slot of the 
 requests_waiting = Gauge(f"{P}_requests_waiting", "Jobs in the admission queue.", ["model"])
 queue_capacity = Gauge(f"{P}_queue_capacity", "Size of the admission queue, in jobs.", ["model"])
 queue_oldest_seconds = Gauge(f"{P}_queue_oldest_seconds", "Age of the oldest job in the admission queue.", ["model"])
+queue_work_seconds = Gauge(f"{P}_queue_work_seconds", "Engine seconds that the jobs in the admission queue need, as learned from others.", ["model"])
+callers = Gauge(f"{P}_callers", "Callers with jobs that wait or run.", ["model"])
 queue_seconds = Histogram(f"{P}_queue_duration_seconds", "Time in the admission queue, including expired and cancelled jobs.", ["model"], buckets=QUEUE)
 admission_rejected_total = Counter(f"{P}_admission_rejected_total", "Jobs refused before they were queued.", ["model", "reason"])
 jobs_total = Counter(f"{P}_jobs_total", "Jobs answered by the engine, by outcome. A request has one job per row.", ["model", "reason"])
 batch_size = Histogram(f"{P}_batch_size", "Jobs per forward pass: of a denoise step of one shape, or a decode step.", ["model"], buckets=BATCH)
 batch_splits_total = Counter(f"{P}_batch_splits_total", "Steps split in two: out of memory (oom), or to find the failing job (other).", ["model", "reason"])
+step_width_cap = Gauge(f"{P}_step_width_cap", "Most jobs per step, since wider ones ran out of memory; 0 without a cap.", ["model"])
 stage_seconds = Histogram(f"{P}_stage_duration_seconds", "Time per stage of a request.", ["model", "stage"], buckets=STAGE)
 step_seconds = Histogram(f"{P}_step_duration_seconds", "Time of one engine step.", ["model"], buckets=STEP)
 engine_steps_total = Counter(f"{P}_engine_steps_total", "Engine steps taken.", ["model"])
@@ -89,13 +101,24 @@ gpu_temperature_celsius = Gauge(f"{P}_gpu_temperature_celsius", "Temperature of 
 gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["device"])
 gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
 gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process. The log has the numbers.", ["device", "kind"])
+tls_certificate_expiry_timestamp_seconds = Gauge(f"{P}_tls_certificate_expiry_timestamp_seconds", "Unix time at which the first certificate served by TLS expires; 0 without TLS.")
+tls_last_reload_timestamp_seconds = Gauge(f"{P}_tls_last_reload_timestamp_seconds", "Unix time at which the TLS files in use were read; 0 without TLS.")
+tls_reload_failing = Gauge(f"{P}_tls_reload_failing", "1 while the TLS files can't be used and older content stays in use.")
+tls_handshake_failures_total = Counter(f"{P}_tls_handshake_failures_total", "REST connections that ended before the end of their TLS handshake.")
+caller_requests_total = Counter(f"{P}_caller_requests_total", "Requests answered, by the name of their API key; `other` without one in use.", ["caller", "outcome"])
+caller_engine_seconds_total = Counter(f"{P}_caller_engine_seconds_total", "Engine seconds spent, by the name of the API key.", ["caller"])
+caller_jobs = Gauge(f"{P}_caller_jobs", "Jobs that are prepared, wait or run, by the name of their API key.", ["caller"])
+refused_keys_total = Counter(f"{P}_refused_keys_total", "Requests refused for their API key.", ["reason"])
+keys_loaded = Gauge(f"{P}_keys_loaded", "API keys in use. 0: none is needed.")
+keys_reload_success = Gauge(f"{P}_keys_reload_success", "1 if the keys file was usable when it was read last.")
+keys_reload_timestamp_seconds = Gauge(f"{P}_keys_reload_timestamp_seconds", "Unix time at which the keys in use were read.")
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines dropped because stderr was read too slowly.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; the running version and device.", ["model", "version", "torch", "device", "dtype"])
 
 _PER_MODEL = (
-    requests_running, requests_waiting, queue_oldest_seconds, queue_seconds, batch_size, step_seconds,
-    engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
+    requests_running, requests_waiting, queue_oldest_seconds, queue_work_seconds, callers, queue_seconds, batch_size, step_seconds,
+    step_width_cap, engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
 )  # fmt: skip
 
 Series = Counter | Gauge | Histogram
@@ -121,6 +144,22 @@ def resolution_class(width: int, height: int) -> str:
         if width * height <= limit * limit:
             return name
     return RESOLUTIONS[-1]
+
+
+def register_caller(caller: str) -> None:
+    """Create every series of the name of an API key at zero. Idempotent."""
+    for outcome in CALLER_OUTCOMES:
+        caller_requests_total.labels(caller, outcome)
+    caller_engine_seconds_total.labels(caller)
+    caller_jobs.labels(caller)
+
+
+def unregister_caller(caller: str) -> None:
+    """End the series of a name that has no API key any more, so that their number stays bounded."""
+    for outcome in CALLER_OUTCOMES:
+        caller_requests_total.remove(caller, outcome)
+    caller_engine_seconds_total.remove(caller)
+    caller_jobs.remove(caller)
 
 
 def register_model(model: str, added: ModelSeries) -> None:

@@ -233,6 +233,17 @@ def test_a_bad_setting_ends_the_process_and_is_named(
     assert capsys.readouterr().err == "error: PREDICTORS_FLUX_SLOTS must be int, not 'none'\n"
 
 
+def test_a_bad_tls_file_ends_the_process_before_anything_is_loaded(
+    flux: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREDICTORS_TLS_CERT_FILE", "/nowhere/tls.crt")
+    monkeypatch.setenv("PREDICTORS_TLS_KEY_FILE", "/nowhere/tls.key")
+    assert root.main(["serve", f"--model=a={flux}"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the file of PREDICTORS_TLS_CERT_FILE can't be read: No such file or directory\n"
+    )
+
+
 @pytest.mark.parametrize("argv", [[], ["serve"], ["fly"], ["serve", "--model"]])
 def test_a_wrong_command_line_prints_the_usage(
     argv: list[str], capsys: pytest.CaptureFixture[str]

@@ -165,6 +165,16 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "{{ $labels.model }} took {{ $value | humanizeDuration }} to start",
         "A scale-up or a restart of {{ $labels.instance }} costs this much. It fires for an hour.",
     ),
+    "CertificateExpiring": (
+        "(predictors_tls_certificate_expiry_timestamp_seconds > 0) < time() + {above}",
+        "The TLS certificate of {{ $labels.instance }} expires at {{ $value | humanizeTimestamp }}",
+        "Clients will refuse to connect from then on.",
+    ),
+    "CertificateReloadFailing": (
+        "predictors_tls_reload_failing == 1",
+        "{{ $labels.instance }} can't use its new TLS files",
+        "It goes on with older content, until that expires.",
+    ),
 }
 
 VLM = (

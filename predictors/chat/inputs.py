@@ -158,9 +158,10 @@ class ChatPreparer:
         for picture in request.pictures:
             most = self._bounds(picture).max_pixels
             tokens += min(most, len(picture.raw) * PIXELS_PER_BYTE) / self.pixels.token_pixels
-        wanted, left = request.max_tokens, max(1, self._max_context() - int(tokens))
+        context, wanted = self._max_context(), request.max_tokens
+        tokens = min(tokens, context)  # more are refused later
         usual = self._default_max_tokens if wanted is None else wanted
-        most_tokens = left if wanted == NO_LIMIT else min(usual, left)
+        most_tokens = min(context, usual if usual != NO_LIMIT else context)
         return self._expected(request, most_tokens) + tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:

@@ -25,7 +25,7 @@ from predictors.chat.sequence import Sequence
 from predictors.chat.vision.pictures import PictureCache
 from predictors.compute.device.placement import HostCopy
 from predictors.serving.accounts import Account
-from predictors.serving.turns import SlotHolders, deal
+from predictors.serving.turns import SlotHolders
 
 PICTURE_TOKENS = 512
 """Most tokens of new pictures in one packed step, unless the first picture has more. Small pictures
@@ -108,13 +108,11 @@ class StepPlanner:
         by_caller: dict[str, list[Sequence]] = {}
         for sequence in decoding:
             by_caller.setdefault(sequence.job.account.name, []).append(sequence)
-        ranks = self.holders.ranks()
-        lines = sorted(by_caller.items(), key=lambda item: ranks[item[0]])
-        wanted = [(line[0].job.account, len(line)) for _, line in lines]
-        places = deal(wanted, self.slots, self.costs.decode_s / self.slots)
+        wanted = {name: len(line) for name, line in by_caller.items()}
+        places = self.holders.deal(wanted, self.slots, self.costs.decode_s / self.slots)
         chosen: set[Sequence] = set()
-        for (_, line), count in zip(lines, places, strict=True):
-            chosen.update(sorted(line, key=_last_row)[:count])
+        for name, line in by_caller.items():
+            chosen.update(sorted(line, key=_last_row)[: places[name]])
         return [sequence for sequence in decoding if sequence in chosen]
 
     def _in_turn(
@@ -148,7 +146,7 @@ class StepPlanner:
 
     def finished(self, step: LaunchedStep, now: float) -> None:
         """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""
-        seconds = now - max(self._done_at, step.started_at)
+        holders, seconds = self.holders, now - max(self._done_at, step.started_at)
         self._done_at = now
         weights = [chunk.length + PICTURE_WEIGHT * chunk.new for chunk in step.chunks]
         tokens = sum(weights)
@@ -156,10 +154,10 @@ class StepPlanner:
         if step.num_rows:
             row_s = decode_s / step.num_rows
             for sequence in step.sequences[: step.num_rows]:
-                sequence.job.charge(row_s)
+                holders.charge(sequence.job, row_s)
         for chunk, weight in zip(step.chunks, weights, strict=True):
-            chunk.key.job.charge(prompt_s * weight / tokens)
-        self.holders.end_step(seconds)
+            holders.charge(chunk.key.job, prompt_s * weight / tokens)
+        holders.end_step(seconds)
 
 
 def _last_row(sequence: Sequence) -> int:

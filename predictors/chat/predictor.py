@@ -220,7 +220,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
-        self.host.check_accepting(body.n, caller_of(call))  # before any work is spent on the body
+        # before any work is spent on the body
+        self.host.check_accepting(body.n, caller_of(call), deadline=call.deadline)
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 

@@ -246,6 +246,34 @@ def _convert_flags(verb: argparse.ArgumentParser) -> None:
     )
 
 
+KEY_TERMS: Mapping[str, tuple[str, str]] = {
+    "weight": ("NUMBER", "share of an engine beside other callers (default: 1)"),
+    "models": ("NAME,NAME", "models that it may use (default: all)"),
+    "max_jobs": ("COUNT", "jobs that may wait or run at a time (default: no limit)"),
+    "requests_per_minute": ("NUMBER", "requests per minute (default: no limit)"),
+    "engine_seconds_per_minute": ("NUMBER", "engine seconds per minute (default: no limit)"),
+    "expires": ("DATE", "date, or time with zone, as 2027-01-31T00:00:00Z (default: never)"),
+}
+"""Flags of `keys add`: the fields of an entry."""
+
+
+def _keys_flags(verb: argparse.ArgumentParser) -> None:
+    actions = verb.add_subparsers(dest="action", required=True, metavar="action")
+    add = actions.add_parser("add", help="print a new key, and write its hash to the file")
+    listing = actions.add_parser("list", help="print names and limits")
+    remove = actions.add_parser("remove", help="remove the keys of a name")
+    for action in (add, remove):
+        action.add_argument("name", metavar="NAME", help="the caller, in logs and metrics")
+    for action in (add, listing, remove):
+        action.add_argument(
+            "--file", type=Path, required=True, metavar="FILE", help="the keys file"
+        )
+    for name, (metavar, about) in KEY_TERMS.items():
+        add.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=about)
+    add.add_argument("--rotate", action="store_true", help="one more key of a name in the file")
+    remove.add_argument("--old", action="store_true", help="all but the newest key of the name")
+
+
 GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve checkpoints over REST and gRPC", _serve_flags),
     "warm": ("compile for checkpoints, keep the code for later starts, and exit", _warm_flags),
@@ -253,5 +281,6 @@ GRAMMAR: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("draw and describe pictures with both embedded models", _demo_flags),
     "check": ("say whether and how a folder is served, without loading it", _check_flags),
     "quantize": ("copy a FLUX checkpoint into fp8", _quantize_flags),
+    "keys": ("make, list and remove API keys", _keys_flags),
     "convert": ("make a folder of a FLUX checkpoint in one file", _convert_flags),
 }

@@ -20,6 +20,7 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
 from predictors.diffusion.tiers import choose_tiers
+from predictors.serving.turns import num_spare
 from predictors.settings import FluxSettings
 
 WORK_BYTES = int(3.3 * 2**30)
@@ -84,10 +85,7 @@ def picture_options(
                 "text encoder and modulation": narrow if is_narrow else wide,
                 "other weights": weights.others * size,
                 "work": work,
-                "spare slots": spare_slots(settings.slots)
-                * SLOT_BYTES
-                * weights.width
-                // WORK_WIDTH,
+                "spare slots": num_spare(settings.slots) * SLOT_BYTES * weights.width // WORK_WIDTH,
                 "CUDA context": CONTEXT_BYTES,
             },
             is_chosen=forms == chosen,
@@ -105,11 +103,6 @@ FORMS: Mapping[tuple[bool, bool, bool], tuple[tuple[str, ...], bool]] = {
     (False, True, True): ((HIGH, TURBO), True),
 }
 """Base weights held, fp8 weights held, conditioning in fp8 -> tiers that this serves."""
-
-
-def spare_slots(slots: int) -> int:
-    """Slots beside these for callers that have less than their share while others hold all."""
-    return max(1, slots // 2)
 
 
 def _settings_of(tiers: tuple[str, ...], is_narrow: bool) -> dict[str, str]:

@@ -195,16 +195,16 @@ class StepCharges:
         self._charge(group, seconds - group.expected_s)
         for slot, span in group.encoded:
             took = span.seconds()
-            slot.job.charge(took)
+            self._holders.charge(slot.job, took)
             seconds += took
         self._holders.end_step(seconds)
 
     def decoded(self, slot: Slot, span: DeviceSpan) -> None:
-        slot.job.charge(span.seconds())
+        self._holders.charge(slot.job, span.seconds())
 
     def _charge(self, group: LaunchedGroup, seconds: float) -> None:
         for slot in group.slots:
-            slot.job.charge(seconds * slot.num_rows / group.rows)
+            self._holders.charge(slot.job, seconds * slot.num_rows / group.rows)
 
 
 def best_widths(

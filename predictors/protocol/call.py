@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from predictors.errors import InvalidRequest
 from predictors.observe.tracing import Trace
@@ -24,6 +25,18 @@ LAST_LEVEL = 10
 MAX_LEVEL = 2**64 - 1  # that may be asked for; `LAST_LEVEL` and above are the same
 NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 _LEVEL = re.compile(r"\s*[0-9]{1,20}\s*", re.ASCII)
+
+
+class CallerUsage(Protocol):
+    """The part of an API key's usage that the path of a request needs; see `KeyUsage`."""
+
+    label: str
+
+    def begin_request(self) -> None: ...
+
+    def begin_jobs(self, count: int) -> None: ...
+
+    def end_request(self, reason: str, jobs: int, seconds: float) -> None: ...
 
 
 class Call(dict[str, str]):
@@ -46,6 +59,14 @@ class Call(dict[str, str]):
         self.caller = ""
         """Who asks: a key's name, else what the gateway's header says, else the address. Work is
         shared and accounted by it."""
+        self.models: frozenset[str] = frozenset()
+        """Names of the models that the caller may use; empty: all."""
+        self.usage: CallerUsage | None = None
+        """The use of its API key so far; None without one."""
+        self.num_jobs = 0
+        """Jobs that the request was allowed to begin."""
+        self.used_s = 0.0
+        """Engine seconds that its jobs were charged."""
         self.weight = 1.0
         """The caller's share of an engine, relative to others'."""
         self.priority = 0
@@ -70,6 +91,13 @@ class Call(dict[str, str]):
         call.read_deadline(default_timeout_s, clock)
         call.read_priority()
         return call
+
+    def begin_jobs(self, count: int) -> None:
+        """Count jobs against the limits of the caller's API key, until the request ends. Raises
+        `QuotaExceeded` or `InvalidRequest`."""
+        if self.usage is not None:
+            self.usage.begin_jobs(count)
+        self.num_jobs += count
 
     def read_deadline(
         self, default_timeout_s: float, clock: Callable[[], float] = time.monotonic

@@ -9,11 +9,13 @@ the log has the traceback.
     TooLarge           413         RESOURCE_EXHAUSTED  content_too_large
     PromptTooLong      400         INVALID_ARGUMENT    context_length_exceeded
     UnsupportedMedia   415         INVALID_ARGUMENT    unsupported_media_type
+    Unauthorized       401         UNAUTHENTICATED     invalid_api_key
     Forbidden          403         PERMISSION_DENIED   forbidden
     Misdirected        421         PERMISSION_DENIED   misdirected_request
     NotFound           404         NOT_FOUND           not_found
     Gone               410         NOT_FOUND           gone
     NotSupported       501         UNIMPLEMENTED       not_supported
+    QuotaExceeded      429         RESOURCE_EXHAUSTED  rate_limit_exceeded
     Overloaded         503 or 429  RESOURCE_EXHAUSTED  server_overloaded
     DeadlineExceeded   504         DEADLINE_EXCEEDED   deadline_exceeded
     Cancelled          499 (log)   CANCELLED           client_closed_request
@@ -24,7 +26,8 @@ the log has the traceback.
     StepFailed         500         INTERNAL            job_failed
     anything else      500         INTERNAL            internal_error
 
-OpenAI's `type` is `invalid_request_error` below 500 and for 501, else `server_error`.
+OpenAI's `type` is `invalid_request_error` below 500 and for 501, `rate_limit_error` for 429, else
+`server_error`.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class Rendering:
 
 
 _CALLER, _SERVER = "invalid_request_error", "server_error"
+_RATE_LIMIT = "rate_limit_error"
 _Code = grpc.StatusCode
 
 RENDERINGS: dict[type[BaseException], Rendering] = {
@@ -64,11 +68,15 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
         415, _Code.INVALID_ARGUMENT, _CALLER, "unsupported_media_type"
     ),
     errors.InvalidRequest: Rendering(400, _Code.INVALID_ARGUMENT, _CALLER, None),
+    errors.Unauthorized: Rendering(401, _Code.UNAUTHENTICATED, _CALLER, "invalid_api_key"),
     errors.Misdirected: Rendering(421, _Code.PERMISSION_DENIED, _CALLER, "misdirected_request"),
     errors.Forbidden: Rendering(403, _Code.PERMISSION_DENIED, _CALLER, "forbidden"),
     errors.Gone: Rendering(410, _Code.NOT_FOUND, _CALLER, "gone"),
     errors.NotFound: Rendering(404, _Code.NOT_FOUND, _CALLER, "not_found"),
     errors.NotSupported: Rendering(501, _Code.UNIMPLEMENTED, _CALLER, "not_supported"),
+    errors.QuotaExceeded: Rendering(
+        429, _Code.RESOURCE_EXHAUSTED, _RATE_LIMIT, "rate_limit_exceeded"
+    ),
     errors.Overloaded: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "server_overloaded"),
     errors.DeadlineExceeded: Rendering(504, _Code.DEADLINE_EXCEEDED, _SERVER, "deadline_exceeded"),
     errors.Cancelled: Rendering(499, _Code.CANCELLED, _SERVER, "client_closed_request"),
@@ -106,6 +114,8 @@ class Fault:
         found = []
         if self.retry_after_s is not None:
             found.append(("retry-after", str(self.retry_after_s)))
+        if self.status == 401:
+            found.append(("www-authenticate", "Bearer"))  # RFC 6750, 3
         if self.code in REPEATS_ITS_COST:
             found.append(("x-should-retry", "false"))
         if self.accept_encoding is not None:
@@ -139,7 +149,7 @@ def fault_of(error: BaseException, *, overload_status: int = 503, request_id: st
         extra = {"request_id": request_id}
         log.error("request %s failed: %s", request_id, error.message, exc_info=error, extra=extra)
     if isinstance(error, errors.Overloaded) and overload_status == 429:
-        rendering = Rendering(429, rendering.grpc_code, "rate_limit_error", rendering.code)
+        rendering = Rendering(429, rendering.grpc_code, _RATE_LIMIT, rendering.code)
     retry_s = getattr(error, "retry_after_s", None)
     return Fault(
         rendering.status,

@@ -1,4 +1,8 @@
-"""Outcomes of requests: each is counted, logged and traced exactly once, however it ends."""
+"""Outcomes of requests: each is counted, logged and traced exactly once, however it ends.
+
+The lines are the audit log: who asked from where for which model, what it cost and how it ended.
+Refusals come in floods; beyond some in a second they are only counted.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,16 @@ from prometheus_client import Counter, Histogram
 
 from predictors import metrics
 from predictors.observe import logs, tracing
+from predictors.observe.sampling import SampledLines
 from predictors.protocol.call import Call
 
 T = TypeVar("T")
 
 outcome_log = logging.getLogger("predictors.outcomes")
+
+REFUSED = frozenset({"unauthorized", "quota", "queue_full", "not_ready", "draining"})
+"""Reasons whose lines are sampled."""
+_sampled = SampledLines(outcome_log)
 
 # The label of every model that is not served, so that callers can't create series.
 UNKNOWN_MODEL = "unknown"
@@ -79,12 +88,21 @@ class RequestRecord:
         _timer(self.model, self._protocol, outcome).observe(seconds, exemplar)
         if trace is not None:
             trace.end({"model": self.model, "reason": reason}, "" if reason == "ok" else reason)
-        if self._call is not None and outcome_log.isEnabledFor(logging.INFO):
-            self._log(self._call, reason, round(seconds * 1000, 1))
+        call = self._call
+        if call is None:
+            return
+        if call.usage is not None:
+            call.usage.end_request(reason, call.num_jobs, call.used_s)
+        if outcome_log.isEnabledFor(logging.INFO):
+            left_out = _sampled.admit(reason) if reason in REFUSED else 0
+            if left_out is not None:
+                self._log(call, reason, round(seconds * 1000, 1), left_out)
 
-    def _log(self, call: Call, reason: str, total_ms: float) -> None:
+    def _log(self, call: Call, reason: str, total_ms: float, left_out: int) -> None:
         fields = {
             "request_id": call.request_id,
+            "caller": call.caller,
+            "client.address": call.address,
             "model": self.model,
             "protocol": self._protocol,
             "operation": self._operation,
@@ -92,10 +110,30 @@ class RequestRecord:
             "total_ms": total_ms,
             **call.log_fields,
         }
+        if call.num_jobs:
+            fields["engine_ms"] = round(call.used_s * 1000, 1)
+        if left_out:
+            fields["left_out"] = left_out
         waited, computed = fields.get("queue_ms", 0), fields.get("compute_ms", 0)
         line = "%s %s %s %s in %.1f ms (queue %d, compute %d) %s"
         labels = (self.model, self._protocol, self._operation, reason)
         outcome_log.info(line, *labels, total_ms, waited, computed, call.request_id, extra=fields)
+
+
+def log_refused_key(call: Call, protocol: str) -> None:
+    """Log a request that had no valid API key, unless too many were just logged."""
+    left_out = _sampled.admit("unauthorized") if outcome_log.isEnabledFor(logging.INFO) else None
+    if left_out is None:
+        return
+    fields = {
+        "request_id": call.request_id,
+        "client.address": call.address,
+        "protocol": protocol,
+        "reason": "unauthorized",
+        "left_out": left_out,
+    }
+    line = "%s refused: no valid API key, from %s %s"
+    outcome_log.info(line, protocol, call.address or "-", call.request_id, extra=fields)
 
 
 _counters: dict[tuple[str, ...], Counter] = {}

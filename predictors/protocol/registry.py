@@ -14,8 +14,10 @@ from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, InvalidRequest, NotFound, NotReady, ServingError
-from predictors.protocol.callers import CallerNames
+from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady, ServingError
+from predictors.protocol.call import Call
+from predictors.protocol.callers import Callers
+from predictors.protocol.heartbeat import Heartbeat
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
@@ -52,7 +54,7 @@ class Registry:
         self.bytes_in_flight = BytesInFlight(
             settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
         )
-        self.caller_names = CallerNames(settings.access)
+        self.callers = Callers(settings.access)
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
@@ -63,6 +65,8 @@ class Registry:
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
+        self.heartbeat = Heartbeat()
+        """Of the event loop that answers callers."""
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -95,12 +99,24 @@ class Registry:
     def startable(self) -> list[Startable]:
         return [model for model in self._models.values() if isinstance(model, Startable)]
 
-    def find(self, name: str, version: str = "") -> Served:
-        """The model, ready or not; raises `NotFound` for an unknown name or version."""
+    def names_for(self, call: Call | None) -> Mapping[str, Served]:
+        """The names that this caller may use."""
+        return {name: each for name, each in self.names.items() if self._is_open(each, call)}
+
+    def _is_open(self, model: Served, call: Call | None) -> bool:
+        if call is None or not call.models:
+            return True
+        return any(self._aliases.get(name, name) == model.name for name in call.models)
+
+    def find(self, name: str, version: str = "", *, call: Call | None = None) -> Served:
+        """The model, ready or not; raises `NotFound` for an unknown name or version, and
+        `Forbidden` for a model that the caller of `call` may not use."""
         model = self._models.get(self._aliases.get(name, name))
         if model is None:
-            served = ", ".join(self.names) or "none"
+            served = ", ".join(self.names_for(call)) or "none"
             raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
+        if not self._is_open(model, call):
+            raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
             raise NotFound(f"model {name!r} has no version {shown!r}; there is version {VERSION!r}")
@@ -119,7 +135,7 @@ class Registry:
     async def is_ready(self, name: str) -> bool:
         """True while the model is warm, alive and not withdrawn, and the server is not leaving.
         `name` is the model's own, no alias."""
-        if self.leaving.is_set() or name in self._withdrawn:
+        if self.leaving.is_set() or name in self._withdrawn or self.heartbeat.is_stalled:
             return False
         return await self._models[name].healthy()
 
@@ -127,8 +143,10 @@ class Registry:
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
-        """True while no engine, and no thread or process that prepares for one, is dead or stalled.
-        Loading counts as alive."""
+        """True while no engine, no thread or process that prepares for one, and not the event loop
+        of callers is dead or stalled. Loading counts as alive."""
+        if self.heartbeat.is_stalled:
+            return False
         return self.workers.is_alive and all(model.is_alive for model in self.startable)
 
     # -- requests ----------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -23,8 +23,10 @@ from starlette.routing import BaseRoute
 
 from predictors import metrics
 from predictors.errors import EngineFailed
+from predictors.protocol.callers import Callers
+from predictors.protocol.certificates import Certificates, check_tls
 from predictors.protocol.grpc.listening import start_grpc
-from predictors.protocol.http.access import AccessPolicy
+from predictors.protocol.http.access import AccessPolicy, check_addresses
 from predictors.protocol.http.app import (
     ADMIN_CONNECTIONS,
     CLOSE_TIMEOUT_S,
@@ -32,7 +34,7 @@ from predictors.protocol.http.app import (
     RestApp,
 )
 from predictors.protocol.http.connection_limits import max_connections
-from predictors.protocol.http.listening import listen, loop_factory
+from predictors.protocol.http.listening import listen, loop_factory, port_of
 from predictors.protocol.http.metrics_route import metrics_route
 from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
@@ -40,7 +42,7 @@ from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
-from predictors.protocol.v2.rest import probe_routes, v2_routes
+from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -98,6 +100,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._admin_routes = admin_routes
         self.admin_port = own.admin_port if admin_routes is not None else -1
         self.health_port, self.metrics_port = own.health_port, own.metrics_port
+        self._certificates: Certificates | None = None
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -134,19 +137,27 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         """The life of the process: listen, load, serve, drain, close."""
         self._loop = asyncio.get_running_loop()
         self.registry.check_aliases()
+        if check_addresses(self.settings):
+            log.warning("no API key is needed, and others can reach this server (access.open)")
         metrics.draining.set(0)
         async with contextlib.AsyncExitStack() as open_ports:
             own = self.settings.server
+            self._follow_certificates(open_ports)
             data = open_ports.enter_context(listen(own.host, self.http_port))
-            self.http_port = _port_of(data)
-            side_ports = self._listen_beside(open_ports)
+            self.http_port = port_of(data)
+            side_ports = SidePorts(self.registry, self._on_scrape, open_ports)
+            self.health_port, self.metrics_port = side_ports.health_port, side_ports.metrics_port
             self._serve_admin(open_ports)
             grpc_server = await self._start_grpc()
-            http_server = self._http_server(
+            http_server = self._http = self._http_server(
                 self._data_routes(),
                 AccessPolicy(own.host, own.allowed_hosts, origins=own.allowed_origins),
                 max_connections(own.max_connections),
+                self._certificates,
+                self.registry.callers,
             )
+            open_ports.push_async_callback(self.registry.callers.stop)
+            self.registry.callers.start()
             self._handle_signals()
             http_task = asyncio.create_task(http_server.serve(sockets=[data]))
             http_task.add_done_callback(
@@ -174,6 +185,20 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         log.info("stopped with exit code %d", self._exit_code)
         return self._exit_code
 
+    def _follow_certificates(self, open_ports: contextlib.AsyncExitStack) -> None:
+        """Read the TLS files, if there are any, and follow them until `open_ports` is closed."""
+        tls = self.settings.tls
+        if not check_tls(tls):
+            return
+        self._certificates = Certificates(tls)
+        self._certificates.start()
+        open_ports.callback(self._certificates.stop)
+        if self._certificates.needs_client_certificate and self.health_port < 0:
+            log.warning(
+                "clients need a certificate, and a kubelet has none: set PREDICTORS_SERVER_"
+                "HEALTH_PORT for its probes"
+            )
+
     def _data_routes(self) -> list[BaseRoute]:
         makers = (v2_routes, openai_routes, openapi_routes)
         routes = [route for make in makers for route in make(self.registry)]
@@ -183,7 +208,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _ports(self) -> str:
         """All ports in use, for the log."""
         ports = {
-            "HTTP": self.http_port,
+            "HTTP" if self._certificates is None else "HTTPS": self.http_port,
             "gRPC": self.grpc_port if self.enable_grpc else -1,
             "health": self.health_port,
             "metrics": self.metrics_port,
@@ -191,33 +216,19 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         }
         return ", ".join(f"{name} {port}" for name, port in ports.items() if port >= 0)
 
-    def _listen_beside(self, open_ports: contextlib.AsyncExitStack) -> SidePorts:
-        """Listen on the health and metrics ports that are set."""
-        own, apps = self.settings.server, {}
-        access = AccessPolicy(own.host, own.allowed_hosts, pages=False)
-        if self.health_port >= 0:
-            health = open_ports.enter_context(listen(own.host, self.health_port, "health"))
-            self.health_port = _port_of(health)
-            routes = probe_routes(self.registry)
-            apps[health] = RestApp(routes, access_log=own.access_log, access=access)
-        if self.metrics_port >= 0:
-            scrapes = open_ports.enter_context(listen(own.host, self.metrics_port, "metrics"))
-            self.metrics_port = _port_of(scrapes)
-            route = metrics_route(self._on_scrape)
-            apps[scrapes] = RestApp([route], access_log=own.access_log, access=access)
-        return SidePorts(apps, own)
-
     def _serve_admin(self, open_ports: contextlib.AsyncExitStack) -> None:
         """Serve the admin port, if it is set, until `open_ports` is closed."""
         if self._admin_routes is None or self.admin_port < 0:
             return
         own = self.settings.server
         listener = open_ports.enter_context(listen(own.admin_host, self.admin_port, "admin"))
-        self.admin_port = _port_of(listener)
+        self.admin_port = port_of(listener)
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         routes = self._admin_routes(self.registry, self._ending)
         scrapes = metrics_route(self._on_scrape)
-        server = self._http_server([*routes, scrapes], access, ADMIN_CONNECTIONS)
+        # a loopback address is reached through a tunnel, or from inside the pod
+        certificates = None if _is_loopback(own.admin_host) else self._certificates
+        server = self._http_server([*routes, scrapes], access, ADMIN_CONNECTIONS, certificates)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
@@ -228,7 +239,12 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         open_ports.push_async_callback(stop)
 
     def _http_server(
-        self, routes: Sequence[BaseRoute], access: AccessPolicy, limit: int
+        self,
+        routes: Sequence[BaseRoute],
+        access: AccessPolicy,
+        limit: int,
+        certificates: Certificates | None,
+        callers: Callers | None = None,
     ) -> HttpServer:
         own = self.settings.server
         app = RestApp(
@@ -236,14 +252,14 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             access_log=own.access_log,
             is_leaving=self.registry.leaving.is_set,
             access=access,
-            caller_names=self.registry.caller_names,
+            callers=callers,
         )
-        return HttpServer(app, own, limit)
+        return HttpServer(app, own, limit, certificates)
 
     async def _start_grpc(self) -> grpc.aio.Server | None:
         if not self.enable_grpc:
             return None
-        server, self.grpc_port = await start_grpc(self.registry)
+        server, self.grpc_port = await start_grpc(self.registry, self._certificates)
         return server
 
     def _start_models(self) -> None:
@@ -315,9 +331,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self._begin_end(0, lingers=number == signal.SIGTERM and self.settings.server.linger_s > 0)
 
 
-def _port_of(listener: socket.socket) -> int:
-    port: int = listener.getsockname()[1]
-    return port
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _do_nothing() -> None: ...

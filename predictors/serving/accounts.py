@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 KEPT_DEBTS = 1024  # callers that left while ahead of the level
 
-FIRST_PRIORITY, NORMAL_PRIORITY, LAST_PRIORITY = 1, 5, 9
+MAX_PRIORITY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,13 @@ class Caller:
     weight: float = 1.0
     """Its share of the engine beside others, above 0."""
     priority: int = 0
-    """Order among the caller's own jobs, as Triton counts: 1 goes first, 9 last, and 0 is the
-    default, which counts as 5. Larger numbers count as 9. It gives no right over others."""
+    """Order among the caller's own jobs: a higher one goes first, within -8 and 8. It gives no
+    right over others."""
 
     @property
     def level(self) -> int:
-        """The priority from 1 to 9."""
-        if self.priority <= 0:
-            return NORMAL_PRIORITY
-        return min(self.priority, LAST_PRIORITY)
+        """The priority, within its bounds."""
+        return max(-MAX_PRIORITY, min(self.priority, MAX_PRIORITY))
 
 
 ANYONE = Caller()
@@ -76,7 +74,7 @@ class Accounts:
         self._present: dict[Account, None] = {}  # with waiting or running jobs, as an ordered set
         self._running: dict[Account, None] = {}
         self._weights = 0.0  # of those present
-        self._served_s = 0.0  # greatest start tag of an admitted job
+        self._served_s = 0.0  # the most that the caller of an admitted job had used
         self._debts: OrderedDict[str, float] = OrderedDict()  # `used_s` of callers that left
 
     def of(self, caller: Caller) -> Account:
@@ -107,9 +105,10 @@ class Accounts:
     def start(self, account: Account, pledged_s: float) -> None:
         """A waiting job starts to run; `pledged_s` is what the caller's running jobs will still
         use. Engine thread."""
-        tag = account.tag_s(pledged_s)
-        account.used_s = max(account.used_s, tag - pledged_s / account.weight)
-        self._served_s = max(self._served_s, tag)
+        tag_s = account.tag_s(pledged_s)
+        account.used_s = max(account.used_s, tag_s - pledged_s / account.weight)
+        # without what is pledged: a newcomer's steps are compared by what was used
+        self._served_s = max(self._served_s, account.used_s)
         account.waiting -= 1
         account.running += 1
         self._running[account] = None
@@ -144,8 +143,8 @@ class Accounts:
     # -- who is there ----------------------------------------------------------------------------
     @property
     def level_s(self) -> float:
-        """Weighted seconds at which a newcomer starts: the greatest tag that was admitted, or what
-        the least of the callers in slots has used."""
+        """Weighted seconds at which a newcomer starts: the most that the caller of an admitted job
+        had used then, or what the least of the callers in slots has used."""
         least = min((account.used_s for account in self._running), default=0.0)
         return max(self._served_s, least)
 

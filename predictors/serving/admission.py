@@ -2,79 +2,196 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from predictors import metrics
-from predictors.errors import InvalidRequest, Overloaded, ServingError
-from predictors.serving.accounts import Accounts, Caller
-from predictors.serving.departure_rate import DepartureRate
+from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
+from predictors.serving.accounts import Account, Accounts, Caller
+from predictors.serving.estimates import Costs, Estimates
 from predictors.serving.places import Places
 from predictors.serving.queue import AdmissionQueue
 from predictors.serving.slots import Slots
+from predictors.settings import QueueSettings
 
 W = TypeVar("W")
 C = TypeVar("C")
 
+UNKNOWN: Costs = {}
+SAFETY = 1.5  # a request is refused if it needs this many times what its deadline leaves
+# an idle engine takes a request in spite of estimates that are older: it may be faster now
+TRUSTED_S = 60.0
+
 
 class Admission(Generic[W, C]):
-    """The rules of one engine's queue. Not thread-safe: `JobTable` holds the lock."""
+    """The rules of one engine's queue: places, engine seconds, deadlines. Not thread-safe:
+    `JobTable` holds the lock."""
 
     def __init__(
         self,
         model: str,
+        settings: QueueSettings,
         clock: Callable[[], float],
         refusal: Callable[[], ServingError | None],
         accounts: Accounts,
-        places: Places,
         queue: AdmissionQueue[W, C],
         slots: Slots[W, C],
-        rate: DepartureRate,
     ) -> None:
+        self.places = Places(settings.capacity)
+        self.estimates = Estimates()
+        self._capacity_s = settings.capacity_s
         self._model = model
         self._clock = clock
         self._refusal = refusal
         self._accounts = accounts
-        self._places = places
         self._queue = queue
         self._slots = slots
-        self._rate = rate
 
-    def check(self, rows: int, caller: Caller, *, is_reserved: bool = False) -> None:
-        """Raise if a request with so many rows can't be accepted now. Reserved rows have places."""
+    def check(
+        self,
+        rows: int,
+        caller: Caller,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+        *,
+        is_reserved: bool = False,
+    ) -> None:
+        """Raise if a request with so many rows can't be accepted now. Reserved rows have places.
+        `costs` are those of all rows together, if they are known."""
         refusal = self._refusal()
         if refusal is not None:
             raise self.rejected(refusal, rows)
-        capacity = self._places.capacity
+        capacity = self.places.capacity
         if not 0 < rows <= capacity:
             message = f"a request may have 1 to {capacity} rows, not {rows}; split it"
             raise self.rejected(InvalidRequest(message), rows)
-        if not is_reserved:
-            self._check_places(rows, caller)
-
-    def _check_places(self, rows: int, caller: Caller) -> None:
         account = self._accounts.find(caller)
-        own = 0 if account is None else account.places
-        # while the engine refuses jobs free slots are no places
-        slots = 0 if self._queue.is_blocked else self._slots.free_for(account, caller.weight)
-        if rows > self._places.free(own, slots):
-            message = self._places.refusal(own, rows, slots)
-            raise self.rejected(Overloaded(message, retry_after_s=self._retry_after_s()), rows)
-
-    def _retry_after_s(self) -> float:
-        rate, queued, now = self._rate, len(self._queue), self._clock()
-        # rows in preparation cost as much as others do
-        mean = self._queue.cost / queued if queued else rate.mean_cost
-        running = self._slots.running
-        slot_seconds = rate.seconds_per_cost * len(running)
-        left = [
-            job.cost * slot_seconds - (now - (job.admitted_at or now)) for job in running.values()
-        ]
-        first_s = min(left, default=0.0) if len(left) >= self._slots.num else 0.0
-        reserved = self._places.taken - queued
-        return rate.retry_after_s(self._queue.cost + reserved * mean, first_s)
+        if not is_reserved:
+            self._check_places(rows, caller, account)
+            if self._capacity_s > 0 and self.places.taken:
+                self._check_seconds(rows, caller, account, costs)
+        if deadline is not None:
+            reserved = rows if is_reserved else 0
+            self._check_deadline(rows, caller, account, costs, deadline, reserved)
 
     def rejected(self, error: ServingError, rows: int) -> ServingError:
         """Count the refusal of so many rows; returns the error."""
         metrics.admission_rejected_total.labels(self._model, error.reason).inc(rows)
         return error
+
+    # -- rules -----------------------------------------------------------------------------------
+    def _check_places(self, rows: int, caller: Caller, account: Account | None) -> None:
+        own = 0 if account is None else account.places
+        # while the engine refuses jobs free slots are no places
+        slots = 0 if self._queue.is_blocked else self._slots.free_for(account, caller.weight)
+        if rows > self.places.free(own, slots):
+            message = self.places.refusal(own, rows, slots)
+            raise self._overloaded(message, rows, caller, account)
+
+    def _check_seconds(
+        self, rows: int, caller: Caller, account: Account | None, costs: Costs
+    ) -> None:
+        """The same rule as for places, in engine seconds. It refuses none that would wait alone."""
+        needed = self.estimates.seconds(costs) or rows * self.estimates.of_all.mean_s
+        capacity, total, own = self._capacity_s, self.waiting_s(), self._own_s(account)
+        places = 0 if account is None else account.places
+        if places == self.places.taken:
+            is_free = own + needed <= capacity
+        else:
+            part = capacity / self.places.callers_with(places)
+            is_free = own + needed <= capacity / 2 and total + needed <= 1.5 * capacity
+            is_free &= total + needed <= capacity or own + needed <= part
+        if not is_free:
+            message = (
+                f"the queue is full: work of about {total:.3g} s waits, {own:.3g} s of it this "
+                f"caller's, and {needed:.3g} s more do not fit into {capacity:.3g} s; "
+                "try again later"
+            )
+            raise self._overloaded(message, rows, caller, account)
+
+    def _check_deadline(
+        self,
+        rows: int,
+        caller: Caller,
+        account: Account | None,
+        costs: Costs,
+        deadline: float,
+        reserved: int,
+    ) -> None:
+        """Raise if the estimate says clearly that the deadline would pass first. `reserved` of the
+        rows in preparation are this request's own."""
+        now = self._clock()
+        left_s = deadline - now
+        if not self.estimates.is_sure or left_s <= 0:
+            return
+        is_idle = not self._slots.running and not len(self._queue)
+        if is_idle and now - self.estimates.observed_at > TRUSTED_S:
+            return
+        own_s = self.estimates.sure_seconds(costs)
+        wait_s = 0.0 if is_idle else self._wait_s(caller, account, own_s, reserved)
+        if wait_s + own_s > SAFETY * left_s:
+            message = (
+                f"this needs about {wait_s + own_s:.3g} s, {wait_s:.3g} s of them to wait, and "
+                f"its deadline is in {left_s:.3g} s; ask for less, allow more time, or try later"
+            )
+            raise self.rejected(DeadlineExceeded(message), rows)
+
+    def _overloaded(
+        self, message: str, rows: int, caller: Caller, account: Account | None
+    ) -> ServingError:
+        wait_s = self._wait_s(caller, account)
+        retry_after_s = self.estimates.retry_after_s(wait_s)
+        return self.rejected(Overloaded(message, retry_after_s=retry_after_s), rows)
+
+    # -- estimates -------------------------------------------------------------------------------
+    def estimate_s(self, kind: str, cost: float) -> float:
+        """Engine seconds of a job; 0 before one was measured."""
+        return self.estimates.seconds({kind: cost})
+
+    def waiting_s(self, but_rows: int = 0) -> float:
+        """Engine seconds that wait. Rows in preparation, but for so many of them, cost as much as
+        others do."""
+        in_preparation = self.places.taken - len(self._queue) - but_rows
+        waiting_s = self.estimates.seconds(self._queue.waiting_cost.costs)
+        return waiting_s + in_preparation * self.estimates.of_all.mean_s
+
+    def _own_s(self, account: Account | None, but_rows: int = 0) -> float:
+        """Those of them that are this caller's."""
+        if account is None:
+            return 0.0
+        line = self._queue.lines.get(account)
+        own_s = 0.0 if line is None else self.estimates.seconds(line.waiting_cost.costs)
+        in_preparation = account.places - account.waiting - but_rows
+        return own_s + in_preparation * self.estimates.of_all.mean_s
+
+    def _wait_s(
+        self, caller: Caller, account: Account | None, added_s: float = 0.0, but_rows: int = 0
+    ) -> float:
+        """Seconds that a caller's next jobs wait, at least, when all share the engine by weight:
+        for its jobs before them, and for others while they take `added_s` themselves."""
+        share = self._accounts.share(caller.weight, 1.0, account)
+        # what has a high priority passes the caller's other jobs
+        before_s = self._own_s(account, but_rows) if caller.level <= 0 else 0.0
+        fair_s = (before_s + added_s) / share - added_s
+        waiting_s = self.waiting_s(but_rows)
+        return max(min(waiting_s, fair_s), self._first_slot_s(caller, account))
+
+    def _first_slot_s(self, caller: Caller, account: Account | None) -> float:
+        """Seconds until a slot is free for the caller."""
+        if self._slots.free_for(account, caller.weight) > 0:
+            return 0.0
+        running = self._slots.running.values()
+        left_s = (max(0.0, job.estimate_s - job.used_s) for job in running)
+        return min(left_s, default=0.0) * len(running)
+
+
+def costs_of(rows: Iterable[object]) -> Costs:
+    """The costs of rows together, by kind: of those that tell their `cost`, perhaps with a
+    `cost_kind`."""
+    total: dict[str, float] = {}
+    for row in rows:
+        cost: float | None = getattr(row, "cost", None)
+        if cost is not None:
+            kind: str = getattr(row, "cost_kind", "")
+            total[kind] = total.get(kind, 0.0) + cost
+    return total

@@ -16,7 +16,9 @@ from typing import Any, Generic, TypeVar
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
 from predictors.serving.accounts import ANYONE, Caller
+from predictors.serving.admission import UNKNOWN, costs_of
 from predictors.serving.engine import Describes, Engine
+from predictors.serving.estimates import Costs
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, State
@@ -66,13 +68,26 @@ class EngineHost(Generic[W, C]):
         self._start_lock = threading.Lock()
 
     # -- submission -----------------------------------------------------------------------------
-    def check_accepting(self, rows: int, caller: Caller = ANYONE) -> None:
-        """Raise what `submit` of so many rows would raise now, before any work is spent on them."""
-        self.jobs.check(rows, caller)
+    def check_accepting(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
+        """Raise what `submit` of so many rows would raise now, before any work is spent on them.
+        `costs` are those of all rows together by kind of work, as far as they are known."""
+        self.jobs.check(rows, caller, costs, deadline)
 
-    def reserve(self, rows: int, caller: Caller = ANYONE) -> None:
+    def reserve(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
-        self.jobs.reserve(rows, caller)
+        self.jobs.reserve(rows, caller, costs, deadline)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
         self.jobs.release(rows, caller)
@@ -93,7 +108,7 @@ class EngineHost(Generic[W, C]):
         with a Retry-After, `DeadlineExceeded`, `NotReady`, `Draining`, `EngineFailed`.
         """
         if not is_reserved:
-            self.jobs.check(len(works), caller)
+            self.jobs.check(len(works), caller, costs_of(works), deadline)
         try:
             self._validate(works)
         except InvalidRequest as error:

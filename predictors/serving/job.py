@@ -46,6 +46,8 @@ class Job(Generic[W, C]):
         share."""
         self.cost: float = getattr(work, "cost", 1.0)
         """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
+        self.cost_kind: str = getattr(work, "cost_kind", "")
+        """Works of one kind take equal time for equal cost."""
         self.used_s = 0.0
         """Engine seconds charged so far."""
         self.estimate_s = 0.0

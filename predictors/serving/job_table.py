@@ -18,10 +18,9 @@ from prometheus_client import Gauge
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, ServingError
 from predictors.serving.accounts import ANYONE, Accounts, Caller
-from predictors.serving.admission import Admission
-from predictors.serving.departure_rate import DepartureRate
+from predictors.serving.admission import UNKNOWN, Admission, costs_of
+from predictors.serving.estimates import Costs
 from predictors.serving.job import Job
-from predictors.serving.places import Places
 from predictors.serving.queue import AdmissionPass, AdmissionQueue
 from predictors.serving.slots import Slots
 from predictors.settings import QueueSettings
@@ -52,14 +51,12 @@ class JobTable(Generic[W, C]):
         self._clock = clock
         self._queue: AdmissionQueue[W, C] = AdmissionQueue(settings)
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of jobs that left are stale
-        self._departure_rate = DepartureRate()
         self._accounts = Accounts()
-        self._places = Places(settings.capacity)
         self._slots: Slots[W, C] = Slots(slots, spare_slots, self._accounts)
         self._admission: Admission[W, C] = Admission(
-            model, clock, refusal, self._accounts, self._places, self._queue, self._slots,
-            self._departure_rate,
-        )  # fmt: skip
+            model, settings, clock, refusal, self._accounts, self._queue, self._slots
+        )
+        self._places = self._admission.places
         self._arrivals = 0
         self.busy_since: float | None = None
         """When the first of the present jobs was accepted; None without jobs."""
@@ -77,21 +74,35 @@ class JobTable(Generic[W, C]):
             (metrics.requests_waiting.labels(model), lambda: self.waiting),
             (metrics.requests_running.labels(model), lambda: len(self._slots.running)),
             (metrics.queue_oldest_seconds.labels(model), self.oldest_age_s),
+            (metrics.queue_work_seconds.labels(model), self.waiting_s),
+            (metrics.callers.labels(model), lambda: self._accounts.present),
         )
         for gauge, read in self._gauges:
             gauge.set_function(read)
 
     # -- callers ---------------------------------------------------------------------------------
-    def check(self, rows: int, caller: Caller = ANYONE) -> None:
+    def check(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Raise what `accept` of so many rows would raise now."""
         with self._lock:
-            self._admission.check(rows, caller)
+            self._admission.check(rows, caller, costs, deadline)
 
-    def reserve(self, rows: int, caller: Caller = ANYONE) -> None:
+    def reserve(
+        self,
+        rows: int,
+        caller: Caller = ANYONE,
+        costs: Costs = UNKNOWN,
+        deadline: float | None = None,
+    ) -> None:
         """Keep places for rows that are being prepared, or raise what `accept` would raise.
         `release` must follow, after `accept`."""
         with self._lock:
-            self._admission.check(rows, caller)
+            self._admission.check(rows, caller, costs, deadline)
             self._places.take(self._accounts.of(caller), rows)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
@@ -101,14 +112,17 @@ class JobTable(Generic[W, C]):
             self._accounts.close_unused(account)
 
     def accept(self, jobs: Sequence[Job[W, C]], *, is_reserved: bool = False) -> None:
-        """Add all jobs of a caller, or raise and add none. Reserved places are always free.
+        """Add all jobs of a request, or raise and add none. Reserved places are always free.
 
         Raises what `refusal` returns, `InvalidRequest` for more rows than the queue can ever hold,
-        `DeadlineExceeded` for jobs that are late already, `Overloaded` without a place for each.
+        `DeadlineExceeded` for jobs that are late already or clearly will be, `Overloaded` without a
+        place for each.
         """
-        caller = jobs[0].caller if jobs else ANYONE
+        caller, deadline = (jobs[0].caller, jobs[0].deadline) if jobs else (ANYONE, None)
         with self._lock:
-            self._admission.check(len(jobs), caller, is_reserved=is_reserved)
+            self._admission.check(
+                len(jobs), caller, costs_of(jobs), deadline, is_reserved=is_reserved
+            )
             now = self._clock()
             if any(job.is_late(now) for job in jobs):
                 late = DeadlineExceeded("the deadline had passed on arrival")
@@ -183,7 +197,7 @@ class JobTable(Generic[W, C]):
 
     def _estimate_s(self, job: Job[W, C]) -> float:
         # before anything was measured jobs count alike
-        return job.cost * self._departure_rate.seconds_per_cost or UNMEASURED_JOB_S
+        return self._admission.estimate_s(job.cost_kind, job.cost) or UNMEASURED_JOB_S
 
     def start_running(self, job: Job[W, C], now: float) -> bool:
         """Move a waiting job to the running ones. False if it left meanwhile: evict it then."""
@@ -221,13 +235,25 @@ class JobTable(Generic[W, C]):
         if job.admitted_at is None:
             self._queue_seconds.observe(max(0.0, now - job.submitted_at), job.exemplar)
         elif error is None:
-            seconds = (job.finished_at or now) - job.admitted_at
-            self._departure_rate.observe(seconds, len(self._slots.running) + 1, job.cost)
+            self._measure(job, now)
         self.removed.notify_all()
         if self.open_jobs == 0:
             self.busy_since = None
         if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
             self._drop_stale_deadlines()
+
+    def _measure(self, job: Job[W, C], now: float) -> None:
+        """Learn from a job that has finished."""
+        running = len(self._slots.running) + 1
+        # an engine that charges nothing: the job's part of the time in its slot
+        slot_s = (job.finished_at or now) - (job.admitted_at or now)
+        self._admission.estimates.observe(
+            job.used_s or slot_s / running,
+            job.cost,
+            job.cost_kind,
+            is_full=running >= self._slots.num or self._queue.is_blocked,
+            now=now,
+        )
 
     def _drop_stale_deadlines(self) -> None:
         # at least half of the entries go, and each is dropped once: constant per job, amortised
@@ -288,6 +314,11 @@ class JobTable(Generic[W, C]):
     def waiting(self) -> int:
         return len(self._queue)
 
+    def waiting_s(self) -> float:
+        """Engine seconds that the waiting jobs need, as far as estimates go."""
+        with self._lock:
+            return self._admission.waiting_s()
+
     @property
     def open_jobs(self) -> int:
         """Number of jobs that wait or hold a slot."""
@@ -317,6 +348,7 @@ class JobTable(Generic[W, C]):
             "queued": self.waiting,
             "queue_capacity": self._places.capacity,
             "queue_oldest_s": round(self.oldest_age_s(), 3),
+            "queue_work_s": round(self.waiting_s(), 3),
             "slots": self._slots.num,
             "callers": [
                 {

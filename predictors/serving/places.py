@@ -38,9 +38,13 @@ class Places:
         others = self.taken - own - (self._excess - max(0, own - self.half))
         of_all = self.capacity + free_slots - own - others
         of_half = self.half + free_slots - own
-        of_equal_part = self.capacity // (self._holders + (own == 0)) - own
+        of_equal_part = self.capacity // self.callers_with(own) - own
         most = self.capacity + self.half + free_slots - self.taken
         return min(max(min(of_all, of_half), of_equal_part), most)
+
+    def callers_with(self, own: int) -> int:
+        """Callers that hold places, together with one that holds `own` and asks for more."""
+        return self._holders + (own == 0)
 
     def refusal(self, own: int, rows: int, free_slots: int) -> str:
         """The message for rows that find no places."""

@@ -16,6 +16,7 @@ from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
 from predictors.serving.accounts import Account
+from predictors.serving.estimates import WaitingCost
 from predictors.serving.job import Job
 from predictors.settings import QueueSettings
 
@@ -31,6 +32,7 @@ class CallerLine(Generic[W, C]):
     """Waiting jobs of one caller: by priority, then in order of arrival."""
 
     def __init__(self) -> None:
+        self.waiting_cost = WaitingCost()
         # a linked list under a dict: a plain dict keeps tombstones, which make its first item
         # slower and slower to find when jobs leave from the front
         self._levels: dict[int, OrderedDict[int, Job[W, C]]] = {}
@@ -48,11 +50,13 @@ class CallerLine(Generic[W, C]):
         if level is None:
             level = self._levels[job.caller.level] = OrderedDict()
         level[job.arrival_number] = job
+        self.waiting_cost.add(job.cost_kind, job.cost)
 
     def remove(self, job: Job[W, C]) -> None:
         number = job.caller.level
         level = self._levels[number]
         del level[job.arrival_number]
+        self.waiting_cost.remove(job.cost_kind, job.cost)
         if not level:
             del self._levels[number]
 
@@ -65,7 +69,7 @@ class CallerLine(Generic[W, C]):
             job = next((job for number, job in level.items() if number not in offered), None)
             if job is None:
                 continue
-            if best is None or job.caller.level < best.caller.level:
+            if best is None or job.caller.level > best.caller.level:
                 best = job
             if oldest is None or job.arrival_number < oldest.arrival_number:
                 oldest = job
@@ -114,8 +118,7 @@ class AdmissionQueue(Generic[W, C]):
         self.settings = settings
         self.is_blocked = False
         """True while the engine refuses waiting jobs: it would refuse the next job too."""
-        self.cost = 0.0
-        """Of all waiting jobs together."""
+        self.waiting_cost = WaitingCost()
         self.refused_first: Job[W, C] | None = None
         """The job that the engine refused first, of those that wait."""
         self.refused_since = 0.0
@@ -138,7 +141,7 @@ class AdmissionQueue(Generic[W, C]):
     def add(self, jobs: Iterable[Job[W, C]]) -> None:
         for job in jobs:
             self._jobs[job.arrival_number] = job
-            self.cost += job.cost
+            self.waiting_cost.add(job.cost_kind, job.cost)
             line = self.lines.get(job.account)
             if line is None:
                 line = self.lines[job.account] = CallerLine()
@@ -152,7 +155,7 @@ class AdmissionQueue(Generic[W, C]):
         job = self._jobs.pop(arrival_number, None)
         if job is None:
             return None
-        self.cost = self.cost - job.cost if self._jobs else 0.0
+        self.waiting_cost.remove(job.cost_kind, job.cost)
         self.is_blocked = self.is_blocked and bool(self._jobs)
         line = self.lines[job.account]
         line.remove(job)
@@ -171,7 +174,7 @@ class AdmissionQueue(Generic[W, C]):
         self._idle.clear()
         self._idle_turns.clear()
         self.refused_first = None
-        self.cost = 0.0
+        self.waiting_cost.clear()
         self.is_blocked = False
         return jobs
 

@@ -91,6 +91,11 @@ class Submission(Generic[W, C]):
         until = job.clock() if job.finished_at is None else job.finished_at
         return _ceil_ms(until - job.admitted_at)
 
+    @property
+    def used_s(self) -> float:
+        """Engine seconds charged for the row so far."""
+        return self._job.used_s
+
     def add_spans(self, trace: tracing.Trace, attributes: Mapping[str, int | str]) -> None:
         """Add the spans `queue` and `engine`; `attributes` and the stages belong to the latter."""
         job = self._job

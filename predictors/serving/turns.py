@@ -1,14 +1,17 @@
-"""Whose turn it is in an engine: the order of callers in a step, and who may take more slots.
+"""Whose turn it is inside an engine: the order of callers in a step, and who may take more slots.
 
-The caller who has used least goes first, as in the queue (`accounts`). One who uses less than its
-share although nothing holds it back can't save that up: its account stays within a few steps of the
-others'. Engine thread only.
+Among the callers that hold slots the one that has used least since goes first. One who comes starts
+level with the least and goes before it, unless it owes from before; one who uses less than its
+share although nothing holds it back can't save that up. `accounts` is about the queue: its levels
+count what running jobs will still use, and here they have not used it yet.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from predictors.serving.accounts import Account
@@ -19,57 +22,96 @@ T = TypeVar("T")
 CREDIT_STEPS = 4
 """Longest steps that a caller may be behind the one who has used most. Two who both wait for their
 turn are at most two steps apart."""
+KEPT_DEBTS = 1024  # callers who left after they had used more than another
 LONGEST_KEEPS = 0.98
 """Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
 
 
+def num_spare(slots: int) -> int:
+    """Slots beside these for callers that hold less than their share while others hold all."""
+    return max(1, slots // 2)
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """A caller with slots."""
+
+    account: Account
+    used_s: float
+    """Weighted engine seconds since it came, from the level of the others then."""
+    slots: int = 0
+
+
 class SlotHolders:
-    """The callers whose jobs hold slots of one engine, in order of their oldest job."""
+    """The callers whose jobs hold slots of one engine, in order of their coming. Engine thread
+    only."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, Account] = {}
-        self._held: dict[str, int] = {}
+        self._holders: dict[str, Holder] = {}
+        self._debts: OrderedDict[str, float] = OrderedDict()  # `used_s` of callers who left
         self._longest_s = 0.0
 
     def add(self, job: Job[Any, Any]) -> None:
         """`job` has got a slot."""
-        name = job.account.name
-        self._accounts[name] = job.account
-        self._held[name] = self._held.get(name, 0) + 1
+        holder = self._holders.get(job.account.name)
+        if holder is None:
+            level_s = min((each.used_s for each in self._holders.values()), default=0.0)
+            used_s = max(level_s, self._debts.pop(job.account.name, 0.0))
+            holder = self._holders[job.account.name] = Holder(job.account, used_s)
+        holder.account = job.account
+        holder.slots += 1
 
     def remove(self, job: Job[Any, Any]) -> None:
         """`job` has given its slot back."""
-        name = job.account.name
-        self._held[name] -= 1
-        if not self._held[name]:
-            del self._held[name], self._accounts[name]
+        holder = self._holders[job.account.name]
+        holder.slots -= 1
+        if holder.slots:
+            return
+        del self._holders[job.account.name]
+        if not self._holders:  # all start equal the next time
+            self._debts.clear()
+            return
+        self._debts[job.account.name] = holder.used_s
+        if len(self._debts) > KEPT_DEBTS:
+            self._debts.popitem(last=False)
 
     def clear(self) -> None:
-        self._accounts.clear()
-        self._held.clear()
+        self._holders.clear()
+        self._debts.clear()
 
+    # -- shares ----------------------------------------------------------------------------------
     @property
     def is_shared(self) -> bool:
         """More than one caller holds slots."""
-        return len(self._accounts) > 1
+        return len(self._holders) > 1
 
     def held(self, account: Account) -> int:
         """Slots of that caller."""
-        return self._held.get(account.name, 0)
+        holder = self._holders.get(account.name)
+        return 0 if holder is None else holder.slots
 
     def share(self, account: Account) -> float:
         """The part of the engine, 0 to 1, that a caller may claim beside the others here."""
-        others = sum(a.weight for name, a in self._accounts.items() if name != account.name)
+        others = sum(h.account.weight for n, h in self._holders.items() if n != account.name)
         return account.weight / (account.weight + others)
 
     def is_below_share(self, account: Account, slots: float) -> bool:
         """True if that caller holds less than its part of `slots`."""
         return self.held(account) < slots * self.share(account)
 
+    def has_slot_for(self, account: Account, slots: int, spare: int) -> bool:
+        """True if one of `slots` is free, or a spare one and the caller is below its share."""
+        taken = sum(holder.slots for holder in self._holders.values())
+        if taken < slots:
+            return True
+        return taken < slots + spare and self.is_below_share(account, slots)
+
+    # -- turns -----------------------------------------------------------------------------------
     def ranks(self) -> dict[str, int]:
         """By caller's name: 0 for the one whose turn it is, then 1, 2, ..."""
-        order = sorted(self._accounts.values(), key=_used)
-        return {account.name: rank for rank, account in enumerate(order)}
+        latest_first = reversed(self._holders.items())
+        order = sorted(latest_first, key=lambda item: item[1].used_s)
+        return {name: rank for rank, (name, _) in enumerate(order)}
 
     def in_turn(self, items: Sequence[T], account_of: Callable[[T], Account]) -> Sequence[T]:
         """`items` by their callers' turns, those of one caller in the order given. The same
@@ -79,38 +121,40 @@ class SlotHolders:
         ranks = self.ranks()
         return sorted(items, key=lambda item: ranks[account_of(item).name])
 
+    def deal(self, wanted: dict[str, int], places: int, place_s: float) -> dict[str, int]:
+        """How many of `places` each caller gets of those it wants, by name: one at a time to the
+        caller who would then have used least, where a place costs `place_s` seconds."""
+        heap = []
+        for rank, (name, holder) in enumerate(reversed(self._holders.items())):
+            if most := wanted.get(name):
+                heap.append((holder.used_s, rank, name, place_s / holder.account.weight, most))
+        heapq.heapify(heap)
+        got = dict.fromkeys(wanted, 0)
+        for _ in range(places):
+            if not heap:
+                break
+            used_s, rank, name, cost_s, left = heap[0]
+            got[name] += 1
+            if left == 1:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (used_s + cost_s, rank, name, cost_s, left - 1))
+        return got
+
+    # -- seconds ---------------------------------------------------------------------------------
+    def charge(self, job: Job[Any, Any], seconds: float) -> None:
+        """Count engine seconds that a step spent on `job`, which may have left meanwhile."""
+        job.charge(seconds)
+        holder = self._holders.get(job.account.name)
+        if holder is not None:
+            holder.used_s += seconds / holder.account.weight
+
     def end_step(self, seconds: float) -> None:
         """A step of so many seconds was charged: limit what callers can be behind."""
         self._longest_s = max(seconds, LONGEST_KEEPS * self._longest_s)
         if not self.is_shared:
             return
-        most = max(account.used_s for account in self._accounts.values())
-        for account in self._accounts.values():
-            least = most - CREDIT_STEPS * self._longest_s / account.weight
-            account.used_s = max(account.used_s, least)
-
-
-def deal(wanted: Sequence[tuple[Account, int]], places: int, place_s: float) -> list[int]:
-    """How many of `places` each caller gets of those it wants: one at a time to the caller who
-    would then have used least, where a place costs `place_s` seconds."""
-    heap = [
-        (account.used_s, rank, place_s / account.weight, most)
-        for rank, (account, most) in enumerate(wanted)
-        if most
-    ]
-    heapq.heapify(heap)
-    got = [0] * len(wanted)
-    for _ in range(places):
-        if not heap:
-            break
-        used_s, rank, cost, left = heap[0]
-        got[rank] += 1
-        if left == 1:
-            heapq.heappop(heap)
-        else:
-            heapq.heapreplace(heap, (used_s + cost, rank, cost, left - 1))
-    return got
-
-
-def _used(account: Account) -> float:
-    return account.used_s
+        most = max(holder.used_s for holder in self._holders.values())
+        for holder in self._holders.values():
+            least = most - CREDIT_STEPS * self._longest_s / holder.account.weight
+            holder.used_s = max(holder.used_s, least)

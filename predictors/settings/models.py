@@ -18,15 +18,21 @@ class QueueSettings(SettingsGroup):
     section = "queue"
 
     capacity: int = 64
-    """Jobs that may wait, in addition to those that run. The next one is refused at once."""
+    """Jobs that may wait, in addition to those that run. The next one is refused at once. While
+    several callers wait, each may hold half of the places, and up to half as many more wait."""
+    capacity_s: float = 0.0
+    """Engine seconds of work that may wait, as learned from finished jobs, beside `capacity`. 0 is
+    no limit: what can't be done before its deadline is refused in any case."""
     overload_status: int = bounded(503, choices=(503, 429))
     """Status of a request that meets a full queue. Gateways retry 503 on another replica; clients
     back off on 429."""
     skip_window: int = 8
-    """If the first job in the queue does not fit, this many jobs behind it may be admitted before
+    """If the job whose turn it is does not fit, this many jobs behind it may be admitted before
     it."""
     skip_max_wait_s: float = 30.0
-    """Once the first job has waited this long, no other job is admitted before it."""
+    """Once a job that did not fit has waited this long, no other one of its caller is admitted
+    before it; this long after its turn, no job at all. A job that has waited this long goes before
+    its caller's jobs of higher priority."""
     default_timeout_s: float = 600.0
     """Deadline of a request that sets none. 0 means no deadline."""
     stall_timeout_s: float = 120.0

@@ -84,7 +84,7 @@ def test_the_start_has_its_budget_and_the_other_probes_their_patience() -> None:
     assert model["readinessProbe"]["failureThreshold"] == 4
     assert model["livenessProbe"]["periodSeconds"] == 20
     for name in ("startupProbe", "readinessProbe"):
-        assert model[name]["httpGet"] == {"path": "/v2/models/{{.Name}}/ready", "port": 8080}
+        assert model[name]["httpGet"] == {"path": "/v2/models/{{.Name}}/ready", "port": 8082}
 
 
 def test_the_pod_has_time_for_the_sleep_the_linger_the_drain_and_some_slack() -> None:

@@ -62,8 +62,11 @@ def test_the_monitor_finds_the_pods_by_kserves_label_and_the_port_by_name() -> N
     }
     (endpoint,) = found["spec"]["podMetricsEndpoints"]
     runtime = of_kind(render(LAPTOP), "ServingRuntime")["predictors-flux"]
-    names = [port["name"] for port in runtime["spec"]["containers"][0]["ports"]]
-    assert endpoint["port"] == names[0] == "http1"
+    ports = {port["name"]: port for port in runtime["spec"]["containers"][0]["ports"]}
+    assert endpoint["port"] == "metrics"
+    assert ports["metrics"]["containerPort"] == 9090
+    annotated = runtime["spec"]["annotations"]["prometheus.kserve.io/port"]
+    assert annotated == "9090"
     assert endpoint["path"] == "/metrics"
     assert endpoint["interval"] == "15s"
     assert "scrapeTimeout" not in endpoint

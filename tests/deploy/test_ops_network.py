@@ -39,7 +39,7 @@ def test_without_a_word_the_own_namespace_calls_and_prometheus_scrapes() -> None
     assert ports(calls) == {(8080, "TCP"), (8081, "TCP")}
     namespace = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
     assert scrapes["from"] == [{"namespaceSelector": namespace}]
-    assert ports(scrapes) == {(8080, "TCP")}
+    assert ports(scrapes) == {(9090, "TCP")}
 
 
 def test_named_callers_replace_the_namespace_and_helm_test_stays_allowed() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -122,8 +124,18 @@ def test_a_test_gives_the_model_as_long_as_a_caller_gets() -> None:
 
 
 @contextmanager
-def serving(status: int = 200, image: bytes = PNG, text: str = "a red circle") -> Iterator[str]:
-    """The address of a server that answers one inference in our words; checks what it is asked."""
+def serving(
+    status: int = 200,
+    image: bytes = PNG,
+    text: str = "a red circle",
+    key: str = "",
+    certificate: Path | None = None,
+) -> Iterator[str]:
+    """The address of a server that answers one inference in our words; checks what it is asked.
+
+    With `key` it answers 401 to requests without it; `certificate` is a folder for TLS, whose
+    clients must present the certificate in `client`.
+    """
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -132,6 +144,9 @@ def serving(status: int = 200, image: bytes = PNG, text: str = "a red circle") -
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if key and self.headers["Authorization"] != f"Bearer {key}":
+                self.reply(401, {"error": "no key"})
+                return
             inputs = {each["name"]: each["data"][0] for each in body["inputs"]}
             assert self.headers["Content-Type"] == "application/json"
             if "image" in inputs:
@@ -153,25 +168,87 @@ def serving(status: int = 200, image: bytes = PNG, text: str = "a red circle") -
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        if certificate:
+            secured = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            secured.load_cert_chain(certificate / "server/tls.crt", certificate / "server/tls.key")
+            secured.load_verify_locations(certificate / "client/tls.crt")
+            secured.verify_mode = ssl.CERT_REQUIRED
+            server.socket = secured.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            scheme = "https" if certificate else "http"
+            yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()
 
 
-def ask(model: str, url: str, wait_s: str = "5") -> subprocess.CompletedProcess[str]:
-    """The command of a model's test pod, with another address."""
+def ask(
+    model: str, url: str, wait_s: str = "5", etc: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The command of a model's test pod, with another address, and a folder for its /etc."""
     pod = askers()[f"predictors-{model}-test"]
     python, flag, script, address, name, kind, _, timeout_s, picture = pod["spec"]["containers"][0][
         "command"
     ]
     assert (python, flag, name) == ("python", "-c", model)
     assert address == f"http://{model}-predictor.demo.svc"
-    words = [sys.executable, flag, script, url, name, kind, wait_s, timeout_s, picture]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    moved = script.replace('"/etc/', f'"{etc}/') if etc else script
+    words = [sys.executable, flag, moved, url, name, kind, wait_s, timeout_s, picture]
+    given = {**os.environ, **variables}
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=given)
+
+
+@pytest.fixture(scope="module")
+def etc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of a server, under another name than it is called by, and of a client."""
+    folder = tmp_path_factory.mktemp("etc")
+    for name in ("server", "client"):
+        (folder / name).mkdir()
+        command = [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-days", "2", "-subj", f"/CN={name}.example.com",
+            "-keyout", str(folder / name / "tls.key"), "-out", str(folder / name / "tls.crt"),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_with_keys_the_tests_show_that_none_and_a_wrong_one_are_refused() -> None:
+    with serving(key="right") as url:
+        done = ask("flux", url, KEYS_ARE_NEEDED="true", API_KEY="right")
+        alone = ask("flux", url, KEYS_ARE_NEEDED="true")
+        wrong = ask("flux", url, KEYS_ARE_NEEDED="true", API_KEY="left")
+    assert done.returncode == 0, done.stderr
+    assert "flux refused a request without a key" in done.stdout
+    assert "flux refused a request with a wrong key" in done.stdout
+    assert "a PNG of 128x128" in done.stdout
+    assert alone.returncode == 0, alone.stderr
+    assert "nothing else was asked" in alone.stdout
+    assert wrong.returncode == 1
+    assert "answered 401" in wrong.stderr
+
+
+def test_the_tests_fail_where_a_server_with_keys_lets_everybody_in() -> None:
+    with serving() as url:
+        done = ask("qwen-vl", url, KEYS_ARE_NEEDED="true", API_KEY="right")
+    assert done.returncode == 1
+    assert "instead of 401" in done.stderr
+
+
+def test_over_tls_the_tests_trust_the_servers_own_certificate_and_show_theirs(
+    etc: Path, tmp_path: Path
+) -> None:
+    with serving(certificate=etc) as url:
+        done = ask("flux", url, etc=etc)
+        (tmp_path / "server").mkdir()
+        (tmp_path / "server/tls.crt").write_text((etc / "client/tls.crt").read_text())
+        other = ask("flux", url, etc=tmp_path, wait_s="0")
+    assert done.returncode == 0, done.stderr
+    assert "a PNG of 128x128" in done.stdout
+    assert other.returncode == 1
+    assert "certificate verify failed" in other.stderr
 
 
 def test_the_tests_pass_where_a_picture_and_words_come_back() -> None:
@@ -265,6 +342,29 @@ def test_the_notes_say_what_is_missing() -> None:
     given = 'prometheusRule.runbooks="https://git.example.com/operations.md"'
     assert "runbooks is empty" not in notes(rules, given)
     assert "No model is enabled" in notes("defaults.enabled=false")
+
+
+def test_the_notes_warn_where_there_are_no_keys_and_call_with_one_where_there_are() -> None:
+    assert "WARNING: there are no API keys" in notes()
+    keyed = notes('apiKeys.secretName="callers"')
+    assert "WARNING" not in keyed
+    lines = [line for line in keyed.splitlines() if line.startswith("curl")]
+    assert len(lines) == 4
+    assert all('-H "Authorization: Bearer $API_KEY"' in line for line in lines)
+    secured = notes('tls.secretName="certificate"')
+    assert "curl -sfk https://127.0.0.1:18080/" in secured
+    assert "https://flux-predictor.demo.svc:80/v2/" in secured
+
+
+def test_the_notes_lines_with_a_key_work(tmp_path: Path) -> None:
+    lines = notes('apiKeys.secretName="callers"').splitlines()
+    (line,) = [line for line in lines if line.startswith("curl") and "flux-predictor" in line]
+    with serving(key="right") as url:
+        moved = line.replace(line.split()[2].partition("/v2/")[0], url)
+        for key, status in (("right", 0), ("wrong", 22)):
+            words = ["bash", "-c", "set -o pipefail\n" + moved.partition(" | ")[0]]
+            done = subprocess.run(words, env={**os.environ, "API_KEY": key}, capture_output=True)
+            assert done.returncode == status, done.stderr
 
 
 def test_the_notes_say_how_long_helm_has_to_wait_for_a_pre_compile_job() -> None:

@@ -86,11 +86,10 @@ class Shared:
     accounts: dict[str, Account] = field(default_factory=dict)
 
     def job(self, caller: str, size: tuple[int, int], steps: int, seed: int = 0) -> DiffusionJob:
-        """A job of that caller, whose account starts level with the least of the others."""
-        level = min((a.used_s for a in self.accounts.values()), default=0.0)
+        """A job of that caller."""
         job = self.driver.job(ImageParameters("x", width=size[0], height=size[1], seed=seed,
                                               num_inference_steps=steps))  # fmt: skip
-        job.account = self.accounts.setdefault(caller, Account(caller, used_s=level))
+        job.account = self.accounts.setdefault(caller, Account(caller))
         return job
 
     def step(self) -> None:
@@ -213,17 +212,6 @@ def test_spare_slots_are_for_callers_below_their_share(shared: Shared) -> None:
     for _ in range(30):
         shared.step()
     assert max(shared.rows) <= 4
-
-
-def test_a_newcomer_starts_level_and_a_quiet_caller_saves_nothing(shared: Shared) -> None:
-    engine = shared.driver.engine
-    shared.fill("greedy", LARGE, 100)
-    quiet = shared.job("quiet", SMALL, 100)
-    assert engine.admit(quiet)
-    for _ in range(90):  # each step takes both: the small one is charged a fraction
-        shared.step()
-    longest = 4.0
-    assert shared.used_s("greedy") - shared.used_s("quiet") <= 4 * longest + 1e-6
 
 
 # -- bits ------------------------------------------------------------------------------------------

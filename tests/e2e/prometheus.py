@@ -20,7 +20,7 @@ import httpx
 from tests.e2e.kube import CommandFailed, Kube, until
 
 PORT = 19090
-METRICS_PORT = 8080
+METRICS_PORT = 9090  # the chart's `metrics.port`
 
 
 class Prometheus:

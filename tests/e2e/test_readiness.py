@@ -47,7 +47,7 @@ KILL_AT_WORK = r"""
 import os, re, urllib.request
 told = ""
 while not re.search(r'^predictors_requests_running\{model="qwen-vl"\} [2-9]', told, re.M):
-    told = urllib.request.urlopen("http://127.0.0.1:8080/metrics").read().decode()
+    told = urllib.request.urlopen("http://127.0.0.1:9090/metrics").read().decode()
 os.kill(-1, 9)
 """
 DRAINED = {"e2e": "drained"}  # so that a drain finds no pod of anybody else

@@ -36,6 +36,7 @@ from tests.load.wire import Cut, Pool, Reply, Wire
 PATIENCE_S = 30.0
 """After a deadline: an answer that has not come by then does not come."""
 LEAST_REST_S = 0.0005
+DRAINING = "503 draining"
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ class Load:
     def __post_init__(self) -> None:
         self._pool = Pool(self.plan.port, self.plan.source)
         self._channels = GrpcChannels(self.plan.grpc_port)
-        self._started = 0.0
+        self.started = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        self._started = time.monotonic()
+        self.started = time.monotonic()
+        print(self.started, flush=True)  # the clock is the same for all processes of a machine
         await (self._open_loop() if self.plan.rate else self._closed_loop())
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -135,9 +137,9 @@ class Load:
     # -- arrivals --------------------------------------------------------------------------------
     async def _open_loop(self) -> None:
         plan, rng = self.plan, random.Random(self.plan.seed)
-        due = self._started + rng.expovariate(plan.rate)
+        due = self.started + rng.expovariate(plan.rate)
         number = 0
-        while due < self._started + plan.seconds and not (plan.most and number >= plan.most):
+        while due < self.started + plan.seconds and not (plan.most and number >= plan.most):
             rest = due - time.monotonic()
             if rest > LEAST_REST_S:
                 await asyncio.sleep(rest)
@@ -151,7 +153,7 @@ class Load:
             due += rng.expovariate(plan.rate)
 
     async def _closed_loop(self) -> None:
-        plan, end = self.plan, self._started + self.plan.seconds
+        plan, end = self.plan, self.started + self.plan.seconds
 
         async def caller(number: int) -> None:
             rng = random.Random(f"{plan.seed}/{number}")
@@ -167,7 +169,7 @@ class Load:
     async def _one(self, ask: Ask, manner: Manner, due: float) -> None:
         began = time.monotonic()
         record = Record(
-            ask.kind, ask.room, ask.protocol, due - self._started, began - due, 0.0, UNANSWERED,
+            ask.kind, ask.room, ask.protocol, due - self.started, began - due, 0.0, UNANSWERED,
             "", manner.deadline_s, ask.work, key=ask.key, how=manner.how,
         )  # fmt: skip
         try:
@@ -179,7 +181,7 @@ class Load:
             record.status = "silent"
         if manner.leaves_after_s is not None and record.outcome == UNANSWERED:
             record.outcome = LEFT
-        record.ended_s = time.monotonic() - self._started
+        record.ended_s = time.monotonic() - self.started
         self.records.append(record)
 
     async def _over_http(self, ask: Ask, manner: Manner, record: Record) -> None:
@@ -199,7 +201,7 @@ class Load:
         try:
             async with asyncio.timeout(manner.deadline_s + PATIENCE_S):
                 await self._send(wire, ask, manner)
-                record.sent_s = time.monotonic() - self._started
+                record.sent_s = time.monotonic() - self.started
                 await reply.done
         except Cut as error:
             if is_used and not reply.status and not self.plan.is_final and not manner.how:
@@ -207,7 +209,7 @@ class Load:
                 await self._over_http(ask, Manner(manner.deadline_s, is_fresh=True), record)
                 return
             record.status = f"cut {reply.status or ''}".strip()
-            record.began_s = reply.began_at and reply.began_at - self._started
+            record.began_s = reply.began_at and reply.began_at - self.started
             if str(error) and "lost" not in str(error):
                 record.status = f"bad answer: {error}"
             return
@@ -233,10 +235,10 @@ class Load:
             await asyncio.sleep(manner.writes_for_s / 8)
 
     def _judge_http(self, ask: Ask, reply: Reply, record: Record) -> None:
-        record.began_s = reply.began_at - self._started
+        record.began_s = reply.began_at - self.started
         record.status = str(reply.status)
         if reply.first_at:
-            record.first_s = reply.first_at - self._started - record.due_s
+            record.first_s = reply.first_at - self.started - record.due_s
         body = bytes(reply.body)
         if reply.status == 200 and ask.is_stream and not reply.tail.endswith(b"data: [DONE]\n\n"):
             code = reply.tail.partition(b'"code":"')[2].partition(b'"')[0].decode()
@@ -244,6 +246,8 @@ class Load:
             record.outcome = LATE if code == "deadline_exceeded" else FAILED
             return
         record.outcome = {200: OK, 503: REFUSED, 429: REFUSED, 504: LATE}.get(reply.status, FAILED)
+        if reply.status == 503 and b"shutting down" in body:
+            record.status = DRAINING
         if record.outcome == FAILED:
             record.status = f"{reply.status} {body[:200].decode(errors='replace')}"
         if record.outcome == OK and ask.key and self.solo:
@@ -252,6 +256,7 @@ class Load:
     async def _over_grpc(self, ask: Ask, manner: Manner, record: Record) -> None:
         metadata = self.plan.headers
         leaves_after_s = manner.leaves_after_s
+        record.sent_s = time.monotonic() - self.started
         code, body = await self._channels.call(
             ask.path, ask.parts[0], manner.deadline_s, PATIENCE_S, metadata, leaves_after_s
         )
@@ -312,6 +317,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "plan": asdict(plan),
         "cpu_s": round(time.process_time() - cpu, 2),
+        "started": load.started,
         "records": [asdict(each) for each in load.records],
     }
     Path(plan.out).write_text(json.dumps(found))

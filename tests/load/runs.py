@@ -43,19 +43,33 @@ class Generating:
         with pinned({cores.generator}):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.load.generator"],
-                stdin=subprocess.PIPE, text=True, cwd=paths.ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT,
             )  # fmt: skip
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asdict(self.plan)))
         self.process.stdin.close()
         self.records: list[Record] = []
-        self.cpu_s = 0.0
+        self.is_over = False
+        self.cpu_s = self.started = 0.0
+
+    def wait_started(self) -> float:
+        """When its run began, in seconds of `time.monotonic`."""
+        assert self.process.stdout is not None
+        return float(self.process.stdout.readline())
+
+    def end(self) -> None:
+        """Kill it: its connections end, and there are no records."""
+        self.process.kill()
+        self.is_over = True
 
     def wait(self) -> list[Record]:
-        if self.process.wait() != 0:
+        code = self.process.wait()
+        if self.is_over:
+            return self.records
+        if code != 0:
             raise RuntimeError(f"the generator ended with {self.process.returncode}")
         found = json.loads(self._out.read_text())
-        self.cpu_s = found["cpu_s"]
+        self.cpu_s, self.started = found["cpu_s"], found["started"]
         self.records = [Record(**fields) for fields in found["records"]]
         return self.records
 
@@ -69,6 +83,7 @@ def generating(plan: Plan, cores: Cores, name: str) -> Iterator[Generating]:
     finally:
         running.process.kill()
         running.process.wait()
+        running.process.stdout.close()  # type: ignore[union-attr]
 
 
 def run(plan: Plan, cores: Cores, name: str) -> list[Record]:

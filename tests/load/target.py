@@ -24,6 +24,8 @@ from predictors.cli.child import held_ports
 MODELS = {"flux": paths.SHAPES_FLUX, "qwen-vl": paths.SHAPES_QWEN_VL}
 START_S = 300.0
 END_S = 120.0
+SETTLE_S = 3.0
+"""The server gives memory back a second after a large request."""
 SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
             "PREDICTORS_SERVER_LOG_FORMAT": "json"}  # fmt: skip
 
@@ -94,11 +96,14 @@ class Target:
                 total += float(value)
         return total
 
-    def held(self) -> Held:
-        return Held.of(self.tree)
+    def settled(self, at_s: float = 0.0) -> Held:
+        """What it holds once all is answered and given back."""
+        self.wait_idle()
+        time.sleep(SETTLE_S)
+        return Held.of(self.tree, at_s)
 
     def wait_idle(self, patience_s: float = 120.0) -> None:
-        """Until nothing runs or waits and all connections but one are closed or idle."""
+        """Until nothing runs or waits."""
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
             names = ("predictors_requests_running", "predictors_requests_waiting")

@@ -7,32 +7,25 @@ that was never sent before.
 
 from __future__ import annotations
 
-import base64
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from io import BytesIO
+from functools import partial
 from typing import Any
 
 import orjson
-from PIL import Image, ImageDraw
 
 from tests.load.asks import Ask, chat, images, v2_binary, v2_grpc, v2_json
+from tests.load.pictures import COLORS, PHOTO_PIXELS, picked
 
 VARIANTS = 4
 """Requests of the pool per kind."""
-NUM_PICTURES = 16
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES = ("large", "small")
 WORDS = ("what", "which", "colour", "shape", "left", "right", "picture", "is", "the", "a", "in")
 FLUX_SIZES = ((64, 64), (64, 64), (96, 64), (64, 128), (128, 128))
 FLUX_STEPS = (1, 1, 2, 2, 4)
 LONG_STEPS = 20
-NUM_PHOTOS = 4
-PHOTO_PIXELS = 50176
 
 Draw = Callable[[random.Random, str], Ask]
 
@@ -43,51 +36,6 @@ class Kind:
     weight: float
     draw: Draw
     """Makes a request; the text in it makes it unlike all others, unless that is empty."""
-
-
-# -- pictures ------------------------------------------------------------------------------------
-@cache
-def _picture(number: int) -> tuple[bytes, bytes]:
-    """A drawn picture of one of the formats, and its base64. Bytes may follow it: it is padded, so
-    that base64 of what is appended can be appended too."""
-    rng = random.Random(f"picture {number}")
-    width, height = rng.choice(((56, 56), (128, 128), (224, 168), (336, 336), (448, 280)))
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    for _ in range(rng.randint(1, 3)):
-        x, y = rng.randrange(width * 2 // 3), rng.randrange(height * 2 // 3)
-        draw.ellipse((x, y, x + width // 3, y + height // 3), fill=rng.choice(COLORS))
-    file = BytesIO()
-    picture.save(file, FORMATS[number % len(FORMATS)])
-    raw = file.getvalue()
-    raw += bytes(-len(raw) % 3)
-    return raw, base64.b64encode(raw)
-
-
-@cache
-def _photo(number: int) -> tuple[bytes, bytes]:
-    """A JPEG of 0.2 to 1.3 MB, as cameras make them, and its base64."""
-    width, height = ((800, 600), (1024, 768), (1280, 960), (1600, 1200))[number]
-    rng = random.Random(f"photo {number}")
-    small = Image.frombytes(
-        "RGB", (width // 2, height // 2), rng.randbytes(width * height // 4 * 3)
-    )
-    file = BytesIO()
-    small.resize((width, height)).save(file, "JPEG", quality=80)
-    raw = file.getvalue()
-    raw += bytes(-len(raw) % 3)
-    return raw, base64.b64encode(raw)
-
-
-def _picked(rng: random.Random, serial: str, *, is_photo: bool = False) -> tuple[bytes, bytes]:
-    """A file and its base64; half of those with a serial are files that were never sent before."""
-    raw, encoded = (
-        _photo(rng.randrange(NUM_PHOTOS)) if is_photo else _picture(rng.randrange(NUM_PICTURES))
-    )
-    if serial and rng.random() < 0.5:
-        tail = serial.encode()
-        return raw + tail, encoded + base64.b64encode(tail)
-    return raw, encoded
 
 
 # -- FLUX ----------------------------------------------------------------------------------------
@@ -173,7 +121,7 @@ def _asked(
     most, words = rng.choice(tokens), len(content) / 4
     encoded, size = b"", 0.0
     if with_picture:
-        _, encoded = _picked(rng, serial, is_photo=is_photo)
+        _, encoded = picked(rng, serial, is_photo=is_photo)
         url: dict[str, Any] = {
             "type": "image_url",
             "image_url": {"url": f"data:image/png;base64,{_MARK}"},
@@ -236,21 +184,21 @@ def _told(rng: random.Random) -> tuple[dict[str, Any], float]:
 
 def chat_v2_json(rng: random.Random, serial: str) -> Ask:
     parameters, work = _told(rng)
-    question, (_, encoded) = _question(rng, serial), _picked(rng, serial)
+    question, (_, encoded) = _question(rng, serial), picked(rng, serial)
     inputs = {"prompt": [question], "image": [encoded.decode()]}
     return v2_json("chat rest", "qwen-vl", inputs, work, **parameters)
 
 
 def chat_v2_binary(rng: random.Random, serial: str) -> Ask:
     parameters, work = _told(rng)
-    question, (raw, _) = _question(rng, serial).encode(), _picked(rng, serial)
+    question, (raw, _) = _question(rng, serial).encode(), picked(rng, serial)
     inputs = {"prompt": [question], "image": [raw]}
     return v2_binary("chat rest binary", "qwen-vl", inputs, work, **parameters)
 
 
 def chat_grpc(rng: random.Random, serial: str) -> Ask:
     parameters, work = _told(rng)
-    question, (raw, _) = _question(rng, serial).encode(), _picked(rng, serial)
+    question, (raw, _) = _question(rng, serial).encode(), picked(rng, serial)
     inputs = {"prompt": [question], "image": [raw]}
     return v2_grpc("chat grpc", "qwen-vl", inputs, work, **parameters)
 
@@ -272,6 +220,25 @@ def cheap_grpc(rng: random.Random, serial: str) -> Ask:
     parameters = {"max_tokens": 1, "seed": rng.randrange(2**31), "temperature": 0.0}
     inputs = {"prompt": [_question(rng, serial).encode()]}
     return v2_grpc("cheap grpc", "qwen-vl", inputs, 0.1, **parameters)
+
+
+# -- callers that want more than others, and the others -------------------------------------------
+def _fixed(rng: random.Random, serial: str, rows: int, side: int, steps: int) -> Ask:
+    parameters = {"width": side, "height": side, "num_inference_steps": steps,
+                  "seed": rng.randrange(2**31)}  # fmt: skip
+    prompts = [_scene(rng, serial) for _ in range(rows)]
+    work = side * side * steps * rows / 1e6
+    return v2_json(f"{rows} x {steps} steps", "flux", {"prompt": prompts}, work, **parameters)
+
+
+def _tokens(rng: random.Random, serial: str, choices: int, most: int) -> Ask:
+    body: dict[str, Any] = {
+        "model": "qwen-vl", "messages": [{"role": "user", "content": _question(rng, serial)}],
+        "max_tokens": most, "ignore_eos": True, "seed": rng.randrange(2**31), "temperature": 0.7,
+        "n": choices, "stream": choices > 1,
+    }  # fmt: skip
+    work = choices * most / 100
+    return chat(f"n={choices}, {most} tokens", (orjson.dumps(body),), work, is_stream=choices > 1)
 
 
 FLUX = (
@@ -305,7 +272,15 @@ MIXES: Mapping[str, tuple[Kind, ...]] = {
     # as many requests of one room as of the other
     "mixed": (*FLUX, *CHAT),
     "cheap": CHEAP,
+    # everything, most of it cheap: many requests in little time
+    "small": (*FLUX, *CHAT, *(replace(kind, weight=60 * kind.weight) for kind in CHEAP)),
     "photos": (Kind("chat photo", 1, chat_photo),),
+    "one picture": (Kind("one picture", 1, partial(_fixed, rows=1, side=64, steps=8)),),
+    "large pictures": (Kind("large pictures", 1, partial(_fixed, rows=1, side=128, steps=20)),),
+    "60 rows": (Kind("60 rows", 1, partial(_fixed, rows=60, side=64, steps=100)),),
+    "one chat": (Kind("one chat", 1, partial(_tokens, choices=1, most=16)),),
+    "long chats": (Kind("long chats", 1, partial(_tokens, choices=1, most=200)),),
+    "n=16": (Kind("n=16", 1, partial(_tokens, choices=16, most=256)),),
 }
 
 

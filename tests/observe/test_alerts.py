@@ -155,6 +155,12 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {PHASES[0]: "599+0x420", PHASES[1]: "599+0x420", START: "21660x420"},
         {PHASES[0]: "601+0x420", START: "21600x420"},  # an hour ago
     ),
+    "CertificateExpiring": (
+        {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "600000+0x420"},
+        {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "700000+0x420"},
+        {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "0+0x420"},  # no TLS
+    ),
+    "CertificateReloadFailing": times("predictors_tls_reload_failing", "1+0x420", "0+0x420"),
 }  # fmt: skip
 
 

@@ -105,9 +105,10 @@ def test_clearing_returns_all_jobs_in_order() -> None:
 
 def test_the_queue_sums_the_costs_of_its_jobs() -> None:
     queue = waiting(3)
-    assert queue.cost == 3.0
+    [line] = queue.lines.values()
+    assert queue.waiting_cost.costs == line.waiting_cost.costs == {"": 3.0}
     queue.pop(2)
     queue.pop(2)
-    assert queue.cost == 2.0
+    assert queue.waiting_cost.costs == line.waiting_cost.costs == {"": 2.0}
     queue.clear()
-    assert queue.cost == 0.0
+    assert queue.waiting_cost.costs == {}

@@ -150,6 +150,20 @@
 {{- if and .Values.apiKeys.secretName .Values.apiKeys.content -}}
 {{- fail "apiKeys.secretName and apiKeys.content exclude each other: one file has the keys" -}}
 {{- end -}}
+{{- with .Values.apiKeys.content -}}
+{{- if contains "vpk_" . -}}
+{{- fail "apiKeys.content holds a key: it takes the file that `predictors keys` writes, which has digests" -}}
+{{- end -}}
+{{- $keys := get (fromJson .) "keys" -}}
+{{- if not (and (kindIs "slice" $keys) $keys) -}}
+{{- fail "apiKeys.content is no file of keys: {\"keys\": [{\"name\": ..., \"sha256\": ...}]}" -}}
+{{- end -}}
+{{- range $i, $key := $keys -}}
+{{- if not (regexMatch "^[0-9a-f]{64}$" (dig "sha256" "" $key | toString)) -}}
+{{- fail (printf "apiKeys.content: keys[%d].sha256 must be 64 hex digits in lower case" $i) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.tls.clientCaSecretName (not .Values.tls.secretName) -}}
 {{- fail "tls.clientCaSecretName needs tls.secretName: clients show certificates over TLS only" -}}
 {{- end -}}

@@ -1,10 +1,12 @@
-"""The gRPC server: its port, its options and its services."""
+"""The gRPC server: its port, the options of its connections, and its services."""
 
 from __future__ import annotations
 
 import grpc
 
+from predictors.protocol.certificates import Certificates
 from predictors.protocol.grpc.health import add_health
+from predictors.protocol.grpc.key_check import key_checks
 from predictors.protocol.http.connection_limits import max_grpc_connections
 from predictors.protocol.registry import Registry
 from predictors.protocol.v2.grpc import SERVICE, add_inference
@@ -16,10 +18,14 @@ HANDSHAKE_MS = 10_000  # for a connection that does not start with HTTP/2, or wi
 MAX_STREAMS = 64  # concurrent calls of one connection; others wait in the client
 
 
-async def start_grpc(registry: Registry) -> tuple[grpc.aio.Server, int]:
-    """The started server and its port. Raises `InvalidSetting` if it can't listen."""
+async def start_grpc(
+    registry: Registry, certificates: Certificates | None = None
+) -> tuple[grpc.aio.Server, int]:
+    """The started server and its port, with TLS where there are `certificates`. Raises
+    `InvalidSetting` if it can't listen."""
     own = registry.settings.server
     server = grpc.aio.server(
+        interceptors=key_checks(registry.callers),
         options=[
             ("grpc.max_receive_message_length", own.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -29,14 +35,17 @@ async def start_grpc(registry: Registry) -> tuple[grpc.aio.Server, int]:
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
-        ]
+        ],
     )
     add_inference(server, registry)
     add_health(server, registry, SERVICE)
     host = f"[{own.host}]" if ":" in own.host else own.host
     address = f"{host}:{own.grpc_port}"
     try:
-        port = server.add_insecure_port(address)
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.grpc_credentials())
     except RuntimeError as error:
         raise InvalidSetting(f"can't listen on {address} (gRPC)") from error
     await server.start()

@@ -76,9 +76,9 @@ def parse_small(kind: Any, message: RawMessage) -> Any:
         raise InvalidRequest(f"the message is not a valid {kind.DESCRIPTOR.name}") from error
 
 
-async def run_cheap_method(work: Awaitable[Any], context: Any) -> Any:
+async def run_cheap_method(work: Awaitable[Any], context: Any, call: Call | None = None) -> Any:
     """Await the response of a method that needs no model. An exception ends the call."""
-    call = start_call(context)
+    call = start_call(context) if call is None else call
     answer = await result_or_error(work)
     if isinstance(answer, Exception):
         fault, answer = fault_of(answer, request_id=call.request_id), None

@@ -18,12 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from predictors.errors import Forbidden, Misdirected
 from predictors.protocol.names import ModelNameConvertor
-from predictors.settings import InvalidSetting
+from predictors.settings import InvalidSetting, Settings
 
 _OPEN = re.compile(
     r"/|(?:/metrics|/v2/health/live|/v2/health/ready"
     rf"|/v2/models/{ModelNameConvertor.regex}(?:/versions/[^/]+)?/ready)/?"
 )
+# a picture's address holds 192 random bits and is fetched by browsers, which send no key
+_PICTURE = re.compile(r"(?:/openai)?/v1/images/files/[^/]+/?")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{0,5}))?")
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://(.+)")
 _PATTERN = re.compile(r"(?:\*\.)?[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
@@ -118,6 +120,41 @@ class AccessPolicy:
                 return True
             _, dot, parent = parent.partition(".")
         return False
+
+
+def needs_key(path: str, *, asks_metrics: bool = False) -> bool:
+    """Requests for this path need an API key where there are any: all but probes, `/metrics` unless
+    the operator asks for one there, and pictures that are known by their secret address."""
+    if _OPEN.fullmatch(path):
+        return asks_metrics and path.startswith("/metrics")
+    return _PICTURE.fullmatch(path) is None
+
+
+def check_addresses(settings: Settings) -> bool:
+    """True if callers without a key may reach the server from other machines, as the operator has
+    allowed. Raises `InvalidSetting` where that was not allowed."""
+    own, access = settings.server, settings.access
+    has_open_admin = own.admin_port >= 0 and _is_open_to_others(own.admin_host)
+    if has_open_admin and not access.open:
+        raise InvalidSetting(
+            f"the admin port has no keys and would listen on {own.admin_host!r}, where others can "
+            "reach it; set PREDICTORS_SERVER_ADMIN_HOST=127.0.0.1 (port-forwards reach it), or "
+            "PREDICTORS_ACCESS_OPEN=true if the network keeps others out"
+        )
+    if access.keys_file or not _is_open_to_others(own.host):
+        return has_open_admin
+    if not access.open:
+        raise InvalidSetting(
+            f"HOST is {own.host!r}, where others can reach the server, and there are no API keys; "
+            "make some with `python -m predictors keys add NAME --file FILE` and set "
+            "PREDICTORS_ACCESS_KEYS_FILE=FILE, or set PREDICTORS_ACCESS_OPEN=true if the network "
+            "or a gateway keeps others out, or HOST=127.0.0.1"
+        )
+    return True
+
+
+def _is_open_to_others(host: str) -> bool:
+    return not _is_loopback(_name(host.strip("[]")))
 
 
 def _read(allowed: str) -> frozenset[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from functools import partial
@@ -21,9 +22,11 @@ from starlette.routing import BaseRoute, Match, Route, Router
 
 from predictors.errors import Cancelled, InvalidRequest, NotFound
 from predictors.observe import logs
+from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import FORWARDED_HEADER
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.callers import CallerNames
+from predictors.protocol.callers import Callers
+from predictors.protocol.certificates import Certificates
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_headers
 from predictors.protocol.http.bodies import Receive
@@ -39,11 +42,14 @@ from predictors.protocol.http.exchange import (
     send_response,
 )
 from predictors.protocol.http.listening import BACKLOG
+from predictors.protocol.http.tls import TlsListener
 from predictors.protocol.names import V1_ACTIONS
-from predictors.protocol.outcomes import result_or_error
+from predictors.protocol.outcomes import log_refused_key, result_or_error
 from predictors.settings import ServerSettings
 
 access_log = logging.getLogger("predictors.access")
+_sampled = SampledLines(access_log)
+_REFUSALS = (401, 429, 503)  # statuses whose lines are sampled
 
 OPENAI_PREFIXES = ("/v1/", "/openai/")
 CLOSE_TIMEOUT_S = 5.0  # for responses that are still being written at the end
@@ -72,7 +78,8 @@ class PlainEndpoint:
 class RestApp:
     """The REST application. Event loop only.
 
-    `access` refuses requests of other origins; None allows all. `caller_names` tell callers apart.
+    `access` refuses requests of other origins; None allows all. `callers` tell callers apart and
+    check their keys; None lets all in.
     While `is_leaving` returns true, every response closes its connection, so that keep-alive
     clients reconnect to another replica.
     """
@@ -84,10 +91,10 @@ class RestApp:
         access_log: bool,
         is_leaving: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
-        caller_names: CallerNames | None = None,
+        callers: Callers | None = None,
     ) -> None:
         self._access = access
-        self._caller_names = caller_names
+        self._callers = callers
         self._is_leaving = is_leaving
         self._access_log = access_log
         self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
@@ -103,9 +110,9 @@ class RestApp:
                 headers[name] = ",".join(lines)
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
-        if self._caller_names is not None:
+        if self._callers is not None:
             peer = scope["client"]
-            self._caller_names.name(call, peer[0] if peer else "")
+            self._callers.name(call, peer[0] if peer else "")
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
@@ -127,9 +134,14 @@ class RestApp:
             error = self._access.refusal(call, scope["headers"], scope["path"])
             if error is None:
                 shared = self._access.shared_headers(call, scope["path"])
+        is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call and len(shared) > 1
+        if error is None and self._callers is not None and not is_preflight:
+            error = self._callers.refusal(call, scope["path"])
+            if error is not None:
+                is_openai = scope["path"].startswith(OPENAI_PREFIXES)
+                log_refused_key(call, "openai" if is_openai else "v2_rest")
         if error is None:
-            is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call
-            run = self._preflight if is_preflight and len(shared) > 1 else self._router
+            run = self._preflight if is_preflight else self._router
             error = await result_or_error(run(scope, receive, send_with_id))
         if isinstance(error, Cancelled):
             scope[STATUS_KEY] = 499
@@ -168,17 +180,22 @@ class RestApp:
         path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded
         if path in _PROBES or path.endswith("/ready"):
             return
+        status = scope.get(STATUS_KEY, 500)
+        left_out = _sampled.admit(str(status)) if status in _REFUSALS else 0
+        if left_out is None:
+            return
         before, secret, _ = scope["path"].partition(_SECRET)
         if secret:
             path = f"{before}{secret}*"
         log_fields = {
             "method": scope["method"],
             "path": path[:_SHOWN_PATH],
-            "status": scope.get(STATUS_KEY, 500),
+            "status": status,
             "total_ms": round(seconds * 1000, 1),
             "request_id": call.request_id,
         }
-        access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=log_fields)
+        extra = {**log_fields, "left_out": left_out} if left_out else log_fields
+        access_log.info("%s %s %d %.1f ms %s", *log_fields.values(), extra=extra)
 
 
 def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
@@ -198,17 +215,25 @@ def _fault_response(scope: Scope, error: Exception, call: Call) -> Response:
 
 class HttpServer(uvicorn.Server):
     """uvicorn server with `HttpConnection` as its HTTP/1 protocol and at most `limit` connections.
-    Serves `app` until `should_exit` is set."""
+    Serves `app` until `should_exit` is set, over TLS where there are `certificates`."""
 
-    def __init__(self, app: RestApp, settings: ServerSettings, limit: int) -> None:
+    def __init__(
+        self,
+        app: RestApp,
+        settings: ServerSettings,
+        limit: int,
+        certificates: Certificates | None = None,
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        connection = partial(
-            HttpConnection, limit=ConnectionLimit(limit), write_timeout_s=settings.write_timeout_s
+        self.connections = ConnectionLimit(limit)
+        self._certificates = certificates
+        self._make_connection = partial(
+            HttpConnection, limit=self.connections, write_timeout_s=settings.write_timeout_s
         )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection,  # type: ignore[arg-type]
+                http=self._make_connection,  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -220,6 +245,19 @@ class HttpServer(uvicorn.Server):
                 backlog=BACKLOG,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn: accept connections of `sockets`."""
+        if self._certificates is None:
+            await super().startup(sockets)
+            return
+        made_by = {"config": self.config, "server_state": self.server_state, "app_state": {}}
+        connection = partial(self._make_connection, **made_by)
+        self.servers = [
+            TlsListener(each, connection, self._certificates, self.connections)  # type: ignore[misc]
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

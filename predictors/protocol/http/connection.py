@@ -20,11 +20,12 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from predictors.protocol.http.connection_limits import (
+    Connection,
     ConnectionDeadline,
     ConnectionLimit,
     SlowReaderTimeout,
 )
-from predictors.protocol.http.cycle import RequestCycle, refusal, scope_of
+from predictors.protocol.http.cycle import PEER_KEY, RequestCycle, peer_name, refusal, scope_of
 from predictors.protocol.http.parsing import (
     BadChunk,
     BadHead,
@@ -42,6 +43,7 @@ DISCARD_BYTES = 2**20  # of a body after an early response; a larger one ends th
 DISCARD_S = 10.0
 LINGER_BYTES = 16 * 2**20  # of a body after the last response: clients may write before they read
 LINGER_S = 2.0
+TLS_CLOSE_S = 65.0  # for what is encrypted already, which is not counted as unsent: 64 KiB at most
 
 
 class Stage(enum.Enum):
@@ -55,7 +57,7 @@ class Stage(enum.Enum):
 
 class HttpConnection(asyncio.Protocol):
     """asyncio protocol of one socket, created by uvicorn's server. Runs the ASGI application for
-    each request. Event loop only."""
+    each request. `handshake` is the one that it follows, for TLS. Event loop only."""
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class HttpConnection(asyncio.Protocol):
         *,
         limit: ConnectionLimit,
         write_timeout_s: float,
+        handshake: Connection | None = None,
     ) -> None:
         self._app = config.loaded_app
         self._keep_alive_s = config.timeout_keep_alive
@@ -73,6 +76,8 @@ class HttpConnection(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._handshake = handshake
+        self._peer = ""  # name in the client's certificate
         self._addresses: tuple[Any, Any] = (None, None)  # local and remote
         self._stage = Stage.HEAD
         self._unread = bytearray()
@@ -95,6 +100,9 @@ class HttpConnection(asyncio.Protocol):
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._transport = transport
         self._addresses = get_local_addr(transport), get_remote_addr(transport)
+        if self._handshake is not None:
+            self._peer = peer_name(transport.get_extra_info("peercert"))
+            self._limit.remove(self._handshake)
         self._slow_reader = SlowReaderTimeout(
             self._loop, transport, self._write_timeout_s, transport.abort
         )
@@ -138,7 +146,7 @@ class HttpConnection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Accept no further request. Called by uvicorn when the server shuts down."""
         if self._cycle is None or self._cycle.is_complete:
-            self._close_now()
+            self._close_now(LINGER_S)
         else:
             self._cycle.keeps_alive = False
 
@@ -241,6 +249,8 @@ class HttpConnection(asyncio.Protocol):
             cycle.more_body = cycle.is_asked_to_continue = False
             cycle.event.set()
         scope = scope_of(head, *self._addresses, self._app_state.copy())
+        if self._handshake is not None:
+            scope["scheme"], scope[PEER_KEY] = "https", self._peer
         task = self._loop.create_task(self._app(scope, cycle.receive, cycle.send))
         self._server.tasks.add(task)
         task.add_done_callback(partial(self._request_ended, cycle))
@@ -329,10 +339,13 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._linger()
 
-    def _close_now(self) -> None:
+    def _close_now(self, linger_s: float = TLS_CLOSE_S) -> None:
         """Close after everything is written, within the slow reader's timeout."""
         self._transport.close()
         self._slow_reader.start()
+        if self._handshake is not None:  # the client may never answer the end of TLS
+            self._stage = Stage.CLOSING
+            self._deadline.set(linger_s)
 
     def _linger(self) -> None:
         """Discard input for a while. Closing a socket with unread bytes sends a reset, and the

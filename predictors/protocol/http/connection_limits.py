@@ -49,6 +49,15 @@ class ConnectionLimit:
         self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle first
         self._logged_at = -LOG_INTERVAL_S
 
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    @property
+    def num_busy(self) -> int:
+        """Connections with a request in progress."""
+        return len(self._open) - len(self._idle)
+
     def add(self, connection: Connection) -> bool:
         """Register a new, idle connection; at the limit, close the one that has been idle longest.
 
@@ -69,8 +78,7 @@ class ConnectionLimit:
 
     def start_request(self, connection: Connection, head: Head) -> bool:
         """Mark the connection busy. Returns False if only slots for probes are left."""
-        busy = len(self._open) - len(self._idle)
-        if busy >= self.limit - self._for_probes and not is_probe(head):
+        if self.num_busy >= self.limit - self._for_probes and not is_probe(head):
             self._log_full("all are busy, requests are refused")
             return False
         self._idle.pop(connection, None)

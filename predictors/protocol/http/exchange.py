@@ -226,7 +226,7 @@ class Exchange:
 
     def find(self, name: str, version: str = "") -> Served:
         """Return the model, ready or not, and count the request under it. Raises `NotFound`."""
-        model = self._registry.find(name, version)
+        model = self._registry.find(name, version, call=self.call)
         self.record.model = model.name
         return model
 
@@ -321,6 +321,8 @@ class Endpoint:
     async def _handle(self, exchange: Exchange) -> Response | EventStream:
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
         exchange.call.read_priority()
+        if exchange.call.usage is not None:
+            exchange.call.usage.begin_request()
         return await self.handler(exchange)
 
     async def _stream(

@@ -33,6 +33,11 @@ def listen(host: str, port: int, purpose: str = "HTTP") -> socket.socket:
     return listener
 
 
+def port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
 def _listen_everywhere(port: int) -> socket.socket | None:
     """A socket for IPv6 and IPv4; None on a machine without IPv6."""
     if not socket.has_dualstack_ipv6():

@@ -1,42 +1,69 @@
 """Ports for probes and scrapes, served by a thread with an event loop of its own.
 
 A probe waits neither for the requests of the data port nor for their connections. The state that
-it reads is read without locks.
+it reads is read without locks. A loop of the data port that hangs is seen by its heartbeat.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
+from starlette.routing import BaseRoute
+
+from predictors.protocol.http.access import AccessPolicy
 from predictors.protocol.http.app import HttpServer, RestApp
-from predictors.protocol.http.listening import loop_factory
-from predictors.settings import ServerSettings
-
-log = logging.getLogger(__name__)
+from predictors.protocol.http.listening import listen, loop_factory, port_of
+from predictors.protocol.http.metrics_route import metrics_route
+from predictors.protocol.registry import Registry
+from predictors.protocol.v2.rest import probe_routes
 
 CONNECTIONS = 32  # of each port; they need no more than a kubelet and a few scrapers
 
 
 class SidePorts:
-    """Serves an application per listening socket, from `start` to `stop`."""
+    """The health and metrics ports that are set: listening from the start, until `open_ports` is
+    closed, and served from `start` to `stop`."""
 
-    def __init__(self, apps: Mapping[socket.socket, RestApp], settings: ServerSettings) -> None:
-        self._servers = {
-            listener: HttpServer(app, settings, CONNECTIONS) for listener, app in apps.items()
-        }
+    def __init__(
+        self,
+        registry: Registry,
+        on_scrape: Callable[[], None],
+        open_ports: contextlib.AsyncExitStack,
+    ) -> None:
+        self._settings = registry.settings.server
+        self._heartbeat = registry.heartbeat
+        self._open_ports = open_ports
+        self._servers: dict[socket.socket, HttpServer] = {}
+        own = self._settings
+        self.health_port = self._listen(own.health_port, "health", probe_routes(registry))
+        self.metrics_port = self._listen(own.metrics_port, "metrics", [metrics_route(on_scrape)])
         self._thread = threading.Thread(target=self._run, name="side-ports", daemon=True)
 
+    def _listen(self, port: int, purpose: str, routes: Sequence[BaseRoute]) -> int:
+        """The port in use; -1 for none."""
+        if port < 0:
+            return -1
+        own = self._settings
+        listener = self._open_ports.enter_context(listen(own.host, port, purpose))
+        access = AccessPolicy(own.host, own.allowed_hosts, pages=False)
+        app = RestApp(routes, access_log=own.access_log, access=access)
+        self._servers[listener] = HttpServer(app, own, CONNECTIONS)
+        return port_of(listener)
+
     def start(self) -> None:
-        """Start the thread, if there is any port. Returns at once."""
+        """Start the thread, if there is any port. Returns at once. The caller's loop is the one
+        that the probes watch."""
         if self._servers:
+            self._heartbeat.start()
             self._thread.start()
 
     async def stop(self) -> None:
         """Finish what is being answered, close the sockets and wait for the thread."""
+        self._heartbeat.stop()
         for server in self._servers.values():
             server.should_exit = True
         if self._thread.is_alive():

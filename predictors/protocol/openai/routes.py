@@ -19,11 +19,12 @@ import orjson
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from predictors.errors import InvalidRequest, NotFound
+from predictors.errors import Forbidden, InvalidRequest, NotFound
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.exchange import (
+    CALL_KEY,
     Endpoint,
     EventStream,
     Exchange,
@@ -93,7 +94,8 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         if decoded.model is not None:
             exchange.record.model = registry.label(decoded.model)  # for a refused body too
         if decoded.refusal is not None and decoded.refusal.param == "model":
-            raise _with_models(decoded.refusal, registry, operation)
+            names = registry.names_for(exchange.call)
+            raise _with_models(decoded.refusal, names, operation)
         body = decoded.accepted()
         model = exchange.find(body.model)
         if not operation.serves(model):
@@ -107,9 +109,9 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
 
 
 def _with_models(
-    refusal: InvalidRequest, registry: Registry, operation: Operation
+    refusal: InvalidRequest, names: Mapping[str, Served], operation: Operation
 ) -> InvalidRequest:
-    served = [name for name, model in registry.names.items() if operation.serves(model)]
+    served = [name for name, model in names.items() if operation.serves(model)]
     listed = ", ".join(served) or "none"
     return InvalidRequest(f"{refusal.message}; served here: {listed}", param=refusal.param)
 
@@ -248,7 +250,7 @@ class Listing:
     async def all(self, request: Request) -> Response:
         """`data` for OpenAI's clients, `models` for KServe V1's; models that are loading and
         aliases are listed too."""
-        names = list(self._registry.names)
+        names = list(self._registry.names_for(request.scope[CALL_KEY]))
         data = [self._card(name) for name in names]
         return json_response({"object": "list", "data": data, "models": names})
 
@@ -256,8 +258,8 @@ class Listing:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
         name = request.path_params["name"]
         try:
-            model = self._registry.find(name)
-        except NotFound as error:
+            model = self._registry.find(name, call=request.scope[CALL_KEY])
+        except (NotFound, Forbidden) as error:
             fault = fault_of(error)
             return Response(openai_body(fault), fault.status)
         ready = await self._registry.is_ready(model.name)

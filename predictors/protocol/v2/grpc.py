@@ -19,9 +19,11 @@ import grpc
 
 from predictors import __version__
 from predictors.errors import DeadlineExceeded, NotSupported
+from predictors.observe.sampling import SampledLines
 from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
+from predictors.protocol.grpc.key_check import adopt_key
 from predictors.protocol.grpc.methods import (
     Method,
     RawMessage,
@@ -34,7 +36,7 @@ from predictors.protocol.grpc.methods import (
 )
 from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.outcomes import RequestRecord, result_or_error
+from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
 from predictors.protocol.v2.rest import (
@@ -52,6 +54,9 @@ from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 INLINE_BYTES = 16 * 1024  # largest message decoded on the event loop: 8,000 fields at most
 access = logging.getLogger("predictors.access")
+_sampled = SampledLines(access)
+
+CheapAnswer = Callable[[Any, Call], Awaitable[Any]]  # parsed message to response message
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -69,7 +74,7 @@ class InferenceMethods:
 
     def table(self) -> dict[str, Method]:
         """The methods by their names in the protocol. Each gets the raw message."""
-        cheap: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+        cheap: dict[str, tuple[Any, CheapAnswer]] = {
             "ServerLive": (pb.ServerLiveRequest, self._server_live),
             "ServerReady": (pb.ServerReadyRequest, self._server_ready),
             "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
@@ -84,39 +89,44 @@ class InferenceMethods:
         return found
 
     async def _cheap(
-        self, kind: Any, answer: Callable[[Any], Awaitable[Any]], message: RawMessage, context: Any
+        self, kind: Any, answer: CheapAnswer, message: RawMessage, context: Any
     ) -> Any:
-        async def work() -> Any:
-            return await answer(parse_small(kind, message))
+        call = start_call(context)
+        adopt_key(self._registry.callers, call)
 
-        return await run_cheap_method(work(), context)
+        async def work() -> Any:
+            return await answer(parse_small(kind, message), call)
+
+        return await run_cheap_method(work(), context, call)
 
     # -- health and metadata ---------------------------------------------------------------------
-    async def _server_live(self, request: Any) -> Any:
+    async def _server_live(self, request: Any, call: Call) -> Any:
         return pb.ServerLiveResponse(live=self._registry.is_live())
 
-    async def _server_ready(self, request: Any) -> Any:
+    async def _server_ready(self, request: Any, call: Call) -> Any:
         return pb.ServerReadyResponse(ready=await self._registry.all_ready())
 
-    async def _server_metadata(self, request: Any) -> Any:
+    async def _server_metadata(self, request: Any, call: Call) -> Any:
         found = extensions(self._registry)
         return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=found)
 
-    async def _model_ready(self, request: Any) -> Any:
+    async def _model_ready(self, request: Any, call: Call) -> Any:
         model = self._registry.find(request.name, request.version)
         return pb.ModelReadyResponse(ready=await self._registry.is_ready(model.name))
 
-    async def _model_metadata(self, request: Any) -> Any:
-        model = self._registry.find(request.name, request.version)
+    async def _model_metadata(self, request: Any, call: Call) -> Any:
+        model = self._registry.find(request.name, request.version, call=call)
         return pb.ModelMetadataResponse(**metadata(model) | {"name": request.name})
 
-    async def _load(self, request: Any) -> Any:
+    async def _load(self, request: Any, call: Call) -> Any:
         self._check_repository()
+        self._registry.find(request.model_name, call=call)
         self._registry.restore(request.model_name)
         return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
 
-    async def _unload(self, request: Any) -> Any:
+    async def _unload(self, request: Any, call: Call) -> Any:
         self._check_repository()
+        self._registry.find(request.model_name, call=call)
         self._registry.withdraw(request.model_name)
         return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
 
@@ -128,7 +138,8 @@ class InferenceMethods:
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
         """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
-        self._registry.caller_names.name(call, peer_address(context.peer()))
+        self._registry.callers.name(call, peer_address(context.peer()))
+        adopt_key(self._registry.callers, call)
         record = RequestRecord("v2_grpc", "infer", call)
         reason = "ok"
         try:
@@ -165,10 +176,12 @@ class InferenceMethods:
         self, record: RequestRecord, raw: bytes, call: Call, remaining: float | None
     ) -> Any:
         name, version = model_of(raw)
-        model = self._registry.find(name, version)
+        model = self._registry.find(name, version, call=call)
         record.model = model.name
         call.read_deadline(self._registry.settings.queue.default_timeout_s)
         call.read_priority()
+        if call.usage is not None:
+            call.usage.begin_request()
         if remaining is not None:
             if remaining <= 0:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
@@ -199,15 +212,19 @@ class InferenceMethods:
         return fault_of(error, overload_status=status, request_id=call.request_id)
 
     def _log(self, record: RequestRecord, reason: str, call: Call) -> None:
-        if self._logs:
+        left_out = _sampled.admit(reason) if reason in REFUSED else 0
+        if self._logs and left_out is not None:
             log_fields = {
                 "model": record.model,
                 "reason": reason,
                 "total_ms": round(record.elapsed_s * 1000, 1),
                 "request_id": call.request_id,
             }
+            more = {"left_out": left_out} if left_out else {}
             line = "ModelInfer %s %s %.1f ms %s"
-            access.info(line, *log_fields.values(), extra={"method": "ModelInfer", **log_fields})
+            access.info(
+                line, *log_fields.values(), extra={"method": "ModelInfer", **log_fields, **more}
+            )
 
 
 def encode_proto_response(response: V2Response, request: V2Request) -> Any:

@@ -136,7 +136,8 @@ class V2Routes:
         return json_response({"name": NAME, "version": __version__, "extensions": found})
 
     async def model_names(self, request: Request) -> Response:
-        return json_response({"models": list(self._registry.names)})
+        names = self._registry.names_for(request.scope[CALL_KEY])
+        return json_response({"models": list(names)})
 
     async def model_metadata(self, request: Request) -> Response:
         model, name = self._find(request), request.path_params["model"]
@@ -155,7 +156,10 @@ class V2Routes:
         if not isinstance(only_ready, bool):
             raise InvalidRequest("ready must be true or false", param="ready")
         entries = []
+        allowed = self._registry.names_for(request.scope[CALL_KEY])
         for name in self._registry.models:
+            if name not in allowed:
+                continue
             ready = await self._registry.is_ready(name)
             state = "READY" if ready else "UNAVAILABLE"
             if ready or not only_ready:
@@ -175,17 +179,18 @@ class V2Routes:
     async def v1(self, request: Request) -> Response:
         """Refuse V1 inference: it cannot carry named tensors and parameters."""
         name = request.path_params["model"]
-        self._registry.find(name)
+        self._registry.find(name, call=request.scope[CALL_KEY])
         raise NotSupported(f"V1 inference is not offered; use POST /v2/models/{name}/infer")
 
     def _find(self, request: Request) -> Served:
         parameters = request.path_params
-        return self._registry.find(parameters["model"], parameters.get("version", ""))
+        version = parameters.get("version", "")
+        return self._registry.find(parameters["model"], version, call=request.scope[CALL_KEY])
 
     def _repository_model(self, request: Request) -> Served:
         if not self._registry.settings.server.repository_api:
             raise NotSupported(REPOSITORY_OFF)
-        return self._registry.find(request.path_params["model"])
+        return self._registry.find(request.path_params["model"], call=request.scope[CALL_KEY])
 
 
 def extensions(registry: Registry) -> list[str]:

@@ -1,0 +1,118 @@
+"""Certificates for tests, and a folder of them as Kubernetes mounts a Secret."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from predictors.settings import TlsSettings
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key, as PEM."""
+
+    cert: bytes
+    key: bytes
+
+
+class Authority:
+    """A certificate authority that exists only here."""
+
+    def __init__(self, name: str = "test authority") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = self._builder(self._name, self._key, 3650)
+        constraints = x509.BasicConstraints(ca=True, path_length=None)
+        self._cert = builder.add_extension(constraints, critical=True).sign(
+            self._key, hashes.SHA256()
+        )
+        self.pem = self._cert.public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self, name: str = "localhost", *alternatives: x509.GeneralName, days: float = 30
+    ) -> Pair:
+        """A certificate for `name` and 127.0.0.1 that expires in so many days."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = alternatives or (
+            x509.DNSName(name),
+            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        )
+        builder = self._builder(subject, key, days)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        cert = builder.sign(self._key, hashes.SHA256())
+        return Pair(cert.public_bytes(serialization.Encoding.PEM), key_pem(key))
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - datetime.timedelta(days=60))
+            .not_valid_after(NOW + datetime.timedelta(days=days))
+        )
+
+    def client_context(self, files: Path | None = None, pair: Pair | None = None) -> ssl.SSLContext:
+        """A client that trusts this authority, and presents `pair`, which is written to `files`."""
+        context = ssl.create_default_context(cadata=self.pem.decode())
+        if pair is not None:
+            assert files is not None
+            path = files / "client.pem"
+            path.write_bytes(pair.cert + pair.key)
+            context.load_cert_chain(path)
+        return context
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password:
+        encryption = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+
+
+class MountedSecret:
+    """A folder with `tls.crt`, `tls.key` and `ca.crt`, replaced together by swapping a symlink."""
+
+    def __init__(self, folder: Path, pair: Pair, ca: bytes = b"") -> None:
+        self.folder = folder
+        self._times = 0
+        self.replace(pair, ca)
+        names = ("tls.crt", "tls.key", "ca.crt") if ca else ("tls.crt", "tls.key")
+        for name in names:
+            (folder / name).symlink_to(f"..data/{name}")
+
+    def replace(self, pair: Pair, ca: bytes = b"") -> None:
+        self._times += 1
+        target = self.folder / f"..{self._times}"
+        target.mkdir()
+        for name, content in (("tls.crt", pair.cert), ("tls.key", pair.key), ("ca.crt", ca)):
+            (target / name).write_bytes(content)
+        link = self.folder / "..data_tmp"
+        link.symlink_to(target.name)
+        link.replace(self.folder / "..data")
+
+    def settings(self, reload_s: float = 3600.0) -> TlsSettings:
+        ca = self.folder / "ca.crt"
+        return TlsSettings(
+            cert_file=str(self.folder / "tls.crt"),
+            key_file=str(self.folder / "tls.key"),
+            client_ca_file=str(ca) if ca.is_symlink() else "",
+            reload_s=reload_s,
+        )

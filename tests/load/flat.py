@@ -1,0 +1,91 @@
+"""Memory, file descriptors and threads over many requests, sampled while the server is idle between
+batches, so that work in progress is not taken for growth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.load.generator import Plan
+from tests.load.records import FAILED, UNANSWERED, UNCONNECTED, Record
+from tests.load.runs import run
+from tests.load.target import Held, Target
+
+MIX = "small"
+LEAVERS = 0.30
+SLOW = 0.05
+BATCH = 1000
+WARM_BATCHES = 2
+"""Caches, heaps and thread pools have their size after these."""
+MOST_MIB_PER_1000 = 4.0
+"""Growth of PSS per 1,000 requests that counts as flat: 1 % of the server's memory over the run."""
+
+
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Of the least-squares line."""
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    if not spread:
+        return 0.0
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+
+
+def counts(records: Sequence[Record]) -> dict[str, Any]:
+    """What holds for every request of a run, whatever the machine."""
+    outcomes = Counter(each.outcome for each in records)
+    bad = [each for each in records if each.outcome in (UNANSWERED, FAILED, UNCONNECTED)]
+    return {
+        "requests": len(records),
+        "outcomes": dict(outcomes),
+        "unanswered": outcomes[UNANSWERED] + outcomes[UNCONNECTED],
+        "failed": outcomes[FAILED],
+        "compared": sum(each.is_right is not None for each in records),
+        "wrong": sum(each.is_right is False for each in records),
+        "protocols": dict(Counter(each.protocol for each in records)),
+        "manners": dict(Counter(each.how for each in records if each.how)),
+        "examples": [f"{each.kind} {each.how}: {each.status}" for each in bad[:10]],
+    }
+
+
+def flat(
+    target: Target, requests: int, rate: float, solo: Path, seed: int, seconds: float = 0.0
+) -> dict[str, Any]:
+    """Batches of requests until there were `requests`, or `seconds` are over if that is later."""
+    end = time.monotonic() + seconds
+    records: list[Record] = []
+    held: list[Held] = []
+    batch = 0
+    while len(records) < requests or time.monotonic() < end:
+        plan = Plan(
+            target.port, target.grpc_port, MIX, seed + batch, 600.0, rate, most=BATCH,
+            leavers=LEAVERS, slow_readers=SLOW, slow_writers=SLOW, solo=str(solo),
+        )  # fmt: skip
+        records += run(plan, target.cores, "flat")
+        held.append(target.settled(len(records)))
+        batch += 1
+    return {"mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, **counts(records),
+            **growth(held)}  # fmt: skip
+
+
+def growth(held: Sequence[Held]) -> dict[str, Any]:
+    """Slopes per 1,000 requests after the warm batches, and whether all is flat. `at_s` of a sample
+    is the number of requests until then."""
+    kept = held[WARM_BATCHES:]
+    xs = [each.at_s / 1000 for each in kept]
+    pss = slope(xs, [each.pss_mib for each in kept])
+    fds = [each.fds for each in kept]
+    threads = [each.threads for each in kept]
+    is_back = fds[-1] <= fds[0] + 2 and max(threads) <= threads[0] + 2
+    return {
+        "held": [asdict(each) for each in held],
+        "rss_mib_per_1000": round(slope(xs, [each.rss_mib for each in kept]), 2),
+        "pss_mib_per_1000": round(pss, 2),
+        "fds": [fds[0], fds[-1]],
+        "threads": [threads[0], threads[-1]],
+        "is_flat": pss <= MOST_MIB_PER_1000 and is_back,
+    }  # fmt: skip
