@@ -17,6 +17,7 @@ from predictors import metrics
 from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady, ServingError
 from predictors.protocol.call import Call
 from predictors.protocol.callers import Callers
+from predictors.protocol.heartbeat import Heartbeat
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
@@ -64,6 +65,8 @@ class Registry:
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
+        self.heartbeat = Heartbeat()
+        """Of the event loop that answers callers."""
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -132,7 +135,7 @@ class Registry:
     async def is_ready(self, name: str) -> bool:
         """True while the model is warm, alive and not withdrawn, and the server is not leaving.
         `name` is the model's own, no alias."""
-        if self.leaving.is_set() or name in self._withdrawn:
+        if self.leaving.is_set() or name in self._withdrawn or self.heartbeat.is_stalled:
             return False
         return await self._models[name].healthy()
 
@@ -140,8 +143,10 @@ class Registry:
         return bool(self._models) and all([await self.is_ready(name) for name in self._models])
 
     def is_live(self) -> bool:
-        """True while no engine, and no thread or process that prepares for one, is dead or stalled.
-        Loading counts as alive."""
+        """True while no engine, no thread or process that prepares for one, and not the event loop
+        of callers is dead or stalled. Loading counts as alive."""
+        if self.heartbeat.is_stalled:
+            return False
         return self.workers.is_alive and all(model.is_alive for model in self.startable)
 
     # -- requests ----------------------------------------------------------------------------------
