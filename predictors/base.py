@@ -141,10 +141,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         with after.time(), tracing.stage(call.trace, "encode"):
             return await self._encode(request, answers)
 
+    def check_room(self, call: Call, rows: int = 1) -> None:
+        self.host.check_accepting(rows, caller_of(call), deadline=call.deadline)
+
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        # before anything is made for each of them
-        self.host.check_accepting(max(1, num_rows), caller_of(call), deadline=call.deadline)
+        self.check_room(call, max(1, num_rows))  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
@@ -306,6 +308,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     async def healthy(self) -> bool:
         """True while every promised shape is compiled, the engine alive, and nothing draining."""
         return self.host.is_ready and self._pools.is_alive
+
+    @property
+    def backlog(self) -> int:
+        return self._pools.waiting
 
     @property
     def is_alive(self) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -221,8 +221,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
-        # before any work is spent on the body
-        self.host.check_accepting(body.n, caller_of(call), deadline=call.deadline)
+        self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 
