@@ -13,7 +13,7 @@ from predictors.diffusion.request import ImageParameters
 from predictors.diffusion.sampling import plan_calls
 from predictors.models.flux.model import FluxModel
 from predictors.settings import FluxSettings
-from tests.diffusion.driver import CHECKPOINT, FAST
+from tests.diffusion.driver import CHECKPOINT, FAST, EngineDriver
 
 MODEL = FluxModel(CHECKPOINT)
 
@@ -64,3 +64,18 @@ def test_a_pictures_cost_follows_its_steps_and_tokens() -> None:
     one, four, turbo = prepare("lossless", 1), prepare("lossless", 4), prepare("turbo", 28)
     assert four.cost == 4 * one.cost > 0
     assert turbo.cost == int(sum(plan_calls(28))) * one.cost
+
+
+@pytest.mark.parametrize("tier", ["lossless", "turbo"])
+@pytest.mark.parametrize("steps", [1, 7, 28])
+@pytest.mark.parametrize("negative", [None, "blue"])
+def test_the_cost_of_a_request_is_that_of_its_work(
+    driver: EngineDriver, tier: str, steps: int, negative: str | None
+) -> None:
+    image = ImageParameters(
+        "x", negative, width=96, num_inference_steps=steps, tier=tier, max_sequence_length=24
+    )
+    request = driver.limits.request(image)
+    work = driver.preparer.prepare(request)
+    assert driver.preparer.cost(request) == work.cost
+    assert driver.preparer.form_of(request) == work.cost_kind
