@@ -262,6 +262,8 @@ async def measure(
     found["after ready"] = {
         name: state.get(f"{name}_after_ready") for name in ("recompilations", "captures")
     }
+    if torch.cuda.is_available():
+        found["after ready"]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     print(f"{task} after ready: {found['after ready']}", flush=True)
     return found
 

@@ -46,8 +46,8 @@ from predictors.compute.compile.start import Start
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement, is_device_lost
 from predictors.errors import PromptTooLong, StepFailed
-from predictors.serving.accounts import spare_slots
 from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.turns import num_spare
 from predictors.settings import QwenVLSettings
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class ChatEngine:
         self, name: str, model: ChatModel, settings: QwenVLSettings, placement: Placement
     ) -> None:
         self.slots = num_slots(settings, placement)
-        self.spare_slots = spare_slots(self.slots)
+        self.spare_slots = num_spare(self.slots)
         self.max_context = max_context(model.shape, settings, placement)
         self.guard = RecompileGuard(name)
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
@@ -177,11 +177,9 @@ class ChatEngine:
     def admit(self, job: ChatJob) -> bool:
         work, pool, account = job.work, self._pages, job.account
         holders = self._planner.holders
-        if len(self._sequences) >= self.slots + self.spare_slots:
+        if not holders.has_slot_for(account, self.slots, self.spare_slots):
             return False
         is_below = holders.is_below_share(account, self.slots)
-        if len(self._sequences) >= self.slots and not is_below:
-            return False
         # some pages are kept for a caller who comes later, or has less than others
         may_take_all = is_below and (holders.is_shared or not holders.held(account))
         names = page_names(work, pool.page_tokens) if self._shares else ()

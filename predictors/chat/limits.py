@@ -24,7 +24,7 @@ from predictors.chat.request import PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.serving.accounts import spare_slots
+from predictors.serving.turns import num_spare
 from predictors.settings import InvalidSetting, QwenVLSettings
 
 CPU_CONTEXT, CPU_SLOTS, CPU_PAGE = 4096, 8, 16
@@ -47,7 +47,8 @@ class EngineLimits:
     decode_widths: tuple[int, ...]
     chunk_widths: tuple[int, ...]
     spare_slots: int = 0
-    """More slots, for callers who hold less than their share while others hold all."""
+    """More slots, for callers who hold less than their share while others hold all. Each takes five
+    bytes per word of the vocabulary: 0.8 MB for Qwen2.5-VL."""
 
     @property
     def kept_pages(self) -> int:
@@ -91,7 +92,7 @@ def plan_limits(
         max_context=context,
         decode_widths=widths,
         chunk_widths=packed_widths(chunk) if is_cuda else chunk_widths(chunk),
-        spare_slots=spare_slots(slots),
+        spare_slots=num_spare(slots),
     )
 
 

@@ -48,9 +48,8 @@ from predictors.diffusion.scheduling import (
 )
 from predictors.diffusion.warming import warm_prompts, warm_shape
 from predictors.errors import EngineFailed, StepFailed
-from predictors.serving.accounts import spare_slots
 from predictors.serving.engine import Progress, StickyDeviceError
-from predictors.serving.turns import SlotHolders
+from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class DiffusionEngine:
 
     @property
     def spare_slots(self) -> int:
-        return spare_slots(self._settings.slots)
+        return num_spare(self._settings.slots)
 
     @property
     def busy(self) -> bool:
@@ -203,10 +202,7 @@ class DiffusionEngine:
     def admit(self, job: DiffusionJob) -> bool:
         """Give the job a slot, if one is free; of the spare ones only to a caller that has less
         than its share. A slot's memory is bounded by sizes and steps."""
-        held = len(self._slots)
-        if held >= self.slots + self.spare_slots:
-            return False
-        if held >= self.slots and not self._holders.is_below_share(job.account, self.slots):
+        if not self._holders.has_slot_for(job.account, self.slots, self.spare_slots):
             return False
         self._slots[job] = Slot(job)
         self._holders.add(job)
@@ -238,12 +234,10 @@ class DiffusionEngine:
     def _pick(self, waiting: Sequence[Slot]) -> list[Slot]:
         """Those of `waiting` that step together."""
         runner, limit, holders = self.runner, self._settings.age_limit_s, self._holders
+        turns = [(0, 1.0)] * len(waiting)
         if holders.is_shared:
-            ranks = holders.ranks()
-            accounts = [slot.job.account for slot in waiting]
+            ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
             turns = [(ranks[account.name], holders.share(account)) for account in accounts]
-        else:
-            turns = [(0, 1.0)] * len(waiting)
         candidates = [slot.candidate(*turn) for slot, turn in zip(waiting, turns, strict=True)]
         return [waiting[i] for i in pick_group(candidates, runner.width, limit, runner.seconds)]
 

@@ -20,7 +20,7 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.request import BASE, FP8, HIGH, LOSSLESS, TURBO
 from predictors.diffusion.tiers import choose_tiers
-from predictors.serving.accounts import spare_slots
+from predictors.serving.turns import num_spare
 from predictors.settings import FluxSettings
 
 WORK_BYTES = int(3.3 * 2**30)
@@ -85,10 +85,7 @@ def picture_options(
                 "text encoder and modulation": narrow if is_narrow else wide,
                 "other weights": weights.others * size,
                 "work": work,
-                "spare slots": spare_slots(settings.slots)
-                * SLOT_BYTES
-                * weights.width
-                // WORK_WIDTH,
+                "spare slots": num_spare(settings.slots) * SLOT_BYTES * weights.width // WORK_WIDTH,
                 "CUDA context": CONTEXT_BYTES,
             },
             is_chosen=forms == chosen,

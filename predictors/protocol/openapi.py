@@ -141,8 +141,17 @@ def _health() -> Json:
         "/v2/models": {"get": _get("model_names", "Names of the models")},
         "/v2/health/live": {"get": _probe("server_live", "The process need not be restarted")},
         "/v2/health/ready": {"get": _probe("server_ready", "Every model is warm")},
-        "/v2/repository/index": {"get": _get("repository_index", "The models and their states")},
+        "/v2/repository/index": _repository_index(),
     }
+
+
+def _repository_index() -> Json:
+    answer = _get("repository_index", "The models and their states")
+    post = _get("repository_index_of", "The models and their states, `ready` ones alone if true")
+    ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    post["requestBody"] = _content(ready | {"additionalProperties": False})
+    post["responses"] |= _errors("V2Error")
+    return {"get": answer, "post": post}
 
 
 def _v2_paths(model: Served, index: int, schemas: Json) -> Json:
@@ -280,7 +289,7 @@ def body_schema(
 def _openai_post(name: str, body: Json) -> Json:
     answers = _content({"type": "object"})
     if name == "chat":
-        answers["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["content"]["text/event-stream"] = {}
     return {
         "operationId": f"openai_{name}",
         "summary": f"OpenAI {name}",
@@ -290,21 +299,16 @@ def _openai_post(name: str, body: Json) -> Json:
 
 
 def _openai_listing(names: Mapping[str, Served]) -> Json:
-    model = {
-        "name": "model",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "enum": list(names)},
-    }
-    file = {"name": "file", "in": "path", "required": True, "schema": {"type": "string"}}
+    model = _in_path("model", {"type": "string", "enum": list(names)})
+    file = _in_path("file", {"type": "string"})
     picture = {"description": "The file", "content": {"image/*": {}}}
-    gone = {"description": "The address has expired", **_content(_ref("OpenAIError"))}
-    fetch = {
-        **_get("picture_file", "A picture that was answered by address"),
-        "parameters": [file],
-        "responses": {"200": picture, "410": gone},
-    }
+    error = _content(_ref("OpenAIError"))
+    missing = {"description": "There is none of this name", **error}
+    gone = {"description": "The address has expired", **error}
+    fetch = _get("picture_file", "A picture that was answered by address") | {"parameters": [file]}
+    fetch["responses"] = {"200": picture, "404": missing, "410": gone}
     one = {**_probe("openai_model", "One model"), "parameters": [model]}
+    one["responses"]["404"] = missing
     return {
         "/v1/models": {"get": _get("openai_models", "The models")},
         "/v1/models/{model}": {"get": one},
@@ -335,6 +339,10 @@ def _errors(schema: str) -> Json:
         str(status): {"description": ", ".join(codes), **_content(_ref(schema))}
         for status, codes in sorted(by_status.items())
     }
+
+
+def _in_path(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _content(schema: Json, *, required: bool = False) -> Json:

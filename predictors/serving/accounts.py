@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 KEPT_DEBTS = 1024  # callers that left while ahead of the level
 
-FIRST_PRIORITY, NORMAL_PRIORITY, LAST_PRIORITY = 1, 5, 9
+MAX_PRIORITY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,13 @@ class Caller:
     weight: float = 1.0
     """Its share of the engine beside others, above 0."""
     priority: int = 0
-    """Order among the caller's own jobs, as Triton counts: 1 goes first, 9 last, and 0 is the
-    default, which counts as 5. Larger numbers count as 9. It gives no right over others."""
+    """Order among the caller's own jobs: a higher one goes first, within -8 and 8. It gives no
+    right over others."""
 
     @property
     def level(self) -> int:
-        """The priority from 1 to 9."""
-        if self.priority <= 0:
-            return NORMAL_PRIORITY
-        return min(self.priority, LAST_PRIORITY)
+        """The priority, within its bounds."""
+        return max(-MAX_PRIORITY, min(self.priority, MAX_PRIORITY))
 
 
 ANYONE = Caller()
@@ -164,8 +162,3 @@ class Accounts:
         if account is not None and account in self._present:
             others -= account.weight
         return total * weight / (max(0.0, others) + weight)
-
-
-def spare_slots(slots: int) -> int:
-    """Slots beside `slots` for callers that hold less than their share while others hold all."""
-    return max(1, slots // 2)

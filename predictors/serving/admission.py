@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, InvalidRequest, Overloaded, ServingError
-from predictors.serving.accounts import NORMAL_PRIORITY, Account, Accounts, Caller
+from predictors.serving.accounts import Account, Accounts, Caller
 from predictors.serving.estimates import Costs, Estimates
 from predictors.serving.places import Places
 from predictors.serving.queue import AdmissionQueue
@@ -171,7 +171,7 @@ class Admission(Generic[W, C]):
         for its jobs before them, and for others while they take `added_s` themselves."""
         share = self._accounts.share(caller.weight, 1.0, account)
         # what has a high priority passes the caller's other jobs
-        before_s = self._own_s(account, but_rows) if caller.level >= NORMAL_PRIORITY else 0.0
+        before_s = self._own_s(account, but_rows) if caller.level <= 0 else 0.0
         fair_s = (before_s + added_s) / share - added_s
         waiting_s = self.waiting_s(but_rows)
         return max(min(waiting_s, fair_s), self._first_slot_s(caller, account))

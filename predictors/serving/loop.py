@@ -19,6 +19,7 @@ from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
 from predictors.serving.lifecycle import HostEvents, Lifecycle, StartProgress, State
 from predictors.serving.recording import Recordings
+from predictors.serving.width_cap import WidthCap
 
 W = TypeVar("W")
 C = TypeVar("C")
@@ -65,7 +66,8 @@ class EngineLoop(Generic[W, C]):
         self._clock = clock
         self._holds_device = False
         self._is_stopping = False
-        self._max_width: int | None = None  # jobs per step after one ran out of memory
+        most = engine.slots + engine.spare_slots
+        self._cap = WidthCap(most, metrics.step_width_cap.labels(model).set)
         self._step_seconds = metrics.step_seconds.labels(model)
         self._steps = metrics.engine_steps_total.labels(model)
         self._last_step = metrics.engine_last_step_timestamp_seconds.labels(model)
@@ -116,7 +118,6 @@ class EngineLoop(Generic[W, C]):
             if job.done:
                 self._engine.evict(job)
                 self._jobs.remove(job)
-                self._max_width = None  # memory is free again
 
     def _admit_waiting(self) -> None:
         if not self._jobs.has_room():
@@ -149,13 +150,11 @@ class EngineLoop(Generic[W, C]):
         """Advance every job by one step, and fail the jobs that make a step fail on their own.
 
         A group that fails is halved: at most 2n - 1 steps for n jobs. After running out of memory
-        later rounds step in narrower groups too, until a job is evicted; otherwise every round
-        would pay for the failure again. If a single job did not fit, the width says nothing about
-        the others.
+        later rounds step in narrower groups too; otherwise every round would pay for the failure
+        again. If a single job did not fit, the width says nothing about the others.
         """
-        groups = [jobs]  # a stack
-        if width := self._max_width:
-            groups = [jobs[i : i + width] for i in range(0, len(jobs), width)][::-1]
+        cap = self._cap.width
+        groups = self._cap.groups(jobs)[::-1]  # a stack
         failed: list[tuple[Job[W, C], BaseException]] = []
         while groups:
             group = groups.pop()
@@ -166,15 +165,18 @@ class EngineLoop(Generic[W, C]):
                 self._step_seconds.observe(self.last_step_at - started)
                 self._steps.inc()
                 self._last_step.set_to_current_time()
+                self._cap.note_success(len(group))
             elif isinstance(error, StickyDeviceError):
                 raise error
             elif len(group) == 1:
                 failed.append((group[0], error))
             else:
                 groups += self._halves(group, error)
+        if not failed:
+            self._cap.end_round(len(jobs))
         for job, error in failed:
             if is_out_of_memory(error):
-                self._max_width = None
+                self._cap.reset(cap)
             self._fail_job(job, error)
 
     def _halves(
@@ -185,7 +187,7 @@ class EngineLoop(Generic[W, C]):
         is_oom = is_out_of_memory(error)
         metrics.batch_splits_total.labels(self._model, "oom" if is_oom else "other").inc()
         if is_oom:  # any other error is logged with the job that causes it
-            self._max_width = max(1, min(half, self._max_width or half))
+            self._cap.note_failure(len(group))
             log_fields = {"model": self._model, "jobs": len(group)}
             message = "%s: a step of %d jobs did not fit into memory, it is halved"
             log.warning(message, self._model, len(group), extra=log_fields)

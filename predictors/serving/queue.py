@@ -69,7 +69,7 @@ class CallerLine(Generic[W, C]):
             job = next((job for number, job in level.items() if number not in offered), None)
             if job is None:
                 continue
-            if best is None or job.caller.level < best.caller.level:
+            if best is None or job.caller.level > best.caller.level:
                 best = job
             if oldest is None or job.arrival_number < oldest.arrival_number:
                 oldest = job

@@ -83,6 +83,7 @@ def generating(plan: Plan, cores: Cores, name: str) -> Iterator[Generating]:
     finally:
         running.process.kill()
         running.process.wait()
+        running.process.stdout.close()  # type: ignore[union-attr]
 
 
 def run(plan: Plan, cores: Cores, name: str) -> list[Record]:

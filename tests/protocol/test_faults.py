@@ -22,6 +22,8 @@ TABLE = [
      "invalid_input"),
     (errors.PromptTooLong("x"), 400, Code.INVALID_ARGUMENT, "context_length_exceeded",
      "invalid_input"),
+    (errors.Unauthorized("x"), 401, Code.UNAUTHENTICATED, "invalid_api_key", "unauthorized"),
+    (errors.QuotaExceeded("x"), 429, Code.RESOURCE_EXHAUSTED, "rate_limit_exceeded", "quota"),
     (errors.Forbidden("x"), 403, Code.PERMISSION_DENIED, "forbidden", "forbidden"),
     (errors.Misdirected("x"), 421, Code.PERMISSION_DENIED, "misdirected_request", "forbidden"),
     (errors.NotFound("x"), 404, Code.NOT_FOUND, "not_found", "not_found"),

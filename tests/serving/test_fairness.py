@@ -311,23 +311,23 @@ def test_refused_jobs_of_one_caller_do_not_use_up_the_window_of_others() -> None
 
 def test_priority_orders_a_callers_own_jobs() -> None:
     bench = Bench(slots=1)
-    jobs = {p: bench.submit(Caller("a", priority=p))[0] for p in (0, 9, 1, 5, 3, 7, 200)}
+    jobs = {p: bench.submit(Caller("a", priority=p))[0] for p in (0, -4, 4, 1, -1, 7, 200)}
     bench.run(7)
     order = sorted(jobs, key=lambda p: jobs[p].admitted_at or 0)
-    assert order == [1, 3, 0, 5, 7, 9, 200]
+    assert order == [200, 7, 4, 1, 0, -1, -4]
 
 
 def test_priority_gives_nothing_over_another_caller() -> None:
     bench = Bench(slots=1)
-    bench.submit(Caller("a", priority=1), jobs=6)
-    bench.submit(Caller("b", priority=9), jobs=6)
+    bench.submit(Caller("a", priority=4), jobs=6)
+    bench.submit(Caller("b", priority=-4), jobs=6)
     bench.run(12)
     assert bench.admitted() == "ab" * 6
 
 
 def test_a_low_priority_waits_at_most_its_time_behind_higher_ones() -> None:
     bench = Bench(slots=1, skip_max_wait_s=10.0)
-    [low] = bench.submit(Caller("a", priority=9))
+    [low] = bench.submit(Caller("a", priority=-5))
     for _ in range(14):
         bench.submit(Caller("a", priority=1))
         bench.run()

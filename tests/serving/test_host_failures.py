@@ -123,7 +123,7 @@ def test_a_step_that_does_not_fit_into_memory_is_halved_and_all_jobs_succeed(
     assert sample("predictors_jobs_total", host, reason="ok") == 8
 
 
-def test_when_a_job_leaves_the_full_width_is_tried_again(make_host: MakeHost) -> None:
+def test_the_widest_step_that_fits_is_kept(make_host: MakeHost) -> None:
     engine = ScriptedEngine(slots=3, gated=False)
     engine.oom_width = 2
     jobs = submit(make_host(engine), Task("a", 1), Task("b", 3), Task("c", 3))

@@ -19,6 +19,7 @@ from predictors.serving.engine import StickyDeviceError
 from predictors.serving.host import EngineHost
 from predictors.serving.job import Job
 from predictors.serving.loop import is_out_of_memory, try_call
+from predictors.serving.width_cap import GOOD_ROUNDS, WidthCap
 from predictors.settings import QueueSettings
 from tests.fakes import OutOfMemoryError, ScriptedEngine, Task, answer, failure, unread
 from tests.serving.conftest import MakeHost, sample, submit
@@ -88,14 +89,58 @@ def test_a_step_that_succeeds_is_taken_once() -> None:
     assert bench.splits() == (0, 0)
 
 
-def test_after_running_out_of_memory_steps_stay_narrow_until_a_job_leaves() -> None:
+def test_after_running_out_of_memory_steps_stay_narrow_though_a_job_leaves() -> None:
     bench = Bench(8, steps=4)
     bench.engine.oom_width = 3
     assert bench.step() == [8, 4, 2, 2, 4, 2, 2]
     assert bench.step() == [2, 2, 2, 2]
-    bench.engine.oom_width = None
+    assert sample("predictors_step_width_cap", bench.host) == 2
     bench.jobs[0].cancel()
-    assert bench.step() == [7]
+    assert bench.step() == [2, 2, 2, 1]
+
+
+def test_the_cap_rises_after_good_rounds_and_is_gone_when_all_fit_again() -> None:
+    bench = Bench(4, steps=10**6)
+    bench.engine.oom_width = 1
+    assert bench.step() == [4, 2, 1, 1, 2, 1, 1]
+    bench.engine.oom_width = None  # another program has left the device
+    widths = [bench.step() for _ in range(3 * GOOD_ROUNDS)]
+    assert widths[GOOD_ROUNDS - 1 : GOOD_ROUNDS + 1] == [[1, 1, 1, 1], [2, 2]]
+    assert widths[2 * GOOD_ROUNDS] == [3, 1]
+    assert bench.step() == [4]
+    assert sample("predictors_step_width_cap", bench.host) == 0
+    assert bench.splits() == (3, 0)
+
+
+@given(st.integers(2, 9), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_whatever_fits_steps_out_of_memory_become_rare(most: int, fits: list[int]) -> None:
+    """However the memory changes: of the last 512 rounds at one size at most five fail."""
+    cap = WidthCap(most, lambda width: None)
+    for width in fits:
+        failures: list[int] = []
+        for i in range(600):
+            groups = cap.groups(range(most))[::-1]
+            while groups:
+                group = groups.pop()
+                if len(group) <= width:
+                    cap.note_success(len(group))
+                    continue
+                cap.note_failure(len(group))
+                failures.append(i)
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
+            cap.end_round(most)
+        assert sum(i >= 88 for i in set(failures)) <= 5
+        assert (cap.width or most) <= width + 1
+
+
+def test_each_failed_try_of_a_wider_step_doubles_the_rounds_until_the_next() -> None:
+    bench = Bench(4, steps=10**6)
+    bench.engine.oom_width = 2
+    assert bench.step() == [4, 2, 2]
+    failures = [i for i in range(8 * GOOD_ROUNDS) if len(bench.step()) > 2]
+    # a try of three jobs fails, and the next one takes twice as many rounds
+    assert failures == [GOOD_ROUNDS, 3 * GOOD_ROUNDS + 1, 7 * GOOD_ROUNDS + 2]
 
 
 def test_a_job_that_is_too_large_alone_does_not_make_the_others_narrow() -> None:
