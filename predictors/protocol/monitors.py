@@ -20,8 +20,9 @@ MAX_LAG = 2.0  # limits that one reading may count, so that one long pause begin
 def watch_overload(registry: Registry, connections: ConnectionLimit) -> LoopLag:
     """Begin to read the monitors, on the running loop. Returns the timer, which ends with
     `stop`."""
-    lag = LoopLag(registry.settings.overload.loop_lag_s, lambda: registry.overload.update())
+    lag = LoopLag(registry.settings.overload.loop_lag_s, registry.overload.update)
     registry.overload.watch(*make_monitors(registry, connections, lag))
+    registry.loop_overdue_s = lag.overdue_s
     lag.start()
     return lag
 
@@ -62,6 +63,10 @@ class LoopLag:
         self._timer: asyncio.TimerHandle | None = None
         self.average_s = 0.0
 
+    def overdue_s(self) -> float:
+        """How long the loop has not run. Any thread."""
+        return max(0.0, self._clock() - self._due)
+
     def pressure(self) -> float:
         return self.average_s / self._limit_s
 
@@ -76,8 +81,7 @@ class LoopLag:
 
     def tick(self) -> None:
         """Count one reading, and call `on_tick`."""
-        late_s = max(0.0, self._clock() - self._due)
-        late_s = min(late_s, MAX_LAG * self._limit_s)
+        late_s = min(self.overdue_s(), MAX_LAG * self._limit_s)
         self.average_s += LAG_WEIGHT * (late_s - self.average_s)
         self._due = self._clock() + INTERVAL_S
         self._on_tick()

@@ -54,7 +54,8 @@ class Watch:
             with self._changed:
                 self._changed.notify_all()
 
-        self.gate.update = updating  # type: ignore[method-assign]
+        lag = running.server.registry.loop_overdue_s.__self__  # type: ignore[attr-defined]
+        lag._on_tick = updating
 
     def wait(self, state: str, *, is_on: bool = True) -> None:
         with self._changed:
@@ -251,3 +252,17 @@ def test_memory_refuses() -> None:
         Watch(running).wait("is_refusing")
         assert post(running).json() == {"error": MESSAGE.format("memory")}
         check_open(running)
+
+
+def test_a_loop_that_has_not_run_for_long_is_not_ready_and_then_not_alive() -> None:
+    with server(health_port=0) as running:
+        registry, stall_s = running.server.registry, running.server.settings.queue.stall_timeout_s
+        port = running.server.health_port
+        found = {}
+        for overdue_s in (0.0, 14.0, 16.0, stall_s - 1, stall_s + 1):
+            registry.loop_overdue_s = lambda overdue_s=overdue_s: overdue_s  # type: ignore[misc]
+            found[overdue_s] = tuple(
+                httpx.get(f"http://127.0.0.1:{port}/v2/health/{which}").status_code
+                for which in ("live", "ready")
+            )
+        assert list(found.values()) == [(200, 200), (200, 200), (200, 503), (200, 503), (503, 503)]

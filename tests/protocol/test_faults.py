@@ -66,7 +66,7 @@ def test_every_error_has_its_status_code_and_reason(
     assert fault.message == "x"
     is_callers = status < 500 and status != 499
     expected = "invalid_request_error" if is_callers or status == 501 else "server_error"
-    assert fault.type == expected
+    assert fault.type == ("rate_limit_error" if status == 429 else expected)
 
 
 def test_every_class_of_the_error_tree_is_in_the_table() -> None:
@@ -118,6 +118,7 @@ def test_only_temporary_failures_have_retry_after() -> None:
     found = {type(row[0]) for row in TABLE if "retry-after" in dict(fault_of(row[0]).headers)}
     assert found == {
         errors.Overloaded,
+        errors.QuotaExceeded,
         errors.ServerOverloaded,
         errors.NotReady,
         errors.Draining,

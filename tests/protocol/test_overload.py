@@ -168,6 +168,14 @@ def test_the_pressure_is_gone_soon_after_the_last_delay() -> None:
     assert loop.fire(times=10) < 0.25
 
 
+def test_another_thread_sees_how_long_the_loop_has_not_run() -> None:
+    loop = Loop(0.5)
+    loop.fire()
+    assert loop.lag.overdue_s() == 0.0
+    loop.now += 30.0
+    assert loop.lag.overdue_s() == pytest.approx(30.0 - INTERVAL_S)
+
+
 # -- the other monitors ----------------------------------------------------------------------------
 def pressures(settings: Settings, **registry: Any) -> dict[str, Callable[[], float]]:
     found = SimpleNamespace(
