@@ -38,34 +38,15 @@ from predictors.protocol.v2.wire_json import (
 Json = dict[str, Any]
 
 MAX_PAGES = 16
-
 _JSON = "application/json"
+_STRING: Json = {"type": "string"}
+_OPTIONAL: Json = {"type": ["string", "null"]}
 _SCALARS = ["string", "number", "boolean"]
 _DESCRIPTION = (
     "V2 inference over REST and the OpenAI API. What is under /v1 is under /openai/v1 as well. "
     "V2 parameters may come as numeric strings. A field that is not in a schema is refused."
 )
-_OPENAI_ERROR: Json = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_V2_ERROR: Json = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}},
-}
+_ERROR = {"message": _STRING, "type": _STRING, "param": _OPTIONAL, "code": _OPTIONAL}
 _TENSOR: Json = {
     "type": "object",
     "required": ["name", "datatype", "shape"],
@@ -113,7 +94,11 @@ def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
     model; the V2 routes are listed under a model's own name. `has_urls`: pictures may be asked
     for by address."""
     models = [model for name, model in names.items() if name == model.name]
-    schemas: Json = {"V2Error": _V2_ERROR, "OpenAIError": _OPENAI_ERROR, "Tensor": _TENSOR}
+    schemas: Json = {
+        "V2Error": _complete({"error": _STRING}),
+        "OpenAIError": _complete({"error": _complete(_ERROR)}),
+        "Tensor": _TENSOR,
+    }
     paths: Json = {**_health(), **_openai_listing(names)}
     for index, model in enumerate(models):
         paths |= _v2_paths(model, index, schemas)
@@ -339,6 +324,10 @@ def _errors(schema: str) -> Json:
         str(status): {"description": ", ".join(codes), **_content(_ref(schema))}
         for status, codes in sorted(by_status.items())
     }
+
+
+def _complete(fields: Json) -> Json:
+    return {"type": "object", "required": list(fields), "properties": fields}
 
 
 def _in_path(name: str, schema: Json) -> Json:
