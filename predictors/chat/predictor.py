@@ -30,6 +30,7 @@ from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.serving.estimates import Costs
 from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
@@ -166,9 +167,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     ) -> V2Response:
         return self._codec.encode_v2(request, answers)
 
-    def cost(self, request: ChatRequest) -> float:
-        """Decode steps, about: of the answer as others like it were, and for the prompt."""
-        return self._preparer.cost(request)
+    def costs(self, requests: Sequence[ChatRequest]) -> Costs:
+        """Decode steps, about: of the answers as others like them were, and for the prompts."""
+        return {"": sum(self._preparer.cost(request) for request in requests)}
 
     def reader(self, work: ChatWork) -> AnswerReader:
         sizes = self._preparer.sizes(work)
