@@ -104,6 +104,7 @@ def test_ci_runs_what_people_run() -> None:
         "test-observe",
         "test-load",
         "test-clients",
+        "fuzz-quick",
         "test-deploy",
         "e2e",
     ]

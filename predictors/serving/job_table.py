@@ -245,10 +245,8 @@ class JobTable(Generic[W, C]):
     def _measure(self, job: Job[W, C], now: float) -> None:
         """Learn from a job that has finished."""
         running = len(self._slots.running) + 1
-        # an engine that charges nothing: the job's part of the time in its slot
-        slot_s = (job.finished_at or now) - (job.admitted_at or now)
         self._admission.estimates.observe(
-            job.used_s or slot_s / running,
+            job.used_s,
             job.cost,
             job.cost_kind,
             is_full=running >= self._slots.num or self._queue.is_blocked,

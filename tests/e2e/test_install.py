@@ -19,6 +19,8 @@ from tests.e2e.readiness import Witness, check_never_early, witnessing
 from tests.e2e.traffic import Dial, Traffic, Window, over_http
 
 CHANGED = {"queue": {"capacity": 32}, "flux": {"slots": 2}}
+ONE_PORT = {"health": {"port": -1}, "metrics": {"port": -1}}
+"""As charts without these values were: the upgrade moves probes and metrics to their own ports."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def release(kube: Kube, before: set[str], starts: list[Witness]) -> Release:
     found = Release("laptop", kube.namespace)
     if found.name not in installed(kube):
         with witnessing(kube) as witness:
-            found.install([LAPTOP], small())
+            found.install([LAPTOP], small() | ONE_PORT)
             kube.wait_served(*asks.MODELS)
             for model in asks.MODELS:
                 kube.ready_pods(model, 1)
@@ -56,7 +58,8 @@ def installed(kube: Kube) -> set[str]:
 def capacity(kube: Kube, model: str) -> float:
     """`queue.capacity` as the model's pod itself reports it."""
     address, ports = kube.service(model)
-    text = httpx.get(f"http://{address}:{ports['metrics']}/metrics", trust_env=False).text
+    port = ports.get("metrics", ports["http1"])
+    text = httpx.get(f"http://{address}:{port}/metrics", trust_env=False).text
     (line,) = [x for x in text.splitlines() if x.startswith("predictors_queue_capacity{")]
     return float(line.split()[-1])
 

@@ -1,7 +1,7 @@
 """Ports for probes and scrapes, served by a thread with an event loop of its own.
 
 A probe waits neither for the requests of the data port nor for their connections. The state that
-it reads is read without locks.
+it reads is read without locks. A loop of the data port that hangs is seen by its lag.
 """
 
 from __future__ import annotations
