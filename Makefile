@@ -8,6 +8,7 @@ PORT ?= 8080
 GRPC_PORT ?= 8081
 HOST ?= 127.0.0.1
 E2E_TESTS ?= tests/e2e
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -18,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-load load soak test-clients test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -75,6 +76,23 @@ test-clients: $(CLIENTS)/.ready ## LangChain, LiteLLM, OpenAI's agents, pydantic
 lock-clients: $(STAMP) ## resolve tests/clients/requirements.txt again: names and versions only
 	$(BIN)/uv pip compile tests/clients/names.txt --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/clients/requirements.txt
+
+# schemathesis has an environment of its own: its packages are of no use to anything else here
+FUZZ := out/fuzz
+$(FUZZ)/.ready: tests/fuzz/requirements.txt $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(FUZZ)
+	$(BIN)/uv pip install -q --python $(FUZZ)/bin/python -r $<
+	@touch $@
+
+fuzz: $(FUZZ)/.ready ## every fuzzer for 20 minutes, into benchmarks/results/fuzz.json; SEED=2 for other cases
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz full --seed $(SEED)
+
+fuzz-quick: $(FUZZ)/.ready ## CI's part of `make fuzz`: two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz quick --seed $(SEED)
+
+lock-fuzz: $(STAMP) ## resolve tests/fuzz/requirements.txt again: names and versions only
+	echo schemathesis | $(BIN)/uv pip compile - --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -q -o tests/fuzz/requirements.txt
 
 test-deploy: $(STAMP) cluster-tools ## chart, manifests and Dockerfile, without a cluster
 	$(PYTEST) tests/deploy

@@ -102,7 +102,9 @@ def test_ci_runs_what_people_run() -> None:
         "type",
         "test",
         "test-observe",
+        "test-load",
         "test-clients",
+        "fuzz-quick",
         "test-deploy",
         "e2e",
     ]

@@ -34,6 +34,9 @@ BOTH = {
     "predictors_requests_running",
     "predictors_requests_waiting",
     "predictors_queue_oldest_seconds",
+    "predictors_queue_work_seconds",
+    "predictors_callers",
+    "predictors_step_width_cap",
     "predictors_queue_duration_seconds",
     "predictors_admission_rejected",
     "predictors_jobs",
@@ -215,6 +218,7 @@ def test_labels_are_bounded() -> None:
         "dtype",
         "tier",
         "precision",
+        "caller",  # names of API keys, of which there are at most 256
     }
     assert {label for series in declared() for label in series._labelnames} <= allowed
 

@@ -71,6 +71,7 @@ DEFAULTS = {
     "overload.loop_lag_s": 0.5,
     "overload.prepare_backlog": 256,
     "queue.capacity": 64,
+    "queue.capacity_s": 0.0,
     "queue.overload_status": 503,
     "queue.skip_window": 8,
     "queue.skip_max_wait_s": 30.0,

@@ -1,4 +1,4 @@
-"""What the owner of an API key has in use, and the limits of the key. Keys of one name share it."""
+"""The jobs, requests and engine seconds of each API key's name, and the limits on them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class KeyUsages:
             self._by_name[name].limit(key)
 
     def of(self, key: ApiKey) -> KeyUsage:
-        """The usage of a key; that of nobody else if it went out of use a moment ago."""
+        """The usage of a key; one of its own if the key went out of use a moment ago."""
         return self._by_name.get(key.name) or KeyUsage(OTHER, self._clock)
 
 

@@ -1,14 +1,15 @@
 """Whose turn it is inside an engine: the order of callers in a step, and who may take more slots.
 
 Among the callers that hold slots the one that has used least since goes first. One who comes starts
-level with the least, and one who uses less than its share although nothing holds it back can't save
-that up. `accounts` is about the queue: its levels count what running jobs will still use, and here
-they have not used it yet.
+level with the least and goes before it, unless it owes from before; one who uses less than its
+share although nothing holds it back can't save that up. `accounts` is about the queue: its levels
+count what running jobs will still use, and here they have not used it yet.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ T = TypeVar("T")
 CREDIT_STEPS = 4
 """Longest steps that a caller may be behind the one who has used most. Two who both wait for their
 turn are at most two steps apart."""
+KEPT_DEBTS = 1024  # callers who left after they had used more than another
 LONGEST_KEEPS = 0.98
 """Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
 
@@ -46,6 +48,7 @@ class SlotHolders:
 
     def __init__(self) -> None:
         self._holders: dict[str, Holder] = {}
+        self._debts: OrderedDict[str, float] = OrderedDict()  # `used_s` of callers who left
         self._longest_s = 0.0
 
     def add(self, job: Job[Any, Any]) -> None:
@@ -53,7 +56,8 @@ class SlotHolders:
         holder = self._holders.get(job.account.name)
         if holder is None:
             level_s = min((each.used_s for each in self._holders.values()), default=0.0)
-            holder = self._holders[job.account.name] = Holder(job.account, level_s)
+            used_s = max(level_s, self._debts.pop(job.account.name, 0.0))
+            holder = self._holders[job.account.name] = Holder(job.account, used_s)
         holder.account = job.account
         holder.slots += 1
 
@@ -61,11 +65,19 @@ class SlotHolders:
         """`job` has given its slot back."""
         holder = self._holders[job.account.name]
         holder.slots -= 1
-        if not holder.slots:
-            del self._holders[job.account.name]
+        if holder.slots:
+            return
+        del self._holders[job.account.name]
+        if not self._holders:  # all start equal the next time
+            self._debts.clear()
+            return
+        self._debts[job.account.name] = holder.used_s
+        if len(self._debts) > KEPT_DEBTS:
+            self._debts.popitem(last=False)
 
     def clear(self) -> None:
         self._holders.clear()
+        self._debts.clear()
 
     # -- shares ----------------------------------------------------------------------------------
     @property
@@ -97,7 +109,8 @@ class SlotHolders:
     # -- turns -----------------------------------------------------------------------------------
     def ranks(self) -> dict[str, int]:
         """By caller's name: 0 for the one whose turn it is, then 1, 2, ..."""
-        order = sorted(self._holders.items(), key=lambda item: item[1].used_s)
+        latest_first = reversed(self._holders.items())
+        order = sorted(latest_first, key=lambda item: item[1].used_s)
         return {name: rank for rank, (name, _) in enumerate(order)}
 
     def in_turn(self, items: Sequence[T], account_of: Callable[[T], Account]) -> Sequence[T]:
@@ -112,7 +125,7 @@ class SlotHolders:
         """How many of `places` each caller gets of those it wants, by name: one at a time to the
         caller who would then have used least, where a place costs `place_s` seconds."""
         heap = []
-        for rank, (name, holder) in enumerate(self._holders.items()):
+        for rank, (name, holder) in enumerate(reversed(self._holders.items())):
             if most := wanted.get(name):
                 heap.append((holder.used_s, rank, name, place_s / holder.account.weight, most))
         heapq.heapify(heap)

@@ -17,7 +17,7 @@ MAX_GOOD_ROUNDS = 4096
 
 
 class WidthCap:
-    """The cap of one engine, in jobs: steps know no other size of what they will need. Engine
+    """The cap of one engine, in jobs, the only size of a step that the loop sees. Engine
     thread. `most` jobs can be in a step; `on_change` gets each new cap, 0 for none."""
 
     def __init__(self, most: int, on_change: Callable[[int], object]) -> None:

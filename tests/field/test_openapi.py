@@ -77,11 +77,23 @@ def test_every_path_of_the_document_is_a_route(
         given = path.replace("{model}", "flux").replace("{file}", "x.png")
         for method in methods:
             answer = http.request(method.upper(), given)
-            expected = {404} if "x.png" in given else {200} if method == "get" else {400}
+            takes_none = method == "get" or path == "/v2/repository/index"
+            expected = {404} if "x.png" in given else {200} if takes_none else {400}
             assert answer.status_code in expected, (method, path, answer.text)
 
 
+def test_a_name_in_a_path_may_be_unknown(document: dict[str, Any], http: httpx.Client) -> None:
+    for path, methods in document["paths"].items():
+        if "{" in path:
+            given = path.replace("{model}", "nothing").replace("{file}", "nothing")
+            for method, operation in methods.items():
+                assert http.request(method.upper(), given).status_code == 404, path
+                assert "404" in operation["responses"], path
+
+
 TAKEN: list[tuple[str, dict[str, Any]]] = [
+    ("/v2/repository/index", {}),
+    ("/v2/repository/index", {"ready": True}),
     ("/v1/images/generations", DRAW),
     ("/v1/images/generations", DRAW | {"n": 1, "size": "64x64", "quality": "high", "seed": -1}),
     ("/v1/images/generations", DRAW | {"tier": "lossless", "style": None, "drop_params": True}),
@@ -99,6 +111,8 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v2/models/qwen-vl/infer", with_input({"parameters": {"content_type": "str"}})),
 ]
 REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("/v2/repository/index", {"ready": 1}),
+    ("/v2/repository/index", {"state": "READY"}),
     ("/v1/images/generations", DRAW | {"model": "other"}),
     ("/v1/images/generations", {"model": "flux"}),
     ("/v1/images/generations", DRAW | {"steps": 4}),

@@ -36,7 +36,7 @@ from predictors.protocol.v2.values import (
 )
 from predictors.serving.engine import Engine
 from predictors.serving.host import EngineHost
-from predictors.settings import ImageLimits, QueueSettings, ServerSettings, Settings
+from predictors.settings import AccessSettings, ImageLimits, QueueSettings, ServerSettings, Settings
 from tests.fakes import EchoEngine, ScriptedEngine, Task
 
 T = TypeVar("T")
@@ -199,7 +199,9 @@ def small_settings(
         "drain_timeout_s": PATIENCE_S,
     }
     return Settings(
-        server=ServerSettings(**base | (server or {})), queue=QueueSettings(**(queue or {}))
+        server=ServerSettings(**base | (server or {})),
+        queue=QueueSettings(**(queue or {})),
+        access=AccessSettings(open=True),  # for tests that listen on other addresses
     )
 
 

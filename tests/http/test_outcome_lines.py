@@ -30,9 +30,9 @@ SECRET = "a-secret-prompt"
 INFER = "/v2/models/echo/infer"
 FIELDS = {
     "ts", "level", "logger", "message", "request_id", "model", "protocol", "operation", "reason",
-    "total_ms",
+    "total_ms", "caller", "client.address",
 }  # fmt: skip
-TIMES = {"rows", "queue_ms", "compute_ms"}
+TIMES = {"rows", "queue_ms", "compute_ms", "engine_ms"}
 
 
 @pytest.fixture
@@ -66,6 +66,8 @@ def test_a_rest_request_logs_one_line_with_times_and_rows(lines: Lines) -> None:
         assert http.post(INFER, json=infer_body(SECRET, SECRET), headers=named).status_code == 200
         (line,) = lines.wait(1)
         check_outcome(line, request_id="mine", protocol="v2_rest", reason="ok", rows=2)
+        assert (line["caller"], line["client.address"]) == ("127.0.0.1", "127.0.0.1")
+        assert line["engine_ms"] >= 0
         assert line.keys() == FIELDS | TIMES
         assert line["total_ms"] + 1 >= line["compute_ms"] >= 0  # compute_ms is rounded up
         (access,) = lines.wait(1, "access")

@@ -52,7 +52,7 @@ def test_every_request_is_answered_with_the_bytes_it_has_alone(target: Target) -
 
 
 def test_three_signals_lose_nothing() -> None:
-    found = sigterm.all_cases(Cores.split(), 3, 30.0, SEED)
+    found = sigterm.all_cases(Cores.split(), 3, 30.0, SEED, at_once=3)
     for each in found:
         assert each["lost"] == [], each
         assert each["exit_code"] == 0, each

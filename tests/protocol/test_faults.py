@@ -22,12 +22,15 @@ TABLE = [
      "invalid_input"),
     (errors.PromptTooLong("x"), 400, Code.INVALID_ARGUMENT, "context_length_exceeded",
      "invalid_input"),
+    (errors.Unauthorized("x"), 401, Code.UNAUTHENTICATED, "invalid_api_key", "unauthorized"),
+    (errors.QuotaExceeded("x"), 429, Code.RESOURCE_EXHAUSTED, "rate_limit_exceeded", "quota"),
     (errors.Forbidden("x"), 403, Code.PERMISSION_DENIED, "forbidden", "forbidden"),
     (errors.Misdirected("x"), 421, Code.PERMISSION_DENIED, "misdirected_request", "forbidden"),
     (errors.NotFound("x"), 404, Code.NOT_FOUND, "not_found", "not_found"),
     (errors.Gone("x"), 410, Code.NOT_FOUND, "gone", "not_found"),
     (errors.NotSupported("x"), 501, Code.UNIMPLEMENTED, "not_supported", "not_supported"),
     (errors.Overloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "queue_full"),
+    (errors.ServerOverloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "overloaded"),
     (errors.DeadlineExceeded("x"), 504, Code.DEADLINE_EXCEEDED, "deadline_exceeded", "deadline"),
     (errors.Cancelled("x"), 499, Code.CANCELLED, "client_closed_request", "cancelled"),
     (errors.NotReady("x"), 503, Code.UNAVAILABLE, "model_not_ready", "not_ready"),
@@ -63,7 +66,7 @@ def test_every_error_has_its_status_code_and_reason(
     assert fault.message == "x"
     is_callers = status < 500 and status != 499
     expected = "invalid_request_error" if is_callers or status == 501 else "server_error"
-    assert fault.type == expected
+    assert fault.type == ("rate_limit_error" if status == 429 else expected)
 
 
 def test_every_class_of_the_error_tree_is_in_the_table() -> None:
@@ -113,7 +116,13 @@ def test_overload_is_503_or_429_as_set_and_has_retry_after() -> None:
 
 def test_only_temporary_failures_have_retry_after() -> None:
     found = {type(row[0]) for row in TABLE if "retry-after" in dict(fault_of(row[0]).headers)}
-    assert found == {errors.Overloaded, errors.NotReady, errors.Draining}
+    assert found == {
+        errors.Overloaded,
+        errors.QuotaExceeded,
+        errors.ServerOverloaded,
+        errors.NotReady,
+        errors.Draining,
+    }
 
 
 def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:

@@ -231,8 +231,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
 
     async def check() -> None:
         following = Following(path, monkeypatch)
-        task = following.callers.start()
-        assert task is not None
+        following.callers.start()
         accepts: Callable[[str], bool] = following.accepts
         assert (accepts(SECRETS[0]), accepts(SECRETS[1])) == (True, False)
         write(path, write_keys(KEYS[1:3]))
@@ -248,7 +247,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
         await following.turn()
         assert [accepts(secret) for secret in SECRETS[:3]] == [True, False, False]
         assert metrics.keys_reload_success._value.get() == 1
-        task.cancel()
+        await following.callers.stop()
 
     with caplog.at_level(logging.INFO):
         asyncio.run(check())
@@ -266,8 +265,7 @@ def test_a_file_that_is_gone_is_reported_once_and_read_when_it_comes_back(
 
     async def check() -> None:
         following = Following(path, monkeypatch)
-        task = following.callers.start()
-        assert task is not None
+        following.callers.start()
         path.unlink()
         await following.turn()
         await following.turn()
@@ -276,7 +274,7 @@ def test_a_file_that_is_gone_is_reported_once_and_read_when_it_comes_back(
         await following.turn()
         assert not following.accepts(SECRETS[0])
         assert following.accepts(SECRETS[1])
-        task.cancel()
+        await following.callers.stop()
 
     asyncio.run(check())
     assert caplog.text.count("can't be read") == 1

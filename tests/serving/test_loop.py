@@ -138,10 +138,7 @@ def test_each_failed_try_of_a_wider_step_doubles_the_rounds_until_the_next() -> 
     bench = Bench(4, steps=10**6)
     bench.engine.oom_width = 2
     assert bench.step() == [4, 2, 2]
-    failures = []
-    for i in range(8 * GOOD_ROUNDS):
-        if len(bench.step()) > 2:
-            failures.append(i)
+    failures = [i for i in range(8 * GOOD_ROUNDS) if len(bench.step()) > 2]
     # a try of three jobs fails, and the next one takes twice as many rounds
     assert failures == [GOOD_ROUNDS, 3 * GOOD_ROUNDS + 1, 7 * GOOD_ROUNDS + 2]
 

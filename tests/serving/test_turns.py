@@ -55,7 +55,9 @@ def test_equal_callers_take_turns_and_the_share_follows_weights() -> None:
     holders, jobs = holders_of(Account("a"), Account("b", 3.0))
     assert holders.is_shared
     assert [holders.share(job.account) for job in jobs] == [0.25, 0.75]
-    assert list(holders.ranks()) == ["a", "b"]  # equals in order of their coming
+    assert list(holders.ranks()) == ["b", "a"]  # of equals the latest first
+    holders.charge(jobs[1], 1.0)
+    assert list(holders.ranks()) == ["a", "b"]
     holders.charge(jobs[0], 1.0)
     assert list(holders.ranks()) == ["b", "a"]
     holders.remove(jobs[0])
@@ -69,11 +71,27 @@ def test_a_newcomer_starts_level_whatever_the_queue_counts_for_it() -> None:
     holders.charge(jobs[0], 10.0)
     new = job_of(Account("new", used_s=500.0))
     holders.add(new)
-    assert list(holders.ranks()) == ["old", "new"]
-    holders.charge(jobs[0], 0.1)
     assert list(holders.ranks()) == ["new", "old"]
     holders.charge(new, 0.2)
     assert list(holders.ranks()) == ["old", "new"]
+
+
+def test_who_leaves_and_comes_back_still_owes_what_it_used() -> None:
+    holders, jobs = holders_of(Account("old"))
+    came = 0
+    for _ in range(100):
+        other = job_of(Account("quick"))
+        holders.add(other)
+        if next(iter(holders.ranks())) == "quick":
+            came += 1
+            holders.charge(other, 1.0)
+        else:
+            holders.charge(jobs[0], 1.0)
+        holders.remove(other)
+    assert came == 50
+    holders.remove(jobs[0])
+    holders.add(jobs[0])
+    assert holders.ranks() == {"old": 0}
 
 
 def test_what_a_caller_does_not_use_is_not_saved_for_later() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from predictors.errors import Forbidden, Misdirected
-from predictors.protocol.http.access import AccessPolicy
-from predictors.settings import InvalidSetting
+from predictors.protocol.http.access import AccessPolicy, check_addresses, needs_key
+from predictors.settings import AccessSettings, InvalidSetting, ServerSettings, Settings
 
 INFER = "/v2/models/echo/infer"
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
@@ -187,3 +189,65 @@ def test_the_cache_of_allowed_hosts_is_bounded() -> None:
     for port in range(2000):
         assert refusal_type(access, f"localhost:{port}") is None
     assert len(access._known) <= 64
+
+
+# -- keys ------------------------------------------------------------------------------------------
+KEYLESS = [
+    "/", "/metrics", "/metrics/", "/v2/health/live", "/v2/health/ready", "/v2/health/ready/",
+    "/v2/models/flux/ready", "/v2/models/org/qwen/ready", "/v2/models/flux/versions/1/ready",
+    "/v1/images/files/abc.png", "/openai/v1/images/files/abc.png",
+]  # fmt: skip
+KEYED = [
+    "/v2", "/v2/", "/v2/models", "/v2/models/flux", "/v2/models/flux/infer", "/v1/models",
+    "/v2/models/flux/ready/infer", "/openapi.json", "/v2/repository/index", "//", "", "*",
+    "/v1/chat/completions", "/openai/v1/chat/completions", "/metrics/x", "/v2/health",
+    "/v2/health/live/x", "/v1/images/files", "/v1/images/files/a/b", "/v1/images/generations",
+    "/x/v1/images/files/a", "/v2/health/ready\n", "/debug/engine",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", KEYLESS)
+def test_probes_metrics_and_pictures_need_no_key(path: str) -> None:
+    assert not needs_key(path)
+    assert needs_key(path, asks_metrics=True) is path.startswith("/metrics")
+
+
+@pytest.mark.parametrize("path", KEYED)
+def test_every_other_path_needs_one(path: str) -> None:
+    assert needs_key(path)
+
+
+LOOPBACKS = ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", "LOCALHOST", "localhost."]
+OTHERS = ["0.0.0.0", "::", "", "10.1.2.3", "192.168.0.1", "fe80::1", "myhost", "127.0.0.1.nip.io"]
+
+
+def settings(host: str, **access: Any) -> Settings:
+    admin = {name: access.pop(name) for name in ("admin_host", "admin_port") if name in access}
+    own = ServerSettings(host=host, **admin)
+    return Settings(server=own, access=AccessSettings(**access))
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_on_loopback_no_keys_are_needed(host: str) -> None:
+    assert check_addresses(settings(host)) is False
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_off_loopback_a_server_without_keys_does_not_start(host: str) -> None:
+    with pytest.raises(InvalidSetting, match="PREDICTORS_ACCESS_OPEN=true") as caught:
+        check_addresses(settings(host))
+    for way in ("predictors keys add", "PREDICTORS_ACCESS_KEYS_FILE", "HOST=127.0.0.1"):
+        assert way in caught.value.message
+    assert check_addresses(settings(host, open=True)) is True
+    assert check_addresses(settings(host, keys_file="keys.json")) is False
+    assert check_addresses(settings(host, keys_file="keys.json", open=True)) is False
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_an_admin_port_off_loopback_must_be_opened_even_beside_keys(host: str) -> None:
+    admin = {"admin_host": host, "admin_port": 0}
+    for keys in ("", "keys.json"):
+        with pytest.raises(InvalidSetting, match="the admin port has no keys"):
+            check_addresses(settings("127.0.0.1", keys_file=keys, **admin))
+        assert check_addresses(settings("127.0.0.1", keys_file=keys, open=True, **admin)) is True
+    assert check_addresses(settings("127.0.0.1", admin_host=host)) is False  # it is off

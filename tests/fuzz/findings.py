@@ -1,0 +1,55 @@
+"""Findings of a fuzzer, a smaller input that shows the same, and the command that replays it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MAX_TRIES = 3000  # inputs that one minimisation may check
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`kind` is `crash`, `hang`, `error` (an exception that is not documented), `disagreement`
+    (`Fault` and readers that differ) or `status`."""
+
+    part: str
+    kind: str
+    seed: int
+    case: int
+    message: str
+    raw: bytes
+
+    def report(self) -> str:
+        replay = f"python -m tests.fuzz replay {self.part} {base64.b64encode(self.raw).decode()}"
+        return (
+            f"{self.part}: {self.kind} with seed {self.seed}, case {self.case}: {self.message}\n"
+            f"  minimised input: {self.raw!r}\n  replay: {replay}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"raw": base64.b64encode(self.raw).decode()}
+
+
+def finding_of(fields: dict[str, Any]) -> Finding:
+    return Finding(**fields | {"raw": base64.b64decode(fields["raw"])})
+
+
+def minimised(raw: bytes, shows: Callable[[bytes], bool]) -> bytes:
+    """A smaller input for which `shows` holds too: parts are left out as long as it does."""
+    tries, size = 0, max(1, len(raw) // 2)
+    while size and tries < MAX_TRIES:
+        at, is_smaller = 0, False
+        while at < len(raw) and tries < MAX_TRIES:
+            tries += 1
+            less = raw[:at] + raw[at + size :]
+            if shows(less):
+                raw, is_smaller = less, True
+            else:
+                at += size
+        if size == 1 and not is_smaller:
+            break
+        size = size if is_smaller and size == 1 else size // 2
+    return raw
