@@ -34,6 +34,7 @@ from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.serving.accounts import Caller
 from predictors.serving.admission import costs_of
 from predictors.serving.engine import Engine
+from predictors.serving.estimates import Costs
 from predictors.serving.host import JOIN_TIMEOUT_S, EngineHost
 from predictors.serving.lifecycle import State
 from predictors.serving.submission import Reader, Submission
@@ -107,10 +108,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         """Everything the CPU can do before the queue: tokens, noise, patches. Pool thread."""
         raise NotImplementedError
 
-    def cost(self, request: R) -> float:
-        """Time on the device of one row before it is prepared, in the unit of its work's `cost`.
-        Event loop, so it takes microseconds."""
-        return 1.0
+    def costs(self, requests: Sequence[R]) -> Costs:
+        """The costs of all rows before they are prepared, by kind, in the unit of their works'
+        `cost`. Event loop, so it takes microseconds."""
+        return costs_of(requests)
 
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
@@ -140,10 +141,12 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         with after.time(), tracing.stage(call.trace, "encode"):
             return await self._encode(request, answers)
 
+    def check_room(self, call: Call, rows: int = 1) -> None:
+        self.host.check_accepting(rows, caller_of(call), deadline=call.deadline)
+
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        # before anything is made for each of them
-        self.host.check_accepting(max(1, num_rows), caller_of(call), deadline=call.deadline)
+        self.check_room(call, max(1, num_rows))  # before anything is made for each of them
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
@@ -188,7 +191,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         caller = caller_of(call)
         # before any work is spent on preparing
-        self.host.reserve(len(requests), caller, costs_of(requests), call.deadline)
+        self.host.reserve(len(requests), caller, self.costs(requests), call.deadline)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):
@@ -305,6 +308,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     async def healthy(self) -> bool:
         """True while every promised shape is compiled, the engine alive, and nothing draining."""
         return self.host.is_ready and self._pools.is_alive
+
+    @property
+    def backlog(self) -> int:
+        return self._pools.waiting
 
     @property
     def is_alive(self) -> bool:

@@ -1,9 +1,9 @@
 """Plans the engine's steps: whose sequences decode, whose prompts are read, and who pays for it.
 
-With one caller all that can decode do, and prompts are read in order of admission. Beside others
-the rows of a full step are dealt by callers' turns, and the prompts of a caller wait while another
-decodes who has used less: until decoding has taken as long as the last such pass did. Engine thread
-only.
+With one caller all that can decode do, and prompts are read in order of admission; where jobs wait
+for slots and prompts share a pass, a few prompts wait for more. Beside others the rows of a full
+step are dealt by callers' turns, and a caller's prompts wait while another decodes who has used
+less, until decoding has taken as long as the last pass over prompts did. Engine thread only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from predictors.chat.kv_cache import PagePool
 from predictors.chat.scheduling import (
+    GUEST_ROWS,
     PromptChunk,
     PromptHold,
     SequenceProgress,
@@ -33,8 +34,10 @@ share a pass this way."""
 PICTURE_WEIGHT = 2
 """Encoding a picture's token takes about as long as reading so many tokens."""
 PACKED_HOLD_STEPS = 8
-"""Least steps between passes over prompts of callers who wait for others' tokens. Where prompts
-share a pass, a pass over eight takes about as long as one over the first."""
+"""Least steps between passes over prompts that may wait. Where prompts share a pass, one over eight
+of them takes about as long as one over the first."""
+BUSY = 0.75
+"""Share of a step's rows that decode while a caller's prompts wait for more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +90,20 @@ class StepPlanner:
         share = 1.0
         if reading and self.holders.is_shared:
             reading, guests, share = self._in_turn(reading, decoding)
-        found = [SequenceProgress(s, s.total, s.total) for s in decoding]
+        elif reading and self._may_wait(reading, decoding):
+            reading = []
+        if not reading:
+            return StepPlan(tuple(decoding), ())
         for sequence in (*reading, *guests):
             if not sequence.is_begun and sequence.names:
                 _reuse_prefix(sequence, pool)
-        found += [self._progress(sequence) for sequence in reading]
+        found = [self._progress(sequence) for sequence in reading]
         more = [self._progress(sequence) for sequence in guests]
         if is_packed:
-            return plan_packed(found, widths, PICTURE_TOKENS, more, share)
-        return plan_single(found, widths, more, share)
+            prompts = plan_packed(found, widths, PICTURE_TOKENS, more, share)
+        else:
+            prompts = plan_single(found, widths, more, share)
+        return StepPlan(tuple(decoding), prompts.prefill)
 
     def _progress(self, sequence: Sequence) -> SequenceProgress[Sequence]:
         new = self.pictures.missing(sequence)
@@ -126,10 +134,18 @@ class StepPlanner:
         own = [s for s in by_turn if s.job.account.name == account.name]
         rank = ranks[account.name]
         if any(ranks[s.job.account.name] < rank for s in decoding):
-            if not self._hold.is_over:
-                return [], [], 1.0
-            return by_turn, [], 1.0
+            return (by_turn if self._hold.is_over else []), [], 1.0
+        if self._may_wait(own, decoding):
+            return [], [], 1.0
         return own, by_turn[len(own) :], self.holders.share(account)
+
+    def _may_wait(self, prompts: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]) -> bool:
+        """True if a caller whose jobs wait for slots gains by reading its prompts together: most
+        rows decode meanwhile, and the prompts are few."""
+        if self._hold.is_over or not self._least_steps or not prompts[0].job.account.waiting:
+            return False
+        is_busy = len(decoding) >= BUSY * self.slots
+        return is_busy and sum(s.total - s.done for s in prompts) < GUEST_ROWS
 
     # -- what a step took ------------------------------------------------------------------------
     def launched(self, step: LaunchedStep) -> None:
@@ -137,12 +153,12 @@ class StepPlanner:
         self._number += 1
         for sequence in step.sequences[: step.num_rows]:
             sequence.last_row = self._number
-        if not self.holders.is_shared:
-            return
-        tokens = sum(chunk.length for chunk in step.chunks)
-        share = self.holders.share(step.chunks[0].key.job.account) if step.chunks else 1.0
-        decode_s, prompt_s = self.costs.expected(step.num_rows, tokens)
-        self._hold.launched(decode_s, prompt_s * (1 - share) / share, self._least_steps)
+        if step.num_rows:
+            self._hold.decoded(self.costs.decode_s)
+        if step.chunks:
+            share = self.holders.share(step.chunks[0].key.job.account)
+            _, prompt_s = self.costs.expected(0, sum(chunk.length for chunk in step.chunks))
+            self._hold.read(prompt_s * (1 - share) / share, self._least_steps)
 
     def finished(self, step: LaunchedStep, now: float) -> None:
         """The tokens of a step were read at `now`, of `time.perf_counter`: charge its seconds."""
@@ -153,8 +169,12 @@ class StepPlanner:
         decode_s, prompt_s = self.costs.split(step.num_rows, tokens, seconds)
         if step.num_rows:
             row_s = decode_s / step.num_rows
+            is_shared = holders.is_shared
             for sequence in step.sequences[: step.num_rows]:
-                holders.charge(sequence.job, row_s)
+                if is_shared:
+                    holders.charge(sequence.job, row_s)
+                else:  # per token: alone there are no turns to count
+                    sequence.job.charge(row_s)
         for chunk, weight in zip(step.chunks, weights, strict=True):
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)

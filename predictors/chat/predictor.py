@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -30,6 +30,7 @@ from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.serving.estimates import Costs
 from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
@@ -166,9 +167,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     ) -> V2Response:
         return self._codec.encode_v2(request, answers)
 
-    def cost(self, request: ChatRequest) -> float:
-        """Decode steps, about: of the answer as others like it were, and for the prompt."""
-        return self._preparer.cost(request)
+    def costs(self, requests: Sequence[ChatRequest]) -> Costs:
+        """Decode steps, about: of the answers as others like them were, and for the prompts."""
+        return {"": sum(self._preparer.cost(request) for request in requests)}
 
     def reader(self, work: ChatWork) -> AnswerReader:
         sizes = self._preparer.sizes(work)
@@ -220,8 +221,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
-        # before any work is spent on the body
-        self.host.check_accepting(body.n, caller_of(call), deadline=call.deadline)
+        self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
 

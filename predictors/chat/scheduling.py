@@ -188,8 +188,9 @@ class StepCosts:
 
 
 class PromptHold:
-    """How long prompts wait beside a caller who decodes and has used less than theirs: at least as
-    long as the last pass over prompts took."""
+    """How long prompts wait that need not be read at once: for decoding as long as the last pass
+    over prompts took, and where prompts share a pass for some steps, so that there are more of
+    them."""
 
     def __init__(self) -> None:
         self._left_s = 0.0
@@ -199,13 +200,15 @@ class PromptHold:
     def is_over(self) -> bool:
         return self._left_s <= 0 and self._left_steps <= 0
 
-    def launched(self, decode_s: float, hold_s: float, least_steps: int) -> None:
-        """A step with `decode_s` of decoding was launched, and with prompts if `hold_s` is not 0:
-        the next ones wait for that many seconds of decoding, and for `least_steps`."""
-        self._left_s -= decode_s
+    def decoded(self, seconds: float) -> None:
+        """A step with so many seconds of decoding was launched."""
+        self._left_s -= seconds
         self._left_steps -= 1
-        if hold_s:
-            self._left_s, self._left_steps = hold_s, least_steps
+
+    def read(self, seconds: float, least_steps: int) -> None:
+        """A pass over prompts was launched: the next ones wait for so many seconds of decoding, and
+        for `least_steps`."""
+        self._left_s, self._left_steps = seconds, least_steps
 
 
 def _learned(known: float, new: float) -> float:

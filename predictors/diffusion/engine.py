@@ -42,7 +42,6 @@ from predictors.diffusion.scheduling import (
     Slot,
     StepCharges,
     best_widths,
-    form_rates,
     pick_group,
     with_one_new,
 )
@@ -79,7 +78,6 @@ class DiffusionEngine:
         self._holders = SlotHolders()
         self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
-        self._rates: Mapping[str, float] = {}
         self._guard = RecompileGuard(name)
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
@@ -109,10 +107,6 @@ class DiffusionEngine:
     @property
     def active(self) -> Sequence[DiffusionJob]:
         return list(self._slots)
-
-    def rate(self, form: str) -> float:
-        """Time per token of a form of weights beside the slowest one's; 1 before `warm`."""
-        return self._rates.get(form, 1.0)
 
     def validate(self, work: DiffusionWork) -> None:
         """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
@@ -181,9 +175,7 @@ class DiffusionEngine:
                 seconds[shape, rows] = took
                 progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
         self._charges.expect(seconds)
-        widths = best_widths(seconds)
-        runner.seal(widths, seconds)
-        self._rates = form_rates(seconds, widths)
+        runner.seal(best_widths(seconds), seconds)
         self._start.end()
         self._guard.seal()
 

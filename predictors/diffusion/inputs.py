@@ -29,8 +29,6 @@ class DiffusionWork:
     plan: DenoisePlan
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
-    rate: float = 1.0
-    """Time per token beside that of the slowest form."""
 
     @property
     def shape(self) -> StepShape:
@@ -39,11 +37,16 @@ class DiffusionWork:
 
     @property
     def cost(self) -> float:
-        """Tokens of all passes, by their rate: the time of a picture is roughly in proportion."""
+        """Tokens of all passes: the time of a picture is roughly in proportion."""
         tokens = sum(
             prompt.num_tokens + self.plan.rows * self.plan.columns for prompt in self.prompts
         )
-        return tokens * self.plan.num_calls * self.rate
+        return tokens * self.plan.num_calls
+
+    @property
+    def cost_kind(self) -> str:
+        """The form of the weights: a token takes less time in eight bits."""
+        return self.form
 
     @property
     def tokens_read(self) -> tuple[int, int]:
@@ -74,12 +77,12 @@ class Preparer:
         prompts = tuple(self._model.tokenize(text, request.max_sequence_length) for text in texts)
         return DiffusionWork(request, prompts, self._plan(request), self.form_of(request))
 
-    def cost(self, request: ImageRequest, rate: float = 1.0) -> float:
+    def cost(self, request: ImageRequest) -> float:
         """The cost of the request's work, without making it."""
         side = self._model.config.patch_pixels
         patches = (request.height // side) * (request.width // side)
         calls = sum(steps_called(request, self._plan_calls))
-        return (request.max_sequence_length + patches) * request.num_rows * calls * rate
+        return (request.max_sequence_length + patches) * request.num_rows * calls
 
     def form_of(self, request: ImageRequest) -> str:
         return self._tiers.form_of(request.tier)

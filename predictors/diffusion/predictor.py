@@ -5,8 +5,8 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from predictors import metrics
@@ -22,6 +22,7 @@ from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.serving.estimates import Costs
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -61,7 +62,6 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         super().__init__(name, engine, settings, workers)
-        self._engine = engine
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
@@ -71,13 +71,14 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
-        work = self._preparer.prepare(request)
-        return replace(work, rate=self._engine.rate(work.form))
+        return self._preparer.prepare(request)
 
-    def cost(self, request: ImageRequest) -> float:
-        """Tokens of all passes, by the rate of their form of weights."""
-        rate = self._engine.rate(self._preparer.form_of(request))
-        return self._preparer.cost(request, rate)
+    def costs(self, requests: Sequence[ImageRequest]) -> Costs:
+        """Tokens of all passes, by the form of their weights."""
+        found: defaultdict[str, float] = defaultdict(float)
+        for request in requests:
+            found[self._preparer.form_of(request)] += self._preparer.cost(request)
+        return found
 
     def encode_v2(
         self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]

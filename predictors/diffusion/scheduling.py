@@ -17,7 +17,6 @@ from predictors import metrics
 from predictors.compute.device.pacing import DeviceSpan
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
-from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import ImageResult
 from predictors.serving.job import Job
 from predictors.serving.turns import SlotHolders
@@ -224,15 +223,3 @@ def _best_width(per_row: Sequence[tuple[int, float]], least_gain: float) -> int:
         if took <= least * (1 - least_gain):
             best, least = rows, took
     return best
-
-
-def form_rates(
-    seconds: Mapping[tuple[StepShape, int], float], widths: Mapping[StepShape, int]
-) -> dict[str, float]:
-    """By form of weights: the time per row beside that of the slowest form, 1 where the shape that
-    was measured first took no time."""
-    first: dict[str, float] = {}
-    for shape, width in widths.items():
-        first.setdefault(shape.form, seconds[shape, width] / width)
-    slowest = max(first.values(), default=0.0)
-    return {form: took / slowest if slowest else 1.0 for form, took in first.items()}

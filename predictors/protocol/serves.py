@@ -62,6 +62,30 @@ class Startable(Protocol):
 
 
 @runtime_checkable
+class Queued(Protocol):
+    """A model whose requests wait in a bounded queue."""
+
+    def check_room(self, call: Call, rows: int = 1) -> None:
+        """Raise what a request of so many rows would be refused with now. Cheap."""
+
+
+def check_room(model: Served, call: Call) -> None:
+    """Refuse what a full queue would refuse anyway, before the body is read: under overload most
+    requests are refused, and their cost is taken from the others."""
+    if isinstance(model, Queued):
+        model.check_room(call)
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A model with threads that prepare its requests."""
+
+    @property
+    def backlog(self) -> int:
+        """Work that waits for such a thread."""
+
+
+@runtime_checkable
 class ServesImages(Served, Protocol):
     """A model behind `POST /v1/images/generations`."""
 

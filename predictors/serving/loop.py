@@ -154,7 +154,7 @@ class EngineLoop(Generic[W, C]):
         again. If a single job did not fit, the width says nothing about the others.
         """
         cap = self._cap.width
-        groups = self._cap.groups(jobs)[::-1]  # a stack
+        groups = [jobs] if cap is None else self._cap.groups(jobs)[::-1]  # a stack
         failed: list[tuple[Job[W, C], BaseException]] = []
         while groups:
             group = groups.pop()
@@ -165,14 +165,15 @@ class EngineLoop(Generic[W, C]):
                 self._step_seconds.observe(self.last_step_at - started)
                 self._steps.inc()
                 self._last_step.set_to_current_time()
-                self._cap.note_success(len(group))
+                if self._cap.width is not None:
+                    self._cap.note_success(len(group))
             elif isinstance(error, StickyDeviceError):
                 raise error
             elif len(group) == 1:
                 failed.append((group[0], error))
             else:
                 groups += self._halves(group, error)
-        if not failed:
+        if self._cap.width is not None and not failed:
             self._cap.end_round(len(jobs))
         for job, error in failed:
             if is_out_of_memory(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -212,17 +213,37 @@ def test_guests_share_a_pass_only_as_far_as_it_stays_short() -> None:
 def test_prompts_wait_until_decoding_has_taken_as_long_as_they_did() -> None:
     hold = PromptHold()
     assert hold.is_over
-    hold.launched(0.01, 0.05, 0)
+    hold.read(0.05, 0)
     waited = 0
     while not hold.is_over:
-        hold.launched(0.01, 0.0, 0)
+        hold.decoded(0.01)
         waited += 1
     assert waited == 5
-    hold.launched(0.01, 0.001, 8)
+    hold.read(0.001, 8)
     for _ in range(8):
         assert not hold.is_over
-        hold.launched(0.01, 0.0, 8)
+        hold.decoded(0.01)
     assert hold.is_over
+
+
+@pytest.mark.parametrize("waiting", [0, 3])
+def test_where_jobs_wait_for_slots_a_few_prompts_wait_for_more(
+    wild_checkpoint: Path, waiting: int
+) -> None:
+    """With jobs waiting, prompts that come one by one share passes; else each is read at once."""
+    room = Room.open_ahead(wild_checkpoint, slots=8, max_context=256)
+    callers = Callers(room)
+    for _ in range(6):
+        callers.start("only", LONG).account.waiting = waiting
+    for _ in range(10):
+        room.engine.step(room.engine.active)
+    first = callers.start("only", replace(MINE, max_tokens=1))
+    room.engine.step(room.engine.active)  # a pass after some quiet steps is not held back
+    second = callers.start("only", replace(MINE, max_tokens=1))
+    taken = callers.steps_to_end(second)
+    assert first.done
+    assert taken == (2 if not waiting else 2 + PACKED_HOLD_STEPS)
+    callers.end()
 
 
 # -- seconds -------------------------------------------------------------------------------------

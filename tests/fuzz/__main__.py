@@ -63,12 +63,12 @@ QUICK = Sizes(
 )
 FULL = Sizes(
     http=100_000,
-    mutation=200_000,
-    image=100_000,
-    coverage=300_000,
-    examples=2_000,
+    mutation=100_000,
+    image=60_000,
+    coverage=200_000,
+    examples=1_000,
     schema=60,
-    requests=12_000,
+    requests=10_000,
 )
 
 
@@ -207,8 +207,11 @@ PARTS: dict[str, Callable[[int, Sizes], Iterable[Outcome]]] = {
 
 
 # -- the program ----------------------------------------------------------------------------------
-def run(seed: int, sizes: Sizes, parts: Iterable[str]) -> list[Outcome]:
-    outcomes = []
+def run(
+    seed: int, sizes: Sizes, parts: Iterable[str], done: Callable[[list[Outcome]], None]
+) -> list[Outcome]:
+    """Run the parts. `done` is called after each outcome."""
+    outcomes: list[Outcome] = []
     for part in parts:
         started = time.monotonic()
         for outcome in PARTS[part](seed, sizes):
@@ -223,7 +226,19 @@ def run(seed: int, sizes: Sizes, parts: Iterable[str]) -> list[Outcome]:
             )
             for finding in outcome.findings:
                 print(finding.report(), flush=True)
+            done(outcomes)
     return outcomes
+
+
+def summary_of(seed: int, outcomes: list[Outcome]) -> dict[str, Any]:
+    by_kind = Counter(finding.kind for outcome in outcomes for finding in outcome.findings)
+    return {
+        "seed": seed,
+        "cases": sum(outcome.cases for outcome in outcomes),
+        "seconds": round(sum(outcome.seconds for outcome in outcomes)),
+        **{name: by_kind[kind] for kind, name in KINDS.items()},
+        "parts": [outcome.as_json() for outcome in outcomes],
+    }
 
 
 def replay(part: str, raw: bytes) -> int:
@@ -254,22 +269,17 @@ def main() -> int:
     options = parser.parse_args()
     if options.verb == "replay":
         return replay(options.part, options.input)
-    started = time.monotonic()
     sizes = QUICK if options.verb == "quick" else FULL
-    outcomes = run(options.seed, sizes, options.parts.split(","))
-    findings = [finding for outcome in outcomes for finding in outcome.findings]
-    by_kind = Counter(finding.kind for finding in findings)
-    summary = {
-        "seed": options.seed,
-        "cases": sum(outcome.cases for outcome in outcomes),
-        "seconds": round(time.monotonic() - started),
-        **{name: by_kind[kind] for kind, name in KINDS.items()},
-        "parts": [outcome.as_json() for outcome in outcomes],
-    }
+
+    def write(outcomes: list[Outcome]) -> None:
+        if options.results is not None:
+            text = json.dumps(summary_of(options.seed, outcomes), indent=1)
+            options.results.write_text(text + "\n")
+
+    outcomes = run(options.seed, sizes, options.parts.split(","), write)
+    summary = summary_of(options.seed, outcomes)
     print(json.dumps({name: value for name, value in summary.items() if name != "parts"}))
-    if options.results is not None:
-        options.results.write_text(json.dumps(summary, indent=1) + "\n")
-    return 1 if findings else 0
+    return 1 if any(outcome.findings for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

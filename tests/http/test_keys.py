@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import socket
@@ -29,7 +30,7 @@ from predictors.protocol.v2.rest import v2_routes
 from predictors.settings import AccessSettings, Settings
 from tests.fakes import EchoEngine
 from tests.http.echo import PATIENCE_S, Running, echo, infer_body, serving, small_settings
-from tests.http.log_lines import logged
+from tests.http.log_lines import Lines, logged
 from tests.http.openai_echo import Artist, Writer, words
 
 INFER = "/v2/models/echo/infer"
@@ -207,21 +208,24 @@ def test_of_hundreds_of_wrong_keys_none_is_let_in(keyed: Running, http: httpx.Cl
 def test_a_flood_of_wrong_keys_writes_some_lines_and_the_number_of_the_others(
     keyed: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcomes, "_sampled", SampledLines(outcomes.outcome_log))
+    monkeypatch.setattr(outcomes, "_sampled", SampledLines(logging.getLogger(FRESH)))
     with logged() as lines:
         for _ in range(200):
             assert http.get("/v2", headers=bearer("wrong")).status_code == 401
         with lines._news:  # the last ones left out are reported within a second
-            assert lines._news.wait_for(lambda: accounted(lines.of("outcomes")) == 200, PATIENCE_S)
-        found = lines.of("outcomes")
-    assert 0 < len(found) < 200
-    refused = [line for line in found if "client.address" in line]
+            assert lines._news.wait_for(lambda: accounted(lines) == 200, PATIENCE_S)
+    refused = [line for line in lines.of("outcomes") if "client.address" in line]
+    assert 0 < len(refused) < 200
     assert {line["client.address"] for line in refused} == {"127.0.0.1"}
     assert {line["reason"] for line in refused} == {"unauthorized"}
 
 
-def accounted(lines: list[dict[str, Any]]) -> int:
-    return sum(line.get("left_out", 0) + ("client.address" in line) for line in lines)
+FRESH = "predictors.fresh"  # not the log in which the test before may still report
+
+
+def accounted(lines: Lines) -> int:
+    refused = [line for line in lines.of("outcomes") if "client.address" in line]
+    return sum(line.get("left_out", 0) for line in [*refused, *lines.of("fresh")]) + len(refused)
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -338,6 +342,23 @@ def test_a_key_for_some_models_sees_no_others(http: httpx.Client, path: str) -> 
         assert "echo" in some
         assert "writer" not in some
         assert "artist" not in some
+
+
+def test_the_document_says_which_operations_need_a_key(http: httpx.Client) -> None:
+    document = http.get("/openapi.json", headers=bearer(ANN)).json()
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "x-api-key"}
+    checked = set()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            reply = http.request(method, path.replace("{name}", "echo"), content=b"{}")
+            assert (reply.status_code == 401) is ("security" not in operation), path
+            assert (reply.status_code != 401) or "401" in operation["responses"], path
+            checked.add(reply.status_code == 401)
+    assert checked == {True, False}
+    with serving(echo()) as running, running.client() as without:
+        plain = without.get("/openapi.json").json()
+    assert "security" not in plain
+    assert "securitySchemes" not in plain["components"]
 
 
 def test_an_unknown_model_is_not_told_the_names_of_others(http: httpx.Client) -> None:

@@ -122,6 +122,28 @@ def test_two_backlogged_callers_get_engine_seconds_by_weight(
     assert max(ahead) - min(ahead) <= bound
 
 
+@given(st.integers(1, 4), st.integers(1, 5), st.lists(WORK, min_size=1, max_size=8), st.booleans())
+def test_a_newcomer_waits_for_no_backlog_of_others(
+    slots: int, greedy: int, works: list[tuple[int, float]], has_run: bool
+) -> None:
+    """Its job starts within one job of each other caller and slot, however many they have waiting,
+    and also after it was away."""
+    bench = Bench(slots)
+    if has_run:
+        bench.submit(B)
+        bench.run()
+    for i in range(60 * greedy):
+        steps, step_s = works[i % len(works)]
+        bench.submit(Caller(f"g{i % greedy}"), steps=steps, step_s=step_s)
+    bench.run(17)
+    [late] = bench.submit(B)
+    admitted = len(bench.admitted())
+    while late.admitted_at is None:
+        bench.run()
+    bench.host.stop()
+    assert len(bench.admitted()) - admitted <= slots + greedy + 1
+
+
 def test_a_caller_with_a_hundred_jobs_does_not_make_another_wait_for_them() -> None:
     bench = Bench(slots=1)
     bench.submit(A, jobs=100)

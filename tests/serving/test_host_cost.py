@@ -11,6 +11,7 @@ from types import FrameType
 import pytest
 
 from predictors.errors import Overloaded
+from predictors.serving.accounts import Caller
 from predictors.serving.host import EngineHost
 from tests.fakes import ScriptedClock, ScriptedEngine, Task
 from tests.serving.conftest import MakeHost, submit
@@ -87,3 +88,35 @@ def test_a_refusal_costs_the_same_however_many_jobs_wait(make_host: MakeHost) ->
             submit(host, Task(f"w{i}"))
         costs.append(calls_of(partial(assert_full, host)))
     assert len(set(costs)) == 1
+
+
+@pytest.mark.parametrize("steps", [10**6, 1], ids=["no job leaves", "every job leaves"])
+def test_a_round_makes_the_same_calls_however_many_callers_wait(
+    make_host: MakeHost, steps: int
+) -> None:
+    costs = []
+    for callers in LENGTHS:
+        host, engine = host_with(make_host, 0, steps)
+        for i in range(callers + 16):
+            submit(host, Task(f"w{i}", steps), caller=Caller(f"c{i}"))
+        host.loop.run_once()
+        engine.calls.clear()
+        costs.append(calls_of(host.loop.run_once))
+        assert len(engine.steps[0]) == 4
+    assert costs[0] == costs[1] == costs[2]
+
+
+def test_coming_and_being_refused_costs_the_same_however_many_callers_wait(
+    make_host: MakeHost,
+) -> None:
+    costs = []
+    for callers in LENGTHS:
+        engine = ScriptedEngine(slots=1)
+        host = make_host(engine, start=False, capacity=callers)
+        host.loop.prepare()
+        for i in range(callers):
+            submit(host, Task(f"w{i}"), caller=Caller(f"c{i}"))
+        come = partial(submit, host, Task("comes"), caller=Caller("newcomer"))
+        costs += [calls_of(come), calls_of(partial(assert_full, host))]
+    assert costs[0] == costs[2] == costs[4]
+    assert costs[1] == costs[3] == costs[5]

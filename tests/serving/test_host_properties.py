@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -114,6 +115,7 @@ class Serving(RuleBasedStateMachine):
         self.refused: set[str] = set()
         self.outcomes: dict[TaskJob, str] = {}
         self.is_draining = False
+        self.reserved: list[tuple[Caller, int]] = []
 
     @rule(
         steps=st.lists(st.integers(1, 4), min_size=1, max_size=4),
@@ -134,9 +136,10 @@ class Serving(RuleBasedStateMachine):
         if poison:
             errors = {"error": ValueError("poison"), "memory": OutOfMemoryError("poison")}
             self.engine.poison[tasks[-1].name] = errors[poison]
-        waiting = self.host.jobs.waiting
+        waiting = self.host.jobs.waiting + sum(rows for _, rows in self.reserved)
         half = (self.capacity + 1) // 2
         own = sum(job.caller.name == caller.name for job in self.waiting_jobs())
+        own += sum(rows for who, rows in self.reserved if who.name == caller.name)
         deadline = None if timeout is None else self.clock.now + timeout
         try:
             jobs = self.host.submit(tasks, request_id="r", deadline=deadline, caller=caller)
@@ -149,7 +152,7 @@ class Serving(RuleBasedStateMachine):
             assert waiting + len(tasks) > self.capacity or (
                 not is_alone and own + len(tasks) > half
             )
-            assert self.host.jobs.waiting == waiting  # and no row of a refused request was accepted
+            self.every_job_is_answered_at_most_once()  # no row of a refused request was accepted
             return
         assert not self.is_draining
         self.engine.accepted += jobs
@@ -158,6 +161,27 @@ class Serving(RuleBasedStateMachine):
         free = max(0, self.engine.slots - len(self.host.jobs.running))
         most = self.capacity + (0 if own == waiting else half + self.engine.spare_slots)
         assert self.host.jobs.waiting <= most + free
+
+    @rule(rows=st.integers(1, 3), caller=st.sampled_from(CALLERS))
+    def reserve(self, rows: int, caller: Caller) -> None:
+        with suppress(ServingError):
+            self.host.reserve(rows, caller)
+            self.reserved.append((caller, rows))
+
+    @precondition(lambda self: self.reserved)
+    @rule(is_prepared=st.booleans())
+    def use_what_was_reserved(self, is_prepared: bool) -> None:
+        caller, rows = self.reserved[0]
+        tasks = [Task(f"t{next(self.names)}", 2) for _ in range(rows)]
+        if is_prepared:
+            try:
+                self.engine.accepted += self.host.submit(
+                    tasks, request_id="r", deadline=None, caller=caller, is_reserved=True
+                )
+            except Draining:
+                assert self.is_draining
+        self.host.release(rows, caller)
+        del self.reserved[0]
 
     @rule()
     def run_round(self) -> None:
@@ -249,6 +273,10 @@ class Serving(RuleBasedStateMachine):
         assert self.engine.active == []
         assert (self.host.jobs.waiting, len(self.host.jobs.running)) == (0, 0)
         assert self.host.describe()["callers"] == []
+        for caller, rows in self.reserved:
+            self.host.release(rows, caller)
+        assert self.host.jobs._places.taken == 0
+        assert self.host.jobs._accounts._open == {}
         reasons = metrics.REASONS
         counted = sum(value_of(metrics.jobs_total, self.host, reason) for reason in reasons)
         assert counted == len(self.engine.accepted)

@@ -19,7 +19,7 @@ import orjson
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from predictors.errors import Forbidden, InvalidRequest, NotFound
+from predictors.errors import Forbidden, InvalidRequest, NotFound, ServingError
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.app import PlainEndpoint
@@ -37,7 +37,7 @@ from predictors.protocol.openai.images_body import URL, ImagesBody, decode_image
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served, ServesChat, ServesImages
+from predictors.protocol.serves import Served, ServesChat, ServesImages, check_room
 
 PREFIXES = ("/openai/v1", "/v1")
 OWNER = "vision-predictors"
@@ -90,6 +90,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
     """`others` are named to callers whose model is of another kind."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
+        check_only_model(registry, operation, exchange)
         decoded = await exchange.decode_body(operation.decode)
         if decoded.model is not None:
             exchange.record.model = registry.label(decoded.model)  # for a refused body too
@@ -106,6 +107,19 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
     return Endpoint(
         handle, registry, protocol="openai", operation=operation.name, body_of=openai_body
     )
+
+
+def check_only_model(registry: Registry, operation: Operation, exchange: Exchange) -> None:
+    """Refuse a request before its body is read where a single model could answer it and its queue
+    is full. With several models the body has to say which one is meant."""
+    models = {each.name: each for each in registry.names_for(exchange.call).values()}
+    able = [each for each in models.values() if operation.serves(each)]
+    if len(able) == 1:
+        try:
+            check_room(able[0], exchange.call)
+        except ServingError:
+            exchange.record.model = able[0].name
+            raise
 
 
 def _with_models(
