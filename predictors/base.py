@@ -310,6 +310,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         return self.host.is_ready and self._pools.is_alive
 
     @property
+    def backlog(self) -> int:
+        return self._pools.waiting
+
+    @property
     def is_alive(self) -> bool:
         """False once the engine or a thread that prepares for it failed or hangs."""
         return self.host.is_alive and self._pools.is_alive

@@ -15,6 +15,7 @@ codes of each protocol.
     ├── NotSupported            a route or operation that this server names but does not offer
     ├── QuotaExceeded           the API key's own limits are used up for now
     ├── Overloaded              the queue is full; a later attempt may succeed
+    │   └── ServerOverloaded    ... or the process is near one of its limits
     ├── DeadlineExceeded        the caller's deadline passed before the answer
     ├── Cancelled               the caller disconnected
     ├── NotReady                loading or warming
@@ -152,6 +153,12 @@ class Overloaded(ServingError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ServerOverloaded(Overloaded):
+    """The overload gate refuses new requests."""
+
+    reason = "overloaded"
 
 
 class DeadlineExceeded(ServingError):

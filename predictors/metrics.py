@@ -13,19 +13,21 @@ from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
 REASONS = (
-    "ok", "invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "deadline", "cancelled",
-    "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
+    "ok", "invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "overloaded",
+    "deadline", "cancelled", "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
 CALLER_OUTCOMES = ("ok", "invalid", "refused", "late", "cancelled", "failed")
 OUTCOME_OF = {
     "ok": "ok", "deadline": "late", "cancelled": "cancelled",
     **dict.fromkeys(("invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported"), "invalid"),
-    **dict.fromkeys(("quota", "queue_full", "not_ready", "draining"), "refused"),
+    **dict.fromkeys(("quota", "queue_full", "overloaded", "not_ready", "draining"), "refused"),
     **dict.fromkeys(("oom", "poisoned", "engine_failed", "internal"), "failed"),
 }  # fmt: skip
 """A request's reason -> the label `outcome` of its caller's series."""
 REFUSED_KEYS = ("missing", "unknown", "expired")
+OVERLOAD_MONITORS = ("memory", "connections", "busy_connections", "bodies", "loop_lag", "backlog")
+OVERLOAD_ACTIONS = ("close", "refuse_large", "refuse")  # connections; requests with a large body; all requests
 SPLITS = ("oom", "other")  # the step ran out of memory; it raised any other error
 RESOLUTIONS = ("le_256", "le_512", "le_768", "le_1024", "gt_1024")  # by sqrt(width x height)
 CACHE_RESULTS = ("hit", "miss", "evict")
@@ -112,6 +114,8 @@ refused_keys_total = Counter(f"{P}_refused_keys_total", "Requests refused for th
 keys_loaded = Gauge(f"{P}_keys_loaded", "API keys in use. 0: none is needed.")
 keys_reload_success = Gauge(f"{P}_keys_reload_success", "1 if the keys file was usable when it was read last.")
 keys_reload_timestamp_seconds = Gauge(f"{P}_keys_reload_timestamp_seconds", "Unix time at which the keys in use were read.")
+overload_pressure = Gauge(f"{P}_overload_pressure", "Reading of a monitor as a share of its limit, 0 to 1; 0 for one without a limit.", ["monitor"])
+overload_active = Gauge(f"{P}_overload_active", "1 while the action is on: each response closes its connection, or new requests are refused.", ["action"])
 draining = Gauge(f"{P}_draining", "1 while the process shuts down.")
 log_records_dropped_total = Counter(f"{P}_log_records_dropped_total", "Log lines dropped because stderr was read too slowly.")
 build_info = Gauge(f"{P}_build_info", "Constant 1; the running version and device.", ["model", "version", "torch", "device", "dtype"])

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "charts/predictors/alerts"
 HEAD = "# Written by `make docs` from tools/alerts.py and values.yaml; edit those.\n"
 BY = "namespace, isvc, model"
 POD = f"job, {BY}, pod, instance"
-OURS = "ok|queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
+OURS = "ok|queue_full|overloaded|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
 """Outcomes that count for the objective. Invalid requests and cancelled ones do not."""
 
 
@@ -164,6 +164,12 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         " and on (job, instance) time() - process_start_time_seconds < 3600",
         "{{ $labels.model }} took {{ $value | humanizeDuration }} to start",
         "A scale-up or a restart of {{ $labels.instance }} costs this much. It fires for an hour.",
+    ),
+    "ServerOverloaded": (
+        "max by (job, namespace, pod, instance) "
+        '(predictors_overload_active{{action=~"refuse.*"}}) == 1',
+        "{{ $labels.instance }} refuses requests to protect itself",
+        "It is near a limit: memory, connections, bodies in flight, event loop or preparation.",
     ),
     "CertificateExpiring": (
         "(predictors_tls_certificate_expiry_timestamp_seconds > 0) < time() + {above}",

@@ -18,7 +18,7 @@ OBJECTIVE = str(
 VARIABLES = ("namespace", "isvc", "model", "pod")
 PICK = ",".join(f'{name}=~"${name}"' for name in VARIABLES)
 MAY_FAIL = "(1 - $objective)"
-BAD = "queue_full|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
+BAD = "queue_full|overloaded|deadline|not_ready|draining|oom|poisoned|engine_failed|internal"
 
 
 def of(series: str, *more: str) -> str:
@@ -89,6 +89,7 @@ ROWS: dict[str, list[Panel]] = {
     "Saturation": [
         Panel("Queue", "percentunit", f"{of('requests_waiting')} / ({of('queue_capacity')} > 0)", "Share of the queue that is used. If it is full and no slot is free, the next request is refused. Jobs that are about to get a free slot count too, so it may be above 1 for a moment.", EACH),
         Panel("Oldest waiting", "s", of("queue_oldest_seconds"), "Age of the head of the queue.", EACH),
+        Panel("Overload", "percentunit", shared("predictors_overload_pressure"), "How near the pod is to its limits, and 1 for the actions that are on: close connections with each response, refuse new requests (large ones only, or all).", "{{pod}} {{monitor}}", ((shared("predictors_overload_active"), "{{pod}} {{action}}"),)),
         Panel("Jobs per pass", "none", f"{rate('batch_size_sum', 'model')} / {rate('batch_size_count', 'model')}", "How many jobs share a pass."),
     ],
     "Latency": [

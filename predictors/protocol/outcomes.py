@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 outcome_log = logging.getLogger("predictors.outcomes")
 
-REFUSED = frozenset({"unauthorized", "quota", "queue_full", "not_ready", "draining"})
+REFUSED = frozenset({"unauthorized", "quota", "queue_full", "overloaded", "not_ready", "draining"})
 """Reasons whose lines are sampled."""
 _sampled = SampledLines(outcome_log)
 

@@ -17,11 +17,11 @@ from predictors import metrics
 from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady, ServingError
 from predictors.protocol.call import Call
 from predictors.protocol.callers import Callers
-from predictors.protocol.heartbeat import Heartbeat
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
-from predictors.protocol.serves import Served, Startable
+from predictors.protocol.overload import OverloadGate
+from predictors.protocol.serves import Prepares, Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -31,6 +31,7 @@ VERSION = "1"  # of every model
 MAX_SHOWN = 64  # characters of an unknown name that an error repeats
 TRIM_BYTES = 2**20  # size of a request after which the C heap is trimmed
 TRIM_AFTER_S = 1.0
+MAX_READY_LAG_S = 15.0  # a kubelet's probe of the data port would have failed three times
 PARSE_THREADS = 2  # more would wait for the interpreter's lock
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ class Registry:
         self.bytes_in_flight = BytesInFlight(
             settings.server.max_bytes_in_flight, metrics.request_bytes_in_flight.set
         )
+        self.overload = OverloadGate(settings.overload)
+        self.loop_overdue_s: Callable[[], float] = lambda: 0.0
+        """How long the event loop of the data port has not run; set by the server."""
         self.callers = Callers(settings.access)
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
@@ -65,7 +69,6 @@ class Registry:
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
-        self.heartbeat = Heartbeat()
         """Of the event loop that answers callers."""
         self._draining = False
         self._in_flight = 0
@@ -135,7 +138,8 @@ class Registry:
     async def is_ready(self, name: str) -> bool:
         """True while the model is warm, alive and not withdrawn, and the server is not leaving.
         `name` is the model's own, no alias."""
-        if self.leaving.is_set() or name in self._withdrawn or self.heartbeat.is_stalled:
+        is_out = self.leaving.is_set() or name in self._withdrawn
+        if is_out or self.loop_overdue_s() > MAX_READY_LAG_S:
             return False
         return await self._models[name].healthy()
 
@@ -144,10 +148,17 @@ class Registry:
 
     def is_live(self) -> bool:
         """True while no engine, no thread or process that prepares for one, and not the event loop
-        of callers is dead or stalled. Loading counts as alive."""
-        if self.heartbeat.is_stalled:
+        is dead or stalled. Loading counts as alive."""
+        if self.loop_overdue_s() > self.settings.queue.stall_timeout_s:
             return False
         return self.workers.is_alive and all(model.is_alive for model in self.startable)
+
+    @property
+    def backlog(self) -> int:
+        """Items that wait for a thread or a process to parse or prepare them."""
+        waiting = self.workers.waiting + self._threads._work_queue.qsize()
+        prepares = (model for model in self._models.values() if isinstance(model, Prepares))
+        return waiting + sum(model.backlog for model in prepares)
 
     # -- requests ----------------------------------------------------------------------------------
     def begin_request(self, name: str) -> None:

@@ -38,6 +38,7 @@ from predictors.protocol.http.listening import listen, loop_factory, port_of
 from predictors.protocol.http.metrics_route import metrics_route
 from predictors.protocol.http.side_ports import SidePorts
 from predictors.protocol.kserve_sdk import ModelServer
+from predictors.protocol.monitors import watch_overload
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
 from predictors.protocol.registry import Registry
@@ -156,6 +157,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
                 self._certificates,
                 self.registry.callers,
             )
+            open_ports.callback(watch_overload(self.registry, http_server.connections).stop)
             open_ports.push_async_callback(self.registry.callers.stop)
             self.registry.callers.start()
             self._handle_signals()
@@ -250,7 +252,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         app = RestApp(
             routes,
             access_log=own.access_log,
-            is_leaving=self.registry.leaving.is_set,
+            is_leaving=lambda: self.registry.leaving.is_set() or self.registry.overload.closes,
             access=access,
             callers=callers,
         )

@@ -77,6 +77,15 @@ def check_room(model: Served, call: Call) -> None:
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """A model with threads that prepare its requests."""
+
+    @property
+    def backlog(self) -> int:
+        """Work that waits for such a thread."""
+
+
+@runtime_checkable
 class ServesImages(Served, Protocol):
     """A model behind `POST /v1/images/generations`."""
 

@@ -43,6 +43,11 @@ class ThreadPools:
         return pool.submit(self._run, work, *args)
 
     @property
+    def waiting(self) -> int:
+        """Calls that no thread has begun."""
+        return self._small._work_queue.qsize() + self._large._work_queue.qsize()
+
+    @property
     def is_alive(self) -> bool:
         """False once a thread has been in one call for longer than the stall timeout."""
         oldest = min(list(self._busy_since.values()), default=None)

@@ -123,6 +123,11 @@ class Workers:
         return queued.future
 
     @property
+    def waiting(self) -> int:
+        """Tasks that no process has begun. Any thread."""
+        return len(self._small) + len(self._large)
+
+    @property
     def is_alive(self) -> bool:
         """False once a process that is over its time can't be killed, or none can be started."""
         if self._failed_starts >= MAX_FAILED_STARTS:

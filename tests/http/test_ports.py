@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 
 import httpx
 import pytest
 
-from predictors.protocol.heartbeat import STALL_S
 from predictors.protocol.server import PredictorServer
 from predictors.settings import InvalidSetting
 from tests.fakes import ScriptedEngine
@@ -156,28 +154,3 @@ def test_probes_are_answered_while_the_data_ports_event_loop_is_blocked() -> Non
             assert ask(running.server.metrics_port, "/metrics").status_code == 200
         finally:
             go_on.set()
-
-
-def test_a_data_port_that_hangs_is_neither_live_nor_ready_on_the_health_port() -> None:
-    hangs, over = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        hangs.set()
-        over.wait(PATIENCE_S)
-
-    with serving(echo(), settings=small_settings(server=APART)) as running:
-        port, heart = running.server.health_port, running.server.registry.heartbeat
-        loop = running.server._loop
-        assert loop is not None
-        assert ask(port, "/v2/health/live").status_code == 200
-        loop.call_soon_threadsafe(hang)
-        assert hangs.wait(PATIENCE_S)
-        assert ask(port, "/v2/health/live").status_code == 200  # it may be busy for a while
-        heart._clock = lambda: time.monotonic() + STALL_S + 1
-        paths = ["/v2/health/live", "/v2/health/ready", "/v2/models/echo/ready"]
-        assert set(statuses(port, paths).values()) == {503}
-        over.set()
-        end = time.monotonic() + PATIENCE_S
-        while ask(port, "/v2/health/live").status_code != 200:
-            assert time.monotonic() < end
-        assert set(statuses(port, paths).values()) == {200}

@@ -74,6 +74,10 @@ XID = {
     kind: f'predictors_gpu_xid_errors_total{{device="GPU-a",kind="{kind}"}}'
     for kind in metrics.XID_KINDS
 }
+OVERLOADED = {
+    action: f'predictors_overload_active{{job="p",instance="i",action="{action}"}}'
+    for action in metrics.OVERLOAD_ACTIONS
+}
 # series where it fires and where it is silent, one sample a minute, looked at after seven hours
 CASES: dict[str, tuple[dict[str, str], ...]] = {
     "ScrapeFailing": (
@@ -154,6 +158,10 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {PHASES[0]: "601+0x420", START: "21660x420"},
         {PHASES[0]: "599+0x420", PHASES[1]: "599+0x420", START: "21660x420"},
         {PHASES[0]: "601+0x420", START: "21600x420"},  # an hour ago
+    ),
+    "ServerOverloaded": (
+        {OVERLOADED["refuse_large"]: "1+0x420"},
+        {OVERLOADED["refuse"]: "0+0x420", OVERLOADED["close"]: "1+0x420"},
     ),
     "CertificateExpiring": (
         {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "600000+0x420"},

@@ -30,6 +30,7 @@ TABLE = [
     (errors.Gone("x"), 410, Code.NOT_FOUND, "gone", "not_found"),
     (errors.NotSupported("x"), 501, Code.UNIMPLEMENTED, "not_supported", "not_supported"),
     (errors.Overloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "queue_full"),
+    (errors.ServerOverloaded("x"), 503, Code.RESOURCE_EXHAUSTED, "server_overloaded", "overloaded"),
     (errors.DeadlineExceeded("x"), 504, Code.DEADLINE_EXCEEDED, "deadline_exceeded", "deadline"),
     (errors.Cancelled("x"), 499, Code.CANCELLED, "client_closed_request", "cancelled"),
     (errors.NotReady("x"), 503, Code.UNAVAILABLE, "model_not_ready", "not_ready"),
@@ -115,7 +116,13 @@ def test_overload_is_503_or_429_as_set_and_has_retry_after() -> None:
 
 def test_only_temporary_failures_have_retry_after() -> None:
     found = {type(row[0]) for row in TABLE if "retry-after" in dict(fault_of(row[0]).headers)}
-    assert found == {errors.Overloaded, errors.QuotaExceeded, errors.NotReady, errors.Draining}
+    assert found == {
+        errors.Overloaded,
+        errors.QuotaExceeded,
+        errors.ServerOverloaded,
+        errors.NotReady,
+        errors.Draining,
+    }
 
 
 def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:

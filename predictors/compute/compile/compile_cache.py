@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -31,10 +32,14 @@ from pathlib import Path, PurePath
 
 import torch
 
+from predictors.compute.compile.kept_kernels import drop_broken, seal
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 2**30
 """Largest size of a bundle, and of a folder that is copied."""
+NEEDED_BYTES = 32 * 2**20
+"""Free space that a folder must have for new code."""
 VARIABLES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 """The environment variable of each library's folder, and the folder's name here."""
 MAGIC = b"predictors bundle 1"
@@ -76,6 +81,13 @@ def keeps_new_code() -> bool:
     """True if code that is compiled from now on is stored for other processes."""
     folder = kept_in()
     return folder is not None and _is_writable(folder)
+
+
+def seal_kept() -> None:
+    """Seal the kernels that are kept by now, so that a later start finds damage to them."""
+    folder = kept_in()
+    if folder is not None:
+        seal(folder / "triton")
 
 
 def machine_key(device: torch.device) -> str:
@@ -212,7 +224,11 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _point_libraries(folder: Path, environ: MutableMapping[str, str]) -> None:
-    place = folder if _is_writable(folder) else _private_copy(folder)
+    if _is_writable(folder):
+        place = folder
+        drop_broken(folder / "triton")
+    else:
+        place = _private_copy(folder)
     for variable, leaf in VARIABLES.items():
         own = environ.get(variable, "")
         if own and not _is_torchs_default(own):
@@ -229,19 +245,28 @@ def _is_torchs_default(value: str) -> bool:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Both libraries can write there. Mode bits are not enough: mounts, other users."""
+    """Both libraries can write there. Mode bits are not enough: mounts, other users, a full disk, a
+    quota."""
     try:
         for leaf in VARIABLES.values():
             (folder / leaf).mkdir(mode=0o755, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder / leaf).close()
-    except OSError:
+            with tempfile.TemporaryFile(dir=folder / leaf) as file:
+                os.posix_fallocate(file.fileno(), 0, NEEDED_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            log.warning("%s has no room for %d MiB", folder, NEEDED_BYTES >> 20)
         return False
     return True
 
 
 def _private_copy(folder: Path) -> Path:
-    """A private copy of `folder` for this process; empty if it can't be copied."""
-    private = Path(tempfile.mkdtemp(prefix="predictors-compiled-"))
+    """A private copy of `folder` for this process; empty if it can't be copied. `folder` itself
+    where there is no place for temporary files: code that is kept can be read there."""
+    try:
+        private = Path(tempfile.mkdtemp(prefix="predictors-compiled-"))
+    except OSError as error:
+        log.warning("%s can't be written, nor temporary files: %s", folder, error)
+        return folder
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     try:
         files = [
@@ -259,6 +284,7 @@ def _private_copy(folder: Path) -> Path:
         log.warning("%s can't be written, and not be copied: %s", folder, error)
         for leaf in VARIABLES.values():
             shutil.rmtree(private / leaf, ignore_errors=True)
+    drop_broken(private / "triton")
     _rewrite_paths(private / "triton")
     return private
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 
 from predictors import metrics
-from predictors.compute.compile.compile_cache import Bundle
+from predictors.compute.compile.compile_cache import Bundle, seal_kept
 from predictors.compute.compile.compiling import LISTENER, CompileCounts
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Start:
         found, self._before = LISTENER.counts() - self._before, None
         if found.compiled or not self._bundle.exists:
             self._bundle.save()
+        seal_kept()
         self.kind = found.kind
         for kind in metrics.STARTS:
             metrics.start_info.labels(self._model, kind).set(kind == found.kind)

@@ -66,6 +66,10 @@ class BytesInFlight:
         self._on_change = on_change  # sets the gauge; workers import this module without metrics
         self.used = 0
 
+    def pressure(self) -> float:
+        """The bytes as a share of their limit."""
+        return self.used / max(1, self._limit)
+
     def add(self, num_bytes: int) -> None:
         """Add `num_bytes`. Raises `Overloaded` above the limit."""
         if self.used + num_bytes > self._limit:

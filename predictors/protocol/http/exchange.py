@@ -319,6 +319,9 @@ class Endpoint:
         return fault.reason
 
     async def _handle(self, exchange: Exchange) -> Response | EventStream:
+        if (overload := self.registry.overload).is_refusing:
+            exchange.record.model = self.registry.label(exchange.path.get("model", ""))
+            overload.check(exchange.call)
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
         exchange.call.read_priority()
         if exchange.call.usage is not None:

@@ -1,7 +1,7 @@
 """Ports for probes and scrapes, served by a thread with an event loop of its own.
 
 A probe waits neither for the requests of the data port nor for their connections. The state that
-it reads is read without locks. A loop of the data port that hangs is seen by its heartbeat.
+it reads is read without locks. A loop of the data port that hangs is seen by its lag.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class SidePorts:
         open_ports: contextlib.AsyncExitStack,
     ) -> None:
         self._settings = registry.settings.server
-        self._heartbeat = registry.heartbeat
         self._open_ports = open_ports
         self._servers: dict[socket.socket, HttpServer] = {}
         own = self._settings
@@ -55,15 +54,12 @@ class SidePorts:
         return port_of(listener)
 
     def start(self) -> None:
-        """Start the thread, if there is any port. Returns at once. The caller's loop is the one
-        that the probes watch."""
+        """Start the thread, if there is any port. Returns at once."""
         if self._servers:
-            self._heartbeat.start()
             self._thread.start()
 
     async def stop(self) -> None:
         """Finish what is being answered, close the sockets and wait for the thread."""
-        self._heartbeat.stop()
         for server in self._servers.values():
             server.should_exit = True
         if self._thread.is_alive():

@@ -166,6 +166,7 @@ class InferenceMethods:
         self, record: RequestRecord, message: RawMessage, call: Call, remaining: float | None
     ) -> Any:
         raw = message.release()
+        self._registry.overload.check_size(len(raw))
         charge = Charge(self._registry.bytes_in_flight)
         try:
             charge.add(len(raw))
