@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import paths
-from tests.load import ceiling, curve, flat, greedy, plots, report, sigterm
+from tests.load import ceiling, curve, flat, greedy, pages, plots, report, sigterm
 from tests.load.runs import FOLDER, solo_file
 from tests.load.target import Cores, Target
 
@@ -121,6 +121,8 @@ def main() -> None:
     ran = Run(asked)
     for name in names:
         ran.do(name)
+    if asked.out == paths.RESULTS:
+        pages.write()
     raise SystemExit(0 if ran.show() else 1)
 
 
