@@ -1,9 +1,10 @@
 """One caller beside another on one engine: times of a polite caller alone and beside a greedy one,
-the shares of two equals, and goodput beyond capacity. No HTTP; queue, loop and engine are real.
+the shares of two equals, and goodput beyond capacity. Callers and engine share a process.
 
 `python -m benchmarks.fairness --task qwen` and `--task flux` take the embedded checkpoints on any
-device; `--full` takes random weights of full size, made on the device. Prints ratios and writes
-JSON.
+device; `--full` takes random weights of full size, made on the device. `--http` takes the chat
+model's server, with streaming clients in processes of their own at two addresses. Prints ratios and
+writes JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ GREEDY = 100
 """Connections of the greedy caller."""
 CAPACITY = 128
 SETTLE_S = 3.0
+HTTP_SETTLE_S = 5.0  # the clients' processes start, too
+HTTP_S = 240.0
 FULL_FLUX = {"sizes": "512x512", "default_size": "512x512", "tiers": "lossless,high"}
 
 Predictor = BasePredictor[Any, Any, Any]
@@ -225,6 +229,53 @@ async def goodput(predictor: Predictor, make: MakeRequest, seconds: float) -> di
     return found
 
 
+# -- over HTTP -------------------------------------------------------------------------------------
+def over_http(checkpoint: Path, *, is_full: bool) -> dict[str, Any]:
+    """Times of streamed answers of a polite client, alone and beside a hundred greedy ones."""
+    from benchmarks.common import server as servers
+    from benchmarks.qwen_vl import client
+    from benchmarks.qwen_vl.answers import Answered
+    from benchmarks.qwen_vl.cases import Case
+    from predictors.cli.child import free_ports
+
+    tokens = 128 if is_full else 16
+    polite = Case(1, "text", 24 if is_full else 6, tokens)
+    greedy = Case(GREEDY, "text", 2400 if is_full else 200, tokens)
+    (port,) = free_ports(1)
+    command, env = servers.ours(port, checkpoint, {"QUEUE_CAPACITY": str(CAPACITY)})
+    log = paths.SCRATCH / "fairness.log"
+    found: dict[str, Any] = {}
+
+    def ask(case: Case, first: int, source: str) -> list[Answered]:
+        return client.measure(case, port, servers.MODEL, first, HTTP_S, source)
+
+    def times(answers: list[Answered]) -> dict[str, Any]:
+        good = [each for each in answers if each.error is None]
+        tpot = [each.tpot_ms for each in good if each.tpot_ms is not None]
+        return {
+            **spread([each.ended - each.sent for each in good]),
+            "ttft_ms_p50": quantile([each.ttft_ms for each in good], 0.5),
+            "ms_per_token_p50": quantile(tpot, 0.5),
+        }
+
+    with servers.running(command, env, port, log, "/v2/health/ready"):
+        ask(Case(8, "text", 16, tokens), 10**6, "127.0.0.2")
+        found["alone"] = times(ask(polite, 2 * 10**6, "127.0.0.2"))
+        with ThreadPoolExecutor(1) as pool:
+            crowd = pool.submit(ask, greedy, 3 * 10**6, "127.0.0.1")
+            time.sleep(HTTP_SETTLE_S if is_full else SETTLE_S)
+            answers = ask(polite, 4 * 10**6, "127.0.0.2")
+            is_beside = not crowd.done()
+            all_of_it = crowd.result()
+    found["beside"] = times(answers)
+    good = [each for each in all_of_it if each.error is None]
+    took = max(each.ended for each in good) - min(each.sent for each in good)
+    found["greedy"] = {**times(all_of_it), "per_s": len(good) / took}
+    found["was beside to its end"] = is_beside
+    found["p95_ratio"] = found["beside"]["p95"] / found["alone"]["p95"]
+    return found
+
+
 def spread(seconds: Sequence[float]) -> dict[str, Any]:
     found = {f"p{int(share * 100)}": quantile(seconds, share) for share in (0.5, 0.95)}
     return {"requests": len(seconds), **found}
@@ -272,13 +323,20 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fairness", description=__doc__)
     parser.add_argument("--task", choices=("qwen", "flux"), default="qwen")
     parser.add_argument("--full", action="store_true", help="random weights of full size")
+    parser.add_argument("--http", action="store_true", help="through the chat model's server")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/fairness"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args(arguments)
-    charged = Charged()
     folder = asked.folder / asked.task
+    size = "full" if asked.full else "embedded"
+    if asked.http:
+        found = over_http(folder if asked.full else paths.SHAPES_QWEN_VL, is_full=asked.full)
+        print(f"qwen http: {json.dumps(rounded(found))}", flush=True)
+        keep(asked.out, f"qwen http {size}", found, asked.device)
+        return
+    charged = Charged()
     predictor = open_predictor(asked.task, asked.device, folder, is_full=asked.full)
     predictor.load()
     try:
@@ -286,10 +344,14 @@ def main(arguments: Sequence[str]) -> None:
         found = asyncio.run(measured)
     finally:
         predictor.stop()
-    kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-    size = "full" if asked.full else "embedded"
-    kept[f"{asked.task} {size}"] = {"machine": machine(device=asked.device), **rounded(found)}
-    write_json(asked.out, kept)
+    keep(asked.out, f"{asked.task} {size}", found, asked.device)
+
+
+def keep(out: Path, name: str, found: dict[str, Any], device: str) -> None:
+    """Add the figures to the file."""
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    kept[name] = {"machine": machine(device=device), **rounded(found)}
+    write_json(out, kept)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Share:
     tokens: int
     first: int
     step: int
+    source: str = "127.0.0.1"
+    """The clients' address, by which the server tells its callers apart."""
 
     @property
     def case(self) -> Case:
@@ -195,7 +197,10 @@ async def run(share: Share, left: list[tuple[int, Any]]) -> list[Answered]:
     clients = [
         (
             await loop.create_connection(
-                lambda: Client(share, left, answers), "127.0.0.1", share.port
+                lambda: Client(share, left, answers),
+                "127.0.0.1",
+                share.port,
+                local_addr=(share.source, 0),
             )
         )[1]
         for _ in range(share.clients)
@@ -206,7 +211,7 @@ async def run(share: Share, left: list[tuple[int, Any]]) -> list[Answered]:
     return answers
 
 
-def shares(case: Case, port: int, model: str, first: int) -> list[Share]:
+def shares(case: Case, port: int, model: str, first: int, source: str = "127.0.0.1") -> list[Share]:
     """One per process."""
     count = -(-case.clients // CLIENTS_PER_PROCESS)
     conversations = max(1, case.requests // case.turns)
@@ -220,6 +225,7 @@ def shares(case: Case, port: int, model: str, first: int) -> list[Share]:
             tokens=case.tokens,
             first=first + i,
             step=count,
+            source=source,
         )
         for i in range(count)
     ]
@@ -229,10 +235,12 @@ def _part(whole: int, parts: int, index: int) -> int:
     return whole // parts + (index < whole % parts)
 
 
-def measure(case: Case, port: int, model: str, first: int, timeout_s: float) -> list[Answered]:
+def measure(
+    case: Case, port: int, model: str, first: int, timeout_s: float, source: str = "127.0.0.1"
+) -> list[Answered]:
     """Run a case with conversations from `first` on. `RuntimeError` if a process dies."""
     with ExitStack() as stack:
-        processes = [_start(stack, share) for share in shares(case, port, model, first)]
+        processes = [_start(stack, share) for share in shares(case, port, model, first, source)]
         for process in processes:
             assert process.stdout is not None
             if process.stdout.readline().strip() != "ready":

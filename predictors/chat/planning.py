@@ -92,15 +92,18 @@ class StepPlanner:
             reading, guests, share = self._in_turn(reading, decoding)
         elif reading and self._may_wait(reading, decoding):
             reading = []
-        found = [SequenceProgress(s, s.total, s.total) for s in decoding]
+        if not reading:
+            return StepPlan(tuple(decoding), ())
         for sequence in (*reading, *guests):
             if not sequence.is_begun and sequence.names:
                 _reuse_prefix(sequence, pool)
-        found += [self._progress(sequence) for sequence in reading]
+        found = [self._progress(sequence) for sequence in reading]
         more = [self._progress(sequence) for sequence in guests]
         if is_packed:
-            return plan_packed(found, widths, PICTURE_TOKENS, more, share)
-        return plan_single(found, widths, more, share)
+            prompts = plan_packed(found, widths, PICTURE_TOKENS, more, share)
+        else:
+            prompts = plan_single(found, widths, more, share)
+        return StepPlan(tuple(decoding), prompts.prefill)
 
     def _progress(self, sequence: Sequence) -> SequenceProgress[Sequence]:
         new = self.pictures.missing(sequence)
@@ -166,8 +169,12 @@ class StepPlanner:
         decode_s, prompt_s = self.costs.split(step.num_rows, tokens, seconds)
         if step.num_rows:
             row_s = decode_s / step.num_rows
+            is_shared = holders.is_shared
             for sequence in step.sequences[: step.num_rows]:
-                holders.charge(sequence.job, row_s)
+                if is_shared:
+                    holders.charge(sequence.job, row_s)
+                else:  # per token: alone there are no turns to count
+                    sequence.job.charge(row_s)
         for chunk, weight in zip(step.chunks, weights, strict=True):
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)
