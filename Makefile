@@ -66,7 +66,7 @@ faults: $(STAMP) ## faults of whole processes with real models, and every combin
 test-load: $(STAMP) ## the load generator, 1,500 requests and 3 SIGTERMs: the small part of `make load`
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/load
 
-load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 15 minutes of two quiet cores
+load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 16 minutes of two quiet cores
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load
 
 SOAK_MINUTES ?= 45
