@@ -23,6 +23,7 @@ from predictors.protocol.http.exchange import CALL_KEY, Response
 from predictors.protocol.openai import chat_body, images_body
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
+from predictors.protocol.openapi_keys import MAX_PAGES, with_keys
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served, ServesChat, ServesImages
 from predictors.protocol.v2.content_types import REQUEST
@@ -37,7 +38,6 @@ from predictors.protocol.v2.wire_json import (
 
 Json = dict[str, Any]
 
-MAX_PAGES = 16
 _JSON = "application/json"
 _STRING: Json = {"type": "string"}
 _OPTIONAL: Json = {"type": ["string", "null"]}
@@ -70,6 +70,7 @@ class OpenApiPage:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._has_urls = bool(registry.settings.server.public_url)
         self._pages: dict[tuple[str, ...], tuple[object, bytes]] = {}
 
     async def answer(self, request: Request) -> Response:
@@ -77,22 +78,22 @@ class OpenApiPage:
         made_of = [(n, dict(x.get_parameters()), dict(x.get_limits())) for n, x in models.items()]
         known = self._pages.get(tuple(models))
         if known is None or known[0] != made_of:
-            has_urls = bool(self._registry.settings.server.public_url)
-            body = await self._registry.in_thread(_encoded, models, has_urls)
+            keyed = self._registry.callers.keys is not None
+            body = await self._registry.in_thread(_encoded, models, self._has_urls, keyed)
             if len(self._pages) >= MAX_PAGES:
                 self._pages.clear()
             known = self._pages[tuple(models)] = made_of, body
         return Response(known[1])
 
 
-def _encoded(models: Mapping[str, Served], has_urls: bool) -> bytes:
-    return orjson.dumps(openapi_document(models, has_urls=has_urls))
+def _encoded(models: Mapping[str, Served], has_urls: bool, has_keys: bool) -> bytes:
+    document = openapi_document(models, has_urls=has_urls)
+    return orjson.dumps(with_keys(document) if has_keys else document)
 
 
 def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
-    """OpenAPI 3.1 of all routes that serve these models. An alias is one more name of a body's
-    model; the V2 routes are listed under a model's own name. `has_urls`: pictures may be asked
-    for by address."""
+    """OpenAPI 3.1 of all routes that serve these models, V2's under a model's own name, not its
+    aliases. `has_urls`: pictures may be asked for by address."""
     models = [model for name, model in names.items() if name == model.name]
     schemas: Json = {
         "V2Error": _complete({"error": _STRING}),
@@ -319,7 +320,7 @@ def _errors(schema: str) -> Json:
         if rendering.status not in (410, 499):  # of pictures' addresses; of callers who left
             code = rendering.code or rendering.type
             by_status.setdefault(rendering.status, []).append(code)
-    by_status[429] = ["server_overloaded, where the operator prefers it to 503"]
+    by_status[429].append("server_overloaded, where the operator prefers it to 503")
     return {
         str(status): {"description": ", ".join(codes), **_content(_ref(schema))}
         for status, codes in sorted(by_status.items())

@@ -9,15 +9,14 @@ comes, or comes back, starts at the level of those that are served.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KEPT_DEBTS = 1024  # callers that left while ahead of the level
 
 MAX_PRIORITY = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """A caller as the queue of an engine sees it."""
 
     name: str = ""
@@ -145,8 +144,9 @@ class Accounts:
     def level_s(self) -> float:
         """Weighted seconds at which a newcomer starts: the most that the caller of an admitted job
         had used then, or what the least of the callers in slots has used."""
-        least = min((account.used_s for account in self._running), default=0.0)
-        return max(self._served_s, least)
+        if not self._running:
+            return self._served_s
+        return max(self._served_s, min(account.used_s for account in self._running))
 
     @property
     def present(self) -> int:

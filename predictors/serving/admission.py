@@ -25,7 +25,7 @@ TRUSTED_S = 60.0
 
 class Admission(Generic[W, C]):
     """The rules of one engine's queue: places, engine seconds, deadlines. Not thread-safe:
-    `JobTable` holds the lock."""
+    `JobTable` holds the lock. An idle engine's small request passes them in a few comparisons."""
 
     def __init__(
         self,
@@ -36,9 +36,10 @@ class Admission(Generic[W, C]):
         accounts: Accounts,
         queue: AdmissionQueue[W, C],
         slots: Slots[W, C],
+        estimates: Estimates,
     ) -> None:
         self.places = Places(settings.capacity)
-        self.estimates = Estimates()
+        self.estimates = estimates
         self._capacity_s = settings.capacity_s
         self._model = model
         self._clock = clock
@@ -65,14 +66,18 @@ class Admission(Generic[W, C]):
         if not 0 < rows <= capacity:
             message = f"a request may have 1 to {capacity} rows, not {rows}; split it"
             raise self.rejected(InvalidRequest(message), rows)
-        account = self._accounts.find(caller)
         if not is_reserved:
-            self._check_places(rows, caller, account)
+            if self.places.taken + rows > self.places.half:
+                self._check_places(rows, caller)
             if self._capacity_s > 0 and self.places.taken:
-                self._check_seconds(rows, caller, account, costs)
-        if deadline is not None:
-            reserved = rows if is_reserved else 0
-            self._check_deadline(rows, caller, account, costs, deadline, reserved)
+                self._check_seconds(rows, caller, costs)
+        if deadline is not None and self.estimates.is_sure:
+            self._check_deadline(rows, caller, costs, deadline, rows if is_reserved else 0)
+
+    @property
+    def reads_costs(self) -> bool:
+        """False while no rule depends on what the rows cost."""
+        return self._capacity_s > 0 or self.estimates.is_sure
 
     def rejected(self, error: ServingError, rows: int) -> ServingError:
         """Count the refusal of so many rows; returns the error."""
@@ -80,7 +85,8 @@ class Admission(Generic[W, C]):
         return error
 
     # -- rules -----------------------------------------------------------------------------------
-    def _check_places(self, rows: int, caller: Caller, account: Account | None) -> None:
+    def _check_places(self, rows: int, caller: Caller) -> None:
+        account = self._accounts.find(caller)
         own = 0 if account is None else account.places
         # while the engine refuses jobs free slots are no places
         slots = 0 if self._queue.is_blocked else self._slots.free_for(account, caller.weight)
@@ -88,11 +94,10 @@ class Admission(Generic[W, C]):
             message = self.places.refusal(own, rows, slots)
             raise self._overloaded(message, rows, caller, account)
 
-    def _check_seconds(
-        self, rows: int, caller: Caller, account: Account | None, costs: Costs
-    ) -> None:
+    def _check_seconds(self, rows: int, caller: Caller, costs: Costs) -> None:
         """The same rule as for places, in engine seconds. It refuses none that would wait alone."""
-        needed = self.estimates.seconds(costs) or rows * self.estimates.of_all.mean_s
+        account = self._accounts.find(caller)
+        needed = self.estimates.seconds(costs) or rows * self.estimates.mean_s
         capacity, total, own = self._capacity_s, self.waiting_s(), self._own_s(account)
         places = 0 if account is None else account.places
         if places == self.places.taken:
@@ -110,25 +115,21 @@ class Admission(Generic[W, C]):
             raise self._overloaded(message, rows, caller, account)
 
     def _check_deadline(
-        self,
-        rows: int,
-        caller: Caller,
-        account: Account | None,
-        costs: Costs,
-        deadline: float,
-        reserved: int,
+        self, rows: int, caller: Caller, costs: Costs, deadline: float, reserved: int
     ) -> None:
         """Raise if the estimate says clearly that the deadline would pass first. `reserved` of the
         rows in preparation are this request's own."""
+        is_idle = not self._slots.running and not len(self._queue)
+        if is_idle and not costs:
+            return
         now = self._clock()
         left_s = deadline - now
-        if not self.estimates.is_sure or left_s <= 0:
-            return
-        is_idle = not self._slots.running and not len(self._queue)
-        if is_idle and now - self.estimates.observed_at > TRUSTED_S:
+        if left_s <= 0 or (is_idle and now - self.estimates.observed_at > TRUSTED_S):
             return
         own_s = self.estimates.sure_seconds(costs)
-        wait_s = 0.0 if is_idle else self._wait_s(caller, account, own_s, reserved)
+        wait_s = 0.0
+        if not is_idle:
+            wait_s = self._wait_s(caller, self._accounts.find(caller), own_s, reserved)
         if wait_s + own_s > SAFETY * left_s:
             message = (
                 f"this needs about {wait_s + own_s:.3g} s, {wait_s:.3g} s of them to wait, and "
@@ -144,25 +145,21 @@ class Admission(Generic[W, C]):
         return self.rejected(Overloaded(message, retry_after_s=retry_after_s), rows)
 
     # -- estimates -------------------------------------------------------------------------------
-    def estimate_s(self, kind: str, cost: float) -> float:
-        """Engine seconds of a job; 0 before one was measured."""
-        return self.estimates.seconds({kind: cost})
-
     def waiting_s(self, but_rows: int = 0) -> float:
         """Engine seconds that wait. Rows in preparation, but for so many of them, cost as much as
         others do."""
+        waiting_s = self.estimates.seconds(self._queue.costs)
         in_preparation = self.places.taken - len(self._queue) - but_rows
-        waiting_s = self.estimates.seconds(self._queue.waiting_cost.costs)
-        return waiting_s + in_preparation * self.estimates.of_all.mean_s
+        return waiting_s + (in_preparation * self.estimates.mean_s if in_preparation else 0.0)
 
     def _own_s(self, account: Account | None, but_rows: int = 0) -> float:
         """Those of them that are this caller's."""
         if account is None:
             return 0.0
         line = self._queue.lines.get(account)
-        own_s = 0.0 if line is None else self.estimates.seconds(line.waiting_cost.costs)
+        own_s = 0.0 if line is None else self.estimates.seconds(line.costs)
         in_preparation = account.places - account.waiting - but_rows
-        return own_s + in_preparation * self.estimates.of_all.mean_s
+        return own_s + in_preparation * self.estimates.mean_s
 
     def _wait_s(
         self, caller: Caller, account: Account | None, added_s: float = 0.0, but_rows: int = 0
@@ -180,9 +177,7 @@ class Admission(Generic[W, C]):
         """Seconds until a slot is free for the caller."""
         if self._slots.free_for(account, caller.weight) > 0:
             return 0.0
-        running = self._slots.running.values()
-        left_s = (max(0.0, job.estimate_s - job.used_s) for job in running)
-        return min(left_s, default=0.0) * len(running)
+        return self._slots.first_free_s()
 
 
 def costs_of(rows: Iterable[object]) -> Costs:

@@ -18,6 +18,7 @@ RECENT_JOBS = 15
 MAX_MEDIANS = 4.0  # answers that end early make a mean of several medians
 MIN_COST = 1e-9
 MAX_KINDS = 16  # kinds of work with a rate of their own; further ones share one
+OTHER_KINDS = "..."
 ENOUGH_JOBS = 5  # finished jobs before a request is refused for an estimate
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 60.0  # clients of OpenAI's SDK ignore a longer Retry-After
@@ -36,58 +37,67 @@ class CostRate:
     """
 
     def __init__(self) -> None:
-        self.seconds_per_cost = 0.0
-        """0 before the first job is finished."""
         self.num_full = 0
         """Jobs that finished while the engine was full."""
-        self._seconds = self._cost = self._jobs = 0.0  # sums; older jobs weigh less
+        self.cost = self.jobs = 0.0
+        """Sums over the recent jobs; older ones weigh less."""
+        self._seconds = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_JOBS)  # seconds per unit of cost
+        self._seconds_per_cost: float | None = 0.0  # None: to be computed
 
     def observe(self, seconds: float, cost: float = 1.0, *, is_full: bool = True) -> None:
         """Count a finished job."""
         if not is_full and self.num_full:
             return
         if is_full and not self.num_full:
-            self._seconds = self._cost = self._jobs = 0.0
+            self._seconds = self.cost = self.jobs = 0.0
             self._recent.clear()
         self.num_full += is_full
         seconds, cost = max(0.0, seconds), max(cost, MIN_COST)
         keep = 1 - RATE_WEIGHT
         self._seconds = keep * self._seconds + seconds
-        self._cost = keep * self._cost + cost
-        self._jobs = keep * self._jobs + 1
+        self.cost = keep * self.cost + cost
+        self.jobs = keep * self.jobs + 1
         self._recent.append(seconds / cost)
-        most = MAX_MEDIANS * median_low(self._recent)
-        self.seconds_per_cost = min(self._seconds / self._cost, most)
+        self._seconds_per_cost = None
 
     @property
-    def mean_s(self) -> float:
-        """Engine seconds of a job of the mean cost."""
-        return self.seconds_per_cost * self._cost / self._jobs if self._jobs else 0.0
+    def seconds_per_cost(self) -> float:
+        """0 before the first job is finished."""
+        if self._seconds_per_cost is None:
+            most = MAX_MEDIANS * median_low(self._recent)
+            self._seconds_per_cost = min(self._seconds / self.cost, most)
+        return self._seconds_per_cost
 
 
 class Estimates:
     """The rates of one engine's kinds of work. Not thread-safe: `JobTable` holds the lock."""
 
     def __init__(self) -> None:
-        self.of_all = CostRate()
         self.observed_at = -math.inf
         """When a job was counted last."""
+        self.is_sure = False
+        """True once enough jobs were measured."""
+        self._num_full = 0
         self._kinds: dict[str, CostRate] = {}
         self._refusals = 0
 
     def observe(self, seconds: float, cost: float, kind: str, *, is_full: bool, now: float) -> None:
         """Count a finished job that was charged so many engine seconds."""
         self.observed_at = now
-        self.of_all.observe(seconds, cost, is_full=is_full)
-        if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
-            self._kinds[kind] = CostRate()
-        if kind in self._kinds:
-            self._kinds[kind].observe(seconds, cost, is_full=is_full)
+        if is_full and not self.is_sure:
+            self._num_full += 1
+            self.is_sure = self._num_full >= ENOUGH_JOBS
+        rate = self._kinds.get(kind)
+        if rate is None:
+            if len(self._kinds) >= MAX_KINDS:
+                kind = OTHER_KINDS
+            rate = self._kinds.setdefault(kind, CostRate())
+        rate.observe(seconds, cost, is_full=is_full)
 
     def seconds(self, costs: Costs) -> float:
         """Engine seconds of work; 0 before the first job is finished."""
-        return sum(cost * self._rate(kind).seconds_per_cost for kind, cost in costs.items())
+        return sum(cost * self._seconds_per_cost(kind) for kind, cost in costs.items())
 
     def sure_seconds(self, costs: Costs) -> float:
         """The same of those kinds of which enough jobs were measured."""
@@ -97,13 +107,24 @@ class Estimates:
             if (rate := self._kinds.get(kind)) is not None and rate.num_full >= ENOUGH_JOBS
         )
 
-    @property
-    def is_sure(self) -> bool:
-        """True once enough jobs were measured."""
-        return self.of_all.num_full >= ENOUGH_JOBS
+    def of_job(self, kind: str, cost: float) -> float:
+        """Engine seconds of a job; 0 before the first one is finished."""
+        return cost * self._seconds_per_cost(kind)
 
-    def _rate(self, kind: str) -> CostRate:
-        return self._kinds.get(kind, self.of_all)
+    @property
+    def mean_s(self) -> float:
+        """Engine seconds of a job of the mean cost; 0 before the first one is finished."""
+        rates = self._kinds.values()
+        jobs = sum(rate.jobs for rate in rates)
+        return sum(rate.seconds_per_cost * rate.cost for rate in rates) / jobs if jobs else 0.0
+
+    def _seconds_per_cost(self, kind: str) -> float:
+        """The rate of the kind, else the mean of all."""
+        if (own := self._kinds.get(kind)) is not None:
+            return own.seconds_per_cost
+        rates = self._kinds.values()
+        cost = sum(rate.cost for rate in rates)
+        return sum(rate.seconds_per_cost * rate.cost for rate in rates) / cost if cost else 0.0
 
     def retry_after_s(self, wait_s: float) -> float:
         """The Retry-After of a caller whose turn is in `wait_s`: 1 to 60 s, plus a spread.
@@ -115,26 +136,3 @@ class Estimates:
         self._refusals += 1
         spread = 1 + SPREAD * math.fmod(self._refusals * GOLDEN, 1.0)
         return min(MAX_RETRY_S, max(MIN_RETRY_S, wait_s) * spread)
-
-
-class WaitingCost:
-    """Sums of the costs of jobs, by kind."""
-
-    def __init__(self) -> None:
-        self.costs: dict[str, float] = {}
-        self._jobs: dict[str, int] = {}
-
-    def add(self, kind: str, cost: float) -> None:
-        self.costs[kind] = self.costs.get(kind, 0.0) + cost
-        self._jobs[kind] = self._jobs.get(kind, 0) + 1
-
-    def remove(self, kind: str, cost: float) -> None:
-        """Take a job out again. Without jobs of the kind nothing is left of rounding errors."""
-        self.costs[kind] -= cost
-        self._jobs[kind] -= 1
-        if not self._jobs[kind]:
-            del self.costs[kind], self._jobs[kind]
-
-    def clear(self) -> None:
-        self.costs.clear()
-        self._jobs.clear()

@@ -41,6 +41,7 @@ class Job(Generic[W, C]):
         self.work = work
         self.deadline = deadline
         self.caller = caller
+        self.priority = caller.level
         self.account = Account(caller.name, caller.weight)
         """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
         share."""
@@ -50,8 +51,6 @@ class Job(Generic[W, C]):
         """Works of one kind take equal time for equal cost."""
         self.used_s = 0.0
         """Engine seconds charged so far."""
-        self.estimate_s = 0.0
-        """Engine seconds that it was expected to take when it was admitted."""
         self.clock = clock
         self.exemplar = tracing.exemplar()
         """Labels of the exemplars that histograms show beside the job's durations."""

@@ -19,7 +19,7 @@ from predictors import metrics
 from predictors.errors import DeadlineExceeded, ServingError
 from predictors.serving.accounts import ANYONE, Accounts, Caller
 from predictors.serving.admission import UNKNOWN, Admission, costs_of
-from predictors.serving.estimates import Costs
+from predictors.serving.estimates import Costs, Estimates
 from predictors.serving.job import Job
 from predictors.serving.queue import AdmissionPass, AdmissionQueue
 from predictors.serving.slots import Slots
@@ -52,10 +52,12 @@ class JobTable(Generic[W, C]):
         self._queue: AdmissionQueue[W, C] = AdmissionQueue(settings)
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of jobs that left are stale
         self._accounts = Accounts()
-        self._slots: Slots[W, C] = Slots(slots, spare_slots, self._accounts)
+        self._estimates = Estimates()
+        self._slots: Slots[W, C] = Slots(slots, spare_slots, self._accounts, self._estimate_s)
         self._admission: Admission[W, C] = Admission(
-            model, settings, clock, refusal, self._accounts, self._queue, self._slots
-        )
+            model, settings, clock, refusal, self._accounts, self._queue, self._slots,
+            self._estimates,
+        )  # fmt: skip
         self._places = self._admission.places
         self._arrivals = 0
         self.busy_since: float | None = None
@@ -120,9 +122,8 @@ class JobTable(Generic[W, C]):
         """
         caller, deadline = (jobs[0].caller, jobs[0].deadline) if jobs else (ANYONE, None)
         with self._lock:
-            self._admission.check(
-                len(jobs), caller, costs_of(jobs), deadline, is_reserved=is_reserved
-            )
+            costs = costs_of(jobs) if self._admission.reads_costs else UNKNOWN
+            self._admission.check(len(jobs), caller, costs, deadline, is_reserved=is_reserved)
             now = self._clock()
             if any(job.is_late(now) for job in jobs):
                 late = DeadlineExceeded("the deadline had passed on arrival")
@@ -197,7 +198,7 @@ class JobTable(Generic[W, C]):
 
     def _estimate_s(self, job: Job[W, C]) -> float:
         # before anything was measured jobs count alike
-        return self._admission.estimate_s(job.cost_kind, job.cost) or UNMEASURED_JOB_S
+        return self._estimates.of_job(job.cost_kind, job.cost) or UNMEASURED_JOB_S
 
     def start_running(self, job: Job[W, C], now: float) -> bool:
         """Move a waiting job to the running ones. False if it left meanwhile: evict it then."""
@@ -205,7 +206,6 @@ class JobTable(Generic[W, C]):
             if self._queue.pop(job.arrival_number) is None:
                 return False
             job.admitted_at = now
-            job.estimate_s = self._estimate_s(job)
             account = job.account
             # alone there is no other to compare with
             pledged_s = self._slots.pledged_s() if self._accounts.present > 1 else {}
@@ -227,7 +227,8 @@ class JobTable(Generic[W, C]):
         if not was_running:
             self._places.take(job.account, -1)
         self._accounts.leave(job.account, was_running=was_running)
-        self._queue.note_idle(job.account)
+        if was_running and job.account.waiting:
+            self._queue.note_idle(job.account)
         error = job.error
         reason = error.reason if error else "ok"
         self._outcomes.get(reason, self._outcomes["internal"]).inc()
@@ -245,7 +246,7 @@ class JobTable(Generic[W, C]):
     def _measure(self, job: Job[W, C], now: float) -> None:
         """Learn from a job that has finished."""
         running = len(self._slots.running) + 1
-        self._admission.estimates.observe(
+        self._estimates.observe(
             job.used_s,
             job.cost,
             job.cost_kind,

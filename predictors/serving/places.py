@@ -27,8 +27,12 @@ class Places:
         before = account.places
         after = account.places = before + rows
         self.taken += rows
-        self._holders += (after > 0) - (before > 0)
-        self._excess += max(0, after - self.half) - max(0, before - self.half)
+        if not (before and after):
+            self._holders += (after > 0) - (before > 0)
+        half = self.half
+        self._excess += (after - half if after > half else 0) - (
+            before - half if before > half else 0
+        )
 
     def free(self, own: int, free_slots: int) -> int:
         """How many more rows a caller that holds `own` places may add; below 0 where it holds too

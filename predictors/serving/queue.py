@@ -11,12 +11,10 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
 from predictors.serving.accounts import Account
-from predictors.serving.estimates import WaitingCost
 from predictors.serving.job import Job
 from predictors.settings import QueueSettings
 
@@ -32,7 +30,8 @@ class CallerLine(Generic[W, C]):
     """Waiting jobs of one caller: by priority, then in order of arrival."""
 
     def __init__(self) -> None:
-        self.waiting_cost = WaitingCost()
+        self.costs: dict[str, float] = {}
+        """Of its jobs, by kind of work."""
         # a linked list under a dict: a plain dict keeps tombstones, which make its first item
         # slower and slower to find when jobs leave from the front
         self._levels: dict[int, OrderedDict[int, Job[W, C]]] = {}
@@ -46,19 +45,18 @@ class CallerLine(Generic[W, C]):
         return min(next(iter(level)) for level in self._levels.values())
 
     def add(self, job: Job[W, C]) -> None:
-        level = self._levels.get(job.caller.level)
+        level = self._levels.get(job.priority)
         if level is None:
-            level = self._levels[job.caller.level] = OrderedDict()
+            level = self._levels[job.priority] = OrderedDict()
         level[job.arrival_number] = job
-        self.waiting_cost.add(job.cost_kind, job.cost)
+        self.costs[job.cost_kind] = self.costs.get(job.cost_kind, 0.0) + job.cost
 
     def remove(self, job: Job[W, C]) -> None:
-        number = job.caller.level
-        level = self._levels[number]
+        level = self._levels[job.priority]
         del level[job.arrival_number]
-        self.waiting_cost.remove(job.cost_kind, job.cost)
+        self.costs[job.cost_kind] -= job.cost
         if not level:
-            del self._levels[number]
+            del self._levels[job.priority]
 
     def next_but(self, offered: Container[int], overdue_before: float) -> Job[W, C] | None:
         """The job whose turn it is, without those of `offered`: the oldest if it was submitted
@@ -69,7 +67,7 @@ class CallerLine(Generic[W, C]):
             job = next((job for number, job in level.items() if number not in offered), None)
             if job is None:
                 continue
-            if best is None or job.caller.level > best.caller.level:
+            if best is None or job.priority > best.priority:
                 best = job
             if oldest is None or job.arrival_number < oldest.arrival_number:
                 oldest = job
@@ -89,8 +87,7 @@ class Turn(NamedTuple):
     account: Account
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """The slots that a pass may fill."""
 
     free: int
@@ -118,7 +115,8 @@ class AdmissionQueue(Generic[W, C]):
         self.settings = settings
         self.is_blocked = False
         """True while the engine refuses waiting jobs: it would refuse the next job too."""
-        self.waiting_cost = WaitingCost()
+        self.costs: dict[str, float] = {}
+        """Of all waiting jobs together, by kind of work."""
         self.refused_first: Job[W, C] | None = None
         """The job that the engine refused first, of those that wait."""
         self.refused_since = 0.0
@@ -141,7 +139,7 @@ class AdmissionQueue(Generic[W, C]):
     def add(self, jobs: Iterable[Job[W, C]]) -> None:
         for job in jobs:
             self._jobs[job.arrival_number] = job
-            self.waiting_cost.add(job.cost_kind, job.cost)
+            self.costs[job.cost_kind] = self.costs.get(job.cost_kind, 0.0) + job.cost
             line = self.lines.get(job.account)
             if line is None:
                 line = self.lines[job.account] = CallerLine()
@@ -155,8 +153,11 @@ class AdmissionQueue(Generic[W, C]):
         job = self._jobs.pop(arrival_number, None)
         if job is None:
             return None
-        self.waiting_cost.remove(job.cost_kind, job.cost)
-        self.is_blocked = self.is_blocked and bool(self._jobs)
+        if self._jobs:
+            self.costs[job.cost_kind] -= job.cost
+        else:  # nothing is left of rounding errors either
+            self.costs.clear()
+            self.is_blocked = False
         line = self.lines[job.account]
         line.remove(job)
         if not line:
@@ -174,7 +175,7 @@ class AdmissionQueue(Generic[W, C]):
         self._idle.clear()
         self._idle_turns.clear()
         self.refused_first = None
-        self.waiting_cost.clear()
+        self.costs.clear()
         self.is_blocked = False
         return jobs
 
@@ -221,7 +222,7 @@ class AdmissionQueue(Generic[W, C]):
         if refused and self.refused_first is None:
             self.refused_first, self.refused_since = refused[0], admission.now
         for account in admission.compared:
-            if account not in self._idle_turns:
+            if account in self.lines and account not in self._idle_turns:
                 self.note_idle(account)
 
 
@@ -261,6 +262,9 @@ class AdmissionPass(Generic[W, C]):
         self.refused.append(job)
 
     def _offer_all(self) -> Iterator[Job[W, C]]:
+        if len(self._queue) == 1 and self._room.free and (only := self._queue.head) is not None:
+            yield from self._offer(only)  # the small request of an idle server
+            return
         held = self._queue.refused_first
         if held is not None and self._is_held_too_long() and self._room.is_for(held.account, 0):
             yield from self._offer(held)
@@ -289,6 +293,8 @@ class AdmissionPass(Generic[W, C]):
         yield job
         if job.arrival_number not in self._queue:
             self._taken += 1
+            if len(self._queue.lines) < 2 and not self._turns:
+                return  # no other caller to compare with
             pledged_s = self._pledged_s.get(job.account, 0.0)
             self._pledged_s[job.account] = pledged_s + self._estimate_s(job)
 

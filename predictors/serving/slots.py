@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from predictors.serving.accounts import Account, Accounts
@@ -17,11 +18,18 @@ class Slots(Generic[W, C]):
     """Slots for any caller, and spare ones for those that hold less than their share while others
     hold all. Not thread-safe: `JobTable` holds the lock."""
 
-    def __init__(self, num: int, num_spare: int, accounts: Accounts) -> None:
+    def __init__(
+        self,
+        num: int,
+        num_spare: int,
+        accounts: Accounts,
+        estimate_s: Callable[[Job[W, C]], float],
+    ) -> None:
         self.num = num
         self.num_spare = num_spare
         self.running: dict[int, Job[W, C]] = {}  # by arrival number
         self._accounts = accounts
+        self._estimate_s = estimate_s
 
     @property
     def free(self) -> int:
@@ -50,9 +58,17 @@ class Slots(Generic[W, C]):
         """By caller with running jobs: engine seconds that these will still use."""
         pledged: dict[Account, float] = {}
         for job in self.running.values():
-            left_s = max(0.0, job.estimate_s - job.used_s)
-            pledged[job.account] = pledged.get(job.account, 0.0) + left_s
+            pledged[job.account] = pledged.get(job.account, 0.0) + self._left_s(job)
         return pledged
+
+    def first_free_s(self) -> float:
+        """Seconds until the first of the running jobs is done."""
+        left_s = min((self._left_s(job) for job in self.running.values()), default=0.0)
+        return left_s * len(self.running)
+
+    def _left_s(self, job: Job[W, C]) -> float:
+        """Engine seconds that a running job will still use."""
+        return max(0.0, self._estimate_s(job) - job.used_s)
 
     def _share_of(self, account: Account) -> float:
         return self._accounts.share(account.weight, self.num, account)

@@ -344,6 +344,23 @@ def test_a_key_for_some_models_sees_no_others(http: httpx.Client, path: str) -> 
         assert "artist" not in some
 
 
+def test_the_document_says_which_operations_need_a_key(http: httpx.Client) -> None:
+    document = http.get("/openapi.json", headers=bearer(ANN)).json()
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "x-api-key"}
+    checked = set()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            reply = http.request(method, path.replace("{name}", "echo"), content=b"{}")
+            assert (reply.status_code == 401) is ("security" not in operation), path
+            assert (reply.status_code != 401) or "401" in operation["responses"], path
+            checked.add(reply.status_code == 401)
+    assert checked == {True, False}
+    with serving(echo()) as running, running.client() as without:
+        plain = without.get("/openapi.json").json()
+    assert "security" not in plain
+    assert "securitySchemes" not in plain["components"]
+
+
 def test_an_unknown_model_is_not_told_the_names_of_others(http: httpx.Client) -> None:
     reply = http.get("/v2/models/nothing", headers=bearer(BOB))
     assert (reply.status_code, "writer" in reply.text) == (404, False)

@@ -77,6 +77,13 @@ def curve_rows(found: Found) -> Iterator[tuple[str, ...]]:
             )  # fmt: skip
 
 
+def curve_page_rows(found: Found) -> Iterator[tuple[str, ...]]:
+    """The columns that fit a page."""
+    kept = [0, 1, 2, 4, 5, 6, 7, 9, 10, 12, 13, 14, 15, 17]
+    for row in curve_rows(found):
+        yield tuple(row[i] for i in kept)
+
+
 def greedy_rows(found: Found) -> Iterator[tuple[str, ...]]:
     yield ("engine", "greedy caller", "connections", "other alone p95 ms", "beside p95 ms",
            "step ms", "times", "other answered", "refused", "met")  # fmt: skip
@@ -138,7 +145,8 @@ def shown(curves: Found, flat: Found, greedy: Found, sigterm: Found) -> list[tup
         rows += _curve_shown(mix, one)
     runs = [each for one in curves.get("curves", {}).values() for each in one["points"]]
     runs += [flat] if flat else []
-    rows += _counts_shown(runs)
+    if runs:
+        rows += _counts_shown(runs)
     if flat:
         slope = f"{flat['pss_mib_per_1000']} MiB per 1,000; fds {_span(flat['fds'])}"
         told = f"{slope}; threads {_span(flat['threads'])}"

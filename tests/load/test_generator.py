@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.load import sigterm
+from tests.load import pages, sigterm
 from tests.load.asks import answer_of, digest
 from tests.load.flat import slope
 from tests.load.generator import DRAINING, Load, Manner, Plan, loop_runner, manner_of
@@ -198,3 +198,9 @@ def test_growth_is_the_slope_of_a_line() -> None:
 
 def test_a_caller_without_a_manner_stays_and_reads() -> None:
     assert Manner(1.0).how == ""
+
+
+def test_pages_show_the_committed_results() -> None:
+    found = pages.committed()
+    stale = [p.name for p in pages.PAGES if pages.written(p.read_text(), found) != p.read_text()]
+    assert stale == [], "run `python -m tests.load.pages`"

@@ -106,9 +106,9 @@ def test_clearing_returns_all_jobs_in_order() -> None:
 def test_the_queue_sums_the_costs_of_its_jobs() -> None:
     queue = waiting(3)
     [line] = queue.lines.values()
-    assert queue.waiting_cost.costs == line.waiting_cost.costs == {"": 3.0}
+    assert queue.costs == line.costs == {"": 3.0}
     queue.pop(2)
     queue.pop(2)
-    assert queue.waiting_cost.costs == line.waiting_cost.costs == {"": 2.0}
+    assert queue.costs == line.costs == {"": 2.0}
     queue.clear()
-    assert queue.waiting_cost.costs == {}
+    assert queue.costs == {}
