@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -48,7 +48,7 @@ check: lint type ## before a commit: lint, types and the fast tests; at most 90 
 	$(PYTEST) -q $(FAST_TESTS)
 
 test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients
+	$(PYTEST) --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
@@ -60,10 +60,13 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt $(STAMP)
 	$(BIN)/uv pip install -q --python $(CLIENTS)/bin/python -r $<
 	@touch $@
 
+faults: $(STAMP) ## faults of whole processes with real models, and every combination of those in `make test`: some minutes
+	ALL_FAULTS=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/faults
+
 test-load: $(STAMP) ## the load generator, 1,500 requests and 3 SIGTERMs: the small part of `make load`
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q tests/load
 
-load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 15 minutes of two quiet cores
+load: $(STAMP) ## load curves, greedy callers, memory, 20 SIGTERMs, into benchmarks/results/load-*.json: 16 minutes of two quiet cores
 	TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.load
 
 SOAK_MINUTES ?= 45

@@ -242,11 +242,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         return await self.off_loop(self.prepare, request)
 
     async def off_loop(self, work: Callable[..., T], *args: Any, is_large: bool = False) -> T:
-        """Run `work` on a thread of this predictor, with the request's context variables.
-
-        Work that may take long (`is_large`) has threads of its own, so that other work does not
-        wait behind it.
-        """
+        """Run `work` on a thread of this predictor, with the request's context variables. Work that
+        may take long (`is_large`) has threads of its own: other work does not wait behind it."""
         run = copy_context().run
         pool = self._pools.submit(run, work, *args, is_large=is_large)
         wait: asyncio.Future[T] = asyncio.wrap_future(pool)

@@ -299,3 +299,16 @@ def test_a_failed_start_is_logged_in_the_format_of_the_log() -> None:
     said = [json.loads(line) for line in run.stderr.splitlines()]
     assert said[-1]["level"] == "critical"
     assert "served are FluxPipeline" in said[-1]["message"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", ""])
+def test_missing_streams_lead_to_the_null_device(closed: str) -> None:
+    code = (
+        "import os, socket, sys; from predictors.observe import logs; logs.open_missing_streams();"
+        "own = socket.socket(); assert own.fileno() > 2;"
+        "print('said', file=sys.stdout); print('said', file=sys.stderr); sys.stdin.close();"
+        "os._exit(7)"
+    )
+    command = f'exec "$@" {closed}'
+    run = subprocess.run(["bash", "-c", command, "bash", sys.executable, "-c", code], check=False)
+    assert run.returncode == 7

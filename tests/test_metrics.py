@@ -218,6 +218,8 @@ def test_labels_are_bounded() -> None:
         "dtype",
         "tier",
         "precision",
+        "monitor",
+        "action",
         "caller",  # names of API keys, of which there are at most 256
     }
     assert {label for series in declared() for label in series._labelnames} <= allowed

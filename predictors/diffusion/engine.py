@@ -208,7 +208,6 @@ class DiffusionEngine:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
         started = time.monotonic()
         with torch.inference_mode(), _device_errors():
-            self._count_done(self._pacer.wait())
             admitted = [self._slots[job] for job in jobs if job in self._slots]
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
@@ -218,6 +217,8 @@ class DiffusionEngine:
             has_room = self._placement.is_cuda or not is_apart
             group = self._pick(waiting) if has_room else []
             self._run_step(finished, group)
+            # last, so that pictures that came meanwhile are in the next step's choice
+            self._count_done(self._pacer.wait())
         took = time.monotonic() - started
         for slot in waiting:
             slot.waited_s += 0.0 if slot in group else took

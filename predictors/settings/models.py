@@ -78,7 +78,8 @@ class FluxSettings(SettingsGroup):
     section = "flux"
 
     slots: int = bounded(4, least=1)
-    """Pictures in progress at once. On a GPU the warm-up measures how many of them share a pass;
+    """Pictures in progress at once; half as many more of callers that come while others hold all,
+    which take turns with them. On a GPU the warm-up measures how many of them share a pass;
     those of the tier `lossless` never share one there."""
     max_pixels: int = 1536 * 1536
     """Largest width x height that is accepted."""
@@ -132,12 +133,13 @@ class QwenVLSettings(SettingsGroup):
     section = "qwen_vl"
 
     slots: int = 0
-    """Sequences that decode together. 0 takes 8 on the CPU and 64 on a GPU."""
+    """Sequences that decode together. 0 takes 8 on the CPU and 64 on a GPU. Half as many more, of
+    callers that come while others hold all, take turns with them."""
     page_tokens: int = 0
     """Tokens per page of the KV cache. 0 takes 16 on the CPU and 64 on a GPU."""
     kv_tokens: int = 0
-    """Size of the KV cache in tokens. 0 takes `slots` x `max_context` on the CPU, and what the
-    memory allows on a GPU."""
+    """Size of the KV cache in tokens. 0 takes `slots` + 1 times `max_context`, on a GPU as far as
+    the memory allows. One context, a sixteenth at most, is left for callers that come later."""
     max_context: int = 0
     """Longest prompt plus answer, in tokens. 0 takes the checkpoint's limit, at most 4096 on the
     CPU and 32768 on a GPU."""

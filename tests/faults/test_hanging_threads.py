@@ -55,7 +55,7 @@ def hanging(request: pytest.FixtureRequest) -> Iterator[Hanging]:
 
 
 @pytest.mark.parametrize("hanging", ["prepare", "encode"], indirect=True)
-def test_a_request_whose_thread_hangs_is_answered_at_the_end_of_the_drain(hanging: Hanging) -> None:
+def test_a_request_whose_thread_hangs_is_answered_after_the_drain(hanging: Hanging) -> None:
     with serving(hanging, settings=hanging.settings) as running, Asking(running) as asking:
         asked = [asking.post("hang"), asking.post("hang")]  # one hangs, one waits for its thread
         assert hanging.hangs.wait(PATIENCE_S)

@@ -239,7 +239,7 @@ if IS_THOROUGH:
 @pytest.mark.parametrize("case", MEMORY)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("model", PASS)
-def test_a_step_that_runs_out_of_memory_is_halved_and_no_byte_changes(
+def test_a_step_out_of_memory_is_halved_and_no_byte_changes(
     pictures: Pictures,
     answers: Answers,
     alone: dict[str, list[Reply]],

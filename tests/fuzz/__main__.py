@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class Sizes:
     examples: int
     schema: int
     requests: int
+    with_edges: bool = False
+
+    def scaled(self, by: float) -> Sizes:
+        counts = {name: n for name, n in vars(self).items() if name != "with_edges"}
+        return replace(self, **{name: max(1, round(n * by)) for name, n in counts.items()})
 
 
 QUICK = Sizes(
@@ -69,6 +74,7 @@ FULL = Sizes(
     examples=1_000,
     schema=60,
     requests=10_000,
+    with_edges=True,
 )
 
 
@@ -192,7 +198,7 @@ def run_served(seed: int, sizes: Sizes) -> Iterable[Outcome]:
         for part in ("schema-own", "schema-oip"):
             started = time.monotonic()
             cases, found = served.run_schema(
-                TOOL, running.url, part, seed, sizes.schema, with_edges=sizes is FULL
+                TOOL, running.url, part, seed, sizes.schema, with_edges=sizes.with_edges
             )
             yield Outcome(part, cases, time.monotonic() - started, found)
 
@@ -230,15 +236,16 @@ def run(
     return outcomes
 
 
-def summary_of(seed: int, outcomes: list[Outcome]) -> dict[str, Any]:
-    by_kind = Counter(finding.kind for outcome in outcomes for finding in outcome.findings)
-    return {
-        "seed": seed,
-        "cases": sum(outcome.cases for outcome in outcomes),
-        "seconds": round(sum(outcome.seconds for outcome in outcomes)),
-        **{name: by_kind[kind] for kind, name in KINDS.items()},
-        "parts": [outcome.as_json() for outcome in outcomes],
-    }
+def summary_of(seed: int, outcomes: list[Outcome], before: Path | None) -> dict[str, Any]:
+    """The figures of all parts. Those of parts that have not run are kept from `before`."""
+    parts = {outcome.part: outcome.as_json() for outcome in outcomes}
+    if before is not None and before.exists():
+        known = json.loads(before.read_text())
+        if known["seed"] == seed:
+            parts = {part["part"]: part for part in known["parts"]} | parts
+    names = ("cases", "seconds", *KINDS.values())
+    total = {name: round(sum(part[name] for part in parts.values())) for name in names}
+    return {"seed": seed, **total, "parts": list(parts.values())}
 
 
 def replay(part: str, raw: bytes) -> int:
@@ -262,6 +269,7 @@ def main() -> int:
         runs = verbs.add_parser(verb)
         runs.add_argument("--seed", type=int, default=1)
         runs.add_argument("--parts", default=",".join(PARTS))
+        runs.add_argument("--scale", type=float, default=1.0, help="cases, of the usual number")
         runs.add_argument("--results", type=Path, default=RESULTS if verb == "full" else None)
     again = verbs.add_parser("replay")
     again.add_argument("part")
@@ -269,15 +277,15 @@ def main() -> int:
     options = parser.parse_args()
     if options.verb == "replay":
         return replay(options.part, options.input)
-    sizes = QUICK if options.verb == "quick" else FULL
+    sizes = (QUICK if options.verb == "quick" else FULL).scaled(options.scale)
 
     def write(outcomes: list[Outcome]) -> None:
         if options.results is not None:
-            text = json.dumps(summary_of(options.seed, outcomes), indent=1)
+            text = json.dumps(summary_of(options.seed, outcomes, options.results), indent=1)
             options.results.write_text(text + "\n")
 
     outcomes = run(options.seed, sizes, options.parts.split(","), write)
-    summary = summary_of(options.seed, outcomes)
+    summary = summary_of(options.seed, outcomes, None)
     print(json.dumps({name: value for name, value in summary.items() if name != "parts"}))
     return 1 if any(outcome.findings for outcome in outcomes) else 0
 

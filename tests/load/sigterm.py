@@ -25,8 +25,8 @@ from tests.load.runs import FOLDER, generating
 from tests.load.target import Cores, Target
 
 SURE_S = 1.5
-GRACE_S = 40.0
-"""Setting `server.drain_timeout_s`: more than the accepted work needs."""
+GRACE_S = 300.0
+"""Setting `server.drain_timeout_s`: more than the accepted work needs on any machine."""
 SHORT_GRACE_S = 12.0
 """The same where callers do not read, who hold the server until it is over."""
 CLOSING_S = 15.0

@@ -145,7 +145,7 @@ def test_v2_names_are_the_codecs() -> None:
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
     pixels = {"min_pixels", "max_pixels", "detail"}
-    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout"}
+    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout", "priority"}
     for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)

@@ -88,8 +88,10 @@ class Verification:
                 self._begin(folder, settings, pool, without=parts)
                 for part in parts.values():
                     self._begin(part, settings, pool)
-        finally:
-            pool.shutdown(wait=False)
+        except EngineFailed:
+            pool.shutdown(wait=False, cancel_futures=True)  # the process is about to end
+            raise
+        pool.shutdown(wait=False)
 
     def _begin(
         self,

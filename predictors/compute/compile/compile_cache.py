@@ -251,11 +251,19 @@ def _is_writable(folder: Path) -> bool:
         for leaf in VARIABLES.values():
             (folder / leaf).mkdir(mode=0o755, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder / leaf) as file:
-                os.posix_fallocate(file.fileno(), 0, NEEDED_BYTES)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            log.warning("%s has no room for %d MiB", folder, NEEDED_BYTES >> 20)
+                if not _has_room(file.fileno()):
+                    log.warning("%s has no room for %d MiB", folder, NEEDED_BYTES >> 20)
+                    return False
+    except OSError:
         return False
+    return True
+
+
+def _has_room(descriptor: int) -> bool:
+    try:
+        os.posix_fallocate(descriptor, 0, NEEDED_BYTES)
+    except OSError as error:  # others than these: the file system can't tell
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return True
 
 

@@ -72,7 +72,7 @@ def is_running(pid: int) -> bool:
 
 
 # -- hangs -----------------------------------------------------------------------------------------
-def test_threads_that_hang_fail_liveness_and_keep_sigterm_from_nothing() -> None:
+def test_hanging_threads_fail_liveness_and_hold_up_no_sigterm() -> None:
     times = {
         "PREDICTORS_QUEUE_STALL_TIMEOUT_S": "1",
         "PREDICTORS_SERVER_DRAIN_TIMEOUT_S": str(DRAIN_S),
@@ -138,7 +138,7 @@ def test_killed_workers_cost_no_request_and_a_killed_server_starts_again(tmp_pat
 
 
 # -- what a machine may lack -----------------------------------------------------------------------
-def test_without_names_and_with_a_silent_collector_it_serves_and_ends() -> None:
+def test_without_names_and_collector_it_serves_and_ends() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as collector:  # it takes, never answers
         there = f"http://127.0.0.1:{collector.getsockname()[1]}"
         module = "tests.faults.processes.without_names"

@@ -54,7 +54,7 @@ def share_of_a_core(server: ServerProcess, seconds: float) -> float:
 
 # -- descriptors -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("files", [64, 256])
-def test_connections_beyond_the_limit_on_files_stop_neither_probes_nor_requests(files: int) -> None:
+def test_connections_beyond_the_limit_on_files_do_no_harm(files: int) -> None:
     limit = (files, files)
     with scripted(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit), open=True) as server:
         with connections(server.port, files + 200):
