@@ -206,7 +206,7 @@ import sitecustomize
 from predictors.serving.loop import EngineLoop
 sitecustomize.HANG = Path(sys.argv[1])
 steps = []
-engine = types.SimpleNamespace(step=steps.append)
+engine = types.SimpleNamespace(step=steps.append, slots=1, spare_slots=0)
 EngineLoop("model", engine, None, None, None, time.monotonic)
 engine.step([1])
 sitecustomize.HANG.touch()
