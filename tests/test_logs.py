@@ -304,8 +304,10 @@ def test_a_failed_start_is_logged_in_the_format_of_the_log() -> None:
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", ""])
 def test_missing_streams_lead_to_the_null_device(closed: str) -> None:
     code = (
-        "import os, socket, sys; from predictors.observe import logs; logs.open_missing_streams();"
-        "own = socket.socket(); assert own.fileno() > 2;"
+        "import os, socket, subprocess, sys; from predictors.observe import logs;"
+        "logs.open_missing_streams(); own = socket.socket(); assert own.fileno() > 2;"
+        "child = [sys.executable, '-c', 'import os; os.dup(0); os.dup(1); os.dup(2)'];"
+        "subprocess.run(child, check=True);"
         "print('said', file=sys.stdout); print('said', file=sys.stderr); sys.stdin.close();"
         "os._exit(7)"
     )

@@ -39,7 +39,7 @@ Build = Callable[[str, Path, Settings, Workers], Predictor]
 # A thread that returns from the device waits this long for a busy event loop to release the
 # interpreter. Python's default of 5 ms is two decode steps.
 SWITCH_INTERVAL_S = 0.0005
-HANG_PATIENCE_S = 2.0  # for threads that are about to end
+HANG_PATIENCE_S = 1.0  # for threads that are about to end
 
 log = logging.getLogger("predictors")
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # how long `stop` waits for a step that doesn't end: within the 15 s of a pod's grace period that
 # follow the drain
-JOIN_TIMEOUT_S = 5.0
+JOIN_TIMEOUT_S = 3.0
 
 
 class EngineHost(Generic[W, C]):
