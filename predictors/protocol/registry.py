@@ -118,7 +118,7 @@ class Registry:
         if model is None:
             served = ", ".join(self.names_for(call)) or "none"
             raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
-        if not self._is_open(model, call):
+        if call is not None and call.models and not self._is_open(model, call):
             raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
