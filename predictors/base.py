@@ -137,11 +137,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     async def infer(self, request: V2Request, call: Call) -> V2Response:
         """Answer one V2 request of any transport. Cancelling the task cancels its jobs."""
         before, during, after = self._kserve_timers
-        with before.time(), tracing.stage(call.trace, "parse"):
+        with tracing.TimedStage(before, call.trace, "parse"):
             rows = await self._decode(request, call)
-        with during.time():
+        with tracing.TimedStage(during):
             answers = await self.run(rows, call)
-        with after.time(), tracing.stage(call.trace, "encode"):
+        with tracing.TimedStage(after, call.trace, "encode"):
             return await self._encode(request, answers)
 
     def check_room(self, call: Call, rows: int = 1) -> None:

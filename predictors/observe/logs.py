@@ -125,6 +125,8 @@ def configure_logging(
         own = own.writer.stream
     if log_format == "auto":
         log_format = "text" if own.isatty() else "json"
+    # no line shows these, and looking them up costs each one time
+    logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False
     handler = LineHandler(own, on_drop)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

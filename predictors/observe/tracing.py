@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
+from prometheus_client import Histogram
+
 log = logging.getLogger(__name__)
 
 Value = str | int | float | bool
@@ -92,6 +94,31 @@ class _Stage:
         trace: TracebackType | None,
     ) -> None:
         self._trace.add(self._name, self._started, time.monotonic())
+
+
+class TimedStage:
+    """Observes the seconds of its block in a histogram, and creates a span if there is a trace."""
+
+    __slots__ = ("_histogram", "_name", "_started", "_trace")
+
+    def __init__(self, histogram: Histogram, trace: Trace | None = None, name: str = "") -> None:
+        self._histogram = histogram
+        self._trace = trace
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        now = time.monotonic()
+        self._histogram.observe(now - self._started)
+        if self._trace is not None:
+            self._trace.add(self._name, self._started, now)
 
 
 def stage(trace: Trace | None, name: str) -> AbstractContextManager[object]:
