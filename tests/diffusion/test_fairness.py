@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.compute.device import pacing
 from predictors.compute.device.pacing import DeviceSpan
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
+from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import Candidate, LaunchedGroup, StepCharges, pick_group
 from predictors.serving.accounts import Account
 from tests.diffusion.driver import DiffusionJob, EngineDriver, drive_model, open_driver, picture
@@ -211,6 +215,42 @@ def test_spare_slots_are_for_callers_below_their_share(shared: Shared) -> None:
     for _ in range(30):
         shared.step()
     assert max(shared.rows) <= 4
+
+
+def test_the_seconds_of_all_passes_are_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass of the embedded model takes scripted seconds: of texts, steps and decoders."""
+    driver = open_driver(sizes="64x64,96x64")
+    busy_s = 0.0
+
+    def taking(name: str, seconds: float) -> None:
+        run = getattr(DiffusionRunner, name)
+
+        def timed(*arguments: Any) -> Any:
+            nonlocal busy_s
+            busy_s += seconds
+            return run(*arguments)
+
+        monkeypatch.setattr(DiffusionRunner, name, timed)
+
+    for name, seconds in (("encode", 3.0), ("denoise", 2.0), ("decode", 5.0)):
+        taking(name, seconds)
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: busy_s))
+    waiting = [
+        driver.job(ImageParameters(f"a red circle {i}", num_inference_steps=3, width=size))
+        for i, size in enumerate((64, 96, 64, 64, 96, 64))
+    ]
+    accounts = [Account("one"), Account("two")]
+    jobs = list(waiting)
+    for i, job in enumerate(jobs):
+        job.account = accounts[i % 2]
+    while waiting or driver.engine.busy:
+        while waiting and driver.engine.admit(waiting[0]):
+            waiting.pop(0)
+        driver.engine.step(driver.engine.active)
+    assert busy_s >= 6 * (3.0 + 5.0)
+    assert sum(job.used_s for job in jobs) == pytest.approx(busy_s)
+    assert sum(account.used_s for account in accounts) == pytest.approx(busy_s)
+    assert all(job.used_s >= 3.0 + 5.0 for job in jobs)
 
 
 # -- bits ------------------------------------------------------------------------------------------
