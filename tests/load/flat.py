@@ -75,8 +75,10 @@ def flat(
         records += run(plan, target.cores, "flat")
         held.append(target.settled(len(records)))
         batch += 1
-    return {"mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, "settings": SETTINGS, **counts(records),
-            **growth(held)}  # fmt: skip
+    return {
+        "mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, "settings": SETTINGS,
+        **counts(records), **growth(held),
+    }  # fmt: skip
 
 
 def growth(held: Sequence[Held]) -> dict[str, Any]:
