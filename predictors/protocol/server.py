@@ -274,7 +274,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         own = self.settings.server
         if self.registry.is_draining:
             return _do_nothing()
-        log.info("serving whoever still comes for %g s", own.linger_s)
+        log.info("serving requests that still come for %g s", own.linger_s)
         stopped: Awaitable[object] = _do_nothing()
         if grpc_server is not None:
             stopped = asyncio.create_task(grpc_server.stop(own.linger_s + own.drain_timeout_s))

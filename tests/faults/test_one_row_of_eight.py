@@ -51,7 +51,7 @@ def answers(running: Running) -> Answers:
 
 @pytest.fixture(scope="module")
 def alone(pictures: Pictures, answers: Answers) -> dict[str, list[Reply]]:
-    """What each row gets when nothing else runs, the culprit while nothing is broken."""
+    """Each row's reply when nothing else runs, the culprit's while nothing is broken."""
     found = {
         room.model: [room.ask(i, breaks=i == CULPRIT) for i in range(ROWS)]
         for room in (pictures, answers)

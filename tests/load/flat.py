@@ -43,7 +43,7 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def counts(records: Sequence[Record]) -> dict[str, Any]:
-    """What holds for every request of a run, whatever the machine."""
+    """Counts that hold for every request of a run, whatever the machine."""
     outcomes = Counter(each.outcome for each in records)
     bad = [each for each in records if each.outcome in (UNANSWERED, FAILED, UNCONNECTED)]
     return {
