@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,6 +26,7 @@ from predictors.chat.scheduling import (
 from predictors.chat.sequence import ChatJob
 from predictors.serving.accounts import Account
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.timed_passes import TimedPasses
 
 LONG = chat("tell me all", max_tokens=40, ignore_eos=True)
 MINE = chat(
@@ -279,21 +278,7 @@ def test_the_seconds_of_all_steps_are_charged_once(
     """Each pass takes scripted seconds. Three callers with pictures, texts and long answers."""
     monkeypatch.setattr(room.runner, "is_ahead", is_ahead)
     monkeypatch.setattr(room.runner, "packs", is_ahead)
-    busy_s = 0.0
-
-    def taking(name: str, seconds: float) -> None:
-        run = getattr(ChatRunner, name)
-
-        def timed(*arguments: Any) -> Any:
-            nonlocal busy_s
-            busy_s += seconds
-            return run(*arguments)
-
-        monkeypatch.setattr(ChatRunner, name, timed)
-
-    taking("decode", 2.0)
-    taking("prefill", 5.0)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: busy_s))
+    passes = TimedPasses(monkeypatch, ChatRunner, {"decode": 2.0, "prefill": 5.0}, engine)
     monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
     callers = Callers(room)
     waiting = [
@@ -306,9 +291,10 @@ def test_the_seconds_of_all_steps_are_charged_once(
         while waiting and room.engine.admit(waiting[0]):
             waiting.pop(0)
         room.engine.step(room.engine.active)
-    assert busy_s >= 2.0 * LONG.max_tokens
-    assert sum(job.used_s for job in jobs) == pytest.approx(busy_s)
-    assert sum(account.used_s for account in {job.account for job in jobs}) == pytest.approx(busy_s)
+    assert passes.busy_s >= 2.0 * LONG.max_tokens
+    assert sum(job.used_s for job in jobs) == pytest.approx(passes.busy_s)
+    accounts = {job.account for job in jobs}
+    assert sum(account.used_s for account in accounts) == pytest.approx(passes.busy_s)
     assert all(job.used_s > 0 for job in jobs)
 
 

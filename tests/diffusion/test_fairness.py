@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from predictors.diffusion.scheduling import Candidate, LaunchedGroup, StepCharge
 from predictors.serving.accounts import Account
 from tests.diffusion.driver import DiffusionJob, EngineDriver, drive_model, open_driver, picture
 from tests.diffusion.tiny_model import TinyModel
+from tests.timed_passes import TimedPasses
 
 SMALL, LARGE = (32, 32), (64, 64)
 WIDTHS = {"a": 1, "b": 2, "c": 4}
@@ -220,21 +219,8 @@ def test_spare_slots_are_for_callers_below_their_share(shared: Shared) -> None:
 def test_the_seconds_of_all_passes_are_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass of the embedded model takes scripted seconds: of texts, steps and decoders."""
     driver = open_driver(sizes="64x64,96x64")
-    busy_s = 0.0
-
-    def taking(name: str, seconds: float) -> None:
-        run = getattr(DiffusionRunner, name)
-
-        def timed(*arguments: Any) -> Any:
-            nonlocal busy_s
-            busy_s += seconds
-            return run(*arguments)
-
-        monkeypatch.setattr(DiffusionRunner, name, timed)
-
-    for name, seconds in (("encode", 3.0), ("denoise", 2.0), ("decode", 5.0)):
-        taking(name, seconds)
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: busy_s))
+    took = {"encode": 3.0, "denoise": 2.0, "decode": 5.0}
+    passes = TimedPasses(monkeypatch, DiffusionRunner, took, pacing)
     waiting = [
         driver.job(ImageParameters(f"a red circle {i}", num_inference_steps=3, width=size))
         for i, size in enumerate((64, 96, 64, 64, 96, 64))
@@ -247,9 +233,9 @@ def test_the_seconds_of_all_passes_are_charged_once(monkeypatch: pytest.MonkeyPa
         while waiting and driver.engine.admit(waiting[0]):
             waiting.pop(0)
         driver.engine.step(driver.engine.active)
-    assert busy_s >= 6 * (3.0 + 5.0)
-    assert sum(job.used_s for job in jobs) == pytest.approx(busy_s)
-    assert sum(account.used_s for account in accounts) == pytest.approx(busy_s)
+    assert passes.busy_s >= 6 * (3.0 + 5.0)
+    assert sum(job.used_s for job in jobs) == pytest.approx(passes.busy_s)
+    assert sum(account.used_s for account in accounts) == pytest.approx(passes.busy_s)
     assert all(job.used_s >= 3.0 + 5.0 for job in jobs)
 
 
