@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
@@ -50,6 +51,7 @@ T = TypeVar("T")
 # Larger payloads are decoded in the pool: base64 and pictures would block the event loop.
 INLINE_BYTES = 16 * 1024
 START_PATIENCE_S = 3.0  # how long `stop` waits for a load or a warm-up to notice
+caller_of = lru_cache(1024)(Caller)  # most requests come from few callers
 MAX_LOGGED = 2000  # characters of a prompt in the log, where `server.log_prompts` is on
 
 
@@ -87,6 +89,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         metrics.queue_capacity.labels(name).set(settings.queue.capacity)
         kserve_histograms = (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME)
         self._kserve_timers = [series.labels(model_name=name) for series in kserve_histograms]
+        self._prepare_seconds = metrics.stage_seconds.labels(name, "prepare")
         self.settings = settings
         self.host: EngineHost[W, C] = EngineHost(name, engine, settings.queue)
         self.workers = workers
@@ -142,17 +145,22 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             return await self._encode(request, answers)
 
     def check_room(self, call: Call, rows: int = 1) -> None:
-        self.host.check_accepting(rows, caller_of(call), deadline=call.deadline)
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.check_accepting(rows, caller, deadline=call.deadline)
+        call.has_asked = True
 
     async def _decode(self, request: V2Request, call: Call) -> list[R]:
         num_rows = max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=1)
-        self.check_room(call, max(1, num_rows))  # before anything is made for each of them
+        is_small = self.inline or num_bytes(request) <= INLINE_BYTES
+        # before anything is made for each of them; `reserve` asks again in a moment
+        if num_rows > 1 or not is_small or not call.has_asked:
+            self.check_room(call, max(1, num_rows))
         timeout_us = request.parameters.get("timeout")
         if timeout_us is False or timeout_us not in (None, 0):  # which Python counts as 0
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         if "priority" in request.parameters:
             call.priority = parse_priority(request.parameters["priority"], "priority")
-        if self.inline or num_bytes(request) <= INLINE_BYTES:
+        if is_small:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
 
@@ -189,7 +197,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         call.log_fields["rows"] = len(requests)
         if self.settings.server.log_prompts:
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
-        caller = caller_of(call)
+        caller = caller_of(call.caller, call.weight, call.priority)
         # before any work is spent on preparing
         self.host.reserve(len(requests), caller, self.costs(requests), call.deadline)
         try:
@@ -198,7 +206,7 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 works = await self._prepare_all(requests, call)
             call.log_fields.update(merge_rows([self.log_fields(work, None) for work in works]))
             seconds = time.monotonic() - started
-            metrics.stage_seconds.labels(self.name, "prepare").observe(seconds, tracing.exemplar())
+            self._prepare_seconds.observe(seconds, tracing.exemplar())
             jobs = self.host.submit(
                 works,
                 request_id=call.request_id,
@@ -206,8 +214,9 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
                 caller=caller,
                 is_reserved=True,
             )
-        finally:
+        except BaseException:
             self.host.release(len(requests), caller)
+            raise
         return [Submission(job, self.reader(work)) for job, work in zip(jobs, works, strict=True)]
 
     def finish_call(self, submissions: Sequence[Submission[W, C]], call: Call) -> None:
@@ -324,11 +333,6 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
     def describe(self) -> dict[str, object]:
         """Running and waiting jobs and caches, as JSON values. Any thread, never blocks."""
         return {"room": self.task, **self.host.describe()}
-
-
-def caller_of(call: Call) -> Caller:
-    """The caller as the queue sees it."""
-    return Caller(call.caller, call.weight, call.priority)
 
 
 def merge_rows(rows: Sequence[Mapping[str, int | str]]) -> dict[str, object]:

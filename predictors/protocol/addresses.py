@@ -57,6 +57,7 @@ def parse_address(text: str) -> Address | None:
     return mapped or address
 
 
+@lru_cache(_KNOWN)
 def account_of(text: str) -> str:
     """The name under which an address shares the engines: an IPv4 address, or the /64 network of an
     IPv6 address. Text that is no address stands for itself."""

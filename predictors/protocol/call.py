@@ -63,6 +63,8 @@ class Call(dict[str, str]):
         """Names of the models that the caller may use; empty: all."""
         self.usage: CallerUsage | None = None
         """The use of its API key so far; None without one."""
+        self.has_asked = False
+        """The model's queue was asked for room for one row."""
         self.num_jobs = 0
         """Jobs that the request was allowed to begin."""
         self.used_s = 0.0

@@ -68,7 +68,8 @@ class Callers:
 
     def __init__(self, settings: AccessSettings) -> None:
         """Reads the keys file, if there is one. Raises `InvalidSetting`."""
-        self._names = CallerNames(settings)
+        self.name = CallerNames(settings).name
+        """Fills in the address and the name of a caller without a key."""
         self._asks_metrics = settings.metrics_key
         self._file = KeysFile(settings) if settings.keys_file else None
         self.keys: ApiKeys | None = None
@@ -79,10 +80,6 @@ class Callers:
             self._usages = KeyUsages()
             self._usages.update(self.keys.keys)
             note_loaded(self.keys.keys)
-
-    def name(self, call: Call, peer: str) -> None:
-        """Fill in the address and the name of a caller without a key."""
-        self._names.name(call, peer)
 
     def refusal(self, call: Call, path: str) -> Unauthorized | None:
         """The error to refuse an HTTP request with, or None: it needs no key, or is the call of a

@@ -63,6 +63,7 @@ class Registry:
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}
+        self._room_checks: dict[str, Callable[[Call], None]] = {}
         self._aliases = read_aliases(settings.server.aliases)
         for model in models:
             self.add(model)
@@ -86,6 +87,8 @@ class Registry:
             raise InvalidRequest(f"the model name {model.name!r} is given twice")
         check_name(model.name)
         self._models[model.name] = model
+        if isinstance(model, Queued):  # which costs more than the check itself: asked once
+            self._room_checks[model.name] = model.check_room
 
     def check_aliases(self) -> None:
         """Raise `InvalidRequest` for an alias that is a model's name or names no model."""
@@ -117,7 +120,7 @@ class Registry:
         if model is None:
             served = ", ".join(self.names_for(call)) or "none"
             raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
-        if not self._is_open(model, call):
+        if call is not None and call.models and not self._is_open(model, call):
             raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
@@ -163,8 +166,9 @@ class Registry:
     def check_room(self, model: Served, call: Call) -> None:
         """Refuse what a full queue would refuse anyway, before the body is read: under overload
         most requests are refused, and their cost is taken from the others."""
-        if isinstance(model, Queued):
-            model.check_room(call)
+        check = self._room_checks.get(model.name)
+        if check is not None:
+            check(call)
 
     def begin_request(self, name: str) -> None:
         """Count one more request in flight for the model of this name, which is no alias;

@@ -123,7 +123,7 @@ class Accounts:
         if account.waiting + account.running == 0:
             del self._present[account]
             self._weights = self._weights - account.weight if self._present else 0.0
-        self.close_unused(account)
+            self.close_unused(account)
 
     def close_unused(self, account: Account) -> None:
         """Forget the account if it has neither jobs nor places, but not what it owes."""
@@ -152,6 +152,10 @@ class Accounts:
     def present(self) -> int:
         """Callers with jobs that wait or run."""
         return len(self._present)
+
+    def none_pledged(self) -> dict[Account, float]:
+        """The callers with running jobs, as if these used no more engine seconds."""
+        return dict.fromkeys(self._running, 0.0)
 
     def all_present(self) -> list[Account]:
         return list(self._present)

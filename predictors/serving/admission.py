@@ -19,6 +19,7 @@ C = TypeVar("C")
 
 UNKNOWN: Costs = {}
 SAFETY = 1.5  # a request is refused if it needs this many times what its deadline leaves
+UNMEASURED_JOB_S = 1.0  # engine seconds of a job before one has finished
 # an idle engine takes a request in spite of estimates that are older: it may be faster now
 TRUSTED_S = 60.0
 
@@ -40,6 +41,8 @@ class Admission(Generic[W, C]):
     ) -> None:
         self.places = Places(settings.capacity)
         self.estimates = estimates
+        self.open_cost = 0.0
+        """Of the jobs that wait or run, of all kinds together. `JobTable` counts it."""
         self._capacity_s = settings.capacity_s
         self._model = model
         self._clock = clock
@@ -119,11 +122,13 @@ class Admission(Generic[W, C]):
     ) -> None:
         """Raise if the estimate says clearly that the deadline would pass first. `reserved` of the
         rows in preparation are this request's own."""
-        is_idle = not self._slots.running and not len(self._queue)
-        if is_idle and not costs:
-            return
         now = self._clock()
         left_s = deadline - now
+        if left_s > SAFETY * self._most_s(costs):
+            return
+        is_idle = not self._slots.running and not self._queue.jobs
+        if is_idle and not costs:
+            return
         if left_s <= 0 or (is_idle and now - self.estimates.observed_at > TRUSTED_S):
             return
         own_s = self.estimates.sure_seconds(costs)
@@ -136,6 +141,7 @@ class Admission(Generic[W, C]):
                 f"its deadline is in {left_s:.3g} s; ask for less, allow more time, or try later"
             )
             raise self.rejected(DeadlineExceeded(message), rows)
+        self.estimates.tighten()
 
     def _overloaded(
         self, message: str, rows: int, caller: Caller, account: Account | None
@@ -145,6 +151,15 @@ class Admission(Generic[W, C]):
         return self.rejected(Overloaded(message, retry_after_s=retry_after_s), rows)
 
     # -- estimates -------------------------------------------------------------------------------
+    def _most_s(self, costs: Costs) -> float:
+        """A bound on the estimate for a request, from a few sums: the time of all others and its
+        own."""
+        estimates = self.estimates
+        cost = self.open_cost + self.places.taken * estimates.most_cost
+        if costs:
+            cost += sum(costs.values())
+        return cost * estimates.most_per_cost + len(self._slots.running) * UNMEASURED_JOB_S
+
     def waiting_s(self, but_rows: int = 0) -> float:
         """Engine seconds that wait. Rows in preparation, but for so many of them, cost as much as
         others do."""

@@ -62,11 +62,16 @@ class CostRate:
         self._seconds_per_cost = None
 
     @property
+    def mean(self) -> float:
+        """Seconds per unit of cost before the cap; a job must have been counted."""
+        return self._seconds / self.cost
+
+    @property
     def seconds_per_cost(self) -> float:
         """0 before the first job is finished."""
         if self._seconds_per_cost is None:
             most = MAX_MEDIANS * median_low(self._recent)
-            self._seconds_per_cost = min(self._seconds / self.cost, most)
+            self._seconds_per_cost = min(self.mean, most)
         return self._seconds_per_cost
 
 
@@ -78,6 +83,8 @@ class Estimates:
         """When a job was counted last."""
         self.is_sure = False
         """True once enough jobs were measured."""
+        self.most_per_cost, self.most_cost = 0.0, MIN_COST
+        """No rate and no mean cost of jobs is above these."""
         self._num_full = 0
         self._kinds: dict[str, CostRate] = {}
         self._refusals = 0
@@ -93,7 +100,17 @@ class Estimates:
             if len(self._kinds) >= MAX_KINDS:
                 kind = OTHER_KINDS
             rate = self._kinds.setdefault(kind, CostRate())
+        if cost > self.most_cost:
+            self.most_cost = cost
+        if seconds > self.most_per_cost * cost:
+            self.most_per_cost = max(self.most_per_cost, seconds / max(cost, MIN_COST))
         rate.observe(seconds, cost, is_full=is_full)
+
+    def tighten(self) -> None:
+        """Lower the bounds to what the recent jobs were like."""
+        rates = self._kinds.values()
+        self.most_per_cost = max((rate.mean for rate in rates), default=0.0)
+        self.most_cost = max((rate.cost / rate.jobs for rate in rates), default=MIN_COST)
 
     def seconds(self, costs: Costs) -> float:
         """Engine seconds of work; 0 before the first job is finished."""

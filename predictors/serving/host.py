@@ -86,7 +86,8 @@ class EngineHost(Generic[W, C]):
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
     ) -> None:
-        """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
+        """Keep places for rows in preparation, until they are submitted, or until `release` if they
+        are not. Raises what `submit` would."""
         self.jobs.reserve(rows, caller, costs, deadline)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:

@@ -41,7 +41,7 @@ class Job(Generic[W, C]):
         self.work = work
         self.deadline = deadline
         self.caller = caller
-        self.priority = caller.level
+        self.priority = caller.level if caller.priority else 0
         self.account = Account(caller.name, caller.weight)
         """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
         share."""

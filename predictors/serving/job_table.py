@@ -18,7 +18,7 @@ from prometheus_client import Gauge
 from predictors import metrics
 from predictors.errors import DeadlineExceeded, ServingError
 from predictors.serving.accounts import ANYONE, Accounts, Caller
-from predictors.serving.admission import UNKNOWN, Admission, costs_of
+from predictors.serving.admission import UNKNOWN, UNMEASURED_JOB_S, Admission, costs_of
 from predictors.serving.estimates import Costs, Estimates
 from predictors.serving.job import Job
 from predictors.serving.queue import AdmissionPass, AdmissionQueue
@@ -29,7 +29,6 @@ W = TypeVar("W")
 C = TypeVar("C")
 
 STALE_ENTRIES = 64  # of the deadline heap that may stay beside the live ones
-UNMEASURED_JOB_S = 1.0  # engine seconds of a job before one has finished
 
 
 class JobTable(Generic[W, C]):
@@ -102,7 +101,7 @@ class JobTable(Generic[W, C]):
         deadline: float | None = None,
     ) -> None:
         """Keep places for rows that are being prepared, or raise what `accept` would raise.
-        `release` must follow, after `accept`."""
+        `accept` takes them over; `release` must follow if it did not."""
         with self._lock:
             self._admission.check(rows, caller, costs, deadline)
             self._places.take(self._accounts.of(caller), rows)
@@ -125,7 +124,7 @@ class JobTable(Generic[W, C]):
             costs = costs_of(jobs) if self._admission.reads_costs else UNKNOWN
             self._admission.check(len(jobs), caller, costs, deadline, is_reserved=is_reserved)
             now = self._clock()
-            if any(job.is_late(now) for job in jobs):
+            if deadline is not None and now >= deadline:
                 late = DeadlineExceeded("the deadline had passed on arrival")
                 raise self._admission.rejected(late, len(jobs))
             if self.busy_since is None:
@@ -134,7 +133,8 @@ class JobTable(Generic[W, C]):
             earliest = self._deadlines[0] if self._deadlines else None
             account = self._accounts.of(caller)
             self._accounts.add_waiting(account, len(jobs))
-            self._places.take(account, len(jobs))
+            if not is_reserved:
+                self._places.take(account, len(jobs))
             for job in jobs:
                 self._arrivals += 1
                 job.arrival_number = self._arrivals
@@ -142,6 +142,7 @@ class JobTable(Generic[W, C]):
                 job.account = account
                 if job.deadline is not None:
                     heapq.heappush(self._deadlines, (job.deadline, job.arrival_number))
+                self._admission.open_cost += job.cost
             self._queue.add(jobs)
             if self._deadlines and self._deadlines[0] != earliest:
                 self._due.notify_all()
@@ -183,13 +184,15 @@ class JobTable(Generic[W, C]):
     def start_pass(self, now: float) -> AdmissionPass[W, C]:
         """Start an admission pass over the queue; `end_pass` must follow."""
         with self._lock:
-            room, pledged_s = self._slots.room(), self._slots.pledged_s()
-            return self._queue.start_pass(room, now, pledged_s, self._estimate_s)
+            slots, is_shared = self._slots, self._accounts.present > 1
+            # alone there is no other to compare with
+            pledged_s = slots.pledged_s() if is_shared else self._accounts.none_pledged()
+            return self._queue.start_pass(slots.room(), now, pledged_s, self._estimate_s)
 
     def next_job(self, admission: AdmissionPass[W, C]) -> Job[W, C] | None:
         """The next job that the pass offers; None at its end."""
         with self._lock:
-            return next(iter(admission), None)
+            return next(admission.offers, None)
 
     def end_pass(self, admission: AdmissionPass[W, C]) -> None:
         """End the pass. If it refused a job, free slots do not count as places any more."""
@@ -229,6 +232,7 @@ class JobTable(Generic[W, C]):
         self._accounts.leave(job.account, was_running=was_running)
         if was_running and job.account.waiting:
             self._queue.note_idle(job.account)
+        self._admission.open_cost -= job.cost
         error = job.error
         reason = error.reason if error else "ok"
         self._outcomes.get(reason, self._outcomes["internal"]).inc()
@@ -238,9 +242,11 @@ class JobTable(Generic[W, C]):
         elif error is None:
             self._measure(job, now)
         self.removed.notify_all()
-        if self.open_jobs == 0:
+        open_jobs = self.open_jobs
+        if open_jobs == 0:
             self.busy_since = None
-        if len(self._deadlines) > 2 * self.open_jobs + STALE_ENTRIES:
+            self._admission.open_cost = 0.0  # nothing is left of rounding errors either
+        if len(self._deadlines) > 2 * open_jobs + STALE_ENTRIES:
             self._drop_stale_deadlines()
 
     def _measure(self, job: Job[W, C], now: float) -> None:
@@ -321,7 +327,7 @@ class JobTable(Generic[W, C]):
     @property
     def open_jobs(self) -> int:
         """Number of jobs that wait or hold a slot."""
-        return len(self._queue) + len(self._slots.running)
+        return len(self._queue.jobs) + len(self._slots.running)
 
     @property
     def running(self) -> list[Job[W, C]]:
@@ -363,7 +369,7 @@ class JobTable(Generic[W, C]):
 
     def has_room(self) -> bool:
         """True if a job waits and there is a slot, perhaps a spare one for another caller."""
-        return len(self._queue) > 0 and self._slots.has_room
+        return bool(self._queue.jobs) and self._slots.has_room
 
     def oldest_age_s(self) -> float:
         """Seconds that the head of the queue has waited; 0 for an empty queue."""

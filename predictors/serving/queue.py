@@ -36,9 +36,6 @@ class CallerLine(Generic[W, C]):
         # slower and slower to find when jobs leave from the front
         self._levels: dict[int, OrderedDict[int, Job[W, C]]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._levels)
-
     @property
     def oldest(self) -> int:
         """The least arrival number."""
@@ -51,12 +48,14 @@ class CallerLine(Generic[W, C]):
         level[job.arrival_number] = job
         self.costs[job.cost_kind] = self.costs.get(job.cost_kind, 0.0) + job.cost
 
-    def remove(self, job: Job[W, C]) -> None:
+    def remove(self, job: Job[W, C]) -> bool:
+        """Returns True if no job is left."""
         level = self._levels[job.priority]
         del level[job.arrival_number]
         self.costs[job.cost_kind] -= job.cost
         if not level:
             del self._levels[job.priority]
+        return not self._levels
 
     def next_but(self, offered: Container[int], overdue_before: float) -> Job[W, C] | None:
         """The job whose turn it is, without those of `offered`: the oldest if it was submitted
@@ -121,46 +120,47 @@ class AdmissionQueue(Generic[W, C]):
         """The job that the engine refused first, of those that wait."""
         self.refused_since = 0.0
         self.lines: dict[Account, CallerLine[W, C]] = {}
-        self._jobs: OrderedDict[int, Job[W, C]] = OrderedDict()
+        self.jobs: OrderedDict[int, Job[W, C]] = OrderedDict()
+        """All waiting jobs by arrival number."""
         self._idle: list[Turn] = []  # heap
         self._idle_turns: dict[Account, Turn] = {}  # those of the heap that count
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self.jobs)
 
     def __contains__(self, arrival_number: int) -> bool:
-        return arrival_number in self._jobs
+        return arrival_number in self.jobs
 
     @property
     def head(self) -> Job[W, C] | None:
         """The job that has waited longest."""
-        return next(iter(self._jobs.values()), None)
+        return next(iter(self.jobs.values()), None)
 
     def add(self, jobs: Iterable[Job[W, C]]) -> None:
         for job in jobs:
-            self._jobs[job.arrival_number] = job
+            self.jobs[job.arrival_number] = job
             self.costs[job.cost_kind] = self.costs.get(job.cost_kind, 0.0) + job.cost
             line = self.lines.get(job.account)
             if line is None:
                 line = self.lines[job.account] = CallerLine()
                 line.add(job)
-                self.note_idle(job.account)
+                if not job.account.running:
+                    self._note_idle(job.account, job.arrival_number)
             else:
                 line.add(job)
 
     def pop(self, arrival_number: int) -> Job[W, C] | None:
         """Remove a job from anywhere in the queue; None when it does not wait."""
-        job = self._jobs.pop(arrival_number, None)
+        job = self.jobs.pop(arrival_number, None)
         if job is None:
             return None
-        if self._jobs:
+        if self.jobs:
             self.costs[job.cost_kind] -= job.cost
         else:  # nothing is left of rounding errors either
             self.costs.clear()
             self.is_blocked = False
         line = self.lines[job.account]
-        line.remove(job)
-        if not line:
+        if line.remove(job):
             del self.lines[job.account]
             self._idle_turns.pop(job.account, None)
         if job is self.refused_first:
@@ -169,8 +169,8 @@ class AdmissionQueue(Generic[W, C]):
 
     def clear(self) -> list[Job[W, C]]:
         """Remove all jobs and return them in order of arrival."""
-        jobs = list(self._jobs.values())
-        self._jobs.clear()
+        jobs = list(self.jobs.values())
+        self.jobs.clear()
         self.lines.clear()
         self._idle.clear()
         self._idle_turns.clear()
@@ -183,9 +183,11 @@ class AdmissionQueue(Generic[W, C]):
     def note_idle(self, account: Account) -> None:
         """Call this for a caller that begins to wait, or whose last running job has left."""
         line = self.lines.get(account)
-        if line is None or account.running:
-            return
-        turn = Turn(0, account.tag_s(), line.oldest, next(_serials), account)
+        if line is not None and not account.running:
+            self._note_idle(account, line.oldest)
+
+    def _note_idle(self, account: Account, oldest: int) -> None:
+        turn = Turn(0, account.tag_s(), oldest, next(_serials), account)
         self._idle_turns[account] = turn
         heapq.heappush(self._idle, turn)
         if len(self._idle) > 2 * len(self._idle_turns) + STALE_ENTRIES:
@@ -217,10 +219,12 @@ class AdmissionQueue(Generic[W, C]):
 
     def end_pass(self, admission: AdmissionPass[W, C]) -> None:
         """Remember whether the engine refused a job that still waits."""
-        refused = [job for job in admission.refused if job.arrival_number in self._jobs]
-        self.is_blocked = bool(refused)
-        if refused and self.refused_first is None:
-            self.refused_first, self.refused_since = refused[0], admission.now
+        self.is_blocked = False
+        if admission.refused:
+            refused = [job for job in admission.refused if job.arrival_number in self.jobs]
+            self.is_blocked = bool(refused)
+            if refused and self.refused_first is None:
+                self.refused_first, self.refused_since = refused[0], admission.now
         for account in admission.compared:
             if account in self.lines and account not in self._idle_turns:
                 self.note_idle(account)
@@ -251,19 +255,21 @@ class AdmissionPass(Generic[W, C]):
         self._taken = 0
         self._skips = 0
         self._turns = [self._turn(account, 0) for account in pledged_s if account in queue.lines]
-        heapq.heapify(self._turns)
-        self._jobs = self._offer_all()
+        if self._turns:
+            heapq.heapify(self._turns)
+        self.offers = self._offer_all()
+        """The jobs to offer to the engine, each once."""
 
     def __iter__(self) -> Iterator[Job[W, C]]:
-        return self._jobs
+        return self.offers
 
     def refuse(self, job: Job[W, C]) -> None:
         """Note that the engine can't take `job` now; jobs behind it may be offered."""
         self.refused.append(job)
 
     def _offer_all(self) -> Iterator[Job[W, C]]:
-        if len(self._queue) == 1 and self._room.free and (only := self._queue.head) is not None:
-            yield from self._offer(only)  # the small request of an idle server
+        if len(self._queue.jobs) == 1 and self._room.free:
+            yield next(iter(self._queue.jobs.values()))  # the small request of an idle server
             return
         held = self._queue.refused_first
         if held is not None and self._is_held_too_long() and self._room.is_for(held.account, 0):

@@ -42,11 +42,14 @@ class Slots(Generic[W, C]):
     @property
     def has_room(self) -> bool:
         """True if some caller may have a slot."""
-        return self.free > 0 or (self.spare_left > 0 and self._accounts.present > 1)
+        if len(self.running) < self.num:
+            return True
+        return self.spare_left > 0 and self._accounts.present > 1
 
     def room(self) -> Room:
         """The slots that an admission pass may fill."""
-        return Room(self.free, self.spare_left, self._share_of)
+        left = self.num - len(self.running)
+        return Room(max(0, left), min(self.num_spare, left + self.num_spare), self._share_of)
 
     def free_for(self, account: Account | None, weight: float) -> int:
         """Slots that the next jobs of a caller may take. `account` is None before it has one."""

@@ -113,7 +113,6 @@ def test_rows_do_not_wait_for_themselves_after_they_were_prepared() -> None:
     bench.host.reserve(6, A, {}, deadline)
     tasks = [Task(f"row{i}", step_s=2.0) for i in range(6)]
     jobs = bench.host.submit(tasks, request_id="r", deadline=deadline, caller=A, is_reserved=True)
-    bench.host.release(6, A)
     assert len(jobs) == 6
 
 

@@ -159,7 +159,9 @@ class Serving(RuleBasedStateMachine):
         assert len(jobs) == len(tasks)
         assert len(tasks) <= self.capacity
         free = max(0, self.engine.slots - len(self.host.jobs.running))
-        most = self.capacity + (0 if own == waiting else half + self.engine.spare_slots)
+        others_run = any(job.caller.name != caller.name for job in self.host.jobs.running)
+        spare = self.engine.spare_slots if others_run or own != waiting else 0
+        most = self.capacity + spare + (0 if own == waiting else half)
         assert self.host.jobs.waiting <= most + free
 
     @rule(rows=st.integers(1, 3), caller=st.sampled_from(CALLERS))
@@ -180,7 +182,9 @@ class Serving(RuleBasedStateMachine):
                 )
             except Draining:
                 assert self.is_draining
-        self.host.release(rows, caller)
+                is_prepared = False
+        if not is_prepared:
+            self.host.release(rows, caller)
         del self.reserved[0]
 
     @rule()

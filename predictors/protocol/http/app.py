@@ -109,9 +109,10 @@ class RestApp:
                 headers[name] = ",".join(lines)
         call = scope[CALL_KEY] = Call(headers, protocol="v2_rest")
         logs.request_id.set(call.request_id)  # each request runs in its own task
-        if self._callers is not None:
+        callers = self._callers
+        if callers is not None:
             peer = scope["client"]
-            self._callers.name(call, peer[0] if peer else "")
+            callers.name(call, peer[0] if peer else "")
         request_id = (_REQUEST_ID, call.request_id.encode("ascii"))
         scope["app"] = self  # makes routes raise HTTPException for a wrong method
 
@@ -134,8 +135,9 @@ class RestApp:
             if error is None:
                 shared = self._access.shared_headers(call, scope["path"])
         is_preflight = scope["method"] == "OPTIONS" and PREFLIGHT_HEADER in call and len(shared) > 1
-        if error is None and self._callers is not None and not is_preflight:
-            error = self._callers.refusal(call, scope["path"])
+        is_checked = callers is not None and callers.keys is not None and not is_preflight
+        if error is None and callers is not None and is_checked:
+            error = callers.refusal(call, scope["path"])
             if error is not None:
                 is_openai = scope["path"].startswith(OPENAI_PREFIXES)
                 log_refused_key(call, "openai" if is_openai else "v2_rest")

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import orjson
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
-from predictors.protocol.call import Call
+from predictors.protocol.call import PRIORITY_HEADER, Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.bodies import (
     INLINE_BYTES,
@@ -323,7 +323,8 @@ class Endpoint:
             exchange.record.model = self.registry.label(exchange.path.get("model", ""))
             overload.check(exchange.call)
         exchange.call.read_deadline(self.registry.settings.queue.default_timeout_s)
-        exchange.call.read_priority()
+        if PRIORITY_HEADER in exchange.call:
+            exchange.call.read_priority()
         if exchange.call.usage is not None:
             exchange.call.usage.begin_request()
         return await self.handler(exchange)
