@@ -85,9 +85,11 @@ class EngineHost(Generic[W, C]):
         caller: Caller = ANYONE,
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
+        least: Costs | None = None,
     ) -> None:
-        """Keep places for rows in preparation, until `release`. Raises what `submit` would."""
-        self.jobs.reserve(rows, caller, costs, deadline)
+        """Keep places for rows in preparation, until `release`. Raises what `submit` would.
+        `least` are the costs of rows that end as early as they can; by default they are `costs`."""
+        self.jobs.reserve(rows, caller, costs, deadline, least)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
         self.jobs.release(rows, caller)
