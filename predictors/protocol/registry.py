@@ -118,8 +118,10 @@ class Registry:
         `Forbidden` for a model that the caller of `call` may not use."""
         model = self._models.get(self._aliases.get(name, name))
         if model is None:
-            served = ", ".join(self.names_for(call)) or "none"
-            raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
+            message = f"there is no model {name[:MAX_SHOWN]!r}"
+            if self.callers.keys is None or (call is not None and call.usage is not None):
+                message += f"; served: {', '.join(self.names_for(call)) or 'none'}"
+            raise NotFound(message)  # a probe without a key learns no names
         if call is not None and call.models and not self._is_open(model, call):
             raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:

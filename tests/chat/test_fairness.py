@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -309,6 +310,47 @@ def test_the_length_of_answers_is_learned_by_what_was_asked_for() -> None:
     assert lengths.expected(512) == pytest.approx(20)
     assert lengths.expected(30_000) == pytest.approx(700)
     assert lengths.expected(10) == 10
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"),
+    [
+        ({"max_tokens": 400}, 1),
+        ({"max_tokens": 1}, 1),
+        ({"max_tokens": 50, "ignore_eos": True}, 50),
+        ({"max_tokens": 50, "ignore_eos": True, "stop": ("x",)}, 1),
+    ],
+    ids=["may end early", "one token", "full length", "stop string"],
+)
+def test_no_answers_of_others_make_a_request_seem_too_late(
+    room: Room, asked: dict[str, Any], least: int
+) -> None:
+    inputs = room.inputs
+    before, request = inputs.lengths, chat("hi", **asked)
+    found = []
+    try:
+        for made in (1, 30_000):
+            inputs.lengths = AnswerLengths()
+            for _ in range(100):
+                inputs.lengths.observe(request.max_tokens or 1, made)
+            found += [inputs.least_cost(request), inputs.prepare(request).least_cost]
+    finally:
+        inputs.lengths = before
+    assert found == [pytest.approx(least, abs=0.9)] * 4
+
+
+def test_a_wrong_guess_of_a_length_does_not_change_the_rate(callers: Callers) -> None:
+    """Callers who leave early, and then one with long answers, make no other's estimate worse."""
+    costs = []
+    for guess in (12.0, 0.001, 9_000.0):
+        job = callers.job("one", chat("hi", max_tokens=12, ignore_eos=True))
+        job.work = replace(job.work, expected_tokens=guess)
+        job.cost = job.work.cost
+        assert callers.room.engine.admit(job)
+        callers.steps_to_end(job)
+        callers.end()
+        costs.append(job.cost)
+    assert costs == [pytest.approx(12, abs=0.9)] * 3
 
 
 def test_a_requests_cost_is_near_its_works_and_grows_with_what_it_asks(room: Room) -> None:

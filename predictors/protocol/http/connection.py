@@ -294,6 +294,9 @@ class HttpConnection(asyncio.Protocol):
         cycle.body = bytearray()
         if self._transport.is_closing():
             return
+        if not self._transport.get_write_buffer_size():
+            # answered: the rest of its body, if any, keeps no place from others
+            self._limit.end_request(self)
         if not cycle.keeps_alive:
             self._close()
         elif self._stage is Stage.NEXT:
