@@ -116,6 +116,10 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         `cost`. Event loop, so it takes microseconds."""
         return costs_of(requests)
 
+    def least_costs(self, requests: Sequence[R]) -> Costs | None:
+        """The same if each row ends as early as it can; None where they always cost as much."""
+        return None
+
     def encode_v2(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         """The response of a V2 request. Pool thread."""
         raise NotImplementedError
@@ -199,7 +203,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.log_fields["prompts"] = [self.prompt(row)[:MAX_LOGGED] for row in requests]
         caller = caller_of(call.caller, call.weight, call.priority)
         # before any work is spent on preparing
-        self.host.reserve(len(requests), caller, self.costs(requests), call.deadline)
+        least = None if call.deadline is None else self.least_costs(requests)
+        self.host.reserve(len(requests), caller, self.costs(requests), call.deadline, least)
         try:
             started = time.monotonic()
             with tracing.stage(call.trace, "prepare"):

@@ -198,8 +198,10 @@ class ChatEngine:
         if sequence is None:
             return
         sequence.is_gone = True
-        if sequence.answer:
-            self.lengths.observe(sequence.work.max_tokens, len(sequence.answer))
+        work, made = sequence.work, len(sequence.answer)
+        job.cost = work.cost_with(made)  # a wrong guess of the length must not change the rate
+        if made and not work.ignore_eos:
+            self.lengths.observe(work.max_tokens, made)
         self._free_slots.append(sequence.slot)
         self._planner.holders.remove(job)
         pool = self._pages

@@ -84,7 +84,21 @@ class ChatWork:
     @property
     def cost(self) -> float:
         """Decode steps; that many tokens of a prompt take as long as one of them."""
-        return self.expected_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
+        return self.cost_with(self.expected_tokens)
+
+    @property
+    def least_cost(self) -> float:
+        """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
+        they can't make this one late."""
+        return self.cost_with(_least_tokens(self.ignore_eos, self.stop, self.max_tokens))
+
+    def cost_with(self, answer_tokens: float) -> float:
+        """The same for an answer of that many tokens."""
+        return answer_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
+
+
+def _least_tokens(ignore_eos: bool, stop: Sequence[str], max_tokens: int) -> int:
+    return max_tokens if ignore_eos and not stop else min(1, max_tokens)
 
 
 class ChatPreparer:
@@ -154,6 +168,16 @@ class ChatPreparer:
     def cost(self, request: ChatRequest) -> float:
         """About the cost of the request's work, without making it: from the characters and the
         sizes of the files."""
+        most_tokens, prompt_cost = self._sizes(request)
+        return self._expected(request, most_tokens) + prompt_cost
+
+    def least_cost(self, request: ChatRequest) -> float:
+        """The same for the shortest answer."""
+        most_tokens, prompt_cost = self._sizes(request)
+        return _least_tokens(request.ignore_eos, request.stop, most_tokens) + prompt_cost
+
+    def _sizes(self, request: ChatRequest) -> tuple[int, float]:
+        """The most tokens of the answer, and about the cost of the prompt."""
         tokens = request.num_chars / CHARS_PER_TOKEN
         for picture in request.pictures:
             most = self._bounds(picture).max_pixels
@@ -162,7 +186,7 @@ class ChatPreparer:
         tokens = min(tokens, context)  # more are refused later
         usual = self._default_max_tokens if wanted is None else wanted
         most_tokens = min(context, usual if usual != NO_LIMIT else context)
-        return self._expected(request, most_tokens) + tokens / PROMPT_TOKENS_PER_STEP
+        return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
         return max_tokens if request.ignore_eos else self.lengths.expected(max_tokens)

@@ -171,6 +171,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """Decode steps, about: of the answers as others like them were, and for the prompts."""
         return {"": sum(self._preparer.cost(request) for request in requests)}
 
+    def least_costs(self, requests: Sequence[ChatRequest]) -> Costs:
+        return {"": sum(self._preparer.least_cost(request) for request in requests)}
+
     def reader(self, work: ChatWork) -> AnswerReader:
         sizes = self._preparer.sizes(work)
         return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
+from predictors.protocol.mounted_files import read_mounted
 from predictors.settings import InvalidSetting, TlsSettings, variable_name
 
 if TYPE_CHECKING:
@@ -111,7 +112,11 @@ class Certificates:
 
     def _follow(self) -> None:
         while not self._stopped.wait(self._settings.reload_s):
-            self.reload()
+            try:
+                self.reload()
+            except Exception:
+                metrics.tls_reload_failing.set(1)
+                log.exception("TLS: the new files can't be used, the old ones stay")
 
     def reload(self) -> bool:
         """Use the files' content if it is new. If it can't be used, log that and keep what is in
@@ -201,24 +206,25 @@ def _check(files: PemFiles) -> None:
     """Raise `InvalidSetting` with a sentence for what `ssl` would refuse with a number."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
     try:
         [cert, *_] = load_pem_x509_certificates(files.cert)
-    except ValueError as error:
-        raise InvalidSetting(f"{CERT} has no certificate as PEM") from error
+        public_key = cert.public_key()
+    except (ValueError, UnsupportedAlgorithm, InvalidVersion) as error:
+        raise InvalidSetting(f"{CERT} has no certificate as PEM that can be used") from error
     try:
         key = load_pem_private_key(files.key, None)
     except TypeError as error:
         raise InvalidSetting(f"{KEY} has a password; give a key without one") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InvalidSetting(f"{KEY} has no private key as PEM") from error
-    if cert.public_key() != key.public_key():
+    if public_key != key.public_key():
         raise InvalidSetting(f"the key in {KEY} does not belong to the certificate in {CERT}")
     if files.client_ca:
         try:
             load_pem_x509_certificates(files.client_ca)
-        except ValueError as error:
+        except (ValueError, InvalidVersion) as error:
             raise InvalidSetting(f"{CLIENT_CA} has no certificate as PEM") from error
 
 
@@ -232,8 +238,7 @@ def _expiry(files: PemFiles) -> float:
 
 def _read(name: str, path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        raw, _ = read_mounted(path, MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidSetting(f"the file of {name} can't be read: {error.strerror}") from error
     if not raw:

@@ -15,6 +15,7 @@ import json
 import math
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -113,15 +114,14 @@ def _parse(raw: bytes) -> object:
         return json.loads(raw, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise _bad(f"is not JSON: line {error.lineno}, column {error.colno}") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise _bad("is not JSON in UTF-8") from None
+    except (ValueError, RecursionError):  # not UTF-8, too deep, a number of thousands of digits
+        raise _bad("is not JSON in UTF-8 that can be read") from None
 
 
 def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise _bad(f"has {twice[:64]!r} twice in one object")
     return found
 

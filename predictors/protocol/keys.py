@@ -18,6 +18,8 @@ from pathlib import Path
 from predictors import metrics
 from predictors.errors import Unauthorized
 from predictors.protocol.key_file import MAX_FILE_BYTES, ApiKey, digest_of, read_keys
+from predictors.protocol.mounted_files import read_mounted
+from predictors.protocol.outcomes import result_or_error
 from predictors.settings import AccessSettings, InvalidSetting
 
 log = logging.getLogger(__name__)
@@ -95,15 +97,14 @@ class KeysFile:
     def read(self) -> tuple[ApiKey, ...]:
         """The keys. Blocks. Raises `InvalidSetting`."""
         try:
-            with self._path.open("rb") as file:
-                # before the content: a later change makes a difference to the next look
-                self._seen = _state(os.fstat(file.fileno()))
-                raw = file.read(MAX_FILE_BYTES + 1)
+            # the state before the content: a later change makes a difference to the next look
+            raw, found = read_mounted(self._path, MAX_FILE_BYTES + 1)
         except OSError as error:
             self._seen = self._find_state()
             raise InvalidSetting(
                 f"the file of PREDICTORS_ACCESS_KEYS_FILE can't be read: {error.strerror}"
             ) from error
+        self._seen = _state(found)
         return read_keys(raw)
 
     def has_changed(self) -> bool:
@@ -117,7 +118,10 @@ class KeysFile:
         while True:
             await asyncio.sleep(self._interval_s)
             if await asyncio.to_thread(self.has_changed):
-                await self._reload(keys, on_change)
+                error = await result_or_error(self._reload(keys, on_change))
+                if error is not None:  # a bug must not end the following: keys are revoked by it
+                    metrics.keys_reload_success.set(0)
+                    log.error("the API keys were not reloaded, the old ones stay", exc_info=error)
 
     async def _reload(self, keys: ApiKeys, on_change: Callable[[], object]) -> None:
         try:
@@ -146,4 +150,5 @@ def note_loaded(keys: Sequence[ApiKey]) -> None:
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # changes of rights alone move ctime alone
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

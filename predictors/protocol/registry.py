@@ -21,7 +21,7 @@ from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
-from predictors.protocol.serves import Prepares, Served, Startable
+from predictors.protocol.serves import Prepares, Queued, Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -63,13 +63,13 @@ class Registry:
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}
+        self._room_checks: dict[str, Callable[[Call], None]] = {}
         self._aliases = read_aliases(settings.server.aliases)
         for model in models:
             self.add(model)
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
-        """Of the event loop that answers callers."""
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -87,6 +87,8 @@ class Registry:
             raise InvalidRequest(f"the model name {model.name!r} is given twice")
         check_name(model.name)
         self._models[model.name] = model
+        if isinstance(model, Queued):  # which costs more than the check itself: asked once
+            self._room_checks[model.name] = model.check_room
 
     def check_aliases(self) -> None:
         """Raise `InvalidRequest` for an alias that is a model's name or names no model."""
@@ -116,8 +118,10 @@ class Registry:
         `Forbidden` for a model that the caller of `call` may not use."""
         model = self._models.get(self._aliases.get(name, name))
         if model is None:
-            served = ", ".join(self.names_for(call)) or "none"
-            raise NotFound(f"there is no model {name[:MAX_SHOWN]!r}; served: {served}")
+            message = f"there is no model {name[:MAX_SHOWN]!r}"
+            if self.callers.keys is None or (call is not None and call.usage is not None):
+                message += f"; served: {', '.join(self.names_for(call)) or 'none'}"
+            raise NotFound(message)  # a probe without a key learns no names
         if call is not None and call.models and not self._is_open(model, call):
             raise Forbidden(f"the API key may not use model {name!r}")
         if version not in {"", VERSION}:
@@ -161,6 +165,13 @@ class Registry:
         return waiting + sum(model.backlog for model in prepares)
 
     # -- requests ----------------------------------------------------------------------------------
+    def check_room(self, model: Served, call: Call) -> None:
+        """Refuse what a full queue would refuse anyway, before the body is read: under overload
+        most requests are refused, and their cost is taken from the others."""
+        check = self._room_checks.get(model.name)
+        if check is not None:
+            check(call)
+
     def begin_request(self, name: str) -> None:
         """Count one more request in flight for the model of this name, which is no alias;
         `end_request` must follow once it is answered.
@@ -213,6 +224,11 @@ class Registry:
     def _start_trim(self) -> None:
         self._trim = None
         asyncio.get_running_loop().run_in_executor(self._threads, trim)
+
+    def closes_connections(self) -> bool:
+        """True while each response closes its connection: the process is about to end, or near a
+        limit."""
+        return self.leaving.is_set() or self.overload.closes
 
     # -- shutdown ----------------------------------------------------------------------------------
     def start_leaving(self) -> None:

@@ -61,20 +61,12 @@ class Startable(Protocol):
         """Finish what was accepted and release the device. Blocks."""
 
 
+@runtime_checkable
 class Queued(Protocol):
     """A model whose requests wait in a bounded queue."""
 
     def check_room(self, call: Call, rows: int = 1) -> None:
         """Raise what a request of so many rows would be refused with now. Cheap."""
-
-
-def check_room(model: Served | Queued, call: Call) -> None:
-    """Refuse what a full queue would refuse anyway, before the body is read: under overload most
-    requests are refused, and their cost is taken from the others."""
-    # `isinstance` with a protocol costs more than the check itself
-    check: Callable[[Call], None] | None = getattr(model, "check_room", None)
-    if check is not None:
-        check(call)
 
 
 @runtime_checkable

@@ -58,10 +58,12 @@ class Admission(Generic[W, C]):
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
         *,
+        least: Costs | None = None,
         is_reserved: bool = False,
     ) -> None:
         """Raise if a request with so many rows can't be accepted now. Reserved rows have places.
-        `costs` are those of all rows together, if they are known."""
+        `costs` are those of all rows together, if they are known; `least`, what these cost at
+        least, counts against the deadline."""
         refusal = self._refusal()
         if refusal is not None:
             raise self.rejected(refusal, rows)
@@ -75,7 +77,8 @@ class Admission(Generic[W, C]):
             if self._capacity_s > 0 and self.places.taken:
                 self._check_seconds(rows, caller, costs)
         if deadline is not None and self.estimates.is_sure:
-            self._check_deadline(rows, caller, costs, deadline, rows if is_reserved else 0)
+            least = costs if least is None else least
+            self._check_deadline(rows, caller, least, deadline, rows if is_reserved else 0)
 
     @property
     def reads_costs(self) -> bool:
@@ -195,12 +198,14 @@ class Admission(Generic[W, C]):
         return self._slots.first_free_s()
 
 
-def costs_of(rows: Iterable[object]) -> Costs:
+def costs_of(rows: Iterable[object], *, at_least: bool = False) -> Costs:
     """The costs of rows together, by kind: of those that tell their `cost`, perhaps with a
-    `cost_kind`."""
+    `cost_kind`. `at_least` takes their `least_cost` instead, if they have one."""
     total: dict[str, float] = {}
     for row in rows:
         cost: float | None = getattr(row, "cost", None)
+        if at_least:
+            cost = getattr(row, "least_cost", cost)
         if cost is not None:
             kind: str = getattr(row, "cost_kind", "")
             total[kind] = total.get(kind, 0.0) + cost

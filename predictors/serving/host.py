@@ -85,10 +85,12 @@ class EngineHost(Generic[W, C]):
         caller: Caller = ANYONE,
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
+        least: Costs | None = None,
     ) -> None:
         """Keep places for rows in preparation, until they are submitted, or until `release` if they
-        are not. Raises what `submit` would."""
-        self.jobs.reserve(rows, caller, costs, deadline)
+        are not. Raises what `submit` would. `least` are the costs of rows that end as early as they
+        can; by default they are `costs`."""
+        self.jobs.reserve(rows, caller, costs, deadline, least)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
         self.jobs.release(rows, caller)

@@ -46,7 +46,10 @@ class Job(Generic[W, C]):
         """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
         share."""
         self.cost: float = getattr(work, "cost", 1.0)
-        """Time on the device, in a unit of the engine's; 1 where the work does not tell."""
+        """Time on the device, in a unit of the engine's; 1 where the work does not tell. An engine
+        may correct it when the job has ended, before its rate is learned."""
+        self.least_cost: float = getattr(work, "least_cost", self.cost)
+        """What it costs if it ends as early as it can."""
         self.cost_kind: str = getattr(work, "cost_kind", "")
         """Works of one kind take equal time for equal cost."""
         self.used_s = 0.0

@@ -99,11 +99,12 @@ class JobTable(Generic[W, C]):
         caller: Caller = ANYONE,
         costs: Costs = UNKNOWN,
         deadline: float | None = None,
+        least: Costs | None = None,
     ) -> None:
         """Keep places for rows that are being prepared, or raise what `accept` would raise.
         `accept` takes them over; `release` must follow if it did not."""
         with self._lock:
-            self._admission.check(rows, caller, costs, deadline)
+            self._admission.check(rows, caller, costs, deadline, least=least)
             self._places.take(self._accounts.of(caller), rows)
 
     def release(self, rows: int, caller: Caller = ANYONE) -> None:
@@ -121,8 +122,12 @@ class JobTable(Generic[W, C]):
         """
         caller, deadline = (jobs[0].caller, jobs[0].deadline) if jobs else (ANYONE, None)
         with self._lock:
-            costs = costs_of(jobs) if self._admission.reads_costs else UNKNOWN
-            self._admission.check(len(jobs), caller, costs, deadline, is_reserved=is_reserved)
+            reads = self._admission.reads_costs
+            costs = costs_of(jobs) if reads else UNKNOWN
+            least = costs_of(jobs, at_least=True) if reads and deadline is not None else None
+            self._admission.check(
+                len(jobs), caller, costs, deadline, least=least, is_reserved=is_reserved
+            )
             now = self._clock()
             if deadline is not None and now >= deadline:
                 late = DeadlineExceeded("the deadline had passed on arrival")

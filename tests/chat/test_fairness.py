@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.chat import engine
 from predictors.chat.planning import PACKED_HOLD_STEPS
 from predictors.chat.request import AnswerLengths, ChatRequest, Sampling
 from predictors.chat.runner import ChatRunner, DecodeRow
@@ -25,6 +27,7 @@ from predictors.chat.scheduling import (
 from predictors.chat.sequence import ChatJob
 from predictors.serving.accounts import Account
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.timed_passes import TimedPasses
 
 LONG = chat("tell me all", max_tokens=40, ignore_eos=True)
 MINE = chat(
@@ -269,17 +272,33 @@ def test_what_prompts_and_rows_take_is_learned_from_mixed_steps() -> None:
     assert prompt_s == pytest.approx(0.02, rel=0.01)
 
 
-def test_seconds_go_to_those_who_took_them(callers: Callers) -> None:
-    reader = callers.start("reader", chat("z" * 200, max_tokens=1, ignore_eos=True))
-    talker = callers.start("talker", chat("z", max_tokens=30, ignore_eos=True))
-    callers.room.finish()
-    assert reader.used_s > 0
-    assert talker.used_s > 0
-    assert reader.account.used_s >= reader.used_s
-    assert talker.account.used_s >= talker.used_s
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["plain", "ahead"])
+def test_the_seconds_of_all_steps_are_charged_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+) -> None:
+    """Each pass takes scripted seconds. Three callers with pictures, texts and long answers."""
+    monkeypatch.setattr(room.runner, "is_ahead", is_ahead)
+    monkeypatch.setattr(room.runner, "packs", is_ahead)
+    passes = TimedPasses(monkeypatch, ChatRunner, {"decode": 2.0, "prefill": 5.0}, engine)
+    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
+    callers = Callers(room)
+    waiting = [
+        callers.job("reader", chat("z" * 200, max_tokens=2, ignore_eos=True)),
+        callers.job("looker", chat(png(1), "and this", max_tokens=5, ignore_eos=True)),
+        *(callers.job("talker", replace(LONG, seed=i)) for i in range(room.engine.slots)),
+    ]
+    jobs = list(waiting)
+    while waiting or room.engine.busy:
+        while waiting and room.engine.admit(waiting[0]):
+            waiting.pop(0)
+        room.engine.step(room.engine.active)
+    assert passes.busy_s >= 2.0 * LONG.max_tokens
+    assert sum(job.used_s for job in jobs) == pytest.approx(passes.busy_s)
+    accounts = {job.account for job in jobs}
+    assert sum(account.used_s for account in accounts) == pytest.approx(passes.busy_s)
+    assert all(job.used_s > 0 for job in jobs)
 
 
-# -- turns ---------------------------------------------------------------------------------------
 # -- costs ---------------------------------------------------------------------------------------
 def test_the_length_of_answers_is_learned_by_what_was_asked_for() -> None:
     lengths = AnswerLengths()
@@ -291,6 +310,47 @@ def test_the_length_of_answers_is_learned_by_what_was_asked_for() -> None:
     assert lengths.expected(512) == pytest.approx(20)
     assert lengths.expected(30_000) == pytest.approx(700)
     assert lengths.expected(10) == 10
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"),
+    [
+        ({"max_tokens": 400}, 1),
+        ({"max_tokens": 1}, 1),
+        ({"max_tokens": 50, "ignore_eos": True}, 50),
+        ({"max_tokens": 50, "ignore_eos": True, "stop": ("x",)}, 1),
+    ],
+    ids=["may end early", "one token", "full length", "stop string"],
+)
+def test_no_answers_of_others_make_a_request_seem_too_late(
+    room: Room, asked: dict[str, Any], least: int
+) -> None:
+    inputs = room.inputs
+    before, request = inputs.lengths, chat("hi", **asked)
+    found = []
+    try:
+        for made in (1, 30_000):
+            inputs.lengths = AnswerLengths()
+            for _ in range(100):
+                inputs.lengths.observe(request.max_tokens or 1, made)
+            found += [inputs.least_cost(request), inputs.prepare(request).least_cost]
+    finally:
+        inputs.lengths = before
+    assert found == [pytest.approx(least, abs=0.9)] * 4
+
+
+def test_a_wrong_guess_of_a_length_does_not_change_the_rate(callers: Callers) -> None:
+    """Callers who leave early, and then one with long answers, make no other's estimate worse."""
+    costs = []
+    for guess in (12.0, 0.001, 9_000.0):
+        job = callers.job("one", chat("hi", max_tokens=12, ignore_eos=True))
+        job.work = replace(job.work, expected_tokens=guess)
+        job.cost = job.work.cost
+        assert callers.room.engine.admit(job)
+        callers.steps_to_end(job)
+        callers.end()
+        costs.append(job.cost)
+    assert costs == [pytest.approx(12, abs=0.9)] * 3
 
 
 def test_a_requests_cost_is_near_its_works_and_grows_with_what_it_asks(room: Room) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,39 @@ def test_a_missing_file_later_leaves_the_good_ones_in_use(tmp_path: Path) -> Non
     (tmp_path / "..data").unlink()
     assert not certificates.reload()
     assert value(metrics.tls_reload_failing) == 1
+
+
+@pytest.mark.parametrize("fault", ["pipe", "bug"])
+def test_no_fault_ends_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    secret = MountedSecret(tmp_path, GOOD)
+    certificates = Certificates(replace(secret.settings(), reload_s=0.1))
+    failed, mended, real = threading.Event(), threading.Event(), Certificates.reload
+
+    def reload(each: Certificates) -> bool:
+        if fault == "bug" and not mended.is_set():
+            failed.set()
+            raise RuntimeError("a bug")
+        if real(each):
+            changed.set()
+        elif value(metrics.tls_reload_failing):
+            failed.set()
+        return False
+
+    changed = threading.Event()
+    monkeypatch.setattr(Certificates, "reload", reload)
+    path = (tmp_path / "tls.crt").resolve()
+    if fault == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    certificates.start()
+    assert failed.wait(60)
+    mended.set()
+    secret.replace(OTHER)
+    assert changed.wait(60)
+    certificates.stop()
+    assert value(metrics.tls_reload_failing) == 0
 
 
 def test_an_emptied_authority_does_not_let_everybody_in(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from predictors import metrics
 from predictors.errors import Unauthorized
+from predictors.protocol import keys as keys_module
 from predictors.protocol.call import Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.key_file import ApiKey, digest_of, new_key, write_keys
@@ -238,7 +239,8 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
         await following.turn()
         assert [accepts(secret) for secret in SECRETS[:3]] == [False, True, True]
         assert metrics.keys_loaded._value.get() == 2
-        for bad in (b"", b'{"keys": []}', write_keys(KEYS[1:2])[:-20]):
+        digits = b'{"keys": [%b]}' % (b"1" * 5000)
+        for bad in (b"", b'{"keys": []}', write_keys(KEYS[1:2])[:-20], digits):
             write(path, bad)
             await following.turn()
             assert [accepts(secret) for secret in SECRETS[:3]] == [False, True, True]
@@ -251,7 +253,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_is_not_used(
 
     with caplog.at_level(logging.INFO):
         asyncio.run(check())
-    assert caplog.text.count("the API keys were not reloaded, the old ones stay") == 3
+    assert caplog.text.count("the API keys were not reloaded, the old ones stay") == 4
     assert caplog.text.count("reloaded 2 API keys") == 1
     assert not any(secret in caplog.text for secret in SECRETS)
     assert not any(key.digest.hex() in caplog.text for key in KEYS)
@@ -278,6 +280,52 @@ def test_a_file_that_is_gone_is_reported_once_and_read_when_it_comes_back(
 
     asyncio.run(check())
     assert caplog.text.count("can't be read") == 1
+
+
+@pytest.mark.parametrize("fault", ["pipe", "rights", "bug"])
+def test_no_fault_ends_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(write_keys(KEYS[:1]))
+
+    async def check() -> None:
+        following = Following(path, monkeypatch)
+        following.callers.start()
+        with monkeypatch.context() as patched:
+            if fault == "pipe":
+                path.unlink()
+                os.mkfifo(path)
+            elif fault == "rights":  # root reads any file, so the refusal is made here
+                patched.setattr(keys_module, "read_mounted", deny)
+                path.write_bytes(write_keys(KEYS[1:2]))
+            else:
+                patched.setattr(keys_module, "read_keys", broken)
+                path.write_bytes(write_keys(KEYS[1:2]))
+            await following.turn()
+            await following.turn()
+            assert following.accepts(SECRETS[0])
+            assert metrics.keys_reload_success._value.get() == 0
+        if fault == "rights":
+            path.chmod(0o640)  # changes neither content nor time of content
+        else:
+            write_whole(path, write_keys(KEYS[1:2]))
+        await following.turn()
+        assert not following.accepts(SECRETS[0])
+        assert following.accepts(SECRETS[1])
+        assert metrics.keys_reload_success._value.get() == 1
+        await following.callers.stop()
+
+    asyncio.run(check())
+    assert caplog.text.count("the API keys were not reloaded, the old ones stay") == 1
+
+
+def deny(path: Path, most: int) -> tuple[bytes, os.stat_result]:
+    raise PermissionError(13, "Permission denied")
+
+
+def broken(raw: bytes) -> tuple[ApiKey, ...]:
+    raise RuntimeError("a bug")
 
 
 def test_a_start_without_a_usable_file_fails(tmp_path: Path) -> None:

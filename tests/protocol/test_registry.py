@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from prometheus_client import REGISTRY
 
 from predictors import metrics
 from predictors.errors import Draining, NotFound, NotReady
+from predictors.protocol.call import Call
+from predictors.protocol.key_file import ApiKey, digest_of, write_keys
 from predictors.protocol.registry import Registry
-from predictors.settings import Settings
+from predictors.settings import AccessSettings, Settings
 from tests.protocol.openai.doubles import Model
 
 
@@ -36,6 +39,21 @@ def registry() -> Registry:
 
 def model(registry: Registry, name: str) -> Any:
     return registry.find(name)
+
+
+def test_a_probe_without_a_key_learns_no_names_of_models(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(write_keys([ApiKey("ann", digest_of("secret"), models=frozenset({"two"}))]))
+    settings = Settings(access=AccessSettings(keys_file=str(path)))
+    registry = Registry([Startable("one"), Startable("two")], settings)
+    for call in (None, Call({}, protocol="v2_rest"), Call({"x-api-key": "no"}, protocol="v2_grpc")):
+        with pytest.raises(NotFound) as caught:
+            registry.find("three", call=call)
+        assert caught.value.message == "there is no model 'three'"
+    known = Call({"x-api-key": "secret"}, protocol="v2_rest")
+    assert registry.callers.refusal(known, "/v2") is None
+    with pytest.raises(NotFound, match=r"served: two$"):
+        registry.find("three", call=known)
 
 
 def test_models_are_found_by_name_and_version_1(registry: Registry) -> None:

@@ -2,7 +2,7 @@
 
 Without a limit the process would run out of file descriptors before memory, and then even probes
 could not connect. At the limit, a new connection replaces the one that has been idle longest, never
-one with a request in progress. The last slots are kept for probes.
+one with a request in progress, unless that is a probe. The last slots are kept for probes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class ConnectionLimit:
         self._for_probes = max(2, min(16, limit // 8))
         self._open: set[Connection] = set()
         self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle first
+        self._probing: OrderedDict[Connection, None] = OrderedDict()  # whose request is a probe
         self._logged_at = -LOG_INTERVAL_S
 
     @property
@@ -55,20 +56,22 @@ class ConnectionLimit:
 
     @property
     def num_busy(self) -> int:
-        """Connections with a request in progress."""
-        return len(self._open) - len(self._idle)
+        """Connections with a request in progress that is no probe."""
+        return len(self._open) - len(self._idle) - len(self._probing)
 
     def add(self, connection: Connection) -> bool:
         """Register a new, idle connection; at the limit, close the one that has been idle longest.
 
-        Returns False if all others have requests in progress. The caller then refuses the new
-        connection, which stays registered as idle and is closed for the next one.
+        Without an idle one, that with the oldest probe in progress is closed: a probe is answered
+        at once, so its client does not read. Returns False if all others have other requests in
+        progress. The caller then refuses the new connection, which stays registered as idle and is
+        closed for the next one.
         """
         has_room = len(self._open) < self.limit
         if not has_room:
             self._log_full("those that have waited longest for a request are closed")
-        if not has_room and self._idle:
-            oldest = next(iter(self._idle))
+        if not has_room and (replaceable := self._idle or self._probing):
+            oldest = next(iter(replaceable))
             self.remove(oldest)
             oldest.abort()
             has_room = True
@@ -83,16 +86,20 @@ class ConnectionLimit:
             self._log_full("all are busy, requests are refused")
             return False
         self._idle.pop(connection, None)
+        if is_probe(head) and connection in self._open:
+            self._probing[connection] = None
         return True
 
     def end_request(self, connection: Connection) -> None:
         """Mark the connection idle: its request was answered, or it is about to close."""
+        self._probing.pop(connection, None)
         if connection in self._open:
             self._idle[connection] = None
 
     def remove(self, connection: Connection) -> None:
         self._open.discard(connection)
         self._idle.pop(connection, None)
+        self._probing.pop(connection, None)
 
     def _log_full(self, what: str) -> None:
         now = time.monotonic()

@@ -71,18 +71,51 @@ def test_busy_connections_stay_open_and_the_last_slots_are_for_probes() -> None:
     (other,) = add_connections(limit, 1)  # replaces the idle one
     assert late.is_aborted
     assert limit.start_request(other, PROBE)
+    (newer,) = add_connections(limit, 1)  # a probe that is not answered at once is not read
+    assert probing.is_aborted
+    assert not limit.start_request(newer, WORK)
+    assert not any(connection.is_aborted for connection in (*busy, other))
+    limit.end_request(busy[0])
+    (last,) = add_connections(limit, 1)
+    assert limit.start_request(last, WORK)
+
+
+def test_with_requests_in_all_places_a_new_connection_is_refused() -> None:
+    limit = ConnectionLimit(8)
+    busy = add_connections(limit, 8)
+    for connection in busy:
+        limit._idle.pop(connection)  # as if none were kept for probes
     refused = FakeConnection()
     assert not limit.add(refused)
     assert not refused.is_aborted
     add_connections(limit, 1)
     assert refused.is_aborted, "a refused connection is closed for the next one"
-    assert not any(connection.is_aborted for connection in (*busy, probing, other))
-    limit.end_request(busy[0])
-    (last,) = add_connections(limit, 1)
-    assert not limit.start_request(last, WORK)  # a probe still takes one of the other slots
-    limit.end_request(probing)
-    limit.end_request(other)
-    assert limit.start_request(last, WORK)
+    assert not any(connection.is_aborted for connection in busy)
+
+
+@pytest.mark.parametrize("limit", [8, 32, 200])
+def test_probes_whose_clients_do_not_read_keep_no_place_from_others(limit: int) -> None:
+    places = ConnectionLimit(limit)
+    probing = add_connections(places, limit)
+    assert all(places.start_request(connection, PROBE) for connection in probing)
+    assert places.num_busy == 0
+    for i, request in enumerate([PROBE, WORK, PROBE, WORK]):
+        [connection] = add_connections(places, 1)
+        assert places.start_request(connection, request)
+        assert [each.is_aborted for each in probing] == [True] * (i + 1) + [False] * (limit - i - 1)
+    assert places.num_busy == 2
+    places.end_request(probing[0])  # it is closed
+    assert places.num_open == limit
+
+
+def test_a_request_is_never_ended_for_a_probe_or_a_new_connection() -> None:
+    limit = ConnectionLimit(32)
+    working = add_connections(limit, 28)
+    assert all(limit.start_request(connection, WORK) for connection in working)
+    for _ in range(40):
+        [connection] = add_connections(limit, 1)
+        assert limit.start_request(connection, PROBE)
+    assert not any(connection.is_aborted for connection in working)
 
 
 def test_reaching_the_limit_is_logged_once_per_interval(
@@ -168,3 +201,25 @@ async def test_an_idle_connection_is_closed_for_a_new_one_and_a_busy_one_is_not(
     for connection in connections:
         connection.close()
         await connection.wait_answered()
+
+
+BODIES = {
+    "that comes slowly": (b"Content-Length: 1000000\r\n\r\n{", False),
+    "that is too large to read on": (b"Content-Length: 99999999\r\n\r\n{", True),
+    "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", True),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_refused_request_keeps_no_place_while_its_body_comes(name: str) -> None:
+    """As of a caller without a key, who is answered before the body."""
+    rest, is_last = BODIES[name]
+    limit = ConnectionLimit(8)
+    connection = ConnectionUnderTest(limit)
+    connection.transport.feed(b"POST /early HTTP/1.1\r\nHost: x\r\n" + rest)
+    await run_loop()
+    assert connection.statuses() == [415]
+    assert limit.num_busy == 0
+    assert connection.transport.has_sent_eof is is_last
+    connection.close()
+    await connection.wait_answered()
