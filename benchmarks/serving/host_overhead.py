@@ -40,6 +40,7 @@ class NoOpEngine:
     """Holds each job for as many steps as its work says, and counts its own time."""
 
     slots = SLOTS
+    spare_slots = 0
 
     def __init__(self) -> None:
         self._left: dict[CountJob, int] = {}
