@@ -125,6 +125,13 @@ _PER_MODEL = (
     step_width_cap, engine_steps_total, engine_failures_total, recompilations_total, graph_captures_total, model_ready,
 )  # fmt: skip
 
+for _labels in REFUSED_KEYS:
+    refused_keys_total.labels(_labels)
+for _labels in OVERLOAD_MONITORS:
+    overload_pressure.labels(_labels)
+for _labels in OVERLOAD_ACTIONS:
+    overload_active.labels(_labels)
+
 Series = Counter | Gauge | Histogram
 
 

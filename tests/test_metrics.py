@@ -161,6 +161,16 @@ def test_every_reason_of_a_refusal_exists_before_it_happens(scrape: str, model: 
     assert found == {kind.reason for kind in raised}
 
 
+def test_the_gates_and_refused_keys_series_are_there_from_the_start(scrape: str) -> None:
+    for name, label, values in (
+        ("refused_keys_total", "reason", metrics.REFUSED_KEYS),
+        ("overload_pressure", "monitor", metrics.OVERLOAD_MONITORS),
+        ("overload_active", "action", metrics.OVERLOAD_ACTIONS),
+    ):
+        for value in values:
+            assert f'predictors_{name}{{{label}="{value}"}}' in scrape
+
+
 def test_registering_twice_changes_nothing(scrape: str) -> None:
     metrics.requests_running.labels(FLUX).inc()
     metrics.register_model(FLUX, DIFFUSION)

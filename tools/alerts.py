@@ -181,6 +181,11 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "{{ $labels.instance }} can't use its new TLS files",
         "It goes on with older content, until that expires.",
     ),
+    "KeysReloadFailing": (
+        "predictors_keys_reload_success == 0 and predictors_keys_loaded > 0",
+        "{{ $labels.instance }} can't use its file of API keys",
+        "The keys read before stay in use, those that were removed since as well.",
+    ),
 }
 
 VLM = (

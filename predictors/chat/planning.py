@@ -169,12 +169,8 @@ class StepPlanner:
         decode_s, prompt_s = self.costs.split(step.num_rows, tokens, seconds)
         if step.num_rows:
             row_s = decode_s / step.num_rows
-            is_shared = holders.is_shared
-            for sequence in step.sequences[: step.num_rows]:
-                if is_shared:
-                    holders.charge(sequence.job, row_s)
-                else:  # per token: alone there are no turns to count
-                    sequence.job.charge(row_s)
+            decoded = step.sequences[: step.num_rows]
+            holders.charge_each((sequence.job for sequence in decoded), row_s)
         for chunk, weight in zip(step.chunks, weights, strict=True):
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)

@@ -57,8 +57,8 @@ class Call(dict[str, str]):
         self.address = ""
         """Where the request comes from; behind trusted proxies, as they say. Empty if unknown."""
         self.caller = ""
-        """Who asks: a key's name, else what the gateway's header says, else the address. Work is
-        shared and accounted by it."""
+        """Name of the caller: its key's, else that in the gateway's header, else its address. Work
+        is shared and accounted by it."""
         self.models: frozenset[str] = frozenset()
         """Names of the models that the caller may use; empty: all."""
         self.usage: CallerUsage | None = None

@@ -21,7 +21,7 @@ from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
-from predictors.protocol.serves import Prepares, Served, Startable
+from predictors.protocol.serves import Prepares, Queued, Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -69,7 +69,6 @@ class Registry:
         self._withdrawn: set[str] = set()
         self.leaving = asyncio.Event()
         """Set once the process is about to end, so that callers should go elsewhere."""
-        """Of the event loop that answers callers."""
         self._draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -163,6 +162,12 @@ class Registry:
         return waiting + sum(model.backlog for model in prepares)
 
     # -- requests ----------------------------------------------------------------------------------
+    def check_room(self, model: Served, call: Call) -> None:
+        """Refuse what a full queue would refuse anyway, before the body is read: under overload
+        most requests are refused, and their cost is taken from the others."""
+        if isinstance(model, Queued):
+            model.check_room(call)
+
     def begin_request(self, name: str) -> None:
         """Count one more request in flight for the model of this name, which is no alias;
         `end_request` must follow once it is answered.
@@ -215,6 +220,11 @@ class Registry:
     def _start_trim(self) -> None:
         self._trim = None
         asyncio.get_running_loop().run_in_executor(self._threads, trim)
+
+    def closes_connections(self) -> bool:
+        """True while each response closes its connection: the process is about to end, or near a
+        limit."""
+        return self.leaving.is_set() or self.overload.closes
 
     # -- shutdown ----------------------------------------------------------------------------------
     def start_leaving(self) -> None:

@@ -60,9 +60,9 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
 
     `run` blocks the thread that calls it; signals are only handled when that is the main thread.
     `stop` and `wait_started` may be called from any other. `routes` are served beside V2 and
-    OpenAI. `on_scrape` is called before each `/metrics`, `on_drain` on the event loop when a
-    shutdown begins, with the requests in flight and the seconds they have. Without `admin_routes`
-    there is no admin port. `workers` parse large bodies; they are closed by the caller.
+    OpenAI. `on_drain` is called on the event loop when a shutdown begins, with the requests in
+    flight and the seconds they have. Without `admin_routes` there is no admin port. `workers` parse
+    large bodies; they are closed by the caller.
     """
 
     http_port: int
@@ -77,7 +77,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         settings: Settings,
         *,
         routes: Sequence[BaseRoute] = (),
-        on_scrape: Callable[[], None] = lambda: None,
         on_drain: Callable[[int, float], object] = lambda in_flight, seconds: None,
         admin_routes: AdminRoutes | None = None,
         workers: Workers | None = None,
@@ -96,7 +95,6 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         for model in models:
             self.registered_models.update(model)
         self._routes = routes
-        self._on_scrape = on_scrape
         self._on_drain = on_drain
         self._admin_routes = admin_routes
         self.admin_port = own.admin_port if admin_routes is not None else -1
@@ -146,7 +144,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
             self._follow_certificates(open_ports)
             data = open_ports.enter_context(listen(own.host, self.http_port))
             self.http_port = port_of(data)
-            side_ports = SidePorts(self.registry, self._on_scrape, open_ports)
+            side_ports = SidePorts(self.registry, open_ports)
             self.health_port, self.metrics_port = side_ports.health_port, side_ports.metrics_port
             self._serve_admin(open_ports)
             grpc_server = await self._start_grpc()
@@ -204,7 +202,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
     def _data_routes(self) -> list[BaseRoute]:
         makers = (v2_routes, openai_routes, openapi_routes)
         routes = [route for make in makers for route in make(self.registry)]
-        scrapes = [metrics_route(self._on_scrape)] if self.metrics_port < 0 else []
+        scrapes = [metrics_route()] if self.metrics_port < 0 else []
         return [*routes, *self._routes, *scrapes]
 
     def _ports(self) -> str:
@@ -227,10 +225,11 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         self.admin_port = port_of(listener)
         access = AccessPolicy(own.admin_host, own.allowed_hosts, pages=False)
         routes = self._admin_routes(self.registry, self._ending)
-        scrapes = metrics_route(self._on_scrape)
         # a loopback address is reached through a tunnel, or from inside the pod
         certificates = None if _is_loopback(own.admin_host) else self._certificates
-        server = self._http_server([*routes, scrapes], access, ADMIN_CONNECTIONS, certificates)
+        server = self._http_server(
+            [*routes, metrics_route()], access, ADMIN_CONNECTIONS, certificates
+        )
         task = asyncio.create_task(server.serve(sockets=[listener]))
         log.info("admin on %s: HTTP %d", own.admin_host, self.admin_port)
 
@@ -252,7 +251,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         app = RestApp(
             routes,
             access_log=own.access_log,
-            is_leaving=lambda: self.registry.leaving.is_set() or self.registry.overload.closes,
+            closes_connections=self.registry.closes_connections,
             access=access,
             callers=callers,
         )
@@ -275,7 +274,7 @@ class PredictorServer(ModelServer):  # type: ignore[misc]
         own = self.settings.server
         if self.registry.is_draining:
             return _do_nothing()
-        log.info("serving whoever still comes for %g s", own.linger_s)
+        log.info("serving requests that still come for %g s", own.linger_s)
         stopped: Awaitable[object] = _do_nothing()
         if grpc_server is not None:
             stopped = asyncio.create_task(grpc_server.stop(own.linger_s + own.drain_timeout_s))

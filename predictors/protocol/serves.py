@@ -69,13 +69,6 @@ class Queued(Protocol):
         """Raise what a request of so many rows would be refused with now. Cheap."""
 
 
-def check_room(model: Served, call: Call) -> None:
-    """Refuse what a full queue would refuse anyway, before the body is read: under overload most
-    requests are refused, and their cost is taken from the others."""
-    if isinstance(model, Queued):
-        model.check_room(call)
-
-
 @runtime_checkable
 class Prepares(Protocol):
     """A model with threads that prepare its requests."""

@@ -63,8 +63,8 @@ class Engine(Protocol[W, C]):
         """Advance these jobs (all of them active), or those of them whose turn it is, by one step;
         emit chunks, finish and release jobs that are done.
 
-        The turn is of the callers who have used least (`job.account.used_s`). Each second of the
-        step is charged once (`job.charge`), to the jobs that it advanced and before they finish.
+        The turn is of the callers who have used least (`SlotHolders`). Each second of the step is
+        charged once (`Job.charge`), to the jobs that it advanced and before they finish.
 
         All or nothing: if it raises, no job has advanced, nothing was emitted, and the same jobs
         can be stepped again in smaller groups with the same results. The host relies on it to

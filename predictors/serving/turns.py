@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from predictors.serving.accounts import Account
+from predictors.serving.accounts import KEPT_DEBTS, Account
 from predictors.serving.job import Job
 
 T = TypeVar("T")
@@ -22,7 +22,6 @@ T = TypeVar("T")
 CREDIT_STEPS = 4
 """Longest steps that a caller may be behind the one who has used most. Two who both wait for their
 turn are at most two steps apart."""
-KEPT_DEBTS = 1024  # callers who left after they had used more than another
 LONGEST_KEEPS = 0.98
 """Of the longest step's seconds, per step: a longer one is forgotten after some fifty."""
 
@@ -144,10 +143,16 @@ class SlotHolders:
     # -- seconds ---------------------------------------------------------------------------------
     def charge(self, job: Job[Any, Any], seconds: float) -> None:
         """Count engine seconds that a step spent on `job`, which may have left meanwhile."""
-        job.charge(seconds)
-        holder = self._holders.get(job.account.name)
-        if holder is not None:
-            holder.used_s += seconds / holder.account.weight
+        self.charge_each((job,), seconds)
+
+    def charge_each(self, jobs: Iterable[Job[Any, Any]], seconds: float) -> None:
+        """The same for several jobs, `seconds` for each."""
+        holders = self._holders
+        for job in jobs:
+            job.charge(seconds)
+            holder = holders.get(job.account.name)
+            if holder is not None:
+                holder.used_s += seconds / holder.account.weight
 
     def end_step(self, seconds: float) -> None:
         """A step of so many seconds was charged: limit what callers can be behind."""

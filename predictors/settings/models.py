@@ -66,9 +66,9 @@ class ComputeSettings(SettingsGroup):
     """Variant of the weights files that is read where a folder has it, such as `fp16` for
     `model.fp16.safetensors`. Empty: the plain files, or the only variant there is."""
     verify: str = bounded("auto", choices=AUTO_ON_OFF)
-    """Compares the checkpoint's files with recorded digests before loading: `model.sha256` in the
-    folder, else what a hub left beside the files. `auto`: where there are digests. `on`: a folder
-    without is refused."""
+    """Compares the checkpoint's files with recorded digests before loading. `auto`: where the
+    folder has a `model.sha256`. `on`: else with what a hub left beside the files, and a folder
+    without either is refused."""
 
 
 @dataclass(frozen=True, slots=True)

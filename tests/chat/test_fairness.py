@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.chat import engine
 from predictors.chat.planning import PACKED_HOLD_STEPS
 from predictors.chat.request import AnswerLengths, ChatRequest, Sampling
 from predictors.chat.runner import ChatRunner, DecodeRow
@@ -26,6 +27,7 @@ from predictors.chat.scheduling import (
 from predictors.chat.sequence import ChatJob
 from predictors.serving.accounts import Account
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.timed_passes import TimedPasses
 
 LONG = chat("tell me all", max_tokens=40, ignore_eos=True)
 MINE = chat(
@@ -270,17 +272,33 @@ def test_what_prompts_and_rows_take_is_learned_from_mixed_steps() -> None:
     assert prompt_s == pytest.approx(0.02, rel=0.01)
 
 
-def test_seconds_go_to_those_who_took_them(callers: Callers) -> None:
-    reader = callers.start("reader", chat("z" * 200, max_tokens=1, ignore_eos=True))
-    talker = callers.start("talker", chat("z", max_tokens=30, ignore_eos=True))
-    callers.room.finish()
-    assert reader.used_s > 0
-    assert talker.used_s > 0
-    assert reader.account.used_s >= reader.used_s
-    assert talker.account.used_s >= talker.used_s
+@pytest.mark.parametrize("is_ahead", [False, True], ids=["plain", "ahead"])
+def test_the_seconds_of_all_steps_are_charged_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+) -> None:
+    """Each pass takes scripted seconds. Three callers with pictures, texts and long answers."""
+    monkeypatch.setattr(room.runner, "is_ahead", is_ahead)
+    monkeypatch.setattr(room.runner, "packs", is_ahead)
+    passes = TimedPasses(monkeypatch, ChatRunner, {"decode": 2.0, "prefill": 5.0}, engine)
+    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
+    callers = Callers(room)
+    waiting = [
+        callers.job("reader", chat("z" * 200, max_tokens=2, ignore_eos=True)),
+        callers.job("looker", chat(png(1), "and this", max_tokens=5, ignore_eos=True)),
+        *(callers.job("talker", replace(LONG, seed=i)) for i in range(room.engine.slots)),
+    ]
+    jobs = list(waiting)
+    while waiting or room.engine.busy:
+        while waiting and room.engine.admit(waiting[0]):
+            waiting.pop(0)
+        room.engine.step(room.engine.active)
+    assert passes.busy_s >= 2.0 * LONG.max_tokens
+    assert sum(job.used_s for job in jobs) == pytest.approx(passes.busy_s)
+    accounts = {job.account for job in jobs}
+    assert sum(account.used_s for account in accounts) == pytest.approx(passes.busy_s)
+    assert all(job.used_s > 0 for job in jobs)
 
 
-# -- turns ---------------------------------------------------------------------------------------
 # -- costs ---------------------------------------------------------------------------------------
 def test_the_length_of_answers_is_learned_by_what_was_asked_for() -> None:
     lengths = AnswerLengths()

@@ -26,7 +26,7 @@ def variables(*sets: str, values: str = LAPTOP) -> dict[str, Any]:
 
 
 def mounts(spec: Object) -> dict[str, Object]:
-    """What lies below /etc/predictors: the Secret of each folder, by its path."""
+    """The Secret of each folder below /etc/predictors, by its path."""
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     return {
         mount["mountPath"]: {**mount, **volumes[mount["name"]]["secret"]}

@@ -1,4 +1,4 @@
-"""What is installed: files by their hashes, and no version with a known hole."""
+"""Files are installed by their hashes, and no version with a known hole."""
 
 from __future__ import annotations
 

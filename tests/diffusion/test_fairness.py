@@ -15,13 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictors.compute.device import pacing
 from predictors.compute.device.pacing import DeviceSpan
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.request import ImageParameters
+from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import Candidate, LaunchedGroup, StepCharges, pick_group
 from predictors.serving.accounts import Account
 from tests.diffusion.driver import DiffusionJob, EngineDriver, drive_model, open_driver, picture
 from tests.diffusion.tiny_model import TinyModel
+from tests.timed_passes import TimedPasses
 
 SMALL, LARGE = (32, 32), (64, 64)
 WIDTHS = {"a": 1, "b": 2, "c": 4}
@@ -211,6 +214,29 @@ def test_spare_slots_are_for_callers_below_their_share(shared: Shared) -> None:
     for _ in range(30):
         shared.step()
     assert max(shared.rows) <= 4
+
+
+def test_the_seconds_of_all_passes_are_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass of the embedded model takes scripted seconds: of texts, steps and decoders."""
+    driver = open_driver(sizes="64x64,96x64")
+    took = {"encode": 3.0, "denoise": 2.0, "decode": 5.0}
+    passes = TimedPasses(monkeypatch, DiffusionRunner, took, pacing)
+    waiting = [
+        driver.job(ImageParameters(f"a red circle {i}", num_inference_steps=3, width=size))
+        for i, size in enumerate((64, 96, 64, 64, 96, 64))
+    ]
+    accounts = [Account("one"), Account("two")]
+    jobs = list(waiting)
+    for i, job in enumerate(jobs):
+        job.account = accounts[i % 2]
+    while waiting or driver.engine.busy:
+        while waiting and driver.engine.admit(waiting[0]):
+            waiting.pop(0)
+        driver.engine.step(driver.engine.active)
+    assert passes.busy_s >= 6 * (3.0 + 5.0)
+    assert sum(job.used_s for job in jobs) == pytest.approx(passes.busy_s)
+    assert sum(account.used_s for account in accounts) == pytest.approx(passes.busy_s)
+    assert all(job.used_s >= 3.0 + 5.0 for job in jobs)
 
 
 # -- bits ------------------------------------------------------------------------------------------

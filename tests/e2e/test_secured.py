@@ -129,7 +129,7 @@ def address(kube: Kube) -> str:
 
 
 def status(kube: Kube, client: ssl.SSLContext, key: str) -> int:
-    """What one request with this key is answered, on a connection of its own."""
+    """The status of one request with this key, on a connection of its own."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     url = f"{address(kube)}/v2/models/{MODEL}/infer"
     with httpx.Client(verify=client, trust_env=False, timeout=asks.PATIENCE_S) as http:

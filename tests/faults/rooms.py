@@ -8,17 +8,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from predictors.__main__ import build
-from predictors.protocol.tasks import make_workers
 from predictors.settings import ComputeSettings, FluxSettings, QwenVLSettings, Settings
-from tests.http.echo import PATIENCE_S, Running, png, serving, small_settings
+from tests.http.echo import PATIENCE_S, Running, png, small_settings
 from tests.product.brake import braked, wait_answered
-from tests.variants import FLUX, QWEN
+from tests.product.conftest import served_both
 
 IS_THOROUGH = bool(os.environ.get("ALL_FAULTS"))
 """`make faults` runs every combination, `make test` each kind once."""
@@ -44,12 +42,7 @@ def serving_both() -> Iterator[Running]:
         ),
         qwen_vl=QwenVLSettings(slots=ROWS, max_context=128, prefill_chunk=64),
     )  # fmt: skip
-    workers = make_workers(settings.server)
-    models = [build("flux", FLUX, settings, workers), build("qwen", QWEN, settings, workers)]
-    started = serving(*models, settings=settings, wait_ready=False, workers=workers)  # type: ignore[arg-type]
-    with closing(workers), started as running:
-        for model in models:
-            model.host.wait_ready(PATIENCE_S)
+    with served_both(settings) as running:
         yield running
 
 
@@ -138,7 +131,7 @@ class Pictures(Room):
 class Answers(Room):
     """Qwen2.5-VL over OpenAI chat, each row with a picture of its own."""
 
-    model = "qwen"
+    model = "qwen-vl"
 
     def ask(self, row: int, *, breaks: bool = False) -> Reply:
         picture = base64.b64encode(picture_of(row, breaks=breaks)).decode()
@@ -147,8 +140,8 @@ class Answers(Room):
             {"type": "text", "text": f"What {BREAKS}?" if breaks else f"What is in {row}?"},
         ]
         body = {
-            "model": "qwen", "messages": [{"role": "user", "content": content}], "temperature": 1,
-            "seed": row, "max_tokens": TOKENS, "ignore_eos": True,
+            "model": "qwen-vl", "messages": [{"role": "user", "content": content}],
+            "temperature": 1, "seed": row, "max_tokens": TOKENS, "ignore_eos": True,
         }  # fmt: skip
         with self.running.client() as http:
             reply = http.post("/v1/chat/completions", json=body)

@@ -18,7 +18,7 @@ from tests.fakes import PATIENCE_S, EchoEngine, ScriptedEngine
 from tests.http.echo import Asking, Row, TaskPredictor, infer_body, serving, small_settings
 
 MARGIN_S = 15.0
-"""What the chart's terminationGracePeriodSeconds has beyond linger and drain."""
+"""Seconds that the chart's terminationGracePeriodSeconds has beyond linger and drain."""
 
 
 class Hanging(TaskPredictor):

@@ -51,7 +51,7 @@ def answers(running: Running) -> Answers:
 
 @pytest.fixture(scope="module")
 def alone(pictures: Pictures, answers: Answers) -> dict[str, list[Reply]]:
-    """What each row gets when nothing else runs, the culprit while nothing is broken."""
+    """Each row's reply when nothing else runs, the culprit's while nothing is broken."""
     found = {
         room.model: [room.ask(i, breaks=i == CULPRIT) for i in range(ROWS)]
         for room in (pictures, answers)
@@ -166,14 +166,14 @@ STAGES: dict[str, tuple[str, Fault, tuple[int, str]]] = {
     "flux: denoise step": ("flux", in_denoise_step, INSIDE),
     "flux: VAE": ("flux", in_vae, INSIDE),
     "flux: PNG encoder": ("flux", in_png_encoder, AFTER),
-    "qwen: tokenizer": ("qwen", in_chat_tokenizer, BEFORE),
-    "qwen: worker that decodes": ("qwen", in_picture_worker, BEFORE),
-    "qwen: processor": ("qwen", in_processor, BEFORE),
-    "qwen: vision tower": ("qwen", in_vision_tower, INSIDE),
-    "qwen: prefill": ("qwen", in_prefill, INSIDE),
-    "qwen: decode step": ("qwen", in_decode_step, INSIDE),
-    "qwen: detokenizer": ("qwen", in_detokenizer, AFTER),
-    "qwen: encoder of the answer": ("qwen", in_answer_encoder, AFTER),
+    "qwen: tokenizer": ("qwen-vl", in_chat_tokenizer, BEFORE),
+    "qwen: worker that decodes": ("qwen-vl", in_picture_worker, BEFORE),
+    "qwen: processor": ("qwen-vl", in_processor, BEFORE),
+    "qwen: vision tower": ("qwen-vl", in_vision_tower, INSIDE),
+    "qwen: prefill": ("qwen-vl", in_prefill, INSIDE),
+    "qwen: decode step": ("qwen-vl", in_decode_step, INSIDE),
+    "qwen: detokenizer": ("qwen-vl", in_detokenizer, AFTER),
+    "qwen: encoder of the answer": ("qwen-vl", in_answer_encoder, AFTER),
 }
 
 
@@ -229,8 +229,12 @@ class Memory:
             return True
 
 
-PASS = {"flux": ("runner", "denoise"), "qwen": ("runner", "decode")}
-MOMENTS = {"the first": 1, "one in the middle": 2, "the last": {"flux": STEPS, "qwen": TOKENS - 1}}
+PASS = {"flux": ("runner", "denoise"), "qwen-vl": ("runner", "decode")}
+MOMENTS = {
+    "the first": 1,
+    "one in the middle": 2,
+    "the last": {"flux": STEPS, "qwen-vl": TOKENS - 1},
+}
 MEMORY = {"a quarter fits": (ROWS // 4, 10_000)}
 if IS_THOROUGH:
     MEMORY |= {"half fits": (ROWS // 2, 1), "one fits": (1, 10_000)}
@@ -265,14 +269,14 @@ def test_a_step_out_of_memory_is_halved_and_no_byte_changes(
 
 LARGE: dict[str, tuple[str, Fault]] = {
     "flux: VAE": ("flux", in_vae),
-    "qwen: vision tower": ("qwen", in_vision_tower),
+    "qwen: vision tower": ("qwen-vl", in_vision_tower),
 }
 if IS_THOROUGH:
     LARGE |= {
         "flux: text encoder": ("flux", in_text_encoder),
         "flux: denoise step": ("flux", in_denoise_step),
-        "qwen: prefill": ("qwen", in_prefill),
-        "qwen: decode step": ("qwen", in_decode_step),
+        "qwen: prefill": ("qwen-vl", in_prefill),
+        "qwen: decode step": ("qwen-vl", in_decode_step),
     }
 
 

@@ -47,7 +47,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many cases each kind of part runs."""
+    """Cases of each kind of part."""
 
     http: int
     mutation: int
@@ -80,7 +80,7 @@ FULL = Sizes(
 
 @dataclass
 class Outcome:
-    """What one part did."""
+    """Cases, seconds and findings of one part."""
 
     part: str
     cases: int = 0

@@ -98,7 +98,7 @@ def _beside_nginx(ours: Reading, nginx: NginxReading) -> list[str]:
 
 
 def _behind_nginx(nginx: NginxReading) -> list[str]:
-    """What nginx sent on must be one message to us, with the body that nginx meant, or refused."""
+    """A message that nginx sent on must be one to us, with nginx's body, or be refused."""
     found = []
     for one in nginx.forwarded:
         ours = read_ours([one.raw])

@@ -41,7 +41,7 @@ class Message(NamedTuple):
 
 @dataclass
 class Reading:
-    """What a reader found on a connection, in order, and how it ended.
+    """The messages that a reader found on a connection, in order, and their end.
 
     `refused`: the next message is invalid. `closed`: the last message said that none follows.
     `incomplete`: more bytes are needed. `end`: nothing is left.

@@ -183,7 +183,7 @@ def stored(target: str) -> list[bytes]:
 
 
 def kept(target: str) -> dict[str, bytes]:
-    """What `corpus/` has for a target, by name."""
+    """The inputs of `corpus/` for a target, by name."""
     path = CORPUS / target
     lines = path.read_text().splitlines() if path.exists() else []
     return {name: base64.b64decode(data) for name, data in (line.split(" ") for line in lines)}

@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,15 +23,13 @@ import httpx
 import yaml
 
 from benchmarks.serving.hostile_cases import field, infer
-from predictors.__main__ import build
-from predictors.protocol.tasks import make_workers
 from predictors.settings import FluxSettings, QwenVLSettings, Settings
 from tests.fuzz.findings import Finding
 from tests.fuzz.http_streams import mutate
 from tests.fuzz.seeds import stored
 from tests.fuzz.targets import SPLIT
-from tests.http.echo import Running, serving, small_settings
-from tests.product.conftest import CHECKPOINTS, START_S
+from tests.http.echo import Running, small_settings
+from tests.product.conftest import served_both
 
 DOCUMENT = Path(__file__).with_name("open_inference_rest.yaml")
 CHECKS = (
@@ -94,17 +92,7 @@ def fuzzed_server() -> Iterator[Running]:
         qwen_vl=QwenVLSettings(max_context=256, default_max_tokens=4),
     )
     logging.getLogger("predictors").setLevel(logging.ERROR)  # a line per request otherwise
-    workers = make_workers(settings.server)
-    models = [
-        build("flux", CHECKPOINTS / "shapes-flux", settings, workers),
-        build("qwen-vl", CHECKPOINTS / "shapes-qwen-vl", settings, workers),
-    ]
-    with (
-        closing(workers),
-        serving(*models, settings=settings, wait_ready=False, workers=workers) as running,  # type: ignore[arg-type]
-    ):
-        for model in models:
-            model.host.wait_ready(START_S)
+    with served_both(settings) as running:
         yield running
 
 

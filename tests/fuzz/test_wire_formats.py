@@ -66,7 +66,7 @@ def check(target: str, raw: bytes) -> None:
 def nearly(
     expected: st.SearchStrategy[Any], other: st.SearchStrategy[Any] = NESTED
 ) -> st.SearchStrategy[Any]:
-    """What is expected, but for one time in fifteen."""
+    """The expected values, but for one time in fifteen."""
     return st.integers(0, 14).flatmap(lambda n: other if n == 7 else expected)
 
 

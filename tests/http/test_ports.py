@@ -64,17 +64,6 @@ def test_without_the_settings_all_is_on_the_data_port() -> None:
         assert ask(running.server.http_port, "/metrics").status_code == 200
 
 
-def test_each_scrape_of_its_own_port_updates_the_gauges() -> None:
-    scrapes: list[int] = []
-    settings = small_settings(server=APART)
-    with serving(
-        echo(), settings=settings, on_scrape=lambda: scrapes.append(len(scrapes))
-    ) as running:
-        for _ in range(3):
-            ask(running.server.metrics_port, "/metrics")
-    assert scrapes == [0, 1, 2]
-
-
 def test_the_log_names_every_port(caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO, logger="predictors.protocol.server"),

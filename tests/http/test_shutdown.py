@@ -154,7 +154,7 @@ def test_a_lingering_server_answers_with_connection_close(start: object) -> None
         before = http.post(f"{url}/infer", json=infer_body("before"))
         assert "connection" not in before.headers
         process.signal(signal.SIGTERM)
-        process.wait_log("serving whoever still comes")
+        process.wait_log("serving requests that still come")
         late = http.post(f"{url}/infer", json=infer_body("late"))
         assert (late.status_code, late.headers["connection"]) == (200, "close")
         ready = http.get(f"{url}/ready")

@@ -15,12 +15,10 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from cryptography import x509
 
 from predictors import metrics
 from predictors.protocol.http import tls
 from predictors.protocol.http.app import RestApp
-from predictors.protocol.http.cycle import PEER_KEY, peer_name
 from predictors.protocol.kserve_sdk import pb, pb_grpc
 from predictors.settings import Settings
 from tests.fakes import ScriptedEngine
@@ -257,37 +255,20 @@ def test_probes_and_scrapes_of_their_own_ports_need_no_certificate(mutual: Runni
         assert httpx.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S).status_code == 200
 
 
-NAMES = {
-    "a common name": (("alice",), "alice"),
-    "a DNS name": (("alice", x509.DNSName("alice.example")), "alice.example"),
-    "a workload": (
-        ("alice", x509.DNSName("x"), x509.UniformResourceIdentifier("spiffe://a/b")),
-        "spiffe://a/b",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", NAMES)
-def test_the_application_is_told_the_clients_name(
-    kind: str, mutual: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_application_is_told_of_https(
+    open_to_all: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (name, *alternatives), expected = NAMES[kind]
-    seen: list[Any] = []
+    seen: list[str] = []
     answer = RestApp.__call__
 
     async def watched(app: RestApp, scope: Any, receive: Any, send: Any) -> None:
-        seen.append((scope["scheme"], scope.get(PEER_KEY)))
+        seen.append(scope["scheme"])
         await answer(app, scope, receive, send)
 
     monkeypatch.setattr(RestApp, "__call__", watched)
-    pair = AUTHORITY.issue(name, *(alternatives or [x509.RFC822Name("a@example.com")]))
-    with https(mutual, AUTHORITY.client_context(tmp_path, pair)) as http:
+    with https(open_to_all, AUTHORITY.client_context()) as http:
         http.get("/v2/health/live")
-    assert seen == [("https", expected)]
-
-
-def test_a_certificate_without_a_name_gives_none() -> None:
-    assert peer_name(None) == peer_name({}) == peer_name({"subject": ()}) == ""
+    assert seen == ["https"]
 
 
 # -- reload ----------------------------------------------------------------------------------------

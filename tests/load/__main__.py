@@ -82,7 +82,7 @@ class Run:
 
     def _flat(self) -> dict[str, Any]:
         asked = self._asked
-        with Target(FOLDER / "flat.log", self._cores) as target:
+        with Target(FOLDER / "flat.log", self._cores, flat.SETTINGS) as target:
             solo = solo_file(target, flat.MIX)
             full = curve.capacity(target, flat.MIX, 8.0, asked.seed)
             rate, seconds = 1.5 * full["good"], 60 * asked.minutes

@@ -20,6 +20,13 @@ MIX = "small"
 LEAVERS = 0.30
 SLOW = 0.05
 BATCH = 1000
+CACHE_BYTES = 8 * 2**20
+SETTINGS = {
+    # every text and half of the pictures are new: caches of their usual size, 256 MiB each, would
+    # still grow after 10,000 requests, as they should
+    "PREDICTORS_FLUX_PROMPT_CACHE_BYTES": str(CACHE_BYTES),
+    "PREDICTORS_QWEN_VL_EMBEDDING_CACHE_BYTES": str(CACHE_BYTES),
+}
 WARM_BATCHES = 2
 """Caches, heaps and thread pools have their size after these."""
 MOST_MIB_PER_1000 = 4.0
@@ -36,7 +43,7 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def counts(records: Sequence[Record]) -> dict[str, Any]:
-    """What holds for every request of a run, whatever the machine."""
+    """Counts that hold for every request of a run, whatever the machine."""
     outcomes = Counter(each.outcome for each in records)
     bad = [each for each in records if each.outcome in (UNANSWERED, FAILED, UNCONNECTED)]
     return {
@@ -68,8 +75,10 @@ def flat(
         records += run(plan, target.cores, "flat")
         held.append(target.settled(len(records)))
         batch += 1
-    return {"mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, **counts(records),
-            **growth(held)}  # fmt: skip
+    return {
+        "mix": MIX, "rate": rate, "seed": seed, "leavers": LEAVERS, "settings": SETTINGS,
+        **counts(records), **growth(held),
+    }  # fmt: skip
 
 
 def growth(held: Sequence[Held]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Manner:
-    """How a caller behaves: drawn before it asks."""
+    """A caller's behaviour, drawn before it asks."""
 
     deadline_s: float
     leaves_after_s: float | None = None

@@ -48,7 +48,7 @@ class Case:
 
 
 def fate(record: Record, signal_s: float) -> str:
-    """What became of one request; `signal_s` is on the clock of the records."""
+    """The outcome of one request; `signal_s` is on the clock of the records."""
     is_refused = record.outcome == REFUSED
     is_answered = record.outcome in (OK, LATE)
     is_drained = is_refused and record.status in DRAINED

@@ -97,7 +97,7 @@ class Target:
         return total
 
     def settled(self, at_s: float = 0.0) -> Held:
-        """What it holds once all is answered and given back."""
+        """Its memory, descriptors and threads once all is answered and given back."""
         self.wait_idle()
         time.sleep(SETTLE_S)
         return Held.of(self.tree, at_s)

@@ -279,6 +279,7 @@ MIXES: Mapping[str, tuple[Kind, ...]] = {
     "large pictures": (Kind("large pictures", 1, partial(_fixed, rows=1, side=128, steps=20)),),
     "60 rows": (Kind("60 rows", 1, partial(_fixed, rows=60, side=64, steps=100)),),
     "one chat": (Kind("one chat", 1, partial(_tokens, choices=1, most=16)),),
+    "chats": (Kind("chats", 1, partial(_tokens, choices=1, most=32)),),
     "long chats": (Kind("long chats", 1, partial(_tokens, choices=1, most=200)),),
     "n=16": (Kind("n=16", 1, partial(_tokens, choices=16, most=256)),),
 }

@@ -78,6 +78,9 @@ OVERLOADED = {
     action: f'predictors_overload_active{{job="p",instance="i",action="{action}"}}'
     for action in metrics.OVERLOAD_ACTIONS
 }
+KEYS = {
+    name: f'predictors_keys_{name}{{job="p",instance="i"}}' for name in ("reload_success", "loaded")
+}
 # series where it fires and where it is silent, one sample a minute, looked at after seven hours
 CASES: dict[str, tuple[dict[str, str], ...]] = {
     "ScrapeFailing": (
@@ -169,6 +172,11 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "0+0x420"},  # no TLS
     ),
     "CertificateReloadFailing": times("predictors_tls_reload_failing", "1+0x420", "0+0x420"),
+    "KeysReloadFailing": (
+        {KEYS["reload_success"]: "0+0x420", KEYS["loaded"]: "2+0x420"},
+        {KEYS["reload_success"]: "1+0x420", KEYS["loaded"]: "2+0x420"},
+        {KEYS["reload_success"]: "0+0x420", KEYS["loaded"]: "0+0x420"},  # no keys
+    ),
 }  # fmt: skip
 
 

@@ -30,9 +30,10 @@ def product_settings() -> Settings:
 
 
 @contextmanager
-def served_both() -> Iterator[Running]:
-    """A ready server in this process with the models `flux` and `qwen-vl`."""
-    settings = product_settings()
+def served_both(settings: Settings | None = None) -> Iterator[Running]:
+    """A ready server in this process with the models `flux` and `qwen-vl`; small ones by
+    default."""
+    settings = settings or product_settings()
     workers = make_workers(settings.server)
     models = [
         build("flux", CHECKPOINTS / "shapes-flux", settings, workers),

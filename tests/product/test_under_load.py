@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +12,7 @@ import openai
 import pytest
 
 from tests.fakes import wait_idle
+from tests.faults.rooms import count_accepted
 from tests.http.echo import PATIENCE_S, Running
 from tests.product.brake import braked, host_of, wait_answered
 from tests.product.conftest import Sample
@@ -51,19 +51,6 @@ def test_jobs_of_different_lengths_share_steps_and_get_what_they_get_alone(
     assert [pictures(task.result()) for task in tasks] == alone
     jobs = sample("predictors_batch_size_sum", model="flux") - shared
     assert jobs > sample("predictors_batch_size_count", model="flux") - turns  # wider than one
-
-
-def count_accepted(monkeypatch: pytest.MonkeyPatch, host: Any) -> threading.Semaphore:
-    """A semaphore that is released for every job that `host` accepts from now on."""
-    accepted, submit = threading.Semaphore(0), host.submit
-
-    def submit_and_count(*args: Any, **more: Any) -> Any:
-        jobs = submit(*args, **more)
-        accepted.release(len(jobs))
-        return jobs
-
-    monkeypatch.setattr(host, "submit", submit_and_count)
-    return accepted
 
 
 def test_a_caller_who_leaves_a_drawing_stops_it(product: Running, sample: Sample) -> None:

@@ -33,7 +33,7 @@ class Gate:
         self.gate.watch(Monitor("memory", lambda: self.pressure, actions))
 
     def at(self, pressure: float) -> tuple[bool, bool, bool]:
-        """What happens at this pressure: connections close, large requests, all are refused."""
+        """The actions at this pressure: connections close, large requests, all are refused."""
         self.pressure = pressure
         self.gate.update()
         return self.gate.closes, refused(self.gate, LARGE), refused(self.gate, SMALL)

@@ -47,20 +47,6 @@ def test_it_is_a_kserve_server_that_models_can_be_registered_with() -> None:
         server.registry.find("three")
 
 
-def test_on_scrape_is_called_before_each_metrics_response() -> None:
-    scrapes: list[int] = []
-    settings = small_settings()
-    model = echo("echo", settings)
-    with (
-        serving(model, settings=settings, on_scrape=lambda: scrapes.append(1)) as running,
-        running.client() as http,
-    ):
-        assert http.get("/metrics").status_code == 200
-        assert http.get("/v2").status_code == 200
-        assert http.get("/metrics").status_code == 200
-    assert scrapes == [1, 1]
-
-
 def test_one_line_is_logged_per_request_and_none_per_probe(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

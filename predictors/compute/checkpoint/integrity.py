@@ -101,7 +101,7 @@ class Verification:
         without: Collection[str] = (),
     ) -> None:
         with reading(f"the files of {folder.name}"):
-            manifest = find_manifest(folder)
+            manifest = find_manifest(folder, with_hubs=settings.verify == "on")
             if manifest is not None:
                 names = listed_files(folder, manifest, settings.weights_variant, without)
                 names.sort(key=lambda name: -(folder / name).stat().st_size)  # the longest first
@@ -158,10 +158,10 @@ class _Comparison:
 
 
 # -- what is listed --------------------------------------------------------------------------------
-def find_manifest(folder: Path) -> Manifest | None:
-    """The digests recorded for a folder: in `model.sha256`, else by a hub. A part of a pipeline may
-    be listed by the pipeline. None if there are none."""
-    for find in (_own_manifest, _hub_records, _hub_links):
+def find_manifest(folder: Path, *, with_hubs: bool = False) -> Manifest | None:
+    """The digests recorded for a folder: in `model.sha256`, else `with_hubs` by a hub. A part of a
+    pipeline may be listed by the pipeline. None if there are none."""
+    for find in (_own_manifest, _hub_records, _hub_links) if with_hubs else (_own_manifest,):
         found = find(folder)
         if found is None and (folder.parent / INDEX).is_file() and find is not _hub_links:
             whole = find(folder.parent)

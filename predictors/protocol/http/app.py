@@ -79,9 +79,8 @@ class RestApp:
     """The REST application. Event loop only.
 
     `access` refuses requests of other origins; None allows all. `callers` tell callers apart and
-    check their keys; None lets all in.
-    While `is_leaving` returns true, every response closes its connection, so that keep-alive
-    clients reconnect to another replica.
+    check their keys; None lets all in. While `closes_connections` returns true, every response
+    closes its connection, so that keep-alive clients reconnect to another replica.
     """
 
     def __init__(
@@ -89,13 +88,13 @@ class RestApp:
         routes: Sequence[BaseRoute],
         *,
         access_log: bool,
-        is_leaving: Callable[[], bool] = lambda: False,
+        closes_connections: Callable[[], bool] = lambda: False,
         access: AccessPolicy | None = None,
         callers: Callers | None = None,
     ) -> None:
         self._access = access
         self._callers = callers
-        self._is_leaving = is_leaving
+        self._closes_connections = closes_connections
         self._access_log = access_log
         self._router = Router(list(routes), redirect_slashes=False, default=self._no_route)
 
@@ -120,7 +119,7 @@ class RestApp:
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                closing = [_CLOSE] if self._is_leaving() else []
+                closing = [_CLOSE] if self._closes_connections() else []
                 message["headers"] = [*message["headers"], request_id, *shared, *closing]
                 scope[STATUS_KEY] = message["status"]
             await send(message)

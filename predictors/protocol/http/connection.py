@@ -25,7 +25,7 @@ from predictors.protocol.http.connection_limits import (
     ConnectionLimit,
     SlowReaderTimeout,
 )
-from predictors.protocol.http.cycle import PEER_KEY, RequestCycle, peer_name, refusal, scope_of
+from predictors.protocol.http.cycle import RequestCycle, refusal, scope_of
 from predictors.protocol.http.parsing import (
     BadChunk,
     BadHead,
@@ -77,7 +77,6 @@ class HttpConnection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self._handshake = handshake
-        self._peer = ""  # name in the client's certificate
         self._addresses: tuple[Any, Any] = (None, None)  # local and remote
         self._stage = Stage.HEAD
         self._unread = bytearray()
@@ -101,7 +100,6 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport
         self._addresses = get_local_addr(transport), get_remote_addr(transport)
         if self._handshake is not None:
-            self._peer = peer_name(transport.get_extra_info("peercert"))
             self._limit.remove(self._handshake)
         self._slow_reader = SlowReaderTimeout(
             self._loop, transport, self._write_timeout_s, transport.abort
@@ -250,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
             cycle.event.set()
         scope = scope_of(head, *self._addresses, self._app_state.copy())
         if self._handshake is not None:
-            scope["scheme"], scope[PEER_KEY] = "https", self._peer
+            scope["scheme"] = "https"
         task = self._loop.create_task(self._app(scope, cycle.receive, cycle.send))
         self._server.tasks.add(task)
         task.add_done_callback(partial(self._request_ended, cycle))

@@ -7,7 +7,7 @@ import asyncio
 import http
 import math
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
 import orjson
@@ -20,7 +20,6 @@ NO_BODY = frozenset({204, 304})
 BODY = "http.response.body"
 COMMENT = b": still working\n\n"  # of an event stream; readers skip it
 
-PEER_KEY = "predictors.peer"  # scope key of the name in a client's certificate
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -53,23 +52,6 @@ def scope_of(head: Head, server: object, client: object, state: object) -> dict[
         "headers": head.headers,
         "state": state,
     }
-
-
-def peer_name(certificate: Mapping[str, Any] | None) -> str:
-    """The name in a client's verified certificate, as `ssl` describes one: the first URI or DNS
-    name, else the common name; empty without any."""
-    if not certificate:
-        return ""
-    names = certificate.get("subjectAltName", ())
-    for kind in ("URI", "DNS"):
-        for found, name in names:
-            if found == kind:
-                return str(name)
-    for part in certificate.get("subject", ()):
-        for found, name in part:
-            if found == "commonName":
-                return str(name)
-    return ""
 
 
 def refusal(status: int, message: str, *headers: bytes) -> bytes:

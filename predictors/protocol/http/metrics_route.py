@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from prometheus_client import REGISTRY
 from starlette.requests import Request
@@ -14,17 +13,16 @@ from predictors.protocol.http.exchange import Response
 from predictors.protocol.http.exposition import Scraper
 
 
-def metrics_route(on_scrape: Callable[[], None]) -> Route:
-    """A route for one event loop. `on_scrape` is called before each scrape, to update gauges."""
-    return Route("/metrics", PlainEndpoint(_Scrapes(on_scrape).answer), methods=["GET"])
+def metrics_route() -> Route:
+    """A route for one event loop."""
+    return Route("/metrics", PlainEndpoint(_Scrapes().answer), methods=["GET"])
 
 
 class _Scrapes:
     """One scrape runs at a time. Requests that come meanwhile share the next one. Event loop
     only."""
 
-    def __init__(self, on_scrape: Callable[[], None]) -> None:
-        self._on_scrape = on_scrape
+    def __init__(self) -> None:
         self._scraper = Scraper(REGISTRY)
         self._lock = asyncio.Lock()
         self._next: dict[str, asyncio.Task[Response]] = {}  # by the `Accept` header
@@ -39,7 +37,6 @@ class _Scrapes:
     async def _scrape_next(self, accept: str) -> Response:
         async with self._lock:
             del self._next[accept]
-            self._on_scrape()
             # 3 ms with two models, 10 ms while engines compete for the interpreter's lock
             body, content_type = await asyncio.to_thread(self._scraper.scrape, accept)
             return Response(body, headers=(("content-type", content_type),))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from starlette.routing import BaseRoute
 
@@ -31,7 +31,6 @@ class SidePorts:
     def __init__(
         self,
         registry: Registry,
-        on_scrape: Callable[[], None],
         open_ports: contextlib.AsyncExitStack,
     ) -> None:
         self._settings = registry.settings.server
@@ -39,7 +38,7 @@ class SidePorts:
         self._servers: dict[socket.socket, HttpServer] = {}
         own = self._settings
         self.health_port = self._listen(own.health_port, "health", probe_routes(registry))
-        self.metrics_port = self._listen(own.metrics_port, "metrics", [metrics_route(on_scrape)])
+        self.metrics_port = self._listen(own.metrics_port, "metrics", [metrics_route()])
         self._thread = threading.Thread(target=self._run, name="side-ports", daemon=True)
 
     def _listen(self, port: int, purpose: str, routes: Sequence[BaseRoute]) -> int:

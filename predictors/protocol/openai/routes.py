@@ -37,7 +37,7 @@ from predictors.protocol.openai.images_body import URL, ImagesBody, decode_image
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served, ServesChat, ServesImages, check_room
+from predictors.protocol.serves import Served, ServesChat, ServesImages
 
 PREFIXES = ("/openai/v1", "/v1")
 OWNER = "vision-predictors"
@@ -116,7 +116,7 @@ def check_only_model(registry: Registry, operation: Operation, exchange: Exchang
     able = [each for each in models.values() if operation.serves(each)]
     if len(able) == 1:
         try:
-            check_room(able[0], exchange.call)
+            registry.check_room(able[0], exchange.call)
         except ServingError:
             exchange.record.model = able[0].name
             raise

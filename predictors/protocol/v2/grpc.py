@@ -38,7 +38,6 @@ from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import check_room
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
 from predictors.protocol.v2.rest import (
     NAME,
@@ -190,7 +189,7 @@ class InferenceMethods:
             call.tighten(remaining)
         self._registry.begin_request(model.name)
         try:
-            check_room(model, call)
+            self._registry.check_room(model, call)
             values = await self._decoded(raw, call)
             check_outputs(values, model)
             response = complete(await model.infer(values, call), values, call)

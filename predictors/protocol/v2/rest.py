@@ -23,7 +23,7 @@ from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
 from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange, Response, json_response
 from predictors.protocol.registry import VERSION, Registry
-from predictors.protocol.serves import Served, check_room
+from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request, encode_json_response
 
@@ -94,7 +94,7 @@ class V2Routes:
     async def infer(self, exchange: Exchange) -> Response:
         name, version = exchange.path["model"], exchange.path.get("version", "")
         model = exchange.admit(name, version)
-        check_room(model, exchange.call)
+        self._registry.check_room(model, exchange.call)
         head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
         files = model.file_inputs
         request = await exchange.decode_body(

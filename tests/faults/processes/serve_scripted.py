@@ -17,15 +17,7 @@ from predictors.protocol.http.connection_limits import raise_file_limit
 from predictors.protocol.server import PredictorServer
 from tests.fakes import ScriptedEngine
 from tests.http.echo import TaskPredictor, small_settings
-
-
-def obey(engine: ScriptedEngine) -> None:
-    for line in sys.stdin:
-        verb, _, number = line.strip().partition(" ")
-        if verb == "open":
-            engine.open()
-        else:
-            engine.allow(int(number))
+from tests.http.serve_held import obey
 
 
 def announce(model: TaskPredictor) -> None:
