@@ -25,6 +25,8 @@ from predictors.workers.pool import Workers
 class Host:
     """Takes the callbacks of a start."""
 
+    is_left_behind = False
+
     def __init__(self) -> None:
         self.events = HostEvents()
 

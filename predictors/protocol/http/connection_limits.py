@@ -81,8 +81,7 @@ class ConnectionLimit:
 
     def start_request(self, connection: Connection, head: Head) -> bool:
         """Mark the connection busy. Returns False if only slots for probes are left."""
-        num_busy = len(self._open) - len(self._idle)
-        if num_busy >= self.limit - self._for_probes and not is_probe(head):
+        if self.num_busy >= self.limit - self._for_probes and not is_probe(head):
             self._log_full("all are busy, requests are refused")
             return False
         self._idle.pop(connection, None)
