@@ -263,6 +263,7 @@ def over_http(checkpoint: Path, *, is_full: bool) -> dict[str, Any]:
         found["alone"] = times(ask(polite, 2 * 10**6, "127.0.0.2"))
         with ThreadPoolExecutor(1) as pool:
             crowd = pool.submit(ask, greedy, 3 * 10**6, "127.0.0.1")
+            # part of the case: the greedy caller was there before
             time.sleep(HTTP_SETTLE_S if is_full else SETTLE_S)
             answers = ask(polite, 4 * 10**6, "127.0.0.2")
             is_beside = not crowd.done()

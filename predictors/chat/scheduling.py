@@ -188,9 +188,9 @@ class StepCosts:
 
 
 class PromptHold:
-    """How long prompts wait that need not be read at once: for decoding as long as the last pass
-    over prompts took, and where prompts share a pass for some steps, so that there are more of
-    them."""
+    """The wait of prompts that need not be read at once. Decoding gets as long as the last pass
+    over prompts took. Where prompts share a pass they wait for some more steps, so that more of
+    them share it."""
 
     def __init__(self) -> None:
         self._left_s = 0.0

@@ -75,33 +75,15 @@ def _nanoseconds(moment: float, offset: float) -> int:
     return int((moment + offset) * 1e9)
 
 
-class _Stage:
-    """Times its block and creates one span for it."""
-
-    __slots__ = ("_name", "_started", "_trace")
-
-    def __init__(self, trace: Trace, name: str) -> None:
-        self._trace = trace
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._trace.add(self._name, self._started, time.monotonic())
-
-
 class TimedStage:
-    """Observes the seconds of its block in a histogram, and creates a span if there is a trace."""
+    """Times its block: observes the seconds in a histogram and creates a span, where there is one
+    of either."""
 
     __slots__ = ("_histogram", "_name", "_started", "_trace")
 
-    def __init__(self, histogram: Histogram, trace: Trace | None = None, name: str = "") -> None:
+    def __init__(
+        self, histogram: Histogram | None, trace: Trace | None = None, name: str = ""
+    ) -> None:
         self._histogram = histogram
         self._trace = trace
         self._name = name
@@ -116,14 +98,15 @@ class TimedStage:
         trace: TracebackType | None,
     ) -> None:
         now = time.monotonic()
-        self._histogram.observe(now - self._started)
+        if self._histogram is not None:
+            self._histogram.observe(now - self._started)
         if self._trace is not None:
             self._trace.add(self._name, self._started, now)
 
 
 def stage(trace: Trace | None, name: str) -> AbstractContextManager[object]:
     """A context manager that creates a span for its block; it does nothing without a trace."""
-    return _NOTHING if trace is None else _Stage(trace, name)
+    return _NOTHING if trace is None else TimedStage(None, trace, name)
 
 
 def exemplar() -> dict[str, str] | None:

@@ -114,7 +114,7 @@ class Certificates:
         while not self._stopped.wait(self._settings.reload_s):
             try:
                 self.reload()
-            except Exception:
+            except Exception:  # a certificate that cryptography trips over must not end the thread
                 metrics.tls_reload_failing.set(1)
                 log.exception("TLS: the new files can't be used, the old ones stay")
 

@@ -64,7 +64,7 @@ class LoopLag:
         self.average_s = 0.0
 
     def overdue_s(self) -> float:
-        """How long the loop has not run. Any thread."""
+        """Seconds since the loop should have run. Any thread."""
         return max(0.0, self._clock() - self._due)
 
     def pressure(self) -> float:

@@ -57,7 +57,7 @@ class Registry:
         )
         self.overload = OverloadGate(settings.overload)
         self.loop_overdue_s: Callable[[], float] = lambda: 0.0
-        """How long the event loop of the data port has not run; set by the server."""
+        """Seconds since the event loop of the data port should have run; set by the server."""
         self.callers = Callers(settings.access)
         self.pending_bodies: set[PendingBody] = set()
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")

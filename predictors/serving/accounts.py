@@ -1,4 +1,4 @@
-"""How much of an engine each caller has used, and who comes next.
+"""The share of an engine that each caller has used, and the order of callers in the queue.
 
 Callers share an engine by start-time fair queueing for a server of several slots, SFQ(D) (Goyal,
 Vin, Cheng, 1996; Jin, Chase, Kaur, 2004), over engine seconds divided by the caller's weight. A job

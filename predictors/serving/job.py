@@ -49,7 +49,7 @@ class Job(Generic[W, C]):
         """Time on the device, in a unit of the engine's; 1 where the work does not tell. An engine
         may correct it when the job has ended, before its rate is learned."""
         self.least_cost: float = getattr(work, "least_cost", self.cost)
-        """What it costs if it ends as early as it can."""
+        """The cost if it ends as early as it can: of a chat, after one token."""
         self.cost_kind: str = getattr(work, "cost_kind", "")
         """Works of one kind take equal time for equal cost."""
         self.used_s = 0.0

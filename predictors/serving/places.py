@@ -35,8 +35,8 @@ class Places:
         )
 
     def free(self, own: int, free_slots: int) -> int:
-        """How many more rows a caller that holds `own` places may add; below 0 where it holds too
-        many. Free slots count as places."""
+        """Rows that a caller that holds `own` places may add; below 0 where it holds too many.
+        Free slots count as places."""
         if own == self.taken:
             return self.capacity + free_slots - own
         others = self.taken - own - (self._excess - max(0, own - self.half))

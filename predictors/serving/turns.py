@@ -1,9 +1,9 @@
-"""Whose turn it is inside an engine: the order of callers in a step, and who may take more slots.
+"""The order of callers inside an engine: in a step, and for more slots.
 
-Among the callers that hold slots the one that has used least since goes first. One who comes starts
-level with the least and goes before it, unless it owes from before; one who uses less than its
-share although nothing holds it back can't save that up. `accounts` is about the queue: its levels
-count what running jobs will still use, and here they have not used it yet.
+Of the callers that hold slots, the one that has used the fewest weighted seconds goes first. A
+newcomer starts level with that one and goes before it, unless it has a debt from before; unused
+share is not saved up. `accounts` orders the queue and counts expected seconds of running jobs too,
+which are not used yet.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class SlotHolders:
         return sorted(items, key=lambda item: ranks[account_of(item).name])
 
     def deal(self, wanted: dict[str, int], places: int, place_s: float) -> dict[str, int]:
-        """How many of `places` each caller gets of those it wants, by name: one at a time to the
-        caller who would then have used least, where a place costs `place_s` seconds."""
+        """The number of `places` for each caller, by name, at most those that it wants. Places are
+        given one at a time to the caller that has then used least; one costs `place_s` seconds."""
         heap = []
         for rank, (name, holder) in enumerate(reversed(self._holders.items())):
             if most := wanted.get(name):

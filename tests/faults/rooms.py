@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def serving_both() -> Iterator[Running]:
         yield running
 
 
-class Room:
+class Room(ABC):
     """One of the models. Remembers what was made for the request that breaks."""
 
     model: str
@@ -58,13 +59,13 @@ class Room:
         self.engine = self.host._engine
         self.broken_works: list[Any] = []
 
+    @abstractmethod
     def ask(self, row: int, *, breaks: bool = False) -> Reply:
         """Ask for the row's own picture or answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         """Remember the works of requests that break."""
-        raise NotImplementedError
 
     def ask_all(self, *, accepted: int = ROWS) -> list[Reply]:
         """All rows at once, the culprit among them, with so many in the engine's first step."""

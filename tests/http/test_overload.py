@@ -101,6 +101,7 @@ def test_a_refusal_has_the_v2_error_and_is_counted(refusing: Running) -> None:
     assert answer.json() == {"error": MESSAGE.format("memory")}
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.headers["connection"] == "close"
+    check_open(refusing)  # a request is counted after its answer is sent, and before the next one
     assert counted("overloaded") == before + 1
 
 

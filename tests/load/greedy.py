@@ -73,7 +73,7 @@ def greed(target: Target, case: Greed, seconds: float, seed: int) -> dict[str, A
     greedy = _plan(target, case.what, long, case.callers, GREEDY, seed + 1)
     with generating(greedy, target.cores, "greedy-a") as running:
         running.wait_started()
-        time.sleep(HEAD_START_S)
+        time.sleep(HEAD_START_S)  # part of the case: the greedy caller was there before
         before = _step_s(target, case.room)
         beside = run(replace(other, seed=seed + 2), target.cores, "greedy-b")
         after = _step_s(target, case.room)

@@ -98,7 +98,7 @@ def repeat(case: Case, cores: Cores) -> dict[str, Any]:
             running.wait_started()
             if case.with_non_readers:
                 non_readers(target.port, stack)
-            time.sleep(rng.uniform(2.5, 4.5))
+            time.sleep(rng.uniform(2.5, 4.5))  # the signal comes at a random moment of the load
             in_flight = sum(
                 target.sample(f"predictors_requests_{name}") for name in ("running", "waiting")
             )

@@ -83,7 +83,7 @@ class Target:
                     return
             except httpx.TransportError:
                 pass
-            time.sleep(0.1)
+            time.sleep(0.1)  # another process: only its port tells
         raise RuntimeError(f"the server is not ready: {self.log.read_text()[-2000:]}")
 
     def sample(self, name: str, **labels: str) -> float:
@@ -99,7 +99,7 @@ class Target:
     def settled(self, at_s: float = 0.0) -> Held:
         """Its memory, descriptors and threads once all is answered and given back."""
         self.wait_idle()
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S)  # a measurement of rest: the heap is trimmed a second after a request
         return Held.of(self.tree, at_s)
 
     def wait_idle(self, patience_s: float = 120.0) -> None:
@@ -109,7 +109,7 @@ class Target:
             names = ("predictors_requests_running", "predictors_requests_waiting")
             if not any(self.sample(name) for name in names):
                 return
-            time.sleep(0.2)
+            time.sleep(0.2)  # another process: only its series tell
         raise RuntimeError("the server is still at work")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
