@@ -123,7 +123,8 @@ class FluxSettings(SettingsGroup):
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
-    this many seconds in all. 0 always serves the one that has waited longest."""
+    this many seconds in all, or for a quarter of the time to its deadline. 0 always serves the one
+    that has waited longest."""
 
 
 @dataclass(frozen=True, slots=True)
