@@ -26,6 +26,10 @@ class QueueSettings(SettingsGroup):
     overload_status: int = bounded(503, choices=(503, 429))
     """Status of a request that meets a full queue. Gateways retry 503 on another replica; clients
     back off on 429."""
+    refusals_per_s: float = 200.0
+    """Refusals of a full queue or a used up limit that one caller gets at once in a second. Further
+    ones come 0.25 s late, so that a caller who asks again at once takes little time from others. 0
+    delays none. Behind a gateway see `access.caller_header`: without it all are one caller."""
     skip_window: int = 8
     """If the job whose turn it is does not fit, this many jobs behind it may be admitted before
     it."""
