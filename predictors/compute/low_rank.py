@@ -88,7 +88,7 @@ class LowRankTable:
         """Overwrite the rank rows `rows`, int64 (r,) on the device: `changes` by part, of rank r at
         most; all else becomes zero. Engine thread, between steps: copies are in stream order.
 
-        `changes` may be anywhere and of any float dtype. What `staged` made is not waited for.
+        `changes` may be anywhere and of any float dtype. What `on_host` made is not waited for.
         """
         device, dtype = self.up.device, self.up.dtype
         down = torch.zeros(
@@ -113,30 +113,35 @@ def table_bytes(linears: Iterable[LinearSizes], num_rows: int, value_bytes: int)
 
 def add_low_rank(
     out: Tensor,
-    x: Tensor,
+    x: Tensor | tuple[Tensor, ...],
     table: LowRankTable,
     chosen: RankRows,
     token_scales: Tensor | None = None,
 ) -> None:
     """Add each row's adapters to `out` (rows, tokens, out_features), the linear's output for `x`
-    (rows, tokens, in_features), in place.
+    (rows, tokens, in_features), in place. `x` may come in pieces, side by side.
 
     `token_scales` (rows, tokens, 1), if given, are factors of `x` that are applied after the first
     product. Reads nothing back; all shapes are known, so it can be captured. On the CPU rows are
     taken one by one, since a matmul's bits depend on the number of rows.
     """
+    pieces = x if isinstance(x, tuple) else (x,)
     if out.is_cuda or len(out) == 1:
-        _add_rows(out, x, table, chosen, token_scales)
+        _add_rows(out, pieces, table, chosen, token_scales)
         return
     for i in range(len(out)):
         one = slice(i, i + 1)
         own = RankRows(chosen.index[one], chosen.scales[one])
         scales = None if token_scales is None else token_scales[one]
-        _add_rows(out[one], x[one], table, own, scales)
+        _add_rows(out[one], tuple(piece[one] for piece in pieces), table, own, scales)
 
 
 def _add_rows(
-    out: Tensor, x: Tensor, table: LowRankTable, chosen: RankRows, token_scales: Tensor | None
+    out: Tensor,
+    pieces: tuple[Tensor, ...],
+    table: LowRankTable,
+    chosen: RankRows,
+    token_scales: Tensor | None,
 ) -> None:
     (rows, n), sizes = chosen.index.shape, table.sizes
     num_parts = len(sizes.part_features)
@@ -145,7 +150,11 @@ def _add_rows(
     places = (chosen.index[:, None] + starts[None, :, None]).flatten()
     down = table.down.flatten(0, 1).index_select(0, places).view(rows, num_parts * n, -1)
     up = table.up.index_select(0, chosen.index.flatten()).view(rows, n, -1)
-    inner = torch.bmm(x.to(down.dtype), down.transpose(1, 2))
+    widths = [piece.shape[-1] for piece in pieces]
+    shares = [share.transpose(1, 2) for share in down.split(widths, dim=-1)]
+    inner = torch.bmm(pieces[0].to(down.dtype), shares[0])
+    for piece, share in zip(pieces[1:], shares[1:], strict=True):
+        inner.baddbmm_(piece.to(down.dtype), share)
     if token_scales is not None:
         inner.mul_(token_scales)
     parts = inner.view(rows, -1, num_parts, n).mul_(chosen.scales[:, None, None]).unbind(2)
@@ -199,8 +208,9 @@ def check_change(path: str, change: LowRank, in_features: int, out_features: int
         raise InvalidRequest(f"{path} holds values that are not finite")
 
 
-def staged(change: LowRank, device: torch.device, dtype: torch.dtype) -> LowRank:
-    """`change` in `dtype` on the host, in pinned memory for a GPU: its copy waits for nothing."""
+def on_host(change: LowRank, device: torch.device, dtype: torch.dtype) -> LowRank:
+    """`change` in `dtype` on the host, in pinned memory if `device` is a GPU, so that a copy there
+    waits for nothing. Any thread."""
     down, up = change.down.to(dtype), change.up.to(dtype)
     if device.type == "cuda":
         down, up = down.pin_memory(), up.pin_memory()

@@ -135,5 +135,14 @@ def test_a_change_that_does_not_fit_is_refused_by_name() -> None:
     check_change("attn.to_q", one, 12, 5)
     with pytest.raises(InvalidRequest, match=r"^attn.to_q changes 12 features to 5 .* 12 to 6"):
         check_change("attn.to_q", one, 12, 6)
-    with pytest.raises(InvalidRequest, match="attn.to_q holds values that are not finite"):
+    with pytest.raises(InvalidRequest, match=r"^attn.to_q holds values that are not finite"):
         check_change("attn.to_q", LowRank(one.down, one.up / 0), 12, 5)
+
+
+def test_an_input_may_come_in_pieces(
+    table: LowRankTable, changes: dict[str, dict[int, LowRank]]
+) -> None:
+    x, out = torch.randn(2, 7, 12), torch.zeros(2, 7, 16)
+    add_low_rank(out, (x[..., :5], x[..., 5:]), table, chosen(MIX[3], MIX[0]))
+    torch.testing.assert_close(out[0], by_hand(x[0], changes, MIX[3]))
+    assert not out[1].any()
