@@ -52,6 +52,14 @@ class Tiers:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraScale:
+    """An adapter of a request, and the factor of its change."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageParameters:
     """One row as a caller wrote it; None where nothing was given."""
 
@@ -67,6 +75,7 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    loras: tuple[LoraScale, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,8 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
 
     @property
     def may_skip(self) -> bool:
