@@ -39,7 +39,7 @@ NUM_TIMED = 3
 
 
 class StepKey(NamedTuple):
-    """What a captured step depends on."""
+    """A captured step is for one set of these."""
 
     num_text: int
     num_patches: int
@@ -157,14 +157,14 @@ class DiffusionRunner:
             torch.cat([s.context for s in states]),
             torch.cat([s.modulation[s.index] for s in states]),
         ]
-        chosen = [(s, s.rank_rows) for s in states if s.rank_rows is not None]
+        chosen = [(s.rank_rows, s.num_rows) for s in states if s.rank_rows is not None]
         if chosen:
-            inputs += [
-                torch.cat([own[i].expand(s.num_rows, -1) for s, own in chosen]) for i in range(2)
-            ]
+            inputs.append(torch.cat([own.index.expand(rows, -1) for own, rows in chosen]))
+            inputs.append(torch.cat([own.scales.expand(rows, -1) for own, rows in chosen]))
         shares = zip(*(x.split(width) for x in inputs), strict=True)
         velocity = torch.cat([self._velocity(states[0], *share) for share in shares])
-        return velocity.split([s.num_rows for s in states])
+        each: Sequence[Tensor] = velocity.split([s.num_rows for s in states])
+        return each
 
     @staged("vae_decode")
     def decode(self, state: DenoiseState) -> PictureTransfer:
