@@ -186,3 +186,10 @@ class QwenVLSettings(SettingsGroup):
     deterministic: str = bounded("auto", choices=AUTO_ON_OFF)
     """`on`: decoding always uses the same batch width, so that other requests never change a bit of
     an answer. `auto`: on for float32 on the CPU."""
+    lora_max_active: int = bounded(0, least=0, most=256)
+    """Adapters (LoRA, in PEFT's format) that the device holds at once, each `lora_max_rank` of all
+    linear layers of language model and vision tower; more can be loaded and take turns. 0: none are
+    served, and they cost nothing. Else a pass over rows without one costs what it did."""
+    lora_max_rank: int = bounded(16, least=1, most=1024)
+    """Largest rank of an adapter. A step in which a row has one reads `lora_max_active` times
+    this."""
