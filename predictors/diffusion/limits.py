@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
+MAX_PARTIAL_IMAGES = 3  # OpenAI's
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
@@ -82,8 +83,11 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            partial_images=_or(parameters.partial_images, 0),
+            progress=_or(parameters.progress, False),
         )
         self._check_numbers(request)
+        check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)
         self._check_size(request)
         _check_output(request)
         self._check_tier(request)

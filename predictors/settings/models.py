@@ -121,6 +121,10 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    preview: str = bounded("auto", choices=("auto", "linear", "vae"))
+    """Decoder of partial pictures: `linear` (a projection of each latent to a colour, fitted during
+    the warm-up and scaled up), `vae` (the model's own) or `auto` (`linear` on a GPU, `vae` on the
+    CPU)."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""
