@@ -85,6 +85,7 @@ class PictureLimits:
             tier=_or(parameters.tier, self.tiers.default),
             partial_images=_or(parameters.partial_images, 0),
             progress=_or(parameters.progress, False),
+            loras=_or(parameters.loras, ()),
         )
         self._check_numbers(request)
         check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)

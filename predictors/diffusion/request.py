@@ -52,6 +52,14 @@ class Tiers:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraScale:
+    """An adapter of a request, and the factor of its change."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageParameters:
     """One row as a caller wrote it; None where nothing was given."""
 
@@ -69,6 +77,7 @@ class ImageParameters:
     tier: str | None = None
     partial_images: int | None = None
     progress: bool | None = None
+    loras: tuple[LoraScale, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,8 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
     partial_images: int = 0
     """Previews that its caller gets before the picture, at most."""
     progress: bool = False

@@ -64,8 +64,8 @@ def add_service(
     handlers = {name: unary(each, RawMessage, _serialise) for name, each in methods.items()}
     for name, each in (streams or {}).items():
         handlers[name] = streaming(each, RawMessage, _serialise)
-    for name, each in (duplex or {}).items():
-        handlers[name] = grpc.stream_stream_rpc_method_handler(each, RawMessage)
+    for name, handler in (duplex or {}).items():
+        handlers[name] = grpc.stream_stream_rpc_method_handler(handler, RawMessage)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 

@@ -71,6 +71,7 @@ class StreamMethod:
         try:
             error = await result_or_error(self._infer(record, raw, call, left_s, responses))
             if error is not None:
+                await self._registry.refusal_pace.wait(error, call.caller)
                 fault = self._methods.fault(error, call)
                 reason = fault.reason
                 record.end(reason)  # count it before the client sees the error
