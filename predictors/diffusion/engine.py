@@ -174,7 +174,7 @@ class DiffusionEngine:
         runner = self.runner
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
-            if self._previews.is_linear:
+            if self._previews.may_project:
                 rooms = (runner, self._placement, self._preparer, self._limits)
                 self._previews.project_by(warm_projection(*rooms))
         self._charges.expect(seconds)

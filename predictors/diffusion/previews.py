@@ -30,6 +30,8 @@ from predictors.diffusion.scheduling import DiffusionJob, Slot, StepCharges
 log = logging.getLogger(__name__)
 
 MAX_LEVEL = 255
+MAX_ERROR = 0.5
+"""Of the picture's own spread: with more, `auto` does not take the projection."""
 RIDGE = 1e-4
 """Of the latents' variance: channels that never vary in the fitted pictures count little."""
 
@@ -108,19 +110,25 @@ class Previews:
         self, model: str, decoder: str, placement: Placement, charges: StepCharges
     ) -> None:
         """`decoder` is the setting `flux.preview`."""
-        self.is_linear = decoder == "linear" or (decoder == "auto" and placement.is_cuda)
-        """True if it waits for `project_by`, else the model's own decoder is used."""
+        self.may_project = decoder == "linear" or (decoder == "auto" and placement.is_cuda)
+        """True if a projection is to be fitted for `project_by`; until then, and without one, the
+        model's own decoder is used."""
+        self._must_project = decoder == "linear"
         self._model = model
         self._placement = placement
         self._charges = charges
+        self._fitted: Projection | None = None
         self._projection: Projection | None = None
         self._pending: deque[PendingPreview] = deque()
 
     def project_by(self, projection: Projection) -> None:
-        """Use it for all previews from now on."""
-        self._projection = projection
-        message = "%s: previews are projections, off by %.1f levels on a picture that spreads %.1f"
-        log.info(message, self._model, projection.error, projection.spread)
+        """Use it for all previews from now on, if it is good enough or was asked for."""
+        self._fitted = projection
+        if self._must_project or projection.error <= MAX_ERROR * projection.spread:
+            self._projection = projection
+        message = "%s: the projection for previews is off by %.1f levels on a picture of %.1f: %s"
+        decoder = "used" if self._projection is not None else "the model's own decoder is used"
+        log.info(message, self._model, projection.error, projection.spread, decoder)
 
     def launch(
         self, runner: DiffusionRunner, group: Sequence[Slot], results: Sequence[StepResult]
@@ -158,11 +166,12 @@ class Previews:
             self._pending = deque(each for each in self._pending if each.slot.job is not job)
 
     def describe(self) -> dict[str, object]:
-        """The decoder of previews, and the error of a projection."""
-        if self._projection is None:
-            return {"decoder": "linear" if self.is_linear else "vae"}
-        error, spread = self._projection.error, self._projection.spread
-        return {"decoder": "linear", "error": round(error, 1), "spread": round(spread, 1)}
+        """The decoder of previews, and the error of a projection that was fitted."""
+        shown: dict[str, object] = {"decoder": "vae" if self._projection is None else "linear"}
+        if self._fitted is not None:
+            error, spread = self._fitted.error, self._fitted.spread
+            shown |= {"error": round(error, 1), "spread": round(spread, 1)}
+        return shown
 
     def _observe(self, preview: PendingPreview) -> None:
         self._charges.decoded(preview.slot, preview.span)

@@ -156,7 +156,11 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, progress=True), "progress", "needs an answer in parts"),
     (v2(PROMPT, progress="true"), "progress", "must be true or false"),
     (v2(PROMPT, partial_images=1.5), "partial_images", "whole number"),
-    (streamed(PROMPT, partial_images=1), "partial_images", "for one picture; .* has 2 rows"),
+    (
+        streamed(PROMPT, partial_images=1),
+        "partial_images",
+        "for one picture; the request has 2 rows",
+    ),
     (streamed(texts("prompt", "a"), partial_images=4), "partial_images", "from 0 to 3, not 4"),
     (streamed(texts("prompt", "a"), partial_images=-1), "partial_images", "from 0 to 3, not -1"),
     (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),

@@ -121,7 +121,7 @@ def test_a_refusal_keeps_its_status(body: Any, status: int) -> None:
         assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
 
 
-def test_a_full_queue_and_a_drain_keep_their_status() -> None:
+def test_a_full_queue_keeps_its_status() -> None:
     with held(capacity=1) as (running, _, engine), running.client() as http:
         waiting = [running.client() for _ in range(2)]
         streams = [client.stream("POST", IMAGES, json=asked()) for client in waiting]
@@ -132,19 +132,29 @@ def test_a_full_queue_and_a_drain_keep_their_status() -> None:
             assert (first.status_code, second.status_code) == (200, 200)
             reply = http.post(IMAGES, json=asked())
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_overloaded")
-            loop = running.server._loop
-            assert loop is not None
-            loop.call_soon_threadsafe(running.server.registry.drain)
-            reply = http.post(IMAGES, json=asked())
-            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_draining")
-            engine.open()
-            for accepted in (first, second):
-                assert "image_generation.completed" in accepted.read().decode()
+            assert int(reply.headers["retry-after"]) >= 1
         finally:
             engine.open()
             for stream, client in zip(streams, waiting, strict=True):
                 stream.__exit__(None, None, None)
                 client.close()
+
+
+def test_a_drain_refuses_streams_and_finishes_those_that_run() -> None:
+    with (
+        held() as (running, _, engine),
+        running.client() as http,
+        running.client() as other,
+        other.stream("POST", IMAGES, json=asked(partial_images=2)) as accepted,
+    ):
+        engine.wait_in_step()
+        loop = running.server._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(running.server.registry.drain)
+        reply = http.post(IMAGES, json=asked())
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_draining")
+        engine.open()
+        assert "image_generation.completed" in accepted.read().decode()
 
 
 def test_a_caller_who_leaves_frees_its_slot_while_others_go_on() -> None:
