@@ -22,6 +22,9 @@ TIERS = (LOSSLESS, HIGH, TURBO)
 """Ways to draw: as published, with fp8 weights, and with steps that do not call the model."""
 BASE, FP8 = "base", "fp8"
 """Forms of the transformer's weights: in the compute dtype, and in float8_e4m3fn."""
+TEXT, FILL, KONTEXT = "text", "fill", "kontext"
+"""Kinds of checkpoints: text to image (FLUX.1-dev, -schnell, -Krea), FLUX.1-Fill, which draws into
+the masked part of a picture, and FLUX.1-Kontext, which reads a picture beside the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ class Tiers:
         return HIGH in self.loaded or not self.has_base
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SourcePicture:
+    """A caller's picture, at the size of `PictureLimits.source_size`."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, (height, width, 3)."""
+    mask: NDArray[np.uint8] | None = None
+    """(height, width): 255 is drawn anew and 0 kept, by the nearer of the two; None without."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraScale:
     """An adapter of a request, and the factor of its change."""
@@ -78,6 +91,8 @@ class ImageParameters:
     partial_images: int | None = None
     progress: bool | None = None
     loras: tuple[LoraScale, ...] | None = None
+    source: SourcePicture | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,9 @@ class ImageRequest:
     """One of `TIERS`."""
     loras: tuple[LoraScale, ...] = ()
     """Adapters in the caller's order, each known and named once."""
+    source: SourcePicture | None = None
+    strength: float = 1.0
+    """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
     partial_images: int = 0
     """Previews that its caller gets before the picture, at most."""
     progress: bool = False

@@ -159,7 +159,7 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (
         streamed(PROMPT, partial_images=1),
         "partial_images",
-        "for one picture; the request has 2 rows",
+        "for one picture; the request has 2",
     ),
     (streamed(texts("prompt", "a"), partial_images=4), "partial_images", "from 0 to 3, not 4"),
     (streamed(texts("prompt", "a"), partial_images=-1), "partial_images", "from 0 to 3, not -1"),
