@@ -29,6 +29,8 @@ class DiffusionWork:
     plan: DenoisePlan
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    previews: tuple[int, ...] = ()
+    """Of `preview_calls`."""
 
     @property
     def shape(self) -> StepShape:
@@ -75,7 +77,9 @@ class Preparer:
         if request.is_guided:
             texts.append(request.negative_prompt or "")
         prompts = tuple(self._model.tokenize(text, request.max_sequence_length) for text in texts)
-        return DiffusionWork(request, prompts, self._plan(request), self.form_of(request))
+        plan = self._plan(request)
+        previews = preview_calls(request.partial_images, plan.num_calls)
+        return DiffusionWork(request, prompts, plan, self.form_of(request), previews)
 
     def cost(self, request: ImageRequest) -> float:
         """The cost of the request's work, without making it."""
@@ -98,6 +102,7 @@ class Preparer:
             noise=model.draw_noise(request.seed, rows, columns),
             timesteps=model.schedule.timesteps(levels.numpy(), dtype),
             dts=levels.diff().to(dtype),
+            levels=tuple(levels[:-1].tolist()),
             coefficients=torch.from_numpy(collapsed(sigmas, called)),
             num_steps=request.num_inference_steps,
             guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
@@ -111,3 +116,10 @@ def steps_called(request: ImageRequest, plan_calls: CallPlan = plan_calls) -> tu
     """The steps of the request's schedule that call the model: (num_inference_steps,)."""
     num_steps = request.num_inference_steps
     return plan_calls(num_steps) if request.may_skip else (True,) * num_steps
+
+
+def preview_calls(num_previews: int, num_calls: int) -> tuple[int, ...]:
+    """The numbers of calls of the model, from 1 to `num_calls` - 1 and ascending, after which a
+    preview is made: evenly spread, and fewer where there are fewer calls."""
+    count = min(num_previews, num_calls - 1)
+    return tuple(round(i * num_calls / (count + 1)) for i in range(1, count + 1))

@@ -167,10 +167,10 @@ class DiffusionRunner:
         return each
 
     @staged("vae_decode")
-    def decode(self, state: DenoiseState) -> PictureTransfer:
-        """Start to decode a finished picture. Launches only."""
+    def decode(self, state: DenoiseState, packed: Tensor | None = None) -> PictureTransfer:
+        """Start to decode a finished picture, or `packed` latents of its shape. Launches only."""
         rows, columns = state.shape.rows, state.shape.columns
-        latents = self.passes.unpacked(state.latents, rows, columns)
+        latents = self.passes.unpacked(state.latents if packed is None else packed, rows, columns)
         copy = to_host_async(self._decoder(rows, columns, latents)(latents))
         return PictureTransfer(copy, rows * self._patch_pixels, columns * self._patch_pixels)
 

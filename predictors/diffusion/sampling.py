@@ -89,6 +89,8 @@ class DenoisePlan:
     """(K,) of `Schedule.timesteps`, in the model's dtype."""
     dts: Tensor
     """(K,) change of the noise level by each call, negative, in the model's dtype."""
+    levels: tuple[float, ...]
+    """Noise level of the latents that each call gets, K of them."""
     coefficients: Tensor
     """float32 (K, 2) of `collapsed`."""
     num_steps: int

@@ -125,6 +125,10 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    preview: str = bounded("auto", choices=("auto", "linear", "vae"))
+    """Decoder of partial pictures: `vae` (the model's own), `linear` (a projection of each latent
+    to a colour, fitted during the warm-up and scaled up) or `auto`: on a GPU `linear` if its error
+    is at most half of what the picture spreads, else `vae`."""
     lora_max_active: int = bounded(0, least=0, most=1000)
     """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
     smaller rank. 0 switches adapters off: no memory, no graphs."""
