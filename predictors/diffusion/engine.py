@@ -45,7 +45,8 @@ from predictors.diffusion.scheduling import (
     pick_group,
     with_one_new,
 )
-from predictors.diffusion.warming import warm_prompts, warm_shape
+from predictors.diffusion.sources import EncodedSource
+from predictors.diffusion.warming import warm_encoder, warm_prompts, warm_shape
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.turns import SlotHolders, num_spare
@@ -119,18 +120,11 @@ class DiffusionEngine:
             "running": {slot.job.id: slot.describe() for slot in slots},
             "caches": {"prompt_embedding": cached},
             "warm_shapes": sizes if self._start.kind else [],
-            "widths": {} if runner is None else self._describe_widths(runner),
+            "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
-        }
-
-    def _describe_widths(self, runner: DiffusionRunner) -> dict[str, int]:
-        side = self._limits.side_multiple
-        return {
-            f"{shape.columns * side}x{shape.rows * side} {shape.form}": width
-            for shape, width in list(runner.widths.items())
         }
 
     # -- life ------------------------------------------------------------------------------------
@@ -143,11 +137,11 @@ class DiffusionEngine:
             self._limits.longest_sequence,
             own.fp8_attention,
             fp8_conditioning=own.conditioning_precision == "fp8",
+            encodes=self._limits.edits.is_loaded,
         )
-        passes = self._model.load(self._name, self._placement, options)
-        self._runner = DiffusionRunner(
-            self._name, passes, self._placement, self._limits, self._max_rows
-        )
+        place, limits = self._placement, self._limits
+        passes = self._model.load(self._name, place, options)
+        self._runner = DiffusionRunner(self._name, passes, place, limits, self._max_rows)
 
     @property
     def runner(self) -> DiffusionRunner:
@@ -161,8 +155,8 @@ class DiffusionEngine:
         choose the widths by the times these took."""
         runner = self.runner
         shapes = [
-            (size, form, rows)
-            for size in self._limits.sizes
+            (*sizes, form, rows)
+            for sizes in self._limits.promised
             for form in self._limits.tiers.forms
             for rows in range(1, runner.largest_width(form) + 1)
         ]
@@ -170,10 +164,11 @@ class DiffusionEngine:
         rehearse = partial(warm_shape, runner, self._preparer, self._limits)
         with torch.inference_mode():
             warm_prompts(runner, self._preparer, self._limits)
-            for done, ((width, height), form, rows) in enumerate(shapes, start=1):
-                shape, took = rehearse(width, height, form, rows)
+            for done, (size, read, form, rows) in enumerate(shapes, start=1):
+                shape, took = rehearse(size, read, form, rows)
                 seconds[shape, rows] = took
-                progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
+                progress(f"{runner.name_of(shape)} x{rows}", done, len(shapes))
+            warm_encoder(runner, self._preparer, self._limits)
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -242,6 +237,8 @@ class DiffusionEngine:
             with span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
+        # an edit of strength 0 has no steps, and is decoded next
+        group = [slot for slot in group if not slot.is_finished]
         results: list[StepResult] = []
         if group:
             launched = self._charges.group(group, encoded)
@@ -264,17 +261,27 @@ class DiffusionEngine:
                 self._fail(finished)
 
     def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> DeviceSpan | None:
-        """Encode the prompts in a slot's first step; the span of that. A retry of the step finds
-        them done."""
+        """Encode the prompts and the picture in a slot's first step; the span of that. A retry of
+        the step finds them done."""
         if slot.state is not None:
             return None
         slot.started_at = time.monotonic()
         work = slot.job.work
         span = DeviceSpan(self._placement)
         with span:
-            prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
-            slot.state = runner.start(work.plan, prompts, work.form)
+            texts = work.prompts if work.plan.num_calls else ()
+            prompts = [self._embed(slot.job, prompt, runner) for prompt in texts]
+            slot.state = runner.start(work.plan, prompts, work.form, self._encode(slot.job, runner))
+        slot.encoding = span
         return span
+
+    def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
+        if job.work.source is None:
+            return None
+        started = time.monotonic()
+        encoded = runner.encode_source(job.work.source)
+        self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        return encoded
 
     def _embed(self, job: DiffusionJob, prompt: Prompt, runner: DiffusionRunner) -> Embedding:
         embedding = self._prompts.get(prompt.key)
@@ -313,7 +320,7 @@ class DiffusionEngine:
             metrics.batch_size.labels(self._name).observe(len(group))
         for slot in group:
             if slot.is_finished:
-                steps = slot.job.work.request.num_inference_steps
+                steps = slot.job.work.plan.num_steps
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 

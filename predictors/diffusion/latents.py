@@ -16,6 +16,7 @@ from torch import Tensor
 from predictors.compute.device.placement import HostCopy
 from predictors.diffusion.model import StepShape
 from predictors.diffusion.sampling import euler, extrapolate, guide
+from predictors.diffusion.sources import EditState
 
 
 class StepResult(NamedTuple):
@@ -53,6 +54,7 @@ class DenoiseState:
     positions: Tensor
     """As `DiffusionPasses.positions` makes them, on the device."""
     shape: StepShape
+    edit: EditState | None = None
 
     @property
     def num_rows(self) -> int:
@@ -61,6 +63,12 @@ class DenoiseState:
     @property
     def is_finished(self) -> bool:
         return self.index == self.dts.shape[0]
+
+    @property
+    def inputs(self) -> Tensor:
+        """The transformer's latents, (rows, I, C); an edit's are more."""
+        latents = self.latents if self.edit is None else self.edit.widened(self.latents)
+        return latents.expand(self.num_rows, -1, -1)
 
     def commit(self, result: StepResult) -> None:
         self.latents, self.velocity = result
@@ -95,6 +103,10 @@ def next_step(state: DenoiseState, velocity: Tensor) -> StepResult:
     if state.num_rows == 2:
         toward = guide(toward, velocity[1], state.cfg_scale)
     if state.is_exact:
-        return StepResult(euler(state.latents, toward, state.dts[state.index]), toward)
-    by = state.coefficients[state.index]
-    return StepResult(extrapolate(state.latents, toward, state.velocity, by), toward)
+        latents = euler(state.latents, toward, state.dts[state.index])
+    else:
+        by = state.coefficients[state.index]
+        latents = extrapolate(state.latents, toward, state.velocity, by)
+    if state.edit is not None:
+        latents = state.edit.blended(latents, state.index + 1)
+    return StepResult(latents, toward)

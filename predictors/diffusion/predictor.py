@@ -28,7 +28,7 @@ from predictors.workers.pool import Workers
 
 SERIES = metrics.ModelSeries(
     operations=("infer", "images"),
-    stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
+    stages=("prepare", "text_encode", "vae_encode", "denoise", "vae_decode", "image_encode"),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),

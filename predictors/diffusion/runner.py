@@ -21,8 +21,10 @@ from predictors.compute.profiling.profiler import staged
 from predictors.diffusion.latents import DenoiseState, PictureTransfer, StepResult, next_step
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import DiffusionPasses, Embedding, Prompt, StepShape
+from predictors.diffusion.picture_encoder import PictureEncoder
 from predictors.diffusion.request import BASE
 from predictors.diffusion.sampling import DenoisePlan
+from predictors.diffusion.sources import EditState, EncodedSource, SourceInputs
 
 NUM_POSITIONS = 64  # tables kept on the device; 2 MB each at 1024x1024
 NUM_TIMED = 3
@@ -44,9 +46,11 @@ class DiffusionRunner:
         self._num_text = limits.default_sequence_length
         self._patch_pixels = side = limits.side_multiple
         self._promised = {(height // side, width // side) for width, height in limits.sizes}
-        self._promised_patches = {rows * columns for rows, columns in self._promised}
+        self._promised_patches = limits.promised_patches
         self._max_rows = max_rows
         self._graphs = Graphs(name, placement)
+        pictures = {(height, width) for width, height in limits.promised_sources}
+        self._pictures = PictureEncoder(passes, placement, self._graphs, pictures)
         self._steps: dict[tuple[int, int, str, int], Captured[Tensor]] = {}
         self._encoders: dict[int, Captured[tuple[Tensor, ...]]] = {}
         self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
@@ -71,24 +75,41 @@ class DiffusionRunner:
         context, *pooled = (result.clone() for result in run(*ids))
         return Embedding(context, tuple(pooled))
 
-    def start(self, plan: DenoisePlan, prompts: Sequence[Embedding], form: str) -> DenoiseState:
-        """A picture before its first step: everything its steps have in common, and its noise."""
+    def encode_source(self, source: SourceInputs) -> EncodedSource:
+        return self._pictures.encode(source, captures=self._captures)
+
+    def start(
+        self,
+        plan: DenoisePlan,
+        prompts: Sequence[Embedding],
+        form: str,
+        source: EncodedSource | None = None,
+    ) -> DenoiseState:
+        """A picture before its first step: everything its steps have in common, and its noise.
+        `prompts` are not needed where no step is run."""
         place = self._placement
-        context = torch.stack([prompt.context for prompt in prompts])
+        noise, edit = to_device(plan.noise, place, place.dtype), None
+        context, modulation = noise.new_empty(1, 0, 0), noise.new_empty(0, 1, 0)
+        if prompts:
+            context = torch.stack([prompt.context for prompt in prompts])
+            modulation = self.passes.modulations(
+                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
+            )
+        if source is not None:
+            edit = EditState(source, noise, to_device(plan.levels, place))
         return DenoiseState(
-            latents=to_device(plan.noise, place, place.dtype),
+            latents=noise if edit is None else edit.first_latents(),
             velocity=None,
             index=0,
             context=context,
-            modulation=self.passes.modulations(
-                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
-            ),
+            modulation=modulation,
             dts=to_device(plan.dts, place),
             coefficients=to_device(plan.coefficients, place),
             is_exact=plan.is_exact,
             cfg_scale=to_device(plan.cfg_scale, place),
-            positions=self._positions(context.shape[1], plan.rows, plan.columns),
-            shape=StepShape(context.shape[1], plan.rows, plan.columns, form),
+            positions=self._positions(context.shape[1], plan.rows, plan.columns, plan.reference),
+            shape=StepShape(context.shape[1], plan.rows, plan.columns, form, plan.reference),
+            edit=edit,
         )
 
     @staged("denoise_step")
@@ -99,12 +120,14 @@ class DiffusionRunner:
         back and nothing is uploaded.
         """
         first = states[0]
-        latents = torch.cat([s.latents.expand(s.num_rows, -1, -1) for s in states])
+        latents = torch.cat([s.inputs for s in states])
         context = torch.cat([s.context for s in states])
         modulation = torch.cat([s.modulation[s.index] for s in states])
         width = width or self.width(first.shape)
         shares = zip(*(x.split(width) for x in (latents, context, modulation)), strict=True)
         velocity = torch.cat([self._velocity(first, *share) for share in shares])
+        if first.shape.reference != (0, 0):
+            velocity = velocity[:, : first.latents.shape[0]]
         each = velocity.split([s.num_rows for s in states])
         return [next_step(s, share) for s, share in zip(states, each, strict=True)]
 
@@ -120,6 +143,13 @@ class DiffusionRunner:
     def width(self, shape: StepShape) -> int:
         largest = self.largest_width(shape.form)
         return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
+
+    def name_of(self, shape: StepShape) -> str:
+        return f"{shape.described(self._patch_pixels)} {shape.form}"
+
+    def describe_widths(self) -> dict[str, int]:
+        """Widths by size and form. Any thread."""
+        return {self.name_of(shape): width for shape, width in list(self.widths.items())}
 
     def largest_width(self, form: str) -> int:
         """The most rows that ever share a pass.
@@ -151,7 +181,7 @@ class DiffusionRunner:
         nothing is captured from now on."""
         self.widths = dict(widths)
         self._seconds = seconds if self._is_measured else {}
-        patches = {(s.num_text, s.rows * s.columns, s.form): width for s, width in widths.items()}
+        patches = {(s.num_text, s.num_patches, s.form): width for s, width in widths.items()}
         self._steps = {
             key: run for key, run in self._steps.items() if key[3] <= patches.get(key[:3], 1)
         }
@@ -176,7 +206,7 @@ class DiffusionRunner:
     ) -> Tensor:
         shape = state.shape
         inputs = (latents, context, modulation, state.positions)
-        num_patches = shape.rows * shape.columns
+        num_patches = shape.num_patches
         # a pass depends on the number of patches; `positions` says how they are arranged
         key = (shape.num_text, num_patches, shape.form, latents.shape[0])
         captured = self._steps.get(key)
@@ -206,5 +236,8 @@ class DiffusionRunner:
         can = self._placement.is_cuda and self._placement.compile != "off"
         return can and not self._is_sealed
 
-    def _positions_on_device(self, num_text: int, rows: int, columns: int) -> Tensor:
-        return to_device(self.passes.positions(num_text, rows, columns), self._placement)
+    def _positions_on_device(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int]
+    ) -> Tensor:
+        table = self.passes.positions(num_text, rows, columns, reference)
+        return to_device(table, self._placement)

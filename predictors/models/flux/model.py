@@ -15,9 +15,12 @@ from torch import Tensor
 
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.model import LoadOptions, Prompt
+from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sources import SourceInputs
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
+from predictors.models.flux.sources import read_source
 from predictors.models.flux.weights import OpenComponent, load_parts
 
 
@@ -54,6 +57,9 @@ class FluxModel:
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
 
+    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
+        return read_source(self.config, source, seed, strength)
+
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
         parts = load_parts(
             self.config,
@@ -61,6 +67,7 @@ class FluxModel:
             options.forms,
             self._open_component,
             fp8_conditioning=options.fp8_conditioning,
+            encodes=options.encodes,
         )
         return FluxPasses(name, self.config, parts, placement, options)
 
