@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -22,20 +20,15 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
-from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.compute.device.placement import Placement
+from predictors.diffusion.active_adapters import make_adapters
+from predictors.diffusion.adapters import AdapterWeights
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
-from predictors.diffusion.model import (
-    DiffusionModel,
-    Embedding,
-    LoadOptions,
-    Prompt,
-    PromptKey,
-    StepShape,
-)
+from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
 from predictors.diffusion.request import ImageResult
-from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.runner import DiffusionRunner, device_errors
 from predictors.diffusion.scheduling import (
     DiffusionJob,
     LaunchedGroup,
@@ -46,13 +39,17 @@ from predictors.diffusion.scheduling import (
     with_one_new,
 )
 from predictors.diffusion.sources import EncodedSource
-from predictors.diffusion.warming import warm_encoder, warm_prompts, warm_shape
+from predictors.diffusion.warming import warm_all
 from predictors.errors import EngineFailed, StepFailed
-from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.calls import EngineAccess
+from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
+
+EmbeddingKey = tuple[Hashable, ...]
+"""A prompt's key, and digest and scale of each adapter that changes how it is encoded."""
 
 
 class DiffusionEngine:
@@ -88,9 +85,10 @@ class DiffusionEngine:
         }
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
-        self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
+        self._prompts: ByteBoundedCache[EmbeddingKey, Embedding] = ByteBoundedCache(
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
+        self.adapters = make_adapters(model, settings, placement)
 
     # -- any thread ------------------------------------------------------------------------------
     @property
@@ -110,7 +108,21 @@ class DiffusionEngine:
         return list(self._slots)
 
     def validate(self, work: DiffusionWork) -> None:
-        """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
+        """Checks adapters alone: `PictureLimits.request`, the only maker of requests, has checked
+        every shape."""
+        if work.request.loras:
+            self.adapters.check(work.request.loras)
+
+    def attach(self, host: EngineAccess) -> None:
+        self.adapters.attach(host)
+
+    def add_adapter(self, weights: AdapterWeights) -> None:
+        """As `ActiveAdapters.add`."""
+        self.adapters.add(weights)
+
+    def remove_adapter(self, name: str) -> None:
+        """As `ActiveAdapters.remove`."""
+        self.adapters.remove(name)
 
     def describe(self) -> Mapping[str, object]:
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
@@ -119,6 +131,7 @@ class DiffusionEngine:
         return {
             "running": {slot.job.id: slot.describe() for slot in slots},
             "caches": {"prompt_embedding": cached},
+            "adapters": self.adapters.describe(),
             "warm_shapes": sizes if self._start.kind else [],
             "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
@@ -137,11 +150,13 @@ class DiffusionEngine:
             self._limits.longest_sequence,
             own.fp8_attention,
             fp8_conditioning=own.conditioning_precision == "fp8",
+            rank_rows=self.adapters.num_rows,
             encodes=self._limits.edits.is_loaded,
         )
         place, limits = self._placement, self._limits
         passes = self._model.load(self._name, place, options)
         self._runner = DiffusionRunner(self._name, passes, place, limits, self._max_rows)
+        self.adapters.open(passes)
 
     @property
     def runner(self) -> DiffusionRunner:
@@ -154,21 +169,8 @@ class DiffusionEngine:
         """Run each promised size in each form at each number of rows once, as traffic will; then
         choose the widths by the times these took."""
         runner = self.runner
-        shapes = [
-            (*sizes, form, rows)
-            for sizes in self._limits.promised
-            for form in self._limits.tiers.forms
-            for rows in range(1, runner.largest_width(form) + 1)
-        ]
-        seconds: dict[tuple[StepShape, int], float] = {}
-        rehearse = partial(warm_shape, runner, self._preparer, self._limits)
         with torch.inference_mode():
-            warm_prompts(runner, self._preparer, self._limits)
-            for done, (size, read, form, rows) in enumerate(shapes, start=1):
-                shape, took = rehearse(size, read, form, rows)
-                seconds[shape, rows] = took
-                progress(f"{runner.name_of(shape)} x{rows}", done, len(shapes))
-            warm_encoder(runner, self._preparer, self._limits)
+            seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -182,6 +184,7 @@ class DiffusionEngine:
         self._slots.clear()
         self._holders.clear()
         self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
+        self.adapters.close()
         if self._placement.is_cuda:
             torch.cuda.empty_cache()
 
@@ -202,7 +205,7 @@ class DiffusionEngine:
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
         started = time.monotonic()
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             admitted = [self._slots[job] for job in jobs if job in self._slots]
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
@@ -269,9 +272,12 @@ class DiffusionEngine:
         work = slot.job.work
         span = DeviceSpan(self._placement)
         with span:
+            if work.request.loras:
+                slot.applied = self.adapters.applied(work.request.loras)
             texts = work.prompts if work.plan.num_calls else ()
-            prompts = [self._embed(slot.job, prompt, runner) for prompt in texts]
-            slot.state = runner.start(work.plan, prompts, work.form, self._encode(slot.job, runner))
+            prompts = [self._embed(slot, prompt) for prompt in texts]
+            source = self._encode(slot.job, runner)
+            slot.state = runner.start(work.plan, prompts, work.form, slot.applied, source)
         slot.encoding = span
         return span
 
@@ -283,13 +289,14 @@ class DiffusionEngine:
         self._observe_stage(job, "vae_encode", time.monotonic() - started)
         return encoded
 
-    def _embed(self, job: DiffusionJob, prompt: Prompt, runner: DiffusionRunner) -> Embedding:
-        embedding = self._prompts.get(prompt.key)
+    def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
+        key = (*prompt.key, *slot.applied.prompt_key)
+        embedding = self._prompts.get(key)
         if embedding is None:
             started = time.monotonic()
-            embedding = runner.encode(prompt)
-            self._prompts.put(prompt.key, embedding)
-            self._observe_stage(job, "text_encode", time.monotonic() - started)
+            embedding = self.runner.encode(prompt, slot.applied)
+            self._prompts.put(key, embedding)
+            self._observe_stage(slot.job, "text_encode", time.monotonic() - started)
         return embedding
 
     def _finish(self, slot: Slot, picture: DecodedPicture) -> None:
@@ -309,7 +316,7 @@ class DiffusionEngine:
         job = slot.job
         log.error("%s: the picture of job %s is not finite", self._name, job.id)
         for prompt in job.work.prompts:
-            self._prompts.drop(prompt.key)
+            self._prompts.drop((*prompt.key, *slot.applied.prompt_key))
         self.evict(job)
         job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 
@@ -337,14 +344,3 @@ class DiffusionEngine:
     ) -> None:
         job.add_stage(stage, seconds, **attributes)
         metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
-
-
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    """Raise `StickyDeviceError` for a lost device context, anything else as it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_device_lost(error):
-            raise StickyDeviceError("the CUDA context is lost") from error
-        raise

@@ -107,6 +107,7 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
         )

@@ -7,13 +7,16 @@ I a picture's latent patches (rows x columns), C a patch's channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from predictors.compute.device.placement import Placement
+from predictors.compute.low_rank import LowRankTable
+from predictors.diffusion.adapters import AdapterPlace, AppliedChange
 from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule
 from predictors.diffusion.sources import SourceInputs
@@ -134,6 +137,8 @@ class LoadOptions:
     """Attention of fp8 weights may run in fp8."""
     fp8_conditioning: bool = False
     """The large linears that run once per picture are held in fp8, if `BASE` is no form."""
+    rank_rows: int = 0
+    """Rows of the adapters' device tables; 0 without adapters."""
     encodes: bool = False
     """The encoder of pictures is held."""
 
@@ -217,3 +222,28 @@ class DiffusionPasses(Protocol):
     def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
         """Latents (patches, C), scaled and shifted, for moments of `encoder` and an `Encoding`'s
         sample."""
+
+
+@runtime_checkable
+class AdaptableModel(Protocol):
+    """Optional part of a `DiffusionModel` whose linears take adapters. It loads `AdaptedPasses`."""
+
+    def adapter_places(self) -> Mapping[str, AdapterPlace]:
+        """The linears that may change, by the paths of `AdapterWeights.changes`."""
+
+
+@runtime_checkable
+class AdaptedPasses(DiffusionPasses, Protocol):
+    """Passes that were loaded with `LoadOptions.rank_rows`."""
+
+    @property
+    def tables(self) -> Mapping[str, LowRankTable]:
+        """Of each linear that runs in every step, by our name."""
+
+    def adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
+        """While inside, linears outside of the step have these changes: `encode` and
+        `modulations` follow them, but may not be captured."""
+
+    def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
+        """As `velocity`, with index and scales of `RankRows` as further arguments. Never
+        compiled."""

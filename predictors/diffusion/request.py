@@ -65,6 +65,14 @@ class SourcePicture:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraScale:
+    """An adapter of a request, and the factor of its change."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageParameters:
     """One row as a caller wrote it; None where nothing was given."""
 
@@ -80,6 +88,7 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    loras: tuple[LoraScale, ...] | None = None
     source: SourcePicture | None = None
     strength: float | None = None
 
@@ -102,6 +111,8 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
     source: SourcePicture | None = None
     strength: float = 1.0
     """0 to 1: the part of the schedule that is run, from the picture with that much noise."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from predictors.compute.device.placement import DAMAGED, check_finite
+from predictors.diffusion.adapters import AppliedAdapters
 from predictors.diffusion.editing import Size
 from predictors.diffusion.inputs import Preparer
 from predictors.diffusion.latents import DecodedPicture
@@ -16,8 +18,39 @@ from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import FILL, TEXT, ImageParameters, SourcePicture
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.errors import EngineFailed
+from predictors.serving.engine import Progress
 
 WARM_PROMPTS = ("", "a red circle on a white background")
+
+
+def warm_all(
+    runner: DiffusionRunner,
+    preparer: Preparer,
+    limits: PictureLimits,
+    rank_widths: Sequence[int],
+    progress: Progress,
+) -> dict[tuple[StepShape, int], float]:
+    """Run each promised size in each form at each number of rows, and of rank rows, once; the
+    seconds of a step by its shape and rows, without adapters."""
+    shapes = [
+        (*sizes, form, rows, rank_width)
+        for sizes in limits.promised
+        for form in limits.tiers.forms
+        for rows in range(1, runner.largest_width(form) + 1)
+        for rank_width in rank_widths
+    ]
+    seconds: dict[tuple[StepShape, int], float] = {}
+    warm_prompts(runner, preparer, limits)
+    for done, (size, read, form, rows, rank_width) in enumerate(shapes, start=1):
+        shape, took = warm_shape(runner, preparer, limits, size, read, form, rows, rank_width)
+        name = f"{runner.name_of(shape)} x{rows}"
+        if rank_width:
+            name += f" rank {rank_width}"
+        else:
+            seconds[shape, rows] = took
+        progress(name, done, len(shapes))
+    warm_encoder(runner, preparer, limits)
+    return seconds
 
 
 def warm_prompts(runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits) -> None:
@@ -43,9 +76,11 @@ def warm_shape(
     read: Size,
     form: str,
     rows: int,
+    rank_width: int = 0,
 ) -> tuple[StepShape, float]:
-    """One prompt, one denoise step of `rows` pictures of `size`, which read another of the size
-    `read`, or none for (0, 0), and with one row a decode; the shape, and the step's seconds."""
+    """One prompt, one denoise step of `rows` pictures of `size` with so many unused rank rows, and
+    with one row a decode; the shape, and the step's seconds. They read another picture of the size
+    `read`, or none for (0, 0)."""
     width, height = size
     source = _source(limits, size, read)
     parameters = ImageParameters("", width=width, height=height, source=source, seed=0)
@@ -53,11 +88,12 @@ def warm_shape(
     where = f"warm-up {work.shape.described(limits.side_multiple)} {form} x{rows}"
     encoded = None if work.source is None else runner.encode_source(work.source)
     embedding = runner.encode(work.prompts[0])
-    states = [runner.start(work.plan, [embedding], form, encoded) for _ in range(rows)]
+    applied = AppliedAdapters(width=rank_width)
+    states = [runner.start(work.plan, [embedding], form, applied, encoded) for _ in range(rows)]
     results = runner.denoise(states, rows)
     seconds = runner.seconds_per_pass(states)
     check_finite([result.latents for result in results], f"the latents of {where}")
-    if rows == 1:
+    if rows == 1 and not rank_width:
         states[0].commit(results[0])
         check_picture(runner.decode(states[0]).result(), where)
     return states[0].shape, seconds
@@ -74,7 +110,8 @@ def warm_encoder(runner: DiffusionRunner, preparer: Preparer, limits: PictureLim
         work = preparer.prepare(limits.request(replace(parameters, num_inference_steps=2)))
         assert work.source is not None
         encoded = runner.encode_source(work.source)
-        state = runner.start(work.plan, [runner.encode(work.prompts[0])], work.form, encoded)
+        prompts = [runner.encode(prompt) for prompt in work.prompts]
+        state = runner.start(work.plan, prompts, work.form, source=encoded)
         check_finite(
             [state.latents, runner.denoise([state])[0].latents],
             f"the latents of a warm-up edit of {width}x{height}",

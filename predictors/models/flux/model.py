@@ -14,10 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from predictors.compute.device.placement import Placement
+from predictors.diffusion.adapters import AdapterPlace
 from predictors.diffusion.model import LoadOptions, Prompt
 from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule, draw_noise
 from predictors.diffusion.sources import SourceInputs
+from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.sources import read_source
@@ -25,7 +27,7 @@ from predictors.models.flux.weights import OpenComponent, load_parts
 
 
 class FluxModel:
-    """Implements `DiffusionModel`."""
+    """Implements `DiffusionModel` and `AdaptableModel`."""
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class FluxModel:
 
     def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
         return read_source(self.config, source, seed, strength)
+
+    def adapter_places(self) -> Mapping[str, AdapterPlace]:
+        return adapter_places(self.config)
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
         parts = load_parts(
