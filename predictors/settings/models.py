@@ -94,8 +94,8 @@ class FluxSettings(SettingsGroup):
     max_steps: int = 100
     """Largest `num_inference_steps`."""
     default_steps: int = 0
-    """Steps of a request that names none. 0 takes the checkpoint's: 28 if it has a guidance
-    embedding, otherwise 4."""
+    """Steps of a request that names none. 0 takes the checkpoint's: 50 of FLUX.1-Fill, 28 if it has
+    a guidance embedding, otherwise 4."""
     default_size: str = ""
     """Size (`WxH`) of a request that names none. Empty takes the checkpoint's (`sample_size` of its
     autoencoder, squared)."""
