@@ -27,6 +27,7 @@ from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
+from predictors.diffusion.previews import PendingPreview, Previews
 from predictors.diffusion.request import ImageResult
 from predictors.diffusion.runner import DiffusionRunner, device_errors
 from predictors.diffusion.scheduling import (
@@ -39,7 +40,7 @@ from predictors.diffusion.scheduling import (
     with_one_new,
 )
 from predictors.diffusion.sources import EncodedSource
-from predictors.diffusion.warming import warm_all
+from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.calls import EngineAccess
 from predictors.serving.engine import Progress
@@ -53,7 +54,7 @@ EmbeddingKey = tuple[Hashable, ...]
 
 
 class DiffusionEngine:
-    """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
+    """Implements `serving.Engine[DiffusionWork, PictureChunk]` for one checkpoint."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class DiffusionEngine:
         self._holders = SlotHolders()
         self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
+        self._previews = Previews(name, settings.preview, placement, self._charges)
         self._guard = RecompileGuard(name)
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
@@ -135,6 +137,7 @@ class DiffusionEngine:
             "warm_shapes": sizes if self._start.kind else [],
             "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
+            "previews": self._previews.describe(),
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
@@ -171,6 +174,9 @@ class DiffusionEngine:
         runner = self.runner
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
+            if self._previews.may_project:
+                rooms = (runner, self._placement, self._preparer, self._limits)
+                self._previews.project_by(warm_projection(*rooms))
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -201,6 +207,7 @@ class DiffusionEngine:
     def evict(self, job: DiffusionJob) -> None:
         if self._slots.pop(job, None) is not None:
             self._holders.remove(job)
+            self._previews.drop(job)
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
@@ -217,6 +224,7 @@ class DiffusionEngine:
             self._run_step(finished, group)
             # last, so that pictures that came meanwhile are in the next step's choice
             self._count_done(self._pacer.wait())
+            self._previews.deliver()
         took = time.monotonic() - started
         for slot in waiting:
             slot.waited_s += 0.0 if slot in group else took
@@ -243,21 +251,25 @@ class DiffusionEngine:
         # an edit of strength 0 has no steps, and is decoded next
         group = [slot for slot in group if not slot.is_finished]
         results: list[StepResult] = []
+        previews: list[PendingPreview] = []
         if group:
             launched = self._charges.group(group, encoded)
             with self._pacer.step(launched):
                 results = runner.denoise([slot.started for slot in group])
+            previews = self._previews.launch(runner, group, results)
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         picture = None if transfer is None else transfer.result()
         # -- nothing below can raise: from here on the step counts -------------------------------
         for slot, result in zip(group, results, strict=True):
             slot.started.commit(result)
+        self._previews.commit(group, previews)
         self._count_steps(group)
         if group:
             self._charges.launched(launched)
         if finished is not None and picture is not None:
             self._charges.decoded(finished, span)
             self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
+            self._previews.deliver()
             if picture.is_finite:
                 self._finish(finished, picture)
             else:

@@ -30,6 +30,8 @@ class DiffusionWork:
     plan: DenoisePlan
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    previews: tuple[int, ...] = ()
+    """Of `preview_calls`."""
     source: SourceInputs | None = None
 
     @property
@@ -80,7 +82,9 @@ class Preparer:
         source = None
         if request.source is not None:
             source = self._model.read_source(request.source, request.seed, request.strength)
-        return DiffusionWork(request, prompts, self._plan(request), self.form_of(request), source)
+        plan = self._plan(request)
+        previews = preview_calls(request.partial_images, plan.num_calls)
+        return DiffusionWork(request, prompts, plan, self.form_of(request), previews, source)
 
     def cost(self, request: ImageRequest) -> float:
         """The cost of the request's work, without making it."""
@@ -138,3 +142,10 @@ def steps_called(request: ImageRequest, plan_calls: CallPlan = plan_calls) -> tu
     return (
         called if first == 0 else tuple(i < first + 2 or called[i] for i in range(first, num_steps))
     )
+
+
+def preview_calls(num_previews: int, num_calls: int) -> tuple[int, ...]:
+    """The numbers of calls of the model, from 1 to `num_calls` - 1 and ascending, after which a
+    preview is made: evenly spread, and fewer where there are fewer calls."""
+    count = max(0, min(num_previews, num_calls - 1))
+    return tuple(round(i * num_calls / (count + 1)) for i in range(1, count + 1))

@@ -99,6 +99,11 @@ class PictureTransfer:
         self._copy = copy
         self._shape = (height, width, 3)
 
+    @property
+    def is_done(self) -> bool:
+        """True if `result` would not wait."""
+        return self._copy.is_done
+
     def result(self) -> DecodedPicture:
         """Wait for this picture alone; call it once everything else of the step is launched."""
         levels = self._copy.result().numpy()

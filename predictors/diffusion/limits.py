@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
+MAX_PARTIAL_IMAGES = 3  # OpenAI's
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
@@ -107,11 +108,14 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            partial_images=_or(parameters.partial_images, 0),
+            progress=_or(parameters.progress, False),
             loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
         )
         self._check_numbers(request)
+        check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)
         self._check_size(request)
         if request.source is not None:
             self.edits.check_sizes(self, request)

@@ -209,7 +209,8 @@ class DiffusionPasses(Protocol):
         """
 
     def unpacked(self, latents: Tensor, rows: int, columns: int) -> Tensor:
-        """The decoder's input, for latents (I, C) after the last step."""
+        """The decoder's input, (1, channels, height, width), for latents (I, C) after the last
+        step."""
 
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         """A function of `unpacked` latents: uint8 (height * width * 3 + 1,), the picture's RGB

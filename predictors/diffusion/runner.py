@@ -47,7 +47,7 @@ NUM_TIMED = 3
 
 
 class StepKey(NamedTuple):
-    """What a captured step depends on."""
+    """A captured step is for one set of these."""
 
     num_text: int
     num_patches: int
@@ -178,22 +178,22 @@ class DiffusionRunner:
             torch.cat([s.context for s in states]),
             torch.cat([s.modulation[s.index] for s in states]),
         ]
-        chosen = [(s, s.rank_rows) for s in states if s.rank_rows is not None]
+        chosen = [(s.rank_rows, s.num_rows) for s in states if s.rank_rows is not None]
         if chosen:
-            inputs += [
-                torch.cat([own[i].expand(s.num_rows, -1) for s, own in chosen]) for i in range(2)
-            ]
+            inputs.append(torch.cat([own.index.expand(rows, -1) for own, rows in chosen]))
+            inputs.append(torch.cat([own.scales.expand(rows, -1) for own, rows in chosen]))
         shares = zip(*(x.split(width) for x in inputs), strict=True)
         velocity = torch.cat([self._velocity(states[0], *share) for share in shares])
         if states[0].shape.reference != (0, 0):
             velocity = velocity[:, : states[0].latents.shape[0]]
-        return velocity.split([s.num_rows for s in states])
+        each: Sequence[Tensor] = velocity.split([s.num_rows for s in states])
+        return each
 
     @staged("vae_decode")
-    def decode(self, state: DenoiseState) -> PictureTransfer:
-        """Start to decode a finished picture. Launches only."""
+    def decode(self, state: DenoiseState, packed: Tensor | None = None) -> PictureTransfer:
+        """Start to decode a finished picture, or `packed` latents of its shape. Launches only."""
         rows, columns = state.shape.rows, state.shape.columns
-        latents = self.passes.unpacked(state.latents, rows, columns)
+        latents = self.passes.unpacked(state.latents if packed is None else packed, rows, columns)
         copy = to_host_async(self._decoder(rows, columns, latents)(latents))
         return PictureTransfer(copy, rows * self._patch_pixels, columns * self._patch_pixels)
 

@@ -20,11 +20,11 @@ from predictors.compute.device.pacing import DeviceSpan
 from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
-from predictors.diffusion.request import ImageResult
+from predictors.diffusion.request import PictureChunk
 from predictors.serving.job import Job
 from predictors.serving.turns import SlotHolders
 
-DiffusionJob = Job[DiffusionWork, ImageResult]
+DiffusionJob = Job[DiffusionWork, PictureChunk]
 
 S = TypeVar("S", bound=Hashable)
 
@@ -79,6 +79,14 @@ class Slot:
     @property
     def steps_done(self) -> int:
         return 0 if self.state is None else self.state.index
+
+    @property
+    def due_preview(self) -> int | None:
+        """The index of the preview that follows the step that is being taken, or None."""
+        previews = self.job.work.previews
+        if not previews or self.steps_done + 1 not in previews:
+            return None
+        return previews.index(self.steps_done + 1)
 
     @property
     def num_rows(self) -> int:

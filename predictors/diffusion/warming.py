@@ -7,20 +7,35 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from predictors.compute.device.placement import DAMAGED, check_finite
+from predictors.compute.device.placement import DAMAGED, Placement, check_finite, to_device
 from predictors.diffusion.adapters import AppliedAdapters
 from predictors.diffusion.editing import Size
 from predictors.diffusion.inputs import Preparer
 from predictors.diffusion.latents import DecodedPicture
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import StepShape
+from predictors.diffusion.previews import (
+    Projection,
+    fit_projection,
+    projected_levels,
+    upscaled,
+)
 from predictors.diffusion.request import FILL, TEXT, ImageParameters, SourcePicture
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.errors import EngineFailed
 from predictors.serving.engine import Progress
 
 WARM_PROMPTS = ("", "a red circle on a white background")
+FITTED_PROMPTS = (
+    "a red circle on a white background",
+    "a green square on a blue background",
+    "a yellow star on a black background",
+    "a photo of a blue car beside an orange wall",
+)
+"""Of the pictures that previews are fitted to, but for the last, which the fit is tried on."""
+FITTED_STEPS = 4
 
 
 def warm_all(
@@ -141,3 +156,38 @@ def check_picture(picture: DecodedPicture, where: str) -> None:
         raise EngineFailed(f"the pixels of {where} are not finite; {DAMAGED}")
     if (picture.pixels == picture.pixels[0, 0]).all():
         raise EngineFailed(f"the picture of {where} is of one colour; {DAMAGED}")
+
+
+def warm_projection(
+    runner: DiffusionRunner, placement: Placement, preparer: Preparer, limits: PictureLimits
+) -> Projection:
+    """A projection of latents to colours, fitted to pictures that are drawn for it at the first
+    promised size, and its error on one more. Waits for the device."""
+    drawn = [_drawn(runner, preparer, limits, seed) for seed in range(len(FITTED_PROMPTS))]
+    latents, pictures = zip(*drawn, strict=True)
+    weights = to_device(fit_projection(latents[:-1], pictures[:-1]), placement)
+    grid, truth = latents[-1], pictures[-1].numpy()
+    levels = projected_levels(weights, grid)[:-1].view(*grid.shape[2:], 3).cpu().numpy()
+    height, width, _ = truth.shape
+    away = upscaled(levels, width, height).astype(np.float64) - truth
+    return Projection(weights, float(np.sqrt((away**2).mean())), float(truth.std()))
+
+
+def _drawn(
+    runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The decoder's input and its picture, uint8 (height, width, 3) on the host."""
+    width, height = limits.sizes[0]
+    asked = ImageParameters(
+        FITTED_PROMPTS[seed],
+        width=width,
+        height=height,
+        num_inference_steps=min(FITTED_STEPS, limits.default_steps),
+        seed=seed,
+    )
+    work = preparer.prepare(limits.request(asked))
+    state = runner.start(work.plan, [runner.encode(work.prompts[0])], work.form)
+    while not state.is_finished:
+        state.commit(runner.denoise([state], 1)[0])
+    picture = torch.from_numpy(runner.decode(state).result().pixels)
+    return runner.passes.unpacked(state.latents, state.shape.rows, state.shape.columns), picture
