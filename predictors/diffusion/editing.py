@@ -88,7 +88,7 @@ class SizeLimits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What one checkpoint does with callers' pictures. Immutable."""
+    """The edits of one checkpoint. Immutable."""
 
     kind: str = TEXT
     is_loaded: bool = False
@@ -221,8 +221,7 @@ NO_EDITS = Edits()
 
 
 def choose_edits(config: PictureConfig, edits: str) -> Edits:
-    """What a checkpoint does with pictures under the setting `flux.edits`; raises
-    `InvalidSetting`."""
+    """The edits of a checkpoint under the setting `flux.edits`; raises `InvalidSetting`."""
     preferred: tuple[Size, ...] = ()
     if config.kind == KONTEXT:
         preferred = preferred_sizes(config.sample_size, config.patch_pixels)
