@@ -112,6 +112,7 @@ DEFAULTS = {
     "flux.conditioning_precision": "auto",
     "flux.lora_max_active": 0,
     "flux.lora_max_rank": 64,
+    "flux.preview": "auto",
     "flux.age_limit_s": 30.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -21,7 +20,7 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
-from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.compute.device.placement import Placement
 from predictors.diffusion.active_adapters import make_adapters
 from predictors.diffusion.adapters import AdapterWeights
 from predictors.diffusion.inputs import DiffusionWork, Preparer
@@ -30,7 +29,7 @@ from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
 from predictors.diffusion.previews import PendingPreview, Previews
 from predictors.diffusion.request import ImageResult
-from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.runner import DiffusionRunner, device_errors
 from predictors.diffusion.scheduling import (
     DiffusionJob,
     LaunchedGroup,
@@ -40,10 +39,11 @@ from predictors.diffusion.scheduling import (
     pick_group,
     with_one_new,
 )
+from predictors.diffusion.sources import EncodedSource
 from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.calls import EngineAccess
-from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
@@ -154,11 +154,11 @@ class DiffusionEngine:
             own.fp8_attention,
             fp8_conditioning=own.conditioning_precision == "fp8",
             rank_rows=self.adapters.num_rows,
+            encodes=self._limits.edits.is_loaded,
         )
-        passes = self._model.load(self._name, self._placement, options)
-        self._runner = DiffusionRunner(
-            self._name, passes, self._placement, self._limits, self._max_rows
-        )
+        place, limits = self._placement, self._limits
+        passes = self._model.load(self._name, place, options)
+        self._runner = DiffusionRunner(self._name, passes, place, limits, self._max_rows)
         self.adapters.open(passes)
 
     @property
@@ -211,7 +211,7 @@ class DiffusionEngine:
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
         started = time.monotonic()
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             admitted = [self._slots[job] for job in jobs if job in self._slots]
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
@@ -247,6 +247,8 @@ class DiffusionEngine:
             with span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
+        # an edit of strength 0 has no steps, and is decoded next
+        group = [slot for slot in group if not slot.is_finished]
         results: list[StepResult] = []
         previews: list[PendingPreview] = []
         if group:
@@ -273,8 +275,8 @@ class DiffusionEngine:
                 self._fail(finished)
 
     def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> DeviceSpan | None:
-        """Encode the prompts in a slot's first step; the span of that. A retry of the step finds
-        them done."""
+        """Encode the prompts and the picture in a slot's first step; the span of that. A retry of
+        the step finds them done."""
         if slot.state is not None:
             return None
         slot.started_at = time.monotonic()
@@ -283,9 +285,20 @@ class DiffusionEngine:
         with span:
             if work.request.loras:
                 slot.applied = self.adapters.applied(work.request.loras)
-            prompts = [self._embed(slot, prompt) for prompt in work.prompts]
-            slot.state = runner.start(work.plan, prompts, work.form, slot.applied)
+            texts = work.prompts if work.plan.num_calls else ()
+            prompts = [self._embed(slot, prompt) for prompt in texts]
+            source = self._encode(slot.job, runner)
+            slot.state = runner.start(work.plan, prompts, work.form, slot.applied, source)
+        slot.encoding = span
         return span
+
+    def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
+        if job.work.source is None:
+            return None
+        started = time.monotonic()
+        encoded = runner.encode_source(job.work.source)
+        self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
         key = (*prompt.key, *slot.applied.prompt_key)
@@ -325,7 +338,7 @@ class DiffusionEngine:
             metrics.batch_size.labels(self._name).observe(len(group))
         for slot in group:
             if slot.is_finished:
-                steps = slot.job.work.request.num_inference_steps
+                steps = slot.job.work.plan.num_steps
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
@@ -342,14 +355,3 @@ class DiffusionEngine:
     ) -> None:
         job.add_stage(stage, seconds, **attributes)
         metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
-
-
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    """Raise `StickyDeviceError` for a lost device context, anything else as it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_device_lost(error):
-            raise StickyDeviceError("the CUDA context is lost") from error
-        raise

@@ -38,7 +38,15 @@ T = TypeVar("T")
 
 SERIES = metrics.ModelSeries(
     operations=("infer", "images"),
-    stages=("prepare", "text_encode", "denoise", "preview", "vae_decode", "image_encode"),
+    stages=(
+        "prepare",
+        "text_encode",
+        "vae_encode",
+        "denoise",
+        "preview",
+        "vae_decode",
+        "image_encode",
+    ),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),

@@ -182,7 +182,7 @@ class Previews:
     @staged("preview")
     def _decode(self, runner: DiffusionRunner, slot: Slot, result: StepResult) -> PictureTransfer:
         state, work = slot.started, slot.job.work
-        level = work.plan.levels[state.index]
+        level = float(work.plan.levels[state.index])
         clean = clean_latents(state.latents, result.velocity, level)
         if self._projection is None:
             return runner.decode(state, clean)

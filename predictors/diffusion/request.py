@@ -54,7 +54,7 @@ class Tiers:
         return HIGH in self.loaded or not self.has_base
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SourcePicture:
     """A caller's picture, at the size of `PictureLimits.source_size`."""
 

@@ -64,6 +64,8 @@ class Slot:
     started_at: float = 0.0
     waited_s: float = 0.0
     """Time in the slot without taking a step."""
+    encoding: DeviceSpan | None = None
+    """Of its text and picture encoders."""
 
     @property
     def started(self) -> DenoiseState:
@@ -94,7 +96,7 @@ class Slot:
         work = self.job.work
         shape, num_rows = work.shape, self.num_rows
         left = work.plan.num_calls - self.steps_done
-        cost = left * num_rows * (shape.num_text + shape.rows * shape.columns)
+        cost = left * num_rows * shape.num_tokens
         return Candidate(shape, num_rows, cost, self.waited_s, turn, share, self._patience_s)
 
     @property
@@ -198,10 +200,11 @@ class StepCharges:
     def group(
         self, slots: Sequence[Slot], encoded: Sequence[tuple[Slot, DeviceSpan]]
     ) -> LaunchedGroup:
-        """A step that is about to be launched."""
+        """A step that is about to be launched; of `encoded` those count that are in it."""
         rows = sum(slot.num_rows for slot in slots)
         expected = self._seconds.get((slots[0].job.work.shape, rows), 0.0)
-        return LaunchedGroup(tuple(slots), rows, expected, tuple(encoded))
+        mine = tuple(pair for pair in encoded if pair[0] in slots)
+        return LaunchedGroup(tuple(slots), rows, expected, mine)
 
     def launched(self, group: LaunchedGroup) -> None:
         self._charge(group, group.expected_s)
@@ -219,7 +222,10 @@ class StepCharges:
         self._holders.end_step(seconds)
 
     def decoded(self, slot: Slot, span: DeviceSpan) -> None:
-        self._holders.charge(slot.job, span.seconds())
+        took = span.seconds()
+        if slot.encoding is not None and not slot.job.work.plan.num_calls:
+            took += slot.encoding.seconds()  # no step has charged it
+        self._holders.charge(slot.job, took)
 
     def _charge(self, group: LaunchedGroup, seconds: float) -> None:
         for slot in group.slots:

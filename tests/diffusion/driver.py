@@ -66,7 +66,7 @@ class EngineDriver:
         """One picture's latents after its last step, (patches, channels)."""
         job = self.job(image)
         assert self.engine.admit(job)
-        for _ in range(job.work.request.num_inference_steps):
+        for _ in range(max(job.work.plan.num_calls, 1)):
             self.engine.step([job])
         latents = self.state(job).latents
         self.engine.evict(job)

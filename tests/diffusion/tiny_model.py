@@ -64,7 +64,9 @@ class TinyPasses:
     ) -> Tensor:
         return timesteps[:, None, None].expand(-1, len(prompts), 1) / 1000
 
-    def positions(self, num_text: int, rows: int, columns: int) -> Tensor:
+    def positions(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         return torch.zeros(rows, columns)
 
     def velocity(self, form: str, *, is_promised: bool) -> Callable[..., Tensor]:
