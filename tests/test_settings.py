@@ -114,6 +114,7 @@ DEFAULTS = {
     "flux.lora_max_rank": 64,
     "flux.edits": "auto",
     "flux.kind": "auto",
+    "flux.preview": "auto",
     "flux.age_limit_s": 30.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,
