@@ -158,6 +158,7 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
 def _warm_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
     verb.add_argument("--model", action="append", metavar="NAME=PATH", help=model)
     _component_flag(verb)
+    _lora_flag(verb)
     verb.add_argument(
         "--log-format",
         choices=("auto", "text", "json"),
@@ -173,6 +174,17 @@ def _component_flag(verb: argparse.ArgumentParser) -> None:
         metavar="[MODEL.]PART=PATH",
         help="the folder of a part (transformer, vae, ...) instead of that in the model's folder; "
         "may be repeated",
+    )
+
+
+def _lora_flag(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[MODEL:]NAME=PATH",
+        help="an adapter (LoRA), a .safetensors file or its folder, under a name that requests may "
+        "use; may be repeated",
     )
 
 
@@ -211,6 +223,7 @@ def _demo_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
     )
+    _lora_flag(verb)
 
 
 def _quantize_flags(verb: argparse.ArgumentParser) -> None:
@@ -226,6 +239,7 @@ def _check_flags(verb: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", help="judge for a card of this size, such as 24GiB"
     )
     _component_flag(verb)
+    _lora_flag(verb)
     verb.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

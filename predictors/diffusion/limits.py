@@ -7,12 +7,13 @@ and OpenAI callers get the same defaults and refusals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
     MAX_PROMPT_BYTES,
@@ -24,6 +25,7 @@ from predictors.diffusion.request import (
 )
 from predictors.diffusion.tiers import choose_tiers
 from predictors.errors import InvalidRequest
+from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
@@ -54,6 +56,8 @@ class PictureLimits:
     """(width, height) that are compiled and warmed."""
     refuses_unpromised: bool
     tiers: Tiers
+    adapters: KnownAdapters = field(default_factory=KnownAdapters, compare=False)
+    """Those that requests may name; they come and go."""
 
     @property
     def longest_sequence(self) -> int:
@@ -82,6 +86,7 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            loras=self.adapters.check(parameters.loras) if parameters.loras else (),
         )
         self._check_numbers(request)
         self._check_size(request)
@@ -122,6 +127,7 @@ class PictureLimits:
         return found | {
             "seed": dict(SEED_SCHEMA),
             "tier": {"type": "string", "enum": tiers, "default": default},
+            "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
         }
 
@@ -140,6 +146,8 @@ class PictureLimits:
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
+            "loras": list(self.adapters.names),
+            "max_loras": MAX_LORAS,
         }
 
     def check_sides(self, width: int, height: int) -> None:
