@@ -109,6 +109,8 @@ DEFAULTS = {
     "flux.default_tier": "",
     "flux.fp8_attention": True,
     "flux.conditioning_precision": "auto",
+    "flux.lora_max_active": 0,
+    "flux.lora_max_rank": 64,
     "flux.age_limit_s": 30.0,
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,

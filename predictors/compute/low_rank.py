@@ -83,6 +83,8 @@ class LowRankTable:
         num_parts = len(sizes.part_features)
         self.down = torch.zeros(num_parts, num_rows, sizes.in_features, device=device, dtype=dtype)
         self.up = torch.zeros(num_rows, sizes.out_features, device=device, dtype=dtype)
+        # where each part begins in `down` seen as (parts * R, in)
+        self.starts = torch.arange(num_parts, device=device) * num_rows
 
     def write(self, rows: Tensor, changes: Mapping[int, LowRank]) -> None:
         """Overwrite the rank rows `rows`, int64 (r,) on the device: `changes` by part, of rank r at
@@ -145,9 +147,7 @@ def _add_rows(
 ) -> None:
     (rows, n), sizes = chosen.index.shape, table.sizes
     num_parts = len(sizes.part_features)
-    # position of each part's rank rows in the table seen as (parts * R, in)
-    starts = torch.arange(num_parts, device=out.device) * table.num_rows
-    places = (chosen.index[:, None] + starts[None, :, None]).flatten()
+    places = (chosen.index[:, None] + table.starts[None, :, None]).flatten()
     down = table.down.flatten(0, 1).index_select(0, places).view(rows, num_parts * n, -1)
     up = table.up.index_select(0, chosen.index.flatten()).view(rows, n, -1)
     widths = [piece.shape[-1] for piece in pieces]

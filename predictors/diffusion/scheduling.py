@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from predictors import metrics
 from predictors.compute.device.pacing import DeviceSpan
+from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
 from predictors.diffusion.request import ImageResult
@@ -54,6 +55,7 @@ class Slot:
 
     job: DiffusionJob
     state: DenoiseState | None = None
+    applied: AppliedAdapters = NO_ADAPTERS
     started_at: float = 0.0
     waited_s: float = 0.0
     """Time in the slot without taking a step."""

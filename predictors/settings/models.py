@@ -121,6 +121,11 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    lora_max_active: int = bounded(0, least=0, most=1000)
+    """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
+    smaller rank. 0 switches adapters off: no memory, no graphs."""
+    lora_max_rank: int = bounded(64, least=1, most=1024)
+    """Largest rank of an adapter, and of all adapters of one picture together."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

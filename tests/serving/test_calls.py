@@ -1,4 +1,4 @@
-"""Functions of other threads run on the engine thread, between steps, whether it is busy or idle."""
+"""Functions of other threads run on the engine thread, between steps, busy or idle."""
 
 from __future__ import annotations
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import Placement
-from predictors.diffusion.adapters import AdapterWeights
+from predictors.diffusion.adapters import AdapterPlace, AdapterWeights
 from predictors.diffusion.model import LoadOptions, Prompt
 from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.adapters.adapter import as_tensors
 from predictors.models.flux.adapters.reading import read_places, read_stored, summarise_stored
 from predictors.models.flux.config import read_checkpoint
@@ -26,7 +27,7 @@ from predictors.models.flux.weights import OpenComponent, load_parts
 
 
 class FluxModel:
-    """Implements `DiffusionModel`."""
+    """Implements `DiffusionModel` and `AdaptableModel`."""
 
     def __init__(
         self,
@@ -63,6 +64,9 @@ class FluxModel:
         """As `ReadsAdapters`."""
         stored = read_stored(path, read_places(self.config.folders), max_rank, root)
         return as_tensors(name, stored), summarise_stored(name, stored)
+
+    def adapter_places(self) -> Mapping[str, AdapterPlace]:
+        return adapter_places(self.config)
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
         parts = load_parts(
