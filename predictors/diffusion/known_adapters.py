@@ -113,9 +113,6 @@ class KnownAdapters:
         """Within the block `wait_unheld` waits. Raises `InvalidRequest` for an adapter that
         was withdrawn since the request was checked."""
         names = [each.name for each in loras]
-        if not names:
-            yield
-            return
         with self._changed:
             for name in names:
                 if name not in self._summaries:

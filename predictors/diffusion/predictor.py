@@ -96,6 +96,8 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         """As the base's. From the check of a request to its place in the queue no adapter of it is
         removed."""
         used = [lora for request in requests for lora in request.loras]
+        if not used:
+            return await super().submit(requests, call)
         with self._loras.known.held(used):
             return await super().submit(requests, call)
 

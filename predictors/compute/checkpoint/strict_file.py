@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -80,8 +81,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise InvalidRequest(f"{where} has {named(twice)} twice in one object")
         return found
 
