@@ -83,6 +83,8 @@ class LowRankTable:
         num_parts = len(sizes.part_features)
         self.down = torch.zeros(num_parts, num_rows, sizes.in_features, device=device, dtype=dtype)
         self.up = torch.zeros(num_rows, sizes.out_features, device=device, dtype=dtype)
+        self.used = torch.zeros(num_rows, device=device, dtype=torch.uint8)
+        """1 for the rank rows that change this linear."""
         # where each part begins in `down` seen as (parts * R, in)
         self.starts = torch.arange(num_parts, device=device) * num_rows
 
@@ -106,6 +108,7 @@ class LowRankTable:
             )
         self.down.index_copy_(1, rows, down)
         self.up.index_copy_(0, rows, up)
+        self.used.index_fill_(0, rows, int(bool(changes)))
 
 
 def table_bytes(linears: Iterable[LinearSizes], num_rows: int, value_bytes: int) -> int:

@@ -26,7 +26,6 @@ from predictors.compute.low_rank import (
     on_host,
 )
 from predictors.diffusion.adapters import (
-    NO_ADAPTERS,
     PROMPT,
     STEP,
     AdapterPlace,
@@ -40,7 +39,7 @@ from predictors.diffusion.model import (
     DiffusionPasses,
 )
 from predictors.diffusion.request import LoraScale
-from predictors.errors import InvalidRequest, NotFound
+from predictors.errors import Draining, InvalidRequest, NotFound
 from predictors.serving.calls import EngineAccess
 from predictors.settings import FluxSettings, InvalidSetting
 
@@ -91,14 +90,16 @@ class ActiveAdapters:
         self._held: dict[str, HeldAdapter] = {}
         self._lock = threading.Lock()
         self._host: EngineAccess | None = None
+        self._is_closed = False
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The numbers of rank rows that passes have, 0 first; the least that holds a picture's own
-        is its, whatever else runs."""
+        is its, whatever else runs. Powers of two, as kernels want them."""
         if not self.num_rows:
             return (0,)
-        return (0, *(width for width in (NARROW_RANK,) if width < self._max_rank), self._max_rank)
+        widest = max(NARROW_RANK, 1 << (self._max_rank - 1).bit_length())
+        return tuple(sorted({0, NARROW_RANK, widest}))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,11 +158,14 @@ class ActiveAdapters:
             self._write(held)
 
     def close(self) -> None:
-        """Forget the tables and the host. Engine thread."""
+        """Forget the tables and the host, and take no more. Engine thread."""
         self._host = None
         self._tables = {}
+        self._is_closed = True
 
     def _on_engine(self, function: Callable[[], None]) -> None:
+        if self._is_closed:
+            raise Draining("the engine is closed")
         if self._host is None or self._tables is None:
             function()
         else:
@@ -221,27 +225,26 @@ class ActiveAdapters:
     def applied(self, loras: Sequence[LoraScale]) -> AppliedAdapters:
         """The adapters of a picture that was accepted, also if they are about to leave. Raises
         `InvalidRequest` for one that left before."""
-        if not loras:
-            return NO_ADAPTERS
         pairs = self._used(loras, takes_leaving=True)
         rows = tuple(row for held, _ in pairs for row in held.rows)
+        changes = [
+            AppliedChange(place, weights, scale)
+            for held, scale in pairs
+            for place, weights in held.outside
+        ]
         return AppliedAdapters(
             rows=rows,
             scales=tuple(scale for held, scale in pairs for _ in held.rows),
             width=next(width for width in self.widths if width >= len(rows)),
-            changes=tuple(
-                AppliedChange(place, weights, scale)
-                for held, scale in pairs
-                for place, weights in held.outside
-            ),
+            prompt=tuple(change for change in changes if change.place.stage == PROMPT),
+            picture=tuple(change for change in changes if change.place.stage != PROMPT),
             prompt_key=tuple((held.digest, scale) for held, scale in pairs if held.changes_prompts),
         )
 
     # -- any thread ------------------------------------------------------------------------------
     def check(self, loras: Sequence[LoraScale]) -> None:
         """Raise `InvalidRequest` for a name that is not loaded, or too many ranks together."""
-        if loras:
-            self._used(loras)
+        self._used(loras)
 
     def _used(
         self, loras: Sequence[LoraScale], *, takes_leaving: bool = False

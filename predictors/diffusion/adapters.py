@@ -46,13 +46,11 @@ class AppliedAdapters(NamedTuple):
     """Of each rank row."""
     width: int = 0
     """Rank rows of a pass: unused ones are row 0. 0 if no linear of the step changes."""
-    changes: tuple[AppliedChange, ...] = ()
-    """Of linears outside of the step."""
+    prompt: tuple[AppliedChange, ...] = ()
+    picture: tuple[AppliedChange, ...] = ()
+    """Of linears outside of the step, by their stage."""
     prompt_key: tuple[tuple[str, float], ...] = ()
     """Digest and scale of each that changes how a prompt is encoded."""
-
-    def of_stage(self, stage: str) -> list[AppliedChange]:
-        return [change for change in self.changes if change.place.stage == stage]
 
 
 NO_ADAPTERS = AppliedAdapters()

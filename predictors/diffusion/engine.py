@@ -110,7 +110,8 @@ class DiffusionEngine:
     def validate(self, work: DiffusionWork) -> None:
         """Checks adapters alone: `PictureLimits.request`, the only maker of requests, has checked
         every shape."""
-        self.adapters.check(work.request.loras)
+        if work.request.loras:
+            self.adapters.check(work.request.loras)
 
     def attach(self, host: EngineAccess) -> None:
         self.adapters.attach(host)
@@ -269,7 +270,8 @@ class DiffusionEngine:
         work = slot.job.work
         span = DeviceSpan(self._placement)
         with span:
-            slot.applied = self.adapters.applied(work.request.loras)
+            if work.request.loras:
+                slot.applied = self.adapters.applied(work.request.loras)
             prompts = [self._embed(slot, prompt) for prompt in work.prompts]
             slot.state = runner.start(work.plan, prompts, work.form, slot.applied)
         return span

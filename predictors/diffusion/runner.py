@@ -21,13 +21,7 @@ from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import Placement, to_device, to_host_async
 from predictors.compute.low_rank import RankRows
 from predictors.compute.profiling.profiler import staged
-from predictors.diffusion.adapters import (
-    NO_ADAPTERS,
-    PICTURE,
-    PROMPT,
-    AppliedAdapters,
-    AppliedChange,
-)
+from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters, AppliedChange
 from predictors.diffusion.latents import DenoiseState, PictureTransfer, StepResult, next_step
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import (
@@ -94,9 +88,8 @@ class DiffusionRunner:
             captured = self._graphs.capture(self.passes.encode, ids, "text encoders")
             self._encoders[num_text] = captured
         run: Callable[..., tuple[Tensor, ...]] = captured or self.passes.encode
-        changes = applied.of_stage(PROMPT)
-        with self._adapted(changes):
-            results = (self.passes.encode if changes else run)(*ids)
+        with self._adapted(applied.prompt):
+            results = (self.passes.encode if applied.prompt else run)(*ids)
         # a graph's results hold until the next replay only
         context, *pooled = (result.clone() for result in results)
         return Embedding(context, tuple(pooled))
@@ -111,7 +104,7 @@ class DiffusionRunner:
         """A picture before its first step: everything its steps have in common, and its noise."""
         place = self._placement
         context = torch.stack([prompt.context for prompt in prompts])
-        with self._adapted(applied.of_stage(PICTURE)):
+        with self._adapted(applied.picture):
             modulation = self.passes.modulations(
                 to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
             )

@@ -54,7 +54,8 @@ class EngineCalls:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
-        self._waiting: deque[PendingCall] = deque()
+        self.waiting: deque[PendingCall] = deque()
+        """Empty most of the time. Any thread may look."""
         self._closed: ServingError | None = None
 
     def run(self, function: Callable[[], T]) -> T:
@@ -63,18 +64,14 @@ class EngineCalls:
         with self._lock:
             if self._closed is not None:
                 raise self._closed
-            self._waiting.append(call)
+            self.waiting.append(call)
         self._wake()
         value: T = call.outcome.result()
         return value
-
-    def take(self) -> PendingCall | None:
-        """The next call; `end` it. Engine thread."""
-        return self._waiting.popleft() if self._waiting else None
 
     def close(self, error: ServingError) -> None:
         """End waiting and later calls with `error`: there are no more steps. Engine thread."""
         with self._lock:
             self._closed = error
-        while (call := self.take()) is not None:
-            call.end(None, error)
+        while self.waiting:
+            self.waiting.popleft().end(None, error)

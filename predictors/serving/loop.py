@@ -115,7 +115,8 @@ class EngineLoop(Generic[W, C]):
 
     # -- requests of other threads ---------------------------------------------------------------
     def _run_calls(self) -> None:
-        while (call := self.calls.take()) is not None:
+        while self.calls.waiting:
+            call = self.calls.waiting.popleft()
             value, error = try_call(call.function)
             call.end(value, error)
             if isinstance(error, StickyDeviceError):

@@ -257,6 +257,9 @@ def test_no_adapter_is_taken_once_the_engine_has_ended(
     with pytest.raises(Draining):
         driver.engine.add_adapter(adapter("late"))
     assert driver.engine.adapters.names == ("first",)
+    host.stop(PATIENCE_S)
+    with pytest.raises(Draining):
+        driver.engine.add_adapter(adapter("later"))
 
 
 def test_what_does_not_fit_before_the_start_fails_the_start() -> None:

@@ -1,5 +1,5 @@
-"""The fused operations with adapters: see `adapted.py`. The low-rank part is plain matmuls, with no
-more launches for several rows than for one.
+"""The fused operations with adapters: see `adapted.py`. A linear takes two more launches, for any
+number of rows and both streams.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor
 from predictors.compute.kernels.fp8 import RowScaled
 from predictors.models.flux.modules.adapted import Adapters
 from predictors.models.flux.modules.fused import Attention, Fused, FusedFp8
+from predictors.models.flux.modules.low_rank_kernels import expand_kernel, shrink_kernel
 from predictors.models.flux.modules.operations import (
     Activations,
     Layer,
@@ -18,26 +19,32 @@ from predictors.models.flux.modules.operations import (
     shared,
 )
 
+CHUNK = 4096
+"""Features of a product that one program sums, at most: those of the MLP are split."""
+BLOCK_TOKENS, BLOCK_RANKS, BLOCK_INPUTS, BLOCK_OUTPUTS = 64, 64, 64, 128
+
 
 class AdaptedFused(Fused):
-    """`Fused` with adapters. GELU follows in a pass of its own."""
+    """`Fused` with adapters. GELU follows where the low-rank part is added."""
 
     def __init__(self, attention: Attention, adapters: Adapters) -> None:
         super().__init__(attention)
         self._adapters = adapters
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
-        return self._adapters.add(super().linear(x, layers, num_text), x, layers, num_text)
+        out = super().linear(x, layers, num_text)
+        return _add_adapters(self._adapters, out, (x,), layers, num_text)
 
     def end(self, x: Tensor, layer: Layer) -> Tensor:
-        return self._adapters.add(super().end(x, layer), x, shared(layer), 0)
+        return _add_adapters(self._adapters, super().end(x, layer), (x,), shared(layer), 0)
 
     def _gelu_of(self, x: Tensor, up: Streams[Layer], num_text: int) -> Tensor:
-        return torch.ops.aten.gelu_(self.linear(x, up, num_text), approximate="tanh")
+        out = super().linear(x, up, num_text)
+        return _add_adapters(self._adapters, out, (x,), up, num_text, has_gelu=True)
 
     def _joined(self, mixed: Tensor, wide: Tensor, down: Layer) -> Tensor:
         out = super()._joined(mixed, wide, down)
-        return self._adapters.add(out, (mixed, wide), shared(down), 0)
+        return _add_adapters(self._adapters, out, (mixed, wide), shared(down), 0)
 
 
 class AdaptedFusedFp8(FusedFp8):
@@ -56,5 +63,102 @@ class AdaptedFusedFp8(FusedFp8):
 
     def linear(self, x: RowScaled, layers: Streams[Layer], num_text: int) -> Tensor:
         out = super().linear(x, layers, num_text)
-        values = x.values.to(out.dtype)
-        return self._adapters.add(out, values, layers, num_text, x.scales)
+        return _add_adapters(self._adapters, out, (x.values,), layers, num_text, x.scales)
+
+
+def _add_adapters(
+    adapters: Adapters,
+    out: Tensor,
+    pieces: tuple[Tensor, ...],
+    layers: Streams[Layer],
+    num_text: int,
+    token_scales: Tensor | None = None,
+    *,
+    has_gelu: bool = False,
+) -> Tensor:
+    """`out` (rows, tokens, features), contiguous, with the low-rank part of `layers` added in
+    place. `pieces` are their input side by side: (rows, tokens, in), or e4m3 to be multiplied with
+    `token_scales` (rows, tokens, 1)."""
+    rows, num_tokens, features = out.shape
+    index, scales = adapters.chosen
+    table, text = adapters.tables[layers.image], adapters.tables[layers.text]
+    num_text = 0 if layers.are_one else num_text
+    num_parts, width = len(table.sizes.part_features), index.shape[1]
+    widths = (pieces[0].shape[2], sum(piece.shape[2] for piece in pieces[1:]))
+    chunk = _chunk(*widths)
+    splits = sum(widths) // chunk
+    text_tiles = -(-num_text // BLOCK_TOKENS)
+    tiles = text_tiles - (num_text - num_tokens) // BLOCK_TOKENS
+    block = min(BLOCK_RANKS, width)
+    inner = out.new_empty((splits, rows, num_tokens, num_parts, width), dtype=torch.float32)
+    shrink_kernel[(tiles, rows, splits * num_parts * (width // block))](
+        pieces[0],
+        pieces[-1],
+        table.down,
+        table.used,
+        index,
+        inner,
+        num_tokens,
+        num_text,
+        text_tiles,
+        _distance(table.down, text.down),
+        _distance(table.used, text.used),
+        pieces[0].stride(0) // widths[0],
+        pieces[-1].stride(0) // pieces[-1].shape[2],
+        N=width,
+        PARTS=num_parts,
+        TABLE_ROWS=table.num_rows,
+        FIRST=widths[0],
+        SECOND=widths[1],
+        CHUNK=chunk,
+        BLOCK_M=BLOCK_TOKENS,
+        BLOCK_N=block,
+        BLOCK_K=BLOCK_INPUTS,
+        num_warps=4,
+        num_stages=4,
+    )
+    of_part = features // num_parts
+    expand_kernel[(tiles, rows, num_parts * -(-of_part // BLOCK_OUTPUTS))](
+        out,
+        inner,
+        table.up,
+        table.used,
+        index,
+        scales,
+        scales if token_scales is None else token_scales,
+        num_tokens,
+        num_text,
+        text_tiles,
+        _distance(table.up, text.up),
+        _distance(table.used, text.used),
+        0 if token_scales is None else token_scales.stride(0),
+        N=width,
+        PARTS=num_parts,
+        FEATURES=of_part,
+        SPLITS=splits,
+        BLOCK_M=BLOCK_TOKENS,
+        BLOCK_N=block,
+        BLOCK_O=BLOCK_OUTPUTS,
+        HAS_TOKEN_SCALES=token_scales is not None,
+        HAS_GELU=has_gelu,
+        num_warps=8,
+        num_stages=2,
+    )
+    return out
+
+
+def _chunk(first: int, second: int) -> int:
+    """The most features up to `CHUNK` that divide both pieces of an input."""
+    splits = 1
+    while (
+        (first + second) % splits
+        or (first + second) // splits > CHUNK
+        or (second and first % ((first + second) // splits))
+    ):
+        splits += 1
+    return (first + second) // splits
+
+
+def _distance(image: Tensor, text: Tensor) -> int:
+    """Elements from the picture's table to the text's, which lie anywhere on the device."""
+    return (text.data_ptr() - image.data_ptr()) // image.element_size()
