@@ -95,7 +95,7 @@ def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
     """OpenAPI 3.1 of all routes that serve these models, V2's under the first name of a model.
     `has_urls`: pictures may be asked for by address."""
     first = {model.name: name for name, model in reversed(list(names.items()))}
-    models = [names[name] for name in reversed(first.values())]
+    models = list(dict.fromkeys(names.values()))
     schemas: Json = {
         "V2Error": _complete({"error": _STRING}),
         "OpenAIError": _complete({"error": _complete(_ERROR)}),

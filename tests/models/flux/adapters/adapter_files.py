@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from predictors.models.flux.adapters.places import PARTS, Places
 from predictors.models.flux.adapters.reading import StoredAdapter, read_places, read_stored
-from tests.diffusion.driver import CHECKPOINT
 
+CHECKPOINT = Path(__file__).parents[4] / "checkpoints" / "shapes-flux"
 Tensors = dict[str, NDArray[Any]]
 Halves = tuple[NDArray[np.float32], NDArray[np.float32]]
 

@@ -67,10 +67,10 @@ def test_a_long_name_is_read_in_linear_time() -> None:
     )  # fmt: skip
     for text in hostile:
         took = []
-        for size in (100_000, 400_000):
+        for size in (25_000, 100_000):
             name = text * (size // len(text)) + ".lora_A.weight"
             began = time.process_time()
-            for _ in range(3):
+            for _ in range(2):
                 read_name(name, PLACES)
                 foreign_kind(name, PLACES)
             took.append(time.process_time() - began)
