@@ -17,6 +17,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from predictors.compute.checkpoint.adapter_files import find_files
+from predictors.compute.checkpoint.adapter_scales import (
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    read_config,
+    read_metadata,
+)
 from predictors.compute.checkpoint.folder import read_json
 from predictors.compute.checkpoint.strict_file import (
     LARGEST,
@@ -27,7 +34,6 @@ from predictors.compute.checkpoint.strict_file import (
 )
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.errors import InvalidRequest
-from predictors.models.flux.adapters.files import find_files
 from predictors.models.flux.adapters.names import (
     ALPHA,
     DOWN,
@@ -38,12 +44,6 @@ from predictors.models.flux.adapters.names import (
     read_name,
 )
 from predictors.models.flux.adapters.places import PARTS, TRANSFORMER, Piece, Place, Places
-from predictors.models.flux.adapters.scales import (
-    MAX_CONFIG_BYTES,
-    AdapterConfig,
-    read_config,
-    read_metadata,
-)
 from predictors.models.flux.folder import part_folders
 from predictors.models.flux.tensors import with_defaults
 from predictors.settings import Settings
