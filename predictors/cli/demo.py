@@ -40,7 +40,8 @@ def run_demo(
     exit code."""
     started = time.monotonic()
     try:
-        with ServerProcess(MODELS, out / "server.log", loras) as server:
+        given = {f"{IMAGE_MODEL}:{name}": path for name, path in loras.items()}
+        with ServerProcess(MODELS, out / "server.log", given) as server:
             say(f"starting {' and '.join(MODELS)} on {server.url} (log: {out / 'server.log'})")
             server.wait_ready(START_TIMEOUT_S, lambda what: say(f"  warm: {what}"))
             say(f"ready after {time.monotonic() - started:.1f} s\n")
