@@ -73,6 +73,7 @@ DEFAULTS = {
     "queue.capacity": 64,
     "queue.capacity_s": 0.0,
     "queue.overload_status": 503,
+    "queue.refusals_per_s": 200.0,
     "queue.skip_window": 8,
     "queue.skip_max_wait_s": 30.0,
     "queue.default_timeout_s": 600.0,

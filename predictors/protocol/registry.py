@@ -29,6 +29,7 @@ from predictors.protocol.names import MAX_NAME, check_name, check_names, read_al
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
 from predictors.protocol.pending_bodies import PendingBodies
+from predictors.protocol.refusal_pace import RefusalPace
 from predictors.protocol.serves import (
     Prepares,
     Queued,
@@ -68,6 +69,7 @@ class Registry:
         """Seconds since the event loop of the data port should have run; set by the server."""
         self.callers = Callers(settings.access)
         self.pending_bodies = PendingBodies()
+        self.refusal_pace = RefusalPace(settings.queue.refusals_per_s)
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}

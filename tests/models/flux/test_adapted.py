@@ -19,6 +19,7 @@ from tests.diffusion.driver import CHECKPOINT, EngineDriver, open_driver
 from tests.models.flux.conftest import diffusers_pipeline
 from tests.models.flux.random_adapters import fuse, random_adapter
 from tests.models.flux.test_parity import call_of, relative_error
+from tests.tools.syncs import count_host_syncs
 
 Pixels = NDArray[np.uint8]
 
@@ -127,6 +128,18 @@ def test_rows_of_different_adapters_share_their_passes(
     images = [with_loras(replace(IMAGE, num_inference_steps=1), mix) for mix in mixes]
     adapted.drive([(0, adapted.job(image)) for image in images])
     assert widths == [(2, 0), (3, 16), (2, 32)]
+
+
+def test_a_step_with_adapters_has_no_host_sync_and_no_upload(adapted: EngineDriver) -> None:
+    jobs = [adapted.job(with_loras(IMAGE, mix)) for mix in MIXES.values()]
+    for job in jobs:
+        assert adapted.engine.admit(job)
+    adapted.engine.step(jobs)  # prompts are encoded and rank rows uploaded in the first step
+    with count_host_syncs() as found:
+        adapted.engine.step(jobs)
+    assert found.syncs == 0, dict(found)
+    for job in jobs:
+        adapted.engine.evict(job)
 
 
 def test_without_adapters_the_bytes_are_those_of_an_engine_that_takes_none(

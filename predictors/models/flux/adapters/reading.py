@@ -273,7 +273,8 @@ def _changes(
             change = _cut(down, up, piece)
             if change.rank > max_rank:
                 raise InvalidRequest(_over(file, down_name, change.rank, max_rank))
-            found[piece.path] = change
+            if change.up.any() or not up.any():  # a fused layer may leave some of its parts alone
+                found[piece.path] = change
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from predictors.compute.kernels.fp8 import RowScaled
+from predictors.compute.low_rank import LowRankTable, RankRows
 from predictors.models.flux.modules.adapted import Adapters
 from predictors.models.flux.modules.fused import Attention, Fused, FusedFp8
 from predictors.models.flux.modules.low_rank_kernels import expand_kernel, shrink_kernel
@@ -21,7 +22,9 @@ from predictors.models.flux.modules.operations import (
 
 CHUNK = 4096
 """Features of a product that one program sums, at most: those of the MLP are split."""
-BLOCK_TOKENS, BLOCK_RANKS, BLOCK_INPUTS, BLOCK_OUTPUTS = 64, 64, 64, 128
+BLOCK_RANKS = 64
+SHRINK_TOKENS, SHRINK_INPUTS = 32, 128  # of a program's tile: small ones fill the device
+EXPAND_TOKENS, EXPAND_OUTPUTS = 64, 256  # wide ones read the inner product less often
 
 
 class AdaptedFused(Fused):
@@ -79,72 +82,99 @@ def _add_adapters(
     """`out` (rows, tokens, features), contiguous, with the low-rank part of `layers` added in
     place. `pieces` are their input side by side: (rows, tokens, in), or e4m3 to be multiplied with
     `token_scales` (rows, tokens, 1)."""
-    rows, num_tokens, features = out.shape
-    index, scales = adapters.chosen
-    table, text = adapters.tables[layers.image], adapters.tables[layers.text]
+    tables = Streams(adapters.tables[layers.text], adapters.tables[layers.image])
     num_text = 0 if layers.are_one else num_text
-    num_parts, width = len(table.sizes.part_features), index.shape[1]
-    widths = (pieces[0].shape[2], sum(piece.shape[2] for piece in pieces[1:]))
-    chunk = _chunk(*widths)
-    splits = sum(widths) // chunk
-    text_tiles = -(-num_text // BLOCK_TOKENS)
-    tiles = text_tiles - (num_text - num_tokens) // BLOCK_TOKENS
-    block = min(BLOCK_RANKS, width)
-    inner = out.new_empty((splits, rows, num_tokens, num_parts, width), dtype=torch.float32)
+    inner = _shrunk(pieces, tables, adapters.chosen, num_text)
+    _expand(out, inner, tables, adapters.chosen, num_text, token_scales, has_gelu=has_gelu)
+    return out
+
+
+def _shrunk(
+    pieces: tuple[Tensor, ...], tables: Streams[LowRankTable], chosen: RankRows, num_text: int
+) -> Tensor:
+    """The products with `down`, without scales: float32 (splits, rows, tokens, parts, n). Those of
+    rows whose adapters change nothing here are not written."""
+    (rows, num_tokens, first), width = pieces[0].shape, chosen.index.shape[1]
+    table, second = tables.image, sum(piece.shape[2] for piece in pieces[1:])
+    num_parts, chunk = len(table.sizes.part_features), _chunk(first, second)
+    splits, block = (first + second) // chunk, min(BLOCK_RANKS, width)
+    text_tiles, tiles = _tiles(num_text, num_tokens, SHRINK_TOKENS)
+    shape = (splits, rows, num_tokens, num_parts, width)
+    inner = torch.empty(shape, dtype=torch.float32, device=table.down.device)
     shrink_kernel[(tiles, rows, splits * num_parts * (width // block))](
         pieces[0],
         pieces[-1],
         table.down,
         table.used,
-        index,
+        chosen.index,
         inner,
         num_tokens,
         num_text,
         text_tiles,
-        _distance(table.down, text.down),
-        _distance(table.used, text.used),
-        pieces[0].stride(0) // widths[0],
+        _distance(table.down, tables.text.down),
+        _distance(table.used, tables.text.used),
+        pieces[0].stride(0) // first,
         pieces[-1].stride(0) // pieces[-1].shape[2],
         N=width,
         PARTS=num_parts,
         TABLE_ROWS=table.num_rows,
-        FIRST=widths[0],
-        SECOND=widths[1],
+        FIRST=first,
+        SECOND=second,
         CHUNK=chunk,
-        BLOCK_M=BLOCK_TOKENS,
+        BLOCK_M=SHRINK_TOKENS,
         BLOCK_N=block,
-        BLOCK_K=BLOCK_INPUTS,
+        BLOCK_K=SHRINK_INPUTS,
         num_warps=4,
         num_stages=4,
     )
-    of_part = features // num_parts
-    expand_kernel[(tiles, rows, num_parts * -(-of_part // BLOCK_OUTPUTS))](
+    return inner
+
+
+def _expand(
+    out: Tensor,
+    inner: Tensor,
+    tables: Streams[LowRankTable],
+    chosen: RankRows,
+    num_text: int,
+    token_scales: Tensor | None,
+    *,
+    has_gelu: bool,
+) -> None:
+    splits, rows, num_tokens, num_parts, width = inner.shape
+    table, of_part = tables.image, out.shape[2] // num_parts
+    text_tiles, tiles = _tiles(num_text, num_tokens, EXPAND_TOKENS)
+    expand_kernel[(tiles, rows, num_parts * -(-of_part // EXPAND_OUTPUTS))](
         out,
         inner,
         table.up,
         table.used,
-        index,
-        scales,
-        scales if token_scales is None else token_scales,
+        chosen.index,
+        chosen.scales,
+        chosen.scales if token_scales is None else token_scales,
         num_tokens,
         num_text,
         text_tiles,
-        _distance(table.up, text.up),
-        _distance(table.used, text.used),
+        _distance(table.up, tables.text.up),
+        _distance(table.used, tables.text.used),
         0 if token_scales is None else token_scales.stride(0),
         N=width,
         PARTS=num_parts,
         FEATURES=of_part,
         SPLITS=splits,
-        BLOCK_M=BLOCK_TOKENS,
-        BLOCK_N=block,
-        BLOCK_O=BLOCK_OUTPUTS,
+        BLOCK_M=EXPAND_TOKENS,
+        BLOCK_N=min(BLOCK_RANKS, width),
+        BLOCK_O=EXPAND_OUTPUTS,
         HAS_TOKEN_SCALES=token_scales is not None,
         HAS_GELU=has_gelu,
         num_warps=8,
         num_stages=2,
     )
-    return out
+
+
+def _tiles(num_text: int, num_tokens: int, block: int) -> tuple[int, int]:
+    """Tiles of the text's tokens, and of all: none has tokens of both streams."""
+    of_text = -(-num_text // block)
+    return of_text, of_text - (num_text - num_tokens) // block
 
 
 def _chunk(first: int, second: int) -> int:
