@@ -23,6 +23,7 @@ from predictors import metrics
 from predictors.cli.arguments import (
     PROMPT,
     named_components,
+    named_loras,
     named_paths,
     named_value,
     new_file,
@@ -30,7 +31,6 @@ from predictors.cli.arguments import (
     read_file,
     read_size,
 )
-from predictors.cli.loras import find_adapters, with_loras
 from predictors.cluster.identity import find_pod_identity
 from predictors.cluster.lifecycle_events import refusal_events
 from predictors.compute.checkpoint.folder import check_entries, read_json, reading
@@ -40,6 +40,12 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.operators.given_adapters import (
+    GivenAdapters,
+    find_adapters,
+    listed_loras,
+    with_loras,
+)
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -207,9 +213,7 @@ def check(arguments: argparse.Namespace) -> int:
     folder = resolve_folder(arguments.folder, "check")
     components = _read_components(arguments.component, {"": folder}).get("")
     named = {"model": folder}
-    adapters = find_adapters(
-        arguments.lora, named, settings, _describers(named), {"model": components or {}}
-    )
+    adapters = _read_loras(arguments.lora, named, settings, {"model": components or {}})
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
@@ -329,7 +333,7 @@ def _read_models(
     components = _read_components(arguments.component, named)
     for name, folder in named.items():
         describe_folder(folder, settings, components=components.get(name))
-    adapters = find_adapters(arguments.lora, named, settings, _describers(named), components)
+    adapters = _read_loras(arguments.lora, named, settings, components)
     for look in adapters.looks.values():
         look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
@@ -349,10 +353,17 @@ def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[st
     return components
 
 
-def _describers(named: Mapping[str, Path]) -> dict[str, str]:
-    """The describing function of each model that takes adapters."""
+def _read_loras(
+    flags: Sequence[str],
+    named: Mapping[str, Path],
+    settings: Settings,
+    components: Mapping[str, Mapping[str, Path]],
+) -> GivenAdapters:
+    """The adapters of flags and settings for the models with the folders `named`."""
     kinds = {name: architecture_of(folder) for name, folder in named.items()}
-    return {name: ADAPTERS[kind] for name, kind in kinds.items() if kind in ADAPTERS}
+    describers = {name: ADAPTERS[kind] for name, kind in kinds.items() if kind in ADAPTERS}
+    paths = named_loras([*listed_loras(settings), *flags], list(describers))
+    return find_adapters(paths, named, settings, describers, components)
 
 
 def _flux_folder(path: Path) -> Path:

@@ -76,6 +76,28 @@ def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, d
     return found
 
 
+def named_loras(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The paths of `NAME=PATH` or `MODEL:NAME=PATH` by model and adapter; `models` are those that
+    take adapters. Raises `InvalidRequest` as `named_paths`, and where the model is not clear."""
+    found: dict[str, dict[str, Path]] = {}
+    for given, path in named_paths(flags, "--lora").items():
+        model, _, name = given.rpartition(":")
+        if not models:
+            raise InvalidRequest(f"--lora {given}: no model here takes adapters")
+        if not model and len(models) != 1:
+            raise InvalidRequest(f"--lora {given}: of which model? Write MODEL:{name}=PATH")
+        model = model or models[0]
+        if model not in models:
+            raise InvalidRequest(
+                f"--lora {given}: there is no --model {model} that takes adapters; there is "
+                f"{', '.join(models)}"
+            )
+        if name in found.setdefault(model, {}):
+            raise InvalidRequest(f"--lora {name} is given twice for {model}")
+        found[model][name] = path
+    return found
+
+
 def named_value(raw: str) -> tuple[str, str | int | float | bool]:
     """Split `NAME=VALUE`; the value is JSON, or else text. Raises `InvalidRequest`."""
     name, separator, text = raw.partition("=")

@@ -159,7 +159,7 @@ class StrictFile:
     def _read_raw(self, name: str) -> NDArray[Any]:
         header, (begin, end) = self.headers[name], self._offsets[name]
         stored = np.empty(prod(header.shape), _NUMPY[header.dtype])
-        self._fill(memoryview(stored.view(np.uint8)), begin, end)
+        self._fill(stored.view(np.uint8).data, begin, end)
         return stored
 
     def _check_values(self, name: str, values: NDArray[Any]) -> None:

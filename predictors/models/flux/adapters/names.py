@@ -117,8 +117,8 @@ def foreign_kind(name: str, places: Places) -> str | None:
             if piece.startswith(prefix):
                 return kind
     ends = pieces[:-1] if len(pieces) > 1 and pieces[-1] in ("weight", "default") else pieces
-    if kind := FOREIGN_ENDS.get(ends[-1]):
-        return kind
+    if ends[-1] in FOREIGN_ENDS:
+        return FOREIGN_ENDS[ends[-1]]
     if len(pieces) > 1 and pieces[-1] == "bias" and set(pieces[-3:-1]) & set(HALVES):
         return "biases of low-rank layers (lora_bias)"
     part, rest = split_part(name)

@@ -64,7 +64,7 @@ class Change:
 
     @property
     def rank(self) -> int:
-        return self.down.shape[0]
+        return len(self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +302,7 @@ def _cut(down: Array, up: Array, piece: Piece) -> Change:
     if not piece.rows:
         return Change(down, up)
     own = np.concatenate([up[start:stop] for start, stop in piece.rows])
-    is_used = own.any(axis=0)
+    is_used: NDArray[np.bool_] = np.any(own, axis=0)
     if is_used.all():
         return Change(down, own)
     is_used[0] |= not is_used.any()  # a change of rank 0 would be none
@@ -313,6 +313,6 @@ def _digest(changes: Mapping[str, Change]) -> str:
     digest = hashlib.sha256()
     for path, change in changes.items():
         digest.update(f"{path} {change.down.shape} {change.up.shape}\n".encode())
-        digest.update(np.ascontiguousarray(change.down))
-        digest.update(np.ascontiguousarray(change.up))
+        digest.update(np.ascontiguousarray(change.down).data)
+        digest.update(np.ascontiguousarray(change.up).data)
     return digest.hexdigest()

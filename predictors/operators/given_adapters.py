@@ -1,5 +1,5 @@
-"""The adapters (LoRA) that a command line and the settings name: of which model each is, and a look
-at each file before torch is imported.
+"""The adapters (LoRA) that a start is given: their names, and a look at each file before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from predictors.cli.arguments import named_paths
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.names import check_name, read_aliases
@@ -28,19 +27,18 @@ class GivenAdapters:
 
 
 def find_adapters(
-    flags: Sequence[str],
+    paths: Mapping[str, Mapping[str, Path]],
     named: Mapping[str, Path],
     settings: Settings,
     describers: Mapping[str, str],
     components: Mapping[str, Mapping[str, Path]],
 ) -> GivenAdapters:
-    """The adapters of `--lora` and `server.loras` for the models with the folders `named`.
+    """The adapters at `paths`, by model and name, for the models with the folders `named`.
 
     `describers` are the functions (`module:function`) that describe an adapter, by the models that
     take any; `components` folders of parts that replace a model's own. Raises `InvalidRequest` for
     a name that is not allowed, or that a model has.
     """
-    paths = named_loras([*_listed(settings), *flags], list(describers))
     taken = {*named, *read_aliases(settings.server.aliases)}
     looks = {}
     for model, own in paths.items():
@@ -55,35 +53,14 @@ def find_adapters(
 
 def with_loras(settings: Settings, flags: Sequence[str]) -> Settings:
     """The settings with room for as many adapters as are given, unless they say how many."""
-    given = len(flags) + len(_listed(settings))
+    given = len(flags) + len(listed_loras(settings))
     if not given or settings.flux.lora_max_active:
         return settings
     return replace(settings, flux=replace(settings.flux, lora_max_active=given))
 
 
-def named_loras(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The paths of `NAME=PATH` or `MODEL:NAME=PATH` by model and adapter; `models` are those that
-    take adapters. Raises `InvalidRequest` as `named_paths`, and where the model is not clear."""
-    found: dict[str, dict[str, Path]] = {}
-    for given, path in named_paths(flags, "--lora").items():
-        model, _, name = given.rpartition(":")
-        if not models:
-            raise InvalidRequest(f"--lora {given}: no model here takes adapters")
-        if not model and len(models) != 1:
-            raise InvalidRequest(f"--lora {given}: of which model? Write MODEL:{name}=PATH")
-        model = model or models[0]
-        if model not in models:
-            raise InvalidRequest(
-                f"--lora {given}: there is no --model {model} that takes adapters; there is "
-                f"{', '.join(models)}"
-            )
-        if name in found.setdefault(model, {}):
-            raise InvalidRequest(f"--lora {name} is given twice for {model}")
-        found[model][name] = path
-    return found
-
-
-def _listed(settings: Settings) -> list[str]:
+def listed_loras(settings: Settings) -> list[str]:
+    """The adapters of `server.loras`, each as `--lora` takes it."""
     return [each for each in map(str.strip, settings.server.loras.split(",")) if each]
 
 
