@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from predictors.compute.device.placement import announce, place
 from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.lora_changes import LoraChanges
 from predictors.diffusion.model import DiffusionModel
@@ -63,6 +65,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         own = settings.flux
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
+        limits = replace(limits, adapters=KnownAdapters(name))
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
         self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)

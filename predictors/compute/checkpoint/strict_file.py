@@ -188,10 +188,10 @@ class StrictFile:
     def _read_header(self, size: int) -> None:
         beginning = bytearray(min(8, size))
         self._fill(memoryview(beginning), 0, len(beginning))
-        if beginning.startswith(_PICKLES):
-            raise InvalidRequest(f"{self.name} is no safetensors file; {OTHER_FORMATS['.pt']}")
         length = int.from_bytes(beginning, "little")
         if size < 8 or length < 2 or length > size - 8:
+            if beginning.startswith(_PICKLES):  # else some lengths of headers begin so as well
+                raise InvalidRequest(f"{self.name} is no safetensors file; {OTHER_FORMATS['.pt']}")
             raise InvalidRequest(
                 f"{self.name} is no safetensors file, or cut short: it has {size} bytes, and its "
                 f"first eight announce a header of {length}"

@@ -266,6 +266,12 @@ def test_pickled_weights_are_refused_by_name_and_by_content(tmp_path: Path) -> N
     assert "is no safetensors file; pickled" in refusal(tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(b"\x80\x04\x95rest of a pickle")
     assert "is no safetensors file; pickled" in refusal(tmp_path / "c.safetensors")
+    for length in (0x0280, 0x0480):  # a header whose length begins as a pickle does
+        path = saved(tmp_path, GOOD, pad="")
+        short = int.from_bytes(path.read_bytes()[:8], "little")
+        path = saved(tmp_path, GOOD, pad="x" * (length - short))
+        assert path.read_bytes()[:2] == length.to_bytes(2, "little")
+        assert read(path)
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "pytorch_lora_weights.bin").write_bytes(b"")
