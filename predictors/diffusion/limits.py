@@ -7,15 +7,16 @@ and OpenAI callers get the same defaults and refusals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.diffusion.known_adapters import KnownAdapters
+from predictors.diffusion.editing import NO_EDITS, Edits, Size, choose_edits
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
+    FILL,
     MAX_PROMPT_BYTES,
     ImageParameters,
     ImageRequest,
@@ -25,7 +26,6 @@ from predictors.diffusion.request import (
 )
 from predictors.diffusion.tiers import choose_tiers
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
+MAX_PARTIAL_IMAGES = 3  # OpenAI's
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
@@ -56,14 +57,32 @@ class PictureLimits:
     """(width, height) that are compiled and warmed."""
     refuses_unpromised: bool
     tiers: Tiers
-    adapters: KnownAdapters = field(default_factory=KnownAdapters, compare=False)
-    """Those that requests may name; they come and go."""
+    edits: Edits = NO_EDITS
 
     @property
     def longest_sequence(self) -> int:
-        """Text tokens and latent patches of the largest promised size."""
-        patches = max(width * height for width, height in self.sizes) // self.side_multiple**2
-        return self.default_sequence_length + patches
+        """Text tokens and latent patches of the largest promised size, and of its reference."""
+        return self.default_sequence_length + max(self.promised_patches)
+
+    @property
+    def promised(self) -> tuple[tuple[Size, Size], ...]:
+        """The sizes that are compiled and warmed, each with that of a picture read beside it, or
+        with (0, 0) for none."""
+        pairs = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
+        return tuple(dict.fromkeys([*((size, (0, 0)) for size in self.sizes), *pairs]))
+
+    @property
+    def promised_patches(self) -> set[int]:
+        """Latent patches of a pass of each of `promised`."""
+        sizes = [(w * h, x * y) for (w, h), (x, y) in self.promised]
+        return {(drawn + read) // self.side_multiple**2 for drawn, read in sizes}
+
+    @property
+    def promised_sources(self) -> tuple[Size, ...]:
+        """Sizes of callers' pictures for which the encoder is warmed."""
+        if not self.edits.is_loaded:
+            return ()
+        return tuple(dict.fromkeys(self.source_size(size, size) for size in self.sizes))
 
     def request(self, parameters: ImageParameters) -> ImageRequest:
         """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
@@ -71,6 +90,9 @@ class PictureLimits:
         negative = some_text(parameters.negative_prompt)
         if negative is not None:
             check_prompt("negative_prompt", negative)
+        has_picture = parameters.source is not None or parameters.strength is not None
+        if has_picture or self.edits.kind == FILL:
+            parameters = self.edits.checked(parameters)
         request = ImageRequest(
             prompt=parameters.prompt,
             negative_prompt=negative,
@@ -86,10 +108,17 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
-            loras=self.adapters.check(parameters.loras) if parameters.loras else (),
+            partial_images=_or(parameters.partial_images, 0),
+            progress=_or(parameters.progress, False),
+            loras=_or(parameters.loras, ()),
+            source=parameters.source,
+            strength=_or(parameters.strength, 1.0),
         )
         self._check_numbers(request)
+        check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)
         self._check_size(request)
+        if request.source is not None:
+            self.edits.check_sizes(self, request)
         _check_output(request)
         self._check_tier(request)
         return request
@@ -146,9 +175,18 @@ class PictureLimits:
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
-            "loras": list(self.adapters.names),
-            "max_loras": MAX_LORAS,
         }
+
+    def edit_size(
+        self, width: int | None, height: int | None, picture: tuple[int, int]
+    ) -> tuple[int, int]:
+        """(width, height) of what is drawn for a `picture` of (width, height), where a caller named
+        neither, one or both of the sides."""
+        return self.edits.drawn_size(self, width, height, picture)
+
+    def source_size(self, drawn: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) that a caller's `picture`, and its mask, are resized to."""
+        return self.edits.source_size(self, drawn, picture)
 
     def check_sides(self, width: int, height: int) -> None:
         """Raise `InvalidRequest` for sides that the model or the settings rule out."""
@@ -237,6 +275,7 @@ def make_limits(
         sizes=tuple(dict.fromkeys(_sizes("flux.sizes", settings.sizes) or [default])),
         refuses_unpromised=settings.unpromised == "refuse",
         tiers=make_tiers(settings, device, is_quantized=config.is_quantized),
+        edits=choose_edits(config, settings.edits),
     )
     _check_sizes(limits)
     return limits

@@ -25,7 +25,7 @@ def make_predictor(
     """`parts` are folders of parts that are used instead of those in `checkpoint`, and `loras` the
     files or folders of its first adapters by name. Raises `InvalidRequest` for one of them."""
     variant = settings.compute.weights_variant
-    model = FluxModel(checkpoint, parts=parts, variant=variant)
+    model = FluxModel(checkpoint, parts=parts, variant=variant, kind=settings.flux.kind)
     for part in WEIGHTED_PARTS:
         announce_weights(f"{name}, {part}", model.config.folders[part], variant)
     predictor = DiffusionPredictor(name, model, settings, workers)
