@@ -32,6 +32,8 @@ DEFAULTS = {
     "server.health_port": -1,
     "server.metrics_port": -1,
     "server.admin_port": -1,
+    "server.loras": "",
+    "server.lora_root": "",
     "server.admin_host": "127.0.0.1",
     "server.linger_s": 0.0,
     "server.drain_timeout_s": 300.0,

@@ -156,6 +156,7 @@ class PictureLimits:
         return found | {
             "seed": dict(SEED_SCHEMA),
             "tier": {"type": "string", "enum": tiers, "default": default},
+            "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
         }
 

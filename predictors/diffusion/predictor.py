@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
+from predictors.diffusion.lora_changes import LoraChanges
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import (
     TIERS,
@@ -29,8 +33,10 @@ from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timing
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
+from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -53,6 +59,7 @@ SERIES = metrics.ModelSeries(
         metrics.image_pixels: ((),),
         metrics.inference_steps: ((),),
         metrics.ttfi_seconds: ((),),
+        metrics.loras_loaded: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
@@ -76,14 +83,54 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         own = settings.flux
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
+        adapters = KnownAdapters(name)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
+        self._codec = ImageCodec(name, limits, placement.precision, own.png_level, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
+        self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
+    # -- adapters ---------------------------------------------------------------------------------
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        return self._loras.known.names
+
+    @property
+    def loras(self) -> Sequence[AdapterSummary]:
+        """Descriptions of the adapters that requests may use."""
+        return self._loras.known.summaries
+
+    def add_lora(self, name: str, path: Path, root: Path | None = None) -> AdapterSummary:
+        """As `LoraChanges.add`."""
+        return self._loras.add(name, path, root)
+
+    def remove_lora(self, name: str) -> AdapterSummary:
+        """As `LoraChanges.remove`."""
+        return self._loras.remove(name)
+
+    async def submit(
+        self, requests: Sequence[ImageRequest], call: Call
+    ) -> list[Submission[DiffusionWork, PictureChunk]]:
+        """As the base's. From the check of a request to its place in the queue no adapter of it is
+        removed."""
+        used = [lora for request in requests for lora in request.loras]
+        if not used:
+            return await super().submit(requests, call)
+        with self._loras.known.held(used):
+            return await super().submit(requests, call)
+
+    def finish_call(
+        self, submissions: Sequence[Submission[DiffusionWork, PictureChunk]], call: Call
+    ) -> None:
+        for submission in submissions:
+            if isinstance(submission.last, ImageResult):
+                self._loras.known.count_picture(submission.work.request.loras)
+        super().finish_call(submissions, call)
+
+    # -- hooks -----------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         return self._codec.decode_v2(request)
 
@@ -111,6 +158,8 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
+        if request.loras:
+            fields["loras"] = ",".join(f"{each.name}:{each.scale:g}" for each in request.loras)
         if request.partial_images:
             fields["partial_images"] = request.partial_images
         if isinstance(last, ImageResult):
@@ -123,7 +172,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
-            requests = self._codec.decode_images(body)
+            requests = self._codec.decode_images(body, call.adapters)
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, finished(answers))
@@ -132,7 +181,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         """Events as the picture grows, after an empty item once its job is accepted. Closing the
         iterator cancels the job."""
         with tracing.stage(call.trace, "parse"):
-            (request,) = self._codec.decode_images(body)
+            (request,) = self._codec.decode_images(body, call.adapters)
         encoder = EventEncoder(self._codec, request, body.events)
         async with aclosing(self._parts(request, call, encoder.encode)) as events:
             async for event in events:
@@ -174,7 +223,8 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
 
     def get_limits(self) -> Mapping[str, Any]:
         capacity = self.settings.queue.capacity
-        return {**self._codec.limits.summary(), "queue_capacity": capacity}
+        loras = {"loras": list(self.adapter_names), "max_loras": MAX_LORAS}
+        return {**self._codec.limits.summary(), **loras, "queue_capacity": capacity}
 
     def describe(self) -> dict[str, object]:
         tiers = self._codec.limits.tiers.loaded
