@@ -13,14 +13,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_priority, parse_timeout
+from predictors.protocol.call import ANY_ADAPTER, Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -164,6 +164,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         if "priority" in request.parameters:
             call.priority = parse_priority(request.parameters["priority"], "priority")
+        if call.adapters is not ANY_ADAPTER:
+            request = replace(request, adapters=call.adapters)
         if is_small:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)

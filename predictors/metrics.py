@@ -76,6 +76,8 @@ denoise_step_seconds = Histogram(f"{P}_denoise_step_duration_seconds", "Time of 
 denoise_steps_total = Counter(f"{P}_denoise_steps_total", "Denoise steps, counted per picture.", ["model"])
 images_total = Counter(f"{P}_images_generated_total", "Pictures generated, by class of size and quality tier.", ["model", "resolution", "tier"])
 image_pixels = Histogram(f"{P}_image_pixels", "Pixels per generated picture.", ["model"], buckets=PIX)
+loras_loaded = Gauge(f"{P}_loras_loaded", "Adapters (LoRA) that requests may use.", ["model"])
+lora_images_total = Counter(f"{P}_lora_images_total", "Pictures generated with an adapter (LoRA), by its name. A picture with several counts for each.", ["model", "lora"])
 inference_steps = Histogram(f"{P}_inference_steps", "Denoise steps per picture.", ["model"], buckets=INPUT_STEPS)
 ttft_seconds = Histogram(f"{P}_time_to_first_token_seconds", "Time from submission to the first token.", ["model"], buckets=TTFT)
 itl_seconds = Histogram(f"{P}_inter_token_latency_seconds", "Time between two tokens of one sequence.", ["model"], buckets=ITL)
@@ -171,6 +173,18 @@ def unregister_caller(caller: str) -> None:
         caller_requests_total.remove(caller, outcome)
     caller_engine_seconds_total.remove(caller)
     caller_jobs.remove(caller)
+
+
+def register_lora(model: str, lora: str, loaded: int) -> None:
+    """Create the series of an adapter at zero. `loaded` are the model's adapters from now on."""
+    loras_loaded.labels(model).set(loaded)
+    lora_images_total.labels(model, lora)
+
+
+def unregister_lora(model: str, lora: str, loaded: int) -> None:
+    """End the series of an adapter that is gone, so that their number stays bounded."""
+    loras_loaded.labels(model).set(loaded)
+    lora_images_total.remove(model, lora)
 
 
 def register_model(model: str, added: ModelSeries) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +22,18 @@ from predictors import metrics
 from predictors.base import Answer
 from predictors.diffusion.inputs import steps_called
 from predictors.diffusion.limits import PictureLimits, some_text
-from predictors.diffusion.request import FP8, ImageParameters, ImageRequest, ImageResult
-from predictors.errors import InvalidRequest
+from predictors.diffusion.request import (
+    FP8,
+    ImageParameters,
+    ImageRequest,
+    ImageResult,
+    LoraScale,
+)
+from predictors.errors import Forbidden, InvalidRequest
 from predictors.observe import tracing
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.png import write_png
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
@@ -77,6 +86,7 @@ class ImageCodec:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
+        common["loras"] = self._loras(common["loras"], request.adapters)
         rows = [
             ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
@@ -114,6 +124,7 @@ class ImageCodec:
             "width": first.width,
             "height": first.height,
             **self._effort(first),
+            **({"loras": json.dumps(_used(first))} if first.loras else {}),
             "queue_ms": max(answer.queue_ms for answer in answers),
             "compute_ms": max(answer.compute_ms for answer in answers),
             "prompt_tokens_unread": unread(answers),
@@ -121,7 +132,9 @@ class ImageCodec:
         return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    def decode_images(self, body: ImagesBody) -> list[ImageRequest]:
+    def decode_images(
+        self, body: ImagesBody, adapters: AdapterAccess = ANY_ADAPTER
+    ) -> list[ImageRequest]:
         """One request per picture."""
         image = ImageParameters(
             prompt=body.prompt,
@@ -135,6 +148,7 @@ class ImageCodec:
             output_format=body.output_format,
             output_compression=body.output_compression,
             tier=body.tier,
+            loras=self._loras(body.loras, adapters),
         )
         seeds = row_seeds(body.seed, body.n)
         return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
@@ -158,7 +172,20 @@ class ImageCodec:
             },
             "prompt_tokens_unread": unread(answers),
             **self._effort(first),
+            **({"loras": _used(first)} if first.loras else {}),
         }
+
+    def _loras(
+        self, asked: NamedScales | None, adapters: AdapterAccess
+    ) -> tuple[LoraScale, ...] | None:
+        """The adapter in the model's name and those in `asked`. Raises `Forbidden` for one that the
+        caller's key may not use."""
+        own = ((adapters.own, 1.0),) if adapters.own else ()
+        named = (*own, *(asked or ()))
+        for name, _ in named:
+            if adapters.allowed is not None and name not in adapters.allowed:
+                raise Forbidden(f"the API key may not use adapter {name!r} of {self.model!r}")
+        return tuple(LoraScale(*each) for each in named) or None
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:
         # the cost of the picture, as both protocols show it
@@ -202,6 +229,10 @@ class ImageCodec:
         return file
 
 
+def _used(request: ImageRequest) -> list[dict[str, str | float]]:
+    return [{"name": each.name, "scale": each.scale} for each in request.loras]
+
+
 def unread(answers: Sequence[ImageAnswer]) -> int:
     """Tokens of the longest text that were beyond `max_sequence_length`; 0 if all were read."""
     return max(answer.chunks[0].num_unread_tokens for answer in answers)
@@ -220,6 +251,7 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
     """The fields of `ImageParameters` that all rows share, and the first row's seed."""
     parameters = Parameters(values, ignored=IGNORED_PARAMETERS)
     seed = parameters.read_int("seed")
+    loras = parameters.read_text("loras")
     common = {
         "width": parameters.read_int("width"),
         "height": parameters.read_int("height"),
@@ -230,6 +262,7 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "output_format": parameters.read_text("output_format"),
         "output_compression": parameters.read_int("output_compression"),
         "tier": parameters.read_text("tier"),
+        "loras": None if loras is None else read_loras_text(loras),
     }
     parameters.reject_unread()
     return common, seed

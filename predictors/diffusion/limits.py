@@ -7,13 +7,14 @@ and OpenAI callers get the same defaults and refusals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.editing import NO_EDITS, Edits, choose_edits
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
     FILL,
@@ -26,6 +27,7 @@ from predictors.diffusion.request import (
 )
 from predictors.diffusion.tiers import choose_tiers
 from predictors.errors import InvalidRequest
+from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
@@ -57,6 +59,8 @@ class PictureLimits:
     refuses_unpromised: bool
     tiers: Tiers
     edits: Edits = NO_EDITS
+    adapters: KnownAdapters = field(default_factory=KnownAdapters, compare=False)
+    """Those that requests may name; they come and go."""
 
     @property
     def longest_sequence(self) -> int:
@@ -89,7 +93,7 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
-            loras=_or(parameters.loras, ()),
+            loras=self.adapters.check(parameters.loras) if parameters.loras else (),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
         )
@@ -134,6 +138,7 @@ class PictureLimits:
         return found | {
             "seed": dict(SEED_SCHEMA),
             "tier": {"type": "string", "enum": tiers, "default": default},
+            "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
         }
 
@@ -152,6 +157,8 @@ class PictureLimits:
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
+            "loras": list(self.adapters.names),
+            "max_loras": MAX_LORAS,
         }
 
     def edit_size(

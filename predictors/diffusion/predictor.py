@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
+from predictors.diffusion.lora_changes import LoraChanges
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
 from predictors.observe import tracing
@@ -23,6 +28,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
+from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -35,6 +41,7 @@ SERIES = metrics.ModelSeries(
         metrics.image_pixels: ((),),
         metrics.inference_steps: ((),),
         metrics.ttfi_seconds: ((),),
+        metrics.loras_loaded: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
@@ -58,14 +65,54 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         own = settings.flux
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
+        limits = replace(limits, adapters=KnownAdapters(name))
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
         self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
+        self._loras = LoraChanges(name, model, engine, limits.adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
+    # -- adapters ---------------------------------------------------------------------------------
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        return self._loras.known.names
+
+    @property
+    def loras(self) -> Sequence[AdapterSummary]:
+        """Descriptions of the adapters that requests may use."""
+        return self._loras.known.summaries
+
+    def add_lora(self, name: str, path: Path, root: Path | None = None) -> AdapterSummary:
+        """As `LoraChanges.add`."""
+        return self._loras.add(name, path, root)
+
+    def remove_lora(self, name: str) -> AdapterSummary:
+        """As `LoraChanges.remove`."""
+        return self._loras.remove(name)
+
+    async def submit(
+        self, requests: Sequence[ImageRequest], call: Call
+    ) -> list[Submission[DiffusionWork, ImageResult]]:
+        """As the base's. From the check of a request to its place in the queue no adapter of it is
+        removed."""
+        used = [lora for request in requests for lora in request.loras]
+        if not used:
+            return await super().submit(requests, call)
+        with self._loras.known.held(used):
+            return await super().submit(requests, call)
+
+    def finish_call(
+        self, submissions: Sequence[Submission[DiffusionWork, ImageResult]], call: Call
+    ) -> None:
+        for submission in submissions:
+            if submission.last is not None and submission.work.request.loras:
+                self._loras.known.count_picture(submission.work.request.loras)
+        super().finish_call(submissions, call)
+
+    # -- hooks -----------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         return self._codec.decode_v2(request)
 
@@ -93,6 +140,8 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
+        if request.loras:
+            fields["loras"] = ",".join(f"{each.name}:{each.scale:g}" for each in request.loras)
         return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
 
     def prompt(self, request: ImageRequest) -> str:
@@ -101,7 +150,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
-            requests = self._codec.decode_images(body)
+            requests = self._codec.decode_images(body, call.adapters)
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, answers)

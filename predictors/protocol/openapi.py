@@ -92,9 +92,10 @@ def _encoded(models: Mapping[str, Served], has_urls: bool, has_keys: bool) -> by
 
 
 def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
-    """OpenAPI 3.1 of all routes that serve these models, V2's under a model's own name, not its
-    aliases. `has_urls`: pictures may be asked for by address."""
-    models = [model for name, model in names.items() if name == model.name]
+    """OpenAPI 3.1 of all routes that serve these models, V2's under the first name of a model.
+    `has_urls`: pictures may be asked for by address."""
+    first = {model.name: name for name, model in reversed(list(names.items()))}
+    models = list(dict.fromkeys(names.values()))
     schemas: Json = {
         "V2Error": _complete({"error": _STRING}),
         "OpenAIError": _complete({"error": _complete(_ERROR)}),
@@ -102,7 +103,7 @@ def openapi_document(names: Mapping[str, Served], *, has_urls: bool) -> Json:
     }
     paths: Json = {**_health(), **_openai_listing(names)}
     for index, model in enumerate(models):
-        paths |= _v2_paths(model, index, schemas)
+        paths |= _v2_paths(model, first[model.name], index, schemas)
     for route, kind, fields, required in (
         ("/chat/completions", ServesChat, chat_body.FIELDS, ("model", "messages")),
         ("/images/generations", ServesImages, _image_fields(has_urls), ("model", "prompt")),
@@ -140,10 +141,10 @@ def _repository_index() -> Json:
     return {"get": answer, "post": post}
 
 
-def _v2_paths(model: Served, index: int, schemas: Json) -> Json:
+def _v2_paths(model: Served, in_path: str, index: int, schemas: Json) -> Json:
     name = f"{_component(model.name)}_{index}"
     schemas[f"{name}_infer"] = infer_schema(model)
-    path = f"/v2/models/{quote(model.name)}"
+    path = f"/v2/models/{quote(in_path)}"
     infer = {
         "operationId": f"infer_{name}",
         "summary": f"V2 inference with {model.name}",

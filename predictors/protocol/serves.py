@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.errors import EngineFailed
@@ -67,6 +67,15 @@ class Queued(Protocol):
 
     def check_room(self, call: Call, rows: int = 1) -> None:
         """Raise what a request of so many rows would be refused with now. Cheap."""
+
+
+@runtime_checkable
+class ServesAdapters(Protocol):
+    """A model with adapters, each of which is a name of it: `MODEL:ADAPTER`."""
+
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """Those that requests may use now."""
 
 
 @runtime_checkable

@@ -112,7 +112,7 @@ def read_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
     )
 
 
-_OFF = (None, False, 0, "", [], {})
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def read_metadata(metadata: Mapping[str, str], where: str) -> dict[str, AdapterConfig]:

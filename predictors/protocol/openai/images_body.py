@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.lora_fields import NamedScales, loras
 
 MAX_N = 16  # OpenAI's is 10
 MAX_PROMPT = 2**21  # characters that are read; the codec's limit is lower
@@ -59,6 +60,7 @@ class ImagesBody:
     true_cfg_scale: float | None = None
     max_sequence_length: int | None = None
     tier: str | None = None
+    loras: NamedScales | None = None
     output_format: str | None = None
     output_compression: int | None = None
     response_format: str = B64_JSON
@@ -133,6 +135,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "true_cfg_scale": number(0, 1e6),
     "max_sequence_length": whole(1, 10**6),
     "tier": text(),
+    "loras": loras,
     "quality": _quality,
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": whole(0, 100),

@@ -264,9 +264,9 @@ class Listing:
     async def all(self, request: Request) -> Response:
         """`data` for OpenAI's clients, `models` for KServe V1's; models that are loading and
         aliases are listed too."""
-        names = list(self._registry.names_for(request.scope[CALL_KEY]))
-        data = [self._card(name) for name in names]
-        return json_response({"object": "list", "data": data, "models": names})
+        names = self._registry.names_for(request.scope[CALL_KEY])
+        data = [self._card(name, model) for name, model in names.items()]
+        return json_response({"object": "list", "data": data, "models": list(names)})
 
     async def one(self, request: Request) -> Response:
         """OpenAI's model object with V1's `name` and `ready`; 503 until ready, 404 if unknown."""
@@ -277,8 +277,9 @@ class Listing:
             fault = fault_of(error)
             return Response(openai_body(fault), fault.status)
         ready = await self._registry.is_ready(model.name)
-        card = self._card(name) | {"name": name, "ready": ready}
+        card = self._card(name, model) | {"name": name, "ready": ready}
         return json_response(card, 200 if ready else 503)
 
-    def _card(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}
+    def _card(self, name: str, model: Served) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": self._created, "owned_by": OWNER}
+        return card | {"parent": model.name} if self._registry.adapter_of(name) else card
