@@ -96,6 +96,14 @@ class CheckpointConfig(Protocol):
     def is_quantized(self) -> bool:
         """True if the transformer is stored in fp8: then there is no form `BASE`."""
 
+    @property
+    def kind(self) -> str:
+        """`request.TEXT`, `request.FILL` or `request.KONTEXT`."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """True if the weights of the autoencoder's encoder are stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:

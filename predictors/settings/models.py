@@ -121,6 +121,14 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    edits: str = bounded("auto", choices=("auto", "on", "off"))
+    """Pictures as inputs (image to image, inpainting, FLUX.1-Fill, -Kontext), for which the
+    encoder of the autoencoder is loaded. `auto`: if the checkpoint stores it. FLUX.1's takes 69 MB
+    of GPU memory, and its graphs share the decoder's work memory. `off`: such requests get 400."""
+    kind: str = bounded("auto", choices=("auto", "text", "fill", "kontext"))
+    """Kind of the checkpoint. `auto` reads it from the folder. FLUX.1-Kontext has the sizes of
+    FLUX.1-dev: only `_class_name` in `model_index.json` tells them apart, so name it if that was
+    lost."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all. 0 always serves the one that has waited longest."""

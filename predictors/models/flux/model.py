@@ -30,10 +30,11 @@ class FluxModel:
         open_component: OpenComponent | None = None,
         parts: Mapping[str, Path] = MappingProxyType({}),
         variant: str = "",
+        kind: str = "auto",
     ) -> None:
         """Raises `EngineFailed` for a folder that can't be served. `open_component` stands for the
-        folder when weights are loaded; `parts` and `variant` as in `read_checkpoint`."""
-        self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant)
+        folder when weights are loaded; `parts`, `variant` and `kind` as in `read_checkpoint`."""
+        self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant, kind)
         self.schedule = Schedule.of(self.config.scheduler)
         # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
         self._lock = threading.Lock()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from predictors.compute.checkpoint.folder import reading
+from predictors.compute.checkpoint.folder import read_json, reading
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
@@ -21,7 +21,7 @@ from predictors.compute.checkpoint.summary import (
     summarise_part,
 )
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
-from predictors.models.flux.fit import check_decoder, check_fit
+from predictors.models.flux.fit import check_decoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
     WEIGHTED_PARTS,
@@ -57,6 +57,8 @@ def summarise(
         configs = {part: with_defaults(part, raw[part]) for part in WEIGHTED_PARTS}
         check_decoder(configs["vae"])
         check_fit(*(configs[part] for part in WEIGHTED_PARTS))
+        index = read_json(folder, "model_index.json", "model_index.json")
+        kind_of(index, configs["transformer"], configs["vae"], settings.flux.kind)
     _check_tokenizers(folders, configs)
     parts = []
     for part in WEIGHTED_PARTS:
