@@ -7,19 +7,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.device.placement import announce, place
-from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
+from predictors.diffusion.codec import (
+    FP8_PRECISION,
+    INPUT_TYPES,
+    OUTPUT_TYPES,
+    PICTURE_INPUTS,
+    PICTURE_TYPES,
+    ImageCodec,
+)
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.sources import AskedRow, SourceReader
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
@@ -27,7 +37,7 @@ from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "images"),
+    operations=("infer", "images", "edits"),
     stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
     caches=("prompt_embedding",),
     own={
@@ -47,6 +57,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
 
     task = "flux"  # as settings, metrics and the admin state name it
     series = SERIES
+    file_inputs: ClassVar[frozenset[str]] = PICTURE_INPUTS
 
     def __init__(
         self,
@@ -62,12 +73,32 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         super().__init__(name, engine, settings, workers)
+        self._sources = SourceReader(limits, settings.images, workers, self.off_loop)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         return self._codec.decode_v2(request)
+
+    async def read_rows(
+        self, request: V2Request, call: Call, *, is_small: bool
+    ) -> list[ImageRequest]:
+        """The same of any request. Pictures are decoded by the workers."""
+        if not any(tensor.name in PICTURE_INPUTS for tensor in request.inputs):
+            return await super().read_rows(request, call, is_small=is_small)
+        rows = await self.off_loop(self._codec.read_v2, request, is_large=not is_small)
+        return await self._with_pictures(rows, call)
+
+    async def _with_pictures(self, rows: Sequence[AskedRow], call: Call) -> list[ImageRequest]:
+        late = "the deadline passed before the pictures were decoded"
+        with self.holding_places(len(rows), call):
+            async with fail_at(call.deadline, late):
+                asked, sizes = await self._sources.read(rows)
+        shown = [f"{width}x{height}" for width, height in sizes]
+        call.log_fields["source_size"] = shown if len(shown) > 1 else shown[0]
+        call.log_fields["masked"] = any(row.source and row.source.mask is not None for row in asked)
+        return self._codec.requests(asked)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
@@ -102,6 +133,16 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body)
+        return await self._drawn(requests, call)
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        self.check_room(call, body.n)  # before any work is spent on pictures
+        with tracing.stage(call.trace, "parse"):
+            rows = self._codec.read_edits(body)
+            requests = await self._with_pictures(rows, call)
+        return await self._drawn(requests, call)
+
+    async def _drawn(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, answers)
@@ -122,7 +163,10 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return super().describe() | own
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return [dict(tensor) for tensor in INPUT_TYPES]
+        edits = self._codec.limits.edits
+        return [
+            dict(tensor) for tensor in (*INPUT_TYPES, *(PICTURE_TYPES if edits.is_loaded else ()))
+        ]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         return [dict(tensor) for tensor in OUTPUT_TYPES]

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from predictors.errors import EngineFailed
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
@@ -83,6 +84,13 @@ class ServesImages(Served, Protocol):
     """A model behind `POST /v1/images/generations`."""
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class ServesEdits(Served, Protocol):
+    """A model behind `POST /v1/images/edits`."""
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]: ...
 
 
 @runtime_checkable

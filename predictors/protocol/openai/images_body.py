@@ -76,11 +76,17 @@ def read_images_body(body: object) -> ImagesBody:
     """The body, with `size` as `width` and `height`. Raises `InvalidRequest` naming the field."""
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
+    return ImagesBody(**with_sides(read))
+
+
+def with_sides(read: dict[str, Any]) -> dict[str, Any]:
+    """Checked fields with `width` and `height` in place of `size`, and `spelt`. Raises
+    `InvalidRequest` if they disagree."""
     spelt: dict[str, str] = {}
     if "size" in read:
         width, height = read.pop("size")
         _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
-    return ImagesBody(**read, spelt=spelt)
+    return {**read, "spelt": spelt}
 
 
 def _merge(
