@@ -139,6 +139,7 @@ class ImageCodec:
         sizes = {(answer.request.width, answer.request.height) for answer in answers}
         parameters: dict[str, str | int | bool] = {
             **({"width": first.width, "height": first.height} if len(sizes) == 1 else {}),
+            **({} if first.source is None else {"strength": f"{first.strength:g}"}),
             **self._effort(first),
             "queue_ms": max(answer.queue_ms for answer in answers),
             "compute_ms": max(answer.compute_ms for answer in answers),

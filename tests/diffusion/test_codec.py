@@ -452,6 +452,6 @@ def test_the_answer_counts_the_patches_that_were_read_and_says_the_strength() ->
 def test_sizes_that_rows_do_not_share_are_no_parameters() -> None:
     request = v2(texts("prompt", "a", "b"))
     one = CODEC.encode_v2(request, [edited(64, 96), edited(64, 96)]).parameters
-    assert (one["width"], one["height"]) == (64, 96)
+    assert (one["width"], one["height"], one["strength"]) == (64, 96, "0.6")
     two = CODEC.encode_v2(request, [edited(64, 96), edited(96, 64)]).parameters
     assert {"width", "height"}.isdisjoint(two)

@@ -21,7 +21,7 @@ from predictors.diffusion import codec as flux_codec
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
-from predictors.protocol.openai import chat_body, images_body, messages
+from predictors.protocol.openai import chat_body, edits_body, images_body, messages
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
@@ -33,7 +33,17 @@ from tests.http.echo import PATIENCE_S, Running
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAME = re.compile(r"`([a-z_0-9]+)`")
 MODEL = re.compile(r"{(?:name|model)(?::model)?}")
-FIELDS = {"Pictures": images_body.OWN_FIELDS, "Chat": chat_body.OWN_FIELDS}
+OF_EDITS = {
+    name
+    for name, rule in edits_body.OWN_FIELDS.items()
+    if images_body.OWN_FIELDS.get(name) is not rule
+}
+"""Fields that edits take otherwise than generations."""
+FIELDS = {
+    "Pictures": set(images_body.OWN_FIELDS),
+    "Edits": OF_EDITS,
+    "Chat": set(chat_body.OWN_FIELDS),
+}
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -41,11 +51,20 @@ def read_pictures(**fields: Any) -> images_body.ImagesBody:
     return images_body.read_images_body({"model": "flux", "prompt": "x"} | fields)
 
 
+def read_edits(**fields: Any) -> edits_body.EditsBody:
+    given = {"model": "flux", "prompt": "x", "image": "data:image/png;base64,AAAA"}
+    return edits_body.read_edits_body(given | fields)
+
+
 def read_chat(**fields: Any) -> chat_body.ChatBody:
     return chat_body.read_chat_body(HELLO | fields)
 
 
-READERS: dict[str, Callable[..., object]] = {"Pictures": read_pictures, "Chat": read_chat}
+READERS: dict[str, Callable[..., object]] = {
+    "Pictures": read_pictures,
+    "Edits": read_edits,
+    "Chat": read_chat,
+}
 """By heading, a body of the required fields and some more, as the server reads it."""
 
 
@@ -94,7 +113,7 @@ def test_every_failure_has_its_row() -> None:
 @pytest.mark.parametrize("title", READERS)
 def test_every_openai_field_has_its_row_and_no_other_is_promised(title: str) -> None:
     inner = {"include_usage", "include_obfuscation", "continuous_usage_stats"}
-    assert names(title) - inner == set(FIELDS[title])
+    assert names(title) - inner == FIELDS[title]
 
 
 @pytest.mark.parametrize("title", READERS)
@@ -125,6 +144,7 @@ def test_the_only_values_that_the_page_allows_are_taken() -> None:
     for title, fragment in {
         "Pictures": {"quality": "hd", "background": "opaque", "partial_images": 0}
         | {"style": "vivid", "moderation": "low", "stream": False},
+        "Edits": {"input_fidelity": "high", "quality": "hd", "background": "opaque"},
         "Chat": {"response_format": {"type": "text"}, "modalities": ["text"], "logprobs": False}
         | {"top_logprobs": 0, "logit_bias": {}, "tools": [], "functions": []}
         | {"tool_choice": "auto", "function_call": "auto", "reasoning_effort": "none"}

@@ -36,7 +36,7 @@ from predictors.protocol.openai.images_body import ImagesBody, with_sides
 MAX_PICTURES = 16  # as OpenAI; a model's own limit is lower
 FILES = ("image", "mask")
 """Fields that are files in a form."""
-_DATA_URL = {"type": "string", "description": "A data URL, or the file in a form"}
+_DATA_URL = {"type": "string"}
 
 
 # Without slots: pickle restores an object that has slots through a Python function.
@@ -116,7 +116,11 @@ def _at_most(name: str, pictures: list[Any]) -> None:
         raise InvalidRequest(message, param=name)
 
 
-@described({"anyOf": [_DATA_URL, {"type": "array", "maxItems": MAX_PICTURES, "items": _DATA_URL}]})
+_FILE = "A data URL in JSON, a file in a form"
+_LIST = {"type": "array", "maxItems": MAX_PICTURES, "items": _DATA_URL}
+
+
+@described({"anyOf": [_DATA_URL, _LIST], "description": f"{_FILE}; or a list of them"})
 def _image(name: str, value: Any) -> tuple[SentPicture, ...]:
     if not isinstance(value, list):
         return (_picture(name, value),)
@@ -124,7 +128,14 @@ def _image(name: str, value: Any) -> tuple[SentPicture, ...]:
     return tuple(_picture(f"{name}[{i}]", each) for i, each in enumerate(value))
 
 
-@described({"type": "array", "maxItems": MAX_PICTURES, "items": _REFERENCE_SCHEMA})
+@described(
+    {
+        "type": "array",
+        "maxItems": MAX_PICTURES,
+        "items": _REFERENCE_SCHEMA,
+        "description": 'In JSON alone: `[{"image_url": DATA_URL}]`, the same as `image`',
+    }
+)
 def _images(name: str, value: Any) -> tuple[SentPicture, ...]:
     if not isinstance(value, list):
         raise wrong(name, "a list of objects with image_url", value)
@@ -132,7 +143,7 @@ def _images(name: str, value: Any) -> tuple[SentPicture, ...]:
     return tuple(_reference(f"{name}[{i}]", each) for i, each in enumerate(value))
 
 
-@described({"anyOf": [_DATA_URL, _REFERENCE_SCHEMA]})
+@described({"anyOf": [_DATA_URL, _REFERENCE_SCHEMA], "description": _FILE})
 def _mask(name: str, value: Any) -> SentPicture:
     return _reference(name, value) if isinstance(value, dict) else _picture(name, value)
 

@@ -39,6 +39,7 @@ MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
 B64_JSON, URL = "b64_json", "url"
 QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 """OpenAI's. They set no tier: a caller who asks for high quality must not get less exactness."""
+_EDITS = "pictures are edited by POST /v1/images/edits"
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -102,7 +103,8 @@ def _merge(
 
 @described({"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"})
 def _size(name: str, value: Any) -> object:
-    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size."""
+    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size, or that of the
+    picture that is edited."""
     if value == "auto":
         return DROP
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -152,9 +154,11 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "partial_images": only_values(0, why="only finished pictures are sent"),
     "stream": only_values(False, why="only finished pictures are sent"),
     # standard in other parts of OpenAI's images API
-    "image": only_values(why="pictures are drawn from words only"),
-    "mask": only_values(why="pictures are drawn from words only"),
-    "input_fidelity": only_values(why="pictures are drawn from words only"),
+    "image": only_values(why=_EDITS),
+    "images": only_values(why=_EDITS),
+    "mask": only_values(why=_EDITS),
+    "strength": only_values(why=_EDITS),
+    "input_fidelity": only_values(why=_EDITS),
     "complexity": only_values(why="only raster pictures are drawn"),
     "svg": only_values(why="only raster pictures are drawn"),
     "frame_count": only_values(why="pictures do not move"),
