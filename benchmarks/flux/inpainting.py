@@ -1,4 +1,4 @@
-"""How often an edit of the embedded checkpoint replaces a shape as asked, by the rule-based checker.
+"""How often an edit of the embedded checkpoint replaces a shape as asked, by the pixel checker.
 
     python -m benchmarks.flux.inpainting --count 200 --strength 1 --steps 28
 

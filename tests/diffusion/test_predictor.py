@@ -164,3 +164,16 @@ async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
         if sample.labels["model"] == "flux-shown"
     }
     assert shown == {("lossless", "float32"): 1, ("high", "float8_e4m3fn"): 1}
+
+
+async def test_a_model_that_can_not_edit_takes_no_pictures() -> None:
+    made = DiffusionPredictor(
+        "flux-words", FluxModel(CHECKPOINT), replace(SETTINGS, flux=FluxSettings(edits="off"))
+    )
+    assert [each["name"] for each in made.get_input_types()] == [
+        "prompt",
+        "negative_prompt",
+        "seed",
+    ]
+    assert "strength" not in made.get_parameters()
+    assert made.get_limits()["edits"] == ["generate"]
