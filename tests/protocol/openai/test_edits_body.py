@@ -126,7 +126,7 @@ def test_null_means_absent_for_every_optional_field() -> None:
         ({"image": URL, "input_fidelity": "max"}, "input_fidelity", "must be 'low' or 'high'"),
         ({"image": URL, "background": "transparent"}, "background", "opaque"),
         ({"image": URL, "markup": URL}, "markup", "a mask says"),
-        ({"image": URL, "stren": 1}, "stren", "did you mean 'strength'"),
+        ({"image": URL, "strenght": 1}, "strenght", "did you mean 'strength'"),
         ({"image": URL, "n": 0}, "n", "from 1 to 16"),
         ({"image": URL, "size": "64x64", "width": 32}, "width", "disagree"),
     ],
