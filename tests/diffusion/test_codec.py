@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from predictors.base import Answer
-from predictors.diffusion.codec import ImageCodec
+from predictors.diffusion.codec import PICTURE_INPUTS, ImageCodec
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.request import (
     ImageParameters,
@@ -31,9 +32,12 @@ from predictors.protocol.openai.edits_body import read_edits_body
 from predictors.protocol.openai.images_body import QUALITIES, read_images_body
 from predictors.protocol.seeds import MAX_SEED
 from predictors.protocol.v2.values import Tensor, V2Request
+from predictors.protocol.v2.wire_json import decode_json_request, encode_json_response
 from predictors.settings import FluxSettings
 from tests.diffusion.driver import CHECKPOINT
+from tests.http.echo import PIXEL
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
 LIMITS = make_limits(read_checkpoint(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
 CODEC = ImageCodec("codec", LIMITS, "float32", png_level=1)
 
@@ -435,9 +439,9 @@ def test_an_edit_takes_one_picture_for_all_that_it_draws() -> None:
     assert caught.value.param == "images"
 
 
-def edited(width: int, height: int) -> Answer[Any, Any]:
+def edited(width: int, height: int, **asked_for: Any) -> Answer[Any, Any]:
     pixels = np.zeros((height, width, 3), np.uint8)
-    asked = ImageParameters("a", seed=1, source=SourcePicture(pixels))
+    asked = ImageParameters("a", source=SourcePicture(pixels), **({"seed": 1} | asked_for))
     return replace(answer(asked), chunks=(ImageResult(pixels, 7),))
 
 
@@ -455,3 +459,19 @@ def test_sizes_that_rows_do_not_share_are_no_parameters() -> None:
     assert (one["width"], one["height"], one["strength"]) == (64, 96, "0.6")
     two = CODEC.encode_v2(request, [edited(64, 96), edited(96, 64)]).parameters
     assert {"width", "height"}.isdisjoint(two)
+
+
+def test_an_edit_in_v2_json_matches_the_golden_files() -> None:
+    raw = (GOLDEN / "edit_request.json").read_bytes()
+    request = decode_json_request(raw, {}, "codec", files=PICTURE_INPUTS)
+    rows = CODEC.read_v2(request)
+    sent = [row.sent for row in rows if row.sent is not None]
+    assert [(each.image, each.mask, each.row) for each in sent] == [
+        (PIXEL, PIXEL, 0),
+        (PIXEL, PIXEL, 1),
+    ]
+    answers = [
+        edited(64, 96, strength=row.parameters.strength, seed=row.parameters.seed) for row in rows
+    ]
+    body, _ = encode_json_response(CODEC.encode_v2(request, answers), request)
+    assert body == (GOLDEN / "edit_response.json").read_bytes().rstrip(b"\n")

@@ -113,7 +113,8 @@ def _object(name: str, pairs: Sequence[tuple[str, str]], schema: Schema) -> dict
     found: dict[str, Any] = {}
     for key, text in pairs:
         if key in found:
-            raise InvalidRequest(f"{_shown(name, (key,))} is in the form twice", param=name)
+            short = name[:MAX_NAME]
+            raise InvalidRequest(f"{_shown(name, (key,))} is in the form twice", param=short)
         found[key] = value_of(text, _property(schema, key))
     return found
 

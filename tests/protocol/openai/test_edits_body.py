@@ -22,8 +22,18 @@ from predictors.protocol.openai.edits_body import (
 )
 from predictors.protocol.openai.images_body import OWN_FIELDS as IMAGE_FIELDS
 from tests.http.echo import PIXEL
-from tests.protocol.openai.doubles import EDITS, Chatter, Painter, application, counted, post
+from tests.protocol.openai.doubles import (
+    EDITS,
+    GOLDEN,
+    Chatter,
+    Painter,
+    application,
+    counted,
+    post,
+    same_as_golden,
+)
 
+FORM = GOLDEN / "edits_request.form"
 URL = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
 GIVEN = {"model": "flux", "prompt": "a red circle"}
 
@@ -212,3 +222,17 @@ async def test_a_full_queue_refuses_an_edit_before_its_body_is_read() -> None:
     wire = await post(EDITS, b"never read", content_type="text/plain").run(application(Full()))
     assert wire.status == 503
     assert wire.error["message"] == "the queue is full"
+
+
+async def test_an_edit_and_its_refusals_match_the_golden_files() -> None:
+    app = application(Painter(), Chatter())
+    whole = FORM.read_bytes()
+    named = {"x_request_id": "r1", "content_type": "multipart/form-data; boundary=frontier"}
+    same_as_golden("edits.http", await post(EDITS, whole, **named).run(app))
+    for name, old, new in (
+        ("edits_cut.http", b"--frontier--", b""),
+        ("edits_bad_field.http", b'"strength"', b'"strenght"'),
+        ("edits_wrong_model.http", b"\r\nflux\r\n", b"\r\nqwen-vl\r\n"),
+    ):
+        assert old in whole
+        same_as_golden(name, await post(EDITS, whole.replace(old, new), **named).run(app))
