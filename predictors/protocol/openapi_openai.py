@@ -21,6 +21,7 @@ from predictors.protocol.openapi_parts import (
 from predictors.protocol.serves import Served, ServesChat, ServesEdits, ServesImages
 
 _NAMES = {"/chat/completions": "chat", "/images/generations": "images", "/images/edits": "edits"}
+_PICTURES = ("image", "images")
 _BINARY: Json = {"type": "string", "format": "binary"}
 
 
@@ -37,7 +38,8 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
         if served:
             name = _NAMES[route]
             taken = fields if has_urls or kind is ServesChat else _without_urls(fields)
-            body = _openai_body(served, names, name, taken, required, schemas)
+            either = _PICTURES if kind is ServesEdits else ()
+            body = _openai_body(served, names, name, taken, required, schemas, either)
             post = _openai_post(name, body)
             if kind is ServesEdits:
                 form = {"schema": _form_schema(taken, required)}
@@ -52,7 +54,11 @@ def _form_schema(fields: Mapping[str, DescribedRule], required: Sequence[str]) -
     several: Json = {"type": "array", "maxItems": edits_body.MAX_PICTURES, "items": _BINARY}
     schema["properties"] |= {"image": _BINARY, "image[]": several, "mask": _BINARY}
     del schema["properties"]["images"]
-    return {**schema, "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
+    return {**schema, "anyOf": _one_of_fields(("image", "image[]"))}
+
+
+def _one_of_fields(names: Sequence[str]) -> list[Json]:
+    return [{"required": [name]} for name in names]
 
 
 def _without_urls(fields: Mapping[str, DescribedRule]) -> Mapping[str, DescribedRule]:
@@ -66,13 +72,17 @@ def _openai_body(
     fields: Mapping[str, DescribedRule],
     required: Sequence[str],
     schemas: Json,
+    either: Sequence[str],
 ) -> Json:
+    """`either`: fields one of which is required as well."""
     refs = []
     for index, model in enumerate(models):
         name = f"{component_name(model.name)}_{index}_{route}"
         schemas[name] = body_schema(model, fields, required)
         own = [each for each, served in names.items() if served is model]
         schemas[name]["properties"]["model"] = {"type": "string", "enum": own}
+        if either:
+            schemas[name]["anyOf"] = _one_of_fields(either)
         refs.append(schema_ref(name))
     return refs[0] if len(refs) == 1 else {"oneOf": refs}
 

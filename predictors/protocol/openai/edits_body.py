@@ -117,7 +117,7 @@ def _at_most(name: str, pictures: list[Any]) -> None:
 
 
 _FILE = "A data URL in JSON, a file in a form"
-_LIST = {"type": "array", "maxItems": MAX_PICTURES, "items": _DATA_URL}
+_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_PICTURES, "items": _DATA_URL}
 
 
 @described({"anyOf": [_DATA_URL, _LIST], "description": f"{_FILE}; or a list of them"})
@@ -131,6 +131,7 @@ def _image(name: str, value: Any) -> tuple[SentPicture, ...]:
 @described(
     {
         "type": "array",
+        "minItems": 1,
         "maxItems": MAX_PICTURES,
         "items": _REFERENCE_SCHEMA,
         "description": 'In JSON alone: `[{"image_url": DATA_URL}]`, the same as `image`',
