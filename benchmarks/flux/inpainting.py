@@ -27,6 +27,8 @@ from predictors.protocol.openai.edits_body import EditsBody, SentPicture
 from predictors.settings import FluxSettings, Settings
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "shapes-flux"
+STRENGTH, STEPS = 1.0, 28
+"""Of the score in the model card."""
 AT_ONCE = 8
 SEED = 5000
 
@@ -72,8 +74,8 @@ def make_predictor() -> DiffusionPredictor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--strength", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[28])
+    parser.add_argument("--strength", type=float, nargs="+", default=[STRENGTH])
+    parser.add_argument("--steps", type=int, nargs="+", default=[STEPS])
     args = parser.parse_args()
     cases, predictor = edits(args.count), make_predictor()
     for steps in args.steps:

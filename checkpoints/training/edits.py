@@ -7,7 +7,6 @@ held-out scene, it must show that scene, which the rule-based checker reads.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
@@ -64,8 +63,3 @@ def _mask(x: float, y: float, size: str) -> Image.Image:
     mask = Image.new("L", (drawing.SIDE, drawing.SIDE))
     ImageDraw.Draw(mask).rectangle((x - reach, y - reach, x + reach, y + reach), 255)
     return mask
-
-
-def share_right(cases: Sequence[Edit], edited: Sequence[Image.Image]) -> float:
-    right = [case.is_right(picture) for case, picture in zip(cases, edited, strict=True)]
-    return sum(right) / len(right)
