@@ -91,6 +91,7 @@ class PictureLimits:
             tier=_or(parameters.tier, self.tiers.default),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
+            loras=_or(parameters.loras, ()),
         )
         self._check_numbers(request)
         self._check_size(request)

@@ -65,6 +65,14 @@ class SourcePicture:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraScale:
+    """An adapter of a request, and the factor of its change."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ImageParameters:
     """One row as a caller wrote it; None where nothing was given."""
 
@@ -82,6 +90,7 @@ class ImageParameters:
     tier: str | None = None
     source: SourcePicture | None = None
     strength: float | None = None
+    loras: tuple[LoraScale, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,8 @@ class ImageRequest:
     source: SourcePicture | None = None
     strength: float = 1.0
     """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
 
     @property
     def may_skip(self) -> bool:

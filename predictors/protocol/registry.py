@@ -22,6 +22,7 @@ from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
 from predictors.protocol.pending_bodies import PendingBodies
+from predictors.protocol.refusal_pace import RefusalPace
 from predictors.protocol.serves import Prepares, Queued, Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
@@ -55,6 +56,7 @@ class Registry:
         """Seconds since the event loop of the data port should have run; set by the server."""
         self.callers = Callers(settings.access)
         self.pending_bodies = PendingBodies()
+        self.refusal_pace = RefusalPace(settings.queue.refusals_per_s)
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}

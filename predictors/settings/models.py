@@ -26,6 +26,10 @@ class QueueSettings(SettingsGroup):
     overload_status: int = bounded(503, choices=(503, 429))
     """Status of a request that meets a full queue. Gateways retry 503 on another replica; clients
     back off on 429."""
+    refusals_per_s: float = 200.0
+    """Refusals of a full queue or a used up limit that one caller gets at once in a second. Further
+    ones come 0.25 s late, so that a caller who asks again at once takes little time from others. 0
+    delays none. Behind a gateway see `access.caller_header`: without it all are one caller."""
     skip_window: int = 8
     """If the job whose turn it is does not fit, this many jobs behind it may be admitted before
     it."""
@@ -129,9 +133,15 @@ class FluxSettings(SettingsGroup):
     """Kind of the checkpoint. `auto` reads it from the folder. FLUX.1-Kontext has the sizes of
     FLUX.1-dev: only `_class_name` in `model_index.json` tells them apart, so name it if that was
     lost."""
+    lora_max_active: int = bounded(0, least=0, most=1000)
+    """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
+    smaller rank. 0 switches adapters off: no memory, no graphs."""
+    lora_max_rank: int = bounded(64, least=1, most=1024)
+    """Largest rank of an adapter, and of all adapters of one picture together."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
-    this many seconds in all. 0 always serves the one that has waited longest."""
+    this many seconds in all, or for a quarter of the time to its deadline. 0 always serves the one
+    that has waited longest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,13 @@ from predictors.models.flux.folder import (
 )
 from predictors.models.flux.stored import CheckedPart, check_part
 from predictors.models.flux.stored_tokenizer import StoredTokenizer
-from predictors.models.flux.tensors import Shapes, block_linears, tensors_of, with_defaults
+from predictors.models.flux.tensors import (
+    Shapes,
+    block_linears,
+    tensors_of,
+    transformer_tensors,
+    with_defaults,
+)
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 from predictors.settings import Settings
 
@@ -96,7 +102,15 @@ def count_weights(
     others = total - blocks.values - conditioning.values
     transformer = configs["transformer"]
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-    return PictureWeights(blocks, conditioning, others, width, is_quantized)
+    return PictureWeights(blocks, conditioning, others, width, is_quantized, _rank_row(transformer))
+
+
+def _rank_row(transformer: Mapping[str, Any]) -> int:
+    """Values of a rank row: what every linear of a step reads and writes."""
+    shapes = block_linears(transformer)
+    ends = ("x_embedder.weight", "proj_out.weight")
+    every = transformer_tensors(transformer)
+    return sum(sum(shape) for shape in (*shapes.values(), *(every[name] for name in ends)))
 
 
 def _linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> LinearWeights:

@@ -126,9 +126,8 @@ class Exchange:
     async def read_body(self, media: Collection[str] = JSON_MEDIA) -> Body:
         """Read the body. From then on a client that disconnects cancels the handler.
 
-        Raises `Draining` if the body is incomplete when the server begins to drain,
-        `UnsupportedMedia`, `QuotaExceeded` if too many bodies of the caller are incomplete, what
-        `receive_body` raises, and what `Inflation` raises.
+        Raises `UnsupportedMedia`, `Draining` for an incomplete body once the server drains,
+        `QuotaExceeded` for too many of them, and what `receive_body` and `Inflation` raise.
         """
         encoding = self.call.get("content-encoding")
         codings = codings_of(encoding) if encoding else ()
@@ -312,6 +311,7 @@ class Endpoint:
         if not isinstance(response, Exception):
             await send_response(send, response)
             return "ok"
+        await self.registry.refusal_pace.wait(response, exchange.call.caller)
         if exchange.is_disconnected:
             raise Cancelled("the caller left") from response
         fault = self.fault(response, exchange.call)
