@@ -305,7 +305,8 @@ def _sources(
         if masks is not None:
             raise InvalidRequest("input 'mask' needs an input 'image'", param="mask")
         return [None] * num_rows
-    pairs = list(zip(images, masks or [None] * num_rows, strict=True))
+    blank: Sequence[bytes | None] = [None] * num_rows
+    pairs = list(zip(images, blank if masks is None else masks, strict=True))
     if all(image is images[0] and mask is pairs[0][1] for image, mask in pairs):
         return [SentSource(*pairs[0])] * num_rows
     return [SentSource(image, mask, row=row) for row, (image, mask) in enumerate(pairs)]

@@ -170,16 +170,16 @@ class SourceReader:
         drawn = self._limits.edit_size(asked.width, asked.height, decoded.size)
         self._limits.check_sides(*drawn)
         size = self._limits.source_size(drawn, decoded.size)
-        mask = None if decoded.mask is None else resized(decoded.mask, size, "L")
-        source = SourcePicture(resized(decoded.image, size, "RGB"), mask)
+        mask = None if decoded.mask is None else resized(decoded.mask, size)
+        source = SourcePicture(resized(decoded.image, size, 3), mask)
         return replace(asked, width=drawn[0], height=drawn[1], source=source)
 
 
-def resized(pixels: Pixels, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
-    """A copy at `size`, (width, height): uint8 (height, width, 3), or (height, width) of mode L.
-    Aspect ratios are not kept."""
-    own = pixels.width, pixels.height
-    picture = Image.frombuffer(mode, own, pixels.memory.map(), "raw", mode, 0, 1)
-    if own != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.array(picture)
+def resized(pixels: Pixels, size: tuple[int, int], *channels: int) -> NDArray[np.uint8]:
+    """A copy at `size`, (width, height), as uint8 (height, width, *channels). Aspect ratios are not
+    kept."""
+    shape = (pixels.height, pixels.width, *channels)
+    found = np.frombuffer(pixels.memory.map(), np.uint8).reshape(shape)
+    if (pixels.width, pixels.height) == size:
+        return found.copy()
+    return np.array(Image.fromarray(found).resize(size, Image.Resampling.LANCZOS))

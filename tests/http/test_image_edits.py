@@ -157,7 +157,7 @@ def test_forms_count_as_bytes_in_flight() -> None:
 
 def raw_post(served: Running, body: bytes, *heads: str) -> tuple[int, dict[str, Any]]:
     """The status and the body of the answer to exactly these bytes."""
-    lines = [f"POST {EDITS} HTTP/1.1", "Host: x", "Connection: close", *heads, "", ""]
+    lines = [f"POST {EDITS} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", *heads, "", ""]
     address = ("127.0.0.1", served.server.http_port)
     with socket.create_connection(address, timeout=PATIENCE_S) as connection:
         connection.sendall("\r\n".join(lines).encode() + body)
@@ -228,7 +228,7 @@ def test_a_wrong_content_length_cuts_the_form_or_ends_the_connection(
 ) -> None:
     length = len(WHOLE) + missing
     address = ("127.0.0.1", served.server.http_port)
-    head = f"POST {EDITS} HTTP/1.1\r\nHost: x\r\n{TYPE}\r\nContent-Length: {length}\r\n\r\n"
+    head = f"POST {EDITS} HTTP/1.1\r\nHost: 127.0.0.1\r\n{TYPE}\r\nContent-Length: {length}\r\n\r\n"
     with socket.create_connection(address, timeout=PATIENCE_S) as connection:
         connection.sendall(head.encode() + WHOLE)
         connection.shutdown(socket.SHUT_WR)

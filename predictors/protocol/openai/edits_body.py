@@ -18,6 +18,7 @@ from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai import images_body
 from predictors.protocol.openai.clients import EDIT_CLIENTS, merged
 from predictors.protocol.openai.fields import (
+    DROP,
     DecodedBody,
     DescribedRule,
     check_body,
@@ -161,7 +162,7 @@ _FIDELITY = one_of("low", "high")
 )
 def _input_fidelity(name: str, value: Any) -> object:
     _FIDELITY.check(name, value)
-    return images_body.DROP
+    return DROP
 
 
 OWN_FIELDS: Mapping[str, DescribedRule] = {
