@@ -139,7 +139,8 @@ async def test_metadata_has_the_names_and_types_of_the_tensors(
     predictor: DiffusionPredictor,
 ) -> None:
     inputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_input_types()}
-    assert inputs == {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
+    texts = {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
+    assert inputs == texts | {"image": "BYTES", "mask": "BYTES"}
     outputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_output_types()}
     assert outputs == {"image": "BYTES", "seed": "INT64"}
     result = ImageResult  # the chunk a job emits once

@@ -167,8 +167,8 @@ async def test_a_mask_of_another_size_is_refused_with_both_sizes() -> None:
     [
         (SentSource(b"", image_field="image[0]"), "image[0]", "image.0. is empty"),
         (SentSource(b"GIF89a"), "image", "image is a GIF"),
-        (SentSource(b"hello"), "image", "image is a text"),
-        (SentSource(saved(noisy(8, 8)), b"hello"), "mask", "mask is a text"),
+        (SentSource(b"hello"), "image", "image is text"),
+        (SentSource(saved(noisy(8, 8)), b"hello"), "mask", "mask is text"),
         (SentSource(saved(noisy(8, 8)), saved(noisy(9, 8))[:60]), "mask", "mask is"),
     ],
 )
