@@ -22,7 +22,7 @@ from predictors.base import Answer
 from predictors.diffusion.inputs import steps_called
 from predictors.diffusion.limits import PictureLimits, some_text
 from predictors.diffusion.request import FP8, ImageParameters, ImageRequest, ImageResult
-from predictors.diffusion.sources import AskedRow, SentSource, with_blank_source
+from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
 from predictors.errors import InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.openai.edits_body import EditsBody

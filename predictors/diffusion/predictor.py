@@ -25,7 +25,7 @@ from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
-from predictors.diffusion.sources import AskedRow, SourceReader
+from predictors.diffusion.sent_pictures import AskedRow, SourceReader
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.http.bodies import fail_at

@@ -25,7 +25,7 @@ from predictors.diffusion.request import (
     Tiers,
 )
 from predictors.diffusion.sampling import plan_calls
-from predictors.diffusion.sources import AskedRow
+from predictors.diffusion.sent_pictures import AskedRow
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_checkpoint
 from predictors.protocol.openai.edits_body import read_edits_body

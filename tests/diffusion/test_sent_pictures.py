@@ -17,7 +17,7 @@ from PIL import Image
 from predictors.diffusion.editing import Edits
 from predictors.diffusion.limits import PictureLimits, make_limits
 from predictors.diffusion.request import FILL, KONTEXT, ImageParameters
-from predictors.diffusion.sources import (
+from predictors.diffusion.sent_pictures import (
     AskedRow,
     SentSource,
     SourceReader,
