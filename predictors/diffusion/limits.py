@@ -89,9 +89,9 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
-            loras=_or(parameters.loras, ()),
         )
         self._check_numbers(request)
         self._check_size(request)

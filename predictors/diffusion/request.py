@@ -88,9 +88,9 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    loras: tuple[LoraScale, ...] | None = None
     source: SourcePicture | None = None
     strength: float | None = None
-    loras: tuple[LoraScale, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
     source: SourcePicture | None = None
     strength: float = 1.0
     """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
-    loras: tuple[LoraScale, ...] = ()
-    """Adapters in the caller's order, each known and named once."""
 
     @property
     def may_skip(self) -> bool:

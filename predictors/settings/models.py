@@ -125,6 +125,11 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    lora_max_active: int = bounded(0, least=0, most=1000)
+    """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
+    smaller rank. 0 switches adapters off: no memory, no graphs."""
+    lora_max_rank: int = bounded(64, least=1, most=1024)
+    """Largest rank of an adapter, and of all adapters of one picture together."""
     edits: str = bounded("auto", choices=("auto", "on", "off"))
     """Pictures as inputs (image to image, inpainting, FLUX.1-Fill, -Kontext), for which the
     encoder of the autoencoder is loaded. `auto`: if the checkpoint stores it. FLUX.1's takes 69 MB
@@ -133,11 +138,6 @@ class FluxSettings(SettingsGroup):
     """Kind of the checkpoint. `auto` reads it from the folder. FLUX.1-Kontext has the sizes of
     FLUX.1-dev: only `_class_name` in `model_index.json` tells them apart, so name it if that was
     lost."""
-    lora_max_active: int = bounded(0, least=0, most=1000)
-    """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
-    smaller rank. 0 switches adapters off: no memory, no graphs."""
-    lora_max_rank: int = bounded(64, least=1, most=1024)
-    """Largest rank of an adapter, and of all adapters of one picture together."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all, or for a quarter of the time to its deadline. 0 always serves the one
