@@ -170,12 +170,12 @@ class SourceReader:
         drawn = self._limits.edit_size(asked.width, asked.height, decoded.size)
         self._limits.check_sides(*drawn)
         size = self._limits.source_size(drawn, decoded.size)
-        mask = None if decoded.mask is None else resized(decoded.mask, size)
-        source = SourcePicture(resized(decoded.image, size, 3), mask)
+        mask = None if decoded.mask is None else lanczos_resized(decoded.mask, size)
+        source = SourcePicture(lanczos_resized(decoded.image, size, 3), mask)
         return replace(asked, width=drawn[0], height=drawn[1], source=source)
 
 
-def resized(pixels: Pixels, size: tuple[int, int], *channels: int) -> NDArray[np.uint8]:
+def lanczos_resized(pixels: Pixels, size: tuple[int, int], *channels: int) -> NDArray[np.uint8]:
     """A copy at `size`, (width, height), as uint8 (height, width, *channels). Aspect ratios are not
     kept."""
     shape = (pixels.height, pixels.width, *channels)

@@ -1,4 +1,4 @@
-"""Parts of the OpenAPI document that several routes share."""
+"""Parts of the OpenAPI document that routes of all protocols share: answers, errors, references."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from predictors.diffusion.sent_pictures import (
     AskedRow,
     SentSource,
     SourceReader,
-    resized,
+    lanczos_resized,
     with_blank_source,
 )
 from predictors.errors import InvalidRequest, TooLarge
@@ -80,7 +80,7 @@ async def read(source: SentSource, limits: PictureLimits = LIMITS, **asked: Any)
 def test_pixels_are_those_of_diffusers_image_processor(size: tuple[int, int]) -> None:
     picture = noisy(101, 67)
     width, height = size
-    ours = resized(decode_pixels(saved(picture), IMAGES), size, 3)
+    ours = lanczos_resized(decode_pixels(saved(picture), IMAGES), size, 3)
     theirs = VaeImageProcessor(vae_scale_factor=1).preprocess(picture, height, width)
     scaled = torch.from_numpy(ours.astype(np.float32) / 255.0).permute(2, 0, 1)[None] * 2.0 - 1.0
     assert torch.equal(scaled, theirs)
@@ -94,7 +94,7 @@ def test_masks_are_those_of_diffusers_image_processor(size: tuple[int, int]) -> 
         vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
     theirs = processor.preprocess(mask, height, width)[0, 0].numpy()
-    ours = resized(decode_mask(saved(mask), IMAGES), size)
+    ours = lanczos_resized(decode_mask(saved(mask), IMAGES), size)
     assert np.array_equal(ours >= 128, theirs == 1)
 
 

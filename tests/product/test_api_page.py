@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.routing import Route
 
 from predictors.chat import codec as qwen_vl_codec
@@ -160,8 +161,8 @@ def test_every_field_of_a_message_is_named() -> None:
 
 
 def test_v2_names_are_the_codecs() -> None:
-    parameters = {field.name for field in fields(ImageParameters)}
-    assert names("FLUX") == parameters | {"timeout", "priority"}
+    parameters = {field.name for field in fields(ImageParameters)} - {"source"}
+    assert names("FLUX") == parameters | {"image", "mask"} | {"timeout", "priority"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
     pixels = {"min_pixels", "max_pixels", "detail"}
@@ -171,23 +172,31 @@ def test_v2_names_are_the_codecs() -> None:
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
 
 
-def run(block: tuple[str, str], running: Running) -> subprocess.CompletedProcess[str]:
-    """One example, in a process of its own, against the server of this folder."""
+def run(block: tuple[str, str], running: Running, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One example, in a process of its own in `folder`, against the server of this folder."""
     language, text = block
     text = text.replace("127.0.0.1:8080", running.url.removeprefix("http://"))
     text = text.replace("127.0.0.1:8081", running.grpc_target)
     command = [sys.executable, "-c", text] if language == "python" else ["bash", "-ec", text]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 3
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S * 3,
     )
 
 
-def test_every_example_runs_as_it_stands(product: Running) -> None:
+def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
+    Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 8
     with ThreadPoolExecutor(2) as pool:
-        for block, done in zip(blocks, pool.map(lambda b: run(b, product), blocks), strict=True):
+        ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
+        for block, done in zip(blocks, ran, strict=True):
             assert done.returncode == 0, f"{block[1]}\n{done.stdout}\n{done.stderr}"
             assert done.stdout.strip(), block[1]
             assert '{"error"' not in done.stdout, f"{block[1]}\n{done.stdout}"
