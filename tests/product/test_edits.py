@@ -28,9 +28,10 @@ def gradient(width: int = 128, height: int = 128, kind: str = "PNG", **options: 
 
 
 def scene() -> bytes:
-    """A red square on white, as the checkpoint was trained on."""
+    """Squares on white, as the checkpoint was trained on."""
     picture, file = Image.new("RGB", (128, 128), "white"), BytesIO()
-    picture.paste((220, 40, 40), (20, 20, 60, 60))
+    picture.paste((220, 40, 40), (16, 16, 56, 56))
+    picture.paste((40, 80, 220), (88, 88, 120, 120))
     picture.save(file, "PNG")
     return file.getvalue()
 
