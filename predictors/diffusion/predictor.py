@@ -6,8 +6,9 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, ClassVar, TypeVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
@@ -24,8 +25,15 @@ from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import DiffusionModel
-from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.request import (
+    TIERS,
+    ImageRequest,
+    ImageResult,
+    PictureChunk,
+    StepTaken,
+)
 from predictors.diffusion.sent_pictures import AskedRow, SourceReader
+from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.http.bodies import fail_at
@@ -36,9 +44,19 @@ from predictors.serving.estimates import Costs
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
+T = TypeVar("T")
+
 SERIES = metrics.ModelSeries(
     operations=("infer", "images", "edits"),
-    stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
+    stages=(
+        "prepare",
+        "text_encode",
+        "vae_encode",
+        "denoise",
+        "preview",
+        "vae_decode",
+        "image_encode",
+    ),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),
@@ -52,7 +70,7 @@ SERIES = metrics.ModelSeries(
 """Label values and series that a text-to-image model adds to those of every model."""
 
 
-class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]):
+class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk]):
     """Text to image with one `DiffusionModel`, whose weights are read in `load`."""
 
     task = "flux"  # as settings, metrics and the admin state name it
@@ -112,11 +130,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return found
 
     def encode_v2(
-        self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]
+        self, request: V2Request, answers: list[Answer[ImageRequest, PictureChunk]]
     ) -> V2Response:
-        return self._codec.encode_v2(request, answers)
+        return self._codec.encode_v2(request, finished(answers))
 
-    def log_fields(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: DiffusionWork, last: PictureChunk | None) -> Mapping[str, int | str]:
         request = work.request
         fields: dict[str, int | str] = {
             "width": request.width,
@@ -124,7 +142,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
-        return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
+        if request.partial_images:
+            fields["partial_images"] = request.partial_images
+        if isinstance(last, ImageResult):
+            fields["prompt_tokens"] = last.num_prompt_tokens
+        return fields
 
     def prompt(self, request: ImageRequest) -> str:
         """The prompt, without the negative prompt."""
@@ -136,16 +158,73 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return await self._drawn(requests, call)
 
     async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        return await self._drawn(await self._edited(body, call), call)
+
+    async def _edited(self, body: EditsBody, call: Call) -> list[ImageRequest]:
         self.check_room(call, body.n)  # before any work is spent on pictures
         with tracing.stage(call.trace, "parse"):
             rows = self._codec.read_edits(body)
-            requests = await self._with_pictures(rows, call)
-        return await self._drawn(requests, call)
+            return await self._with_pictures(rows, call)
 
     async def _drawn(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
-            return await self.off_loop(self._codec.encode_images, answers)
+            return await self.off_loop(self._codec.encode_images, finished(answers))
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """Events as the picture grows, after an empty item once its job is accepted. Closing the
+        iterator cancels the job."""
+        with tracing.stage(call.trace, "parse"):
+            (request,) = self._codec.decode_images(body)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        """The same for an edit."""
+        (request,) = await self._edited(body, call)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, request: ImageRequest, body: ImagesBody, call: Call
+    ) -> AsyncGenerator[bytes]:
+        encoder = EventEncoder(self._codec, request, body.events)
+        async with aclosing(self._parts(request, call, encoder.encode)) as events:
+            async for event in events:
+                yield event or b""
+
+    async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses to one V2 request, the complete one last."""
+        rows = await self._decode(request, call)
+        if not rows[0].is_watched:
+            yield await self._encode(request, await self.run(rows, call))
+            return
+        encoder = ResponseEncoder(self._codec, rows[0], request)
+        async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
+            async for response in responses:
+                if response is not None:
+                    yield response
+
+    async def _parts(
+        self, request: ImageRequest, call: Call, encode: Callable[[PictureChunk, Timings], T]
+    ) -> AsyncGenerator[T | None]:
+        """None once the job is accepted, and then its chunks, encoded in pool threads but for
+        those that are small."""
+        submissions = await self.submit([request], call)
+        (submission,) = submissions
+        try:
+            yield None
+            async with aclosing(submission.chunks()) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    timings = Timings(submission.queue_ms, submission.compute_ms)
+                    if isinstance(chunk, StepTaken):
+                        yield encode(chunk, timings)
+                    else:
+                        yield await self.off_loop(encode, chunk, timings)
+        finally:
+            self.finish_call(submissions, call)
 
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()

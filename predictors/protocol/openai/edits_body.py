@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     wrong,
 )
 from predictors.protocol.openai.forms import body_of_form
+from predictors.protocol.openai.image_events import EDIT, check_stream
 from predictors.protocol.openai.images_body import ImagesBody, with_sides
 
 MAX_PICTURES = 16  # as OpenAI; a model's own limit is lower
@@ -53,6 +54,8 @@ class SentPicture:
 @dataclass(frozen=True)
 class EditsBody(ImagesBody):
     """A checked body: `images` has one picture at least."""
+
+    events: ClassVar[str] = EDIT
 
     images: tuple[SentPicture, ...] = ()
     mask: SentPicture | None = None
@@ -79,6 +82,7 @@ def read_edits_body(body: object) -> EditsBody:
     pictures = one or several
     if not pictures:
         raise InvalidRequest("image is required", param="image")
+    check_stream(read)
     return EditsBody(images=pictures, **with_sides(read))
 
 

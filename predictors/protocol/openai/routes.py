@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from predictors.protocol.http.multipart import FORM_MEDIA
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
 from predictors.protocol.openai.edits_body import EditsBody, decode_edits_body
 from predictors.protocol.openai.fields import DecodedBody
+from predictors.protocol.openai.image_events import error_event, respell, respelt_events
 from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
@@ -221,16 +222,19 @@ CHAT = Operation(
 # -- images ----------------------------------------------------------------------------------------
 async def reply_images(
     files: PictureFiles, model: ServesImages | ServesEdits, body: ImagesBody, call: Call
-) -> Response:
-    """Pictures as base64, or held in `files` for their addresses."""
+) -> Response | EventStream:
+    """Pictures as base64, or held in `files` for their addresses; or one as events."""
+    if body.stream:
+        events = respelt_events(_draw_stream(model, body, call), body.spelt)
+        encode_error = lambda fault: error_event(openai_body(fault))  # noqa: E731
+        return EventStream(events, encode_error=encode_error, headers=STREAM_HEADERS)
     is_url = body.response_format == URL
     if is_url:
         files.check_offered()
     try:
         answer = await _draw(model, body, call)
     except InvalidRequest as error:
-        if error.param is not None:
-            error.param = body.spelt.get(error.param, error.param)
+        respell(error, body.spelt)
         raise
     # a hundred megabytes of base64 would block the event loop
     if not is_url:
@@ -248,6 +252,16 @@ async def _draw(
         return await model.edits(body, call)
     assert isinstance(model, ServesImages)
     return await model.images(body, call)
+
+
+def _draw_stream(
+    model: ServesImages | ServesEdits, body: ImagesBody | EditsBody, call: Call
+) -> AsyncIterator[bytes]:
+    if isinstance(body, EditsBody):
+        assert isinstance(model, ServesEdits)
+        return model.edits_stream(body, call)
+    assert isinstance(model, ServesImages)
+    return model.images_stream(body, call)
 
 
 def _addresses_reply(files: PictureFiles, answer: Mapping[str, Any]) -> Response:

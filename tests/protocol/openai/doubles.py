@@ -20,6 +20,7 @@ from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.edits_body import EditsBody
+from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import event, openai_routes
 from predictors.protocol.registry import Registry
@@ -74,6 +75,7 @@ class Painter(Model):
     """Serves images; `hold` makes it wait until it is cancelled."""
 
     hold = False
+    late_error: BaseException | None = None
 
     def __init__(self, name: str = "flux") -> None:
         super().__init__(name)
@@ -93,6 +95,32 @@ class Painter(Model):
 
     async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
         return await self.images(body, call)
+
+    def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        return self.images_stream(body, call)
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """As many previews as were asked for, one step, then `late_error` or the picture."""
+        self.note(body, call)
+        events = ImageEvents(body.events, "64x64", "png")
+        try:
+            yield b""
+            for i in range(body.partial_images):
+                yield events.partial(i, b"preview %d" % i)
+            if body.progress:
+                yield events.progress(1, 2)
+            if self.hold:
+                self.entered.set()
+                await asyncio.Event().wait()
+            if self.late_error is not None:
+                raise self.late_error
+            usage = {"input_tokens": 3, "output_tokens": 16, "total_tokens": 19} | {
+                "input_tokens_details": {"image_tokens": 0, "text_tokens": 3}
+            }
+            picture = {"b64_json": "AAAA", "seed": 7}
+            yield events.completed({"created": 1, "data": [picture], "usage": usage})
+        finally:
+            self.cancelled.set()
 
 
 class Chatter(Model):
