@@ -141,8 +141,8 @@ Series = Counter | Gauge | Histogram
 class ModelSeries:
     """Label values and series that a kind of model adds to those of every model."""
 
-    operations: tuple[str, str]
-    """Values of the label `operation`: of V2 requests, and of OpenAI requests."""
+    operations: tuple[str, ...]
+    """Values of the label `operation`: of V2 requests first, then of OpenAI requests."""
     stages: tuple[str, ...] = ()
     """Values of the label `stage`, in the order of a request."""
     caches: tuple[str, ...] = ()
@@ -192,7 +192,9 @@ def register_model(model: str, added: ModelSeries) -> None:
     for reason in REASONS:
         jobs_total.labels(model, reason)
         for protocol in PROTOCOLS:
-            requests_total.labels(model, protocol, added.operations[protocol == "openai"], reason)
+            first, *others = added.operations
+            for operation in others if protocol == "openai" else [first]:
+                requests_total.labels(model, protocol, operation, reason)
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)

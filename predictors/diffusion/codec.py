@@ -30,9 +30,11 @@ from predictors.diffusion.request import (
     ImageResult,
     LoraScale,
 )
+from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
 from predictors.errors import Forbidden, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.png import write_png
@@ -53,6 +55,12 @@ INPUT_TYPES = (
     {"name": "negative_prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "seed", "datatype": "INT64", "shape": [-1]},
 )
+PICTURE_TYPES = (
+    {"name": "image", "datatype": "BYTES", "shape": [-1]},
+    {"name": "mask", "datatype": "BYTES", "shape": [-1]},
+)
+"""Inputs of a model that edits."""
+PICTURE_INPUTS = frozenset(str(tensor["name"]) for tensor in PICTURE_TYPES)
 OUTPUT_TYPES = (
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
     {"name": "seed", "datatype": "INT64", "shape": [-1]},
@@ -60,7 +68,8 @@ OUTPUT_TYPES = (
 IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
 FP8_PRECISION = "float8_e4m3fn"
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
-ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; all others are shared
+ROW_FIELDS = {"prompt", "negative_prompt", "seed", "image", "mask"}
+"""May differ by row; all others are shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +88,25 @@ class ImageCodec:
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         """One request per row; raises `InvalidRequest` naming the field, and the row where one of
-        several is at fault."""
+        several is at fault. For a request without pictures."""
+        return self.requests([row.parameters for row in self.read_v2(request)])
+
+    def read_v2(self, request: V2Request) -> list[AskedRow]:
+        """The rows with their pictures as they were sent. Of a row with a picture everything but
+        its size is checked."""
         inputs = InputTensors(request.inputs)
         prompts = inputs.read_text("prompt")
         negatives = inputs.read_optional_text("negative_prompt")
         seeds = inputs.read_ints("seed")
+        images, masks = inputs.read_files("image"), inputs.read_files("mask")
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
+        images, masks = _shared(images, len(prompts)), _shared(masks, len(prompts))
+        num_rows = count_rows(
+            prompt=prompts, negative_prompt=negatives, seed=seeds, image=images, mask=masks
+        )
+        sources = _sources(images, masks, num_rows)
         common, seed = _read_parameters(request.parameters)
         common["loras"] = self._loras(common["loras"], request.adapters)
         _check_watched(request, common, num_rows)
@@ -103,7 +122,14 @@ class ImageCodec:
         if any(row.negative_prompt is not None for row in rows):
             # the scale is for rows that have a negative prompt; without one a row opts out
             rows = [x if x.negative_prompt else replace(x, true_cfg_scale=None) for x in rows]
-        return [self._row(asked, row, num_rows) for row, asked in enumerate(rows)]
+        asked = [AskedRow(row, sent) for row, sent in zip(rows, sources, strict=True)]
+        if images is not None:
+            self.requests([with_blank_source(self.limits, row) for row in asked])
+        return asked
+
+    def requests(self, rows: Sequence[ImageParameters]) -> list[ImageRequest]:
+        """Rows with defaults filled in and checked; raises as `decode_v2`."""
+        return [self._row(asked, row, len(rows)) for row, asked in enumerate(rows)]
 
     def _row(self, asked: ImageParameters, row: int, num_rows: int) -> ImageRequest:
         try:
@@ -124,9 +150,10 @@ class ImageCodec:
             outputs.append(Tensor("image", "BYTES", (n,), files, kind))
         if "seed" in wanted:
             outputs.append(Tensor("seed", "INT64", (n,), [a.request.seed for a in answers]))
+        sizes = {(answer.request.width, answer.request.height) for answer in answers}
         parameters: dict[str, str | int | bool] = {
-            "width": first.width,
-            "height": first.height,
+            **({"width": first.width, "height": first.height} if len(sizes) == 1 else {}),
+            **({} if first.source is None else {"strength": f"{first.strength:g}"}),
             **self._effort(first),
             **({"loras": json.dumps(_used(first))} if first.loras else {}),
             "queue_ms": max(answer.queue_ms for answer in answers),
@@ -140,6 +167,30 @@ class ImageCodec:
         self, body: ImagesBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ImageRequest]:
         """One request per picture."""
+        return [self.limits.request(asked) for asked in self._asked(body, adapters)]
+
+    def read_edits(self, body: EditsBody, adapters: AdapterAccess = ANY_ADAPTER) -> list[AskedRow]:
+        """One row per picture that is drawn; all share the picture that was sent. Everything but
+        its size is checked."""
+        image, mask = body.images[0], body.mask
+        if len(body.images) > 1:
+            name = image.where.partition("[")[0]
+            problem = f"{name} holds {len(body.images)} pictures; {self.model} takes one"
+            raise InvalidRequest(problem, param=name)
+        sent = SentSource(
+            image.file,
+            None if mask is None else mask.file,
+            image.where,
+            "mask" if mask is None else mask.where,
+        )
+        rows = [
+            AskedRow(replace(asked, strength=body.strength), sent)
+            for asked in self._asked(body, adapters)
+        ]
+        self.limits.request(with_blank_source(self.limits, rows[0]))
+        return rows
+
+    def _asked(self, body: ImagesBody, adapters: AdapterAccess) -> list[ImageParameters]:
         image = ImageParameters(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
@@ -157,7 +208,7 @@ class ImageCodec:
             progress=body.progress,
         )
         seeds = row_seeds(body.seed, body.n)
-        return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
+        return [replace(image, seed=seed) for seed in seeds]
 
     def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
         """The JSON of the response. Pool thread."""
@@ -177,6 +228,7 @@ class ImageCodec:
                 "compute_ms": max(answer.compute_ms for answer in answers),
             },
             "prompt_tokens_unread": unread(answers),
+            **({} if first.source is None else {"strength": first.strength}),
             **self._effort(first),
             **({"loras": _used(first)} if first.loras else {}),
         }
@@ -206,17 +258,22 @@ class ImageCodec:
         return FP8_PRECISION if is_fp8 else self.precision
 
     def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        # in: text tokens of the prompts; out: latent patches drawn
+        # in: text tokens of the prompts, latent patches read; out: latent patches drawn
         text = sum(answer.chunks[0].num_prompt_tokens for answer in answers)
-        patch = self.limits.side_multiple
         requests = [answer.request for answer in answers]
-        drawn = sum((r.width // patch) * (r.height // patch) for r in requests)
+        drawn = sum(self._patches(r.width, r.height) for r in requests)
+        sources = [r.source.pixels.shape for r in requests if r.source is not None]
+        read = sum(self._patches(width, height) for height, width, _ in sources)
         return {
-            "input_tokens": text,
-            "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
+            "input_tokens": text + read,
+            "input_tokens_details": {"text_tokens": text, "image_tokens": read},
             "output_tokens": drawn,
-            "total_tokens": text + drawn,
+            "total_tokens": text + read + drawn,
         }
+
+    def _patches(self, width: int, height: int) -> int:
+        patch = self.limits.side_multiple
+        return (width // patch) * (height // patch)
 
     # -- files -----------------------------------------------------------------------------------
     def encode(self, answer: ImageAnswer) -> bytes:
@@ -269,6 +326,7 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "loras": None if loras is None else read_loras_text(loras),
         "partial_images": parameters.read_int("partial_images"),
         "progress": parameters.read_flag("progress"),
+        "strength": parameters.read_float("strength"),
     }
     parameters.reject_unread()
     return common, seed
@@ -289,3 +347,23 @@ def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int)
         raise InvalidRequest(
             f"{asked} is for one picture; the request has {num_rows} rows", param=asked
         )
+
+
+def _shared(files: list[bytes] | None, num_rows: int) -> list[bytes] | None:
+    """A file per row, where there is one for all rows."""
+    return files * num_rows if files is not None and len(files) == 1 else files
+
+
+def _sources(
+    images: Sequence[bytes] | None, masks: Sequence[bytes] | None, num_rows: int
+) -> Sequence[SentSource | None]:
+    """The pictures of all rows: one object where rows share image and mask."""
+    if images is None:
+        if masks is not None:
+            raise InvalidRequest("input 'mask' needs an input 'image'", param="mask")
+        return [None] * num_rows
+    blank: Sequence[bytes | None] = [None] * num_rows
+    pairs = list(zip(images, blank if masks is None else masks, strict=True))
+    if all(image is images[0] and mask is pairs[0][1] for image, mask in pairs):
+        return [SentSource(*pairs[0])] * num_rows
+    return [SentSource(image, mask, row=row) for row, (image, mask) in enumerate(pairs)]

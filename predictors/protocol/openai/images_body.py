@@ -41,6 +41,7 @@ MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
 B64_JSON, URL = "b64_json", "url"
 QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 """OpenAI's. They set no tier: a caller who asks for high quality must not get less exactness."""
+_EDITS = "pictures are edited by POST /v1/images/edits"
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -88,11 +89,17 @@ def read_images_body(body: object) -> ImagesBody:
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     check_stream(read)
+    return ImagesBody(**with_sides(read))
+
+
+def with_sides(read: dict[str, Any]) -> dict[str, Any]:
+    """Checked fields with `width` and `height` in place of `size`, and `spelt`. Raises
+    `InvalidRequest` if they disagree."""
     spelt: dict[str, str] = {}
     if "size" in read:
         width, height = read.pop("size")
         _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
-    return ImagesBody(**read, spelt=spelt)
+    return {**read, "spelt": spelt}
 
 
 def _merge(
@@ -108,7 +115,8 @@ def _merge(
 
 @described({"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"})
 def _size(name: str, value: Any) -> object:
-    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size."""
+    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size, or that of the
+    picture that is edited."""
     if value == "auto":
         return DROP
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -158,9 +166,11 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "moderation": only_values("auto", "low", why="there is no moderation to be set"),
     "background": only_values("auto", "opaque", why="pictures are opaque"),
     # standard in other parts of OpenAI's images API
-    "image": only_values(why="pictures are drawn from words only"),
-    "mask": only_values(why="pictures are drawn from words only"),
-    "input_fidelity": only_values(why="pictures are drawn from words only"),
+    "image": only_values(why=_EDITS),
+    "images": only_values(why=_EDITS),
+    "mask": only_values(why=_EDITS),
+    "strength": only_values(why=_EDITS),
+    "input_fidelity": only_values(why=_EDITS),
     "complexity": only_values(why="only raster pictures are drawn"),
     "svg": only_values(why="only raster pictures are drawn"),
     "frame_count": only_values(why="pictures do not move"),
