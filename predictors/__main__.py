@@ -70,7 +70,11 @@ SUMMARIES = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
 """Architecture -> module and function that describes a folder of it, without torch."""
-ADAPTERS = {"FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter"}
+ADAPTERS = {
+    "FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter",
+    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:describe_adapter",
+    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:describe_adapter",
+}
 """Architecture -> module and function that describes an adapter of it, without torch. Others take
 no adapters."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
@@ -389,7 +393,7 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
     )
-    return with_loras(replace(settings, server=own), getattr(arguments, "lora", ()))
+    return replace(settings, server=own)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from predictors.base import Answer
+from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
     ChatDelta,
@@ -25,8 +27,9 @@ from predictors.chat.request import (
     pictures_of,
 )
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.call import Call
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
 from predictors.protocol.openai.routes import TextEvents, event
@@ -71,6 +74,9 @@ class ChatCodec:
     precision: str
     max_images: int
     pixels: PixelLimits
+    model: str = ""
+    mix: Callable[[NamedScales], AdapterMix] = AdapterMix.of
+    """The adapters of these names with their scales. Raises `InvalidRequest`."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -83,7 +89,7 @@ class ChatCodec:
         count_rows(prompt=prompts, image=images)
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
-        common, seed = self._decode_parameters(parameters)
+        common, seed = self._decode_parameters(parameters, request.adapters)
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
@@ -102,7 +108,9 @@ class ChatCodec:
             raise InvalidRequest(f"detail must be one of {choices}", param="detail")
         return self.pixels.choose(least, most or self.pixels.of_detail(detail))
 
-    def _decode_parameters(self, parameters: Parameters) -> tuple[ChatRequest, int | None]:
+    def _decode_parameters(
+        self, parameters: Parameters, adapters: AdapterAccess
+    ) -> tuple[ChatRequest, int | None]:
         """The fields that all rows share, and the first row's seed."""
         given: dict[str, Any] = {
             name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
@@ -111,11 +119,21 @@ class ChatCodec:
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
+        loras = parameters.read_text("loras")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
             check_parameter(name, value)
         sampling = self._sampling(given)
-        return ChatRequest((), sampling, seed=0, max_tokens=max_tokens, stop=stop), seed
+        mix = self._mix(None if loras is None else read_loras_text(loras), adapters)
+        common = ChatRequest((), sampling, 0, max_tokens=max_tokens, stop=stop, adapters=mix)
+        return common, seed
+
+    def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
+        """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
+        the caller's key may not use, and `InvalidRequest`."""
+        if not asked and adapters is ANY_ADAPTER:
+            return UNADAPTED
+        return self.mix(adapters.named(self.model, asked))
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -146,10 +164,14 @@ class ChatCodec:
             "compute_ms": max(answer.compute_ms for answer in answers),
             "seed": answers[0].request.seed,
         }
+        if used := _used(answers[0].request):
+            parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
-    def decode_chat(self, body: ChatBody) -> list[ChatRequest]:
+    def decode_chat(
+        self, body: ChatBody, adapters: AdapterAccess = ANY_ADAPTER
+    ) -> list[ChatRequest]:
         """One request per choice."""
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
@@ -159,6 +181,7 @@ class ChatCodec:
             max_tokens=body.max_tokens,
             stop=body.stop,
             ignore_eos=body.ignore_eos,
+            adapters=self._mix(body.loras, adapters),
         )
         return with_row_seeds([request] * body.n, body.seed)
 
@@ -216,6 +239,7 @@ class ChatCodec:
             "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
             "precision": self.precision,
             "seed": answers[0].request.seed,
+            **_shown_adapters(answers[0].request),
         }
 
 
@@ -248,7 +272,8 @@ class ChunkEncoder:
         self._in_every_chunk = body.stream_options.continuous_usage_stats
         self._counts = [(0, 0)] * len(requests)
         self._open = len(requests)
-        self._last = {"precision": precision, "seed": requests[0].seed}
+        own = requests[0]
+        self._last = {"precision": precision, "seed": own.seed, **_shown_adapters(own)}
         blank = [self._text_chunk(i, "") for i in range(len(requests))]
         self._texts = [TextEvents(chunk) for chunk in blank]
 
@@ -316,6 +341,16 @@ def usage(
     if pictures:
         counted["prompt_images"] = [asdict(size) for size in pictures]
     return counted
+
+
+def _used(request: ChatRequest) -> list[dict[str, str | float]]:
+    scales = request.adapters.scales
+    return [{"name": adapter.name, "scale": scale} for adapter, scale in scales]
+
+
+def _shown_adapters(request: ChatRequest) -> dict[str, Any]:
+    used = _used(request)
+    return {"loras": used} if used else {}
 
 
 def _head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:

@@ -77,7 +77,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
-            model.sampling, precision, settings.images.max_images, self._preparer.pixels
+            *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
+            model=name,
+            mix=self._adapters.mix,
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -124,6 +126,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "precision": self._codec.precision,
+            "loras": list(self._adapters.names),
             "queue_capacity": self.settings.queue.capacity,
         }
 
@@ -255,7 +258,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            return self._codec.decode_chat(body)
+            return self._codec.decode_chat(body, call.adapters)
 
 
 def with_room(settings: Settings, num_adapters: int) -> Settings:

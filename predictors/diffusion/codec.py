@@ -29,7 +29,7 @@ from predictors.diffusion.request import (
     ImageResult,
     LoraScale,
 )
-from predictors.errors import Forbidden, InvalidRequest
+from predictors.errors import InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.images_body import ImagesBody
@@ -180,11 +180,7 @@ class ImageCodec:
     ) -> tuple[LoraScale, ...] | None:
         """The adapter in the model's name and those in `asked`. Raises `Forbidden` for one that the
         caller's key may not use."""
-        own = ((adapters.own, 1.0),) if adapters.own else ()
-        named = (*own, *(asked or ()))
-        for name, _ in named:
-            if adapters.allowed is not None and name not in adapters.allowed:
-                raise Forbidden(f"the API key may not use adapter {name!r} of {self.model!r}")
+        named = adapters.named(self.model, asked)
         return tuple(LoraScale(*each) for each in named) or None
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:

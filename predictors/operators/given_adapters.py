@@ -52,11 +52,15 @@ def find_adapters(
 
 
 def with_loras(settings: Settings, flags: Sequence[str]) -> Settings:
-    """The settings with room for as many adapters as are given, unless they say how many."""
+    """The settings with room for as many adapters as are given, unless they say how many: those of
+    a model that all of them are for."""
     given = len(flags) + len(listed_loras(settings))
-    if not given or settings.flux.lora_max_active:
-        return settings
-    return replace(settings, flux=replace(settings.flux, lora_max_active=given))
+    flux, chat = settings.flux, settings.qwen_vl
+    return replace(
+        settings,
+        flux=replace(flux, lora_max_active=flux.lora_max_active or given),
+        qwen_vl=replace(chat, lora_max_active=chat.lora_max_active or given),
+    )
 
 
 def listed_loras(settings: Settings) -> list[str]:
