@@ -58,25 +58,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("predictors")
 
+FLUX_PIPELINES = (
+    "FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline", "FluxKontextInpaintPipeline",
+)  # fmt: skip
+"""diffusers' pipelines of one checkpoint layout; folders name the one that wrote them."""
 MODELS = {
-    "FluxPipeline": "predictors.models.flux.predictor:make_predictor",
+    **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.predictor:make_predictor"),
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
 SUMMARIES = {
-    "FluxPipeline": "predictors.models.flux.summary:summarise",
+    **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.summary:summarise"),
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
-"""Architecture -> module and function that describes a folder of it, without torch."""
-ADAPTERS = {
-    "FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:describe_adapter",
-    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:describe_adapter",
-}
-"""Architecture -> module and function that describes an adapter of it, without torch. Others take
-no adapters."""
+"""Architecture -> module and function that describes a folder of it, without torch. The module's
+`describe_adapter` describes an adapter."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -364,8 +363,9 @@ def _read_loras(
     components: Mapping[str, Mapping[str, Path]],
 ) -> GivenAdapters:
     """The adapters of flags and settings for the models with the folders `named`."""
-    kinds = {name: architecture_of(folder) for name, folder in named.items()}
-    describers = {name: ADAPTERS[kind] for name, kind in kinds.items() if kind in ADAPTERS}
+    kinds = {name: SUMMARIES.get(architecture_of(folder)) for name, folder in named.items()}
+    own = "describe_adapter"
+    describers = {name: kind.replace("summarise", own) for name, kind in kinds.items() if kind}
     paths = named_loras([*listed_loras(settings), *flags], list(describers))
     return find_adapters(paths, named, settings, describers, components)
 
@@ -373,7 +373,7 @@ def _read_loras(
 def _flux_folder(path: Path) -> Path:
     """The folder of a FLUX pipeline; `InvalidRequest` for any other."""
     folder = resolve_folder(path, path.name)
-    if architecture_of(folder) != "FluxPipeline":
+    if architecture_of(folder) not in FLUX_PIPELINES:
         raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")
     return folder
 

@@ -175,15 +175,13 @@ def unregister_caller(caller: str) -> None:
     caller_jobs.remove(caller)
 
 
-def register_lora(model: str, lora: str, loaded: int) -> None:
-    """Create the series of an adapter at zero. `loaded` are the model's adapters from now on."""
-    loras_loaded.labels(model).set(loaded)
+def register_lora(model: str, lora: str) -> None:
+    """Create the series of an adapter at zero."""
     lora_images_total.labels(model, lora)
 
 
-def unregister_lora(model: str, lora: str, loaded: int) -> None:
+def unregister_lora(model: str, lora: str) -> None:
     """End the series of an adapter that is gone, so that their number stays bounded."""
-    loras_loaded.labels(model).set(loaded)
     lora_images_total.remove(model, lora)
 
 

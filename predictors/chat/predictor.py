@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
-from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
+from predictors.chat.chunks import ChunkEncoder
+from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
@@ -23,6 +24,7 @@ from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
+from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
@@ -230,6 +232,23 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
             for turn in request.messages
         )
+
+    async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses to one V2 request as its answer grows, or one where `stream` is not set.
+        Closing the generator cancels the jobs."""
+        rows = await self._decode(request, call)
+        if not request.parameters.get("stream"):
+            yield await self._encode(request, await self.run(rows, call))
+            return
+        submissions = await self.submit(rows, call)
+        (submission,) = submissions
+        try:
+            async with aclosing(submission.batches()) as batches:  # type: ignore[type-var]
+                async for deltas in batches:
+                    times_ms = (submission.queue_ms, submission.compute_ms)
+                    yield encode_deltas(self._codec, request, rows[0], deltas, times_ms)
+        finally:
+            self.finish_call(submissions, call)
 
     # -- OpenAI ----------------------------------------------------------------------------------
     async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 from predictors import metrics
 from predictors.base import Answer
 from predictors.diffusion.inputs import steps_called
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import PictureLimits, some_text
 from predictors.diffusion.request import (
     FP8,
@@ -72,6 +73,8 @@ class ImageCodec:
     """Of the base weights, as responses show it."""
     png_level: int
     """As `protocol.png.write_png`, 0 to 9."""
+    adapters: KnownAdapters = field(default_factory=KnownAdapters)
+    """Those that requests may name; they come and go."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
@@ -87,6 +90,7 @@ class ImageCodec:
         num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
         common["loras"] = self._loras(common["loras"], request.adapters)
+        _check_watched(request, common, num_rows)
         rows = [
             ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
@@ -149,6 +153,8 @@ class ImageCodec:
             output_compression=body.output_compression,
             tier=body.tier,
             loras=self._loras(body.loras, adapters),
+            partial_images=body.partial_images,
+            progress=body.progress,
         )
         seeds = row_seeds(body.seed, body.n)
         return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
@@ -175,13 +181,11 @@ class ImageCodec:
             **({"loras": _used(first)} if first.loras else {}),
         }
 
-    def _loras(
-        self, asked: NamedScales | None, adapters: AdapterAccess
-    ) -> tuple[LoraScale, ...] | None:
-        """The adapter in the model's name and those in `asked`. Raises `Forbidden` for one that the
-        caller's key may not use."""
+    def _loras(self, asked: NamedScales | None, adapters: AdapterAccess) -> tuple[LoraScale, ...]:
+        """The adapter in the model's name and those in `asked`, checked. Raises `Forbidden` for one
+        that the caller's key may not use."""
         named = adapters.named(self.model, asked)
-        return tuple(LoraScale(*each) for each in named) or None
+        return self.adapters.check(LoraScale(*each) for each in named)
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:
         # the cost of the picture, as both protocols show it
@@ -259,6 +263,25 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "output_compression": parameters.read_int("output_compression"),
         "tier": parameters.read_text("tier"),
         "loras": None if loras is None else read_loras_text(loras),
+        "partial_images": parameters.read_int("partial_images"),
+        "progress": parameters.read_flag("progress"),
     }
     parameters.reject_unread()
     return common, seed
+
+
+def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int) -> None:
+    """Raise `InvalidRequest` for previews or steps that this request's answer can't have."""
+    asked = next((name for name in ("partial_images", "progress") if common[name]), None)
+    if asked is None:
+        return
+    if not request.is_streamed:
+        raise InvalidRequest(
+            f"{asked} needs an answer in parts: ModelStreamInfer over gRPC, or 'stream' of "
+            "POST /v1/images/generations",
+            param=asked,
+        )
+    if num_rows > 1:
+        raise InvalidRequest(
+            f"{asked} is for one picture; the request has {num_rows} rows", param=asked
+        )

@@ -88,18 +88,20 @@ class KnownAdapters:
         with self._changed:
             self._summaries[adapter.name] = adapter
             self._names = tuple(self._summaries)
-        metrics.register_lora(self._model, adapter.name, len(self._names))
+            metrics.loras_loaded.labels(self._model).set(len(self._names))
+        metrics.register_lora(self._model, adapter.name)
 
     def withdraw(self, name: str) -> AdapterSummary | None:
         """Requests may not use it any more; returns its description, None for an unknown one."""
         with self._changed:
             adapter = self._summaries.pop(name, None)
             self._names = tuple(self._summaries)
+            metrics.loras_loaded.labels(self._model).set(len(self._names))
         return adapter
 
     def forget(self, name: str) -> None:
         """End the series of an adapter that is gone."""
-        metrics.unregister_lora(self._model, name, len(self._names))
+        metrics.unregister_lora(self._model, name)
 
     def count_picture(self, loras: Iterable[LoraScale]) -> None:
         """Count one finished picture for each of its adapters that is still there."""

@@ -7,14 +7,13 @@ and OpenAI callers get the same defaults and refusals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.diffusion.editing import NO_EDITS, Edits, choose_edits
-from predictors.diffusion.known_adapters import KnownAdapters
+from predictors.diffusion.editing import NO_EDITS, Edits, Size, choose_edits
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
     FILL,
@@ -27,7 +26,6 @@ from predictors.diffusion.request import (
 )
 from predictors.diffusion.tiers import choose_tiers
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.seeds import SEED_SCHEMA, row_seeds
 from predictors.settings import FluxSettings, InvalidSetting
 
@@ -35,6 +33,7 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
+MAX_PARTIAL_IMAGES = 3  # OpenAI's
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
@@ -59,15 +58,31 @@ class PictureLimits:
     refuses_unpromised: bool
     tiers: Tiers
     edits: Edits = NO_EDITS
-    adapters: KnownAdapters = field(default_factory=KnownAdapters, compare=False)
-    """Those that requests may name; they come and go."""
 
     @property
     def longest_sequence(self) -> int:
         """Text tokens and latent patches of the largest promised size, and of its reference."""
-        sizes = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
-        patches = max(w * h + r[0] * r[1] for (w, h), r in sizes) // self.side_multiple**2
-        return self.default_sequence_length + patches
+        return self.default_sequence_length + max(self.promised_patches)
+
+    @property
+    def promised(self) -> tuple[tuple[Size, Size], ...]:
+        """The sizes that are compiled and warmed, each with that of a picture read beside it, or
+        with (0, 0) for none."""
+        pairs = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
+        return tuple(dict.fromkeys([*((size, (0, 0)) for size in self.sizes), *pairs]))
+
+    @property
+    def promised_patches(self) -> set[int]:
+        """Latent patches of a pass of each of `promised`."""
+        sizes = [(w * h, x * y) for (w, h), (x, y) in self.promised]
+        return {(drawn + read) // self.side_multiple**2 for drawn, read in sizes}
+
+    @property
+    def promised_sources(self) -> tuple[Size, ...]:
+        """Sizes of callers' pictures for which the encoder is warmed."""
+        if not self.edits.is_loaded:
+            return ()
+        return tuple(dict.fromkeys(self.source_size(size, size) for size in self.sizes))
 
     def request(self, parameters: ImageParameters) -> ImageRequest:
         """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
@@ -93,11 +108,14 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
-            loras=self.adapters.check(parameters.loras) if parameters.loras else (),
+            partial_images=_or(parameters.partial_images, 0),
+            progress=_or(parameters.progress, False),
+            loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
         )
         self._check_numbers(request)
+        check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)
         self._check_size(request)
         if request.source is not None:
             self.edits.check_sizes(self, request)
@@ -157,8 +175,6 @@ class PictureLimits:
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
-            "loras": list(self.adapters.names),
-            "max_loras": MAX_LORAS,
         }
 
     def edit_size(

@@ -6,10 +6,10 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
@@ -22,19 +22,37 @@ from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.lora_changes import LoraChanges
 from predictors.diffusion.model import DiffusionModel
-from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.request import (
+    TIERS,
+    ImageRequest,
+    ImageResult,
+    PictureChunk,
+    StepTaken,
+)
+from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
 from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
+T = TypeVar("T")
+
 SERIES = metrics.ModelSeries(
     operations=("infer", "images"),
-    stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
+    stages=(
+        "prepare",
+        "text_encode",
+        "vae_encode",
+        "denoise",
+        "preview",
+        "vae_decode",
+        "image_encode",
+    ),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),
@@ -49,7 +67,7 @@ SERIES = metrics.ModelSeries(
 """Label values and series that a text-to-image model adds to those of every model."""
 
 
-class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]):
+class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk]):
     """Text to image with one `DiffusionModel`, whose weights are read in `load`."""
 
     task = "flux"  # as settings, metrics and the admin state name it
@@ -65,11 +83,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         own = settings.flux
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
-        limits = replace(limits, adapters=KnownAdapters(name))
+        adapters = KnownAdapters(name)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
+        self._codec = ImageCodec(name, limits, placement.precision, own.png_level, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
-        self._loras = LoraChanges(name, model, engine, limits.adapters, own.lora_max_rank)
+        self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
         for tier in limits.tiers.loaded:
@@ -95,7 +113,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
 
     async def submit(
         self, requests: Sequence[ImageRequest], call: Call
-    ) -> list[Submission[DiffusionWork, ImageResult]]:
+    ) -> list[Submission[DiffusionWork, PictureChunk]]:
         """As the base's. From the check of a request to its place in the queue no adapter of it is
         removed."""
         used = [lora for request in requests for lora in request.loras]
@@ -105,10 +123,10 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             return await super().submit(requests, call)
 
     def finish_call(
-        self, submissions: Sequence[Submission[DiffusionWork, ImageResult]], call: Call
+        self, submissions: Sequence[Submission[DiffusionWork, PictureChunk]], call: Call
     ) -> None:
         for submission in submissions:
-            if submission.last is not None and submission.work.request.loras:
+            if isinstance(submission.last, ImageResult):
                 self._loras.known.count_picture(submission.work.request.loras)
         super().finish_call(submissions, call)
 
@@ -128,11 +146,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return found
 
     def encode_v2(
-        self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]
+        self, request: V2Request, answers: list[Answer[ImageRequest, PictureChunk]]
     ) -> V2Response:
-        return self._codec.encode_v2(request, answers)
+        return self._codec.encode_v2(request, finished(answers))
 
-    def log_fields(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: DiffusionWork, last: PictureChunk | None) -> Mapping[str, int | str]:
         request = work.request
         fields: dict[str, int | str] = {
             "width": request.width,
@@ -142,7 +160,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         }
         if request.loras:
             fields["loras"] = ",".join(f"{each.name}:{each.scale:g}" for each in request.loras)
-        return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
+        if request.partial_images:
+            fields["partial_images"] = request.partial_images
+        if isinstance(last, ImageResult):
+            fields["prompt_tokens"] = last.num_prompt_tokens
+        return fields
 
     def prompt(self, request: ImageRequest) -> str:
         """The prompt, without the negative prompt."""
@@ -153,14 +175,56 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             requests = self._codec.decode_images(body, call.adapters)
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
-            return await self.off_loop(self._codec.encode_images, answers)
+            return await self.off_loop(self._codec.encode_images, finished(answers))
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """Events as the picture grows, after an empty item once its job is accepted. Closing the
+        iterator cancels the job."""
+        with tracing.stage(call.trace, "parse"):
+            (request,) = self._codec.decode_images(body, call.adapters)
+        encoder = EventEncoder(self._codec, request, body.events)
+        async with aclosing(self._parts(request, call, encoder.encode)) as events:
+            async for event in events:
+                yield event or b""
+
+    async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses to one V2 request, the complete one last."""
+        rows = await self._decode(request, call)
+        if not rows[0].is_watched:
+            yield await self._encode(request, await self.run(rows, call))
+            return
+        encoder = ResponseEncoder(self._codec, rows[0], request)
+        async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
+            async for response in responses:
+                if response is not None:
+                    yield response
+
+    async def _parts(
+        self, request: ImageRequest, call: Call, encode: Callable[[PictureChunk, Timings], T]
+    ) -> AsyncGenerator[T | None]:
+        """None once the job is accepted, and then its chunks, encoded in pool threads but for
+        those that are small."""
+        submissions = await self.submit([request], call)
+        (submission,) = submissions
+        try:
+            yield None
+            async with aclosing(submission.chunks()) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    timings = Timings(submission.queue_ms, submission.compute_ms)
+                    if isinstance(chunk, StepTaken):
+                        yield encode(chunk, timings)
+                    else:
+                        yield await self.off_loop(encode, chunk, timings)
+        finally:
+            self.finish_call(submissions, call)
 
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()
 
     def get_limits(self) -> Mapping[str, Any]:
         capacity = self.settings.queue.capacity
-        return {**self._codec.limits.summary(), "queue_capacity": capacity}
+        loras = {"loras": list(self.adapter_names), "max_loras": MAX_LORAS}
+        return {**self._codec.limits.summary(), **loras, "queue_capacity": capacity}
 
     def describe(self) -> dict[str, object]:
         tiers = self._codec.limits.tiers.loaded

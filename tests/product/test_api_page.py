@@ -143,7 +143,9 @@ def test_v2_names_are_the_codecs() -> None:
     parameters = {field.name for field in fields(ImageParameters)}
     assert names("FLUX") == parameters | {"timeout", "priority"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
-    sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"}
+    sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"} | {
+        "stream"
+    }
     pixels = {"min_pixels", "max_pixels", "detail"}
     assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout", "priority"}
     for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
@@ -165,7 +167,7 @@ def run(block: tuple[str, str], running: Running) -> subprocess.CompletedProcess
 
 def test_every_example_runs_as_it_stands(product: Running) -> None:
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     with ThreadPoolExecutor(2) as pool:
         for block, done in zip(blocks, pool.map(lambda b: run(b, product), blocks), strict=True):
             assert done.returncode == 0, f"{block[1]}\n{done.stdout}\n{done.stderr}"

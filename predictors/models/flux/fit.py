@@ -75,14 +75,10 @@ def kind_of(
     """
     pipeline = str(index.get("_class_name", ""))
     found = next((kind for kind, names in PIPELINES.items() if pipeline in names), TEXT)
-    fills = is_fill(transformer, vae)
+    fills, reason = is_fill(transformer, vae), f"flux.kind is {named}"
     if named == "auto":
-        named, reason = (
-            (FILL if fills and found == TEXT else found),
-            f"model_index.json: {pipeline}",
-        )
-    else:
-        reason = f"flux.kind is {named}"
+        named = FILL if fills and found == TEXT else found
+        reason = f"model_index.json names a {shown(pipeline)}"
     if fills != (named == FILL):
         raise EngineFailed(
             f"{reason}, but transformer/config.json: in_channels is {transformer['in_channels']}; "
@@ -93,11 +89,17 @@ def kind_of(
 
 def check_decoder(vae: Mapping[str, Any]) -> None:
     """Raise `EngineFailed` for an autoencoder whose decoder is of another kind."""
-    expected = {
-        "act_fn": "silu",
-        "out_channels": PICTURE_CHANNELS,
-        "up_block_types": ["UpDecoderBlock2D"] * len(vae["block_out_channels"]),
-    }
+    up = ["UpDecoderBlock2D"] * len(vae["block_out_channels"])
+    _check_vae(vae, {"act_fn": "silu", "out_channels": PICTURE_CHANNELS, "up_block_types": up})
+
+
+def check_encoder(vae: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for an autoencoder whose encoder is of another kind."""
+    down = ["DownEncoderBlock2D"] * len(vae["block_out_channels"])
+    _check_vae(vae, {"act_fn": "silu", "in_channels": PICTURE_CHANNELS, "down_block_types": down})
+
+
+def _check_vae(vae: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         found = vae[name]
         if (list(found) if isinstance(found, tuple) else found) != value:

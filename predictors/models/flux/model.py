@@ -17,12 +17,15 @@ from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.adapters import AdapterPlace, AdapterWeights
 from predictors.diffusion.model import LoadOptions, Prompt
+from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sources import SourceInputs
 from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.adapters.adapter import as_tensors
 from predictors.models.flux.adapters.reading import read_places, read_stored, summarise_stored
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
+from predictors.models.flux.sources import read_source
 from predictors.models.flux.weights import OpenComponent, load_parts
 
 
@@ -66,6 +69,9 @@ class FluxModel:
         stored = read_stored(path, read_places(self.config.folders), max_rank, root)
         return as_tensors(name, stored), summarise_stored(name, stored)
 
+    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
+        return read_source(self.config, source, seed, strength)
+
     def adapter_places(self) -> Mapping[str, AdapterPlace]:
         return adapter_places(self.config)
 
@@ -76,6 +82,7 @@ class FluxModel:
             options.forms,
             self._open_component,
             fp8_conditioning=options.fp8_conditioning,
+            encodes=options.encodes,
         )
         return FluxPasses(name, self.config, parts, placement, options)
 

@@ -21,8 +21,8 @@ from predictors.compute.checkpoint.adapter_files import find_files
 from predictors.compute.checkpoint.adapter_scales import (
     MAX_CONFIG_BYTES,
     AdapterConfig,
-    read_config,
     read_metadata,
+    read_peft_config,
 )
 from predictors.compute.checkpoint.folder import read_json
 from predictors.compute.checkpoint.strict_file import (
@@ -108,7 +108,7 @@ def read_stored(
                 )
             where = files.config.name
             raw = read_small_file(files.config, MAX_CONFIG_BYTES)
-            config = read_config(parse_object(raw, where), where)
+            config = read_peft_config(parse_object(raw, where), where)
             configs = {half.part: config for half in halves.values()}
         layers = _layers(file, halves)
         for layer in layers:
@@ -279,7 +279,7 @@ def _changes(
 
 
 def _factor(file: StrictFile, layer: _Layer, config: AdapterConfig | None, rank: int) -> float:
-    """What the product of the halves is multiplied with: 1 where nothing says otherwise."""
+    """The factor of the product of the halves: 1 where nothing says otherwise."""
     if ALPHA not in layer.halves:
         _, half = layer.halves[DOWN]
         return 1.0 if config is None else config.factor(half.path, rank)
