@@ -54,13 +54,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 FLUX_PIPELINES = (
-    "FluxPipeline",
-    "FluxFillPipeline",
-    "FluxKontextPipeline",
-    "FluxImg2ImgPipeline",
-    "FluxInpaintPipeline",
-    "FluxKontextInpaintPipeline",
-)
+    "FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline", "FluxKontextInpaintPipeline",
+)  # fmt: skip
 """diffusers' pipelines of one checkpoint layout; folders name the one that wrote them."""
 MODELS = {
     **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.predictor:make_predictor"),
@@ -73,13 +69,8 @@ SUMMARIES = {
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
-"""Architecture -> module and function that describes a folder of it, without torch."""
-ADAPTERS = {
-    "FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter",
-    "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:describe_adapter",
-    "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:describe_adapter",
-}
-"""Architecture -> module and function that describes an adapter (LoRA) of it, without torch."""
+"""Architecture -> module and function that describes a folder of it, without torch. The module's
+`describe_adapter` describes an adapter."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -363,11 +354,12 @@ def _read_loras(
     settings: Settings,
     components: Mapping[str, Mapping[str, Path]],
 ) -> given_adapters.GivenAdapters:
-    """Those of flags and settings for the models with the folders `named`."""
-    kinds = {name: ADAPTERS.get(architecture_of(folder)) for name, folder in named.items()}
-    takers = {name: describer for name, describer in kinds.items() if describer}
-    paths = named_loras([*given_adapters.listed_loras(settings), *flags], list(takers))
-    return given_adapters.find_adapters(paths, named, settings, takers, components)
+    """The adapters of flags and settings for the models with the folders `named`."""
+    kinds = {name: SUMMARIES.get(architecture_of(folder)) for name, folder in named.items()}
+    own = "describe_adapter"
+    describers = {name: kind.replace("summarise", own) for name, kind in kinds.items() if kind}
+    paths = named_loras([*given_adapters.listed_loras(settings), *flags], list(describers))
+    return given_adapters.find_adapters(paths, named, settings, describers, components)
 
 
 def _flux_folder(path: Path) -> Path:

@@ -131,6 +131,8 @@ DEFAULTS = {
     "qwen_vl.prefix_cache": "auto",
     "qwen_vl.precision": "auto",
     "qwen_vl.deterministic": "auto",
+    "qwen_vl.lora_max_active": 0,
+    "qwen_vl.lora_max_rank": 16,
 }
 
 

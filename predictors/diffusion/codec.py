@@ -31,7 +31,7 @@ from predictors.diffusion.request import (
     LoraScale,
 )
 from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
-from predictors.errors import Forbidden, InvalidRequest
+from predictors.errors import InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.edits_body import EditsBody
@@ -236,11 +236,7 @@ class ImageCodec:
     def _loras(self, asked: NamedScales | None, adapters: AdapterAccess) -> tuple[LoraScale, ...]:
         """The adapter in the model's name and those in `asked`, checked. Raises `Forbidden` for one
         that the caller's key may not use."""
-        own = ((adapters.own, 1.0),) if adapters.own else ()
-        named = (*own, *(asked or ()))
-        for name, _ in named:
-            if adapters.allowed is not None and name not in adapters.allowed:
-                raise Forbidden(f"the API key may not use adapter {name!r} of {self.model!r}")
+        named = adapters.named(self.model, asked)
         return self.adapters.check(LoraScale(*each) for each in named)
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:

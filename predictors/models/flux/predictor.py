@@ -29,8 +29,9 @@ def make_predictor(
     model = FluxModel(checkpoint, parts=parts, variant=variant, kind=settings.flux.kind)
     for part in WEIGHTED_PARTS:
         announce_weights(f"{name}, {part}", model.config.folders[part], variant)
-    if loras and not settings.flux.lora_max_active:
-        settings = replace(settings, flux=replace(settings.flux, lora_max_active=len(loras)))
+    own = settings.flux
+    if loras and not own.lora_max_active:  # room for as many as are given
+        settings = replace(settings, flux=replace(own, lora_max_active=len(loras)))
     predictor = DiffusionPredictor(name, model, settings, workers)
     for lora, path in loras.items():
         predictor.add_lora(lora, path)

@@ -24,6 +24,7 @@ from predictors.compute.checkpoint.summary import (
 from predictors.diffusion.editing import loads_encoder
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
 from predictors.diffusion.request import FILL, KONTEXT, TEXT
+from predictors.models.flux.adapters.reading import describe_adapter
 from predictors.models.flux.fit import check_decoder, check_encoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
@@ -43,6 +44,8 @@ from predictors.models.flux.tensors import (
 )
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 from predictors.settings import Settings
+
+__all__ = ["describe_adapter", "summarise"]
 
 ARCHITECTURES = {TEXT: "FluxPipeline", FILL: "FluxFillPipeline", KONTEXT: "FluxKontextPipeline"}
 """The pipeline of each kind."""
