@@ -317,6 +317,8 @@ def _read_models(
     for name, folder in named.items():
         describe_folder(folder, settings, components=components.get(name))
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
+    if settings.flux.checker:
+        folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
     make = partial(build, components=components)
     return list(named.items()), make, Verification(folders, settings.compute)
 

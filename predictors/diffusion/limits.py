@@ -15,7 +15,9 @@ import torch
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
+    DEFAULT,
     MAX_PROMPT_BYTES,
+    METADATA,
     ImageParameters,
     ImageRequest,
     Tiers,
@@ -82,6 +84,7 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            metadata=_or(parameters.metadata, DEFAULT),
         )
         self._check_numbers(request)
         self._check_size(request)
@@ -123,6 +126,7 @@ class PictureLimits:
             "seed": dict(SEED_SCHEMA),
             "tier": {"type": "string", "enum": tiers, "default": default},
             "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
+            "metadata": {"type": "string", "enum": list(METADATA), "default": DEFAULT},
         }
 
     def summary(self) -> dict[str, Any]:
@@ -281,6 +285,11 @@ def some_text(text: str | None) -> str | None:
 
 
 def _check_output(request: ImageRequest) -> None:
+    if request.metadata not in METADATA:
+        raise InvalidRequest(
+            f"metadata must be one of {', '.join(METADATA)}, not {request.metadata[:32]!r}",
+            param="metadata",
+        )
     if request.output_format not in OUTPUT_FORMATS:
         raise InvalidRequest(
             f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, "

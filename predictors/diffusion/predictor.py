@@ -12,8 +12,10 @@ from typing import Any
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.device.placement import announce, place
+from predictors.diffusion.checker import VERDICTS, make_checker
 from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import DiffusionModel
@@ -28,7 +30,7 @@ from predictors.workers.pool import Workers
 
 SERIES = metrics.ModelSeries(
     operations=("infer", "images"),
-    stages=("prepare", "text_encode", "denoise", "vae_decode", "image_encode"),
+    stages=("prepare", "text_encode", "denoise", "vae_decode", "check", "image_encode"),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),
@@ -36,6 +38,7 @@ SERIES = metrics.ModelSeries(
         metrics.inference_steps: ((),),
         metrics.ttfi_seconds: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
+        metrics.images_checked_total: tuple((verdict,) for verdict in VERDICTS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
 )
@@ -59,7 +62,9 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
+        self._checker = make_checker(name, own)
+        writer = PictureWriter.of(name, own)
+        self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         super().__init__(name, engine, settings, workers)
         announce(name, placement)
@@ -105,6 +110,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, answers)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._checker is not None:
+            self._checker.close()
 
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()

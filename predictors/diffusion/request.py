@@ -22,6 +22,9 @@ TIERS = (LOSSLESS, HIGH, TURBO)
 """Ways to draw: as published, with fp8 weights, and with steps that do not call the model."""
 BASE, FP8 = "base", "fp8"
 """Forms of the transformer's weights: in the compute dtype, and in float8_e4m3fn."""
+DEFAULT, FULL = "default", "full"
+METADATA = (DEFAULT, FULL)
+"""What a file says of its origin: that a model made it, or the request's id and parameters too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    metadata: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    metadata: str = DEFAULT
+    """One of `METADATA`."""
 
     @property
     def may_skip(self) -> bool:

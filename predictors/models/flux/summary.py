@@ -20,6 +20,7 @@ from predictors.compute.checkpoint.summary import (
     num_values,
     summarise_part,
 )
+from predictors.diffusion.checker_folder import find_checker
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
 from predictors.models.flux.fit import check_decoder, check_fit
 from predictors.models.flux.folder import (
@@ -33,6 +34,7 @@ from predictors.models.flux.stored import CheckedPart, check_part
 from predictors.models.flux.stored_tokenizer import StoredTokenizer
 from predictors.models.flux.tensors import Shapes, block_linears, tensors_of, with_defaults
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
+from predictors.protocol.content_credentials import make_signer
 from predictors.settings import Settings
 
 ARCHITECTURE = "FluxPipeline"
@@ -49,6 +51,8 @@ def summarise(
 
     Raises `ServingError` with the start's own message for a folder that is not served.
     """
+    find_checker(settings.flux)
+    make_signer(settings.flux)
     folders = part_folders(folder, components)
     variant = settings.compute.weights_variant
     is_narrow = is_quantised(folders["transformer"], variant)
