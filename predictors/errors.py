@@ -145,7 +145,7 @@ class NotSupported(ServingError):
 
 
 class QuotaExceeded(ServingError):
-    """More than the caller's API key allows. `retry_after_s` says when less will be in use."""
+    """More than a caller or its API key may have. `retry_after_s` says when less will be in use."""
 
     reason = "quota"
 

@@ -18,8 +18,10 @@ class TimedPasses:
         runner: type[Any],
         seconds: Mapping[str, float],
         reader: ModuleType,
+        row_seconds: float = 0.0,
     ) -> None:
-        """`seconds` of each method of `runner` that runs a pass."""
+        """`seconds` of each method of `runner` that runs a pass, and more for each of its rows."""
+        self._row_s = row_seconds
         self.busy_s = 0.0
         for name, took_s in seconds.items():
             patch.setattr(runner, name, self._timed(getattr(runner, name), took_s))
@@ -27,7 +29,7 @@ class TimedPasses:
 
     def _timed(self, run: Any, took_s: float) -> Any:
         def timed(*arguments: Any) -> Any:
-            self.busy_s += took_s
+            self.busy_s += took_s + (self._row_s and self._row_s * len(arguments[1]))
             return run(*arguments)
 
         return timed

@@ -1,9 +1,10 @@
 """Plans the engine's steps: whose sequences decode, whose prompts are read, and who pays for it.
 
 With one caller all that can decode do, and prompts are read in order of admission; where jobs wait
-for slots and prompts share a pass, a few prompts wait for more. Beside others the rows of a full
-step are dealt by callers' turns, and a caller's prompts wait while another decodes who has used
-less, until decoding has taken as long as the last pass over prompts did. Engine thread only.
+for slots and prompts share a pass, a few prompts wait for more. Beside others the rows of a step
+are dealt by callers' turns, as many as the first one's share of the device allows, and a caller's
+prompts wait while another decodes who has used less, until decoding has taken as long as the last
+pass over prompts did. Engine thread only.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PICTURE_WEIGHT = 2
 PACKED_HOLD_STEPS = 8
 """Least steps between passes over prompts that may wait. Where prompts share a pass, one over eight
 of them takes about as long as one over the first."""
+ROUNDING_S = 1e-9
 BUSY = 0.75
 """Share of a step's rows that decode while a caller's prompts wait for more of them."""
 
@@ -84,8 +86,8 @@ class StepPlanner:
                 reading.append(sequence)
             elif not sequence.is_launched:
                 decoding.append(sequence)
-        if len(decoding) > self.slots:
-            decoding = self._dealt(decoding)
+        if (num_rows := self._num_rows(decoding)) < len(decoding):
+            decoding = self._dealt(decoding, num_rows)
         guests: list[Sequence] = []
         share = 1.0
         if reading and self.holders.is_shared:
@@ -110,14 +112,29 @@ class StepPlanner:
         return SequenceProgress(sequence, sequence.done, sequence.total, new)
 
     # -- turns -----------------------------------------------------------------------------------
-    def _dealt(self, decoding: abc.Sequence[Sequence]) -> list[Sequence]:
-        """As many of these as decode in one step: rows go to the callers who have used least, and
-        each caller's sequences take turns."""
+    def _num_rows(self, decoding: abc.Sequence[Sequence]) -> int:
+        """Rows of the next step. Beside others the step takes no longer than the rows of the caller
+        whose turn it is would alone on its share of the device."""
+        most = min(len(decoding), self.slots)
+        if not most or not self.holders.is_shared:
+            return most
+        ranks, costs = self.holders.ranks(), self.costs
+        first = min((s.job.account for s in decoding), key=lambda account: ranks[account.name])
+        least = min(most, sum(s.job.account.name == first.name for s in decoding))
+        most_s = costs.decode_s(least) / self.holders.share(first) + ROUNDING_S
+        while most > least and costs.decode_s(most) > most_s:
+            most -= 1
+        return most
+
+    def _dealt(self, decoding: abc.Sequence[Sequence], num_rows: int) -> list[Sequence]:
+        """So many of these: rows go to the callers who have used least, and each caller's sequences
+        take turns."""
         by_caller: dict[str, list[Sequence]] = {}
         for sequence in decoding:
             by_caller.setdefault(sequence.job.account.name, []).append(sequence)
         wanted = {name: len(line) for name, line in by_caller.items()}
-        places = self.holders.deal(wanted, self.slots, self.costs.decode_s / self.slots)
+        row_s = self.costs.decode_s(num_rows) / num_rows
+        places = self.holders.deal(wanted, num_rows, row_s)
         chosen: set[Sequence] = set()
         for name, line in by_caller.items():
             chosen.update(sorted(line, key=_last_row)[: places[name]])
@@ -154,7 +171,7 @@ class StepPlanner:
         for sequence in step.sequences[: step.num_rows]:
             sequence.last_row = self._number
         if step.num_rows:
-            self._hold.decoded(self.costs.decode_s)
+            self._hold.decoded(self.costs.decode_s(step.num_rows))
         if step.chunks:
             share = self.holders.share(step.chunks[0].key.job.account)
             _, prompt_s = self.costs.expected(0, sum(chunk.length for chunk in step.chunks))

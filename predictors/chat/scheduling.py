@@ -157,31 +157,47 @@ class _PictureBudget:
 
 # -- costs ---------------------------------------------------------------------------------------
 class StepCosts:
-    """Learns the seconds of a step's decoding and of a prompt's token, and splits steps by them."""
+    """Learns the seconds of a step's decoding by its rows, and of a prompt's token, and splits
+    steps by them."""
 
     def __init__(self) -> None:
-        self.decode_s = 0.0
-        """Of a step's decoding, whatever its rows: 0 before the first."""
+        self._decode_s: dict[int, float] = {}  # by rows
         self.token_s = 0.0
         """Of a token of a prompt."""
 
+    def decode_s(self, num_rows: int) -> float:
+        """Seconds of a step's decoding with so many rows, on the line between the nearest numbers
+        of rows that were seen; 0 before the first."""
+        known = self._decode_s
+        if not num_rows or not known:
+            return 0.0
+        if num_rows in known:
+            return known[num_rows]
+        below = max((rows for rows in known if rows < num_rows), default=0)
+        above = min((rows for rows in known if rows > num_rows), default=0)
+        if not below or not above:
+            return known[below or above]
+        part = (num_rows - below) / (above - below)
+        return known[below] + part * (known[above] - known[below])
+
     def expected(self, num_rows: int, tokens: int) -> tuple[float, float]:
         """Seconds of decoding, and of reading so many tokens."""
-        return (self.decode_s if num_rows else 0.0), self.token_s * tokens
+        return self.decode_s(num_rows), self.token_s * tokens
 
     def split(self, num_rows: int, tokens: int, seconds: float) -> tuple[float, float]:
         """The parts of a step of `seconds` that went into `num_rows` rows of decoding and into
         `tokens` of prompts."""
         if not tokens:
-            self.decode_s = _learned(self.decode_s, seconds)
+            if num_rows:
+                self._decode_s[num_rows] = _learned(self._decode_s.get(num_rows, 0.0), seconds)
             return seconds, 0.0
         if not num_rows:
             self.token_s = _learned(self.token_s, seconds / tokens)
             return 0.0, seconds
-        rest_s = max(0.0, seconds - self.decode_s)
-        if self.decode_s:
-            self.token_s = _learned(self.token_s, rest_s / tokens)
         decode_s, prompt_s = self.expected(num_rows, tokens)
+        if decode_s:
+            self.token_s = _learned(self.token_s, max(0.0, seconds - decode_s) / tokens)
+            prompt_s = self.token_s * tokens
         total = decode_s + prompt_s
         part = decode_s / total if total else 0.5
         return seconds * part, seconds * (1 - part)

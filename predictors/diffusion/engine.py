@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 
@@ -23,17 +22,12 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.diffusion.active_adapters import make_adapters
+from predictors.diffusion.adapters import AdapterWeights
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
-from predictors.diffusion.model import (
-    DiffusionModel,
-    Embedding,
-    LoadOptions,
-    Prompt,
-    PromptKey,
-    StepShape,
-)
+from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
 from predictors.diffusion.request import ImageResult
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.diffusion.scheduling import (
@@ -45,13 +39,17 @@ from predictors.diffusion.scheduling import (
     pick_group,
     with_one_new,
 )
-from predictors.diffusion.warming import warm_prompts, warm_shape
+from predictors.diffusion.warming import warm_all
 from predictors.errors import EngineFailed, StepFailed
+from predictors.serving.calls import EngineAccess
 from predictors.serving.engine import Progress, StickyDeviceError
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
 log = logging.getLogger(__name__)
+
+EmbeddingKey = tuple[Hashable, ...]
+"""A prompt's key, and digest and scale of each adapter that changes how it is encoded."""
 
 
 class DiffusionEngine:
@@ -87,9 +85,10 @@ class DiffusionEngine:
         }
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
-        self._prompts: ByteBoundedCache[PromptKey, Embedding] = ByteBoundedCache(
+        self._prompts: ByteBoundedCache[EmbeddingKey, Embedding] = ByteBoundedCache(
             settings.prompt_cache_bytes, lambda e: e.num_bytes, self._count_cache
         )
+        self.adapters = make_adapters(model, settings, placement)
 
     # -- any thread ------------------------------------------------------------------------------
     @property
@@ -109,7 +108,21 @@ class DiffusionEngine:
         return list(self._slots)
 
     def validate(self, work: DiffusionWork) -> None:
-        """No-op: `PictureLimits.request`, the only maker of requests, has checked every shape."""
+        """Checks adapters alone: `PictureLimits.request`, the only maker of requests, has checked
+        every shape."""
+        if work.request.loras:
+            self.adapters.check(work.request.loras)
+
+    def attach(self, host: EngineAccess) -> None:
+        self.adapters.attach(host)
+
+    def add_adapter(self, weights: AdapterWeights) -> None:
+        """As `ActiveAdapters.add`."""
+        self.adapters.add(weights)
+
+    def remove_adapter(self, name: str) -> None:
+        """As `ActiveAdapters.remove`."""
+        self.adapters.remove(name)
 
     def describe(self) -> Mapping[str, object]:
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
@@ -118,19 +131,13 @@ class DiffusionEngine:
         return {
             "running": {slot.job.id: slot.describe() for slot in slots},
             "caches": {"prompt_embedding": cached},
+            "adapters": self.adapters.describe(),
             "warm_shapes": sizes if self._start.kind else [],
-            "widths": {} if runner is None else self._describe_widths(runner),
+            "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
-        }
-
-    def _describe_widths(self, runner: DiffusionRunner) -> dict[str, int]:
-        side = self._limits.side_multiple
-        return {
-            f"{shape.columns * side}x{shape.rows * side} {shape.form}": width
-            for shape, width in list(runner.widths.items())
         }
 
     # -- life ------------------------------------------------------------------------------------
@@ -143,11 +150,13 @@ class DiffusionEngine:
             self._limits.longest_sequence,
             own.fp8_attention,
             fp8_conditioning=own.conditioning_precision == "fp8",
+            rank_rows=self.adapters.num_rows,
         )
         passes = self._model.load(self._name, self._placement, options)
         self._runner = DiffusionRunner(
             self._name, passes, self._placement, self._limits, self._max_rows
         )
+        self.adapters.open(passes)
 
     @property
     def runner(self) -> DiffusionRunner:
@@ -160,20 +169,8 @@ class DiffusionEngine:
         """Run each promised size in each form at each number of rows once, as traffic will; then
         choose the widths by the times these took."""
         runner = self.runner
-        shapes = [
-            (size, form, rows)
-            for size in self._limits.sizes
-            for form in self._limits.tiers.forms
-            for rows in range(1, runner.largest_width(form) + 1)
-        ]
-        seconds: dict[tuple[StepShape, int], float] = {}
-        rehearse = partial(warm_shape, runner, self._preparer, self._limits)
         with torch.inference_mode():
-            warm_prompts(runner, self._preparer, self._limits)
-            for done, ((width, height), form, rows) in enumerate(shapes, start=1):
-                shape, took = rehearse(width, height, form, rows)
-                seconds[shape, rows] = took
-                progress(f"{width}x{height} {form} x{rows}", done, len(shapes))
+            seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -187,6 +184,7 @@ class DiffusionEngine:
         self._slots.clear()
         self._holders.clear()
         self._prompts = ByteBoundedCache(0, lambda e: e.num_bytes)
+        self.adapters.close()
         if self._placement.is_cuda:
             torch.cuda.empty_cache()
 
@@ -272,17 +270,20 @@ class DiffusionEngine:
         work = slot.job.work
         span = DeviceSpan(self._placement)
         with span:
-            prompts = [self._embed(slot.job, prompt, runner) for prompt in work.prompts]
-            slot.state = runner.start(work.plan, prompts, work.form)
+            if work.request.loras:
+                slot.applied = self.adapters.applied(work.request.loras)
+            prompts = [self._embed(slot, prompt) for prompt in work.prompts]
+            slot.state = runner.start(work.plan, prompts, work.form, slot.applied)
         return span
 
-    def _embed(self, job: DiffusionJob, prompt: Prompt, runner: DiffusionRunner) -> Embedding:
-        embedding = self._prompts.get(prompt.key)
+    def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
+        key = (*prompt.key, *slot.applied.prompt_key)
+        embedding = self._prompts.get(key)
         if embedding is None:
             started = time.monotonic()
-            embedding = runner.encode(prompt)
-            self._prompts.put(prompt.key, embedding)
-            self._observe_stage(job, "text_encode", time.monotonic() - started)
+            embedding = self.runner.encode(prompt, slot.applied)
+            self._prompts.put(key, embedding)
+            self._observe_stage(slot.job, "text_encode", time.monotonic() - started)
         return embedding
 
     def _finish(self, slot: Slot, picture: DecodedPicture) -> None:
@@ -302,7 +303,7 @@ class DiffusionEngine:
         job = slot.job
         log.error("%s: the picture of job %s is not finite", self._name, job.id)
         for prompt in job.work.prompts:
-            self._prompts.drop(prompt.key)
+            self._prompts.drop((*prompt.key, *slot.applied.prompt_key))
         self.evict(job)
         job.fail(StepFailed("the picture's values are not finite; others were not affected"))
 

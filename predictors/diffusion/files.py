@@ -8,6 +8,7 @@ the finished file. The decoded pixels are those of a file without a mark.
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from predictors import __version__
 from predictors.diffusion.request import FULL, ImageRequest
 from predictors.protocol.content_credentials import FollowedSigner, make_signer
 from predictors.protocol.png import write_png
-from predictors.protocol.xmp import TRAINED, Origin, jpeg_with_xmp, xmp_packet
+from predictors.protocol.xmp import COMPOSITE, TRAINED, Origin, jpeg_with_xmp, xmp_packet
 from predictors.settings import FluxSettings
 
 TOOL = f"vision-predictors {__version__}"
@@ -77,13 +78,17 @@ class PictureWriter:
         return file.getvalue()
 
     def _origin(self, request: ImageRequest, request_id: str) -> Origin:
+        source = request.source
+        # without a mask the model draws all of the picture, whatever it was shown
+        kind = TRAINED if source is None or source.mask is None else COMPOSITE
         if request.metadata != FULL:
-            return Origin(TRAINED, TOOL, self.model)
-        return Origin(TRAINED, TOOL, self.model, request.prompt, _parameters(request, request_id))
+            return Origin(kind, TOOL, self.model)
+        return Origin(kind, TOOL, self.model, request.prompt, _parameters(request, request_id))
 
 
 def _parameters(request: ImageRequest, request_id: str) -> dict[str, str]:
     """The request's id and parameters by the API's names, as texts that the API takes again."""
+    loras = [{"name": each.name, "scale": each.scale} for each in request.loras]
     found: dict[str, object] = {
         "request_id": request_id or None,
         "negative_prompt": request.negative_prompt,
@@ -95,5 +100,7 @@ def _parameters(request: ImageRequest, request_id: str) -> dict[str, str]:
         "true_cfg_scale": request.true_cfg_scale,
         "max_sequence_length": request.max_sequence_length,
         "tier": request.tier,
+        "strength": None if request.source is None else request.strength,
+        "loras": json.dumps(loras) if loras else None,
     }
     return {name: str(value) for name, value in found.items() if value is not None}

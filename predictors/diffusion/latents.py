@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from predictors.compute.device.placement import HostCopy
+from predictors.compute.low_rank import RankRows
 from predictors.diffusion.model import StepShape
 from predictors.diffusion.sampling import euler, extrapolate, guide
 
@@ -53,6 +54,13 @@ class DenoiseState:
     positions: Tensor
     """As `DiffusionPasses.positions` makes them, on the device."""
     shape: StepShape
+    rank_rows: RankRows | None = None
+    """Of its adapters, (1, n) each; None if none changes a linear of the step."""
+
+    @property
+    def rank_width(self) -> int:
+        """n, or 0."""
+        return 0 if self.rank_rows is None else self.rank_rows.index.shape[1]
 
     @property
     def num_rows(self) -> int:

@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.diffusion.editing import NO_EDITS, Edits, choose_edits
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
     DEFAULT,
+    FILL,
     MAX_PROMPT_BYTES,
     METADATA,
     ImageParameters,
@@ -56,11 +58,13 @@ class PictureLimits:
     """(width, height) that are compiled and warmed."""
     refuses_unpromised: bool
     tiers: Tiers
+    edits: Edits = NO_EDITS
 
     @property
     def longest_sequence(self) -> int:
-        """Text tokens and latent patches of the largest promised size."""
-        patches = max(width * height for width, height in self.sizes) // self.side_multiple**2
+        """Text tokens and latent patches of the largest promised size, and of its reference."""
+        sizes = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
+        patches = max(w * h + r[0] * r[1] for (w, h), r in sizes) // self.side_multiple**2
         return self.default_sequence_length + patches
 
     def request(self, parameters: ImageParameters) -> ImageRequest:
@@ -69,6 +73,9 @@ class PictureLimits:
         negative = some_text(parameters.negative_prompt)
         if negative is not None:
             check_prompt("negative_prompt", negative)
+        has_picture = parameters.source is not None or parameters.strength is not None
+        if has_picture or self.edits.kind == FILL:
+            parameters = self.edits.checked(parameters)
         request = ImageRequest(
             prompt=parameters.prompt,
             negative_prompt=negative,
@@ -84,10 +91,15 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            loras=_or(parameters.loras, ()),
+            source=parameters.source,
+            strength=_or(parameters.strength, 1.0),
             metadata=_or(parameters.metadata, DEFAULT),
         )
         self._check_numbers(request)
         self._check_size(request)
+        if request.source is not None:
+            self.edits.check_sizes(self, request)
         _check_output(request)
         self._check_tier(request)
         return request
@@ -145,6 +157,17 @@ class PictureLimits:
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
         }
+
+    def edit_size(
+        self, width: int | None, height: int | None, picture: tuple[int, int]
+    ) -> tuple[int, int]:
+        """(width, height) of what is drawn for a `picture` of (width, height), where a caller named
+        neither, one or both of the sides."""
+        return self.edits.drawn_size(self, width, height, picture)
+
+    def source_size(self, drawn: tuple[int, int], picture: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) that a caller's `picture`, and its mask, are resized to."""
+        return self.edits.source_size(self, drawn, picture)
 
     def check_sides(self, width: int, height: int) -> None:
         """Raise `InvalidRequest` for sides that the model or the settings rule out."""
@@ -233,6 +256,7 @@ def make_limits(
         sizes=tuple(dict.fromkeys(_sizes("flux.sizes", settings.sizes) or [default])),
         refuses_unpromised=settings.unpromised == "refuse",
         tiers=make_tiers(settings, device, is_quantized=config.is_quantized),
+        edits=choose_edits(config, settings.edits),
     )
     _check_sizes(limits)
     return limits

@@ -61,6 +61,8 @@ class PictureWeights:
     """Features of a token in the transformer."""
     is_quantized: bool
     """The folder holds `blocks` in fp8 only."""
+    rank_row: int = 0
+    """Values of a rank row of adapters, over all linears that run in every step."""
 
 
 def picture_options(
@@ -84,6 +86,7 @@ def picture_options(
                 "transformer blocks": blocks,
                 "text encoder and modulation": narrow if is_narrow else wide,
                 "other weights": weights.others * size,
+                **_adapter_tables(settings, weights, size),
                 "work": work,
                 "spare slots": num_spare(settings.slots) * SLOT_BYTES * weights.width // WORK_WIDTH,
                 "CUDA context": CONTEXT_BYTES,
@@ -94,6 +97,14 @@ def picture_options(
         )
         found.append(_judged(option, card))
     return _advised(tuple(found))
+
+
+def _adapter_tables(settings: FluxSettings, weights: PictureWeights, size: int) -> dict[str, int]:
+    """The tables of adapters; what they change outside of the step stays on the host."""
+    if not settings.lora_max_active:
+        return {}
+    rows = 1 + settings.lora_max_active * settings.lora_max_rank  # row 0 is zero
+    return {"adapters": rows * weights.rank_row * size}
 
 
 FORMS: Mapping[tuple[bool, bool, bool], tuple[tuple[str, ...], bool]] = {

@@ -7,13 +7,16 @@ I a picture's latent patches (rows x columns), C a patch's channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from predictors.compute.device.placement import Placement
+from predictors.compute.low_rank import LowRankTable
+from predictors.diffusion.adapters import AdapterPlace, AppliedChange
 from predictors.diffusion.sampling import Schedule
 
 PromptKey = tuple[str, int]
@@ -96,6 +99,14 @@ class CheckpointConfig(Protocol):
     def is_quantized(self) -> bool:
         """True if the transformer is stored in fp8: then there is no form `BASE`."""
 
+    @property
+    def kind(self) -> str:
+        """`request.TEXT`, `request.FILL` or `request.KONTEXT`."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """True if the weights of the autoencoder's encoder are stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -107,6 +118,8 @@ class LoadOptions:
     """Attention of fp8 weights may run in fp8."""
     fp8_conditioning: bool = False
     """The large linears that run once per picture are held in fp8, if `BASE` is no form."""
+    rank_rows: int = 0
+    """Rows of the adapters' device tables; 0 without adapters."""
 
 
 class DiffusionModel(Protocol):
@@ -171,3 +184,28 @@ class DiffusionPasses(Protocol):
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         """A function of `unpacked` latents: uint8 (height * width * 3 + 1,), the picture's RGB
         levels and then 1 if all its values were finite before they were rounded, else 0."""
+
+
+@runtime_checkable
+class AdaptableModel(Protocol):
+    """Optional part of a `DiffusionModel` whose linears take adapters. It loads `AdaptedPasses`."""
+
+    def adapter_places(self) -> Mapping[str, AdapterPlace]:
+        """The linears that may change, by the paths of `AdapterWeights.changes`."""
+
+
+@runtime_checkable
+class AdaptedPasses(DiffusionPasses, Protocol):
+    """Passes that were loaded with `LoadOptions.rank_rows`."""
+
+    @property
+    def tables(self) -> Mapping[str, LowRankTable]:
+        """Of each linear that runs in every step, by our name."""
+
+    def adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
+        """While inside, linears outside of the step have these changes: `encode` and
+        `modulations` follow them, but may not be captured."""
+
+    def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
+        """As `velocity`, with index and scales of `RankRows` as further arguments. Never
+        compiled."""

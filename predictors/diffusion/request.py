@@ -22,6 +22,9 @@ TIERS = (LOSSLESS, HIGH, TURBO)
 """Ways to draw: as published, with fp8 weights, and with steps that do not call the model."""
 BASE, FP8 = "base", "fp8"
 """Forms of the transformer's weights: in the compute dtype, and in float8_e4m3fn."""
+TEXT, FILL, KONTEXT = "text", "fill", "kontext"
+"""Kinds of checkpoints: text to image (FLUX.1-dev, -schnell, -Krea), FLUX.1-Fill, which draws into
+the masked part of a picture, and FLUX.1-Kontext, which reads a picture beside the prompt."""
 DEFAULT, FULL = "default", "full"
 METADATA = (DEFAULT, FULL)
 """What a file says of its origin: that a model made it, or the request's id and parameters too."""
@@ -54,6 +57,24 @@ class Tiers:
         return HIGH in self.loaded or not self.has_base
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SourcePicture:
+    """A caller's picture, at the size of `PictureLimits.source_size`."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, (height, width, 3)."""
+    mask: NDArray[np.uint8] | None = None
+    """(height, width): 255 is drawn anew and 0 kept, by the nearer of the two; None without."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraScale:
+    """An adapter of a request, and the factor of its change."""
+
+    name: str
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class ImageParameters:
     """One row as a caller wrote it; None where nothing was given."""
@@ -70,6 +91,9 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    loras: tuple[LoraScale, ...] | None = None
+    source: SourcePicture | None = None
+    strength: float | None = None
     metadata: str | None = None
 
 
@@ -91,6 +115,11 @@ class ImageRequest:
     output_compression: int | None = None
     tier: str = LOSSLESS
     """One of `TIERS`."""
+    loras: tuple[LoraScale, ...] = ()
+    """Adapters in the caller's order, each known and named once."""
+    source: SourcePicture | None = None
+    strength: float = 1.0
+    """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
     metadata: str = DEFAULT
     """One of `METADATA`."""
 

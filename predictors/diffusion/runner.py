@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +19,33 @@ from torch import Tensor
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.pacing import StepPacer
 from predictors.compute.device.placement import Placement, to_device, to_host_async
+from predictors.compute.low_rank import RankRows
 from predictors.compute.profiling.profiler import staged
+from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters, AppliedChange
 from predictors.diffusion.latents import DenoiseState, PictureTransfer, StepResult, next_step
 from predictors.diffusion.limits import PictureLimits
-from predictors.diffusion.model import DiffusionPasses, Embedding, Prompt, StepShape
+from predictors.diffusion.model import (
+    AdaptedPasses,
+    DiffusionPasses,
+    Embedding,
+    Prompt,
+    StepShape,
+)
 from predictors.diffusion.request import BASE
 from predictors.diffusion.sampling import DenoisePlan
 
 NUM_POSITIONS = 64  # tables kept on the device; 2 MB each at 1024x1024
 NUM_TIMED = 3
+
+
+class StepKey(NamedTuple):
+    """What a captured step depends on."""
+
+    num_text: int
+    num_patches: int
+    form: str
+    rows: int
+    rank_width: int
 
 
 class DiffusionRunner:
@@ -47,7 +67,7 @@ class DiffusionRunner:
         self._promised_patches = {rows * columns for rows, columns in self._promised}
         self._max_rows = max_rows
         self._graphs = Graphs(name, placement)
-        self._steps: dict[tuple[int, int, str, int], Captured[Tensor]] = {}
+        self._steps: dict[StepKey, Captured[Tensor]] = {}
         self._encoders: dict[int, Captured[tuple[Tensor, ...]]] = {}
         self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
         self.widths: dict[StepShape, int] = {}
@@ -58,8 +78,9 @@ class DiffusionRunner:
 
     # -- one picture from prompt to pixels -------------------------------------------------------
     @staged("text_encode")
-    def encode(self, prompt: Prompt) -> Embedding:
-        """The text encoders on one prompt: always one row, so its bits depend on nothing else."""
+    def encode(self, prompt: Prompt, applied: AppliedAdapters = NO_ADAPTERS) -> Embedding:
+        """The text encoders on one prompt: always one row, so its bits depend on nothing else but
+        `applied`. Encoders with adapters are not captured: an embedding is kept."""
         ids = tuple(to_device(each, self._placement) for each in prompt.ids)
         num_text = prompt.num_tokens
         captured = self._encoders.get(num_text)
@@ -67,46 +88,83 @@ class DiffusionRunner:
             captured = self._graphs.capture(self.passes.encode, ids, "text encoders")
             self._encoders[num_text] = captured
         run: Callable[..., tuple[Tensor, ...]] = captured or self.passes.encode
+        with self._adapted(applied.prompt):
+            results = (self.passes.encode if applied.prompt else run)(*ids)
         # a graph's results hold until the next replay only
-        context, *pooled = (result.clone() for result in run(*ids))
+        context, *pooled = (result.clone() for result in results)
         return Embedding(context, tuple(pooled))
 
-    def start(self, plan: DenoisePlan, prompts: Sequence[Embedding], form: str) -> DenoiseState:
+    def start(
+        self,
+        plan: DenoisePlan,
+        prompts: Sequence[Embedding],
+        form: str,
+        applied: AppliedAdapters = NO_ADAPTERS,
+    ) -> DenoiseState:
         """A picture before its first step: everything its steps have in common, and its noise."""
         place = self._placement
         context = torch.stack([prompt.context for prompt in prompts])
+        with self._adapted(applied.picture):
+            modulation = self.passes.modulations(
+                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
+            )
         return DenoiseState(
             latents=to_device(plan.noise, place, place.dtype),
             velocity=None,
             index=0,
             context=context,
-            modulation=self.passes.modulations(
-                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
-            ),
+            modulation=modulation,
             dts=to_device(plan.dts, place),
             coefficients=to_device(plan.coefficients, place),
             is_exact=plan.is_exact,
             cfg_scale=to_device(plan.cfg_scale, place),
             positions=self._positions(context.shape[1], plan.rows, plan.columns),
             shape=StepShape(context.shape[1], plan.rows, plan.columns, form),
+            rank_rows=self._rank_rows(applied),
         )
+
+    def _adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
+        return self._adapted_passes.adapted(changes) if changes else nullcontext()
+
+    def _rank_rows(self, applied: AppliedAdapters) -> RankRows | None:
+        if not applied.width:
+            return None
+        unused = applied.width - len(applied.rows)
+        index = torch.tensor([[*applied.rows, *[0] * unused]])
+        scales = torch.tensor([[*applied.scales, *[0.0] * unused]])
+        return RankRows(to_device(index, self._placement), to_device(scales, self._placement))
 
     @staged("denoise_step")
     def denoise(self, states: Sequence[DenoiseState], width: int = 0) -> list[StepResult]:
         """The next computed step of each of `states`, which have one shape.
 
-        `width` rows share a pass, or as many as `self.width` says. Launches only: no value is read
+        `width` rows share a pass, or as many as `self.width` says, if they have as many rank rows:
+        those without adapters take the pass that they always take. Launches only: no value is read
         back and nothing is uploaded.
         """
-        first = states[0]
-        latents = torch.cat([s.latents.expand(s.num_rows, -1, -1) for s in states])
-        context = torch.cat([s.context for s in states])
-        modulation = torch.cat([s.modulation[s.index] for s in states])
-        width = width or self.width(first.shape)
-        shares = zip(*(x.split(width) for x in (latents, context, modulation)), strict=True)
-        velocity = torch.cat([self._velocity(first, *share) for share in shares])
-        each = velocity.split([s.num_rows for s in states])
-        return [next_step(s, share) for s, share in zip(states, each, strict=True)]
+        width = width or self.width(states[0].shape)
+        results: dict[int, StepResult] = {}
+        for rank_width in sorted({s.rank_width for s in states}):
+            alike = [(i, s) for i, s in enumerate(states) if s.rank_width == rank_width]
+            shares = self._velocities([s for _, s in alike], width)
+            results |= {i: next_step(s, share) for (i, s), share in zip(alike, shares, strict=True)}
+        return [results[i] for i in range(len(states))]
+
+    def _velocities(self, states: Sequence[DenoiseState], width: int) -> Sequence[Tensor]:
+        """The velocity of each of `states`, (its rows, I, C), in passes of `width` rows."""
+        inputs = [
+            torch.cat([s.latents.expand(s.num_rows, -1, -1) for s in states]),
+            torch.cat([s.context for s in states]),
+            torch.cat([s.modulation[s.index] for s in states]),
+        ]
+        chosen = [(s, s.rank_rows) for s in states if s.rank_rows is not None]
+        if chosen:
+            inputs += [
+                torch.cat([own[i].expand(s.num_rows, -1) for s, own in chosen]) for i in range(2)
+            ]
+        shares = zip(*(x.split(width) for x in inputs), strict=True)
+        velocity = torch.cat([self._velocity(states[0], *share) for share in shares])
+        return velocity.split([s.num_rows for s in states])
 
     @staged("vae_decode")
     def decode(self, state: DenoiseState) -> PictureTransfer:
@@ -144,6 +202,14 @@ class DiffusionRunner:
         """Time of a pass beside other passes of that shape: as measured, else one unit per row."""
         return self._seconds.get((shape, rows), float(rows))
 
+    def describe_widths(self) -> dict[str, int]:
+        """By size in pixels and form."""
+        side = self._patch_pixels
+        return {
+            f"{shape.columns * side}x{shape.rows * side} {shape.form}": width
+            for shape, width in list(self.widths.items())
+        }
+
     def seal(
         self, widths: Mapping[StepShape, int], seconds: Mapping[tuple[StepShape, int], float]
     ) -> None:
@@ -153,7 +219,7 @@ class DiffusionRunner:
         self._seconds = seconds if self._is_measured else {}
         patches = {(s.num_text, s.rows * s.columns, s.form): width for s, width in widths.items()}
         self._steps = {
-            key: run for key, run in self._steps.items() if key[3] <= patches.get(key[:3], 1)
+            key: run for key, run in self._steps.items() if key.rows <= patches.get(key[:3], 1)
         }
         self._graphs.seal()
         self._is_sealed = True
@@ -172,17 +238,26 @@ class DiffusionRunner:
 
     # -- passes ---------------------------------------------------------------------------------
     def _velocity(
-        self, state: DenoiseState, latents: Tensor, context: Tensor, modulation: Tensor
+        self,
+        state: DenoiseState,
+        latents: Tensor,
+        context: Tensor,
+        modulation: Tensor,
+        *rank_rows: Tensor,
     ) -> Tensor:
+        """One pass; `rank_rows` are index and scales of `RankRows`, or nothing."""
         shape = state.shape
-        inputs = (latents, context, modulation, state.positions)
+        inputs = (latents, context, modulation, state.positions, *rank_rows)
         num_patches = shape.rows * shape.columns
         # a pass depends on the number of patches; `positions` says how they are arranged
-        key = (shape.num_text, num_patches, shape.form, latents.shape[0])
+        key = StepKey(shape.num_text, num_patches, shape.form, latents.shape[0], state.rank_width)
         captured = self._steps.get(key)
         if captured is None:
             is_promised = shape.num_text == self._num_text and num_patches in self._promised_patches
-            run = self.passes.velocity(shape.form, is_promised=is_promised)
+            if rank_rows:
+                run = self._adapted_passes.adapted_velocity(shape.form)
+            else:
+                run = self.passes.velocity(shape.form, is_promised=is_promised)
             if not (is_promised and self._captures):
                 return run(*inputs)
             captured = self._graphs.capture(run, inputs, f"step of {key}")
@@ -200,6 +275,11 @@ class DiffusionRunner:
         captured = self._graphs.capture(run, (latents,), f"decode {rows}x{columns}")
         self._decoders[rows, columns] = captured
         return captured
+
+    @property
+    def _adapted_passes(self) -> AdaptedPasses:
+        assert isinstance(self.passes, AdaptedPasses)
+        return self.passes
 
     @property
     def _captures(self) -> bool:

@@ -2,12 +2,14 @@
 
 Pictures of different shapes can't share a pass. The caller who has used least goes first. Of its
 pictures the one with the least work left does, which gives the shortest mean time to a picture,
-unless another has waited in its slot for longer than the age limit: so among N slots of one caller
-a picture's remaining steps take at most about N times as long as alone, whatever keeps arriving.
+unless another has waited in its slot for longer than the age limit or a quarter of its deadline: so
+among N slots of one caller a picture's remaining steps take at most about N times as long as alone,
+whatever keeps arriving.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 
 from predictors import metrics
 from predictors.compute.device.pacing import DeviceSpan
+from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
 from predictors.diffusion.request import ImageResult
@@ -27,6 +30,7 @@ S = TypeVar("S", bound=Hashable)
 
 LEAST_GAIN = 0.05  # a smaller gain is lost when one picture of a pass leaves early or arrives late
 ROUNDING = 1e-9
+PATIENCE = 0.25  # of the time to a deadline: shorter pictures may not use up all of it
 MOST_SHAPES = 1024  # whose seconds are kept; a caller may ask for any size
 
 
@@ -43,6 +47,8 @@ class Candidate:
     """Of its caller; the lowest goes first."""
     share: float = 1.0
     """Of the device, 0 to 1, that its caller may claim."""
+    patience_s: float = math.inf
+    """It may wait for so long, if the age limit is longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +60,7 @@ class Slot:
 
     job: DiffusionJob
     state: DenoiseState | None = None
+    applied: AppliedAdapters = NO_ADAPTERS
     started_at: float = 0.0
     waited_s: float = 0.0
     """Time in the slot without taking a step."""
@@ -80,7 +87,12 @@ class Slot:
         shape, num_rows = work.shape, self.num_rows
         left = work.plan.num_calls - self.steps_done
         cost = left * num_rows * (shape.num_text + shape.rows * shape.columns)
-        return Candidate(shape, num_rows, cost, self.waited_s, turn, share)
+        return Candidate(shape, num_rows, cost, self.waited_s, turn, share, self._patience_s)
+
+    @property
+    def _patience_s(self) -> float:
+        job = self.job
+        return math.inf if job.deadline is None else PATIENCE * (job.deadline - job.submitted_at)
 
     @property
     def resolution(self) -> str:
@@ -123,7 +135,7 @@ def pick_group(
 
     def precedence(i: int) -> tuple[int, float, float, int]:
         one = candidates[i]
-        aged = -one.waited_s if one.waited_s > age_limit_s else 0.0
+        aged = -one.waited_s if one.waited_s > min(age_limit_s, one.patience_s) else 0.0
         return one.turn, aged, one.remaining, i
 
     picked: list[int] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from predictors.compute.device.placement import DAMAGED, check_finite
+from predictors.diffusion.adapters import AppliedAdapters
 from predictors.diffusion.inputs import Preparer
 from predictors.diffusion.latents import DecodedPicture
 from predictors.diffusion.limits import PictureLimits
@@ -12,8 +15,38 @@ from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import ImageParameters
 from predictors.diffusion.runner import DiffusionRunner
 from predictors.errors import EngineFailed
+from predictors.serving.engine import Progress
 
 WARM_PROMPTS = ("", "a red circle on a white background")
+
+
+def warm_all(
+    runner: DiffusionRunner,
+    preparer: Preparer,
+    limits: PictureLimits,
+    rank_widths: Sequence[int],
+    progress: Progress,
+) -> dict[tuple[StepShape, int], float]:
+    """Run each promised size in each form at each number of rows, and of rank rows, once; the
+    seconds of a step by its shape and rows, without adapters."""
+    shapes = [
+        (size, form, rows, rank_width)
+        for size in limits.sizes
+        for form in limits.tiers.forms
+        for rows in range(1, runner.largest_width(form) + 1)
+        for rank_width in rank_widths
+    ]
+    seconds: dict[tuple[StepShape, int], float] = {}
+    warm_prompts(runner, preparer, limits)
+    for done, (size, form, rows, rank_width) in enumerate(shapes, start=1):
+        shape, took = warm_shape(runner, preparer, limits, size, form, rows, rank_width)
+        name = f"{size[0]}x{size[1]} {form} x{rows}"
+        if rank_width:
+            name += f" rank {rank_width}"
+        else:
+            seconds[shape, rows] = took
+        progress(name, done, len(shapes))
+    return seconds
 
 
 def warm_prompts(runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits) -> None:
@@ -32,22 +65,24 @@ def warm_shape(
     runner: DiffusionRunner,
     preparer: Preparer,
     limits: PictureLimits,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     form: str,
     rows: int,
+    rank_width: int = 0,
 ) -> tuple[StepShape, float]:
-    """One prompt, one denoise step of `rows` pictures, and with one row a decode; the shape, and
-    the step's seconds."""
+    """One prompt, one denoise step of `rows` pictures with so many unused rank rows, and with one
+    row a decode; the shape, and the step's seconds."""
+    width, height = size
     parameters = ImageParameters("", width=width, height=height, num_inference_steps=1, seed=0)
     work = preparer.prepare(limits.request(parameters))
     embedding = runner.encode(work.prompts[0])
-    states = [runner.start(work.plan, [embedding], form) for _ in range(rows)]
+    applied = AppliedAdapters(width=rank_width)
+    states = [runner.start(work.plan, [embedding], form, applied) for _ in range(rows)]
     results = runner.denoise(states, rows)
     seconds = runner.seconds_per_pass(states)
     where = f"warm-up {width}x{height} {form} x{rows}"
     check_finite([result.latents for result in results], f"the latents of {where}")
-    if rows == 1:
+    if rows == 1 and not rank_width:
         states[0].commit(results[0])
         check_picture(runner.decode(states[0]).result(), where)
     return states[0].shape, seconds

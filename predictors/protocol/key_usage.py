@@ -104,21 +104,32 @@ class KeyUsages:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._by_name: dict[str, KeyUsage] = {}
+        self._ending: dict[str, KeyUsage] = {}  # of names not in use, while their jobs run
         metrics.register_caller(OTHER)
 
     def update(self, keys: Iterable[ApiKey]) -> None:
         """These keys are in use from now on. The series of names that are not any more end."""
         found = {key.name: key for key in keys}
         for name in self._by_name.keys() - found.keys():
-            gone = self._by_name.pop(name)
+            gone = self._ending[name] = self._by_name.pop(name)
             gone.label = OTHER
             metrics.unregister_caller(name)
             metrics.caller_jobs.labels(OTHER).inc(gone.open_jobs)
+        self._ending = {name: usage for name, usage in self._ending.items() if usage.open_jobs}
         for name, key in found.items():
             if name not in self._by_name:
-                self._by_name[name] = KeyUsage(name, self._clock)
-                metrics.register_caller(name)
+                self._by_name[name] = self._begin(name)
             self._by_name[name].limit(key)
+
+    def _begin(self, name: str) -> KeyUsage:
+        """The usage of a name that comes into use, with the jobs that it has from before."""
+        metrics.register_caller(name)
+        usage = self._ending.pop(name, None) or KeyUsage(name, self._clock)
+        usage.label = name
+        if usage.open_jobs:
+            metrics.caller_jobs.labels(OTHER).dec(usage.open_jobs)
+            metrics.caller_jobs.labels(name).inc(usage.open_jobs)
+        return usage
 
     def of(self, key: ApiKey) -> KeyUsage:
         """The usage of a key; one of its own if the key went out of use a moment ago."""

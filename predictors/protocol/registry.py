@@ -11,16 +11,18 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady, ServingError
+from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady
 from predictors.protocol.call import Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.http.bodies import BytesInFlight, Charge
 from predictors.protocol.names import check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
+from predictors.protocol.pending_bodies import PendingBodies
+from predictors.protocol.refusal_pace import RefusalPace
 from predictors.protocol.serves import Prepares, Queued, Served, Startable
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
@@ -35,12 +37,6 @@ MAX_READY_LAG_S = 15.0  # a kubelet's probe of the data port would have failed t
 PARSE_THREADS = 2  # more would wait for the interpreter's lock
 
 T = TypeVar("T")
-
-
-class PendingBody(Protocol):
-    """A request whose body is still arriving."""
-
-    def stop_reading(self, reason: ServingError) -> None: ...
 
 
 class Registry:
@@ -59,7 +55,8 @@ class Registry:
         self.loop_overdue_s: Callable[[], float] = lambda: 0.0
         """Seconds since the event loop of the data port should have run; set by the server."""
         self.callers = Callers(settings.access)
-        self.pending_bodies: set[PendingBody] = set()
+        self.pending_bodies = PendingBodies()
+        self.refusal_pace = RefusalPace(settings.queue.refusals_per_s)
         self._threads = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}
@@ -240,7 +237,7 @@ class Registry:
         """Refuse new requests from now on, for good, those whose bodies still arrive among them."""
         self.start_leaving()
         self._draining = True
-        for pending in list(self.pending_bodies):
+        for pending in self.pending_bodies:
             pending.stop_reading(Draining("the server is shutting down; ask another replica"))
 
     def withdraw(self, name: str) -> None:

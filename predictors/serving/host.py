@@ -17,6 +17,7 @@ from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest, NotReady, ServingError
 from predictors.serving.accounts import ANYONE, Caller
 from predictors.serving.admission import UNKNOWN, costs_of
+from predictors.serving.calls import Attachable
 from predictors.serving.engine import Describes, Engine
 from predictors.serving.estimates import Costs
 from predictors.serving.job import Job
@@ -28,6 +29,7 @@ from predictors.settings import QueueSettings
 
 W = TypeVar("W")
 C = TypeVar("C")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class EngineHost(Generic[W, C]):
         self.loop: EngineLoop[W, C] = EngineLoop(
             model, engine, self.jobs, self.lifecycle, self.events, clock
         )
+        if isinstance(engine, Attachable):
+            engine.attach(self)
         self._threads: list[threading.Thread] = []
         self._start_lock = threading.Lock()
 
@@ -204,6 +208,17 @@ class EngineHost(Generic[W, C]):
         recording = Recording(recorder, steps, self.jobs.wake)
         self.loop.recordings.add(recording)
         return recording
+
+    # -- for the engine's own methods ------------------------------------------------------------
+    def call(self, function: Callable[[], T]) -> T:
+        """As `EngineAccess`. Raises `NotReady` before `start`."""
+        refusal = self._refusal()
+        if refusal is not None and self.state not in {State.LOADING, State.WARMING}:
+            raise refusal
+        return self.loop.calls.run(function)
+
+    def wait_until_unused(self, is_used: Callable[[W], bool]) -> None:
+        self.jobs.wait_for_none(is_used)
 
     # -- life ------------------------------------------------------------------------------------
     def start(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import Gauge
@@ -302,6 +302,15 @@ class JobTable(Generic[W, C]):
         """
         with self.removed:
             return self.removed.wait_for(self._is_answered, min(timeout_s, threading.TIMEOUT_MAX))
+
+    def wait_for_none(self, is_meant: Callable[[W], bool]) -> None:
+        """Block until no job that waits or holds a slot has a work of that kind."""
+        with self.removed:
+            self.removed.wait_for(lambda: not any(is_meant(job.work) for job in self._open()))
+
+    def _open(self) -> Iterator[Job[W, C]]:
+        yield from self._queue.jobs.values()
+        yield from self._slots.running.values()
 
     def _is_answered(self) -> bool:
         return not len(self._queue) and all(job.done for job in self._slots.running.values())

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, OutOfMemory, ServingError, StepFailed
+from predictors.serving.calls import EngineCalls
 from predictors.serving.engine import Engine, StickyDeviceError
 from predictors.serving.job import Job
 from predictors.serving.job_table import JobTable
@@ -54,6 +55,7 @@ class EngineLoop(Generic[W, C]):
         clock: Callable[[], float],
     ) -> None:
         self.recordings = Recordings()
+        self.calls = EngineCalls(jobs.wake)
         self.last_step_at = clock()
         """When a step last began or ended, in seconds of `clock`. Any thread may read it."""
         self.failure = ""
@@ -81,20 +83,21 @@ class EngineLoop(Generic[W, C]):
                 if not self.run_once():
                     self._jobs.wait_for_change()
             self._evict_answered()
-            self.recordings.close(Draining(f"{self._model} is shutting down"))
+            self._close_requests(Draining(f"{self._model} is shutting down"))
         except BaseException as error:  # noqa: BLE001 - every job must be answered
             traceback.clear_frames(error.__traceback__)
             self._fail_host(error)
         self.close_engine()
 
     def run_once(self) -> bool:
-        """Evict, admit, step once. Returns False when there was nothing to step.
+        """Evict, run calls, admit, step once. Returns False when there was nothing to step.
 
         Raises `StickyDeviceError`, and whatever `engine.evict` raises: after either of them the
         engine's state is unknown and it can't go on.
         """
         self._jobs.expire(self._clock())
         self._evict_answered()
+        self._run_calls()
         self._admit_waiting()
         jobs = self._engine.active
         if not jobs or not self._engine.busy:
@@ -109,6 +112,19 @@ class EngineLoop(Generic[W, C]):
     def stop(self) -> None:
         """Have `run` return after the present round. Any thread; the caller wakes the loop."""
         self._is_stopping = True
+
+    # -- requests of other threads ---------------------------------------------------------------
+    def _run_calls(self) -> None:
+        while self.calls.waiting:
+            call = self.calls.waiting.popleft()
+            value, error = try_call(call.function)
+            call.end(value, error)
+            if isinstance(error, StickyDeviceError):
+                raise error
+
+    def _close_requests(self, error: ServingError) -> None:
+        self.recordings.close(error)
+        self.calls.close(error)
 
     # -- evict, admit, step ----------------------------------------------------------------------
     def _evict_answered(self) -> None:
@@ -264,7 +280,7 @@ class EngineLoop(Generic[W, C]):
             log.critical("%s failed", self._model, exc_info=error)
         metrics.engine_failures_total.labels(self._model).inc()
         self._lifecycle.move(State.FAILED)
-        self.recordings.close(EngineFailed(self.failure))
+        self._close_requests(EngineFailed(self.failure))
         self._jobs.fail_all(lambda: EngineFailed(self.failure))
         self._jobs.remove_running()
         for on_failed in self._events.on_failed:

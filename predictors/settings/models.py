@@ -26,6 +26,10 @@ class QueueSettings(SettingsGroup):
     overload_status: int = bounded(503, choices=(503, 429))
     """Status of a request that meets a full queue. Gateways retry 503 on another replica; clients
     back off on 429."""
+    refusals_per_s: float = 200.0
+    """Refusals of a full queue or a used up limit that one caller gets at once in a second. Further
+    ones come 0.25 s late, so that a caller who asks again at once takes little time from others. 0
+    delays none. Behind a gateway see `access.caller_header`: without it all are one caller."""
     skip_window: int = 8
     """If the job whose turn it is does not fit, this many jobs behind it may be admitted before
     it."""
@@ -121,9 +125,23 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    lora_max_active: int = bounded(0, least=0, most=1000)
+    """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
+    smaller rank. 0 switches adapters off: no memory, no graphs."""
+    lora_max_rank: int = bounded(64, least=1, most=1024)
+    """Largest rank of an adapter, and of all adapters of one picture together."""
+    edits: str = bounded("auto", choices=("auto", "on", "off"))
+    """Pictures as inputs (image to image, inpainting, FLUX.1-Fill, -Kontext), for which the
+    encoder of the autoencoder is loaded. `auto`: if the checkpoint stores it. FLUX.1's takes 69 MB
+    of GPU memory, and its graphs share the decoder's work memory. `off`: such requests get 400."""
+    kind: str = bounded("auto", choices=("auto", "text", "fill", "kontext"))
+    """Kind of the checkpoint. `auto` reads it from the folder. FLUX.1-Kontext has the sizes of
+    FLUX.1-dev: only `_class_name` in `model_index.json` tells them apart, so name it if that was
+    lost."""
     age_limit_s: float = 30.0
     """The picture with the fewest steps left goes first, until another one has been passed over for
-    this many seconds in all. 0 always serves the one that has waited longest."""
+    this many seconds in all, or for a quarter of the time to its deadline. 0 always serves the one
+    that has waited longest."""
     provenance: str = bounded("xmp", choices=("xmp", "c2pa", "none"))
     """Mark of origin in each file: `xmp` says that a model made it, with tool and model; `c2pa`
     adds a manifest signed with the operator's key (`pip install vision-predictors[c2pa]`); `none`

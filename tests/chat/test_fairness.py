@@ -272,6 +272,40 @@ def test_what_prompts_and_rows_take_is_learned_from_mixed_steps() -> None:
     assert prompt_s == pytest.approx(0.02, rel=0.01)
 
 
+@pytest.mark.parametrize("row_s", [0.0, 1.0], ids=["flat", "by rows"])
+def test_an_answer_beside_others_takes_twice_its_own_seconds_at_most(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch, row_s: float
+) -> None:
+    """Where a row costs a pass' time, four rows of the greedy caller would make it five times."""
+    room, mine = callers.room, replace(MINE, max_tokens=60)
+    monkeypatch.setattr(room.engine._planner, "costs", StepCosts())
+    passes = TimedPasses(monkeypatch, ChatRunner, {"decode": 0.5}, engine, row_s)
+    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
+    alone = callers.start("other", mine)
+    callers.steps_to_end(alone)
+    alone_s = passes.busy_s
+    callers.fill("greedy", LONG)
+    for _ in range(6):
+        room.engine.step(room.engine.active)
+    began_s = passes.busy_s
+    beside = callers.start("other", mine)
+    callers.steps_to_end(beside, lambda: callers.fill("greedy", LONG))
+    full_step_s = 0.5 + 4 * row_s
+    assert tokens_of(beside) == tokens_of(alone)
+    assert passes.busy_s - began_s <= 2 * alone_s + (2 + PACKED_HOLD_STEPS) * full_step_s
+
+
+def test_seconds_between_two_numbers_of_rows_are_on_the_line_between_them() -> None:
+    costs = StepCosts()
+    assert costs.decode_s(3) == 0.0
+    costs.split(2, 0, 0.02)
+    assert [costs.decode_s(rows) for rows in (0, 1, 2, 64)] == [0.0, 0.02, 0.02, 0.02]
+    costs.split(6, 0, 0.06)
+    assert [costs.decode_s(rows) for rows in (1, 3, 5, 9)] == pytest.approx(
+        [0.02, 0.03, 0.05, 0.06]
+    )
+
+
 @pytest.mark.parametrize("is_ahead", [False, True], ids=["plain", "ahead"])
 def test_the_seconds_of_all_steps_are_charged_once(
     room: Room, monkeypatch: pytest.MonkeyPatch, is_ahead: bool

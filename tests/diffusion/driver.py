@@ -103,18 +103,38 @@ def open_driver(
     **settings: Any,
 ) -> EngineDriver:
     """A loaded FLUX engine, not warm yet; small shapes unless `settings` say otherwise."""
-    flux = FluxModel(checkpoint)
+    driver = unloaded_driver(checkpoint, model=model, compiler=compiler, dtype=dtype, **settings)
+    driver.engine.load()
+    return driver
+
+
+def unloaded_driver(
+    checkpoint: Path = CHECKPOINT,
+    *,
+    model: str = "flux-test",
+    compiler: str = "off",
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> EngineDriver:
+    """The same, not loaded."""
     placement = Placement(torch.device("cpu"), dtype, compiler)
-    return drive_model(flux, placement, name=model, **(FAST | settings))
+    return _driver(FluxModel(checkpoint), placement, model, FAST | settings)
 
 
 def drive_model(
     model: DiffusionModel, placement: Placement, *, name: str = "test", **settings: Any
 ) -> EngineDriver:
     """A loaded engine of any model, not warm yet."""
+    driver = _driver(model, placement, name, settings)
+    driver.engine.load()
+    return driver
+
+
+def _driver(
+    model: DiffusionModel, placement: Placement, name: str, settings: dict[str, Any]
+) -> EngineDriver:
     knobs = FluxSettings(**settings)
     limits = make_limits(model.config, knobs, placement.device)
     preparer = Preparer(model, placement.dtype, limits.tiers)
     engine = DiffusionEngine(name, model, limits, preparer, knobs, placement)
-    engine.load()
     return EngineDriver(limits, preparer, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from PIL import Image
 
 from predictors import __version__
 from predictors.diffusion.files import PictureWriter
-from predictors.diffusion.request import ImageRequest
+from predictors.diffusion.request import ImageRequest, LoraScale, SourcePicture
 from predictors.protocol.png import write_png
-from predictors.protocol.xmp import TRAINED
+from predictors.protocol.xmp import COMPOSITE, TRAINED
 from predictors.settings import FluxSettings, InvalidSetting
 from tests.protocol.test_content_credentials import GOOD, manifest_of, signing
 
@@ -32,6 +33,7 @@ REQUEST = ImageRequest(
     seed=7,
     max_sequence_length=32,
 )
+SOURCE = SourcePicture(np.zeros((64, 96, 3), np.uint8), None)
 WRITER = PictureWriter("flux", 1)
 BARE = replace(WRITER, provenance="none")
 
@@ -89,6 +91,24 @@ def test_full_metadata_has_the_id_and_the_parameters_under_the_apis_names(kind: 
         "tier": "lossless",
     }
     assert np.array_equal(pixels, opened(BARE.write(PIXELS, request))[1])
+
+
+def test_full_metadata_has_adapters_and_the_strength_of_an_edit() -> None:
+    adapters = (LoraScale("pencil", 0.5), LoraScale("night", 1.0))
+    request = replace(REQUEST, metadata="full", loras=adapters, source=SOURCE, strength=0.25)
+    found, _ = opened(WRITER.write(PIXELS, request))
+    assert json.loads(found["loras"]) == [
+        {"name": "pencil", "scale": 0.5},
+        {"name": "night", "scale": 1.0},
+    ]
+    assert (found["strength"], "request_id" in found) == ("0.25", False)
+
+
+def test_a_picture_of_which_a_part_was_kept_is_a_composite() -> None:
+    edited = replace(REQUEST, source=SOURCE)
+    masked = replace(REQUEST, source=replace(SOURCE, mask=np.zeros((64, 96), np.uint8)))
+    assert opened(WRITER.write(PIXELS, edited))[0]["DigitalSourceType"] == TRAINED
+    assert opened(WRITER.write(PIXELS, masked))[0]["DigitalSourceType"] == COMPOSITE
 
 
 @pytest.mark.parametrize("kind", KINDS)

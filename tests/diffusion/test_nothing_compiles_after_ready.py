@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from predictors import metrics
-from predictors.diffusion.request import BASE, ImageParameters
+from predictors.diffusion.request import BASE, ImageParameters, LoraScale
 from tests.diffusion.driver import EngineDriver, open_driver
+from tests.models.flux.random_adapters import random_adapter
 
 IMAGE = ImageParameters("a red circle", num_inference_steps=3, seed=1)
 
@@ -30,10 +31,13 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def warm_driver() -> tuple[EngineDriver, list[tuple[str, int, int]]]:
-    """Two sizes at two widths, compiled with `aot_eager`, and the progress of warm-up."""
+    """Two sizes at two widths, compiled with `aot_eager`, with an adapter, and the progress of
+    warm-up."""
     progress: list[tuple[str, int, int]] = []
-    driver = open_driver(model="aot", compiler="aot_eager", slots=2, sizes=SIZES)
+    lora = {"lora_max_active": 1, "lora_max_rank": 8}
+    driver = open_driver(model="aot", compiler="aot_eager", slots=2, sizes=SIZES, **lora)
     driver.engine.warm(lambda *shape: progress.append(shape))
+    driver.engine.add_adapter(random_adapter("a", 4))
     return driver, progress
 
 
@@ -45,6 +49,7 @@ def mixed_traffic(driver: EngineDriver) -> None:
     ]
     images.append(replace(IMAGE, max_sequence_length=40))
     images.append(replace(IMAGE, guidance_scale=0.0, true_cfg_scale=3.0, negative_prompt="x"))
+    images += [replace(image, loras=(LoraScale("a", 0.5),)) for image in images[::3]]
     driver.drive([(i // 2, driver.job(image)) for i, image in enumerate(images)])
 
 
@@ -52,8 +57,13 @@ def test_mixed_traffic_recompiles_nothing_after_warm_up_but_another_width_does(
     warm_driver: tuple[EngineDriver, list[tuple[str, int, int]]],
 ) -> None:
     driver, progress = warm_driver
-    labels = [f"{size} base x{rows}" for size in SIZES.split(",") for rows in (1, 2)]
-    assert progress == [(label, i, 4) for i, label in enumerate(labels, start=1)]
+    labels = [
+        f"{size} base x{rows}{rank}"
+        for size in SIZES.split(",")
+        for rows in (1, 2)
+        for rank in ("", " rank 16")
+    ]
+    assert progress == [(label, i, 8) for i, label in enumerate(labels, start=1)]
     mixed_traffic(driver)
     assert driver.engine._guard.check() == 0
     assert metrics.recompilations_total.labels("aot")._value.get() == 0

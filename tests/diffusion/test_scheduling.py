@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from math import inf
+from types import SimpleNamespace
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictors.diffusion.scheduling import Candidate, best_widths, pick_group
+from predictors.diffusion.scheduling import Candidate, DiffusionJob, Slot, best_widths, pick_group
 
 WIDTHS = {"a": 1, "b": 2, "c": 4}
 CANDIDATES = st.lists(
@@ -62,6 +64,23 @@ def test_no_picture_of_the_shape_that_fits_is_left_out(candidates: list[Candidat
 def test_equal_pictures_go_in_order_of_admission(candidates: list[Candidate], waited: int) -> None:
     alike = [Candidate("a", 1, 3.0, float(waited)) for _ in candidates]
     assert pick_group(alike, WIDTHS.__getitem__, LIMIT_S) == [0]
+
+
+def test_a_picture_with_a_deadline_is_passed_over_for_its_patience_at_most() -> None:
+    short, long = Candidate("a", 1, 1.0, 0.0), Candidate("a", 1, 9.0, 3.0)
+    one = {"a": 1}.__getitem__
+    assert pick_group([short, long], one, LIMIT_S) == [0]
+    assert pick_group([short, replace(long, patience_s=3.0)], one, LIMIT_S) == [0]
+    assert pick_group([short, replace(long, patience_s=2.9)], one, LIMIT_S) == [1]
+
+
+def test_the_patience_of_a_slot_is_a_quarter_of_the_time_to_its_deadline() -> None:
+    def patience_s(deadline: float | None) -> float:
+        job = SimpleNamespace(deadline=deadline, submitted_at=100.0)
+        return Slot(cast(DiffusionJob, job))._patience_s
+
+    assert patience_s(None) == inf
+    assert patience_s(120.0) == 5.0
 
 
 @dataclass

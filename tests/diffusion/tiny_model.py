@@ -26,6 +26,8 @@ class TinyConfig:
     default_steps: int = 2
     default_guidance: float = 1.0
     is_quantized: bool = False
+    kind: str = "text"
+    has_encoder: bool = False
 
 
 class TinyModel:

@@ -21,6 +21,7 @@ from tests.http.echo import PATIENCE_S, infer_body
 ROOT = Path(__file__).resolve().parents[2]
 FILES = 200
 CROWD = 400
+CALLERS = 8
 HALF_A_HEAD = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n"
 HALF_A_BODY = HALF_A_HEAD + b"content-length: 1000\r\n\r\n{"
 
@@ -62,8 +63,10 @@ def open_connections(port: int, sent: bytes) -> Iterator[list[socket.socket]]:
         pytest.skip("the tests may not open as many files")
     with contextlib.ExitStack() as stack:
         sockets = []
-        for _ in range(CROWD):
-            sock = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+        for i in range(CROWD):
+            # from many addresses: one caller may hold half of the connections with bodies
+            source = (f"127.0.0.{1 + i % CALLERS}", 0)
+            sock = socket.create_connection(("127.0.0.1", port), PATIENCE_S, source)
             sockets.append(stack.enter_context(sock))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(sent)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
+import grpc
 import httpx
 import pytest
 
+from predictors.protocol import refusal_pace
+from predictors.protocol.kserve_sdk import pb, pb_grpc
+from predictors.protocol.refusal_pace import DELAY_S, RefusalPace
 from tests.fakes import ScriptedEngine
 from tests.http.echo import PATIENCE_S, Asking, Running, infer_body, serving, small_settings
 from tests.http.openai_echo import Artist, Writer
@@ -89,3 +94,27 @@ def test_a_queue_with_places_reads_the_body() -> None:
     with serving(writer, settings=settings) as running, running.client() as http:
         reply = http.post("/v1/chat/completions", json={"model": "writer"})
         assert reply.status_code == 400
+
+
+def test_refusals_beyond_the_rate_are_late_over_both_protocols(
+    one_of_each: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = lambda: 100.0  # noqa: E731
+    monkeypatch.setattr(one_of_each.server.registry, "refusal_pace", RefusalPace(2.0, clock))
+    late: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        late.append(seconds)
+
+    monkeypatch.setattr(refusal_pace, "asyncio", SimpleNamespace(sleep=sleep))
+    with one_of_each.client() as http:
+        for _ in range(3):
+            answer = http.post("/v2/models/writer/infer", json=infer_body("x"))
+            assert answer.status_code == 503
+    assert late == [DELAY_S]
+    with grpc.insecure_channel(one_of_each.grpc_target) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.ModelInfer(pb.ModelInferRequest(model_name="writer"), timeout=PATIENCE_S)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert late == [DELAY_S, DELAY_S]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -188,6 +189,22 @@ def test_busy_connections_refuse_new_requests() -> None:
         assert [answer.result(PATIENCE_S).status_code for answer in answers] == [200] * 4
         watch.wait("is_refusing", is_on=False)
         assert post(running).status_code == 200
+
+
+def test_one_caller_holds_half_of_the_connections_with_slow_bodies_and_others_are_served() -> None:
+    head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n"
+    head += b"content-type: application/json\r\ncontent-length: 1000\r\n\r\n{"
+    with server(max_connections=16) as running, ExitStack() as slow:
+        address = ("127.0.0.1", running.server.http_port)
+        raws = [slow.enter_context(socket.create_connection(address, PATIENCE_S)) for _ in range(9)]
+        for raw in raws:
+            raw.sendall(head)
+        refused = select.select(raws, [], [], PATIENCE_S)[0]  # one too many, whichever came last
+        assert [raw.recv(12) for raw in refused] == [b"HTTP/1.1 429"]
+        other = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=other, base_url=running.url, timeout=PATIENCE_S) as http:
+            assert http.post("/v2/models/echo/infer", json=infer_body()).status_code == 200
+        slow.close()
 
 
 def test_bodies_in_flight_refuse_large_requests_and_small_ones_pass() -> None:

@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     add("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     add("--seed", type=int, default=1000)
     add("--seconds", type=float, default=18.0, help="of each point of a curve, half below 100 %%")
-    add("--requests", type=int, default=10_000, help="of the flat run")
+    add("--requests", type=int, default=13_000, help="of the flat run")
     add("--minutes", type=float, default=0.0, help="least length of the flat run")
     add("--repetitions", type=int, default=SIGTERMS, help="of SIGTERM")
     add("--out", type=Path, default=paths.RESULTS, help="folder of the JSON files")

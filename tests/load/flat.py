@@ -30,7 +30,7 @@ SETTINGS = {
 WARM_BATCHES = 2
 """Caches, heaps and thread pools have their size after these."""
 MOST_MIB_PER_1000 = 4.0
-"""Growth of PSS per 1,000 requests that counts as flat: 1 % of the server's memory over the run."""
+"""Growth per 1,000 requests that counts as flat: 1 % of the server's memory over the run."""
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -86,15 +86,15 @@ def growth(held: Sequence[Held]) -> dict[str, Any]:
     is the number of requests until then."""
     kept = held[WARM_BATCHES:]
     xs = [each.at_s / 1000 for each in kept]
-    pss = slope(xs, [each.pss_mib for each in kept])
+    own = slope(xs, [each.own_mib for each in kept])
     fds = [each.fds for each in kept]
     threads = [each.threads for each in kept]
     is_back = fds[-1] <= fds[0] + 2 and max(threads) <= threads[0] + 2
     return {
         "held": [asdict(each) for each in held],
         "rss_mib_per_1000": round(slope(xs, [each.rss_mib for each in kept]), 2),
-        "pss_mib_per_1000": round(pss, 2),
+        "own_mib_per_1000": round(own, 2),
         "fds": [fds[0], fds[-1]],
         "threads": [threads[0], threads[-1]],
-        "is_flat": pss <= MOST_MIB_PER_1000 and is_back,
+        "is_flat": own <= MOST_MIB_PER_1000 and is_back,
     }  # fmt: skip

@@ -66,17 +66,18 @@ def _step_s(target: Target, room: str) -> tuple[float, float]:
 
 
 def greed(target: Target, case: Greed, seconds: float, seed: int) -> dict[str, Any]:
-    """The other caller's times alone and beside the greedy one."""
+    """The other caller's times alone and beside the greedy one, and the mean step of the greedy one
+    alone, which the other has to wait for when it comes."""
     other = _plan(target, case.other, seconds, 1, OTHER, seed)
     alone = run(other, target.cores, "greedy-alone")
     long = seconds + 3 * HEAD_START_S
     greedy = _plan(target, case.what, long, case.callers, GREEDY, seed + 1)
     with generating(greedy, target.cores, "greedy-a") as running:
         running.wait_started()
-        time.sleep(HEAD_START_S)  # part of the case: the greedy caller was there before
         before = _step_s(target, case.room)
-        beside = run(replace(other, seed=seed + 2), target.cores, "greedy-b")
+        time.sleep(HEAD_START_S)  # part of the case: the greedy caller was there before
         after = _step_s(target, case.room)
+        beside = run(replace(other, seed=seed + 2), target.cores, "greedy-b")
         running.end()  # its connections end, and so do its jobs
     target.wait_idle()
     step_ms = 1000 * (after[0] - before[0]) / max(1, after[1] - before[1])

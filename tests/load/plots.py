@@ -46,7 +46,7 @@ def draw_flat(found: Mapping[str, Any], path: Path) -> None:
     held = found["held"]
     xs = [each["at_s"] for each in held]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7))
-    for name, label in (("rss_mib", "RSS"), ("pss_mib", "PSS")):
+    for name, label in (("rss_mib", "RSS"), ("own_mib", "own")):
         left.plot(xs, [each[name] for each in held], marker="o", label=label)
     for name in ("fds", "threads"):
         right.plot(xs, [each[name] for each in held], marker="o", label=name)

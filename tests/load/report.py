@@ -123,11 +123,11 @@ def sigterm_rows(found: Found) -> Iterator[tuple[str, ...]]:
 
 
 def flat_rows(found: Found) -> Iterator[tuple[str, ...]]:
-    yield "requests", "RSS MiB", "PSS MiB", "fds", "threads", "processes"
+    yield "requests", "RSS MiB", "own MiB", "fds", "threads", "processes"
     for each in found.get("held", ()):
         yield tuple(
             map(_cell, (
-                int(each["at_s"]), each["rss_mib"], each["pss_mib"], each["fds"],
+                int(each["at_s"]), each["rss_mib"], each["own_mib"], each["fds"],
                 each["threads"], each["processes"],
             ))
         )  # fmt: skip
@@ -148,7 +148,7 @@ def shown(curves: Found, flat: Found, greedy: Found, sigterm: Found) -> list[tup
     if runs:
         rows += _counts_shown(runs)
     if flat:
-        slope = f"{flat['pss_mib_per_1000']} MiB per 1,000; fds {_span(flat['fds'])}"
+        slope = f"{flat['own_mib_per_1000']} MiB per 1,000; fds {_span(flat['fds'])}"
         told = f"{slope}; threads {_span(flat['threads'])}"
         what = f"{flat['requests']} requests, {100 * flat['leavers']:.0f} % leavers"
         rows.append((what, "flat", told, _cell(flat["is_flat"])))

@@ -140,7 +140,8 @@ class Held:
     """Resources of a server and its worker processes."""
 
     rss_mib: float
-    pss_mib: float
+    own_mib: float
+    """Pages of no file: what others on the machine map does not change it, as it changes PSS."""
     fds: int
     threads: int
     processes: int
@@ -148,17 +149,25 @@ class Held:
 
     @classmethod
     def of(cls, root: psutil.Process, at_s: float = 0.0) -> Held:
-        rss = pss = 0.0
+        rss = own = 0.0
         fds = threads = count = 0
         for process in (root, *root.children(recursive=True)):
             try:
-                memory = process.memory_full_info()
-                rss, pss = rss + memory.rss / 2**20, pss + memory.pss / 2**20
+                rss, own = rss + process.memory_info().rss / 2**20, own + _anonymous_mib(process)
                 fds, threads = fds + process.num_fds(), threads + process.num_threads()
-            except psutil.NoSuchProcess:  # a worker was replaced
+            except (psutil.NoSuchProcess, ProcessLookupError):  # a worker was replaced
                 continue
             count += 1
-        return cls(round(rss, 1), round(pss, 1), fds, threads, count, round(at_s, 2))
+        return cls(round(rss, 1), round(own, 1), fds, threads, count, round(at_s, 2))
+
+
+def _anonymous_mib(process: psutil.Process) -> float:
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+    except FileNotFoundError as error:
+        raise ProcessLookupError from error
+    line = next(line for line in rollup.splitlines() if line.startswith("Anonymous:"))
+    return int(line.split()[1]) / 1024
 
 
 class Watching:

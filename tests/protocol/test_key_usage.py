@@ -190,6 +190,25 @@ def test_a_thousand_reloads_with_other_names_leave_no_series() -> None:
     assert callers_in_series() == before | {OTHER}
 
 
+def test_a_name_that_comes_back_has_the_jobs_that_still_run(clock: Clock) -> None:
+    usages = KeyUsages(clock)
+    key = ApiKey("ann", digest_of("x"), max_jobs=4)
+    usages.update([key])
+    usages.of(key).begin_jobs(3)
+    usages.update([])
+    usages.update([key])
+    back = usages.of(key)
+    assert (back.label, metrics.caller_jobs.labels("ann")._value.get()) == ("ann", 3)
+    with pytest.raises(QuotaExceeded, match="3 jobs wait or run"):
+        back.begin_jobs(2)
+    back.end_request("ok", 3, 0.0)
+    back.begin_jobs(4)
+    back.end_request("ok", 4, 0.0)
+    usages.update([])
+    usages.update([key])
+    assert usages.of(key) is not back
+
+
 def test_limits_that_change_hold_for_the_next_request_and_jobs_stay(clock: Clock) -> None:
     usages = KeyUsages(clock)
     key = ApiKey("ann", digest_of("x"), max_jobs=4)

@@ -21,11 +21,13 @@ from transformers import (  # type: ignore[attr-defined]
     T5TokenizerFast,
 )
 
-from predictors.compute.checkpoint.folder import reading
-from predictors.models.flux.fit import check_fit
+from predictors.compute.checkpoint.folder import read_json, reading
+from predictors.diffusion.request import FILL
+from predictors.models.flux.fit import check_fit, kind_of
 from predictors.models.flux.folder import check_folder, is_quantised, part_folders
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
 from predictors.models.flux.modules.transformer import Shape
+from predictors.models.flux.stored import stores_encoder
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 
 MAX_TEXT_TOKENS = 512  # the model was trained on no more, whatever the tokenizer allows
@@ -55,6 +57,10 @@ class FluxConfig:
     """True if the transformer's linears are stored in fp8."""
     max_text_tokens: int
     """The longest T5 sequence of a request."""
+    kind: str
+    """`TEXT`, `FILL` or `KONTEXT`."""
+    has_encoder: bool
+    """True if the weights of the autoencoder's encoder are stored."""
 
     @property
     def default_text_tokens(self) -> int:
@@ -64,11 +70,14 @@ class FluxConfig:
     @property
     def default_steps(self) -> int:
         """Denoise steps of a request that gives none: schnell was distilled to four."""
+        if self.kind == FILL:
+            return 50
         return 28 if self.shape.has_guidance else 4
 
     @property
     def default_guidance(self) -> float:
-        return 3.5
+        """That of diffusers' pipeline for text to image, FLUX.1-Fill or -Kontext."""
+        return 30.0 if self.kind == FILL else 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +89,15 @@ class Tokenizers:
 
 
 def read_checkpoint(
-    folder: Path, replaced: Mapping[str, Path] = MappingProxyType({}), variant: str = ""
+    folder: Path,
+    replaced: Mapping[str, Path] = MappingProxyType({}),
+    variant: str = "",
+    kind: str = "auto",
 ) -> tuple[FluxConfig, Tokenizers]:
     """Configs and tokenizers of a folder in diffusers layout. Any thread.
 
     `replaced` are folders of parts that are used instead of those in `folder`; `variant` is the
-    wanted one of the weights files.
+    wanted one of the weights files, `kind` the setting `flux.kind`.
     Raises `EngineFailed` for a folder that would not be drawn as diffusers draws it.
     """
     folders = part_folders(folder, replaced)
@@ -107,6 +119,7 @@ def read_checkpoint(
     with reading("text_encoder_2/config.json"):
         t5 = T5Config.from_pretrained(folders["text_encoder_2"])
     check_fit(transformer, clip.to_dict(), t5.to_dict(), vae)
+    index = read_json(folder, "model_index.json", "model_index.json")
     check_clip_tokenizer(
         tokenizers.clip, clip.vocab_size, clip.max_position_embeddings, clip.eos_token_id
     )
@@ -117,13 +130,15 @@ def read_checkpoint(
         shape=_shape(transformer),
         decoder=decoder_shape(vae),
         scheduler=dict(scheduler),
-        latent_channels=transformer.in_channels // 4,
+        latent_channels=vae.latent_channels,
         patch_pixels=2 * decoder_shape(vae).pixels_per_latent,
         sample_size=vae.sample_size,
         latent_scale=vae.scaling_factor,
         latent_shift=vae.shift_factor or 0.0,
         is_quantized=is_narrow,
         max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
+        kind=kind_of(index, transformer, vae, kind),
+        has_encoder=stores_encoder(folders["vae"], variant),
     )
     return config, tokenizers
 

@@ -14,15 +14,17 @@ from typing import Any
 from torch import Tensor
 
 from predictors.compute.device.placement import Placement
+from predictors.diffusion.adapters import AdapterPlace
 from predictors.diffusion.model import LoadOptions, Prompt
 from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.weights import OpenComponent, load_parts
 
 
 class FluxModel:
-    """Implements `DiffusionModel`."""
+    """Implements `DiffusionModel` and `AdaptableModel`."""
 
     def __init__(
         self,
@@ -30,10 +32,11 @@ class FluxModel:
         open_component: OpenComponent | None = None,
         parts: Mapping[str, Path] = MappingProxyType({}),
         variant: str = "",
+        kind: str = "auto",
     ) -> None:
         """Raises `EngineFailed` for a folder that can't be served. `open_component` stands for the
-        folder when weights are loaded; `parts` and `variant` as in `read_checkpoint`."""
-        self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant)
+        folder when weights are loaded; `parts`, `variant` and `kind` as in `read_checkpoint`."""
+        self.config, self._tokenizers = read_checkpoint(checkpoint, parts, variant, kind)
         self.schedule = Schedule.of(self.config.scheduler)
         # a tokenizer keeps padding and truncation as state and refuses to be borrowed twice
         self._lock = threading.Lock()
@@ -52,6 +55,9 @@ class FluxModel:
 
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
+
+    def adapter_places(self) -> Mapping[str, AdapterPlace]:
+        return adapter_places(self.config)
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> FluxPasses:
         parts = load_parts(

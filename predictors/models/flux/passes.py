@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.attention import choose_attention, fp8_attention
+from predictors.compute.low_rank import LowRankTable, RankRows
+from predictors.diffusion.adapters import AppliedChange
 from predictors.diffusion.model import Embedding, LoadOptions
 from predictors.diffusion.request import BASE, FP8
 from predictors.diffusion.sampling import unpack_patches
+from predictors.models.flux.adaptable import adapter_places, step_linears
 from predictors.models.flux.config import FluxConfig
 from predictors.models.flux.modules import decoder as decoding
+from predictors.models.flux.modules.adapted import (
+    AdaptedPlain,
+    AdaptedPlainFp8,
+    Adapters,
+    adapted,
+)
 from predictors.models.flux.modules.operations import Operations, Plain, PlainFp8
 from predictors.models.flux.modules.rotary import rotary_table
 from predictors.models.flux.modules.text_encoders import clip_pooled, t5_states
@@ -35,9 +45,11 @@ from predictors.models.flux.weights import Parts
 
 log = logging.getLogger(__name__)
 
+AdaptedForm = Callable[[Adapters], Operations]
+
 
 class FluxPasses:
-    """Implements `DiffusionPasses`."""
+    """Implements `AdaptedPasses`."""
 
     def __init__(
         self,
@@ -51,6 +63,13 @@ class FluxPasses:
         self.parts = parts
         self._dtype = placement.dtype
         self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
+        self._adapted: Mapping[str, AdaptedForm] = {BASE: AdaptedPlain, FP8: AdaptedPlainFp8}
+        self.tables = _make_tables(config, placement, options.rank_rows)
+        self._modules: Mapping[str, nn.Module] = {
+            "conditioning": parts.conditioning,
+            "clip": parts.clip,
+            "t5": parts.t5,
+        }
         self._decoding: decoding.Operations = decoding.PLAIN
         self._units, self._decode = EAGER, decoding.decode
         self.attention = "sdpa"
@@ -64,6 +83,7 @@ class FluxPasses:
 
     def _use_fused_operations(self, name: str, placement: Placement, options: LoadOptions) -> None:
         # these need Triton
+        from predictors.models.flux.modules.adapted_fused import AdaptedFused, AdaptedFusedFp8
         from predictors.models.flux.modules.decoder_fused import Fused as FusedDecoding
         from predictors.models.flux.modules.fused import Fused, FusedFp8
 
@@ -78,6 +98,10 @@ class FluxPasses:
         self._operations = {
             BASE: Fused(choice.attention),
             FP8: FusedFp8(choice.attention, narrow),
+        }
+        self._adapted = {
+            BASE: partial(AdaptedFused, choice.attention),
+            FP8: partial(AdaptedFusedFp8, choice.attention, narrow),
         }
         self._decoding = FusedDecoding(self.parts.decoder)
 
@@ -102,6 +126,22 @@ class FluxPasses:
         units = self._units if is_promised else EAGER
         return partial(self.parts.transformers[form], self._operations[form], units)
 
+    def adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
+        return adapted(self._modules, changes)
+
+    def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
+        transformer = self.parts.transformers[form]
+        tables = {transformer.get_submodule(path): table for path, table in self.tables.items()}
+        operations = self._adapted[form]
+
+        def velocity(*inputs: Tensor) -> Tensor:
+            *own, index, scales = inputs
+            ops = operations(Adapters(tables, RankRows(index, scales)))
+            made: Tensor = transformer(ops, EAGER, *own)
+            return made
+
+        return velocity
+
     def unpacked(self, latents: Tensor, rows: int, columns: int) -> Tensor:
         """(rows * columns, 64) to (1, 16, 2 * rows, 2 * columns), unscaled and unshifted."""
         unpacked = unpack_patches(latents[None], rows, columns)
@@ -110,6 +150,17 @@ class FluxPasses:
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         decode = self._decode if is_promised else decoding.decode
         return partial(decode, self.parts.decoder, operations=self._decoding)
+
+
+def _make_tables(
+    config: FluxConfig, placement: Placement, num_rows: int
+) -> dict[str, LowRankTable]:
+    """By the transformer's linears; none for no rows."""
+    linears = step_linears(adapter_places(config)) if num_rows else {}
+    return {
+        path: LowRankTable(sizes, num_rows, placement.device, placement.dtype)
+        for path, sizes in linears.items()
+    }
 
 
 def _compiled_units(placement: Placement) -> BlockUnits:

@@ -23,7 +23,7 @@ def make_predictor(
 ) -> DiffusionPredictor:
     """`parts` are folders of parts that are used instead of those in `checkpoint`."""
     variant = settings.compute.weights_variant
-    model = FluxModel(checkpoint, parts=parts, variant=variant)
+    model = FluxModel(checkpoint, parts=parts, variant=variant, kind=settings.flux.kind)
     for part in WEIGHTED_PARTS:
         announce_weights(f"{name}, {part}", model.config.folders[part], variant)
     return DiffusionPredictor(name, model, settings, workers)

@@ -20,9 +20,11 @@ from predictors.compute.checkpoint.folder import read_json
 from predictors.compute.checkpoint.headers import Header, StoredTensor, headers_of, read_headers
 from predictors.compute.checkpoint.quantised.config import read_quantisation
 from predictors.compute.checkpoint.quantised.recognise import Quantised, recognise
+from predictors.errors import EngineFailed
 from predictors.models.flux.folder import QUANTISE
 from predictors.models.flux.tensors import UNUSED, block_linears, tensors_of, with_defaults
 
+ENCODER_WEIGHT = "encoder.conv_in.weight"
 NATIVE = "compressed-tensors FP8"
 
 
@@ -53,6 +55,14 @@ def check_part(
     return CheckedPart(
         stored, quantised, check_headers(part, config, quantised.headers, is_native=is_native)
     )
+
+
+def stores_encoder(folder: Path, variant: str = "") -> bool:
+    """True if the autoencoder in `folder` has the weights of its encoder. Reads headers only."""
+    try:
+        return ENCODER_WEIGHT in read_headers(folder, variant)
+    except EngineFailed:  # said when weights are loaded
+        return False
 
 
 def check_headers(

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from predictors.compute.checkpoint.folder import reading
+from predictors.compute.checkpoint.folder import read_json, reading
 from predictors.compute.checkpoint.summary import (
     CardFacts,
     FolderSummary,
@@ -22,7 +22,7 @@ from predictors.compute.checkpoint.summary import (
 )
 from predictors.diffusion.checker_folder import find_checker
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
-from predictors.models.flux.fit import check_decoder, check_fit
+from predictors.models.flux.fit import check_decoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
     WEIGHTED_PARTS,
@@ -32,7 +32,13 @@ from predictors.models.flux.folder import (
 )
 from predictors.models.flux.stored import CheckedPart, check_part
 from predictors.models.flux.stored_tokenizer import StoredTokenizer
-from predictors.models.flux.tensors import Shapes, block_linears, tensors_of, with_defaults
+from predictors.models.flux.tensors import (
+    Shapes,
+    block_linears,
+    tensors_of,
+    transformer_tensors,
+    with_defaults,
+)
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
 from predictors.protocol.content_credentials import make_signer
 from predictors.settings import Settings
@@ -61,6 +67,8 @@ def summarise(
         configs = {part: with_defaults(part, raw[part]) for part in WEIGHTED_PARTS}
         check_decoder(configs["vae"])
         check_fit(*(configs[part] for part in WEIGHTED_PARTS))
+        index = read_json(folder, "model_index.json", "model_index.json")
+        kind_of(index, configs["transformer"], configs["vae"], settings.flux.kind)
     _check_tokenizers(folders, configs)
     parts = []
     for part in WEIGHTED_PARTS:
@@ -98,7 +106,15 @@ def count_weights(
     others = total - blocks.values - conditioning.values
     transformer = configs["transformer"]
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-    return PictureWeights(blocks, conditioning, others, width, is_quantized)
+    return PictureWeights(blocks, conditioning, others, width, is_quantized, _rank_row(transformer))
+
+
+def _rank_row(transformer: Mapping[str, Any]) -> int:
+    """Values of a rank row: what every linear of a step reads and writes."""
+    shapes = block_linears(transformer)
+    ends = ("x_embedder.weight", "proj_out.weight")
+    every = transformer_tensors(transformer)
+    return sum(sum(shape) for shape in (*shapes.values(), *(every[name] for name in ends)))
 
 
 def _linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> LinearWeights:

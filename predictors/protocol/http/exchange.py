@@ -126,15 +126,15 @@ class Exchange:
     async def read_body(self, media: Collection[str] = JSON_MEDIA) -> Body:
         """Read the body. From then on a client that disconnects cancels the handler.
 
-        Raises `Draining` if the body is incomplete when the server begins to drain,
-        `UnsupportedMedia`, what `receive_body` raises, and what `Inflation` raises.
+        Raises `UnsupportedMedia`, `Draining` for an incomplete body once the server drains,
+        `QuotaExceeded` for too many of them, and what `receive_body` and `Inflation` raise.
         """
         encoding = self.call.get("content-encoding")
         codings = codings_of(encoding) if encoding else ()
         check_media(self.call, media)
         own, loop = self._registry.settings.server, asyncio.get_running_loop()
+        self._registry.pending_bodies.add(self, self.call.caller)
         self._set_read_deadline(own.body_timeout_s)  # of the first piece, then `receive_body`'s
-        self._registry.pending_bodies.add(self)
         try:
             raw = await receive_body(
                 self._receive,
@@ -151,7 +151,7 @@ class Exchange:
                 raise self._take_stop_reason() from None
             raise
         finally:
-            self._registry.pending_bodies.discard(self)
+            self._registry.pending_bodies.remove(self)
             if self._read_deadline is not None:
                 self._read_deadline.cancel()
         self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
@@ -311,6 +311,7 @@ class Endpoint:
         if not isinstance(response, Exception):
             await send_response(send, response)
             return "ok"
+        await self.registry.refusal_pace.wait(response, exchange.call.caller)
         if exchange.is_disconnected:
             raise Cancelled("the caller left") from response
         fault = self.fault(response, exchange.call)

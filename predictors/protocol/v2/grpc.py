@@ -147,6 +147,7 @@ class InferenceMethods:
                 self._infer(record, message, call, context.time_remaining())
             )
             if isinstance(answer, Exception):
+                await self._registry.refusal_pace.wait(answer, call.caller)
                 fault = self._fault(answer, call)
                 reason, answer = fault.reason, None
                 record.end(reason)  # count it before the client sees the error

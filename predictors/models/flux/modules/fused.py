@@ -26,6 +26,7 @@ from predictors.models.flux.modules.operations import (
     Norms,
     Operations,
     Streams,
+    apart,
     shared,
 )
 
@@ -59,6 +60,9 @@ class Fused:
             torch.addmm(layer.bias, part, layer.weight.t(), out=place)
         return out
 
+    def end(self, x: Tensor, layer: Layer) -> Tensor:
+        return apart(layer, x)
+
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
         """Overwrites qkv."""
         heads = _normed_heads(qkv, None, norms, rotary, num_text)
@@ -78,8 +82,10 @@ class Fused:
 
     def project_joined(self, mixed: Tensor, x: Activations, up: Layer, down: Layer) -> Tensor:
         """Sums over attention's features first, then adds the sum over the MLP's."""
-        wide, dim = self._gelu_of(x, shared(up), 0), mixed.shape[-1]
-        weight = down.weight.t()
+        return self._joined(mixed, self._gelu_of(x, shared(up), 0), down)
+
+    def _joined(self, mixed: Tensor, wide: Tensor, down: Layer) -> Tensor:
+        weight, dim = down.weight.t(), mixed.shape[-1]
         out = torch.addmm(down.bias, mixed.flatten(0, 1), weight[:dim])
         out.addmm_(wide.flatten(0, 1), weight[dim:])
         return out.view_as(mixed)

@@ -110,6 +110,9 @@ class Operations(Protocol):
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
         """(rows, T + I, in) through each stream's layer to (rows, T + I, out)."""
 
+    def end(self, x: Tensor, layer: Layer) -> Tensor:
+        """(rows, tokens, in) through the first or the last linear, never fp8."""
+
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
         """Full attention over qkv (rows, tokens, 3 * dim): (rows, tokens, dim).
 
@@ -169,6 +172,9 @@ class Plain:
 
     def linear(self, x: Activations, layers: Streams[Layer], num_text: int) -> Tensor:
         return per_stream(lambda part, layer: apart(layer, part), x, num_text, layers)
+
+    def end(self, x: Tensor, layer: Layer) -> Tensor:
+        return apart(layer, x)
 
     def attend(self, qkv: Tensor, norms: Streams[Norms], rotary: Tensor, num_text: int) -> Tensor:
         head_dim = 2 * rotary.shape[-1]

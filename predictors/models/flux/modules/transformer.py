@@ -33,7 +33,6 @@ from predictors.models.flux.modules.operations import (
     Norms,
     Operations,
     Streams,
-    apart,
     shared,
 )
 
@@ -147,7 +146,7 @@ class Ends(nn.Module):
         """Velocity (rows, I, channels); carry (rows, T + I, dim), modulation (rows, 2 * dim)."""
         scale, shift = map(shared, modulation.unflatten(-1, (2, 1, -1)).unbind(1))  # in this order
         _, x = ops.add_and_norm(carry, Change(shift, scale), num_text)
-        return apart(self.project, x[:, num_text:])
+        return ops.end(x[:, num_text:], self.project)
 
 
 class BlockUnits(NamedTuple):
@@ -191,7 +190,8 @@ class Transformer(nn.Module):
         dim, num_text = self.shape.dim, context.shape[1]
         sizes = [12 * dim] * self.shape.num_double + [3 * dim] * self.shape.num_single + [2 * dim]
         parts = iter(modulation.split(sizes, dim=-1))
-        tokens = torch.cat((context, apart(self.ends.embed, latents)), dim=1)
+        embedded = ops.unquantized.end(latents, self.ends.embed)
+        tokens = torch.cat((context, embedded), dim=1)
         carry = Carry(tokens, None, None)
         for block in self.double_blocks:
             carry = units.double(block, ops, carry, next(parts), rotary, num_text)

@@ -1,0 +1,279 @@
+"""Reads an adapter's file into low-rank changes of diffusers' linears, as numpy arrays, or refuses
+it naming the tensor. Without torch, so that `check` describes an adapter in a moment.
+
+Every tensor of the file is used, and every shape is checked against the checkpoint before a value
+is read. Fused layers are cut into diffusers' linears, each with those ranks alone that reach it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictors.compute.checkpoint.strict_file import (
+    LARGEST,
+    StrictFile,
+    named,
+    parse_object,
+    read_small_file,
+)
+from predictors.errors import InvalidRequest
+from predictors.models.flux.adapters.files import find_files
+from predictors.models.flux.adapters.names import (
+    ALPHA,
+    DOWN,
+    UP,
+    Half,
+    foreign_kind,
+    format_of,
+    read_name,
+)
+from predictors.models.flux.adapters.places import TRANSFORMER, Piece, Place, Places
+from predictors.models.flux.adapters.scales import (
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    read_config,
+    read_metadata,
+)
+
+Array = NDArray[np.float32]
+MAX_RANK = 1024
+"""The largest rank that is read at all; a server has a limit of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The change of one linear of diffusers' layout: `up @ down`."""
+
+    down: Array
+    """(rank, in_features)."""
+    up: Array
+    """(out_features, rank), the layer's factor folded in."""
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """An adapter as read from its file."""
+
+    file: str
+    """The file's name, without its folder."""
+    kind: str
+    """Whose spelling its names have."""
+    num_tensors: int
+    num_values: int
+    """Stored ones."""
+    digest: str
+    """SHA-256 of the changes, in hexadecimal digits: the same in every spelling."""
+    changes: Mapping[str, Change]
+    """By diffusers' path with its part in front, in alphabetical order."""
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The smallest and the largest."""
+        found = [change.rank for change in self.changes.values()]
+        return min(found), max(found)
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The tensors of one stored layer by kind: name and meaning of each."""
+
+    place: Place
+    halves: dict[str, tuple[str, Half]] = field(default_factory=dict)
+
+
+def read_stored(
+    path: Path, places: Places, max_rank: int = MAX_RANK, root: Path | None = None
+) -> StoredAdapter:
+    """The adapter in the file or folder at `path`, whose links may lead into `root` only.
+
+    Raises `InvalidRequest` naming what does not fit.
+    """
+    files = find_files(path, root)
+    with StrictFile(files.weights, files.name) as file:
+        halves = _meanings(file, places)
+        configs = read_metadata(file.metadata, file.name)
+        if files.config is not None:
+            if configs:
+                raise InvalidRequest(
+                    f"{file.name} has a config of its own and {files.config.name} beside it: "
+                    "remove one"
+                )
+            where = files.config.name
+            raw = read_small_file(files.config, MAX_CONFIG_BYTES)
+            config = read_config(parse_object(raw, where), where)
+            configs = {half.part: config for half in halves.values()}
+        layers = _layers(file, halves)
+        for layer in layers:
+            _check_shapes(file, layer, max_rank)
+        changes = _changes(file, layers, configs, max_rank)
+        return StoredAdapter(
+            file=files.name,
+            kind=format_of(min(halves, key=lambda name: halves[name].part != TRANSFORMER)),
+            num_tensors=len(file.headers),
+            num_values=sum(int(np.prod(x.shape)) for x in file.headers.values()),
+            digest=_digest(changes),
+            changes=changes,
+        )
+
+
+# -- names -----------------------------------------------------------------------------------------
+def _meanings(file: StrictFile, places: Places) -> dict[str, Half]:
+    """The meaning of every tensor; raises `InvalidRequest` naming the first that has none."""
+    if not file.headers:
+        raise InvalidRequest(f"{file.name} has no tensors")
+    found: dict[str, Half] = {}
+    left = []
+    for name in file.headers:
+        if kind := foreign_kind(name, places):
+            raise InvalidRequest(f"{file.name} holds {kind}, which is not served: {named(name)}")
+        half = read_name(name, places)
+        if half is None:
+            left.append(name)
+        else:
+            found[name] = half
+    if left:
+        raise InvalidRequest(
+            f"{file.name} holds {len(left)} of {len(file.headers)} tensors that have no place in "
+            f"this checkpoint, such as {named(left[0])}: it is an adapter of another model, or of "
+            "a kind that is not served"
+        )
+    if len(adapters := sorted({half.adapter for half in found.values()} - {""})) > 1:
+        raise InvalidRequest(f"{file.name} holds several adapters: {named(', '.join(adapters))}")
+    return found
+
+
+def _layers(file: StrictFile, halves: Mapping[str, Half]) -> list[_Layer]:
+    """The layers, each with both halves of its change and no tensor twice."""
+    layers: dict[str, _Layer] = {}
+    for name, half in halves.items():
+        layer = layers.setdefault(half.place.name, _Layer(half.place))
+        if half.kind in layer.halves:
+            other = layer.halves[half.kind][0]
+            raise InvalidRequest(
+                f"{file.name} has two tensors for one: {named(other)} and {named(name)}"
+            )
+        layer.halves[half.kind] = (name, half)
+    for layer in layers.values():
+        if missing := {DOWN, UP} - layer.halves.keys():
+            there = next(iter(layer.halves.values()))[0]
+            raise InvalidRequest(
+                f"{file.name} has {named(there)}, but not the {min(missing)} half of that layer"
+            )
+    return list(layers.values())
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+def _check_shapes(file: StrictFile, layer: _Layer, max_rank: int) -> None:
+    place = layer.place
+    (down_name, _), (up_name, _) = layer.halves[DOWN], layer.halves[UP]
+    down, up = file.headers[down_name].shape, file.headers[up_name].shape
+    rank = down[0] if down else 0
+    _check_shape(file, down_name, down, (rank or 1, place.in_features))
+    _check_shape(file, up_name, up, (place.out_features, up[1] if len(up) == 2 else rank))
+    if up[1] != rank:
+        raise InvalidRequest(
+            f"{file.name} has two ranks for one layer: {named(down_name)} is {list(down)}, "
+            f"{named(up_name)} {list(up)}"
+        )
+    # whose parts may have as much each
+    if rank > max_rank * len(place.pieces):
+        raise InvalidRequest(_over(file, down_name, rank, max_rank))
+
+
+def _check_shape(
+    file: StrictFile, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    if found != wanted:
+        raise InvalidRequest(
+            f"{file.name}: tensor {named(name)} has shape {list(found)}; the checkpoint asks for "
+            f"{list(wanted)}: it is an adapter of another model"
+        )
+
+
+def _over(file: StrictFile, name: str, rank: int, max_rank: int) -> str:
+    return (
+        f"{file.name}: {named(name)} has rank {rank}; at most {max_rank} is served "
+        "(PREDICTORS_FLUX_LORA_MAX_RANK)"
+    )
+
+
+# -- values ----------------------------------------------------------------------------------------
+def _changes(
+    file: StrictFile,
+    layers: list[_Layer],
+    configs: Mapping[str, AdapterConfig],
+    max_rank: int,
+) -> dict[str, Change]:
+    found: dict[str, Change] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        down_name, half = layer.halves[DOWN]
+        up_name, _ = layer.halves[UP]
+        down, up = file.read(down_name), file.read(up_name)
+        up *= np.float32(_factor(file, layer, configs.get(half.part), down.shape[0]))
+        if not np.abs(up).max(initial=0.0) <= LARGEST:
+            raise InvalidRequest(
+                f"{file.name}: {named(up_name)} times its factor is beyond {LARGEST:.0e}"
+            )
+        for piece in layer.place.pieces:
+            if piece.path in found:
+                raise InvalidRequest(
+                    f"{file.name} changes {piece.path} twice: by {named(sources[piece.path])} "
+                    f"and {named(down_name)}"
+                )
+            sources[piece.path] = down_name
+            change = _cut(down, up, piece)
+            if change.rank > max_rank:
+                raise InvalidRequest(_over(file, down_name, change.rank, max_rank))
+            found[piece.path] = change
+    return dict(sorted(found.items()))
+
+
+def _factor(file: StrictFile, layer: _Layer, config: AdapterConfig | None, rank: int) -> float:
+    """What the product of the halves is multiplied with: 1 where nothing says otherwise."""
+    if ALPHA not in layer.halves:
+        _, half = layer.halves[DOWN]
+        return 1.0 if config is None else config.factor(half.path, rank)
+    name, _ = layer.halves[ALPHA]
+    if config is not None:
+        raise InvalidRequest(
+            f"{file.name} has {named(name)} and {config.where}, of which only one can be meant"
+        )
+    alpha = file.read_scalar(name)
+    if not 0 < alpha <= LARGEST:
+        raise InvalidRequest(
+            f"{file.name}: {named(name)} is {alpha:g}; an alpha is above 0 and at most "
+            f"{LARGEST:.0e}"
+        )
+    return alpha / rank
+
+
+def _cut(down: Array, up: Array, piece: Piece) -> Change:
+    """One linear's share of a layer: its rows, and the ranks that are not zero in all of them."""
+    if not piece.rows:
+        return Change(down, up)
+    own = np.concatenate([up[start:stop] for start, stop in piece.rows])
+    is_used = own.any(axis=0)
+    if is_used.all():
+        return Change(down, own)
+    is_used[0] |= not is_used.any()  # a change of rank 0 would be none
+    return Change(down[is_used], np.ascontiguousarray(own[:, is_used]))
+
+
+def _digest(changes: Mapping[str, Change]) -> str:
+    digest = hashlib.sha256()
+    for path, change in changes.items():
+        digest.update(f"{path} {change.down.shape} {change.up.shape}\n".encode())
+        digest.update(np.ascontiguousarray(change.down))
+        digest.update(np.ascontiguousarray(change.up))
+    return digest.hexdigest()
