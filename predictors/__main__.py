@@ -51,14 +51,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("predictors")
 
+FLUX_PIPELINES = (
+    "FluxPipeline",
+    "FluxFillPipeline",
+    "FluxKontextPipeline",
+    "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline",
+    "FluxKontextInpaintPipeline",
+)
+"""diffusers' pipelines of one checkpoint layout; folders name the one that wrote them."""
 MODELS = {
-    "FluxPipeline": "predictors.models.flux.predictor:make_predictor",
+    **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.predictor:make_predictor"),
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.model:make_predictor",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.model:make_predictor",
 }
 """Architecture -> module and function that makes its predictor, imported when it is needed."""
 SUMMARIES = {
-    "FluxPipeline": "predictors.models.flux.summary:summarise",
+    **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.summary:summarise"),
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
@@ -338,7 +347,7 @@ def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[st
 def _flux_folder(path: Path) -> Path:
     """The folder of a FLUX pipeline; `InvalidRequest` for any other."""
     folder = resolve_folder(path, path.name)
-    if architecture_of(folder) != "FluxPipeline":
+    if architecture_of(folder) not in FLUX_PIPELINES:
         raise InvalidRequest(f"{path.name} is no FLUX checkpoint in diffusers layout")
     return folder
 

@@ -20,7 +20,8 @@ from predictors.chat.decoder.decoder import Decoder, DecoderShape
 from predictors.chat.decoder.rotary import axes_in_blocks, inverse_frequencies
 from predictors.chat.limits import EngineLimits
 from predictors.chat.request import Sampling
-from predictors.chat.runner import ChatRunner, DecodeRow
+from predictors.chat.rows import DecodeRow
+from predictors.chat.runner import ChatRunner
 from predictors.chat.sampling import TokenChoice
 from predictors.compute.device.graphs import Graphs
 from predictors.compute.device.placement import Placement

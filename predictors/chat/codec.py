@@ -24,6 +24,7 @@ from predictors.chat.request import (
     Sampling,
     pictures_of,
 )
+from predictors.chat.streaming import check_streamed_chat
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
@@ -90,6 +91,7 @@ class ChatCodec:
         for i, prompt in enumerate(prompts):
             parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
+        check_streamed_chat(request, len(rows))
         return with_row_seeds(rows, seed)
 
     def _read_bounds(self, parameters: Parameters) -> PixelBounds | None:
@@ -111,6 +113,7 @@ class ChatCodec:
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
+        parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
             check_parameter(name, value)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from predictors.chat.adapters.places import decoder_places
+from predictors.chat.adapters.slots import AdapterSlots
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
@@ -35,7 +37,8 @@ from predictors.chat.model import ChatModel
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import AnswerLengths, ChatDelta
-from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
+from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.runner import ChatRunner
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
@@ -79,6 +82,7 @@ class ChatEngine:
         self.conversations: Callable[[], abc.Iterable[tuple[str, ChatWork]]] = tuple
         """The conversations that run through the whole model at the end of warming, by name."""
         self.lengths = AnswerLengths()
+        self.adapters = AdapterSlots(settings.lora_max_active)
         self._name = name
         self._model = model
         self._settings = settings
@@ -123,6 +127,7 @@ class ChatEngine:
                 "prefix": {"is_on": self._shares, "pages": named},
             },
             "kv_pages": None if pool is None else {"free": pool.num_free, "all": pool.num_pages},
+            "adapters": self.adapters.describe(),
             "warm_shapes": self._warm_shapes,
             "precision": precision_of(self._settings, self._placement),
             "attention": "paged",
@@ -137,13 +142,16 @@ class ChatEngine:
         decoder, vision = self._model.load(placement)
         if uses_fp8(self._settings, placement):
             quantize_decoder(decoder)
+        places = {**decoder_places(decoder), **vision.places}
+        tables = self.adapters.make_tables(places, self._settings.lora_max_rank, placement)
         largest = pixel_limits(self._settings, self._model.pictures).max_pixels
-        pictures = PictureRunner(vision, placement, self._graphs, largest)
+        pictures = PictureRunner(vision, placement, self._graphs, largest, tables=tables)
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._kept_pages = limits.kept_pages
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
-        self._loaded = LoadedModel(ChatRunner(decoder, limits, placement, self._graphs), pictures)
+        runner = ChatRunner(decoder, limits, placement, self._graphs, tables)
+        self._loaded = LoadedModel(runner, pictures)
 
     def warm(self, progress: Progress) -> None:
         """Run every promised shape; afterwards nothing may be compiled or captured."""
@@ -158,6 +166,7 @@ class ChatEngine:
         if self._deterministic and self._placement.is_cuda:
             runner.fix_width()  # rows can be compared once their graphs are captured
         self._rehearse()
+        self.adapters.clear()
         self._warm_shapes = [name for name, _ in shapes]
         self._graphs.seal()
         self._start.end()
@@ -176,8 +185,10 @@ class ChatEngine:
 
     def admit(self, job: ChatJob) -> bool:
         work, pool, account = job.work, self._pages, job.account
-        holders = self._planner.holders
+        holders, mix = self._planner.holders, work.adapters
         if not holders.has_slot_for(account, self.slots, self.spare_slots):
+            return False
+        if mix.scales and not self.adapters.has_room(mix):
             return False
         is_below = holders.is_below_share(account, self.slots)
         # some pages are kept for a caller who comes later, or has less than others
@@ -188,8 +199,12 @@ class ChatEngine:
         pages = pool.reserve(job, total + work.max_tokens, names, keep)
         if pages is None:
             return False
-        self._sequences[job] = Sequence(job, self._free_slots.pop(), pages, total, names)
+        sequence = Sequence(job, self._free_slots.pop(), pages, total, names)
+        self._sequences[job] = sequence
         holders.add(job)
+        if mix.scales:  # last: if it raises, `evict` releases all
+            held = self.adapters.hold(job, mix)
+            sequence.language_adapters, sequence.vision_adapters = held
         self._metrics.set_usage(pool.usage)
         return True
 
@@ -206,6 +221,8 @@ class ChatEngine:
         self._planner.holders.remove(job)
         pool = self._pages
         pool.release(job)
+        if work.adapters.scales:
+            self.adapters.release(job)
         self._metrics.set_usage(pool.usage)
 
     def step(self, jobs: abc.Sequence[ChatJob]) -> None:
@@ -247,6 +264,7 @@ class ChatEngine:
         self._in_flight = None
         self._loaded = None
         self._picture_cache.close()
+        self.adapters.close()
         self._graphs.close()
 
     @property
@@ -301,8 +319,8 @@ class ChatEngine:
         tokens, positions = work.tokens[part], work.positions[:, part]
         pictures = self._picture_cache.within(sequence, part, runner)
         choice = sequence.next_choice() if _is_last(chunk) else None
-        where = (sequence.slot, chunk.start)
-        return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice)
+        where, adapters = (sequence.slot, chunk.start), sequence.language_adapters
+        return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice, adapters)
 
     def _advance(self, launched: LaunchedStep) -> None:
         """Count the launched tokens, and share the pages they fill: other sequences read them
@@ -371,5 +389,5 @@ def _decode_row(sequence: Sequence) -> DecodeRow:
     """The sequence's row in the next decode step: its newest token is not in the cache yet."""
     index = sequence.launched - 1
     position, length = sequence.work.next_position + index, sequence.total + index
-    choice = sequence.next_choice()
-    return DecodeRow(sequence.slot, index, position, length, sequence.pages, choice)
+    where = (sequence.slot, index, position, length, sequence.pages)
+    return DecodeRow(*where, sequence.next_choice(), sequence.language_adapters)

@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from predictors import metrics
+from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.request import (
@@ -75,6 +76,11 @@ class ChatWork:
     ignore_eos: bool
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
+    adapters: AdapterMix = UNADAPTED
+
+    def picture_key(self, picture: PlacedPicture) -> bytes:
+        """Names the features of a picture of this work."""
+        return picture.prepared.key + self.adapters.vision_key
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -163,6 +169,7 @@ class ChatPreparer:
             stop=request.stop,
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
+            adapters=request.adapters,
         )
 
     def cost(self, request: ChatRequest) -> float:

@@ -158,21 +158,22 @@ def page_names(work: ChatWork, page_tokens: int) -> tuple[bytes, ...]:
     """Names of the full pages of a prompt, in order, except one that ends with the prompt's last
     token: at least one token is always computed, because the answer begins with its logits.
 
-    A name is a hash of the previous name, the page's tokens and the pictures in it. So equal names
-    mean equal prompts up to the page's end: equal tokens, pixels and rotary positions, which follow
-    from tokens and grids. Tokens alone are not enough: every picture has the same ones.
+    A name is a hash of the previous name, the page's tokens and the pictures in it; the first one
+    begins with the language model's adapters. So equal names mean equal prompts up to the page's
+    end: equal adapters, tokens, features and rotary positions, which follow from tokens and grids.
+    Tokens alone are not enough: every picture has the same ones.
     """
     count = (work.num_prompt_tokens - 1) // page_tokens
     tokens = work.tokens.numpy()
     names: list[bytes] = []
-    name = bytes(NAME_BYTES)
+    name = work.adapters.language_key or bytes(NAME_BYTES)
     for first in range(0, count * page_tokens, page_tokens):
         end = first + page_tokens
         found = blake2b(name, digest_size=NAME_BYTES)
         found.update(tokens[first:end].tobytes())  # of one length, so that nothing can shift
         for picture in work.pictures:
             if picture.start < end and first < picture.start + picture.length:
-                key, grid = picture.prepared.key, picture.prepared.grid
+                key, grid = work.picture_key(picture), picture.prepared.grid
                 place = repr((len(key), grid, first - picture.start, picture.length))
                 found.update(place.encode() + key)
         name = found.digest()

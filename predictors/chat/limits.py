@@ -18,6 +18,7 @@ from predictors.chat.memory import (
     GPU_PAGE,
     GPU_SLOTS,
     GRAPH_PATCHES,
+    graph_sets,
     kv_bytes,
 )
 from predictors.chat.request import PixelLimits
@@ -87,7 +88,9 @@ def plan_limits(
             page_tokens=page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=context,
-            free_pages=free_pages(shape, page_tokens, placement, graph_patches),
+            free_pages=free_pages(
+                shape, page_tokens, placement, graph_patches, graph_sets(settings)
+            ),
         ),
         max_context=context,
         decode_widths=widths,
@@ -149,13 +152,14 @@ def free_pages(
     page_tokens: int,
     placement: Placement,
     graph_patches: int = GRAPH_PATCHES,
+    sets: int = 1,
 ) -> int | None:
     """KV pages that a GPU has memory for once the weights are loaded; None on the CPU."""
     if not placement.is_cuda:
         return None
     values = 2 * shape.layers * shape.kv_heads * shape.head_dim * page_tokens
     free, _ = torch.cuda.mem_get_info(placement.device)
-    return kv_bytes(free, graph_patches) // (values * placement.dtype.itemsize)
+    return kv_bytes(free, graph_patches, sets) // (values * placement.dtype.itemsize)
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -32,9 +32,15 @@ MEASURED_HIDDEN = 1280  # of the vision tower in which that was measured
 LEAST_CONTEXT = 4096  # tokens: two pictures of a megapixel and some text
 
 
-def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES) -> int:
+def graph_sets(settings: QwenVLSettings) -> int:
+    """Sets of graphs: with adapters there is a second one. That it takes as much as the first is an
+    upper bound, not measured: both share one pool of memory."""
+    return 2 if settings.lora_max_active else 1
+
+
+def kv_bytes(free: int, graph_patches: int = GRAPH_PATCHES, sets: int = 1) -> int:
     """Bytes for keys and values of `free` ones; the rest is for graphs and passes."""
-    graphs = GRAPH_BYTES * max(graph_patches, GRAPH_PATCHES) // GRAPH_PATCHES
+    graphs = sets * GRAPH_BYTES * max(graph_patches, GRAPH_PATCHES) // GRAPH_PATCHES
     return int(max(free * LEAST_KV_SHARE, (free - graphs) * KV_SHARE))
 
 
@@ -49,6 +55,8 @@ class ChatWeights:
     """Width of the vision tower, with which its graphs grow."""
     patch: int
     """Pixels along a patch of a picture."""
+    adaptable: int = 0
+    """Inputs and outputs of all linears that adapters may change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class KvPlan:
     token_bytes: int
     graph_bytes: int
     graph_patches: int
+    graph_sets: int
     is_set: bool
     """The settings name the size."""
 
@@ -70,7 +79,7 @@ class KvPlan:
         most = (
             self.wanted
             if self.is_set
-            else max(0, kv_bytes(free, self.graph_patches)) // self.token_bytes
+            else max(0, kv_bytes(free, self.graph_patches, self.graph_sets)) // self.token_bytes
         )
         return min(self.wanted, most) // self.page * self.page
 
@@ -108,6 +117,7 @@ def _option(
             "vision tower": vision,
             "KV cache of one context": plan.token_bytes * min(plan.context, plan.wanted),
             "graphs": plan.graph_bytes,
+            **_adapter_bytes(settings, weights, size),
             "CUDA context": CONTEXT_BYTES,
         },
         loading_bytes=wide + vision + CONTEXT_BYTES,
@@ -117,7 +127,16 @@ def _option(
     )
     if card.memory_bytes is None or option.refused:
         return option
-    return _judged(option, plan, card.memory_bytes - CONTEXT_BYTES - decoder - vision, card)
+    loaded = (
+        CONTEXT_BYTES + decoder + vision + sum(_adapter_bytes(settings, weights, size).values())
+    )
+    return _judged(option, plan, card.memory_bytes - loaded, card)
+
+
+def _adapter_bytes(settings: QwenVLSettings, weights: ChatWeights, size: int) -> dict[str, int]:
+    """The adapters' tables, where there are any. Padding of the tower's MLP is not counted."""
+    rank_rows = settings.lora_max_active * settings.lora_max_rank
+    return {"adapters": rank_rows * weights.adaptable * size} if rank_rows else {}
 
 
 def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPlan:
@@ -125,6 +144,7 @@ def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPla
     largest = min(settings.max_pixels // weights.patch**2, MOST_BUCKET)
     patches = max(GRAPH_PATCHES, largest)
     graphs = MEASURED_GRAPH_BYTES * weights.vision_hidden // MEASURED_HIDDEN
+    graphs *= graph_sets(settings)
     return KvPlan(
         context=context,
         wanted=settings.kv_tokens or ((settings.slots or GPU_SLOTS) + 1) * context,
@@ -132,6 +152,7 @@ def _kv_plan(settings: QwenVLSettings, weights: ChatWeights, size: int) -> KvPla
         token_bytes=weights.sizes.kv_values * size,
         graph_bytes=graphs * patches // GRAPH_PATCHES,
         graph_patches=patches,
+        graph_sets=graph_sets(settings),
         is_set=bool(settings.kv_tokens),
     )
 

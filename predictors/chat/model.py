@@ -13,8 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from predictors.chat.adapters.changes import RowChanges
+from predictors.chat.adapters.places import LinearPlaces
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
 from predictors.chat.request import Sampling
+from predictors.chat.tensors import Shapes
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement
 
@@ -49,7 +52,7 @@ class VisionEncoder(Protocol):
 
     Patches come group by group of merge x merge, as transformers' image processor orders them.
     Both forms return features (1 + levels, merged, hidden), see `EncodedPicture`, and ask the
-    device for no value.
+    device for no value. `changes` are the picture's adapters.
     """
 
     patch: int
@@ -61,14 +64,22 @@ class VisionEncoder(Protocol):
     warm_grid: tuple[int, int]
     """Rows and columns of a picture that runs every kind of layer, in patches."""
 
-    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    @property
+    def places(self) -> LinearPlaces:
+        """The layers of its linears."""
+
+    def encode(
+        self, patches: Tensor, grid: tuple[int, int], changes: RowChanges | None = None
+    ) -> Tensor:
         """The plain form, for `patches` (patches, patch_values) of `grid` (rows, columns)."""
 
     def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
         """All that the packed form needs of a grid, for a pass of `num_patches` rows: int64 on the
         CPU, of a length that depends on `num_patches` alone."""
 
-    def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
+    def encode_packed(
+        self, patches: Tensor, grid: Tensor, changes: RowChanges | None = None
+    ) -> Tensor:
         """The fused form, for `patches` (num_patches, patch_values or more) and `pack_grid`'s
         integers on the device. It is captured per `num_patches`; rows beyond the picture may hold
         anything finite, and their features are dropped."""
@@ -99,6 +110,8 @@ class ChatModel(Protocol):
     """A `tokenizers.Tokenizer`, byte-level BPE."""
     template: str | None
     """The chat template, for the checks at the start."""
+    linears: Shapes
+    """Those that adapters may change, see `adaptable_linears`."""
     pictures: PicturePreparation
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:

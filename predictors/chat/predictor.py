@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
@@ -20,8 +23,10 @@ from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
 from predictors.chat.request import ChatDelta, ChatRequest, Picture
 from predictors.chat.sequence import SERIES
+from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.vision.pixels import PreparedPicture
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
@@ -70,11 +75,34 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         )
         self._vocabulary = Vocabulary(model.tokenizer)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
+        self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
             model.sampling, precision, settings.images.max_images, self._preparer.pixels
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
+
+    # -- adapters --------------------------------------------------------------------------------
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """Those that requests may use now. Any thread."""
+        return self._adapters.names
+
+    @property
+    def loras(self) -> Sequence[AdapterSummary]:
+        """Descriptions of the same. Any thread."""
+        return self._adapters.summaries
+
+    def add_lora(self, name: str, path: Path, root: Path | None = None) -> AdapterSummary:
+        """As `NamedAdapters.add`: the next request may use it."""
+        return self._adapters.add(name, path, root)
+
+    def remove_lora(self, name: str) -> AdapterSummary:
+        """Refuse new requests for it, and wait until all accepted ones are answered. Any thread but
+        the engine's. Raises `NotFound`."""
+        adapter = self._adapters.remove(name)
+        self.host.wait_until_unused(lambda work: adapter in work.adapters)
+        return adapter.summary
 
     # -- hooks of BasePredictor ------------------------------------------------------------------
     def get_input_types(self) -> list[dict[str, Any]]:
@@ -188,6 +216,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "pictures": len(work.pictures),
             "max_tokens": work.max_tokens,
         }
+        if work.adapters.scales:
+            fields["loras"] = work.adapters.names
         if last is not None and last.finish_reason is not None:
             fields["finish_reason"] = last.finish_reason
         return fields
@@ -198,6 +228,23 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
             for turn in request.messages
         )
+
+    async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses to one V2 request as its answer grows, or one where `stream` is not set.
+        Closing the generator cancels the jobs."""
+        rows = await self._decode(request, call)
+        if not request.parameters.get("stream"):
+            yield await self._encode(request, await self.run(rows, call))
+            return
+        submissions = await self.submit(rows, call)
+        (submission,) = submissions
+        try:
+            async with aclosing(submission.batches()) as batches:  # type: ignore[type-var]
+                async for deltas in batches:
+                    times_ms = (submission.queue_ms, submission.compute_ms)
+                    yield encode_deltas(self._codec, request, rows[0], deltas, times_ms)
+        finally:
+            self.finish_call(submissions, call)
 
     # -- OpenAI ----------------------------------------------------------------------------------
     async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
@@ -227,6 +274,14 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body)
+
+
+def with_room(settings: Settings, num_adapters: int) -> Settings:
+    """The settings with a slot for each of so many adapters, unless they say how many."""
+    own = settings.qwen_vl
+    if not num_adapters or own.lora_max_active:
+        return settings
+    return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))
 
 
 async def _interleaved(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
@@ -157,6 +158,7 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    adapters: AdapterMix = UNADAPTED
 
     @property
     def pictures(self) -> list[Picture]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from predictors.chat.adapters.changes import SlotScales, dense_weights, plain_scales
+from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.decoder.decoder import Decoder
-from predictors.chat.decoder.paged import SCRATCH_PAGE, TILE
+from predictors.chat.decoder.paged import SCRATCH_PAGE
 from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
-from predictors.chat.model import EncodedPicture
 from predictors.chat.request import Sampling
+from predictors.chat.rows import DecodeRow, PromptPart, pack_prompts, packed_weights, put_pictures
 from predictors.chat.sampling import SAMPLERS, TokenChoice, cheapest_sampler, pack_choices
 from predictors.chat.scheduling import PACK_PROMPTS
 from predictors.compute.compile.compiling import compiled
@@ -42,40 +43,6 @@ GREEDY = Sampling(temperature=0.0)
 ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeRow:
-    """One sequence in a decode step: token number `index` of its answer is stored at index `length`
-    of its pages.
-
-    `position` is the rotary one (all three axes agree after the prompt); `choice` is about the
-    following token.
-    """
-
-    slot: int
-    index: int
-    position: int
-    length: int
-    pages: Sequence[int]
-    choice: TokenChoice
-
-
-@dataclass(frozen=True, slots=True)
-class PromptPart:
-    """A part of a prompt, from index `start`: `tokens` (n,) int64, `positions` (3, n) int64, on the
-    CPU.
-
-    `pictures` are (first row, features) in this part; the last part of a prompt has a `choice`.
-    """
-
-    slot: int
-    start: int
-    tokens: Tensor
-    positions: Tensor
-    pages: Sequence[int]
-    pictures: Sequence[tuple[int, EncodedPicture]]
-    choice: TokenChoice | None
-
-
 class ChatRunner:
     """Owns the decoder, its pages and the state of all slots. Engine thread only.
 
@@ -84,8 +51,14 @@ class ChatRunner:
     """
 
     def __init__(
-        self, decoder: Decoder, limits: EngineLimits, placement: Placement, graphs: Graphs
+        self,
+        decoder: Decoder,
+        limits: EngineLimits,
+        placement: Placement,
+        graphs: Graphs,
+        tables: AdapterTables | None = None,
     ) -> None:
+        """`tables` are those of the adapters that rows may have."""
         self.limits = limits
         self.decode_widths = limits.decode_widths
         self.packs = self.is_ahead = placement.is_cuda
@@ -99,10 +72,14 @@ class ChatRunner:
             decoder.shape.vocab,
             placement.device,
         )
-        self._passes = DecoderPasses(decoder, self._slots, limits, placement)
+        self._tables = tables
+        self._passes = DecoderPasses(decoder, self._slots, limits, placement, tables)
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
         self._decode = compiled(self._passes.step, placement, "qwen_vl.decode")
         self._prompt = compiled(self._passes.prompt, placement, "qwen_vl.prefill")
+        adapted = (self._passes.adapted_step, self._passes.adapted_prompt)
+        self._adapted_decode = compiled(adapted[0], placement, "qwen_vl.adapted_decode")
+        self._adapted_prompt = compiled(adapted[1], placement, "qwen_vl.adapted_prefill")
         self._samplers = {
             name: partial(self._slots.choose_tokens, compiled(run, placement, f"qwen_vl.{name}"))
             for name, run in SAMPLERS.items()
@@ -131,19 +108,18 @@ class ChatRunner:
 
     def _read(self, part: PromptPart, width: int) -> Tensor:
         """One part; logits (1, vocab) after its last token."""
-        n = len(part.tokens)
-        columns = torch.zeros(5, width, dtype=torch.int64)  # tokens, three axes, places
-        columns[0, :n] = part.tokens
-        columns[1:4, :n] = part.positions
-        columns[4, :n] = self._places(part.pages, part.start, n)
+        n, columns = len(part.tokens), part.columns(width, self.limits.page_tokens)
         tokens, positions, places = columns.split((1, 3, 1))
         embedded = self._decoder.embedding(tokens[0])
         deepstack = self._deepstack(width)
-        _put_pictures([part], [0], embedded, deepstack)
+        put_pictures([part], [0], embedded, deepstack)
         table = self._slots.tables[part.slot : part.slot + 1]
         span, last = torch.tensor([[part.start, n]]), torch.tensor([n - 1])
-        given = (embedded, positions, last, places[0], table, span)
-        return self._prompt(*given) if deepstack is None else self._prompt(*given, deepstack)
+        given = [embedded, positions, last, places[0], table, span]
+        run: Callable[..., Tensor] = self._prompt
+        if part.adapters:
+            run, given = self._adapted_prompt, [*given, *self._plain_scales([part.adapters])]
+        return run(*given) if deepstack is None else run(*given, deepstack)
 
     def _deepstack(self, width: int) -> Tensor | None:
         """Zeros (levels, width, hidden) for a pass's DeepStack features; None in models without."""
@@ -155,48 +131,32 @@ class ChatRunner:
 
     def _read_packed(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Logits (PACK_PROMPTS, vocab), those of parts with a choice first."""
-        columns = torch.zeros(5, width, dtype=torch.int64)
-        tiles = torch.zeros(3, width // TILE, dtype=torch.int64)
-        tiles[0] = self._slots.padding
-        last = torch.zeros(PACK_PROMPTS, dtype=torch.int64)
-        first = ended = 0
-        firsts = []
-        for part in parts:
-            n = len(part.tokens)
-            columns[0, first : first + n] = part.tokens
-            columns[1:4, first : first + n] = part.positions
-            columns[4, first : first + n] = self._places(part.pages, part.start, n)
-            starts = torch.arange(0, n, TILE)
-            own = slice(first // TILE, first // TILE + len(starts))
-            tiles[0, own] = part.slot
-            tiles[1, own] = part.start + starts
-            tiles[2, own] = (n - starts).clamp(max=TILE)
-            if part.choice is not None:
-                last[ended] = first + n - 1
-                ended += 1
-            firsts.append(first)
-            first += len(starts) * TILE
-        ints = torch.cat((columns.flatten(), tiles.flatten(), last))
-        return self._launch_prompt(parts, firsts, width, ints)
+        size, padding = self.limits.page_tokens, self._slots.padding
+        ints, firsts = pack_prompts(parts, width, size, padding)
+        if not any(part.adapters for part in parts):
+            return self._launch_prompt(parts, firsts, self._captured["prefill", width], ints)
+        run = self._captured["adapted prefill", width]
+        weights = packed_weights(self._adapters, parts, firsts, width)
+        return self._launch_prompt(parts, firsts, run, ints, weights)
 
     def _launch_prompt(
-        self, parts: Sequence[PromptPart], firsts: Sequence[int], width: int, ints: Tensor
+        self,
+        parts: Sequence[PromptPart],
+        firsts: Sequence[int],
+        run: Captured[Tensor],
+        *packed: Tensor,
     ) -> Tensor:
-        run = self._captured["prefill", width]
+        """`packed` are the pass's integers and, with adapters, their weights."""
         if not run.inputs:
             raise RuntimeError("the graphs were closed")
         embedded, placed, *rest = run.inputs
-        placed.copy_(ints.pin_memory(), non_blocking=True)
-        torch.index_select(self._decoder.embedding.weight, 0, placed[:width], out=embedded)
-        deepstack = rest[0].zero_() if rest else None
-        _put_pictures(parts, firsts, embedded, deepstack)
+        for target, values in zip((placed, *rest), packed, strict=False):
+            target.copy_(values.pin_memory(), non_blocking=True)
+        tokens = placed[: len(embedded)]
+        torch.index_select(self._decoder.embedding.weight, 0, tokens, out=embedded)
+        deepstack = rest[-1].zero_() if len(rest) == len(packed) else None
+        put_pictures(parts, firsts, embedded, deepstack)
         return run(*run.inputs)
-
-    def _places(self, pages: Sequence[int], start: int, n: int) -> Tensor:
-        """Places in the cache of a sequence's tokens start .. start + n."""
-        index = torch.arange(start, start + n)
-        size = self.limits.page_tokens
-        return torch.tensor(pages)[index // size] * size + index % size
 
     # -- answers ---------------------------------------------------------------------------------
     @staged("decode")
@@ -212,7 +172,14 @@ class ChatRunner:
         columns = [(row.slot, row.length, row.position, row.index) for row in rows]
         columns += [(self._slots.padding, 0, 0, 0)] * (width - len(rows))
         ints = torch.tensor(columns).T.contiguous()
+        adapters: list[SlotScales] = []
+        if self._tables is not None and any(row.adapters for row in rows):
+            adapters = [row.adapters for row in rows] + [()] * (width - len(rows))
         if self._placement.is_cuda:
+            if adapters:
+                weights = dense_weights(self._adapters, adapters)
+                run = self._captured["adapted decode", width]
+                return run(ints.pin_memory(), weights.pin_memory())
             return self._captured["decode", width](ints.pin_memory())
         slots, _, positions, indices = ints.unbind()
         size = self.limits.page_tokens
@@ -222,7 +189,21 @@ class ChatRunner:
         spans = torch.tensor([(row.length, 1) for row in rows] + [(0, 0)] * padding)
         tokens = self._slots.newest_tokens(slots, indices)
         tables = self._slots.tables.index_select(0, slots)
-        return self._decode(tokens, positions, places, tables, spans)
+        given = (tokens, positions, places, tables, spans)
+        if adapters:
+            return self._adapted_decode(*given, *self._plain_scales(adapters))
+        return self._decode(*given)
+
+    def _plain_scales(self, adapters: Sequence[SlotScales]) -> tuple[Tensor, Tensor]:
+        """Of all rows, see `PlainChanges`. A compiled pass always has the same shapes."""
+        tables, kind = self._adapters, self._placement
+        least = tables.slots if kind.compile != "off" else 0
+        return plain_scales(tables, adapters, kind.dtype, least)
+
+    @property
+    def _adapters(self) -> AdapterTables:
+        assert self._tables is not None
+        return self._tables
 
     def _choose(self, logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
         """The next token (len(choices),) int64 for the first rows of `logits` (rows, vocab)."""
@@ -257,10 +238,21 @@ class ChatRunner:
         A matmul's kernel may treat its last rows differently. Call it before the first admission:
         it writes to pages.
         """
+        # rows without an adapter are compared with those of the other pass
+        slots = 0 if self._tables is None else self._tables.slots
+        mixed = [(), *(((slot, 1.0),) for slot in range(slots))]
+        return self._have_equal_bits([()]) and (not slots or self._have_equal_bits(mixed))
+
+    def _have_equal_bits(self, adapters: Sequence[SlotScales]) -> bool:
+        """The same for rows that have these adapters in turn."""
         token = min(self._decoder.shape.vocab, 1000) - 1
         width = min(self.decode_widths[-1], self.limits.slots, self.limits.num_pages)
         rows = [
-            DecodeRow(i, 0, 7 * i, 0, [1 + i], TokenChoice(i, GREEDY, 0, 1)) for i in range(width)
+            DecodeRow(
+                *(i, 0, 7 * i, 0, [1 + i], TokenChoice(i, GREEDY, 0, 1)),
+                adapters[i % len(adapters)],
+            )
+            for i in range(width)
         ]
         for row in rows:
             self.reset_slot(row.slot, row.pages, torch.tensor([0]))
@@ -284,8 +276,19 @@ class ChatRunner:
                     (f"{name} x{width}", partial(self._capture_sampler, name, width))
                     for name in SAMPLERS
                 ]
-        shapes += [(f"prefill {w}", partial(self._warm_prefill, w)) for w in prompts]
-        return shapes + [(f"decode x{w}", partial(self._warm_decode, w)) for w in steps]
+        kinds: tuple[SlotScales, ...] = ((),)
+        if self._tables is not None:
+            kinds = (((0, 1.0),), ())
+        for name, widths, warm in (
+            ("prefill ", prompts, self._warm_prefill),
+            ("decode x", steps, self._warm_decode),
+        ):
+            shapes += [
+                (f"{_kind(adapters)}{name}{width}", partial(warm, width, adapters))
+                for width in widths
+                for adapters in kinds
+            ]
+        return shapes
 
     def _choice_widths(self) -> tuple[int, ...]:
         powers = [2**i for i in range(PACK_PROMPTS.bit_length())]
@@ -300,31 +303,40 @@ class ChatRunner:
         packed = pack_choices([], width, self._decoder.shape.vocab, self._slots.padding)
         self._capture(name, width, self._passes.fused_choice(name, width), *map(self._move, packed))
 
-    def _warm_decode(self, width: int) -> None:
+    def _warm_decode(self, width: int, adapters: SlotScales) -> None:
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         if self._placement.is_cuda:
             ints = torch.tensor([[self._slots.padding], [0], [0], [0]]).expand(4, width)
-            self._capture("decode", width, self._passes.fused_step, self._move(ints.contiguous()))
+            like = [ints.contiguous()]
+            if adapters:
+                like.append(dense_weights(self._adapters, [adapters] * width))
+            name, run = f"{_kind(adapters)}decode", self._passes.fused_step
+            self._capture(name, width, run, *map(self._move, like))
         slots = [i % self.limits.slots for i in range(width)]
         for sampling in ONE_PER_SAMPLER:
             choices = [TokenChoice(slot, sampling, 0, 1) for slot in slots]
-            rows = [DecodeRow(c.slot, 0, 0, 0, pages, c) for c in choices]
-            self._check(self.decode(rows), f"decode x{width}")
+            rows = [DecodeRow(c.slot, 0, 0, 0, pages, c, adapters) for c in choices]
+            self._check(self.decode(rows), f"{_kind(adapters)}decode x{width}")
 
-    def _warm_prefill(self, width: int) -> None:
+    def _warm_prefill(self, width: int, adapters: SlotScales) -> None:
         n = min(width, self.limits.max_context)
         if self._placement.is_cuda:
             hidden, kind = self._decoder.shape.hidden, self._placement
             embedded = torch.zeros(width, hidden, dtype=kind.dtype, device=kind.device)
             ints = self._move(torch.zeros(num_prompt_ints(width), dtype=torch.int64))
             deepstack = self._deepstack(width)
-            more = () if deepstack is None else (deepstack,)
-            self._capture("prefill", width, self._passes.fused_prompt, embedded, ints, *more)
+            more = [] if deepstack is None else [deepstack]
+            run: Callable[..., Tensor] = self._passes.fused_prompt
+            if adapters:
+                run = self._passes.fused_adapted_prompt
+                more.insert(0, self._move(dense_weights(self._adapters, [adapters] * width)))
+            self._capture(f"{_kind(adapters)}prefill", width, run, embedded, ints, *more)
         tokens, positions = torch.zeros(n, dtype=torch.int64), torch.zeros(3, n).long()
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot
         for sampling in ONE_PER_SAMPLER:
-            part = PromptPart(0, 0, tokens, positions, pages, (), TokenChoice(0, sampling, 0, 0))
-            self._check(self.prefill([part], width), f"prefill {width}")
+            choice = TokenChoice(0, sampling, 0, 0)
+            part = PromptPart(0, 0, tokens, positions, pages, (), choice, adapters)
+            self._check(self.prefill([part], width), f"{_kind(adapters)}prefill {width}")
 
     def _check(self, tokens: Tensor, what: str) -> None:
         """Raise `EngineFailed` for tokens that are no tokens: the weights are damaged. Waits."""
@@ -333,14 +345,6 @@ class ChatRunner:
             raise EngineFailed(f"the logits of warm-up {what} are not finite; {DAMAGED}")
 
 
-def _put_pictures(
-    parts: Sequence[PromptPart], firsts: Sequence[int], embedded: Tensor, deepstack: Tensor | None
-) -> None:
-    """Write the pictures of parts that begin at rows `firsts` into `embedded` (rows, hidden), and
-    their other levels into `deepstack` (levels, rows, hidden)."""
-    for part, start in zip(parts, firsts, strict=True):
-        for first, picture in part.pictures:
-            rows = slice(start + first, start + first + len(picture.embedding))
-            embedded[rows] = picture.embedding
-            if deepstack is not None:
-                deepstack[:, rows] = picture.deepstack
+def _kind(adapters: SlotScales) -> str:
+    """How the name of a pass with these adapters begins."""
+    return "adapted " if adapters else ""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from predictors import metrics
+from predictors.chat.adapters.changes import SlotScales
 from predictors.chat.inputs import ChatWork
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import ChatDelta
@@ -50,6 +51,8 @@ class Sequence:
     """Names of the prompt's pages that may be shared, see `kv_cache.page_names`."""
     num_shared: int = 0
     """How many of its first pages another sequence has filled."""
+    language_adapters: SlotScales = ()
+    vision_adapters: SlotScales = ()
     is_begun: bool = False
     """A part of its prompt was launched."""
     done: int = 0

@@ -20,11 +20,13 @@ from predictors.chat.tensors import (
     VISION,
     DecoderSizes,
     Shapes,
+    adaptable_linears,
     by_hub_names,
     check_weights,
     component_of,
     decoder_tensors,
     hub_name,
+    linear_sides,
 )
 from predictors.chat.token_files import check_tokens, end_tokens, read_tokens
 from predictors.compute.checkpoint.headers import read_headers
@@ -68,7 +70,9 @@ def summarise_chat(
         method = quantised.method_of(n for n in quantised.headers if component_of(n) == component)
         parts.append(summarise_part(name, architecture, mine, _count(shapes), method))
     width, *_, patch = vision[FRAMES]
-    weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch)
+    linears = adaptable_linears(decoder | vision).values()
+    adaptable = sum(sum(linear_sides(shape)) for shape in linears)
+    weights = ChatWeights(_count(decoder), _count(vision), sizes, width, patch, adaptable)
     return FolderSummary(
         architecture=architecture,
         task="qwen_vl",

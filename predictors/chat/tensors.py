@@ -26,6 +26,7 @@ UNUSED = r"(^|\.)rotary_(pos_)?emb\.inv_freq$"
 LANGUAGE, VISION = "the language model", "the vision tower"  # as messages call the two
 FRAMES = "visual.patch_embed.proj.weight"
 """Stored as a convolution over two frames: (hidden, channels, 2, patch, patch)."""
+POSITIONS = "visual.pos_embed.weight"
 
 Shapes = dict[str, tuple[int, ...]]
 """Hub's name -> shape."""
@@ -88,6 +89,26 @@ def decoder_tensors(sizes: DecoderSizes) -> Shapes:
 def block_linear_shapes(sizes: DecoderSizes) -> list[tuple[int, ...]]:
     """The weights that `qwen_vl.precision` fp8 holds in eight bits."""
     return [s for name, s in decoder_tensors(sizes).items() if name.endswith("_proj.weight")]
+
+
+def adaptable_linears(tensors: Shapes) -> Shapes:
+    """Of a checkpoint's tensors the linears that an adapter may change: name without `.weight` ->
+    stored shape. The patches' convolution is one of them; the embeddings and the head are not."""
+    fixed = (EMBEDDING, HEAD, POSITIONS)
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in tensors.items()
+        if name not in fixed and name.endswith(".weight") and (len(shape) == 2 or name == FRAMES)
+    }
+
+
+def linear_sides(stored: tuple[int, ...]) -> tuple[int, int]:
+    """Outputs and inputs of a stored linear as it runs: the two equal frames of the patches'
+    convolution are folded into one."""
+    if len(stored) == 2:
+        return stored[0], stored[1]
+    rows, channels, _, height, width = stored
+    return rows, channels * height * width
 
 
 def component_of(name: str) -> str:

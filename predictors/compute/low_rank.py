@@ -63,7 +63,8 @@ class LinearSizes(NamedTuple):
         return len(self.part_features) * self.in_features + self.out_features
 
 
-class RankRows(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class RankRows:
     """The rank rows of each row of a pass, on the device; unused places hold row 0."""
 
     index: Tensor

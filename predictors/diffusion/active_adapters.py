@@ -1,4 +1,4 @@
-"""The adapters (LoRA) that requests to one engine may name.
+"""The adapters (LoRA) that requests to one engine may name, and where their values are held.
 
 Changes of linears that run in every step live in device tables, so that pictures with different
 adapters share a step. Those of linears that run once per prompt or per picture stay on the host,

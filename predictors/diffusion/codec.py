@@ -72,6 +72,7 @@ class ImageCodec:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
         num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
         common, seed = _read_parameters(request.parameters)
+        _check_watched(request, common, num_rows)
         rows = [
             ImageParameters(prompt=prompt, negative_prompt=negative, seed=row_seed, **common)
             for prompt, negative, row_seed in zip(
@@ -138,6 +139,8 @@ class ImageCodec:
             output_compression=body.output_compression,
             tier=body.tier,
             metadata=body.metadata,
+            partial_images=body.partial_images,
+            progress=body.progress,
         )
         seeds = row_seeds(body.seed, body.n)
         return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
@@ -245,6 +248,25 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "output_compression": parameters.read_int("output_compression"),
         "tier": parameters.read_text("tier"),
         "metadata": parameters.read_text("metadata"),
+        "partial_images": parameters.read_int("partial_images"),
+        "progress": parameters.read_flag("progress"),
     }
     parameters.reject_unread()
     return common, seed
+
+
+def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int) -> None:
+    """Raise `InvalidRequest` for previews or steps that this request's answer can't have."""
+    asked = next((name for name in ("partial_images", "progress") if common[name]), None)
+    if asked is None:
+        return
+    if not request.is_streamed:
+        raise InvalidRequest(
+            f"{asked} needs an answer in parts: ModelStreamInfer over gRPC, or 'stream' of "
+            "POST /v1/images/generations",
+            param=asked,
+        )
+    if num_rows > 1:
+        raise InvalidRequest(
+            f"{asked} is for one picture; the request has {num_rows} rows", param=asked
+        )

@@ -223,18 +223,27 @@ NO_EDITS = Edits()
 def choose_edits(config: PictureConfig, edits: str) -> Edits:
     """What a checkpoint does with pictures under the setting `flux.edits`; raises
     `InvalidSetting`."""
-    if edits == "on" and not config.has_encoder:
+    preferred: tuple[Size, ...] = ()
+    if config.kind == KONTEXT:
+        preferred = preferred_sizes(config.sample_size, config.patch_pixels)
+    is_loaded = loads_encoder(config.kind, edits, has_encoder=config.has_encoder)
+    return Edits(config.kind, is_loaded, preferred)
+
+
+def loads_encoder(kind: str, edits: str, *, has_encoder: bool) -> bool:
+    """True if the autoencoder's encoder is loaded; `InvalidSetting` if it must be and can't."""
+    if edits == "on" and not has_encoder:
         raise InvalidSetting("flux.edits is on, but the checkpoint's vae stores no encoder")
-    if config.kind == FILL and (edits == "off" or not config.has_encoder):
-        reason = "flux.edits is off" if edits == "off" else "its vae stores no encoder"
+    is_loaded = edits != "off" and has_encoder
+    if kind == FILL and not is_loaded:
+        reason = "its vae stores no encoder" if edits != "off" else "flux.edits is off"
         raise InvalidSetting(f"the checkpoint is FLUX.1-Fill, which only edits, but {reason}")
-    native, multiple = config.sample_size, config.patch_pixels
-    sides = [[_scaled(side, native, multiple) for side in size] for size in PREFERRED]
-    return Edits(
-        config.kind,
-        is_loaded=edits != "off" and config.has_encoder,
-        preferred=tuple((w, h) for w, h in sides) if config.kind == KONTEXT else (),
-    )
+    return is_loaded
+
+
+def preferred_sizes(native: int, multiple: int) -> tuple[Size, ...]:
+    """`PREFERRED` for a checkpoint of another native side, in multiples of `multiple`."""
+    return tuple((_scaled(w, native, multiple), _scaled(h, native, multiple)) for w, h in PREFERRED)
 
 
 def _scaled(side: int, native: int, multiple: int) -> int:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -21,15 +20,16 @@ from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
-from predictors.compute.device.placement import Placement, is_device_lost
+from predictors.compute.device.placement import Placement
 from predictors.diffusion.active_adapters import make_adapters
 from predictors.diffusion.adapters import AdapterWeights
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.model import DiffusionModel, Embedding, LoadOptions, Prompt
+from predictors.diffusion.previews import PendingPreview, Previews
 from predictors.diffusion.request import ImageResult
-from predictors.diffusion.runner import DiffusionRunner
+from predictors.diffusion.runner import DiffusionRunner, device_errors
 from predictors.diffusion.scheduling import (
     DiffusionJob,
     LaunchedGroup,
@@ -39,10 +39,11 @@ from predictors.diffusion.scheduling import (
     pick_group,
     with_one_new,
 )
-from predictors.diffusion.warming import warm_all
+from predictors.diffusion.sources import EncodedSource
+from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
 from predictors.serving.calls import EngineAccess
-from predictors.serving.engine import Progress, StickyDeviceError
+from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
 
@@ -53,7 +54,7 @@ EmbeddingKey = tuple[Hashable, ...]
 
 
 class DiffusionEngine:
-    """Implements `serving.Engine[DiffusionWork, ImageResult]` for one checkpoint."""
+    """Implements `serving.Engine[DiffusionWork, PictureChunk]` for one checkpoint."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class DiffusionEngine:
         self._holders = SlotHolders()
         self._charges = StepCharges(self._holders)
         self._runner: DiffusionRunner | None = None
+        self._previews = Previews(name, settings.preview, placement, self._charges)
         self._guard = RecompileGuard(name)
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
@@ -135,6 +137,7 @@ class DiffusionEngine:
             "warm_shapes": sizes if self._start.kind else [],
             "widths": {} if runner is None else runner.describe_widths(),
             "attention": None if runner is None else runner.passes.attention,
+            "previews": self._previews.describe(),
             "recompilations_after_ready": self._guard.count,
             "captures_after_ready": 0 if runner is None else runner.captures_after_ready,
             "start": self._start.kind,
@@ -151,11 +154,11 @@ class DiffusionEngine:
             own.fp8_attention,
             fp8_conditioning=own.conditioning_precision == "fp8",
             rank_rows=self.adapters.num_rows,
+            encodes=self._limits.edits.is_loaded,
         )
-        passes = self._model.load(self._name, self._placement, options)
-        self._runner = DiffusionRunner(
-            self._name, passes, self._placement, self._limits, self._max_rows
-        )
+        place, limits = self._placement, self._limits
+        passes = self._model.load(self._name, place, options)
+        self._runner = DiffusionRunner(self._name, passes, place, limits, self._max_rows)
         self.adapters.open(passes)
 
     @property
@@ -171,6 +174,9 @@ class DiffusionEngine:
         runner = self.runner
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
+            if self._previews.may_project:
+                rooms = (runner, self._placement, self._preparer, self._limits)
+                self._previews.project_by(warm_projection(*rooms))
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -201,11 +207,12 @@ class DiffusionEngine:
     def evict(self, job: DiffusionJob) -> None:
         if self._slots.pop(job, None) is not None:
             self._holders.remove(job)
+            self._previews.drop(job)
 
     def step(self, jobs: Sequence[DiffusionJob]) -> None:
         """One step for some of `jobs`: see the module's first lines for what a step is."""
         started = time.monotonic()
-        with torch.inference_mode(), _device_errors():
+        with torch.inference_mode(), device_errors():
             admitted = [self._slots[job] for job in jobs if job in self._slots]
             slots = self._holders.in_turn(admitted, lambda slot: slot.job.account)
             finished = next((slot for slot in slots if slot.is_finished), None)
@@ -217,6 +224,7 @@ class DiffusionEngine:
             self._run_step(finished, group)
             # last, so that pictures that came meanwhile are in the next step's choice
             self._count_done(self._pacer.wait())
+            self._previews.deliver()
         took = time.monotonic() - started
         for slot in waiting:
             slot.waited_s += 0.0 if slot in group else took
@@ -240,30 +248,36 @@ class DiffusionEngine:
             with span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
+        # an edit of strength 0 has no steps, and is decoded next
+        group = [slot for slot in group if not slot.is_finished]
         results: list[StepResult] = []
+        previews: list[PendingPreview] = []
         if group:
             launched = self._charges.group(group, encoded)
             with self._pacer.step(launched):
                 results = runner.denoise([slot.started for slot in group])
+            previews = self._previews.launch(runner, group, results)
         # the wait is for the picture's own copy: steps launched after it go on meanwhile
         picture = None if transfer is None else transfer.result()
         # -- nothing below can raise: from here on the step counts -------------------------------
         for slot, result in zip(group, results, strict=True):
             slot.started.commit(result)
+        self._previews.commit(group, previews)
         self._count_steps(group)
         if group:
             self._charges.launched(launched)
         if finished is not None and picture is not None:
             self._charges.decoded(finished, span)
             self._observe_stage(finished.job, "vae_decode", time.monotonic() - started)
+            self._previews.deliver()
             if picture.is_finite:
                 self._finish(finished, picture)
             else:
                 self._fail(finished)
 
     def _start_picture(self, slot: Slot, runner: DiffusionRunner) -> DeviceSpan | None:
-        """Encode the prompts in a slot's first step; the span of that. A retry of the step finds
-        them done."""
+        """Encode the prompts and the picture in a slot's first step; the span of that. A retry of
+        the step finds them done."""
         if slot.state is not None:
             return None
         slot.started_at = time.monotonic()
@@ -272,9 +286,20 @@ class DiffusionEngine:
         with span:
             if work.request.loras:
                 slot.applied = self.adapters.applied(work.request.loras)
-            prompts = [self._embed(slot, prompt) for prompt in work.prompts]
-            slot.state = runner.start(work.plan, prompts, work.form, slot.applied)
+            texts = work.prompts if work.plan.num_calls else ()
+            prompts = [self._embed(slot, prompt) for prompt in texts]
+            source = self._encode(slot.job, runner)
+            slot.state = runner.start(work.plan, prompts, work.form, slot.applied, source)
+        slot.encoding = span
         return span
+
+    def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
+        if job.work.source is None:
+            return None
+        started = time.monotonic()
+        encoded = runner.encode_source(job.work.source)
+        self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
         key = (*prompt.key, *slot.applied.prompt_key)
@@ -314,7 +339,7 @@ class DiffusionEngine:
             metrics.batch_size.labels(self._name).observe(len(group))
         for slot in group:
             if slot.is_finished:
-                steps = slot.job.work.request.num_inference_steps
+                steps = slot.job.work.plan.num_steps
                 seconds = time.monotonic() - slot.started_at
                 self._observe_stage(slot.job, "denoise", seconds, steps=steps)
 
@@ -331,14 +356,3 @@ class DiffusionEngine:
     ) -> None:
         job.add_stage(stage, seconds, **attributes)
         metrics.stage_seconds.labels(self._name, stage).observe(seconds, job.exemplar)
-
-
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    """Raise `StickyDeviceError` for a lost device context, anything else as it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_device_lost(error):
-            raise StickyDeviceError("the CUDA context is lost") from error
-        raise

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from predictors.diffusion.model import DiffusionModel, Prompt, StepShape
-from predictors.diffusion.request import ImageRequest, Tiers
-from predictors.diffusion.sampling import DenoisePlan, collapsed, plan_calls
+from predictors.diffusion.request import KONTEXT, ImageRequest, Tiers
+from predictors.diffusion.sampling import DenoisePlan, collapsed, first_step, plan_calls
+from predictors.diffusion.sources import SourceInputs
 
 CallPlan = Callable[[int], tuple[bool, ...]]
 """From a number of steps to which of them call the model, as `sampling.plan_calls`."""
@@ -29,19 +30,22 @@ class DiffusionWork:
     plan: DenoisePlan
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    previews: tuple[int, ...] = ()
+    """Of `preview_calls`."""
+    source: SourceInputs | None = None
 
     @property
     def shape(self) -> StepShape:
         """Works of equal shape can share a step."""
-        return StepShape(self.prompts[0].num_tokens, self.plan.rows, self.plan.columns, self.form)
+        plan, num_text = self.plan, self.prompts[0].num_tokens
+        return StepShape(num_text, plan.rows, plan.columns, self.form, plan.reference)
 
     @property
     def cost(self) -> float:
-        """Tokens of all passes: the time of a picture is roughly in proportion."""
-        tokens = sum(
-            prompt.num_tokens + self.plan.rows * self.plan.columns for prompt in self.prompts
-        )
-        return tokens * self.plan.num_calls
+        """Tokens of all passes: the time of a picture is roughly in proportion. An edit without a
+        pass costs as much as one."""
+        tokens = sum(prompt.num_tokens + self.shape.num_patches for prompt in self.prompts)
+        return tokens * max(self.plan.num_calls, 1)
 
     @property
     def cost_kind(self) -> str:
@@ -75,23 +79,37 @@ class Preparer:
         if request.is_guided:
             texts.append(request.negative_prompt or "")
         prompts = tuple(self._model.tokenize(text, request.max_sequence_length) for text in texts)
-        return DiffusionWork(request, prompts, self._plan(request), self.form_of(request))
+        source = None
+        if request.source is not None:
+            source = self._model.read_source(request.source, request.seed, request.strength)
+        plan = self._plan(request)
+        previews = preview_calls(request.partial_images, plan.num_calls)
+        return DiffusionWork(request, prompts, plan, self.form_of(request), previews, source)
 
     def cost(self, request: ImageRequest) -> float:
         """The cost of the request's work, without making it."""
         side = self._model.config.patch_pixels
-        patches = (request.height // side) * (request.width // side)
-        calls = sum(steps_called(request, self._plan_calls))
+        rows, columns = self._reference_of(request)
+        patches = (request.height // side) * (request.width // side) + rows * columns
+        calls = max(sum(steps_called(request, self._plan_calls)), 1)
         return (request.max_sequence_length + patches) * request.num_rows * calls
 
     def form_of(self, request: ImageRequest) -> str:
         return self._tiers.form_of(request.tier)
+
+    def _reference_of(self, request: ImageRequest) -> tuple[int, int]:
+        config = self._model.config
+        if request.source is None or config.kind != KONTEXT:
+            return 0, 0
+        height, width = request.source.pixels.shape[:2]
+        return height // config.patch_pixels, width // config.patch_pixels
 
     def _plan(self, request: ImageRequest) -> DenoisePlan:
         model, dtype = self._model, self._dtype
         rows = request.height // model.config.patch_pixels
         columns = request.width // model.config.patch_pixels
         sigmas = model.schedule.sigmas(request.num_inference_steps, rows * columns)
+        sigmas = sigmas[first_step(request.num_inference_steps, request.strength) :]
         called = steps_called(request, self._plan_calls)
         levels = torch.from_numpy(sigmas)[[*called, True]]
         return DenoisePlan(
@@ -99,15 +117,35 @@ class Preparer:
             timesteps=model.schedule.timesteps(levels.numpy(), dtype),
             dts=levels.diff().to(dtype),
             coefficients=torch.from_numpy(collapsed(sigmas, called)),
-            num_steps=request.num_inference_steps,
+            levels=levels.to(dtype),
+            num_steps=len(called),
             guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
             cfg_scale=torch.tensor(request.true_cfg_scale),
             rows=rows,
             columns=columns,
+            reference=self._reference_of(request),
         )
 
 
 def steps_called(request: ImageRequest, plan_calls: CallPlan = plan_calls) -> tuple[bool, ...]:
-    """The steps of the request's schedule that call the model: (num_inference_steps,)."""
+    """The steps that are run of the request's schedule, each true if it calls the model.
+
+    An edit runs the last steps of a schedule: those calls of the whole schedule's plan, since a
+    velocity changes as much as its noise level says. Its first two steps call, so that there is a
+    line to extrapolate on.
+    """
     num_steps = request.num_inference_steps
-    return plan_calls(num_steps) if request.may_skip else (True,) * num_steps
+    first = first_step(num_steps, request.strength)
+    if not request.may_skip:
+        return (True,) * (num_steps - first)
+    called = plan_calls(num_steps)
+    return (
+        called if first == 0 else tuple(i < first + 2 or called[i] for i in range(first, num_steps))
+    )
+
+
+def preview_calls(num_previews: int, num_calls: int) -> tuple[int, ...]:
+    """The numbers of calls of the model, from 1 to `num_calls` - 1 and ascending, after which a
+    preview is made: evenly spread, and fewer where there are fewer calls."""
+    count = max(0, min(num_previews, num_calls - 1))
+    return tuple(round(i * num_calls / (count + 1)) for i in range(1, count + 1))

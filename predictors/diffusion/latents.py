@@ -17,6 +17,7 @@ from predictors.compute.device.placement import HostCopy
 from predictors.compute.low_rank import RankRows
 from predictors.diffusion.model import StepShape
 from predictors.diffusion.sampling import euler, extrapolate, guide
+from predictors.diffusion.sources import EditState
 
 
 class StepResult(NamedTuple):
@@ -56,6 +57,7 @@ class DenoiseState:
     shape: StepShape
     rank_rows: RankRows | None = None
     """Of its adapters, (1, n) each; None if none changes a linear of the step."""
+    edit: EditState | None = None
 
     @property
     def rank_width(self) -> int:
@@ -69,6 +71,12 @@ class DenoiseState:
     @property
     def is_finished(self) -> bool:
         return self.index == self.dts.shape[0]
+
+    @property
+    def inputs(self) -> Tensor:
+        """The transformer's latents, (rows, I, C); an edit's are more."""
+        latents = self.latents if self.edit is None else self.edit.widened(self.latents)
+        return latents.expand(self.num_rows, -1, -1)
 
     def commit(self, result: StepResult) -> None:
         self.latents, self.velocity = result
@@ -91,6 +99,11 @@ class PictureTransfer:
         self._copy = copy
         self._shape = (height, width, 3)
 
+    @property
+    def is_done(self) -> bool:
+        """True if `result` would not wait."""
+        return self._copy.is_done
+
     def result(self) -> DecodedPicture:
         """Wait for this picture alone; call it once everything else of the step is launched."""
         levels = self._copy.result().numpy()
@@ -103,6 +116,10 @@ def next_step(state: DenoiseState, velocity: Tensor) -> StepResult:
     if state.num_rows == 2:
         toward = guide(toward, velocity[1], state.cfg_scale)
     if state.is_exact:
-        return StepResult(euler(state.latents, toward, state.dts[state.index]), toward)
-    by = state.coefficients[state.index]
-    return StepResult(extrapolate(state.latents, toward, state.velocity, by), toward)
+        latents = euler(state.latents, toward, state.dts[state.index])
+    else:
+        by = state.coefficients[state.index]
+        latents = extrapolate(state.latents, toward, state.velocity, by)
+    if state.edit is not None:
+        latents = state.edit.blended(latents, state.index + 1)
+    return StepResult(latents, toward)

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
-from predictors.diffusion.editing import NO_EDITS, Edits, choose_edits
+from predictors.diffusion.editing import NO_EDITS, Edits, Size, choose_edits
+from predictors.diffusion.file_options import check_file_options, file_schemas
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
     DEFAULT,
     FILL,
     MAX_PROMPT_BYTES,
-    METADATA,
     ImageParameters,
     ImageRequest,
     Tiers,
@@ -35,7 +35,6 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
-OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
 
@@ -59,13 +58,33 @@ class PictureLimits:
     refuses_unpromised: bool
     tiers: Tiers
     edits: Edits = NO_EDITS
+    has_checker: bool = False
+    """True if pictures are judged before they are sent."""
 
     @property
     def longest_sequence(self) -> int:
         """Text tokens and latent patches of the largest promised size, and of its reference."""
-        sizes = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
-        patches = max(w * h + r[0] * r[1] for (w, h), r in sizes) // self.side_multiple**2
-        return self.default_sequence_length + patches
+        return self.default_sequence_length + max(self.promised_patches)
+
+    @property
+    def promised(self) -> tuple[tuple[Size, Size], ...]:
+        """The sizes that are compiled and warmed, each with that of a picture read beside it, or
+        with (0, 0) for none."""
+        pairs = [(size, self.edits.reference_of(self, *size)) for size in self.sizes]
+        return tuple(dict.fromkeys([*((size, (0, 0)) for size in self.sizes), *pairs]))
+
+    @property
+    def promised_patches(self) -> set[int]:
+        """Latent patches of a pass of each of `promised`."""
+        sizes = [(w * h, x * y) for (w, h), (x, y) in self.promised]
+        return {(drawn + read) // self.side_multiple**2 for drawn, read in sizes}
+
+    @property
+    def promised_sources(self) -> tuple[Size, ...]:
+        """Sizes of callers' pictures for which the encoder is warmed."""
+        if not self.edits.is_loaded:
+            return ()
+        return tuple(dict.fromkeys(self.source_size(size, size) for size in self.sizes))
 
     def request(self, parameters: ImageParameters) -> ImageRequest:
         """`parameters` with defaults filled in; raises `InvalidRequest` with field and numbers."""
@@ -91,6 +110,8 @@ class PictureLimits:
             output_format=_or(parameters.output_format, "png"),
             output_compression=parameters.output_compression,
             tier=_or(parameters.tier, self.tiers.default),
+            partial_images=_or(parameters.partial_images, 0),
+            progress=_or(parameters.progress, False),
             loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
@@ -100,7 +121,7 @@ class PictureLimits:
         self._check_size(request)
         if request.source is not None:
             self.edits.check_sizes(self, request)
-        _check_output(request)
+        check_file_options(request, has_checker=self.has_checker)
         self._check_tier(request)
         return request
 
@@ -137,8 +158,7 @@ class PictureLimits:
         return found | {
             "seed": dict(SEED_SCHEMA),
             "tier": {"type": "string", "enum": tiers, "default": default},
-            "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
-            "metadata": {"type": "string", "enum": list(METADATA), "default": DEFAULT},
+            **file_schemas(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -257,6 +277,7 @@ def make_limits(
         refuses_unpromised=settings.unpromised == "refuse",
         tiers=make_tiers(settings, device, is_quantized=config.is_quantized),
         edits=choose_edits(config, settings.edits),
+        has_checker=bool(settings.checker),
     )
     _check_sizes(limits)
     return limits
@@ -306,28 +327,6 @@ def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
 def some_text(text: str | None) -> str | None:
     """The text, or None for white space alone, which forms send for an empty field."""
     return text if text is not None and text.strip() else None
-
-
-def _check_output(request: ImageRequest) -> None:
-    if request.metadata not in METADATA:
-        raise InvalidRequest(
-            f"metadata must be one of {', '.join(METADATA)}, not {request.metadata[:32]!r}",
-            param="metadata",
-        )
-    if request.output_format not in OUTPUT_FORMATS:
-        raise InvalidRequest(
-            f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, "
-            f"not {request.output_format[:32]!r}",
-            param="output_format",
-        )
-    if request.output_compression is None:
-        return
-    if request.output_format == "png" and request.output_compression != 100:
-        raise InvalidRequest(
-            f"output_compression {request.output_compression} is for jpeg and webp; png is always "
-            "lossless (100)",
-            param="output_compression",
-        )
 
 
 def _or(value: T | None, default: T) -> T:

@@ -63,6 +63,8 @@ class PictureWeights:
     """The folder holds `blocks` in fp8 only."""
     rank_row: int = 0
     """Values of a rank row of adapters, over all linears that run in every step."""
+    reference_pixels: int = 0
+    """Of a picture that FLUX.1-Kontext reads beside the one it draws."""
 
 
 def picture_options(
@@ -72,7 +74,7 @@ def picture_options(
     is marked."""
     chosen = _chosen_forms(settings, weights, card)
     size = BYTES[dtype]
-    pixels = max(WORK_PIXELS, _most_pixels(settings))
+    pixels = max(WORK_PIXELS, _most_pixels(settings)) + weights.reference_pixels
     work = WORK_BYTES * pixels * weights.width // (WORK_PIXELS * WORK_WIDTH)
     found = []
     for forms, (tiers, is_narrow) in FORMS.items():

@@ -17,7 +17,9 @@ from torch import Tensor
 from predictors.compute.device.placement import Placement
 from predictors.compute.low_rank import LowRankTable
 from predictors.diffusion.adapters import AdapterPlace, AppliedChange
+from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule
+from predictors.diffusion.sources import SourceInputs
 
 PromptKey = tuple[str, int]
 """The text and T: an embedding depends on nothing else."""
@@ -65,6 +67,23 @@ class StepShape(NamedTuple):
     """Patches across."""
     form: str
     """Of the transformer's weights: `request.BASE` or `request.FP8`."""
+    reference: tuple[int, int] = (0, 0)
+    """Patches down and across of a picture that is read beside the one that is drawn."""
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of both pictures: a pass's tokens besides the text."""
+        return self.rows * self.columns + self.reference[0] * self.reference[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_text + self.num_patches
+
+    def described(self, side: int) -> str:
+        """The sizes in pixels, for patches of `side` pixels."""
+        drawn = f"{self.columns * side}x{self.rows * side}"
+        rows, columns = self.reference
+        return f"{drawn} beside {columns * side}x{rows * side}" if rows else drawn
 
 
 class CheckpointConfig(Protocol):
@@ -120,6 +139,8 @@ class LoadOptions:
     """The large linears that run once per picture are held in fp8, if `BASE` is no form."""
     rank_rows: int = 0
     """Rows of the adapters' device tables; 0 without adapters."""
+    encodes: bool = False
+    """The encoder of pictures is held."""
 
 
 class DiffusionModel(Protocol):
@@ -139,6 +160,9 @@ class DiffusionModel(Protocol):
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         """The initial latents, float32 (I, C) on the CPU; they depend on nothing else."""
 
+    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
+        """What an edit needs of a picture; only if the encoder is loaded."""
+
     def load(self, name: str, placement: Placement, options: LoadOptions) -> DiffusionPasses:
         """Weights onto the device, kernels chosen. Engine thread; `name` is for the log.
 
@@ -149,8 +173,9 @@ class DiffusionModel(Protocol):
 class DiffusionPasses(Protocol):
     """A loaded checkpoint's forward passes. Engine thread only, in `torch.inference_mode`.
 
-    They only launch and read nothing back. On CUDA `encode` and the functions of `velocity` and
-    `decoder` are captured in graphs, so they must not depend on values nor upload anything.
+    They only launch and read nothing back. On CUDA `encode` and the functions of `velocity`,
+    `decoder` and `encoder` are captured in graphs, so they must not depend on values nor upload
+    anything.
     """
 
     @property
@@ -168,22 +193,36 @@ class DiffusionPasses(Protocol):
         timesteps (steps,) and guidance (1,) are those of a `DenoisePlan`.
         """
 
-    def positions(self, num_text: int, rows: int, columns: int) -> Tensor:
-        """The tokens' positions as the transformer reads them, e.g. a rotary table. On the host."""
+    def positions(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """The tokens' positions as the transformer reads them, e.g. a rotary table. On the host.
+
+        `reference` as in `StepShape`: its patches come last."""
 
     def velocity(self, form: str, *, is_promised: bool) -> Callable[..., Tensor]:
         """A function of latents (n, I, C), context (n, T, dim), modulation (n, features) and
-        positions: velocity (n, I, C). A row's bits must not depend on n on the CPU.
+        positions: velocity (n, I, C). A row's bits must not depend on n on the CPU. An edit's
+        latents are those of `EditState.widened`, and the velocity's first I patches are read.
 
         `is_promised`: the shape is warmed before traffic, and may be compiled.
         """
 
     def unpacked(self, latents: Tensor, rows: int, columns: int) -> Tensor:
-        """The decoder's input, for latents (I, C) after the last step."""
+        """The decoder's input, (1, channels, height, width), for latents (I, C) after the last
+        step."""
 
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         """A function of `unpacked` latents: uint8 (height * width * 3 + 1,), the picture's RGB
         levels and then 1 if all its values were finite before they were rounded, else 0."""
+
+    def encoder(self, *, is_promised: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of an `Encoding`'s pixels and keep: the moments of the posterior. Only if the
+        encoder is loaded."""
+
+    def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
+        """Latents (patches, C), scaled and shifted, for moments of `encoder` and an `Encoding`'s
+        sample."""
 
 
 @runtime_checkable

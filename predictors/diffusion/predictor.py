@@ -6,8 +6,9 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
@@ -19,7 +20,14 @@ from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
 from predictors.diffusion.model import DiffusionModel
-from predictors.diffusion.request import TIERS, ImageRequest, ImageResult
+from predictors.diffusion.request import (
+    TIERS,
+    ImageRequest,
+    ImageResult,
+    PictureChunk,
+    StepTaken,
+)
+from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
 from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.openai.images_body import ImagesBody
@@ -28,9 +36,20 @@ from predictors.serving.estimates import Costs
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
+T = TypeVar("T")
+
 SERIES = metrics.ModelSeries(
     operations=("infer", "images"),
-    stages=("prepare", "text_encode", "denoise", "vae_decode", "check", "image_encode"),
+    stages=(
+        "prepare",
+        "text_encode",
+        "vae_encode",
+        "denoise",
+        "preview",
+        "vae_decode",
+        "check",
+        "image_encode",
+    ),
     caches=("prompt_embedding",),
     own={
         metrics.denoise_steps_total: ((),),
@@ -45,7 +64,7 @@ SERIES = metrics.ModelSeries(
 """Label values and series that a text-to-image model adds to those of every model."""
 
 
-class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]):
+class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk]):
     """Text to image with one `DiffusionModel`, whose weights are read in `load`."""
 
     task = "flux"  # as settings, metrics and the admin state name it
@@ -86,11 +105,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
         return found
 
     def encode_v2(
-        self, request: V2Request, answers: list[Answer[ImageRequest, ImageResult]]
+        self, request: V2Request, answers: list[Answer[ImageRequest, PictureChunk]]
     ) -> V2Response:
-        return self._codec.encode_v2(request, answers)
+        return self._codec.encode_v2(request, finished(answers))
 
-    def log_fields(self, work: DiffusionWork, last: ImageResult | None) -> Mapping[str, int | str]:
+    def log_fields(self, work: DiffusionWork, last: PictureChunk | None) -> Mapping[str, int | str]:
         request = work.request
         fields: dict[str, int | str] = {
             "width": request.width,
@@ -98,7 +117,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
-        return fields if last is None else fields | {"prompt_tokens": last.num_prompt_tokens}
+        if request.partial_images:
+            fields["partial_images"] = request.partial_images
+        if isinstance(last, ImageResult):
+            fields["prompt_tokens"] = last.num_prompt_tokens
+        return fields
 
     def prompt(self, request: ImageRequest) -> str:
         """The prompt, without the negative prompt."""
@@ -109,7 +132,48 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, ImageResult]
             requests = self._codec.decode_images(body)
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
-            return await self.off_loop(self._codec.encode_images, answers)
+            return await self.off_loop(self._codec.encode_images, finished(answers))
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """Events as the picture grows, after an empty item once its job is accepted. Closing the
+        iterator cancels the job."""
+        with tracing.stage(call.trace, "parse"):
+            (request,) = self._codec.decode_images(body)
+        encoder = EventEncoder(self._codec, request, body.events, call.request_id)
+        async with aclosing(self._parts(request, call, encoder.encode)) as events:
+            async for event in events:
+                yield event or b""
+
+    async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses to one V2 request, the complete one last."""
+        rows = await self._decode(request, call)
+        if not rows[0].is_watched:
+            yield await self._encode(request, await self.run(rows, call))
+            return
+        encoder = ResponseEncoder(self._codec, rows[0], request, call.request_id)
+        async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
+            async for response in responses:
+                if response is not None:
+                    yield response
+
+    async def _parts(
+        self, request: ImageRequest, call: Call, encode: Callable[[PictureChunk, Timings], T]
+    ) -> AsyncGenerator[T | None]:
+        """None once the job is accepted, and then its chunks, encoded in pool threads but for
+        those that are small."""
+        submissions = await self.submit([request], call)
+        (submission,) = submissions
+        try:
+            yield None
+            async with aclosing(submission.chunks()) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    timings = Timings(submission.queue_ms, submission.compute_ms)
+                    if isinstance(chunk, StepTaken):
+                        yield encode(chunk, timings)
+                    else:
+                        yield await self.off_loop(encode, chunk, timings)
+        finally:
+            self.finish_call(submissions, call)
 
     def stop(self) -> None:
         super().stop()

@@ -57,7 +57,7 @@ class Tiers:
         return HIGH in self.loaded or not self.has_base
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class SourcePicture:
     """A caller's picture, at the size of `PictureLimits.source_size`."""
 
@@ -91,6 +91,8 @@ class ImageParameters:
     output_format: str | None = None
     output_compression: int | None = None
     tier: str | None = None
+    partial_images: int | None = None
+    progress: bool | None = None
     loras: tuple[LoraScale, ...] | None = None
     source: SourcePicture | None = None
     strength: float | None = None
@@ -122,6 +124,15 @@ class ImageRequest:
     """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
     metadata: str = DEFAULT
     """One of `METADATA`."""
+    partial_images: int = 0
+    """Previews that its caller gets before the picture, at most."""
+    progress: bool = False
+    """True if its caller is told of every step."""
+
+    @property
+    def is_watched(self) -> bool:
+        """True if its caller gets anything before the picture."""
+        return self.progress or self.partial_images > 0
 
     @property
     def may_skip(self) -> bool:
@@ -139,6 +150,26 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialPicture:
+    """A preview of a picture that is still being denoised, on the host."""
+
+    index: int
+    """0 for the first of a picture."""
+    pixels: NDArray[np.uint8]
+    """RGB, (height, width, 3) of the picture, or smaller by a whole factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTaken:
+    """A step of a picture was launched."""
+
+    step: int
+    """From 1 to `steps`."""
+    steps: int
+    """Those that call the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageResult:
     """One finished picture on the host."""
 
@@ -149,6 +180,11 @@ class ImageResult:
     num_unread_tokens: int = 0
     """Text tokens of the prompt, or of the negative prompt if those are more, that were beyond
     `max_sequence_length` and not read."""
+
+
+PictureChunk = PartialPicture | StepTaken | ImageResult
+"""What a job emits: at the end one `ImageResult`, the others before it for a request that
+`is_watched`."""
 
 
 def check_prompt(name: str, prompt: str) -> None:

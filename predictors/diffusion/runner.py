@@ -8,8 +8,8 @@ gives. Everything runs on the engine thread in `torch.inference_mode`. No method
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,7 +18,12 @@ from torch import Tensor
 
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.pacing import StepPacer
-from predictors.compute.device.placement import Placement, to_device, to_host_async
+from predictors.compute.device.placement import (
+    Placement,
+    is_device_lost,
+    to_device,
+    to_host_async,
+)
 from predictors.compute.low_rank import RankRows
 from predictors.compute.profiling.profiler import staged
 from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters, AppliedChange
@@ -31,15 +36,18 @@ from predictors.diffusion.model import (
     Prompt,
     StepShape,
 )
+from predictors.diffusion.picture_encoder import PictureEncoder
 from predictors.diffusion.request import BASE
 from predictors.diffusion.sampling import DenoisePlan
+from predictors.diffusion.sources import EditState, EncodedSource, SourceInputs
+from predictors.serving.engine import StickyDeviceError
 
 NUM_POSITIONS = 64  # tables kept on the device; 2 MB each at 1024x1024
 NUM_TIMED = 3
 
 
 class StepKey(NamedTuple):
-    """What a captured step depends on."""
+    """A captured step is for one set of these."""
 
     num_text: int
     num_patches: int
@@ -64,9 +72,11 @@ class DiffusionRunner:
         self._num_text = limits.default_sequence_length
         self._patch_pixels = side = limits.side_multiple
         self._promised = {(height // side, width // side) for width, height in limits.sizes}
-        self._promised_patches = {rows * columns for rows, columns in self._promised}
+        self._promised_patches = limits.promised_patches
         self._max_rows = max_rows
         self._graphs = Graphs(name, placement)
+        pictures = {(height, width) for width, height in limits.promised_sources}
+        self._pictures = PictureEncoder(passes, placement, self._graphs, pictures)
         self._steps: dict[StepKey, Captured[Tensor]] = {}
         self._encoders: dict[int, Captured[tuple[Tensor, ...]]] = {}
         self._decoders: dict[tuple[int, int], Captured[Tensor]] = {}
@@ -94,22 +104,32 @@ class DiffusionRunner:
         context, *pooled = (result.clone() for result in results)
         return Embedding(context, tuple(pooled))
 
+    def encode_source(self, source: SourceInputs) -> EncodedSource:
+        return self._pictures.encode(source, captures=self._captures)
+
     def start(
         self,
         plan: DenoisePlan,
         prompts: Sequence[Embedding],
         form: str,
         applied: AppliedAdapters = NO_ADAPTERS,
+        source: EncodedSource | None = None,
     ) -> DenoiseState:
-        """A picture before its first step: everything its steps have in common, and its noise."""
+        """A picture before its first step: everything its steps have in common, and its noise.
+        `prompts` are not needed where no step is run."""
         place = self._placement
-        context = torch.stack([prompt.context for prompt in prompts])
-        with self._adapted(applied.picture):
-            modulation = self.passes.modulations(
-                to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
-            )
+        noise, edit = to_device(plan.noise, place, place.dtype), None
+        context, modulation = noise.new_empty(1, 0, 0), noise.new_empty(0, 1, 0)
+        if prompts:
+            context = torch.stack([prompt.context for prompt in prompts])
+            with self._adapted(applied.picture):
+                modulation = self.passes.modulations(
+                    to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
+                )
+        if source is not None:
+            edit = EditState(source, noise, to_device(plan.levels, place))
         return DenoiseState(
-            latents=to_device(plan.noise, place, place.dtype),
+            latents=noise if edit is None else edit.first_latents(),
             velocity=None,
             index=0,
             context=context,
@@ -118,9 +138,10 @@ class DiffusionRunner:
             coefficients=to_device(plan.coefficients, place),
             is_exact=plan.is_exact,
             cfg_scale=to_device(plan.cfg_scale, place),
-            positions=self._positions(context.shape[1], plan.rows, plan.columns),
-            shape=StepShape(context.shape[1], plan.rows, plan.columns, form),
+            positions=self._positions(context.shape[1], plan.rows, plan.columns, plan.reference),
+            shape=StepShape(context.shape[1], plan.rows, plan.columns, form, plan.reference),
             rank_rows=self._rank_rows(applied),
+            edit=edit,
         )
 
     def _adapted(self, changes: Sequence[AppliedChange]) -> AbstractContextManager[None]:
@@ -153,24 +174,26 @@ class DiffusionRunner:
     def _velocities(self, states: Sequence[DenoiseState], width: int) -> Sequence[Tensor]:
         """The velocity of each of `states`, (its rows, I, C), in passes of `width` rows."""
         inputs = [
-            torch.cat([s.latents.expand(s.num_rows, -1, -1) for s in states]),
+            torch.cat([s.inputs for s in states]),
             torch.cat([s.context for s in states]),
             torch.cat([s.modulation[s.index] for s in states]),
         ]
-        chosen = [(s, s.rank_rows) for s in states if s.rank_rows is not None]
+        chosen = [(s.rank_rows, s.num_rows) for s in states if s.rank_rows is not None]
         if chosen:
-            inputs += [
-                torch.cat([own[i].expand(s.num_rows, -1) for s, own in chosen]) for i in range(2)
-            ]
+            inputs.append(torch.cat([own.index.expand(rows, -1) for own, rows in chosen]))
+            inputs.append(torch.cat([own.scales.expand(rows, -1) for own, rows in chosen]))
         shares = zip(*(x.split(width) for x in inputs), strict=True)
         velocity = torch.cat([self._velocity(states[0], *share) for share in shares])
-        return velocity.split([s.num_rows for s in states])
+        if states[0].shape.reference != (0, 0):
+            velocity = velocity[:, : states[0].latents.shape[0]]
+        each: Sequence[Tensor] = velocity.split([s.num_rows for s in states])
+        return each
 
     @staged("vae_decode")
-    def decode(self, state: DenoiseState) -> PictureTransfer:
-        """Start to decode a finished picture. Launches only."""
+    def decode(self, state: DenoiseState, packed: Tensor | None = None) -> PictureTransfer:
+        """Start to decode a finished picture, or `packed` latents of its shape. Launches only."""
         rows, columns = state.shape.rows, state.shape.columns
-        latents = self.passes.unpacked(state.latents, rows, columns)
+        latents = self.passes.unpacked(state.latents if packed is None else packed, rows, columns)
         copy = to_host_async(self._decoder(rows, columns, latents)(latents))
         return PictureTransfer(copy, rows * self._patch_pixels, columns * self._patch_pixels)
 
@@ -178,6 +201,13 @@ class DiffusionRunner:
     def width(self, shape: StepShape) -> int:
         largest = self.largest_width(shape.form)
         return min(largest, self.widths.get(shape, 1)) if self._is_measured else largest
+
+    def name_of(self, shape: StepShape) -> str:
+        return f"{shape.described(self._patch_pixels)} {shape.form}"
+
+    def describe_widths(self) -> dict[str, int]:
+        """Widths by size and form. Any thread."""
+        return {self.name_of(shape): width for shape, width in list(self.widths.items())}
 
     def largest_width(self, form: str) -> int:
         """The most rows that ever share a pass.
@@ -202,14 +232,6 @@ class DiffusionRunner:
         """Time of a pass beside other passes of that shape: as measured, else one unit per row."""
         return self._seconds.get((shape, rows), float(rows))
 
-    def describe_widths(self) -> dict[str, int]:
-        """By size in pixels and form."""
-        side = self._patch_pixels
-        return {
-            f"{shape.columns * side}x{shape.rows * side} {shape.form}": width
-            for shape, width in list(self.widths.items())
-        }
-
     def seal(
         self, widths: Mapping[StepShape, int], seconds: Mapping[tuple[StepShape, int], float]
     ) -> None:
@@ -217,7 +239,7 @@ class DiffusionRunner:
         nothing is captured from now on."""
         self.widths = dict(widths)
         self._seconds = seconds if self._is_measured else {}
-        patches = {(s.num_text, s.rows * s.columns, s.form): width for s, width in widths.items()}
+        patches = {(s.num_text, s.num_patches, s.form): width for s, width in widths.items()}
         self._steps = {
             key: run for key, run in self._steps.items() if key.rows <= patches.get(key[:3], 1)
         }
@@ -248,7 +270,7 @@ class DiffusionRunner:
         """One pass; `rank_rows` are index and scales of `RankRows`, or nothing."""
         shape = state.shape
         inputs = (latents, context, modulation, state.positions, *rank_rows)
-        num_patches = shape.rows * shape.columns
+        num_patches = shape.num_patches
         # a pass depends on the number of patches; `positions` says how they are arranged
         key = StepKey(shape.num_text, num_patches, shape.form, latents.shape[0], state.rank_width)
         captured = self._steps.get(key)
@@ -286,5 +308,19 @@ class DiffusionRunner:
         can = self._placement.is_cuda and self._placement.compile != "off"
         return can and not self._is_sealed
 
-    def _positions_on_device(self, num_text: int, rows: int, columns: int) -> Tensor:
-        return to_device(self.passes.positions(num_text, rows, columns), self._placement)
+    def _positions_on_device(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int]
+    ) -> Tensor:
+        table = self.passes.positions(num_text, rows, columns, reference)
+        return to_device(table, self._placement)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Raise `StickyDeviceError` for a lost device context, anything else as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_device_lost(error):
+            raise StickyDeviceError("the CUDA context is lost") from error
+        raise

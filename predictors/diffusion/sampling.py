@@ -80,7 +80,8 @@ class Schedule:
 class DenoisePlan:
     """The inputs of one picture's steps besides its prompt, on the host.
 
-    K counts the steps that call the model: all steps of the schedule if `is_exact`.
+    K counts the steps that call the model: all steps that are run if `is_exact`. None are run of an
+    edit of strength 0.
     """
 
     noise: Tensor
@@ -91,8 +92,10 @@ class DenoisePlan:
     """(K,) change of the noise level by each call, negative, in the model's dtype."""
     coefficients: Tensor
     """float32 (K, 2) of `collapsed`."""
+    levels: Tensor
+    """(K + 1,) noise level before each call and after the last, in the model's dtype."""
     num_steps: int
-    """Steps of the schedule, K or more."""
+    """Steps that are run of the schedule, K or more."""
     guidance: Tensor
     """(1,) guidance scale times 1000, in the model's dtype."""
     cfg_scale: Tensor
@@ -101,6 +104,8 @@ class DenoisePlan:
     """Patches down."""
     columns: int
     """Patches across."""
+    reference: tuple[int, int] = (0, 0)
+    """As `StepShape.reference`."""
 
     @property
     def num_calls(self) -> int:
@@ -135,6 +140,12 @@ def plan_calls(num_steps: int) -> tuple[bool, ...]:
     return tuple(step in calls for step in range(num_steps))
 
 
+def first_step(num_steps: int, strength: float) -> int:
+    """The step at which an edit of that strength starts, `num_steps` if it runs none: diffusers'
+    `get_timesteps`, with its rounding."""
+    return int(max(num_steps - min(num_steps * strength, num_steps), 0))
+
+
 def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np.float32]:
     """Coefficients (A, B) of x' = x + A * v_last + B * v_before, float32 (K, 2): one update for all
     Euler steps from one call of the model to the next.
@@ -154,6 +165,8 @@ def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np
     With one velocity only, or two of one level, it counts as constant: A = s_next - s_i, B = 0.
     A call followed at once by the next has r = 0, which is Euler's step.
     """
+    if not called:
+        return np.zeros((0, 2), np.float32)
     assert called[0]
     assert len(called) == len(sigmas) - 1
     levels = sigmas.astype(np.float64)

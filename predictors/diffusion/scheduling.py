@@ -20,11 +20,11 @@ from predictors.compute.device.pacing import DeviceSpan
 from predictors.diffusion.adapters import NO_ADAPTERS, AppliedAdapters
 from predictors.diffusion.inputs import DiffusionWork
 from predictors.diffusion.latents import DenoiseState
-from predictors.diffusion.request import ImageResult
+from predictors.diffusion.request import PictureChunk
 from predictors.serving.job import Job
 from predictors.serving.turns import SlotHolders
 
-DiffusionJob = Job[DiffusionWork, ImageResult]
+DiffusionJob = Job[DiffusionWork, PictureChunk]
 
 S = TypeVar("S", bound=Hashable)
 
@@ -64,6 +64,8 @@ class Slot:
     started_at: float = 0.0
     waited_s: float = 0.0
     """Time in the slot without taking a step."""
+    encoding: DeviceSpan | None = None
+    """Of its text and picture encoders."""
 
     @property
     def started(self) -> DenoiseState:
@@ -79,6 +81,14 @@ class Slot:
         return 0 if self.state is None else self.state.index
 
     @property
+    def due_preview(self) -> int | None:
+        """The index of the preview that follows the step that is being taken, or None."""
+        previews = self.job.work.previews
+        if not previews or self.steps_done + 1 not in previews:
+            return None
+        return previews.index(self.steps_done + 1)
+
+    @property
     def num_rows(self) -> int:
         return self.job.work.request.num_rows
 
@@ -86,7 +96,7 @@ class Slot:
         work = self.job.work
         shape, num_rows = work.shape, self.num_rows
         left = work.plan.num_calls - self.steps_done
-        cost = left * num_rows * (shape.num_text + shape.rows * shape.columns)
+        cost = left * num_rows * shape.num_tokens
         return Candidate(shape, num_rows, cost, self.waited_s, turn, share, self._patience_s)
 
     @property
@@ -190,10 +200,11 @@ class StepCharges:
     def group(
         self, slots: Sequence[Slot], encoded: Sequence[tuple[Slot, DeviceSpan]]
     ) -> LaunchedGroup:
-        """A step that is about to be launched."""
+        """A step that is about to be launched; of `encoded` those count that are in it."""
         rows = sum(slot.num_rows for slot in slots)
         expected = self._seconds.get((slots[0].job.work.shape, rows), 0.0)
-        return LaunchedGroup(tuple(slots), rows, expected, tuple(encoded))
+        mine = tuple(pair for pair in encoded if pair[0] in slots)
+        return LaunchedGroup(tuple(slots), rows, expected, mine)
 
     def launched(self, group: LaunchedGroup) -> None:
         self._charge(group, group.expected_s)
@@ -211,7 +222,10 @@ class StepCharges:
         self._holders.end_step(seconds)
 
     def decoded(self, slot: Slot, span: DeviceSpan) -> None:
-        self._holders.charge(slot.job, span.seconds())
+        took = span.seconds()
+        if slot.encoding is not None and not slot.job.work.plan.num_calls:
+            took += slot.encoding.seconds()  # no step has charged it
+        self._holders.charge(slot.job, took)
 
     def _charge(self, group: LaunchedGroup, seconds: float) -> None:
         for slot in group.slots:

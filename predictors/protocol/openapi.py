@@ -274,8 +274,7 @@ def body_schema(
 
 def _openai_post(name: str, body: Json) -> Json:
     answers = _content({"type": "object"})
-    if name == "chat":
-        answers["content"]["text/event-stream"] = {}
+    answers["content"]["text/event-stream"] = {}
     return {
         "operationId": f"openai_{name}",
         "summary": f"OpenAI {name}",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from predictors.errors import EngineFailed
@@ -79,10 +79,23 @@ class Prepares(Protocol):
 
 
 @runtime_checkable
+class StreamsInference(Served, Protocol):
+    """A model that may answer a V2 request with several responses."""
+
+    def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+        """The responses as they come; only the last is the complete one. Closing the generator
+        cancels the jobs."""
+
+
+@runtime_checkable
 class ServesImages(Served, Protocol):
     """A model behind `POST /v1/images/generations`."""
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]: ...
+
+    def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """The events of one picture, in the terms of `chat_stream`: previews and steps if they
+        were asked for, and the picture."""
 
 
 @runtime_checkable

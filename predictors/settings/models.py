@@ -94,8 +94,8 @@ class FluxSettings(SettingsGroup):
     max_steps: int = 100
     """Largest `num_inference_steps`."""
     default_steps: int = 0
-    """Steps of a request that names none. 0 takes the checkpoint's: 28 if it has a guidance
-    embedding, otherwise 4."""
+    """Steps of a request that names none. 0 takes the checkpoint's: 50 of FLUX.1-Fill, 28 if it has
+    a guidance embedding, otherwise 4."""
     default_size: str = ""
     """Size (`WxH`) of a request that names none. Empty takes the checkpoint's (`sample_size` of its
     autoencoder, squared)."""
@@ -125,6 +125,10 @@ class FluxSettings(SettingsGroup):
     conditioning_precision: str = bounded("auto", choices=("auto", "fp8"))
     """`fp8`: T5 and the modulation are quantised while loading, which saves 7.3 GiB of GPU memory
     and changes pictures. It needs `tiers` of fp8 weights alone. `auto`: `compute.dtype`."""
+    preview: str = bounded("auto", choices=("auto", "linear", "vae"))
+    """Decoder of partial pictures: `vae` (the model's own), `linear` (a projection of each latent
+    to a colour, fitted during the warm-up and scaled up) or `auto`: on a GPU `linear` if its error
+    is at most half of what the picture spreads, else `vae`."""
     lora_max_active: int = bounded(0, least=0, most=1000)
     """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
     smaller rank. 0 switches adapters off: no memory, no graphs."""
@@ -222,3 +226,10 @@ class QwenVLSettings(SettingsGroup):
     deterministic: str = bounded("auto", choices=AUTO_ON_OFF)
     """`on`: decoding always uses the same batch width, so that other requests never change a bit of
     an answer. `auto`: on for float32 on the CPU."""
+    lora_max_active: int = bounded(0, least=0, most=256)
+    """Adapters (LoRA, in PEFT's format) that the device holds at once, each `lora_max_rank` of all
+    linear layers of language model and vision tower; more can be loaded and take turns. 0: none are
+    served, and they cost nothing. Else a pass over rows without one costs what it did."""
+    lora_max_rank: int = bounded(16, least=1, most=1024)
+    """Largest rank of an adapter. A step in which a row has one reads `lora_max_active` times
+    this."""

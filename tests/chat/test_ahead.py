@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from predictors.chat.request import Sampling
-from predictors.chat.runner import ChatRunner, DecodeRow, PromptPart
+from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.runner import ChatRunner
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.compute.device.placement import HostCopy
 from tests.chat.reference import Reference

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from predictors.chat import engine
 from predictors.chat.planning import PACKED_HOLD_STEPS
 from predictors.chat.request import AnswerLengths, ChatRequest, Sampling
-from predictors.chat.runner import ChatRunner, DecodeRow
+from predictors.chat.rows import DecodeRow
+from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import (
     GUEST_ROWS,
     PromptHold,

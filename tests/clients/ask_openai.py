@@ -54,6 +54,21 @@ def drawn_url() -> Any:
     return drawing(response_format="url").url
 
 
+def drawn_stream() -> Any:
+    events = client.images.generate(
+        model="flux",
+        prompt="a red circle",
+        size="64x64",
+        stream=True,
+        partial_images=2,
+        extra_body={"seed": 3, "progress": True},
+    )
+    found = list(events)
+    files = [e.b64_json for e in found if e.type != "image_generation.progress"]
+    kinds = sorted({event.type.rpartition(".")[2] for event in found})
+    return {"kinds": kinds, "files": len(files), "same": files[-1] == drawing().b64_json}
+
+
 if __name__ == "__main__":
     report.run(
         {
@@ -63,5 +78,6 @@ if __name__ == "__main__":
             "overflow": overflow,
             "drawn file": drawn_file,
             "drawn url": drawn_url,
+            "drawn stream": drawn_stream,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import time
 from typing import Any
@@ -67,6 +68,42 @@ def pinged() -> Any:
     return {"pictures": pictures, "seconds": time.monotonic() - started}
 
 
+def streamed() -> Any:
+    """A picture with previews and a description, at once on one stream."""
+    module, found = tritonclient.grpc, queue.Queue[Any]()
+    asked = {
+        "flux": (
+            [text_input(module, "prompt", b"a red circle")],
+            {"width": 64, "height": 64, "num_inference_steps": 4, "seed": 3, "partial_images": 2},
+        ),
+        report.MODEL: (
+            [
+                text_input(module, "prompt", report.QUESTION.encode()),
+                text_input(module, "image", report.picture()),
+            ],
+            {"max_tokens": report.TOKENS, "temperature": 0, "seed": 1, "stream": True},
+        ),
+    }
+    parts: dict[str, list[Any]] = {name: [] for name in asked}
+    open_ = set(asked)
+    with module.InferenceServerClient(GRPC_TARGET) as client:
+        client.start_stream(lambda result, error: found.put(error or result))
+        for name, (inputs, parameters) in asked.items():
+            client.async_stream_infer(name, inputs, request_id=name, parameters=parameters)
+        while open_:
+            got = found.get(timeout=report.TIMEOUT_S)
+            if isinstance(got, Exception):
+                raise got
+            response = got.get_response()
+            parts[response.id].append(got)
+            if response.parameters["triton_final_response"].bool_param:
+                open_.remove(response.id)
+        client.stop_stream()
+    files = [part.as_numpy("image")[0] for part in parts["flux"]]
+    text = b"".join(part.as_numpy("text")[0] for part in parts[report.MODEL]).decode()
+    return {"files": len(set(files)), "png": files[-1].startswith(b"\x89PNG"), "text": text}
+
+
 if __name__ == "__main__":
     report.run(
         {
@@ -74,5 +111,6 @@ if __name__ == "__main__":
             "gzip": lambda: described("gzip"),
             "deflate": lambda: described("deflate"),
             "pings": pinged,
+            "streamed": streamed,
         }
     )

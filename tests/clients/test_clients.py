@@ -94,3 +94,15 @@ def test_tritonclient_may_ping_during_pictures(ask: Ask) -> None:
     found = ask("triton")["pings"]
     assert found.get("pictures", 0) > 0, found
     assert found["seconds"] > 25
+
+
+def test_tritonclient_streams_pictures_and_words(ask: Ask, expected: dict[str, Any]) -> None:
+    found = ask("triton")["streamed"]
+    assert found.get("text") == expected["text"], found
+    assert (found["files"], found["png"]) == (3, True)
+
+
+def test_openais_client_streams_pictures(ask: Ask) -> None:
+    found = ask("openai")["drawn stream"]
+    assert found["kinds"] == ["completed", "partial_image", "progress"], found
+    assert (found["files"], found["same"]) == (3, True)

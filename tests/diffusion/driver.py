@@ -18,7 +18,7 @@ from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DenoiseState
 from predictors.diffusion.limits import PictureLimits, make_limits
 from predictors.diffusion.model import DiffusionModel
-from predictors.diffusion.request import ImageParameters, ImageResult
+from predictors.diffusion.request import ImageParameters, ImageResult, PictureChunk
 from predictors.models.flux.model import FluxModel
 from predictors.serving.job import Job
 from predictors.settings import FluxSettings
@@ -26,7 +26,7 @@ from predictors.settings import FluxSettings
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "shapes-flux"
 FAST: dict[str, Any] = {"sizes": "64x64", "default_size": "64x64", "max_sequence_length": 16}
 
-DiffusionJob = Job[DiffusionWork, ImageResult]
+DiffusionJob = Job[DiffusionWork, PictureChunk]
 Pixels = NDArray[np.uint8]
 
 _numbers = itertools.count()
@@ -66,7 +66,7 @@ class EngineDriver:
         """One picture's latents after its last step, (patches, channels)."""
         job = self.job(image)
         assert self.engine.admit(job)
-        for _ in range(job.work.request.num_inference_steps):
+        for _ in range(max(job.work.plan.num_calls, 1)):
             self.engine.step([job])
         latents = self.state(job).latents
         self.engine.evict(job)
@@ -90,8 +90,10 @@ def picture(job: DiffusionJob) -> Pixels:
     """The picture of a finished job."""
     assert job.done
     assert job.error is None
-    (chunk,) = job._chunks
-    return chunk.pixels
+    *before, result = job._chunks
+    assert isinstance(result, ImageResult)
+    assert not any(isinstance(chunk, ImageResult) for chunk in before)
+    return result.pixels
 
 
 def open_driver(

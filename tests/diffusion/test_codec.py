@@ -44,6 +44,10 @@ def v2(*inputs: Tensor, outputs: tuple[str, ...] = (), **parameters: Any) -> V2R
     return V2Request("flux", "id-1", inputs, parameters, outputs)
 
 
+def streamed(*inputs: Tensor, **parameters: Any) -> V2Request:
+    return replace(v2(*inputs, **parameters), is_streamed=True)
+
+
 def answer(image: ImageParameters, *, queue_ms: int = 1, compute_ms: int = 2) -> Answer[Any, Any]:
     request = LIMITS.request(image)
     rows, columns = np.mgrid[: request.height, : request.width]
@@ -53,6 +57,17 @@ def answer(image: ImageParameters, *, queue_ms: int = 1, compute_ms: int = 2) ->
 
 def picture(file: bytes) -> Image.Image:
     return Image.open(io.BytesIO(file))
+
+
+def test_previews_and_steps_are_asked_for_where_answers_have_parts() -> None:
+    (row,) = CODEC.decode_v2(streamed(texts("prompt", "a"), partial_images="2", progress=True))
+    assert (row.partial_images, row.progress, row.is_watched) == (2, True, True)
+    rows = CODEC.decode_v2(streamed(PROMPT, partial_images=0, progress=False))
+    assert not any(row.is_watched for row in rows)
+    (drawn,) = CODEC.decode_images(
+        read_images_body({"model": "x", "prompt": "a", "stream": True, "partial_images": 3})
+    )
+    assert (drawn.partial_images, drawn.progress) == (3, False)
 
 
 # -- V2 in -----------------------------------------------------------------------------------------
@@ -140,6 +155,17 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, tier=3), "tier", "must be a string"),
     (v2(PROMPT, metadata=3), "metadata", "must be a string"),
     (v2(PROMPT, metadata="all"), "metadata", "metadata must be one of default, full, not 'all'"),
+    (v2(PROMPT, partial_images=1), "partial_images", "needs an answer in parts"),
+    (v2(PROMPT, progress=True), "progress", "needs an answer in parts"),
+    (v2(PROMPT, progress="true"), "progress", "must be true or false"),
+    (v2(PROMPT, partial_images=1.5), "partial_images", "whole number"),
+    (
+        streamed(PROMPT, partial_images=1),
+        "partial_images",
+        "for one picture; the request has 2",
+    ),
+    (streamed(texts("prompt", "a"), partial_images=4), "partial_images", "from 0 to 3, not 4"),
+    (streamed(texts("prompt", "a"), partial_images=-1), "partial_images", "from 0 to 3, not -1"),
     (v2(PROMPT, tier="fast"), "tier", "'fast' is not loaded here; loaded are lossless, high, tu"),
 ]
 

@@ -64,14 +64,16 @@ class TinyPasses:
     ) -> Tensor:
         return timesteps[:, None, None].expand(-1, len(prompts), 1) / 1000
 
-    def positions(self, num_text: int, rows: int, columns: int) -> Tensor:
+    def positions(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         return torch.zeros(rows, columns)
 
     def velocity(self, form: str, *, is_promised: bool) -> Callable[..., Tensor]:
         return tiny_velocity
 
     def unpacked(self, latents: Tensor, rows: int, columns: int) -> Tensor:
-        return latents.view(rows, columns, CHANNELS)
+        return latents.view(1, rows, columns, CHANNELS).permute(0, 3, 1, 2)
 
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         return tiny_decode
@@ -85,6 +87,7 @@ def tiny_velocity(
 
 
 def tiny_decode(latents: Tensor) -> Tensor:
-    picture = latents.repeat_interleave(PATCH_PIXELS, 0).repeat_interleave(PATCH_PIXELS, 1)
+    pixels = latents[0].permute(1, 2, 0)
+    picture = pixels.repeat_interleave(PATCH_PIXELS, 0).repeat_interleave(PATCH_PIXELS, 1)
     levels = (picture.sigmoid() * 255).round().to(torch.uint8).flatten()
     return torch.cat((levels, picture.isfinite().all().to(torch.uint8)[None]))

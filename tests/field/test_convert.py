@@ -16,6 +16,7 @@ from predictors.__main__ import main
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.models.flux import convert
+from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.single_file import read_single_file
 from tests.diffusion.driver import open_driver
 from tests.field.single_files import (
@@ -271,7 +272,7 @@ def changed(name: str, tensor: torch.Tensor | None) -> Tensors:
 LOST = "double_blocks.1.txt_mlp.2.bias"
 NARROW_QKV = torch.ones(480, 160).to(E4M3)
 BROKEN: dict[str, tuple[Callable[[], Tensors], str]] = {
-    "Fill": (lambda: changed("img_in.weight", torch.ones(160, 384)), "FLUX.1-Fill"),
+    "channels": (lambda: changed("img_in.weight", torch.ones(160, 200)), "in_channels is 200"),
     "Depth": (lambda: changed("img_in.weight", torch.ones(160, 128)), "FLUX.1-Depth"),
     "a lost tensor": (lambda: changed(LOST, None), f"transformer has no tensor {LOST}"),
     "a stray tensor": (lambda: changed("x.weight", ONE), "no place in a FLUX.1 checkpoint"),
@@ -292,6 +293,15 @@ BROKEN: dict[str, tuple[Callable[[], Tensors], str]] = {
     "half of nf4": (lambda: changed(f"{QKV}.absmax", ONE), "quantised (bitsandbytes 4-bit"),
     "svdquant": (lambda: changed(QKV.replace("weight", "qweight"), ONE), "is quantised"),
 }
+
+
+def test_a_fill_file_becomes_a_folder_of_its_kind(tmp_path: Path) -> None:
+    tensors = changed("img_in.weight", torch.randn(160, 384).to(torch.bfloat16))
+    source, target = tmp_path / "fill.safetensors", tmp_path / "fill"
+    save_file(tensors, source)
+    convert.convert_checkpoint(source, target, FLUX)
+    made, _ = read_checkpoint(target)
+    assert (made.kind, made.shape.in_channels, made.shape.out_channels) == ("fill", 384, 64)
 
 
 @pytest.mark.parametrize(("tensors", "said"), BROKEN.values(), ids=BROKEN)

@@ -17,6 +17,7 @@ from predictors.base import Submission
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import event
 from predictors.serving.engine import Engine
@@ -35,6 +36,7 @@ class Artist(TaskPredictor):
 
     task = "flux"
     series = ModelSeries(operations=("infer", "images"))
+    preview = png((0, 0, 255))
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         row = Row(body.prompt, steps=body.num_inference_steps or 1)
@@ -42,6 +44,29 @@ class Artist(TaskPredictor):
         file = base64.b64encode(png()).decode("ascii")
         data = [{"b64_json": file, "seed": i} for i, _ in enumerate(answers)]
         return {"created": 1, "data": data, "size": "8x8", "output_format": "png"}
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """A preview after each step up to `partial_images`, the picture after the last."""
+        row = Row(body.prompt, steps=body.num_inference_steps or 1)
+        submissions = await self.submit([row], call)
+        events, count = ImageEvents(body.events, "8x8", "png"), 0
+        try:
+            yield b""
+            async with aclosing(submissions[0].chunks()) as chunks:  # type: ignore[type-var]
+                async for _ in chunks:
+                    count += 1
+                    if body.progress:
+                        yield events.progress(count, row.steps)
+                    if count <= body.partial_images:
+                        yield events.partial(count - 1, self.preview)
+        finally:
+            self.finish_call(submissions, call)
+            self.left.set()
+        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2} | {
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 1}
+        }
+        picture = {"b64_json": base64.b64encode(png()).decode("ascii"), "seed": 0}
+        yield events.completed({"created": 1, "data": [picture], "usage": usage})
 
 
 class Writer(TaskPredictor):

@@ -82,7 +82,8 @@ def generate(running: Running, model: str, prompt: str, **more: Any) -> Any:
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
     extra = PARAMETERS | {"metadata": "default"}
     with client:
-        return client.images.generate(model=model, prompt=prompt, extra_body=extra, **more)
+        answer = client.images.generate(model=model, prompt=prompt, extra_body=extra, **more)
+        return list(answer) if more.get("stream") else answer
 
 
 def is_black(file: bytes) -> bool:
@@ -158,3 +159,20 @@ def test_grpc_sends_black_pictures_and_names_their_rows(judged: Running) -> None
     raw = answer.raw_output_contents[0]
     (size,) = struct.unpack_from("<I", raw)
     assert is_black(raw[4 : 4 + size])
+
+
+# -- previews --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("model", [REFUSE, BLANK])
+def test_no_preview_gets_past_the_check(judged: Running, model: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="previews can't be") as refusal:
+        generate(judged, model, BLUE, stream=True, partial_images=1)
+    assert refusal.value.param == "partial_images"
+
+
+def test_a_stream_ends_with_the_refusal(judged: Running) -> None:
+    with pytest.raises(openai.APIError) as refusal:
+        generate(judged, REFUSE, RED, stream=True)
+    assert refusal.value.code == "content_policy_violation"
+    [event] = generate(judged, BLANK, RED, stream=True)
+    assert (event.type, event.blank) == ("image_generation.completed", True)
+    assert is_black(base64.b64decode(event.b64_json))

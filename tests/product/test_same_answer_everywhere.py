@@ -82,6 +82,54 @@ def test_grpc_with_a_double_gives_the_bytes_that_rest_gives(
     assert [x["name"] for x in found["metadata"]["inputs"]] == ["prompt", "negative_prompt", "seed"]
 
 
+def test_a_stream_over_grpc_ends_with_the_bytes_that_rest_gives(
+    product: Running, over_rest: dict[str, Any]
+) -> None:
+    found = over_grpc(product.grpc_target)["streamed"]
+    steps = [each for each in found["drawn"] if isinstance(each, int)]
+    *previews, last = [each for each in found["drawn"] if isinstance(each, str)]
+    assert steps == [1, 2, 3, 4]
+    assert bytes.fromhex(last) == over_rest["image"][0]
+    pictures = [Image.open(BytesIO(bytes.fromhex(each))) for each in previews]
+    assert [(p.format, p.size) for p in pictures] == [("PNG", (128, 128))] * 2
+    assert len({*previews, last}) == 3
+    (failed,) = found["failed"]
+    assert "unknown parameter 'nope'" in failed
+
+
+def test_words_stream_over_grpc(product: Running) -> None:
+    found = over_grpc(product.grpc_target)["streamed"]
+    with product.client() as client:
+        body = {
+            "inputs": [prompt_tensor(PROMPTS[0])],
+            "parameters": {"temperature": 0.0, "max_tokens": 12},
+        }
+        reply = client.post("/v2/models/qwen-vl/infer", json=body).json()
+    outputs = {o["name"]: o["data"][0] for o in reply["outputs"]}
+    assert "".join(found["told"]) == outputs["text"]
+    assert found["reason"] == outputs["finish_reason"]
+    assert len(found["told"]) > 1
+
+
+def test_openais_stream_ends_with_the_bytes_that_rest_gives(
+    product: Running, over_rest: dict[str, Any]
+) -> None:
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="-", max_retries=0) as client:
+        stream = client.images.generate(
+            model="flux", prompt=PROMPTS[0], stream=True, partial_images=3, extra_body=PARAMETERS
+        )
+        *previews, last = list(stream)
+    assert last.type == "image_generation.completed"
+    assert base64.b64decode(last.b64_json) == over_rest["image"][0]
+    assert [each.type for each in previews] == ["image_generation.partial_image"] * 3
+    final = np.asarray(Image.open(BytesIO(over_rest["image"][0])), float)
+    drawn = [Image.open(BytesIO(base64.b64decode(each.b64_json))) for each in previews]
+    away = [float(np.abs(np.asarray(each, float) - final).mean()) for each in drawn]
+    assert away == sorted(away, reverse=True)
+    assert last.usage.output_tokens == 64
+    assert last.to_dict()["seed"] == 11
+
+
 @pytest.mark.parametrize("binary", [False, True])
 def test_tritonclient_http_gives_the_bytes_that_rest_gives(
     product: Running, over_rest: dict[str, Any], binary: bool

@@ -37,6 +37,7 @@ class RowsLinears:
         """Overwrites the stream."""
         if isinstance(layer, Fp8Linear):
             narrowed = _narrow(x, None) if isinstance(x, Tensor) else x
+            assert isinstance(narrowed, RowScaled)
             return stream.add_(_scaled(narrowed, layer, len(stream)))
         assert isinstance(x, Tensor)
         return stream.addmm_(x, layer.weight.t())
@@ -48,6 +49,15 @@ class RowsLinears:
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
         return torch.mm(_normed(x, norm), head.weight.t()).to(torch.float32)
+
+    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        return _normed(x, norm)
+
+    def gated(self, wide: Tensor) -> Tensor:
+        return gated(wide)
+
+    def narrowed(self, wide: Tensor, layer: Layer) -> RowScaled | None:
+        return gated_narrow(wide) if isinstance(layer, Fp8Linear) else None
 
 
 class OneRowLinears:
@@ -65,6 +75,15 @@ class OneRowLinears:
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
         return skinny(x, head, norm=norm, dtype=torch.float32)
+
+    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        return _normed(x, norm)
+
+    def gated(self, wide: Tensor) -> Tensor:
+        return gated(wide)
+
+    def narrowed(self, wide: Tensor, layer: Layer) -> None:
+        return None
 
 
 def skinny(

@@ -19,7 +19,16 @@ from predictors.chat.decoder.rotary import rotate
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized, quantize_rows
 
 Layer = nn.Linear | Fp8Linear
-Wide = Tensor | RowScaled
+
+
+class GatedRows(NamedTuple):
+    """A gate's output in fp8, and in the dtype of the weights, as adapters read it."""
+
+    narrow: RowScaled
+    plain: Tensor
+
+
+Wide = Tensor | RowScaled | GatedRows
 """Output of an operation: fp8 if the next operation's weight is."""
 
 
@@ -97,9 +106,19 @@ class PlainOperations:
         return stream + _linear(x, layer)
 
     def gated_linear(self, x: Tensor, norm: RMSNorm, layer: Layer) -> Wide:
-        gate, up = _linear(norm(x), layer).chunk(2, dim=-1)
+        return self.gated(_linear(norm(x), layer))
+
+    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        out: Tensor = norm(x)
+        return out
+
+    def gated(self, wide: Tensor) -> Tensor:
+        gate, up = wide.chunk(2, dim=-1)
         out: Tensor = F.silu(gate) * up
         return out
+
+    def narrowed(self, wide: Tensor, layer: Layer) -> None:
+        return None
 
     def logits(self, x: Tensor, norm: RMSNorm, head: nn.Linear) -> Tensor:
         out: Tensor = head(norm(x)).to(torch.float32)

@@ -12,8 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from predictors.chat.adapters.changes import DenseChanges, PlainChanges
+from predictors.chat.adapters.operations import AdaptedOperations, StepwiseOperations
+from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.decoder.decoder import Decoder
-from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
+from predictors.chat.decoder.operations import Angles, CachePlaces, Operations, PlainOperations
 from predictors.chat.decoder.paged import TILE
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
@@ -24,10 +27,15 @@ from predictors.compute.device.placement import Placement
 
 class DecoderPasses:
     """Over one pool of pages. A fused pass writes its result to `logits` (rows, vocab) fp32, in
-    memory that stays where it is. Engine thread only."""
+    memory that stays where it is. Adapted passes need `tables`. Engine thread only."""
 
     def __init__(
-        self, decoder: Decoder, state: SlotState, limits: EngineLimits, placement: Placement
+        self,
+        decoder: Decoder,
+        state: SlotState,
+        limits: EngineLimits,
+        placement: Placement,
+        tables: AdapterTables | None = None,
     ) -> None:
         shape, device = decoder.shape, placement.device
         pool = (2, 1 + limits.num_pages, limits.page_tokens, shape.kv_heads, shape.head_dim)
@@ -36,6 +44,7 @@ class DecoderPasses:
         ]
         self._decoder = decoder
         self._state = state
+        self._tables = tables
         self.logits = torch.empty(0)
         self._everywhere: Angles | None = None
         if placement.is_cuda:
@@ -56,10 +65,34 @@ class DecoderPasses:
     ) -> Tensor:
         """Logits (rows, vocab) fp32 of one token (rows,) int64 per sequence; `positions` (rows,)
         for all axes; the rest as in `paged_attention`."""
-        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
+        ops = PlainOperations(CachePlaces(places, pages, spans))
+        return self._step(tokens, positions, ops)
+
+    def adapted_step(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        places: Tensor,
+        pages: Tensor,
+        spans: Tensor,
+        rank_rows: Tensor,
+        scales: Tensor,
+    ) -> Tensor:
+        """`step` with adapters, see `PlainChanges`."""
+        ops = PlainOperations(CachePlaces(places, pages, spans))
+        changes = PlainChanges(self._adapters, rank_rows, scales)
+        return self._step(tokens, positions, AdaptedOperations(ops, changes))
+
+    def _step(self, tokens: Tensor, positions: Tensor, ops: Operations) -> Tensor:
+        decoder = self._decoder
         angles = decoder.angles(positions.expand(3, -1))
         stream = decoder(decoder.embedding(tokens), angles, self.caches, ops)
         return decoder.logits(stream, ops)
+
+    @property
+    def _adapters(self) -> AdapterTables:
+        assert self._tables is not None
+        return self._tables
 
     def prompt(
         self,
@@ -73,26 +106,64 @@ class DecoderPasses:
     ) -> Tensor:
         """Logits (1, vocab) fp32 after row `last` (1,) int64 of a part of one prompt, embeddings
         (rows, hidden), `deepstack` (levels, rows, hidden) in models that have it."""
-        decoder, ops = self._decoder, PlainOperations(CachePlaces(places, pages, spans))
+        ops = PlainOperations(CachePlaces(places, pages, spans))
+        return self._prompt(embedded, positions, last, ops, deepstack)
+
+    def adapted_prompt(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        last: Tensor,
+        places: Tensor,
+        pages: Tensor,
+        spans: Tensor,
+        rank_rows: Tensor,
+        scales: Tensor,
+        deepstack: Tensor | None = None,
+    ) -> Tensor:
+        """`prompt` with adapters, see `PlainChanges`."""
+        ops = PlainOperations(CachePlaces(places, pages, spans))
+        changes = PlainChanges(self._adapters, rank_rows, scales)
+        adapted = AdaptedOperations(ops, changes)
+        return self._prompt(embedded, positions, last, adapted, deepstack)
+
+    def _prompt(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        last: Tensor,
+        ops: Operations,
+        deepstack: Tensor | None,
+    ) -> Tensor:
+        decoder = self._decoder
         stream = decoder(embedded, decoder.angles(positions), self.caches, ops, deepstack)
         return decoder.logits(stream.index_select(0, last), ops)
 
     # -- fused -----------------------------------------------------------------------------------
-    def fused_step(self, ints: Tensor) -> Tensor:
+    def fused_step(self, ints: Tensor, weights: Tensor | None = None) -> Tensor:
         """A decode step for ints (4, rows) int64: slot, tokens in the cache, rotary position,
         number of the newest token in its answer. The token itself comes from the slot's state.
-        Writes and returns `logits[:rows]`."""
+        With adapters, `weights` (rows, their slots) float32. Writes and returns
+        `logits[:rows]`."""
         from predictors.chat.decoder.fused import DecodePlaces, FusedDecodeMany, FusedDecodeOne
         from predictors.chat.decoder.fused_tokens import embed_newest
 
         slots, lengths, positions, numbers = ints.unbind()
         places = DecodePlaces(slots, lengths, positions, self._state.tables)
         kind = FusedDecodeOne if len(slots) == 1 else FusedDecodeMany
-        ops, decoder = kind(places, self._scratch), self._decoder
+        ops = self._adapted(kind(places, self._scratch), weights)
+        decoder = self._decoder
         x = embed_newest(self._state, slots, numbers, decoder.embedding.weight)
         assert self._everywhere is not None
         stream = decoder(x, self._everywhere, self.caches, ops)
         return self.logits[: len(slots)].copy_(decoder.logits(stream, ops))
+
+    def _adapted(self, ops: StepwiseOperations, weights: Tensor | None) -> Operations:
+        """`ops` with the adapters of each row, if there are any."""
+        if weights is None:
+            return ops
+        repeated = self._adapters.repeated(weights)
+        return AdaptedOperations(ops, DenseChanges(self._adapters, repeated))
 
     def fused_prompt(
         self, embedded: Tensor, ints: Tensor, deepstack: Tensor | None = None
@@ -100,14 +171,24 @@ class DecoderPasses:
         """Parts of prompts: embeddings (rows, hidden), `num_prompt_ints` integers, `deepstack`
         (levels, rows, hidden) in models that have it. Writes and returns `logits` after the last
         row of each part."""
+        return self.fused_adapted_prompt(embedded, ints, None, deepstack)
+
+    def fused_adapted_prompt(
+        self,
+        embedded: Tensor,
+        ints: Tensor,
+        weights: Tensor | None,
+        deepstack: Tensor | None = None,
+    ) -> Tensor:
+        """The same with adapters, `weights` (rows, their slots) float32."""
         from predictors.chat.decoder.fused import FusedPrompt, PromptTiles
 
         rows = len(embedded)
         tiles = rows // TILE
         sizes = (rows, 3 * rows, rows, tiles, tiles, tiles, PACK_PROMPTS)
         _, positions, places, slots, starts, real, last = ints.split(sizes)
-        ops = FusedPrompt(PromptTiles(places, slots, starts, real, self._state.tables))
-        decoder = self._decoder
+        prompt = FusedPrompt(PromptTiles(places, slots, starts, real, self._state.tables))
+        ops, decoder = self._adapted(prompt, weights), self._decoder
         angles = decoder.angles(positions.view(3, rows))
         stream = decoder(embedded, angles, self.caches, ops, deepstack)
         ended = stream.index_select(0, last)

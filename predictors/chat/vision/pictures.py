@@ -13,6 +13,14 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from predictors.chat.adapters.changes import (
+    DenseChanges,
+    PlainChanges,
+    SlotScales,
+    dense_weights,
+    plain_scales,
+)
+from predictors.chat.adapters.tables import AdapterTables
 from predictors.chat.inputs import PlacedPicture
 from predictors.chat.memory import MOST_BUCKET
 from predictors.chat.model import EncodedPicture, VisionEncoder
@@ -38,7 +46,8 @@ ALIGNED = 16
 
 class PictureRunner:
     """Owns the vision encoder. `max_pixels` is the largest area after resizing that gets a graph of
-    its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch."""
+    its own. `is_fused` (default: on CUDA in 16 bits) takes the kernels instead of plain torch.
+    `tables` are those of the adapters that pictures may have."""
 
     def __init__(
         self,
@@ -47,6 +56,7 @@ class PictureRunner:
         graphs: Graphs,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         is_fused: bool | None = None,
+        tables: AdapterTables | None = None,
     ) -> None:
         self._encoder = encoder
         self._placement = placement
@@ -55,18 +65,31 @@ class PictureRunner:
         fits = placement.is_cuda and placement.dtype.itemsize == 2
         self._is_fused = fits if is_fused is None else is_fused
         self.buckets = buckets_for(min(max_pixels // encoder.patch**2, MOST_BUCKET))
+        self._tables = tables
         self._captured: dict[int, Captured[Tensor]] = {}
+        self._adapted: dict[int, Captured[Tensor]] = {}
         self._width = _up(encoder.patch_values, ALIGNED)
         self._packed = lru_cache(maxsize=PACKED_GRIDS)(self._pack_grid)
         self._levels = lru_cache(maxsize=4)(self._make_levels)
 
     @staged("vision")
     @torch.no_grad()
-    def encode(self, picture: PreparedPicture) -> EncodedPicture:
-        """The features of one picture, in memory of their own. Asks the device for no value."""
+    def encode(self, picture: PreparedPicture, adapters: SlotScales = ()) -> EncodedPicture:
+        """The features of one picture, in memory of their own. `adapters` are those of the tower.
+        Asks the device for no value."""
         if self._is_fused:
-            return EncodedPicture(self._encode_packed(picture))
-        return EncodedPicture(self._encoder.encode(self._values(picture), picture.grid))
+            return EncodedPicture(self._encode_packed(picture, adapters))
+        patches, changes = self._values(picture), None
+        if adapters:
+            packed = plain_scales(self._adapters, [adapters], self._placement.dtype)
+            moved = (to_device(part, self._placement) for part in packed)
+            changes = PlainChanges(self._adapters, *moved)
+        return EncodedPicture(self._encoder.encode(patches, picture.grid, changes))
+
+    @property
+    def _adapters(self) -> AdapterTables:
+        assert self._tables is not None
+        return self._tables
 
     def _values(self, picture: PreparedPicture) -> Tensor:
         """Patches (patches, patch_values) on the device, made there if they are not already."""
@@ -88,21 +111,31 @@ class PictureRunner:
         return cut(levels, layout, self._levels(layout), out)
 
     # -- fused -----------------------------------------------------------------------------------
-    def _encode_packed(self, picture: PreparedPicture) -> Tensor:
+    def _encode_packed(self, picture: PreparedPicture, adapters: SlotScales) -> Tensor:
         count = picture.grid[0] * picture.grid[1]
         merged = count // self._encoder.merge**2
         bucket = self.bucket_of(count)
         grid = self._packed(picture.grid, bucket)
+        run: Callable[..., Tensor] = self._encoder.encode_packed
+        weights: tuple[Tensor, ...] = ()
         captured = self._captured.get(bucket)
+        if adapters:
+            moved = to_device(dense_weights(self._adapters, [adapters]), self._placement)
+            run, weights, captured = self._run_adapted, (moved,), self._adapted.get(bucket)
         if captured is None:
             rows = self._rows(bucket)
             self._fill(picture, rows[:count])
-            return self._encoder.encode_packed(rows, grid)[:, :merged]
+            return run(rows, grid, *weights)[:, :merged]
         if not captured.inputs:
             raise RuntimeError("the graphs were closed")
         rows = captured.inputs[0]
         self._fill(picture, rows[:count])  # rows beyond may hold anything
-        return captured(rows, grid)[:, :merged].clone()  # the next graph uses this memory
+        # the next graph uses this memory
+        return captured(rows, grid, *weights)[:, :merged].clone()
+
+    def _run_adapted(self, rows: Tensor, grid: Tensor, weights: Tensor) -> Tensor:
+        changes = DenseChanges(self._adapters, self._adapters.repeated(weights))
+        return self._encoder.encode_packed(rows, grid, changes)
 
     def bucket_of(self, count: int) -> int:
         """Rows of the pass of `count` patches: a bucket, beyond them the next multiple of 16."""
@@ -121,13 +154,17 @@ class PictureRunner:
     # -- warm-up ---------------------------------------------------------------------------------
     def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
         """Name and run of every promised shape, the largest first: they share one pool."""
+        adapted = () if self._tables is None else (("adapted vision", self._warm_adapted),)
         if not self._is_fused:
-            return [("vision", self._warm)]
+            return [*adapted, ("vision", self._warm)]
         shapes: list[tuple[str, Callable[[], object]]] = [
             ("vision attention", self._choose_attention)
         ]
-        shapes += [(f"vision {b}", partial(self._capture, b)) for b in self.buckets[::-1]]
-        return [*shapes, ("vision", self._warm)]
+        for bucket in self.buckets[::-1]:
+            if self._tables is not None:
+                shapes.append((f"adapted vision {bucket}", partial(self._capture_adapted, bucket)))
+            shapes.append((f"vision {bucket}", partial(self._capture, bucket)))
+        return [*shapes, *adapted, ("vision", self._warm)]
 
     @torch.no_grad()
     def _choose_attention(self) -> None:
@@ -141,19 +178,31 @@ class PictureRunner:
         captured = self._graphs.capture(self._encoder.encode_packed, examples, f"vision {bucket}")
         self._captured[bucket] = captured
 
-    def _warm(self) -> None:
+    def _capture_adapted(self, bucket: int) -> None:
+        if bucket in self._adapted:
+            return
+        grid = self._pack_grid((self._encoder.merge, self._encoder.merge), bucket)
+        weights = to_device(dense_weights(self._adapters, [((0, 1.0),)]), self._placement)
+        examples, name = (self._rows(bucket), grid, weights), f"adapted vision {bucket}"
+        self._adapted[bucket] = self._graphs.capture(self._run_adapted, examples, name)
+
+    def _warm_adapted(self) -> None:
+        self._warm(((0, 1.0),))
+
+    def _warm(self, adapters: SlotScales = ()) -> None:
         """Encode the warm-up picture, as patches and as a GPU gets it."""
         grid, patch = self._encoder.warm_grid, self._encoder.patch
         count = grid[0] * grid[1]
         # not zeros: a broken weight times zero may look sound
         values = torch.linspace(-1, 1, count * self._encoder.patch_values).view(count, -1)
-        made = [self.encode(PreparedPicture(b"", grid, 0, values)).features]
+        made = [self.encode(PreparedPicture(b"", grid, 0, values), adapters).features]
         if self._is_fused:
             layout = PatchFormat((0.5,) * 3, (0.5,) * 3, 1 / 255, patch, self._encoder.merge)
             # a patch smaller each way, so that it is resized
             size = ((grid[0] - 1) * patch, (grid[1] - 1) * patch, 3)
             picture = torch.full(size, 90, dtype=torch.uint8)
-            made.append(self.encode(PreparedPicture(b"", grid, 0, picture, layout)).features)
+            prepared = PreparedPicture(b"", grid, 0, picture, layout)
+            made.append(self.encode(prepared, adapters).features)
         check_finite(made, "the vision features of a warm-up picture")
 
 
@@ -179,7 +228,7 @@ class PictureCache:
             for i, picture in enumerate(sequence.work.pictures)
             if picture.start + picture.length > sequence.done
             and i not in sequence.pictures
-            and picture.prepared.key not in self._kept
+            and sequence.work.picture_key(picture) not in self._kept
         )
 
     def within(
@@ -200,7 +249,7 @@ class PictureCache:
     def drop(self, sequence: Sequence) -> None:
         """Drop the sequence's pictures, which may be damaged."""
         for picture in sequence.work.pictures:
-            self._kept.drop(picture.prepared.key)
+            self._kept.drop(sequence.work.picture_key(picture))
 
     def close(self) -> None:
         self._kept = ByteBoundedCache(0, lambda picture: picture.features.nbytes)
@@ -208,13 +257,13 @@ class PictureCache:
     def _encoded(
         self, sequence: Sequence, index: int, picture: PlacedPicture, runner: PictureRunner
     ) -> EncodedPicture:
-        encoded = sequence.pictures.get(index)
+        encoded, key = sequence.pictures.get(index), sequence.work.picture_key(picture)
         if encoded is None:
-            encoded = self._kept.get(picture.prepared.key)
+            encoded = self._kept.get(key)
         if encoded is None:
             started = sequence.job.clock()
-            encoded = runner.encode(picture.prepared)
-            self._kept.put(picture.prepared.key, encoded)
+            encoded = runner.encode(picture.prepared, sequence.vision_adapters)
+            self._kept.put(key, encoded)
             seconds = sequence.job.clock() - started
             self._metrics.observe_stage(sequence.job, "vision_encode", seconds)
         sequence.pictures[index] = encoded  # the cache may drop it before the last chunk

@@ -90,6 +90,25 @@ class FolderSummary:
     """Sentences about what is served otherwise than one may think."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterSummary:
+    """An adapter (LoRA) that fits to a checkpoint."""
+
+    name: str
+    file: str
+    """Name of the file or folder, without its path."""
+    format: str
+    """Whose spelling its tensors have."""
+    digest: str
+    """Of the changes, in hexadecimal digits: the same in every format."""
+    rank: int
+    """The largest."""
+    linears: Mapping[str, int]
+    """How many it changes, by part of the checkpoint."""
+    num_values: int
+    """Of all changes."""
+
+
 def summarise_part(
     name: str,
     kind: str,

@@ -123,6 +123,11 @@ class HostCopy:
         self._tensor = tensor
         self._event = event
 
+    @property
+    def is_done(self) -> bool:
+        """True if `result` would not wait."""
+        return self._event is None or bool(self._event.query())
+
     def result(self) -> Tensor:
         """The data on the host. Call it after everything else of the step is launched."""
         if self._event is not None:

@@ -26,6 +26,7 @@ from predictors.diffusion.request import FILL
 from predictors.models.flux.fit import check_fit, kind_of
 from predictors.models.flux.folder import check_folder, is_quantised, part_folders
 from predictors.models.flux.modules.decoder import DecoderShape, decoder_shape
+from predictors.models.flux.modules.encoder import EncoderShape, encoder_shape
 from predictors.models.flux.modules.transformer import Shape
 from predictors.models.flux.stored import stores_encoder
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
@@ -59,8 +60,12 @@ class FluxConfig:
     """The longest T5 sequence of a request."""
     kind: str
     """`TEXT`, `FILL` or `KONTEXT`."""
-    has_encoder: bool
-    """True if the weights of the autoencoder's encoder are stored."""
+    encoder: EncoderShape | None
+    """None if its weights are not stored."""
+
+    @property
+    def has_encoder(self) -> bool:
+        return self.encoder is not None
 
     @property
     def default_text_tokens(self) -> int:
@@ -138,7 +143,7 @@ def read_checkpoint(
         is_quantized=is_narrow,
         max_text_tokens=min(tokenizers.t5.model_max_length, MAX_TEXT_TOKENS),
         kind=kind_of(index, transformer, vae, kind),
-        has_encoder=stores_encoder(folders["vae"], variant),
+        encoder=encoder_shape(vae) if stores_encoder(folders["vae"], variant) else None,
     )
     return config, tokenizers
 

@@ -49,8 +49,8 @@ def convert_checkpoint(source: Path, target: Path, base: Path, variant: str = ""
     """Write the new folder `target` from the file `source` and the folder `base`; returns a line
     for each part that says where its weights are from. `variant` is the wanted one of the base's.
 
-    Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint for text to
-    image, and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
+    Raises `InvalidRequest` if `target` exists or `source` is no FLUX.1 checkpoint that is served,
+    and `EngineFailed` if the parts don't fit together. `target` is complete or not there.
     """
     if target.exists():
         raise InvalidRequest(f"{target.name} exists already; nothing was written")

@@ -93,11 +93,17 @@ def kind_of(
 
 def check_decoder(vae: Mapping[str, Any]) -> None:
     """Raise `EngineFailed` for an autoencoder whose decoder is of another kind."""
-    expected = {
-        "act_fn": "silu",
-        "out_channels": PICTURE_CHANNELS,
-        "up_block_types": ["UpDecoderBlock2D"] * len(vae["block_out_channels"]),
-    }
+    up = ["UpDecoderBlock2D"] * len(vae["block_out_channels"])
+    _check_vae(vae, {"act_fn": "silu", "out_channels": PICTURE_CHANNELS, "up_block_types": up})
+
+
+def check_encoder(vae: Mapping[str, Any]) -> None:
+    """Raise `EngineFailed` for an autoencoder whose encoder is of another kind."""
+    down = ["DownEncoderBlock2D"] * len(vae["block_out_channels"])
+    _check_vae(vae, {"act_fn": "silu", "in_channels": PICTURE_CHANNELS, "down_block_types": down})
+
+
+def _check_vae(vae: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         found = vae[name]
         if (list(found) if isinstance(found, tuple) else found) != value:

@@ -16,10 +16,13 @@ from torch import Tensor
 from predictors.compute.device.placement import Placement
 from predictors.diffusion.adapters import AdapterPlace
 from predictors.diffusion.model import LoadOptions, Prompt
+from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule, draw_noise
+from predictors.diffusion.sources import SourceInputs
 from predictors.models.flux.adaptable import adapter_places
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
+from predictors.models.flux.sources import read_source
 from predictors.models.flux.weights import OpenComponent, load_parts
 
 
@@ -56,6 +59,9 @@ class FluxModel:
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
 
+    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
+        return read_source(self.config, source, seed, strength)
+
     def adapter_places(self) -> Mapping[str, AdapterPlace]:
         return adapter_places(self.config)
 
@@ -66,6 +72,7 @@ class FluxModel:
             options.forms,
             self._open_component,
             fp8_conditioning=options.fp8_conditioning,
+            encodes=options.encodes,
         )
         return FluxPasses(name, self.config, parts, placement, options)
 

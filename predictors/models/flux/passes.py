@@ -21,10 +21,11 @@ from predictors.compute.low_rank import LowRankTable, RankRows
 from predictors.diffusion.adapters import AppliedChange
 from predictors.diffusion.model import Embedding, LoadOptions
 from predictors.diffusion.request import BASE, FP8
-from predictors.diffusion.sampling import unpack_patches
+from predictors.diffusion.sampling import pack_patches, unpack_patches
 from predictors.models.flux.adaptable import adapter_places, step_linears
 from predictors.models.flux.config import FluxConfig
 from predictors.models.flux.modules import decoder as decoding
+from predictors.models.flux.modules import encoder as encoding
 from predictors.models.flux.modules.adapted import (
     AdaptedPlain,
     AdaptedPlainFp8,
@@ -71,6 +72,7 @@ class FluxPasses:
             "t5": parts.t5,
         }
         self._decoding: decoding.Operations = decoding.PLAIN
+        self._encoding: encoding.EncodingOperations = encoding.PLAIN
         self._units, self._decode = EAGER, decoding.decode
         self.attention = "sdpa"
         if placement.is_cuda:
@@ -85,6 +87,7 @@ class FluxPasses:
         # these need Triton
         from predictors.models.flux.modules.adapted_fused import AdaptedFused, AdaptedFusedFp8
         from predictors.models.flux.modules.decoder_fused import Fused as FusedDecoding
+        from predictors.models.flux.modules.encoder_fused import FusedEncoding
         from predictors.models.flux.modules.fused import Fused, FusedFp8
 
         shape = self._config.shape
@@ -104,6 +107,8 @@ class FluxPasses:
             FP8: partial(AdaptedFusedFp8, choice.attention, narrow),
         }
         self._decoding = FusedDecoding(self.parts.decoder)
+        if self.parts.encoder is not None:
+            self._encoding = FusedEncoding(self.parts.encoder)
 
     def encode(self, *ids: Tensor) -> tuple[Tensor, Tensor]:
         """T5's states after the context embedder, (T, dim), and CLIP's pooled state, (features,),
@@ -119,8 +124,10 @@ class FluxPasses:
         pooled = torch.stack([prompt.pooled[0] for prompt in prompts])
         return self.parts.conditioning.modulations(timesteps, guidance, pooled)
 
-    def positions(self, num_text: int, rows: int, columns: int) -> Tensor:
-        return rotary_table(num_text, rows, columns, self._config.shape.rotary_axes)
+    def positions(
+        self, num_text: int, rows: int, columns: int, reference: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        return rotary_table(num_text, rows, columns, self._config.shape.rotary_axes, reference)
 
     def velocity(self, form: str, *, is_promised: bool) -> Callable[..., Tensor]:
         units = self._units if is_promised else EAGER
@@ -150,6 +157,16 @@ class FluxPasses:
     def decoder(self, *, is_promised: bool) -> Callable[[Tensor], Tensor]:
         decode = self._decode if is_promised else decoding.decode
         return partial(decode, self.parts.decoder, operations=self._decoding)
+
+    def encoder(self, *, is_promised: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        encoder = self.parts.encoder
+        assert encoder is not None
+        return partial(encoding.encode, encoder, operations=self._encoding)
+
+    def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
+        latents = encoding.sampled(moments, sample)
+        latents = (latents - self._config.latent_shift) * self._config.latent_scale
+        return pack_patches(latents)[0]
 
 
 def _make_tables(

@@ -57,10 +57,7 @@ OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"^(model\.)?(language_model\.|layers\.0\.|embed_tokens)", "a language model"),
 )
 """Patterns of names that no FLUX.1 transformer has, and the model that has them."""
-OTHER_CHANNELS = {
-    384: "FLUX.1-Fill: in_channels is 384",
-    128: "FLUX.1-Depth or -Canny: in_channels is 128",
-}
+OTHER_CHANNELS = {128: "FLUX.1-Depth or -Canny: in_channels is 128"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +214,15 @@ def _check_model(file: str, tensors: Collection[str]) -> None:
 
 
 def _check_channels(file: str, sizes: Sizes) -> None:
-    if sizes.in_channels != sizes.out_channels:
-        known = OTHER_CHANNELS.get(
-            sizes.in_channels,
-            f"not text to image: in_channels is {sizes.in_channels}",
-        )
-        raise InvalidRequest(
-            f"{file} is {known}, out_channels {sizes.out_channels}; only text to image is converted"
-        )
+    if sizes.is_even or sizes.is_fill:
+        return
+    known = OTHER_CHANNELS.get(
+        sizes.in_channels, f"not text to image: in_channels is {sizes.in_channels}"
+    )
+    raise InvalidRequest(
+        f"{file} is {known}, out_channels {sizes.out_channels}; text to image and FLUX.1-Fill are "
+        "converted"
+    )
 
 
 def _check_names(

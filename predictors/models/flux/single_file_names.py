@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from predictors.compute.checkpoint.headers import Header
 from predictors.errors import EngineFailed
 
+MASK_FEATURES = 256  # pixels of a patch of 16 x 16
 Rows = tuple[tuple[int, int], ...]
 
 
@@ -74,6 +75,16 @@ class Sizes:
             )
         return found
 
+    @property
+    def is_even(self) -> bool:
+        """True if the transformer reads as many features of a patch as it writes."""
+        return self.in_channels == self.out_channels
+
+    @property
+    def is_fill(self) -> bool:
+        """True for FLUX.1-Fill, which reads latents, those of a picture, and a mask's pixels."""
+        return self.in_channels == 2 * self.out_channels + MASK_FEATURES
+
     def config(self, axes: tuple[int, ...]) -> dict[str, object]:
         """The config of diffusers' class; `axes` are the rotary features of each position axis."""
         return {
@@ -86,7 +97,7 @@ class Sizes:
             "num_attention_heads": self.width // self.head_dim,
             "num_layers": self.num_double,
             "num_single_layers": self.num_single,
-            "out_channels": None,
+            "out_channels": None if self.is_even else self.out_channels,
             "patch_size": 1,
             "pooled_projection_dim": self.pooled_dim,
         }

@@ -7,6 +7,7 @@ functions that loading uses. Values are not read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +22,10 @@ from predictors.compute.checkpoint.summary import (
     summarise_part,
 )
 from predictors.diffusion.checker_folder import find_checker
+from predictors.diffusion.editing import loads_encoder
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
-from predictors.models.flux.fit import check_decoder, check_fit, kind_of
+from predictors.diffusion.request import FILL, KONTEXT, TEXT
+from predictors.models.flux.fit import check_decoder, check_encoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
     WEIGHTED_PARTS,
@@ -30,7 +33,7 @@ from predictors.models.flux.folder import (
     is_quantised,
     part_folders,
 )
-from predictors.models.flux.stored import CheckedPart, check_part
+from predictors.models.flux.stored import CheckedPart, check_part, stores_encoder
 from predictors.models.flux.stored_tokenizer import StoredTokenizer
 from predictors.models.flux.tensors import (
     Shapes,
@@ -43,7 +46,8 @@ from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokeniz
 from predictors.protocol.content_credentials import make_signer
 from predictors.settings import Settings
 
-ARCHITECTURE = "FluxPipeline"
+ARCHITECTURES = {TEXT: "FluxPipeline", FILL: "FluxFillPipeline", KONTEXT: "FluxKontextPipeline"}
+"""The pipeline of each kind."""
 
 
 def summarise(
@@ -68,28 +72,39 @@ def summarise(
         check_decoder(configs["vae"])
         check_fit(*(configs[part] for part in WEIGHTED_PARTS))
         index = read_json(folder, "model_index.json", "model_index.json")
-        kind_of(index, configs["transformer"], configs["vae"], settings.flux.kind)
+        kind = kind_of(index, configs["transformer"], configs["vae"], settings.flux.kind)
+    encodes = _encodes(folders["vae"], configs["vae"], kind, settings)
     _check_tokenizers(folders, configs)
     parts = []
     for part in WEIGHTED_PARTS:
-        found = check_part(
-            folders[part], part, variant, is_native=is_narrow and part == "transformer"
-        )
+        is_native = is_narrow and part == "transformer"
+        found = check_part(folders[part], part, variant, is_native=is_native, encodes=encodes)
         parts.append(_summary_of(part, found))
-    weights = count_weights(configs, is_quantized=is_narrow)
+    weights = count_weights(configs, is_quantized=is_narrow, encodes=encodes)
+    if kind == KONTEXT and encodes:
+        weights = replace(weights, reference_pixels=configs["vae"]["sample_size"] ** 2)
     return FolderSummary(
-        architecture=ARCHITECTURE,
+        architecture=ARCHITECTURES[kind],
         task="flux",
         parts=tuple(parts),
         options=picture_options(weights, settings.flux, card_dtype(settings), card),
     )
 
 
+def _encodes(folder: Path, vae: Mapping[str, Any], kind: str, settings: Settings) -> bool:
+    """True if the encoder of the autoencoder in `folder` is loaded."""
+    has_encoder = stores_encoder(folder, settings.compute.weights_variant)
+    if has_encoder:
+        check_encoder(vae)
+    return loads_encoder(kind, settings.flux.edits, has_encoder=has_encoder)
+
+
 def count_weights(
-    configs: Mapping[str, Mapping[str, Any]], *, is_quantized: bool = False
+    configs: Mapping[str, Mapping[str, Any]], *, is_quantized: bool = False, encodes: bool = False
 ) -> PictureWeights:
-    """Numbers of weights of a checkpoint with these configs, all defaults filled in."""
-    shapes = {part: tensors_of(part, configs[part], {}) for part in WEIGHTED_PARTS}
+    """Numbers of weights of a checkpoint with these configs, all defaults filled in, the
+    autoencoder's encoder counted only with `encodes`."""
+    shapes = {part: tensors_of(part, configs[part], {}, encodes=encodes) for part in WEIGHTED_PARTS}
     total = sum(num_values(shape) for part in shapes.values() for shape in part.values())
     blocks = _linear_weights(block_linears(configs["transformer"]))
     narrowed: Shapes = {

@@ -27,7 +27,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "axes_dims_rope": (16, 56, 56),
     },
     "vae": {
+        "in_channels": 3,
         "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",),
         "up_block_types": ("UpDecoderBlock2D",),
         "block_out_channels": (64,),
         "layers_per_block": 1,
@@ -35,6 +37,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "latent_channels": 4,
         "norm_num_groups": 32,
         "sample_size": 32,
+        "use_quant_conv": True,
         "use_post_quant_conv": True,
         "mid_block_add_attention": True,
     },
@@ -61,17 +64,19 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """diffusers' and transformers' defaults of the values that decide about tensors."""
 MLP_RATIO = 4
 TIME_FEATURES = 256  # of a timestep, before it is embedded
+NOTHING = r"(?!)"  # no name matches
 UNUSED: Mapping[str, str] = {
-    "transformer": r"(?!)",
+    "transformer": NOTHING,
     "text_encoder": r"(^|\.)position_ids$|^logit_scale$|^(vision_model|\w+_projection)\.",
     "text_encoder_2": r"^(decoder|lm_head)\.",
     "vae": r"^(encoder|quant_conv)\.",
 }
-"""Patterns of stored names that text to image does not need, by component: derived buffers, CLIP's
-vision half and projections (the pipeline takes the states before them), T5's decoder, the
-autoencoder's encoder."""
-OLD_ATTENTION = "decoder.mid_block.attentions.0.proj_attn.weight"
-"""A name of the autoencoder's attention before diffusers 0.18; the others were renamed with it."""
+"""Patterns of stored names that are not needed, by component: derived buffers, CLIP's vision half
+and projections (the pipeline takes the states before them), T5's decoder, and the autoencoder's
+encoder unless pictures are taken."""
+OLD_ATTENTION = "mid_block.attentions.0.proj_attn.weight"
+"""A name of the autoencoder's attention before diffusers 0.18, after `decoder.` or `encoder.`; the
+others were renamed with it."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Stored name -> shape."""
@@ -85,9 +90,15 @@ def with_defaults(part: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULTS[part], **config}
 
 
-def tensors_of(part: str, config: Mapping[str, Any], stored: Mapping[str, Header]) -> Shapes:
-    """The tensors of a component. `config` has its defaults filled in; `stored` are the files',
-    since some tensors have two spellings or two shapes."""
+def tensors_of(
+    part: str,
+    config: Mapping[str, Any],
+    stored: Mapping[str, Header],
+    *,
+    encodes: bool = False,
+) -> Shapes:
+    """The tensors of a component, the autoencoder's encoder only with `encodes`. `config` has its
+    defaults filled in; `stored` are the files', since some tensors have two spellings or shapes."""
     match part:
         case "transformer":
             return transformer_tensors(config)
@@ -95,7 +106,10 @@ def tensors_of(part: str, config: Mapping[str, Any], stored: Mapping[str, Header
             return _as_stored(clip_tensors(config), stored)
         case "text_encoder_2":
             return _as_stored(t5_tensors(config), stored)
-    found = decoder_tensors(config, has_old_attention=OLD_ATTENTION in stored)
+    found = decoder_tensors(config, has_old_attention=f"decoder.{OLD_ATTENTION}" in stored)
+    if encodes:
+        is_old = f"encoder.{OLD_ATTENTION}" in stored
+        found |= encoder_tensors(config, has_old_attention=is_old)
     for name, shape in found.items():  # linears that are stored as convolutions of one pixel
         if len(shape) == 2 and name in stored and stored[name].shape == (*shape, 1, 1):
             found[name] = (*shape, 1, 1)
@@ -223,15 +237,8 @@ def decoder_tensors(config: Mapping[str, Any], *, has_old_attention: bool = Fals
     widths = list(reversed(config["block_out_channels"]))
     found = _conv("post_quant_conv", latent, latent, 1) if config["use_post_quant_conv"] else {}
     found |= _conv("decoder.conv_in", widths[0], latent)
-    middle = "decoder.mid_block"
-    for i in range(2):
-        found |= _resnet(f"{middle}.resnets.{i}", widths[0], widths[0])
-    if config["mid_block_add_attention"]:
-        attention = f"{middle}.attentions.0"
-        new, old = ("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")
-        found |= _norm(f"{attention}.group_norm", widths[0])
-        for name in old if has_old_attention else new:
-            found |= _linear(f"{attention}.{name}", widths[0], widths[0])
+    has_attention = config["mid_block_add_attention"]
+    found |= _middle("decoder.mid_block", widths[0], has_attention, has_old_attention)
     before = widths[0]
     for i, width in enumerate(widths):
         block = f"decoder.up_blocks.{i}"
@@ -242,6 +249,37 @@ def decoder_tensors(config: Mapping[str, Any], *, has_old_attention: bool = Fals
             found |= _conv(f"{block}.upsamplers.0.conv", width, width)
     found |= _norm("decoder.conv_norm_out", before)
     return found | _conv("decoder.conv_out", config["out_channels"], before)
+
+
+def encoder_tensors(config: Mapping[str, Any], *, has_old_attention: bool = False) -> Shapes:
+    """The autoencoder's encoder."""
+    widths, moments = config["block_out_channels"], 2 * config["latent_channels"]
+    found = _conv("encoder.conv_in", widths[0], config["in_channels"])
+    before = widths[0]
+    for i, width in enumerate(widths):
+        block = f"encoder.down_blocks.{i}"
+        for j in range(config["layers_per_block"]):
+            found |= _resnet(f"{block}.resnets.{j}", before, width)
+            before = width
+        if i < len(widths) - 1:
+            found |= _conv(f"{block}.downsamplers.0.conv", width, width)
+    has_attention = config["mid_block_add_attention"]
+    found |= _middle("encoder.mid_block", before, has_attention, has_old_attention)
+    found |= _norm("encoder.conv_norm_out", before) | _conv("encoder.conv_out", moments, before)
+    return found | (_conv("quant_conv", moments, moments, 1) if config["use_quant_conv"] else {})
+
+
+def _middle(name: str, channels: int, has_attention: bool, is_old: bool) -> Shapes:
+    found: Shapes = {}
+    for i in range(2):
+        found |= _resnet(f"{name}.resnets.{i}", channels, channels)
+    if has_attention:
+        attention = f"{name}.attentions.0"
+        new, old = ("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")
+        found |= _norm(f"{attention}.group_norm", channels)
+        for each in old if is_old else new:
+            found |= _linear(f"{attention}.{each}", channels, channels)
+    return found
 
 
 def _resnet(name: str, channels_in: int, channels: int) -> Shapes:

@@ -26,6 +26,7 @@ from predictors.diffusion.request import FP8 as NARROW
 from predictors.errors import EngineFailed
 from predictors.models.flux.config import FluxConfig
 from predictors.models.flux.filling import derive_buffers, fill_module
+from predictors.models.flux.modules import encoder as encoding
 from predictors.models.flux.modules.conditioning import Conditioning
 from predictors.models.flux.modules.decoder import OLD_ATTENTION, Decoder, decoder_names
 from predictors.models.flux.modules.narrow import narrow_modulation, narrow_t5
@@ -39,6 +40,7 @@ class _Modules(NamedTuple):
     clip: CLIPTextModel
     t5: T5EncoderModel
     decoder: Decoder
+    encoder: encoding.Encoder | None
 
 
 Sources = Callable[[Source], Callable[[str], tuple[str, ...]]]
@@ -57,6 +59,7 @@ class Parts:
     clip: CLIPTextModel
     t5: T5EncoderModel
     decoder: Decoder
+    encoder: encoding.Encoder | None = None
 
 
 def load_parts(
@@ -66,17 +69,19 @@ def load_parts(
     open_component: OpenComponent | None = None,
     *,
     fp8_conditioning: bool = False,
+    encodes: bool = False,
 ) -> Parts:
     """All modules with their weights, the transformer in each of `forms`. Engine thread.
 
     `open_component` replaces the checkpoint's folder if given. `fp8_conditioning`: see `narrow`.
+    `encodes`: the autoencoder's encoder is loaded, too.
     Weights held in fp8 alone are quantised as they are read: the device never holds them wide.
     Raises `EngineFailed` naming a tensor that is missing or does not fit.
     """
     opened = open_component or partial(_open, config)
-    components, modules = _empty(config)
+    components, modules = _empty(config, encodes)
     if open_component is None:  # all of them before any is read: that takes minutes
-        _check(config, components, placement)
+        _check(config, components, placement, encodes)
     t5 = modules.t5
     narrowed = _narrowed(modules, config, forms, fp8_conditioning)
     for name, parts in components.items():
@@ -87,13 +92,16 @@ def load_parts(
                 own = replace(placement, dtype=torch.float32) if wide else placement
                 fill_module(module, stored, own, sources(stored), quantises=module in narrowed)
     for part in modules:
-        derive_buffers(part, placement)
-        part.eval().requires_grad_(False)
+        if part is not None:
+            derive_buffers(part, placement)
+            part.eval().requires_grad_(False)
     transformers = _in_forms(modules.transformer, config, forms)
-    return Parts(transformers, modules.conditioning, modules.clip, modules.t5, modules.decoder)
+    return Parts(transformers, *modules[1:])
 
 
-def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
+def _empty(
+    config: FluxConfig, encodes: bool
+) -> tuple[dict[str, list[tuple[nn.Module, Sources]]], _Modules]:
     """All modules without values, and for each component the modules that are filled from it."""
     with torch.device("meta"), reading("the configs of the text encoders"):
         modules = _Modules(
@@ -102,6 +110,7 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
             CLIPTextModel(CLIPTextConfig.from_pretrained(config.folders["text_encoder"])),
             T5EncoderModel(T5Config.from_pretrained(config.folders["text_encoder_2"])),
             Decoder(config.decoder),
+            encoding.Encoder(config.encoder) if encodes and config.encoder else None,
         )
     names = transformer_names(config.shape)
     if config.is_quantized:
@@ -113,6 +122,11 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
         is_old = OLD_ATTENTION in stored
         return decoder_names(config.decoder, has_old_attention=is_old).__getitem__
 
+    def of_encoder(stored: Source) -> Callable[[str], tuple[str, ...]]:
+        assert config.encoder is not None
+        is_old = encoding.OLD_ATTENTION in stored
+        return encoding.encoder_names(config.encoder, has_old_attention=is_old).__getitem__
+
     def of_library(stored: Source) -> Callable[[str], tuple[str, ...]]:
         return partial(_stored_as, stored)
 
@@ -123,7 +137,10 @@ def _empty(config: FluxConfig) -> tuple[dict[str, list[tuple[nn.Module, Sources]
         ],
         "text_encoder": [(modules.clip, of_library)],
         "text_encoder_2": [(modules.t5, of_library)],
-        "vae": [(modules.decoder, of_decoder)],
+        "vae": [
+            (modules.decoder, of_decoder),
+            *([] if modules.encoder is None else [(modules.encoder, of_encoder)]),
+        ],
     }, modules
 
 
@@ -135,11 +152,14 @@ def _open(config: FluxConfig, component: str) -> Shards | PlainTensors:
     return PlainTensors(folder, component, config.variant)
 
 
-def _check(config: FluxConfig, components: Iterable[str], placement: Placement) -> None:
+def _check(
+    config: FluxConfig, components: Iterable[str], placement: Placement, encodes: bool
+) -> None:
     """`EngineFailed` unless tensors and places match one to one. Reads headers only."""
     for name in components:
         is_native = name == "transformer" and config.is_quantized
-        part = check_part(config.folders[name], name, config.variant, is_native=is_native)
+        folder, variant = config.folders[name], config.variant
+        part = check_part(folder, name, variant, is_native=is_native, encodes=encodes)
         if not is_native:
             log_quantised(name, part.quantised, part.wanted, placement.dtype)
 

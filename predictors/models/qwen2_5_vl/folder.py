@@ -18,7 +18,7 @@ from predictors.chat.folder import (
     read_numbers,
     rope_of,
 )
-from predictors.chat.tensors import DecoderSizes, Shapes
+from predictors.chat.tensors import DecoderSizes, Shapes, adaptable_linears, decoder_tensors
 from predictors.compute.checkpoint.folder import WIDTH, check_rules, reading
 from predictors.errors import InvalidRequest
 
@@ -133,6 +133,13 @@ def decoder_sizes(raw: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderSiz
         tied=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         max_positions=text["max_position_embeddings"],
     )
+
+
+def linears(raw: Mapping[str, Any]) -> Shapes:
+    """Those that adapters may change, of a checkpoint with this checked config."""
+    text, vision = filled_parts(raw, TEXT_DEFAULTS, VISION_DEFAULTS)
+    tensors = decoder_tensors(decoder_sizes(raw, text)) | vision_tensors(vision)
+    return adaptable_linears(tensors)
 
 
 def vision_tensors(vision: Mapping[str, Any]) -> Shapes:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.model import ChatModules
-from predictors.chat.predictor import ChatPredictor
+from predictors.chat.predictor import ChatPredictor, with_room
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
+from predictors.models.qwen2_5_vl.folder import linears
 from predictors.models.qwen2_5_vl.vision.encoder import Encoder
 from predictors.models.qwen2_5_vl.vision.tower import VisionTower, vision_slots
 from predictors.settings import Settings
@@ -38,6 +40,7 @@ class Qwen25VLModel(HubCheckpoint):
         """`variant` is the wanted one of the weights files."""
         config, shape, self.vision = read_shapes(checkpoint)
         super().__init__(checkpoint, config, shape, self.vision)
+        self.linears = linears(config)
         self._checkpoint, self._variant = checkpoint, variant
 
     def load(self, placement: Placement) -> ChatModules:
@@ -53,8 +56,19 @@ class Qwen25VLModel(HubCheckpoint):
 
 
 def make_predictor(
-    name: str, checkpoint: Path, settings: Settings, workers: Workers | None = None
+    name: str,
+    checkpoint: Path,
+    settings: Settings,
+    workers: Workers | None = None,
+    loras: Mapping[str, Path] = MappingProxyType({}),
 ) -> ChatPredictor:
+    """`loras` are the folders of its first adapters by name. Raises `InvalidRequest` for one of
+    them."""
     variant = settings.compute.weights_variant
     announce_weights(name, checkpoint, variant)
-    return ChatPredictor(name, Qwen25VLModel(checkpoint, variant), settings, workers)
+    predictor = ChatPredictor(
+        name, Qwen25VLModel(checkpoint, variant), with_room(settings, len(loras)), workers
+    )
+    for lora, path in loras.items():
+        predictor.add_lora(lora, path)
+    return predictor

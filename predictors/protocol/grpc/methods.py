@@ -47,6 +47,8 @@ class RawMessage:
 
 Method = Callable[[RawMessage, Any], Awaitable[Any]]  # request and context to response message
 Stream = Callable[[RawMessage, Any], AsyncIterator[Any]]
+Duplex = Callable[[AsyncIterator[RawMessage], Any], Awaitable[None]]
+"""Requests and context; it writes serialised responses to the context."""
 
 
 def add_service(
@@ -54,12 +56,16 @@ def add_service(
     service: str,
     methods: Mapping[str, Method],
     streams: Mapping[str, Stream] | None = None,
+    duplex: Mapping[str, Duplex] | None = None,
 ) -> None:
-    """Register `methods` with one response each, and `streams` with many."""
+    """Register `methods` with one response each, `streams` with many, and those of `duplex`, with
+    many requests too."""
     unary, streaming = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
     handlers = {name: unary(each, RawMessage, _serialise) for name, each in methods.items()}
     for name, each in (streams or {}).items():
         handlers[name] = streaming(each, RawMessage, _serialise)
+    for name, handler in (duplex or {}).items():
+        handlers[name] = grpc.stream_stream_rpc_method_handler(handler, RawMessage)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
@@ -126,16 +132,16 @@ def status_details(fault: Fault) -> bytes:
     without another dependency.
     """
     code: int = fault.grpc_code.value[0]
-    status = _varint_field(1, code) + _bytes_field(2, fault.message.encode("utf-8"))
+    status = _varint_field(1, code) + bytes_field(2, fault.message.encode("utf-8"))
     if fault.retry_after_s is not None:
         duration = _varint_field(1, fault.retry_after_s)  # google.protobuf.Duration.seconds
-        retry_info = _bytes_field(1, duration)
-        any_message = _bytes_field(1, RETRY_INFO) + _bytes_field(2, retry_info)
-        status += _bytes_field(3, any_message)  # google.protobuf.Any
+        retry_info = bytes_field(1, duration)
+        any_message = bytes_field(1, RETRY_INFO) + bytes_field(2, retry_info)
+        status += bytes_field(3, any_message)  # google.protobuf.Any
     return status
 
 
-def _bytes_field(number: int, payload: bytes) -> bytes:
+def bytes_field(number: int, payload: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(payload)) + payload
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     whole,
     wrong,
 )
+from predictors.protocol.openai.image_events import GENERATION, STREAM_FIELDS, check_stream
 
 MAX_N = 16  # OpenAI's is 10
 MAX_PROMPT = 2**21  # characters that are read; the codec's limit is lower
@@ -46,6 +47,9 @@ _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 @dataclass(frozen=True)
 class ImagesBody:
     """A checked body. None means that the field is absent or null; sides are in pixels."""
+
+    events: ClassVar[str] = GENERATION
+    """What the names of a stream's events begin with."""
 
     model: str
     prompt: str
@@ -65,6 +69,11 @@ class ImagesBody:
     output_compression: int | None = None
     response_format: str = B64_JSON
     """How pictures come back: `B64_JSON` or `URL`."""
+    stream: bool = False
+    partial_images: int = 0
+    """Previews to send before the picture; only with `stream`."""
+    progress: bool = False
+    """An event per step; only with `stream`."""
     spelt: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The caller's field for each one that came under another name: `width` from `size`."""
 
@@ -78,6 +87,7 @@ def read_images_body(body: object) -> ImagesBody:
     """The body, with `size` as `width` and `height`. Raises `InvalidRequest` naming the field."""
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
+    check_stream(read)
     spelt: dict[str, str] = {}
     if "size" in read:
         width, height = read.pop("size")
@@ -152,6 +162,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": whole(0, 100),
     "response_format": one_of(B64_JSON, URL),
+    **STREAM_FIELDS,
     # these can't change the answer
     **CLIENT_FIELDS,
     # but for full metadata in the file
@@ -160,8 +171,6 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "style": only_values("auto", "natural", "vivid", why="the prompt is what sets the style"),
     "moderation": only_values("auto", "low", why="there is no moderation to be set"),
     "background": only_values("auto", "opaque", why="pictures are opaque"),
-    "partial_images": only_values(0, why="only finished pictures are sent"),
-    "stream": only_values(False, why="only finished pictures are sent"),
     # standard in other parts of OpenAI's images API
     "image": only_values(why="pictures are drawn from words only"),
     "mask": only_values(why="pictures are drawn from words only"),

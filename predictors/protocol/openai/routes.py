@@ -33,6 +33,7 @@ from predictors.protocol.http.exchange import (
 )
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
 from predictors.protocol.openai.fields import DecodedBody
+from predictors.protocol.openai.image_events import error_event, respell, respelt_events
 from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
@@ -203,16 +204,19 @@ CHAT = Operation(
 # -- images ----------------------------------------------------------------------------------------
 async def reply_images(
     files: PictureFiles, model: ServesImages, body: ImagesBody, call: Call
-) -> Response:
-    """Pictures as base64, or held in `files` for their addresses."""
+) -> Response | EventStream:
+    """Pictures as base64, or held in `files` for their addresses; or one as events."""
+    if body.stream:
+        events = respelt_events(model.images_stream(body, call), body.spelt)
+        encode_error = lambda fault: error_event(openai_body(fault))  # noqa: E731
+        return EventStream(events, encode_error=encode_error, headers=STREAM_HEADERS)
     is_url = body.response_format == URL
     if is_url:
         files.check_offered()
     try:
         answer = await model.images(body, call)
     except InvalidRequest as error:
-        if error.param is not None:
-            error.param = body.spelt.get(error.param, error.param)
+        respell(error, body.spelt)
         raise
     # a hundred megabytes of base64 would block the event loop
     if not is_url:

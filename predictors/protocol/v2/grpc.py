@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,7 +39,9 @@ from predictors.protocol.http.bodies import SHARED_BYTES, Charge, fail_at
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Served
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
+from predictors.protocol.v2.grpc_stream import StreamMethod
 from predictors.protocol.v2.rest import (
     NAME,
     REPOSITORY_OFF,
@@ -62,7 +65,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
-    add_service(server, SERVICE, InferenceMethods(registry).table())
+    methods = InferenceMethods(registry)
+    streams = {"ModelStreamInfer": StreamMethod(registry, methods).model_stream_infer}
+    add_service(server, SERVICE, methods.table(), duplex=streams)
 
 
 class InferenceMethods:
@@ -148,7 +153,7 @@ class InferenceMethods:
             )
             if isinstance(answer, Exception):
                 await self._registry.refusal_pace.wait(answer, call.caller)
-                fault = self._fault(answer, call)
+                fault = self.fault(answer, call)
                 reason, answer = fault.reason, None
                 record.end(reason)  # count it before the client sees the error
                 await abort(context, fault, call)
@@ -160,23 +165,36 @@ class InferenceMethods:
             raise
         finally:
             record.end(reason)
-            self._log(record, reason, call)
+            self.log(record, reason, call)
 
     async def _infer(
         self, record: RequestRecord, message: RawMessage, call: Call, remaining: float | None
     ) -> Any:
         raw = message.release()
+        with self.charged(raw):
+            model = self.admit(record, raw, call, remaining)
+            try:
+                values = await self.decode(raw, model, call)
+                return await self.encode(await model.infer(values, call), values, call)
+            finally:
+                self._registry.end_request()
+
+    # -- parts of an inference, for `StreamMethod` too -------------------------------------------
+    @contextmanager
+    def charged(self, raw: bytes) -> Iterator[None]:
+        """The message counts among the bytes in flight. Raises `Overloaded`."""
         self._registry.overload.check_size(len(raw))
         charge = Charge(self._registry.bytes_in_flight)
         try:
             charge.add(len(raw))
-            return await self._infer_charged(record, raw, call, remaining)
+            yield
         finally:
             self._registry.release_bytes(charge)
 
-    async def _infer_charged(
+    def admit(
         self, record: RequestRecord, raw: bytes, call: Call, remaining: float | None
-    ) -> Any:
+    ) -> Served:
+        """The model, with one more request in flight, which the caller must end."""
         name, version = model_of(raw)
         model = self._registry.find(name, version, call=call)
         record.model = model.name
@@ -189,17 +207,20 @@ class InferenceMethods:
                 raise DeadlineExceeded("the deadline had passed before the request was read")
             call.tighten(remaining)
         self._registry.begin_request(model.name)
-        try:
-            self._registry.check_room(model, call)
-            values = await self._decoded(raw, call)
-            check_outputs(values, model)
-            response = complete(await model.infer(values, call), values, call)
-            is_raw = values.binary_default and all(values.binary.values())
-            if is_raw or num_bytes(response) <= INLINE_BYTES:
-                return encode_proto_response(response, values)
-            return await self._registry.in_thread(encode_proto_response, response, values)
-        finally:
-            self._registry.end_request()
+        return model
+
+    async def decode(self, raw: bytes, model: Served, call: Call) -> V2Request:
+        self._registry.check_room(model, call)
+        values = await self._decoded(raw, call)
+        check_outputs(values, model)
+        return values
+
+    async def encode(self, answer: V2Response, values: V2Request, call: Call) -> Any:
+        response = complete(answer, values, call)
+        is_raw = values.binary_default and all(values.binary.values())
+        if is_raw or num_bytes(response) <= INLINE_BYTES:
+            return encode_proto_response(response, values)
+        return await self._registry.in_thread(encode_proto_response, response, values)
 
     async def _decoded(self, raw: bytes, call: Call) -> V2Request:
         if len(raw) <= INLINE_BYTES:
@@ -210,11 +231,11 @@ class InferenceMethods:
             workers = self._registry.workers
             return await decode_large(workers, decode_proto_request, raw, factor=MESSAGE_FACTOR)
 
-    def _fault(self, error: Exception, call: Call) -> Fault:
+    def fault(self, error: Exception, call: Call) -> Fault:
         status = self._registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
 
-    def _log(self, record: RequestRecord, reason: str, call: Call) -> None:
+    def log(self, record: RequestRecord, reason: str, call: Call) -> None:
         left_out = _sampled.admit(reason) if reason in REFUSED else 0
         if self._logs and left_out is not None:
             log_fields = {

@@ -238,6 +238,7 @@ def complete(response: V2Response, request: V2Request, call: Call) -> V2Response
     outputs = response.outputs
     if request.outputs:
         by_name = {tensor.name: tensor for tensor in outputs}
-        outputs = tuple(by_name[name] for name in request.outputs)
+        # a response that others follow may lack some
+        outputs = tuple(by_name[name] for name in request.outputs if name in by_name)
     identity = request.id or call.request_id
     return replace(response, model=request.model, id=identity, version=VERSION, outputs=outputs)

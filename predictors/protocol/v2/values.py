@@ -59,6 +59,8 @@ class V2Request:
     binary: Mapping[str, bool] = field(default_factory=dict)
     binary_default: bool = False
     version: str = ""
+    is_streamed: bool = False
+    """True if it may have several responses: over gRPC's `ModelStreamInfer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class V2Response:
     outputs: tuple[Tensor, ...]
     parameters: Mapping[str, str | int | bool] = field(default_factory=dict)
     version: str = ""
+    is_final: bool = True
+    """False if more responses to the same request follow."""
 
 
 def num_bytes(message: V2Request | V2Response) -> int:
@@ -208,6 +212,13 @@ class Parameters:
                 f"{name} must be a finite number, not {str(value)[:32]!r}", param=name
             )
         return number
+
+    def read_flag(self, name: str) -> bool | None:
+        value = self._take(name)
+        if value is None or isinstance(value, bool):
+            return value
+        shown = str(value)[:32]
+        raise InvalidRequest(f"{name} must be true or false, not {shown!r}", param=name)
 
     def read_text(self, name: str) -> str | None:
         value = self._take(name)

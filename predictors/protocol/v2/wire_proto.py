@@ -90,6 +90,19 @@ def model_of(raw: bytes) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def id_of(raw: bytes) -> str:
+    """The caller's id of a request, empty if there is none that can be read."""
+    try:
+        reader = WireReader(raw, MAX_OUTER_FIELDS)
+        found = ""
+        for number, wire, _, span in reader.fields(reader.whole):
+            if number == 3 and wire == LENGTH:
+                found = _read_name(reader, span)
+    except InvalidRequest:
+        return ""
+    return found[:MAX_ID]
+
+
 def decode_proto_request(raw: bytes) -> V2Request:
     """Decode a serialised `ModelInferRequest`. Raises `InvalidRequest` or `TooLarge`."""
     reader = WireReader(raw, MAX_FIELDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,27 @@ HARMLESS = {
 @pytest.mark.parametrize("file", HARMLESS)
 def test_known_unused_tensors_are_accepted(tmp_path: Path, file: str) -> None:
     change = weights(file, added({name: torch.tensor([1]) for name in HARMLESS[file]}))
-    open_driver(variant(FLUX, tmp_path / "c", change))
+    open_driver(variant(FLUX, tmp_path / "c", change), edits="off")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (added({"encoder.more.weight": ONE}), "vae holds .*encoder.more.weight"),
+        (added({"quant_conv.weight": ONE}), "vae holds .*quant_conv.weight"),
+        (dropped("encoder.conv_out.bias"), "vae has no tensor encoder.conv_out.bias"),
+        (
+            lambda tensors: tensors.update({"encoder.conv_norm_out.bias": ONE}),
+            "encoder.conv_norm_out.bias",
+        ),
+    ],
+)
+def test_the_tensors_of_an_encoder_that_is_loaded_are_accounted_for(
+    tmp_path: Path, change: Callable[[Any], object], said: str
+) -> None:
+    folder = variant(FLUX, tmp_path / "c", weights(VAE, change))
+    assert re.search(said, refusal(folder))
+    open_driver(folder, edits="off")
 
 
 def test_both_names_of_t5s_embedding_may_be_stored(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from predictors.compute.checkpoint.headers import Header
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.modules.decoder import decoder_names
+from predictors.models.flux.modules.encoder import encoder_names
 from predictors.models.flux.modules.transformer import Transformer
 from predictors.models.flux.summary import count_weights
 from predictors.models.flux.tensors import (
@@ -53,10 +54,11 @@ def test_the_tensors_of_a_part_are_those_of_the_librarys_module(checkpoint: str,
     config = CHECKPOINTS[checkpoint][part]
     theirs = library_tensors(part, config)
     stored = {name: Header("BF16", shape) for name, shape in theirs.items()}
-    ours = tensors_of(part, with_defaults(part, config), stored)
-    if part == "vae":  # only its decoder is used
+    filled = with_defaults(part, config)
+    assert tensors_of(part, filled, stored, encodes=True) == theirs
+    if part == "vae":
         theirs = {n: s for n, s in theirs.items() if not n.startswith(("encoder.", "quant_conv."))}
-    assert ours == theirs
+    assert tensors_of(part, filled, stored) == theirs
 
 
 def test_defaults_are_those_of_the_libraries() -> None:
@@ -74,6 +76,10 @@ def test_loading_asks_for_the_same_tensors() -> None:
     assert {name for names in asked for name in names} == set(wanted)
     wanted = tensors_of("vae", with_defaults("vae", SMALL["vae"]), {})
     assert {n for names in decoder_names(config.decoder).values() for n in names} == set(wanted)
+    assert config.encoder is not None
+    both = tensors_of("vae", with_defaults("vae", SMALL["vae"]), {}, encodes=True)
+    asked = [*encoder_names(config.encoder).values()]
+    assert {n for names in asked for n in names} == set(both) - set(wanted)
 
 
 def test_the_linears_that_fp8_tiers_quantise_are_counted() -> None:
@@ -98,6 +104,8 @@ def test_the_weights_of_flux_dev_are_counted() -> None:
     everything = weights.blocks.values + weights.conditioning.values + weights.others
     assert everything == 11_901_408_320 + 4_762_310_656 + 123_060_480 + 49_545_475
     assert weights.blocks.values == 8_606_711_808
+    # 69 MB in bfloat16, as docs/configuration.md says
+    assert count_weights(configs, encodes=True).others - weights.others == 34_274_208
 
 
 def test_old_spellings_are_taken_from_what_is_stored(tmp_path: Path) -> None:
@@ -112,3 +120,7 @@ def test_old_spellings_are_taken_from_what_is_stored(tmp_path: Path) -> None:
     stored = {old.format("proj_attn"): Header("F32", (64, 64, 1, 1))}
     assert tensors_of("vae", small, stored)[old.format("proj_attn")] == (64, 64, 1, 1)
     assert old.format("query") in tensors_of("vae", small, stored)
+    stored = {name.replace("decoder", "encoder"): header for name, header in stored.items()}
+    found = tensors_of("vae", small, stored, encodes=True)
+    assert found[old.replace("decoder", "encoder").format("proj_attn")] == (64, 64, 1, 1)
+    assert old.format("proj_attn") not in found

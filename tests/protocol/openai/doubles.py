@@ -19,6 +19,7 @@ from predictors import metrics
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import event, openai_routes
 from predictors.protocol.registry import Registry
@@ -72,6 +73,7 @@ class Painter(Model):
     """Serves images; `hold` makes it wait until it is cancelled."""
 
     hold = False
+    late_error: BaseException | None = None
 
     def __init__(self, name: str = "flux") -> None:
         super().__init__(name)
@@ -88,6 +90,29 @@ class Painter(Model):
                 self.cancelled.set()
                 raise
         return {"created": 1, "data": [{"b64_json": "AAAA", "seed": 7}] * body.n}
+
+    async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
+        """As many previews as were asked for, one step, then `late_error` or the picture."""
+        self.note(body, call)
+        events = ImageEvents(body.events, "64x64", "png")
+        try:
+            yield b""
+            for i in range(body.partial_images):
+                yield events.partial(i, b"preview %d" % i)
+            if body.progress:
+                yield events.progress(1, 2)
+            if self.hold:
+                self.entered.set()
+                await asyncio.Event().wait()
+            if self.late_error is not None:
+                raise self.late_error
+            usage = {"input_tokens": 3, "output_tokens": 16, "total_tokens": 19} | {
+                "input_tokens_details": {"image_tokens": 0, "text_tokens": 3}
+            }
+            picture = {"b64_json": "AAAA", "seed": 7}
+            yield events.completed({"created": 1, "data": [picture], "usage": usage})
+        finally:
+            self.cancelled.set()
 
 
 class Chatter(Model):

@@ -14,7 +14,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.grpc.protobuf_reader import WireReader, signed
 from predictors.protocol.kserve_sdk import pb
 from predictors.protocol.v2.tensors import MAX_ELEMENTS
-from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
+from predictors.protocol.v2.wire_proto import decode_proto_request, id_of, model_of
 
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8)
 PARAMETERS = st.dictionaries(st.text(max_size=8), SCALARS, max_size=4)
@@ -210,3 +210,12 @@ def test_a_model_name_of_megabytes_is_refused_by_its_length(number: int) -> None
     raw = field(number, b"\xff" * 5000) + infer(PROMPT)  # not decoded
     with pytest.raises(InvalidRequest, match="more than 4096 bytes"):
         decode_proto_request(raw)
+
+
+@given(st.text(max_size=10), st.binary(max_size=30))
+def test_the_id_is_read_from_what_can_be_read(identity: str, tail: bytes) -> None:
+    raw = pb.ModelInferRequest(model_name="m", id=identity).SerializeToString()
+    assert id_of(raw) == identity
+    assert isinstance(id_of(raw + tail), str)
+    assert isinstance(id_of(tail), str)
+    assert id_of(pb.ModelInferRequest(id="x" * 10_000).SerializeToString()) == ""

@@ -15,6 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from predictors.compute.checkpoint.adapter_files import find_files
+from predictors.compute.checkpoint.adapter_scales import (
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    read_config,
+    read_metadata,
+)
 from predictors.compute.checkpoint.strict_file import (
     LARGEST,
     StrictFile,
@@ -23,7 +30,6 @@ from predictors.compute.checkpoint.strict_file import (
     read_small_file,
 )
 from predictors.errors import InvalidRequest
-from predictors.models.flux.adapters.files import find_files
 from predictors.models.flux.adapters.names import (
     ALPHA,
     DOWN,
@@ -34,12 +40,6 @@ from predictors.models.flux.adapters.names import (
     read_name,
 )
 from predictors.models.flux.adapters.places import TRANSFORMER, Piece, Place, Places
-from predictors.models.flux.adapters.scales import (
-    MAX_CONFIG_BYTES,
-    AdapterConfig,
-    read_config,
-    read_metadata,
-)
 
 Array = NDArray[np.float32]
 MAX_RANK = 1024

@@ -129,9 +129,9 @@ class Resnet(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, num_groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, channels_in, eps=EPS)
-        self.conv1 = _conv3(channels_in, channels_out)
+        self.conv1 = conv3(channels_in, channels_out)
         self.norm2 = nn.GroupNorm(num_groups, channels_out, eps=EPS)
-        self.conv2 = _conv3(channels_out, channels_out)
+        self.conv2 = conv3(channels_out, channels_out)
         is_same = channels_in == channels_out
         self.shortcut = None if is_same else nn.Conv2d(channels_in, channels_out, 1)
 
@@ -173,7 +173,7 @@ class Block(nn.Module):
         super().__init__()
         widths = [channels_in] + [channels] * (shape.resnets_per_block - 1)
         self.resnets = nn.ModuleList(Resnet(width, channels, shape.num_groups) for width in widths)
-        self.upsample = None if is_last else _conv3(channels, channels)
+        self.upsample = None if is_last else conv3(channels, channels)
 
     def forward(self, x: Sum, operations: Operations) -> Sum:
         """(n, channels_in, h, w) to (n, channels, 2h, 2w), or (n, channels, h, w) if last."""
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
         *finer, coarsest = shape.block_channels
         latent, groups = shape.latent_channels, shape.num_groups
         self.post = nn.Conv2d(latent, latent, 1) if shape.has_post_conv else None
-        self.conv_in = _conv3(latent, coarsest)
+        self.conv_in = conv3(latent, coarsest)
         self.middle = nn.ModuleList(
             [
                 Resnet(coarsest, coarsest, groups),
@@ -206,7 +206,7 @@ class Decoder(nn.Module):
             for i, widths in enumerate(zip(ins, outs, strict=True))
         )
         self.norm = nn.GroupNorm(groups, outs[-1], eps=EPS)
-        self.conv_out = _conv3(outs[-1], PICTURE_CHANNELS)
+        self.conv_out = conv3(outs[-1], PICTURE_CHANNELS)
 
     @property
     def upsamples(self) -> list[nn.Conv2d]:
@@ -251,47 +251,57 @@ def decoder_names(
     `has_old_attention`: the checkpoint has the names `query`, `key`, `value`, `proj_attn` of before
     diffusers 0.18, which it has if it holds `OLD_ATTENTION`.
     """
-    names = _pair("post", "post_quant_conv") if shape.has_post_conv else {}
-    names |= _pair("conv_in", "decoder.conv_in")
+    names = pair_names("post", "post_quant_conv") if shape.has_post_conv else {}
+    names |= pair_names("conv_in", "decoder.conv_in")
     resnets, attentions = "decoder.mid_block.resnets", "decoder.mid_block.attentions"
-    names |= _resnet("middle.0", f"{resnets}.0", has_shortcut=False)
+    names |= resnet_names("middle.0", f"{resnets}.0", has_shortcut=False)
     if shape.has_attention:
-        names |= _attention("middle.1", f"{attentions}.0", has_old_attention)
+        names |= attention_names("middle.1", f"{attentions}.0", has_old_attention)
     last = 2 if shape.has_attention else 1
-    names |= _resnet(f"middle.{last}", f"{resnets}.1", has_shortcut=False)
+    names |= resnet_names(f"middle.{last}", f"{resnets}.1", has_shortcut=False)
     widths = shape.block_channels[::-1]
     for i, width in enumerate(widths):
         theirs = f"decoder.up_blocks.{i}"
         for j in range(shape.resnets_per_block):
             has_shortcut = j == 0 and i > 0 and widths[i - 1] != width
-            names |= _resnet(f"blocks.{i}.resnets.{j}", f"{theirs}.resnets.{j}", has_shortcut)
+            names |= resnet_names(f"blocks.{i}.resnets.{j}", f"{theirs}.resnets.{j}", has_shortcut)
         if i < len(widths) - 1:
-            names |= _pair(f"blocks.{i}.upsample", f"{theirs}.upsamplers.0.conv")
-    return names | _pair("norm", "decoder.conv_norm_out") | _pair("conv_out", "decoder.conv_out")
+            names |= pair_names(f"blocks.{i}.upsample", f"{theirs}.upsamplers.0.conv")
+    return (
+        names
+        | pair_names("norm", "decoder.conv_norm_out")
+        | pair_names("conv_out", "decoder.conv_out")
+    )
 
 
 OLD_ATTENTION = "decoder.mid_block.attentions.0.proj_attn.weight"
 
 
-def _resnet(ours: str, theirs: str, has_shortcut: bool) -> dict[str, tuple[str, ...]]:
+def resnet_names(ours: str, theirs: str, has_shortcut: bool) -> dict[str, tuple[str, ...]]:
+    """As `decoder_names`, of the resnet `ours`."""
     names: dict[str, tuple[str, ...]] = {}
     for part in ("norm1", "conv1", "norm2", "conv2"):
-        names |= _pair(f"{ours}.{part}", f"{theirs}.{part}")
-    return names | _pair(f"{ours}.shortcut", f"{theirs}.conv_shortcut") if has_shortcut else names
-
-
-def _attention(ours: str, theirs: str, is_old: bool) -> dict[str, tuple[str, ...]]:
-    qkv = ("query", "key", "value") if is_old else ("to_q", "to_k", "to_v")
+        names |= pair_names(f"{ours}.{part}", f"{theirs}.{part}")
     return (
-        _pair(f"{ours}.norm", f"{theirs}.group_norm")
-        | _pair(f"{ours}.qkv", *(f"{theirs}.{name}" for name in qkv))
-        | _pair(f"{ours}.out", f"{theirs}.{'proj_attn' if is_old else 'to_out.0'}")
+        names | pair_names(f"{ours}.shortcut", f"{theirs}.conv_shortcut") if has_shortcut else names
     )
 
 
-def _pair(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+def attention_names(ours: str, theirs: str, is_old: bool) -> dict[str, tuple[str, ...]]:
+    """As `decoder_names`, of the attention `ours`."""
+    qkv = ("query", "key", "value") if is_old else ("to_q", "to_k", "to_v")
+    return (
+        pair_names(f"{ours}.norm", f"{theirs}.group_norm")
+        | pair_names(f"{ours}.qkv", *(f"{theirs}.{name}" for name in qkv))
+        | pair_names(f"{ours}.out", f"{theirs}.{'proj_attn' if is_old else 'to_out.0'}")
+    )
+
+
+def pair_names(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+    """As `decoder_names`, of the weight and bias of the layer `ours`."""
     return {f"{ours}.{p}": tuple(f"{name}.{p}" for name in theirs) for p in ("weight", "bias")}
 
 
-def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
+def conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the picture's size."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1)

@@ -31,12 +31,12 @@ class Fused:
     """
 
     def __init__(self, decoder: Decoder, *, folds_upsample: bool = True) -> None:
-        for layer in decoder.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        to_channels_last(decoder)
         layers = decoder.upsamples if folds_upsample else ()
-        self._folded = {layer: fold(layer.weight) for layer in layers}
-        self._padded = {decoder.conv_out: pad_outputs(decoder.conv_out.weight)}
+        self._folded: dict[nn.Module, Tensor] = {layer: fold(layer.weight) for layer in layers}
+        self._padded: dict[nn.Module, Tensor] = {
+            decoder.conv_out: pad_outputs(decoder.conv_out.weight)
+        }
 
     def add_up(self, x: Sum) -> Tensor:
         return group_norm.add_up(x)
@@ -67,6 +67,13 @@ class Fused:
         picture = F.conv2d(x, self._padded[layer], padding=layer.padding)
         assert layer.bias is not None
         return picture[:, : layer.out_channels].float() + layer.bias.float()[:, None, None]
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Change the memory format of all convolution weights, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def fold(weight: Tensor) -> Tensor:

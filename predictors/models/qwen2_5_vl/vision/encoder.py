@@ -8,6 +8,8 @@ from functools import lru_cache, partial
 
 from torch import Tensor
 
+from predictors.chat.adapters.changes import RowChanges
+from predictors.chat.adapters.places import LinearPlaces
 from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.models.qwen2_5_vl.vision.grid import (
@@ -17,7 +19,7 @@ from predictors.models.qwen2_5_vl.vision.grid import (
     plan_grid,
 )
 from predictors.models.qwen2_5_vl.vision.operations import Plain
-from predictors.models.qwen2_5_vl.vision.tower import VisionTower
+from predictors.models.qwen2_5_vl.vision.tower import VisionTower, vision_places
 
 GRID_PLANS = 256  # kept; one of 1024 x 1024 pixels takes 3.6 MB
 
@@ -36,18 +38,27 @@ class Encoder:
         self._attention: Attention = sdpa
         self._plan = lru_cache(maxsize=GRID_PLANS)(self._make_plan)
 
-    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    @property
+    def places(self) -> LinearPlaces:
+        return vision_places(self._tower)
+
+    def encode(
+        self, patches: Tensor, grid: tuple[int, int], changes: RowChanges | None = None
+    ) -> Tensor:
         shape = self._tower.shape
-        tokens: Tensor = self._tower(patches, Plain(self._plan(grid), shape.heads, shape.merge))
+        ops = Plain(self._plan(grid), shape.heads, shape.merge, changes)
+        tokens: Tensor = self._tower(patches, ops)
         return tokens[None]
 
     def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
         return packed_grid(*grid, num_patches, self._tower.shape)
 
-    def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
+    def encode_packed(
+        self, patches: Tensor, grid: Tensor, changes: RowChanges | None = None
+    ) -> Tensor:
         from predictors.models.qwen2_5_vl.vision.fused import FusedVision  # CUDA only: has Triton
 
-        kind = (self._tower.shape, self._frequencies, self._attention)
+        kind = (self._tower.shape, self._frequencies, self._attention, changes)
         tokens: Tensor = self._tower(patches, FusedVision(grid, len(patches), *kind))
         return tokens[None]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.decoder.fused_linears import gated, power_of_two
 from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.rotary import vision_table
@@ -32,7 +33,8 @@ LEAST = 16
 
 class FusedVision:
     """Over one picture of a bucket. `ints` are `packed_grid`'s; `frequencies` (head_dim / 4,) fp32;
-    `attention` is for heads of `padded_head` features. All on the device."""
+    `attention` is for heads of `padded_head` features. All on the device. `changes` are the
+    picture's adapters."""
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class FusedVision:
         shape: VisionShape,
         frequencies: Tensor,
         attention: Attention,
+        changes: RowChanges | None = None,
     ) -> None:
         self._shape = shape
+        self._changes = changes
         self._grid = PackedGrid.unpacked(ints, patches, shape)
         self._cos, self._sin = vision_table(self._grid.row, self._grid.column, frequencies)
         self._attention = attention
@@ -51,13 +55,18 @@ class FusedVision:
         """`patches` may have more columns than the layer takes, all zeros."""
         spare = patches.shape[1] - layer.in_features
         weight = F.pad(layer.weight, (0, spare)) if spare else layer.weight
-        return torch.mm(patches.index_select(0, self._grid.order), weight.t())
+        ordered = patches.index_select(0, self._grid.order)
+        out = torch.mm(ordered, weight.t())
+        if self._changes is None:
+            return out
+        return self._changes.added(out, ordered[:, : layer.in_features], layer)
 
     def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
         return _add_norm(x, None, norm)
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return torch.addmm(layer.bias, x, layer.weight.t())
+        out = torch.addmm(layer.bias, x, layer.weight.t())
+        return out if self._changes is None else self._changes.added(out, x, layer)
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
         if not is_full:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.rotary import rotate
 from predictors.models.qwen2_5_vl.vision.grid import GridPlan
@@ -41,15 +42,19 @@ class VisionOperations(Protocol):
 
 
 class Plain:
-    """torch's own operations, in the order transformers has them."""
+    """torch's own operations, in the order transformers has them. `changes` are the picture's
+    adapters."""
 
-    def __init__(self, plan: GridPlan, heads: int, merge: int) -> None:
+    def __init__(
+        self, plan: GridPlan, heads: int, merge: int, changes: RowChanges | None = None
+    ) -> None:
         self._plan = plan
+        self._changes = changes
         self._heads = heads
         self._group = merge**2
 
     def embed(self, patches: Tensor, layer: nn.Linear) -> Tensor:
-        groups = layer(patches).unflatten(0, (-1, self._group))
+        groups = self.linear(patches, layer).unflatten(0, (-1, self._group))
         stream: Tensor = groups.index_select(0, self._plan.order).flatten(0, 1)
         return stream
 
@@ -59,7 +64,7 @@ class Plain:
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         out: Tensor = layer(x)
-        return out
+        return out if self._changes is None else self._changes.added(out, x, layer)
 
     def attend(self, qkv: Tensor, is_full: bool) -> Tensor:
         plan = self._plan

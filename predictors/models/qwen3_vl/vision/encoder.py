@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from predictors.chat.adapters.changes import RowChanges
+from predictors.chat.adapters.places import LinearPlaces
 from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.kernels.attention import Attention, choose_attention, sdpa
 from predictors.models.qwen3_vl.vision.grid import frequencies_of, packed_grid
-from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower
+from predictors.models.qwen3_vl.vision.tower import PlainVision, VisionTower, vision_places
 
 
 class Encoder:
@@ -23,19 +25,28 @@ class Encoder:
         self._frequencies = to_device(frequencies_of(shape), placement)
         self._attention: Attention = sdpa
 
-    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    @property
+    def places(self) -> LinearPlaces:
+        return vision_places(self._tower)
+
+    def encode(
+        self, patches: Tensor, grid: tuple[int, int], changes: RowChanges | None = None
+    ) -> Tensor:
         ints = to_device(self.pack_grid(grid, len(patches)), self._placement)
-        plain = PlainVision(ints, len(patches), self._tower.shape, self._frequencies)
+        kind = (self._tower.shape, self._frequencies, changes)
+        plain = PlainVision(ints, len(patches), *kind)
         features: Tensor = self._tower(patches, plain)
         return features
 
     def pack_grid(self, grid: tuple[int, int], num_patches: int) -> Tensor:
         return packed_grid(*grid, num_patches, self._tower.shape)
 
-    def encode_packed(self, patches: Tensor, grid: Tensor) -> Tensor:
+    def encode_packed(
+        self, patches: Tensor, grid: Tensor, changes: RowChanges | None = None
+    ) -> Tensor:
         from predictors.models.qwen3_vl.vision.fused import FusedVision  # CUDA only: has Triton
 
-        kind = (self._tower.shape, self._frequencies, self._attention)
+        kind = (self._tower.shape, self._frequencies, self._attention, changes)
         features: Tensor = self._tower(patches, FusedVision(grid, len(patches), *kind))
         return features
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.decoder.fused_linears import power_of_two
 from predictors.chat.decoder.rotary import vision_table
 from predictors.chat.vision.attention import attend_picture
@@ -20,7 +21,8 @@ from predictors.models.qwen3_vl.vision.kernels import add_norm_kernel
 
 class FusedVision:
     """Over one picture of a bucket. `ints` are `packed_grid`'s; `frequencies` (head_dim / 4,) fp32;
-    `attention` is for heads of `padded_head` features. All on the device."""
+    `attention` is for heads of `padded_head` features. All on the device. `changes` are the
+    picture's adapters."""
 
     def __init__(
         self,
@@ -29,7 +31,9 @@ class FusedVision:
         shape: VisionShape,
         frequencies: Tensor,
         attention: Attention,
+        changes: RowChanges | None = None,
     ) -> None:
+        self.changes = changes
         self.grid = Grid.unpacked(ints, patches)
         self._heads = shape.heads
         self._cos, self._sin = vision_table(self.grid.row, self.grid.column, frequencies)

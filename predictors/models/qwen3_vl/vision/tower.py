@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from predictors.chat.adapters.changes import RowChanges
+from predictors.chat.adapters.places import LinearPlace, whole
 from predictors.chat.decoder.rotary import rotate, vision_table
 from predictors.chat.decoder.weights import linear_slots
 from predictors.chat.tensors import FRAMES
@@ -28,6 +30,10 @@ class VisionOperations(Protocol):
     @property
     def grid(self) -> Grid: ...
 
+    @property
+    def changes(self) -> RowChanges | None:
+        """The picture's adapters."""
+
     def attend(self, qkv: Tensor) -> Tensor:
         """Joined heads (patches, hidden) of qkv (patches, 3 hidden), rotated, over all patches."""
 
@@ -39,9 +45,17 @@ class VisionOperations(Protocol):
 
 class PlainVision:
     """torch's own operations on any device, in the order of transformers. `ints` are those of
-    `packed_grid` without rows beyond the picture."""
+    `packed_grid` without rows beyond the picture, `changes` the picture's adapters."""
 
-    def __init__(self, ints: Tensor, patches: int, shape: VisionShape, frequencies: Tensor) -> None:
+    def __init__(
+        self,
+        ints: Tensor,
+        patches: int,
+        shape: VisionShape,
+        frequencies: Tensor,
+        changes: RowChanges | None = None,
+    ) -> None:
+        self.changes = changes
         self.grid = Grid.unpacked(ints, patches)
         self._heads = shape.heads
         self._cos, self._sin = vision_table(self.grid.row, self.grid.column, frequencies)
@@ -62,6 +76,12 @@ class PlainVision:
         return stream, norm(stream)
 
 
+def linear(x: Tensor, layer: nn.Linear, ops: VisionOperations) -> Tensor:
+    """layer(x), with the picture's adapters."""
+    out: Tensor = layer(x)
+    return out if ops.changes is None else ops.changes.added(out, x, layer)
+
+
 class VisionBlock(nn.Module):
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
@@ -76,8 +96,10 @@ class VisionBlock(nn.Module):
         self, stream: Tensor, x: Tensor, following: nn.LayerNorm, ops: VisionOperations
     ) -> tuple[Tensor, Tensor]:
         """The new stream and its `following` norm, from the stream and its first norm `x`."""
-        stream, x = ops.added(stream, self.out(ops.attend(self.qkv(x))), self.norm2)
-        update = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        mixed = ops.attend(linear(x, self.qkv, ops))
+        stream, x = ops.added(stream, linear(mixed, self.out, ops), self.norm2)
+        wide = F.gelu(linear(x, self.fc1, ops), approximate="tanh")
+        update = linear(wide, self.fc2, ops)
         return ops.added(stream, update, following)
 
 
@@ -92,11 +114,10 @@ class Merger(nn.Module):
         self.fc1 = nn.Linear(wide, wide)
         self.fc2 = nn.Linear(wide, shape.out)
 
-    def forward(self, normed: Tensor) -> Tensor:
+    def forward(self, normed: Tensor, ops: VisionOperations) -> Tensor:
         """Rows (merged, out) of patches that are normed already."""
         merged = normed.reshape(-1, self.fc1.in_features)
-        out: Tensor = self.fc2(F.gelu(self.fc1(merged)))
-        return out
+        return linear(F.gelu(linear(merged, self.fc1, ops)), self.fc2, ops)
 
 
 class VisionTower(nn.Module):
@@ -114,7 +135,7 @@ class VisionTower(nn.Module):
         the embedding, then one level per DeepStack block."""
         blocks = [block for block in self.blocks if isinstance(block, VisionBlock)]
         norms = [block.norm1 for block in blocks] + [self.merger.norm]
-        stream = self.patch_embed(patches[:, : self.shape.patch_values])
+        stream = linear(patches[:, : self.shape.patch_values], self.patch_embed, ops)
         places = interpolated(self.positions.weight, ops.grid, self.shape.table_side)
         stream = stream + places.to(stream.dtype)
         x = ops.normed(stream, norms[0])
@@ -125,8 +146,8 @@ class VisionTower(nn.Module):
                 merger = self.deepstack[self.shape.deepstack.index(i)]
                 assert isinstance(merger, Merger)
                 group = stream.view(-1, merger.fc1.in_features)
-                found[i] = merger(ops.normed(group, merger.norm))
-        return torch.stack([self.merger(x), *(found[i] for i in self.shape.deepstack)])
+                found[i] = merger(ops.normed(group, merger.norm), ops)
+        return torch.stack([self.merger(x, ops), *(found[i] for i in self.shape.deepstack)])
 
 
 def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
@@ -135,25 +156,42 @@ def vision_slots(vision: VisionTower) -> dict[str, Tensor]:
         FRAMES.replace("weight", "bias"): vision.patch_embed.bias.data,
         "visual.pos_embed.weight": vision.positions.weight.data,
     }
-    parts: dict[str, nn.Linear | nn.LayerNorm] = {}
+    parts: dict[str, nn.Linear | nn.LayerNorm] = dict(_linears(vision))
     for i, block in enumerate(vision.blocks):
         assert isinstance(block, VisionBlock)
-        parts |= {
-            f"blocks.{i}.norm1": block.norm1,
-            f"blocks.{i}.attn.qkv": block.qkv,
-            f"blocks.{i}.attn.proj": block.out,
-            f"blocks.{i}.norm2": block.norm2,
-            f"blocks.{i}.mlp.linear_fc1": block.fc1,
-            f"blocks.{i}.mlp.linear_fc2": block.fc2,
-        }
-    mergers = {f"deepstack_merger_list.{i}": merger for i, merger in enumerate(vision.deepstack)}
-    for name, merger in {"merger": vision.merger, **mergers}.items():
-        assert isinstance(merger, Merger)
-        parts |= {
-            f"{name}.norm": merger.norm,
-            f"{name}.linear_fc1": merger.fc1,
-            f"{name}.linear_fc2": merger.fc2,
-        }
+        parts |= {f"blocks.{i}.norm1": block.norm1, f"blocks.{i}.norm2": block.norm2}
+    parts |= {f"{name}.norm": merger.norm for name, merger in _mergers(vision).items()}
     for name, part in parts.items():
         slots |= linear_slots(f"visual.{name}", part)
     return slots
+
+
+def vision_places(vision: VisionTower) -> dict[str, LinearPlace]:
+    """The layers of the tower's linears, for adapters."""
+    linears = {f"visual.{name}": layer for name, layer in _linears(vision).items()}
+    linears[FRAMES.removesuffix(".weight")] = vision.patch_embed
+    return {name: whole(layer) for name, layer in linears.items()}
+
+
+def _linears(vision: VisionTower) -> dict[str, nn.Linear]:
+    """Of blocks and mergers, by the hub's names behind `visual.`."""
+    found: dict[str, nn.Linear] = {}
+    for i, block in enumerate(vision.blocks):
+        assert isinstance(block, VisionBlock)
+        found |= {
+            f"blocks.{i}.attn.qkv": block.qkv,
+            f"blocks.{i}.attn.proj": block.out,
+            f"blocks.{i}.mlp.linear_fc1": block.fc1,
+            f"blocks.{i}.mlp.linear_fc2": block.fc2,
+        }
+    for name, merger in _mergers(vision).items():
+        found |= {f"{name}.linear_fc1": merger.fc1, f"{name}.linear_fc2": merger.fc2}
+    return found
+
+
+def _mergers(vision: VisionTower) -> dict[str, Merger]:
+    found = {"merger": vision.merger}
+    for i, merger in enumerate(vision.deepstack):
+        assert isinstance(merger, Merger)
+        found[f"deepstack_merger_list.{i}"] = merger
+    return found

@@ -11,11 +11,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from predictors.compute.checkpoint.adapter_scales import CONFIG_FILE
 from predictors.compute.checkpoint.headers import OTHER_FORMATS
 from predictors.compute.checkpoint.layout import resolve_snapshot
 from predictors.compute.checkpoint.strict_file import named
 from predictors.errors import EngineFailed, InvalidRequest
-from predictors.models.flux.adapters.scales import CONFIG_FILE
 
 ENDING = ".safetensors"
 PEFT_STEM = "adapter_model"

@@ -1,0 +1,118 @@
+"""The rows of the decoder's passes: a sequence in a decode step, and a part of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from predictors.chat.adapters.changes import SlotScales, dense_weights
+from predictors.chat.adapters.tables import AdapterTables
+from predictors.chat.decoder.paged import TILE
+from predictors.chat.model import EncodedPicture
+from predictors.chat.sampling import TokenChoice
+from predictors.chat.scheduling import PACK_PROMPTS
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One sequence in a decode step: token number `index` of its answer is stored at index `length`
+    of its pages.
+
+    `position` is the rotary one (all three axes agree after the prompt); `choice` is about the
+    following token. `adapters` are those of the language model.
+    """
+
+    slot: int
+    index: int
+    position: int
+    length: int
+    pages: Sequence[int]
+    choice: TokenChoice
+    adapters: SlotScales = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A part of a prompt, from index `start`: `tokens` (n,) int64, `positions` (3, n) int64, on the
+    CPU.
+
+    `pictures` are (first row, features) in this part; the last part of a prompt has a `choice`.
+    `adapters` are those of the language model.
+    """
+
+    slot: int
+    start: int
+    tokens: Tensor
+    positions: Tensor
+    pages: Sequence[int]
+    pictures: Sequence[tuple[int, EncodedPicture]]
+    choice: TokenChoice | None
+    adapters: SlotScales = ()
+
+    def places(self, page_tokens: int) -> Tensor:
+        """Places in the cache (n,) int64 of the part's tokens."""
+        index = torch.arange(self.start, self.start + len(self.tokens))
+        return torch.tensor(self.pages)[index // page_tokens] * page_tokens + index % page_tokens
+
+    def columns(self, width: int, page_tokens: int) -> Tensor:
+        """Of a pass of `width` rows over this part alone: tokens, three axes of positions, places;
+        (5, width) int64."""
+        columns, n = torch.zeros(5, width, dtype=torch.int64), len(self.tokens)
+        columns[0, :n] = self.tokens
+        columns[1:4, :n] = self.positions
+        columns[4, :n] = self.places(page_tokens)
+        return columns
+
+
+def pack_prompts(
+    parts: Sequence[PromptPart], width: int, page_tokens: int, padding: int
+) -> tuple[Tensor, list[int]]:
+    """The integers of a packed pass over `parts` in `width` rows, see
+    `DecoderPasses.fused_prompt`, and each part's first row. `padding` is the slot of other
+    rows."""
+    columns = torch.zeros(5, width, dtype=torch.int64)
+    tiles = torch.zeros(3, width // TILE, dtype=torch.int64)
+    tiles[0] = padding
+    last = torch.zeros(PACK_PROMPTS, dtype=torch.int64)
+    first = ended = 0
+    firsts = []
+    for part in parts:
+        n = len(part.tokens)
+        columns[:, first : first + n] = part.columns(n, page_tokens)
+        starts = torch.arange(0, n, TILE)
+        own = slice(first // TILE, first // TILE + len(starts))
+        tiles[0, own] = part.slot
+        tiles[1, own] = part.start + starts
+        tiles[2, own] = (n - starts).clamp(max=TILE)
+        if part.choice is not None:
+            last[ended] = first + n - 1
+            ended += 1
+        firsts.append(first)
+        first += len(starts) * TILE
+    return torch.cat((columns.flatten(), tiles.flatten(), last)), firsts
+
+
+def packed_weights(
+    tables: AdapterTables, parts: Sequence[PromptPart], firsts: Sequence[int], width: int
+) -> Tensor:
+    """The weights (width, slots) of the parts' adapters, see `dense_weights`."""
+    of_row = torch.zeros(width, dtype=torch.int64)
+    for i, (part, first) in enumerate(zip(parts, firsts, strict=True)):
+        of_row[first : first + len(part.tokens)] = i + 1
+    return dense_weights(tables, [(), *(part.adapters for part in parts)])[of_row]
+
+
+def put_pictures(
+    parts: Sequence[PromptPart], firsts: Sequence[int], embedded: Tensor, deepstack: Tensor | None
+) -> None:
+    """Write the pictures of parts that begin at rows `firsts` into `embedded` (rows, hidden), and
+    their other levels into `deepstack` (levels, rows, hidden)."""
+    for part, start in zip(parts, firsts, strict=True):
+        for first, picture in part.pictures:
+            rows = slice(start + first, start + first + len(picture.embedding))
+            embedded[rows] = picture.embedding
+            if deepstack is not None:
+                deepstack[:, rows] = picture.deepstack

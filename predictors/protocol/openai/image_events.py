@@ -1,0 +1,129 @@
+"""Streams of pictures in OpenAI's events, of generations and edits alike: the fields that ask for
+them and the events as bytes.
+
+Every event has a name and a `type` that are the same. Worker processes import this module, so
+nothing here loads gRPC.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.openai.fields import DescribedRule, flag, whole
+
+GENERATION, EDIT = "image_generation", "image_edit"
+"""What the names of the events of a route begin with."""
+MAX_PARTIAL_IMAGES = 3
+
+STREAM_FIELDS: Mapping[str, DescribedRule] = {
+    "stream": flag,
+    "partial_images": whole(0, MAX_PARTIAL_IMAGES),
+    "progress": flag,
+}
+"""Of every route that draws."""
+
+
+def check_stream(read: Mapping[str, Any]) -> None:
+    """Raise `InvalidRequest` for checked fields that a stream, or an answer without one, can't
+    have."""
+    if not read.get("stream"):
+        for name in ("partial_images", "progress"):
+            if read.get(name):
+                message = f"{name} needs a stream: send 'stream': true, or leave {name} out"
+                raise InvalidRequest(message, param=name)
+        return
+    if read.get("n", 1) > 1:
+        message = f"Streaming is only supported with n=1, not {read['n']}"  # OpenAI's words
+        raise InvalidRequest(f"{message}; send a request for each picture", param="n")
+    if read.get("response_format") == "url":
+        raise InvalidRequest(
+            "response_format 'url' is not supported with 'stream': the events have b64_json",
+            param="response_format",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEvents:
+    """The events of one streamed picture."""
+
+    kind: str
+    """`GENERATION` or `EDIT`."""
+    size: str
+    """WIDTHxHEIGHT."""
+    output_format: str
+
+    def progress(self, step: int, steps: int) -> bytes:
+        """Ours: OpenAI's clients read an event of an unknown type as it is."""
+        return self._event("progress", {"step": step, "steps": steps})
+
+    def partial(self, index: int, file: bytes) -> bytes:
+        """Takes milliseconds for a large file, so it is for a pool thread."""
+        fields = {**_encoded(file), "partial_image_index": index, **self._common()}
+        return self._event("partial_image", fields)
+
+    def completed(self, answer: Mapping[str, Any]) -> bytes:
+        """From the answer of one picture without a stream: all its fields in one object. Pool
+        thread."""
+        (picture,) = answer["data"]
+        rest = {name: x for name, x in answer.items() if name not in ("created", "data")}
+        own = {name: x for name, x in picture.items() if name != "b64_json"}
+        fields = {**_fragment(picture["b64_json"].encode()), **self._common(), **own, **rest}
+        return self._event("completed", fields)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "created_at": int(time.time()),
+            "size": self.size,
+            "quality": "auto",  # what is asked for changes nothing
+            "background": "opaque",
+            "output_format": self.output_format,
+        }
+
+    def _event(self, name: str, fields: Mapping[str, Any]) -> bytes:
+        kind = f"{self.kind}.{name}"
+        return named_event(kind, {"type": kind, **fields})
+
+
+def named_event(name: str, fields: Mapping[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(fields))
+
+
+def error_event(body: bytes) -> bytes:
+    """The last event of a stream that failed, from the body of an error."""
+    return b'event: error\ndata: %b,"type":"error"}\n\n' % body[:-1]
+
+
+async def respelt_events(
+    events: AsyncIterator[bytes], spelt: Mapping[str, str]
+) -> AsyncIterator[bytes]:
+    """The same events; a refusal names its field as `respell`."""
+    try:
+        async with aclosing(events):  # type: ignore[type-var]
+            async for each in events:
+                yield each
+    except InvalidRequest as error:
+        respell(error, spelt)
+        raise
+
+
+def respell(error: InvalidRequest, spelt: Mapping[str, str]) -> None:
+    """Name the field as the caller did; `spelt` is `ImagesBody.spelt`."""
+    if error.param is not None:
+        error.param = spelt.get(error.param, error.param)
+
+
+def _encoded(file: bytes) -> dict[str, Any]:
+    return _fragment(base64.b64encode(file))
+
+
+def _fragment(encoded: bytes) -> dict[str, Any]:
+    # base64 needs no escapes: the encoder copies it as it is
+    return {"b64_json": orjson.Fragment(b'"%b"' % encoded)}

@@ -1,0 +1,150 @@
+"""`ModelStreamInfer`, Triton's extension of the inference service: requests on one stream, each
+with one response or several.
+
+KServe's messages lack its response, and no process can have Triton's beside them, since both
+register the same names. But a request is KServe's `ModelInferRequest` to the byte, and a response
+wraps its `ModelInferResponse` in two fields, which are written here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from predictors.observe import logs
+from predictors.protocol.addresses import peer_address
+from predictors.protocol.call import REQUEST_ID_HEADER, Call
+from predictors.protocol.grpc.key_check import adopt_key
+from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_request_id, start_call
+from predictors.protocol.kserve_sdk import pb
+from predictors.protocol.outcomes import RequestRecord, result_or_error
+from predictors.protocol.registry import Registry
+from predictors.protocol.serves import Served, StreamsInference
+from predictors.protocol.v2.values import V2Request, V2Response
+from predictors.protocol.v2.wire_proto import id_of
+
+if TYPE_CHECKING:
+    from predictors.protocol.v2.grpc import InferenceMethods
+
+FINAL = "triton_final_response"
+"""Parameter of every response: true for the last one to its request."""
+EMPTY_FINAL = "triton_enable_empty_final_response"
+"""Parameter of a request, ignored: the last response here is never empty."""
+MOST_REQUESTS = 16
+"""Requests of one stream that are answered at a time; the next is read when one is done."""
+ERROR, RESPONSE = 1, 2
+"""Fields of `ModelStreamInferResponse`: `error_message`, `infer_response`."""
+
+
+class StreamMethod:
+    """The method; event loop only."""
+
+    def __init__(self, registry: Registry, methods: InferenceMethods) -> None:
+        self._registry = registry
+        self._methods = methods
+
+    async def model_stream_infer(self, messages: AsyncIterator[RawMessage], context: Any) -> None:
+        """gRPC cancels it when the client leaves or its deadline passes, and with it every request
+        of the stream that is not answered."""
+        set_request_id(context, start_call(context))
+        places, number = asyncio.Semaphore(MOST_REQUESTS), 0
+        responses = ResponseWriter(context)
+        async with asyncio.TaskGroup() as group:
+            async for message in messages:
+                await places.acquire()
+                number += 1
+                answering = self._answer(message, context, responses, number)
+                group.create_task(answering).add_done_callback(lambda _: places.release())
+
+    async def _answer(
+        self, message: RawMessage, context: Any, responses: ResponseWriter, number: int
+    ) -> None:
+        """Answer one request of the stream; a failure is a response as well."""
+        call = _call_of(context, number)
+        self._registry.callers.name(call, peer_address(context.peer()))
+        adopt_key(self._registry.callers, call)
+        record = RequestRecord("v2_grpc", "infer", call)
+        raw, reason, left_s = message.release(), "ok", context.time_remaining()
+        try:
+            error = await result_or_error(self._infer(record, raw, call, left_s, responses))
+            if error is not None:
+                await self._registry.refusal_pace.wait(error, call.caller)
+                fault = self._methods.fault(error, call)
+                reason = fault.reason
+                record.end(reason)  # count it before the client sees the error
+                await responses.fail(fault.message, id_of(raw) or call.request_id)
+        except asyncio.CancelledError:
+            left_s = context.time_remaining()
+            reason = "deadline" if left_s is not None and left_s <= 0 else "cancelled"
+            raise
+        finally:
+            record.end(reason)
+            self._methods.log(record, reason, call)
+
+    async def _infer(
+        self,
+        record: RequestRecord,
+        raw: bytes,
+        call: Call,
+        left_s: float | None,
+        responses: ResponseWriter,
+    ) -> None:
+        methods = self._methods
+        with methods.charged(raw):
+            model = methods.admit(record, raw, call, left_s)
+            try:
+                values = _as_streamed(await methods.decode(raw, model, call))
+                async with aclosing(_responses(model, values, call)) as answers:
+                    async for answer in answers:
+                        parameters = {**answer.parameters, FINAL: answer.is_final}
+                        marked = replace(answer, parameters=parameters)
+                        await responses.write(await methods.encode(marked, values, call))
+            finally:
+                self._registry.end_request()
+
+
+def _call_of(context: Any, number: int) -> Call:
+    """The call of the stream's request with that number, from 1. Each has an id of its own."""
+    call = start_call(context)
+    if number > 1 and REQUEST_ID_HEADER in call:
+        call.request_id = f"{call.request_id}-{number}"
+        logs.request_id.set(call.request_id)
+    return call
+
+
+def _as_streamed(values: V2Request) -> V2Request:
+    parameters = {name: x for name, x in values.parameters.items() if name != EMPTY_FINAL}
+    return replace(values, parameters=parameters, is_streamed=True)
+
+
+async def _responses(model: Served, values: V2Request, call: Call) -> AsyncGenerator[V2Response]:
+    if not isinstance(model, StreamsInference):
+        yield await model.infer(values, call)
+        return
+    async with aclosing(model.infer_stream(values, call)) as responses:
+        async for response in responses:
+            yield response
+
+
+class ResponseWriter:
+    """The responses of one stream, which its requests write in any order. Event loop only."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._lock = asyncio.Lock()  # gRPC takes one message at a time
+
+    async def write(self, response: Any) -> None:
+        """Send a `ModelInferResponse`. Waits while the client does not read."""
+        await self._send(bytes_field(RESPONSE, response.SerializeToString()))
+
+    async def fail(self, message: str, identity: str) -> None:
+        """Send why the request with that id failed."""
+        named = pb.ModelInferResponse(id=identity).SerializeToString()
+        await self._send(bytes_field(ERROR, message.encode()) + bytes_field(RESPONSE, named))
+
+    async def _send(self, raw: bytes) -> None:
+        async with self._lock:
+            await self._context.write(raw)
