@@ -332,6 +332,8 @@ def _read_models(
     for look in adapters.looks.values():
         look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
+    if settings.flux.checker:
+        folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
     make = partial(build, components=components, loras=adapters.paths)
     return list(named.items()), make, Verification(folders, settings.compute)
 

@@ -63,6 +63,7 @@ class Answer(Generic[R, C]):
     chunks: tuple[C, ...]
     queue_ms: int
     compute_ms: int
+    request_id: str = ""
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
@@ -206,8 +207,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         finally:
             self.finish_call(submissions, call)
         return [
-            Answer(request, tuple(row), submission.queue_ms, submission.compute_ms)
-            for request, row, submission in zip(requests, chunks, submissions, strict=True)
+            Answer(request, tuple(row), each.queue_ms, each.compute_ms, call.request_id)
+            for request, row, each in zip(requests, chunks, submissions, strict=True)
         ]
 
     async def submit(self, requests: Sequence[R], call: Call) -> list[Submission[W, C]]:

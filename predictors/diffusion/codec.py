@@ -1,25 +1,21 @@
 """Image requests from both wire formats, and the responses with pictures as files.
 
-Pictures are encoded here, in pool threads, never on the engine thread. A file holds pixels and
-nothing else: no prompt, no seed, no software name.
+Pictures are checked and encoded here, in pool threads, never on the engine thread.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from predictors import metrics
 from predictors.base import Answer
+from predictors.diffusion.checker import CheckedPicture, PictureChecker
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import steps_called
 from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import PictureLimits, some_text
@@ -31,13 +27,12 @@ from predictors.diffusion.request import (
     LoraScale,
 )
 from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
-from predictors.errors import InvalidRequest
+from predictors.errors import ContentRefused, InvalidRequest
 from predictors.observe import tracing
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
-from predictors.protocol.png import write_png
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -67,7 +62,6 @@ OUTPUT_TYPES = (
 )
 IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
 FP8_PRECISION = "float8_e4m3fn"
-DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 ROW_FIELDS = {"prompt", "negative_prompt", "seed", "image", "mask"}
 """May differ by row; all others are shared."""
 
@@ -80,10 +74,11 @@ class ImageCodec:
     limits: PictureLimits
     precision: str
     """Of the base weights, as responses show it."""
-    png_level: int
-    """As `protocol.png.write_png`, 0 to 9."""
+    writer: PictureWriter
     adapters: KnownAdapters = field(default_factory=KnownAdapters)
     """Those that requests may name; they come and go."""
+    checker: PictureChecker | None = None
+    """None where pictures are sent unseen."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
@@ -144,8 +139,13 @@ class ImageCodec:
         first, n = answers[0].request, len(answers)
         wanted = request.outputs or ("image", "seed")
         outputs = []
+        blanks: dict[str, str] = {}
         if "image" in wanted:
-            files = [self.encode(answer) for answer in answers]
+            pictures = self._checked(answers)
+            files = [self._file(*pair) for pair in zip(answers, pictures, strict=True)]
+            if self.checker is not None and self.checker.blanks:
+                rows = [str(row) for row, each in enumerate(pictures) if each.is_blank]
+                blanks = {"blank_rows": ",".join(rows)}
             kind = {"content_type": f"image/{first.output_format}"}
             outputs.append(Tensor("image", "BYTES", (n,), files, kind))
         if "seed" in wanted:
@@ -159,6 +159,8 @@ class ImageCodec:
             "queue_ms": max(answer.queue_ms for answer in answers),
             "compute_ms": max(answer.compute_ms for answer in answers),
             "prompt_tokens_unread": unread(answers),
+            "provenance": self.writer.provenance,
+            **blanks,
         }
         return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
 
@@ -204,6 +206,7 @@ class ImageCodec:
             output_compression=body.output_compression,
             tier=body.tier,
             loras=self._loras(body.loras, adapters),
+            metadata=body.metadata,
             partial_images=body.partial_images,
             progress=body.progress,
         )
@@ -213,13 +216,10 @@ class ImageCodec:
     def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
         """The JSON of the response. Pool thread."""
         first = answers[0].request
-        files = [base64.b64encode(self.encode(answer)).decode("ascii") for answer in answers]
-        seeds = [answer.request.seed for answer in answers]
+        pairs = zip(answers, self._checked(answers), strict=True)
         return {
             "created": int(time.time()),
-            "data": [
-                {"b64_json": file, "seed": seed} for file, seed in zip(files, seeds, strict=True)
-            ],
+            "data": [self._entry(answer, picture) for answer, picture in pairs],
             "output_format": first.output_format,
             "size": f"{first.width}x{first.height}",
             "usage": self._usage(answers),
@@ -229,6 +229,7 @@ class ImageCodec:
             },
             "prompt_tokens_unread": unread(answers),
             **({} if first.source is None else {"strength": first.strength}),
+            "provenance": self.writer.provenance,
             **self._effort(first),
             **({"loras": _used(first)} if first.loras else {}),
         }
@@ -238,6 +239,13 @@ class ImageCodec:
         that the caller's key may not use."""
         named = adapters.named(self.model, asked)
         return self.adapters.check(LoraScale(*each) for each in named)
+
+    def _entry(self, answer: ImageAnswer, picture: CheckedPicture) -> dict[str, Any]:
+        file = base64.b64encode(self._file(answer, picture)).decode("ascii")
+        entry: dict[str, Any] = {"b64_json": file, "seed": answer.request.seed}
+        if self.checker is not None and self.checker.blanks:
+            entry["blank"] = picture.is_blank
+        return entry
 
     def _effort(self, request: ImageRequest) -> dict[str, str | int]:
         # the cost of the picture, as both protocols show it
@@ -273,16 +281,31 @@ class ImageCodec:
 
     # -- files -----------------------------------------------------------------------------------
     def encode(self, answer: ImageAnswer) -> bytes:
-        """The answer's picture as a file of the format that was asked for. Pool thread."""
+        """The answer's picture, checked, as a file of the format that was asked for. Pool
+        thread."""
+        [picture] = self._checked([answer])
+        return self._file(answer, picture)
+
+    def _checked(self, answers: Sequence[ImageAnswer]) -> list[CheckedPicture]:
+        """The pictures that may be sent. Raises `ContentRefused` naming the row of several."""
+        drawn = [answer.chunks[0].pixels for answer in answers]
+        if self.checker is None:
+            return [CheckedPicture(pixels) for pixels in drawn]
+        checked = []
+        for row, pixels in enumerate(drawn):
+            try:
+                checked.append(self.checker.check(pixels))
+            except ContentRefused as error:
+                if len(answers) > 1:
+                    raise ContentRefused(error.message, row=row) from error
+                raise
+        return checked
+
+    def _file(self, answer: ImageAnswer, picture: CheckedPicture) -> bytes:
         started = time.monotonic()
-        request, pixels = answer.request, answer.chunks[0].pixels
-        if request.output_format == "png":
-            file = write_png(pixels, self.png_level)
-        else:
-            file = _lossy(pixels, request.output_format, request.output_compression)
-        seconds = time.monotonic() - started
+        file = self.writer.write(picture.pixels, answer.request, answer.request_id)
         stage = metrics.stage_seconds.labels(self.model, "image_encode")
-        stage.observe(seconds, tracing.exemplar())
+        stage.observe(time.monotonic() - started, tracing.exemplar())
         return file
 
 
@@ -293,15 +316,6 @@ def _used(request: ImageRequest) -> list[dict[str, str | float]]:
 def unread(answers: Sequence[ImageAnswer]) -> int:
     """Tokens of the longest text that were beyond `max_sequence_length`; 0 if all were read."""
     return max(answer.chunks[0].num_unread_tokens for answer in answers)
-
-
-def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:
-    file = io.BytesIO()
-    quality = DEFAULT_QUALITY[kind] if quality is None else quality
-    # WebP's fastest method: a third of the time of Pillow's default at the same size and distance
-    options = {"method": 0} if kind == "webp" else {}
-    Image.fromarray(pixels).save(file, kind.upper(), quality=quality, **options)
-    return file.getvalue()
 
 
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
@@ -320,6 +334,7 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "output_compression": parameters.read_int("output_compression"),
         "tier": parameters.read_text("tier"),
         "loras": None if loras is None else read_loras_text(loras),
+        "metadata": parameters.read_text("metadata"),
         "partial_images": parameters.read_int("partial_images"),
         "progress": parameters.read_flag("progress"),
         "strength": parameters.read_float("strength"),

@@ -80,7 +80,7 @@ class DiffusionEngine(AdaptableEngine):
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
-            "settings": settings,
+            "settings": settings.of_drawing,
             "dtype": placement.precision,
         }
         bundle = Bundle(placement.cache, compiled_for)

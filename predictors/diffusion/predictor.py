@@ -15,6 +15,7 @@ from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
+from predictors.diffusion.checker import VERDICTS, make_checker
 from predictors.diffusion.codec import (
     FP8_PRECISION,
     INPUT_TYPES,
@@ -24,6 +25,7 @@ from predictors.diffusion.codec import (
     ImageCodec,
 )
 from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
@@ -61,6 +63,7 @@ SERIES = metrics.ModelSeries(
         "denoise",
         "preview",
         "vae_decode",
+        "check",
         "image_encode",
     ),
     caches=("prompt_embedding",),
@@ -71,6 +74,7 @@ SERIES = metrics.ModelSeries(
         metrics.ttfi_seconds: ((),),
         metrics.loras_loaded: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
+        metrics.images_checked_total: tuple((verdict,) for verdict in VERDICTS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
 )
@@ -96,7 +100,9 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         limits = make_limits(model.config, own, placement.device)
         adapters = KnownAdapters(name)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level, adapters)
+        self._checker = make_checker(name, own)
+        writer = PictureWriter.of(name, own)
+        self._codec = ImageCodec(name, limits, placement.precision, writer, adapters, self._checker)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
@@ -239,7 +245,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     async def _events(
         self, request: ImageRequest, body: ImagesBody, call: Call
     ) -> AsyncGenerator[bytes]:
-        encoder = EventEncoder(self._codec, request, body.events)
+        encoder = EventEncoder(self._codec, request, body.events, call.request_id)
         async with aclosing(self._parts(request, call, encoder.encode)) as events:
             async for event in events:
                 yield event or b""
@@ -250,7 +256,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         if not rows[0].is_watched:
             yield await self._encode(request, await self.run(rows, call))
             return
-        encoder = ResponseEncoder(self._codec, rows[0], request)
+        encoder = ResponseEncoder(self._codec, rows[0], request, call.request_id)
         async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
             async for response in responses:
                 if response is not None:
@@ -274,6 +280,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
                         yield await self.off_loop(encode, chunk, timings)
         finally:
             self.finish_call(submissions, call)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._checker is not None:
+            self._checker.close()
 
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()

@@ -66,6 +66,8 @@ class ImagesBody:
     max_sequence_length: int | None = None
     tier: str | None = None
     loras: NamedScales | None = None
+    metadata: str | None = None
+    """Of the file: `default` or `full`."""
     output_format: str | None = None
     output_compression: int | None = None
     response_format: str = B64_JSON
@@ -139,6 +141,19 @@ def _quality(name: str, value: Any) -> object:
     return DROP
 
 
+_FILE_METADATA = one_of("default", "full")
+
+
+@described(
+    {
+        "anyOf": [dict(_FILE_METADATA.schema), {"type": "object"}],
+        "description": "Of the file. OpenAI's object of tags is ignored.",
+    }
+)
+def _metadata(name: str, value: Any) -> object:
+    return DROP if isinstance(value, dict) else _FILE_METADATA.check(name, value)
+
+
 OWN_FIELDS: dict[str, DescribedRule] = {
     "model": text(),
     "prompt": text(at_most=MAX_PROMPT),
@@ -161,6 +176,8 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     **STREAM_FIELDS,
     # these can't change the answer
     **CLIENT_FIELDS,
+    # but for full metadata in the file
+    "metadata": _metadata,
     # these are only taken at the value that is served anyway
     "style": only_values("auto", "natural", "vivid", why="the prompt is what sets the style"),
     "moderation": only_values("auto", "low", why="there is no moderation to be set"),

@@ -266,12 +266,14 @@ def _draw_stream(
 
 def _addresses_reply(files: PictureFiles, answer: Mapping[str, Any]) -> Response:
     pictures = [base64.b64decode(picture["b64_json"]) for picture in answer["data"]]
-    addresses = files.put(pictures, answer["output_format"])
+    addresses = files.put(pictures, answer["output_format"], answer.get("provenance", "none"))
     expires_at = int(time.time() + files.lifetime_s)
     data = [
-        {"url": url, "seed": picture["seed"], "expires_at": expires_at}
+        {"url": url, **picture, "expires_at": expires_at}
         for url, picture in zip(addresses, answer["data"], strict=True)
     ]
+    for picture in data:
+        del picture["b64_json"]
     return json_response({**answer, "data": data})
 
 

@@ -100,10 +100,9 @@ def test_starts_and_encodes_with_adapters_do_not_wait_for_the_device(on_gpu: Eng
     job = on_gpu.job(with_loras(replace(IMAGE, prompt="not encoded before"), MIXES["a"]))
     applied = on_gpu.engine.adapters.applied(job.work.request.loras)
     runner = on_gpu.engine.runner
-    with torch.inference_mode():
-        with no_host_syncs():
-            embedding = runner.encode(job.work.prompts[0], applied)
-            runner.start(job.work.plan, [embedding], job.work.form, applied)
+    with torch.inference_mode(), no_host_syncs():
+        embedding = runner.encode(job.work.prompts[0], applied)
+        runner.start(job.work.plan, [embedding], job.work.form, applied)
 
 
 @pytest.mark.gpu
