@@ -66,6 +66,12 @@ NO_PICTURE = PictureSize(0, 0, 0)
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
+def _no_adapters(named: NamedScales) -> AdapterMix:
+    if named:
+        raise InvalidRequest("this model takes no adapters", param="loras")
+    return AdapterMix.of(())
+
+
 @dataclass(frozen=True, slots=True)
 class ChatCodec:
     """Both translations for one model. Responses name its `precision`. Any thread."""
@@ -75,7 +81,7 @@ class ChatCodec:
     max_images: int
     pixels: PixelLimits
     model: str = ""
-    mix: Callable[[NamedScales], AdapterMix] = AdapterMix.of
+    mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
 
     # -- V2 --------------------------------------------------------------------------------------
