@@ -23,6 +23,7 @@ from predictors import metrics
 from predictors.cli.arguments import (
     PROMPT,
     named_components,
+    named_loras,
     named_paths,
     named_value,
     new_file,
@@ -39,6 +40,12 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.operators.given_adapters import (
+    GivenAdapters,
+    find_adapters,
+    listed_loras,
+    with_loras,
+)
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -72,6 +79,9 @@ SUMMARIES = {
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
 """Architecture -> module and function that describes a folder of it, without torch."""
+ADAPTERS = {"FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter"}
+"""Architecture -> module and function that describes an adapter of it, without torch. Others take
+no adapters."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -185,7 +195,8 @@ def demo(arguments: argparse.Namespace) -> int:
     """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
-    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out)
+    loras = named_paths(arguments.lora, "--lora")
+    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out, loras)
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -204,18 +215,21 @@ def check(arguments: argparse.Namespace) -> int:
     as a start would refuse it; 3: served, but not within the memory."""
     from predictors.cli.check_table import check_lines
     from predictors.compute.watch.card_facts import find_card_facts
-    from predictors.operators.check import check_report, exit_code
+    from predictors.operators.check import check_lora, check_report, exit_code
 
-    settings = from_env(os.environ)
+    settings = with_loras(from_env(os.environ), arguments.lora)
     memory = None if arguments.memory is None else read_size(arguments.memory)
     folder = resolve_folder(arguments.folder, "check")
     components = _read_components(arguments.component, {"": folder}).get("")
+    named = {"model": folder}
+    adapters = _read_loras(arguments.lora, named, settings, {"model": components or {}})
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
     describe = partial(describe_folder, folder, settings, card, components)
     verify = partial(verify_folders, [(folder, components or {})], settings.compute)
     report = check_report(folder, architecture_of(folder), describe, verify, card)
+    report["loras"] = [check_lora(name, look) for (_, name), look in adapters.looks.items()]
     if arguments.json:
         sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
     else:
@@ -250,19 +264,22 @@ def build(
     settings: Settings,
     workers: Workers | None = None,
     components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
+    loras: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
 ) -> BasePredictor[Any, Any, Any]:
-    """The predictor of a checkpoint folder; `workers` decode its pictures, and `components` are
-    folders of parts that replace its own, by model.
+    """The predictor of a checkpoint folder; `workers` decode its pictures, `components` are folders
+    of parts that replace its own, and `loras` its adapters, both by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
     module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
-    parts = {"parts": components[name]} if name in components else {}
-    for part, folder in parts.get("parts", {}).items():
+    more = {"parts": components[name]} if name in components else {}
+    for part, folder in more.get("parts", {}).items():
         log.info("%s: %s is that in the folder %s", name, part, folder.name)
+    if name in loras:
+        more["loras"] = loras[name]
     predictor: BasePredictor[Any, Any, Any] = make_predictor(
-        name, checkpoint, settings, workers, **parts
+        name, checkpoint, settings, workers, **more
     )
     return predictor
 
@@ -325,10 +342,13 @@ def _read_models(
     components = _read_components(arguments.component, named)
     for name, folder in named.items():
         describe_folder(folder, settings, components=components.get(name))
+    adapters = _read_loras(arguments.lora, named, settings, components)
+    for look in adapters.looks.values():
+        look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
     if settings.flux.checker:
         folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
-    make = partial(build, components=components)
+    make = partial(build, components=components, loras=adapters.paths)
     return list(named.items()), make, Verification(folders, settings.compute)
 
 
@@ -342,6 +362,19 @@ def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[st
         if not (named[name] / INDEX).is_file():
             raise InvalidRequest(f"--component: {name} is one model and has no parts to replace")
     return components
+
+
+def _read_loras(
+    flags: Sequence[str],
+    named: Mapping[str, Path],
+    settings: Settings,
+    components: Mapping[str, Mapping[str, Path]],
+) -> GivenAdapters:
+    """The adapters of flags and settings for the models with the folders `named`."""
+    kinds = {name: architecture_of(folder) for name, folder in named.items()}
+    describers = {name: ADAPTERS[kind] for name, kind in kinds.items() if kind in ADAPTERS}
+    paths = named_loras([*listed_loras(settings), *flags], list(describers))
+    return find_adapters(paths, named, settings, describers, components)
 
 
 def _flux_folder(path: Path) -> Path:
@@ -367,7 +400,7 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
     )
-    return replace(settings, server=own)
+    return with_loras(replace(settings, server=own), getattr(arguments, "lora", ()))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ denoise_steps_total = Counter(f"{P}_denoise_steps_total", "Denoise steps, counte
 images_total = Counter(f"{P}_images_generated_total", "Pictures generated, by class of size and quality tier.", ["model", "resolution", "tier"])
 images_checked_total = Counter(f"{P}_images_checked_total", "Pictures judged by the content check, by verdict.", ["model", "verdict"])
 image_pixels = Histogram(f"{P}_image_pixels", "Pixels per generated picture.", ["model"], buckets=PIX)
+loras_loaded = Gauge(f"{P}_loras_loaded", "Adapters (LoRA) that requests may use.", ["model"])
+lora_images_total = Counter(f"{P}_lora_images_total", "Pictures generated with an adapter (LoRA), by its name. A picture with several counts for each.", ["model", "lora"])
 inference_steps = Histogram(f"{P}_inference_steps", "Denoise steps per picture.", ["model"], buckets=INPUT_STEPS)
 ttft_seconds = Histogram(f"{P}_time_to_first_token_seconds", "Time from submission to the first token.", ["model"], buckets=TTFT)
 itl_seconds = Histogram(f"{P}_inter_token_latency_seconds", "Time between two tokens of one sequence.", ["model"], buckets=ITL)
@@ -141,8 +143,8 @@ Series = Counter | Gauge | Histogram
 class ModelSeries:
     """Label values and series that a kind of model adds to those of every model."""
 
-    operations: tuple[str, str]
-    """Values of the label `operation`: of V2 requests, and of OpenAI requests."""
+    operations: tuple[str, ...]
+    """Values of the label `operation`: of V2 requests first, then of OpenAI requests."""
     stages: tuple[str, ...] = ()
     """Values of the label `stage`, in the order of a request."""
     caches: tuple[str, ...] = ()
@@ -175,6 +177,16 @@ def unregister_caller(caller: str) -> None:
     caller_jobs.remove(caller)
 
 
+def register_lora(model: str, lora: str) -> None:
+    """Create the series of an adapter at zero."""
+    lora_images_total.labels(model, lora)
+
+
+def unregister_lora(model: str, lora: str) -> None:
+    """End the series of an adapter that is gone, so that their number stays bounded."""
+    lora_images_total.remove(model, lora)
+
+
 def register_model(model: str, added: ModelSeries) -> None:
     """Create every series of `model` at zero: those of all models and those that its kind adds. Idempotent."""
     for series in _PER_MODEL:
@@ -182,7 +194,9 @@ def register_model(model: str, added: ModelSeries) -> None:
     for reason in REASONS:
         jobs_total.labels(model, reason)
         for protocol in PROTOCOLS:
-            requests_total.labels(model, protocol, added.operations[protocol == "openai"], reason)
+            first, *others = added.operations
+            for operation in others if protocol == "openai" else [first]:
+                requests_total.labels(model, protocol, operation, reason)
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)

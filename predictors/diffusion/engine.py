@@ -175,8 +175,7 @@ class DiffusionEngine:
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
             if self._previews.may_project:
-                rooms = (runner, self._placement, self._preparer, self._limits)
-                self._previews.project_by(warm_projection(*rooms))
+                self._previews.project_by(warm_projection(runner, self._preparer, self._limits))
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()

@@ -154,10 +154,14 @@ class PictureLimits:
             found[name] = {"type": kind, "minimum": low, "maximum": high}
             if name in defaults:
                 found[name]["default"] = defaults[name]
-        tiers, default = list(self.tiers.loaded), self.tiers.default
+        if self.edits.is_loaded:
+            default = self.edits.default_strength
+            found["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": default}
+        tiers, default_tier = list(self.tiers.loaded), self.tiers.default
         return found | {
             "seed": dict(SEED_SCHEMA),
-            "tier": {"type": "string", "enum": tiers, "default": default},
+            "tier": {"type": "string", "enum": tiers, "default": default_tier},
+            "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
             **file_schemas(),
         }
 
@@ -173,6 +177,7 @@ class PictureLimits:
             "side_multiple": self.side_multiple,
             "tiers": list(self.tiers.loaded),
             "default_tier": self.tiers.default,
+            "edits": list(self.edits.abilities),
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,

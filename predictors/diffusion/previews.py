@@ -89,8 +89,8 @@ def shrunk(picture: Tensor, height: int, width: int) -> Tensor:
 
 def clean_latents(latents: Tensor, velocity: Tensor, level: float) -> Tensor:
     """x - level * v in v's dtype: the end of a straight way from `latents` at that noise level."""
-    clean: Tensor = latents.float() - level * velocity.float()
-    return clean.to(velocity.dtype)
+    clean: Tensor = (latents.float() - level * velocity.float()).to(velocity.dtype)
+    return clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class Previews:
     @staged("preview")
     def _decode(self, runner: DiffusionRunner, slot: Slot, result: StepResult) -> PictureTransfer:
         state, work = slot.started, slot.job.work
-        level = float(work.plan.levels[state.index])
+        level = work.plan.levels[state.index]
         clean = clean_latents(state.latents, result.velocity, level)
         if self._projection is None:
             return runner.decode(state, clean)

@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceInputs:
-    """What a model makes of a `SourcePicture` on the host; each part is None where it takes none.
+    """A `SourcePicture` as one model takes it, on the host; each part is None where it takes none.
     Masks and features are float32."""
 
     source: SourcePicture

@@ -131,7 +131,8 @@ class FluxSettings(SettingsGroup):
     is at most half of what the picture spreads, else `vae`."""
     lora_max_active: int = bounded(0, least=0, most=1000)
     """Adapters (LoRA) of `lora_max_rank` that the device holds at once, or accordingly more of a
-    smaller rank. 0 switches adapters off: no memory, no graphs."""
+    smaller rank. 0: as many as are given at the start; if none is, adapters are switched off and
+    take no memory and no graphs."""
     lora_max_rank: int = bounded(64, least=1, most=1024)
     """Largest rank of an adapter, and of all adapters of one picture together."""
     edits: str = bounded("auto", choices=("auto", "on", "off"))

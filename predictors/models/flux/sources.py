@@ -1,4 +1,4 @@
-"""What FLUX.1's checkpoints read of a caller's picture, prepared on the host.
+"""Prepares a caller's picture on the host for the three kinds of FLUX.1's checkpoints.
 
 Text to image starts from the picture with noise on it, and keeps the part outside of a mask.
 FLUX.1-Fill reads the picture without its masked part, and the mask, as features of each patch.
