@@ -1,34 +1,24 @@
-"""Image requests from both wire formats, and the responses with pictures as files.
+"""Image requests from both wire formats.
 
-Pictures are checked and encoded here, in pool threads, never on the engine thread.
+`PictureAnswers`, which the codec extends, makes the responses.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from predictors import metrics
-from predictors.base import Answer
-from predictors.diffusion.checker import CheckedPicture, PictureChecker
-from predictors.diffusion.files import PictureWriter
-from predictors.diffusion.inputs import steps_called
+from predictors.diffusion.answers import PictureAnswers
 from predictors.diffusion.known_adapters import KnownAdapters
-from predictors.diffusion.limits import PictureLimits, some_text
+from predictors.diffusion.limits import some_text
 from predictors.diffusion.request import (
-    FP8,
     ImageParameters,
     ImageRequest,
-    ImageResult,
     LoraScale,
 )
 from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
-from predictors.errors import ContentRefused, InvalidRequest
-from predictors.observe import tracing
+from predictors.errors import InvalidRequest
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
@@ -37,13 +27,9 @@ from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
-    Tensor,
     V2Request,
-    V2Response,
     count_rows,
 )
-
-ImageAnswer = Answer[ImageRequest, ImageResult]
 
 INPUT_TYPES = (
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
@@ -56,29 +42,17 @@ PICTURE_TYPES = (
 )
 """Inputs of a model that edits."""
 PICTURE_INPUTS = frozenset(str(tensor["name"]) for tensor in PICTURE_TYPES)
-OUTPUT_TYPES = (
-    {"name": "image", "datatype": "BYTES", "shape": [-1]},
-    {"name": "seed", "datatype": "INT64", "shape": [-1]},
-)
 IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
-FP8_PRECISION = "float8_e4m3fn"
 ROW_FIELDS = {"prompt", "negative_prompt", "seed", "image", "mask"}
 """May differ by row; all others are shared."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCodec:
+class ImageCodec(PictureAnswers):
     """Both wire formats of one model. Immutable; any thread."""
 
-    model: str
-    limits: PictureLimits
-    precision: str
-    """Of the base weights, as responses show it."""
-    writer: PictureWriter
     adapters: KnownAdapters = field(default_factory=KnownAdapters)
     """Those that requests may name; they come and go."""
-    checker: PictureChecker | None = None
-    """None where pictures are sent unseen."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
@@ -134,36 +108,6 @@ class ImageCodec:
                 raise type(error)(error.message, param=error.param, row=row) from error
             raise
 
-    def encode_v2(self, request: V2Request, answers: Sequence[ImageAnswer]) -> V2Response:
-        """Files and seeds in row order, and the parameters that all rows share. Pool thread."""
-        first, n = answers[0].request, len(answers)
-        wanted = request.outputs or ("image", "seed")
-        outputs = []
-        blanks: dict[str, str] = {}
-        if "image" in wanted:
-            pictures = self._checked(answers)
-            files = [self._file(*pair) for pair in zip(answers, pictures, strict=True)]
-            if self.checker is not None and self.checker.blanks:
-                rows = [str(row) for row, each in enumerate(pictures) if each.is_blank]
-                blanks = {"blank_rows": ",".join(rows)}
-            kind = {"content_type": f"image/{first.output_format}"}
-            outputs.append(Tensor("image", "BYTES", (n,), files, kind))
-        if "seed" in wanted:
-            outputs.append(Tensor("seed", "INT64", (n,), [a.request.seed for a in answers]))
-        sizes = {(answer.request.width, answer.request.height) for answer in answers}
-        parameters: dict[str, str | int | bool] = {
-            **({"width": first.width, "height": first.height} if len(sizes) == 1 else {}),
-            **({} if first.source is None else {"strength": f"{first.strength:g}"}),
-            **self._effort(first),
-            **({"loras": json.dumps(_used(first))} if first.loras else {}),
-            "queue_ms": max(answer.queue_ms for answer in answers),
-            "compute_ms": max(answer.compute_ms for answer in answers),
-            "prompt_tokens_unread": unread(answers),
-            "provenance": self.writer.provenance,
-            **blanks,
-        }
-        return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
-
     # -- OpenAI ----------------------------------------------------------------------------------
     def decode_images(
         self, body: ImagesBody, adapters: AdapterAccess = ANY_ADAPTER
@@ -213,109 +157,11 @@ class ImageCodec:
         seeds = row_seeds(body.seed, body.n)
         return [replace(image, seed=seed) for seed in seeds]
 
-    def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        """The JSON of the response. Pool thread."""
-        first = answers[0].request
-        pairs = zip(answers, self._checked(answers), strict=True)
-        return {
-            "created": int(time.time()),
-            "data": [self._entry(answer, picture) for answer, picture in pairs],
-            "output_format": first.output_format,
-            "size": f"{first.width}x{first.height}",
-            "usage": self._usage(answers),
-            "timings": {
-                "queue_ms": max(answer.queue_ms for answer in answers),
-                "compute_ms": max(answer.compute_ms for answer in answers),
-            },
-            "prompt_tokens_unread": unread(answers),
-            **({} if first.source is None else {"strength": first.strength}),
-            "provenance": self.writer.provenance,
-            **self._effort(first),
-            **({"loras": _used(first)} if first.loras else {}),
-        }
-
     def _loras(self, asked: NamedScales | None, adapters: AdapterAccess) -> tuple[LoraScale, ...]:
         """The adapter in the model's name and those in `asked`, checked. Raises `Forbidden` for one
         that the caller's key may not use."""
         named = adapters.named(self.model, asked)
         return self.adapters.check(LoraScale(*each) for each in named)
-
-    def _entry(self, answer: ImageAnswer, picture: CheckedPicture) -> dict[str, Any]:
-        file = base64.b64encode(self._file(answer, picture)).decode("ascii")
-        entry: dict[str, Any] = {"b64_json": file, "seed": answer.request.seed}
-        if self.checker is not None and self.checker.blanks:
-            entry["blank"] = picture.is_blank
-        return entry
-
-    def _effort(self, request: ImageRequest) -> dict[str, str | int]:
-        # the cost of the picture, as both protocols show it
-        return {
-            "tier": request.tier,
-            "precision": self.precision_of(request.tier),
-            "num_inference_steps": request.num_inference_steps,
-            "num_model_steps": sum(steps_called(request)),
-        }
-
-    def precision_of(self, tier: str) -> str:
-        """The type of the inputs of the transformer's matrix products, as responses show it."""
-        is_fp8 = self.limits.tiers.form_of(tier) == FP8
-        return FP8_PRECISION if is_fp8 else self.precision
-
-    def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        # in: text tokens of the prompts, latent patches read; out: latent patches drawn
-        text = sum(answer.chunks[0].num_prompt_tokens for answer in answers)
-        requests = [answer.request for answer in answers]
-        drawn = sum(self._patches(r.width, r.height) for r in requests)
-        sources = [r.source.pixels.shape for r in requests if r.source is not None]
-        read = sum(self._patches(width, height) for height, width, _ in sources)
-        return {
-            "input_tokens": text + read,
-            "input_tokens_details": {"text_tokens": text, "image_tokens": read},
-            "output_tokens": drawn,
-            "total_tokens": text + read + drawn,
-        }
-
-    def _patches(self, width: int, height: int) -> int:
-        patch = self.limits.side_multiple
-        return (width // patch) * (height // patch)
-
-    # -- files -----------------------------------------------------------------------------------
-    def encode(self, answer: ImageAnswer) -> bytes:
-        """The answer's picture, checked, as a file of the format that was asked for. Pool
-        thread."""
-        [picture] = self._checked([answer])
-        return self._file(answer, picture)
-
-    def _checked(self, answers: Sequence[ImageAnswer]) -> list[CheckedPicture]:
-        """The pictures that may be sent. Raises `ContentRefused` naming the row of several."""
-        drawn = [answer.chunks[0].pixels for answer in answers]
-        if self.checker is None:
-            return [CheckedPicture(pixels) for pixels in drawn]
-        checked = []
-        for row, pixels in enumerate(drawn):
-            try:
-                checked.append(self.checker.check(pixels))
-            except ContentRefused as error:
-                if len(answers) > 1:
-                    raise ContentRefused(error.message, row=row) from error
-                raise
-        return checked
-
-    def _file(self, answer: ImageAnswer, picture: CheckedPicture) -> bytes:
-        started = time.monotonic()
-        file = self.writer.write(picture.pixels, answer.request, answer.request_id)
-        stage = metrics.stage_seconds.labels(self.model, "image_encode")
-        stage.observe(time.monotonic() - started, tracing.exemplar())
-        return file
-
-
-def _used(request: ImageRequest) -> list[dict[str, str | float]]:
-    return [{"name": each.name, "scale": each.scale} for each in request.loras]
-
-
-def unread(answers: Sequence[ImageAnswer]) -> int:
-    """Tokens of the longest text that were beyond `max_sequence_length`; 0 if all were read."""
-    return max(answer.chunks[0].num_unread_tokens for answer in answers)
 
 
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:

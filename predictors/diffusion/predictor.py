@@ -15,15 +15,9 @@ from predictors import metrics
 from predictors.base import Answer, BasePredictor
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
+from predictors.diffusion.answers import FP8_PRECISION, OUTPUT_TYPES
 from predictors.diffusion.checker import VERDICTS, make_checker
-from predictors.diffusion.codec import (
-    FP8_PRECISION,
-    INPUT_TYPES,
-    OUTPUT_TYPES,
-    PICTURE_INPUTS,
-    PICTURE_TYPES,
-    ImageCodec,
-)
+from predictors.diffusion.codec import INPUT_TYPES, PICTURE_INPUTS, PICTURE_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
 from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
@@ -102,7 +96,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
         self._checker = make_checker(name, own)
         writer = PictureWriter.of(name, own)
-        self._codec = ImageCodec(name, limits, placement.precision, writer, adapters, self._checker)
+        self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)

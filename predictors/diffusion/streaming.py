@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from predictors.base import Answer
-from predictors.diffusion.codec import ImageAnswer, ImageCodec
+from predictors.diffusion.answers import ImageAnswer
+from predictors.diffusion.codec import ImageCodec
 from predictors.diffusion.previews import upscaled
 from predictors.diffusion.request import (
     ImageRequest,

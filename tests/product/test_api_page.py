@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.routing import Route
 
 from predictors.chat import codec as qwen_vl_codec
-from predictors.diffusion import codec as flux_codec
+from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
@@ -169,7 +169,7 @@ def test_v2_names_are_the_codecs() -> None:
     }
     pixels = {"min_pixels", "max_pixels", "detail"}
     assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout", "priority"}
-    for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
+    for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
 
