@@ -1,8 +1,8 @@
 """The edits that a checkpoint can do: their checks, and the sizes of their pictures.
 
 A text-to-image checkpoint starts from a caller's picture with noise on it (image to image), or
-draws its masked part anew (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
-a picture of a size of its own beside the one it draws. Sizes are (width, height) in pixels.
+draws its masked part again (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
+another picture beside the one it draws. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class SourcePicture:
     pixels: NDArray[np.uint8]
     """RGB, (height, width, 3)."""
     mask: NDArray[np.uint8] | None = None
-    """(height, width): 255 is drawn anew and 0 kept, by the nearer of the two; None without."""
+    """(height, width): 255 is drawn again and 0 kept, by the nearer of the two; None without."""
 
 
 @dataclass(frozen=True, slots=True)
