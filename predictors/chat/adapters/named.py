@@ -1,4 +1,5 @@
-"""The adapters of a chat model that requests may name."""
+"""The adapters of a chat model that requests may name: added and removed while it serves, from any
+thread."""
 
 from __future__ import annotations
 

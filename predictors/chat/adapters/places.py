@@ -27,7 +27,7 @@ LinearPlaces = Mapping[str, LinearPlace]
 """By the linear's name as the hub has it, without `.weight`."""
 
 
-def whole(layer: nn.Linear) -> LinearPlace:
+def whole_linear(layer: nn.Linear) -> LinearPlace:
     """The place of a linear that is a layer of its own."""
     return LinearPlace(layer, LinearSizes(layer.in_features, (layer.out_features,)))
 
