@@ -1,8 +1,8 @@
 """The edits that a checkpoint can do: their checks, and the sizes of their pictures.
 
 A text-to-image checkpoint starts from a caller's picture with noise on it (image to image), or
-draws its masked part anew (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
-a picture of a size of its own beside the one it draws. Sizes are (width, height) in pixels.
+draws its masked part again (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
+another picture beside the one it draws. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SizeLimits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What one checkpoint does with callers' pictures. Immutable."""
+    """The edits of one checkpoint. Immutable."""
 
     kind: str = TEXT
     is_loaded: bool = False
@@ -100,6 +100,11 @@ class Edits:
     def abilities(self) -> tuple[str, ...]:
         """Some of `generate`, `image_to_image`, `inpaint`, `reference`."""
         return ABILITIES[self.kind] if self.is_loaded else ("generate",)
+
+    @property
+    def default_strength(self) -> float:
+        """Of a request that gives none."""
+        return DEFAULT_STRENGTH if self.kind == TEXT else 1.0
 
     # -- checks ----------------------------------------------------------------------------------
     def check_possible(self, *, has_mask: bool) -> None:
@@ -133,7 +138,7 @@ class Edits:
         self.check_possible(has_mask=source.mask is not None)
         strength = asked.strength
         if strength is None:
-            strength = DEFAULT_STRENGTH if self.kind == TEXT else 1.0
+            strength = self.default_strength
         check_range("strength", strength, 0, 1)
         if self.kind == KONTEXT and strength != 1:
             raise InvalidRequest(
@@ -221,8 +226,7 @@ NO_EDITS = Edits()
 
 
 def choose_edits(config: PictureConfig, edits: str) -> Edits:
-    """What a checkpoint does with pictures under the setting `flux.edits`; raises
-    `InvalidSetting`."""
+    """The edits of a checkpoint under the setting `flux.edits`; raises `InvalidSetting`."""
     preferred: tuple[Size, ...] = ()
     if config.kind == KONTEXT:
         preferred = preferred_sizes(config.sample_size, config.patch_pixels)

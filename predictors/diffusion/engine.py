@@ -35,7 +35,7 @@ from predictors.diffusion.scheduling import (
     Slot,
     StepCharges,
     best_widths,
-    pick_group,
+    pick_slots,
     with_one_new,
 )
 from predictors.diffusion.sources import EncodedSource
@@ -80,7 +80,7 @@ class DiffusionEngine(AdaptableEngine):
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
-            "settings": settings,
+            "settings": settings.of_drawing,
             "dtype": placement.precision,
         }
         bundle = Bundle(placement.cache, compiled_for)
@@ -162,8 +162,7 @@ class DiffusionEngine(AdaptableEngine):
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
             if self._previews.may_project:
-                rooms = (runner, self._placement, self._preparer, self._limits)
-                self._previews.project_by(warm_projection(*rooms))
+                self._previews.project_by(warm_projection(runner, self._preparer, self._limits))
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()
@@ -218,14 +217,8 @@ class DiffusionEngine(AdaptableEngine):
         self._guard.check()
 
     def _pick(self, waiting: Sequence[Slot]) -> list[Slot]:
-        """Those of `waiting` that step together."""
-        runner, limit, holders = self.runner, self._settings.age_limit_s, self._holders
-        turns = [(0, 1.0)] * len(waiting)
-        if holders.is_shared:
-            ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
-            turns = [(ranks[account.name], holders.share(account)) for account in accounts]
-        candidates = [slot.candidate(*turn) for slot, turn in zip(waiting, turns, strict=True)]
-        return [waiting[i] for i in pick_group(candidates, runner.width, limit, runner.seconds)]
+        runner, limit = self.runner, self._settings.age_limit_s
+        return pick_slots(waiting, self._holders, runner.width, limit, runner.seconds)
 
     def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
         runner = self.runner
@@ -235,8 +228,7 @@ class DiffusionEngine(AdaptableEngine):
             with span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
-        # an edit of strength 0 has no steps, and is decoded next
-        group = [slot for slot in group if not slot.is_finished]
+        group = [slot for slot in group if not slot.is_finished]  # edits of strength 0
         results: list[StepResult] = []
         previews: list[PendingPreview] = []
         if group:
@@ -281,11 +273,10 @@ class DiffusionEngine(AdaptableEngine):
         return span
 
     def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
-        if job.work.source is None:
-            return None
-        started = time.monotonic()
-        encoded = runner.encode_source(job.work.source)
-        self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        started, encoded = time.monotonic(), None
+        if job.work.source is not None:
+            encoded = runner.encode_source(job.work.source)
+            self._observe_stage(job, "vae_encode", time.monotonic() - started)
         return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:

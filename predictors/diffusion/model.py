@@ -161,7 +161,7 @@ class DiffusionModel(Protocol):
         """The initial latents, float32 (I, C) on the CPU; they depend on nothing else."""
 
     def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
-        """What an edit needs of a picture; only if the encoder is loaded."""
+        """The inputs of an edit, from its picture. Only if the encoder is loaded."""
 
     def load(self, name: str, placement: Placement, options: LoadOptions) -> DiffusionPasses:
         """Weights onto the device, kernels chosen. Engine thread; `name` is for the log.

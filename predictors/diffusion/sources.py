@@ -29,14 +29,14 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceInputs:
-    """What a model makes of a `SourcePicture` on the host; each part is None where it takes none.
+    """A `SourcePicture` as one model takes it, on the host; each part is None where it takes none.
     Masks and features are float32."""
 
     source: SourcePicture
     start: Encoding | None = None
     """Of which the first latents are made, and the part that is kept."""
     mask: Tensor | None = None
-    """(I, C): 1 is drawn anew, 0 is kept as `start`."""
+    """(I, C): 1 is drawn again, 0 is kept as `start`."""
     beside: Encoding | None = None
     """Its latents are features of each patch, after the latents that are drawn."""
     features: Tensor | None = None

@@ -122,7 +122,7 @@ def test_kontext_reads_a_picture_at_the_size_that_diffusers_chooses(w: int, h: i
     assert limits.edit_size(None, None, (w, h)) == found
 
 
-@given(sides, sides, st.sampled_from([TEXT, FILL, KONTEXT]), st.booleans(), st.integers(64, 1536))
+@given(sides, sides, st.sampled_from([TEXT, FILL, KONTEXT]), st.booleans(), st.integers(128, 1536))
 def test_the_default_size_of_an_edit_is_always_drawn_and_read(
     width: int, height: int, kind: str, refuses: bool, most: int
 ) -> None:

@@ -75,14 +75,10 @@ def kind_of(
     """
     pipeline = str(index.get("_class_name", ""))
     found = next((kind for kind, names in PIPELINES.items() if pipeline in names), TEXT)
-    fills = is_fill(transformer, vae)
+    fills, reason = is_fill(transformer, vae), f"flux.kind is {named}"
     if named == "auto":
-        named, reason = (
-            (FILL if fills and found == TEXT else found),
-            f"model_index.json: {pipeline}",
-        )
-    else:
-        reason = f"flux.kind is {named}"
+        named = FILL if fills and found == TEXT else found
+        reason = f"model_index.json names a {shown(pipeline)}"
     if fills != (named == FILL):
         raise EngineFailed(
             f"{reason}, but transformer/config.json: in_channels is {transformer['in_channels']}; "

@@ -1,4 +1,4 @@
-"""What FLUX.1's checkpoints read of a caller's picture, prepared on the host.
+"""Prepares a caller's picture on the host for the three kinds of FLUX.1's checkpoints.
 
 Text to image starts from the picture with noise on it, and keeps the part outside of a mask.
 FLUX.1-Fill reads the picture without its masked part, and the mask, as features of each patch.
@@ -16,7 +16,7 @@ from predictors.diffusion.sources import Encoding, SourceInputs
 from predictors.models.flux.config import FluxConfig
 
 HALF = 128
-"""The least level of a mask that counts as drawn anew."""
+"""The least level of a mask that counts as drawn again."""
 POSTERIOR_SEED = 0x2545F491
 """Turns a request's seed into that of the posterior's sample, so that the noise of the latents is
 the one of text to image."""
