@@ -66,6 +66,11 @@ NO_PICTURE = PictureSize(0, 0, 0)
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
+def refuse_adapters(asked: NamedScales) -> AdapterMix:
+    """The adapters of a model that takes none: raises `InvalidRequest`."""
+    raise InvalidRequest("this model takes no adapters; leave out loras", param="loras")
+
+
 @dataclass(frozen=True, slots=True)
 class ChatCodec:
     """Both translations for one model. Responses name its `precision`. Any thread."""
@@ -75,7 +80,7 @@ class ChatCodec:
     max_images: int
     pixels: PixelLimits
     model: str = ""
-    mix: Callable[[NamedScales], AdapterMix] = AdapterMix.of
+    mix: Callable[[NamedScales], AdapterMix] = refuse_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
 
     # -- V2 --------------------------------------------------------------------------------------
