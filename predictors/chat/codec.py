@@ -66,9 +66,10 @@ NO_PICTURE = PictureSize(0, 0, 0)
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
-def refuse_adapters(asked: NamedScales) -> AdapterMix:
-    """The adapters of a model that takes none: raises `InvalidRequest`."""
-    raise InvalidRequest("this model takes no adapters; leave out loras", param="loras")
+def _no_adapters(named: NamedScales) -> AdapterMix:
+    if named:
+        raise InvalidRequest("this model takes no adapters", param="loras")
+    return AdapterMix.of(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class ChatCodec:
     max_images: int
     pixels: PixelLimits
     model: str = ""
-    mix: Callable[[NamedScales], AdapterMix] = refuse_adapters
+    mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
 
     # -- V2 --------------------------------------------------------------------------------------

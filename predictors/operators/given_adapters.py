@@ -51,15 +51,15 @@ def find_adapters(
     return GivenAdapters(paths, looks)
 
 
-def with_loras(settings: Settings, flags: Sequence[str]) -> Settings:
-    """The settings with room for as many adapters as are given, unless they say how many: those of
-    a model that all of them are for."""
+def room_for_given(settings: Settings, flags: Sequence[str]) -> Settings:
+    """The settings with room for as many adapters as are given, as a start makes it for a model,
+    unless they say how many."""
     given = len(flags) + len(listed_loras(settings))
-    flux, chat = settings.flux, settings.qwen_vl
+    flux, qwen_vl = settings.flux, settings.qwen_vl
     return replace(
         settings,
         flux=replace(flux, lora_max_active=flux.lora_max_active or given),
-        qwen_vl=replace(chat, lora_max_active=chat.lora_max_active or given),
+        qwen_vl=replace(qwen_vl, lora_max_active=qwen_vl.lora_max_active or given),
     )
 
 
