@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -175,17 +175,6 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         if is_small:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
-
-    @contextlib.contextmanager
-    def holding_places(self, rows: int, call: Call) -> Iterator[None]:
-        """Keep places in the queue while pictures are decoded, before `submit` asks for its own.
-        Raises what `submit` would."""
-        caller = caller_of(call.caller, call.weight, call.priority)
-        self.host.reserve(rows, caller, deadline=call.deadline)
-        try:
-            yield
-        finally:
-            self.host.release(rows, caller)
 
     async def _encode(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         if self.inline:

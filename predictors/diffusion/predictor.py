@@ -6,13 +6,13 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from predictors import metrics
-from predictors.base import Answer, BasePredictor
+from predictors.base import Answer, BasePredictor, caller_of
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.diffusion.answers import FP8_PRECISION, OUTPUT_TYPES
@@ -155,9 +155,20 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         rows = await self.off_loop(self._codec.read_v2, request, is_large=not is_small)
         return await self._with_pictures(rows, call)
 
+    @contextmanager
+    def _holding_places(self, rows: int, call: Call) -> Iterator[None]:
+        """Keep places in the queue while pictures are decoded, before `submit` asks for its own.
+        Raises what `submit` would."""
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.reserve(rows, caller, deadline=call.deadline)
+        try:
+            yield
+        finally:
+            self.host.release(rows, caller)
+
     async def _with_pictures(self, rows: Sequence[AskedRow], call: Call) -> list[ImageRequest]:
         late = "the deadline passed before the pictures were decoded"
-        with self.holding_places(len(rows), call):
+        with self._holding_places(len(rows), call):
             async with fail_at(call.deadline, late):
                 asked, sizes = await self._sources.read(rows)
         shown = [f"{width}x{height}" for width, height in sizes]

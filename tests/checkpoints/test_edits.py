@@ -11,9 +11,8 @@ from checkpoints.training import checker
 from checkpoints.training.edits import edits
 from checkpoints.training.scenes import is_held_out
 
-NUM_CASES = 16
-LEAST = 12
-"""Of 16: the share of all 200 is in the model card."""
+NUM_CASES, LEAST = 16, 13
+"""Of the 200 of the model card, which take a minute and a half."""
 
 
 def test_cases_are_held_out_show_another_shape_and_mask_it_alone() -> None:
