@@ -23,6 +23,7 @@ from predictors import metrics
 from predictors.cli.arguments import (
     PROMPT,
     named_components,
+    named_loras,
     named_paths,
     named_value,
     new_file,
@@ -39,6 +40,7 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
+from predictors.operators import given_adapters
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -52,13 +54,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 FLUX_PIPELINES = (
-    "FluxPipeline",
-    "FluxFillPipeline",
-    "FluxKontextPipeline",
-    "FluxImg2ImgPipeline",
-    "FluxInpaintPipeline",
-    "FluxKontextInpaintPipeline",
-)
+    "FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline", "FluxKontextInpaintPipeline",
+)  # fmt: skip
 """diffusers' pipelines of one checkpoint layout; folders name the one that wrote them."""
 MODELS = {
     **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.predictor:make_predictor"),
@@ -71,7 +69,8 @@ SUMMARIES = {
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
-"""Architecture -> module and function that describes a folder of it, without torch."""
+"""Architecture -> module and function that describes a folder of it, without torch. The module's
+`describe_adapter` describes an adapter."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -185,7 +184,8 @@ def demo(arguments: argparse.Namespace) -> int:
     """Serve both embedded models, draw PROMPTs over V2, caption them over OpenAI chat, stop."""
     from predictors.cli import demo as client  # imports httpx: serving does not need it
 
-    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out)
+    loras = named_paths(arguments.lora, "--lora")
+    return client.run_demo(arguments.prompt or client.PROMPTS, arguments.out, loras)
 
 
 def quantize(arguments: argparse.Namespace) -> int:
@@ -204,18 +204,21 @@ def check(arguments: argparse.Namespace) -> int:
     as a start would refuse it; 3: served, but not within the memory."""
     from predictors.cli.check_table import check_lines
     from predictors.compute.watch.card_facts import find_card_facts
-    from predictors.operators.check import check_report, exit_code
+    from predictors.operators.check import check_lora, check_report, exit_code
 
-    settings = from_env(os.environ)
+    settings = given_adapters.room_for_given(from_env(os.environ), arguments.lora)
     memory = None if arguments.memory is None else read_size(arguments.memory)
     folder = resolve_folder(arguments.folder, "check")
     components = _read_components(arguments.component, {"": folder}).get("")
+    parts = {"model": components or {}}
+    adapters = _read_loras(arguments.lora, {"model": folder}, settings, parts)
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
     describe = partial(describe_folder, folder, settings, card, components)
     verify = partial(verify_folders, [(folder, components or {})], settings.compute)
     report = check_report(folder, architecture_of(folder), describe, verify, card)
+    report["loras"] = [check_lora(name, look) for (_, name), look in adapters.looks.items()]
     if arguments.json:
         sys.stdout.write(f"{json.dumps(report, indent=2)}\n")
     else:
@@ -250,21 +253,21 @@ def build(
     settings: Settings,
     workers: Workers | None = None,
     components: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
+    loras: Mapping[str, Mapping[str, Path]] = NO_COMPONENTS,
 ) -> BasePredictor[Any, Any, Any]:
-    """The predictor of a checkpoint folder; `workers` decode its pictures, and `components` are
-    folders of parts that replace its own, by model.
+    """The predictor of a checkpoint folder; `workers` decode its pictures, `components` are folders
+    of parts that replace its own, and `loras` its adapters, both by model.
 
     Raises `InvalidRequest` when no model serves it.
     """
     module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
-    parts = {"parts": components[name]} if name in components else {}
-    for part, folder in parts.get("parts", {}).items():
+    given = {"parts": components, "loras": loras}
+    more = {kind: by_model[name] for kind, by_model in given.items() if name in by_model}
+    for part, folder in more.get("parts", {}).items():
         log.info("%s: %s is that in the folder %s", name, part, folder.name)
-    predictor: BasePredictor[Any, Any, Any] = make_predictor(
-        name, checkpoint, settings, workers, **parts
-    )
-    return predictor
+    made: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers, **more)
+    return made
 
 
 def describe_folder(
@@ -325,8 +328,13 @@ def _read_models(
     components = _read_components(arguments.component, named)
     for name, folder in named.items():
         describe_folder(folder, settings, components=components.get(name))
+    adapters = _read_loras(arguments.lora, named, settings, components)
+    for look in adapters.looks.values():
+        look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
-    make = partial(build, components=components)
+    if settings.flux.checker:
+        folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
+    make = partial(build, components=components, loras=adapters.paths)
     return list(named.items()), make, Verification(folders, settings.compute)
 
 
@@ -340,6 +348,20 @@ def _read_components(flags: Sequence[str], named: Mapping[str, Path]) -> dict[st
         if not (named[name] / INDEX).is_file():
             raise InvalidRequest(f"--component: {name} is one model and has no parts to replace")
     return components
+
+
+def _read_loras(
+    flags: Sequence[str],
+    named: Mapping[str, Path],
+    settings: Settings,
+    components: Mapping[str, Mapping[str, Path]],
+) -> given_adapters.GivenAdapters:
+    """The adapters of flags and settings for the models with the folders `named`."""
+    kinds = {name: SUMMARIES.get(architecture_of(folder)) for name, folder in named.items()}
+    own = "describe_adapter"
+    describers = {name: kind.replace("summarise", own) for name, kind in kinds.items() if kind}
+    paths = named_loras([*given_adapters.listed_loras(settings), *flags], list(describers))
+    return given_adapters.find_adapters(paths, named, settings, describers, components)
 
 
 def _flux_folder(path: Path) -> Path:

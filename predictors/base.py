@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
 from predictors import metrics
 from predictors.errors import Draining, EngineFailed, InvalidRequest
 from predictors.observe import tracing
-from predictors.protocol.call import Call, parse_priority, parse_timeout
+from predictors.protocol.call import ANY_ADAPTER, Call, parse_priority, parse_timeout
 from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.kserve_sdk import (
     POST_HIST_TIME,
@@ -63,6 +63,7 @@ class Answer(Generic[R, C]):
     chunks: tuple[C, ...]
     queue_ms: int
     compute_ms: int
+    request_id: str = ""
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
@@ -164,9 +165,27 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.tighten(parse_timeout(timeout_us, "timeout", unit_s=1e-6))
         if "priority" in request.parameters:
             call.priority = parse_priority(request.parameters["priority"], "priority")
+        if call.adapters is not ANY_ADAPTER:
+            request = replace(request, adapters=call.adapters)
+        return await self.read_rows(request, call, is_small=is_small)
+
+    async def read_rows(self, request: V2Request, call: Call, *, is_small: bool) -> list[R]:
+        """`decode_v2`, in the pool for a large request; a subclass with more to wait for overrides
+        this."""
         if is_small:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
+
+    @contextlib.contextmanager
+    def holding_places(self, rows: int, call: Call) -> Iterator[None]:
+        """Keep places in the queue while pictures are decoded, before `submit` asks for its own.
+        Raises what `submit` would."""
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.reserve(rows, caller, deadline=call.deadline)
+        try:
+            yield
+        finally:
+            self.host.release(rows, caller)
 
     async def _encode(self, request: V2Request, answers: list[Answer[R, C]]) -> V2Response:
         if self.inline:
@@ -188,8 +207,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         finally:
             self.finish_call(submissions, call)
         return [
-            Answer(request, tuple(row), submission.queue_ms, submission.compute_ms)
-            for request, row, submission in zip(requests, chunks, submissions, strict=True)
+            Answer(request, tuple(row), each.queue_ms, each.compute_ms, call.request_id)
+            for request, row, each in zip(requests, chunks, submissions, strict=True)
         ]
 
     async def submit(self, requests: Sequence[R], call: Call) -> list[Submission[W, C]]:

@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +274,11 @@ def test_profile_says_that_it_takes_one_model(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_demo_takes_prompts_and_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Sequence[str], Path]] = []
-    monkeypatch.setattr(demo, "run_demo", lambda prompts, out: calls.append((prompts, out)) or 3)
+    calls: list[tuple[Sequence[str], Path, Mapping[str, Path]]] = []
+    monkeypatch.setattr(demo, "run_demo", lambda *given: calls.append(given) or 3)  # type: ignore[func-returns-value]
     assert root.main(["demo"]) == 3
-    assert root.main(["demo", "a red star", "--out", "elsewhere"]) == 3
-    assert calls == [(demo.PROMPTS, Path("out")), (["a red star"], Path("elsewhere"))]
+    assert root.main(["demo", "a red star", "--out", "elsewhere", "--lora", "a=b"]) == 3
+    assert calls == [
+        (demo.PROMPTS, Path("out"), {}),
+        (["a red star"], Path("elsewhere"), {"a": Path("b")}),
+    ]

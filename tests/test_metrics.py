@@ -58,6 +58,7 @@ FLUX_ONLY = {
     "predictors_image_pixels",
     "predictors_inference_steps",
     "predictors_time_to_first_image_seconds",
+    "predictors_loras_loaded",
 }
 QWEN_VL_ONLY = {
     "predictors_time_to_first_token_seconds",
@@ -128,7 +129,7 @@ def test_every_sample_of_a_new_model_is_zero(scrape: str) -> None:
 
 
 def test_every_outcome_of_every_protocol_exists_before_it_happens(scrape: str) -> None:
-    for model, operations in ((FLUX, {"infer", "images"}), (QWEN_VL, {"infer", "chat"})):
+    for model, operations in ((FLUX, {"infer", "images", "edits"}), (QWEN_VL, {"infer", "chat"})):
         found = {
             (s.labels["protocol"], s.labels["operation"], s.labels["reason"])
             for family in text_string_to_metric_families(scrape)
@@ -231,6 +232,7 @@ def test_labels_are_bounded() -> None:
         "monitor",
         "action",
         "caller",  # names of API keys, of which there are at most 256
+        "lora",  # names of the adapters that are loaded, of which there are at most 1000
     }
     assert {label for series in declared() for label in series._labelnames} <= allowed
 

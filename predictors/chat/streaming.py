@@ -1,4 +1,4 @@
-"""A chat's answer over V2 in parts, as it grows."""
+"""A chat's answer over V2 in parts: what may ask for one, and the response for new tokens."""
 
 from __future__ import annotations
 

@@ -76,6 +76,28 @@ def named_components(flags: Sequence[str], models: Sequence[str]) -> dict[str, d
     return found
 
 
+def named_loras(flags: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The paths of `NAME=PATH` or `MODEL:NAME=PATH` by model and adapter; `models` are those that
+    take adapters. Raises `InvalidRequest` as `named_paths`, and where the model is not clear."""
+    found: dict[str, dict[str, Path]] = {}
+    for given, path in named_paths(flags, "--lora").items():
+        model, _, name = given.rpartition(":")
+        if not models:
+            raise InvalidRequest(f"--lora {given}: no model here takes adapters")
+        if not model and len(models) != 1:
+            raise InvalidRequest(f"--lora {given}: of which model? Write MODEL:{name}=PATH")
+        model = model or models[0]
+        if model not in models:
+            raise InvalidRequest(
+                f"--lora {given}: there is no --model {model} that takes adapters; there is "
+                f"{', '.join(models)}"
+            )
+        if name in found.setdefault(model, {}):
+            raise InvalidRequest(f"--lora {name} is given twice for {model}")
+        found[model][name] = path
+    return found
+
+
 def named_value(raw: str) -> tuple[str, str | int | float | bool]:
     """Split `NAME=VALUE`; the value is JSON, or else text. Raises `InvalidRequest`."""
     name, separator, text = raw.partition("=")
@@ -158,6 +180,7 @@ def _serve_flags(verb: argparse.ArgumentParser) -> None:
 def _warm_flags(verb: argparse.ArgumentParser, model: str = "a model; may be repeated") -> None:
     verb.add_argument("--model", action="append", metavar="NAME=PATH", help=model)
     _component_flag(verb)
+    _lora_flag(verb)
     verb.add_argument(
         "--log-format",
         choices=("auto", "text", "json"),
@@ -173,6 +196,17 @@ def _component_flag(verb: argparse.ArgumentParser) -> None:
         metavar="[MODEL.]PART=PATH",
         help="the folder of a part (transformer, vae, ...) instead of that in the model's folder; "
         "may be repeated",
+    )
+
+
+def _lora_flag(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[MODEL:]NAME=PATH",
+        help="an adapter (LoRA), a .safetensors file or its folder, under a name that requests may "
+        "use; may be repeated",
     )
 
 
@@ -211,6 +245,7 @@ def _demo_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for pictures and log (default: out)"
     )
+    _lora_flag(verb)
 
 
 def _quantize_flags(verb: argparse.ArgumentParser) -> None:
@@ -226,6 +261,7 @@ def _check_flags(verb: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", help="judge for a card of this size, such as 24GiB"
     )
     _component_flag(verb)
+    _lora_flag(verb)
     verb.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -23,8 +23,19 @@ def check_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report["options"]:
         yield ""
         yield from _memory_lines(report)
+    yield from map(_lora_line, report["loras"])
     for note in report["notes"]:
         yield f"note: {note}"
+
+
+def _lora_line(lora: Mapping[str, Any]) -> str:
+    if not lora["served"]:
+        return f"adapter {lora['name']}: not served; reason: {lora['reason']}"
+    linears = " and ".join(f"{count} of {part}" for part, count in lora["linears"].items())
+    return (
+        f"adapter {lora['name']}: {lora['file']} ({lora['format']}), rank {lora['rank']}, changes "
+        f"{linears}"
+    )
 
 
 PART_TITLES = ("part", "parameters", "stored", "as")

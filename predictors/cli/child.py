@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO
 
 import httpx
@@ -32,8 +32,14 @@ class ServerFailed(Exception):
 class ServerProcess:
     """A server on free ports of 127.0.0.1, stopped by SIGTERM. A context manager for one thread."""
 
-    def __init__(self, models: Mapping[str, Path], log: Path) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        log: Path,
+        loras: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self._models = dict(models)
+        self._loras = dict(loras)
         self._log = log
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: list[str] = []
@@ -83,13 +89,14 @@ class ServerProcess:
 
     def command(self) -> Sequence[str]:
         models = (f"--model={name}={path}" for name, path in self._models.items())
+        loras = (f"--lora={name}={path}" for name, path in self._loras.items())
         ports = (
             f"--port={self.port}",
             f"--grpc-port={self.grpc_port}",
             "--host=127.0.0.1",
             "--log-format=text",
         )
-        return [sys.executable, "-m", "predictors", "serve", *models, *ports]
+        return [sys.executable, "-m", "predictors", "serve", *models, *loras, *ports]
 
     def wait_ready(self, timeout_s: float, on_progress: Callable[[str], None]) -> None:
         """Wait until every model is ready; calls `on_progress` for each warmed shape."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -30,16 +31,24 @@ START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 
 
-def run_demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
-    """Write `out/1.png`, `out/2.png` ... and `out/server.log`; returns the exit code."""
+def run_demo(
+    prompts: Sequence[str] = PROMPTS,
+    out: Path = Path("out"),
+    loras: Mapping[str, Path] = MappingProxyType({}),
+) -> int:
+    """Write `out/1.png`, `out/2.png` ... and `out/server.log`, drawn with all `loras`; returns the
+    exit code."""
     started = time.monotonic()
     try:
-        with ServerProcess(MODELS, out / "server.log") as server:
+        given = {f"{IMAGE_MODEL}:{name}": path for name, path in loras.items()}
+        with ServerProcess(MODELS, out / "server.log", given) as server:
             say(f"starting {' and '.join(MODELS)} on {server.url} (log: {out / 'server.log'})")
             server.wait_ready(START_TIMEOUT_S, lambda what: say(f"  warm: {what}"))
             say(f"ready after {time.monotonic() - started:.1f} s\n")
             with httpx.Client(base_url=server.url, timeout=ANSWER_TIMEOUT_S) as client:
-                for prompt, picture in zip(prompts, draw(client, prompts, out), strict=True):
+                for prompt, picture in zip(
+                    prompts, draw(client, prompts, out, list(loras)), strict=True
+                ):
                     describe(client, prompt, picture)
     except (ServerFailed, httpx.HTTPError, OSError) as error:
         say(f"the demo failed: {error}")
@@ -48,15 +57,19 @@ def run_demo(prompts: Sequence[str] = PROMPTS, out: Path = Path("out")) -> int:
     return 0
 
 
-def draw(client: httpx.Client, prompts: Sequence[str], out: Path) -> list[Path]:
+def draw(
+    client: httpx.Client, prompts: Sequence[str], out: Path, loras: Sequence[str] = ()
+) -> list[Path]:
     """Draw all prompts with one V2 request. Each row is a job, and they share steps."""
     rows = len(prompts)
-    body = {
+    body: dict[str, object] = {
         "inputs": [
             {"name": "prompt", "datatype": "BYTES", "shape": [rows], "data": list(prompts)},
             {"name": "seed", "datatype": "INT64", "shape": [rows], "data": [SEED] * rows},
         ]
     }
+    if loras:
+        body["parameters"] = {"loras": json.dumps([{"name": name} for name in loras])}
     started = time.monotonic()
     response = client.post(f"/v2/models/{IMAGE_MODEL}/infer", json=body)
     seconds = time.monotonic() - started

@@ -132,10 +132,10 @@ def add_low_rank(
     taken one by one, since a matmul's bits depend on the number of rows.
     """
     pieces = x if isinstance(x, tuple) else (x,)
-    if out.is_cuda or len(out) == 1:
+    if out.is_cuda or out.shape[0] == 1:
         _add_rows(out, pieces, table, chosen, token_scales)
         return
-    for i in range(len(out)):
+    for i in range(out.shape[0]):
         one = slice(i, i + 1)
         own = RankRows(chosen.index[one], chosen.scales[one])
         scales = None if token_scales is None else token_scales[one]

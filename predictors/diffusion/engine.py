@@ -21,8 +21,7 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement
-from predictors.diffusion.active_adapters import make_adapters
-from predictors.diffusion.adapters import AdapterWeights
+from predictors.diffusion.active_adapters import AdaptableEngine, make_adapters
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
@@ -42,7 +41,6 @@ from predictors.diffusion.scheduling import (
 from predictors.diffusion.sources import EncodedSource
 from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
-from predictors.serving.calls import EngineAccess
 from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
@@ -53,7 +51,7 @@ EmbeddingKey = tuple[Hashable, ...]
 """A prompt's key, and digest and scale of each adapter that changes how it is encoded."""
 
 
-class DiffusionEngine:
+class DiffusionEngine(AdaptableEngine):
     """Implements `serving.Engine[DiffusionWork, PictureChunk]` for one checkpoint."""
 
     def __init__(
@@ -82,7 +80,7 @@ class DiffusionEngine:
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
-            "settings": settings,
+            "settings": settings.of_drawing,
             "dtype": placement.precision,
         }
         bundle = Bundle(placement.cache, compiled_for)
@@ -114,17 +112,6 @@ class DiffusionEngine:
         every shape."""
         if work.request.loras:
             self.adapters.check(work.request.loras)
-
-    def attach(self, host: EngineAccess) -> None:
-        self.adapters.attach(host)
-
-    def add_adapter(self, weights: AdapterWeights) -> None:
-        """As `ActiveAdapters.add`."""
-        self.adapters.add(weights)
-
-    def remove_adapter(self, name: str) -> None:
-        """As `ActiveAdapters.remove`."""
-        self.adapters.remove(name)
 
     def describe(self) -> Mapping[str, object]:
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
@@ -175,8 +162,7 @@ class DiffusionEngine:
         with torch.inference_mode():
             seconds = warm_all(runner, self._preparer, self._limits, self.adapters.widths, progress)
             if self._previews.may_project:
-                rooms = (runner, self._placement, self._preparer, self._limits)
-                self._previews.project_by(warm_projection(*rooms))
+                self._previews.project_by(warm_projection(runner, self._preparer, self._limits))
         self._charges.expect(seconds)
         runner.seal(best_widths(seconds), seconds)
         self._start.end()

@@ -118,7 +118,7 @@ class Preparer:
             timesteps=model.schedule.timesteps(levels.numpy(), dtype),
             dts=levels.diff().to(dtype),
             coefficients=torch.from_numpy(collapsed(sigmas, called)),
-            levels=levels.to(dtype),
+            levels=tuple(levels.tolist()),
             num_steps=len(called),
             guidance=torch.tensor([request.guidance_scale]).to(dtype) * 1000,
             cfg_scale=torch.tensor(request.true_cfg_scale),

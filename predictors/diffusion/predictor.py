@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from predictors import metrics
 from predictors.base import Answer, BasePredictor
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
-from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
+from predictors.diffusion.answers import FP8_PRECISION, OUTPUT_TYPES
+from predictors.diffusion.checker import VERDICTS, make_checker
+from predictors.diffusion.codec import INPUT_TYPES, PICTURE_INPUTS, PICTURE_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
+from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
+from predictors.diffusion.lora_changes import LoraChanges
 from predictors.diffusion.model import DiffusionModel
 from predictors.diffusion.request import (
     TIERS,
@@ -25,19 +32,24 @@ from predictors.diffusion.request import (
     PictureChunk,
     StepTaken,
 )
+from predictors.diffusion.sent_pictures import AskedRow, SourceReader
 from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
+from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
 T = TypeVar("T")
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "images"),
+    operations=("infer", "images", "edits"),
     stages=(
         "prepare",
         "text_encode",
@@ -45,6 +57,7 @@ SERIES = metrics.ModelSeries(
         "denoise",
         "preview",
         "vae_decode",
+        "check",
         "image_encode",
     ),
     caches=("prompt_embedding",),
@@ -53,7 +66,9 @@ SERIES = metrics.ModelSeries(
         metrics.image_pixels: ((),),
         metrics.inference_steps: ((),),
         metrics.ttfi_seconds: ((),),
+        metrics.loras_loaded: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
+        metrics.images_checked_total: tuple((verdict,) for verdict in VERDICTS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
 )
@@ -65,6 +80,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
 
     task = "flux"  # as settings, metrics and the admin state name it
     series = SERIES
+    file_inputs: ClassVar[frozenset[str]] = PICTURE_INPUTS
 
     def __init__(
         self,
@@ -76,16 +92,78 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         own = settings.flux
         placement = place(settings.compute)
         limits = make_limits(model.config, own, placement.device)
+        adapters = KnownAdapters(name)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level)
+        self._checker = make_checker(name, own)
+        writer = PictureWriter.of(name, own)
+        self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
+        self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
+        self._sources = SourceReader(limits, settings.images, workers, self.off_loop)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
 
+    # -- adapters ---------------------------------------------------------------------------------
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        return self._loras.known.names
+
+    @property
+    def loras(self) -> Sequence[AdapterSummary]:
+        """Descriptions of the adapters that requests may use."""
+        return self._loras.known.summaries
+
+    def add_lora(self, name: str, path: Path, root: Path | None = None) -> AdapterSummary:
+        """As `LoraChanges.add`."""
+        return self._loras.add(name, path, root)
+
+    def remove_lora(self, name: str) -> AdapterSummary:
+        """As `LoraChanges.remove`."""
+        return self._loras.remove(name)
+
+    async def submit(
+        self, requests: Sequence[ImageRequest], call: Call
+    ) -> list[Submission[DiffusionWork, PictureChunk]]:
+        """As the base's. From the check of a request to its place in the queue no adapter of it is
+        removed."""
+        used = [lora for request in requests for lora in request.loras]
+        if not used:
+            return await super().submit(requests, call)
+        with self._loras.known.held(used):
+            return await super().submit(requests, call)
+
+    def finish_call(
+        self, submissions: Sequence[Submission[DiffusionWork, PictureChunk]], call: Call
+    ) -> None:
+        for submission in submissions:
+            if isinstance(submission.last, ImageResult):
+                self._loras.known.count_picture(submission.work.request.loras)
+        super().finish_call(submissions, call)
+
+    # -- hooks -----------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         return self._codec.decode_v2(request)
+
+    async def read_rows(
+        self, request: V2Request, call: Call, *, is_small: bool
+    ) -> list[ImageRequest]:
+        """The same of any request. Pictures are decoded by the workers."""
+        if not any(tensor.name in PICTURE_INPUTS for tensor in request.inputs):
+            return await super().read_rows(request, call, is_small=is_small)
+        rows = await self.off_loop(self._codec.read_v2, request, is_large=not is_small)
+        return await self._with_pictures(rows, call)
+
+    async def _with_pictures(self, rows: Sequence[AskedRow], call: Call) -> list[ImageRequest]:
+        late = "the deadline passed before the pictures were decoded"
+        with self.holding_places(len(rows), call):
+            async with fail_at(call.deadline, late):
+                asked, sizes = await self._sources.read(rows)
+        shown = [f"{width}x{height}" for width, height in sizes]
+        call.log_fields["source_size"] = shown if len(shown) > 1 else shown[0]
+        call.log_fields["masked"] = any(row.source and row.source.mask is not None for row in asked)
+        return self._codec.requests(asked)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
@@ -111,6 +189,8 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
             "steps": request.num_inference_steps,
             "tier": request.tier,
         }
+        if request.loras:
+            fields["loras"] = ",".join(f"{each.name}:{each.scale:g}" for each in request.loras)
         if request.partial_images:
             fields["partial_images"] = request.partial_images
         if isinstance(last, ImageResult):
@@ -123,7 +203,19 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
-            requests = self._codec.decode_images(body)
+            requests = self._codec.decode_images(body, call.adapters)
+        return await self._drawn(requests, call)
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        return await self._drawn(await self._edited(body, call), call)
+
+    async def _edited(self, body: EditsBody, call: Call) -> list[ImageRequest]:
+        self.check_room(call, body.n)  # before any work is spent on pictures
+        with tracing.stage(call.trace, "parse"):
+            rows = self._codec.read_edits(body, call.adapters)
+            return await self._with_pictures(rows, call)
+
+    async def _drawn(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, finished(answers))
@@ -132,8 +224,22 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         """Events as the picture grows, after an empty item once its job is accepted. Closing the
         iterator cancels the job."""
         with tracing.stage(call.trace, "parse"):
-            (request,) = self._codec.decode_images(body)
-        encoder = EventEncoder(self._codec, request, body.events)
+            (request,) = self._codec.decode_images(body, call.adapters)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        """The same for an edit."""
+        (request,) = await self._edited(body, call)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, request: ImageRequest, body: ImagesBody, call: Call
+    ) -> AsyncGenerator[bytes]:
+        encoder = EventEncoder(self._codec, request, body.events, call.request_id)
         async with aclosing(self._parts(request, call, encoder.encode)) as events:
             async for event in events:
                 yield event or b""
@@ -144,7 +250,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         if not rows[0].is_watched:
             yield await self._encode(request, await self.run(rows, call))
             return
-        encoder = ResponseEncoder(self._codec, rows[0], request)
+        encoder = ResponseEncoder(self._codec, rows[0], request, call.request_id)
         async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
             async for response in responses:
                 if response is not None:
@@ -169,12 +275,18 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         finally:
             self.finish_call(submissions, call)
 
+    def stop(self) -> None:
+        super().stop()
+        if self._checker is not None:
+            self._checker.close()
+
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()
 
     def get_limits(self) -> Mapping[str, Any]:
         capacity = self.settings.queue.capacity
-        return {**self._codec.limits.summary(), "queue_capacity": capacity}
+        loras = {"loras": list(self.adapter_names), "max_loras": MAX_LORAS}
+        return {**self._codec.limits.summary(), **loras, "queue_capacity": capacity}
 
     def describe(self) -> dict[str, object]:
         tiers = self._codec.limits.tiers.loaded
@@ -185,7 +297,10 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         return super().describe() | own
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return [dict(tensor) for tensor in INPUT_TYPES]
+        edits = self._codec.limits.edits
+        return [
+            dict(tensor) for tensor in (*INPUT_TYPES, *(PICTURE_TYPES if edits.is_loaded else ()))
+        ]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         return [dict(tensor) for tensor in OUTPUT_TYPES]

@@ -84,13 +84,14 @@ def fit_projection(latents: Sequence[Tensor], pictures: Sequence[Tensor]) -> Ten
 def shrunk(picture: Tensor, height: int, width: int) -> Tensor:
     """float64 (height * width, 3): means of equal blocks of a uint8 (H, W, 3) picture."""
     blocks = picture.unflatten(1, (width, -1)).unflatten(0, (height, -1))
-    return blocks.double().mean((1, 3)).flatten(0, 1)
+    means: Tensor = blocks.double().mean((1, 3)).flatten(0, 1)
+    return means
 
 
 def clean_latents(latents: Tensor, velocity: Tensor, level: float) -> Tensor:
     """x - level * v in v's dtype: the end of a straight way from `latents` at that noise level."""
-    clean: Tensor = latents.float() - level * velocity.float()
-    return clean.to(velocity.dtype)
+    clean: Tensor = (latents.float() - level * velocity.float()).to(velocity.dtype)
+    return clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class Previews:
     @staged("preview")
     def _decode(self, runner: DiffusionRunner, slot: Slot, result: StepResult) -> PictureTransfer:
         state, work = slot.started, slot.job.work
-        level = float(work.plan.levels[state.index])
+        level = work.plan.levels[state.index]
         clean = clean_latents(state.latents, result.velocity, level)
         if self._projection is None:
             return runner.decode(state, clean)

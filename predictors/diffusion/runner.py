@@ -127,7 +127,8 @@ class DiffusionRunner:
                     to_device(plan.timesteps, place), to_device(plan.guidance, place), prompts
                 )
         if source is not None:
-            edit = EditState(source, noise, to_device(plan.levels, place))
+            levels = to_device(torch.tensor(plan.levels), place, place.dtype)
+            edit = EditState(source, noise, levels)
         return DenoiseState(
             latents=noise if edit is None else edit.first_latents(),
             velocity=None,

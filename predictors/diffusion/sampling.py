@@ -92,8 +92,8 @@ class DenoisePlan:
     """(K,) change of the noise level by each call, negative, in the model's dtype."""
     coefficients: Tensor
     """float32 (K, 2) of `collapsed`."""
-    levels: Tensor
-    """(K + 1,) noise level before each call and after the last, in the model's dtype."""
+    levels: tuple[float, ...]
+    """Noise level before each call and after the last, K + 1."""
     num_steps: int
     """Steps that are run of the schedule, K or more."""
     guidance: Tensor

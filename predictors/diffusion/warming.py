@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from predictors.compute.device.placement import DAMAGED, Placement, check_finite, to_device
+from predictors.compute.device.placement import DAMAGED, check_finite
 from predictors.diffusion.adapters import AppliedAdapters
 from predictors.diffusion.editing import Size
 from predictors.diffusion.inputs import Preparer
@@ -159,13 +159,13 @@ def check_picture(picture: DecodedPicture, where: str) -> None:
 
 
 def warm_projection(
-    runner: DiffusionRunner, placement: Placement, preparer: Preparer, limits: PictureLimits
+    runner: DiffusionRunner, preparer: Preparer, limits: PictureLimits
 ) -> Projection:
     """A projection of latents to colours, fitted to pictures that are drawn for it at the first
     promised size, and its error on one more. Waits for the device."""
     drawn = [_drawn(runner, preparer, limits, seed) for seed in range(len(FITTED_PROMPTS))]
     latents, pictures = zip(*drawn, strict=True)
-    weights = to_device(fit_projection(latents[:-1], pictures[:-1]), placement)
+    weights = fit_projection(latents[:-1], pictures[:-1]).to(latents[0].device)
     grid, truth = latents[-1], pictures[-1].numpy()
     levels = projected_levels(weights, grid)[:-1].view(*grid.shape[2:], 3).cpu().numpy()
     height, width, _ = truth.shape

@@ -1,4 +1,5 @@
-"""Routes of the admin port: the state of a running server as JSON, and profiles of its traffic.
+"""Routes of the admin port: the state of a running server as JSON, profiles of its traffic, and
+adapters.
 
 The port is off unless `server.admin_port` is set. A profile records steps on the engine's thread
 and is reported on another; only one is recorded or reported at a time, and only the last trace is
@@ -25,6 +26,7 @@ from predictors.errors import (
     NotSupported,
     Overloaded,
 )
+from predictors.operators.lora_routes import lora_routes
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import check_media, parse_json, receive_small_body
@@ -61,6 +63,7 @@ def admin_routes(
     which is set when the server begins to shut down."""
     admin = _Admin(registry, ending, make_profiler)
     return [
+        *lora_routes(registry),
         Route("/debug/engine", PlainEndpoint(admin.engine), methods=["GET"]),
         Route("/debug/profile", PlainEndpoint(admin.profile), methods=["POST"]),
         Route("/debug/profile/{id}", PlainEndpoint(admin.trace), methods=["GET"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 from predictors.compute.checkpoint.integrity import VerifiedFolder
 from predictors.compute.checkpoint.summary import (
+    AdapterSummary,
     CardFacts,
     FolderSummary,
     PartSummary,
@@ -47,6 +48,7 @@ def check_report(
         "options": [],
         "notes": [],
         "verified": [],
+        "loras": [],
     }
     try:
         summary = summarise()
@@ -66,8 +68,27 @@ def check_report(
     }
 
 
+def check_lora(name: str, describe: Callable[[], AdapterSummary]) -> dict[str, Any]:
+    """An adapter's entry in `loras` of the report; `describe` raises with the message of a
+    start."""
+    entry: dict[str, Any] = {"name": name, "served": False, "reason": ""}
+    try:
+        found = describe()
+    except ServingError as error:
+        return entry | {"reason": error.message}
+    return entry | {
+        "served": True,
+        "file": found.file,
+        "format": found.format,
+        "digest": found.digest,
+        "rank": found.rank,
+        "linears": dict(found.linears),
+        "values": found.num_values,
+    }
+
+
 def exit_code(report: dict[str, Any]) -> int:
-    if not report["served"]:
+    if not report["served"] or not all(lora["served"] for lora in report["loras"]):
         return REFUSED
     return TOO_LARGE if report["fits"] is False else SERVED
 

@@ -9,10 +9,11 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from predictors.errors import InvalidRequest
+from predictors.errors import Forbidden, InvalidRequest
 from predictors.observe.tracing import Trace
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -25,6 +26,31 @@ LAST_LEVEL = 10
 MAX_LEVEL = 2**64 - 1  # that may be asked for; `LAST_LEVEL` and above are the same
 NUMBER = re.compile(r"\s*[0-9.eE+-]{1,32}\s*", re.ASCII)
 _LEVEL = re.compile(r"\s*[0-9]{1,20}\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterAccess:
+    """The adapters of a model that a call asks for by the model's name, and may use."""
+
+    own: str = ""
+    """The adapter that the model's name ends with, as in `flux:watercolour`; empty without one."""
+    allowed: frozenset[str] | None = None
+    """Those that the caller may use, of which a request has one at least; None: all or none."""
+
+    def named(
+        self, model: str, asked: Iterable[tuple[str, float]] | None
+    ) -> tuple[tuple[str, float], ...]:
+        """The adapter in the name of `model`, with scale 1, and those `asked` for. Raises
+        `Forbidden` for one that the caller may not use."""
+        own = ((self.own, 1.0),) if self.own else ()
+        found = (*own, *(asked or ()))
+        for name, _ in found:
+            if self.allowed is not None and name not in self.allowed:
+                raise Forbidden(f"the API key may not use adapter {name!r} of {model!r}")
+        return found
+
+
+ANY_ADAPTER = AdapterAccess()
 
 
 class CallerUsage(Protocol):
@@ -61,6 +87,8 @@ class Call(dict[str, str]):
         is shared and accounted by it."""
         self.models: frozenset[str] = frozenset()
         """Names of the models that the caller may use; empty: all."""
+        self.adapters = ANY_ADAPTER
+        """Set by `Registry.find` with the model."""
         self.usage: CallerUsage | None = None
         """The use of its API key so far; None without one."""
         self.has_asked = False

@@ -8,22 +8,35 @@ draining one finishes what it has accepted and refuses new requests with `Draini
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from predictors import metrics
-from predictors.errors import Draining, Forbidden, InvalidRequest, NotFound, NotReady
-from predictors.protocol.call import Call
+from predictors.errors import (
+    Draining,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    NotSupported,
+)
+from predictors.protocol.call import AdapterAccess, Call
 from predictors.protocol.callers import Callers
 from predictors.protocol.http.bodies import BytesInFlight, Charge
-from predictors.protocol.names import check_name, check_names, read_aliases
+from predictors.protocol.names import MAX_NAME, check_name, check_names, read_aliases
 from predictors.protocol.outcomes import UNKNOWN_MODEL
 from predictors.protocol.overload import OverloadGate
 from predictors.protocol.pending_bodies import PendingBodies
 from predictors.protocol.refusal_pace import RefusalPace
-from predictors.protocol.serves import Prepares, Queued, Served, Startable
+from predictors.protocol.serves import (
+    Prepares,
+    Queued,
+    Served,
+    ServesAdapters,
+    Startable,
+)
 from predictors.protocol.tasks import make_workers
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
@@ -61,6 +74,7 @@ class Registry:
         self._trim: asyncio.TimerHandle | None = None
         self._models: dict[str, Served] = {}
         self._room_checks: dict[str, Callable[[Call], None]] = {}
+        self._adapted: dict[str, ServesAdapters] = {}
         self._aliases = read_aliases(settings.server.aliases)
         for model in models:
             self.add(model)
@@ -86,6 +100,8 @@ class Registry:
         self._models[model.name] = model
         if isinstance(model, Queued):  # which costs more than the check itself: asked once
             self._room_checks[model.name] = model.check_room
+        if isinstance(model, ServesAdapters):
+            self._adapted[model.name] = model
 
     def check_aliases(self) -> None:
         """Raise `InvalidRequest` for an alias that is a model's name or names no model."""
@@ -93,43 +109,107 @@ class Registry:
 
     @property
     def names(self) -> Mapping[str, Served]:
-        """The models by every name that a request may use: their own, then the aliases."""
-        aliased = {alias: self._models[name] for alias, name in self._aliases.items()}
-        return {**self._models, **aliased}
+        """The models by every name that a request may use: their own, the aliases, and those with
+        an adapter."""
+        found = {**self._models}
+        found |= {alias: self._models[name] for alias, name in self._aliases.items()}
+        for name, model in self._adapted.items():
+            for adapter in model.adapter_names:
+                found.setdefault(f"{name}:{adapter}", self._models[name])
+        return found
 
     @property
     def startable(self) -> list[Startable]:
         return [model for model in self._models.values() if isinstance(model, Startable)]
 
+    def models_for(self, call: Call | None) -> Collection[Served]:
+        """The models of which this caller may use a name."""
+        if call is None or not call.models:
+            return self._models.values()
+        return {each.name: each for each in self.names_for(call).values()}.values()
+
     def names_for(self, call: Call | None) -> Mapping[str, Served]:
         """The names that this caller may use."""
-        return {name: each for name, each in self.names.items() if self._is_open(each, call)}
-
-    def _is_open(self, model: Served, call: Call | None) -> bool:
         if call is None or not call.models:
-            return True
-        return any(self._aliases.get(name, name) == model.name for name in call.models)
+            return self.names
+        open_to = {name: self._adapters_for(model, call) for name, model in self._models.items()}
+        found = {}
+        for name, model in self.names.items():
+            allowed = open_to[model.name]
+            if allowed is None or self.adapter_of(name) in allowed:
+                found[name] = model
+        return found
+
+    def _adapters_for(self, model: Served, call: Call) -> frozenset[str] | None:
+        """The adapters of `model` that a key with a list of models may use; None for all, and for
+        the model without any."""
+        allowed = set()
+        for name in call.models:
+            if self._aliases.get(name, name) == model.name:
+                return None
+            base, _, adapter = name.rpartition(":")
+            if self._aliases.get(base, base) == model.name and not self._is_whole(name):
+                allowed.add(adapter)
+        return frozenset(allowed)
+
+    def _is_whole(self, name: str) -> bool:
+        return name in self._models or name in self._aliases
+
+    def adapter_of(self, name: str) -> str:
+        """The adapter in the name of a model; empty for a model's own name and an alias."""
+        return "" if self._is_whole(name) else name.rpartition(":")[2]
 
     def find(self, name: str, version: str = "", *, call: Call | None = None) -> Served:
         """The model, ready or not; raises `NotFound` for an unknown name or version, and
-        `Forbidden` for a model that the caller of `call` may not use."""
-        model = self._models.get(self._aliases.get(name, name))
+        `Forbidden` for a model that the caller of `call` may not use.
+
+        The adapter of a name such as `flux:watercolour`, and those that the caller may use, are in
+        `call.adapters` from then on.
+        """
+        model, adapter = self._models.get(self._aliases.get(name, name)), ""
         if model is None:
-            message = f"there is no model {name[:MAX_SHOWN]!r}"
-            if self.callers.keys is None or (call is not None and call.usage is not None):
-                message += f"; served: {', '.join(self.names_for(call)) or 'none'}"
-            raise NotFound(message)  # a probe without a key learns no names
-        if call is not None and call.models and not self._is_open(model, call):
-            raise Forbidden(f"the API key may not use model {name!r}")
+            model, adapter = self._find_adapted(name, call)
+        allowed = None
+        if call is not None and call.models:
+            allowed = self._adapters_for(model, call)
+            if allowed is not None and adapter not in allowed:
+                raise Forbidden(f"the API key may not use model {name[:MAX_NAME]!r}")
+        if call is not None and (adapter or allowed is not None):
+            call.adapters = AdapterAccess(adapter, allowed)
         if version not in {"", VERSION}:
             shown = version[:MAX_SHOWN]
             raise NotFound(f"model {name!r} has no version {shown!r}; there is version {VERSION!r}")
         return model
 
+    def _find_adapted(self, name: str, call: Call | None) -> tuple[Served, str]:
+        """The model and the adapter of `MODEL:ADAPTER`. Raises as `find`."""
+        base, _, adapter = name.rpartition(":")
+        own = self._aliases.get(base, base)
+        adapted = self._adapted.get(own)
+        tells = self.callers.keys is None or (call is not None and call.usage is not None)
+        if adapted is None:
+            message = f"there is no model {name[:MAX_SHOWN]!r}"
+            known = list(self.names_for(call))
+        else:
+            model = self._models[own]
+            if adapter in adapted.adapter_names:
+                return model, adapter
+            allowed = self._adapters_for(model, call) if call is not None and call.models else None
+            if allowed is not None and not allowed:
+                raise Forbidden(f"the API key may not use model {base[:MAX_SHOWN]!r}")
+            message = f"model {base[:MAX_SHOWN]!r} has no adapter {adapter[:MAX_SHOWN]!r}"
+            known = [each for each in adapted.adapter_names if allowed is None or each in allowed]
+        # a probe without a key learns no names
+        raise NotFound(f"{message}; served: {', '.join(known) or 'none'}" if tells else message)
+
     def label(self, name: str) -> str:
         """The metric label of a name from a request: the served model's own name."""
         own = self._aliases.get(name, name)
-        return own if own in self._models else UNKNOWN_MODEL
+        if own in self._models:
+            return own
+        base = name.rpartition(":")[0]
+        own = self._aliases.get(base, base)
+        return own if own in self._adapted else UNKNOWN_MODEL
 
     # -- health ------------------------------------------------------------------------------------
     @property
@@ -242,7 +322,17 @@ class Registry:
 
     def withdraw(self, name: str) -> None:
         """Unload: the model finishes what it has accepted, and keeps its weights."""
-        self._withdrawn.add(self.find(name).name)
+        self._withdrawn.add(self._find_whole(name).name)
 
     def restore(self, name: str) -> None:
-        self._withdrawn.discard(self.find(name).name)
+        self._withdrawn.discard(self._find_whole(name).name)
+
+    def _find_whole(self, name: str) -> Served:
+        """The model of a name without an adapter. Raises `NotSupported` for one with an adapter."""
+        model = self.find(name)
+        if adapter := self.adapter_of(name):
+            raise NotSupported(
+                f"{name[:MAX_SHOWN]!r} is an adapter of {model.name!r}: the operator adds and "
+                f"removes it on the admin port (/admin/loras/{adapter})"
+            )
+        return model

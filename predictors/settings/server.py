@@ -42,11 +42,16 @@ class ServerSettings(SettingsGroup):
     """Plain HTTP port of `/metrics` and nothing else, which the data port then lacks. 0 takes a
     free one, -1 leaves it on the data port."""
     admin_port: int = bounded(-1, least=-1)
-    """Port of `/debug/engine` and `/debug/profile`, for operators. 0 takes a free one, -1 is off.
-    The routes have no authentication."""
+    """Port of `/debug/engine`, `/debug/profile` and `/admin/loras`, for operators. 0 takes a free
+    one, -1 is off. The routes have no authentication."""
+    loras: str = ""
+    """Adapters (LoRA) that are loaded at the start, as `NAME=PATH` or `MODEL:NAME=PATH`,
+    comma-separated, as if each were given with `--lora`. The chart sets it."""
+    lora_root: str = ""
+    """Folder below which `POST /admin/loras` may name files and folders. Empty: it loads none."""
     admin_host: str = "127.0.0.1"
-    """Address on which the admin port listens. Anyone who can reach it sees request ids and can
-    slow the server down by profiling it."""
+    """Address on which the admin port listens. Anyone who can reach it sees request ids, can slow
+    the server down by profiling it, and can add and remove adapters."""
     linger_s: float = 0.0
     """After SIGTERM readiness is false at once, but new requests are still served for this long.
     Their connections are closed (`Connection: close`, GOAWAY), because clients that keep

@@ -203,7 +203,9 @@ def test_prompts_share_a_pass_and_one_picture_is_encoded_per_step(
         ChatRunner, "prefill", lambda self, p, width: passes.append(p) or prefill(self, p, width)
     )
     monkeypatch.setattr(
-        PictureRunner, "encode", lambda self, one: encoded.append(len(passes)) or encode(self, one)
+        PictureRunner,
+        "encode",
+        lambda self, *one: encoded.append(len(passes)) or encode(self, *one),
     )
     monkeypatch.setattr("predictors.chat.planning.PICTURE_TOKENS", 1)
     requests = [chat("one"), chat(png(1), "two"), chat(png(2), "three"), chat("four")]

@@ -190,7 +190,7 @@ def test_a_repeated_picture_is_encoded_once_and_another_never_takes_its_place(
     encoded = []
     original = PictureRunner.encode
     monkeypatch.setattr(
-        PictureRunner, "encode", lambda self, one: encoded.append(one) or original(self, one)
+        PictureRunner, "encode", lambda self, *one: encoded.append(one) or original(self, *one)
     )
     same, other = chat(png(71), "what?"), chat(png(72), "what?")
     hits = cached("hit")

@@ -159,7 +159,7 @@ def test_a_picture_inside_a_shared_prefix_is_not_encoded(
     sharing.answer(request)
     sharing.engine._picture_cache._kept._entries.clear()
 
-    def never(self: PictureRunner, patches: object) -> None:
+    def never(self: PictureRunner, *picture: object) -> None:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(PictureRunner, "encode", never)

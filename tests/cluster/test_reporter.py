@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from predictors.cluster import reporter as reporter_module
 from predictors.cluster.api import ApiUnavailable, KubernetesApi
 from predictors.cluster.events import PodEvent
 from predictors.cluster.identity import PodIdentity
@@ -142,7 +143,9 @@ def test_a_failing_server_is_retried_with_one_line_in_the_log(
     state: State,
     reporting: MakeReporter,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reporter_module, "MIN_PAUSE_S", 0.01)
     caplog.set_level(logging.INFO)
     state.statuses[f"POST {EVENTS}"] = status
     reporter = reporting(port, service="")

@@ -125,7 +125,7 @@ class Pictures(Room):
     def breaks(self, state: Any) -> bool:
         return any(state is broken for broken in self.broken_states)
 
-    def broken_prompt(self, prompt: Any) -> bool:
+    def broken_prompt(self, prompt: Any, *_: Any) -> bool:
         return any(prompt is each for work in self.broken_works for each in work.prompts)
 
 
@@ -167,7 +167,7 @@ class Answers(Room):
         own = [s.slot for s in list(self.engine._sequences.values()) if self._is_broken(s.work)]
         return bool(set(own) & set(slots))
 
-    def broken_picture(self, picture: Any) -> bool:
+    def broken_picture(self, picture: Any, *_: Any) -> bool:
         placed = (each.prepared for work in self.broken_works for each in work.pictures)
         return any(picture.key == each.key for each in placed)
 

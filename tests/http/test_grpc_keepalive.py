@@ -96,6 +96,7 @@ class PingCounter:
         self.pings = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -103,6 +104,7 @@ class PingCounter:
         with contextlib.suppress(OSError):
             client, _ = self._listener.accept()
             server = socket.create_connection(("127.0.0.1", self._port), PATIENCE_S)
+            self._sockets += [client, server]
             back = threading.Thread(target=self._copy, args=(server, client))
             self._threads.append(back)
             back.start()
@@ -131,10 +133,14 @@ class PingCounter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        # gRPC may keep its connection after the channel is closed: the relay's threads wait for it
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
             thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 def test_grpcs_client_may_keep_a_long_request_alive_by_pings(

@@ -14,6 +14,13 @@
 - name: PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S
   value: {{ $model.timeoutSeconds | int | quote }}
 {{- end }}
+{{- with include "predictors.checkerEnv" (list $model) }}
+{{ . }}
+{{- end }}
+{{- with include "predictors.loraPaths" (list $model) }}
+- name: PREDICTORS_SERVER_LORAS
+  value: {{ . | quote }}
+{{- end }}
 {{- range $section, $keys := $model.settings }}
 {{- range $key, $value := $keys }}
 - name: {{ printf "PREDICTORS_%s_%s" $section $key | upper }}

@@ -50,6 +50,10 @@ volumes:
       readOnly: true
       {{- end }}
   {{- end }}
+  {{- with include "predictors.folderVolumes" (list $model) | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- include "predictors.storageUris" (list $model) }}
 {{- with $model.storage.containerName }}
 storageContainerName: {{ . }}
 {{- end }}
@@ -65,7 +69,9 @@ modelFormat:
   version: {{ include "predictors.version" $model | quote }}
 runtime: {{ include "predictors.of" (list $root $model.format) }}
 protocolVersion: v2
+{{- if not (include "predictors.downloadsLoras" (list $model)) }}
 storageUri: {{ $model.storage.uri }}
+{{- end }}
 {{- with $image }}
 image: {{ . }}
 {{- end }}
@@ -78,12 +84,18 @@ lifecycle:
       seconds: {{ int $model.drain.preStopSeconds }}
 resources:
   {{- include "predictors.resources" (list $model) | nindent 2 }}
-{{- if $model.cache.enabled }}
+{{- $mounts := include "predictors.folderMounts" (list $model) | trim }}
+{{- if or $model.cache.enabled $mounts }}
 volumeMounts:
+  {{- if $model.cache.enabled }}
   - name: compiled
     mountPath: /var/cache/predictors
     {{- if $model.cache.precompile }}
     readOnly: true
     {{- end }}
+  {{- end }}
+  {{- with $mounts }}
+  {{- . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}

@@ -21,7 +21,7 @@ from predictors.compute.checkpoint.adapter_files import find_files
 from predictors.compute.checkpoint.adapter_scales import (
     MAX_CONFIG_BYTES,
     AdapterConfig,
-    read_config,
+    read_peft_config,
 )
 from predictors.compute.checkpoint.headers import Header
 from predictors.compute.checkpoint.strict_file import (
@@ -107,7 +107,7 @@ def read_peft_adapter(
     if files.config is None:
         raise InvalidRequest(f"{files.name} has no adapter_config.json beside it, as PEFT saves it")
     raw = read_small_file(files.config, MAX_CONFIG_BYTES)
-    config = read_config(parse_object(raw, files.config.name), files.config.name)
+    config = read_peft_config(parse_object(raw, files.config.name), files.config.name)
     changes: dict[str, LinearArrays] = {}
     with StrictFile(files.weights, files.name) as file:
         pairs = _pairs(file.headers)

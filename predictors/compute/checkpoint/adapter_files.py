@@ -41,10 +41,11 @@ def find_files(path: Path, root: Path | None = None) -> AdapterFiles:
     if path.suffix != ENDING:
         why = OTHER_FORMATS.get(path.suffix.lower(), f"its name must end with {ENDING}")
         raise InvalidRequest(f"{named(path.name)}: {why}")
-    weights = path if root is None else _inside(path, root)
     # a config beside another file may be of another adapter
-    has_config = path.name.startswith(PEFT_STEM) and os.path.isfile(path.parent / CONFIG_FILE)
-    return AdapterFiles(path.name, weights, path.parent / CONFIG_FILE if has_config else None)
+    config = path.parent / CONFIG_FILE
+    found = [path, *([config] if path.name.startswith(PEFT_STEM) else [])]
+    taken = [each if root is None else _inside(each, root) for each in found if each.is_file()]
+    return AdapterFiles(path.name, taken[0], taken[1] if len(taken) > 1 else None)
 
 
 def _in_folder(folder: Path, root: Path | None) -> AdapterFiles:

@@ -82,7 +82,7 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.is_stabilised else rank)
 
 
-def read_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
+def read_peft_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
     """The config in PEFT's fields; raises `InvalidRequest` naming the field that is not served."""
     kind = values.get("peft_type", "LORA")
     if kind != "LORA":
@@ -112,7 +112,7 @@ def read_config(values: Mapping[str, Any], where: str) -> AdapterConfig:
     )
 
 
-_OFF = (None, False, 0, "", [], {})
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def read_metadata(metadata: Mapping[str, str], where: str) -> dict[str, AdapterConfig]:
@@ -124,7 +124,7 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> dict[str, AdapterC
     for name, value in parse_object(metadata[METADATA].encode(), where).items():
         part, _, own = name.partition(".")
         parts.setdefault(part, {})[own] = value
-    return {part: read_config(values, f"{where}, {part}") for part, values in parts.items()}
+    return {part: read_peft_config(values, f"{where}, {part}") for part, values in parts.items()}
 
 
 def _number(

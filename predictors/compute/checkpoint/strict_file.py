@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -80,8 +81,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise InvalidRequest(f"{where} has {named(twice)} twice in one object")
         return found
 
@@ -159,7 +159,7 @@ class StrictFile:
     def _read_raw(self, name: str) -> NDArray[Any]:
         header, (begin, end) = self.headers[name], self._offsets[name]
         stored = np.empty(prod(header.shape), _NUMPY[header.dtype])
-        self._fill(memoryview(stored.view(np.uint8)), begin, end)
+        self._fill(stored.view(np.uint8).data, begin, end)
         return stored
 
     def _check_values(self, name: str, values: NDArray[Any]) -> None:
@@ -188,10 +188,10 @@ class StrictFile:
     def _read_header(self, size: int) -> None:
         beginning = bytearray(min(8, size))
         self._fill(memoryview(beginning), 0, len(beginning))
-        if beginning.startswith(_PICKLES):
-            raise InvalidRequest(f"{self.name} is no safetensors file; {OTHER_FORMATS['.pt']}")
         length = int.from_bytes(beginning, "little")
         if size < 8 or length < 2 or length > size - 8:
+            if beginning.startswith(_PICKLES):  # else some lengths of headers begin so as well
+                raise InvalidRequest(f"{self.name} is no safetensors file; {OTHER_FORMATS['.pt']}")
             raise InvalidRequest(
                 f"{self.name} is no safetensors file, or cut short: it has {size} bytes, and its "
                 f"first eight announce a header of {length}"

@@ -13,13 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import Placement
-from predictors.diffusion.adapters import AdapterPlace
+from predictors.diffusion.adapters import AdapterPlace, AdapterWeights
 from predictors.diffusion.model import LoadOptions, Prompt
 from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sampling import Schedule, draw_noise
 from predictors.diffusion.sources import SourceInputs
 from predictors.models.flux.adaptable import adapter_places
+from predictors.models.flux.adapters.adapter import as_tensors
+from predictors.models.flux.adapters.reading import read_places, read_stored, summarise_stored
 from predictors.models.flux.config import read_checkpoint
 from predictors.models.flux.passes import FluxPasses
 from predictors.models.flux.sources import read_source
@@ -58,6 +61,13 @@ class FluxModel:
 
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         return draw_noise(seed, self.config.latent_channels, rows, columns)
+
+    def read_adapter(
+        self, path: Path, name: str, *, max_rank: int, root: Path | None = None
+    ) -> tuple[AdapterWeights, AdapterSummary]:
+        """As `ReadsAdapters`."""
+        stored = read_stored(path, read_places(self.config.folders), max_rank, root)
+        return as_tensors(name, stored), summarise_stored(name, stored)
 
     def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
         return read_source(self.config, source, seed, strength)

@@ -66,6 +66,10 @@ class FluxPasses:
         self._operations: Mapping[str, Operations] = {BASE: Plain(), FP8: PlainFp8()}
         self._adapted: Mapping[str, AdaptedForm] = {BASE: AdaptedPlain, FP8: AdaptedPlainFp8}
         self.tables = _make_tables(config, placement, options.rank_rows)
+        self._tables_of = {
+            form: {transformer.get_submodule(path): table for path, table in self.tables.items()}
+            for form, transformer in parts.transformers.items()
+        }
         self._modules: Mapping[str, nn.Module] = {
             "conditioning": parts.conditioning,
             "clip": parts.clip,
@@ -137,8 +141,7 @@ class FluxPasses:
         return adapted(self._modules, changes)
 
     def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
-        transformer = self.parts.transformers[form]
-        tables = {transformer.get_submodule(path): table for path, table in self.tables.items()}
+        transformer, tables = self.parts.transformers[form], self._tables_of[form]
         operations = self._adapted[form]
 
         def velocity(*inputs: Tensor) -> Tensor:

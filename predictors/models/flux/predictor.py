@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,10 +21,18 @@ def make_predictor(
     settings: Settings,
     workers: Workers | None = None,
     parts: Mapping[str, Path] = MappingProxyType({}),
+    loras: Mapping[str, Path] = MappingProxyType({}),
 ) -> DiffusionPredictor:
-    """`parts` are folders of parts that are used instead of those in `checkpoint`."""
+    """`parts` are folders of parts that are used instead of those in `checkpoint`, and `loras` the
+    files or folders of its first adapters by name. Raises `InvalidRequest` for one of them."""
     variant = settings.compute.weights_variant
     model = FluxModel(checkpoint, parts=parts, variant=variant, kind=settings.flux.kind)
     for part in WEIGHTED_PARTS:
         announce_weights(f"{name}, {part}", model.config.folders[part], variant)
-    return DiffusionPredictor(name, model, settings, workers)
+    own = settings.flux
+    if loras and not own.lora_max_active:  # room for as many as are given
+        settings = replace(settings, flux=replace(own, lora_max_active=len(loras)))
+    predictor = DiffusionPredictor(name, model, settings, workers)
+    for lora, path in loras.items():
+        predictor.add_lora(lora, path)
+    return predictor

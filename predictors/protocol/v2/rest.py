@@ -168,13 +168,13 @@ class V2Routes:
         return json_response(entries)
 
     async def load(self, request: Request) -> Response:
-        model = self._repository_model(request)
-        self._registry.restore(model.name)
+        self._check_repository(request)
+        self._registry.restore(request.path_params["model"])
         return json_response({"name": request.path_params["model"], "load": True})
 
     async def unload(self, request: Request) -> Response:
-        model = self._repository_model(request)
-        self._registry.withdraw(model.name)
+        self._check_repository(request)
+        self._registry.withdraw(request.path_params["model"])
         return json_response({"name": request.path_params["model"], "unload": True})
 
     async def v1(self, request: Request) -> Response:
@@ -188,10 +188,10 @@ class V2Routes:
         version = parameters.get("version", "")
         return self._registry.find(parameters["model"], version, call=request.scope[CALL_KEY])
 
-    def _repository_model(self, request: Request) -> Served:
+    def _check_repository(self, request: Request) -> None:
         if not self._registry.settings.server.repository_api:
             raise NotSupported(REPOSITORY_OFF)
-        return self._registry.find(request.path_params["model"], call=request.scope[CALL_KEY])
+        self._registry.find(request.path_params["model"], call=request.scope[CALL_KEY])
 
 
 def extensions(registry: Registry) -> list[str]:

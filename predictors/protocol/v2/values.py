@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.call import NUMBER
+from predictors.protocol.call import ANY_ADAPTER, NUMBER, AdapterAccess
 from predictors.protocol.images.urls import read_base64
 from predictors.protocol.v2.content_types import check_number_type, check_text_type, is_base64_file
 
@@ -61,6 +61,8 @@ class V2Request:
     version: str = ""
     is_streamed: bool = False
     """True if it may have several responses: over gRPC's `ModelStreamInfer`."""
+    adapters: AdapterAccess = ANY_ADAPTER
+    """Not of the message: those that the model's name and the caller's key stand for."""
 
 
 @dataclass(frozen=True, slots=True)

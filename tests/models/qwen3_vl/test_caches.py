@@ -20,9 +20,9 @@ def fresh(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Room, list
     encoder, encoded = room.pictures._encoder, []
     encode = encoder.encode
 
-    def counted(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def counted(patches: torch.Tensor, *more: object) -> torch.Tensor:
         encoded.append(len(patches))
-        return encode(patches, grid)
+        return encode(patches, *more)
 
     monkeypatch.setattr(encoder, "encode", counted)
     return room, encoded

@@ -55,8 +55,8 @@ def test_deepstack_features_reach_the_answer(
     encoder = other.pictures._encoder
     encode = encoder.encode
 
-    def without_levels(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        features = encode(patches, grid)
+    def without_levels(*picture: object) -> torch.Tensor:
+        features = encode(*picture)
         features[1:] = 0.0
         return features
 

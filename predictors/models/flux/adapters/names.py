@@ -37,13 +37,15 @@ FLAT_PARTS = (
     ("lora_te3_", T5),
 )
 """What stands before a name without dots: kohya's, OneTrainer's and LyCORIS' spellings."""
+OWN_NAMES = (("text_model.", CLIP), ("encoder.layers.", CLIP), ("encoder.block.", T5))
+"""How the names of the text encoders' own layers begin."""
 FORMATS: Mapping[str, str] = {
     "base_model.model.": "PEFT",
     "diffusion_model.": "ComfyUI",
     "model.diffusion_model.": "ComfyUI",
     "transformer.": "diffusers",
     "lora_unet_": "kohya",
-    "lora_te1_": "kohya",
+    "lora_te": "kohya",
     "lora_transformer_": "OneTrainer",
     "lycoris_": "LyCORIS",
 }
@@ -115,13 +117,11 @@ def foreign_kind(name: str, places: Places) -> str | None:
             if piece.startswith(prefix):
                 return kind
     ends = pieces[:-1] if len(pieces) > 1 and pieces[-1] in ("weight", "default") else pieces
-    if kind := FOREIGN_ENDS.get(ends[-1]):
-        return kind
+    if ends[-1] in FOREIGN_ENDS:
+        return FOREIGN_ENDS[ends[-1]]
     if len(pieces) > 1 and pieces[-1] == "bias" and set(pieces[-3:-1]) & set(HALVES):
         return "biases of low-rank layers (lora_bias)"
     part, rest = split_part(name)
-    if part == T5:
-        return "an adapter of the T5 text encoder (text_encoder_2)"
     if name.endswith(("norm.scale", "_norm.weight", ".norm_q.weight", ".norm_k.weight")):
         return "weights of norms"
     if places.is_tensor(part, rest):
@@ -139,8 +139,10 @@ def split_part(path: str) -> tuple[str, str]:
         if path.startswith(prefix):
             return part, path[len(prefix) :]
     # PEFT's own folder of a text encoder names no part
-    is_clip = path.startswith(("text_model.", "encoder.layers."))
-    return (CLIP if is_clip else TRANSFORMER), path
+    for prefix, part in OWN_NAMES:
+        if path.startswith(prefix):
+            return part, path
+    return TRANSFORMER, path
 
 
 def _skip_wrappers(path: str) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.models.flux.single_file_names import Rows, Sizes, transformer_cuts
-from predictors.models.flux.tensors import MLP_RATIO, clip_tensors, transformer_tensors
+from predictors.models.flux.tensors import MLP_RATIO, clip_tensors, t5_tensors, transformer_tensors
 
 TRANSFORMER, CLIP, T5 = "transformer", "text_encoder", "text_encoder_2"
-"""Parts as diffusers calls them."""
+PARTS = (TRANSFORMER, CLIP, T5)
+"""Parts that adapters change, as diffusers calls them."""
 XLABS = {
     "double_blocks.{}.processor.qkv_lora1": "double_blocks.{}.img_attn.qkv",
     "double_blocks.{}.processor.qkv_lora2": "double_blocks.{}.txt_attn.qkv",
@@ -27,6 +28,8 @@ XLABS = {
 OLD_CLIP = {"q_proj": "to_q_lora", "k_proj": "to_k_lora", "v_proj": "to_v_lora"}
 OLD_CLIP |= {"out_proj": "to_out_lora"}
 """The names of CLIP's attention in diffusers before PEFT."""
+EMBEDDINGS = ("token_embedding", "position_embedding", "relative_attention_bias", "shared")
+"""Parts of names whose weights are matrices, but of no linear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,13 @@ class Places:
     """Every layer of a checkpoint by its part and each of its names. Immutable."""
 
     def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        """`configs` are those of `transformer` and `text_encoder`, all defaults filled in."""
+        """`configs` are those of `PARTS`, all defaults filled in."""
         self._dotted: dict[tuple[str, str], Place] = {}
         self._flat: dict[tuple[str, str], Place] = {}
         self._tensors: set[tuple[str, str]] = set()
         self._add_transformer(configs[TRANSFORMER])
         self._add_clip(configs[CLIP])
+        self._add_t5(configs[T5])
 
     def find(self, part: str, path: str) -> Place | None:
         """The layer of a name with dots."""
@@ -83,7 +87,7 @@ class Places:
         own: dict[str, Place] = {}
         for name, shape in shapes.items():
             path = name.removesuffix(".weight")
-            if name.endswith(".weight") and len(shape) == 2:
+            if _is_linear(name, shape):
                 own[path] = _whole(TRANSFORMER, path, shape)
                 self._add(TRANSFORMER, own[path], path)
         for path, place in authors_places(config, own).items():
@@ -104,7 +108,7 @@ class Places:
         for name, shape in shapes.items():
             path = name.removesuffix(".weight")
             self._tensors |= {(CLIP, name), (CLIP, f"text_model.{name}")}
-            if path == name or len(shape) != 2 or "embedding" in path:
+            if not _is_linear(name, shape):
                 continue
             whole = f"text_model.{path}"
             names = [whole, path]
@@ -112,6 +116,13 @@ class Places:
             if last in OLD_CLIP:
                 names.append(f"{before}.{OLD_CLIP[last]}")
             self._add(CLIP, _whole(CLIP, whole, shape), *names)
+
+    def _add_t5(self, config: Mapping[str, Any]) -> None:
+        for name, shape in t5_tensors(config).items():
+            self._tensors.add((T5, name))
+            if _is_linear(name, shape):
+                path = name.removesuffix(".weight")
+                self._add(T5, _whole(T5, path, shape), path)
 
 
 def authors_places(config: Mapping[str, Any], own: Mapping[str, Place]) -> dict[str, Place]:
@@ -130,6 +141,11 @@ def authors_places(config: Mapping[str, Any], own: Mapping[str, Place]) -> dict[
         )
         found[path] = Place(f"{TRANSFORMER}.{path}", out_features, first.in_features, tuple(parts))
     return found
+
+
+def _is_linear(name: str, shape: Sequence[int]) -> bool:
+    is_matrix = name.endswith(".weight") and len(shape) == 2
+    return is_matrix and not any(each in name for each in EMBEDDINGS)
 
 
 def _sizes(config: Mapping[str, Any]) -> Sizes:

@@ -8,9 +8,11 @@ is read. Fused layers are cut into diffusers' linears, each with those ranks alo
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,10 @@ from predictors.compute.checkpoint.adapter_files import find_files
 from predictors.compute.checkpoint.adapter_scales import (
     MAX_CONFIG_BYTES,
     AdapterConfig,
-    read_config,
     read_metadata,
+    read_peft_config,
 )
+from predictors.compute.checkpoint.folder import read_json
 from predictors.compute.checkpoint.strict_file import (
     LARGEST,
     StrictFile,
@@ -29,6 +32,7 @@ from predictors.compute.checkpoint.strict_file import (
     parse_object,
     read_small_file,
 )
+from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.errors import InvalidRequest
 from predictors.models.flux.adapters.names import (
     ALPHA,
@@ -39,7 +43,10 @@ from predictors.models.flux.adapters.names import (
     format_of,
     read_name,
 )
-from predictors.models.flux.adapters.places import TRANSFORMER, Piece, Place, Places
+from predictors.models.flux.adapters.places import PARTS, TRANSFORMER, Piece, Place, Places
+from predictors.models.flux.folder import part_folders
+from predictors.models.flux.tensors import with_defaults
+from predictors.settings import Settings
 
 Array = NDArray[np.float32]
 MAX_RANK = 1024
@@ -57,7 +64,7 @@ class Change:
 
     @property
     def rank(self) -> int:
-        return self.down.shape[0]
+        return len(self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +75,10 @@ class StoredAdapter:
     """The file's name, without its folder."""
     kind: str
     """Whose spelling its names have."""
-    num_tensors: int
-    num_values: int
-    """Stored ones."""
     digest: str
     """SHA-256 of the changes, in hexadecimal digits: the same in every spelling."""
     changes: Mapping[str, Change]
     """By diffusers' path with its part in front, in alphabetical order."""
-
-    @property
-    def ranks(self) -> tuple[int, int]:
-        """The smallest and the largest."""
-        found = [change.rank for change in self.changes.values()]
-        return min(found), max(found)
 
 
 @dataclass(slots=True)
@@ -110,7 +108,7 @@ def read_stored(
                 )
             where = files.config.name
             raw = read_small_file(files.config, MAX_CONFIG_BYTES)
-            config = read_config(parse_object(raw, where), where)
+            config = read_peft_config(parse_object(raw, where), where)
             configs = {half.part: config for half in halves.values()}
         layers = _layers(file, halves)
         for layer in layers:
@@ -119,11 +117,51 @@ def read_stored(
         return StoredAdapter(
             file=files.name,
             kind=format_of(min(halves, key=lambda name: halves[name].part != TRANSFORMER)),
-            num_tensors=len(file.headers),
-            num_values=sum(int(np.prod(x.shape)) for x in file.headers.values()),
             digest=_digest(changes),
             changes=changes,
         )
+
+
+def read_places(folders: Mapping[str, Path]) -> Places:
+    """Of the checkpoint with these folders of its parts. Raises `EngineFailed`."""
+    return Places(
+        {
+            part: with_defaults(
+                part, read_json(folders[part], "config.json", f"{part}/config.json")
+            )
+            for part in PARTS
+        }
+    )
+
+
+def summarise_stored(name: str, stored: StoredAdapter) -> AdapterSummary:
+    linears = Counter(path.partition(".")[0] for path in stored.changes)
+    changes = stored.changes.values()
+    return AdapterSummary(
+        name=name,
+        file=stored.file,
+        format=stored.kind,
+        digest=stored.digest,
+        rank=max(change.rank for change in changes),
+        linears=dict(linears),
+        num_values=sum(change.down.size + change.up.size for change in changes),
+    )
+
+
+def describe_adapter(
+    name: str,
+    path: Path,
+    checkpoint: Path,
+    settings: Settings,
+    components: Mapping[str, Path] = MappingProxyType({}),
+) -> AdapterSummary:
+    """The adapter at `path` as a server of `checkpoint` would load it; `components` are folders of
+    parts that replace its own. Reads the whole file, without torch.
+
+    Raises `ServingError` with the start's own message for one that is not served.
+    """
+    places = read_places(part_folders(checkpoint, components))
+    return summarise_stored(name, read_stored(path, places, settings.flux.lora_max_rank))
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -235,12 +273,13 @@ def _changes(
             change = _cut(down, up, piece)
             if change.rank > max_rank:
                 raise InvalidRequest(_over(file, down_name, change.rank, max_rank))
-            found[piece.path] = change
+            if change.up.any() or not up.any():  # a fused layer may leave some of its parts alone
+                found[piece.path] = change
     return dict(sorted(found.items()))
 
 
 def _factor(file: StrictFile, layer: _Layer, config: AdapterConfig | None, rank: int) -> float:
-    """What the product of the halves is multiplied with: 1 where nothing says otherwise."""
+    """The factor of the product of the halves: 1 where nothing says otherwise."""
     if ALPHA not in layer.halves:
         _, half = layer.halves[DOWN]
         return 1.0 if config is None else config.factor(half.path, rank)
@@ -263,7 +302,7 @@ def _cut(down: Array, up: Array, piece: Piece) -> Change:
     if not piece.rows:
         return Change(down, up)
     own = np.concatenate([up[start:stop] for start, stop in piece.rows])
-    is_used = own.any(axis=0)
+    is_used: NDArray[np.bool_] = np.any(own, axis=0)
     if is_used.all():
         return Change(down, own)
     is_used[0] |= not is_used.any()  # a change of rank 0 would be none
@@ -274,6 +313,6 @@ def _digest(changes: Mapping[str, Change]) -> str:
     digest = hashlib.sha256()
     for path, change in changes.items():
         digest.update(f"{path} {change.down.shape} {change.up.shape}\n".encode())
-        digest.update(np.ascontiguousarray(change.down))
-        digest.update(np.ascontiguousarray(change.up))
+        digest.update(np.ascontiguousarray(change.down).data)
+        digest.update(np.ascontiguousarray(change.up).data)
     return digest.hexdigest()

@@ -1,0 +1,88 @@
+{{/* Adapters of a model. KServe downloads several things by `storageUris`, the model's own then among them; of a claim
+it mounts the root there, so that claims are mounted as volumes of our own. */}}
+
+{{/* True where an adapter is downloaded: (list model) */}}
+{{- define "predictors.downloadsLoras" -}}
+{{- range (first .).loras }}{{ if not (hasPrefix "pvc://" .uri) }}true{{ end }}{{ end -}}
+{{- end }}
+
+{{/* `NAME=PATH,...` as the setting `server.loras` has it: (list model) */}}
+{{- define "predictors.loraPaths" -}}
+{{- $found := list -}}
+{{- range $i, $lora := (first .).loras -}}
+  {{- $folder := printf "%s/%d" (hasPrefix "pvc://" $lora.uri | ternary "/loras" "/mnt/loras") $i -}}
+  {{- $found = append $found (printf "%s=%s%s" $lora.name $folder (default "" $lora.file | printf "/%s" | trimSuffix "/")) -}}
+{{- end -}}
+{{ join "," $found }}
+{{- end }}
+
+{{/* Where the predictor's files come from, if KServe downloads adapters: (list model) */}}
+{{- define "predictors.storageUris" -}}
+{{- $model := first . -}}
+{{- if include "predictors.downloadsLoras" . }}
+storageUris:
+  - uri: {{ $model.storage.uri }}
+    mountPath: /mnt/models
+  {{- range $i, $lora := $model.loras }}
+  {{- if not (hasPrefix "pvc://" $lora.uri) }}
+  - uri: {{ $lora.uri }}
+    mountPath: /mnt/loras/{{ $i }}
+  {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of the adapters on claims: (list model) */}}
+{{- define "predictors.loraVolumes" -}}
+{{- range $i, $lora := (first .).loras }}
+{{- if hasPrefix "pvc://" $lora.uri }}
+- name: lora-{{ $i }}
+  persistentVolumeClaim:
+    claimName: {{ trimPrefix "pvc://" $lora.uri | splitList "/" | first }}
+    readOnly: true
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "predictors.loraMounts" -}}
+{{- range $i, $lora := (first .).loras }}
+{{- if hasPrefix "pvc://" $lora.uri }}
+- name: lora-{{ $i }}
+  mountPath: /loras/{{ $i }}
+  readOnly: true
+  {{- with trimPrefix "pvc://" $lora.uri | splitList "/" | rest | join "/" }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Refusals: (list at root model) */}}
+{{- define "predictors.refuse.loras" -}}
+{{- $at := index . 0 -}}{{- $root := index . 1 -}}{{- $m := index . 2 -}}
+{{- $names := list -}}
+{{- range $i, $lora := $m.loras -}}
+  {{- if has $lora.name $names -}}
+  {{- fail (printf "%s.loras[%d].name %q is taken by another adapter" $at $i $lora.name) -}}
+  {{- end -}}
+  {{- $names = append $names $lora.name -}}
+  {{- if hasPrefix "oci://" $lora.uri -}}
+  {{- fail (printf "%s.loras[%d].uri is %s: adapters come from hf:// or pvc://" $at $i $lora.uri) -}}
+  {{- end -}}
+{{- end -}}
+{{- if include "predictors.downloadsLoras" (list $m) -}}
+  {{- $advice := "put the adapters on a claim (pvc://)" -}}
+  {{- if hasPrefix "oci://" $m.storage.uri -}}
+  {{- fail (printf "%s.loras with hf:// need storage.uri hf:// or pvc://: %s" $at $advice) -}}
+  {{- end -}}
+  {{- if and (hasPrefix "pvc://" $m.storage.uri) (trimPrefix "pvc://" $m.storage.uri | splitList "/" | rest) -}}
+  {{- fail (printf "%s.storage.uri is a folder of a claim, and beside downloaded adapters KServe mounts a claim's root only: %s" $at $advice) -}}
+  {{- end -}}
+  {{- if $m.cache.precompile -}}
+  {{- fail (printf "%s.cache.precompile needs adapters that its Job can mount: %s" $at $advice) -}}
+  {{- end -}}
+  {{- if $root.Values.localModelCache.enabled -}}
+  {{- fail (printf "%s.loras with hf:// exclude localModelCache.enabled, which caches a model that is downloaded alone: %s" $at $advice) -}}
+  {{- end -}}
+{{- end -}}
+{{- end }}

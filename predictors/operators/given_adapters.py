@@ -1,0 +1,93 @@
+"""The adapters (LoRA) that a start is given: their names, and a look at each file before torch is
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from predictors.compute.checkpoint.summary import AdapterSummary
+from predictors.errors import InvalidRequest, ServingError
+from predictors.protocol.names import check_name, read_aliases
+from predictors.protocol.openai.lora_fields import NAME_RULE, is_adapter_name
+from predictors.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAdapters:
+    paths: Mapping[str, Mapping[str, Path]]
+    """By model and adapter."""
+    looks: Mapping[tuple[str, str], Callable[[], AdapterSummary]]
+    """By model and adapter: describes it as a start would load it, or raises `ServingError` with
+    the start's own message."""
+
+
+def find_adapters(
+    paths: Mapping[str, Mapping[str, Path]],
+    named: Mapping[str, Path],
+    settings: Settings,
+    describers: Mapping[str, str],
+    components: Mapping[str, Mapping[str, Path]],
+) -> GivenAdapters:
+    """The adapters at `paths`, by model and name, for the models with the folders `named`.
+
+    `describers` are the functions (`module:function`) that describe an adapter, by the models that
+    take any; `components` folders of parts that replace a model's own. Raises `InvalidRequest` for
+    a name that is not allowed, or that a model has.
+    """
+    taken = {*named, *read_aliases(settings.server.aliases)}
+    looks = {}
+    for model, own in paths.items():
+        for lora, path in own.items():
+            _check_lora_name(model, lora, taken)
+            looks[model, lora] = partial(
+                _describe, describers[model], lora, path, named[model], settings,
+                components.get(model) or {},
+            )  # fmt: skip
+    return GivenAdapters(paths, looks)
+
+
+def room_for_given(settings: Settings, flags: Sequence[str]) -> Settings:
+    """The settings with room for as many adapters as are given, as a start makes it for a model,
+    unless they say how many."""
+    given = len(flags) + len(listed_loras(settings))
+    flux, qwen_vl = settings.flux, settings.qwen_vl
+    return replace(
+        settings,
+        flux=replace(flux, lora_max_active=flux.lora_max_active or given),
+        qwen_vl=replace(qwen_vl, lora_max_active=qwen_vl.lora_max_active or given),
+    )
+
+
+def listed_loras(settings: Settings) -> list[str]:
+    """The adapters of `server.loras`, each as `--lora` takes it."""
+    return [each for each in map(str.strip, settings.server.loras.split(",")) if each]
+
+
+def _check_lora_name(model: str, lora: str, taken: set[str]) -> None:
+    if not is_adapter_name(lora):
+        raise InvalidRequest(f"--lora {lora}: the name of an adapter has {NAME_RULE}")
+    check_name(f"{model}:{lora}")
+    if f"{model}:{lora}" in taken:
+        raise InvalidRequest(f"--lora {lora}: '{model}:{lora}' is the name of a model")
+
+
+def _describe(
+    describer: str,
+    name: str,
+    path: Path,
+    checkpoint: Path,
+    settings: Settings,
+    components: Mapping[str, Path],
+) -> AdapterSummary:
+    module, _, function = describer.partition(":")
+    describe = getattr(importlib.import_module(module), function)
+    try:
+        summary: AdapterSummary = describe(name, path, checkpoint, settings, components)
+    except ServingError as error:
+        raise InvalidRequest(f"--lora {name}: {error.message}") from error
+    return summary
