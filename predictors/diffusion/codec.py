@@ -1,4 +1,4 @@
-"""Image requests from both wire formats.
+"""Image requests from both wire formats: names, types and rows, checked.
 
 `PictureAnswers`, which the codec extends, makes the responses.
 """
