@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from checkpoints.training.edits import SEED as CASES_SEED
 from checkpoints.training.edits import Edit, edits
 from checkpoints.training.evaluate import interval
 from predictors.diffusion.predictor import DiffusionPredictor
@@ -74,10 +75,11 @@ def make_predictor() -> DiffusionPredictor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=CASES_SEED, help="of the cases")
     parser.add_argument("--strength", type=float, nargs="+", default=[STRENGTH])
     parser.add_argument("--steps", type=int, nargs="+", default=[STEPS])
     args = parser.parse_args()
-    cases, predictor = edits(args.count), make_predictor()
+    cases, predictor = edits(args.count, args.seed), make_predictor()
     for steps in args.steps:
         for strength in args.strength:
             started = time.monotonic()

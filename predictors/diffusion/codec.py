@@ -1,6 +1,5 @@
-"""Image requests from both wire formats.
-
-`PictureAnswers`, which the codec extends, makes the responses.
+"""Image requests from both wire formats, checked. `PictureAnswers`, which the codec extends, makes
+the responses.
 """
 
 from __future__ import annotations

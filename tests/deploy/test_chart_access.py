@@ -112,6 +112,31 @@ def test_the_key_that_signs_pictures_is_mounted_into_flux_alone() -> None:
     assert "c2pa" not in json.dumps(of_kind(render(LAPTOP), "ServingRuntime"))
 
 
+CHECKER = (
+    'models.flux.checker.uri="pvc://models/checkers/nsfw"',
+    'models.flux.checker.labels=["nsfw", "gore"]',
+)
+
+
+def test_the_checkers_folder_is_mounted_read_only_and_named() -> None:
+    found = of_kind(
+        render(LAPTOP, sets=(*CHECKER, 'models.flux.checker.action="blank"')), "InferenceService"
+    )
+    predictor = found["flux"]["spec"]["predictor"]
+    said = environment(predictor["model"])
+    own = {name: value for name, value in said.items() if name.startswith("PREDICTORS_FLUX_CHECK")}
+    read = from_env(own).flux
+    assert (read.checker, read.checker_labels) == ("/checker", "nsfw,gore")
+    assert (read.checker_threshold, read.checker_action) == (0.5, "blank")
+    [volume] = [each for each in predictor["volumes"] if each["name"] == "checker"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    [mount] = [each for each in predictor["model"]["volumeMounts"] if each["name"] == "checker"]
+    assert mount == {
+        "name": "checker", "mountPath": "/checker", "readOnly": True, "subPath": "checkers/nsfw",
+    }  # fmt: skip
+    assert "checker" not in json.dumps(found["qwen-vl"]).lower()
+
+
 def test_no_value_of_the_chart_has_a_plain_key_or_a_private_one() -> None:
     """Of a certificate the pods of `helm test` get what is public; a key is read from a Secret."""
     for pod in of_kind(render(SECURED), "Pod").values():
@@ -223,6 +248,11 @@ def test_a_canary_has_its_names_in_the_certificate() -> None:
             ('c2pa.secretName="a"', 'models.flux.settings.flux.provenance="none"'),
             "settings.flux.provenance is none and c2pa.secretName is set",
         ),
+        (('models.flux.settings.flux.checker="x"',), "say checker.uri"),
+        (CHECKER[:1], "models.flux.checker.labels is needed"),
+        (CHECKER[1:], "models.flux.checker.labels needs checker.uri"),
+        (('models.flux.checker.uri="hf://a/b"',), "/models/flux/checker/uri"),
+        (('models.qwen-vl.checker.uri="pvc://a/b"',), "qwen-vl draws none"),
         (("models.flux.settings.server.metrics_port=1",), "say metrics.port"),
         (("models.flux.settings.server.health_port=1",), "say health.port"),
     ],

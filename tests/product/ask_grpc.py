@@ -25,7 +25,7 @@ def streamed(client: Any) -> dict[str, Any]:
     """A picture with previews, words as they come, and a wrong request, all on one stream."""
     found: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: found.put(error or result))
-    prompt = [bytes_input("prompt", [sys.argv[2].encode()])]
+    prompt = [bytes_input("prompt", [sys.argv[3].encode()])]
     watched = PARAMETERS | {"partial_images": 2, "progress": True}
     client.async_stream_infer("flux", prompt, request_id="drawn", parameters=watched)
     told = {"temperature": 0.0, "max_tokens": 12, "stream": True}

@@ -37,7 +37,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Settings that belong to `c2pa`: (list root at model) */}}
+{{/* Settings that belong to `c2pa`, and the checker's values: (list root at model) */}}
 {{- define "predictors.refuse.provenance" -}}
 {{- $secret := (index . 0).Values.c2pa.secretName -}}{{- $at := index . 1 -}}
 {{- $mark := dig "flux" "provenance" "" (index . 2).settings -}}
@@ -47,4 +47,53 @@
 {{- if and (not $secret) (eq $mark "c2pa") -}}
 {{- fail (printf "%s.settings.flux.provenance c2pa needs c2pa.secretName: the Secret with certificate and key" $at) -}}
 {{- end -}}
+{{- $model := index . 2 -}}{{- $checker := $model.checker -}}
+{{- if and $checker.uri (ne $model.format "flux") -}}
+{{- fail (printf "%s.checker judges drawn pictures, and %s draws none" $at $model.format) -}}
+{{- end -}}
+{{- if and $checker.uri (not $checker.labels) -}}
+{{- fail (printf "%s.checker.labels is needed: the labels of the checkpoint that stand for what must not be sent" $at) -}}
+{{- end -}}
+{{- if and $checker.labels (not $checker.uri) -}}
+{{- fail (printf "%s.checker.labels needs checker.uri: pvc://claim/path" $at) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Settings of the content check: (list model) */}}
+{{- define "predictors.checkerEnv" -}}
+{{- with (first .).checker -}}
+{{- if .uri -}}
+- name: PREDICTORS_FLUX_CHECKER
+  value: /checker
+- name: PREDICTORS_FLUX_CHECKER_LABELS
+  value: {{ join "," .labels | quote }}
+- name: PREDICTORS_FLUX_CHECKER_THRESHOLD
+  value: {{ .threshold | quote }}
+- name: PREDICTORS_FLUX_CHECKER_ACTION
+  value: {{ .action }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of the folders on claims beside the checkpoint, adapters and checker: (list model) */}}
+{{- define "predictors.folderVolumes" -}}
+{{- include "predictors.loraVolumes" . }}
+{{- with (first .).checker.uri }}
+- name: checker
+  persistentVolumeClaim:
+    claimName: {{ trimPrefix "pvc://" . | splitList "/" | first }}
+    readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "predictors.folderMounts" -}}
+{{- include "predictors.loraMounts" . }}
+{{- with (first .).checker.uri }}
+- name: checker
+  mountPath: /checker
+  readOnly: true
+  {{- with trimPrefix "pvc://" . | splitList "/" | rest | join "/" }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end }}
 {{- end }}

@@ -1,4 +1,6 @@
-"""The adapters of a chat model that requests may name."""
+"""The adapters of one chat model that its requests may name now; an operator adds and removes
+them meanwhile.
+"""
 
 from __future__ import annotations
 

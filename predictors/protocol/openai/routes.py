@@ -122,8 +122,7 @@ def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, .
 def check_only_model(registry: Registry, operation: Operation, exchange: Exchange) -> None:
     """Refuse a request before its body is read where a single model could answer it and its queue
     is full. With several models the body has to say which one is meant."""
-    models = {each.name: each for each in registry.names_for(exchange.call).values()}
-    able = [each for each in models.values() if operation.serves(each)]
+    able = [each for each in registry.models_for(exchange.call) if operation.serves(each)]
     if len(able) == 1:
         try:
             registry.check_room(able[0], exchange.call)

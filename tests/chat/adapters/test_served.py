@@ -18,7 +18,7 @@ from predictors.protocol.serves import ServesAdapters
 from predictors.settings import QwenVLSettings, Settings
 from tests.chat.adapters.conftest import Adapted
 from tests.chat.room import CHECKPOINT, GREEDY, chat, png
-from tests.http.echo import serving, small_settings
+from tests.http.echo import Running, serving, small_settings
 
 PICTURE, QUESTION = png(3, 120, 90), "describe this picture"
 SETTINGS = Settings(
@@ -41,8 +41,14 @@ def predictor(adapters: Adapted) -> ChatPredictor:
 
 
 @pytest.fixture(scope="module")
-def client(predictor: ChatPredictor) -> Iterator[httpx.Client]:
-    with serving(predictor, settings=SETTINGS) as running, running.client() as client:  # type: ignore[arg-type]
+def running(predictor: ChatPredictor) -> Iterator[Running]:
+    with serving(predictor, settings=SETTINGS) as server:  # type: ignore[arg-type]
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> Iterator[httpx.Client]:
+    with running.client() as client:
         yield client
 
 
@@ -165,6 +171,7 @@ def test_the_models_are_listed_with_their_adapters(client: httpx.Client) -> None
 
 def test_an_adapter_is_added_and_removed_while_others_are_answered(
     client: httpx.Client,
+    running: Running,
     predictor: ChatPredictor,
     adapters: Adapted,
     expected: dict[tuple[str, ...], str],
@@ -176,10 +183,11 @@ def test_an_adapter_is_added_and_removed_while_others_are_answered(
 
     def traffic(first: int) -> None:
         turn = first
-        while not is_over.is_set():
-            own = names[turn % 3]
-            turn += 1
-            found.append((own, text(asked(client, loras=[{"name": name} for name in own]))))
+        with running.client() as other:
+            while not is_over.is_set():
+                own = names[turn % 3]
+                turn += 1
+                found.append((own, text(asked(other, loras=[{"name": name} for name in own]))))
 
     threads = [threading.Thread(target=traffic, args=(i,)) for i in range(2)]
     for thread in threads:
