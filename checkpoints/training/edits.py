@@ -17,7 +17,7 @@ from checkpoints.training.scenes import KINDS, PALETTE, Figure, Scene, caption, 
 SEED = 6
 """Of the cases that are scored; strength and steps were chosen on those of seed 3."""
 REACH = {"large": 30.0, "small": 26.0}
-"""Pixels from the middle of a shape to the edges of its mask: the shape and some ground, and nothing
+"""Pixels from the middle of a shape to the edges of its mask: the shape, some ground, and nothing
 of another shape, whose middle is 56 pixels away at least."""
 
 

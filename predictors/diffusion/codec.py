@@ -1,5 +1,6 @@
-"""Image requests from both wire formats, checked. `PictureAnswers`, which the codec extends, makes
-the responses.
+"""Image requests from both wire formats: names, types and rows, checked.
+
+`PictureAnswers`, which the codec extends, makes the responses.
 """
 
 from __future__ import annotations
