@@ -161,7 +161,7 @@ class ImageCodec(PictureAnswers):
         """The adapter in the model's name and those in `asked`, checked. Raises `Forbidden` for one
         that the caller's key may not use."""
         named = adapters.named(self.model, asked)
-        return self.adapters.check(LoraScale(*each) for each in named)
+        return self.adapters.check(LoraScale(*each) for each in named) if named else ()
 
 
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:

@@ -138,8 +138,9 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         self, submissions: Sequence[Submission[DiffusionWork, PictureChunk]], call: Call
     ) -> None:
         for submission in submissions:
-            if isinstance(submission.last, ImageResult):
-                self._loras.known.count_picture(submission.work.request.loras)
+            used = submission.work.request.loras
+            if used and isinstance(submission.last, ImageResult):
+                self._loras.known.count_picture(used)
         super().finish_call(submissions, call)
 
     # -- hooks -----------------------------------------------------------------------------------

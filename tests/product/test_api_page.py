@@ -168,7 +168,7 @@ def test_v2_names_are_the_codecs() -> None:
         "stream"
     }
     pixels = {"min_pixels", "max_pixels", "detail"}
-    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout", "priority"}
+    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"loras", "timeout", "priority"}
     for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
