@@ -273,10 +273,11 @@ class DiffusionEngine(AdaptableEngine):
         return span
 
     def _encode(self, job: DiffusionJob, runner: DiffusionRunner) -> EncodedSource | None:
-        started, encoded = time.monotonic(), None
-        if job.work.source is not None:
-            encoded = runner.encode_source(job.work.source)
-            self._observe_stage(job, "vae_encode", time.monotonic() - started)
+        if job.work.source is None:
+            return None
+        started = time.monotonic()
+        encoded = runner.encode_source(job.work.source)
+        self._observe_stage(job, "vae_encode", time.monotonic() - started)
         return encoded
 
     def _embed(self, slot: Slot, prompt: Prompt) -> Embedding:
