@@ -62,7 +62,12 @@ def test_a_checkpoint_that_cant_be_served_ends_the_process_with_a_sentence(
 ) -> None:
     folder = variant(source, tmp_path / "c", change)
     flags = ["--host=127.0.0.1", "--port=0", "--grpc-port=-1", "--log-format=text"]
-    small = {"PREDICTORS_FLUX_SIZES": "64x64", "PREDICTORS_FLUX_DEFAULT_SIZE": "64x64"}
+    small = {
+        "PREDICTORS_FLUX_SIZES": "64x64",
+        "PREDICTORS_FLUX_DEFAULT_SIZE": "64x64",
+        "PREDICTORS_FLUX_MAX_SEQUENCE_LENGTH": "16",
+        "PREDICTORS_FLUX_TIERS": "lossless",
+    }
     ended = subprocess.run(
         [sys.executable, "-m", "predictors", "serve", f"--model=m={folder}", *flags],
         env={**os.environ, **small, "PREDICTORS_COMPUTE_DEVICE": "cpu"},

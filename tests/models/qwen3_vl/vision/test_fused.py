@@ -102,7 +102,7 @@ def test_the_fused_tower_equals_the_plain_one(grid: tuple[int, int], padding: in
 
 def test_a_picture_has_the_same_features_in_its_bucket_and_beyond() -> None:
     placement = place(ComputeSettings(device="cpu", compile="off"))
-    encoder = Encoder(tower_of(SHAPE), placement)
+    encoder = Encoder(tower_of(replace(SHAPE, depth=2, deepstack=(0,))), placement)
     graphs = Graphs("test", placement)
     made = PictureRunner(encoder, placement, graphs, max_pixels=64 * 4, is_fused=True)
     for _, run in made.warm_shapes():
