@@ -58,6 +58,7 @@ FLUX_ONLY = {
     "predictors_image_pixels",
     "predictors_inference_steps",
     "predictors_time_to_first_image_seconds",
+    "predictors_images_checked",
     "predictors_loras_loaded",
 }
 QWEN_VL_ONLY = {
@@ -232,6 +233,7 @@ def test_labels_are_bounded() -> None:
         "monitor",
         "action",
         "caller",  # names of API keys, of which there are at most 256
+        "verdict",
         "lora",  # names of the adapters that are loaded, of which there are at most 1000
     }
     assert {label for series in declared() for label in series._labelnames} <= allowed
