@@ -39,7 +39,7 @@ RUN set -eu; \
 # fresh clone rebuilds the wheels
 FROM system AS requirements
 # extras of pyproject.toml to install
-ARG EXTRAS="otel fa3 gpu"
+ARG EXTRAS="otel fa3 gpu c2pa"
 COPY pyproject.toml constraints.txt hashes.txt /src/
 # uv checks hashes of pinned requirements alone, so each dependency gets its version here
 # hadolint ignore=SC2086

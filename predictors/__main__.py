@@ -40,12 +40,7 @@ from predictors.compute.checkpoint.summary import CardFacts, FolderSummary
 from predictors.environment import from_env
 from predictors.errors import EngineFailed, InvalidRequest, ServingError
 from predictors.observe import logs
-from predictors.operators.given_adapters import (
-    GivenAdapters,
-    find_adapters,
-    listed_loras,
-    with_loras,
-)
+from predictors.operators import given_adapters
 from predictors.protocol.certificates import check_certificates
 from predictors.protocol.http.access import check_addresses
 from predictors.protocol.keys import KeysFile
@@ -59,13 +54,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("predictors")
 
 FLUX_PIPELINES = (
-    "FluxPipeline",
-    "FluxFillPipeline",
-    "FluxKontextPipeline",
-    "FluxImg2ImgPipeline",
-    "FluxInpaintPipeline",
-    "FluxKontextInpaintPipeline",
-)
+    "FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline", "FluxKontextInpaintPipeline",
+)  # fmt: skip
 """diffusers' pipelines of one checkpoint layout; folders name the one that wrote them."""
 MODELS = {
     **dict.fromkeys(FLUX_PIPELINES, "predictors.models.flux.predictor:make_predictor"),
@@ -78,10 +69,8 @@ SUMMARIES = {
     "Qwen2_5_VLForConditionalGeneration": "predictors.models.qwen2_5_vl.summary:summarise",
     "Qwen3VLForConditionalGeneration": "predictors.models.qwen3_vl.summary:summarise",
 }
-"""Architecture -> module and function that describes a folder of it, without torch."""
-ADAPTERS = {"FluxPipeline": "predictors.models.flux.adapters.reading:describe_adapter"}
-"""Architecture -> module and function that describes an adapter of it, without torch. Others take
-no adapters."""
+"""Architecture -> module and function that describes a folder of it, without torch. The module's
+`describe_adapter` describes an adapter."""
 NO_COMPONENTS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
@@ -217,12 +206,12 @@ def check(arguments: argparse.Namespace) -> int:
     from predictors.compute.watch.card_facts import find_card_facts
     from predictors.operators.check import check_lora, check_report, exit_code
 
-    settings = with_loras(from_env(os.environ), arguments.lora)
+    settings = given_adapters.room_for_given(from_env(os.environ), arguments.lora)
     memory = None if arguments.memory is None else read_size(arguments.memory)
     folder = resolve_folder(arguments.folder, "check")
     components = _read_components(arguments.component, {"": folder}).get("")
-    named = {"model": folder}
-    adapters = _read_loras(arguments.lora, named, settings, {"model": components or {}})
+    parts = {"model": components or {}}
+    adapters = _read_loras(arguments.lora, {"model": folder}, settings, parts)
     card = find_card_facts(settings.compute.device, os.environ)
     if memory is not None:
         card = replace(card, memory_bytes=memory, name="")
@@ -273,15 +262,12 @@ def build(
     """
     module, _, function = MODELS[served_architecture(checkpoint)].partition(":")
     make_predictor = getattr(importlib.import_module(module), function)
-    more = {"parts": components[name]} if name in components else {}
+    given = {"parts": components, "loras": loras}
+    more = {kind: by_model[name] for kind, by_model in given.items() if name in by_model}
     for part, folder in more.get("parts", {}).items():
         log.info("%s: %s is that in the folder %s", name, part, folder.name)
-    if name in loras:
-        more["loras"] = loras[name]
-    predictor: BasePredictor[Any, Any, Any] = make_predictor(
-        name, checkpoint, settings, workers, **more
-    )
-    return predictor
+    made: BasePredictor[Any, Any, Any] = make_predictor(name, checkpoint, settings, workers, **more)
+    return made
 
 
 def describe_folder(
@@ -346,6 +332,8 @@ def _read_models(
     for look in adapters.looks.values():
         look()
     folders = [(folder, components.get(name, {})) for name, folder in named.items()]
+    if settings.flux.checker:
+        folders.append((resolve_folder(Path(settings.flux.checker), "the checker"), {}))
     make = partial(build, components=components, loras=adapters.paths)
     return list(named.items()), make, Verification(folders, settings.compute)
 
@@ -367,12 +355,13 @@ def _read_loras(
     named: Mapping[str, Path],
     settings: Settings,
     components: Mapping[str, Mapping[str, Path]],
-) -> GivenAdapters:
+) -> given_adapters.GivenAdapters:
     """The adapters of flags and settings for the models with the folders `named`."""
-    kinds = {name: architecture_of(folder) for name, folder in named.items()}
-    describers = {name: ADAPTERS[kind] for name, kind in kinds.items() if kind in ADAPTERS}
-    paths = named_loras([*listed_loras(settings), *flags], list(describers))
-    return find_adapters(paths, named, settings, describers, components)
+    kinds = {name: SUMMARIES.get(architecture_of(folder)) for name, folder in named.items()}
+    own = "describe_adapter"
+    describers = {name: kind.replace("summarise", own) for name, kind in kinds.items() if kind}
+    paths = named_loras([*given_adapters.listed_loras(settings), *flags], list(describers))
+    return given_adapters.find_adapters(paths, named, settings, describers, components)
 
 
 def _flux_folder(path: Path) -> Path:
@@ -398,7 +387,7 @@ def _read_settings(arguments: argparse.Namespace) -> Settings:
     logs.configure_logging(
         own.log_format, own.log_level, on_drop=metrics.log_records_dropped_total.inc
     )
-    return with_loras(replace(settings, server=own), getattr(arguments, "lora", ()))
+    return replace(settings, server=own)
 
 
 if __name__ == "__main__":

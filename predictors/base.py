@@ -63,6 +63,7 @@ class Answer(Generic[R, C]):
     chunks: tuple[C, ...]
     queue_ms: int
     compute_ms: int
+    request_id: str = ""
 
 
 class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
@@ -166,6 +167,11 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
             call.priority = parse_priority(request.parameters["priority"], "priority")
         if call.adapters is not ANY_ADAPTER:
             request = replace(request, adapters=call.adapters)
+        return await self.read_rows(request, call, is_small=is_small)
+
+    async def read_rows(self, request: V2Request, call: Call, *, is_small: bool) -> list[R]:
+        """`decode_v2`, in the pool for a large request; a subclass with more to wait for overrides
+        this."""
         if is_small:
             return self.decode_v2(request)
         return await self.off_loop(self.decode_v2, request, is_large=True)
@@ -190,8 +196,8 @@ class BasePredictor(Model, Generic[R, W, C]):  # type: ignore[misc]
         finally:
             self.finish_call(submissions, call)
         return [
-            Answer(request, tuple(row), submission.queue_ms, submission.compute_ms)
-            for request, row, submission in zip(requests, chunks, submissions, strict=True)
+            Answer(request, tuple(row), each.queue_ms, each.compute_ms, call.request_id)
+            for request, row, each in zip(requests, chunks, submissions, strict=True)
         ]
 
     async def submit(self, requests: Sequence[R], call: Call) -> list[Submission[W, C]]:

@@ -5,7 +5,8 @@ codes of each protocol.
     ├── InvalidRequest          the request is wrong and can never be answered
     │   ├── TooLarge            ... because it exceeds a limit in bytes, pixels or rows
     │   ├── PromptTooLong       ... because prompt and answer are longer than the context
-    │   └── UnsupportedMedia    ... because of its content type or encoding
+    │   ├── UnsupportedMedia    ... because of its content type or encoding
+    │   └── ContentRefused      ... because of what the checker saw in the picture
     ├── Unauthorized            the request has no API key, or none that is valid
     ├── Forbidden               a web page of another origin sent the request, or its API key may
     │   │                       not use the model
@@ -22,7 +23,9 @@ codes of each protocol.
     │   └── Draining            shutting down; accepted work is still finished
     ├── EngineFailed            the engine has failed; the process will end
     ├── OutOfMemory             the device had no memory even after a retry
-    └── StepFailed              this job made the engine raise; other jobs are not affected
+    ├── StepFailed              this job made the engine raise; other jobs are not affected
+    ├── CheckFailed             the checker gave no verdict on the picture
+    └── SigningFailed           the manifest of the picture's origin could not be signed
 
 A message says what happened, which numbers disagree and what to do. It never has a path, an address
 or the text of another library's exception: the original is chained (`raise ... from`) and goes to
@@ -111,6 +114,12 @@ class UnsupportedMedia(InvalidRequest):
         self.accept_encoding = accept_encoding
 
 
+class ContentRefused(InvalidRequest):
+    """The checker found content in the picture that the operator does not let out."""
+
+    reason = "content_policy"
+
+
 class Unauthorized(ServingError):
     reason = "unauthorized"
 
@@ -188,3 +197,11 @@ class OutOfMemory(ServingError):
 
 class StepFailed(ServingError):
     reason = "poisoned"
+
+
+class CheckFailed(ServingError):
+    """A picture without a verdict is not sent."""
+
+
+class SigningFailed(ServingError):
+    """A picture without its mark is not sent."""

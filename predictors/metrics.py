@@ -13,14 +13,14 @@ from prometheus_client import Counter, Gauge, Histogram
 
 PROTOCOLS = ("v2_rest", "v2_grpc", "openai")
 REASONS = (
-    "ok", "invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "overloaded",
+    "ok", "invalid_input", "too_large", "content_policy", "unauthorized", "forbidden", "not_found", "not_supported", "quota", "queue_full", "overloaded",
     "deadline", "cancelled", "not_ready", "draining", "oom", "poisoned", "engine_failed", "internal",
 )  # fmt: skip
 REFUSALS = ("queue_full", "deadline", "invalid_input", "too_large", "not_ready", "draining", "engine_failed")
 CALLER_OUTCOMES = ("ok", "invalid", "refused", "late", "cancelled", "failed")
 OUTCOME_OF = {
     "ok": "ok", "deadline": "late", "cancelled": "cancelled",
-    **dict.fromkeys(("invalid_input", "too_large", "unauthorized", "forbidden", "not_found", "not_supported"), "invalid"),
+    **dict.fromkeys(("invalid_input", "too_large", "content_policy", "unauthorized", "forbidden", "not_found", "not_supported"), "invalid"),
     **dict.fromkeys(("quota", "queue_full", "overloaded", "not_ready", "draining"), "refused"),
     **dict.fromkeys(("oom", "poisoned", "engine_failed", "internal"), "failed"),
 }  # fmt: skip
@@ -75,6 +75,7 @@ engine_failures_total = Counter(f"{P}_engine_failures_total", "Failures that end
 denoise_step_seconds = Histogram(f"{P}_denoise_step_duration_seconds", "Time of one denoise step, by class of picture size.", ["model", "resolution"], buckets=STEP)
 denoise_steps_total = Counter(f"{P}_denoise_steps_total", "Denoise steps, counted per picture.", ["model"])
 images_total = Counter(f"{P}_images_generated_total", "Pictures generated, by class of size and quality tier.", ["model", "resolution", "tier"])
+images_checked_total = Counter(f"{P}_images_checked_total", "Pictures judged by the content check, by verdict.", ["model", "verdict"])
 image_pixels = Histogram(f"{P}_image_pixels", "Pixels per generated picture.", ["model"], buckets=PIX)
 loras_loaded = Gauge(f"{P}_loras_loaded", "Adapters (LoRA) that requests may use.", ["model"])
 lora_images_total = Counter(f"{P}_lora_images_total", "Pictures generated with an adapter (LoRA), by its name. A picture with several counts for each.", ["model", "lora"])
@@ -106,6 +107,7 @@ gpu_power_watts = Gauge(f"{P}_gpu_power_watts", "Power that the GPU draws.", ["d
 gpu_power_limit_watts = Gauge(f"{P}_gpu_power_limit_watts", "Power at which the driver slows the GPU down.", ["device"])
 gpu_xid_errors_total = Counter(f"{P}_gpu_xid_errors_total", "XID errors of the GPU since the start, of any process. The log has the numbers.", ["device", "kind"])
 tls_certificate_expiry_timestamp_seconds = Gauge(f"{P}_tls_certificate_expiry_timestamp_seconds", "Unix time at which the first certificate served by TLS expires; 0 without TLS.")
+c2pa_certificate_expiry_timestamp_seconds = Gauge(f"{P}_c2pa_certificate_expiry_timestamp_seconds", "Unix time at which the certificate that signs pictures expires; 0 without one.")
 tls_last_reload_timestamp_seconds = Gauge(f"{P}_tls_last_reload_timestamp_seconds", "Unix time at which the TLS files in use were read; 0 without TLS.")
 tls_reload_failing = Gauge(f"{P}_tls_reload_failing", "1 while the TLS files can't be used and older content stays in use.")
 tls_handshake_failures_total = Counter(f"{P}_tls_handshake_failures_total", "REST connections that ended before the end of their TLS handshake.")
@@ -141,8 +143,8 @@ Series = Counter | Gauge | Histogram
 class ModelSeries:
     """Label values and series that a kind of model adds to those of every model."""
 
-    operations: tuple[str, str]
-    """Values of the label `operation`: of V2 requests, and of OpenAI requests."""
+    operations: tuple[str, ...]
+    """Values of the label `operation`: of V2 requests first, then of OpenAI requests."""
     stages: tuple[str, ...] = ()
     """Values of the label `stage`, in the order of a request."""
     caches: tuple[str, ...] = ()
@@ -192,7 +194,9 @@ def register_model(model: str, added: ModelSeries) -> None:
     for reason in REASONS:
         jobs_total.labels(model, reason)
         for protocol in PROTOCOLS:
-            requests_total.labels(model, protocol, added.operations[protocol == "openai"], reason)
+            first, *others = added.operations
+            for operation in others if protocol == "openai" else [first]:
+                requests_total.labels(model, protocol, operation, reason)
     for protocol in PROTOCOLS:
         for outcome in ("ok", "error"):
             request_seconds.labels(model, protocol, outcome)

@@ -118,6 +118,13 @@ DEFAULTS = {
     "flux.kind": "auto",
     "flux.preview": "auto",
     "flux.age_limit_s": 30.0,
+    "flux.provenance": "xmp",
+    "flux.c2pa_cert_file": "",
+    "flux.c2pa_key_file": "",
+    "flux.checker": "",
+    "flux.checker_labels": "",
+    "flux.checker_threshold": 0.5,
+    "flux.checker_action": "refuse",
     "qwen_vl.slots": 0,
     "qwen_vl.page_tokens": 0,
     "qwen_vl.kv_tokens": 0,
@@ -131,6 +138,8 @@ DEFAULTS = {
     "qwen_vl.prefix_cache": "auto",
     "qwen_vl.precision": "auto",
     "qwen_vl.deterministic": "auto",
+    "qwen_vl.lora_max_active": 0,
+    "qwen_vl.lora_max_rank": 16,
 }
 
 
@@ -198,7 +207,7 @@ def test_every_setting_is_read_from_its_own_variable(knob: str) -> None:
     other = {bool: "true", int: "7", float: "7.5", str: "other"}[type(default)]
     if default is True:
         other = "false"
-    if "overload" in knob and type(default) is float:
+    if ("overload" in knob or knob == "flux.checker_threshold") and type(default) is float:
         other = "0.75"  # a share
     choices = CHOICES.get(env_name(knob))
     if choices:
@@ -299,6 +308,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -
     with pytest.raises(InvalidSetting) as failure:
         from_env({name: "1"})
     assert failure.value.message == f"unknown setting {name}; {hint}"
+
+
+def test_settings_of_files_are_no_part_of_those_of_drawing() -> None:
+    signed = FluxSettings(provenance="c2pa", c2pa_cert_file="x", checker="y", checker_threshold=0.1)
+    assert signed.of_drawing == FluxSettings()
+    assert FluxSettings(slots=2, provenance="none").of_drawing == FluxSettings(slots=2)
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

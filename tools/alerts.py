@@ -172,9 +172,11 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "It is near a limit: memory, connections, bodies in flight, event loop or preparation.",
     ),
     "CertificateExpiring": (
-        "(predictors_tls_certificate_expiry_timestamp_seconds > 0) < time() + {above}",
-        "The TLS certificate of {{ $labels.instance }} expires at {{ $value | humanizeTimestamp }}",
-        "Clients will refuse to connect from then on.",
+        "min by (job, namespace, pod, instance) "
+        '({{__name__=~"predictors_(tls|c2pa)_certificate_expiry_timestamp_seconds"}} > 0)'
+        " < time() + {above}",
+        "A certificate of {{ $labels.instance }} expires at {{ $value | humanizeTimestamp }}",
+        "From then on clients refuse to connect (TLS), or pictures fail, unsigned (C2PA).",
     ),
     "CertificateReloadFailing": (
         "predictors_tls_reload_failing == 1",

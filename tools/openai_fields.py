@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from predictors.protocol.openai import chat_body, clients, images_body, messages
+from predictors.protocol.openai import chat_body, clients, edits_body, images_body, messages
 from predictors.protocol.openai.fields import DescribedRule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/openai-fields.md"
@@ -36,6 +36,7 @@ def files() -> dict[Path, str]:
     for title, own, tables in (
         ("POST /v1/chat/completions", chat_body.OWN_FIELDS, clients.CHAT_CLIENTS),
         ("POST /v1/images/generations", images_body.OWN_FIELDS, clients.IMAGE_CLIENTS),
+        ("POST /v1/images/edits", edits_body.OWN_FIELDS, clients.EDIT_CLIENTS),
     ):
         lines += [f"## {title}", "", *_table("OpenAI, and our own", own)]
         for client, table in tables.items():

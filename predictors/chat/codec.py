@@ -6,12 +6,14 @@ them field by field. Row i of a request (V2 row, or choice of `n`) uses seed + i
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from predictors.base import Answer
+from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.chunks import chat_head, shown_adapters, usage, used_adapters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
     ChatDelta,
@@ -26,11 +28,11 @@ from predictors.chat.request import (
 )
 from predictors.chat.streaming import check_streamed_chat
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.call import Call
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
-from predictors.protocol.openai.routes import TextEvents, event
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -64,6 +66,12 @@ NO_PICTURE = PictureSize(0, 0, 0)
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
+def _no_adapters(named: NamedScales) -> AdapterMix:
+    if named:
+        raise InvalidRequest("this model takes no adapters", param="loras")
+    return AdapterMix.of(())
+
+
 @dataclass(frozen=True, slots=True)
 class ChatCodec:
     """Both translations for one model. Responses name its `precision`. Any thread."""
@@ -72,6 +80,9 @@ class ChatCodec:
     precision: str
     max_images: int
     pixels: PixelLimits
+    model: str = ""
+    mix: Callable[[NamedScales], AdapterMix] = _no_adapters
+    """The adapters of these names with their scales. Raises `InvalidRequest`."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -84,7 +95,7 @@ class ChatCodec:
         count_rows(prompt=prompts, image=images)
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
-        common, seed = self._decode_parameters(parameters)
+        common, seed = self._decode_parameters(parameters, request.adapters)
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
@@ -104,7 +115,9 @@ class ChatCodec:
             raise InvalidRequest(f"detail must be one of {choices}", param="detail")
         return self.pixels.choose(least, most or self.pixels.of_detail(detail))
 
-    def _decode_parameters(self, parameters: Parameters) -> tuple[ChatRequest, int | None]:
+    def _decode_parameters(
+        self, parameters: Parameters, adapters: AdapterAccess
+    ) -> tuple[ChatRequest, int | None]:
         """The fields that all rows share, and the first row's seed."""
         given: dict[str, Any] = {
             name: (parameters.read_int if name == "top_k" else parameters.read_float)(name)
@@ -113,12 +126,22 @@ class ChatCodec:
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
+        loras = parameters.read_text("loras")
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
             check_parameter(name, value)
         sampling = self._sampling(given)
-        return ChatRequest((), sampling, seed=0, max_tokens=max_tokens, stop=stop), seed
+        mix = self._mix(None if loras is None else read_loras_text(loras), adapters)
+        common = ChatRequest((), sampling, 0, max_tokens=max_tokens, stop=stop, adapters=mix)
+        return common, seed
+
+    def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
+        """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
+        the caller's key may not use, and `InvalidRequest`."""
+        if not asked and adapters is ANY_ADAPTER:
+            return UNADAPTED
+        return self.mix(adapters.named(self.model, asked))
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -149,10 +172,14 @@ class ChatCodec:
             "compute_ms": max(answer.compute_ms for answer in answers),
             "seed": answers[0].request.seed,
         }
+        if used := used_adapters(answers[0].request):
+            parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
-    def decode_chat(self, body: ChatBody) -> list[ChatRequest]:
+    def decode_chat(
+        self, body: ChatBody, adapters: AdapterAccess = ANY_ADAPTER
+    ) -> list[ChatRequest]:
         """One request per choice."""
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
@@ -162,6 +189,7 @@ class ChatCodec:
             max_tokens=body.max_tokens,
             stop=body.stop,
             ignore_eos=body.ignore_eos,
+            adapters=self._mix(body.loras, adapters),
         )
         return with_row_seeds([request] * body.n, body.seed)
 
@@ -213,12 +241,13 @@ class ChatCodec:
         queue_ms = max(answer.queue_ms for answer in answers)
         compute_ms = max(answer.compute_ms for answer in answers)
         return {
-            **_head(body, call, "chat.completion"),
+            **chat_head(body, call, "chat.completion"),
             "choices": choices,
             "usage": usage(counts, completions[0].pictures),
             "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
             "precision": self.precision,
             "seed": answers[0].request.seed,
+            **shown_adapters(answers[0].request),
         }
 
 
@@ -240,94 +269,10 @@ class Completion:
         return cls(text, last.finish_reason, *counts, pictures_of(last))
 
 
-class ChunkEncoder:
-    """Encodes the events of one streamed chat: roles first, then texts; counts and times last."""
-
-    def __init__(
-        self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
-    ) -> None:
-        self._head = _head(body, call, "chat.completion.chunk")
-        self._with_usage = body.stream_options.include_usage
-        self._in_every_chunk = body.stream_options.continuous_usage_stats
-        self._counts = [(0, 0)] * len(requests)
-        self._open = len(requests)
-        self._last = {"precision": precision, "seed": requests[0].seed}
-        blank = [self._text_chunk(i, "") for i in range(len(requests))]
-        self._texts = [TextEvents(chunk) for chunk in blank]
-
-    def opening(self) -> bytes:
-        role = {"role": "assistant", "content": ""}
-        chunks = [self._chunk([_choice(i, role, None)]) for i in range(len(self._counts))]
-        return b"".join(map(event, chunks))
-
-    def deltas(
-        self, index: int, deltas: Sequence[ChatDelta], timings: Callable[[], Mapping[str, int]]
-    ) -> bytes:
-        """The events for new deltas of choice `index`, with their texts joined. `timings` is called
-        once, at the end. No delta may follow one with a finish reason."""
-        last = deltas[-1]
-        self._counts[index] = (last.prompt_tokens, last.completion_tokens)
-        text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
-        events = self._text(index, text) if text else b""
-        if last.finish_reason is not None:
-            events += b"".join(map(event, self._ending(index, last, timings)))
-        return events
-
-    def _text(self, index: int, text: str) -> bytes:
-        if self._in_every_chunk:  # they differ in more than the text
-            return event(self._text_chunk(index, text))
-        return self._texts[index].event(text)
-
-    def _ending(
-        self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
-    ) -> list[dict[str, Any]]:
-        chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
-        self._open -= 1
-        if self._open == 0:
-            if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts, pictures_of(last))})
-            chunks[-1] |= {"timings": dict(timings()), **self._last}
-        return chunks
-
-    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
-        return self._chunk([_choice(index, {"content": text}, None)])
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        chunk = {**self._head, "choices": choices}
-        if not self._with_usage:
-            return chunk
-        return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
-
-
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:
     """The same requests with the seeds of `row_seeds`."""
     seeds = row_seeds(seed, len(requests))
     return [replace(x, seed=own) for x, own in zip(requests, seeds, strict=True)]
-
-
-def usage(
-    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
-) -> dict[str, Any]:
-    """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any."""
-    prompt, completion = counts[0][0], sum(completion for _, completion in counts)
-    counted: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    if pictures:
-        counted["prompt_images"] = [asdict(size) for size in pictures]
-    return counted
-
-
-def _head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
-    identity = f"chatcmpl-{call.request_id}"
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
-
-
-def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
-    return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}
 
 
 def _picture(raw: bytes, row: int, bounds: PixelBounds | None) -> Picture:

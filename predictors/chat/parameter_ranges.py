@@ -102,6 +102,7 @@ def parameter_schemas(
     ):
         found[name] |= {"minimum": least, "maximum": pixels.max_pixels, "default": default}
     return found | {
+        "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
         "detail": {"type": "string", "enum": list(DETAILS), "default": "auto"},
         "seed": dict(SEED_SCHEMA),
         "stop": {"type": "string", "description": "A JSON list of strings."},

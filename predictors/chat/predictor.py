@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
-from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec, ChunkEncoder
+from predictors.chat.chunks import ChunkEncoder
+from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
@@ -78,7 +79,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
         self._codec = ChatCodec(
-            model.sampling, precision, settings.images.max_images, self._preparer.pixels
+            *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
+            model=name,
+            mix=self._adapters.mix,
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -125,6 +128,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "precision": self._codec.precision,
+            "loras": list(self._adapters.names),
             "queue_capacity": self.settings.queue.capacity,
         }
 
@@ -273,7 +277,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            return self._codec.decode_chat(body)
+            return self._codec.decode_chat(body, call.adapters)
 
 
 def with_room(settings: Settings, num_adapters: int) -> Settings:

@@ -277,6 +277,24 @@ def _uses(name: str, work: Any) -> bool:
     return any(lora.name == name for lora in work.request.loras)
 
 
+class AdaptableEngine:
+    """The part of an engine that takes adapters while it runs. Any thread."""
+
+    adapters: ActiveAdapters
+
+    def attach(self, host: EngineAccess) -> None:
+        """As `Attachable`."""
+        self.adapters.attach(host)
+
+    def add_adapter(self, weights: AdapterWeights) -> None:
+        """As `ActiveAdapters.add`."""
+        self.adapters.add(weights)
+
+    def remove_adapter(self, name: str) -> None:
+        """As `ActiveAdapters.remove`."""
+        self.adapters.remove(name)
+
+
 def make_adapters(
     model: DiffusionModel, settings: FluxSettings, placement: Placement
 ) -> ActiveAdapters:

@@ -1,93 +1,81 @@
-"""Image requests from both wire formats, and the responses with pictures as files.
+"""Image requests from both wire formats: names, types and rows, checked.
 
-Pictures are encoded here, in pool threads, never on the engine thread. A file holds pixels and
-nothing else: no prompt, no seed, no software name.
+`PictureAnswers`, which the codec extends, makes the responses.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from predictors import metrics
-from predictors.base import Answer
-from predictors.diffusion.inputs import steps_called
+from predictors.diffusion.answers import PictureAnswers
 from predictors.diffusion.known_adapters import KnownAdapters
-from predictors.diffusion.limits import PictureLimits, some_text
+from predictors.diffusion.limits import some_text
 from predictors.diffusion.request import (
-    FP8,
     ImageParameters,
     ImageRequest,
-    ImageResult,
     LoraScale,
 )
-from predictors.errors import Forbidden, InvalidRequest
-from predictors.observe import tracing
+from predictors.diffusion.sent_pictures import AskedRow, SentSource, with_blank_source
+from predictors.errors import InvalidRequest
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
-from predictors.protocol.png import write_png
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
     Parameters,
-    Tensor,
     V2Request,
-    V2Response,
     count_rows,
 )
-
-ImageAnswer = Answer[ImageRequest, ImageResult]
 
 INPUT_TYPES = (
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "negative_prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "seed", "datatype": "INT64", "shape": [-1]},
 )
-OUTPUT_TYPES = (
+PICTURE_TYPES = (
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
-    {"name": "seed", "datatype": "INT64", "shape": [-1]},
+    {"name": "mask", "datatype": "BYTES", "shape": [-1]},
 )
+"""Inputs of a model that edits."""
+PICTURE_INPUTS = frozenset(str(tensor["name"]) for tensor in PICTURE_TYPES)
 IGNORED_PARAMETERS = ("binary_data_output", "timeout", "priority")  # read by the edges
-FP8_PRECISION = "float8_e4m3fn"
-DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
-ROW_FIELDS = {"prompt", "negative_prompt", "seed"}  # may differ by row; all others are shared
+ROW_FIELDS = {"prompt", "negative_prompt", "seed", "image", "mask"}
+"""May differ by row; all others are shared."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCodec:
+class ImageCodec(PictureAnswers):
     """Both wire formats of one model. Immutable; any thread."""
 
-    model: str
-    limits: PictureLimits
-    precision: str
-    """Of the base weights, as responses show it."""
-    png_level: int
-    """As `protocol.png.write_png`, 0 to 9."""
     adapters: KnownAdapters = field(default_factory=KnownAdapters)
     """Those that requests may name; they come and go."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         """One request per row; raises `InvalidRequest` naming the field, and the row where one of
-        several is at fault."""
+        several is at fault. For a request without pictures."""
+        return self.requests([row.parameters for row in self.read_v2(request)])
+
+    def read_v2(self, request: V2Request) -> list[AskedRow]:
+        """The rows with their pictures as they were sent. Of a row with a picture everything but
+        its size is checked."""
         inputs = InputTensors(request.inputs)
         prompts = inputs.read_text("prompt")
         negatives = inputs.read_optional_text("negative_prompt")
         seeds = inputs.read_ints("seed")
+        images, masks = inputs.read_files("image"), inputs.read_files("mask")
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        num_rows = count_rows(prompt=prompts, negative_prompt=negatives, seed=seeds)
+        images, masks = _shared(images, len(prompts)), _shared(masks, len(prompts))
+        num_rows = count_rows(
+            prompt=prompts, negative_prompt=negatives, seed=seeds, image=images, mask=masks
+        )
+        sources = _sources(images, masks, num_rows)
         common, seed = _read_parameters(request.parameters)
         common["loras"] = self._loras(common["loras"], request.adapters)
         _check_watched(request, common, num_rows)
@@ -103,7 +91,14 @@ class ImageCodec:
         if any(row.negative_prompt is not None for row in rows):
             # the scale is for rows that have a negative prompt; without one a row opts out
             rows = [x if x.negative_prompt else replace(x, true_cfg_scale=None) for x in rows]
-        return [self._row(asked, row, num_rows) for row, asked in enumerate(rows)]
+        asked = [AskedRow(row, sent) for row, sent in zip(rows, sources, strict=True)]
+        if images is not None:
+            self.requests([with_blank_source(self.limits, row) for row in asked])
+        return asked
+
+    def requests(self, rows: Sequence[ImageParameters]) -> list[ImageRequest]:
+        """Rows with defaults filled in and checked; raises as `decode_v2`."""
+        return [self._row(asked, row, len(rows)) for row, asked in enumerate(rows)]
 
     def _row(self, asked: ImageParameters, row: int, num_rows: int) -> ImageRequest:
         try:
@@ -113,33 +108,35 @@ class ImageCodec:
                 raise type(error)(error.message, param=error.param, row=row) from error
             raise
 
-    def encode_v2(self, request: V2Request, answers: Sequence[ImageAnswer]) -> V2Response:
-        """Files and seeds in row order, and the parameters that all rows share. Pool thread."""
-        first, n = answers[0].request, len(answers)
-        wanted = request.outputs or ("image", "seed")
-        outputs = []
-        if "image" in wanted:
-            files = [self.encode(answer) for answer in answers]
-            kind = {"content_type": f"image/{first.output_format}"}
-            outputs.append(Tensor("image", "BYTES", (n,), files, kind))
-        if "seed" in wanted:
-            outputs.append(Tensor("seed", "INT64", (n,), [a.request.seed for a in answers]))
-        parameters: dict[str, str | int | bool] = {
-            "width": first.width,
-            "height": first.height,
-            **self._effort(first),
-            **({"loras": json.dumps(_used(first))} if first.loras else {}),
-            "queue_ms": max(answer.queue_ms for answer in answers),
-            "compute_ms": max(answer.compute_ms for answer in answers),
-            "prompt_tokens_unread": unread(answers),
-        }
-        return V2Response(request.model, request.id, tuple(outputs), parameters, request.version)
-
     # -- OpenAI ----------------------------------------------------------------------------------
     def decode_images(
         self, body: ImagesBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ImageRequest]:
         """One request per picture."""
+        return [self.limits.request(asked) for asked in self._asked(body, adapters)]
+
+    def read_edits(self, body: EditsBody, adapters: AdapterAccess = ANY_ADAPTER) -> list[AskedRow]:
+        """One row per picture that is drawn; all share the picture that was sent. Everything but
+        its size is checked."""
+        image, mask = body.images[0], body.mask
+        if len(body.images) > 1:
+            name = image.where.partition("[")[0]
+            problem = f"{name} holds {len(body.images)} pictures; {self.model} takes one"
+            raise InvalidRequest(problem, param=name)
+        sent = SentSource(
+            image.file,
+            None if mask is None else mask.file,
+            image.where,
+            "mask" if mask is None else mask.where,
+        )
+        rows = [
+            AskedRow(replace(asked, strength=body.strength), sent)
+            for asked in self._asked(body, adapters)
+        ]
+        self.limits.request(with_blank_source(self.limits, rows[0]))
+        return rows
+
+    def _asked(self, body: ImagesBody, adapters: AdapterAccess) -> list[ImageParameters]:
         image = ImageParameters(
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
@@ -153,102 +150,18 @@ class ImageCodec:
             output_compression=body.output_compression,
             tier=body.tier,
             loras=self._loras(body.loras, adapters),
+            metadata=body.metadata,
             partial_images=body.partial_images,
             progress=body.progress,
         )
         seeds = row_seeds(body.seed, body.n)
-        return [self.limits.request(replace(image, seed=seed)) for seed in seeds]
-
-    def encode_images(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        """The JSON of the response. Pool thread."""
-        first = answers[0].request
-        files = [base64.b64encode(self.encode(answer)).decode("ascii") for answer in answers]
-        seeds = [answer.request.seed for answer in answers]
-        return {
-            "created": int(time.time()),
-            "data": [
-                {"b64_json": file, "seed": seed} for file, seed in zip(files, seeds, strict=True)
-            ],
-            "output_format": first.output_format,
-            "size": f"{first.width}x{first.height}",
-            "usage": self._usage(answers),
-            "timings": {
-                "queue_ms": max(answer.queue_ms for answer in answers),
-                "compute_ms": max(answer.compute_ms for answer in answers),
-            },
-            "prompt_tokens_unread": unread(answers),
-            **self._effort(first),
-            **({"loras": _used(first)} if first.loras else {}),
-        }
+        return [replace(image, seed=seed) for seed in seeds]
 
     def _loras(self, asked: NamedScales | None, adapters: AdapterAccess) -> tuple[LoraScale, ...]:
         """The adapter in the model's name and those in `asked`, checked. Raises `Forbidden` for one
         that the caller's key may not use."""
-        own = ((adapters.own, 1.0),) if adapters.own else ()
-        named = (*own, *(asked or ()))
-        for name, _ in named:
-            if adapters.allowed is not None and name not in adapters.allowed:
-                raise Forbidden(f"the API key may not use adapter {name!r} of {self.model!r}")
-        return self.adapters.check(LoraScale(*each) for each in named)
-
-    def _effort(self, request: ImageRequest) -> dict[str, str | int]:
-        # the cost of the picture, as both protocols show it
-        return {
-            "tier": request.tier,
-            "precision": self.precision_of(request.tier),
-            "num_inference_steps": request.num_inference_steps,
-            "num_model_steps": sum(steps_called(request)),
-        }
-
-    def precision_of(self, tier: str) -> str:
-        """The type of the inputs of the transformer's matrix products, as responses show it."""
-        is_fp8 = self.limits.tiers.form_of(tier) == FP8
-        return FP8_PRECISION if is_fp8 else self.precision
-
-    def _usage(self, answers: Sequence[ImageAnswer]) -> dict[str, Any]:
-        # in: text tokens of the prompts; out: latent patches drawn
-        text = sum(answer.chunks[0].num_prompt_tokens for answer in answers)
-        patch = self.limits.side_multiple
-        requests = [answer.request for answer in answers]
-        drawn = sum((r.width // patch) * (r.height // patch) for r in requests)
-        return {
-            "input_tokens": text,
-            "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
-            "output_tokens": drawn,
-            "total_tokens": text + drawn,
-        }
-
-    # -- files -----------------------------------------------------------------------------------
-    def encode(self, answer: ImageAnswer) -> bytes:
-        """The answer's picture as a file of the format that was asked for. Pool thread."""
-        started = time.monotonic()
-        request, pixels = answer.request, answer.chunks[0].pixels
-        if request.output_format == "png":
-            file = write_png(pixels, self.png_level)
-        else:
-            file = _lossy(pixels, request.output_format, request.output_compression)
-        seconds = time.monotonic() - started
-        stage = metrics.stage_seconds.labels(self.model, "image_encode")
-        stage.observe(seconds, tracing.exemplar())
-        return file
-
-
-def _used(request: ImageRequest) -> list[dict[str, str | float]]:
-    return [{"name": each.name, "scale": each.scale} for each in request.loras]
-
-
-def unread(answers: Sequence[ImageAnswer]) -> int:
-    """Tokens of the longest text that were beyond `max_sequence_length`; 0 if all were read."""
-    return max(answer.chunks[0].num_unread_tokens for answer in answers)
-
-
-def _lossy(pixels: NDArray[np.uint8], kind: str, quality: int | None) -> bytes:
-    file = io.BytesIO()
-    quality = DEFAULT_QUALITY[kind] if quality is None else quality
-    # WebP's fastest method: a third of the time of Pillow's default at the same size and distance
-    options = {"method": 0} if kind == "webp" else {}
-    Image.fromarray(pixels).save(file, kind.upper(), quality=quality, **options)
-    return file.getvalue()
+        named = adapters.named(self.model, asked)
+        return self.adapters.check(LoraScale(*each) for each in named) if named else ()
 
 
 def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
@@ -267,8 +180,10 @@ def _read_parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], int | N
         "output_compression": parameters.read_int("output_compression"),
         "tier": parameters.read_text("tier"),
         "loras": None if loras is None else read_loras_text(loras),
+        "metadata": parameters.read_text("metadata"),
         "partial_images": parameters.read_int("partial_images"),
         "progress": parameters.read_flag("progress"),
+        "strength": parameters.read_float("strength"),
     }
     parameters.reject_unread()
     return common, seed
@@ -289,3 +204,23 @@ def _check_watched(request: V2Request, common: Mapping[str, Any], num_rows: int)
         raise InvalidRequest(
             f"{asked} is for one picture; the request has {num_rows} rows", param=asked
         )
+
+
+def _shared(files: list[bytes] | None, num_rows: int) -> list[bytes] | None:
+    """A file per row, where there is one for all rows."""
+    return files * num_rows if files is not None and len(files) == 1 else files
+
+
+def _sources(
+    images: Sequence[bytes] | None, masks: Sequence[bytes] | None, num_rows: int
+) -> Sequence[SentSource | None]:
+    """The pictures of all rows: one object where rows share image and mask."""
+    if images is None:
+        if masks is not None:
+            raise InvalidRequest("input 'mask' needs an input 'image'", param="mask")
+        return [None] * num_rows
+    blank: Sequence[bytes | None] = [None] * num_rows
+    pairs = list(zip(images, blank if masks is None else masks, strict=True))
+    if all(image is images[0] and mask is pairs[0][1] for image, mask in pairs):
+        return [SentSource(*pairs[0])] * num_rows
+    return [SentSource(image, mask, row=row) for row, (image, mask) in enumerate(pairs)]

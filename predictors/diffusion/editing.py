@@ -1,8 +1,8 @@
 """The edits that a checkpoint can do: their checks, and the sizes of their pictures.
 
 A text-to-image checkpoint starts from a caller's picture with noise on it (image to image), or
-draws its masked part anew (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
-a picture of a size of its own beside the one it draws. Sizes are (width, height) in pixels.
+draws its masked part again (inpainting). FLUX.1-Fill does only the latter, and FLUX.1-Kontext reads
+another picture beside the one it draws. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ class Edits:
         """Some of `generate`, `image_to_image`, `inpaint`, `reference`."""
         return ABILITIES[self.kind] if self.is_loaded else ("generate",)
 
+    @property
+    def default_strength(self) -> float:
+        """Of a request that gives none."""
+        return DEFAULT_STRENGTH if self.kind == TEXT else 1.0
+
     # -- checks ----------------------------------------------------------------------------------
     def check_possible(self, *, has_mask: bool) -> None:
         """Raise `InvalidRequest` if the checkpoint can't take a picture, with or without a mask.
@@ -133,7 +138,7 @@ class Edits:
         self.check_possible(has_mask=source.mask is not None)
         strength = asked.strength
         if strength is None:
-            strength = DEFAULT_STRENGTH if self.kind == TEXT else 1.0
+            strength = self.default_strength
         check_range("strength", strength, 0, 1)
         if self.kind == KONTEXT and strength != 1:
             raise InvalidRequest(

@@ -21,8 +21,7 @@ from predictors.compute.compile.compiling import RecompileGuard
 from predictors.compute.compile.start import Start
 from predictors.compute.device.pacing import DeviceSpan, FinishedStep, StepPacer
 from predictors.compute.device.placement import Placement
-from predictors.diffusion.active_adapters import make_adapters
-from predictors.diffusion.adapters import AdapterWeights
+from predictors.diffusion.active_adapters import AdaptableEngine, make_adapters
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.latents import DecodedPicture, StepResult
 from predictors.diffusion.limits import PictureLimits
@@ -36,13 +35,12 @@ from predictors.diffusion.scheduling import (
     Slot,
     StepCharges,
     best_widths,
-    pick_group,
+    pick_slots,
     with_one_new,
 )
 from predictors.diffusion.sources import EncodedSource
 from predictors.diffusion.warming import warm_all, warm_projection
 from predictors.errors import EngineFailed, StepFailed
-from predictors.serving.calls import EngineAccess
 from predictors.serving.engine import Progress
 from predictors.serving.turns import SlotHolders, num_spare
 from predictors.settings import FluxSettings
@@ -53,7 +51,7 @@ EmbeddingKey = tuple[Hashable, ...]
 """A prompt's key, and digest and scale of each adapter that changes how it is encoded."""
 
 
-class DiffusionEngine:
+class DiffusionEngine(AdaptableEngine):
     """Implements `serving.Engine[DiffusionWork, PictureChunk]` for one checkpoint."""
 
     def __init__(
@@ -82,7 +80,7 @@ class DiffusionEngine:
         self._pacer: StepPacer[LaunchedGroup] = StepPacer(placement)
         compiled_for = {
             "checkpoint": model.config,
-            "settings": settings,
+            "settings": settings.of_drawing,
             "dtype": placement.precision,
         }
         bundle = Bundle(placement.cache, compiled_for)
@@ -114,17 +112,6 @@ class DiffusionEngine:
         every shape."""
         if work.request.loras:
             self.adapters.check(work.request.loras)
-
-    def attach(self, host: EngineAccess) -> None:
-        self.adapters.attach(host)
-
-    def add_adapter(self, weights: AdapterWeights) -> None:
-        """As `ActiveAdapters.add`."""
-        self.adapters.add(weights)
-
-    def remove_adapter(self, name: str) -> None:
-        """As `ActiveAdapters.remove`."""
-        self.adapters.remove(name)
 
     def describe(self) -> Mapping[str, object]:
         runner, prompts, slots = self._runner, self._prompts, list(self._slots.values())
@@ -230,14 +217,8 @@ class DiffusionEngine:
         self._guard.check()
 
     def _pick(self, waiting: Sequence[Slot]) -> list[Slot]:
-        """Those of `waiting` that step together."""
-        runner, limit, holders = self.runner, self._settings.age_limit_s, self._holders
-        turns = [(0, 1.0)] * len(waiting)
-        if holders.is_shared:
-            ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
-            turns = [(ranks[account.name], holders.share(account)) for account in accounts]
-        candidates = [slot.candidate(*turn) for slot, turn in zip(waiting, turns, strict=True)]
-        return [waiting[i] for i in pick_group(candidates, runner.width, limit, runner.seconds)]
+        runner, limit = self.runner, self._settings.age_limit_s
+        return pick_slots(waiting, self._holders, runner.width, limit, runner.seconds)
 
     def _run_step(self, finished: Slot | None, group: Sequence[Slot]) -> None:
         runner = self.runner
@@ -247,8 +228,7 @@ class DiffusionEngine:
             with span:
                 transfer = runner.decode(finished.started)
         encoded = [(slot, spent) for slot in group if (spent := self._start_picture(slot, runner))]
-        # an edit of strength 0 has no steps, and is decoded next
-        group = [slot for slot in group if not slot.is_finished]
+        group = [slot for slot in group if not slot.is_finished]  # edits of strength 0
         results: list[StepResult] = []
         previews: list[PendingPreview] = []
         if group:

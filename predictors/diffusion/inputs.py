@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from predictors.diffusion.model import DiffusionModel, Prompt, StepShape
+from predictors.diffusion.model import DiffusionModel, EditingModel, Prompt, StepShape
 from predictors.diffusion.request import KONTEXT, ImageRequest, Tiers
 from predictors.diffusion.sampling import DenoisePlan, collapsed, first_step, plan_calls
 from predictors.diffusion.sources import SourceInputs
@@ -81,6 +81,7 @@ class Preparer:
         prompts = tuple(self._model.tokenize(text, request.max_sequence_length) for text in texts)
         source = None
         if request.source is not None:
+            assert isinstance(self._model, EditingModel)
             source = self._model.read_source(request.source, request.seed, request.strength)
         plan = self._plan(request)
         previews = preview_calls(request.partial_images, plan.num_calls)

@@ -14,8 +14,10 @@ import torch
 
 from predictors.compute.kernels.fp8 import has_fp8_units
 from predictors.diffusion.editing import NO_EDITS, Edits, Size, choose_edits
+from predictors.diffusion.file_options import check_file_options, file_schemas
 from predictors.diffusion.model import CheckpointConfig
 from predictors.diffusion.request import (
+    DEFAULT,
     FILL,
     MAX_PROMPT_BYTES,
     ImageParameters,
@@ -33,8 +35,6 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 MAX_SCALE = 100
-MAX_PARTIAL_IMAGES = 3  # OpenAI's
-OUTPUT_FORMATS = ("png", "jpeg", "webp")
 NEGATIVE_PROMPT_SCALE = 4.0  # true_cfg_scale when a negative prompt comes without one
 
 
@@ -58,6 +58,8 @@ class PictureLimits:
     refuses_unpromised: bool
     tiers: Tiers
     edits: Edits = NO_EDITS
+    has_checker: bool = False
+    """True if pictures are judged before they are sent."""
 
     @property
     def longest_sequence(self) -> int:
@@ -113,13 +115,13 @@ class PictureLimits:
             loras=_or(parameters.loras, ()),
             source=parameters.source,
             strength=_or(parameters.strength, 1.0),
+            metadata=_or(parameters.metadata, DEFAULT),
         )
         self._check_numbers(request)
-        check_range("partial_images", request.partial_images, 0, MAX_PARTIAL_IMAGES)
         self._check_size(request)
         if request.source is not None:
             self.edits.check_sizes(self, request)
-        _check_output(request)
+        check_file_options(request, has_checker=self.has_checker)
         self._check_tier(request)
         return request
 
@@ -152,12 +154,15 @@ class PictureLimits:
             found[name] = {"type": kind, "minimum": low, "maximum": high}
             if name in defaults:
                 found[name]["default"] = defaults[name]
-        tiers, default = list(self.tiers.loaded), self.tiers.default
+        if self.edits.is_loaded:
+            default = self.edits.default_strength
+            found["strength"] = {"type": "number", "minimum": 0, "maximum": 1, "default": default}
+        tiers, default_tier = list(self.tiers.loaded), self.tiers.default
         return found | {
             "seed": dict(SEED_SCHEMA),
-            "tier": {"type": "string", "enum": tiers, "default": default},
+            "tier": {"type": "string", "enum": tiers, "default": default_tier},
             "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
-            "output_format": {"type": "string", "enum": list(OUTPUT_FORMATS), "default": "png"},
+            **file_schemas(),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -172,6 +177,7 @@ class PictureLimits:
             "side_multiple": self.side_multiple,
             "tiers": list(self.tiers.loaded),
             "default_tier": self.tiers.default,
+            "edits": list(self.edits.abilities),
             "max_steps": self.max_steps,
             "max_sequence_length": self.max_sequence_length,
             "max_prompt_bytes": MAX_PROMPT_BYTES,
@@ -276,6 +282,7 @@ def make_limits(
         refuses_unpromised=settings.unpromised == "refuse",
         tiers=make_tiers(settings, device, is_quantized=config.is_quantized),
         edits=choose_edits(config, settings.edits),
+        has_checker=bool(settings.checker),
     )
     _check_sizes(limits)
     return limits
@@ -325,23 +332,6 @@ def _sizes(knob: str, text: str) -> Sequence[tuple[int, int]]:
 def some_text(text: str | None) -> str | None:
     """The text, or None for white space alone, which forms send for an empty field."""
     return text if text is not None and text.strip() else None
-
-
-def _check_output(request: ImageRequest) -> None:
-    if request.output_format not in OUTPUT_FORMATS:
-        raise InvalidRequest(
-            f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, "
-            f"not {request.output_format[:32]!r}",
-            param="output_format",
-        )
-    if request.output_compression is None:
-        return
-    if request.output_format == "png" and request.output_compression != 100:
-        raise InvalidRequest(
-            f"output_compression {request.output_compression} is for jpeg and webp; png is always "
-            "lossless (100)",
-            param="output_compression",
-        )
 
 
 def _or(value: T | None, default: T) -> T:

@@ -160,9 +160,6 @@ class DiffusionModel(Protocol):
     def draw_noise(self, seed: int, rows: int, columns: int) -> Tensor:
         """The initial latents, float32 (I, C) on the CPU; they depend on nothing else."""
 
-    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
-        """The inputs of an edit, from its picture. Only if the encoder is loaded."""
-
     def load(self, name: str, placement: Placement, options: LoadOptions) -> DiffusionPasses:
         """Weights onto the device, kernels chosen. Engine thread; `name` is for the log.
 
@@ -216,14 +213,6 @@ class DiffusionPasses(Protocol):
         """A function of `unpacked` latents: uint8 (height * width * 3 + 1,), the picture's RGB
         levels and then 1 if all its values were finite before they were rounded, else 0."""
 
-    def encoder(self, *, is_promised: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function of an `Encoding`'s pixels and keep: the moments of the posterior. Only if the
-        encoder is loaded."""
-
-    def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
-        """Latents (patches, C), scaled and shifted, for moments of `encoder` and an `Encoding`'s
-        sample."""
-
 
 @runtime_checkable
 class AdaptableModel(Protocol):
@@ -248,3 +237,24 @@ class AdaptedPasses(DiffusionPasses, Protocol):
     def adapted_velocity(self, form: str) -> Callable[..., Tensor]:
         """As `velocity`, with index and scales of `RankRows` as further arguments. Never
         compiled."""
+
+
+@runtime_checkable
+class EditingModel(Protocol):
+    """Optional part of a `DiffusionModel` whose `CheckpointConfig.has_encoder` may be true. With
+    `LoadOptions.encodes` it loads `EncodingPasses`."""
+
+    def read_source(self, source: SourcePicture, seed: int, strength: float) -> SourceInputs:
+        """The inputs of an edit, from its picture."""
+
+
+@runtime_checkable
+class EncodingPasses(DiffusionPasses, Protocol):
+    """Passes that were loaded with `LoadOptions.encodes`."""
+
+    def encoder(self, *, is_promised: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of an `Encoding`'s pixels and keep: the moments of the posterior."""
+
+    def encoded_latents(self, moments: Tensor, sample: Tensor) -> Tensor:
+        """Latents (patches, C), scaled and shifted, for moments of `encoder` and an `Encoding`'s
+        sample."""

@@ -5,7 +5,7 @@ On a GPU the encoder of a promised size is one CUDA graph. Engine thread, in `to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import Placement, to_device
 from predictors.compute.profiling.profiler import staged
-from predictors.diffusion.model import DiffusionPasses
+from predictors.diffusion.model import DiffusionPasses, EncodingPasses
 from predictors.diffusion.request import SourcePicture
 from predictors.diffusion.sources import EncodedSource, Encoding, SourceInputs
 
@@ -52,7 +52,7 @@ class PictureEncoder:
             if name not in known:
                 known[name] = self._encoded(each, captures)
             sample = to_device(each.sample, place)
-            latents[name] = self._passes.encoded_latents(known[name], sample)
+            latents[name] = self._encoding.encoded_latents(known[name], sample)
         mask, beside = inputs.mask, latents.get("beside")
         if beside is not None and inputs.features is not None:
             beside = torch.cat((beside, to_device(inputs.features, place, dtype)), dim=1)
@@ -63,6 +63,11 @@ class PictureEncoder:
             reference=latents.get("reference"),
         )
 
+    @property
+    def _encoding(self) -> EncodingPasses:
+        assert isinstance(self._passes, EncodingPasses)
+        return self._passes
+
     def _encoded(self, each: Encoding, captures: bool) -> Tensor:
         pixels, keep = (
             to_device(each.pixels, self._placement),
@@ -72,7 +77,7 @@ class PictureEncoder:
         captured = self._captured.get((height, width))
         if captured is None:
             is_promised = (height, width) in self._promised
-            run: Callable[[Tensor, Tensor], Tensor] = self._passes.encoder(is_promised=is_promised)
+            run = self._encoding.encoder(is_promised=is_promised)
             if not (is_promised and captures):
                 return run(pixels, keep)
             captured = self._graphs.capture(run, (pixels, keep), f"encode {width}x{height}")

@@ -6,17 +6,20 @@ It connects codec, preparer and engine; the order of a request is `base`'s.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from predictors import metrics
-from predictors.base import Answer, BasePredictor
+from predictors.base import Answer, BasePredictor, caller_of
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
-from predictors.diffusion.codec import FP8_PRECISION, INPUT_TYPES, OUTPUT_TYPES, ImageCodec
+from predictors.diffusion.answers import FP8_PRECISION, OUTPUT_TYPES
+from predictors.diffusion.checker import VERDICTS, make_checker
+from predictors.diffusion.codec import INPUT_TYPES, PICTURE_INPUTS, PICTURE_TYPES, ImageCodec
 from predictors.diffusion.engine import DiffusionEngine
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.known_adapters import KnownAdapters
 from predictors.diffusion.limits import make_limits
@@ -29,9 +32,12 @@ from predictors.diffusion.request import (
     PictureChunk,
     StepTaken,
 )
+from predictors.diffusion.sent_pictures import AskedRow, SourceReader
 from predictors.diffusion.streaming import EventEncoder, ResponseEncoder, Timings, finished
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.lora_fields import MAX_LORAS
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -43,7 +49,7 @@ from predictors.workers.pool import Workers
 T = TypeVar("T")
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "images"),
+    operations=("infer", "images", "edits"),
     stages=(
         "prepare",
         "text_encode",
@@ -51,6 +57,7 @@ SERIES = metrics.ModelSeries(
         "denoise",
         "preview",
         "vae_decode",
+        "check",
         "image_encode",
     ),
     caches=("prompt_embedding",),
@@ -61,6 +68,7 @@ SERIES = metrics.ModelSeries(
         metrics.ttfi_seconds: ((),),
         metrics.loras_loaded: ((),),
         metrics.denoise_step_seconds: tuple((size,) for size in metrics.RESOLUTIONS),
+        metrics.images_checked_total: tuple((verdict,) for verdict in VERDICTS),
         metrics.images_total: tuple((size, t) for size in metrics.RESOLUTIONS for t in TIERS),
     },
 )
@@ -72,6 +80,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
 
     task = "flux"  # as settings, metrics and the admin state name it
     series = SERIES
+    file_inputs: ClassVar[frozenset[str]] = PICTURE_INPUTS
 
     def __init__(
         self,
@@ -85,10 +94,13 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         limits = make_limits(model.config, own, placement.device)
         adapters = KnownAdapters(name)
         self._preparer = Preparer(model, placement.dtype, limits.tiers)
-        self._codec = ImageCodec(name, limits, placement.precision, own.png_level, adapters)
+        self._checker = make_checker(name, own)
+        writer = PictureWriter.of(name, own)
+        self._codec = ImageCodec(name, limits, placement.precision, writer, self._checker, adapters)
         engine = DiffusionEngine(name, model, limits, self._preparer, own, placement)
         self._loras = LoraChanges(name, model, engine, adapters, own.lora_max_rank)
         super().__init__(name, engine, settings, workers)
+        self._sources = SourceReader(limits, settings.images, workers, self.off_loop)
         announce(name, placement)
         for tier in limits.tiers.loaded:
             metrics.tier_info.labels(name, tier, self._codec.precision_of(tier)).set(1)
@@ -126,13 +138,44 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         self, submissions: Sequence[Submission[DiffusionWork, PictureChunk]], call: Call
     ) -> None:
         for submission in submissions:
-            if isinstance(submission.last, ImageResult):
-                self._loras.known.count_picture(submission.work.request.loras)
+            used = submission.work.request.loras
+            if used and isinstance(submission.last, ImageResult):
+                self._loras.known.count_picture(used)
         super().finish_call(submissions, call)
 
     # -- hooks -----------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ImageRequest]:
         return self._codec.decode_v2(request)
+
+    async def read_rows(
+        self, request: V2Request, call: Call, *, is_small: bool
+    ) -> list[ImageRequest]:
+        """The same of any request. Pictures are decoded by the workers."""
+        if not any(tensor.name in PICTURE_INPUTS for tensor in request.inputs):
+            return await super().read_rows(request, call, is_small=is_small)
+        rows = await self.off_loop(self._codec.read_v2, request, is_large=not is_small)
+        return await self._with_pictures(rows, call)
+
+    @contextmanager
+    def _holding_places(self, rows: int, call: Call) -> Iterator[None]:
+        """Keep places in the queue while pictures are decoded, before `submit` asks for its own.
+        Raises what `submit` would."""
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.reserve(rows, caller, deadline=call.deadline)
+        try:
+            yield
+        finally:
+            self.host.release(rows, caller)
+
+    async def _with_pictures(self, rows: Sequence[AskedRow], call: Call) -> list[ImageRequest]:
+        late = "the deadline passed before the pictures were decoded"
+        with self._holding_places(len(rows), call):
+            async with fail_at(call.deadline, late):
+                asked, sizes = await self._sources.read(rows)
+        shown = [f"{width}x{height}" for width, height in sizes]
+        call.log_fields["source_size"] = shown if len(shown) > 1 else shown[0]
+        call.log_fields["masked"] = any(row.source and row.source.mask is not None for row in asked)
+        return self._codec.requests(asked)
 
     def prepare(self, request: ImageRequest) -> DiffusionWork:
         """Token ids, noise and denoise plan. Pool thread."""
@@ -173,6 +216,18 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
         with tracing.stage(call.trace, "parse"):
             requests = self._codec.decode_images(body, call.adapters)
+        return await self._drawn(requests, call)
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        return await self._drawn(await self._edited(body, call), call)
+
+    async def _edited(self, body: EditsBody, call: Call) -> list[ImageRequest]:
+        self.check_room(call, body.n)  # before any work is spent on pictures
+        with tracing.stage(call.trace, "parse"):
+            rows = self._codec.read_edits(body, call.adapters)
+            return await self._with_pictures(rows, call)
+
+    async def _drawn(self, requests: Sequence[ImageRequest], call: Call) -> dict[str, Any]:
         answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
             return await self.off_loop(self._codec.encode_images, finished(answers))
@@ -182,7 +237,21 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         iterator cancels the job."""
         with tracing.stage(call.trace, "parse"):
             (request,) = self._codec.decode_images(body, call.adapters)
-        encoder = EventEncoder(self._codec, request, body.events)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        """The same for an edit."""
+        (request,) = await self._edited(body, call)
+        async with aclosing(self._events(request, body, call)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, request: ImageRequest, body: ImagesBody, call: Call
+    ) -> AsyncGenerator[bytes]:
+        encoder = EventEncoder(self._codec, request, body.events, call.request_id)
         async with aclosing(self._parts(request, call, encoder.encode)) as events:
             async for event in events:
                 yield event or b""
@@ -193,7 +262,7 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         if not rows[0].is_watched:
             yield await self._encode(request, await self.run(rows, call))
             return
-        encoder = ResponseEncoder(self._codec, rows[0], request)
+        encoder = ResponseEncoder(self._codec, rows[0], request, call.request_id)
         async with aclosing(self._parts(rows[0], call, encoder.encode)) as responses:
             async for response in responses:
                 if response is not None:
@@ -218,6 +287,11 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         finally:
             self.finish_call(submissions, call)
 
+    def stop(self) -> None:
+        super().stop()
+        if self._checker is not None:
+            self._checker.close()
+
     def get_parameters(self) -> Mapping[str, Mapping[str, Any]]:
         return self._codec.limits.parameter_schemas()
 
@@ -235,7 +309,10 @@ class DiffusionPredictor(BasePredictor[ImageRequest, DiffusionWork, PictureChunk
         return super().describe() | own
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return [dict(tensor) for tensor in INPUT_TYPES]
+        edits = self._codec.limits.edits
+        return [
+            dict(tensor) for tensor in (*INPUT_TYPES, *(PICTURE_TYPES if edits.is_loaded else ()))
+        ]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         return [dict(tensor) for tensor in OUTPUT_TYPES]

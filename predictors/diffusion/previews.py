@@ -84,7 +84,8 @@ def fit_projection(latents: Sequence[Tensor], pictures: Sequence[Tensor]) -> Ten
 def shrunk(picture: Tensor, height: int, width: int) -> Tensor:
     """float64 (height * width, 3): means of equal blocks of a uint8 (H, W, 3) picture."""
     blocks = picture.unflatten(1, (width, -1)).unflatten(0, (height, -1))
-    return blocks.double().mean((1, 3)).flatten(0, 1)
+    means: Tensor = blocks.double().mean((1, 3)).flatten(0, 1)
+    return means
 
 
 def clean_latents(latents: Tensor, velocity: Tensor, level: float) -> Tensor:

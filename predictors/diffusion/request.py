@@ -25,6 +25,9 @@ BASE, FP8 = "base", "fp8"
 TEXT, FILL, KONTEXT = "text", "fill", "kontext"
 """Kinds of checkpoints: text to image (FLUX.1-dev, -schnell, -Krea), FLUX.1-Fill, which draws into
 the masked part of a picture, and FLUX.1-Kontext, which reads a picture beside the prompt."""
+DEFAULT, FULL = "default", "full"
+METADATA = (DEFAULT, FULL)
+"""What a file says of its origin: that a model made it, or the request's id and parameters too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class SourcePicture:
     pixels: NDArray[np.uint8]
     """RGB, (height, width, 3)."""
     mask: NDArray[np.uint8] | None = None
-    """(height, width): 255 is drawn anew and 0 kept, by the nearer of the two; None without."""
+    """(height, width): 255 is drawn again and 0 kept, by the nearer of the two; None without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class ImageParameters:
     loras: tuple[LoraScale, ...] | None = None
     source: SourcePicture | None = None
     strength: float | None = None
+    metadata: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class ImageRequest:
     source: SourcePicture | None = None
     strength: float = 1.0
     """0 to 1: the part of the schedule that is run, from the picture with that much noise."""
+    metadata: str = DEFAULT
+    """One of `METADATA`."""
     partial_images: int = 0
     """Previews that its caller gets before the picture, at most."""
     progress: bool = False

@@ -165,7 +165,7 @@ def collapsed(sigmas: NDArray[np.float32], called: Sequence[bool]) -> NDArray[np
     With one velocity only, or two of one level, it counts as constant: A = s_next - s_i, B = 0.
     A call followed at once by the next has r = 0, which is Euler's step.
     """
-    if not called:
+    if len(called) == 0:  # an array as well
         return np.zeros((0, 2), np.float32)
     assert called[0]
     assert len(called) == len(sigmas) - 1

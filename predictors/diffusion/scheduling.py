@@ -166,6 +166,22 @@ def pick_group(
     return sorted(picked)
 
 
+def pick_slots(
+    waiting: Sequence[Slot],
+    holders: SlotHolders,
+    width_of: Callable[[Any], int],
+    age_limit_s: float,
+    seconds_of: Callable[[Any, int], float],
+) -> list[Slot]:
+    """Those of `waiting` that step together, as `pick_group` chooses."""
+    turns = [(0, 1.0)] * len(waiting)
+    if holders.is_shared:
+        ranks, accounts = holders.ranks(), [slot.job.account for slot in waiting]
+        turns = [(ranks[account.name], holders.share(account)) for account in accounts]
+    candidates = [slot.candidate(*turn) for slot, turn in zip(waiting, turns, strict=True)]
+    return [waiting[i] for i in pick_group(candidates, width_of, age_limit_s, seconds_of)]
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchedGroup:
     """A denoise step on the device: its pictures, the seconds that they were charged when it was

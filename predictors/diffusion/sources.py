@@ -36,7 +36,7 @@ class SourceInputs:
     start: Encoding | None = None
     """Of which the first latents are made, and the part that is kept."""
     mask: Tensor | None = None
-    """(I, C): 1 is drawn anew, 0 is kept as `start`."""
+    """(I, C): 1 is drawn again, 0 is kept as `start`."""
     beside: Encoding | None = None
     """Its latents are features of each patch, after the latents that are drawn."""
     features: Tensor | None = None

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from predictors.base import Answer
-from predictors.diffusion.codec import ImageAnswer, ImageCodec
+from predictors.diffusion.answers import ImageAnswer
+from predictors.diffusion.codec import ImageCodec
 from predictors.diffusion.previews import upscaled
 from predictors.diffusion.request import (
     ImageRequest,
@@ -28,28 +29,36 @@ class Timings(NamedTuple):
 
 def finished(answers: Sequence[Answer[ImageRequest, PictureChunk]]) -> list[ImageAnswer]:
     """The answers with their pictures alone."""
-    return [_answer(x.request, x.chunks[-1], x.queue_ms, x.compute_ms) for x in answers]
+    return [
+        _answer(x.request, x.chunks[-1], Timings(x.queue_ms, x.compute_ms), x.request_id)
+        for x in answers
+    ]
 
 
 def _answer(
-    request: ImageRequest, result: PictureChunk, queue_ms: int, compute_ms: int
+    request: ImageRequest, result: PictureChunk, timings: Timings, request_id: str
 ) -> ImageAnswer:
     assert isinstance(result, ImageResult)
-    return Answer(request, (result,), queue_ms, compute_ms)
+    return Answer(request, (result,), *timings, request_id)
 
 
-def preview_file(codec: ImageCodec, request: ImageRequest, preview: PartialPicture) -> bytes:
-    """A preview as the picture will be: of its size, format and quality. Pool thread."""
+def preview_file(
+    codec: ImageCodec, request: ImageRequest, preview: PartialPicture, request_id: str
+) -> bytes:
+    """A preview as the picture will be: of its size, format, quality and mark. Pool thread."""
     pixels = upscaled(preview.pixels, request.width, request.height)
-    return codec.encode(_answer(request, ImageResult(pixels, 0), 0, 0))
+    return codec.encode(_answer(request, ImageResult(pixels, 0), Timings(0, 0), request_id))
 
 
 class EventEncoder:
     """The events of one picture's chunks."""
 
-    def __init__(self, codec: ImageCodec, request: ImageRequest, kind: str) -> None:
+    def __init__(
+        self, codec: ImageCodec, request: ImageRequest, kind: str, request_id: str = ""
+    ) -> None:
         """`kind` is one of `ImageEvents`."""
         self._codec = codec
+        self._request_id = request_id
         self._request = request
         size = f"{request.width}x{request.height}"
         self._events = ImageEvents(kind, size, request.output_format)
@@ -59,17 +68,20 @@ class EventEncoder:
         if isinstance(chunk, StepTaken):
             return self._events.progress(chunk.step, chunk.steps)
         if isinstance(chunk, PartialPicture):
-            file = preview_file(self._codec, self._request, chunk)
+            file = preview_file(self._codec, self._request, chunk, self._request_id)
             return self._events.partial(chunk.index, file)
-        answer = _answer(self._request, chunk, *timings)
+        answer = _answer(self._request, chunk, timings, self._request_id)
         return self._events.completed(self._codec.encode_images([answer]))
 
 
 class ResponseEncoder:
     """The V2 responses of one picture's chunks."""
 
-    def __init__(self, codec: ImageCodec, row: ImageRequest, request: V2Request) -> None:
+    def __init__(
+        self, codec: ImageCodec, row: ImageRequest, request: V2Request, request_id: str = ""
+    ) -> None:
         self._codec = codec
+        self._request_id = request_id
         self._row = row
         self._request = request
 
@@ -78,11 +90,12 @@ class ResponseEncoder:
         if isinstance(chunk, StepTaken):
             return self._response((), step=chunk.step, steps=chunk.steps)
         if isinstance(chunk, PartialPicture):
-            file = preview_file(self._codec, self._row, chunk)
+            file = preview_file(self._codec, self._row, chunk, self._request_id)
             kind = {"content_type": f"image/{self._row.output_format}"}
             outputs = (Tensor("image", "BYTES", (1,), [file], kind),)
             return self._response(outputs, partial_image_index=chunk.index)
-        return self._codec.encode_v2(self._request, [_answer(self._row, chunk, *timings)])
+        answer = _answer(self._row, chunk, timings, self._request_id)
+        return self._codec.encode_v2(self._request, [answer])
 
     def _response(self, outputs: tuple[Tensor, ...], **parameters: int) -> V2Response:
         asked = self._request

@@ -184,9 +184,11 @@ def _drawn(
         height=height,
         num_inference_steps=min(FITTED_STEPS, limits.default_steps),
         seed=seed,
+        source=_source(limits, limits.sizes[0], read=(0, 0)),
     )
     work = preparer.prepare(limits.request(asked))
-    state = runner.start(work.plan, [runner.encode(work.prompts[0])], work.form)
+    encoded = None if work.source is None else runner.encode_source(work.source)
+    state = runner.start(work.plan, [runner.encode(work.prompts[0])], work.form, source=encoded)
     while not state.is_finished:
         state.commit(runner.denoise([state], 1)[0])
     picture = torch.from_numpy(runner.decode(state).result().pixels)

@@ -51,12 +51,16 @@ def find_adapters(
     return GivenAdapters(paths, looks)
 
 
-def with_loras(settings: Settings, flags: Sequence[str]) -> Settings:
-    """The settings with room for as many adapters as are given, unless they say how many."""
+def room_for_given(settings: Settings, flags: Sequence[str]) -> Settings:
+    """The settings with room for as many adapters as are given, as a start makes it for a model,
+    unless they say how many."""
     given = len(flags) + len(listed_loras(settings))
-    if not given or settings.flux.lora_max_active:
-        return settings
-    return replace(settings, flux=replace(settings.flux, lora_max_active=given))
+    flux, qwen_vl = settings.flux, settings.qwen_vl
+    return replace(
+        settings,
+        flux=replace(flux, lora_max_active=flux.lora_max_active or given),
+        qwen_vl=replace(qwen_vl, lora_max_active=qwen_vl.lora_max_active or given),
+    )
 
 
 def listed_loras(settings: Settings) -> list[str]:

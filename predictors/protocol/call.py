@@ -9,11 +9,11 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from predictors.errors import InvalidRequest
+from predictors.errors import Forbidden, InvalidRequest
 from predictors.observe.tracing import Trace
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -36,6 +36,18 @@ class AdapterAccess:
     """The adapter that the model's name ends with, as in `flux:watercolour`; empty without one."""
     allowed: frozenset[str] | None = None
     """Those that the caller may use, of which a request has one at least; None: all or none."""
+
+    def named(
+        self, model: str, asked: Iterable[tuple[str, float]] | None
+    ) -> tuple[tuple[str, float], ...]:
+        """The adapter in the name of `model`, with scale 1, and those `asked` for. Raises
+        `Forbidden` for one that the caller may not use."""
+        own = ((self.own, 1.0),) if self.own else ()
+        found = (*own, *(asked or ()))
+        for name, _ in found:
+            if self.allowed is not None and name not in self.allowed:
+                raise Forbidden(f"the API key may not use adapter {name!r} of {model!r}")
+        return found
 
 
 ANY_ADAPTER = AdapterAccess()

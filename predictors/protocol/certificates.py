@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from predictors import metrics
-from predictors.protocol.mounted_files import read_mounted
+from predictors.protocol.key_pair import load_pair, read_pem
 from predictors.settings import InvalidSetting, TlsSettings, variable_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_FILE_BYTES = 2**20
 MAX_READINGS = 4
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2: forward secrecy and AEAD; 1.3 has no others
 ALPN = ("http/1.1",)
@@ -53,9 +52,9 @@ class PemFiles:
         ca, last = settings.client_ca_file, None
         for _ in range(MAX_READINGS):
             found = cls(
-                _read(CERT, settings.cert_file),
-                _read(KEY, settings.key_file),
-                _read(CLIENT_CA, ca) if ca else b"",
+                read_pem(CERT, settings.cert_file),
+                read_pem(KEY, settings.key_file),
+                read_pem(CLIENT_CA, ca) if ca else b"",
             )
             if found == last:
                 break
@@ -204,23 +203,9 @@ def make_context(files: PemFiles) -> ssl.SSLContext:
 
 def _check(files: PemFiles) -> None:
     """Raise `InvalidSetting` with a sentence for what `ssl` would refuse with a number."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
-    try:
-        [cert, *_] = load_pem_x509_certificates(files.cert)
-        public_key = cert.public_key()
-    except (ValueError, UnsupportedAlgorithm, InvalidVersion) as error:
-        raise InvalidSetting(f"{CERT} has no certificate as PEM that can be used") from error
-    try:
-        key = load_pem_private_key(files.key, None)
-    except TypeError as error:
-        raise InvalidSetting(f"{KEY} has a password; give a key without one") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise InvalidSetting(f"{KEY} has no private key as PEM") from error
-    if public_key != key.public_key():
-        raise InvalidSetting(f"the key in {KEY} does not belong to the certificate in {CERT}")
+    load_pair(CERT, files.cert, KEY, files.key)
     if files.client_ca:
         try:
             load_pem_x509_certificates(files.client_ca)
@@ -234,18 +219,6 @@ def _expiry(files: PemFiles) -> float:
 
     ends: list[datetime] = [x.not_valid_after_utc for x in load_pem_x509_certificates(files.cert)]
     return min(ends).timestamp()
-
-
-def _read(name: str, path: str) -> bytes:
-    try:
-        raw, _ = read_mounted(path, MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InvalidSetting(f"the file of {name} can't be read: {error.strerror}") from error
-    if not raw:
-        raise InvalidSetting(f"the file of {name} is empty")
-    if len(raw) > MAX_FILE_BYTES:
-        raise InvalidSetting(f"the file of {name} has more than {MAX_FILE_BYTES} bytes")
-    return raw
 
 
 @contextlib.contextmanager

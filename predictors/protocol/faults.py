@@ -9,6 +9,7 @@ the log has the traceback.
     TooLarge           413         RESOURCE_EXHAUSTED  content_too_large
     PromptTooLong      400         INVALID_ARGUMENT    context_length_exceeded
     UnsupportedMedia   415         INVALID_ARGUMENT    unsupported_media_type
+    ContentRefused     400         INVALID_ARGUMENT    content_policy_violation
     Unauthorized       401         UNAUTHENTICATED     invalid_api_key
     Forbidden          403         PERMISSION_DENIED   forbidden
     Misdirected        421         PERMISSION_DENIED   misdirected_request
@@ -24,6 +25,8 @@ the log has the traceback.
     EngineFailed       503         UNAVAILABLE         engine_failed
     OutOfMemory        503         RESOURCE_EXHAUSTED  out_of_memory
     StepFailed         500         INTERNAL            job_failed
+    CheckFailed        500         INTERNAL            check_failed
+    SigningFailed      500         INTERNAL            signing_failed
     anything else      500         INTERNAL            internal_error
 
 OpenAI's `type` is `invalid_request_error` below 500 and for 501, `rate_limit_error` for 429, else
@@ -67,6 +70,9 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
     errors.UnsupportedMedia: Rendering(
         415, _Code.INVALID_ARGUMENT, _CALLER, "unsupported_media_type"
     ),
+    errors.ContentRefused: Rendering(
+        400, _Code.INVALID_ARGUMENT, _CALLER, "content_policy_violation"
+    ),
     errors.InvalidRequest: Rendering(400, _Code.INVALID_ARGUMENT, _CALLER, None),
     errors.Unauthorized: Rendering(401, _Code.UNAUTHENTICATED, _CALLER, "invalid_api_key"),
     errors.Misdirected: Rendering(421, _Code.PERMISSION_DENIED, _CALLER, "misdirected_request"),
@@ -85,12 +91,17 @@ RENDERINGS: dict[type[BaseException], Rendering] = {
     errors.EngineFailed: Rendering(503, _Code.UNAVAILABLE, _SERVER, "engine_failed"),
     errors.OutOfMemory: Rendering(503, _Code.RESOURCE_EXHAUSTED, _SERVER, "out_of_memory"),
     errors.StepFailed: Rendering(500, _Code.INTERNAL, _SERVER, "job_failed"),
+    errors.CheckFailed: Rendering(500, _Code.INTERNAL, _SERVER, "check_failed"),
+    errors.SigningFailed: Rendering(500, _Code.INTERNAL, _SERVER, "signing_failed"),
 }
 _UNEXPECTED = Rendering(500, _Code.INTERNAL, _SERVER, "internal_error")
 
 # OpenAI's clients repeat every 5xx twice unless `x-should-retry` forbids it. After these a
 # repetition costs the same again and most likely fails again.
-REPEATS_ITS_COST = frozenset({"deadline_exceeded", "job_failed", "out_of_memory", "internal_error"})
+REPEATS_ITS_COST = frozenset(
+    {"deadline_exceeded", "job_failed", "check_failed", "signing_failed", "out_of_memory",
+     "internal_error"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

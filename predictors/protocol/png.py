@@ -16,6 +16,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from predictors.protocol.xmp import png_text
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = 3
 BIT_DEPTH, TRUECOLOUR = 8, 2
@@ -24,13 +26,14 @@ FASTEST_LEVEL = 1
 ROWS_BETWEEN_SAMPLES = 16  # a sixteenth of the rows decides the filter
 
 
-def write_png(pixels: NDArray[np.uint8], level: int) -> bytes:
+def write_png(pixels: NDArray[np.uint8], level: int, xmp: bytes = b"") -> bytes:
     """Encode uint8 pixels of shape (h, w, 3), with any strides. Any thread; mostly without the GIL.
 
     `level` 0 stores, 1 is ISA-L's fast deflate, 2 to 9 are zlib's levels tuned for filtered rows.
-    Those are at least ten times slower and only smaller for drawings, not for photographs. The file
-    has no metadata and is identical for equal pixels, level, machine type and library versions. The
-    decoded pixels are identical everywhere.
+    Those are at least ten times slower and only smaller for drawings, not for photographs. `xmp` is
+    a packet that goes before the pixels; the file has no other metadata. It is identical for equal
+    pixels, level, packet, machine type and library versions. The decoded pixels are identical
+    everywhere.
     """
     height, width, channels = pixels.shape
     assert pixels.dtype == np.uint8
@@ -39,7 +42,9 @@ def write_png(pixels: NDArray[np.uint8], level: int) -> bytes:
     assert width > 0
     header = struct.pack(">IIBBBBB", width, height, BIT_DEPTH, TRUECOLOUR, 0, 0, 0)
     body = _deflate(_filtered(pixels, level), level)
-    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    text = _chunk(b"iTXt", png_text(xmp)) if xmp else b""
+    head = SIGNATURE + _chunk(b"IHDR", header) + text
+    return b"".join((head, _chunk(b"IDAT", body), _chunk(b"IEND", b"")))
 
 
 def _filtered(pixels: NDArray[np.uint8], level: int) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ draining one finishes what it has accepted and refuses new requests with `Draini
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -121,6 +121,12 @@ class Registry:
     @property
     def startable(self) -> list[Startable]:
         return [model for model in self._models.values() if isinstance(model, Startable)]
+
+    def models_for(self, call: Call | None) -> Collection[Served]:
+        """The models of which this caller may use a name."""
+        if call is None or not call.models:
+            return self._models.values()
+        return {each.name: each for each in self.names_for(call).values()}.values()
 
     def names_for(self, call: Call | None) -> Mapping[str, Served]:
         """The names that this caller may use."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from predictors.errors import EngineFailed
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
@@ -112,6 +113,16 @@ class ServesImages(Served, Protocol):
     def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
         """The events of one picture, in the terms of `chat_stream`: previews and steps if they
         were asked for, and the picture."""
+
+
+@runtime_checkable
+class ServesEdits(Served, Protocol):
+    """A model behind `POST /v1/images/edits`."""
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]: ...
+
+    def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        """As `images_stream`."""
 
 
 @runtime_checkable

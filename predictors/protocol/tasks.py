@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.images.decode import Pixels, decode_pixels
+from predictors.protocol.images.decode import Pixels, decode_mask, decode_pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.settings import ImageLimits, ServerSettings
 from predictors.workers.messages import SharedMemory
@@ -26,11 +26,13 @@ MODULES = (
     "predictors.protocol.v2.wire_proto",
     "predictors.protocol.openai.chat_body",
     "predictors.protocol.openai.images_body",
+    "predictors.protocol.openai.edits_body",
 )
 """Modules that a worker imports; tasks are functions of these."""
 
 RUN_DECODE = "predictors.protocol.tasks:run_decode"
 DECODE_PICTURE = "predictors.protocol.tasks:decode_picture"
+DECODE_MASK = "predictors.protocol.tasks:decode_mask_file"
 PARSE_FACTOR = 8  # bytes of memory per byte of a body: 4 per character of a str, and copies
 PARSE_BYTES = 2**20
 DECODE_FACTOR = 2  # times the expected memory that decoding a picture may take
@@ -82,10 +84,21 @@ def decode_picture(raw: bytes, limits: ImageLimits, param: str, row: int | None)
 
     A file whose data need far more memory than its header tells is refused.
     """
+    return _decode_file(decode_pixels, raw, limits, param, row)
+
+
+def decode_mask_file(raw: bytes, limits: ImageLimits, param: str, row: int | None) -> Pixels:
+    """`decode_mask` of a file, as `decode_picture`. Runs in a worker."""
+    return _decode_file(decode_mask, raw, limits, param, row)
+
+
+def _decode_file(
+    decode: Callable[..., Pixels], raw: bytes, limits: ImageLimits, param: str, row: int | None
+) -> Pixels:
     expected = decoding_bytes(raw, limits.max_pixels)
     try:
         with memory_limit(DECODE_SLACK_BYTES + DECODE_FACTOR * expected), silenced_libraries():
-            return decode_pixels(raw, limits, param=param, row=row, in_worker=True)
+            return decode(raw, limits, param=param, row=row, in_worker=True)
     except MemoryError as error:
         message = f"{param} takes more memory to decode than its header tells"
         raise InvalidRequest(message, param=param, row=row) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from predictors.settings.bounds import AUTO_ON_OFF, SettingsGroup, bounded
 
@@ -147,6 +147,42 @@ class FluxSettings(SettingsGroup):
     """The picture with the fewest steps left goes first, until another one has been passed over for
     this many seconds in all, or for a quarter of the time to its deadline. 0 always serves the one
     that has waited longest."""
+    provenance: str = bounded("xmp", choices=("xmp", "c2pa", "none"))
+    """Mark of origin in each file: `xmp` says that a model made it, with tool and model; `c2pa`
+    adds a manifest signed with the operator's key (`pip install vision-predictors[c2pa]`); `none`
+    leaves files without a mark."""
+    c2pa_cert_file: str = ""
+    """File with the signer's certificate and the intermediate ones below its root, as PEM, for
+    `provenance` `c2pa`."""
+    c2pa_key_file: str = ""
+    """File with that certificate's private key, as PEM without a password. Its kind sets the
+    algorithm: P-256, P-384, P-521, Ed25519, or RSA of at least 2048 bits (PS256)."""
+    checker: str = ""
+    """Folder of an image-classification checkpoint of transformers that judges each picture before
+    it is sent. Empty: no check."""
+    checker_labels: str = ""
+    """Labels of that checkpoint, comma-separated, that stand for what must not be sent."""
+    checker_threshold: float = bounded(0.5, most=1.0)
+    """A picture is not sent once the probabilities of `checker_labels` add up to this; of a
+    checkpoint for several labels at once, once one of them reaches it."""
+    checker_action: str = bounded("refuse", choices=("refuse", "blank"))
+    """`refuse` fails the request with 400 (`content_policy_violation`); `blank` sends a black
+    picture instead, and says so."""
+
+    @property
+    def of_drawing(self) -> FluxSettings:
+        """These settings with the defaults of those that only matter to a finished picture, so
+        that compiled code is kept when they change."""
+        own = FluxSettings()
+        kept = {name: getattr(own, name) for name in OF_FILES}
+        return replace(self, **kept)
+
+
+OF_FILES = (
+    "provenance", "c2pa_cert_file", "c2pa_key_file", "checker", "checker_labels",
+    "checker_threshold", "checker_action",
+)  # fmt: skip
+"""Settings of `FluxSettings` that no step on the device depends on."""
 
 
 @dataclass(frozen=True, slots=True)

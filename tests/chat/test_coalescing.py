@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.base import Submission
-from predictors.chat.codec import ChunkEncoder
+from predictors.chat.chunks import ChunkEncoder
 from predictors.chat.detokenize import AnswerReader
 from predictors.chat.request import ChatDelta, ChatRequest, Sampling
 from predictors.protocol.call import Call

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from predictors.base import Answer
-from predictors.chat.codec import ChatCodec, ChunkEncoder
+from predictors.chat.chunks import ChunkEncoder
+from predictors.chat.codec import ChatCodec
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,

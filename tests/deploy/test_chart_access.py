@@ -97,6 +97,46 @@ def test_the_server_is_told_where_every_file_lies() -> None:
     assert read.server.metrics_port == 9090
 
 
+def test_the_key_that_signs_pictures_is_mounted_into_flux_alone() -> None:
+    spec = runtime('c2pa.secretName="signer"')
+    said = environment(spec["container"])
+    read = from_env({name: value for name, value in said.items() if isinstance(value, str)})
+    assert read.flux.provenance == "c2pa"
+    mount = mounts(spec)["/etc/predictors/c2pa"]
+    assert (mount["secretName"], mount["readOnly"]) == ("signer", True)
+    files = {f"/etc/predictors/c2pa/{item['path']}" for item in mount["items"]}
+    assert files == {read.flux.c2pa_cert_file, read.flux.c2pa_key_file}
+    runtimes = of_kind(render(LAPTOP, sets=('c2pa.secretName="signer"',)), "ServingRuntime")
+    other = runtimes["predictors-qwen-vl"]["spec"]
+    assert "c2pa" not in json.dumps(other)
+    assert "c2pa" not in json.dumps(of_kind(render(LAPTOP), "ServingRuntime"))
+
+
+CHECKER = (
+    'models.flux.checker.uri="pvc://models/checkers/nsfw"',
+    'models.flux.checker.labels=["nsfw", "gore"]',
+)
+
+
+def test_the_checkers_folder_is_mounted_read_only_and_named() -> None:
+    found = of_kind(
+        render(LAPTOP, sets=(*CHECKER, 'models.flux.checker.action="blank"')), "InferenceService"
+    )
+    predictor = found["flux"]["spec"]["predictor"]
+    said = environment(predictor["model"])
+    own = {name: value for name, value in said.items() if name.startswith("PREDICTORS_FLUX_CHECK")}
+    read = from_env(own).flux
+    assert (read.checker, read.checker_labels) == ("/checker", "nsfw,gore")
+    assert (read.checker_threshold, read.checker_action) == (0.5, "blank")
+    [volume] = [each for each in predictor["volumes"] if each["name"] == "checker"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    [mount] = [each for each in predictor["model"]["volumeMounts"] if each["name"] == "checker"]
+    assert mount == {
+        "name": "checker", "mountPath": "/checker", "readOnly": True, "subPath": "checkers/nsfw",
+    }  # fmt: skip
+    assert "checker" not in json.dumps(found["qwen-vl"]).lower()
+
+
 def test_no_value_of_the_chart_has_a_plain_key_or_a_private_one() -> None:
     """Of a certificate the pods of `helm test` get what is public; a key is read from a Secret."""
     for pod in of_kind(render(SECURED), "Pod").values():
@@ -202,6 +242,17 @@ def test_a_canary_has_its_names_in_the_certificate() -> None:
         (("models.flux.settings.access.open=true",), "say apiKeys"),
         (('models.flux.settings.access.keys_file="x"',), "say apiKeys"),
         (('models.flux.settings.tls.cert_file="x"',), "say tls.secretName"),
+        (('models.flux.settings.flux.c2pa_key_file="x"',), "say c2pa.secretName"),
+        (('models.flux.settings.flux.provenance="c2pa"',), "c2pa needs c2pa.secretName"),
+        (
+            ('c2pa.secretName="a"', 'models.flux.settings.flux.provenance="none"'),
+            "settings.flux.provenance is none and c2pa.secretName is set",
+        ),
+        (('models.flux.settings.flux.checker="x"',), "say checker.uri"),
+        (CHECKER[:1], "models.flux.checker.labels is needed"),
+        (CHECKER[1:], "models.flux.checker.labels needs checker.uri"),
+        (('models.flux.checker.uri="hf://a/b"',), "/models/flux/checker/uri"),
+        (('models.qwen-vl.checker.uri="pvc://a/b"',), "qwen-vl draws none"),
         (("models.flux.settings.server.metrics_port=1",), "say metrics.port"),
         (("models.flux.settings.server.health_port=1",), "say health.port"),
     ],

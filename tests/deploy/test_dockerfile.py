@@ -137,7 +137,7 @@ def test_each_dependency_gets_the_version_of_constraints_txt() -> None:
     program = re.search(r'python3 -c "(.*?)"', step)
     assert program
     extras = recipe.default_of("EXTRAS").split()
-    assert extras == ["otel", "fa3", "gpu"]
+    assert extras == ["otel", "fa3", "gpu", "c2pa"]
     with (ROOT / "pyproject.toml").open("rb") as project:
         said = subprocess.run(
             [sys.executable, "-c", re.sub(r"\s{2,}", " ", program[1]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,32 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from predictors.base import Answer
-from predictors.diffusion.codec import ImageCodec
+from predictors.diffusion.codec import PICTURE_INPUTS, ImageCodec
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.limits import make_limits
-from predictors.diffusion.request import ImageParameters, ImageRequest, ImageResult, Tiers
+from predictors.diffusion.request import (
+    ImageParameters,
+    ImageRequest,
+    ImageResult,
+    SourcePicture,
+    Tiers,
+)
 from predictors.diffusion.sampling import plan_calls
+from predictors.diffusion.sent_pictures import AskedRow
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.models.flux.config import read_checkpoint
+from predictors.protocol.openai.edits_body import read_edits_body
 from predictors.protocol.openai.images_body import QUALITIES, read_images_body
 from predictors.protocol.seeds import MAX_SEED
 from predictors.protocol.v2.values import Tensor, V2Request
+from predictors.protocol.v2.wire_json import decode_json_request, encode_json_response
 from predictors.settings import FluxSettings
 from tests.diffusion.driver import CHECKPOINT
+from tests.http.echo import PIXEL
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
 LIMITS = make_limits(read_checkpoint(CHECKPOINT)[0], FluxSettings(tiers="lossless,high,turbo"))
-CODEC = ImageCodec("codec", LIMITS, "float32", png_level=1)
+CODEC = ImageCodec("codec", LIMITS, "float32", PictureWriter("codec", png_level=1))
 
 
 def texts(name: str, *rows: str | bytes) -> Tensor:
@@ -152,6 +165,8 @@ WRONG: list[tuple[V2Request, str | None, str]] = [
     (v2(PROMPT, true_cfg_scale=2.0), "true_cfg_scale", "needs a negative_prompt"),
     (v2(PROMPT, output_format=3), "output_format", "must be a string"),
     (v2(PROMPT, tier=3), "tier", "must be a string"),
+    (v2(PROMPT, metadata=3), "metadata", "must be a string"),
+    (v2(PROMPT, metadata="all"), "metadata", "metadata must be one of default, full, not 'all'"),
     (v2(PROMPT, partial_images=1), "partial_images", "needs an answer in parts"),
     (v2(PROMPT, progress=True), "progress", "needs an answer in parts"),
     (v2(PROMPT, progress="true"), "progress", "must be true or false"),
@@ -220,6 +235,7 @@ def test_the_response_has_files_seeds_and_the_shared_parameters() -> None:
         "num_inference_steps": 3,
         "num_model_steps": 3,
         "prompt_tokens_unread": 0,
+        "provenance": "xmp",
         "width": 96,
         "height": 64,
         "tier": "lossless",
@@ -265,18 +281,13 @@ def test_only_requested_outputs_are_returned() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_files_have_the_requested_format_and_hold_only_pixels(kind: str) -> None:
+def test_files_have_the_requested_format_and_hold_no_prompt(kind: str) -> None:
     one = answer(ImageParameters("a secret prompt", output_format=kind, width=96, height=64))
     file = CODEC.encode(one)
     opened = picture(file)
     assert (opened.format, opened.size, opened.mode) == (kind.upper(), (96, 64), "RGB")
     assert b"secret" not in file
     assert CODEC.encode(one) == file
-    opened.load()
-    assert not {"exif", "xmp", "icc_profile", "comment", "Software"} & set(opened.info)
-    assert not opened.getexif()
-    if kind == "png":
-        assert {file[i : i + 4] for i in (12, 37)} == {b"IHDR", b"IDAT"}  # no text chunk between
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
@@ -307,6 +318,7 @@ def test_openai_and_v2_make_the_same_request() -> None:
         output_format="webp",
         output_compression=80,
         tier="high",
+        metadata="full",
         user="me",
     )
     assert openai == CODEC.decode_v2(
@@ -323,8 +335,16 @@ def test_openai_and_v2_make_the_same_request() -> None:
             output_format="webp",
             output_compression=80,
             tier="high",
+            metadata="full",
         )
     )
+
+
+def test_openais_object_of_tags_changes_nothing_in_the_file() -> None:
+    assert images(seed=1, metadata={"full": "yes"}) == images(seed=1, metadata="default")
+    for wrong in ("Full", "", 1, True, ["full"]):
+        with pytest.raises(InvalidRequest, match="metadata must be 'default' or 'full'"):
+            images(metadata=wrong)
 
 
 def test_quality_sets_no_tier() -> None:
@@ -386,4 +406,107 @@ def test_the_openai_response_has_pictures_seeds_usage_and_timings() -> None:
         "num_inference_steps": 3,
         "num_model_steps": 3,
         "prompt_tokens_unread": 0,
+        "provenance": "xmp",
     }
+
+
+# -- pictures in -----------------------------------------------------------------------------------
+URL = "data:image/png;base64,aGVsbG8="  # "hello", which is decoded later
+
+
+def asked_rows(*inputs: Tensor, **parameters: Any) -> list[AskedRow]:
+    return CODEC.read_v2(v2(*inputs, **parameters))
+
+
+def test_a_v2_row_has_a_picture_of_its_own_or_the_shared_one() -> None:
+    prompts = texts("prompt", "a", "b")
+    own = asked_rows(prompts, texts("image", URL, "aGVsbG8="), strength="0.5")
+    assert [(x.sent.image, x.sent.mask, x.sent.row) for x in own if x.sent] == [
+        (b"hello", None, 0),
+        (b"hello", None, 1),
+    ]
+    assert {row.parameters.strength for row in own} == {0.5}
+    shared = asked_rows(prompts, texts("image", URL), texts("mask", URL))
+    assert shared[0].sent is shared[1].sent
+    assert shared[0].sent is not None
+    assert (shared[0].sent.mask, shared[0].sent.row) == (b"hello", None)
+    masks = asked_rows(prompts, texts("image", URL), texts("mask", URL, "aGk="))
+    assert [row.sent.mask for row in masks if row.sent] == [b"hello", b"hi"]
+    raw = Tensor("image", "BYTES", (1,), [b"\x89PNG"])
+    assert [row.sent.image for row in asked_rows(texts("prompt", "a"), raw) if row.sent] == [
+        b"\x89PNG"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "param", "reason"),
+    [
+        ([texts("image", URL, URL, URL)], {}, None, "prompt has 2, image has 3"),
+        ([texts("image", URL), texts("mask", URL, URL, URL)], {}, None, "mask has 3"),
+        ([texts("mask", URL)], {}, "mask", "'mask' needs an input 'image'"),
+        ([texts("image", "!!")], {}, "image", "image is not base64"),
+        ([ints("image", 1)], {}, "image", "it takes BYTES"),
+        ([texts("image", URL)], {"strength": 1.5}, "strength", "from 0 to 1"),
+        ([texts("image", URL)], {"strength": "much"}, "strength", "finite number"),
+        ([texts("image", URL)], {"width": 17}, "width", "multiple of 16"),
+        ([], {"strength": 0.5}, "strength", "strength is for requests with an image"),
+    ],
+)
+def test_wrong_pictures_of_a_v2_request_are_refused_by_name(
+    inputs: list[Tensor], parameters: dict[str, Any], param: str | None, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        CODEC.decode_v2(v2(texts("prompt", "a", "b"), *inputs, **parameters))
+    assert caught.value.param == param
+
+
+def test_an_edit_takes_one_picture_for_all_that_it_draws() -> None:
+    body = {"model": "codec", "prompt": "a", "n": 2, "seed": 5, "image": URL, "strength": 0.25}
+    rows = CODEC.read_edits(read_edits_body(body | {"mask": {"image_url": URL}}))
+    assert [row.parameters.seed for row in rows] == [5, 6]
+    assert rows[0].sent is rows[1].sent
+    assert rows[0].sent is not None
+    assert (rows[0].sent.image_field, rows[0].sent.mask_field) == ("image", "mask.image_url")
+    assert rows[0].parameters.strength == 0.25
+    several = {key: body[key] for key in ("model", "prompt")} | {"images": [{"image_url": URL}] * 2}
+    with pytest.raises(InvalidRequest, match="images holds 2 pictures; codec takes one") as caught:
+        CODEC.read_edits(read_edits_body(several))
+    assert caught.value.param == "images"
+
+
+def edited(width: int, height: int, **asked_for: Any) -> Answer[Any, Any]:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    asked = ImageParameters("a", source=SourcePicture(pixels), **({"seed": 1} | asked_for))
+    return replace(answer(asked), chunks=(ImageResult(pixels, 7),))
+
+
+def test_the_answer_counts_the_patches_that_were_read_and_says_the_strength() -> None:
+    found = CODEC.encode_images([edited(64, 96)])
+    assert found["usage"]["input_tokens_details"] == {"text_tokens": 7, "image_tokens": 24}
+    assert found["usage"]["total_tokens"] == 7 + 24 + 24
+    assert found["strength"] == 0.6
+    assert "strength" not in CODEC.encode_images([answer(ImageParameters("a"))])
+
+
+def test_sizes_that_rows_do_not_share_are_no_parameters() -> None:
+    request = v2(texts("prompt", "a", "b"))
+    one = CODEC.encode_v2(request, [edited(64, 96), edited(64, 96)]).parameters
+    assert (one["width"], one["height"], one["strength"]) == (64, 96, "0.6")
+    two = CODEC.encode_v2(request, [edited(64, 96), edited(96, 64)]).parameters
+    assert {"width", "height"}.isdisjoint(two)
+
+
+def test_an_edit_in_v2_json_matches_the_golden_files() -> None:
+    raw = (GOLDEN / "edit_request.json").read_bytes()
+    request = decode_json_request(raw, {}, "codec", files=PICTURE_INPUTS)
+    rows = CODEC.read_v2(request)
+    sent = [row.sent for row in rows if row.sent is not None]
+    assert [(each.image, each.mask, each.row) for each in sent] == [
+        (PIXEL, PIXEL, 0),
+        (PIXEL, PIXEL, 1),
+    ]
+    answers = [
+        edited(64, 96, strength=row.parameters.strength, seed=row.parameters.seed) for row in rows
+    ]
+    body, _ = encode_json_response(CODEC.encode_v2(request, answers), request)
+    assert body == (GOLDEN / "edit_response.json").read_bytes().rstrip(b"\n")

@@ -247,7 +247,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_fill_and_kontext_rows_are_independent_and_warm(folders: dict[str, Path]) -> None:
-    fill = open_driver(folders["fill"], model="fill", slots=2)
+    fill = open_driver(folders["fill"], model="fill", slots=2, preview="linear")
     kontext = open_driver(folders["kontext"], model="kontext", slots=2)
     side = kontext.limits.source_size((64, 64), (64, 64))
     reference = replace(TEXT, width=64, height=64, source=picture(*side))

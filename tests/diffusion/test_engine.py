@@ -295,7 +295,9 @@ def test_a_prompt_is_encoded_once_per_length(
     encoded = []
     encode = runner.encode
     monkeypatch.setattr(
-        runner, "encode", lambda prompt: encoded.append(prompt.num_tokens) or encode(prompt)
+        runner,
+        "encode",
+        lambda prompt, *more: encoded.append(prompt.num_tokens) or encode(prompt, *more),
     )
     image = replace(RED, prompt="never seen before", num_inference_steps=1)
     first = driver.draw(image)

@@ -9,6 +9,7 @@ import torch
 
 from predictors.diffusion.inputs import DiffusionWork, Preparer
 from predictors.diffusion.limits import make_limits
+from predictors.diffusion.model import StepShape
 from predictors.diffusion.request import ImageParameters
 from predictors.diffusion.sampling import plan_calls
 from predictors.models.flux.model import FluxModel
@@ -53,11 +54,11 @@ def test_pictures_of_other_weights_have_another_shape() -> None:
     loaded = "lossless,high,turbo"
     shapes = {tier: prepare(tier, tiers=loaded).shape for tier in loaded.split(",")}
     assert shapes == {
-        "lossless": (16, 4, 4, "base"),
-        "high": (16, 4, 4, "fp8"),
-        "turbo": (16, 4, 4, "fp8"),
+        "lossless": StepShape(16, 4, 4, "base"),
+        "high": StepShape(16, 4, 4, "fp8"),
+        "turbo": StepShape(16, 4, 4, "fp8"),
     }
-    assert prepare("turbo").shape == prepare(None).shape == (16, 4, 4, "base")
+    assert prepare("turbo").shape == prepare(None).shape == StepShape(16, 4, 4, "base")
 
 
 def test_a_pictures_cost_follows_its_steps_and_tokens() -> None:

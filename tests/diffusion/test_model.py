@@ -32,7 +32,7 @@ def by_hand(image: ImageParameters) -> Pixels:
         modulation = torch.full((1, 1), float(level))
         velocity = tiny_velocity(latents[None], context[None], modulation, torch.zeros(3, 5))[0]
         latents = latents + (below - level) * velocity
-    return tiny_decode(latents.view(3, 5, 3))[:-1].view(24, 40, 3).numpy()
+    return tiny_decode(latents.view(1, 3, 5, 3).permute(0, 3, 1, 2))[:-1].view(24, 40, 3).numpy()
 
 
 def test_a_model_with_one_text_encoder_and_no_pooled_vector_is_drawn() -> None:

@@ -139,7 +139,8 @@ async def test_metadata_has_the_names_and_types_of_the_tensors(
     predictor: DiffusionPredictor,
 ) -> None:
     inputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_input_types()}
-    assert inputs == {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
+    texts = {"prompt": "BYTES", "negative_prompt": "BYTES", "seed": "INT64"}
+    assert inputs == texts | {"image": "BYTES", "mask": "BYTES"}
     outputs = {tensor["name"]: tensor["datatype"] for tensor in predictor.get_output_types()}
     assert outputs == {"image": "BYTES", "seed": "INT64"}
     result = ImageResult  # the chunk a job emits once
@@ -164,3 +165,16 @@ async def test_a_scrape_shows_the_loaded_tiers_and_their_precision() -> None:
         if sample.labels["model"] == "flux-shown"
     }
     assert shown == {("lossless", "float32"): 1, ("high", "float8_e4m3fn"): 1}
+
+
+async def test_a_model_that_can_not_edit_takes_no_pictures() -> None:
+    made = DiffusionPredictor(
+        "flux-words", FluxModel(CHECKPOINT), replace(SETTINGS, flux=FluxSettings(edits="off"))
+    )
+    assert [each["name"] for each in made.get_input_types()] == [
+        "prompt",
+        "negative_prompt",
+        "seed",
+    ]
+    assert "strength" not in made.get_parameters()
+    assert made.get_limits()["edits"] == ["generate"]

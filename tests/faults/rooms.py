@@ -125,7 +125,7 @@ class Pictures(Room):
     def breaks(self, state: Any) -> bool:
         return any(state is broken for broken in self.broken_states)
 
-    def broken_prompt(self, prompt: Any) -> bool:
+    def broken_prompt(self, prompt: Any, *_: Any) -> bool:
         return any(prompt is each for work in self.broken_works for each in work.prompts)
 
 

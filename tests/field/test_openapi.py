@@ -3,6 +3,7 @@ both models answer bodies as clients send them."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.http.echo import Running
+from tests.http.echo import Running, png
 from tests.product.conftest import served_both
 
 CHAT = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hi"}]}
 DRAW = {"model": "flux", "prompt": "a"}
+PIXELS = "data:image/png;base64," + base64.b64encode(png(size=(64, 64))).decode()
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
@@ -98,6 +100,9 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v1/images/generations", DRAW | {"n": 1, "size": "64x64", "quality": "high", "seed": -1}),
     ("/v1/images/generations", DRAW | {"tier": "lossless", "style": None, "drop_params": True}),
     ("/v1/images/generations", DRAW | {"width": 64, "height": 64, "num_inference_steps": 1}),
+    ("/v1/images/edits", DRAW | {"image": PIXELS, "num_inference_steps": 1}),
+    ("/v1/images/edits", DRAW | {"images": [{"image_url": PIXELS}], "num_inference_steps": 1}),
+    ("/v1/images/edits", DRAW | {"image": [PIXELS], "mask": PIXELS, "strength": 0}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "temperature": 0, "top_p": 1, "n": 1}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "best_of": 1, "features": {"a": False}}),
@@ -124,6 +129,12 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/images/generations", DRAW | {"size": "64*64"}),
     ("/v1/images/generations", DRAW | {"n": 17}),
     ("/v1/images/generations", DRAW | {"background": "transparent"}),
+    ("/v1/images/edits", DRAW),
+    ("/v1/images/edits", DRAW | {"image": PIXELS, "strength": 1.5}),
+    ("/v1/images/edits", DRAW | {"image": PIXELS, "strenght": 1}),
+    ("/v1/images/edits", DRAW | {"image": []}),
+    ("/v1/images/edits", DRAW | {"images": [{"file_id": "x"}]}),
+    ("/v1/images/edits", DRAW | {"image": PIXELS, "input_fidelity": "most"}),
     ("/v1/chat/completions", CHAT | {"temperature": 3}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 0}),
     ("/v1/chat/completions", CHAT | {"best_of": 2}),
@@ -170,6 +181,15 @@ def test_a_body_that_the_document_forbids_is_refused(
     assert http.post(path, json=body).status_code in {400, 404}
 
 
+def test_a_form_has_the_fields_of_the_body_in_json(document: dict[str, Any]) -> None:
+    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    form = content["multipart/form-data"]["schema"]
+    (name,) = [name for name in document["components"]["schemas"] if name.endswith("_edits")]
+    in_json = document["components"]["schemas"][name]
+    assert set(form["properties"]) ^ set(in_json["properties"]) == {"image[]", "images"}
+    assert form["properties"]["mask"] == {"type": "string", "format": "binary"}
+
+
 def test_parts_of_messages_are_in_the_document(document: dict[str, Any]) -> None:
     validator = body_validator(document, "/v1/chat/completions")
     for part in (PICTURE, {"type": "text", "text": "x"}, {"type": "input_text", "text": "x"}):
@@ -201,7 +221,10 @@ def test_every_parameter_of_the_metadata_is_taken_at_its_default(http: httpx.Cli
         given = {key: each["default"] for key, each in found.items() if "default" in each}
         cheap = {"width": 64, "height": 64, "num_inference_steps": 1, "max_tokens": 1}
         given |= {key: value for key, value in cheap.items() if key in found}
-        answer = http.post(f"/v2/models/{name}/infer", json=infer(**given))
+        body = infer(**given)
+        image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [PIXELS]}
+        body["inputs"].append(image)  # which strength is for
+        answer = http.post(f"/v2/models/{name}/infer", json=body)
         assert answer.status_code == 200, answer.text
 
 

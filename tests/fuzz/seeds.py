@@ -155,6 +155,27 @@ def pngs() -> Iterator[bytes]:
     yield picture("PNG", "P", transparency=0)
 
 
+def forms() -> Iterator[bytes]:
+    file = picture("PNG", "LA", (2, 2))
+    given = (("model", b"flux"), ("prompt", b"a"))
+    yield form(*given, ("image", file))
+    yield form(*given, ("image[]", file), ("image[]", file), ("mask", file), ("n", b"2"))
+    more = (("strength", b"0.5"), ("size", b"64x64"), ("seed", b"-1"), ("user[id]", b"me"))
+    yield b"\r\n" + form(*given, ("image", b"data:;base64,aGVsbG8="), *more) + b"epilogue"
+    yield form(*given, ("image", file), ("stream", b"False"), ("metadata", b"{}"), ("tier", b""))
+
+
+def form(*fields: tuple[str, bytes]) -> bytes:
+    """A form with the boundary of `targets.FORM_TYPE`. Pictures have file names and types."""
+    parts = []
+    for name, data in fields:
+        is_file = data.startswith(b"\x89PNG")
+        file = b'; filename="a.png"\r\nContent-Type: image/png' if is_file else b""
+        head = b'Content-Disposition: form-data; name="%b"%b' % (name.encode(), file)
+        parts.append(b"--x\r\n%b\r\n\r\n%b\r\n" % (head, data))
+    return b"".join(parts) + b"--x--\r\n"
+
+
 def data_urls() -> Iterator[bytes]:
     data = base64.b64encode(picture("PNG", "L", (2, 2)))
     yield b"data:image/png;base64," + data
@@ -173,7 +194,7 @@ def _text(**body: Any) -> bytes:
 SEEDS = {
     "head": heads, "inflating": inflating, "json": jsons, "chat": chats,
     "images_body": images_bodies, "v2": v2, "proto": protos, "image": images, "png": pngs,
-    "data_url": data_urls,
+    "data_url": data_urls, "form": forms,
 }  # fmt: skip
 
 

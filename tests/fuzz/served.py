@@ -26,8 +26,8 @@ from benchmarks.serving.hostile_cases import field, infer
 from predictors.settings import FluxSettings, QwenVLSettings, Settings
 from tests.fuzz.findings import Finding
 from tests.fuzz.http_streams import mutate
-from tests.fuzz.seeds import stored
-from tests.fuzz.targets import SPLIT
+from tests.fuzz.seeds import form, picture, stored
+from tests.fuzz.targets import FORM_TYPE, SPLIT
 from tests.http.echo import Running, small_settings
 from tests.product.conftest import served_both
 
@@ -54,7 +54,8 @@ MEDIA = (
     "multipart/form-data; boundary=x", "multipart/form-data", "application/x-www-form-urlencoded",
     "text/plain", "application/json; charset=utf-16", "", "*/*", "\xff",
 )  # fmt: skip
-SEEDS = {kind: stored(kind) for kind in ("v2", "chat", "images_body", "json", "inflating", "head")}
+KINDS = ("v2", "chat", "images_body", "form", "json", "inflating", "head")
+SEEDS = {kind: stored(kind) for kind in KINDS}
 _PROMPT = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a red circle"]}
 _RAW = _PROMPT | {"parameters": {"binary_data_size": 9}}
 del _RAW["data"]
@@ -73,10 +74,18 @@ _DRAW = [
     json.dumps({"model": "m", "prompt": "a", "size": "64x64", **more}).encode()
     for more in ({}, {"n": 2, "seed": 5}, {"output_format": "webp"}, {"num_inference_steps": 2})
 ]
+_FILE = picture("PNG", "RGB", (64, 64))
+_GIVEN = (("model", b"flux"), ("prompt", b"a"), ("image", _FILE))
+_EDIT = [
+    form(*_GIVEN),
+    form(*_GIVEN, ("mask", picture("PNG", "L", (64, 64))), ("strength", b"1"), ("n", b"2")),
+    form(*_GIVEN, ("size", b"64x128"), ("strength", b"0")),
+]
 GOOD = {
     "/v1/chat/completions": _CHAT,
     "/openai/v1/chat/completions": _CHAT,
     "/v1/images/generations": _DRAW,
+    "/v1/images/edits": _EDIT,
     "/v2/repository/index": [b"", b"{}", b'{"ready": true}'],
 }
 
@@ -157,14 +166,17 @@ def run_schema(
     return cases, findings
 
 
+_KIND_OF = {"infer": "v2", "chat": "chat", "edits": "form"}
+
+
 # -- REST -----------------------------------------------------------------------------------------
 def make_request(seed: int, case: int) -> tuple[str, dict[str, str], bytes]:
     """Path, headers and body. Headers with signs beyond ASCII are those that HTTP allows."""
     random = Random(f"{seed}:rest:{case}")
     path, headers = random.choice(ROUTES), {}
-    kind = random.choice(("v2", "chat", "images_body", "json", "inflating", "head"))
+    kind = random.choice(KINDS)
     if random.random() < 0.6:
-        kind = "v2" if "infer" in path else "chat" if "chat" in path else "images_body"
+        kind = next((each for name, each in _KIND_OF.items() if name in path), "images_body")
     raw = random.choice(GOOD.get(path, GOOD_V2) if random.random() < 0.4 else SEEDS[kind])
     raw = raw.replace(b'"m"', b'"qwen-vl"' if "chat" in path else b'"flux"')
     for _ in range(random.choice((0, 0, 1, 1, 2))):
@@ -173,7 +185,8 @@ def make_request(seed: int, case: int) -> tuple[str, dict[str, str], bytes]:
     if is_split:
         raw = body
         headers["inference-header-content-length"] = _as_value(length)
-    media = random.choice(MEDIA) if random.random() < 0.4 else MEDIA[0]
+    usual = FORM_TYPE if raw.lstrip().startswith(b"--x") else MEDIA[0]
+    media = random.choice(MEDIA) if random.random() < 0.4 else usual
     if media:
         headers["content-type"] = media
     if random.random() < 0.2:

@@ -21,10 +21,12 @@ import orjson
 from predictors.errors import InvalidRequest, ServingError
 from predictors.protocol.http.bodies import MAX_DEPTH, parse_json
 from predictors.protocol.http.inflating import PIECE_BYTES, Inflation
-from predictors.protocol.images.decode import decode_pixels
+from predictors.protocol.http.multipart import read_form
+from predictors.protocol.images.decode import decode_mask, decode_pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.images.urls import read_base64, read_data_url
 from predictors.protocol.openai.chat_body import decode_chat_body
+from predictors.protocol.openai.edits_body import decode_edits_body
 from predictors.protocol.openai.images_body import decode_images_body
 from predictors.protocol.v2.tensors import MAX_ELEMENTS, pack_tensor
 from predictors.protocol.v2.values import Tensor, V2Request
@@ -37,6 +39,7 @@ from tests.fuzz.http_readers import read_h11, read_ours
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=250_000, max_side=2000, max_aspect=50.0)
 INFLATED_LIMIT = 2**20
 SPLIT = b"\n--\n"  # between the header and the body of one input of `v2`
+FORM_TYPE = "multipart/form-data; boundary=x"
 _LEAKS = re.compile(
     r"(?<![0-9])0x[0-9a-f]{8,}|/(?:usr|work|tmp|root|home|lib)\b|Traceback|site-packages|\bPIL\b"
 )
@@ -151,6 +154,25 @@ def _check_body(decode: Callable[[bytes], Any], raw: bytes) -> bool:
     return True
 
 
+def check_form(raw: bytes) -> bool:
+    """A form with the boundary of `FORM_TYPE`: parts of its own bytes, and the body of an edit."""
+    try:
+        parts = read_form(raw, FORM_TYPE)
+        found = decode_edits_body(raw, FORM_TYPE)
+    except InvalidRequest as error:
+        check_error(error)
+        return False
+    expect(sum(len(part.data) for part in parts) <= len(raw), "more data than were sent")
+    expect(all(part.data in raw for part in parts), "data that were not sent")
+    if found.refusal is not None:
+        check_error(found.refusal)
+        return False
+    sent = {part.name.partition("[")[0] for part in parts}
+    expect({"model", "prompt", "image"} <= sent, "a field that was not sent")
+    expect(found.body is not None and found.body.n in range(1, 17), "n")
+    return True
+
+
 # -- V2 -------------------------------------------------------------------------------------------
 def check_v2(raw: bytes) -> bool:
     """A V2 request over REST: the header's value, `SPLIT`, and the body with its raw tensors."""
@@ -259,6 +281,10 @@ def check_image(raw: bytes) -> bool:
     except InvalidRequest as error:
         check_error(error)
         return False
+    levels = decode_mask(raw, LIMITS, in_worker=True)
+    expect((levels.width, levels.height) == (pixels.width, pixels.height), "a mask of another size")
+    expect(levels.memory.size == levels.width * levels.height, "levels do not fit the size")
+    levels.memory.close()
     with_memory = pixels.memory.size
     pixels.memory.close()
     expect(with_memory == 3 * pixels.width * pixels.height, "pixels do not fit the size")
@@ -303,6 +329,7 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "json": check_json,
     "chat": check_chat,
     "images_body": check_images_body,
+    "form": check_form,
     "v2": check_v2,
     "proto": check_proto,
     "image": check_image,

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.serving.hostile_cases import field, varint
-from predictors.protocol.openai import chat_body, images_body
+from predictors.protocol.openai import chat_body, edits_body, images_body
 from predictors.protocol.v2.tensors import FORMATS, int_range
-from tests.fuzz.seeds import picture
+from tests.fuzz.seeds import form, picture
 from tests.fuzz.targets import SPLIT, TARGETS
 
 MANY = settings(
@@ -285,6 +285,24 @@ def test_chat_bodies(body: Any) -> None:
 @given(bodies(images_body.FIELDS, {"model": st.just("m"), "prompt": nearly(st.text(max_size=5))}))
 def test_images_bodies(body: Any) -> None:
     check("images_body", as_json(body))
+
+
+FORM_NAMES = st.sampled_from([*sorted(edits_body.FIELDS), "image[]", "user[id]", "x", "", "a[b][]"])
+FORM_VALUES = st.sampled_from([b"", b"1", b"0.5", b"true", b"auto", b"{", picture("PNG")])
+
+
+@MANY
+@given(
+    st.lists(st.tuples(FORM_NAMES, FORM_VALUES | st.binary(max_size=5)), max_size=6),
+    st.booleans(),
+    st.binary(max_size=3),
+    st.integers(0, 600),
+)
+def test_forms(fields: list[tuple[str, bytes]], is_complete: bool, other: bytes, at: int) -> None:
+    given = [("model", b"m"), ("prompt", b"a"), ("image", picture("PNG"))] if is_complete else []
+    raw = form(*given, *fields)
+    check("form", raw)
+    check("form", raw[: at % (len(raw) + 1)] + other + raw[at % (len(raw) + 1) :])
 
 
 # -- texts and codings ----------------------------------------------------------------------------

@@ -17,10 +17,13 @@ from predictors.protocol.images.decode import decode_pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.images.urls import read_base64, read_data_url
 from predictors.protocol.openai.chat_body import decode_chat_body
+from predictors.protocol.openai.edits_body import decode_edits_body
 from predictors.protocol.v2.wire_json import HEADER, decode_json_request
 from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 from predictors.settings import ImageLimits
+from tests.fuzz import seeds
 from tests.fuzz.seeds import picture
+from tests.fuzz.targets import FORM_TYPE
 from tests.fuzz.work import counted_buffer, steps
 from tests.http.pictures import chunk
 
@@ -150,7 +153,25 @@ def chat_messages(n: int) -> int:
     return steps(lambda: decode_chat_body(body))
 
 
-@pytest.mark.parametrize("work", [v2_binary, v2_nested, v2_parameters, chat_messages])
+def form_fields(n: int) -> int:
+    fields = [(f"user[{i}]", b"a") for i in range(n // 8)]
+    return steps(lambda: decode_edits_body(seeds.form(*fields), FORM_TYPE))
+
+
+def form_lists(n: int) -> int:
+    fields = [("loras[][name]", b"a")] * (n // 16) + [("loras[][scale]", b"1")] * (n // 16)
+    return steps(lambda: decode_edits_body(seeds.form(*fields), FORM_TYPE))
+
+
+def form_data(n: int) -> int:
+    raw = seeds.form(("image", b"\r\n--" * n), ("mask", b"\r\n--x\t\n" * (n // 8)))
+    return steps(lambda: decode_edits_body(raw, FORM_TYPE))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [v2_binary, v2_nested, v2_parameters, chat_messages, form_fields, form_lists, form_data],
+)
 def test_bodies(work: Callable[[int], int]) -> None:
     is_linear(work)
 

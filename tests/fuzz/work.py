@@ -20,7 +20,8 @@ from predictors.protocol.http import parsing
 
 
 def steps(read: Callable[[], object]) -> int:
-    """Lines run in `predictors` and calls of C functions. A refusal ends the count."""
+    """Lines run in `predictors` and in the library that splits forms, and calls of C functions. A
+    refusal ends the count."""
     count = 0
 
     def line(frame: FrameType, event: str, arg: Any) -> Any:
@@ -29,7 +30,8 @@ def steps(read: Callable[[], object]) -> int:
         return line
 
     def call(frame: FrameType, event: str, arg: Any) -> Any:
-        return line if "predictors" in frame.f_code.co_filename else None
+        file = frame.f_code.co_filename
+        return line if "predictors" in file or "python_multipart" in file else None
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal count

@@ -17,6 +17,7 @@ from predictors.base import Submission
 from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import event
@@ -32,10 +33,10 @@ def words() -> Engine[Task, str]:
 
 
 class Artist(TaskPredictor):
-    """Serves images."""
+    """Serves images and their edits."""
 
     task = "flux"
-    series = ModelSeries(operations=("infer", "images"))
+    series = ModelSeries(operations=("infer", "images", "edits"))
     preview = png((0, 0, 255))
 
     async def images(self, body: ImagesBody, call: Call) -> dict[str, Any]:
@@ -44,6 +45,17 @@ class Artist(TaskPredictor):
         file = base64.b64encode(png()).decode("ascii")
         data = [{"b64_json": file, "seed": i} for i, _ in enumerate(answers)]
         return {"created": 1, "data": data, "size": "8x8", "output_format": "png"}
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        """The files that were sent come back as they are, the mask last."""
+        sent = [*body.images, *([body.mask] if body.mask is not None else [])]
+        await self.run([Row(body.prompt)] * body.n, call)
+        data = [{"b64_json": base64.b64encode(each.file).decode(), "seed": 0} for each in sent]
+        read = {"prompt": body.prompt, "strength": body.strength, "n": body.n}
+        return {"created": 1, "data": data, "output_format": "png", **read}
+
+    def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        return self.images_stream(body, call)
 
     async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
         """A preview after each step up to `partial_images`, the picture after the last."""

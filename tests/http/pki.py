@@ -10,12 +10,14 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from predictors.settings import TlsSettings
 
 NOW = datetime.datetime.now(datetime.UTC)
+
+SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,32 @@ class Authority:
         cert = builder.sign(self._key, hashes.SHA256())
         return Pair(cert.public_bytes(serialization.Encoding.PEM), key_pem(key))
 
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float
-    ) -> x509.CertificateBuilder:
+    def issue_signer(
+        self,
+        key: SigningKey | None = None,
+        *,
+        days: float = 30,
+        usage: x509.ObjectIdentifier | None = ExtendedKeyUsageOID.EMAIL_PROTECTION,
+    ) -> Pair:
+        """A certificate that may sign C2PA manifests, with this authority's behind it; of P-256
+        unless `key` is given. Without `usage` it has no extended key usage."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        names = [(NameOID.COMMON_NAME, "signer"), (NameOID.ORGANIZATION_NAME, "test operator")]
+        subject = x509.Name([x509.NameAttribute(*name) for name in names])
+        signs = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = (
+            self._builder(subject, key, days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(signs, critical=True)
+            .add_extension(issuer, critical=False)
+        )
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        cert = builder.sign(self._key, hashes.SHA256())
+        return Pair(cert.public_bytes(serialization.Encoding.PEM) + self.pem, key_pem(key))
+
+    def _builder(self, subject: x509.Name, key: SigningKey, days: float) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -78,7 +103,7 @@ class Authority:
         return context
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
+def key_pem(key: SigningKey, password: bytes = b"") -> bytes:
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if password:
         encryption = serialization.BestAvailableEncryption(password)

@@ -28,6 +28,7 @@ DATA_ROUTES = [
     *(("POST", "/v1/chat/completions", kind) for kind in KINDS),
     ("POST", "/openai/v1/chat/completions", None),
     ("POST", "/v1/images/generations", "text/plain"),
+    ("POST", "/v1/images/edits", "multipart/form-data; boundary=b"),
     ("OPTIONS", INFER, None),
     ("OPTIONS", "/v1/chat/completions", None),
     ("OPTIONS", "/v2/repository/models/echo/unload", None),

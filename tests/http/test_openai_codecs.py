@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from predictors.chat.codec import ChatCodec
 from predictors.chat.request import PixelLimits, Sampling
 from predictors.diffusion.codec import ImageCodec
+from predictors.diffusion.files import PictureWriter
 from predictors.diffusion.limits import PictureLimits
 from predictors.diffusion.request import Tiers
 from predictors.errors import InvalidRequest
@@ -36,7 +37,7 @@ LIMITS = PictureLimits(
     refuses_unpromised=False,
     tiers=Tiers(("lossless", "turbo"), "lossless"),
 )
-FLUX = ImageCodec(model="flux", limits=LIMITS, precision="float32", png_level=1)
+FLUX = ImageCodec(model="flux", limits=LIMITS, precision="float32", writer=PictureWriter("flux", 1))
 QWEN_VL = ChatCodec(Sampling(), "float32", 2, PixelLimits(3136, 10**6, 10**6, 784))
 
 TEXT = st.text(max_size=12)

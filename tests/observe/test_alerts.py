@@ -170,6 +170,7 @@ CASES: dict[str, tuple[dict[str, str], ...]] = {
         {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "600000+0x420"},
         {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "700000+0x420"},
         {f"predictors_tls_certificate_expiry_timestamp_seconds{AT}": "0+0x420"},  # no TLS
+        {f"predictors_c2pa_certificate_expiry_timestamp_seconds{AT}": "700000+0x420"},
     ),
     "CertificateReloadFailing": times("predictors_tls_reload_failing", "1+0x420", "0+0x420"),
     "KeysReloadFailing": (

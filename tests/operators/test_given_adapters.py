@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from predictors.errors import InvalidRequest
-from predictors.operators.given_adapters import find_adapters, listed_loras, with_loras
+from predictors.operators.given_adapters import find_adapters, listed_loras, room_for_given
 from predictors.settings import ServerSettings, Settings
 
 
@@ -45,8 +45,8 @@ def test_a_name_that_can_not_be_asked_for_is_refused(name: str, aliases: str, me
 
 
 def test_there_is_room_for_the_adapters_that_are_given() -> None:
-    assert with_loras(settings(), ()).flux.lora_max_active == 0
-    assert with_loras(settings("a=/x"), ("b=/y",)).flux.lora_max_active == 2
-    own = settings()
-    own = replace(own, flux=replace(own.flux, lora_max_active=5))
-    assert with_loras(own, ("b=/y",)) is own
+    assert room_for_given(settings(), ()) == settings()
+    found = room_for_given(settings("a=/x"), ("b=/y",))
+    assert (found.flux.lora_max_active, found.qwen_vl.lora_max_active) == (2, 2)
+    own = replace(settings(), flux=replace(settings().flux, lora_max_active=5))
+    assert room_for_given(own, ("b=/y",)).flux.lora_max_active == 5

@@ -1,6 +1,6 @@
 """Run in a process of its own: draws and describes over `tritonclient.grpc`, prints JSON.
 
-Arguments: gRPC target, number of pictures.
+Arguments: gRPC target, a mask's file in hexadecimal, prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def streamed(client: Any) -> dict[str, Any]:
     """A picture with previews, words as they come, and a wrong request, all on one stream."""
     found: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: found.put(error or result))
-    prompt = [bytes_input("prompt", [sys.argv[2].encode()])]
+    prompt = [bytes_input("prompt", [sys.argv[3].encode()])]
     watched = PARAMETERS | {"partial_images": 2, "progress": True}
     client.async_stream_infer("flux", prompt, request_id="drawn", parameters=watched)
     told = {"temperature": 0.0, "max_tokens": 12, "stream": True}
@@ -60,10 +60,19 @@ def picture_of(result: Any) -> Any:
 
 
 def main() -> None:
-    prompts = [p.encode() for p in sys.argv[2:]]
+    mask, prompts = bytes.fromhex(sys.argv[2]), [p.encode() for p in sys.argv[3:]]
     with triton.InferenceServerClient(sys.argv[1]) as client:
         drawn = client.infer("flux", [bytes_input("prompt", prompts)], parameters=PARAMETERS)
         files = list(drawn.as_numpy("image"))
+        edited = client.infer(
+            "flux",
+            [
+                bytes_input("prompt", prompts[::-1]),
+                bytes_input("image", files),
+                bytes_input("mask", [mask]),
+            ],
+            parameters=PARAMETERS | {"strength": 0.5},
+        )
         told = client.infer(
             "qwen-vl",
             [
@@ -76,6 +85,7 @@ def main() -> None:
             json.dumps(
                 {
                     "image": [f.hex() for f in files],
+                    "edited": [f.hex() for f in edited.as_numpy("image")],
                     "seed": drawn.as_numpy("seed").tolist(),
                     "text": [t.decode() for t in told.as_numpy("text")],
                     "precision": drawn.get_response().parameters["precision"].string_param,

@@ -10,16 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import openai
 import pytest
-import tritonclient.grpc
 import tritonclient.http
 
 from predictors.__main__ import build
 from predictors.operators.admin import admin_routes
 from predictors.protocol.key_file import ApiKey, digest_of, write_keys
+from predictors.protocol.kserve_sdk import pb
 from predictors.settings import AccessSettings
 from tests.http.echo import PATIENCE_S, Running, serving
 from tests.models.flux.adapters.adapter_files import SINGLE, diffusers, halves, saved
@@ -83,12 +84,6 @@ def drawn(client: httpx.Client, model: str = FLUX, **fields: Any) -> bytes:
     return base64.b64decode(answer.json()["data"][0]["b64_json"])
 
 
-def prompt_of(module: Any) -> Any:
-    tensor = module.InferInput("prompt", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array(["a red circle"], dtype=np.object_))
-    return tensor
-
-
 def test_unmodified_clients_draw_the_same_with_an_adapter(
     served: Running, http: httpx.Client
 ) -> None:
@@ -104,16 +99,39 @@ def test_unmodified_clients_draw_the_same_with_an_adapter(
         listed = {card.id: getattr(card, "parent", None) for card in client.models.list()}
     assert listed == {FLUX: None, f"{FLUX}:a": FLUX, f"{FLUX}:b": FLUX}
     key = {"authorization": "Bearer all"}
-    for module, address in (
-        (tritonclient.http, served.url[7:]),
-        (tritonclient.grpc, served.grpc_target),
-    ):
-        triton = module.InferenceServerClient(address)
-        for model, more in ((f"{FLUX}:a", {}), (FLUX, {"loras": json.dumps([{"name": "a"}])})):
-            found = triton.infer(model, [prompt_of(module)], parameters=ASK | more, headers=key)
-            assert found.as_numpy("image")[0] == with_a
-            assert found.get_response()
-        triton.close()
+    triton = tritonclient.http.InferenceServerClient(served.url.removeprefix("http://"))
+    prompt = tritonclient.http.InferInput("prompt", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array(["a red circle"], dtype=np.object_))
+    text = json.dumps([{"name": "a"}])
+    for model, more in ((f"{FLUX}:a", {}), (FLUX, {"loras": text})):
+        found = triton.infer(model, [prompt], parameters=ASK | more, headers=key)
+        assert found.as_numpy("image")[0] == with_a
+        assert json.loads(found.get_response()["parameters"]["loras"]) == [
+            {"name": "a", "scale": 1.0}
+        ]
+    triton.close()
+
+
+def test_grpc_takes_the_name_and_the_parameter(served: Running, http: httpx.Client) -> None:
+    with_a = drawn(http, loras=[{"name": "a"}])
+    with grpc.insecure_channel(served.grpc_target) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        for model, text in ((f"{FLUX}:a", ""), (FLUX, '[{"name": "a"}]')):
+            message = pb.ModelInferRequest(model_name=model)
+            tensor = message.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+            tensor.contents.bytes_contents.append(b"a red circle")
+            for name, value in ASK.items():
+                message.parameters[name].int64_param = value
+            if text:
+                message.parameters["loras"].string_param = text
+            answer = infer(message, metadata=(("authorization", "Bearer all"),))
+            assert answer.model_name == model
+            assert answer.raw_output_contents[0][4:] == with_a
+            assert "loras" in answer.parameters
 
 
 def test_metadata_and_refusals_name_the_adapters(http: httpx.Client) -> None:

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.routing import Route
 
 from predictors.chat import codec as qwen_vl_codec
-from predictors.diffusion import codec as flux_codec
+from predictors.diffusion import answers as flux_answers
 from predictors.diffusion.request import ImageParameters
 from predictors.errors import InvalidRequest
 from predictors.protocol.faults import RENDERINGS
-from predictors.protocol.openai import chat_body, images_body, messages
+from predictors.protocol.openai import chat_body, edits_body, images_body, messages
 from predictors.protocol.openai.clients import MESSAGE_CLIENTS
 from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.openapi import openapi_routes
@@ -33,7 +34,17 @@ from tests.http.echo import PATIENCE_S, Running
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAME = re.compile(r"`([a-z_0-9]+)`")
 MODEL = re.compile(r"{(?:name|model)(?::model)?}")
-FIELDS = {"Pictures": images_body.OWN_FIELDS, "Chat": chat_body.OWN_FIELDS}
+OF_EDITS = {
+    name
+    for name, rule in edits_body.OWN_FIELDS.items()
+    if images_body.OWN_FIELDS.get(name) is not rule
+}
+"""Fields that edits take otherwise than generations."""
+FIELDS = {
+    "Pictures": set(images_body.OWN_FIELDS),
+    "Edits": OF_EDITS,
+    "Chat": set(chat_body.OWN_FIELDS),
+}
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -41,11 +52,20 @@ def read_pictures(**fields: Any) -> images_body.ImagesBody:
     return images_body.read_images_body({"model": "flux", "prompt": "x"} | fields)
 
 
+def read_edits(**fields: Any) -> edits_body.EditsBody:
+    given = {"model": "flux", "prompt": "x", "image": "data:image/png;base64,AAAA"}
+    return edits_body.read_edits_body(given | fields)
+
+
 def read_chat(**fields: Any) -> chat_body.ChatBody:
     return chat_body.read_chat_body(HELLO | fields)
 
 
-READERS: dict[str, Callable[..., object]] = {"Pictures": read_pictures, "Chat": read_chat}
+READERS: dict[str, Callable[..., object]] = {
+    "Pictures": read_pictures,
+    "Edits": read_edits,
+    "Chat": read_chat,
+}
 """By heading, a body of the required fields and some more, as the server reads it."""
 
 
@@ -94,7 +114,7 @@ def test_every_failure_has_its_row() -> None:
 @pytest.mark.parametrize("title", READERS)
 def test_every_openai_field_has_its_row_and_no_other_is_promised(title: str) -> None:
     inner = {"include_usage", "include_obfuscation", "continuous_usage_stats"}
-    assert names(title) - inner == set(FIELDS[title])
+    assert names(title) - inner == FIELDS[title]
 
 
 @pytest.mark.parametrize("title", READERS)
@@ -125,6 +145,7 @@ def test_the_only_values_that_the_page_allows_are_taken() -> None:
     for title, fragment in {
         "Pictures": {"quality": "hd", "background": "opaque", "partial_images": 0}
         | {"style": "vivid", "moderation": "low", "stream": False},
+        "Edits": {"input_fidelity": "high", "quality": "hd", "background": "opaque"},
         "Chat": {"response_format": {"type": "text"}, "modalities": ["text"], "logprobs": False}
         | {"top_logprobs": 0, "logit_bias": {}, "tools": [], "functions": []}
         | {"tool_choice": "auto", "function_call": "auto", "reasoning_effort": "none"}
@@ -140,36 +161,44 @@ def test_every_field_of_a_message_is_named() -> None:
 
 
 def test_v2_names_are_the_codecs() -> None:
-    parameters = {field.name for field in fields(ImageParameters)}
-    assert names("FLUX") == parameters | {"timeout", "priority"}
+    parameters = {field.name for field in fields(ImageParameters)} - {"source"}
+    assert names("FLUX") == parameters | {"image", "mask"} | {"timeout", "priority"}
     inputs = {str(tensor["name"]) for tensor in qwen_vl_codec.INPUT_TYPES}
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"} | {
         "stream"
     }
     pixels = {"min_pixels", "max_pixels", "detail"}
-    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"timeout", "priority"}
-    for title, codec in (("FLUX", flux_codec), ("Qwen2.5-VL", qwen_vl_codec)):
+    assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"loras", "timeout", "priority"}
+    for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]
             assert f"`{tensor['name']}` {tensor['datatype']} `[n]`" in section(title)
 
 
-def run(block: tuple[str, str], running: Running) -> subprocess.CompletedProcess[str]:
-    """One example, in a process of its own, against the server of this folder."""
+def run(block: tuple[str, str], running: Running, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One example, in a process of its own in `folder`, against the server of this folder."""
     language, text = block
     text = text.replace("127.0.0.1:8080", running.url.removeprefix("http://"))
     text = text.replace("127.0.0.1:8081", running.grpc_target)
     command = [sys.executable, "-c", text] if language == "python" else ["bash", "-ec", text]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 3
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S * 3,
     )
 
 
-def test_every_example_runs_as_it_stands(product: Running) -> None:
+def test_every_example_runs_as_it_stands(product: Running, tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "scene.png")
+    Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     with ThreadPoolExecutor(2) as pool:
-        for block, done in zip(blocks, pool.map(lambda b: run(b, product), blocks), strict=True):
+        ran = pool.map(lambda block: run(block, product, tmp_path), blocks)
+        for block, done in zip(blocks, ran, strict=True):
             assert done.returncode == 0, f"{block[1]}\n{done.stdout}\n{done.stderr}"
             assert done.stdout.strip(), block[1]
             assert '{"error"' not in done.stdout, f"{block[1]}\n{done.stdout}"

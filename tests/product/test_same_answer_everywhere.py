@@ -25,6 +25,17 @@ PARAMETERS = {"seed": 11, "guidance_scale": 3.5, "num_inference_steps": 4}
 QUESTION = "Describe this picture."
 
 
+def left_half() -> bytes:
+    """A mask of the pictures' size whose left half is white."""
+    mask, file = Image.new("L", (128, 128)), BytesIO()
+    mask.paste(255, (0, 0, 64, 128))
+    mask.save(file, "PNG")
+    return file.getvalue()
+
+
+MASK = left_half()
+
+
 def prompt_tensor(*prompts: str) -> dict[str, Any]:
     return {"name": "prompt", "datatype": "BYTES", "shape": [len(prompts)], "data": list(prompts)}
 
@@ -49,7 +60,7 @@ def over_rest(product: Running) -> dict[str, Any]:
 def over_grpc(target: str) -> dict[str, Any]:
     script = Path(__file__).with_name("ask_grpc.py")
     done = subprocess.run(
-        [sys.executable, str(script), target, *PROMPTS],
+        [sys.executable, str(script), target, MASK.hex(), *PROMPTS],
         capture_output=True, text=True, timeout=PATIENCE_S * 3, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -79,7 +90,8 @@ def test_grpc_with_a_double_gives_the_bytes_that_rest_gives(
     assert [bytes.fromhex(x) for x in found["image"]] == over_rest["image"]
     assert found["seed"] == [11, 12]
     assert found["precision"] == "float32"
-    assert [x["name"] for x in found["metadata"]["inputs"]] == ["prompt", "negative_prompt", "seed"]
+    inputs = [x["name"] for x in found["metadata"]["inputs"]]
+    assert inputs == ["prompt", "negative_prompt", "seed", "image", "mask"]
 
 
 def test_a_stream_over_grpc_ends_with_the_bytes_that_rest_gives(
@@ -154,6 +166,36 @@ def test_openai_gives_the_bytes_that_v2_gives(product: Running, over_rest: dict[
         )
     assert reply.data is not None
     assert base64.b64decode(reply.data[0].b64_json or "") == over_rest["image"][0]
+
+
+def test_an_edit_gives_the_same_bytes_on_every_protocol(
+    product: Running, http: httpx.Client, over_rest: dict[str, Any]
+) -> None:
+    first = [bytes.fromhex(x) for x in over_grpc(product.grpc_target)["edited"]]
+    pictures = over_rest["image"]
+    assert not set(first) & set(pictures)
+    parameters = PARAMETERS | {"strength": 0.5}
+    inputs = [
+        prompt_tensor(*PROMPTS[::-1]),
+        prompt_tensor(*map(data_url, pictures)) | {"name": "image"},
+        prompt_tensor(base64.b64encode(MASK).decode()) | {"name": "mask"},
+    ]
+    reply = http.post("/v2/models/flux/infer", json={"inputs": inputs, "parameters": parameters})
+    assert reply.status_code == 200, reply.text
+    image = next(o for o in reply.json()["outputs"] if o["name"] == "image")
+    assert [base64.b64decode(x) for x in image["data"]] == first
+    given = {"model": "flux", "prompt": PROMPTS[1]} | parameters
+    with openai.OpenAI(base_url=f"{product.url}/v1", api_key="x", max_retries=0) as client:
+        by_form = client.images.edit(
+            image=pictures[0], mask=MASK, model="flux", prompt=PROMPTS[1], extra_body=parameters
+        )
+    assert by_form.data is not None
+    assert base64.b64decode(by_form.data[0].b64_json or "") == first[0]
+    in_json = {"images": [{"image_url": data_url(pictures[0])}], "mask": data_url(MASK)}
+    answer = http.post("/v1/images/edits", json=given | in_json).json()
+    assert base64.b64decode(answer["data"][0]["b64_json"]) == first[0]
+    assert answer["strength"] == 0.5
+    assert answer["usage"]["input_tokens_details"]["image_tokens"] == 64
 
 
 def test_a_row_knows_nothing_of_its_neighbours(

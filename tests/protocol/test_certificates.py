@@ -181,7 +181,7 @@ def test_files_that_change_while_they_are_read_are_read_again(
     certificates = Certificates(secret.settings())
     from predictors.protocol import certificates as module
 
-    read, times = module._read, 0
+    read, times = module.read_pem, 0
 
     def swapping(name: str, path: str) -> bytes:
         nonlocal times
@@ -190,7 +190,7 @@ def test_files_that_change_while_they_are_read_are_read_again(
             secret.replace(OTHER)
         return read(name, path)
 
-    monkeypatch.setattr(module, "_read", swapping)
+    monkeypatch.setattr(module, "read_pem", swapping)
     assert certificates.reload()
     assert value(metrics.tls_reload_failing) == 0
 

@@ -22,6 +22,8 @@ TABLE = [
      "invalid_input"),
     (errors.PromptTooLong("x"), 400, Code.INVALID_ARGUMENT, "context_length_exceeded",
      "invalid_input"),
+    (errors.ContentRefused("x"), 400, Code.INVALID_ARGUMENT, "content_policy_violation",
+     "content_policy"),
     (errors.Unauthorized("x"), 401, Code.UNAUTHENTICATED, "invalid_api_key", "unauthorized"),
     (errors.QuotaExceeded("x"), 429, Code.RESOURCE_EXHAUSTED, "rate_limit_exceeded", "quota"),
     (errors.Forbidden("x"), 403, Code.PERMISSION_DENIED, "forbidden", "forbidden"),
@@ -38,6 +40,8 @@ TABLE = [
     (errors.EngineFailed("x"), 503, Code.UNAVAILABLE, "engine_failed", "engine_failed"),
     (errors.OutOfMemory("x"), 503, Code.RESOURCE_EXHAUSTED, "out_of_memory", "oom"),
     (errors.StepFailed("x"), 500, Code.INTERNAL, "job_failed", "poisoned"),
+    (errors.CheckFailed("x"), 500, Code.INTERNAL, "check_failed", "internal"),
+    (errors.SigningFailed("x"), 500, Code.INTERNAL, "signing_failed", "internal"),
     (errors.ServingError("x"), 500, Code.INTERNAL, "internal_error", "internal"),
 ]  # fmt: skip
 
@@ -135,6 +139,8 @@ def test_a_retry_that_costs_the_same_again_is_advised_against() -> None:
         errors.ServingError,
         errors.DeadlineExceeded,
         errors.StepFailed,
+        errors.CheckFailed,
+        errors.SigningFailed,
         errors.OutOfMemory,
     }
     assert dict(fault_of(KeyError("a bug")).headers)["x-should-retry"] == "false"

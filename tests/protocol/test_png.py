@@ -91,6 +91,16 @@ def test_a_file_has_no_metadata() -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_a_packet_stands_before_the_pixels_and_changes_nothing_else(level: int) -> None:
+    pixels = picture("photograph", 33, 65)
+    (head, text, body, end), plain = (
+        chunks(write_png(pixels, level, xmp=x)) for x in (b"<x/>", b"")
+    )
+    assert [head, body, end] == plain
+    assert text == (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_same_pixels_make_the_same_file(level: int) -> None:
     pixels = picture("photograph", 128, 96)
     assert write_png(pixels, level) == write_png(pixels.copy(), level)

@@ -14,6 +14,9 @@
 - name: PREDICTORS_QUEUE_DEFAULT_TIMEOUT_S
   value: {{ $model.timeoutSeconds | int | quote }}
 {{- end }}
+{{- with include "predictors.checkerEnv" (list $model) }}
+{{ . }}
+{{- end }}
 {{- with include "predictors.loraPaths" (list $model) }}
 - name: PREDICTORS_SERVER_LORAS
   value: {{ . | quote }}

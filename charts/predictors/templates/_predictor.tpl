@@ -50,7 +50,7 @@ volumes:
       readOnly: true
       {{- end }}
   {{- end }}
-  {{- with include "predictors.loraVolumes" (list $model) | trim }}
+  {{- with include "predictors.folderVolumes" (list $model) | trim }}
   {{- . | nindent 2 }}
   {{- end }}
 {{- include "predictors.storageUris" (list $model) }}
@@ -84,7 +84,7 @@ lifecycle:
       seconds: {{ int $model.drain.preStopSeconds }}
 resources:
   {{- include "predictors.resources" (list $model) | nindent 2 }}
-{{- $mounts := include "predictors.loraMounts" (list $model) | trim }}
+{{- $mounts := include "predictors.folderMounts" (list $model) | trim }}
 {{- if or $model.cache.enabled $mounts }}
 volumeMounts:
   {{- if $model.cache.enabled }}

@@ -7,6 +7,7 @@
 {{- include "predictors.refuse.replicas" (list $at $m) -}}
 {{- include "predictors.refuse.times" (list $at $m) -}}
 {{- include "predictors.refuse.owned" (list $at $m) -}}
+{{- include "predictors.refuse.provenance" (list $root $at $m) -}}
 {{- include "predictors.refuse.gpu" (list $at $m) -}}
 {{- include "predictors.refuse.canary" (list $at $m) -}}
 {{- include "predictors.refuse.loras" (list $at $root $m) -}}
@@ -79,7 +80,7 @@
 {{/* Settings that belong to the chart: ports and folders are wired to the pod. */}}
 {{- define "predictors.refuse.owned" -}}
 {{- $at := first . -}}{{- $settings := (last .).settings -}}
-{{- $owned := dict "server.health_port" "say health.port" "server.metrics_port" "say metrics.port" "access.keys_file" "say apiKeys" "access.open" "say apiKeys, or nothing" "access.caller_header" "say callers.header" "access.trusted_proxies" "say callers.trustedProxies" "tls.cert_file" "say tls.secretName" "tls.key_file" "say tls.secretName" "tls.client_ca_file" "say tls.clientCaSecretName" "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.loras" "say loras" "server.linger_s" "say drain.lingerSeconds" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
+{{- $owned := dict "server.health_port" "say health.port" "server.metrics_port" "say metrics.port" "access.keys_file" "say apiKeys" "access.open" "say apiKeys, or nothing" "access.caller_header" "say callers.header" "access.trusted_proxies" "say callers.trustedProxies" "tls.cert_file" "say tls.secretName" "tls.key_file" "say tls.secretName" "tls.client_ca_file" "say tls.clientCaSecretName" "flux.c2pa_cert_file" "say c2pa.secretName" "flux.c2pa_key_file" "say c2pa.secretName" "flux.checker" "say checker.uri" "flux.checker_labels" "say checker.labels" "flux.checker_threshold" "say checker.threshold" "flux.checker_action" "say checker.action" "server.host" "pods listen on every address" "server.port" "the runtime's port is 8080" "server.grpc_port" "the runtime's port is 8081" "server.loras" "say loras" "server.linger_s" "say drain.lingerSeconds" "server.drain_timeout_s" "say drain.graceSeconds" "compute.cache_dir" "say cache.enabled" "cluster.events" "say events.enabled, which mounts the token as well" -}}
 {{- range $key, $why := $owned -}}
 {{- $path := splitList "." $key -}}
 {{- if hasKey (get $settings (first $path) | default dict) (last $path) -}}

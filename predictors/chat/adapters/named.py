@@ -1,4 +1,6 @@
-"""The adapters of a chat model that requests may name."""
+"""The adapters of one chat model that its requests may name now; an operator adds and removes
+them meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from predictors.chat.tensors import Shapes
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import Placement
 from predictors.errors import InvalidRequest, NotFound
+from predictors.protocol.openai.lora_fields import NAME_RULE, is_adapter_name
 from predictors.settings import QwenVLSettings
 
 
@@ -43,6 +46,8 @@ class NamedAdapters:
                 f"the adapter {name!r} needs a place on the device: set qwen_vl.lora_max_active "
                 "(PREDICTORS_QWEN_VL_LORA_MAX_ACTIVE) to 1 or more"
             )
+        if not is_adapter_name(name):
+            raise InvalidRequest(f"an adapter's name has {NAME_RULE}", param="name")
         self._check_free(name)
         try:
             stored = read_peft_adapter(path, self._linears, self._max_rank, root)
@@ -88,4 +93,5 @@ class NamedAdapters:
 
     def _check_free(self, name: str) -> None:
         if name in self._by_name:
-            raise InvalidRequest(f"the adapter name {name!r} is taken; remove that one first")
+            message = f"the adapter name {name!r} is taken; remove that one first"
+            raise InvalidRequest(message, param="name")

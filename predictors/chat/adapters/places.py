@@ -22,14 +22,14 @@ class LinearPlace:
     sizes: LinearSizes
     part: int = 0
 
+    @classmethod
+    def of(cls, layer: nn.Linear) -> LinearPlace:
+        """The place of a linear that is a layer of its own."""
+        return cls(layer, LinearSizes(layer.in_features, (layer.out_features,)))
+
 
 LinearPlaces = Mapping[str, LinearPlace]
 """By the linear's name as the hub has it, without `.weight`."""
-
-
-def whole(layer: nn.Linear) -> LinearPlace:
-    """The place of a linear that is a layer of its own."""
-    return LinearPlace(layer, LinearSizes(layer.in_features, (layer.out_features,)))
 
 
 def mlp_places(

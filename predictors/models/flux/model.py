@@ -30,7 +30,7 @@ from predictors.models.flux.weights import OpenComponent, load_parts
 
 
 class FluxModel:
-    """Implements `DiffusionModel` and `AdaptableModel`."""
+    """Implements `DiffusionModel`, `AdaptableModel` and `EditingModel`."""
 
     def __init__(
         self,

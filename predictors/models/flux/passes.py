@@ -50,7 +50,7 @@ AdaptedForm = Callable[[Adapters], Operations]
 
 
 class FluxPasses:
-    """Implements `AdaptedPasses`."""
+    """Implements `AdaptedPasses` and `EncodingPasses`."""
 
     def __init__(
         self,

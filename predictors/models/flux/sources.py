@@ -16,7 +16,7 @@ from predictors.diffusion.sources import Encoding, SourceInputs
 from predictors.models.flux.config import FluxConfig
 
 HALF = 128
-"""The least level of a mask that counts as drawn anew."""
+"""The least level of a mask that counts as drawn again."""
 POSTERIOR_SEED = 0x2545F491
 """Turns a request's seed into that of the posterior's sample, so that the noise of the latents is
 the one of text to image."""

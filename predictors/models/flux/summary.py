@@ -21,9 +21,11 @@ from predictors.compute.checkpoint.summary import (
     num_values,
     summarise_part,
 )
+from predictors.diffusion.checker_folder import find_checker
 from predictors.diffusion.editing import loads_encoder
 from predictors.diffusion.memory import LinearWeights, PictureWeights, picture_options
 from predictors.diffusion.request import FILL, KONTEXT, TEXT
+from predictors.models.flux.adapters.reading import describe_adapter
 from predictors.models.flux.fit import check_decoder, check_encoder, check_fit, kind_of
 from predictors.models.flux.folder import (
     CLASSES,
@@ -42,7 +44,10 @@ from predictors.models.flux.tensors import (
     with_defaults,
 )
 from predictors.models.flux.tokens import check_clip_tokenizer, check_t5_tokenizer
+from predictors.protocol.content_credentials import make_signer
 from predictors.settings import Settings
+
+__all__ = ["describe_adapter", "summarise"]
 
 ARCHITECTURES = {TEXT: "FluxPipeline", FILL: "FluxFillPipeline", KONTEXT: "FluxKontextPipeline"}
 """The pipeline of each kind."""
@@ -59,6 +64,8 @@ def summarise(
 
     Raises `ServingError` with the start's own message for a folder that is not served.
     """
+    find_checker(settings.flux)
+    make_signer(settings.flux)
     folders = part_folders(folder, components)
     variant = settings.compute.weights_variant
     is_narrow = is_quantised(folders["transformer"], variant)

@@ -1,4 +1,4 @@
-"""Decodes untrusted picture files to upright RGB pixels in shared memory.
+"""Decodes untrusted picture files to upright pixels in shared memory: RGB, or the levels of a mask.
 
 The file's first bytes choose one decoder. What it gets is the file without what it does not need
 (see the module of each format), and the header is checked before any pixel is decoded. Messages of
@@ -11,6 +11,8 @@ import importlib
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -19,6 +21,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -94,7 +97,8 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An upright, opaque picture: `height` rows of `width` RGB pixels, uint8, in shared memory."""
+    """An upright, opaque picture in shared memory: `height` rows of `width` pixels, uint8, of red,
+    green and blue, or of one level."""
 
     width: int
     height: int
@@ -115,15 +119,43 @@ def decode_pixels(
     `row`. Takes milliseconds and megabytes per megapixel (see `decoding_bytes`), so a server runs
     it in a worker process. HEIC is decoded only there (`in_worker`).
     """
+    with _named(param, row):
+        return _decode(raw, limits, in_worker, _pixels)
+
+
+def decode_mask(
+    raw: bytes,
+    limits: ImageLimits,
+    *,
+    param: str = "mask",
+    row: int | None = None,
+    in_worker: bool = False,
+) -> Pixels:
+    """Decode a mask to an upright picture of one level per pixel: 255 is to be redrawn, 0 is kept.
+
+    That is its transparency where any pixel has some, as for OpenAI, else its gray: white is to be
+    redrawn. Raises as `decode_pixels`.
+    """
+    with _named(param, row):
+        return _decode(raw, limits, in_worker, _levels)
+
+
+@contextmanager
+def _named(param: str, row: int | None) -> Iterator[None]:
+    # messages of the functions below complete a sentence that begins with the picture's field
     try:
-        return _decode(raw, limits, in_worker)
+        yield
     except InvalidRequest as error:
         message = f"{param} {error.message}"
         raise type(error)(message, param=param, row=row) from error
 
 
-def _decode(raw: bytes, limits: ImageLimits, in_worker: bool) -> Pixels:
-    # messages of the functions below complete a sentence that begins with the picture's field
+def _decode(
+    raw: bytes,
+    limits: ImageLimits,
+    in_worker: bool,
+    read: Callable[[Image.Image], Pixels],
+) -> Pixels:
     if not raw:
         raise InvalidRequest("is empty")
     if len(raw) > limits.max_bytes:
@@ -140,7 +172,7 @@ def _decode(raw: bytes, limits: ImageLimits, in_worker: bool) -> Pixels:
             _check_size(picture.size, limits)  # which the data may contradict
             if kind is kinds.BMP:
                 _fill_blank_alpha(picture)
-            return _pixels(_upright(picture, orientation))
+            return read(_upright(picture, orientation))
         except DECODER_ERRORS as error:
             raise InvalidRequest("is damaged or cut short and can't be decoded") from error
 
@@ -227,21 +259,43 @@ def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
 
 
 def _pixels(picture: Image.Image) -> Pixels:
-    # in strips: a second copy of a large picture would double the memory of decoding it
-    width, height = picture.size
-    memory, rows = SharedMemory.empty(), max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        strip = picture.crop((0, top, width, min(height, top + rows)))
+    memory = SharedMemory.empty()
+    for strip in _strips(picture):
         memory.append(_rgb(strip).tobytes())
-    return Pixels(width, height, memory)
+    return Pixels(*picture.size, memory)
+
+
+def _levels(picture: Image.Image) -> Pixels:
+    grays, clear, is_opaque = SharedMemory.empty(), SharedMemory.empty(), True
+    for strip in _strips(picture):
+        grays.append(_rgb(strip).convert("L").tobytes())
+        if strip.has_transparency_data:
+            alpha = _converted(strip).convert("RGBA").getchannel("A")
+            is_opaque = is_opaque and alpha.getextrema() == (255, 255)
+            clear.append(ImageChops.invert(alpha).tobytes())
+    return Pixels(*picture.size, grays if is_opaque else clear)
+
+
+def _strips(picture: Image.Image) -> Iterator[Image.Image]:
+    # a second copy of a large picture would double the memory of decoding it
+    width, height = picture.size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield picture.crop((0, top, width, min(height, top + rows)))
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
-        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if picture.mode == "La":  # no other conversion takes premultiplied gray
-        picture = picture.convert("LA")
+    picture = _converted(picture)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _converted(picture: Image.Image) -> Image.Image:
+    """The picture in a mode that every other one can be made of."""
+    if picture.mode.startswith("I"):  # 16-bit gray, which `convert` would clip to white
+        return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode == "La":  # no other conversion takes premultiplied gray
+        return picture.convert("LA")
+    return picture

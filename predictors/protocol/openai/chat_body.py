@@ -32,6 +32,7 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
@@ -82,6 +83,7 @@ class ChatBody:
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
     """Of all pictures but those that ask for others."""
+    loras: NamedScales | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -159,6 +161,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "seed": seed_or_drawn,
     "stop": _stop,
     "n": whole(1, MAX_N),
+    "loras": loras,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,

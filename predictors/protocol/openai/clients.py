@@ -201,6 +201,8 @@ CHAT_CLIENTS: Tables = {
 
 IMAGE_CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}
 """Of `POST /v1/images/generations`."""
+EDIT_CLIENTS: Tables = IMAGE_CLIENTS
+"""Of `POST /v1/images/edits`."""
 
 _SENT_BACK = "it came with the answer that is sent back"
 _CACHE_MARK = "equal beginnings are found without it"

@@ -41,6 +41,7 @@ MAX_SIDE = 65_536  # largest number that is read; the codec's limit is lower
 B64_JSON, URL = "b64_json", "url"
 QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 """OpenAI's. They set no tier: a caller who asks for high quality must not get less exactness."""
+_EDITS = "pictures are edited by POST /v1/images/edits"
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
@@ -65,6 +66,8 @@ class ImagesBody:
     max_sequence_length: int | None = None
     tier: str | None = None
     loras: NamedScales | None = None
+    metadata: str | None = None
+    """Of the file: `default` or `full`."""
     output_format: str | None = None
     output_compression: int | None = None
     response_format: str = B64_JSON
@@ -88,11 +91,17 @@ def read_images_body(body: object) -> ImagesBody:
     read = read_fields(body, FIELDS)
     require(read, "model", "prompt")
     check_stream(read)
+    return ImagesBody(**with_sides(read))
+
+
+def with_sides(read: dict[str, Any]) -> dict[str, Any]:
+    """Checked fields with `width` and `height` in place of `size`, and `spelt`. Raises
+    `InvalidRequest` if they disagree."""
     spelt: dict[str, str] = {}
     if "size" in read:
         width, height = read.pop("size")
         _merge(read, "size", f"{width}x{height}", {"width": width, "height": height}, spelt)
-    return ImagesBody(**read, spelt=spelt)
+    return {**read, "spelt": spelt}
 
 
 def _merge(
@@ -108,7 +117,8 @@ def _merge(
 
 @described({"type": "string", "pattern": rf"^(auto|{_SIZE.pattern})$"})
 def _size(name: str, value: Any) -> object:
-    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size."""
+    """`WxH` in pixels as (width, height); `auto` means the checkpoint's own size, or that of the
+    picture that is edited."""
     if value == "auto":
         return DROP
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -129,6 +139,19 @@ def _quality(name: str, value: Any) -> object:
         raise InvalidRequest(message, param=name)
     _KNOWN_QUALITY.check(name, value)
     return DROP
+
+
+_FILE_METADATA = one_of("default", "full")
+
+
+@described(
+    {
+        "anyOf": [dict(_FILE_METADATA.schema), {"type": "object"}],
+        "description": "Of the file. OpenAI's object of tags is ignored.",
+    }
+)
+def _metadata(name: str, value: Any) -> object:
+    return DROP if isinstance(value, dict) else _FILE_METADATA.check(name, value)
 
 
 OWN_FIELDS: dict[str, DescribedRule] = {
@@ -153,14 +176,18 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     **STREAM_FIELDS,
     # these can't change the answer
     **CLIENT_FIELDS,
+    # but for full metadata in the file
+    "metadata": _metadata,
     # these are only taken at the value that is served anyway
     "style": only_values("auto", "natural", "vivid", why="the prompt is what sets the style"),
     "moderation": only_values("auto", "low", why="there is no moderation to be set"),
     "background": only_values("auto", "opaque", why="pictures are opaque"),
     # standard in other parts of OpenAI's images API
-    "image": only_values(why="pictures are drawn from words only"),
-    "mask": only_values(why="pictures are drawn from words only"),
-    "input_fidelity": only_values(why="pictures are drawn from words only"),
+    "image": only_values(why=_EDITS),
+    "images": only_values(why=_EDITS),
+    "mask": only_values(why=_EDITS),
+    "strength": only_values(why=_EDITS),
+    "input_fidelity": only_values(why=_EDITS),
     "complexity": only_values(why="only raster pictures are drawn"),
     "svg": only_values(why="only raster pictures are drawn"),
     "frame_count": only_values(why="pictures do not move"),

@@ -37,6 +37,8 @@ class HeldPicture:
     """`png`, `jpeg` or `webp`."""
     expires_s: float
     """By the clock of `PictureFiles`."""
+    provenance: str = "none"
+    """The file's mark of origin, as the answer said it."""
 
 
 class PictureFiles:
@@ -68,7 +70,7 @@ class PictureFiles:
             name = "response_format"
             raise InvalidRequest(f"{name} 'url' is not supported: {_OFF}", param=name)
 
-    def put(self, files: Sequence[bytes], kind: str) -> list[str]:
+    def put(self, files: Sequence[bytes], kind: str, provenance: str = "none") -> list[str]:
         """The addresses of the files, which are held from now on.
 
         Raises `TooLarge` for more bytes than are ever held.
@@ -85,7 +87,7 @@ class PictureFiles:
             self._drop_expired()
             expires_s = self._clock() + self.lifetime_s
             for name, file in zip(names, files, strict=True):
-                self._held[name] = HeldPicture(file, kind, expires_s)
+                self._held[name] = HeldPicture(file, kind, expires_s, provenance)
             self._num_bytes += total
             while self._num_bytes > self._max_bytes or len(self._held) > MAX_FILES:
                 self._drop_oldest(CROWDED_OUT)
@@ -131,5 +133,6 @@ def file_response(picture: HeldPicture) -> Response:
         ("cache-control", "private, no-store"),
         ("content-disposition", f'inline; filename="picture.{picture.kind}"'),
         ("x-content-type-options", "nosniff"),
+        ("provenance", picture.provenance),
     )
     return Response(picture.file, headers=headers)

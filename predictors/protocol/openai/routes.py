@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from predictors.errors import Forbidden, InvalidRequest, NotFound, ServingError
 from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault, fault_of
 from predictors.protocol.http.app import PlainEndpoint
+from predictors.protocol.http.bodies import JSON_MEDIA
 from predictors.protocol.http.exchange import (
     CALL_KEY,
     Endpoint,
@@ -31,14 +32,16 @@ from predictors.protocol.http.exchange import (
     Response,
     json_response,
 )
+from predictors.protocol.http.multipart import FORM_MEDIA
 from predictors.protocol.openai.chat_body import ChatBody, decode_chat_body
+from predictors.protocol.openai.edits_body import EditsBody, decode_edits_body
 from predictors.protocol.openai.fields import DecodedBody
 from predictors.protocol.openai.image_events import error_event, respell, respelt_events
 from predictors.protocol.openai.images_body import URL, ImagesBody, decode_images_body
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
 from predictors.protocol.openai.picture_files import PictureFiles, file_response
 from predictors.protocol.registry import Registry
-from predictors.protocol.serves import Served, ServesChat, ServesImages
+from predictors.protocol.serves import Served, ServesChat, ServesEdits, ServesImages
 
 PREFIXES = ("/openai/v1", "/v1")
 OWNER = "vision-predictors"
@@ -57,29 +60,32 @@ class Operation:
     name: str
     """Metric label."""
     route: str
-    decode: Callable[[bytes], DecodedBody[Any]]
-    """From the body's bytes; called in a worker process for a large body."""
+    decode: Callable[..., DecodedBody[Any]]
+    """From the body's bytes and the values of `headers`; called in a worker process for a large
+    body."""
     serves: Callable[[Served], bool]
     """True for a model that serves this route."""
     reply: Callable[[Any, Any, Call], Awaitable[Response | EventStream]]
     """Answers a call with such a model and a checked body."""
+    media: Collection[str] = JSON_MEDIA
+    """Content types of a body."""
+    headers: tuple[str, ...] = ()
+    """Headers that `decode` reads."""
 
 
 def openai_routes(registry: Registry) -> list[BaseRoute]:
     listing = Listing(registry)
     files = PictureFiles(registry.settings.server)
-    operation = images_operation(files)
-    chat = endpoint(registry, CHAT, (operation,))
-    images = endpoint(registry, operation, (CHAT,))
+    operations = (CHAT, images_operation(files), edits_operation(files))
+    endpoints = [(each.route, endpoint(registry, each, operations)) for each in operations]
 
     async def file(request: Request) -> Response:
         return file_response(files.get(request.path_params["file"]))
 
     routes: list[BaseRoute] = []
     for prefix in PREFIXES:
+        routes += [Route(prefix + route, answer, methods=["POST"]) for route, answer in endpoints]
         routes += [
-            Route(prefix + CHAT.route, chat, methods=["POST"]),
-            Route(prefix + operation.route, images, methods=["POST"]),
             Route(f"{prefix}{FILES_ROUTE}/{{file}}", PlainEndpoint(file), methods=["GET"]),
             Route(f"{prefix}/models", PlainEndpoint(listing.all), methods=["GET"]),
             Route(f"{prefix}/models/{{name:model}}", PlainEndpoint(listing.one), methods=["GET"]),
@@ -87,12 +93,14 @@ def openai_routes(registry: Registry) -> list[BaseRoute]:
     return routes
 
 
-def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, ...]) -> Endpoint:
-    """`others` are named to callers whose model is of another kind."""
+def endpoint(registry: Registry, operation: Operation, every: tuple[Operation, ...]) -> Endpoint:
+    """Of `every` operation, those that serve it are named to a caller whose model is of another
+    kind."""
 
     async def handle(exchange: Exchange) -> Response | EventStream:
         check_only_model(registry, operation, exchange)
-        decoded = await exchange.decode_body(operation.decode)
+        headers = [exchange.call.get(name, "") for name in operation.headers]
+        decoded = await exchange.decode_body(operation.decode, *headers, media=operation.media)
         if decoded.model is not None:
             exchange.record.model = registry.label(decoded.model)  # for a refused body too
         if decoded.refusal is not None and decoded.refusal.param == "model":
@@ -101,7 +109,8 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
         body = decoded.accepted()
         model = exchange.find(body.model)
         if not operation.serves(model):
-            raise _wrong_kind(model, operation, others)
+            names = registry.names_for(exchange.call)
+            raise _wrong_kind(model, operation, every, names)
         exchange.admit(body.model)
         return await operation.reply(model, body, exchange.call)
 
@@ -113,8 +122,7 @@ def endpoint(registry: Registry, operation: Operation, others: tuple[Operation, 
 def check_only_model(registry: Registry, operation: Operation, exchange: Exchange) -> None:
     """Refuse a request before its body is read where a single model could answer it and its queue
     is full. With several models the body has to say which one is meant."""
-    models = {each.name: each for each in registry.names_for(exchange.call).values()}
-    able = [each for each in models.values() if operation.serves(each)]
+    able = [each for each in registry.models_for(exchange.call) if operation.serves(each)]
     if len(able) == 1:
         try:
             registry.check_room(able[0], exchange.call)
@@ -126,9 +134,12 @@ def check_only_model(registry: Registry, operation: Operation, exchange: Exchang
 def _with_models(
     refusal: InvalidRequest, names: Mapping[str, Served], operation: Operation
 ) -> InvalidRequest:
-    served = [name for name, model in names.items() if operation.serves(model)]
-    listed = ", ".join(served) or "none"
+    listed = _served_by(operation, names) or "none"
     return InvalidRequest(f"{refusal.message}; served here: {listed}", param=refusal.param)
+
+
+def _served_by(operation: Operation, names: Mapping[str, Served]) -> str:
+    return ", ".join(name for name, model in names.items() if operation.serves(model))
 
 
 def openai_body(fault: Fault) -> bytes:
@@ -142,11 +153,17 @@ def openai_body(fault: Fault) -> bytes:
 
 
 def _wrong_kind(
-    model: Served, operation: Operation, others: tuple[Operation, ...]
+    model: Served,
+    operation: Operation,
+    every: tuple[Operation, ...],
+    names: Mapping[str, Served],
 ) -> InvalidRequest:
-    there = [other.route for other in others if other.serves(model)]
-    hint = f"; POST /v1{there[0]} does" if there else ""
-    message = f"POST /v1{operation.route} does not serve model {model.name!r}{hint}"
+    message = f"POST /v1{operation.route} does not serve model {model.name!r}"
+    there = [other.route for other in every if other.serves(model)]
+    if there:
+        message += f"; POST /v1{there[0]} does"
+    if able := _served_by(operation, names):
+        message += f", and {operation.route} serves {able}"
     return InvalidRequest(message, param="model")
 
 
@@ -203,18 +220,18 @@ CHAT = Operation(
 
 # -- images ----------------------------------------------------------------------------------------
 async def reply_images(
-    files: PictureFiles, model: ServesImages, body: ImagesBody, call: Call
+    files: PictureFiles, model: ServesImages | ServesEdits, body: ImagesBody, call: Call
 ) -> Response | EventStream:
     """Pictures as base64, or held in `files` for their addresses; or one as events."""
     if body.stream:
-        events = respelt_events(model.images_stream(body, call), body.spelt)
+        events = respelt_events(_draw_stream(model, body, call), body.spelt)
         encode_error = lambda fault: error_event(openai_body(fault))  # noqa: E731
         return EventStream(events, encode_error=encode_error, headers=STREAM_HEADERS)
     is_url = body.response_format == URL
     if is_url:
         files.check_offered()
     try:
-        answer = await model.images(body, call)
+        answer = await _draw(model, body, call)
     except InvalidRequest as error:
         respell(error, body.spelt)
         raise
@@ -226,14 +243,36 @@ async def reply_images(
     return response
 
 
+async def _draw(
+    model: ServesImages | ServesEdits, body: ImagesBody | EditsBody, call: Call
+) -> dict[str, Any]:
+    if isinstance(body, EditsBody):
+        assert isinstance(model, ServesEdits)
+        return await model.edits(body, call)
+    assert isinstance(model, ServesImages)
+    return await model.images(body, call)
+
+
+def _draw_stream(
+    model: ServesImages | ServesEdits, body: ImagesBody | EditsBody, call: Call
+) -> AsyncIterator[bytes]:
+    if isinstance(body, EditsBody):
+        assert isinstance(model, ServesEdits)
+        return model.edits_stream(body, call)
+    assert isinstance(model, ServesImages)
+    return model.images_stream(body, call)
+
+
 def _addresses_reply(files: PictureFiles, answer: Mapping[str, Any]) -> Response:
     pictures = [base64.b64decode(picture["b64_json"]) for picture in answer["data"]]
-    addresses = files.put(pictures, answer["output_format"])
+    addresses = files.put(pictures, answer["output_format"], answer.get("provenance", "none"))
     expires_at = int(time.time() + files.lifetime_s)
     data = [
-        {"url": url, "seed": picture["seed"], "expires_at": expires_at}
+        {"url": url, **picture, "expires_at": expires_at}
         for url, picture in zip(addresses, answer["data"], strict=True)
     ]
+    for picture in data:
+        del picture["b64_json"]
     return json_response({**answer, "data": data})
 
 
@@ -253,6 +292,18 @@ def images_operation(files: PictureFiles) -> Operation:
         decode=decode_images_body,
         serves=lambda model: isinstance(model, ServesImages),
         reply=partial(reply_images, files),
+    )
+
+
+def edits_operation(files: PictureFiles) -> Operation:
+    return Operation(
+        name="edits",
+        route="/images/edits",
+        decode=decode_edits_body,
+        serves=lambda model: isinstance(model, ServesEdits),
+        reply=partial(reply_images, files),
+        media=JSON_MEDIA | {FORM_MEDIA},
+        headers=("content-type",),
     )
 
 

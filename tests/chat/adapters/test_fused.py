@@ -164,9 +164,9 @@ def test_a_picture_in_a_fused_pass_has_its_own_adapters() -> None:
     found = {
         (grid, mix): runner.encode(patches_of(grid), mix).embedding
         for grid in ((6, 8), (6, 12))  # in a bucket and beyond
-        for mix in MIXES
+        for mix in MIXES[::3]
     }
-    for mix in MIXES:
+    for mix in MIXES[::3]:
         merged = VisionTower(TOWER_SHAPE).requires_grad_(False)
         merged.load_state_dict(tower.state_dict())
         merge(vision_places(merged), adapters, mix)

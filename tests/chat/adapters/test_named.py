@@ -37,6 +37,12 @@ def test_a_name_is_taken_until_it_is_removed(adapters: Adapted) -> None:
         named.remove("again")
 
 
+def test_a_name_that_no_request_could_say_is_refused(adapters: Adapted) -> None:
+    for name in ("", "a:b", "../a", "a" * 65, "ä"):
+        with pytest.raises(InvalidRequest, match="an adapter's name has"):
+            adapters.named.add(name, adapters.folders["words"])
+
+
 def test_a_refused_adapter_is_not_added(adapters: Adapted, tmp_path: Path) -> None:
     names = adapters.named.names
     with pytest.raises(InvalidRequest, match="the adapter 'nothing'"):

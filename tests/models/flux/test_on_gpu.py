@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from predictors.diffusion.request import ImageParameters
 from predictors.errors import EngineFailed, StepFailed
 from predictors.models.flux.model import FluxModel
 from tests.diffusion.driver import CHECKPOINT, FAST, EngineDriver, drive_model, picture
+from tests.models.flux.edited import make_fill, make_kontext, masked
+from tests.models.flux.edited import picture as source_picture
 
 IMAGE = ImageParameters("a large red circle", num_inference_steps=4, seed=3)
 GPU = Placement(torch.device("cuda"), torch.bfloat16, "inductor")
@@ -26,7 +29,8 @@ def test_traffic_replays_graphs_and_ends_near_the_latents_of_a_cpu(driver: Engin
     knobs = FAST | {"tiers": "lossless", "slots": 2}
     on_gpu = drive_model(FluxModel(CHECKPOINT), GPU, name="flux-gpu", **knobs)
     on_gpu.engine.warm(lambda *_: None)
-    assert on_gpu.engine.runner.captures == 3  # text encoders, a denoise step, the decoder
+    # text encoders, a denoise step, both halves of the autoencoder
+    assert on_gpu.engine.runner.captures == 4
     images = [replace(IMAGE, seed=seed, num_inference_steps=2 + seed) for seed in range(4)]
     pictures = on_gpu.drive([(i, on_gpu.job(image)) for i, image in enumerate(images)])
     assert len({picture.tobytes() for picture in pictures}) == len(images)
@@ -76,6 +80,44 @@ def test_a_row_that_is_not_finite_fails_alone_at_every_tier(
     assert np.array_equal(fast.draw(images[1]), alone[1])
     assert fast.engine.describe()["captures_after_ready"] == 0
     assert fast.engine.describe()["recompilations_after_ready"] == 0
+
+
+@pytest.mark.gpu
+def test_edits_replay_the_graphs_of_plain_pictures(fast: EngineDriver) -> None:
+    plain = replace(IMAGE, tier="lossless")
+    images = [
+        plain,
+        replace(plain, source=source_picture()),
+        replace(plain, source=masked(source_picture()), seed=4),
+        replace(plain, source=source_picture(), strength=0.0),
+    ]
+    before = fast.engine.runner.captures
+    alone = [fast.draw(image) for image in images]
+    together = fast.drive([(0, fast.job(image)) for image in images])
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert np.array_equal(fast.draw(replace(images[1], strength=1.0)), alone[0])
+    fast.draw(replace(images[2], tier="high"))
+    fast.draw(replace(images[2], tier="turbo", num_inference_steps=12))
+    assert fast.engine.runner.captures == before
+    assert fast.engine.describe()["captures_after_ready"] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [make_fill, make_kontext])
+def test_fill_and_kontext_are_captured_before_ready(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "c")
+    on_gpu = drive_model(FluxModel(folder), GPU, name="flux-gpu-edit", **(FAST | {"slots": 2}))
+    on_gpu.engine.warm(lambda *_: None)
+    size = on_gpu.limits.source_size((64, 64), (64, 64))
+    own = source_picture(*size)
+    image = replace(IMAGE, width=64, height=64, source=own if make is make_kontext else masked(own))
+    drawn = [on_gpu.draw(replace(image, seed=seed)) for seed in (1, 2, 1)]
+    assert np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert on_gpu.engine.describe()["captures_after_ready"] == 0
+    on_gpu.engine.close()
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.images.decode import decode_pixels
+from predictors.protocol.images.decode import decode_mask, decode_pixels
 from predictors.protocol.images.urls import read_data_url
 from predictors.settings import ImageLimits
 from tests.http.pictures import BAD_PICTURES, Bad, png_of
@@ -178,3 +178,71 @@ def test_pictures_are_decoded_in_several_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert found == {i: (i, i, i) for i in range(16)}
+
+
+# -- masks -----------------------------------------------------------------------------------------
+def levels(raw: bytes, limits: ImageLimits = LIMITS) -> Image.Image:
+    mask = decode_mask(raw, limits)
+    with mask.memory.map() as mapped:
+        return Image.frombytes("L", (mask.width, mask.height), mapped[:])
+
+
+def left_half(mode: str, inside: Any, outside: Any, size: tuple[int, int] = (8, 4)) -> Image.Image:
+    picture = plain(mode, outside, size)
+    picture.paste(inside, (0, 0, size[0] // 2, size[1]))
+    return picture
+
+
+def palette_mask() -> bytes:
+    picture = left_half("P", 0, 1)
+    picture.putpalette([*RED, *ORANGE])
+    return saved(picture, transparency=0)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        saved(left_half("L", 255, 0)),
+        saved(left_half("1", 1, 0)),
+        saved(left_half("RGB", WHITE, (0, 0, 0))),
+        saved(left_half("I;16", 65535, 0)),
+        saved(left_half("CMYK", (0, 0, 0, 0), (0, 0, 0, 255)), "TIFF"),
+        saved(left_half("RGBA", (*WHITE, 255), (0, 0, 0, 255))),  # opaque: its gray counts
+        saved(left_half("RGBA", (0, 0, 0, 0), (*WHITE, 255))),  # OpenAI's: transparent is redrawn
+        saved(left_half("LA", (9, 0), (9, 255))),
+        saved(left_half("RGBA", (9, 9, 9, 0), (*WHITE, 255)), "WEBP", lossless=True, exact=True),
+        palette_mask(),
+    ],
+    ids=["L", "1", "RGB", "16 bit", "CMYK", "opaque", "RGBA", "LA", "WebP", "palette"],
+)
+def test_a_mask_is_its_transparency_or_else_its_gray(raw: bytes) -> None:
+    assert levels(raw).tobytes() == left_half("L", 255, 0).tobytes()
+
+
+def test_a_mask_that_is_partly_transparent_has_levels_between() -> None:
+    assert levels(saved(left_half("LA", (0, 55), (0, 255)))).getpixel((0, 0)) == 200
+
+
+def test_transparency_in_one_strip_counts_for_the_whole_mask() -> None:
+    size = (2048, 1100)  # three strips
+    picture = plain("LA", (255, 255), size)
+    picture.putpixel((0, 1099), (255, 0))
+    found = levels(saved(picture, compress_level=1), ImageLimits(max_pixels=2048 * 1100))
+    assert found.getextrema() == (0, 255)
+    assert found.getbbox() == (0, 1099, 1, 1100)
+
+
+def test_a_mask_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = levels(saved(left_half("L", 255, 0), exif=exif))
+    assert found.size == (4, 8)
+    assert found.getbbox() == (0, 0, 4, 4)
+
+
+def test_a_mask_has_the_limits_of_a_picture_and_its_own_name() -> None:
+    with pytest.raises(InvalidRequest, match="mask is 8x4 pixels; a side may have 4") as caught:
+        levels(saved(left_half("L", 255, 0)), ImageLimits(max_side=4))
+    assert caught.value.param == "mask"
+    with pytest.raises(InvalidRequest, match="mask is empty"):
+        levels(b"")

@@ -19,6 +19,7 @@ from predictors import metrics
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
 from predictors.protocol.openai.routes import event, openai_routes
@@ -29,6 +30,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "openai"
 HELLO = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hello"}]}
 CIRCLE = {"model": "flux", "prompt": "a red circle"}
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
+EDITS = "/v1/images/edits"
 PATIENCE_S = 60.0  # never reached when all is well
 
 
@@ -90,6 +92,12 @@ class Painter(Model):
                 self.cancelled.set()
                 raise
         return {"created": 1, "data": [{"b64_json": "AAAA", "seed": 7}] * body.n}
+
+    async def edits(self, body: EditsBody, call: Call) -> dict[str, Any]:
+        return await self.images(body, call)
+
+    def edits_stream(self, body: EditsBody, call: Call) -> AsyncIterator[bytes]:
+        return self.images_stream(body, call)
 
     async def images_stream(self, body: ImagesBody, call: Call) -> AsyncIterator[bytes]:
         """As many previews as were asked for, one step, then `late_error` or the picture."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from predictors.chat.adapters.places import LinearPlace, mlp_places, whole
+from predictors.chat.adapters.places import LinearPlace, mlp_places
 from predictors.chat.decoder.layers import GatedMLP, RMSNorm
 from predictors.chat.decoder.weights import linear_slots, mlp_slots
 from predictors.chat.tensors import FRAMES
@@ -107,15 +107,15 @@ def vision_places(vision: VisionTower) -> dict[str, LinearPlace]:
     """The layers of the tower's linears, for adapters."""
     shape, merger = vision.shape, vision.merger
     found = {
-        FRAMES.removesuffix(".weight"): whole(vision.patch_embed),
-        "visual.merger.mlp.0": whole(merger.fc1),
-        "visual.merger.mlp.2": whole(merger.fc2),
+        FRAMES.removesuffix(".weight"): LinearPlace.of(vision.patch_embed),
+        "visual.merger.mlp.0": LinearPlace.of(merger.fc1),
+        "visual.merger.mlp.2": LinearPlace.of(merger.fc2),
     }
     for i, block in enumerate(vision.blocks):
         assert isinstance(block, VisionBlock)
         prefix, mlp = f"visual.blocks.{i}", block.mlp
-        found[f"{prefix}.attn.qkv"] = whole(block.attention.qkv)
-        found[f"{prefix}.attn.proj"] = whole(block.attention.out)
+        found[f"{prefix}.attn.qkv"] = LinearPlace.of(block.attention.qkv)
+        found[f"{prefix}.attn.proj"] = LinearPlace.of(block.attention.out)
         sizes = (shape.hidden, shape.padded_mlp)
         found |= mlp_places(f"{prefix}.mlp", mlp.gate_up, mlp.down, *sizes)
     return found

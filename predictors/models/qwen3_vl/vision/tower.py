@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predictors.chat.adapters.changes import RowChanges
-from predictors.chat.adapters.places import LinearPlace, whole
+from predictors.chat.adapters.places import LinearPlace
 from predictors.chat.decoder.rotary import rotate, vision_table
 from predictors.chat.decoder.weights import linear_slots
 from predictors.chat.tensors import FRAMES
@@ -170,7 +170,7 @@ def vision_places(vision: VisionTower) -> dict[str, LinearPlace]:
     """The layers of the tower's linears, for adapters."""
     linears = {f"visual.{name}": layer for name, layer in _linears(vision).items()}
     linears[FRAMES.removesuffix(".weight")] = vision.patch_embed
-    return {name: whole(layer) for name, layer in linears.items()}
+    return {name: LinearPlace.of(layer) for name, layer in linears.items()}
 
 
 def _linears(vision: VisionTower) -> dict[str, nn.Linear]:

@@ -214,5 +214,8 @@ async def test_an_adapter_that_does_not_fit_fails_the_start(tmp_path: Path) -> N
     with pytest.raises(InvalidRequest, match="has shape"):
         make_predictor("flux-bad", CHECKPOINT, SETTINGS, loras={"a": bad})
     off = replace(SETTINGS, flux=replace(FLUX, lora_max_active=0))
+    good = adapter(tmp_path, "a", 1)
+    made = make_predictor("flux-off", CHECKPOINT, off, loras={"a": good})  # has room for it
+    assert made.settings.flux.lora_max_active == 1
     with pytest.raises(InvalidRequest, match="switched off"):
-        make_predictor("flux-off", CHECKPOINT, off, loras={"a": adapter(tmp_path, "a", 1)})
+        make_predictor("flux-off", CHECKPOINT, off).add_lora("a", good)
