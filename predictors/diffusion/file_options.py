@@ -6,7 +6,7 @@ from typing import Any
 
 from predictors.diffusion.request import DEFAULT, METADATA, ImageRequest, check_range
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.image_events import MAX_PARTIAL_IMAGES
+from predictors.protocol.openai.fields import MAX_PARTIAL_IMAGES
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 

@@ -115,6 +115,10 @@ def test_a_full_step_has_the_rows_of_before_and_each_sequence_its_turn(
     callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = callers.room
+    # by the machine's clock a busy moment would make wide steps look dear
+    TimedPasses(monkeypatch, ChatRunner, {"decode": 1.0}, engine)
+    monkeypatch.setattr(room.engine._planner, "costs", StepCosts())
+    monkeypatch.setattr(room.engine._planner, "_done_at", 0.0)
     widths: list[int] = []
     decode = ChatRunner.decode
 

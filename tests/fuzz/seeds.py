@@ -162,7 +162,7 @@ def forms() -> Iterator[bytes]:
     yield form(*given, ("image[]", file), ("image[]", file), ("mask", file), ("n", b"2"))
     more = (("strength", b"0.5"), ("size", b"64x64"), ("seed", b"-1"), ("user[id]", b"me"))
     yield b"\r\n" + form(*given, ("image", b"data:;base64,aGVsbG8="), *more) + b"epilogue"
-    yield form(*given, ("image", file), ("stream", b"False"), ("metadata", b"{}"), ("tier", b""))
+    yield form(*given, ("image", file), ("stream", b"False"), ("metadata", b"full"), ("tier", b""))
 
 
 def form(*fields: tuple[str, bytes]) -> bytes:

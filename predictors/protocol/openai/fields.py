@@ -28,6 +28,7 @@ Schema = Mapping[str, Any]
 """JSON Schema, as in OpenAPI 3.1."""
 
 DROP: Final = object()
+MAX_PARTIAL_IMAGES = 3  # as OpenAI
 MAX_NAME = 64  # characters of an unknown field's name that an error repeats
 
 

@@ -17,11 +17,15 @@ from typing import Any
 import orjson
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.fields import DescribedRule, flag, whole
+from predictors.protocol.openai.fields import (
+    MAX_PARTIAL_IMAGES,
+    DescribedRule,
+    flag,
+    whole,
+)
 
 GENERATION, EDIT = "image_generation", "image_edit"
 """What the names of the events of a route begin with."""
-MAX_PARTIAL_IMAGES = 3
 
 STREAM_FIELDS: Mapping[str, DescribedRule] = {
     "stream": flag,

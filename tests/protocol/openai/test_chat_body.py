@@ -270,6 +270,7 @@ CASES: list[tuple[str, Any, str | None]] = [
     ("logit_bias", body(logit_bias={"50256": -100}), "logit_bias"),
     ("modalities", body(modalities=["text", "audio"]), "modalities"),
     ("audio", body(audio={"voice": "alloy"}), "audio"),
+    ("loras", body(loras="a"), "loras"),
     ("prediction", body(prediction={}), "prediction"),
     ("reasoning_effort", body(reasoning_effort="high"), "reasoning_effort"),
     ("verbosity", body(verbosity="low"), "verbosity"),
