@@ -207,7 +207,8 @@ from predictors.serving.loop import EngineLoop
 sitecustomize.HANG = Path(sys.argv[1])
 steps = []
 engine = types.SimpleNamespace(step=steps.append, slots=1, spare_slots=0)
-EngineLoop("model", engine, None, None, None, time.monotonic)
+jobs = types.SimpleNamespace(wake=lambda: None)
+EngineLoop("model", engine, jobs, None, None, time.monotonic)
 engine.step([1])
 sitecustomize.HANG.touch()
 thread = threading.Thread(target=engine.step, args=([2],))
