@@ -172,9 +172,11 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "It is near a limit: memory, connections, bodies in flight, event loop or preparation.",
     ),
     "CertificateExpiring": (
-        "min by (job, namespace, pod, instance) "
-        '({{__name__=~"predictors_(tls|c2pa)_certificate_expiry_timestamp_seconds"}} > 0)'
-        " < time() + {above}",
+        "min by (job, namespace, pod, instance) (label_replace("
+        'predictors_tls_certificate_expiry_timestamp_seconds > 0, "of", "tls", "", "")'
+        " or label_replace("
+        'predictors_c2pa_certificate_expiry_timestamp_seconds > 0, "of", "c2pa", "", "")'
+        ") < time() + {above}",
         "A certificate of {{ $labels.instance }} expires at {{ $value | humanizeTimestamp }}",
         "From then on clients refuse to connect (TLS), or pictures fail, unsigned (C2PA).",
     ),
