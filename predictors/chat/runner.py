@@ -346,5 +346,5 @@ class ChatRunner:
 
 
 def _kind(adapters: SlotScales) -> str:
-    """How the name of a pass with these adapters begins."""
+    """Prefix of the name of a pass with these adapters."""
     return "adapted " if adapters else ""

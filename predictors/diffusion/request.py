@@ -27,7 +27,8 @@ TEXT, FILL, KONTEXT = "text", "fill", "kontext"
 the masked part of a picture, and FLUX.1-Kontext, which reads a picture beside the prompt."""
 DEFAULT, FULL = "default", "full"
 METADATA = (DEFAULT, FULL)
-"""What a file says of its origin: that a model made it, or the request's id and parameters too."""
+"""Content of a file's mark of origin: that a model made it, or the request's id and parameters
+too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class ImageResult:
 
 
 PictureChunk = PartialPicture | StepTaken | ImageResult
-"""What a job emits: at the end one `ImageResult`, the others before it for a request that
+"""One result of a job: `ImageResult` is the last, the others come before it for a request that
 `is_watched`."""
 
 

@@ -1,4 +1,4 @@
-"""What each kind of checkpoint does with pictures: requests taken or refused, and sizes."""
+"""Pictures by kind of checkpoint: requests taken or refused, and sizes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from predictors.errors import InvalidRequest
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 2**20
 METADATA = "lora_adapter_metadata"
-"""Where diffusers writes PEFT's config into a file's header, each name with its part in front."""
+"""Header entry of diffusers' files with PEFT's config, each name with its part in front."""
 MAX_ALPHA = 1e6
 MAX_PATTERNS = 10_000
 INFORMATIVE = frozenset({

@@ -98,13 +98,13 @@ class AdapterSummary:
     file: str
     """Name of the file or folder, without its path."""
     format: str
-    """Whose spelling its tensors have."""
+    """Tool whose spelling its tensors have."""
     digest: str
     """Of the changes, in hexadecimal digits: the same in every format."""
     rank: int
     """The largest."""
     linears: Mapping[str, int]
-    """How many it changes, by part of the checkpoint."""
+    """Number that it changes, by part of the checkpoint."""
     num_values: int
     """Of all changes."""
 

@@ -25,7 +25,7 @@ from predictors.protocol.openai.fields import (
 )
 
 GENERATION, EDIT = "image_generation", "image_edit"
-"""What the names of the events of a route begin with."""
+"""Prefixes of the event names of the two routes."""
 
 STREAM_FIELDS: Mapping[str, DescribedRule] = {
     "stream": flag,

@@ -51,7 +51,7 @@ class ImagesBody:
     """A checked body. None means that the field is absent or null; sides are in pixels."""
 
     events: ClassVar[str] = GENERATION
-    """What the names of a stream's events begin with."""
+    """Prefix of the names of a stream's events."""
 
     model: str
     prompt: str

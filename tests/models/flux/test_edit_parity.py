@@ -59,7 +59,7 @@ def noise_of(request: ImageRequest) -> torch.Tensor:
 def drawn_by(
     pipeline: Any, driver: EngineDriver, image: ImageParameters, **more: Any
 ) -> torch.Tensor:
-    """What `pipeline` draws of the request."""
+    """The latents that `pipeline` draws for the request."""
     request = driver.limits.request(image)
     work = driver.job(image).work
     assert work.source is not None

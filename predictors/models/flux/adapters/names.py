@@ -19,7 +19,7 @@ HALVES: Mapping[str, str] = {
     "lora_up": UP,
 }
 WRAPPERS = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "module.")
-"""What PEFT, ComfyUI and torch put before a name, of which several may stand there."""
+"""Prefixes of names by PEFT, ComfyUI and torch; a name may have several."""
 DOTTED_PARTS = (
     ("transformer.", TRANSFORMER),
     ("text_encoder.", CLIP),
@@ -36,9 +36,9 @@ FLAT_PARTS = (
     ("lora_te2_", T5),
     ("lora_te3_", T5),
 )
-"""What stands before a name without dots: kohya's, OneTrainer's and LyCORIS' spellings."""
+"""Prefixes of names without dots: kohya's, OneTrainer's and LyCORIS' spellings."""
 OWN_NAMES = (("text_model.", CLIP), ("encoder.layers.", CLIP), ("encoder.block.", T5))
-"""How the names of the text encoders' own layers begin."""
+"""Prefixes of the text encoders' own layers."""
 FORMATS: Mapping[str, str] = {
     "base_model.model.": "PEFT",
     "diffusion_model.": "ComfyUI",

@@ -74,7 +74,7 @@ class StoredAdapter:
     file: str
     """The file's name, without its folder."""
     kind: str
-    """Whose spelling its names have."""
+    """Tool whose spelling its names have."""
     digest: str
     """SHA-256 of the changes, in hexadecimal digits: the same in every spelling."""
     changes: Mapping[str, Change]
