@@ -214,7 +214,9 @@ class ChatEngine:
             return
         sequence.is_gone = True
         work, made = sequence.work, len(sequence.answer)
-        job.cost = work.cost_with(made)  # a wrong guess of the length must not change the rate
+        job.spent_cost = work.cost_with(
+            made
+        )  # a wrong guess of the length must not change the rate
         if made and not work.ignore_eos:
             self.lengths.observe(work.max_tokens, made)
         self._free_slots.append(sequence.slot)

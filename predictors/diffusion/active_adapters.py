@@ -210,12 +210,19 @@ class ActiveAdapters:
     def _write(self, held: HeldAdapter) -> None:
         """Copy an adapter into the tables; waits for nothing on the device."""
         rows = self._pool.take(held.name, held.rank)
-        if rows:
-            on_device = to_device(torch.tensor(rows), self._placement)
-            with torch.inference_mode():
-                for linear, table in (self._tables or {}).items():
-                    table.write(on_device, held.step.get(linear, {}))
+        try:
+            if rows:
+                self._copy(held, rows)
+        except BaseException:  # `add` forgets the adapter, which has no rows yet
+            self._pool.give_back(rows)
+            raise
         held.rows, held.step, held.is_ready = rows, {}, True
+
+    def _copy(self, held: HeldAdapter, rows: Sequence[int]) -> None:
+        on_device = to_device(torch.tensor(rows), self._placement)
+        with torch.inference_mode():
+            for linear, table in (self._tables or {}).items():
+                table.write(on_device, held.step.get(linear, {}))
 
     def _forget(self, held: HeldAdapter) -> None:
         self._pool.give_back(held.rows)

@@ -124,7 +124,6 @@ class _LoraRoutes:
         """Run a change to its end, also if the caller leaves."""
         if self._num_changes >= MAX_CHANGES:
             raise Overloaded("adapters are being added or removed already; try again later")
-        self._num_changes += 1
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[T] = loop.create_future()
 
@@ -135,6 +134,7 @@ class _LoraRoutes:
 
         # daemons: the process ends while one waits for a picture
         threading.Thread(target=work, name="loras", daemon=True).start()
+        self._num_changes += 1  # `_end` runs on this loop, hence later
         return await outcome
 
     def _end(

@@ -14,9 +14,9 @@ def read_mounted(path: Path | str, most: int) -> tuple[bytes, os.stat_result]:
     Raises `OSError`, also for a pipe or device, which could block the reading thread for ever.
     Blocks.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
+    # an opener: a descriptor that was opened before is leaked if the path is a folder
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         return file.read(most), found

@@ -46,8 +46,11 @@ class Job(Generic[W, C]):
         """Of its caller at this engine; `JobTable` replaces it with the one that all its jobs
         share."""
         self.cost: float = getattr(work, "cost", 1.0)
-        """Time on the device, in a unit of the engine's; 1 where the work does not tell. An engine
-        may correct it when the job has ended, before its rate is learned."""
+        """Expected time on the device, in a unit of the engine's; 1 where the work does not tell.
+        Constant: what was added for it to a sum is taken off again."""
+        self.spent_cost: float = self.cost
+        """The cost of what was done. An engine may correct it when the job has ended, before its
+        rate is learned."""
         self.least_cost: float = getattr(work, "least_cost", self.cost)
         """The cost if it ends as early as it can: of a chat, after one token."""
         self.cost_kind: str = getattr(work, "cost_kind", "")

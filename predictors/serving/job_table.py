@@ -259,7 +259,7 @@ class JobTable(Generic[W, C]):
         running = len(self._slots.running) + 1
         self._estimates.observe(
             job.used_s,
-            job.cost,
+            job.spent_cost,
             job.cost_kind,
             is_full=running >= self._slots.num or self._queue.is_blocked,
             now=now,

@@ -384,11 +384,12 @@ def test_a_wrong_guess_of_a_length_does_not_change_the_rate(callers: Callers) ->
     for guess in (12.0, 0.001, 9_000.0):
         job = callers.job("one", chat("hi", max_tokens=12, ignore_eos=True))
         job.work = replace(job.work, expected_tokens=guess)
-        job.cost = job.work.cost
+        expected = job.cost = job.work.cost
         assert callers.room.engine.admit(job)
         callers.steps_to_end(job)
         callers.end()
-        costs.append(job.cost)
+        assert job.cost == expected  # sums of waiting and open work take off what was added
+        costs.append(job.spent_cost)
     assert costs == [pytest.approx(12, abs=0.9)] * 3
 
 

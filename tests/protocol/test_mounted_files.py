@@ -36,6 +36,17 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -
         Certificates(TlsSettings(cert_file=str(path), key_file=str(path)))
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_refused_leaves_no_descriptor_open(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    OTHERS[kind](path)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(OSError, match=r"\w"):
+            read_mounted(path, 10)
+    assert len(os.listdir("/proc/self/fd")) < before + 20
+
+
 def test_a_bounded_part_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
