@@ -111,12 +111,13 @@ class PingCounter:
             self._read_frames(client, server)
 
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError), source, target:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
+        self._end()
 
     def _read_frames(self, client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, server, client.makefile("rb") as file:
+        with contextlib.suppress(OSError), client.makefile("rb") as file:
             server.sendall(file.read(24))  # the connection's preface
             while head := file.read(9):
                 server.sendall(head + file.read(int.from_bytes(head[:3], "big")))
@@ -124,6 +125,13 @@ class PingCounter:
                     with self._seen:
                         self.pings += 1
                         self._seen.notify_all()
+        self._end()
+
+    def _end(self) -> None:
+        # shut down, not closed: closing does not wake a thread that reads the same socket
+        for each in list(self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def wait(self, count: int) -> bool:
         with self._seen:
@@ -134,13 +142,12 @@ class PingCounter:
 
     def __exit__(self, *_: object) -> None:
         # gRPC may keep its connection after the channel is closed: the relay's threads wait for it
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._end()
         for thread in self._threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
+        for each in self._sockets:
+            each.close()
 
 
 def test_grpcs_client_may_keep_a_long_request_alive_by_pings(
