@@ -14,7 +14,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ QUESTION = {
 PATIENCE_S = 120.0
 START_S = 300.0
 PROBE_EVERY_S = 0.02
-TRIMMED_AFTER_S = 2.0  # the server gives memory back a second after a large request
+TRIMMED_AFTER_S = 1.5  # the server gives memory back a second after a large request
+SOON_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,19 @@ def _unmapped_kib(pid: int) -> int:
     return total
 
 
-def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Outcome:
-    """Send `case` in a loop, at least three times and for so many seconds, and probe meanwhile."""
+def measure(
+    target: Target,
+    case: Case,
+    *,
+    seconds: float,
+    alone_s: float,
+    enough: Callable[[float, float], bool] = lambda mib, first: False,
+) -> Outcome:
+    """Send `case` in a loop, at least three times and for so many seconds, and probe meanwhile.
+
+    The memory afterwards is read after `TRIMMED_AFTER_S`, or as soon as `enough` of the memory now
+    and after the first request.
+    """
     over, statuses = threading.Event(), [target.send(case)]
     time.sleep(TRIMMED_AFTER_S)
     after_first = target.mib()
@@ -154,7 +166,11 @@ def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Ou
     finally:
         over.set()
         attacker.join()
-    time.sleep(TRIMMED_AFTER_S)
+    after = target.mib()
+    ended = time.monotonic()
+    while time.monotonic() - ended < TRIMMED_AFTER_S and not enough(after, after_first):
+        time.sleep(SOON_S)
+        after = target.mib()
     lives_ms = sorted(1e3 * x for x in lives)
     smalls_ms = sorted(1e3 * x for x in smalls)
     return Outcome(
@@ -170,7 +186,7 @@ def measure(target: Target, case: Case, *, seconds: float, alone_s: float) -> Ou
         small_alone_ms=round(1e3 * alone_s, 1),
         peak_mib=round(peak),
         after_first_mib=round(after_first),
-        after_mib=round(target.mib()),
+        after_mib=round(after),
     )
 
 
