@@ -141,10 +141,44 @@ class Sampling:
     """Taken from the logits of tokens in the answer, as OpenAI does."""
     frequency_penalty: float = 0.0
     """The same, times the number of times the token came."""
+    min_p: float = 0.0
+    """Drops tokens less likely than this times the likeliest one's probability, after
+    temperature."""
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What few requests ask of single tokens. All are ids of the vocabulary."""
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens, after penalties and before temperature."""
+    min_tokens: int = 0
+    """Neither an end token nor one of `stop_token_ids` comes before so many tokens."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Each ends the answer, as an end token does."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told beside the chosen one, 0 to 20; None: no
+    logprobs."""
+
+
+NO_CONTROLS = Controls()
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What an answer's text shows beside plain text."""
+
+    include_stop: bool = False
+    """The stop string, or the token that ended the answer."""
+    keep_special: bool = False
+    """Control tokens, as their names are written."""
+
+
+PLAIN_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +193,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapters: AdapterMix = UNADAPTED
+    controls: Controls = NO_CONTROLS
+    text: TextOptions = PLAIN_TEXT
 
     @property
     def pictures(self) -> list[Picture]:
@@ -205,11 +241,39 @@ class ChatDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log of the probability of a token, by the raw logits: before temperature, penalties,
+    bias and mask. `rank` 1 is the likeliest; `top` are the likeliest tokens, in order."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDelta(ChatDelta):
+    """A piece of an answer with logprobs."""
+
+    scores: tuple[TokenLogprob, ...] = ()
+    """The engine sets one for each of `tokens`; `AnswerReader` leaves those that belong to the
+    text."""
+
+
+@dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
     """The last piece, with the sizes of the prompt's pictures in their order. A type of its own: a
     field more would cost time for every token."""
 
     pictures: tuple[PictureSize, ...] = ()
+    scores: tuple[TokenLogprob, ...] = ()
+    """As those of `ScoredDelta`."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache held; None where it is off."""
+
+
+def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
+    return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
