@@ -72,7 +72,7 @@ class SlotState:
         return mark_not_finite(tokens, logits)
 
     def sampling_of(self, ints: Tensor, floats: Tensor) -> tuple[Penalties, Draw]:
-        """What a sampler takes beside the logits; `ints` and `floats` are those of
+        """A sampler's arguments beside the logits; `ints` and `floats` are those of
         `pack_choices`."""
         slots, _, top_k, key, is_greedy = ints.unbind()
         temperature, top_p = floats[3:, :, None].unbind()
