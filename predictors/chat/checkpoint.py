@@ -112,4 +112,5 @@ def sampling_defaults(checkpoint: Path) -> Sampling:
         top_p=float(given("top_p", 1.0)),
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
+        min_p=float(given("min_p", 0.0)),
     )

@@ -112,15 +112,17 @@ class ChatWork:
     def least_cost(self) -> float:
         """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
         they can't make this one late."""
-        return self.cost_with(_least_tokens(self.ignore_eos, self.stop, self.max_tokens))
+        return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
 
     def cost_with(self, answer_tokens: float) -> float:
         """The same for an answer of that many tokens."""
         return answer_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
 
 
-def _least_tokens(ignore_eos: bool, stop: Sequence[str], max_tokens: int) -> int:
-    return max_tokens if ignore_eos and not stop else min(1, max_tokens)
+def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
+    """Of an answer, which a grammar may end."""
+    may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
+    return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens
 
 
 class ChatPreparer:
@@ -199,7 +201,8 @@ class ChatPreparer:
     def least_cost(self, request: ChatRequest) -> float:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
-        return _least_tokens(request.ignore_eos, request.stop, most_tokens) + prompt_cost
+        is_constrained = request.answer_format is not None
+        return _least_tokens(request, most_tokens, is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""
@@ -214,7 +217,9 @@ class ChatPreparer:
         return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
-        return max_tokens if request.ignore_eos else self.lengths.expected(max_tokens)
+        if request.ignore_eos:
+            return max_tokens
+        return max(self.lengths.expected(max_tokens), request.controls.min_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:

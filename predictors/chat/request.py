@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
@@ -220,6 +221,7 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    answer_format: AnswerFormat | None = None
 
     @property
     def pictures(self) -> list[Picture]:
