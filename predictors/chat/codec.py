@@ -181,6 +181,8 @@ class ChatCodec:
         self, body: ChatBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ChatRequest]:
         """One request per choice."""
+        if body.tools is not None or any(m.calls or m.call_id for m in body.messages):
+            raise InvalidRequest("tools are not served yet", param="tools")
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
             messages=self._messages(body),

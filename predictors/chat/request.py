@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.openai.tool_calls import ToolCall
+from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
@@ -121,10 +124,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
+    order."""
 
     role: str
     parts: tuple[str | Picture, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant, behind its parts."""
+    call_id: str | None = None
+    """Of a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +203,9 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = PLAIN_TEXT
+    answer_format: AnswerFormat | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
 
     @property
     def pictures(self) -> list[Picture]:

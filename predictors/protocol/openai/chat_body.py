@@ -41,6 +41,12 @@ from predictors.protocol.openai.pixel_fields import (
     processor_kwargs,
     read_pixels,
 )
+from predictors.protocol.openai.tool_fields import (
+    OLDER_FIELDS,
+    TOOL_FIELDS,
+    OfferedTools,
+    read_tools,
+)
 
 MAX_N = 16
 MAX_STOPS = 16  # OpenAI's is 4
@@ -84,6 +90,8 @@ class ChatBody:
     pixels: RequestedPixels = AS_SERVED
     """Of all pictures but those that ask for others."""
     loras: NamedScales | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -103,6 +111,8 @@ def read_chat_body(body: object) -> ChatBody:
             raise InvalidRequest(message, param="max_completion_tokens")
     if not read.keys().isdisjoint(PIXELS):
         read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(TOOL_FIELDS):
+        read["tools"] = read_tools(read)
     return ChatBody(**read)
 
 
@@ -162,6 +172,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "stop": _stop,
     "n": whole(1, MAX_N),
     "loras": loras,
+    **TOOL_FIELDS,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
@@ -170,11 +181,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "prompt_cache_retention": dropped(str),
     "prompt_cache_options": dropped(dict),
     # these are only taken at the value that is served anyway
-    "tools": only_values([], why=NO_TOOLS),
-    "tool_choice": only_values("none", "auto", why=NO_TOOLS),
-    "parallel_tool_calls": dropped(bool, why=NO_TOOLS),
-    "functions": only_values([], why=NO_TOOLS),
-    "function_call": only_values("none", "auto", why=NO_TOOLS),
+    **OLDER_FIELDS,
     "web_search_options": only_values(why=NO_TOOLS),
     "logprobs": only_values(False, why=_NO_LOGPROBS),
     "top_logprobs": only_values(0, why=_NO_LOGPROBS),
