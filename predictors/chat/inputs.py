@@ -21,16 +21,21 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
+    Controls,
     Message,
     Picture,
     PictureSize,
     PixelBounds,
     Sampling,
+    TextOptions,
 )
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
@@ -77,6 +82,10 @@ class ChatWork:
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
+    controls: Controls = NO_CONTROLS
+    text: TextOptions = USUAL_TEXT
+    grammar: AnswerGrammar | None = None
+    """The answer is a text of it."""
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -170,6 +179,8 @@ class ChatPreparer:
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
             adapters=request.adapters,
+            controls=request.controls,
+            text=request.text,
         )
 
     def cost(self, request: ChatRequest) -> float:

@@ -137,7 +137,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. Neutral values: top_k 0, top_p 1, penalties 1, 0 and 0."""
+    """How a token is chosen. Neutral values: top_k 0, top_p 1, min_p 0, penalties 1, 0 and 0."""
 
     temperature: float = 1.0
     """Values below `GREEDY_BELOW` are greedy."""
@@ -150,8 +150,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     """The same, times the number of times the token came."""
     min_p: float = 0.0
-    """Drops tokens less likely than this times the likeliest one's probability, after
-    temperature."""
+    """Least share of the likeliest token's probability that a token needs."""
 
     @property
     def is_greedy(self) -> bool:
@@ -160,17 +159,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What few requests ask of single tokens. All are ids of the vocabulary."""
+    """Limits on an answer's tokens that few requests ask for.
+
+    `logit_bias` are (token, number added to its logit), each token once. Before `min_tokens` no
+    token comes that would end the answer; each of `stop_token_ids` ends it. `logprobs` is the
+    number of alternatives beside the chosen token, None where no logprobs are asked for.
+    """
 
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Added to the logits of these tokens, after penalties and before temperature."""
     min_tokens: int = 0
-    """Neither an end token nor one of `stop_token_ids` comes before so many tokens."""
     stop_token_ids: frozenset[int] = frozenset()
-    """Each ends the answer, as an end token does."""
     logprobs: int | None = None
-    """How many of the likeliest tokens are told beside the chosen one, 0 to 20; None: no
-    logprobs."""
 
 
 NO_CONTROLS = Controls()
@@ -178,15 +177,14 @@ NO_CONTROLS = Controls()
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What an answer's text shows beside plain text."""
+    """How an answer's tokens become text: `include_stop` keeps the stop string that ended it,
+    `keep_special` writes control tokens."""
 
     include_stop: bool = False
-    """The stop string, or the token that ended the answer."""
     keep_special: bool = False
-    """Control tokens, as their names are written."""
 
 
-PLAIN_TEXT = TextOptions()
+USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ class ChatRequest:
     ignore_eos: bool = False
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
-    text: TextOptions = PLAIN_TEXT
+    text: TextOptions = USUAL_TEXT
     answer_format: AnswerFormat | None = None
     tools: OfferedTools | None = None
     """None where no tool may be called."""
@@ -253,8 +251,9 @@ class ChatDelta:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural log of the probability of a token, by the raw logits: before temperature, penalties,
-    bias and mask. `rank` 1 is the likeliest; `top` are the likeliest tokens, in order."""
+    """A token of an answer: natural logarithm of its probability, its rank from 1, and the
+    likeliest tokens with theirs. All are of the raw logits: before penalties, bias, grammar and
+    temperature."""
 
     token: int
     logprob: float
@@ -264,21 +263,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class ScoredDelta(ChatDelta):
-    """A piece of an answer with logprobs."""
+    """A piece with the `scores` of its tokens, for requests that ask for logprobs."""
 
     scores: tuple[TokenLogprob, ...] = ()
-    """The engine sets one for each of `tokens`; `AnswerReader` leaves those that belong to the
-    text."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order. A type of its own: a
-    field more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures in their order, and the `scores` of
+    its tokens where logprobs were asked for. A type of its own: a field more would cost time for
+    every token."""
 
     pictures: tuple[PictureSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
-    """As those of `ScoredDelta`."""
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
 
