@@ -6,8 +6,7 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,9 +138,3 @@ class OpenCalls:
                 "send a message of role tool with its tool_call_id",
                 param=f"{message}.tool_calls",
             )
-
-
-def arguments_of(call: ToolCall) -> Mapping[str, Any]:
-    """The arguments as they were checked."""
-    found: Mapping[str, Any] = json.loads(call.arguments)
-    return found
