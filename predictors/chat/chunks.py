@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
+from predictors.chat.logprobs import LogprobWriter
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    PictureSize,
+    TokenLogprob,
+    cached_tokens_of,
+    pictures_of,
+    scores_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.routes import TextEvents, event
@@ -19,8 +28,15 @@ class ChunkEncoder:
     """Encodes the events of one streamed chat: roles first, then texts; counts and times last."""
 
     def __init__(
-        self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+        self,
+        body: ChatBody,
+        call: Call,
+        precision: str,
+        requests: Sequence[ChatRequest],
+        logprobs: LogprobWriter | None = None,
     ) -> None:
+        self._logprobs = logprobs
+        self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
         self._in_every_chunk = body.stream_options.continuous_usage_stats
@@ -44,7 +60,10 @@ class ChunkEncoder:
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
-        events = self._text(index, text) if text else b""
+        if self._logprobs is not None:
+            events = self._scored(index, text, [s for delta in deltas for s in scores_of(delta)])
+        else:
+            events = self._text(index, text) if text else b""
         if last.finish_reason is not None:
             events += b"".join(map(event, self._ending(index, last, timings)))
         return events
@@ -54,14 +73,24 @@ class ChunkEncoder:
             return event(self._text_chunk(index, text))
         return self._texts[index].event(text)
 
+    def _scored(self, index: int, text: str, scores: Sequence[TokenLogprob]) -> bytes:
+        """A text with its logprobs: both or none come, but for tokens that make no text."""
+        if self._logprobs is None or not (text or scores):
+            return b""
+        choice = _choice(index, {"content": text}, None)
+        return event(self._chunk([choice | {"logprobs": self._logprobs.part(scores)}]))
+
     def _ending(
         self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
     ) -> list[dict[str, Any]]:
         chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
         self._open -= 1
+        if index == 0:
+            self._cached = cached_tokens_of(last)
         if self._open == 0:
             if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts, pictures_of(last))})
+                used = usage(self._counts, pictures_of(last), self._cached)
+                chunks.append({**self._chunk([]), "usage": used})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
         return chunks
 
@@ -76,16 +105,21 @@ class ChunkEncoder:
 
 
 def usage(
-    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
+    counts: Sequence[tuple[int, int]],
+    pictures: Sequence[PictureSize] = (),
+    cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any."""
+    sizes of its pictures stand beside it if there are any, and how many of its tokens the prefix
+    cache held if that is on."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if cached_tokens is not None:
+        counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if pictures:
         counted["prompt_images"] = [asdict(size) for size in pictures]
     return counted

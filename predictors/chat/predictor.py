@@ -19,13 +19,22 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
-from predictors.chat.request import ChatDelta, ChatRequest, Picture
+from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
+    ChatDelta,
+    ChatRequest,
+    Picture,
+)
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
+from predictors.chat.template_options import own_variables
+from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
@@ -74,7 +83,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         engine.conversations = partial(
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
-        self._vocabulary = Vocabulary(model.tokenizer)
+        self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -82,6 +91,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
             model=name,
             mix=self._adapters.mix,
+            logprobs=LogprobWriters(self._vocabulary),
+            variables=own_variables(model.template or ""),
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -207,8 +218,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return {"": sum(self._preparer.least_cost(request) for request in requests)}
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        sizes = self._preparer.sizes(work)
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
+        sizes, controls = self._preparer.sizes(work), work.controls
+        given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
+        if controls == NO_CONTROLS and work.text == USUAL_TEXT:
+            return AnswerReader(*given)
+        return TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
@@ -254,15 +268,17 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
         """A whole `chat.completion`; `n` choices are `n` jobs."""
         answers = await self.run(await self._decode_chat(body, call), call)
+        encode = partial(self._codec.encode_chat, body, call, answers)
         with tracing.stage(call.trace, "encode"):
-            return self._codec.encode_chat(body, call, answers)
+            return await self.off_loop(encode) if body.tokens.logprobs else encode()
 
     async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
         iterator cancels the jobs."""
         requests = await self._decode_chat(body, call)
         submissions = await self.submit(requests, call)
-        encoder = ChunkEncoder(body, call, self._codec.precision, requests)
+        writer = self._codec.chat_writer(body, requests[0])
+        encoder = ChunkEncoder(body, call, self._codec.precision, requests, writer)
         timings = partial(_slowest, submissions)
         opening = encoder.opening()
         try:
