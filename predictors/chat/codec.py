@@ -13,13 +13,11 @@ from typing import Any
 
 import orjson
 
-from predictors.base import Answer
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import chat_head, shown_adapters, usage, used_adapters
+from predictors.chat.chunks import ChatAnswer, Completion, used_adapters
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
-    ChatDelta,
     ChatRequest,
     Message,
     Picture,
@@ -27,10 +25,6 @@ from predictors.chat.request import (
     PixelBounds,
     PixelLimits,
     Sampling,
-    TokenLogprob,
-    cached_tokens_of,
-    pictures_of,
-    scores_of,
 )
 from predictors.chat.streaming import check_streamed_chat
 from predictors.chat.template_options import prompt_options
@@ -41,7 +35,7 @@ from predictors.chat.token_controls import (
     token_parameters,
 )
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
@@ -79,8 +73,6 @@ OUTPUT_TYPES = [
     {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
-
-ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
 def _no_adapters(named: NamedScales) -> AdapterMix:
@@ -219,10 +211,8 @@ class ChatCodec:
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""
-        if row.controls.logprobs is None or self.logprobs is None:
-            return None
         as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return self.logprobs.writer(row.text, as_ids=as_ids)
+        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -272,63 +262,6 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)))
-
-    def chat_writer(self, body: ChatBody, row: ChatRequest) -> LogprobWriter | None:
-        """As `v2_writer`."""
-        if row.controls.logprobs is None or self.logprobs is None:
-            return None
-        return self.logprobs.writer(row.text, as_ids=body.tokens.return_tokens_as_token_ids)
-
-    def encode_chat(
-        self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
-    ) -> dict[str, Any]:
-        completions = [Completion.of(answer) for answer in answers]
-        writer = self.chat_writer(body, answers[0].request)
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": None if writer is None else writer.whole(completion.scores),
-                "finish_reason": completion.finish_reason,
-            }
-            for i, completion in enumerate(completions)
-        ]
-        counts = [
-            (completion.prompt_tokens, completion.completion_tokens) for completion in completions
-        ]
-        queue_ms = max(answer.queue_ms for answer in answers)
-        compute_ms = max(answer.compute_ms for answer in answers)
-        return {
-            **chat_head(body, call, "chat.completion"),
-            "choices": choices,
-            "usage": usage(counts, completions[0].pictures, completions[0].cached_tokens),
-            "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
-            "precision": self.precision,
-            "seed": answers[0].request.seed,
-            **shown_adapters(answers[0].request),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    pictures: tuple[PictureSize, ...]
-    scores: tuple[TokenLogprob, ...]
-    cached_tokens: int | None
-
-    @classmethod
-    def of(cls, answer: ChatAnswer) -> Completion:
-        """The joined deltas; the last one has reason and counts."""
-        last = answer.chunks[-1]
-        assert last.finish_reason is not None
-        text = "".join(delta.text for delta in answer.chunks)
-        counts = (last.prompt_tokens, last.completion_tokens)
-        scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
-        pictures, cached = pictures_of(last), cached_tokens_of(last)
-        return cls(text, last.finish_reason, *counts, pictures, scores, cached)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from predictors.chat.detokenize import Vocabulary
-from predictors.chat.request import TextOptions, TokenLogprob
+from predictors.chat.request import ChatRequest, TokenLogprob
 
 LEAST = -9999.0  # as OpenAI and vLLM: JSON has no infinity
 SCORES_PER_PIECE = 256
@@ -75,5 +75,8 @@ class LogprobWriters:
             for as_ids in (False, True)
         }
 
-    def writer(self, text: TextOptions, *, as_ids: bool) -> LogprobWriter:
-        return self._writers[text.keep_special, as_ids]
+    def of(self, request: ChatRequest, *, as_ids: bool) -> LogprobWriter | None:
+        """The writer of answers to `request`; None where it asks for no logprobs."""
+        if request.controls.logprobs is None:
+            return None
+        return self._writers[request.text.keep_special, as_ids]
