@@ -34,7 +34,9 @@ from predictors.chat.token_controls import (
     text_options_of,
     token_parameters,
 )
+from predictors.chat.tools.call_grammar import tools_format
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
@@ -96,6 +98,8 @@ class ChatCodec:
     """None where no request asks for anything of single tokens."""
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
+    tags_are_tokens: bool = False
+    """The tags of tool calls are tokens of the vocabulary."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -219,8 +223,6 @@ class ChatCodec:
         self, body: ChatBody, adapters: AdapterAccess = ANY_ADAPTER
     ) -> list[ChatRequest]:
         """One request per choice."""
-        if body.tools is not None or any(m.calls or m.call_id for m in body.messages):
-            raise InvalidRequest("tools are not served yet", param="tools")
         given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
         request = ChatRequest(
             messages=self._messages(body),
@@ -233,8 +235,15 @@ class ChatCodec:
             controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
             text=text_options_of(body.tokens),
             prompt=prompt_options(body.template, self.variables),
+            answer_format=self._answer_format(body),
+            tools=body.tools,
         )
         return with_row_seeds([request] * body.n, body.seed)
+
+    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
+        if body.tools is None:
+            return None
+        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
@@ -263,7 +272,7 @@ class ChatCodec:
                 bounds = self.pixels.choose(*given, part.where)
             return Picture(part.file, part.where, bounds=bounds)
 
-        return Message(turn.role, tuple(map(part_of, turn.parts)))
+        return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

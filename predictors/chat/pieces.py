@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from predictors.chat.request import ChatDelta, ChatRequest, TokenLogprob, scores_of
 from predictors.chat.tools.tag_reader import Part, TagReader
@@ -107,18 +107,24 @@ class PieceReader:
         return pieces
 
 
-def text_of(pieces: Iterable[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+def whole_answer(
+    request: ChatRequest, deltas: Sequence[ChatDelta]
+) -> tuple[str, tuple[ToolCall, ...], str]:
+    """The text, the calls and the finish reason of a complete answer."""
+    reader = PieceReader(request)
+    pieces = reader.read(deltas)
+    text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+    assert reader.finish_reason is not None
+    return text, _calls(pieces), reader.finish_reason
 
 
-def calls_of(pieces: Iterable[Piece]) -> list[ToolCall]:
-    """The calls whose pieces these are."""
-    names: list[tuple[str, str]] = []
-    arguments: list[list[str]] = []
+def _calls(pieces: Iterable[Piece]) -> tuple[ToolCall, ...]:
+    found: list[ToolCall] = []
     for piece in pieces:
         if isinstance(piece, CallPiece):
             if piece.name is not None:
-                names.append((piece.id, piece.name))
-                arguments.append([])
-            arguments[piece.index].append(piece.arguments)
-    return [ToolCall(*own, "".join(text)) for own, text in zip(names, arguments, strict=True)]
+                found.append(ToolCall(piece.id, piece.name, piece.arguments))
+            else:
+                before = found[piece.index]
+                found[piece.index] = replace(before, arguments=before.arguments + piece.arguments)
+    return tuple(found)

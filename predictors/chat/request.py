@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -226,7 +226,7 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
-        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+        return chars_of(self.messages, self.tools)
 
 
 @dataclass(slots=True)
@@ -235,6 +235,18 @@ class PromptReuse:
     prompt is read. The engine writes it."""
 
     cached_tokens: int | None = None
+
+
+def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
+    """Characters of a conversation, without pictures."""
+    count = 0 if tools is None else tools.num_chars
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                count += len(part)
+        for call in message.calls:
+            count += len(call.arguments)
+    return count
 
 
 class AnswerLengths:

@@ -29,6 +29,7 @@ RENDERING = frozenset(
     )
 )
 """Names that are arguments of transformers' `apply_chat_template`, and not variables."""
+NOTHING: Mapping[str, Any] = {}
 WITHOUT_EFFECT: Mapping[str, object] = {"enable_thinking": False}
 """Variables and values that ask for what every model here does anyway."""
 
@@ -77,19 +78,21 @@ def render(
     turns: Sequence[Mapping[str, Any]],
     options: PromptOptions,
     plain: Callable[[str], str],
+    offer: Mapping[str, Any] = NOTHING,
 ) -> str:
-    """The conversation as the template writes it. `plain` makes plain text of a caller's text.
+    """The conversation as the template writes it. `plain` makes plain text of a caller's text;
+    `offer` are the template's options for tools.
 
     Raises `InvalidRequest` for messages or variables that the template does not take.
     """
-    if options == USUAL_PROMPT:
+    if options == USUAL_PROMPT and not offer:
         try:
             return _encodable(model.render(turns))
         except TemplateError as error:
             message = "the model's chat template does not take these messages"
             raise InvalidRequest(message, param="messages") from error
-    variables = _plain_values(json.loads(options.variables), plain)
-    given = {"add_generation_prompt": options.opens_answer}
+    variables = plain_values(json.loads(options.variables), plain)
+    given: dict[str, Any] = {**offer, "add_generation_prompt": options.opens_answer}
     if options.continues_last:
         given["continue_final_message"] = True
     try:
@@ -114,12 +117,12 @@ def _encodable(rendered: str) -> str:
     return rendered
 
 
-def _plain_values(value: Any, plain: Callable[[str], str]) -> Any:
+def plain_values(value: Any, plain: Callable[[str], str]) -> Any:
     """A JSON value whose texts can't form control tokens."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, list):
-        return [_plain_values(each, plain) for each in value]
+        return [plain_values(each, plain) for each in value]
     if isinstance(value, dict):
-        return {plain(name): _plain_values(each, plain) for name, each in value.items()}
+        return {plain(name): plain_values(each, plain) for name, each in value.items()}
     return value

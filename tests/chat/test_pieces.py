@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, calls_of, text_of
+from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import ChatDelta, ChatRequest, LastDelta, ScoredDelta, TokenLogprob
 from predictors.protocol.answer_format import TOOLS, AnswerFormat
 from predictors.protocol.openai.tool_calls import ToolCall
@@ -48,8 +48,15 @@ def test_a_call_has_one_id_its_name_first_and_the_reason_of_calls() -> None:
     assert first != second
     assert first.startswith("call_")
     assert reader.finish_reason == "tool_calls"
-    assert text_of(pieces) == "Well."
-    assert calls_of(pieces) == [ToolCall(each, "f", '{"a": 1}') for each in (first, second)]
+
+
+def test_a_whole_answer_is_text_calls_and_reason() -> None:
+    whole = [ChatDelta((1,), 3, 1, f"Well.\n{CALL[:40]}"), last(f"{CALL[40:]}\n{CALL}")]
+    text, calls, reason = whole_answer(WITH_TOOLS, whole)
+    assert (text, reason) == ("Well.", "tool_calls")
+    assert calls == tuple(ToolCall(call.id, "f", '{"a": 1}') for call in calls)
+    assert len({call.id for call in calls}) == 2
+    assert whole_answer(PLAIN, whole)[:2] == (f"Well.\n{CALL}\n{CALL}", ())
 
 
 @pytest.mark.parametrize(

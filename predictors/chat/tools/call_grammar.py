@@ -27,6 +27,12 @@ _WITHOUT_TAG = rf"/(?s:.*)/ & ~/(?s:.*){OPENING}(?s:.*)/"
 _BRANCHING = ("allOf", "anyOf", "oneOf", "$ref", "if", "patternProperties", "not")
 
 
+def tags_are_tokens(tokenizer: Any) -> bool:
+    """True where both tags are tokens of their own; else they are spelled."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return added >= {OPENING, CLOSING}
+
+
 def tools_format(
     offered: OfferedTools, answer: AnswerFormat | None, *, tags_are_tokens: bool
 ) -> AnswerFormat:

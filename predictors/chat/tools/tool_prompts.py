@@ -13,10 +13,12 @@ from enum import Enum
 from typing import Any
 
 from predictors.chat.request import Message
+from predictors.chat.template_options import NOTHING, plain_values
 from predictors.chat.tools.tag_reader import CLOSING, OPENING
-from predictors.errors import InvalidRequest
+from predictors.compute.checkpoint.folder import reading
+from predictors.errors import EngineFailed, InvalidRequest
 from predictors.protocol.openai.tool_calls import ToolCall
-from predictors.protocol.openai.tool_fields import OfferedTools
+from predictors.protocol.openai.tool_fields import FunctionTool, OfferedTools
 
 Turn = Mapping[str, Any]
 """A message as templates take it."""
@@ -56,14 +58,14 @@ class ToolWay(Enum):
 class ToolPrompts:
     """The prompts of one model with tools. Any thread.
 
-    `mark` is a text that the template must pass on as it is. `tags_are_special`: the tokenizer
-    leaves the tags out of an answer's text, so that no call could be read.
+    `mark` is a text that the template must pass on as it is. `hides_tags`: the tokenizer leaves the
+    tags out of an answer's text, so that no call could be read.
     """
 
-    def __init__(self, render: Render, mark: str, *, tags_are_special: bool = False) -> None:
+    def __init__(self, render: Render, mark: str, *, hides_tags: bool = False) -> None:
         self._system = _own_system(render)
         self.way, self.problem = ToolWay.NONE, ""
-        if tags_are_special:
+        if hides_tags:
             self.problem = f"its tokenizer hides {OPENING} in answers"
         elif _shows(render, _probe(mark), [_probe_tool(mark)], mark):
             self.way = ToolWay.TEMPLATE
@@ -74,20 +76,26 @@ class ToolPrompts:
         else:
             self.problem = "its chat template loses messages with tools"
 
-    def turns(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
+    def write(
+        self,
+        messages: Sequence[Message],
+        contents: Sequence[Any],
+        offered: OfferedTools | None,
+        plain: Callable[[str], str],
     ) -> tuple[Sequence[Turn], Mapping[str, Any]]:
-        """The messages, and the template's options for them. `tools` are in OpenAI's form, without
-        one where none may be called.
+        """The messages, and the template's options for them. `contents` are those of the messages
+        as templates take them; `plain` makes plain text of a caller's text.
 
         Raises `InvalidRequest` where the model can't be told of tools.
         """
         if self.way is ToolWay.NONE:
-            param = "tools" if tools else "messages"
+            param = "messages" if offered is None else "tools"
             raise InvalidRequest(f"this model takes no tools: {self.problem}", param=param)
+        turns = _turns(messages, contents, plain)
+        tools = [] if offered is None else [_described(tool, plain) for tool in offered.tools]
         if self.way is ToolWay.TEMPLATE:
-            return turns, {"tools": list(tools)} if tools else {}
-        return self._with_block(turns, tools), {}
+            return turns, {"tools": tools} if tools else NOTHING
+        return self._with_block(turns, tools), NOTHING
 
     def _with_block(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]]
@@ -110,26 +118,27 @@ class ToolPrompts:
         return [{"role": "system", "content": opening}, *written]
 
 
-def described_tools(
-    offered: OfferedTools | None, plain: Callable[[str], str]
-) -> list[Mapping[str, Any]]:
-    """The tools in OpenAI's form, as templates take them. `plain` makes plain text of a caller's
-    text."""
-    tools = []
-    for tool in offered.tools if offered is not None else ():
-        function: dict[str, Any] = {"name": tool.name}
-        if tool.description is not None:
-            function["description"] = tool.description
-        if tool.parameters is not None:
-            function["parameters"] = json.loads(tool.parameters)
-        tools.append({"type": "function", "function": _plain_values(function, plain)})
-    return tools
+def has_calls(messages: Sequence[Message]) -> bool:
+    """True for a conversation with calls or their answers."""
+    for message in messages:  # noqa: SIM110 - a generator costs calls for every message
+        if message.calls or message.call_id is not None:
+            return True
+    return False
 
 
-def turns_with_calls(
+def _described(tool: FunctionTool, plain: Callable[[str], str]) -> Mapping[str, Any]:
+    """The tool in OpenAI's form."""
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = plain(tool.description)
+    if tool.parameters is not None:
+        function["parameters"] = plain_values(json.loads(tool.parameters), plain)
+    return {"type": "function", "function": function}
+
+
+def _turns(
     messages: Sequence[Message], contents: Sequence[Any], plain: Callable[[str], str]
 ) -> list[Turn]:
-    """The messages as templates take them, with their `contents`."""
     turns: list[Turn] = []
     names: dict[str, str] = {}  # of the calls by id
     for message, content in zip(messages, contents, strict=True):
@@ -144,20 +153,9 @@ def turns_with_calls(
 
 
 def _described_call(call: ToolCall, plain: Callable[[str], str]) -> Mapping[str, Any]:
-    arguments = _plain_values(json.loads(call.arguments), plain)
+    arguments = plain_values(json.loads(call.arguments), plain)
     function = {"name": call.name, "arguments": arguments}
     return {"id": plain(call.id), "type": "function", "function": function}
-
-
-def _plain_values(value: Any, plain: Callable[[str], str]) -> Any:
-    """A JSON value whose texts are plain text."""
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, list):
-        return [_plain_values(each, plain) for each in value]
-    if isinstance(value, dict):
-        return {plain(name): _plain_values(each, plain) for name, each in value.items()}
-    return value
 
 
 def _with_calls(turn: Turn) -> Turn:
@@ -245,6 +243,7 @@ def _has_other_format(render: Render, mark: str) -> bool:
 
 def _tried(render: Render, turns: Sequence[Turn], options: Mapping[str, Any]) -> str | None:
     try:
-        return render(turns, {**_USUAL, **options})
-    except Exception:  # noqa: BLE001 - a template raises anything
+        with reading("the chat template"):  # a template raises anything
+            return render(turns, {**_USUAL, **options})
+    except EngineFailed:
         return None

@@ -66,6 +66,11 @@ class OfferedTools:
     """False: one call at most."""
 
     @property
+    def num_chars(self) -> int:
+        """Of descriptions and schemas."""
+        return sum(len(tool.description or "") + len(tool.parameters or "") for tool in self.tools)
+
+    @property
     def called(self) -> tuple[FunctionTool, ...]:
         """Those that may be called."""
         names = self.callable
