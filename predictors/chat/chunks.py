@@ -6,10 +6,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    PictureBox,
+    PictureSize,
+    boxes_of,
+    pictures_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.routes import TextEvents, event
@@ -57,7 +63,7 @@ class ChunkEncoder:
     def _ending(
         self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
     ) -> list[dict[str, Any]]:
-        chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
+        chunks = [self._chunk([_choice(index, shown_boxes(boxes_of(last)), last.finish_reason)])]
         self._open -= 1
         if self._open == 0:
             if self._with_usage:
@@ -87,8 +93,19 @@ def usage(
         "total_tokens": prompt + completion,
     }
     if pictures:
-        counted["prompt_images"] = [asdict(size) for size in pictures]
+        counted["prompt_images"] = [
+            {"width": size.width, "height": size.height, "tokens": size.tokens} for size in pictures
+        ]
     return counted
+
+
+def shown_boxes(boxes: Sequence[PictureBox] | None) -> dict[str, Any]:
+    """The field of a message with an answer's boxes; none for None."""
+    return {} if boxes is None else {"boxes": list_boxes(boxes)}
+
+
+def list_boxes(boxes: Sequence[PictureBox]) -> list[dict[str, Any]]:
+    return [{"picture": x.picture, "label": x.label, "box": list(x.box)} for x in boxes]
 
 
 def used_adapters(request: ChatRequest) -> list[dict[str, str | float]]:
@@ -106,5 +123,5 @@ def chat_head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
-def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
+def _choice(index: int, delta: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}

@@ -13,23 +13,33 @@ from typing import Any
 
 from predictors.base import Answer
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import chat_head, shown_adapters, usage, used_adapters
+from predictors.chat.chunks import (
+    chat_head,
+    list_boxes,
+    shown_adapters,
+    shown_boxes,
+    usage,
+    used_adapters,
+)
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
     Message,
     Picture,
+    PictureBox,
     PictureSize,
     PixelBounds,
     PixelLimits,
     Sampling,
+    boxes_of,
     pictures_of,
 )
 from predictors.chat.streaming import check_streamed_chat
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
@@ -60,6 +70,7 @@ OUTPUT_TYPES = [
     {"name": "image_width", "datatype": "INT64", "shape": [-1]},
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
+    {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
 
@@ -127,6 +138,7 @@ class ChatCodec:
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
+        coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
@@ -134,7 +146,7 @@ class ChatCodec:
         sampling = self._sampling(given)
         mix = self._mix(None if loras is None else read_loras_text(loras), adapters)
         common = ChatRequest((), sampling, 0, max_tokens=max_tokens, stop=stop, adapters=mix)
-        return common, seed
+        return replace(common, coordinates=coordinates), seed
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -164,6 +176,9 @@ class ChatCodec:
             ("image_height", [size.height for size in sizes]),
             ("image_tokens", [size.tokens for size in sizes]),
         ]
+        if any(c.boxes is not None for c in completions):
+            said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
+            columns.append(("boxes", said))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -190,6 +205,7 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
+            coordinates=asked_coordinates(body.coordinates),
         )
         return with_row_seeds([request] * body.n, body.seed)
 
@@ -229,7 +245,12 @@ class ChatCodec:
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": completion.text,
+                    "refusal": None,
+                    **shown_boxes(completion.boxes),
+                },
                 "logprobs": None,
                 "finish_reason": completion.finish_reason,
             }
@@ -258,6 +279,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     pictures: tuple[PictureSize, ...]
+    boxes: tuple[PictureBox, ...] | None
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
@@ -266,7 +288,7 @@ class Completion:
         assert last.finish_reason is not None
         text = "".join(delta.text for delta in answer.chunks)
         counts = (last.prompt_tokens, last.completion_tokens)
-        return cls(text, last.finish_reason, *counts, pictures_of(last))
+        return cls(text, last.finish_reason, *counts, pictures_of(last), boxes_of(last))
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
@@ -84,11 +85,28 @@ def _refusal(problem: str, name: str, where: str) -> InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """The size in pixels at which a picture was read, after resizing, and its prompt tokens."""
+    """The size in pixels at which a picture was read, after resizing, its prompt tokens, and the
+    size of the caller's upright picture."""
 
     width: int
     height: int
     tokens: int
+    file_width: int = 0
+    file_height: int = 0
+
+
+Convention = Literal["pixels", "normalized_1000"]
+"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
+sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBox:
+    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
+
+    picture: int
+    label: str
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +177,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapters: AdapterMix = UNADAPTED
+    coordinates: str | None = None
+    """Of the boxes beside the text; None for an answer without them."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -206,11 +226,17 @@ class ChatDelta:
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order. A type of its own: a
-    field more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures in their order, and the boxes of an
+    answer whose caller asked for them. A type of its own: a field more would cost time for every
+    token."""
 
     pictures: tuple[PictureSize, ...] = ()
+    boxes: tuple[PictureBox, ...] | None = None
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
+
+
+def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
+    return last.boxes if isinstance(last, LastDelta) else None

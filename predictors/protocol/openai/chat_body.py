@@ -13,6 +13,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
+from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,
@@ -84,6 +85,7 @@ class ChatBody:
     pixels: RequestedPixels = AS_SERVED
     """Of all pictures but those that ask for others."""
     loras: NamedScales | None = None
+    coordinates: str | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -162,6 +164,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "stop": _stop,
     "n": whole(1, MAX_N),
     "loras": loras,
+    "coordinates": coordinates_rule,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
