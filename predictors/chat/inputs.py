@@ -21,16 +21,21 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
+    Controls,
     Message,
     Picture,
     PictureSize,
     PixelBounds,
     Sampling,
+    TextOptions,
 )
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
@@ -78,6 +83,10 @@ class ChatWork:
     """Of the answer, as others like it had; at most `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
     coordinates: str | None = None
+    controls: Controls = NO_CONTROLS
+    text: TextOptions = USUAL_TEXT
+    grammar: AnswerGrammar | None = None
+    """The answer is a text of it."""
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -172,6 +181,8 @@ class ChatPreparer:
             expected_tokens=self._expected(request, max_tokens),
             adapters=request.adapters,
             coordinates=request.coordinates,
+            controls=request.controls,
+            text=request.text,
         )
 
     def cost(self, request: ChatRequest) -> float:
