@@ -18,7 +18,6 @@ from predictors.chat.request import (
     ChatRequest,
     Message,
     Picture,
-    PictureBox,
     PictureSize,
     PixelBounds,
     PixelLimits,

@@ -28,7 +28,7 @@ from predictors.workers.pool import Workers
 class Qwen25VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
-    coordinates: ClassVar[Convention] = "pixels"
+    coordinates: Convention = "pixels"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),  # CLIP's
         "image_std": (0.26862954, 0.26130258, 0.27577711),

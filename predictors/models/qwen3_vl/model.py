@@ -29,7 +29,7 @@ from predictors.workers.pool import Workers
 class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
-    coordinates: ClassVar[Convention] = "normalized_1000"
+    coordinates: Convention = "normalized_1000"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),
