@@ -1,4 +1,4 @@
-"""A compiled grammar, and the state of one answer in it."""
+"""A compiled grammar, and the state of one answer in it: which tokens may follow those so far."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ class GrammarTooComplex(InvalidRequest):
 
 
 class Grammar:
-    """A compiled grammar. Thread-safe. Its matchers share what the library learns of it."""
+    """A compiled grammar. Thread-safe. Its matchers share the lexer states that the library makes
+    as it meets them; a lexer that is full fails every matcher, and `is_spent` is set."""
 
     def __init__(self, start: LLMatcher) -> None:
         self._start = start
+        self.is_spent = False
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning of an answer. Takes microseconds."""
-        return Matcher(self._start.deep_copy())
+        return Matcher(self._start.deep_copy(), self)
 
 
 class Matcher:
     """Follows one answer token by token. One thread at a time; the interpreter's lock is released
     while a mask is made."""
 
-    def __init__(self, state: LLMatcher) -> None:
+    def __init__(self, state: LLMatcher, grammar: Grammar) -> None:
         self._state = state
+        self._grammar = grammar
 
     @property
     def is_over(self) -> bool:
@@ -37,8 +40,8 @@ class Matcher:
         return self._state.is_stopped()
 
     def accept(self, token: int) -> bool:
-        """Take the next token of the answer; an end token where the answer may end changes nothing.
-        False: the grammar does not take it, and it died; `fill` raises from now on."""
+        """Take the next token of the answer; an end token is taken where the answer may end. False:
+        the grammar does not take it, and it died; `fill` raises from now on."""
         return self._state.consume_token(token)
 
     def fill(self, words: NDArray[np.int32]) -> None:
@@ -49,6 +52,7 @@ class Matcher:
         """
         self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if self._state.is_error():
+            self._grammar.is_spent = True
             raise GrammarTooComplex(
                 "the format of the answer needs more work for one token than this server spends; "
                 "simplify it: shorter maxLength, fewer alternatives, plainer patterns"
