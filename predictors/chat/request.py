@@ -16,6 +16,7 @@ from predictors.protocol.openai.tool_fields import OfferedTools
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -219,6 +220,11 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+
+    @property
+    def has_large_format(self) -> bool:
+        """Its format may take a while to compile."""
+        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
 
     @property
     def pictures(self) -> list[Picture]:

@@ -34,9 +34,11 @@ CACHE_BYTES = 64 * 2**20
 STACK_BYTES = 512 * 2**20
 """Of address space; only what the deepest schema touches is memory."""
 MAX_AT_ONCE = 2  # compilations
-GRAMMAR_BYTES = 2**20  # of a small grammar with its lexer's states
+GRAMMAR_BYTES = 4 * 2**20
+"""Of a small grammar with a lexer that has met some answers."""
 BYTES_PER_CHARACTER = 64  # of the library's form of a schema
-MAX_LEXER_STATES = 16_000
+MAX_LEXER_STATES = 64_000
+"""Of a grammar, of about 600 bytes each: 40 MB."""
 LIMITS: Final[Mapping[str, Any]] = {
     "max_lexer_states": MAX_LEXER_STATES,
     "step_lexer_fuel": 100_000,  # 7 ms, says the library
@@ -56,6 +58,7 @@ REASONS: Final = (
     ("maxProperties", "minProperties and maxProperties need every property to be required"),
 )
 """Advice for what the library says, by a part of it. Its words stay in the log."""
+JSON_SIGN: Final = "%json"  # opens a schema in the library's notation
 _lock_of_stacks = threading.Lock()
 
 
@@ -91,7 +94,7 @@ class GrammarCompiler:
         `InvalidRequest` that names `format.where`."""
         with self._lock:
             found = self._cache.get(format)
-            if found is not None and not found[0].is_spent:
+            if found is not None and found[0].lend():
                 return found[0]
             waiting = self._pending.get(format)
             if waiting is None:
@@ -160,7 +163,21 @@ def source_of(format: AnswerFormat) -> str:
         return str(LLMatcher.grammar_from_regex(text))
     if format.kind == CHOICE:
         return choice_source(json.loads(text))
-    return grammar_source(where, text) if format.kind == GRAMMAR else text
+    if format.kind == GRAMMAR:
+        return grammar_source(where, text)
+    return "\n".join(_checked_line(where, line) for line in text.split("\n"))
+
+
+def _checked_line(where: str, line: str) -> str:
+    """A line of our own grammar of tools; a schema in it is a caller's."""
+    rule, sign, text = line.partition(f" {JSON_SIGN} ")
+    if not sign:
+        return line
+    schema = json.loads(text)
+    read = {"x-guidance": SPACING, **grammar_schema(f"{where}.parameters", schema)}
+    if rule.startswith("arguments_"):  # these have spacing of their own, an answer does not
+        read["x-guidance"] = schema["x-guidance"]
+    return f"{rule}{sign}{json.dumps(read, ensure_ascii=False)}"
 
 
 def _json_source(schema: Mapping[str, Any]) -> str:

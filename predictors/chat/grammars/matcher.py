@@ -8,18 +8,30 @@ from numpy.typing import NDArray
 
 from predictors.errors import InvalidRequest
 
+MAX_ANSWERS = 16
+MAX_MASKS = 4096
+"""A lexer gains about five states with a token of a string of bounded length."""
+
 
 class GrammarTooComplex(InvalidRequest):
     """One token of the answer would take more work than a step may."""
 
 
 class Grammar:
-    """A compiled grammar. Thread-safe. Its matchers share the lexer states that the library makes
-    as it meets them; a lexer that is full fails every matcher, and `is_spent` is set."""
+    """A compiled grammar. Thread-safe. Its matchers share a lexer, which grows with every text that
+    it has not met; a lexer that is full fails them all, so a grammar is not lent for long."""
 
     def __init__(self, start: LLMatcher) -> None:
         self._start = start
-        self.is_spent = False
+        self._num_lent = 1
+        self.num_masks = 0
+        """Made by all matchers. Engine thread."""
+        self.is_full = False
+
+    def lend(self) -> bool:
+        """True if one more answer may use it; else it is compiled anew. One thread at a time."""
+        self._num_lent += 1
+        return not (self.is_full or self._num_lent > MAX_ANSWERS or self.num_masks > MAX_MASKS)
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning of an answer. Takes microseconds."""
@@ -51,8 +63,9 @@ class Matcher:
         Raises `GrammarTooComplex`; the answer can't go on.
         """
         self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self._grammar.num_masks += 1
         if self._state.is_error():
-            self._grammar.is_spent = True
+            self._grammar.is_full = True
             raise GrammarTooComplex(
                 "the format of the answer needs more work for one token than this server spends; "
                 "simplify it: shorter maxLength, fewer alternatives, plainer patterns"
