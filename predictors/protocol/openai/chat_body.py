@@ -14,6 +14,7 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
+from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DecodedBody,
@@ -108,6 +109,7 @@ class ChatBody:
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
     answer_format: AnswerFormat | None = None
+    coordinates: str | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -189,6 +191,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "loras": loras,
     **TOOL_FIELDS,
     **FORMAT_FIELDS,
+    "coordinates": coordinates_rule,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
