@@ -15,6 +15,7 @@ import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
+from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
@@ -150,6 +151,7 @@ class ChatCodec:
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
+        answer_format = read_answer_format(parameters)
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
@@ -167,6 +169,7 @@ class ChatCodec:
             controls=controls_of(tokens, self._vocabulary_size, max_tokens),
             text=text_options_of(tokens),
             prompt=prompt_options(template, self.variables),
+            answer_format=answer_format,
             coordinates=coordinates,
         )
         return common, seed
@@ -250,8 +253,8 @@ class ChatCodec:
 
     def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
         if body.tools is None:
-            return None
-        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
+            return body.answer_format
+        return tools_format(body.tools, body.answer_format, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
