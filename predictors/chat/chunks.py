@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
-from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    PictureSize,
+    TokenLogprob,
+    cached_tokens_of,
+    pictures_of,
+    scores_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import TextEvents, event
@@ -33,6 +42,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     pictures: tuple[PictureSize, ...]
+    scores: tuple[TokenLogprob, ...]
+    cached_tokens: int | None
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
@@ -41,16 +52,28 @@ class Completion:
         assert last.finish_reason is not None
         text = "".join(delta.text for delta in answer.chunks)
         counts = (last.prompt_tokens, last.completion_tokens)
-        return cls(text, last.finish_reason, *counts, pictures_of(last))
+        scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
+        pictures, cached = pictures_of(last), cached_tokens_of(last)
+        return cls(text, last.finish_reason, *counts, pictures, scores, cached)
 
 
 class ChunkEncoder:
     """Encodes one chat: a streamed one as roles first, then texts; counts and times last."""
 
     def __init__(
-        self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+        self,
+        body: ChatBody,
+        call: Call,
+        precision: str,
+        requests: Sequence[ChatRequest],
+        writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
+        self._logprobs: LogprobWriter | None = None
+        if requests[0].controls.logprobs is not None and writers is not None:
+            as_ids = body.tokens.return_tokens_as_token_ids
+            self._logprobs = writers.of(requests[0], as_ids=as_ids)
+        self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
         self._in_every_chunk = body.stream_options.continuous_usage_stats
@@ -63,11 +86,12 @@ class ChunkEncoder:
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """A `chat.completion`."""
         completions = [Completion.of(answer) for answer in answers]
+        writer = self._logprobs
         choices = [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": None if writer is None else writer.whole(completion.scores),
                 "finish_reason": completion.finish_reason,
             }
             for i, completion in enumerate(completions)
@@ -78,7 +102,7 @@ class ChunkEncoder:
         return {
             **chat_head(self._body, self._call, "chat.completion"),
             "choices": choices,
-            "usage": usage(counts, completions[0].pictures),
+            "usage": usage(counts, completions[0].pictures, completions[0].cached_tokens),
             "timings": slowest(answers),
             **self._last,
         }
@@ -96,7 +120,10 @@ class ChunkEncoder:
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
-        events = self._text(index, text) if text else b""
+        if self._logprobs is not None:
+            events = self._scored(index, text, [s for delta in deltas for s in scores_of(delta)])
+        else:
+            events = self._text(index, text) if text else b""
         if last.finish_reason is not None:
             events += b"".join(map(event, self._ending(index, last, timings)))
         return events
@@ -109,14 +136,24 @@ class ChunkEncoder:
             events = self._texts[index] = TextEvents(self._text_chunk(index, ""))
         return events.event(text)
 
+    def _scored(self, index: int, text: str, scores: Sequence[TokenLogprob]) -> bytes:
+        """A text with its logprobs: both or none come, but for tokens that make no text."""
+        if self._logprobs is None or not (text or scores):
+            return b""
+        choice = _choice(index, {"content": text}, None)
+        return event(self._chunk([choice | {"logprobs": self._logprobs.part(scores)}]))
+
     def _ending(
         self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
     ) -> list[dict[str, Any]]:
         chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
         self._open -= 1
+        if index == 0:
+            self._cached = cached_tokens_of(last)
         if self._open == 0:
             if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts, pictures_of(last))})
+                used = usage(self._counts, pictures_of(last), self._cached)
+                chunks.append({**self._chunk([]), "usage": used})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
         return chunks
 
@@ -139,16 +176,21 @@ def slowest(rows: Sequence[Timed]) -> dict[str, int]:
 
 
 def usage(
-    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
+    counts: Sequence[tuple[int, int]],
+    pictures: Sequence[PictureSize] = (),
+    cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any."""
+    sizes of its pictures stand beside it if there are any, and how many of its tokens the prefix
+    cache held if that is on."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if cached_tokens is not None:
+        counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if pictures:
         counted["prompt_images"] = [asdict(size) for size in pictures]
     return counted

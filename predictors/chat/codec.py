@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.chunks import ChatAnswer, Completion, used_adapters
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
     ChatRequest,
@@ -24,12 +27,21 @@ from predictors.chat.request import (
     Sampling,
 )
 from predictors.chat.streaming import check_streamed_chat
+from predictors.chat.template_options import prompt_options
+from predictors.chat.token_controls import (
+    controls_of,
+    template_parameters,
+    text_options_of,
+    token_parameters,
+)
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -42,9 +54,13 @@ from predictors.protocol.v2.values import (
 
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "min_p",
 )  # fmt: skip
+OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
+LOGPROBS = "logprobs"
+"""V2's output, and the parameter that asks for it."""
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
@@ -57,6 +73,7 @@ OUTPUT_TYPES = [
     {"name": "image_width", "datatype": "INT64", "shape": [-1]},
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
+    {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
 
@@ -78,6 +95,10 @@ class ChatCodec:
     model: str = ""
     mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
+    logprobs: LogprobWriters | None = None
+    """None where no request asks for anything of single tokens."""
+    variables: frozenset[str] = frozenset()
+    """Those of the chat template that a caller may set."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -98,6 +119,9 @@ class ChatCodec:
             parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
         check_streamed_chat(request, len(rows))
+        if LOGPROBS in request.outputs and common.controls.logprobs is None:
+            message = f"output {LOGPROBS!r} needs the parameter {LOGPROBS}, which must be true"
+            raise InvalidRequest(message, param=LOGPROBS)
         return with_row_seeds(rows, seed)
 
     def _read_bounds(self, parameters: Parameters) -> PixelBounds | None:
@@ -119,6 +143,9 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
+        tokens, template = UNASKED, AS_USUAL
+        if parameters.has_any(OPTION_NAMES):
+            tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
@@ -128,8 +155,27 @@ class ChatCodec:
             check_parameter(name, value)
         sampling = self._sampling(given)
         mix = self._mix(None if loras is None else read_loras_text(loras), adapters)
-        common = ChatRequest((), sampling, 0, max_tokens=max_tokens, stop=stop, adapters=mix)
-        return common, seed
+        common = ChatRequest(
+            messages=(),
+            sampling=sampling,
+            seed=0,
+            max_tokens=max_tokens,
+            stop=stop,
+            adapters=mix,
+        )
+        return self._with_options(common, tokens, template), seed
+
+    def _with_options(
+        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
+    ) -> ChatRequest:
+        """The request under what few ask for."""
+        if tokens is not UNASKED:
+            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
+            controls = controls_of(tokens, size, request.max_tokens)
+            request = replace(request, controls=controls, text=text_options_of(tokens))
+        if template is not AS_USUAL:
+            request = replace(request, prompt=prompt_options(template, self.variables))
+        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -159,6 +205,8 @@ class ChatCodec:
             ("image_height", [size.height for size in sizes]),
             ("image_tokens", [size.tokens for size in sizes]),
         ]
+        if (writer := self.v2_writer(request, answers[0].request)) is not None:
+            columns.append((LOGPROBS, [orjson.dumps(writer.whole(c.scores)) for c in completions]))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -170,6 +218,13 @@ class ChatCodec:
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
+
+    def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
+        """None where no logprobs are asked for."""
+        if row.controls.logprobs is None or self.logprobs is None:
+            return None
+        as_ids = request.parameters.get("return_tokens_as_token_ids") is True
+        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -186,6 +241,7 @@ class ChatCodec:
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
         )
+        request = self._with_options(request, body.tokens, body.template)
         return with_row_seeds([request] * body.n, body.seed)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:

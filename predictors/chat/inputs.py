@@ -26,6 +26,7 @@ from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.request import (
     NO_CONTROLS,
+    USUAL_PROMPT,
     USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
@@ -34,9 +35,13 @@ from predictors.chat.request import (
     Picture,
     PictureSize,
     PixelBounds,
+    PromptOptions,
+    PromptReuse,
     Sampling,
     TextOptions,
 )
+from predictors.chat.template_options import render_with
+from predictors.chat.token_controls import check_least
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
@@ -86,6 +91,7 @@ class ChatWork:
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
     """The answer is a text of it."""
+    reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -157,7 +163,7 @@ class ChatPreparer:
         return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        tokens, starts = self._place(self.tokens_of(request.messages), pictures)
+        tokens, starts = self._place(self.tokens_of(request.messages, request.prompt), pictures)
         lengths = [self._tokens(picture.grid) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
         merge = self._model.pictures.merge
@@ -167,6 +173,7 @@ class ChatPreparer:
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
+        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -292,17 +299,24 @@ class ChatPreparer:
         return grid[0] * grid[1] // self._model.pictures.merge**2
 
     # -- text ------------------------------------------------------------------------------------
-    def tokens_of(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the whole conversation and the opening of the answer; one image token per
-        picture.
+    def tokens_of(
+        self, messages: Sequence[Message], options: PromptOptions = USUAL_PROMPT
+    ) -> list[int]:
+        """Tokens of the whole conversation and, unless `options` say otherwise, the opening of the
+        answer; one image token per picture.
 
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        self._check_length(messages)
+        texts = (part for m in messages for part in m.parts if isinstance(part, str))
+        self._check_length(sum(map(len, texts)))
         turns = [{"role": m.role, "content": self._content(m)} for m in messages]
         try:
-            rendered = self._model.render(turns)
+            if options is USUAL_PROMPT:
+                rendered = self._model.render(turns)
+            else:
+                rendered = render_with(options, self._model, turns, self._plain)
+                self._check_length(len(rendered))  # a template may repeat a variable
             rendered.encode()  # half a surrogate pair is no text
         except TemplateError as error:
             message = "the model's chat template does not take these messages"
@@ -315,14 +329,13 @@ class ChatPreparer:
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [token for piece in encoded for token in piece.ids]
 
-    def _check_length(self, messages: Sequence[Message]) -> None:
+    def _check_length(self, num_chars: int) -> None:
         """Refuse a text that can't fit before it is tokenised, which could take seconds.
 
         A token has at most the characters of the longest one, and composing characters leaves at
         least a third of a text.
         """
-        texts = (part for m in messages for part in m.parts if isinstance(part, str))
-        least = sum(map(len, texts)) // (3 * self._longest_token)
+        least = num_chars // (3 * self._longest_token)
         if least >= self._max_context():
             raise PromptTooLong.of(self._max_context(), f"at least {least}")
 

@@ -180,6 +180,20 @@ USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the chat template renders a conversation. `variables` is a JSON object of the template's
+    own variables. The prompt ends with the opening of an answer (`opens_answer`), inside the last
+    message (`continues_last`), or with the end of the last message."""
+
+    variables: str = "{}"
+    opens_answer: bool = True
+    continues_last: bool = False
+
+
+USUAL_PROMPT = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request for one answer. `max_tokens` None takes the configured default, limited to the
     context; `NO_LIMIT` takes what the context leaves."""
@@ -193,6 +207,7 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    prompt: PromptOptions = USUAL_PROMPT
 
     @property
     def pictures(self) -> list[Picture]:
@@ -201,6 +216,14 @@ class ChatRequest:
     @property
     def num_chars(self) -> int:
         return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+
+
+@dataclass(slots=True)
+class PromptReuse:
+    """How many tokens of one prompt the prefix cache held; None where it is off, and before the
+    prompt is read. The engine writes it."""
+
+    cached_tokens: int | None = None
 
 
 class AnswerLengths:
@@ -271,6 +294,10 @@ class LastDelta(ChatDelta):
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
     return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
+
+
+def cached_tokens_of(last: ChatDelta) -> int | None:
+    return last.cached_tokens if isinstance(last, LastDelta) else None
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
