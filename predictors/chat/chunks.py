@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from predictors.base import Answer
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
+from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
@@ -21,6 +22,7 @@ from predictors.chat.request import (
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import TextEvents, event
+from predictors.protocol.openai.tool_calls import ToolCall
 
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
@@ -44,17 +46,23 @@ class Completion:
     pictures: tuple[PictureSize, ...]
     scores: tuple[TokenLogprob, ...]
     cached_tokens: int | None
+    calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
         """The joined deltas; the last one has reason and counts."""
         last = answer.chunks[-1]
         assert last.finish_reason is not None
-        text = "".join(delta.text for delta in answer.chunks)
+        reason = last.finish_reason
+        calls: tuple[ToolCall, ...] = ()
+        if answer.request.tools is None:
+            text = "".join(delta.text for delta in answer.chunks)
+        else:
+            text, calls, reason = whole_answer(answer.request, answer.chunks)
         counts = (last.prompt_tokens, last.completion_tokens)
         scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
         pictures, cached = pictures_of(last), cached_tokens_of(last)
-        return cls(text, last.finish_reason, *counts, pictures, scores, cached)
+        return cls(text, reason, *counts, pictures, scores, cached, calls)
 
 
 class ChunkEncoder:
@@ -82,6 +90,9 @@ class ChunkEncoder:
         own = requests[0]
         self._last = {"precision": precision, "seed": own.seed, **shown_adapters(own)}
         self._texts: dict[int, TextEvents] = {}  # by choice
+        self._readers: list[PieceReader] | None = None  # by choice
+        if own.tools is not None:
+            self._readers = [PieceReader(request) for request in requests]
 
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """A `chat.completion`."""
@@ -90,7 +101,7 @@ class ChunkEncoder:
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "message": _message(completion),
                 "logprobs": None if writer is None else writer.whole(completion.scores),
                 "finish_reason": completion.finish_reason,
             }
@@ -119,13 +130,34 @@ class ChunkEncoder:
         once, at the end. No delta may follow one with a finish reason."""
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
+        if self._readers is not None:
+            return self._pieces(index, deltas, self._readers[index], timings)
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
         if self._logprobs is not None:
             events = self._scored(index, text, [s for delta in deltas for s in scores_of(delta)])
         else:
             events = self._text(index, text) if text else b""
         if last.finish_reason is not None:
-            events += b"".join(map(event, self._ending(index, last, timings)))
+            events += self._ending(index, last, last.finish_reason, timings)
+        return events
+
+    def _pieces(
+        self,
+        index: int,
+        deltas: Sequence[ChatDelta],
+        reader: PieceReader,
+        timings: Callable[[], Mapping[str, int]],
+    ) -> bytes:
+        """The same for an answer that may call tools."""
+        events = b""
+        for piece in reader.read(deltas):
+            shown = {"content": piece.text} if isinstance(piece, TextPiece) else _call_delta(piece)
+            choice = _choice(index, shown, None)
+            if self._logprobs is not None:
+                choice["logprobs"] = self._logprobs.part(piece.scores)
+            events += event(self._chunk([choice]))
+        if reader.finish_reason is not None:
+            events += self._ending(index, deltas[-1], reader.finish_reason, timings)
         return events
 
     def _text(self, index: int, text: str) -> bytes:
@@ -144,9 +176,13 @@ class ChunkEncoder:
         return event(self._chunk([choice | {"logprobs": self._logprobs.part(scores)}]))
 
     def _ending(
-        self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
-    ) -> list[dict[str, Any]]:
-        chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
+        self,
+        index: int,
+        last: ChatDelta,
+        reason: str,
+        timings: Callable[[], Mapping[str, int]],
+    ) -> bytes:
+        chunks = [self._chunk([_choice(index, {}, reason)])]
         self._open -= 1
         if index == 0:
             self._cached = cached_tokens_of(last)
@@ -155,7 +191,7 @@ class ChunkEncoder:
                 used = usage(self._counts, pictures_of(last), self._cached)
                 chunks.append({**self._chunk([]), "usage": used})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
-        return chunks
+        return b"".join(map(event, chunks))
 
     def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
         return self._chunk([_choice(index, {"content": text}, None)])
@@ -211,5 +247,30 @@ def chat_head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
-def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
+def _message(completion: Completion) -> dict[str, Any]:
+    content = completion.text if completion.text or not completion.calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if completion.calls:
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in completion.calls
+        ]
+        message["tool_calls"] = calls
+    return message
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    function = {"arguments": piece.arguments}
+    if piece.name is None:
+        return {"tool_calls": [{"index": piece.index, "function": function}]}
+    named = {"name": piece.name, **function}
+    call = {"index": piece.index, "id": piece.id, "type": "function", "function": named}
+    return {"tool_calls": [call]}
+
+
+def _choice(index: int, delta: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}

@@ -34,7 +34,9 @@ from predictors.chat.token_controls import (
     text_options_of,
     token_parameters,
 )
+from predictors.chat.tools.call_grammar import tools_format
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
@@ -99,6 +101,8 @@ class ChatCodec:
     """None where no request asks for anything of single tokens."""
     variables: frozenset[str] = frozenset()
     """Those of the chat template that a caller may set."""
+    tags_are_tokens: bool = False
+    """The tags of tool calls are tokens of the vocabulary."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -240,9 +244,16 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
+            answer_format=self._answer_format(body),
+            tools=body.tools,
         )
         request = self._with_options(request, body.tokens, body.template)
         return with_row_seeds([request] * body.n, body.seed)
+
+    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
+        if body.tools is None:
+            return None
+        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
@@ -271,7 +282,7 @@ class ChatCodec:
                 bounds = self.pixels.choose(*given, part.where)
             return Picture(part.file, part.where, bounds=bounds)
 
-        return Message(turn.role, tuple(map(part_of, turn.parts)))
+        return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -35,6 +35,7 @@ from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
+from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
@@ -94,6 +95,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             mix=self._adapters.mix,
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
+            tags_are_tokens=tags_are_tokens(model.tokenizer),
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 

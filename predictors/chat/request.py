@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.openai.tool_calls import ToolCall
+from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -121,10 +128,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
+    order."""
 
     role: str
     parts: tuple[str | Picture, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant, behind its parts."""
+    call_id: str | None = None
+    """Of a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,29 @@ class Controls:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+
+    def check(self, vocab: int, max_tokens: int) -> None:
+        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
+        vocabulary of that size does not have."""
+        for name, count, most in (
+            ("logit_bias", len(self.logit_bias), MOST_BIASED),
+            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
+        ):
+            if count > most:
+                problem = f"{name} has {count} tokens; send at most {most}"
+                raise InvalidRequest(problem, param=name)
+        tokens: Collection[int]
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            unknown = [token for token in tokens if not 0 <= token < vocab]
+            if unknown:
+                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+                raise InvalidRequest(problem, param=name)
+        if self.min_tokens > max_tokens:
+            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
+            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
 
 
 NO_CONTROLS = Controls()
@@ -207,6 +242,9 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    answer_format: AnswerFormat | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
 
     @property
@@ -215,7 +253,7 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
-        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+        return chars_of(self.messages, self.tools)
 
 
 @dataclass(slots=True)
@@ -224,6 +262,18 @@ class PromptReuse:
     prompt is read. The engine writes it."""
 
     cached_tokens: int | None = None
+
+
+def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
+    """Characters of a conversation, without pictures."""
+    count = 0 if tools is None else tools.num_chars
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                count += len(part)
+        for call in message.calls:
+            count += len(call.arguments)
+    return count
 
 
 class AnswerLengths:

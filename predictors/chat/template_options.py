@@ -1,5 +1,5 @@
-"""The chat template under a request's own options: the variables that may be set, and the rendering
-of a conversation with them.
+"""What a caller asks of the chat template: which of its variables may be set, and the rendering of
+a conversation with them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 
 from predictors.chat.model import ChatModel
 from predictors.chat.request import USUAL_PROMPT, PromptOptions
@@ -29,6 +29,7 @@ RENDERING = frozenset(
     )
 )
 """Names that are arguments of transformers' `apply_chat_template`, and not variables."""
+NOTHING: Mapping[str, Any] = {}
 WITHOUT_EFFECT: Mapping[str, object] = {"enable_thinking": False}
 """Variables and values that ask for what every model here does anyway."""
 
@@ -72,23 +73,32 @@ def prompt_options(asked: TemplateFields, known: frozenset[str]) -> PromptOption
     )
 
 
-def render_with(
-    options: PromptOptions,
+def render(
     model: ChatModel,
     turns: Sequence[Mapping[str, Any]],
+    options: PromptOptions,
     plain: Callable[[str], str],
+    offer: Mapping[str, Any] = NOTHING,
 ) -> str:
-    """The conversation as the template writes it under `options`. `plain` makes plain text of a
-    caller's text.
+    """The conversation as the template writes it. `plain` makes plain text of a caller's text;
+    `offer` are the template's options for tools.
 
     Raises `InvalidRequest` for messages or variables that the template does not take.
     """
-    variables = _plain_values(json.loads(options.variables), plain)
-    given = {"add_generation_prompt": options.opens_answer}
+    if options == USUAL_PROMPT and not offer:
+        try:
+            return _encodable(model.render(turns))
+        except TemplateError as error:
+            message = "the model's chat template does not take these messages"
+            raise InvalidRequest(message, param="messages") from error
+    variables = plain_values(json.loads(options.variables), plain)
+    given: dict[str, Any] = {**offer, "add_generation_prompt": options.opens_answer}
     if options.continues_last:
         given["continue_final_message"] = True
     try:
-        return model.render(turns, {**variables, **given})
+        return _encodable(model.render(turns, {**variables, **given}))
+    except InvalidRequest:
+        raise
     except Exception as error:  # templates compute with a caller's values: anything is raised
         message, param = "the model's chat template does not take these messages", "messages"
         if variables:
@@ -99,12 +109,20 @@ def render_with(
         raise InvalidRequest(message, param=param) from error
 
 
-def _plain_values(value: Any, plain: Callable[[str], str]) -> Any:
+def _encodable(rendered: str) -> str:
+    try:
+        rendered.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("the text holds half a surrogate pair") from error
+    return rendered
+
+
+def plain_values(value: Any, plain: Callable[[str], str]) -> Any:
     """A JSON value whose texts can't form control tokens."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, list):
-        return [_plain_values(each, plain) for each in value]
+        return [plain_values(each, plain) for each in value]
     if isinstance(value, dict):
-        return {plain(name): _plain_values(each, plain) for name, each in value.items()}
+        return {plain(name): plain_values(each, plain) for name, each in value.items()}
     return value

@@ -19,7 +19,7 @@ from predictors.chat.template_options import (
     RENDERING,
     own_variables,
     prompt_options,
-    render_with,
+    render,
 )
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
@@ -44,7 +44,7 @@ class Templated:
 def rendered(template: str, **variables: Any) -> str:
     options = PromptOptions(variables=json.dumps(variables))
     plain = lambda text: text.replace("<|im_end|>", "<_|im_end|>")  # noqa: E731
-    return render_with(options, Templated(template), TURNS, plain)  # type: ignore[arg-type]
+    return render(Templated(template), TURNS, options, plain)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

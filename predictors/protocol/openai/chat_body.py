@@ -53,6 +53,12 @@ from predictors.protocol.openai.token_fields import (
     TokenFields,
     read_token_fields,
 )
+from predictors.protocol.openai.tool_fields import (
+    OLDER_FIELDS,
+    TOOL_FIELDS,
+    OfferedTools,
+    read_tools,
+)
 
 MAX_N = 16
 MAX_STOPS = 16  # OpenAI's is 4
@@ -96,6 +102,8 @@ class ChatBody:
     pixels: RequestedPixels = AS_SERVED
     """Of all pictures but those that ask for others."""
     loras: NamedScales | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
 
@@ -121,6 +129,8 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
             raise InvalidRequest(message, param="max_completion_tokens")
     if not read.keys().isdisjoint(PIXELS):
         read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(TOOL_FIELDS):
+        read["tools"] = read_tools(read)
     if not read.keys().isdisjoint(TOKEN_FIELDS):
         read["tokens"] = read_token_fields(read)
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
@@ -187,6 +197,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "stop": _stop,
     "n": whole(1, MAX_N),
     "loras": loras,
+    **TOOL_FIELDS,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
@@ -195,11 +206,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "prompt_cache_retention": dropped(str),
     "prompt_cache_options": dropped(dict),
     # these are only taken at the value that is served anyway
-    "tools": only_values([], why=NO_TOOLS),
-    "tool_choice": only_values("none", "auto", why=NO_TOOLS),
-    "parallel_tool_calls": dropped(bool, why=NO_TOOLS),
-    "functions": only_values([], why=NO_TOOLS),
-    "function_call": only_values("none", "auto", why=NO_TOOLS),
+    **OLDER_FIELDS,
     "web_search_options": only_values(why=NO_TOOLS),
     "modalities": only_values(["text"], why=_NO_AUDIO),
     "audio": only_values(why=_NO_AUDIO),
