@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
-from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import (
     ChatDelta,
@@ -80,8 +80,10 @@ class ChunkEncoder:
         writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
-        as_ids = body.tokens.return_tokens_as_token_ids
-        self._logprobs = None if writers is None else writers.of(requests[0], as_ids=as_ids)
+        self._logprobs: LogprobWriter | None = None
+        if requests[0].controls.logprobs is not None and writers is not None:
+            as_ids = body.tokens.return_tokens_as_token_ids
+            self._logprobs = writers.of(requests[0], as_ids=as_ids)
         self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage

@@ -44,6 +44,8 @@ from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -58,6 +60,7 @@ SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "min_p",
 )  # fmt: skip
+OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
 LOGPROBS = "logprobs"
@@ -147,7 +150,9 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
-        tokens, template = token_parameters(parameters), template_parameters(parameters)
+        tokens, template = UNASKED, AS_USUAL
+        if parameters.has_any(OPTION_NAMES):
+            tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
@@ -166,13 +171,22 @@ class ChatCodec:
             max_tokens=max_tokens,
             stop=stop,
             adapters=mix,
-            controls=controls_of(tokens, self._vocabulary_size, max_tokens),
-            text=text_options_of(tokens),
-            prompt=prompt_options(template, self.variables),
             answer_format=answer_format,
             coordinates=coordinates,
         )
-        return common, seed
+        return self._with_options(common, tokens, template), seed
+
+    def _with_options(
+        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
+    ) -> ChatRequest:
+        """The request under what few ask for."""
+        if tokens is not UNASKED:
+            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
+            controls = controls_of(tokens, size, request.max_tokens)
+            request = replace(request, controls=controls, text=text_options_of(tokens))
+        if template is not AS_USUAL:
+            request = replace(request, prompt=prompt_options(template, self.variables))
+        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -180,10 +194,6 @@ class ChatCodec:
         if not asked and adapters is ANY_ADAPTER:
             return UNADAPTED
         return self.mix(adapters.named(self.model, asked))
-
-    @property
-    def _vocabulary_size(self) -> int:
-        return 0 if self.logprobs is None else self.logprobs.vocabulary_size
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -225,8 +235,10 @@ class ChatCodec:
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""
+        if row.controls.logprobs is None or self.logprobs is None:
+            return None
         as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
+        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -242,13 +254,11 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
-            controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
-            text=text_options_of(body.tokens),
-            prompt=prompt_options(body.template, self.variables),
             answer_format=self._answer_format(body),
             tools=body.tools,
             coordinates=asked_coordinates(body.coordinates),
         )
+        request = self._with_options(request, body.tokens, body.template)
         return with_row_seeds([request] * body.n, body.seed)
 
     def _answer_format(self, body: ChatBody) -> AnswerFormat | None:

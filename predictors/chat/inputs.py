@@ -39,7 +39,6 @@ from predictors.chat.request import (
     TextOptions,
     chars_of,
 )
-from predictors.chat.token_controls import check_least
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
@@ -182,7 +181,6 @@ class ChatPreparer:
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
-        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
