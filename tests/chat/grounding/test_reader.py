@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from predictors.chat.detokenize import AnswerReader, Vocabulary
+from predictors.chat.grounding.boxes import PictureBox
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.grounding.scaling import caller_boxes
-from predictors.chat.request import ChatDelta, PictureBox, PictureSize, boxes_of
+from predictors.chat.request import ChatDelta, PictureSize, boxes_of
 
 TOKENIZER = Tokenizer.from_file(
     str(Path(__file__).parents[3] / "checkpoints" / "shapes-qwen-vl" / "tokenizer.json")
@@ -22,9 +22,7 @@ FOUND = (PictureBox(0, "a cross", (28, 28, 140, 140)),)
 def read(text: str, stops: tuple[str, ...] = (), size: int = 3) -> tuple[str, ChatDelta]:
     vocabulary = Vocabulary(TOKENIZER)
     inner = AnswerReader(vocabulary, stops, pictures=SIZES)
-    reader = BoxReader(
-        inner, vocabulary, lambda said: caller_boxes(said, SIZES, "pixels", "original")
-    )
+    reader = BoxReader(inner, vocabulary, "pixels", "original")
     tokens = tuple(TOKENIZER.encode(text, add_special_tokens=False).ids)
     shown, deltas = "", []
     for start in range(0, len(tokens), size):
@@ -57,6 +55,6 @@ def test_what_follows_a_stop_string_is_not_read() -> None:
 
 def test_deltas_before_the_last_have_none() -> None:
     vocabulary = Vocabulary(TOKENIZER)
-    reader = BoxReader(AnswerReader(vocabulary, ()), vocabulary, lambda _: FOUND)
+    reader = BoxReader(AnswerReader(vocabulary, ()), vocabulary, "pixels", "original")
     (delta,) = reader.feed(ChatDelta(tuple(TOKENIZER.encode("a cross").ids), 1, 2))
     assert boxes_of(delta) is None
