@@ -14,6 +14,7 @@ from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answ
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
+    PictureBox,
     PictureSize,
     TokenLogprob,
     boxes_of,
