@@ -14,7 +14,6 @@ from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answ
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
-    PictureBox,
     PictureSize,
     TokenLogprob,
     boxes_of,
