@@ -119,6 +119,9 @@ class ChatCodec:
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
         common, seed = self._decode_parameters(parameters, request.adapters)
+        if common.coordinates is None and "boxes" in request.outputs:
+            problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
+            raise InvalidRequest(problem, param="boxes")
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits
@@ -26,7 +27,6 @@ from predictors.chat.request import (
     NO_CONTROLS,
     USUAL_PROMPT,
     USUAL_TEXT,
-    AnswerLengths,
     ChatRequest,
     Controls,
     Message,
@@ -152,6 +152,7 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
+        self.convention = model.coordinates
         self.texts = PromptTexts(model)
         self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
