@@ -143,6 +143,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_pixels": pixels.max_pixels,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
+            "tools": self._preparer.texts.tools.way.value,
             "queue_capacity": self.settings.queue.capacity,
         }
 
