@@ -91,6 +91,13 @@ class ChatWork:
     """The answer is a text of it."""
     reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
 
+    @property
+    def is_plain(self) -> bool:
+        """Its tokens need no controls, no grammar and no logprobs."""
+        controls, min_p = self.controls, self.sampling.min_p
+        is_usual = not controls.logit_bias and not controls.min_tokens and not min_p
+        return is_usual and controls.logprobs is None and self.grammar is None
+
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
         return picture.prepared.key + self.adapters.vision_key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,10 @@ from predictors.protocol.openai.tool_fields import OfferedTools
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -170,6 +174,29 @@ class Controls:
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+
+    def check(self, vocab: int, max_tokens: int) -> None:
+        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
+        vocabulary of that size does not have."""
+        for name, count, most in (
+            ("logit_bias", len(self.logit_bias), MOST_BIASED),
+            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
+        ):
+            if count > most:
+                problem = f"{name} has {count} tokens; send at most {most}"
+                raise InvalidRequest(problem, param=name)
+        tokens: Collection[int]
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            unknown = [token for token in tokens if not 0 <= token < vocab]
+            if unknown:
+                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+                raise InvalidRequest(problem, param=name)
+        if self.min_tokens > max_tokens:
+            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
+            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
 
 
 NO_CONTROLS = Controls()
