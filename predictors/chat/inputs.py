@@ -85,6 +85,7 @@ class ChatWork:
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
+    coordinates: str | None = None
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
@@ -189,6 +190,7 @@ class ChatPreparer:
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
             adapters=request.adapters,
+            coordinates=request.coordinates,
             controls=request.controls,
             text=request.text,
         )
@@ -255,7 +257,8 @@ class ChatPreparer:
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()
-        made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
+        size = (pixels.width, pixels.height)
+        made = PreparedPicture(key, grid, size[0] * size[1], values, layout, size)
         with self._lock:
             self._cache.put((digest, bounds), made)
         metrics.input_image_pixels.labels(self._name).observe(made.pixels)
@@ -273,7 +276,7 @@ class ChatPreparer:
         """The sizes at which the work's pictures are read."""
         patch = self._model.pictures.patch
         return tuple(
-            PictureSize(columns * patch, rows * patch, picture.length)
+            PictureSize(columns * patch, rows * patch, picture.length, *picture.prepared.file_size)
             for picture in work.pictures
             for rows, columns in (picture.prepared.grid,)
         )

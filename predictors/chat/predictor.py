@@ -18,6 +18,8 @@ from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.grounding.reader import BoxReader
+from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
 from predictors.chat.logprobs import LogprobWriters
@@ -86,6 +88,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
+        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -141,6 +144,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "image_max_pixels": images.max_pixels,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
+            "coordinates": self._convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "tools": self._preparer.texts.tools.way.value,
@@ -221,12 +225,17 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def least_costs(self, requests: Sequence[ChatRequest]) -> Costs:
         return {"": sum(self._preparer.least_cost(request) for request in requests)}
 
-    def reader(self, work: ChatWork) -> AnswerReader:
+    def reader(self, work: ChatWork) -> AnswerReader | BoxReader:
         sizes, controls = self._preparer.sizes(work), work.controls
         given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
         if controls == NO_CONTROLS and work.text == USUAL_TEXT:
-            return AnswerReader(*given)
-        return TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+            reader = AnswerReader(*given)
+        else:
+            reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+        if work.coordinates is None:
+            return reader
+        asked = (sizes, self._convention, work.coordinates)
+        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())

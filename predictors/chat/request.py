@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
@@ -91,11 +92,28 @@ def _refusal(problem: str, name: str, where: str) -> InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """The size in pixels at which a picture was read, after resizing, and its prompt tokens."""
+    """The size in pixels at which a picture was read, after resizing, its prompt tokens, and the
+    size of the caller's upright picture."""
 
     width: int
     height: int
     tokens: int
+    file_width: int = 0
+    file_height: int = 0
+
+
+Convention = Literal["pixels", "normalized_1000"]
+"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
+sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBox:
+    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
+
+    picture: int
+    label: str
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +264,8 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+    coordinates: str | None = None
+    """Of the boxes beside the text; None for an answer without them."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -332,14 +352,15 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, and the `scores` of
-    its tokens where logprobs were asked for. A type of its own: a field more would cost time for
-    every token."""
+    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
+    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
+    more would cost time for every token."""
 
     pictures: tuple[PictureSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
+    boxes: tuple[PictureBox, ...] | None = None
 
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
@@ -352,3 +373,7 @@ def cached_tokens_of(last: ChatDelta) -> int | None:
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
+
+
+def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
+    return last.boxes if isinstance(last, LastDelta) else None
