@@ -15,6 +15,7 @@ import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
+from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
@@ -151,6 +152,7 @@ class ChatCodec:
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
+        answer_format = read_answer_format(parameters)
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
@@ -168,6 +170,7 @@ class ChatCodec:
             text=text_options_of(tokens),
             prompt=prompt_options(template, self.variables),
             coordinates=coordinates,
+            answer_format=answer_format,
         )
         return common, seed
 
@@ -250,8 +253,8 @@ class ChatCodec:
 
     def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
         if body.tools is None:
-            return None
-        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
+            return body.answer_format
+        return tools_format(body.tools, body.answer_format, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)

@@ -18,6 +18,7 @@ from torch import Tensor
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.constraints import AnswerGrammar
+from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
 from predictors.chat.prompt_texts import PromptTexts
@@ -151,6 +152,7 @@ class ChatPreparer:
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
         self.texts = PromptTexts(model)
+        self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
@@ -166,6 +168,7 @@ class ChatPreparer:
         return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
+        asked = request.answer_format
         rendered = self.tokens_of(request.messages, request.prompt, request.tools)
         tokens, starts = self._place(rendered, pictures)
         lengths = [self._tokens(picture.grid) for picture in pictures]
@@ -193,6 +196,7 @@ class ChatPreparer:
             coordinates=request.coordinates,
             controls=request.controls,
             text=request.text,
+            grammar=None if asked is None else self._grammars.compile(asked),
         )
 
     def cost(self, request: ChatRequest) -> float:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from predictors.chat.format_parameters import FORMAT_PARAMETERS
 from predictors.chat.request import PixelLimits, Sampling
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
@@ -113,6 +114,7 @@ def parameter_schemas(
         "stop": {"type": "string", "description": "A JSON list of strings."},
         "system_prompt": {"type": "string"},
         "chat_template_kwargs": _JSON_TEXT,
+        **FORMAT_PARAMETERS,
         **{name: dict(rule.schema) for name, rule in TOKEN_FIELDS.items()},
         **dict.fromkeys(TOKEN_TEXTS, _JSON_TEXT),
     }

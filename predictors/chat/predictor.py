@@ -161,7 +161,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
         prepared: list[PreparedPicture] = []
-        is_large = request.num_chars > INLINE_BYTES
+        is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:

@@ -21,6 +21,7 @@ MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
 MOST_STOP_TOKENS = 128
 """Most `stop_token_ids`."""
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -266,6 +267,11 @@ class ChatRequest:
     prompt: PromptOptions = USUAL_PROMPT
     coordinates: str | None = None
     """Of the boxes beside the text; None for an answer without them."""
+
+    @property
+    def has_large_format(self) -> bool:
+        """Its format may take a while to compile."""
+        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
 
     @property
     def pictures(self) -> list[Picture]:

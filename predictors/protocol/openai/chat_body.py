@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
 from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
-    DROP,
     DecodedBody,
     DescribedRule,
     check_body,
@@ -33,6 +33,7 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.format_fields import FORMAT_FIELDS, read_format
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
@@ -108,6 +109,7 @@ class ChatBody:
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
     coordinates: str | None = None
+    answer_format: AnswerFormat | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -129,6 +131,8 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
+    if not read.keys().isdisjoint(FORMAT_FIELDS):
+        read["answer_format"] = read_format(read)
     if not read.keys().isdisjoint(PIXELS):
         read["pixels"] = read_pixels(read)
     if not read.keys().isdisjoint(TOOL_FIELDS):
@@ -150,20 +154,6 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
     if "" in found:  # it would end every answer before its first character
         raise InvalidRequest(f"{name} holds an empty string", param=name)
     return tuple(found)
-
-
-_RESPONSE_FORMAT = {
-    "type": only_values("text", why="answers are plain text"),
-    "json_schema": dropped(dict, why="answers are plain text"),
-}
-
-
-@described(object_schema(_RESPONSE_FORMAT, "type"))
-def _response_format(name: str, value: Any) -> object:
-    if isinstance(value, dict) and value.get("type") is None:
-        raise InvalidRequest(f"{name}.type is required", param=f"{name}.type")
-    read_fields(value, _RESPONSE_FORMAT, where=name)
-    return DROP
 
 
 _STREAM_OPTIONS: dict[str, DescribedRule] = {
@@ -201,6 +191,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "loras": loras,
     **TOOL_FIELDS,
     "coordinates": coordinates_rule,
+    **FORMAT_FIELDS,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
@@ -217,7 +208,6 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "reasoning_effort": only_values("none", why=NO_REASONING),
     "verbosity": only_values("medium", why="the prompt is what sets the length"),
     "moderation": only_values(why="there is no moderation to be set"),
-    "response_format": _response_format,
 }
 """OpenAI's and our own fields."""
 FIELDS: dict[str, DescribedRule] = {**merged(CHAT_CLIENTS), **OWN_FIELDS}
