@@ -145,6 +145,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "coordinates": self._preparer.convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
+            "tools": self._preparer.texts.tools.way.value,
             "queue_capacity": self.settings.queue.capacity,
         }
 
