@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    FilmSize,
+    PictureSize,
+    pictures_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.routes import TextEvents, event
@@ -76,18 +82,19 @@ class ChunkEncoder:
 
 
 def usage(
-    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
+    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize | FilmSize] = ()
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any."""
+    sizes of its pictures and films stand beside it if there are any."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    if pictures:
-        counted["prompt_images"] = [asdict(size) for size in pictures]
+    for name, kind in (("prompt_images", PictureSize), ("prompt_videos", FilmSize)):
+        if sizes := [asdict(size) for size in pictures if isinstance(size, kind)]:
+            counted[name] = sizes
     return counted
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta, LastDelta, PictureSize
+from predictors.chat.request import ChatDelta, FilmSize, LastDelta, PictureSize
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -98,7 +98,7 @@ class AnswerReader:
         vocabulary: Vocabulary,
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
-        pictures: tuple[PictureSize, ...] = (),
+        pictures: tuple[PictureSize | FilmSize, ...] = (),
     ) -> None:
         self._pictures = pictures
         self._bytes_of = vocabulary.bytes_of

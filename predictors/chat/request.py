@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
@@ -92,6 +92,18 @@ class PictureSize:
 
 
 @dataclass(frozen=True, slots=True)
+class FilmSize:
+    """The size in pixels at which the frames of a film were read, after resizing, how many, how
+    many in a second on average, and the prompt tokens of all."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """An encoded picture file as the caller sent it, not yet decoded or checked."""
 
@@ -103,28 +115,80 @@ class Picture:
     bounds: PixelBounds | None = None
     """None takes the server's."""
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.raw)
+
     def digest(self) -> bytes:
         """128-bit hash of the file."""
         return hashlib.blake2b(self.raw, digest_size=16).digest()
 
-    @contextmanager
-    def named_in_errors(self) -> Iterator[None]:
-        """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
-        try:
-            yield
-        except InvalidRequest as error:
-            if error.param is not None:
-                raise
-            message = f"{self.where}: {error.message}"
-            raise type(error)(message, param=self.where, row=self.row) from error
+    def named_in_errors(self) -> AbstractContextManager[None]:
+        return _named_in_errors(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FilmOptions:
+    """How a caller wants the frames of a film read; None takes the checkpoint's or the server's.
+
+    `fps` are picked in a second, or `num_frames` of the whole film (`ALL_FRAMES`: all); of a film
+    of pictures `fps` says how many are for a second. Pixels are those of one frame, and
+    `total_pixels` those of every second frame together, as for qwen-vl-utils.
+    """
+
+    fps: float | None = None
+    num_frames: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A film as the caller sent it, not yet decoded or checked: one file, or with `is_frames` a
+    picture file per frame."""
+
+    files: tuple[bytes, ...] = field(repr=False)
+    is_frames: bool = False
+    options: FilmOptions = FilmOptions()
+    where: str = field(default="video", compare=False)
+    row: int | None = field(default=None, compare=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.files))
+
+    def digest(self) -> bytes:
+        """128-bit hash of the files."""
+        digests = (hashlib.blake2b(file, digest_size=16).digest() for file in self.files)
+        kind = b"frames" if self.is_frames else b"film"
+        return hashlib.blake2b(b"".join(digests), digest_size=16, person=kind).digest()
+
+    def named_in_errors(self) -> AbstractContextManager[None]:
+        return _named_in_errors(self)
+
+
+@contextmanager
+def _named_in_errors(sent: Picture | Film) -> Iterator[None]:
+    """Adds the field and row to an `InvalidRequest` of the block that has none."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param is not None:
+            raise
+        message = f"{sent.where}: {error.message}"
+        raise type(error)(message, param=sent.where, row=sent.row) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user or assistant; `parts` are texts, pictures and films in
+    order."""
 
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Picture | Film, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +227,10 @@ class ChatRequest:
     @property
     def pictures(self) -> list[Picture]:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
+
+    @property
+    def films(self) -> list[Film]:
+        return [p for m in self.messages for p in m.parts if isinstance(p, Film)]
 
     @property
     def num_chars(self) -> int:
@@ -206,11 +274,11 @@ class ChatDelta:
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order. A type of its own: a
-    field more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures and then of its films, in their
+    order. A type of its own: a field more would cost time for every token."""
 
-    pictures: tuple[PictureSize, ...] = ()
+    pictures: tuple[PictureSize | FilmSize, ...] = ()
 
 
-def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
+def pictures_of(last: ChatDelta) -> tuple[PictureSize | FilmSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()

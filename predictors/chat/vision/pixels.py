@@ -57,6 +57,9 @@ class PreparedPicture:
     `values` are patches (patches, channels * patch * patch) fp32, or with a `format` the decoded
     picture (height, width, channels) uint8, of which the device makes patches. `key` names the
     file, the grid and the format; `pixels` is the area of the file's picture.
+
+    With `frames` 2 this is a step of a film: patches have the values of the first frame and then
+    of the second, or two pictures (2, height, width, channels) of the grid's size.
     """
 
     key: bytes
@@ -64,6 +67,7 @@ class PreparedPicture:
     pixels: int
     values: Tensor = field(repr=False)
     format: PatchFormat | None = None
+    frames: int = 1
 
 
 class PicturePreparation:

@@ -32,14 +32,17 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.film_fields import (
+    AS_SAMPLED,
+    MEDIA_FIELDS,
+    RequestedFrames,
+    read_media,
+)
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
-    PIXEL_FIELDS,
     RequestedPixels,
-    processor_kwargs,
-    read_pixels,
 )
 
 MAX_N = 16
@@ -82,7 +85,9 @@ class ChatBody:
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
-    """Of all pictures but those that ask for others."""
+    """Of all pictures and of the frames of films, but those that ask for others."""
+    frames: RequestedFrames = AS_SAMPLED
+    """Of all films but those that ask for others."""
     loras: NamedScales | None = None
 
 
@@ -101,8 +106,8 @@ def read_chat_body(body: object) -> ChatBody:
         if older != newer:
             message = f"max_tokens {older} and max_completion_tokens {newer} disagree"
             raise InvalidRequest(message, param="max_completion_tokens")
-    if not read.keys().isdisjoint(PIXELS):
-        read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(MEDIA_FIELDS):
+        read["pixels"], read["frames"] = read_media(read)
     return ChatBody(**read)
 
 
@@ -145,9 +150,8 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
     return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
 
 
-PIXELS = {**PIXEL_FIELDS, "mm_processor_kwargs": processor_kwargs}
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **PIXELS,
+    **MEDIA_FIELDS,
     "model": text(),
     "messages": messages_rule,
     "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
