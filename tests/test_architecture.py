@@ -28,7 +28,6 @@ LONG_FILES = {
     "base.py": "the path of a request is read on one screen after the other",
     "chat/decoder/attention_kernels.py": "decode and prompt kernels share their Triton functions",
     "chat/inputs.py": "a request and its work have the same costs, computed side by side",
-    "chat/engine.py": "a step's launch and its reading are one invariant",
     "serving/job_table.py": "one lock guards all of it",
     "protocol/http/connection.py": "the stages of one connection share its buffers",
     "workers/pool.py": "the pool, its processes and their memory are one lock's state",

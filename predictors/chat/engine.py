@@ -15,14 +15,13 @@ from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
 from predictors.chat.decoder.weights import quantize_decoder
+from predictors.chat.delivery import TokenDelivery
 from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
+from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import (
     is_deterministic,
     max_context,
@@ -37,11 +36,8 @@ from predictors.chat.limits import (
 from predictors.chat.model import ChatModel
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import AnswerLengths, ChatDelta
-from predictors.chat.rows import DecodeRow, PromptPart
+from predictors.chat.request import AnswerLengths
 from predictors.chat.runner import ChatRunner
-from predictors.chat.sampling import NOT_FINITE
-from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
@@ -64,6 +60,7 @@ class LoadedModel:
 
     runner: ChatRunner
     pictures: PictureRunner
+    launcher: StepLauncher
 
 
 class ChatEngine:
@@ -105,6 +102,7 @@ class ChatEngine:
         self._count_prefix = self._metrics.cache_counter("prefix")
         self._picture_cache = PictureCache(settings.embedding_cache_bytes, self._metrics)
         self._planner = StepPlanner(self.slots, self._picture_cache)
+        self._delivery = TokenDelivery(self._metrics, self.evict, self._fail)
         self._kept_pages = 0
 
     # -- Engine ----------------------------------------------------------------------------------
@@ -156,7 +154,8 @@ class ChatEngine:
         self._kept_pages = limits.kept_pages
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         runner = ChatRunner(decoder, limits, placement, self._graphs, tables)
-        self._loaded = LoadedModel(runner, pictures)
+        launcher = StepLauncher(runner, pictures, self._picture_cache, self._metrics)
+        self._loaded = LoadedModel(runner, pictures, launcher)
 
     def warm(self, progress: Progress) -> None:
         """Run every promised shape; afterwards nothing may be compiled or captured."""
@@ -204,7 +203,9 @@ class ChatEngine:
         pages = pool.reserve(job, total + work.max_tokens, names, keep)
         if pages is None:
             return False
-        sequence = Sequence(job, self._free_slots.pop(), pages, total, names)
+        ends = self._model.end_tokens if not work.ignore_eos else frozenset[int]()
+        ends |= work.controls.stop_token_ids
+        sequence = Sequence(job, self._free_slots.pop(), pages, total, ends, names)
         self._sequences[job] = sequence
         holders.add(job)
         if mix.scales:  # last: if it raises, `evict` releases all
@@ -243,7 +244,7 @@ class ChatEngine:
             started_at = time.perf_counter()
             widths = runner.limits.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
-            launched = self._launch(plan, loaded, started_at)
+            launched = loaded.launcher.launch(plan, started_at)
             due = self._in_flight if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
             is_read = due is not None and (is_wanted or not due.sequences)
@@ -261,7 +262,7 @@ class ChatEngine:
         if due is not None and is_read:
             planner.finished(due, time.perf_counter())
         if due is not None and is_wanted:
-            self._deliver(due.sequences, tokens)
+            self._delivery.deliver(due.sequences, tokens)
         self.guard.check()
 
     def close(self) -> None:
@@ -287,48 +288,6 @@ class ChatEngine:
         return self._pool
 
     # -- a step ----------------------------------------------------------------------------------
-    def _launch(
-        self, plan: StepPlan[Sequence], loaded: LoadedModel, started_at: float
-    ) -> LaunchedStep | None:
-        """Launch the whole step; repeating it writes the same again."""
-        runner = loaded.runner
-        sequences: list[Sequence] = []
-        tokens: list[Tensor] = []
-        width = runner.decode_widths[-1]
-        for first in range(0, len(plan.decode), width):
-            group = plan.decode[first : first + width]
-            tokens.append(runner.decode([_decode_row(sequence) for sequence in group]))
-            self._metrics.observe_rows(len(group))
-            sequences += group
-        chunks: list[PromptChunk[Sequence]] = []
-        for prompt_pass in plan.prefill:
-            tokens.append(self._read(prompt_pass, loaded))
-            chunks += prompt_pass.chunks
-            sequences += [chunk.key for chunk in prompt_pass.chunks if _is_last(chunk)]
-        if not tokens:
-            return None
-        joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-        copy = runner.copy(joined)
-        return LaunchedStep(chunks, sequences, len(plan.decode), copy, started_at)
-
-    def _read(self, prompt_pass: PromptPass[Sequence], loaded: LoadedModel) -> Tensor:
-        """Launch a pass over prompts; returns the first tokens of those that end in it."""
-        parts = [self._part(chunk, loaded.pictures) for chunk in prompt_pass.chunks]
-        for chunk in prompt_pass.chunks:
-            sequence = chunk.key
-            if not sequence.is_begun:
-                loaded.runner.reset_slot(sequence.slot, sequence.pages, sequence.work.tokens)
-        return loaded.runner.prefill(parts, prompt_pass.width)
-
-    def _part(self, chunk: PromptChunk[Sequence], runner: PictureRunner) -> PromptPart:
-        sequence, work = chunk.key, chunk.key.work
-        part = slice(chunk.start, chunk.start + chunk.length)
-        tokens, positions = work.tokens[part], work.positions[:, part]
-        pictures = self._picture_cache.within(sequence, part, runner)
-        choice = sequence.next_choice() if _is_last(chunk) else None
-        where, adapters = (sequence.slot, chunk.start), sequence.language_adapters
-        return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice, adapters)
-
     def _advance(self, launched: LaunchedStep) -> None:
         """Count the launched tokens, and share the pages they fill: other sequences read them
         later, on the same stream."""
@@ -343,40 +302,10 @@ class ChatEngine:
                 size, most = pool.page_tokens, len(sequence.names)
                 first, end = (min(n // size, most) for n in (chunk.start, sequence.done))
                 pool.publish(sequence.job, sequence.names, first, end)
-            if _is_last(chunk):
+            if is_last(chunk):
                 sequence.pictures.clear()
         for sequence in launched.sequences:
             sequence.launched += 1
-
-    def _deliver(self, sequences: abc.Sequence[Sequence], tokens: abc.Sequence[int]) -> None:
-        """Emit the tokens that were read, and let finished sequences leave. Tokens launched for a
-        sequence after its last one, or after it was evicted, are dropped."""
-        count = 0
-        for sequence, token in zip(sequences, tokens, strict=True):
-            if sequence.is_gone:
-                continue
-            if token == NOT_FINITE:
-                self._fail(sequence)
-                continue
-            self._extend(sequence, token)
-            count += 1
-        self._metrics.add_tokens(count)
-
-    def _extend(self, sequence: Sequence, token: int) -> None:
-        job, work = sequence.job, sequence.work
-        sequence.answer.append(token)
-        self._metrics.observe_token(sequence, job.clock())
-        made = len(sequence.answer)
-        reason = "length" if made >= work.max_tokens else None
-        if token in self._model.end_tokens and not work.ignore_eos:
-            reason = "stop"
-        if reason is None:
-            job.emit(ChatDelta((token,), sequence.total, made))
-            return
-        self._metrics.observe_end(sequence)
-        job.emit(ChatDelta((token,), sequence.total, made, finish_reason=reason))
-        self.evict(job)
-        job.finish()
 
     def _fail(self, sequence: Sequence) -> None:
         """Fail a sequence with NaN or infinite logits; stop sharing its pictures and pages."""
@@ -386,15 +315,3 @@ class ChatEngine:
         self._pages.forget(job)
         self.evict(job)
         job.fail(StepFailed("the model's values are not finite; others were not affected"))
-
-
-def _is_last(chunk: PromptChunk[Sequence]) -> bool:
-    return chunk.start + chunk.length == chunk.key.total
-
-
-def _decode_row(sequence: Sequence) -> DecodeRow:
-    """The sequence's row in the next decode step: its newest token is not in the cache yet."""
-    index = sequence.launched - 1
-    position, length = sequence.work.next_position + index, sequence.total + index
-    where = (sequence.slot, index, position, length, sequence.pages)
-    return DecodeRow(*where, sequence.next_choice(), sequence.language_adapters)

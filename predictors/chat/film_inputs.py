@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from predictors.chat.adapters.mix import AdapterMix
 from predictors.chat.model import ChatModel
 from predictors.chat.request import Film, FilmSize, PixelLimits
+from predictors.chat.tensors import FRAMES as STORED_FRAMES
 from predictors.chat.vision.films import (
     ALL_FRAMES,
     FRAMES,
@@ -33,6 +35,7 @@ from predictors.settings import FilmLimits, ImageLimits
 
 FILM_CACHE_BYTES = 256 * 2**20
 """Size of the cache of prepared films: `n` answers, or a repeated film, prepare it once."""
+PATCHES = STORED_FRAMES.removesuffix(".weight")
 FILM_LESS = "lower fps, max_frames or total_pixels to read films smaller"
 LEAST_FRAMES = 2
 BYTES_PER_TOKEN = 180  # of a film's file, at two frames per second
@@ -61,6 +64,17 @@ class FilmPreparer:
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, object], PreparedFilm]
         self._cache = ByteBoundedCache(FILM_CACHE_BYTES, lambda film: film.nbytes)
+
+    def check_adapters(self, mix: AdapterMix) -> None:
+        """Raise `InvalidRequest` for an adapter that changes how patches are read: of its part for
+        the second frame nothing is kept."""
+        for adapter, _ in mix.scales:
+            if PATCHES in adapter.changes:
+                raise InvalidRequest(
+                    f"films are not taken with the adapter {adapter.name!r}: it changes how "
+                    "patches of pictures are read",
+                    param="loras",
+                )
 
     # -- sizes -----------------------------------------------------------------------------------
     def plan(self, film: Film, facts: FilmFacts) -> FilmPlan:

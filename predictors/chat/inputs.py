@@ -21,22 +21,26 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.film_inputs import FilmPreparer
 from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
 from predictors.chat.placing import PlacedPicture, placed_prompt, written_films
 from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
+    Controls,
     FilmSize,
     Message,
     Picture,
     PictureSize,
     PixelBounds,
     Sampling,
+    TextOptions,
 )
 from predictors.chat.template_checks import takes_films
-from predictors.chat.tensors import FRAMES
 from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
@@ -48,7 +52,6 @@ from predictors.settings import FilmLimits, ImageLimits, QwenVLSettings
 PICTURE_CACHE_BYTES = 64 * 2**20
 """Size of the cache of prepared pictures: `n` answers, or a repeated picture, prepare it once."""
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
-FRAMES_LINEAR = FRAMES.removesuffix(".weight")
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
 CHARS_PER_TOKEN = 4  # of English text, about
@@ -77,6 +80,10 @@ class ChatWork:
     adapters: AdapterMix = UNADAPTED
     films: tuple[FilmSize, ...] = ()
     """Sizes of the films, whose steps are among the pictures."""
+    controls: Controls = NO_CONTROLS
+    text: TextOptions = USUAL_TEXT
+    grammar: AnswerGrammar | None = None
+    """The answer is a text of it."""
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -160,12 +167,7 @@ class ChatPreparer:
         """The preparer of a request's films. Raises `InvalidRequest` where these are refused."""
         if self.films is None:
             raise InvalidRequest(f"films are not taken: {self.no_films}")
-        for adapter, _ in request.adapters.scales:
-            if FRAMES_LINEAR in adapter.changes:
-                raise InvalidRequest(
-                    f"films are not taken with the adapter {adapter.name!r}: it changes how "
-                    "patches of pictures are read"
-                )
+        self.films.check_adapters(request.adapters)
         return self.films
 
     def check_films(self) -> None:
@@ -197,6 +199,8 @@ class ChatPreparer:
             expected_tokens=self._expected(request, max_tokens),
             adapters=request.adapters,
             films=tuple(self.films_of(request).size(film) for film in films),
+            controls=request.controls,
+            text=request.text,
         )
 
     def cost(self, request: ChatRequest) -> float:

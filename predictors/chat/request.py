@@ -193,7 +193,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen. Neutral values: top_k 0, top_p 1, penalties 1, 0 and 0."""
+    """How a token is chosen. Neutral values: top_k 0, top_p 1, min_p 0, penalties 1, 0 and 0."""
 
     temperature: float = 1.0
     """Values below `GREEDY_BELOW` are greedy."""
@@ -205,10 +205,42 @@ class Sampling:
     """Taken from the logits of tokens in the answer, as OpenAI does."""
     frequency_penalty: float = 0.0
     """The same, times the number of times the token came."""
+    min_p: float = 0.0
+    """Least share of the likeliest token's probability that a token needs."""
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """Limits on an answer's tokens that few requests ask for.
+
+    `logit_bias` are (token, number added to its logit), each token once. Before `min_tokens` no
+    token comes that would end the answer; each of `stop_token_ids` ends it. `logprobs` is the
+    number of alternatives beside the chosen token, None where no logprobs are asked for.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+
+NO_CONTROLS = Controls()
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How an answer's tokens become text: `include_stop` keeps the stop string that ended it,
+    `keep_special` writes control tokens."""
+
+    include_stop: bool = False
+    keep_special: bool = False
+
+
+USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +255,8 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     adapters: AdapterMix = UNADAPTED
+    controls: Controls = NO_CONTROLS
+    text: TextOptions = USUAL_TEXT
 
     @property
     def pictures(self) -> list[Picture]:
@@ -273,11 +307,38 @@ class ChatDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer: natural logarithm of its probability, its rank from 1, and the
+    likeliest tokens with theirs. All are of the raw logits: before penalties, bias, grammar and
+    temperature."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDelta(ChatDelta):
+    """A piece with the `scores` of its tokens, for requests that ask for logprobs."""
+
+    scores: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
     """The last piece, with the sizes of the prompt's pictures and then of its films, in their
-    order. A type of its own: a field more would cost time for every token."""
+    order, and the `scores` of its tokens where logprobs were asked for. A type of its own: a field
+    more would cost time for every token."""
 
     pictures: tuple[PictureSize | FilmSize, ...] = ()
+    scores: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache held; None where it is off."""
+
+
+def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
+    return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize | FilmSize, ...]:

@@ -47,6 +47,8 @@ class Sequence:
     pages: tuple[int, ...]
     total: int
     """Tokens of the prompt."""
+    end_tokens: frozenset[int]
+    """Each of them ends its answer."""
     names: tuple[bytes, ...] = ()
     """Names of the prompt's pages that may be shared, see `kv_cache.page_names`."""
     num_shared: int = 0
