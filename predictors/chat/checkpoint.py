@@ -26,6 +26,7 @@ from predictors.chat.folder import (
     read_film_settings,
     read_preprocessor,
 )
+from predictors.chat.model import OPENS_ANSWER
 from predictors.chat.request import Sampling
 from predictors.chat.template_checks import VIDEO_TOKEN
 from predictors.chat.template_files import read_template
@@ -80,9 +81,11 @@ class HubCheckpoint:
                     f"tower {theirs}"
                 )
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER
+    ) -> str:
         rendered: str = self._renderer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            messages, chat_template=self.template, tokenize=False, **options
         )
         return rendered
 
@@ -148,4 +151,5 @@ def sampling_defaults(checkpoint: Path) -> Sampling:
         top_p=float(given("top_p", 1.0)),
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
+        min_p=float(given("min_p", 0.0)),
     )

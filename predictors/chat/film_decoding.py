@@ -8,8 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from predictors.chat.film import Film
 from predictors.chat.film_inputs import FilmPreparer
-from predictors.chat.request import Film, Picture
+from predictors.chat.request import (
+    Picture,
+)
 from predictors.chat.vision.films import FilmPlan, PreparedFilm
 from predictors.errors import InvalidRequest
 from predictors.protocol.films.decode import FilmFacts

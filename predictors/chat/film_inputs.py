@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from predictors.chat.adapters.mix import AdapterMix
+from predictors.chat.film import Film, FilmSize
 from predictors.chat.model import ChatModel
-from predictors.chat.request import Film, FilmSize, PixelLimits
+from predictors.chat.request import (
+    PixelLimits,
+)
 from predictors.chat.tensors import FRAMES as STORED_FRAMES
 from predictors.chat.vision.films import (
     ALL_FRAMES,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.film import Film, FilmSize, named_in_errors
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.openai.tool_calls import ToolCall
+from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -84,23 +93,31 @@ def _refusal(problem: str, name: str, where: str) -> InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """The size in pixels at which a picture was read, after resizing, and its prompt tokens."""
+    """The size in pixels at which a picture was read, after resizing, its prompt tokens, and the
+    size of the caller's upright picture."""
 
     width: int
     height: int
     tokens: int
+    file_width: int = 0
+    file_height: int = 0
+
+
+Convention = Literal["pixels", "normalized_1000"]
+"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
+sides."""
 
 
 @dataclass(frozen=True, slots=True)
-class FilmSize:
-    """The size in pixels at which the frames of a film were read, after resizing, how many, how
-    many in a second on average, and the prompt tokens of all."""
+class PictureBox:
+    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
 
-    width: int
-    height: int
-    frames: int
-    fps: float
-    tokens: int
+    picture: int
+    label: str
+    box: tuple[int, int, int, int]
+
+
+PromptSize = PictureSize | FilmSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,71 +141,21 @@ class Picture:
         return hashlib.blake2b(self.raw, digest_size=16).digest()
 
     def named_in_errors(self) -> AbstractContextManager[None]:
-        return _named_in_errors(self)
-
-
-@dataclass(frozen=True, slots=True)
-class FilmOptions:
-    """How a caller wants the frames of a film read; None takes the checkpoint's or the server's.
-
-    `fps` are picked in a second, or `num_frames` of the whole film (`ALL_FRAMES`: all); of a film
-    of pictures `fps` says how many are for a second. Pixels are those of one frame, and
-    `total_pixels` those of every second frame together, as for qwen-vl-utils.
-    """
-
-    fps: float | None = None
-    num_frames: int | None = None
-    min_frames: int | None = None
-    max_frames: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    total_pixels: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Film:
-    """A film as the caller sent it, not yet decoded or checked: one file, or with `is_frames` a
-    picture file per frame."""
-
-    files: tuple[bytes, ...] = field(repr=False)
-    is_frames: bool = False
-    options: FilmOptions = FilmOptions()
-    where: str = field(default="video", compare=False)
-    row: int | None = field(default=None, compare=False)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(map(len, self.files))
-
-    def digest(self) -> bytes:
-        """128-bit hash of the files."""
-        digests = (hashlib.blake2b(file, digest_size=16).digest() for file in self.files)
-        kind = b"frames" if self.is_frames else b"film"
-        return hashlib.blake2b(b"".join(digests), digest_size=16, person=kind).digest()
-
-    def named_in_errors(self) -> AbstractContextManager[None]:
-        return _named_in_errors(self)
-
-
-@contextmanager
-def _named_in_errors(sent: Picture | Film) -> Iterator[None]:
-    """Adds the field and row to an `InvalidRequest` of the block that has none."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.param is not None:
-            raise
-        message = f"{sent.where}: {error.message}"
-        raise type(error)(message, param=sent.where, row=sent.row) from error
+        """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
+        return named_in_errors(self.where, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts, pictures and films in
-    order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts, pictures and films
+    in order."""
 
     role: str
     parts: tuple[str | Picture | Film, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant, behind its parts."""
+    call_id: str | None = None
+    """Of a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +194,29 @@ class Controls:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
 
+    def check(self, vocab: int, max_tokens: int) -> None:
+        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
+        vocabulary of that size does not have."""
+        for name, count, most in (
+            ("logit_bias", len(self.logit_bias), MOST_BIASED),
+            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
+        ):
+            if count > most:
+                problem = f"{name} has {count} tokens; send at most {most}"
+                raise InvalidRequest(problem, param=name)
+        tokens: Collection[int]
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            unknown = [token for token in tokens if not 0 <= token < vocab]
+            if unknown:
+                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+                raise InvalidRequest(problem, param=name)
+        if self.min_tokens > max_tokens:
+            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
+            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
+
 
 NO_CONTROLS = Controls()
 
@@ -244,6 +234,20 @@ USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the chat template renders a conversation. `variables` is a JSON object of the template's
+    own variables. The prompt ends with the opening of an answer (`opens_answer`), inside the last
+    message (`continues_last`), or with the end of the last message."""
+
+    variables: str = "{}"
+    opens_answer: bool = True
+    continues_last: bool = False
+
+
+USUAL_PROMPT = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request for one answer. `max_tokens` None takes the configured default, limited to the
     context; `NO_LIMIT` takes what the context leaves."""
@@ -257,6 +261,12 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    answer_format: AnswerFormat | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
+    prompt: PromptOptions = USUAL_PROMPT
+    coordinates: str | None = None
+    """Of the boxes beside the text; None for an answer without them."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -268,7 +278,27 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
-        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+        return chars_of(self.messages, self.tools)
+
+
+@dataclass(slots=True)
+class PromptReuse:
+    """How many tokens of one prompt the prefix cache held; None where it is off, and before the
+    prompt is read. The engine writes it."""
+
+    cached_tokens: int | None = None
+
+
+def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
+    """Characters of a conversation, without pictures."""
+    count = 0 if tools is None else tools.num_chars
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                count += len(part)
+        for call in message.calls:
+            count += len(call.arguments)
+    return count
 
 
 class AnswerLengths:
@@ -328,18 +358,27 @@ class ScoredDelta(ChatDelta):
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
     """The last piece, with the sizes of the prompt's pictures and then of its films, in their
-    order, and the `scores` of its tokens where logprobs were asked for. A type of its own: a field
-    more would cost time for every token."""
+    order, the `scores` of its tokens where logprobs were asked for, and the boxes where they were.
+    A type of its own: a field more would cost time for every token."""
 
-    pictures: tuple[PictureSize | FilmSize, ...] = ()
+    pictures: tuple[PromptSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
+    boxes: tuple[PictureBox, ...] | None = None
 
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
     return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
 
 
-def pictures_of(last: ChatDelta) -> tuple[PictureSize | FilmSize, ...]:
+def cached_tokens_of(last: ChatDelta) -> int | None:
+    return last.cached_tokens if isinstance(last, LastDelta) else None
+
+
+def pictures_of(last: ChatDelta) -> tuple[PromptSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
+
+
+def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
+    return last.boxes if isinstance(last, LastDelta) else None

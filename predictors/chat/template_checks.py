@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from predictors.chat.bounded_work import TooMuchWork
-from predictors.chat.request import Film, Message, Picture
+from predictors.chat.film import Film
+from predictors.chat.request import (
+    Message,
+    Picture,
+)
 from predictors.compute.checkpoint.folder import reading
 from predictors.errors import EngineFailed, InvalidRequest
 
@@ -75,13 +79,11 @@ def check_template(
             raise EngineFailed(f"the chat template ({TEMPLATES}) does not open an answer to {name}")
 
 
-def takes_films(
-    tokens_of: Callable[[Sequence[Message], Sequence[str]], list[int]], video_token: int | None
-) -> bool:
+def takes_films(tokens_of: Callable[..., list[int]], video_token: int | None) -> bool:
     """True if the chat template has a place for a film between texts."""
     try:
         with reading("the chat template"):
-            return tokens_of(FILM_PROBE, (VIDEO_TOKEN,)).count(video_token or -1) == 1
+            return tokens_of(FILM_PROBE, films=(VIDEO_TOKEN,)).count(video_token or -1) == 1
     except (InvalidRequest, EngineFailed):
         return False
 

@@ -11,7 +11,12 @@ from typing import Any
 import av
 import numpy as np
 
-from predictors.chat.request import ChatRequest, Film, FilmOptions, Message, Picture
+from predictors.chat.film import Film, FilmOptions
+from predictors.chat.request import (
+    ChatRequest,
+    Message,
+    Picture,
+)
 from tests.chat.room import GREEDY
 
 ENCODERS = {

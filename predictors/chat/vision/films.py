@@ -177,7 +177,7 @@ class FilmPreparation:
             own = plan.indices[FRAMES * i : FRAMES * (i + 1)]
             key = digest + repr((own, plan.grid, layout)).encode()
             pixels = plan.facts.width * plan.facts.height
-            steps.append(PreparedPicture(key, plan.grid, pixels, values, layout, FRAMES))
+            steps.append(PreparedPicture(key, plan.grid, pixels, values, layout, frames=FRAMES))
         text, spans = self.telling(plan)
         return PreparedFilm(plan, tuple(steps), text, spans)
 

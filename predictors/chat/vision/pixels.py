@@ -56,7 +56,8 @@ class PreparedPicture:
 
     `values` are patches (patches, channels * patch * patch) fp32, or with a `format` the decoded
     picture (height, width, channels) uint8, of which the device makes patches. `key` names the
-    file, the grid and the format; `pixels` is the area of the file's picture.
+    file, the grid and the format; `pixels` is the area of the file's picture, and `file_size` its
+    width and height, upright.
 
     With `frames` 2 this is a step of a film: patches have the values of the first frame and then
     of the second, or two pictures (2, height, width, channels) of the grid's size.
@@ -67,6 +68,7 @@ class PreparedPicture:
     pixels: int
     values: Tensor = field(repr=False)
     format: PatchFormat | None = None
+    file_size: tuple[int, int] = (0, 0)
     frames: int = 1
 
 

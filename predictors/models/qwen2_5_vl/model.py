@@ -17,6 +17,7 @@ from predictors.chat.decoder.weights import load_modules
 from predictors.chat.folder import parts_of
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor, with_room
+from predictors.chat.request import Convention
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
@@ -32,6 +33,7 @@ class Qwen25VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
     film_processor = Qwen2VLVideoProcessor
+    coordinates: Convention = "pixels"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),  # CLIP's
         "image_std": (0.26862954, 0.26130258, 0.27577711),

@@ -219,11 +219,14 @@ def _check_size(width: int, height: int, limits: FilmLimits) -> None:
 def _times(container: Any, stream: Any, kind: Kind) -> tuple[list[int], float]:
     """The times of all frames as they lie in the file, and the seconds of their unit."""
     times: list[int] = []
+    seen = 0
     is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
             # of VP8, frames that are only referred to are packets of their own
             is_shown = not is_vp8 or packet.size < 1 or bytes(packet)[0] & 0x10
+            seen += bool(packet.size)
+            # what an edit list leaves out is not shown, either
             if not packet.size or packet.is_discard or not is_shown:
                 continue
             found = packet.dts if packet.pts is None else packet.pts
@@ -246,9 +249,9 @@ def _times(container: Any, stream: Any, kind: Kind) -> tuple[list[int], float]:
             f"is {kind.name} that is cut short: its header tells {told_s:.1f} s, its frames end "
             f"after {ends_s:.1f} s"
         )
-    if stream.frames > len(times) + 1:
+    if stream.frames > seen + 1:
         raise InvalidRequest(
-            f"is {kind.name} that is cut short: {len(times)} of {stream.frames} frames are there"
+            f"is {kind.name} that is cut short: {seen} of {stream.frames} frames are there"
         )
     return times, float(stream.time_base)
 
