@@ -33,6 +33,7 @@ from predictors.chat.limits import (
     precision_of,
     shares_prefixes,
     uses_fp8,
+    why_no_films,
 )
 from predictors.chat.model import ChatModel
 from predictors.chat.planning import LaunchedStep, StepPlanner
@@ -40,6 +41,7 @@ from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
@@ -145,7 +147,10 @@ class ChatEngine:
         places = {**decoder_places(decoder), **vision.places}
         tables = self.adapters.make_tables(places, self._settings.lora_max_rank, placement)
         largest = pixel_limits(self._settings, self._model.pictures).max_pixels
-        pictures = PictureRunner(vision, placement, self._graphs, largest, tables=tables)
+        frames = 1 if why_no_films(self._settings, self._model) else FRAMES
+        pictures = PictureRunner(
+            vision, placement, self._graphs, largest, tables=tables, frames=frames
+        )
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._kept_pages = limits.kept_pages

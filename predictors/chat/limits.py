@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -21,10 +22,12 @@ from predictors.chat.memory import (
     graph_sets,
     kv_bytes,
 )
+from predictors.chat.model import ChatModel
 from predictors.chat.request import PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.protocol.films.decode import EXTRA
 from predictors.serving.turns import num_spare
 from predictors.settings import InvalidSetting, QwenVLSettings
 
@@ -177,6 +180,18 @@ def pixel_limits(settings: QwenVLSettings, pictures: PicturePreparation) -> Pixe
                 f"qwen_vl.{lower} {named[lower]} is above qwen_vl.{higher} {named[higher]}"
             )
     return PixelLimits(least, most, usual, (pictures.patch * pictures.merge) ** 2)
+
+
+# -- films -----------------------------------------------------------------------------------------
+def why_no_films(settings: QwenVLSettings, model: ChatModel) -> str:
+    """Why a server of this model takes no films; empty if it does."""
+    if settings.films == "off":
+        return "films are off on this server (setting qwen_vl.films)"
+    if model.films is None:
+        return model.no_films
+    if settings.films == "auto" and find_spec("av") is None:
+        return f"this server has no decoder of films (its operator can install {EXTRA})"
+    return ""
 
 
 # -- widths --------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.film import Film
+from predictors.chat.film_decoding import FilmDecoder
 from predictors.chat.grounding.reader import BoxReader
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
@@ -38,6 +40,7 @@ from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
+from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
@@ -62,7 +65,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     task: ClassVar[str] = "qwen_vl"
     series = SERIES
-    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image", "video"})
 
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
@@ -79,7 +82,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             settings.images,
             lambda: engine.max_context,
             on_device=placement.is_cuda,
+            film_limits=settings.films,
         )
+        if self._preparer.films is not None:
+            self._preparer.check_films()
         engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
@@ -97,6 +103,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
             tags_are_tokens=tags_are_tokens(model.tokenizer),
+            max_films=settings.films.max_films,
+            no_films=self._preparer.no_films,
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -140,6 +148,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_images": images.max_images,
             "image_max_bytes": images.max_bytes,
             "image_max_pixels": images.max_pixels,
+            "max_films": 0 if self._preparer.no_films else self.settings.films.max_films,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "coordinates": self._preparer.convention,
@@ -159,6 +168,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
         prepared: list[PreparedPicture] = []
+        films = request.films
         is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
@@ -169,7 +179,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             if found is not None:
                 prepared.append(found)
                 continue
-            is_last = len(prepared) + 1 == len(request.pictures)
+            is_last = len(prepared) + 1 == len(request.pictures) and not films
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
             async with self._decoded(self.workers, picture, num_bytes) as pixels:
@@ -179,7 +189,20 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
                 prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
-        return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
+        made = [await self._prepare_film(film, request, self.workers) for film in films]
+        assemble = partial(self._preparer.assemble, request, prepared, made)
+        return await self.off_loop(assemble, is_large=is_large)
+
+    async def _prepare_film(
+        self, film: Film, request: ChatRequest, workers: Workers
+    ) -> PreparedFilm:
+        films = self._preparer.films_of(request)
+        digest = await self._digest(film)
+        found = films.cached(film, digest)
+        if found is None:
+            decode = partial(self._decoded, workers)
+            found = await FilmDecoder(films, workers, self.off_loop, decode).prepare(film, digest)
+        return found
 
     @asynccontextmanager
     async def _decoded(
@@ -195,10 +218,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                 )
             yield pixels
 
-    async def _digest(self, picture: Picture) -> bytes:
-        if len(picture.raw) <= DIGEST_INLINE_BYTES:
-            return picture.digest()
-        return await self.off_loop(picture.digest)
+    async def _digest(self, sent: Picture | Film) -> bytes:
+        if sent.num_bytes <= DIGEST_INLINE_BYTES:
+            return sent.digest()
+        return await self.off_loop(sent.digest)
 
     def _prepare_and_assemble(
         self,
@@ -241,9 +264,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         fields: dict[str, int | str] = {
             "prompt_tokens": work.num_prompt_tokens,
             "completion_tokens": 0 if last is None else last.completion_tokens,
-            "pictures": len(work.pictures),
+            "pictures": sum(picture.prepared.frames == 1 for picture in work.pictures),
             "max_tokens": work.max_tokens,
         }
+        if work.films:
+            fields["films"] = len(work.films)
         if work.adapters.scales:
             fields["loras"] = work.adapters.names
         if last is not None and last.finish_reason is not None:
