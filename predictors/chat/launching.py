@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
 from predictors.chat.rows import DecodeRow, PromptPart
 from predictors.chat.runner import ChatRunner
@@ -25,11 +26,13 @@ class StepLauncher:
     runner: ChatRunner
     pictures: PictureRunner
     cache: PictureCache
+    paging: Paging
     metrics: ChatMetrics
 
     def launch(self, plan: StepPlan[Sequence], started_at: float) -> LaunchedStep | None:
         """Launch the whole step; repeating it writes the same again. None for an empty plan."""
         runner = self.runner
+        self.paging.put_tables(runner.reset_slot)
         sequences: list[Sequence] = []
         tokens: list[Tensor] = []
         width = runner.decode_widths[-1]
@@ -42,7 +45,7 @@ class StepLauncher:
         for prompt_pass in plan.prefill:
             tokens.append(self._read(prompt_pass))
             chunks += prompt_pass.chunks
-            sequences += [chunk.key for chunk in prompt_pass.chunks if is_last(chunk)]
+            sequences += [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
         if not tokens:
             return None
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
@@ -55,21 +58,28 @@ class StepLauncher:
         for chunk in prompt_pass.chunks:
             sequence = chunk.key
             if not sequence.is_begun:
-                self.runner.reset_slot(sequence.slot, sequence.pages, sequence.work.tokens)
+                # one that reads its answer again has its newest tokens in its slot
+                prompt = None if sequence.launched else sequence.work.tokens
+                self.runner.reset_slot(sequence.slot, sequence.pages, prompt)
         return self.runner.prefill(parts, prompt_pass.width)
 
     def _part(self, chunk: PromptChunk[Sequence]) -> PromptPart:
-        sequence, work = chunk.key, chunk.key.work
+        sequence = chunk.key
         part = slice(chunk.start, chunk.start + chunk.length)
-        tokens, positions = work.tokens[part], work.positions[:, part]
+        tokens, positions = sequence.part(part)
         pictures = self.cache.within(sequence, part, self.pictures)
-        choice = sequence.next_choice() if is_last(chunk) else None
+        choice = sequence.next_choice() if _begins_answer(chunk) else None
         where, adapters = (sequence.slot, chunk.start), sequence.language_adapters
         return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice, adapters)
 
 
 def is_last(chunk: PromptChunk[Sequence]) -> bool:
-    return chunk.start + chunk.length == chunk.key.total
+    return chunk.start + chunk.length == chunk.key.to_read
+
+
+def _begins_answer(chunk: PromptChunk[Sequence]) -> bool:
+    """False also where a sequence reads its answer again: its next token is chosen by decoding."""
+    return is_last(chunk) and not chunk.key.launched
 
 
 def _decode_row(sequence: Sequence) -> DecodeRow:

@@ -13,6 +13,7 @@ from predictors.errors import InvalidRequest
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+OPEN = 0  # no `max_tokens` has so few bits
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -195,6 +196,11 @@ class ChatRequest:
     text: TextOptions = USUAL_TEXT
 
     @property
+    def is_open(self) -> bool:
+        """It names no number of tokens for its answer."""
+        return self.max_tokens is None or self.max_tokens < 0
+
+    @property
     def pictures(self) -> list[Picture]:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
@@ -204,23 +210,25 @@ class ChatRequest:
 
 
 class AnswerLengths:
-    """Learns how many tokens answers really have, by the size of their `max_tokens`. Any thread;
-    one of them observes."""
+    """Learns how many tokens answers really have, by the size of their `max_tokens`; those whose
+    requests named none (`is_open`) are of one kind, whatever the context left. Any thread; one of
+    them observes."""
 
     def __init__(self) -> None:
-        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`
+        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`, or `OPEN`
         self._mean: float = USUAL_ANSWER
 
-    def observe(self, max_tokens: int, made: int) -> None:
+    def observe(self, max_tokens: int, made: int, *, is_open: bool = False) -> None:
         """An answer that might have had `max_tokens` has ended, or its caller has left."""
-        size = max_tokens.bit_length()
+        size = OPEN if is_open else max_tokens.bit_length()
         mean = self._means.get(size, made)
         self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
         self._mean += LENGTH_WEIGHT * (made - self._mean)
 
-    def expected(self, max_tokens: int) -> float:
+    def expected(self, max_tokens: int, *, is_open: bool = False) -> float:
         """The tokens that such an answer will have; of all answers where none was like it."""
-        return min(max_tokens, self._means.get(max_tokens.bit_length(), self._mean))
+        size = OPEN if is_open else max_tokens.bit_length()
+        return min(max_tokens, self._means.get(size, self._mean))
 
 
 @dataclass(frozen=True, slots=True)
