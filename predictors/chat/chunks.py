@@ -1,26 +1,56 @@
-"""The parts of OpenAI's chat answers: the events of a streamed one, and the fields that whole and
-streamed ones share.
-"""
+"""OpenAI's chat answers, whole and as events, and the fields that both have."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+from predictors.base import Answer
 from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
-from predictors.protocol.openai.routes import TextEvents, event
+from predictors.protocol.openai.events import TextEvents, event
+
+ChatAnswer = Answer[ChatRequest, ChatDelta]
+
+
+class Timed(Protocol):
+    """An answered or running row."""
+
+    @property
+    def queue_ms(self) -> int: ...
+
+    @property
+    def compute_ms(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    pictures: tuple[PictureSize, ...]
+
+    @classmethod
+    def of(cls, answer: ChatAnswer) -> Completion:
+        """The joined deltas; the last one has reason and counts."""
+        last = answer.chunks[-1]
+        assert last.finish_reason is not None
+        text = "".join(delta.text for delta in answer.chunks)
+        counts = (last.prompt_tokens, last.completion_tokens)
+        return cls(text, last.finish_reason, *counts, pictures_of(last))
 
 
 class ChunkEncoder:
-    """Encodes the events of one streamed chat: roles first, then texts; counts and times last."""
+    """Encodes one chat: a streamed one as roles first, then texts; counts and times last."""
 
     def __init__(
         self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
     ) -> None:
+        self._body, self._call = body, call
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
         self._in_every_chunk = body.stream_options.continuous_usage_stats
@@ -28,8 +58,30 @@ class ChunkEncoder:
         self._open = len(requests)
         own = requests[0]
         self._last = {"precision": precision, "seed": own.seed, **shown_adapters(own)}
-        blank = [self._text_chunk(i, "") for i in range(len(requests))]
-        self._texts = [TextEvents(chunk) for chunk in blank]
+        self._texts: dict[int, TextEvents] = {}  # by choice
+
+    def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+        """A `chat.completion`."""
+        completions = [Completion.of(answer) for answer in answers]
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": completion.finish_reason,
+            }
+            for i, completion in enumerate(completions)
+        ]
+        counts = [
+            (completion.prompt_tokens, completion.completion_tokens) for completion in completions
+        ]
+        return {
+            **chat_head(self._body, self._call, "chat.completion"),
+            "choices": choices,
+            "usage": usage(counts, completions[0].pictures),
+            "timings": slowest(answers),
+            **self._last,
+        }
 
     def opening(self) -> bytes:
         role = {"role": "assistant", "content": ""}
@@ -52,7 +104,10 @@ class ChunkEncoder:
     def _text(self, index: int, text: str) -> bytes:
         if self._in_every_chunk:  # they differ in more than the text
             return event(self._text_chunk(index, text))
-        return self._texts[index].event(text)
+        events = self._texts.get(index)
+        if events is None:
+            events = self._texts[index] = TextEvents(self._text_chunk(index, ""))
+        return events.event(text)
 
     def _ending(
         self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
@@ -73,6 +128,14 @@ class ChunkEncoder:
         if not self._with_usage:
             return chunk
         return {**chunk, "usage": usage(self._counts) if self._in_every_chunk else None}
+
+
+def slowest(rows: Sequence[Timed]) -> dict[str, int]:
+    """The times of an answer."""
+    return {
+        "queue_ms": max(row.queue_ms for row in rows),
+        "compute_ms": max(row.compute_ms for row in rows),
+    }
 
 
 def usage(

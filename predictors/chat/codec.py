@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from predictors.base import Answer
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import chat_head, shown_adapters, usage, used_adapters
+from predictors.chat.chunks import ChatAnswer, Completion, used_adapters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
-    ChatDelta,
     ChatRequest,
     Message,
     Picture,
@@ -24,11 +22,10 @@ from predictors.chat.request import (
     PixelBounds,
     PixelLimits,
     Sampling,
-    pictures_of,
 )
 from predictors.chat.streaming import check_streamed_chat
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
+from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
@@ -62,8 +59,6 @@ OUTPUT_TYPES = [
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
-
-ChatAnswer = Answer[ChatRequest, ChatDelta]
 
 
 def _no_adapters(named: NamedScales) -> AdapterMix:
@@ -221,52 +216,6 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)))
-
-    def encode_chat(
-        self, body: ChatBody, call: Call, answers: Sequence[ChatAnswer]
-    ) -> dict[str, Any]:
-        completions = [Completion.of(answer) for answer in answers]
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": completion.finish_reason,
-            }
-            for i, completion in enumerate(completions)
-        ]
-        counts = [
-            (completion.prompt_tokens, completion.completion_tokens) for completion in completions
-        ]
-        queue_ms = max(answer.queue_ms for answer in answers)
-        compute_ms = max(answer.compute_ms for answer in answers)
-        return {
-            **chat_head(body, call, "chat.completion"),
-            "choices": choices,
-            "usage": usage(counts, completions[0].pictures),
-            "timings": {"queue_ms": queue_ms, "compute_ms": compute_ms},
-            "precision": self.precision,
-            "seed": answers[0].request.seed,
-            **shown_adapters(answers[0].request),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    pictures: tuple[PictureSize, ...]
-
-    @classmethod
-    def of(cls, answer: ChatAnswer) -> Completion:
-        """The joined deltas; the last one has reason and counts."""
-        last = answer.chunks[-1]
-        assert last.finish_reason is not None
-        text = "".join(delta.text for delta in answer.chunks)
-        counts = (last.prompt_tokens, last.completion_tokens)
-        return cls(text, last.finish_reason, *counts, pictures_of(last))
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

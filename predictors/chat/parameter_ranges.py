@@ -79,6 +79,7 @@ RANGES: dict[str, NumberRange] = {
     "temperature": NumberRange(0, 2),
     "top_p": NumberRange(0, 1, is_above=True),
     "top_k": NumberRange(-1, MAX_TOKENS, is_whole=True),
+    "min_p": NumberRange(0, 1),
     "repetition_penalty": NumberRange(0, 100, is_above=True),
     "presence_penalty": NumberRange(-2, 2),
     "frequency_penalty": NumberRange(-2, 2),

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from predictors import metrics
 from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
-from predictors.chat.chunks import ChunkEncoder
+from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
+from predictors.chat.encoders import AnswerEncoder, encoder_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
@@ -33,7 +34,7 @@ from predictors.observe import tracing
 from predictors.protocol.call import Call
 from predictors.protocol.images.decode import Pixels
 from predictors.protocol.images.memory import decoding_bytes
-from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
@@ -251,19 +252,20 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     # -- OpenAI ----------------------------------------------------------------------------------
-    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]:
-        """A whole `chat.completion`; `n` choices are `n` jobs."""
-        answers = await self.run(await self._decode_chat(body, call), call)
+    async def chat(self, body: TextBody, call: Call) -> dict[str, Any]:
+        """A whole answer; each choice is a job."""
+        requests = await self._decode_text(body, call)
+        answers = await self.run(requests, call)
         with tracing.stage(call.trace, "encode"):
-            return self._codec.encode_chat(body, call, answers)
+            return self._encoder(body, call, requests).whole(answers)
 
-    async def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
+    async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
         iterator cancels the jobs."""
-        requests = await self._decode_chat(body, call)
+        requests = await self._decode_text(body, call)
         submissions = await self.submit(requests, call)
-        encoder = ChunkEncoder(body, call, self._codec.precision, requests)
-        timings = partial(_slowest, submissions)
+        encoder = self._encoder(body, call, requests)
+        timings = partial(slowest, submissions)
         opening = encoder.opening()
         try:
             yield b""
@@ -274,7 +276,12 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         finally:
             self.finish_call(submissions, call)
 
-    async def _decode_chat(self, body: ChatBody, call: Call) -> list[ChatRequest]:
+    def _encoder(
+        self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
+    ) -> AnswerEncoder:
+        return encoder_of(body, call, self._codec.precision, requests)
+
+    async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
             return self._codec.decode_chat(body, call.adapters)
@@ -317,10 +324,3 @@ async def _interleaved(
 
 async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
     return await anext(stream, None)
-
-
-def _slowest(submissions: Sequence[Submission[ChatWork, ChatDelta]]) -> dict[str, int]:
-    return {
-        "queue_ms": max(row.queue_ms for row in submissions),
-        "compute_ms": max(row.compute_ms for row in submissions),
-    }

@@ -273,6 +273,12 @@ class LastDelta(ChatDelta):
 
     pictures: tuple[PictureSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache held; None where it is off."""
+
+
+def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
+    return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:

@@ -30,7 +30,8 @@ from predictors.operators.lora_routes import lora_routes
 from predictors.protocol.call import Call
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import check_media, parse_json, receive_small_body
-from predictors.protocol.http.exchange import CALL_KEY, Response, json_response
+from predictors.protocol.http.exchange import CALL_KEY
+from predictors.protocol.http.responses import Response, json_response
 from predictors.protocol.registry import Registry
 from predictors.serving.recording import Recording
 

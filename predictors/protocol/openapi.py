@@ -17,7 +17,8 @@ from starlette.routing import BaseRoute, Route
 from predictors import __version__
 from predictors.protocol.call import DEFAULT_LEVEL, MAX_LEVEL
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.exchange import CALL_KEY, Response
+from predictors.protocol.http.exchange import CALL_KEY
+from predictors.protocol.http.responses import Response
 from predictors.protocol.openapi_keys import MAX_PAGES, with_keys
 from predictors.protocol.openapi_openai import openai_paths
 from predictors.protocol.openapi_parts import (

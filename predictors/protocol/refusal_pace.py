@@ -36,8 +36,10 @@ class RefusalPace:
         self._levels: OrderedDict[str, _Level] = OrderedDict()
 
     async def wait(self, error: Exception, caller: str) -> None:
-        """Return when `error` may be sent to that caller: at once if it is no refusal of these."""
+        """Return when `error` may be sent to that caller: at once if it is no refusal of these. One
+        that waits loses its traceback, whose frames hold the request's body."""
         if isinstance(error, PACED) and (delay_s := self.delay_s(caller)):
+            error.__traceback__ = error.__context__ = error.__cause__ = None
             await asyncio.sleep(delay_s)
 
     def delay_s(self, caller: str) -> float:

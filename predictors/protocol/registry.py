@@ -126,7 +126,19 @@ class Registry:
         """The models of which this caller may use a name."""
         if call is None or not call.models:
             return self._models.values()
-        return {each.name: each for each in self.names_for(call).values()}.values()
+        found = [
+            self._models.get(self._aliases.get(name, name)) or self._adapted_model(name)
+            for name in call.models
+        ]
+        return {each.name: each for each in found if each is not None}.values()
+
+    def _adapted_model(self, name: str) -> Served | None:
+        """The model of `MODEL:ADAPTER`, if there is this adapter."""
+        base, _, adapter = name.rpartition(":")
+        own = self._aliases.get(base, base)
+        adapted = self._adapted.get(own)
+        has_it = adapted is not None and adapter in adapted.adapter_names
+        return self._models[own] if has_it else None
 
     def names_for(self, call: Call | None) -> Mapping[str, Served]:
         """The names that this caller may use."""

@@ -17,9 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from predictors.errors import EngineFailed
 from predictors.protocol.call import Call
-from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.edits_body import EditsBody
 from predictors.protocol.openai.images_body import ImagesBody
+from predictors.protocol.openai.text_body import TextBody
 from predictors.protocol.v2.values import V2Request, V2Response
 
 
@@ -127,12 +127,13 @@ class ServesEdits(Served, Protocol):
 
 @runtime_checkable
 class ServesChat(Served, Protocol):
-    """A model behind `POST /v1/chat/completions`."""
+    """A model behind the routes that answer with text."""
 
-    async def chat(self, body: ChatBody, call: Call) -> dict[str, Any]: ...
+    async def chat(self, body: TextBody, call: Call) -> dict[str, Any]:
+        """The whole answer, in the form of the body's route."""
 
-    def chat_stream(self, body: ChatBody, call: Call) -> AsyncIterator[bytes]:
-        """The reply's `chat.completion.chunk`s as server-sent events, one or several at a time,
+    def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
+        """The reply's server-sent events in the form of the body's route, one or several at a time,
         without `[DONE]`. Closing the iterator cancels the jobs.
 
         The first item is empty and comes when the jobs are accepted: the response's head is sent

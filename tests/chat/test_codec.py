@@ -310,7 +310,7 @@ def test_a_whole_chat_counts_the_prompt_once() -> None:
         answer(requests[0], ChatDelta((1,), 9, 1, "one", "stop")),
         answer(requests[1], ChatDelta((1, 2), 9, 2, "two", "length"), ms=7),
     ]
-    reply = CODEC.encode_chat(asked, CALL, answers)
+    reply = ChunkEncoder(asked, CALL, "float32", requests).whole(answers)
     assert reply["object"] == "chat.completion"
     assert (reply["id"], reply["model"]) == ("chatcmpl-abc", "qwen-vl")
     found = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in reply["choices"]]
@@ -368,7 +368,9 @@ def test_the_sizes_of_the_pictures_stand_once_in_the_usage() -> None:
     asked = body("a", n=2, seed=1, stream=True, stream_options=options)
     requests = CODEC.decode_chat(asked)
     last = LastDelta((1,), 9, 1, "x", "length", sizes)
-    reply = CODEC.encode_chat(asked, CALL, [answer(r, last) for r in requests])
+    reply = ChunkEncoder(asked, CALL, "float32", requests).whole(
+        [answer(r, last) for r in requests]
+    )
     assert reply["usage"]["prompt_images"] == shown
     encoder = ChunkEncoder(asked, CALL, "float32", requests)
     events = encoder.deltas(0, [ChatDelta((1,), 9, 1, "y")], dict)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from predictors.chat.chunks import ChunkEncoder
 from tests.faults.rooms import (
     BREAKS,
     CULPRIT,
@@ -148,9 +149,8 @@ def in_detokenizer(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -
 
 
 def in_answer_encoder(room: Answers, patch: pytest.MonkeyPatch, error: Exception) -> None:
-    kind = type(room.predictor._codec)
-    broken = lambda _, body, *__: BREAKS in str(body)  # noqa: E731
-    patch.setattr(kind, "encode_chat", raising(kind.encode_chat, broken, error))
+    broken = lambda encoder, _: BREAKS in str(encoder._body)  # noqa: E731
+    patch.setattr(ChunkEncoder, "whole", raising(ChunkEncoder.whole, broken, error))
 
 
 def forget_pictures(room: Answers) -> None:

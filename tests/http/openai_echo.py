@@ -18,9 +18,9 @@ from predictors.metrics import ModelSeries
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.edits_body import EditsBody
+from predictors.protocol.openai.events import event
 from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
-from predictors.protocol.openai.routes import event
 from predictors.serving.engine import Engine
 from predictors.settings import Settings
 from tests.fakes import EchoEngine, Task

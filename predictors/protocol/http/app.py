@@ -32,16 +32,9 @@ from predictors.protocol.http.access import AccessPolicy, RawHeaders, preflight_
 from predictors.protocol.http.bodies import Receive
 from predictors.protocol.http.connection import HttpConnection
 from predictors.protocol.http.connection_limits import ConnectionLimit
-from predictors.protocol.http.exchange import (
-    CALL_KEY,
-    JSON_TYPE,
-    STATUS_KEY,
-    Response,
-    Scope,
-    Send,
-    send_response,
-)
+from predictors.protocol.http.exchange import CALL_KEY, STATUS_KEY, Scope
 from predictors.protocol.http.listening import BACKLOG
+from predictors.protocol.http.responses import JSON_TYPE, Response, Send, send_response
 from predictors.protocol.http.tls import TlsListener
 from predictors.protocol.names import V1_ACTIONS
 from predictors.protocol.outcomes import log_refused_key, result_or_error

@@ -7,7 +7,8 @@ When the client disconnects, the handler's task is cancelled, and with it its jo
 
     async def chat(exchange: Exchange) -> Response:
         body = await exchange.decode_body(decode_chat)
-        model = exchange.admit(body.model)
+        model = exchange.find(body.model)
+        exchange.admit(model)
         return json_response(await model.chat(body, exchange.call))
 
     Route("/v1/chat/completions", Endpoint(chat, registry, protocol="openai", operation="chat",
@@ -19,12 +20,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import orjson
 
 from predictors.errors import Cancelled, DeadlineExceeded, ServingError
 from predictors.protocol.call import PRIORITY_HEADER, Call
@@ -44,6 +42,13 @@ from predictors.protocol.http.bodies import (
 from predictors.protocol.http.cycle import StreamBody
 from predictors.protocol.http.inflating import INLINE_BYTES as INFLATE_INLINE_BYTES
 from predictors.protocol.http.inflating import INLINE_PIECES, Inflation, codings_of
+from predictors.protocol.http.responses import (
+    JSON_TYPE,
+    EventStream,
+    Response,
+    Send,
+    send_response,
+)
 from predictors.protocol.outcomes import RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
@@ -51,57 +56,11 @@ from predictors.protocol.tasks import decode_large
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CALL_KEY = "predictors.call"  # scope key of the request's `Call`, set by `RestApp`
 READ_DEADLINE_MESSAGE = "the deadline passed before the body was here"
 STATUS_KEY = "predictors.status"  # scope key of the status for the access log
 WATCH_AFTER_S = 0.005  # start watching for a disconnect after this; saves a task per short request
-JSON_TYPE = ("content-type", "application/json")
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A complete response. Header names are lower-case; content-length is added when it is sent."""
-
-    body: bytes
-    status: int = 200
-    headers: Sequence[tuple[str, str]] = (JSON_TYPE,)
-
-
-@dataclass(frozen=True, slots=True)
-class EventStream:
-    """A response of server-sent events. Each item of `events` is sent as it is, framing included,
-    and `last_event` after the last one.
-
-    An exception before the first item becomes an ordinary error response. The head is sent with
-    the first item, at once even if that is empty. A later exception is sent as
-    `encode_error(fault)` in place of `last_event`. `events` is always closed.
-    """
-
-    events: AsyncIterator[bytes]
-    encode_error: Callable[[Fault], bytes]
-    last_event: bytes = b""
-    headers: Sequence[tuple[str, str]] = field(
-        default=(
-            ("content-type", "text/event-stream; charset=utf-8"),
-            ("cache-control", "no-store"),
-        )
-    )
-
-
-def json_response(value: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status)
-
-
-async def send_response(send: Send, response: Response) -> None:
-    headers = [
-        (name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
-    ]
-    if response.status != 204:  # RFC 9110, 8.6
-        headers.append((b"content-length", str(len(response.body)).encode("ascii")))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})
 
 
 class Exchange:
@@ -230,15 +189,13 @@ class Exchange:
         self.record.model = model.name
         return model
 
-    def admit(self, name: str, version: str = "") -> Served:
-        """Return the model, and count this request as in flight until it is answered.
+    def admit(self, model: Served) -> None:
+        """Count this request as in flight for a model that was found, until it is answered.
 
-        Raises `NotFound`, `Draining` or `NotReady`. Call it once, before any expensive work.
+        Raises `Draining` or `NotReady`. Call it once, before any expensive work.
         """
-        model = self.find(name, version)
         self._registry.begin_request(model.name)
         self._admitted = True
-        return model
 
     # -- for `Endpoint` -----------------------------------------------------------------------
     def close(self) -> None:
@@ -247,11 +204,16 @@ class Exchange:
             self._watch_timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        if self._charge is not None:
-            self._registry.release_bytes(self._charge)
+        self.release_body()
         if self._admitted:
             self._admitted = False
             self._registry.end_request()
+
+    def release_body(self) -> None:
+        """End the body's charge. The body must not be in use any more."""
+        if self._charge is not None:
+            self._registry.release_bytes(self._charge)
+            self._charge = None
 
     def _start_watching(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -311,6 +273,7 @@ class Endpoint:
         if not isinstance(response, Exception):
             await send_response(send, response)
             return "ok"
+        exchange.release_body()
         await self.registry.refusal_pace.wait(response, exchange.call.caller)
         if exchange.is_disconnected:
             raise Cancelled("the caller left") from response

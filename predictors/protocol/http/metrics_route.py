@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from predictors.protocol.http.app import PlainEndpoint
-from predictors.protocol.http.exchange import Response
 from predictors.protocol.http.exposition import Scraper
+from predictors.protocol.http.responses import Response
 
 
 def metrics_route() -> Route:

@@ -93,7 +93,11 @@ def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
 
 def read_chat_body(body: object) -> ChatBody:
     """Raises `InvalidRequest` that names the field."""
-    read = read_fields(body, FIELDS)
+    return chat_of(read_fields(body, FIELDS))
+
+
+def chat_of(read: dict[str, Any]) -> ChatBody:
+    """The body of checked fields. Raises `InvalidRequest` for fields that do not go together."""
     require(read, "model", "messages")
     newer = read.pop("max_completion_tokens", None)
     if newer is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from predictors.errors import InvalidRequest
+from predictors.protocol.openai.events import named_event
 from predictors.protocol.openai.fields import (
     MAX_PARTIAL_IMAGES,
     DescribedRule,
@@ -70,7 +71,11 @@ class ImageEvents:
 
     def partial(self, index: int, file: bytes) -> bytes:
         """Takes milliseconds for a large file, so it is for a pool thread."""
-        fields = {**_encoded(file), "partial_image_index": index, **self._common()}
+        fields = {
+            **encoded_file(base64.b64encode(file).decode()),
+            "partial_image_index": index,
+            **self._common(),
+        }
         return self._event("partial_image", fields)
 
     def completed(self, answer: Mapping[str, Any]) -> bytes:
@@ -79,7 +84,7 @@ class ImageEvents:
         (picture,) = answer["data"]
         rest = {name: x for name, x in answer.items() if name not in ("created", "data")}
         own = {name: x for name, x in picture.items() if name != "b64_json"}
-        fields = {**_fragment(picture["b64_json"].encode()), **self._common(), **own, **rest}
+        fields = {**encoded_file(picture["b64_json"]), **self._common(), **own, **rest}
         return self._event("completed", fields)
 
     def _common(self) -> dict[str, Any]:
@@ -94,10 +99,6 @@ class ImageEvents:
     def _event(self, name: str, fields: Mapping[str, Any]) -> bytes:
         kind = f"{self.kind}.{name}"
         return named_event(kind, {"type": kind, **fields})
-
-
-def named_event(name: str, fields: Mapping[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(fields))
 
 
 def error_event(body: bytes) -> bytes:
@@ -124,10 +125,7 @@ def respell(error: InvalidRequest, spelt: Mapping[str, str]) -> None:
         error.param = spelt.get(error.param, error.param)
 
 
-def _encoded(file: bytes) -> dict[str, Any]:
-    return _fragment(base64.b64encode(file))
-
-
-def _fragment(encoded: bytes) -> dict[str, Any]:
+def encoded_file(base64_text: str) -> dict[str, Any]:
+    """The field of a picture's file."""
     # base64 needs no escapes: the encoder copies it as it is
-    return {"b64_json": orjson.Fragment(b'"%b"' % encoded)}
+    return {"b64_json": orjson.Fragment(b'"%b"' % base64_text.encode())}

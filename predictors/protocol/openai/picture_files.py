@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from predictors.errors import Gone, InvalidRequest, NotFound, TooLarge
-from predictors.protocol.http.exchange import Response
+from predictors.protocol.http.responses import Response
 from predictors.settings import InvalidSetting, ServerSettings
 
 ROUTE = "/images/files"

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -41,7 +41,7 @@ from predictors.protocol.outcomes import REFUSED, RequestRecord, result_or_error
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.tasks import MESSAGE_FACTOR, decode_large
-from predictors.protocol.v2.grpc_stream import StreamMethod
+from predictors.protocol.v2.grpc_stream import METHOD, StreamMethod
 from predictors.protocol.v2.rest import (
     NAME,
     REPOSITORY_OFF,
@@ -56,6 +56,7 @@ from predictors.protocol.v2.wire_json import is_file
 from predictors.protocol.v2.wire_proto import decode_proto_request, model_of
 
 INLINE_BYTES = 16 * 1024  # largest message decoded on the event loop: 8,000 fields at most
+T = TypeVar("T")
 access = logging.getLogger("predictors.access")
 _sampled = SampledLines(access)
 
@@ -66,7 +67,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 def add_inference(server: grpc.aio.Server, registry: Registry) -> None:
     methods = InferenceMethods(registry)
-    streams = {"ModelStreamInfer": StreamMethod(registry, methods).model_stream_infer}
+    streams = {METHOD: StreamMethod(registry, methods).model_stream_infer}
     add_service(server, SERVICE, methods.table(), duplex=streams)
 
 
@@ -143,29 +144,48 @@ class InferenceMethods:
     async def model_infer(self, message: RawMessage, context: Any) -> Any:
         """gRPC cancels it when the client disconnects or its deadline passes."""
         call = start_call(context)
+
+        async def fail(fault: Fault) -> None:
+            await abort(context, fault, call)
+
+        async def work(record: RequestRecord) -> Any:
+            return await self._infer(record, message, call, context.time_remaining())
+
+        answer = await self.recorded("ModelInfer", call, context, work, fail)
+        set_request_id(context, call)
+        return answer
+
+    async def recorded(
+        self,
+        method: str,
+        call: Call,
+        context: Any,
+        work: Callable[[RequestRecord], Awaitable[T]],
+        fail: Callable[[Fault], Awaitable[None]],
+    ) -> T | None:
+        """The result of one inference, which is counted and logged once. `fail` gets its failure
+        and tells the client."""
         self._registry.callers.name(call, peer_address(context.peer()))
         adopt_key(self._registry.callers, call)
-        record = RequestRecord("v2_grpc", "infer", call)
-        reason = "ok"
+        record, reason = RequestRecord("v2_grpc", "infer", call), "ok"
         try:
-            answer = await result_or_error(
-                self._infer(record, message, call, context.time_remaining())
-            )
-            if isinstance(answer, Exception):
-                await self._registry.refusal_pace.wait(answer, call.caller)
-                fault = self.fault(answer, call)
-                reason, answer = fault.reason, None
-                record.end(reason)  # count it before the client sees the error
-                await abort(context, fault, call)
-            set_request_id(context, call)
-            return answer
+            answer = await result_or_error(work(record))
+            if not isinstance(answer, Exception):
+                return answer
+            await self._registry.refusal_pace.wait(answer, call.caller)
+            fault = self.fault(answer, call)
+            reason = fault.reason
+            del answer  # its traceback refers to frames that hold the message
+            record.end(reason)  # count it before the client sees the error
+            await fail(fault)
+            return None
         except asyncio.CancelledError:
             remaining = context.time_remaining()
             reason = "deadline" if remaining is not None and remaining <= 0 else "cancelled"
             raise
         finally:
             record.end(reason)
-            self.log(record, reason, call)
+            self._log(method, record, reason, call)
 
     async def _infer(
         self, record: RequestRecord, message: RawMessage, call: Call, remaining: float | None
@@ -235,7 +255,7 @@ class InferenceMethods:
         status = self._registry.settings.queue.overload_status
         return fault_of(error, overload_status=status, request_id=call.request_id)
 
-    def log(self, record: RequestRecord, reason: str, call: Call) -> None:
+    def _log(self, method: str, record: RequestRecord, reason: str, call: Call) -> None:
         left_out = _sampled.admit(reason) if reason in REFUSED else 0
         if self._logs and left_out is not None:
             log_fields = {
@@ -245,10 +265,8 @@ class InferenceMethods:
                 "request_id": call.request_id,
             }
             more = {"left_out": left_out} if left_out else {}
-            line = "ModelInfer %s %s %.1f ms %s"
-            access.info(
-                line, *log_fields.values(), extra={"method": "ModelInfer", **log_fields, **more}
-            )
+            line = f"{method} %s %s %.1f ms %s"
+            access.info(line, *log_fields.values(), extra={"method": method, **log_fields, **more})
 
 
 def encode_proto_response(response: V2Response, request: V2Request) -> Any:

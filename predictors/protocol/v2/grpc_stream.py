@@ -15,12 +15,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from predictors.observe import logs
-from predictors.protocol.addresses import peer_address
 from predictors.protocol.call import REQUEST_ID_HEADER, Call
-from predictors.protocol.grpc.key_check import adopt_key
+from predictors.protocol.faults import Fault
 from predictors.protocol.grpc.methods import RawMessage, bytes_field, set_request_id, start_call
 from predictors.protocol.kserve_sdk import pb
-from predictors.protocol.outcomes import RequestRecord, result_or_error
+from predictors.protocol.outcomes import RequestRecord
 from predictors.protocol.registry import Registry
 from predictors.protocol.serves import Served, StreamsInference
 from predictors.protocol.v2.values import V2Request, V2Response
@@ -29,6 +28,7 @@ from predictors.protocol.v2.wire_proto import id_of
 if TYPE_CHECKING:
     from predictors.protocol.v2.grpc import InferenceMethods
 
+METHOD = "ModelStreamInfer"
 FINAL = "triton_final_response"
 """Parameter of every response: true for the last one to its request."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -63,26 +63,21 @@ class StreamMethod:
         self, message: RawMessage, context: Any, responses: ResponseWriter, number: int
     ) -> None:
         """Answer one request of the stream; a failure is a response as well."""
-        call = _call_of(context, number)
-        self._registry.callers.name(call, peer_address(context.peer()))
-        adopt_key(self._registry.callers, call)
-        record = RequestRecord("v2_grpc", "infer", call)
-        raw, reason, left_s = message.release(), "ok", context.time_remaining()
-        try:
-            error = await result_or_error(self._infer(record, raw, call, left_s, responses))
-            if error is not None:
-                await self._registry.refusal_pace.wait(error, call.caller)
-                fault = self._methods.fault(error, call)
-                reason = fault.reason
-                record.end(reason)  # count it before the client sees the error
-                await responses.fail(fault.message, id_of(raw) or call.request_id)
-        except asyncio.CancelledError:
-            left_s = context.time_remaining()
-            reason = "deadline" if left_s is not None and left_s <= 0 else "cancelled"
-            raise
-        finally:
-            record.end(reason)
-            self._methods.log(record, reason, call)
+        call, identity = _call_of(context, number), ""
+
+        async def fail(fault: Fault) -> None:
+            await responses.fail(fault.message, identity or call.request_id)
+
+        async def work(record: RequestRecord) -> None:
+            nonlocal identity
+            raw, left_s = message.release(), context.time_remaining()
+            try:
+                await self._infer(record, raw, call, left_s, responses)
+            except Exception:
+                identity = id_of(raw)  # the message itself is not kept while a refusal waits
+                raise
+
+        await self._methods.recorded(METHOD, call, context, work, fail)
 
     async def _infer(
         self,

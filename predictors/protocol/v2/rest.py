@@ -21,7 +21,8 @@ from predictors.protocol.call import Call
 from predictors.protocol.faults import Fault
 from predictors.protocol.http.app import PlainEndpoint
 from predictors.protocol.http.bodies import INLINE_BYTES, JSON_MEDIA, parse_json, receive_small_body
-from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange, Response, json_response
+from predictors.protocol.http.exchange import CALL_KEY, Endpoint, Exchange
+from predictors.protocol.http.responses import Response, json_response
 from predictors.protocol.registry import VERSION, Registry
 from predictors.protocol.serves import Served
 from predictors.protocol.v2.values import V2Request, V2Response, num_bytes
@@ -93,7 +94,8 @@ class V2Routes:
     # -- inference -------------------------------------------------------------------------------
     async def infer(self, exchange: Exchange) -> Response:
         name, version = exchange.path["model"], exchange.path.get("version", "")
-        model = exchange.admit(name, version)
+        model = exchange.find(name, version)
+        exchange.admit(model)
         self._registry.check_room(model, exchange.call)
         head = {HEADER: found} if (found := exchange.call.get(HEADER)) is not None else {}
         files = model.file_inputs

@@ -20,9 +20,10 @@ from predictors.protocol.call import Call
 from predictors.protocol.http.app import RestApp
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.edits_body import EditsBody
+from predictors.protocol.openai.events import event
 from predictors.protocol.openai.image_events import ImageEvents
 from predictors.protocol.openai.images_body import ImagesBody
-from predictors.protocol.openai.routes import event, openai_routes
+from predictors.protocol.openai.routes import openai_routes
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.errors import StepFailed
-from predictors.protocol.openai.routes import DONE, TextEvents, event
+from predictors.protocol.openai.events import DONE, TextEvents, event
 from predictors.protocol.registry import Registry
 from predictors.settings import Settings
 from tests.protocol.openai.doubles import (
