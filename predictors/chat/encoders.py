@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from predictors.chat.chunks import ChatAnswer, ChunkEncoder
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.request import ChatDelta, ChatRequest
 from predictors.protocol.call import Call
 from predictors.protocol.openai.text_body import TextBody
@@ -27,7 +28,11 @@ class AnswerEncoder(Protocol):
 
 
 def encoder_of(
-    body: TextBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+    body: TextBody,
+    call: Call,
+    precision: str,
+    requests: Sequence[ChatRequest],
+    writers: LogprobWriters | None = None,
 ) -> AnswerEncoder:
     """The encoder of the answers to `requests`, which were made of `body`."""
-    return ChunkEncoder(body, call, precision, requests)
+    return ChunkEncoder(body, call, precision, requests, writers)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
+from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
 from predictors.chat.inputs import ChatWork
@@ -36,7 +37,7 @@ from predictors.chat.model import ChatModel
 from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import AnswerLengths
+from predictors.chat.request import NO_CONTROLS, AnswerLengths, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
@@ -155,7 +156,8 @@ class ChatEngine:
             may_preempt=not self._deterministic,
         )
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
-        runner = ChatRunner(decoder, limits, placement, self._graphs, tables)
+        ends = self._model.end_tokens
+        runner = ChatRunner(decoder, limits, placement, self._graphs, tables, ends)
         launcher = StepLauncher(runner, pictures, self._picture_cache, self._paging, self._metrics)
         self._loaded = LoadedModel(runner, pictures, launcher)
 
@@ -185,7 +187,10 @@ class ChatEngine:
             rehearsal.run(what, work)
 
     def validate(self, work: ChatWork) -> None:
-        """Raise `PromptTooLong` if all pages together are not enough. Any thread."""
+        """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
+        that the engine can't have. Any thread."""
+        if work.controls is not NO_CONTROLS:
+            work.controls.check(self._model.shape.vocab, work.max_tokens)
         if work.num_prompt_tokens + work.max_tokens > self.max_context:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
@@ -197,9 +202,9 @@ class ChatEngine:
         if mix.scales and not self.adapters.has_room(mix):
             return False
         names = page_names(work, paging.pool.page_tokens) if self._shares else ()
-        ends = self._model.end_tokens if not work.ignore_eos else frozenset[int]()
-        ends |= work.controls.stop_token_ids
+        ends, constraint = self._ends_of(work)
         sequence = Sequence(job, self._free_slots[-1], work.num_prompt_tokens, ends, names)
+        sequence.constraint, sequence.is_plain = constraint, work.is_plain
         if not paging.admit(sequence):
             return False
         self._free_slots.pop()
@@ -209,6 +214,16 @@ class ChatEngine:
             held = self.adapters.hold(job, mix)
             sequence.language_adapters, sequence.vision_adapters = held
         return True
+
+    def _ends_of(self, work: ChatWork) -> tuple[frozenset[int], Constraint | None]:
+        """The tokens that end its answer, and its grammar's constraint. A grammar's end is the
+        answer's end, also for a caller who ignores end tokens."""
+        all_ends, stops = self._model.end_tokens, work.controls.stop_token_ids
+        ignored = all_ends - stops if work.ignore_eos else frozenset[int]()
+        if work.grammar is None:
+            return (all_ends | stops) - ignored, None
+        ends, least = all_ends | stops, work.controls.min_tokens
+        return ends, Constraint(work.grammar.matcher(), ends, ignored, least)
 
     def evict(self, job: ChatJob) -> None:
         sequence = self._sequences.pop(job, None)
@@ -232,17 +247,21 @@ class ChatEngine:
         loaded, planner = self._ready, self._planner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
         sequences = [self._sequences[job] for job in jobs if job in self._sequences]
-        runner, tokens = loaded.runner, list[int]()
+        runner = loaded.runner
+        tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
             started_at = time.perf_counter()
             widths = runner.limits.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
-            launched = loaded.launcher.launch(plan, started_at)
-            due = self._in_flight if runner.is_ahead else launched
+            before = self._in_flight if runner.is_ahead else None
+            launched = loaded.launcher.launch(plan, started_at, before)
+            due = before if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
             is_read = due is not None and (is_wanted or not due.sequences)
             if due is not None and is_read:
-                tokens = due.copy.result().tolist()  # without tokens: not more than a step ahead
+                tokens = due.read()  # without tokens: not more than a step ahead
+                due.take()
+                scores = due.read_scores()
         except RuntimeError as error:
             if is_device_lost(error):
                 raise StickyDeviceError("the device context is lost") from error
@@ -255,7 +274,7 @@ class ChatEngine:
         if due is not None and is_read:
             planner.finished(due, time.perf_counter())
         if due is not None and is_wanted:
-            self._delivery.deliver(due.sequences, tokens)
+            self._delivery.deliver(due.sequences, tokens, scores)
         self.guard.check()
 
     def close(self) -> None:
@@ -287,8 +306,9 @@ class ChatEngine:
         pool = self._pages.pool
         for chunk in launched.chunks:
             sequence = chunk.key
-            if not sequence.is_begun and self._shares:
+            if self._shares and not (sequence.is_begun or sequence.num_lost):
                 self._count_prefix("hit" if sequence.num_shared else "miss")
+                sequence.work.reuse.cached_tokens = sequence.num_shared * pool.page_tokens
             sequence.is_begun = True
             sequence.done = chunk.start + chunk.length
             if sequence.names:

@@ -7,16 +7,12 @@ decoded here.
 
 from __future__ import annotations
 
-import itertools
-import re
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from predictors import metrics
@@ -24,8 +20,10 @@ from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
+from predictors.chat.prompt_texts import PromptTexts
 from predictors.chat.request import (
     NO_CONTROLS,
+    USUAL_PROMPT,
     USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
@@ -34,14 +32,19 @@ from predictors.chat.request import (
     Picture,
     PictureSize,
     PixelBounds,
+    PromptOptions,
+    PromptReuse,
     Sampling,
     TextOptions,
+    chars_of,
 )
+from predictors.chat.token_controls import check_least
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.protocol.openai.chat_body import NO_LIMIT
+from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -84,10 +87,19 @@ class ChatWork:
     is_open: bool = False
     """The request named no `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
+    coordinates: str | None = None
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
     """The answer is a text of it."""
+    reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Its tokens need no controls, no grammar and no logprobs."""
+        controls, min_p = self.controls, self.sampling.min_p
+        is_usual = not controls.logit_bias and not controls.min_tokens and not min_p
+        return is_usual and controls.logprobs is None and self.grammar is None
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -141,10 +153,7 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
-        self._break = f"\ue000{secrets.token_hex(8)}\ue001"
-        added = model.tokenizer.get_added_tokens_decoder().values()
-        control = [token.content for token in added if token.special]
-        self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
+        self.texts = PromptTexts(model)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
@@ -160,7 +169,8 @@ class ChatPreparer:
         return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        tokens, starts = self._place(self.tokens_of(request.messages), pictures)
+        rendered = self.tokens_of(request.messages, request.prompt, request.tools)
+        tokens, starts = self._place(rendered, pictures)
         lengths = [self._tokens(picture.grid) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
         merge = self._model.pictures.merge
@@ -170,6 +180,7 @@ class ChatPreparer:
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
+        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -183,6 +194,7 @@ class ChatPreparer:
             expected_tokens=self._expected(request, max_tokens),
             is_open=request.is_open,
             adapters=request.adapters,
+            coordinates=request.coordinates,
             controls=request.controls,
             text=request.text,
         )
@@ -253,7 +265,8 @@ class ChatPreparer:
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()
-        made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
+        size = (pixels.width, pixels.height)
+        made = PreparedPicture(key, grid, size[0] * size[1], values, layout, size)
         with self._lock:
             self._cache.put((digest, bounds), made)
         metrics.input_image_pixels.labels(self._name).observe(made.pixels)
@@ -271,7 +284,7 @@ class ChatPreparer:
         """The sizes at which the work's pictures are read."""
         patch = self._model.pictures.patch
         return tuple(
-            PictureSize(columns * patch, rows * patch, picture.length)
+            PictureSize(columns * patch, rows * patch, picture.length, *picture.prepared.file_size)
             for picture in work.pictures
             for rows, columns in (picture.prepared.grid,)
         )
@@ -300,57 +313,36 @@ class ChatPreparer:
         return grid[0] * grid[1] // self._model.pictures.merge**2
 
     # -- text ------------------------------------------------------------------------------------
-    def tokens_of(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the whole conversation and the opening of the answer; one image token per
-        picture.
+    def tokens_of(
+        self,
+        messages: Sequence[Message],
+        options: PromptOptions = USUAL_PROMPT,
+        tools: OfferedTools | None = None,
+    ) -> list[int]:
+        """Tokens of the whole conversation and, unless `options` say otherwise, the opening of the
+        answer; one image token per picture.
 
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        self._check_length(messages)
-        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
-        try:
-            rendered = self._model.render(turns)
-            rendered.encode()  # half a surrogate pair is no text
-        except TemplateError as error:
-            message = "the model's chat template does not take these messages"
-            raise InvalidRequest(message, param="messages") from error
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("the text holds half a surrogate pair") from error
-        pieces = rendered.split(self._break)
+        self._check_length(chars_of(messages, tools))
+        pieces = self.texts.rendered(messages, options, tools)
+        if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
+            self._check_length(sum(map(len, pieces)))
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [token for piece in encoded for token in piece.ids]
 
-    def _check_length(self, messages: Sequence[Message]) -> None:
+    def _check_length(self, num_chars: int) -> None:
         """Refuse a text that can't fit before it is tokenised, which could take seconds.
 
         A token has at most the characters of the longest one, and composing characters leaves at
         least a third of a text.
         """
-        texts = (part for m in messages for part in m.parts if isinstance(part, str))
-        least = sum(map(len, texts)) // (3 * self._longest_token)
+        least = num_chars // (3 * self._longest_token)
         if least >= self._max_context():
             raise PromptTooLong.of(self._max_context(), f"at least {least}")
-
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """The parts as templates take them. Adjacent texts are joined first, so that two halves
-        can't form a control token."""
-        parts: list[dict[str, str]] = []
-        for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
-            if is_text:
-                parts.append({"type": "text", "text": self._plain("".join(map(str, run)))})
-            else:
-                parts += [{"type": "image"} for _ in run]
-        is_plain = len(parts) == 1 and parts[0]["type"] == "text"
-        return parts[0]["text"] if is_plain else parts
-
-    def _plain(self, text: str) -> str:
-        def broken(found: re.Match[str]) -> str:
-            return found[0][0] + self._break + found[0][1:]
-
-        return self._control.sub(broken, text)
 
     def _place(
         self, tokens: list[int], pictures: Sequence[PreparedPicture]

@@ -17,6 +17,10 @@ from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.serving.accounts import Account
 from predictors.serving.turns import SlotHolders
 
+LEFT_PAGES = 2
+"""Free pages per running sequence before a preempted one gets its own back: it would soon have to
+give them up again. One is too few, more gain nothing (`benchmarks.paging`)."""
+
 
 class Paging:
     """The pages of one engine's `sequences`, which are in order of admission. Engine thread only,
@@ -106,13 +110,14 @@ class Paging:
         self._grown[sequence] = None
 
     def _restore(self, sequence: Sequence, oldest: Sequence) -> None:
-        """Give a preempted sequence pages for all that it had, if each of the others may still have
-        one more; the oldest gets them in any case."""
+        """Give a preempted sequence pages for all that it had, if a few are left for each of the
+        others; the oldest gets them in any case."""
         wanted = sequence.total + max(1, sequence.launched)
         keep = 0
         if sequence is not oldest:
             keep = self._keep(sequence.job.account)
-            keep += sum(bool(other.pages) for other in self._sequences.values())
+            holders = sum(bool(other.pages) for other in self._sequences.values())
+            keep += LEFT_PAGES * holders
         while not self._reserve(sequence, wanted, keep):
             if sequence is not oldest or not self._preempt_for(sequence, oldest):
                 return

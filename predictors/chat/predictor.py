@@ -18,15 +18,27 @@ from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.grounding.reader import BoxReader
+from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
-from predictors.chat.request import ChatDelta, ChatRequest, Picture
+from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
+    ChatDelta,
+    ChatRequest,
+    Picture,
+)
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
+from predictors.chat.template_options import own_variables
+from predictors.chat.tools.call_grammar import tags_are_tokens
+from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
@@ -75,7 +87,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         engine.conversations = partial(
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
-        self._vocabulary = Vocabulary(model.tokenizer)
+        self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
+        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -83,6 +96,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
             model=name,
             mix=self._adapters.mix,
+            logprobs=LogprobWriters(self._vocabulary),
+            variables=own_variables(model.template or ""),
+            tags_are_tokens=tags_are_tokens(model.tokenizer),
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -128,6 +144,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "image_max_pixels": images.max_pixels,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
+            "coordinates": self._convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "queue_capacity": self.settings.queue.capacity,
@@ -207,9 +224,17 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def least_costs(self, requests: Sequence[ChatRequest]) -> Costs:
         return {"": sum(self._preparer.least_cost(request) for request in requests)}
 
-    def reader(self, work: ChatWork) -> AnswerReader:
-        sizes = self._preparer.sizes(work)
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
+    def reader(self, work: ChatWork) -> AnswerReader | BoxReader:
+        sizes, controls = self._preparer.sizes(work), work.controls
+        given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
+        if controls == NO_CONTROLS and work.text == USUAL_TEXT:
+            reader = AnswerReader(*given)
+        else:
+            reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+        if work.coordinates is None:
+            return reader
+        asked = (sizes, self._convention, work.coordinates)
+        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
@@ -256,8 +281,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """A whole answer; each choice is a job."""
         requests = await self._decode_text(body, call)
         answers = await self.run(requests, call)
+        encode = self._encoder(body, call, requests).whole
+        is_scored = requests[0].controls.logprobs is not None  # these may have megabytes
         with tracing.stage(call.trace, "encode"):
-            return self._encoder(body, call, requests).whole(answers)
+            return await self.off_loop(encode, answers) if is_scored else encode(answers)
 
     async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
@@ -279,7 +306,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
     ) -> AnswerEncoder:
-        return encoder_of(body, call, self._codec.precision, requests)
+        return encoder_of(body, call, self._codec.precision, requests, self._codec.logprobs)
 
     async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body

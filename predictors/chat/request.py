@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.openai.tool_calls import ToolCall
+from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
 OPEN = 0  # no `max_tokens` has so few bits
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -85,11 +93,28 @@ def _refusal(problem: str, name: str, where: str) -> InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """The size in pixels at which a picture was read, after resizing, and its prompt tokens."""
+    """The size in pixels at which a picture was read, after resizing, its prompt tokens, and the
+    size of the caller's upright picture."""
 
     width: int
     height: int
     tokens: int
+    file_width: int = 0
+    file_height: int = 0
+
+
+Convention = Literal["pixels", "normalized_1000"]
+"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
+sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBox:
+    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
+
+    picture: int
+    label: str
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +147,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
+    order."""
 
     role: str
     parts: tuple[str | Picture, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant, behind its parts."""
+    call_id: str | None = None
+    """Of a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +194,29 @@ class Controls:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
 
+    def check(self, vocab: int, max_tokens: int) -> None:
+        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
+        vocabulary of that size does not have."""
+        for name, count, most in (
+            ("logit_bias", len(self.logit_bias), MOST_BIASED),
+            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
+        ):
+            if count > most:
+                problem = f"{name} has {count} tokens; send at most {most}"
+                raise InvalidRequest(problem, param=name)
+        tokens: Collection[int]
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            unknown = [token for token in tokens if not 0 <= token < vocab]
+            if unknown:
+                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+                raise InvalidRequest(problem, param=name)
+        if self.min_tokens > max_tokens:
+            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
+            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
+
 
 NO_CONTROLS = Controls()
 
@@ -181,6 +234,20 @@ USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the chat template renders a conversation. `variables` is a JSON object of the template's
+    own variables. The prompt ends with the opening of an answer (`opens_answer`), inside the last
+    message (`continues_last`), or with the end of the last message."""
+
+    variables: str = "{}"
+    opens_answer: bool = True
+    continues_last: bool = False
+
+
+USUAL_PROMPT = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request for one answer. `max_tokens` None takes the configured default, limited to the
     context; `NO_LIMIT` takes what the context leaves."""
@@ -194,6 +261,12 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    answer_format: AnswerFormat | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
+    prompt: PromptOptions = USUAL_PROMPT
+    coordinates: str | None = None
+    """Of the boxes beside the text; None for an answer without them."""
 
     @property
     def is_open(self) -> bool:
@@ -206,7 +279,27 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
-        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+        return chars_of(self.messages, self.tools)
+
+
+@dataclass(slots=True)
+class PromptReuse:
+    """How many tokens of one prompt the prefix cache held; None where it is off, and before the
+    prompt is read. The engine writes it."""
+
+    cached_tokens: int | None = None
+
+
+def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
+    """Characters of a conversation, without pictures."""
+    count = 0 if tools is None else tools.num_chars
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                count += len(part)
+        for call in message.calls:
+            count += len(call.arguments)
+    return count
 
 
 class AnswerLengths:
@@ -267,19 +360,28 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, and the `scores` of
-    its tokens where logprobs were asked for. A type of its own: a field more would cost time for
-    every token."""
+    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
+    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
+    more would cost time for every token."""
 
     pictures: tuple[PictureSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
+    boxes: tuple[PictureBox, ...] | None = None
 
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
     return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
 
 
+def cached_tokens_of(last: ChatDelta) -> int | None:
+    return last.cached_tokens if isinstance(last, LastDelta) else None
+
+
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
+
+
+def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
+    return last.boxes if isinstance(last, LastDelta) else None

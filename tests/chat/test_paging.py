@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,18 +17,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from predictors import metrics
 from predictors.chat.inputs import ChatWork
 from predictors.chat.kv_cache import PagePool, page_names
 from predictors.chat.launching import StepLauncher, is_last
 from predictors.chat.limits import EngineLimits
 from predictors.chat.paging import Paging
 from predictors.chat.planning import PACKED_HOLD_STEPS, LaunchedStep, StepPlanner
-from predictors.chat.request import ChatRequest, Sampling
+from predictors.chat.request import NO_CONTROLS, ChatRequest, Controls, Sampling
+from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache
 from predictors.serving.accounts import Account
 from predictors.serving.job import Job
-from tests.chat.room import Room, deltas_of, tokens_of
+from tests.chat.room import Room, chat, deltas_of, tokens_of
 from tests.chat.test_invariance import EIGHT
 
 PAGES, SIZE, SLOTS = 10, 4, 4
@@ -280,9 +283,13 @@ def run(room: Room, jobs: list[ChatJob]) -> None:
 
 @pytest.fixture(scope="module")
 def forced(wild: Room) -> tuple[list[ChatRequest], list[list[int]]]:
-    """Eight requests with pictures, penalties and seeds, and their tokens with pages for all."""
-    requests = [replace(r, ignore_eos=True, max_tokens=r.max_tokens or 1) for r in EIGHT]
-    requests = [replace(r, max_tokens=30 + 3 * i) for i, r in enumerate(requests)]
+    """Eight requests with pictures, penalties, seeds and a bias, and their tokens with pages for
+    all."""
+    bias = Controls(logit_bias=((300, 2.5), (301, -3.0)), min_tokens=20, logprobs=2)
+    requests = [
+        replace(request, ignore_eos=True, max_tokens=30 + 3 * i, controls=controls)
+        for i, (request, controls) in enumerate(zip(EIGHT, [bias, NO_CONTROLS] * 4, strict=True))
+    ]
     return requests, [wild.answer(request) for request in requests]
 
 
@@ -295,14 +302,86 @@ def test_preempted_answers_are_those_of_a_large_cache(
     runner = wild.runner
     before = (runner.is_ahead, runner.packs)
     runner.is_ahead = runner.packs = is_ahead
+    series = metrics.preemptions_total.labels("test")
+    counted = series._value.get()
     try:
-        with few_pages(wild, 26):
+        with few_pages(wild, 28):
             run(wild, jobs)
     finally:
         runner.is_ahead, runner.packs = before
+    assert series._value.get() >= counted + 3
     assert [tokens_of(job) for job in jobs] == expected
     for job in jobs:  # nothing is streamed twice
         counts = [delta.completion_tokens for delta in deltas_of(job)]
         assert counts == list(range(1, len(counts) + 1))
         assert job.done
         assert job.error is None
+
+
+def test_an_answer_that_grows_beyond_what_was_expected_gets_page_after_page(wild: Room) -> None:
+    request = chat("and so on", max_tokens=70, ignore_eos=True)
+    expected = wild.answer(request)
+    (job,) = unexpected(wild, [request])
+    with few_pages(wild, 20) as paging:
+        assert wild.engine.admit(job)
+        held = [len(wild.pool.owned(job))]
+        while wild.engine.busy:
+            wild.engine.step(wild.engine.active)
+            held.append(len(paging.pool.owned(job)))
+    assert tokens_of(job) == expected
+    assert held[0] == wild.pool.pages_for(job.work.num_prompt_tokens + 1)
+    assert max(held) == wild.pool.pages_for(job.work.num_prompt_tokens + 69)
+    assert {after - before for before, after in pairwise(held[:-1])} == {0, 1}
+
+
+def test_a_step_that_raised_after_a_page_was_added_is_repeated(
+    wild: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = chat("fails now and then", max_tokens=40, ignore_eos=True)
+    expected = wild.answer(request)
+    (job,) = unexpected(wild, [request])
+    reset, calls = wild.runner.reset_slot, []
+
+    def broken(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) % 2:
+            raise RuntimeError("no table")
+        reset(*args)
+
+    monkeypatch.setattr(ChatRunner, "reset_slot", lambda _, *args: broken(*args))
+    with few_pages(wild, 20):
+        assert wild.engine.admit(job)
+        while wild.engine.busy:
+            with suppress(RuntimeError):
+                wild.engine.step(wild.engine.active)
+    assert len(calls) > 4
+    assert tokens_of(job) == expected
+
+
+def test_where_bits_must_repeat_all_pages_are_reserved(wild: Room) -> None:
+    (job,) = unexpected(wild, [chat("x", max_tokens=100)])
+    assert wild.engine.admit(job)
+    assert len(wild.pool.owned(job)) == wild.pool.pages_for(job.work.num_prompt_tokens + 100)
+    wild.engine.evict(job)
+
+
+def test_a_newcomer_finds_pages_beside_one_who_has_given_some_back(wild: Room) -> None:
+    many = unexpected(wild, [chat(f"{i}", max_tokens=90, ignore_eos=True) for i in range(6)])
+    (other,) = unexpected(wild, [chat("me", max_tokens=12, ignore_eos=True)])
+    greedy, other.account = Account("greedy"), Account("other")
+    with few_pages(wild, 34) as paging:
+        for job in many:
+            job.account = greedy
+            assert wild.engine.admit(job)
+        while not paging.describe()["preempted"]:
+            wild.engine.step(wild.engine.active)
+        assert paging.describe() == wild.engine.describe()["kv_pages"]
+        more = unexpected(wild, [chat("more", max_tokens=4)])[0]
+        more.account = greedy
+        assert not wild.engine.admit(more)  # its own wait for pages
+        assert wild.engine.admit(other)
+        run(wild, [])
+    assert all(job.done and job.error is None for job in (*many, other))
+    lost = [job.spent_cost - job.work.cost_with(90) for job in many]
+    assert max(lost) > 0  # what was read again is part of the cost that rates are learned from
+    assert other.spent_cost == other.work.cost_with(12)
