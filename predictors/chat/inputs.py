@@ -81,6 +81,8 @@ class ChatWork:
     ignore_eos: bool
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
+    is_open: bool = False
+    """The request named no `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
     coordinates: str | None = None
     films: tuple[FilmSize, ...] = ()
@@ -118,9 +120,10 @@ class ChatWork:
         they can't make this one late."""
         return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
 
-    def cost_with(self, answer_tokens: float) -> float:
-        """The same for an answer of that many tokens."""
-        return answer_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
+    def cost_with(self, answer_tokens: float, read_again: int = 0) -> float:
+        """The same for an answer of that many tokens, and `read_again` tokens of prompt and answer
+        that were read once more."""
+        return answer_tokens + (self.num_prompt_tokens + read_again) / PROMPT_TOKENS_PER_STEP
 
 
 def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
@@ -213,6 +216,7 @@ class ChatPreparer:
             stop=request.stop,
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
+            is_open=request.is_open,
             adapters=request.adapters,
             coordinates=request.coordinates,
             films=tuple(self.films_of(request).size(film) for film in films),
@@ -243,14 +247,17 @@ class ChatPreparer:
             tokens += sum(map(self.films.expected_tokens, request.films))
         context, wanted = self._max_context(), request.max_tokens
         tokens = min(tokens, context)  # more are refused later
-        usual = self._default_max_tokens if wanted is None else wanted
-        most_tokens = min(context, usual if usual != NO_LIMIT else context)
+        if wanted is None or wanted == NO_LIMIT:
+            most_tokens = self._open_answer(wanted, max(1, context - int(tokens)))
+        else:
+            most_tokens = min(context, wanted)
         return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
         if request.ignore_eos:
             return max_tokens
-        return max(self.lengths.expected(max_tokens), request.controls.min_tokens)
+        expected = self.lengths.expected(max_tokens, is_open=request.is_open)
+        return max(expected, request.controls.min_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:
@@ -379,9 +386,14 @@ class ChatPreparer:
             raise PromptTooLong.of(context, num_prompt, share=share)
         if wanted is not None and wanted > left:
             raise PromptTooLong.of(context, num_prompt, wanted, share=share)
-        if wanted == NO_LIMIT:
-            return left
-        return min(self._default_max_tokens, left) if wanted is None else wanted
+        if wanted is None or wanted == NO_LIMIT:
+            return self._open_answer(wanted, left)
+        return wanted
+
+    def _open_answer(self, wanted: int | None, left: int) -> int:
+        """Most tokens of an answer whose request names none, where the context leaves so many."""
+        most = self._default_max_tokens if wanted is None else 0
+        return min(most, left) if most else left
 
 
 def _of_pictures(tokens: int, count: int) -> str:

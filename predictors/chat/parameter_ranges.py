@@ -121,11 +121,11 @@ def parameter_schemas(
     defaults: Sampling, pixels: PixelLimits, max_tokens: int
 ) -> dict[str, dict[str, Any]]:
     """The V2 parameters of one model as JSON Schema, with its defaults and limits. `max_tokens` are
-    those of a request that names none."""
+    those of a request that names none, 0 for what the context leaves."""
     found = {name: each.schema() for name, each in RANGES.items()}
     for name, value in asdict(defaults).items():
         found[name]["default"] = value
-    found["max_tokens"]["default"] = max_tokens
+    found["max_tokens"]["default"] = max_tokens or NO_LIMIT
     for name, least, default in (
         ("min_pixels", 1, pixels.min_pixels),
         ("max_pixels", pixels.token_pixels, pixels.default_max_pixels),

@@ -259,6 +259,11 @@ class ChatRequest:
         return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
 
     @property
+    def is_open(self) -> bool:
+        """It names no number of tokens for its answer."""
+        return self.max_tokens is None or self.max_tokens < 0
+
+    @property
     def pictures(self) -> list[Picture]:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
