@@ -24,7 +24,9 @@ from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
+from predictors.chat.raw_prompts import RawPrompts
 from predictors.chat.request import (
+    CHARS_PER_TOKEN,
     NO_CONTROLS,
     USUAL_TEXT,
     AnswerLengths,
@@ -49,7 +51,6 @@ PICTURE_CACHE_BYTES = 64 * 2**20
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
-CHARS_PER_TOKEN = 4  # of English text, about
 PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
 
 
@@ -143,6 +144,7 @@ class ChatPreparer:
         control = [token.content for token in added if token.special]
         self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
+        self.raw = RawPrompts(model, self.encode_text)
         self._lock = threading.Lock()
         self._cache: ByteBoundedCache[tuple[bytes, PixelBounds], PreparedPicture]
         self._cache = ByteBoundedCache(PICTURE_CACHE_BYTES, lambda picture: picture.values.nbytes)
@@ -157,7 +159,9 @@ class ChatPreparer:
         return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        tokens, starts = self._place(self.tokens_of(request.messages), pictures)
+        prompt = request.prompt
+        written = self.tokens_of(request.messages) if prompt is None else self.raw.tokens_of(prompt)
+        tokens, starts = self._place(written, pictures)
         lengths = [self._tokens(picture.grid) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
         merge = self._model.pictures.merge
@@ -299,30 +303,39 @@ class ChatPreparer:
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        self._check_length(messages)
+        texts = (part for m in messages for part in m.parts if isinstance(part, str))
+        self._check_length(sum(map(len, texts)))
         turns = [{"role": m.role, "content": self._content(m)} for m in messages]
         try:
             rendered = self._model.render(turns)
-            rendered.encode()  # half a surrogate pair is no text
         except TemplateError as error:
             message = "the model's chat template does not take these messages"
             raise InvalidRequest(message, param="messages") from error
+        return self._encode(rendered)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a caller's text alone."""
+        self._check_length(len(text))
+        return self._encode(self._plain(text))
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()  # half a surrogate pair is no text
         except UnicodeEncodeError as error:
             raise InvalidRequest("the text holds half a surrogate pair") from error
-        pieces = rendered.split(self._break)
+        pieces = text.split(self._break)
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [token for piece in encoded for token in piece.ids]
 
-    def _check_length(self, messages: Sequence[Message]) -> None:
+    def _check_length(self, num_chars: int) -> None:
         """Refuse a text that can't fit before it is tokenised, which could take seconds.
 
         A token has at most the characters of the longest one, and composing characters leaves at
         least a third of a text.
         """
-        texts = (part for m in messages for part in m.parts if isinstance(part, str))
-        least = sum(map(len, texts)) // (3 * self._longest_token)
+        least = num_chars // (3 * self._longest_token)
         if least >= self._max_context():
             raise PromptTooLong.of(self._max_context(), f"at least {least}")
 

@@ -13,6 +13,7 @@ from predictors.errors import InvalidRequest
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
+CHARS_PER_TOKEN = 4  # of English text, about
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -193,6 +194,8 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
+    prompt: str | tuple[int, ...] | None = None
+    """A text or token ids in place of `messages`, without a chat template."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -200,6 +203,10 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
+        """Characters of all texts, about; those of token ids are guessed."""
+        if self.prompt is not None:
+            each = 1 if isinstance(self.prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.prompt)
         return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
 
 
