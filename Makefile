@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -47,8 +47,11 @@ serve: $(STAMP) ## keep both models up on PORT (8080) and GRPC_PORT (8081), unti
 check: lint type ## before a commit: lint, types and the fast tests; at most 90 s on a kept environment
 	$(PYTEST) -q $(FAST_TESTS)
 
-test: $(STAMP) ## every test, warnings are errors
-	$(PYTEST) --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
+test: $(STAMP) ## every test of the product, warnings are errors
+	$(PYTEST) --ignore=tests/benchmarks --ignore=tests/checkpoints --ignore=tests/observe --ignore=tests/load --ignore=tests/deploy --ignore=tests/e2e --ignore=tests/clients --ignore=tests/faults/processes
+
+test-benchmarks: $(STAMP) ## the benchmarks' and the training's own code, with small models
+	$(PYTEST) tests/benchmarks tests/checkpoints
 
 test-observe: $(STAMP) ## rules against a real Prometheus and promtool, where they are installed
 	$(PYTEST) tests/observe
