@@ -19,6 +19,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from predictors.chat.decoder.decoder import DecoderShape
 from predictors.chat.decoder.rotary import mrope_positions
 from predictors.chat.folder import SAME, check_generation, parts_of, read_preprocessor
+from predictors.chat.model import OPENS_ANSWER
 from predictors.chat.request import Sampling
 from predictors.chat.template_files import read_template
 from predictors.chat.token_files import NAMED_TOKENS, check_tokens, end_tokens, read_tokens
@@ -67,9 +68,11 @@ class HubCheckpoint:
                     f"tower {theirs}"
                 )
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER
+    ) -> str:
         rendered: str = self._renderer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            messages, chat_template=self.template, tokenize=False, **options
         )
         return rendered
 
@@ -112,4 +115,5 @@ def sampling_defaults(checkpoint: Path) -> Sampling:
         top_p=float(given("top_p", 1.0)),
         top_k=int(given("top_k", 0)),
         repetition_penalty=float(given("repetition_penalty", 1.0)),
+        min_p=float(given("min_p", 0.0)),
     )

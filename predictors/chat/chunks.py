@@ -8,10 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
-from predictors.chat.request import ChatDelta, ChatRequest, PictureSize, pictures_of
+from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    PictureSize,
+    TokenLogprob,
+    cached_tokens_of,
+    pictures_of,
+    scores_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.events import TextEvents, event
+from predictors.protocol.openai.tool_calls import ToolCall
 
 ChatAnswer = Answer[ChatRequest, ChatDelta]
 
@@ -33,24 +44,42 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     pictures: tuple[PictureSize, ...]
+    scores: tuple[TokenLogprob, ...]
+    cached_tokens: int | None
+    calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
         """The joined deltas; the last one has reason and counts."""
         last = answer.chunks[-1]
         assert last.finish_reason is not None
-        text = "".join(delta.text for delta in answer.chunks)
+        reason = last.finish_reason
+        calls: tuple[ToolCall, ...] = ()
+        if answer.request.tools is None:
+            text = "".join(delta.text for delta in answer.chunks)
+        else:
+            text, calls, reason = whole_answer(answer.request, answer.chunks)
         counts = (last.prompt_tokens, last.completion_tokens)
-        return cls(text, last.finish_reason, *counts, pictures_of(last))
+        scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
+        pictures, cached = pictures_of(last), cached_tokens_of(last)
+        return cls(text, reason, *counts, pictures, scores, cached, calls)
 
 
 class ChunkEncoder:
     """Encodes one chat: a streamed one as roles first, then texts; counts and times last."""
 
     def __init__(
-        self, body: ChatBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+        self,
+        body: ChatBody,
+        call: Call,
+        precision: str,
+        requests: Sequence[ChatRequest],
+        writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
+        as_ids = body.tokens.return_tokens_as_token_ids
+        self._logprobs = None if writers is None else writers.of(requests[0], as_ids=as_ids)
+        self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
         self._in_every_chunk = body.stream_options.continuous_usage_stats
@@ -59,15 +88,19 @@ class ChunkEncoder:
         own = requests[0]
         self._last = {"precision": precision, "seed": own.seed, **shown_adapters(own)}
         self._texts: dict[int, TextEvents] = {}  # by choice
+        self._readers: list[PieceReader] | None = None  # by choice
+        if own.tools is not None:
+            self._readers = [PieceReader(request) for request in requests]
 
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
         """A `chat.completion`."""
         completions = [Completion.of(answer) for answer in answers]
+        writer = self._logprobs
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": None,
+                "message": _message(completion),
+                "logprobs": None if writer is None else writer.whole(completion.scores),
                 "finish_reason": completion.finish_reason,
             }
             for i, completion in enumerate(completions)
@@ -78,7 +111,7 @@ class ChunkEncoder:
         return {
             **chat_head(self._body, self._call, "chat.completion"),
             "choices": choices,
-            "usage": usage(counts, completions[0].pictures),
+            "usage": usage(counts, completions[0].pictures, completions[0].cached_tokens),
             "timings": slowest(answers),
             **self._last,
         }
@@ -95,10 +128,34 @@ class ChunkEncoder:
         once, at the end. No delta may follow one with a finish reason."""
         last = deltas[-1]
         self._counts[index] = (last.prompt_tokens, last.completion_tokens)
+        if self._readers is not None:
+            return self._pieces(index, deltas, self._readers[index], timings)
         text = last.text if len(deltas) == 1 else "".join([delta.text for delta in deltas])
-        events = self._text(index, text) if text else b""
+        if self._logprobs is not None:
+            events = self._scored(index, text, [s for delta in deltas for s in scores_of(delta)])
+        else:
+            events = self._text(index, text) if text else b""
         if last.finish_reason is not None:
-            events += b"".join(map(event, self._ending(index, last, timings)))
+            events += self._ending(index, last, last.finish_reason, timings)
+        return events
+
+    def _pieces(
+        self,
+        index: int,
+        deltas: Sequence[ChatDelta],
+        reader: PieceReader,
+        timings: Callable[[], Mapping[str, int]],
+    ) -> bytes:
+        """The same for an answer that may call tools."""
+        events = b""
+        for piece in reader.read(deltas):
+            shown = {"content": piece.text} if isinstance(piece, TextPiece) else _call_delta(piece)
+            choice = _choice(index, shown, None)
+            if self._logprobs is not None:
+                choice["logprobs"] = self._logprobs.part(piece.scores)
+            events += event(self._chunk([choice]))
+        if reader.finish_reason is not None:
+            events += self._ending(index, deltas[-1], reader.finish_reason, timings)
         return events
 
     def _text(self, index: int, text: str) -> bytes:
@@ -109,16 +166,30 @@ class ChunkEncoder:
             events = self._texts[index] = TextEvents(self._text_chunk(index, ""))
         return events.event(text)
 
+    def _scored(self, index: int, text: str, scores: Sequence[TokenLogprob]) -> bytes:
+        """A text with its logprobs: both or none come, but for tokens that make no text."""
+        if self._logprobs is None or not (text or scores):
+            return b""
+        choice = _choice(index, {"content": text}, None)
+        return event(self._chunk([choice | {"logprobs": self._logprobs.part(scores)}]))
+
     def _ending(
-        self, index: int, last: ChatDelta, timings: Callable[[], Mapping[str, int]]
-    ) -> list[dict[str, Any]]:
-        chunks = [self._chunk([_choice(index, {}, last.finish_reason)])]
+        self,
+        index: int,
+        last: ChatDelta,
+        reason: str,
+        timings: Callable[[], Mapping[str, int]],
+    ) -> bytes:
+        chunks = [self._chunk([_choice(index, {}, reason)])]
         self._open -= 1
+        if index == 0:
+            self._cached = cached_tokens_of(last)
         if self._open == 0:
             if self._with_usage:
-                chunks.append({**self._chunk([]), "usage": usage(self._counts, pictures_of(last))})
+                used = usage(self._counts, pictures_of(last), self._cached)
+                chunks.append({**self._chunk([]), "usage": used})
             chunks[-1] |= {"timings": dict(timings()), **self._last}
-        return chunks
+        return b"".join(map(event, chunks))
 
     def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
         return self._chunk([_choice(index, {"content": text}, None)])
@@ -139,16 +210,21 @@ def slowest(rows: Sequence[Timed]) -> dict[str, int]:
 
 
 def usage(
-    counts: Sequence[tuple[int, int]], pictures: Sequence[PictureSize] = ()
+    counts: Sequence[tuple[int, int]],
+    pictures: Sequence[PictureSize] = (),
+    cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any."""
+    sizes of its pictures stand beside it if there are any, and how many of its tokens the prefix
+    cache held if that is on."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
+    if cached_tokens is not None:
+        counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if pictures:
         counted["prompt_images"] = [asdict(size) for size in pictures]
     return counted
@@ -169,5 +245,30 @@ def chat_head(body: ChatBody, call: Call, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time.time()), "model": body.model}
 
 
-def _choice(index: int, delta: Mapping[str, str], reason: str | None) -> dict[str, Any]:
+def _message(completion: Completion) -> dict[str, Any]:
+    content = completion.text if completion.text or not completion.calls else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if completion.calls:
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in completion.calls
+        ]
+        message["tool_calls"] = calls
+    return message
+
+
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    function = {"arguments": piece.arguments}
+    if piece.name is None:
+        return {"tool_calls": [{"index": piece.index, "function": function}]}
+    named = {"name": piece.name, **function}
+    call = {"index": piece.index, "id": piece.id, "type": "function", "function": named}
+    return {"tool_calls": [call]}
+
+
+def _choice(index: int, delta: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": dict(delta), "logprobs": None, "finish_reason": reason}

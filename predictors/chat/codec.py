@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.chunks import ChatAnswer, Completion, used_adapters
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
     ChatRequest,
@@ -24,7 +27,16 @@ from predictors.chat.request import (
     Sampling,
 )
 from predictors.chat.streaming import check_streamed_chat
+from predictors.chat.template_options import prompt_options
+from predictors.chat.token_controls import (
+    controls_of,
+    template_parameters,
+    text_options_of,
+    token_parameters,
+)
+from predictors.chat.tools.call_grammar import tools_format
 from predictors.errors import InvalidRequest, TooLarge
+from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
@@ -42,9 +54,12 @@ from predictors.protocol.v2.values import (
 
 SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "min_p",
 )  # fmt: skip
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
+LOGPROBS = "logprobs"
+"""V2's output, and the parameter that asks for it."""
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
@@ -57,6 +72,7 @@ OUTPUT_TYPES = [
     {"name": "image_width", "datatype": "INT64", "shape": [-1]},
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
+    {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
 
@@ -78,6 +94,12 @@ class ChatCodec:
     model: str = ""
     mix: Callable[[NamedScales], AdapterMix] = _no_adapters
     """The adapters of these names with their scales. Raises `InvalidRequest`."""
+    logprobs: LogprobWriters | None = None
+    """None where no request asks for anything of single tokens."""
+    variables: frozenset[str] = frozenset()
+    """Those of the chat template that a caller may set."""
+    tags_are_tokens: bool = False
+    """The tags of tool calls are tokens of the vocabulary."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
@@ -98,6 +120,9 @@ class ChatCodec:
             parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
         check_streamed_chat(request, len(rows))
+        if LOGPROBS in request.outputs and common.controls.logprobs is None:
+            message = f"output {LOGPROBS!r} needs the parameter {LOGPROBS}, which must be true"
+            raise InvalidRequest(message, param=LOGPROBS)
         return with_row_seeds(rows, seed)
 
     def _read_bounds(self, parameters: Parameters) -> PixelBounds | None:
@@ -119,6 +144,7 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
+        tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
@@ -128,7 +154,17 @@ class ChatCodec:
             check_parameter(name, value)
         sampling = self._sampling(given)
         mix = self._mix(None if loras is None else read_loras_text(loras), adapters)
-        common = ChatRequest((), sampling, 0, max_tokens=max_tokens, stop=stop, adapters=mix)
+        common = ChatRequest(
+            messages=(),
+            sampling=sampling,
+            seed=0,
+            max_tokens=max_tokens,
+            stop=stop,
+            adapters=mix,
+            controls=controls_of(tokens, self._vocabulary_size, max_tokens),
+            text=text_options_of(tokens),
+            prompt=prompt_options(template, self.variables),
+        )
         return common, seed
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
@@ -137,6 +173,10 @@ class ChatCodec:
         if not asked and adapters is ANY_ADAPTER:
             return UNADAPTED
         return self.mix(adapters.named(self.model, asked))
+
+    @property
+    def _vocabulary_size(self) -> int:
+        return 0 if self.logprobs is None else self.logprobs.vocabulary_size
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -159,6 +199,8 @@ class ChatCodec:
             ("image_height", [size.height for size in sizes]),
             ("image_tokens", [size.tokens for size in sizes]),
         ]
+        if (writer := self.v2_writer(request, answers[0].request)) is not None:
+            columns.append((LOGPROBS, [orjson.dumps(writer.whole(c.scores)) for c in completions]))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -170,6 +212,11 @@ class ChatCodec:
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
+
+    def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
+        """None where no logprobs are asked for."""
+        as_ids = request.parameters.get("return_tokens_as_token_ids") is True
+        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -185,8 +232,18 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
+            controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
+            text=text_options_of(body.tokens),
+            prompt=prompt_options(body.template, self.variables),
+            answer_format=self._answer_format(body),
+            tools=body.tools,
         )
         return with_row_seeds([request] * body.n, body.seed)
+
+    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
+        if body.tools is None:
+            return None
+        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
@@ -215,7 +272,7 @@ class ChatCodec:
                 bounds = self.pixels.choose(*given, part.where)
             return Picture(part.file, part.where, bounds=bounds)
 
-        return Message(turn.role, tuple(map(part_of, turn.parts)))
+        return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta, LastDelta, PictureSize
+from predictors.chat.request import ChatDelta, LastDelta, PictureSize, PromptReuse
+
+NO_REUSE = PromptReuse()
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -24,14 +26,22 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class Vocabulary:
-    """The bytes of each token of a byte-level BPE; control tokens have none. Thread-safe."""
+    """The bytes of each token of a byte-level BPE; control tokens have none. `size` is the number
+    of logits, which may be more than the tokenizer has tokens. Thread-safe."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, size: int = 0) -> None:
+        self.size = size or tokenizer.get_vocab_size()
         self._tokenizer = tokenizer
         self._alphabet = byte_alphabet()
         added = tokenizer.get_added_tokens_decoder()
         self._control = {i for i, token in added.items() if token.special}
         self.bytes_of: Callable[[int], bytes] = lru_cache(maxsize=2**18)(self._bytes_of)
+
+    def written(self, token: int) -> bytes:
+        """The same, with the names of control tokens."""
+        if token in self._control:
+            return str(self._tokenizer.id_to_token(token)).encode()
+        return self.bytes_of(token)
 
     def _bytes_of(self, token: int) -> bytes:
         written = None if token in self._control else self._tokenizer.id_to_token(token)
@@ -43,13 +53,15 @@ class Vocabulary:
 
 
 class StopFinder:
-    """Passes text on up to the first stop string; text that may begin one is held back.
+    """Passes text on up to the first stop string, or with it where `is_shown`; text that may begin
+    one is held back.
 
     The match that ends first wins, and among those the longest, whatever the chunks are.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, is_shown: bool = False) -> None:
         self._stops = tuple(stops)
+        self._is_shown = is_shown
         self._held = ""
         self.found = False
 
@@ -74,7 +86,7 @@ class StopFinder:
 
     def _first_match(self, text: str) -> int | None:
         found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
-        return min(found)[1] if found else None
+        return min(found)[0 if self._is_shown else 1] if found else None
 
     def _may_begin(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
@@ -90,7 +102,7 @@ class AnswerReader:
     a time.
 
     An incomplete character at the end of the answer is dropped. `observe` is called at the end with
-    the seconds spent here. The last one gets `pictures`.
+    the seconds spent here. The last one gets `pictures`, and what the engine wrote into `reuse`.
     """
 
     def __init__(
@@ -99,8 +111,10 @@ class AnswerReader:
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
         pictures: tuple[PictureSize, ...] = (),
+        reuse: PromptReuse = NO_REUSE,
     ) -> None:
         self._pictures = pictures
+        self._reuse = reuse
         self._bytes_of = vocabulary.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopFinder(stops)
@@ -132,4 +146,5 @@ class AnswerReader:
         if reason is None:
             return [ChatDelta(tokens, chunk.prompt_tokens, chunk.completion_tokens, text)]
         counts = (chunk.prompt_tokens, chunk.completion_tokens)
-        return [LastDelta(tokens, *counts, text, reason, self._pictures)]
+        cached = self._reuse.cached_tokens
+        return [LastDelta(tokens, *counts, text, reason, self._pictures, (), cached)]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from predictors.chat.chunks import ChatAnswer, ChunkEncoder
 from predictors.chat.codec import ChatCodec, with_row_seeds
 from predictors.chat.completions import CompletionsEncoder
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.request import ChatDelta, ChatRequest
 from predictors.chat.responses import ResponsesEncoder
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess, Call
@@ -41,17 +42,23 @@ def requests_of(
         return codec.decode_chat(body.chat, adapters)
     if isinstance(body, CompletionsBody):
         (common,) = codec.decode_chat(replace(body.chat, n=1), adapters)
-        rows = [replace(common, prompt=each) for each in body.prompts for _ in range(body.chat.n)]
+        rows = [
+            replace(common, raw_prompt=each) for each in body.prompts for _ in range(body.chat.n)
+        ]
         return with_row_seeds(rows, body.chat.seed)
     return codec.decode_chat(body, adapters)
 
 
 def encoder_of(
-    body: TextBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+    body: TextBody,
+    call: Call,
+    precision: str,
+    requests: Sequence[ChatRequest],
+    writers: LogprobWriters | None = None,
 ) -> AnswerEncoder:
     """The encoder of the answers to `requests`, which were made of `body`."""
     if isinstance(body, ResponsesBody):
-        return ResponsesEncoder(body, call, precision, requests)
+        return ResponsesEncoder(body, call, precision, requests, writers)
     if isinstance(body, CompletionsBody):
-        return CompletionsEncoder(body, call, precision, requests)
-    return ChunkEncoder(body, call, precision, requests)
+        return CompletionsEncoder(body, call, precision, requests, writers)
+    return ChunkEncoder(body, call, precision, requests, writers)

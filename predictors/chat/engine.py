@@ -291,6 +291,7 @@ class ChatEngine:
             sequence = chunk.key
             if not sequence.is_begun and self._shares:
                 self._count_prefix("hit" if sequence.num_shared else "miss")
+                sequence.work.reuse.cached_tokens = sequence.num_shared * pool.page_tokens
             sequence.is_begun = True
             sequence.done = chunk.start + chunk.length
             if sequence.names:

@@ -67,12 +67,13 @@ SAMPLING = {
     "top_p": (1e-6, 1.0),
     "top_k": (-1, 2**31),
     "repetition_penalty": (1e-3, 1e3),
+    "min_p": (0.0, 1.0),
 }
 KINDS = {bool: "true or false", int: "a whole number"}
 UNSERVED_DECODING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups"), (1,)),
     **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale"), (1,)),
-    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "min_p", "top_h"), (0,)),
+    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "top_h"), (0,)),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0,)),
     **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty"), (0,)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "dola_layers"), ()),

@@ -7,16 +7,12 @@ decoded here.
 
 from __future__ import annotations
 
-import itertools
-import re
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from predictors import metrics
@@ -24,10 +20,12 @@ from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.limits import pixel_limits
 from predictors.chat.model import ChatModel
+from predictors.chat.prompt_texts import PromptTexts
 from predictors.chat.raw_prompts import RawPrompts
 from predictors.chat.request import (
     CHARS_PER_TOKEN,
     NO_CONTROLS,
+    USUAL_PROMPT,
     USUAL_TEXT,
     AnswerLengths,
     ChatRequest,
@@ -36,14 +34,19 @@ from predictors.chat.request import (
     Picture,
     PictureSize,
     PixelBounds,
+    PromptOptions,
+    PromptReuse,
     Sampling,
     TextOptions,
+    chars_of,
 )
+from predictors.chat.token_controls import check_least
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
 from predictors.protocol.images.decode import Pixels, decode_pixels
 from predictors.protocol.openai.chat_body import NO_LIMIT
+from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.settings import ImageLimits, QwenVLSettings
 
 PICTURE_CACHE_BYTES = 64 * 2**20
@@ -87,6 +90,7 @@ class ChatWork:
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
     """The answer is a text of it."""
+    reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -139,10 +143,7 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
-        self._break = f"\ue000{secrets.token_hex(8)}\ue001"
-        added = model.tokenizer.get_added_tokens_decoder().values()
-        control = [token.content for token in added if token.special]
-        self._control = re.compile("|".join(map(re.escape, control)) or r"(?!)")
+        self.texts = PromptTexts(model)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
         self.raw = RawPrompts(model, self.encode_text)
         self._lock = threading.Lock()
@@ -159,8 +160,11 @@ class ChatPreparer:
         return self.assemble(request, pictures)
 
     def assemble(self, request: ChatRequest, pictures: Sequence[PreparedPicture]) -> ChatWork:
-        prompt = request.prompt
-        written = self.tokens_of(request.messages) if prompt is None else self.raw.tokens_of(prompt)
+        raw = request.raw_prompt
+        if raw is None:
+            written = self.tokens_of(request.messages, request.prompt, request.tools)
+        else:
+            written = self.raw.tokens_of(raw)
         tokens, starts = self._place(written, pictures)
         lengths = [self._tokens(picture.grid) for picture in pictures]
         placed = [PlacedPicture(*x) for x in zip(starts, lengths, pictures, strict=True)]
@@ -171,6 +175,7 @@ class ChatPreparer:
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
+        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -296,34 +301,30 @@ class ChatPreparer:
         return grid[0] * grid[1] // self._model.pictures.merge**2
 
     # -- text ------------------------------------------------------------------------------------
-    def tokens_of(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the whole conversation and the opening of the answer; one image token per
-        picture.
+    def tokens_of(
+        self,
+        messages: Sequence[Message],
+        options: PromptOptions = USUAL_PROMPT,
+        tools: OfferedTools | None = None,
+    ) -> list[int]:
+        """Tokens of the whole conversation and, unless `options` say otherwise, the opening of the
+        answer; one image token per picture.
 
         A control token in a caller's text is read as plain text: a caller can't end a turn or claim
         a picture by writing its token.
         """
-        texts = (part for m in messages for part in m.parts if isinstance(part, str))
-        self._check_length(sum(map(len, texts)))
-        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
-        try:
-            rendered = self._model.render(turns)
-        except TemplateError as error:
-            message = "the model's chat template does not take these messages"
-            raise InvalidRequest(message, param="messages") from error
-        return self._encode(rendered)
+        self._check_length(chars_of(messages, tools))
+        pieces = self.texts.rendered(messages, options, tools)
+        if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
+            self._check_length(sum(map(len, pieces)))
+        return self._encode(pieces)
 
     def encode_text(self, text: str) -> list[int]:
         """The tokens of a caller's text alone."""
         self._check_length(len(text))
-        return self._encode(self._plain(text))
+        return self._encode(self.texts.plain_pieces(text))
 
-    def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode()  # half a surrogate pair is no text
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("the text holds half a surrogate pair") from error
-        pieces = text.split(self._break)
+    def _encode(self, pieces: Sequence[str]) -> list[int]:
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
@@ -338,24 +339,6 @@ class ChatPreparer:
         least = num_chars // (3 * self._longest_token)
         if least >= self._max_context():
             raise PromptTooLong.of(self._max_context(), f"at least {least}")
-
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """The parts as templates take them. Adjacent texts are joined first, so that two halves
-        can't form a control token."""
-        parts: list[dict[str, str]] = []
-        for is_text, run in itertools.groupby(message.parts, lambda part: isinstance(part, str)):
-            if is_text:
-                parts.append({"type": "text", "text": self._plain("".join(map(str, run)))})
-            else:
-                parts += [{"type": "image"} for _ in run]
-        is_plain = len(parts) == 1 and parts[0]["type"] == "text"
-        return parts[0]["text"] if is_plain else parts
-
-    def _plain(self, text: str) -> str:
-        def broken(found: re.Match[str]) -> str:
-            return found[0][0] + self._break + found[0][1:]
-
-        return self._control.sub(broken, text)
 
     def _place(
         self, tokens: list[int], pictures: Sequence[PreparedPicture]

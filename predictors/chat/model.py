@@ -21,6 +21,8 @@ from predictors.chat.tensors import Shapes
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement
 
+OPENS_ANSWER: Mapping[str, Any] = {"add_generation_prompt": True}
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPicture:
@@ -114,9 +116,11 @@ class ChatModel(Protocol):
     """Those that adapters may change, see `adaptable_linears`."""
     pictures: PicturePreparation
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template over `messages` as transformers takes them, with the opening of the
-        answer. Raises `jinja2.TemplateError`."""
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER
+    ) -> str:
+        """The chat template over `messages` as transformers takes them. `options` are those of its
+        `apply_chat_template` and the template's own variables. Raises `jinja2.TemplateError`."""
 
     def positions(
         self, num_tokens: int, pictures: Sequence[tuple[int, int, int]]

@@ -11,6 +11,8 @@ from predictors.chat.request import PixelLimits, Sampling
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
 from predictors.protocol.openai.pixel_fields import DETAILS, MAX_PIXELS
+from predictors.protocol.openai.token_fields import TEXTS as TOKEN_TEXTS
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS
 from predictors.protocol.seeds import SEED_SCHEMA
 
 
@@ -108,4 +110,10 @@ def parameter_schemas(
         "seed": dict(SEED_SCHEMA),
         "stop": {"type": "string", "description": "A JSON list of strings."},
         "system_prompt": {"type": "string"},
+        "chat_template_kwargs": _JSON_TEXT,
+        **{name: dict(rule.schema) for name, rule in TOKEN_FIELDS.items()},
+        **dict.fromkeys(TOKEN_TEXTS, _JSON_TEXT),
     }
+
+
+_JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}

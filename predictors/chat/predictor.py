@@ -20,13 +20,23 @@ from predictors.chat.engine import ChatEngine
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
+from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
 from predictors.chat.rehearsal import conversations
-from predictors.chat.request import ChatDelta, ChatRequest, Picture
+from predictors.chat.request import (
+    NO_CONTROLS,
+    USUAL_TEXT,
+    ChatDelta,
+    ChatRequest,
+    Picture,
+)
 from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
+from predictors.chat.template_options import own_variables
+from predictors.chat.tools.call_grammar import tags_are_tokens
+from predictors.chat.tracked_reader import TrackedReader
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
@@ -76,7 +86,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         engine.conversations = partial(
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
-        self._vocabulary = Vocabulary(model.tokenizer)
+        self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -84,6 +94,9 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             *(model.sampling, precision, settings.images.max_images, self._preparer.pixels),
             model=name,
             mix=self._adapters.mix,
+            logprobs=LogprobWriters(self._vocabulary),
+            variables=own_variables(model.template or ""),
+            tags_are_tokens=tags_are_tokens(model.tokenizer),
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -209,8 +222,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         return {"": sum(self._preparer.least_cost(request) for request in requests)}
 
     def reader(self, work: ChatWork) -> AnswerReader:
-        sizes = self._preparer.sizes(work)
-        return AnswerReader(self._vocabulary, work.stop, self._observe_detokenize, sizes)
+        sizes, controls = self._preparer.sizes(work), work.controls
+        given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
+        if controls == NO_CONTROLS and work.text == USUAL_TEXT:
+            return AnswerReader(*given)
+        return TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
@@ -231,8 +247,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def prompt(self, request: ChatRequest) -> str:
         """The texts of all messages, one message per line, without pictures; a prompt without
         messages as it is."""
-        if request.prompt is not None:
-            return str(request.prompt)
+        if request.raw_prompt is not None:
+            return str(request.raw_prompt)
         return "\n".join(
             f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
             for turn in request.messages
@@ -260,8 +276,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         """A whole answer; each choice is a job."""
         requests = await self._decode_text(body, call)
         answers = await self.run(requests, call)
+        encode = self._encoder(body, call, requests).whole
+        is_scored = requests[0].controls.logprobs is not None  # these may have megabytes
         with tracing.stage(call.trace, "encode"):
-            return self._encoder(body, call, requests).whole(answers)
+            return await self.off_loop(encode, answers) if is_scored else encode(answers)
 
     async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
         """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
@@ -318,7 +336,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
     ) -> AnswerEncoder:
-        return encoder_of(body, call, self._codec.precision, requests)
+        return encoder_of(body, call, self._codec.precision, requests, self._codec.logprobs)
 
     async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body

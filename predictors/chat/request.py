@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
+from predictors.protocol.answer_format import AnswerFormat
+from predictors.protocol.openai.tool_calls import ToolCall
+from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
@@ -122,10 +125,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user or assistant; `parts` are texts and pictures in order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
+    order."""
 
     role: str
     parts: tuple[str | Picture, ...]
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant, behind its parts."""
+    call_id: str | None = None
+    """Of a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +189,20 @@ USUAL_TEXT = TextOptions()
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the chat template renders a conversation. `variables` is a JSON object of the template's
+    own variables. The prompt ends with the opening of an answer (`opens_answer`), inside the last
+    message (`continues_last`), or with the end of the last message."""
+
+    variables: str = "{}"
+    opens_answer: bool = True
+    continues_last: bool = False
+
+
+USUAL_PROMPT = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request for one answer. `max_tokens` None takes the configured default, limited to the
     context; `NO_LIMIT` takes what the context leaves."""
@@ -194,7 +216,11 @@ class ChatRequest:
     adapters: AdapterMix = UNADAPTED
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
-    prompt: str | tuple[int, ...] | None = None
+    answer_format: AnswerFormat | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
+    prompt: PromptOptions = USUAL_PROMPT
+    raw_prompt: str | tuple[int, ...] | None = None
     """A text or token ids in place of `messages`, without a chat template."""
 
     @property
@@ -204,10 +230,30 @@ class ChatRequest:
     @property
     def num_chars(self) -> int:
         """Characters of all texts, about; those of token ids are guessed."""
-        if self.prompt is not None:
-            each = 1 if isinstance(self.prompt, str) else CHARS_PER_TOKEN
-            return each * len(self.prompt)
-        return sum(len(p) for m in self.messages for p in m.parts if isinstance(p, str))
+        if self.raw_prompt is not None:
+            each = 1 if isinstance(self.raw_prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.raw_prompt)
+        return chars_of(self.messages, self.tools)
+
+
+@dataclass(slots=True)
+class PromptReuse:
+    """How many tokens of one prompt the prefix cache held; None where it is off, and before the
+    prompt is read. The engine writes it."""
+
+    cached_tokens: int | None = None
+
+
+def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
+    """Characters of a conversation, without pictures."""
+    count = 0 if tools is None else tools.num_chars
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, str):
+                count += len(part)
+        for call in message.calls:
+            count += len(call.arguments)
+    return count
 
 
 class AnswerLengths:
@@ -278,6 +324,10 @@ class LastDelta(ChatDelta):
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
     return delta.scores if isinstance(delta, ScoredDelta | LastDelta) else ()
+
+
+def cached_tokens_of(last: ChatDelta) -> int | None:
+    return last.cached_tokens if isinstance(last, LastDelta) else None
 
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:

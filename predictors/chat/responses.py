@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from predictors.chat.chunks import ChatAnswer, shown_adapters, slowest, usage
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, Piece, PieceReader
-from predictors.chat.request import ChatDelta, ChatRequest, pictures_of
+from predictors.chat.request import (
+    ChatDelta,
+    ChatRequest,
+    TokenLogprob,
+    cached_tokens_of,
+    pictures_of,
+)
 from predictors.protocol.call import Call
 from predictors.protocol.openai.response_object import (
     COMPLETED,
@@ -28,8 +37,10 @@ class OutputItems:
     """The items of one answer, which grow with its pieces: a message for each run of text, and a
     function call for each call."""
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, identity: str, logprobs: LogprobWriter | None = None) -> None:
         self._identity = identity
+        self._logprobs = logprobs
+        self._scores: list[bytes] = []  # of the open message, as JSON
         self.items: list[dict[str, Any]] = []
         """Those that are complete, as the answer shows them."""
         self._texts: list[str] = []
@@ -47,12 +58,13 @@ class OutputItems:
                 if piece.arguments:
                     self._texts.append(piece.arguments)
                     yield CALL_DELTA, {**self._place(), "delta": piece.arguments}
-            elif piece.text:
+            elif piece.text or piece.scores:
                 if self._open is None or self._open["type"] != "message":
                     yield from self._close(COMPLETED)
                     yield from self._begin_message()
                 self._texts.append(piece.text)
-                yield DELTA, {**self._part_place(), "logprobs": [], "delta": piece.text}
+                scores = self._written(piece.scores)
+                yield DELTA, {**self._part_place(), "logprobs": scores, "delta": piece.text}
 
     def end(self, status: str) -> Iterator[Event]:
         """The events of the answer's end; the last item gets `status`. There is at least one."""
@@ -65,7 +77,7 @@ class OutputItems:
         identity = f"msg_{self._identity}" + (f"_{number}" if number else "")
         item = {"id": identity, "type": "message", "role": "assistant", "content": []}
         yield self._begin(item)
-        yield "response.content_part.added", {**self._part_place(), "part": _text_part("")}
+        yield "response.content_part.added", {**self._part_place(), "part": _text_part("", [])}
 
     def _call_item(self, piece: CallPiece) -> dict[str, Any]:
         return {
@@ -77,7 +89,7 @@ class OutputItems:
         }
 
     def _begin(self, item: dict[str, Any]) -> Event:
-        self._open, self._texts = item, []
+        self._open, self._texts, self._scores = item, [], []
         added = {**item, "status": IN_PROGRESS}
         return "response.output_item.added", {"output_index": len(self.items), "item": added}
 
@@ -86,8 +98,10 @@ class OutputItems:
         if item is None:
             return
         if item["type"] == "message":
-            part = _text_part(text)
-            done = {"text": text, "logprobs": []}
+            # finished JSON: those of a long answer have megabytes, and are shown four times
+            scores = orjson.Fragment(b"[%b]" % b",".join(self._scores)) if self._scores else []
+            part = _text_part(text, scores)
+            done = {"text": text, "logprobs": scores}
             yield "response.output_text.done", {**self._part_place(), **done}
             yield "response.content_part.done", {**self._part_place(), "part": part}
             item["content"] = [part]
@@ -100,6 +114,13 @@ class OutputItems:
         self.items.append(item)
         self._open = None
 
+    def _written(self, scores: Sequence[TokenLogprob]) -> object:
+        if self._logprobs is None or not scores:
+            return []
+        written = orjson.dumps(self._logprobs.content(scores))
+        self._scores.append(written[1:-1])
+        return orjson.Fragment(written)
+
     def _place(self) -> dict[str, Any]:
         assert self._open is not None
         return {"item_id": self._open["id"], "output_index": len(self.items)}
@@ -108,21 +129,27 @@ class OutputItems:
         return {**self._place(), "content_index": 0}
 
 
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, scores: object) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": scores}
 
 
 class ResponsesEncoder:
     """Encodes one response."""
 
     def __init__(
-        self, body: ResponsesBody, call: Call, precision: str, requests: Sequence[ChatRequest]
+        self,
+        body: ResponsesBody,
+        call: Call,
+        precision: str,
+        requests: Sequence[ChatRequest],
+        writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
         (self._request,) = requests
         self._precision = precision
         self._reader = PieceReader(self._request)
-        self._items = OutputItems(call.request_id)
+        logprobs = None if writers is None else writers.of(self._request, as_ids=False)
+        self._items = OutputItems(call.request_id, logprobs)
         self._number = 0
 
     def whole(self, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
@@ -161,7 +188,8 @@ class ResponsesEncoder:
     def _ended(self, last: ChatDelta, timings: Mapping[str, int]) -> dict[str, Any]:
         status = self._status()
         cut = {"reason": "max_output_tokens"} if status == INCOMPLETE else None
-        counted = usage([(last.prompt_tokens, last.completion_tokens)], pictures_of(last))
+        counts = [(last.prompt_tokens, last.completion_tokens)]
+        counted = usage(counts, pictures_of(last), cached_tokens_of(last))
         return self._object(
             status,
             self._items.items,

@@ -100,7 +100,7 @@ def _special_tokens(checkpoint: Path) -> dict[str, str]:
 def _render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
     turns = [{"role": each.role, "content": _content(each)} for each in messages]
     return (
-        _environment()
+        template_environment()
         .from_string(template)
         .render(**special, messages=turns, tools=None, documents=None, add_generation_prompt=True)
     )
@@ -143,7 +143,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> ImmutableSandboxedEnvironment:
     """With transformers' options, filters and functions."""
     made = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import orjson
+
 from predictors.base import Answer
-from predictors.chat.request import ChatDelta, ChatRequest
+from predictors.chat.request import ChatDelta, ChatRequest, scores_of
 from predictors.errors import InvalidRequest
 from predictors.protocol.v2.values import Tensor, V2Request, V2Response
 
@@ -42,8 +43,12 @@ def encode_deltas(
     the last one. `times_ms` are those in queue and engine."""
     text, last = "".join(delta.text for delta in deltas), deltas[-1]
     if last.finish_reason is None:
-        output = Tensor("text", "BYTES", (1,), [text.encode()], text=True)
-        return V2Response(request.model, request.id, (output,), is_final=False)
+        outputs = [Tensor("text", "BYTES", (1,), [text.encode()], text=True)]
+        if (writer := codec.v2_writer(request, row)) is not None:
+            scores = [score for delta in deltas for score in scores_of(delta)]
+            written = orjson.dumps(writer.part(scores))
+            outputs.append(Tensor("logprobs", "BYTES", (1,), [written], text=True))
+        return V2Response(request.model, request.id, tuple(outputs), is_final=False)
     queue_ms, compute_ms = times_ms
-    answer = Answer(row, (replace(last, text=text),), queue_ms, compute_ms)
+    answer = Answer(row, tuple(deltas), queue_ms, compute_ms)
     return codec.encode_v2(request, [answer])

@@ -127,7 +127,7 @@ def test_calls_are_items_of_their_own_between_texts() -> None:
 def completions(**fields: Any) -> CompletionsEncoder:
     body = read_completions_body({"model": "m", "prompt": ["a", "b"], "n": 2} | fields)
     prompts = [each for each in body.prompts for _ in range(body.chat.n)]
-    rows = [ChatRequest((), Sampling(), seed=i, prompt=each) for i, each in enumerate(prompts)]
+    rows = [ChatRequest((), Sampling(), seed=i, raw_prompt=each) for i, each in enumerate(prompts)]
     return CompletionsEncoder(body, CALL, "float32", rows)
 
 

@@ -41,6 +41,24 @@ from predictors.protocol.openai.pixel_fields import (
     processor_kwargs,
     read_pixels,
 )
+from predictors.protocol.openai.template_fields import (
+    AS_USUAL,
+    TEMPLATE_FIELDS,
+    TemplateFields,
+    read_template,
+)
+from predictors.protocol.openai.token_fields import (
+    TOKEN_FIELDS,
+    UNASKED,
+    TokenFields,
+    read_tokens,
+)
+from predictors.protocol.openai.tool_fields import (
+    OLDER_FIELDS,
+    TOOL_FIELDS,
+    OfferedTools,
+    read_tools,
+)
 
 MAX_N = 16
 MAX_STOPS = 16  # OpenAI's is 4
@@ -49,7 +67,6 @@ MAX_TOKENS = 2**31 - 1  # largest number that is read; generation ends with the 
 NO_LIMIT = -1  # `max_tokens` up to the end of the context, as llama.cpp and LM Studio read it
 
 _NO_AUDIO = "answers are text"
-_NO_LOGPROBS = "log probabilities are not computed"
 
 
 # Without slots: pickle restores an object that has slots through a Python function.
@@ -75,6 +92,7 @@ class ChatBody:
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
@@ -84,6 +102,10 @@ class ChatBody:
     pixels: RequestedPixels = AS_SERVED
     """Of all pictures but those that ask for others."""
     loras: NamedScales | None = None
+    tools: OfferedTools | None = None
+    """None where no tool may be called."""
+    tokens: TokenFields = UNASKED
+    template: TemplateFields = AS_USUAL
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -107,6 +129,12 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
             raise InvalidRequest(message, param="max_completion_tokens")
     if not read.keys().isdisjoint(PIXELS):
         read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(TOOL_FIELDS):
+        read["tools"] = read_tools(read)
+    if not read.keys().isdisjoint(TOKEN_FIELDS):
+        read["tokens"] = read_tokens(read)
+    if not read.keys().isdisjoint(TEMPLATE_FIELDS):
+        read["template"] = read_template(read, read["messages"])
     return ChatBody(**read)
 
 
@@ -162,10 +190,14 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "repetition_penalty": number(0, 100, above=True),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
+    "min_p": number(0, 1),
+    **TOKEN_FIELDS,
+    **TEMPLATE_FIELDS,
     "seed": seed_or_drawn,
     "stop": _stop,
     "n": whole(1, MAX_N),
     "loras": loras,
+    **TOOL_FIELDS,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
@@ -174,15 +206,8 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "prompt_cache_retention": dropped(str),
     "prompt_cache_options": dropped(dict),
     # these are only taken at the value that is served anyway
-    "tools": only_values([], why=NO_TOOLS),
-    "tool_choice": only_values("none", "auto", why=NO_TOOLS),
-    "parallel_tool_calls": dropped(bool, why=NO_TOOLS),
-    "functions": only_values([], why=NO_TOOLS),
-    "function_call": only_values("none", "auto", why=NO_TOOLS),
+    **OLDER_FIELDS,
     "web_search_options": only_values(why=NO_TOOLS),
-    "logprobs": only_values(False, why=_NO_LOGPROBS),
-    "top_logprobs": only_values(0, why=_NO_LOGPROBS),
-    "logit_bias": only_values({}, why="tokens can't be weighted one by one"),
     "modalities": only_values(["text"], why=_NO_AUDIO),
     "audio": only_values(why=_NO_AUDIO),
     "prediction": only_values(why="there is no speculative decoding to be guided"),

@@ -27,10 +27,11 @@ Tables = Mapping[str, Mapping[str, DescribedRule]]
 _SAMPLER = "this sampler is not offered"
 _NO_EFFECT = "it only matters to a sampler that is off"
 _NO_CONSTRAINT = "answers are not constrained by a grammar or a schema"
-NO_TOOLS = "this server calls no tools"
+NO_TOOLS = "this server has no tools of its own"
 NO_REASONING = "no model here reasons before it answers"
 _TEMPLATE = "the checkpoint's chat template is used as it is"
-_WHOLE_TEXT = "control tokens are never part of the answer"
+_NO_SPACES = "tokens are bytes, with no spaces between them"
+_BY_LOGPROBS = "use logprobs and top_logprobs"
 _ONE_MODEL = "the model that is named answers"
 _ROUTER = "it is for the router or library that sends it"
 _IDENTITY = "it identifies the caller's chat"
@@ -110,22 +111,14 @@ CHAT_CLIENTS: Tables = {
         "use_beam_search": only_values(False, why="tokens are sampled"),
         "length_penalty": only_values(1, why="it is for beam search"),
         "early_stopping": only_values(False, why="it is for beam search"),
-        "min_tokens": only_values(0, why="the model decides when it ends"),
-        "min_p": only_values(0, why=_SAMPLER),
-        "stop_token_ids": only_values([], why="use stop"),
-        "include_stop_str_in_output": only_values(False, why="the stop string is left out"),
-        "skip_special_tokens": only_values(True, why=_WHOLE_TEXT),
-        "spaces_between_special_tokens": dropped(bool, why=_WHOLE_TEXT),
+        "spaces_between_special_tokens": dropped(bool, why=_NO_SPACES),
         "truncate_prompt_tokens": only_values(why="prompts are not shortened"),
-        "prompt_logprobs": only_values(0, why="log probabilities are not computed"),
-        "allowed_token_ids": only_values([], why=_NO_CONSTRAINT),
-        "bad_words": only_values([], why=_NO_CONSTRAINT),
+        "prompt_logprobs": only_values(why="only the answer's tokens have logprobs"),
+        "allowed_token_ids": only_values([], why="use logit_bias"),
+        "bad_words": only_values([], why="use logit_bias"),
         "echo": only_values(False, why="the prompt is not repeated"),
-        "add_generation_prompt": only_values(True, why=_TEMPLATE),
-        "continue_final_message": only_values(False, why=_TEMPLATE),
         "add_special_tokens": only_values(False, why=_TEMPLATE),
         "chat_template": only_values(why=_TEMPLATE),
-        "chat_template_kwargs": only_values({}, {"enable_thinking": False}, why=_TEMPLATE),
         "documents": only_values([], why=_TEMPLATE),
         "guided_json": only_values(why=_NO_CONSTRAINT),
         "guided_regex": only_values("", why=_NO_CONSTRAINT),
@@ -133,8 +126,7 @@ CHAT_CLIENTS: Tables = {
         "guided_grammar": only_values("", why=_NO_CONSTRAINT),
         "structured_outputs": only_values({}, why=_NO_CONSTRAINT),
         "logits_processors": only_values([], why=_SAMPLER),
-        "return_tokens_as_token_ids": only_values(False, why="answers are text"),
-        "return_token_ids": only_values(False, why="answers are text"),
+        "return_token_ids": only_values(False, why="use logprobs with return_tokens_as_token_ids"),
         "priority": only_values(
             0, why="the header `x-request-priority` orders a caller's own requests"
         ),
@@ -152,8 +144,8 @@ CHAT_CLIENTS: Tables = {
     "SGLang": {
         "regex": only_values("", why=_NO_CONSTRAINT),
         "ebnf": only_values("", why=_NO_CONSTRAINT),
-        "min_new_tokens": only_values(0, why="the model decides when it ends"),
-        "no_stop_trim": only_values(False, why="the stop string is left out"),
+        "min_new_tokens": only_values(0, why="use min_tokens"),
+        "no_stop_trim": only_values(False, why="use include_stop_str_in_output"),
         "separate_reasoning": dropped(bool, why=NO_REASONING),
         "stream_reasoning": dropped(bool, why=NO_REASONING),
         "return_hidden_states": only_values(False, why="answers are text"),
@@ -162,7 +154,7 @@ CHAT_CLIENTS: Tables = {
         "cache_prompt": dropped(bool, why="the operator sets the prefix cache"),
         "id_slot": only_values(-1, why="the engine picks the slot"),
         "n_keep": dropped(float, why="a prompt is never shortened"),
-        "n_probs": only_values(0, why="log probabilities are not computed"),
+        "n_probs": only_values(0, why=_BY_LOGPROBS),
         "mirostat": only_values(0, why=_SAMPLER),
         "mirostat_tau": dropped(float, why=_NO_EFFECT),
         "mirostat_eta": dropped(float, why=_NO_EFFECT),
@@ -187,7 +179,7 @@ CHAT_CLIENTS: Tables = {
         "timings_per_token": only_values(False, why="timings come at the end"),
         "return_progress": only_values(False, why="chunks are text"),
         "return_tokens": only_values(False, why="answers are text"),
-        "post_sampling_probs": only_values(False, why="log probabilities are not computed"),
+        "post_sampling_probs": only_values(False, why=_BY_LOGPROBS),
         "lora": only_values([], why="no adapters are loaded"),
     },
     "Ollama": {
@@ -222,7 +214,7 @@ MESSAGE_CLIENTS: Tables = {
         "finish_reason": dropped(str, why=_SENT_BACK),
         "stop_reason": dropped(str, float, why=_SENT_BACK),
         "usage": dropped(dict, why=_SENT_BACK),
-        "logprobs": only_values(why="log probabilities are not computed"),
+        "logprobs": dropped(dict, why=_SENT_BACK),
         "parsed": only_values(why=_NO_CONSTRAINT),
     },
     "LiteLLM, OpenRouter": {
@@ -248,8 +240,8 @@ MESSAGE_CLIENTS: Tables = {
         "sources": only_values([], why="only the content is read"),
     },
     "others": {
-        "prefix": only_values(False, why=_TEMPLATE),
-        "partial": only_values(False, why=_TEMPLATE),
+        "prefix": only_values(False, why="use continue_final_message"),
+        "partial": only_values(False, why="use continue_final_message"),
         "opts": dropped(dict, why="CodeCompanion keeps it for itself"),
     },
 }
@@ -258,7 +250,7 @@ MESSAGE_CLIENTS: Tables = {
 PART_FIELDS: Mapping[str, DescribedRule] = {
     "cache_control": dropped(dict, why=_CACHE_MARK),
     "annotations": only_values([], why="only an empty list is taken back"),
-    "logprobs": only_values([], why="log probabilities are not computed"),
+    "logprobs": dropped(list, why=_SENT_BACK),
     "uuid": dropped(str, why="pictures are known by their bytes"),
 }
 """Of every part of a message."""

@@ -29,6 +29,7 @@ from predictors.protocol.openai.fields import (
     wrong,
 )
 from predictors.protocol.openai.messages import MAX_TEXT
+from predictors.protocol.openai.token_fields import MAX_TOP_LOGPROBS
 
 MAX_PROMPTS = 128
 MAX_IDS = 2**18  # of one prompt of token ids
@@ -82,6 +83,11 @@ def read_completions_body(body: object) -> CompletionsBody:
         raise InvalidRequest(f"{message}, or give n {count}", param="best_of")
     if echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidRequest("echo needs prompts of text, not of token ids", param="echo")
+    if "logprobs" in read:
+        if echo:
+            message = "log probabilities of the prompt are not computed; leave echo or logprobs out"
+            raise InvalidRequest(message, param="logprobs")
+        read["top_logprobs"], read["logprobs"] = read["logprobs"], True
     read.setdefault("max_tokens", DEFAULT_TOKENS)
     return CompletionsBody(chat_of({"messages": (), **read}), prompts, echo)
 
@@ -146,19 +152,20 @@ def _prompts(name: str, value: Any) -> tuple[Prompt, ...]:
 FROM_CHAT = (
     "model", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed", "stop", "n", "loras", "ignore_eos", "stream",
-    "stream_options", "logit_bias",
+    "stream_options", "min_p", "logit_bias", "min_tokens", "stop_token_ids",
+    "include_stop_str_in_output", "skip_special_tokens", "return_tokens_as_token_ids",
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **{name: chat_body.OWN_FIELDS[name] for name in FROM_CHAT},
+    **{name: chat_body.FIELDS[name] for name in FROM_CHAT},
     "prompt": _prompts,
     "echo": flag,
+    "logprobs": whole(0, MAX_TOP_LOGPROBS),
     "best_of": whole(1, chat_body.MAX_N),
     **CLIENT_FIELDS,
     "add_special_tokens": dropped(bool, why="the models here begin no text with a token of theirs"),
     "suffix": only_values("", why="the models here were not trained to fill in a text"),
-    "logprobs": only_values(why="log probabilities are not computed"),
 }
 """OpenAI's and our own fields."""
 CLIENTS: Tables = {"LiteLLM": ROUTER_FIELDS}

@@ -5,6 +5,7 @@ Worker processes import this module, so nothing here loads gRPC.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from predictors.protocol.images.urls import read_data_url
 from predictors.protocol.openai.clients import (
     MESSAGE_CLIENTS,
     NO_REASONING,
-    NO_TOOLS,
     PART_FIELDS,
     URL_FIELDS,
     merged,
@@ -37,11 +37,18 @@ from predictors.protocol.openai.pixel_fields import (
     PIXEL_FIELDS,
     RequestedPixels,
 )
+from predictors.protocol.openai.tool_calls import (
+    NO_OLDER_CALLS,
+    OpenCalls,
+    ToolCall,
+    call_id_rule,
+    calls_rule,
+)
 
 MAX_TEXT = 2**21  # characters of one part
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # per message; the codec's limit on pictures is lower
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 # Without slots: pickle restores an object that has slots through a Python function.
@@ -57,10 +64,15 @@ class PicturePart:
 
 @dataclass(frozen=True)
 class BodyMessage:
-    """One message. `role` is system, user or assistant; pictures are in user messages only."""
+    """One message. `role` is system, user, assistant or tool; pictures are in user ones only."""
 
     role: str
     parts: tuple[str | PicturePart, ...]
+    """Empty where an assistant's message is nothing but calls."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's message."""
+    call_id: str | None = None
+    """Of a tool's message: the id of the call that it answers."""
 
 
 _KNOWN_ROLE = one_of(*ROLES)
@@ -68,8 +80,8 @@ _KNOWN_ROLE = one_of(*ROLES)
 
 @described(_KNOWN_ROLE.schema)
 def _role(name: str, value: Any) -> str:
-    if value in ("tool", "function"):
-        raise InvalidRequest(f"{name} {value!r} is not supported: {NO_TOOLS}", param=name)
+    if value == "function":
+        raise InvalidRequest(f"{name} {value!r} is not supported: {NO_OLDER_CALLS}", param=name)
     role: str = _KNOWN_ROLE.check(name, value)
     return "system" if role == "developer" else role
 
@@ -186,27 +198,40 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
     "refusal": only_values("", why="only its null is taken back"),
     "audio": only_values(why="messages are text and pictures"),
     "annotations": only_values([], why="only an empty list is taken back"),
-    "tool_calls": only_values([], why=NO_TOOLS),
-    "function_call": only_values(why=NO_TOOLS),
-    "tool_call_id": only_values(why=NO_TOOLS),
+    "tool_calls": calls_rule,
+    "function_call": only_values(why=NO_OLDER_CALLS),
+    "tool_call_id": call_id_rule,
     "reasoning": only_values("", why=NO_REASONING),
     "reasoning_content": only_values("", why=NO_REASONING),
     **merged(MESSAGE_CLIENTS),
 }
 
 
-@described(object_schema(MESSAGE_FIELDS, "role", "content"))
+@described(object_schema(MESSAGE_FIELDS, "role"))
 def message_rule(name: str, value: Any) -> BodyMessage:
     read = read_fields(value, MESSAGE_FIELDS, where=name)
-    require(read, "role", "content", where=name)
-    role, parts = read["role"], read["content"]
+    require(read, "role", where=name)
+    role, calls, answered = read["role"], read.get("tool_calls", ()), read.get("tool_call_id")
+    if not calls:  # an assistant may call without a word
+        require(read, "content", where=name)
+    parts = read.get("content", ())
     if role != "user":
         for i, part in enumerate(parts):
             if isinstance(part, PicturePart):
                 where = f"{name}.content[{i}]"
                 message = f"{where}: pictures stand in user messages, not in {role} ones"
                 raise InvalidRequest(message, param=where)
-    return BodyMessage(role, parts)
+    if calls and role != "assistant":
+        raise _misplaced(f"{name}.tool_calls", "assistant", role)
+    if role == "tool":
+        require(read, "tool_call_id", where=name)
+    elif answered is not None:
+        raise _misplaced(f"{name}.tool_call_id", "tool", role)
+    return BodyMessage(role, parts, calls, answered)
+
+
+def _misplaced(name: str, owner: str, role: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} belongs to messages of role {owner}, not {role}", param=name)
 
 
 _MESSAGE_LIST = list_of(message_rule, at_most=MAX_MESSAGES, noun="messages")
@@ -217,4 +242,15 @@ def messages_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
     messages = _MESSAGE_LIST.check(name, value)
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
+    for message in messages:
+        if message.calls or message.call_id is not None:
+            _check_calls(name, messages)
+            break
     return tuple(messages)
+
+
+def _check_calls(name: str, messages: Sequence[BodyMessage]) -> None:
+    unanswered = OpenCalls(name)
+    for i, message in enumerate(messages):
+        unanswered.see(i, message.calls, message.call_id)
+    unanswered.close("the end")

@@ -15,7 +15,7 @@ from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai import chat_body
 from predictors.protocol.openai.chat_body import MAX_TOKENS, ChatBody, chat_of
-from predictors.protocol.openai.clients import NO_REASONING, NO_TOOLS, ROUTER_FIELDS, Tables, merged
+from predictors.protocol.openai.clients import NO_REASONING, ROUTER_FIELDS, Tables, merged
 from predictors.protocol.openai.fields import (
     DROP,
     DecodedBody,
@@ -36,6 +36,8 @@ from predictors.protocol.openai.fields import (
 )
 from predictors.protocol.openai.messages import MAX_TEXT, BodyMessage
 from predictors.protocol.openai.responses_input import input_rule
+from predictors.protocol.openai.responses_tools import flat_format, flat_tool_choice, flat_tools
+from predictors.protocol.openai.tool_fields import TOOL_FIELDS
 
 MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512  # of `metadata`, as OpenAI
 MAX_INCLUDED = 16
@@ -76,34 +78,44 @@ def read_responses_body(body: object) -> ResponsesBody:
     read = read_fields(body, FIELDS)
     require(read, "model", "input")
     assert isinstance(body, dict)
-    chat = {name: value for name, value in read.items() if name in FROM_CHAT}
+    chat = {name: value for name, value in read.items() if name in FROM_CHAT or name in TOOL_FIELDS}
     chat["messages"] = read["input"]
     if "instructions" in read:
         chat["messages"] = (BodyMessage("system", (read["instructions"],)), *chat["messages"])
     if "max_output_tokens" in read:
         chat["max_tokens"] = read["max_output_tokens"]
+    if "text" in read:
+        chat["response_format"] = read["text"]
+    most = chat.pop("top_logprobs", 0)
+    if LOGPROBS in read.get("include", ()):
+        chat |= {"logprobs": True, "top_logprobs": most}
+    elif most:
+        message = f"top_logprobs needs include: [{LOGPROBS!r}]"
+        raise InvalidRequest(message, param="top_logprobs")
     return ResponsesBody(chat_of(chat), _shown(body, read))
 
 
 def _shown(body: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that OpenAI's answers repeat, at the values that are in force."""
+    given = {name: x for name, x in body.items() if x is not None}
+    asked = given.get("text", {}).get("format") or {"type": "text"}
     return {
         "background": False,
         "instructions": read.get("instructions"),
         "max_output_tokens": read.get("max_output_tokens"),
         "max_tool_calls": None,
         "metadata": read.get("metadata", {}),
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": None,
         "prompt_cache_key": read.get("prompt_cache_key"),
         "reasoning": {"effort": None, "summary": None},
         "safety_identifier": read.get("safety_identifier"),
         "service_tier": "default",
         "store": False,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
-        "tool_choice": "auto",
-        "tools": [],
-        "top_logprobs": 0,
+        "text": {"format": asked, "verbosity": "medium"},
+        "tool_choice": given.get("tool_choice", "auto"),
+        "tools": [{"strict": False, "parameters": None, **each} for each in given.get("tools", ())],
+        "top_logprobs": read.get("top_logprobs", 0),
         "truncation": "disabled",
         "user": read.get("user"),
     }
@@ -132,29 +144,16 @@ def metadata_rule(name: str, value: Any) -> dict[str, str]:
     return value
 
 
-_FORMAT: dict[str, DescribedRule] = {
-    "type": only_values("text", why="answers are plain text"),
-}
-
-
-@described(object_schema(_FORMAT, "type"))
-def _format(name: str, value: Any) -> object:
-    if isinstance(value, dict) and value.get("type") is None:
-        raise InvalidRequest(f"{name}.type is required", param=f"{name}.type")
-    read_fields(value, _FORMAT, where=name)
-    return DROP
-
-
 _TEXT: dict[str, DescribedRule] = {
-    "format": _format,
+    "format": flat_format,
     "verbosity": only_values("medium", why="the prompt is what sets the length"),
 }
 
 
 @described(object_schema(_TEXT))
 def _text(name: str, value: Any) -> object:
-    read_fields(value, _TEXT, where=name)
-    return DROP
+    """The checked format."""
+    return read_fields(value, _TEXT, where=name).get("format", DROP)
 
 
 _REASONING: dict[str, DescribedRule] = {
@@ -191,27 +190,34 @@ INCLUDED = (
     "message.input_image.image_url",
 )
 """Parts of items that no answer here has."""
-_NAMES = list_of(one_of(*INCLUDED), at_most=MAX_INCLUDED, noun="names")
+LOGPROBS = "message.output_text.logprobs"
+_NAMES = list_of(one_of(LOGPROBS, *INCLUDED), at_most=MAX_INCLUDED, noun="names")
 
 
-@described({**_NAMES.schema, "description": "Ignored: no answer here has such items."})
-def _include(name: str, value: Any) -> object:
-    _NAMES.check(name, value)
-    return DROP
+@described({**_NAMES.schema, "description": f"Only {LOGPROBS} has an effect."})
+def _include(name: str, value: Any) -> list[str]:
+    names: list[str] = _NAMES.check(name, value)
+    return names
 
 
 FROM_CHAT = (
     "model", "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "stop", "ignore_eos", "loras", "stream", *chat_body.PIXELS,
+    "frequency_penalty", "seed", "stop", "ignore_eos", "loras", "stream", "min_p", "logit_bias",
+    "min_tokens", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens",
+    "chat_template_kwargs", "top_logprobs", *chat_body.PIXELS,
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **{name: chat_body.OWN_FIELDS[name] for name in FROM_CHAT},
+    **{name: chat_body.FIELDS[name] for name in FROM_CHAT},
     "input": input_rule,
     "instructions": text(at_most=MAX_TEXT),
     "max_output_tokens": whole(1, MAX_TOKENS),
     "text": _text,
+    "tools": flat_tools,
+    "tool_choice": flat_tool_choice,
+    "parallel_tool_calls": flag,
+    "include": _include,
     "metadata": metadata_rule,
     "user": text(at_most=MAX_LABEL),
     "safety_identifier": text(at_most=MAX_LABEL),
@@ -222,7 +228,6 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "prompt_cache_retention": dropped(str),
     "prompt_cache_options": dropped(dict),
     "max_tool_calls": dropped(float, why="it counts calls of built-in tools"),
-    "include": _include,
     # these are only taken at the value that is served anyway
     "stream_options": _stream_options,
     "previous_response_id": only_values(why=_NOT_KEPT),
@@ -232,10 +237,6 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "truncation": only_values("disabled", why="prompts are not shortened"),
     "context_management": only_values([], why="prompts are not shortened"),
     "reasoning": _reasoning,
-    "tools": only_values([], why=NO_TOOLS),
-    "tool_choice": only_values("none", "auto", why=NO_TOOLS),
-    "parallel_tool_calls": flag,
-    "top_logprobs": only_values(0, why="log probabilities are not computed"),
     "moderation": only_values(why="there is no moderation to be set"),
 }
 """OpenAI's and our own fields."""

@@ -6,11 +6,10 @@ so nothing here loads gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from predictors.errors import InvalidRequest
-from predictors.protocol.openai.clients import NO_TOOLS
 from predictors.protocol.openai.fields import (
     DescribedRule,
     described,
@@ -20,6 +19,7 @@ from predictors.protocol.openai.fields import (
     only_values,
     read_fields,
     require,
+    text,
     wrong,
 )
 from predictors.protocol.openai.messages import (
@@ -29,6 +29,8 @@ from predictors.protocol.openai.messages import (
     message_rule,
     text_rule,
 )
+from predictors.protocol.openai.tool_calls import OpenCalls, call_id_rule, calls_rule
+from predictors.protocol.openai.tool_fields import MAX_CHARS, tool_name
 
 MAX_ITEMS = MAX_MESSAGES
 REASONING = "reasoning"
@@ -62,8 +64,50 @@ def _message(name: str, item: Json) -> BodyMessage:
     return found
 
 
-def _no_tool(name: str, item: Json) -> BodyMessage:
-    raise _refused(name, item, NO_TOOLS)
+CALL_ITEM: dict[str, DescribedRule] = {
+    "type": only_values("function_call", why="it is the type of a call"),
+    "call_id": call_id_rule,
+    "name": tool_name,
+    "arguments": text(at_most=MAX_CHARS),
+    "id": dropped(str, why=_SENT_BACK),
+    "status": dropped(str, why=_SENT_BACK),
+    "namespace": only_values("", why="functions have no namespaces here"),
+}
+
+
+def _call(name: str, item: Json) -> BodyMessage:
+    read = read_fields(item, CALL_ITEM, where=name)
+    require(read, "call_id", "name", "arguments", where=name)
+    function = {"name": read["name"], "arguments": read["arguments"]}
+    try:
+        calls = calls_rule.check(name, [{"id": read["call_id"], "function": function}])
+    except InvalidRequest as error:  # of the arguments: all else is checked
+        inner = f"{name}[0].function."
+        message = error.message.replace(inner, f"{name}.")
+        raise InvalidRequest(message, param=f"{name}.arguments") from error
+    return BodyMessage("assistant", (), calls)
+
+
+OUTPUT_ITEM: dict[str, DescribedRule] = {
+    "type": only_values("function_call_output", why="it is the type of a call's answer"),
+    "call_id": call_id_rule,
+    "output": _passed(MESSAGE_FIELDS["content"]),
+    "id": dropped(str, why=_SENT_BACK),
+    "status": dropped(str, why=_SENT_BACK),
+}
+
+
+def _output(name: str, item: Json) -> BodyMessage:
+    read = read_fields(item, OUTPUT_ITEM, where=name)
+    require(read, "call_id", "output", where=name)
+    message = {"role": "tool", "tool_call_id": read["call_id"], "content": read["output"]}
+    try:
+        found: BodyMessage = message_rule.check(name, message)
+    except InvalidRequest as error:
+        inner, own = f"{name}.content", f"{name}.output"
+        param = (error.param or own).replace(inner, own)
+        raise InvalidRequest(error.message.replace(inner, own), param=param) from error
+    return found
 
 
 def _no_reference(name: str, item: Json) -> BodyMessage:
@@ -77,8 +121,8 @@ def _refused(name: str, item: Json, why: str) -> InvalidRequest:
 
 _READERS: Mapping[str, Callable[[str, Json], BodyMessage]] = {
     "message": _message,
-    "function_call": _no_tool,
-    "function_call_output": _no_tool,
+    "function_call": _call,
+    "function_call_output": _output,
     "item_reference": _no_reference,
 }
 
@@ -103,6 +147,8 @@ def _item(name: str, value: Any) -> BodyMessage | None:
 _ITEM_SCHEMA = {
     "anyOf": [
         object_schema(MESSAGE_ITEM, "role", "content"),
+        object_schema(CALL_ITEM, "type", "call_id", "name", "arguments"),
+        object_schema(OUTPUT_ITEM, "type", "call_id", "output"),
         {
             "type": "object",
             "properties": {"type": {"const": REASONING}},
@@ -129,8 +175,38 @@ def input_rule(name: str, value: Any) -> tuple[BodyMessage, ...]:
     if len(value) > MAX_ITEMS:
         message = f"{name} has {len(value)} items; at most {MAX_ITEMS} are taken"
         raise InvalidRequest(message, param=name)
-    read = [_item(f"{name}[{i}]", item) for i, item in enumerate(value)]
-    messages = tuple(each for each in read if each is not None)
+    messages: list[BodyMessage] = []
+    places: list[int] = []  # of the items that began them
+    for i, item in enumerate(value):
+        found = _item(f"{name}[{i}]", item)
+        if found is None:
+            continue
+        if messages and _is_one_turn(messages[-1], found):
+            before = messages[-1]
+            both = (before.parts + found.parts, before.calls + found.calls)
+            messages[-1] = BodyMessage("assistant", *both)
+        else:
+            messages.append(found)
+            places.append(i)
     if not messages:
         raise InvalidRequest(f"{name} is empty; at least one message is needed", param=name)
-    return messages
+    _check_calls(name, messages, places)
+    return tuple(messages)
+
+
+def _is_one_turn(before: BodyMessage, message: BodyMessage) -> bool:
+    """An assistant's text and its calls are one message of a chat."""
+    are_both = before.role == message.role == "assistant"
+    return are_both and bool(before.calls or message.calls)
+
+
+def _check_calls(name: str, messages: Sequence[BodyMessage], places: Sequence[int]) -> None:
+    """Raise `InvalidRequest` for a call without its answer, and the reverse."""
+    unanswered = OpenCalls(name)
+    try:
+        for i, message in zip(places, messages, strict=True):
+            unanswered.see(i, message.calls, message.call_id)
+        unanswered.close("the end")
+    except InvalidRequest as error:
+        words = f"{error.message} (here they are function_call and function_call_output items)"
+        raise InvalidRequest(words, param=(error.param or name).rpartition(".")[0]) from error

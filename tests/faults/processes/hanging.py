@@ -21,10 +21,10 @@ def hang_in_tokenizers() -> None:
 
     tokens_of, prepare = ChatPreparer.tokens_of, Preparer.prepare
 
-    def hanging_tokens(self: Any, messages: Sequence[Any]) -> list[int]:
+    def hanging_tokens(self: Any, messages: Sequence[Any], *options: Any) -> list[int]:
         if any(f"{WORDS} tokenizer" in part for m in messages for part in m.parts):
             hang()
-        return tokens_of(self, messages)
+        return tokens_of(self, messages, *options)
 
     def hanging_prepare(self: Any, request: Any) -> Any:
         if f"{WORDS} tokenizer" in request.prompt:

@@ -45,6 +45,12 @@ def test_fields_of_a_chat_mean_the_same() -> None:
     assert (read.stream, read.echo, chat.messages) == (True, True, ())
 
 
+def test_logprobs_are_a_number_as_they_were_at_openais() -> None:
+    for number in (0, 5):
+        tokens = read_completions_body(body(logprobs=number)).chat.tokens
+        assert (tokens.logprobs, tokens.top_logprobs) == (True, number)
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": None}, "prompt", "is required"),
     ({"prompt": ""}, "prompt", "is empty"),
@@ -66,6 +72,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2}, "best_of", "every choice"),
     ({"best_of": 2, "n": 3}, "best_of", "every choice"),
     ({"prompt": [1], "echo": True}, "echo", "prompts of text"),
+    ({"logprobs": True}, "logprobs", "whole number"),
+    ({"logprobs": 21}, "logprobs", "whole number"),
+    ({"logprobs": 1, "echo": True}, "logprobs", "prompt are not computed"),
     ({"max_tokens": 0}, "max_tokens", "whole number"),
     ({"n": 17}, "n", "whole number"),
     ({"messages": []}, "messages", "unknown field"),

@@ -25,6 +25,11 @@ def item(role: str, *parts: Any, **more: Any) -> dict[str, Any]:
 TEXT = {"type": "input_text", "text": "a"}
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "low"}
 SAID = {"type": "output_text", "text": "b", "annotations": [], "logprobs": []}
+TOOL = {"type": "function", "name": "count", "parameters": {"type": "object"}, "strict": False}
+NESTED = {"type": "function", "function": {"name": "count", "parameters": {"type": "object"}}}
+CALLED = {"type": "function_call", "call_id": "c1", "name": "count", "arguments": "{}"}
+ANSWERED = {"type": "function_call_output", "call_id": "c1", "output": "3"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "count", "arguments": "{}"}}
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"input": "a"}, {"messages": [{"role": "user", "content": "a"}]}),
@@ -56,6 +61,47 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
     ),
     ({"max_output_tokens": 7}, {"max_tokens": 7}),
+    (
+        {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": [NESTED], "tool_choice": "required", "parallel_tool_calls": False},
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "name": "count"}},
+        {"tools": [NESTED], "tool_choice": {"type": "function", "function": {"name": "count"}}},
+    ),
+    (
+        {
+            "input": [
+                {"role": "user", "content": "a"},
+                item("assistant", SAID),
+                CALLED | {"id": "fc_1", "status": "completed"},
+                CALLED | {"call_id": "c2"},
+                ANSWERED | {"output": [TEXT]},
+                ANSWERED | {"call_id": "c2"},
+                CALLED,
+                ANSWERED,
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {
+                    "role": "assistant",
+                    "content": "b",
+                    "tool_calls": [CALL, CALL | {"id": "c2"}],
+                },
+                {"role": "tool", "tool_call_id": "c1", "content": "a"},
+                {"role": "tool", "tool_call_id": "c2", "content": "3"},
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": "3"},
+            ]
+        },
+    ),
+    (
+        {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": 2},
+    ),
+    ({"top_logprobs": 0, "min_p": 0.1}, {"min_p": 0.1}),
     (
         {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 1, "stop": "x", "stream": True},
         {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 1, "stop": "x", "stream": True},
@@ -124,7 +170,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"background": True}, "background", "its request ends"),
     ({"prompt": {"id": "p"}}, "prompt", "templates are not kept"),
     ({"truncation": "auto"}, "truncation", "not shortened"),
-    ({"tools": [{"type": "web_search"}]}, "tools", "no tools"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "no tools of its own"),
+    ({"tools": [TOOL | {"function": {}}]}, "tools[0].function", "unknown field"),
+    ({"tools": [TOOL, TOOL]}, "tools", "rename one"),
+    ({"tools": [{"type": "function"}]}, "tools[0].name", "is required"),
+    ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice", "names"),
+    ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type", "no tools of"),
+    ({"input": [CALLED]}, "input[0]", "no answer before the end"),
+    ({"input": [CALLED, {"role": "user", "content": "a"}]}, "input[0]", "no answer before"),
+    ({"input": [ANSWERED]}, "input[0]", "answers no open call"),
+    ({"input": [CALLED | {"arguments": "{"}]}, "input[0].arguments", "JSON"),
+    ({"input": [CALLED | {"arguments": "[]"}]}, "input[0].arguments", "object"),
+    ({"input": [CALLED | {"name": "a b"}]}, "input[0].name", "letters"),
+    ({"input": [CALLED | {"call_id": ""}]}, "input[0].call_id", "1 to"),
+    ({"input": [CALLED, ANSWERED | {"output": 3}]}, "input[1].output", "a string or a list"),
+    ({"input": [CALLED, ANSWERED | {"output": [PICTURE]}]}, "input[1].output[0]", "pictures"),
+    ({"top_logprobs": 2}, "top_logprobs", "needs include"),
+    ({"top_logprobs": 21}, "top_logprobs", "whole number"),
     ({"reasoning": {"effort": "high"}}, "reasoning.effort", "reasons"),
     ({"include": ["x"]}, "include[0]", "must be"),
     ({"include": ["reasoning.encrypted_content"] * 17}, "include", "at most 16"),

@@ -1,0 +1,131 @@
+"""The fields of a chat body that concern single tokens: logprobs, biases, how an answer ends, and
+which tokens its text shows. V2 takes the same names; its lists and objects are JSON in a text.
+
+Ids are checked for their type here; a model's codec holds them against its vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.http.bodies import parse_json
+from predictors.protocol.openai.fields import (
+    DescribedRule,
+    described,
+    flag,
+    list_of,
+    number,
+    whole,
+    wrong,
+)
+
+MAX_TOKENS = 2**31 - 1  # largest number that is read
+MAX_TOP_LOGPROBS = 20  # as OpenAI
+MAX_BIASES = 1024
+MAX_BIAS = 100.0  # as OpenAI
+MAX_STOP_TOKENS = 1024
+MAX_TEXT = 65_536  # characters of a V2 parameter
+_ID = re.compile(r"(?:0|[1-9][0-9]{0,9}+)", re.ASCII)
+
+
+# Without slots: pickle restores an object that has slots through a Python function.
+@dataclass(frozen=True)
+class TokenFields:
+    """What a caller asks of single tokens."""
+
+    logprobs: bool = False
+    top_logprobs: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """By id, without biases of 0."""
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    return_tokens_as_token_ids: bool = False
+
+
+UNASKED = TokenFields()
+
+_BIAS = number(-MAX_BIAS, MAX_BIAS)
+_STOP_TOKENS = list_of(whole(0, MAX_TOKENS), at_most=MAX_STOP_TOKENS, noun="token ids")
+
+
+@described(
+    {
+        "type": "object",
+        "maxProperties": MAX_BIASES,
+        "propertyNames": {"pattern": f"^{_ID.pattern.replace('+', '')}$"},
+        "additionalProperties": dict(_BIAS.schema),
+        "description": "Bias by token id.",
+    }
+)
+def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict):
+        raise wrong(name, "an object of biases by token id", value)
+    if len(value) > MAX_BIASES:
+        message = f"{name} has {len(value)} token ids; at most {MAX_BIASES} are taken"
+        raise InvalidRequest(message, param=name)
+    found = []
+    for key, bias in value.items():
+        if _ID.fullmatch(key) is None:
+            raise wrong(name, 'an object of biases by token id, such as {"42": -100}', key)
+        found.append((int(key), _BIAS.check(f"{name}.{key}", bias)))
+    return tuple(sorted((token, bias) for token, bias in found if bias))
+
+
+@described(_STOP_TOKENS.schema)
+def _stop_token_ids(name: str, value: Any) -> tuple[int, ...]:
+    return tuple(sorted(set(_STOP_TOKENS.check(name, value))))
+
+
+TOKEN_FIELDS: dict[str, DescribedRule] = {
+    "logprobs": flag,
+    "top_logprobs": whole(0, MAX_TOP_LOGPROBS),
+    "logit_bias": _logit_bias,
+    "min_tokens": whole(0, MAX_TOKENS),
+    "stop_token_ids": _stop_token_ids,
+    "include_stop_str_in_output": flag,
+    "skip_special_tokens": flag,
+    "return_tokens_as_token_ids": flag,
+}
+
+
+def read_tokens(checked: dict[str, Any]) -> TokenFields:
+    """Takes these fields out of a body's checked ones. Raises `InvalidRequest` for fields that
+    contradict each other."""
+    found = TokenFields(**{name: checked.pop(name) for name in TOKEN_FIELDS if name in checked})
+    for name in ("top_logprobs", "return_tokens_as_token_ids"):
+        if getattr(found, name) and not found.logprobs:
+            raise InvalidRequest(f"{name} needs logprobs, which must be true", param=name)
+    return found
+
+
+def read_token_texts(given: Mapping[str, Any]) -> TokenFields:
+    """The same from V2's parameters; objects and lists are JSON in a text. None is absent."""
+    checked = {}
+    for name, value in given.items():
+        if value is not None:
+            is_text = name in TEXTS
+            checked[name] = TOKEN_FIELDS[name].check(
+                name, _parsed(name, value) if is_text else value
+            )
+    return read_tokens(checked)
+
+
+TEXTS: Mapping[str, str] = {"logit_bias": '{"42": -100}', "stop_token_ids": "[42, 43]"}
+"""Fields that are JSON in a V2 parameter, with an example."""
+
+
+def _parsed(name: str, text: str) -> Any:
+    if len(text) > MAX_TEXT:
+        message = f"{name} has {len(text)} characters; at most {MAX_TEXT} are taken"
+        raise InvalidRequest(message, param=name)
+    try:
+        return parse_json(text.encode("utf-8", "surrogatepass"))
+    except InvalidRequest as error:
+        message = f"{error.message.replace('the body', name)}; it is a text such as '{TEXTS[name]}'"
+        raise InvalidRequest(message, param=name) from error

@@ -1,0 +1,277 @@
+"""The tools of OpenAI bodies: `tools`, `tool_choice` and `parallel_tool_calls`, checked field by
+field.
+
+Worker processes import this module, so nothing here loads gRPC.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictors.errors import InvalidRequest
+from predictors.protocol.openai.clients import PART_FIELDS
+from predictors.protocol.openai.fields import (
+    DescribedRule,
+    described,
+    flag,
+    list_of,
+    object_schema,
+    one_of,
+    only_values,
+    read_fields,
+    require,
+    text,
+    wrong,
+)
+
+MAX_TOOLS = 128  # as OpenAI
+MAX_CHARS = 2**18
+"""Of all definitions of a request together."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # OpenAI's
+
+AUTO, NONE, REQUIRED = "auto", "none", "required"
+OLDER_FUNCTIONS = (
+    'it is the older form of tools; send tools: [{"type": "function", "function": {...}}]'
+)
+OLDER_CALL = "it is the older form of tool_choice; send tool_choice"
+
+
+# Without slots: pickle restores an object that has slots through a Python function.
+@dataclass(frozen=True)
+class FunctionTool:
+    """A function that the caller runs. `parameters` is a JSON Schema of its arguments as a JSON
+    text; None where it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: str | None = None
+    strict: bool = False
+    """Arguments are valid against `parameters` in every case."""
+
+
+@dataclass(frozen=True)
+class OfferedTools:
+    """The tools that a model is told of, and which of them it may or must call."""
+
+    tools: tuple[FunctionTool, ...]
+    required: bool = False
+    """The answer is a call."""
+    callable: tuple[str, ...] = ()
+    """The names that may be called; empty for all."""
+    parallel: bool = True
+    """False: one call at most."""
+
+    @property
+    def num_chars(self) -> int:
+        """Of descriptions and schemas."""
+        return sum(len(tool.description or "") + len(tool.parameters or "") for tool in self.tools)
+
+    @property
+    def called(self) -> tuple[FunctionTool, ...]:
+        """Those that may be called."""
+        names = self.callable
+        return tuple(each for each in self.tools if each.name in names) if names else self.tools
+
+
+# -- tools -----------------------------------------------------------------------------------------
+@described({"type": "string", "pattern": f"^{_NAME.pattern}$"})
+def tool_name(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise wrong(name, "1 to 64 letters, digits, underscores or dashes", value)
+    return value
+
+
+@described({"type": "object", "description": "A JSON Schema of type object."})
+def parameters_rule(name: str, value: Any) -> str:
+    """The schema as a JSON text. It is looked at no further: that is for the grammar."""
+    if not isinstance(value, dict):
+        raise wrong(name, "a JSON Schema of type object", value)
+    kind = value.get("type", "object")
+    if kind != "object":
+        raise wrong(f"{name}.type", "'object', since arguments have names", kind)
+    return json.dumps(value, ensure_ascii=False)
+
+
+FUNCTION_FIELDS: dict[str, DescribedRule] = {
+    "name": tool_name,
+    "description": text(at_most=MAX_CHARS),
+    "parameters": parameters_rule,
+    "strict": flag,
+}
+
+
+@described(object_schema(FUNCTION_FIELDS, "name"))
+def _function(name: str, value: Any) -> FunctionTool:
+    read = read_fields(value, FUNCTION_FIELDS, where=name)
+    require(read, "name", where=name)
+    return FunctionTool(**read)
+
+
+@described({"const": "function"})
+def function_type(name: str, value: Any) -> str:
+    if value != "function":
+        message = (
+            f"{name} {str(value)[:40]!a} is not supported: this server has no tools of its own"
+        )
+        raise InvalidRequest(f"{message}; it may only be 'function'", param=name)
+    return "function"
+
+
+def _check_type(name: str, value: Any) -> None:
+    """Before the other fields, which belong to the type."""
+    if isinstance(value, dict) and value.get("type") is not None:
+        function_type(f"{name}.type", value["type"])
+
+
+_TOOL: dict[str, DescribedRule] = {
+    "type": function_type,
+    "function": _function,
+    "cache_control": PART_FIELDS["cache_control"],
+}
+
+
+@described(object_schema(_TOOL, "type", "function"))
+def _tool(name: str, value: Any) -> FunctionTool:
+    _check_type(name, value)
+    read = read_fields(value, _TOOL, where=name)
+    require(read, "type", "function", where=name)
+    function: FunctionTool = read["function"]
+    return function
+
+
+_TOOLS = list_of(_tool, at_most=MAX_TOOLS, noun="tools")
+
+
+@described(_TOOLS.schema)
+def tools_rule(name: str, value: Any) -> tuple[FunctionTool, ...]:
+    return checked_tools(name, _TOOLS.check(name, value))
+
+
+def checked_tools(name: str, tools: Sequence[FunctionTool]) -> tuple[FunctionTool, ...]:
+    """The same. Raises `InvalidRequest` for a name that is there twice and for too much text;
+    `name` is the field's."""
+    seen: set[str] = set()
+    for i, tool in enumerate(tools):
+        if tool.name in seen:
+            message = f"{name}[{i}]: another tool is called {tool.name!r} as well; rename one"
+            raise InvalidRequest(message, param=name)
+        seen.add(tool.name)
+    size = sum(len(tool.description or "") + len(tool.parameters or "") for tool in tools)
+    if size > MAX_CHARS:
+        message = f"{name} have {size} characters of descriptions and schemas"
+        raise InvalidRequest(f"{message}; at most {MAX_CHARS} are taken", param=name)
+    return tuple(tools)
+
+
+# -- choice ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ToolChoice:
+    """`names` are those that may be called; empty for all. `only_one`: of a named tool."""
+
+    mode: str = AUTO
+    names: tuple[str, ...] = ()
+    only_one: bool = False
+
+
+_MODE = one_of(AUTO, NONE, REQUIRED)
+_NAMED_FUNCTION: dict[str, DescribedRule] = {"name": tool_name}
+
+
+@described(object_schema(_NAMED_FUNCTION, "name"))
+def _named_function(name: str, value: Any) -> str:
+    read = read_fields(value, _NAMED_FUNCTION, where=name)
+    require(read, "name", where=name)
+    found: str = read["name"]
+    return found
+
+
+_NAMED: dict[str, DescribedRule] = {"type": function_type, "function": _named_function}
+
+
+@described(object_schema(_NAMED, "type", "function"))
+def _named(name: str, value: Any) -> str:
+    read = read_fields(value, _NAMED, where=name)
+    require(read, "type", "function", where=name)
+    found: str = read["function"]
+    return found
+
+
+_ALLOWED: dict[str, DescribedRule] = {
+    "mode": one_of(AUTO, REQUIRED),
+    "tools": list_of(_named, at_most=MAX_TOOLS, noun="tools"),
+}
+
+
+@described(object_schema(_ALLOWED, "mode", "tools"))
+def _allowed(name: str, value: Any) -> ToolChoice:
+    read = read_fields(value, _ALLOWED, where=name)
+    require(read, "mode", "tools", where=name)
+    if not read["tools"]:
+        raise InvalidRequest(f"{name}.tools is empty; name a tool", param=f"{name}.tools")
+    return ToolChoice(read["mode"], tuple(read["tools"]))
+
+
+_CHOSEN: dict[str, DescribedRule] = {
+    "type": one_of("function", "allowed_tools"),
+    "function": _named_function,
+    "allowed_tools": _allowed,
+}
+
+
+@described({"anyOf": [_MODE.schema, object_schema(_CHOSEN, "type")]})
+def tool_choice_rule(name: str, value: Any) -> ToolChoice:
+    if not isinstance(value, dict):
+        return ToolChoice(_MODE.check(name, value))
+    read = read_fields(value, _CHOSEN, where=name)
+    require(read, "type", where=name)
+    kind = read["type"]
+    require(read, kind, where=name)
+    other = "function" if kind == "allowed_tools" else "allowed_tools"
+    if other in read:
+        path = f"{name}.{other}"
+        raise InvalidRequest(f"{path} does not belong to type {kind!r}", param=path)
+    if kind == "allowed_tools":
+        choice: ToolChoice = read[kind]
+        return choice
+    return ToolChoice(REQUIRED, (read[kind],), only_one=True)
+
+
+def offered_tools(
+    tools: Sequence[FunctionTool], choice: ToolChoice | None, parallel: bool | None
+) -> OfferedTools | None:
+    """None where no tool may be called. Raises `InvalidRequest` for a choice among tools that are
+    not there."""
+    chosen = choice or ToolChoice()
+    known = {tool.name for tool in tools}
+    if not tools and (chosen.mode == REQUIRED or chosen.names):
+        raise InvalidRequest("tool_choice needs tools, and there are none", param="tool_choice")
+    for name in chosen.names:
+        if name not in known:
+            message = f"tool_choice names {name!r}, which is not one of the tools"
+            raise InvalidRequest(message, param="tool_choice")
+    if not tools or chosen.mode == NONE:
+        return None
+    one_at_most = chosen.only_one or parallel is False
+    return OfferedTools(tuple(tools), chosen.mode == REQUIRED, chosen.names, not one_at_most)
+
+
+TOOL_FIELDS: dict[str, DescribedRule] = {
+    "tools": tools_rule,
+    "tool_choice": tool_choice_rule,
+    "parallel_tool_calls": flag,
+}
+"""Of a body. `read_tools` makes one value of them."""
+OLDER_FIELDS: dict[str, DescribedRule] = {
+    "functions": only_values([], why=OLDER_FUNCTIONS),
+    "function_call": only_values(NONE, AUTO, why=OLDER_CALL),
+}
+
+
+def read_tools(read: dict[str, Any]) -> OfferedTools | None:
+    """Takes the fields of `TOOL_FIELDS` out of `read`."""
+    tools, choice, parallel = (read.pop(name, None) for name in TOOL_FIELDS)
+    return offered_tools(tools or (), choice, parallel)
