@@ -93,24 +93,24 @@ def answer(one: Ours, prompt: Prompt, tokens: int) -> Answer:
 @contextmanager
 def watched(one: Ours) -> Iterator[list[Tensor]]:
     """Inside, collects the logits (1, vocab) from which a lone job's tokens are chosen, in order;
-    empty if the runner has no `_choose`."""
-    runner: Any = one.engine._ready.runner
+    empty if the runner has no `chooser`."""
+    chooser: Any = getattr(one.engine._ready.runner, "chooser", None)
     seen: list[Tensor] = []
-    choose: Callable[..., Tensor] | None = getattr(runner, "_choose", None)
-    if choose is None:
+    if chooser is None:
         yield seen
         return
+    choose: Callable[..., Tensor] = chooser.choose
 
     def watching(logits: Tensor, choices: Sequence[Any]) -> Tensor:
         if choices:  # none: a prompt that goes on in the next pass
             seen.append(logits[:1].detach().clone())
         return choose(logits, choices)
 
-    runner._choose = watching
+    chooser.choose = watching
     try:
         yield seen
     finally:
-        del runner._choose
+        del chooser.choose
 
 
 def forced(peer: Peer, prompt: Prompt, ours: Answer) -> Tensor:

@@ -19,9 +19,7 @@ from checkpoints.training.scenes import GROUNDS, KINDS, PALETTE, Scene
 
 SIDE = 128
 RADII = {"large": (22.0, 25.0), "small": (11.0, 13.0)}
-NEAR, FAR = (29.0, 36.0), (92.0, 99.0)
-MIDDLE = (58.0, 70.0)
-ALONE = (44.0, 84.0)
+REACH = 27.5  # no figure reaches farther from its middle, its soft edge included
 CORNERS = 12
 
 
@@ -66,18 +64,33 @@ class Batch:
         return Batch(*(field[start:stop].to(device) for field in fields))
 
 
-def _middles(scene: Scene, rng: random.Random) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class Spread:
+    """The ranges that the middles of figures are drawn from, in pixels of a 128x128 picture."""
+
+    near: tuple[float, float] = (29.0, 36.0)
+    far: tuple[float, float] = (92.0, 99.0)
+    middle: tuple[float, float] = (58.0, 70.0)
+    alone: tuple[float, float] = (44.0, 84.0)
+
+
+USUAL = Spread()
+WIDE = Spread((27.0, 44.0), (84.0, 101.0), (46.0, 82.0), (30.0, 98.0))
+"""Places that the relation tells less of; every figure is still whole."""
+
+
+def _middles(scene: Scene, rng: random.Random, spread: Spread) -> list[tuple[float, float]]:
     if scene.relation is None:
-        return [(rng.uniform(*ALONE), rng.uniform(*ALONE))]
-    near, far = rng.uniform(*NEAR), rng.uniform(*FAR)
-    cross = (rng.uniform(*MIDDLE), rng.uniform(*MIDDLE))
+        return [(rng.uniform(*spread.alone), rng.uniform(*spread.alone))]
+    near, far = rng.uniform(*spread.near), rng.uniform(*spread.far)
+    cross = (rng.uniform(*spread.middle), rng.uniform(*spread.middle))
     along = (near, far) if scene.relation in ("left", "above") else (far, near)
     if scene.relation in ("left", "right"):
         return [(along[0], cross[0]), (along[1], cross[1])]
     return [(cross[0], along[0]), (cross[1], along[1])]
 
 
-def place(scenes: Sequence[Scene], rng: random.Random) -> Batch:
+def place(scenes: Sequence[Scene], rng: random.Random, spread: Spread = USUAL) -> Batch:
     """Choose a centre and a radius for every figure of every scene."""
     count = len(scenes)
     kinds = {kind: index for index, kind in enumerate(KINDS)}
@@ -90,7 +103,7 @@ def place(scenes: Sequence[Scene], rng: random.Random) -> Batch:
     radius = np.ones((count, 2), np.float32)
     ground = np.array([grounds[scene.ground] for scene in scenes], np.int64)
     for row, scene in enumerate(scenes):
-        for column, spot in enumerate(_middles(scene, rng)):
+        for column, spot in enumerate(_middles(scene, rng, spread)):
             figure = scene.figures[column]
             kind[row, column] = kinds[figure.kind]
             colour[row, column] = colours[figure.colour]
@@ -109,12 +122,10 @@ def _corner_table(device: torch.device) -> torch.Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _distances(points: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
-    """Signed distance of points [p, 2] to polygons [n, CORNERS, 2], negative inside: [n, p]."""
-    shape = (corners.shape[0], points.shape[0])
-    nearest = torch.full(shape, 1e12, device=points.device)
-    inside = torch.zeros(shape, dtype=torch.bool, device=points.device)
-    x, y = points[None, :, 0], points[None, :, 1]
+def _distances(x: torch.Tensor, y: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """Signed distance of points [n, p] to polygons [n, CORNERS, 2], negative inside: [n, p]."""
+    nearest = torch.full_like(x, 1e12)
+    inside = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for index in range(CORNERS):
         ax, ay = corners[:, index, 0, None], corners[:, index, 1, None]
         bx, by = corners[:, index - 1, 0, None], corners[:, index - 1, 1, None]
@@ -129,34 +140,43 @@ def _distances(points: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, -nearest.sqrt(), nearest.sqrt())
 
 
-def render(batch: Batch, device: str = "cpu", chunk: int = 512) -> torch.Tensor:
-    """Draw placed scenes as uint8 pictures [n, 3, SIDE, SIDE] on the device."""
+def render(batch: Batch, device: str = "cpu", chunk: int = 512, side: int = SIDE) -> torch.Tensor:
+    """Draw placed scenes as uint8 pictures [n, 3, side, side] on the device."""
     parts = [
-        _render_part(batch.part(start, start + chunk, device))
+        _render_part(batch.part(start, start + chunk, device), side)
         for start in range(0, len(batch), chunk)
     ]
     return torch.cat(parts)
 
 
-def _render_part(batch: Batch) -> torch.Tensor:
+def _render_part(batch: Batch, side: int) -> torch.Tensor:
     device = batch.ground.device
-    axis = torch.arange(SIDE, device=device, dtype=torch.float32) + 0.5
-    points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
     grounds = torch.tensor(list(GROUNDS.values()), device=device, dtype=torch.float32)
     palette = torch.tensor(list(PALETTE.values()), device=device, dtype=torch.float32)
     table = _corner_table(device)
-    picture = grounds[batch.ground][:, :, None].expand(-1, -1, SIDE * SIDE)
+    scale = side / SIDE
+    window = min(side, 2 * math.ceil(REACH * scale))
+    cells = torch.arange(window, device=device)
+    row = torch.arange(len(batch), device=device)[:, None, None]
+    picture = grounds[batch.ground][:, None, None].expand(-1, side, side, -1).clone()
     for column in range(batch.kind.shape[1]):
-        kind, middle = batch.kind[:, column], batch.middle[:, column]
-        radius = batch.radius[:, column, None]
+        kind, middle = batch.kind[:, column], batch.middle[:, column] * scale
+        radius = batch.radius[:, column, None] * scale
+        # Only a window around the figure can change.
+        start = (middle - window / 2).round().long().clamp(0, side - window)
+        across, down = start[:, :1] + cells, start[:, 1:] + cells
+        x = (across + 0.5)[:, None].expand(-1, window, -1).flatten(1)
+        y = (down + 0.5)[:, :, None].expand(-1, -1, window).flatten(1)
+        away = torch.hypot(x - middle[:, :1], y - middle[:, 1:]) - radius
         corners = middle[:, None] + table[kind] * radius[:, :, None]
-        away = (points[None] - middle[:, None]).norm(dim=-1) - radius
         is_circle = (kind == KINDS.index("circle"))[:, None]
-        distance = torch.where(is_circle, away, _distances(points, corners))
+        distance = torch.where(is_circle, away, _distances(x, y, corners))
         # Approximate coverage of a pixel: half if its centre lies on the edge.
-        cover = (0.5 - distance).clamp(0, 1)[:, None]
-        picture = picture * (1 - cover) + palette[batch.colour[:, column]][:, :, None] * cover
-    return picture.round().to(torch.uint8).reshape(-1, 3, SIDE, SIDE)
+        cover = (0.5 - distance).clamp(0, 1).view(-1, window, window, 1)
+        place = (row, down[:, :, None], across[:, None])
+        ink = palette[batch.colour[:, column]][:, None, None]
+        picture[place] = picture[place] * (1 - cover) + ink * cover
+    return picture.round().to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:

@@ -5,6 +5,7 @@ callables can take their place.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,27 @@ from checkpoints.training.export import FLUX_FOLDER, QWEN_FOLDER
 
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 Answer = Callable[[Sequence[Image.Image], str], list[str]]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A question, its picture and tools, and the messages that followed it."""
+
+    question: str
+    image: Image.Image | None = None
+    tools: Sequence[dict[str, Any]] = ()
+    more: Sequence[dict[str, Any]] = ()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """As the chat template takes them."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": self.question}]
+        if self.image is not None:
+            content.insert(0, {"type": "image"})
+        return [{"role": "user", "content": content}, *self.more]
+
+
+Talk = Callable[[Sequence[Conversation]], list[str]]
 
 
 def peer_draw(
@@ -72,3 +94,39 @@ def peer_answer(folder: Path = QWEN_FOLDER, device: str = "cpu", batch: int = 10
         return texts
 
     return answer
+
+
+def peer_talk(folder: Path = QWEN_FOLDER, device: str = "cpu", batch: int = 50) -> Talk:
+    """Answers to any conversations by transformers' own generate, as `peer_answer`. All of them
+    have a picture, or none."""
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.padding_side = "left"
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device).eval()
+
+    def talk(conversations: Sequence[Conversation]) -> list[str]:
+        prompts = [
+            processor.apply_chat_template(
+                x.messages, tools=list(x.tools) or None, add_generation_prompt=True, tokenize=False
+            )
+            for x in conversations
+        ]
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        texts = [""] * len(prompts)
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            images = [image for number in part if (image := conversations[number].image)]
+            inputs = processor(
+                text=[prompts[number] for number in part],
+                images=images or None,
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            out = model.generate(**inputs, max_new_tokens=128)
+            said = out[:, inputs["input_ids"].shape[1] :]
+            made = processor.batch_decode(said, skip_special_tokens=True)
+            for number, text in zip(part, made, strict=True):
+                texts[number] = text
+        return texts
+
+    return talk

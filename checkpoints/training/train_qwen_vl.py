@@ -50,9 +50,9 @@ def _compress(pictures: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(pictures.device)
 
 
-def _spoil(vae: AutoencoderKL | None, pictures: Tensor, chunk: int) -> Tensor:
-    """Redraw the first part of a chunk with the autoencoder and compress the next."""
-    redrawn, compressed = int(chunk * REDRAWN), int(chunk * COMPRESSED)
+def spoil(vae: AutoencoderKL | None, pictures: Tensor, share: float = REDRAWN) -> Tensor:
+    """Redraw the first part of some pictures with the autoencoder and compress the next."""
+    redrawn, compressed = int(len(pictures) * share), int(len(pictures) * COMPRESSED)
     pictures = pictures.clone()
     if vae is not None:
         latents = encode(vae, pictures[:redrawn]).float()
@@ -75,7 +75,7 @@ def make_pool(vae: AutoencoderKL | None, count: int, device: str, workers: int) 
     chunk = 4096
     for start in range(0, count, chunk):
         part = drawing.render(placed.part(start, start + chunk, device), device)
-        rows.append(resize(_spoil(vae, part, len(part))))
+        rows.append(resize(spoil(vae, part)))
     tensors = {key: torch.from_numpy(value).to(device) for key, value in arrays.items()}
     return Pool(torch.cat(rows), **tensors)
 

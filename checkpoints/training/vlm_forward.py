@@ -15,8 +15,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from checkpoints.training.export import IMAGE_MEAN, IMAGE_STD
 
 
-def to_patches(pictures: Tensor, patch: int = 14, merge: int = 2) -> Tensor:
-    """uint8 or float pictures [n, 3, h, w] in 0..255 as normalised patches [n, cells, 1176]."""
+def to_patches(pictures: Tensor, patch: int = 14, merge: int = 2, frames: int = 2) -> Tensor:
+    """uint8 or float pictures [n, 3, h, w] in 0..255 as normalised patches [n, cells, 1176].
+
+    With one frame they have half as many numbers, and `see` gives the same for less work.
+    """
     # Channel by channel: a constant tensor would be copied from the host in every step.
     planes = pictures.float() / 255
     normal = [(planes[:, c] - IMAGE_MEAN[c]) / IMAGE_STD[c] for c in range(3)]
@@ -24,7 +27,8 @@ def to_patches(pictures: Tensor, patch: int = 14, merge: int = 2) -> Tensor:
     batch, channels, height, width = x.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
     x = x.reshape(batch, channels, rows, merge, patch, columns, merge, patch)
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+    x = x.expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
     return x.reshape(batch, rows * columns * merge * merge, -1)
 
 
@@ -84,6 +88,8 @@ class Forward(nn.Module):
         """Picture tokens [n, cells, width] of patches [n, 4 * cells, 1176]."""
         tower = self.model.model.visual
         weight = tower.patch_embed.proj.weight
+        if patches.shape[-1] < weight[0].numel():  # one frame: both halves see the same
+            weight = weight.sum(2)
         x = F.linear(patches.to(weight.dtype), weight.flatten(1))
         batch, length, width = x.shape
         cos, sin = self.vision_cos.to(x.dtype), self.vision_sin.to(x.dtype)
@@ -109,12 +115,27 @@ class Forward(nn.Module):
         `slot` says which picture token stands at a place (-1: none); `position` is M-RoPE's,
         [n, 3, length].
         """
+        return self.read(self.see(patches), ids, slot, position)
+
+    def read(
+        self,
+        seen: Tensor,
+        ids: Tensor,
+        slot: Tensor,
+        position: Tensor,
+        allowed: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the decoder alone, for the picture tokens of `see`.
+
+        `allowed` [n, 1, length, length] is a mask of attention instead of the causal one. With
+        `wanted` [n, length] only the marked places are computed to the end: [marked, vocabulary].
+        """
         decoder = self.model.model.language_model
         config = self.model.config.text_config
-        seen = self.see(patches)
         x = F.embedding(ids, decoder.embed_tokens.weight)
         batch, length, width = x.shape
-        picked = seen.gather(1, slot.clamp_min(0)[:, :, None].expand(-1, -1, width))
+        picked = seen.to(x.dtype).gather(1, slot.clamp_min(0)[:, :, None].expand(-1, -1, width))
         x = torch.where(slot[:, :, None] >= 0, picked, x)
         angle = position[:, self.text_axis].transpose(1, 2).float() * self.text_frequency
         angle = torch.cat((angle, angle), dim=-1)[:, None]
@@ -130,8 +151,13 @@ class Forward(nn.Module):
             q = q * cos + _rotate_half(q) * sin
             k = k * cos + _rotate_half(k) * sin
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=allowed, is_causal=allowed is None
+            )
+            mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+            if wanted is not None and layer is decoder.layers[-1]:
+                x, mixed = x[wanted], mixed[wanted]
+            x = x + attention.o_proj(mixed)
             normed = F.rms_norm(x, (width,), layer.post_attention_layernorm.weight, eps)
             x = x + layer.mlp(normed)
         x = F.rms_norm(x, (width,), decoder.norm.weight, eps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
@@ -13,8 +13,10 @@ from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answ
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
+    PictureBox,
     PictureSize,
     TokenLogprob,
+    boxes_of,
     cached_tokens_of,
     pictures_of,
     scores_of,
@@ -47,6 +49,7 @@ class Completion:
     scores: tuple[TokenLogprob, ...]
     cached_tokens: int | None
     calls: tuple[ToolCall, ...] = ()
+    boxes: tuple[PictureBox, ...] | None = None
 
     @classmethod
     def of(cls, answer: ChatAnswer) -> Completion:
@@ -62,7 +65,7 @@ class Completion:
         counts = (last.prompt_tokens, last.completion_tokens)
         scores = tuple(score for delta in answer.chunks for score in scores_of(delta))
         pictures, cached = pictures_of(last), cached_tokens_of(last)
-        return cls(text, reason, *counts, pictures, scores, cached, calls)
+        return cls(text, reason, *counts, pictures, scores, cached, calls, boxes_of(last))
 
 
 class ChunkEncoder:
@@ -180,7 +183,7 @@ class ChunkEncoder:
         reason: str,
         timings: Callable[[], Mapping[str, int]],
     ) -> bytes:
-        chunks = [self._chunk([_choice(index, {}, reason)])]
+        chunks = [self._chunk([_choice(index, shown_boxes(boxes_of(last)), reason)])]
         self._open -= 1
         if index == 0:
             self._cached = cached_tokens_of(last)
@@ -226,8 +229,19 @@ def usage(
     if cached_tokens is not None:
         counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if pictures:
-        counted["prompt_images"] = [asdict(size) for size in pictures]
+        counted["prompt_images"] = [
+            {"width": size.width, "height": size.height, "tokens": size.tokens} for size in pictures
+        ]
     return counted
+
+
+def shown_boxes(boxes: Sequence[PictureBox] | None) -> dict[str, Any]:
+    """The field of a message with an answer's boxes; none for None."""
+    return {} if boxes is None else {"boxes": list_boxes(boxes)}
+
+
+def list_boxes(boxes: Sequence[PictureBox]) -> list[dict[str, Any]]:
+    return [{"picture": x.picture, "label": x.label, "box": list(x.box)} for x in boxes]
 
 
 def used_adapters(request: ChatRequest) -> list[dict[str, str | float]]:
@@ -258,7 +272,7 @@ def _message(completion: Completion) -> dict[str, Any]:
             for call in completion.calls
         ]
         message["tool_calls"] = calls
-    return message
+    return message | shown_boxes(completion.boxes)
 
 
 def _call_delta(piece: CallPiece) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import ChatAnswer, Completion, used_adapters
+from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
 from predictors.chat.request import (
@@ -39,6 +39,7 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
+from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
@@ -73,6 +74,7 @@ OUTPUT_TYPES = [
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
     {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
+    {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
 
@@ -148,6 +150,7 @@ class ChatCodec:
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
+        coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
@@ -164,6 +167,7 @@ class ChatCodec:
             controls=controls_of(tokens, self._vocabulary_size, max_tokens),
             text=text_options_of(tokens),
             prompt=prompt_options(template, self.variables),
+            coordinates=coordinates,
         )
         return common, seed
 
@@ -201,6 +205,9 @@ class ChatCodec:
         ]
         if (writer := self.v2_writer(request, answers[0].request)) is not None:
             columns.append((LOGPROBS, [orjson.dumps(writer.whole(c.scores)) for c in completions]))
+        if any(c.boxes is not None for c in completions):
+            said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
+            columns.append(("boxes", said))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -237,6 +244,7 @@ class ChatCodec:
             prompt=prompt_options(body.template, self.variables),
             answer_format=self._answer_format(body),
             tools=body.tools,
+            coordinates=asked_coordinates(body.coordinates),
         )
         return with_row_seeds([request] * body.n, body.seed)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from predictors.chat.request import ChatDelta
+from predictors.chat.request import ChatDelta, ScoredDelta, TokenLogprob
 from predictors.chat.sampling import NOT_FINITE
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,15 @@ class TokenDelivery:
     leave: Callable[[ChatJob], None]
     fail: Callable[[Sequence], None]
 
-    def deliver(self, sequences: abc.Sequence[Sequence], tokens: abc.Sequence[int]) -> None:
-        """Emit the tokens that were read, and let finished sequences leave. Tokens launched for a
-        sequence after its last one, or after it was evicted, are dropped."""
+    def deliver(
+        self,
+        sequences: abc.Sequence[Sequence],
+        tokens: abc.Sequence[int],
+        scores: abc.Mapping[Sequence, TokenLogprob],
+    ) -> None:
+        """Emit the tokens that were read, with the scores of those that have them, and let finished
+        sequences leave. Tokens launched for a sequence after its last one, or after it was evicted,
+        are dropped."""
         count = 0
         for sequence, token in zip(sequences, tokens, strict=True):
             if sequence.is_gone:
@@ -30,11 +39,24 @@ class TokenDelivery:
             if token == NOT_FINITE:
                 self.fail(sequence)
                 continue
-            self._extend(sequence, token)
+            if sequence.constraint is not None and not self._takes(sequence, token):
+                continue
+            self._extend(sequence, token, scores.get(sequence))
             count += 1
         self.metrics.add_tokens(count)
 
-    def _extend(self, sequence: Sequence, token: int) -> None:
+    def _takes(self, sequence: Sequence, token: int) -> bool:
+        """Its grammar has taken the token; else the sequence ends without it, alone."""
+        assert sequence.constraint is not None
+        reason = sequence.constraint.take(len(sequence.answer), token)
+        if reason is None:
+            return True
+        log.warning("job %s: %s", sequence.job.id, reason.message)
+        self.leave(sequence.job)
+        sequence.job.fail(reason)
+        return False
+
+    def _extend(self, sequence: Sequence, token: int, score: TokenLogprob | None) -> None:
         job = sequence.job
         sequence.answer.append(token)
         self.metrics.observe_token(sequence, job.clock())
@@ -42,10 +64,21 @@ class TokenDelivery:
         reason = "length" if made >= job.work.max_tokens else None
         if token in sequence.end_tokens:
             reason = "stop"
-        if reason is None:
+        if reason is None and score is None:
             job.emit(ChatDelta((token,), sequence.total, made))
             return
-        self.metrics.observe_end(sequence)
-        job.emit(ChatDelta((token,), sequence.total, made, finish_reason=reason))
-        self.leave(job)
-        job.finish()
+        if reason is not None:
+            self.metrics.observe_end(sequence)
+        job.emit(_delta(sequence, token, reason, score))
+        if reason is not None:
+            self.leave(job)
+            job.finish()
+
+
+def _delta(
+    sequence: Sequence, token: int, reason: str | None, score: TokenLogprob | None
+) -> ChatDelta:
+    counts = (token,), sequence.total, len(sequence.answer)
+    if score is None:
+        return ChatDelta(*counts, finish_reason=reason)
+    return ScoredDelta(*counts, finish_reason=reason, scores=(score,))

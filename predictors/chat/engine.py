@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
+from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
 from predictors.chat.inputs import ChatWork
@@ -35,7 +36,7 @@ from predictors.chat.limits import (
 from predictors.chat.model import ChatModel
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import AnswerLengths
+from predictors.chat.request import NO_CONTROLS, AnswerLengths, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
@@ -148,7 +149,8 @@ class ChatEngine:
         self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
         self._kept_pages = limits.kept_pages
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
-        runner = ChatRunner(decoder, limits, placement, self._graphs, tables)
+        ends = self._model.end_tokens
+        runner = ChatRunner(decoder, limits, placement, self._graphs, tables, ends)
         launcher = StepLauncher(runner, pictures, self._picture_cache, self._metrics)
         self._loaded = LoadedModel(runner, pictures, launcher)
 
@@ -178,7 +180,10 @@ class ChatEngine:
             rehearsal.run(what, work)
 
     def validate(self, work: ChatWork) -> None:
-        """Raise `PromptTooLong` if all pages together are not enough. Any thread."""
+        """Raise `PromptTooLong` if all pages together are not enough, `InvalidRequest` for controls
+        that the engine can't have. Any thread."""
+        if work.controls is not NO_CONTROLS:
+            work.controls.check(self._model.shape.vocab, work.max_tokens)
         if work.num_prompt_tokens + work.max_tokens > self.max_context:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
@@ -198,9 +203,9 @@ class ChatEngine:
         pages = pool.reserve(job, total + work.max_tokens, names, keep)
         if pages is None:
             return False
-        ends = self._model.end_tokens if not work.ignore_eos else frozenset[int]()
-        ends |= work.controls.stop_token_ids
+        ends, constraint = self._ends_of(work)
         sequence = Sequence(job, self._free_slots.pop(), pages, total, ends, names)
+        sequence.constraint, sequence.is_plain = constraint, work.is_plain
         self._sequences[job] = sequence
         holders.add(job)
         if mix.scales:  # last: if it raises, `evict` releases all
@@ -208,6 +213,16 @@ class ChatEngine:
             sequence.language_adapters, sequence.vision_adapters = held
         self._metrics.set_usage(pool.usage)
         return True
+
+    def _ends_of(self, work: ChatWork) -> tuple[frozenset[int], Constraint | None]:
+        """The tokens that end its answer, and its grammar's constraint. A grammar's end is the
+        answer's end, also for a caller who ignores end tokens."""
+        all_ends, stops = self._model.end_tokens, work.controls.stop_token_ids
+        ignored = all_ends - stops if work.ignore_eos else frozenset[int]()
+        if work.grammar is None:
+            return (all_ends | stops) - ignored, None
+        ends, least = all_ends | stops, work.controls.min_tokens
+        return ends, Constraint(work.grammar.matcher(), ends, ignored, least)
 
     def evict(self, job: ChatJob) -> None:
         sequence = self._sequences.pop(job, None)
@@ -234,17 +249,21 @@ class ChatEngine:
         loaded, planner = self._ready, self._planner
         # after a failure jobs are stepped apart: reading the tokens in flight may have ended some
         sequences = [self._sequences[job] for job in jobs if job in self._sequences]
-        runner, tokens = loaded.runner, list[int]()
+        runner = loaded.runner
+        tokens, scores = list[int](), dict[Sequence, TokenLogprob]()
         try:
             started_at = time.perf_counter()
             widths = runner.limits.chunk_widths
             plan = planner.plan(sequences, self._pages, widths, is_packed=runner.packs)
-            launched = loaded.launcher.launch(plan, started_at)
-            due = self._in_flight if runner.is_ahead else launched
+            before = self._in_flight if runner.is_ahead else None
+            launched = loaded.launcher.launch(plan, started_at, before)
+            due = before if runner.is_ahead else launched
             is_wanted = due is not None and any(not each.is_gone for each in due.sequences)
             is_read = due is not None and (is_wanted or not due.sequences)
             if due is not None and is_read:
-                tokens = due.copy.result().tolist()  # without tokens: not more than a step ahead
+                tokens = due.read()  # without tokens: not more than a step ahead
+                due.take()
+                scores = due.read_scores()
         except RuntimeError as error:
             if is_device_lost(error):
                 raise StickyDeviceError("the device context is lost") from error
@@ -257,7 +276,7 @@ class ChatEngine:
         if due is not None and is_read:
             planner.finished(due, time.perf_counter())
         if due is not None and is_wanted:
-            self._delivery.deliver(due.sequences, tokens)
+            self._delivery.deliver(due.sequences, tokens, scores)
         self.guard.check()
 
     def close(self) -> None:

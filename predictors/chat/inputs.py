@@ -86,11 +86,19 @@ class ChatWork:
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
+    coordinates: str | None = None
     controls: Controls = NO_CONTROLS
     text: TextOptions = USUAL_TEXT
     grammar: AnswerGrammar | None = None
     """The answer is a text of it."""
     reuse: PromptReuse = field(default_factory=PromptReuse, compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Its tokens need no controls, no grammar and no logprobs."""
+        controls, min_p = self.controls, self.sampling.min_p
+        is_usual = not controls.logit_bias and not controls.min_tokens and not min_p
+        return is_usual and controls.logprobs is None and self.grammar is None
 
     def picture_key(self, picture: PlacedPicture) -> bytes:
         """Names the features of a picture of this work."""
@@ -188,6 +196,7 @@ class ChatPreparer:
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
             adapters=request.adapters,
+            coordinates=request.coordinates,
             controls=request.controls,
             text=request.text,
         )
@@ -254,7 +263,8 @@ class ChatPreparer:
         values, layout = images.prepare(levels, bounds, grid, on_device=self._on_device)
         # two bounds that give one grid give one picture
         key = digest + repr((grid, layout)).encode()
-        made = PreparedPicture(key, grid, pixels.width * pixels.height, values, layout)
+        size = (pixels.width, pixels.height)
+        made = PreparedPicture(key, grid, size[0] * size[1], values, layout, size)
         with self._lock:
             self._cache.put((digest, bounds), made)
         metrics.input_image_pixels.labels(self._name).observe(made.pixels)
@@ -272,7 +282,7 @@ class ChatPreparer:
         """The sizes at which the work's pictures are read."""
         patch = self._model.pictures.patch
         return tuple(
-            PictureSize(columns * patch, rows * patch, picture.length)
+            PictureSize(columns * patch, rows * patch, picture.length, *picture.prepared.file_size)
             for picture in work.pictures
             for rows, columns in (picture.prepared.grid,)
         )

@@ -5,17 +5,41 @@ Nothing of a sequence changes here, so that a step that raised can be launched a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import abc
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from predictors.chat.choosing import PassChoice
+from predictors.chat.logit_changes import TokenMasks
 from predictors.chat.planning import LaunchedStep
+from predictors.chat.request import NO_CONTROLS
 from predictors.chat.rows import DecodeRow, PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.scheduling import PromptChunk, PromptPass, StepPlan
+from predictors.chat.scores import RowScores
 from predictors.chat.sequence import ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
+
+
+@dataclass(frozen=True, slots=True)
+class StepControls:
+    """The step before the one that is launched, if its tokens are not read yet, and the rows of
+    this one that have scores or a grammar."""
+
+    due: LaunchedStep | None
+    scores: dict[Sequence, RowScores] = field(default_factory=dict)
+    constrained: list[Sequence] = field(default_factory=list)
+
+    def add(self, sequences: abc.Sequence[Sequence], chosen: PassChoice) -> Tensor:
+        """Keep the scores that were asked for; returns the pass's tokens."""
+        if chosen.scores is not None:
+            for row, sequence in enumerate(sequences):
+                if sequence.work.controls.logprobs is not None:
+                    self.scores[sequence] = RowScores(*chosen.scores, row)
+        return chosen.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +51,84 @@ class StepLauncher:
     cache: PictureCache
     metrics: ChatMetrics
 
-    def launch(self, plan: StepPlan[Sequence], started_at: float) -> LaunchedStep | None:
-        """Launch the whole step; repeating it writes the same again. None for an empty plan."""
-        runner = self.runner
+    def launch(
+        self, plan: StepPlan[Sequence], started_at: float, due: LaunchedStep | None
+    ) -> LaunchedStep | None:
+        """Launch the whole step; repeating it writes the same again. None for an empty plan.
+
+        The tokens of `due`, the step before, are read here only if the choice of a row depends on
+        one of them: once the forward pass of that row is launched.
+        """
+        runner, controls = self.runner, StepControls(due)
         sequences: list[Sequence] = []
         tokens: list[Tensor] = []
         width = runner.decode_widths[-1]
         for first in range(0, len(plan.decode), width):
             group = plan.decode[first : first + width]
-            tokens.append(runner.decode([_decode_row(sequence) for sequence in group]))
+            tokens.append(self._decode(group, controls))
             self.metrics.observe_rows(len(group))
             sequences += group
         chunks: list[PromptChunk[Sequence]] = []
         for prompt_pass in plan.prefill:
-            tokens.append(self._read(prompt_pass))
+            ended = [chunk.key for chunk in prompt_pass.chunks if is_last(chunk)]
+            tokens.append(self._read(prompt_pass, ended, controls))
             chunks += prompt_pass.chunks
-            sequences += [chunk.key for chunk in prompt_pass.chunks if is_last(chunk)]
+            sequences += ended
         if not tokens:
             return None
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-        copy = runner.copy(joined)
-        return LaunchedStep(chunks, sequences, len(plan.decode), copy, started_at)
+        copy, num_rows = runner.copy(joined), len(plan.decode)
+        more = controls.scores, controls.constrained
+        return LaunchedStep(chunks, sequences, num_rows, copy, started_at, *more)
 
-    def _read(self, prompt_pass: PromptPass[Sequence]) -> Tensor:
-        """Launch a pass over prompts; returns the first tokens of those that end in it."""
+    def _decode(self, group: abc.Sequence[Sequence], controls: StepControls) -> Tensor:
+        """Launch a decode step; returns the next tokens."""
+        rows = [_decode_row(sequence) for sequence in group]
+        if all(sequence.is_plain for sequence in group):
+            return self.runner.decode(rows)
+        masks = partial(self._masks, group, controls)
+        return controls.add(group, self.runner.decode_controlled(rows, masks))
+
+    def _read(
+        self,
+        prompt_pass: PromptPass[Sequence],
+        ended: abc.Sequence[Sequence],
+        controls: StepControls,
+    ) -> Tensor:
+        """Launch a pass over prompts; returns the first tokens of those that are `ended` in it."""
+        runner, width = self.runner, prompt_pass.width
         parts = [self._part(chunk) for chunk in prompt_pass.chunks]
         for chunk in prompt_pass.chunks:
-            sequence = chunk.key
-            if not sequence.is_begun:
-                self.runner.reset_slot(sequence.slot, sequence.pages, sequence.work.tokens)
-        return self.runner.prefill(parts, prompt_pass.width)
+            if not chunk.key.is_begun:
+                self._reset(chunk.key)
+        if all(sequence.is_plain for sequence in ended):
+            return runner.prefill(parts, width)
+        masks = partial(self._masks, ended, controls)
+        return controls.add(ended, runner.prefill_controlled(parts, width, masks))
+
+    def _reset(self, sequence: Sequence) -> None:
+        work = sequence.work
+        self.runner.reset_slot(sequence.slot, sequence.pages, work.tokens)
+        if work.controls is not NO_CONTROLS:
+            self.runner.chooser.reset(sequence.slot, work.controls)
+
+    def _masks(
+        self, sequences: abc.Sequence[Sequence], controls: StepControls
+    ) -> TokenMasks | None:
+        """The masks of a pass that was just launched for these rows, made while it runs."""
+        found = [(i, s, s.constraint) for i, s in enumerate(sequences) if s.constraint is not None]
+        if not found:
+            return None
+        controls.constrained.extend(s for _, s, _ in found)
+        forward = self.runner.mark()
+        if controls.due is not None and any(s.launched > len(s.answer) for _, s, _ in found):
+            controls.due.take()
+        words = self.runner.chooser.masks(len(found))
+        for row, (_, sequence, constraint) in zip(words.numpy(), found, strict=True):
+            constraint.fill(sequence.launched, row)
+        if forward.is_passed:
+            self.metrics.count_late_mask()
+        return TokenMasks(words, {i: row for row, (i, _, _) in enumerate(found)})
 
     def _part(self, chunk: PromptChunk[Sequence]) -> PromptPart:
         sequence, work = chunk.key, chunk.key.work

@@ -16,7 +16,7 @@ from torch import Tensor
 from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
-from predictors.chat.request import Sampling
+from predictors.chat.request import Convention, Sampling
 from predictors.chat.tensors import Shapes
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement
@@ -115,6 +115,8 @@ class ChatModel(Protocol):
     linears: Shapes
     """Those that adapters may change, see `adaptable_linears`."""
     pictures: PicturePreparation
+    coordinates: Convention
+    """Those of the boxes that it speaks of."""
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] = OPENS_ANSWER

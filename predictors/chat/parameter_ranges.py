@@ -10,6 +10,7 @@ from typing import Any
 from predictors.chat.request import PixelLimits, Sampling
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
+from predictors.protocol.openai.coordinates import AS_SAID, COORDINATES
 from predictors.protocol.openai.pixel_fields import DETAILS, MAX_PIXELS
 from predictors.protocol.openai.token_fields import TEXTS as TOKEN_TEXTS
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS
@@ -107,6 +108,7 @@ def parameter_schemas(
     return found | {
         "loras": {"type": "string", "contentMediaType": "application/json", "default": "[]"},
         "detail": {"type": "string", "enum": list(DETAILS), "default": "auto"},
+        "coordinates": {"type": "string", "enum": list(COORDINATES), "default": AS_SAID},
         "seed": dict(SEED_SCHEMA),
         "stop": {"type": "string", "description": "A JSON list of strings."},
         "system_prompt": {"type": "string"},

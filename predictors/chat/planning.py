@@ -10,9 +10,11 @@ pass over prompts did. Engine thread only.
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from predictors.chat.kv_cache import PagePool
+from predictors.chat.request import TokenLogprob
 from predictors.chat.scheduling import (
     GUEST_ROWS,
     PromptChunk,
@@ -23,6 +25,7 @@ from predictors.chat.scheduling import (
     plan_packed,
     plan_single,
 )
+from predictors.chat.scores import RowScores
 from predictors.chat.sequence import Sequence
 from predictors.chat.vision.pictures import PictureCache
 from predictors.compute.device.placement import HostCopy
@@ -42,7 +45,7 @@ BUSY = 0.75
 """Share of a step's rows that decode while a caller's prompts wait for more of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LaunchedStep:
     """The sequences that get a token, first those that decode, the prompt chunks read, and the
     tokens' host copy."""
@@ -54,6 +57,37 @@ class LaunchedStep:
     copy: HostCopy
     started_at: float
     """Seconds of `time.perf_counter`."""
+    scores: Mapping[Sequence, RowScores] = field(default_factory=dict)
+    """Of sequences that asked for logprobs: on their way to the host, ahead of the tokens."""
+    constrained: abc.Sequence[Sequence] = ()
+    """Those under a grammar."""
+    _tokens: list[int] | None = None
+
+    def read(self) -> list[int]:
+        """The tokens, one per sequence. The first call waits for them."""
+        if self._tokens is None:
+            self._tokens = self.copy.result().tolist()
+        return self._tokens
+
+    def take(self) -> None:
+        """Have grammars take the tokens that `read` gives. May be repeated until they are
+        delivered."""
+        if not self.constrained:
+            return
+        tokens = dict(zip(self.sequences, self.read(), strict=True))
+        for sequence in self.constrained:
+            if sequence.constraint is not None and not sequence.is_gone:
+                sequence.constraint.take(len(sequence.answer), tokens[sequence])
+
+    def read_scores(self) -> dict[Sequence, TokenLogprob]:
+        """The scores of the tokens that `read` gave."""
+        if not self.scores:
+            return {}
+        tokens = dict(zip(self.sequences, self.read(), strict=True))
+        return {
+            sequence: scores.read(tokens[sequence], sequence.work.controls.logprobs or 0)
+            for sequence, scores in self.scores.items()
+        }
 
 
 @dataclass(slots=True)

@@ -17,9 +17,12 @@ from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.grounding.reader import BoxReader
+from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
+from predictors.chat.log_fields import fields_of, prompt_of
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
@@ -87,6 +90,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
+        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -142,6 +146,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "image_max_pixels": images.max_pixels,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
+            "coordinates": self._convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "queue_capacity": self.settings.queue.capacity,
@@ -221,38 +226,26 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     def least_costs(self, requests: Sequence[ChatRequest]) -> Costs:
         return {"": sum(self._preparer.least_cost(request) for request in requests)}
 
-    def reader(self, work: ChatWork) -> AnswerReader:
+    def reader(self, work: ChatWork) -> AnswerReader | BoxReader:
         sizes, controls = self._preparer.sizes(work), work.controls
         given = (self._vocabulary, work.stop, self._observe_detokenize, sizes, work.reuse)
         if controls == NO_CONTROLS and work.text == USUAL_TEXT:
-            return AnswerReader(*given)
-        return TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+            reader = AnswerReader(*given)
+        else:
+            reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
+        if work.coordinates is None:
+            return reader
+        asked = (sizes, self._convention, work.coordinates)
+        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
-        fields: dict[str, int | str] = {
-            "prompt_tokens": work.num_prompt_tokens,
-            "completion_tokens": 0 if last is None else last.completion_tokens,
-            "pictures": len(work.pictures),
-            "max_tokens": work.max_tokens,
-        }
-        if work.adapters.scales:
-            fields["loras"] = work.adapters.names
-        if last is not None and last.finish_reason is not None:
-            fields["finish_reason"] = last.finish_reason
-        return fields
+        return fields_of(work, last)
 
     def prompt(self, request: ChatRequest) -> str:
-        """The texts of all messages, one message per line, without pictures; a prompt without
-        messages as it is."""
-        if request.raw_prompt is not None:
-            return str(request.raw_prompt)
-        return "\n".join(
-            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
-            for turn in request.messages
-        )
+        return prompt_of(request)
 
     async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
         """The responses to one V2 request as its answer grows, or one where `stream` is not set.

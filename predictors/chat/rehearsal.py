@@ -19,8 +19,8 @@ from predictors.chat.kv_cache import PagePool
 from predictors.chat.model import ChatModel, EncodedPicture
 from predictors.chat.request import ChatRequest, Picture
 from predictors.chat.rows import DecodeRow, PromptPart
-from predictors.chat.runner import GREEDY, ChatRunner
-from predictors.chat.sampling import TokenChoice
+from predictors.chat.runner import ChatRunner
+from predictors.chat.sampling import GREEDY, TokenChoice
 from predictors.chat.template_checks import PROBES
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.chat.vision.pixels import PreparedPicture

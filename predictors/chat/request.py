@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.errors import InvalidRequest
@@ -17,6 +18,10 @@ GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's ow
 USUAL_ANSWER = 256.0  # tokens, before the first has ended
 LENGTH_WEIGHT = 0.1  # of the newest answer
 CHARS_PER_TOKEN = 4  # of English text, about
+MOST_BIASED = 1024
+"""Most tokens of a logit_bias. Each slot has room for so many on the device."""
+MOST_STOP_TOKENS = 128
+"""Most `stop_token_ids`."""
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -88,11 +93,28 @@ def _refusal(problem: str, name: str, where: str) -> InvalidRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureSize:
-    """The size in pixels at which a picture was read, after resizing, and its prompt tokens."""
+    """The size in pixels at which a picture was read, after resizing, its prompt tokens, and the
+    size of the caller's upright picture."""
 
     width: int
     height: int
     tokens: int
+    file_width: int = 0
+    file_height: int = 0
+
+
+Convention = Literal["pixels", "normalized_1000"]
+"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
+sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBox:
+    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
+
+    picture: int
+    label: str
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +194,29 @@ class Controls:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
 
+    def check(self, vocab: int, max_tokens: int) -> None:
+        """Raise `InvalidRequest` for more than an engine has room for, and for tokens that a
+        vocabulary of that size does not have."""
+        for name, count, most in (
+            ("logit_bias", len(self.logit_bias), MOST_BIASED),
+            ("stop_token_ids", len(self.stop_token_ids), MOST_STOP_TOKENS),
+        ):
+            if count > most:
+                problem = f"{name} has {count} tokens; send at most {most}"
+                raise InvalidRequest(problem, param=name)
+        tokens: Collection[int]
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            unknown = [token for token in tokens if not 0 <= token < vocab]
+            if unknown:
+                problem = f"{name} has the token {unknown[0]}; the model's are 0 to {vocab - 1}"
+                raise InvalidRequest(problem, param=name)
+        if self.min_tokens > max_tokens:
+            problem = f"min_tokens {self.min_tokens} is above the {max_tokens} of max_tokens"
+            raise InvalidRequest(f"{problem}; lower it", param="min_tokens")
+
 
 NO_CONTROLS = Controls()
 
@@ -222,6 +267,8 @@ class ChatRequest:
     prompt: PromptOptions = USUAL_PROMPT
     raw_prompt: str | tuple[int, ...] | None = None
     """A text or token ids in place of `messages`, without a chat template."""
+    coordinates: str | None = None
+    """Of the boxes beside the text; None for an answer without them."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -312,14 +359,15 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, and the `scores` of
-    its tokens where logprobs were asked for. A type of its own: a field more would cost time for
-    every token."""
+    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
+    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
+    more would cost time for every token."""
 
     pictures: tuple[PictureSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
+    boxes: tuple[PictureBox, ...] | None = None
 
 
 def scores_of(delta: ChatDelta) -> tuple[TokenLogprob, ...]:
@@ -332,3 +380,7 @@ def cached_tokens_of(last: ChatDelta) -> int | None:
 
 def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
+
+
+def boxes_of(last: ChatDelta) -> tuple[PictureBox, ...] | None:
+    return last.boxes if isinstance(last, LastDelta) else None

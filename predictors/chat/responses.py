@@ -7,13 +7,14 @@ from typing import Any
 
 import orjson
 
-from predictors.chat.chunks import ChatAnswer, shown_adapters, slowest, usage
+from predictors.chat.chunks import ChatAnswer, shown_adapters, shown_boxes, slowest, usage
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, Piece, PieceReader
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
     TokenLogprob,
+    boxes_of,
     cached_tokens_of,
     pictures_of,
 )
@@ -196,6 +197,7 @@ class ResponsesEncoder:
             incomplete_details=cut,
             usage=_responses_usage(counted),
             timings=dict(timings),
+            **shown_boxes(boxes_of(last)),
         )
 
     def _object(self, status: str, output: Sequence[Any] = (), **more: Any) -> dict[str, Any]:

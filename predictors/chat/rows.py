@@ -67,6 +67,11 @@ class PromptPart:
         return columns
 
 
+def choices_of(parts: Sequence[PromptPart]) -> list[TokenChoice]:
+    """Of the prompts that end in these parts."""
+    return [part.choice for part in parts if part.choice is not None]
+
+
 def pack_prompts(
     parts: Sequence[PromptPart], width: int, page_tokens: int, padding: int
 ) -> tuple[Tensor, list[int]]:

@@ -1,5 +1,5 @@
-"""Launches the decoder's passes: packs the rows of a step into tensors, picks the width, returns
-tokens that are still on the device.
+"""Launches the decoder's passes: packs the rows of a step into tensors, picks the width, has tokens
+chosen, which stay on the device.
 
 Every pass has its width from a list that warming walks. On a GPU each width is one CUDA graph, and
 several prompts share a pass; elsewhere a pass is a plain or compiled function of one prompt.
@@ -8,7 +8,7 @@ several prompts share a pass; elsewhere a pass is a plain or compiled function o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -16,21 +16,30 @@ from torch import Tensor
 
 from predictors.chat.adapters.changes import SlotScales, dense_weights, plain_scales
 from predictors.chat.adapters.tables import AdapterTables
+from predictors.chat.choosing import PassChoice, TokenChooser
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.paged import SCRATCH_PAGE
 from predictors.chat.decoder.passes import DecoderPasses, num_prompt_ints
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
-from predictors.chat.request import Sampling
-from predictors.chat.rows import DecodeRow, PromptPart, pack_prompts, packed_weights, put_pictures
-from predictors.chat.sampling import SAMPLERS, TokenChoice, cheapest_sampler, pack_choices
-from predictors.chat.scheduling import PACK_PROMPTS
+from predictors.chat.logit_changes import MaskSource
+from predictors.chat.rows import (
+    DecodeRow,
+    PromptPart,
+    choices_of,
+    pack_prompts,
+    packed_weights,
+    put_pictures,
+)
+from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, TokenChoice
 from predictors.compute.compile.compiling import compiled
 from predictors.compute.device.graphs import Captured, Graphs
 from predictors.compute.device.placement import (
     DAMAGED,
     HostCopy,
+    LaunchMark,
     Placement,
+    mark_launched,
     to_device,
     to_host_async,
 )
@@ -38,9 +47,6 @@ from predictors.compute.profiling.profiler import staged
 from predictors.errors import EngineFailed
 
 log = logging.getLogger(__name__)
-
-GREEDY = Sampling(temperature=0.0)
-ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
 
 
 class ChatRunner:
@@ -57,8 +63,9 @@ class ChatRunner:
         placement: Placement,
         graphs: Graphs,
         tables: AdapterTables | None = None,
+        end_tokens: Collection[int] = (),
     ) -> None:
-        """`tables` are those of the adapters that rows may have."""
+        """`tables` are those of the adapters that rows may have; `end_tokens` the model's."""
         self.limits = limits
         self.decode_widths = limits.decode_widths
         self.packs = self.is_ahead = placement.is_cuda
@@ -74,16 +81,15 @@ class ChatRunner:
         )
         self._tables = tables
         self._passes = DecoderPasses(decoder, self._slots, limits, placement, tables)
+        self.chooser = TokenChooser(
+            self._passes, self._slots, limits, placement, graphs, end_tokens
+        )
         self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
         self._decode = compiled(self._passes.step, placement, "qwen_vl.decode")
         self._prompt = compiled(self._passes.prompt, placement, "qwen_vl.prefill")
         adapted = (self._passes.adapted_step, self._passes.adapted_prompt)
         self._adapted_decode = compiled(adapted[0], placement, "qwen_vl.adapted_decode")
         self._adapted_prompt = compiled(adapted[1], placement, "qwen_vl.adapted_prefill")
-        self._samplers = {
-            name: partial(self._slots.choose_tokens, compiled(run, placement, f"qwen_vl.{name}"))
-            for name, run in SAMPLERS.items()
-        }
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
@@ -96,8 +102,16 @@ class ChatRunner:
     def prefill(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Read parts of prompts in one pass of `width` rows (off a GPU each in its own). Returns
         the first tokens (parts with a choice,) int64 of the answers."""
-        choices = [part.choice for part in parts if part.choice is not None]
-        return self._choose(self.prompt_logits(parts, width), choices)
+        return self.chooser.choose(self.prompt_logits(parts, width), choices_of(parts))
+
+    @staged("prefill")
+    @torch.no_grad()
+    def prefill_controlled(
+        self, parts: Sequence[PromptPart], width: int, masks: MaskSource
+    ) -> PassChoice:
+        """`prefill` where rows have controls; `masks` is called once the pass is launched."""
+        logits = self.prompt_logits(parts, width)
+        return self.chooser.choose_controlled(logits, choices_of(parts), masks())
 
     def prompt_logits(self, parts: Sequence[PromptPart], width: int) -> Tensor:
         """Logits (rows, vocab) of such a pass, those of parts with a choice first."""
@@ -163,8 +177,15 @@ class ChatRunner:
     @torch.no_grad()
     def decode(self, rows: Sequence[DecodeRow]) -> Tensor:
         """The next token (len(rows),) int64 of each sequence; at most `decode_widths[-1]` rows."""
+        return self.chooser.choose(self.step_logits(rows), [row.choice for row in rows])
+
+    @staged("decode")
+    @torch.no_grad()
+    def decode_controlled(self, rows: Sequence[DecodeRow], masks: MaskSource) -> PassChoice:
+        """`decode` where rows have controls; `masks` is called once the pass is launched, and may
+        wait for the tokens before these meanwhile."""
         logits = self.step_logits(rows)
-        return self._choose(logits, [row.choice for row in rows])
+        return self.chooser.choose_controlled(logits, [row.choice for row in rows], masks())
 
     def step_logits(self, rows: Sequence[DecodeRow]) -> Tensor:
         """Logits (width, vocab) after each sequence's newest token: its rows, then padding."""
@@ -205,21 +226,12 @@ class ChatRunner:
         assert self._tables is not None
         return self._tables
 
-    def _choose(self, logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
-        """The next token (len(choices),) int64 for the first rows of `logits` (rows, vocab)."""
-        if not choices:
-            return torch.empty(0, dtype=torch.int64, device=logits.device)
-        sampler, width = cheapest_sampler(choices), len(logits)
-        if self._placement.is_cuda:
-            width = next(w for w in self._choice_widths() if w >= len(choices))
-        ints, floats = pack_choices(choices, width, logits.shape[1], self._slots.padding)
-        if self._placement.is_cuda:
-            tokens = self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
-            return tokens[: len(choices)].clone()  # the next pass uses this memory
-        return self._samplers[sampler](logits, ints, floats)[: len(choices)]
-
     def copy(self, tokens: Tensor) -> HostCopy:
         return to_host_async(tokens)
+
+    def mark(self) -> LaunchMark:
+        """The end of what was launched by now."""
+        return mark_launched(self._placement)
 
     # -- invariance ------------------------------------------------------------------------------
     def fix_width(self) -> None:
@@ -269,13 +281,7 @@ class ChatRunner:
     def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
         """Name and run of every promised shape, the largest first: they share one pool."""
         prompts, steps = self.limits.chunk_widths[::-1], self.decode_widths[::-1]
-        shapes: list[tuple[str, Callable[[], object]]] = []
-        if self._placement.is_cuda:
-            for width in self._choice_widths()[::-1]:
-                shapes += [
-                    (f"{name} x{width}", partial(self._capture_sampler, name, width))
-                    for name in SAMPLERS
-                ]
+        shapes = self.chooser.warm_shapes()
         kinds: tuple[SlotScales, ...] = ((),)
         if self._tables is not None:
             kinds = (((0, 1.0),), ())
@@ -290,18 +296,10 @@ class ChatRunner:
             ]
         return shapes
 
-    def _choice_widths(self) -> tuple[int, ...]:
-        powers = [2**i for i in range(PACK_PROMPTS.bit_length())]
-        return tuple(sorted({*self.limits.decode_widths, *powers}))
-
     def _capture(self, name: str, width: int, run: Callable[..., Tensor], *like: Tensor) -> None:
         if (name, width) not in self._captured:
             captured = self._graphs.capture(run, like, f"{name} {width}")
             self._captured[name, width] = captured
-
-    def _capture_sampler(self, name: str, width: int) -> None:
-        packed = pack_choices([], width, self._decoder.shape.vocab, self._slots.padding)
-        self._capture(name, width, self._passes.fused_choice(name, width), *map(self._move, packed))
 
     def _warm_decode(self, width: int, adapters: SlotScales) -> None:
         pages = [SCRATCH_PAGE] * self.limits.pages_per_slot

@@ -1,8 +1,8 @@
 """Logits to tokens, row by row: three samplers, and the tensors they take.
 
-Order as in transformers and vLLM: penalties, temperature, top_k, top_p, draw. The draw is the
-argmax of logits plus Gumbel noise, and the noise is a hash of (seed, position, token): a step gives
-the same token however often it is repeated, on any row and beside any other sequence.
+Order as in transformers: penalties, temperature, top_k, top_p, min_p, draw. The draw is the argmax
+of logits plus Gumbel noise, and the noise is a hash of (seed, position, token): a step gives the
+same token however often it is repeated, on any row and beside any other sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from predictors.chat.request import Sampling
+from predictors.chat.request import NO_CONTROLS, Controls, Sampling
 
 GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele et al. 2014): increment and the two multipliers
 MIX1 = 0xBF58476D1CE4E5B9
@@ -41,7 +41,8 @@ class Draw:
     """Of each row, all (rows, 1): `temperature`, `top_p` fp32; `top_k`, `key` int64; `greedy` bool.
 
     `top_k` is the vocabulary's size when off. `key` comes from `noise_key`. `tokens` (1, vocab)
-    int64 counts from 0; only `sample_all` reads it.
+    int64 counts from 0; only `sample_all` reads it. `least` is the logarithm of min_p, -inf when
+    off; None where no row has one.
     """
 
     temperature: Tensor
@@ -50,6 +51,7 @@ class Draw:
     key: Tensor
     greedy: Tensor
     tokens: Tensor | None = None
+    least: Tensor | None = None
 
 
 def noise_key(seed: int, position: int) -> int:
@@ -89,6 +91,7 @@ def sample_filtered(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     """A token (rows,) int64 per row: drawn, or the most likely one where `draw.greedy`."""
     logits = penalized(logits, penalties)
     ranked, tokens = filter_top(logits / draw.temperature, draw)
+    ranked = drop_unlikely(ranked, draw)
     raced = ranked + gumbel(draw.key, tokens)
     drawn = tokens.gather(1, raced.argmax(-1, keepdim=True))
     return torch.where(draw.greedy, logits.argmax(-1, keepdim=True), drawn)[:, 0]
@@ -98,7 +101,7 @@ def sample_all(logits: Tensor, penalties: Penalties, draw: Draw) -> Tensor:
     """As `sample_filtered` where no row has a top_k or top_p: nothing needs to be sorted."""
     assert draw.tokens is not None  # given, because Inductor's C++ can't take an `arange` here
     logits = penalized(logits, penalties)
-    raced = logits / draw.temperature + gumbel(draw.key, draw.tokens)
+    raced = drop_unlikely(logits / draw.temperature, draw) + gumbel(draw.key, draw.tokens)
     return torch.where(draw.greedy, logits, raced).argmax(-1)
 
 
@@ -115,6 +118,14 @@ def filter_top(logits: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     mass = ranked.softmax(-1)
     before = mass.cumsum(-1) - mass
     return ranked.masked_fill((before >= draw.top_p) & (draw.top_p < 1), -torch.inf), tokens
+
+
+def drop_unlikely(logits: Tensor, draw: Draw) -> Tensor:
+    """Logits (rows, vocab), -inf where a token has less than min_p of the likeliest one's
+    probability, as transformers' `MinPLogitsWarper`."""
+    if draw.least is None:
+        return logits
+    return logits.masked_fill(logits - logits.amax(-1, keepdim=True) < draw.least, -torch.inf)
 
 
 def gumbel(key: Tensor, tokens: Tensor) -> Tensor:
@@ -146,6 +157,9 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 """From the cheapest to the one that serves every request. A row's token is the same in each sampler
 that serves it; sorting the vocabulary costs as much as a decode step of one sequence."""
+GREEDY = Sampling(temperature=0.0)
+ONE_PER_SAMPLER = (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2))
+"""A request that each sampler is the cheapest for."""
 NEUTRAL = (1.0, 0.0, 0.0, 1.0, 1.0)
 
 
@@ -157,6 +171,14 @@ class TokenChoice:
     sampling: Sampling
     seed: int
     position: int
+    controls: Controls = NO_CONTROLS
+
+    @property
+    def is_controlled(self) -> bool:
+        """Its controls, or min_p, can change the token."""
+        controls, sampling = self.controls, self.sampling
+        has_min_p = sampling.min_p > 0 and not sampling.is_greedy
+        return bool(controls.logit_bias) or self.position < controls.min_tokens or has_min_p
 
 
 def cheapest_sampler(choices: Sequence[TokenChoice]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from predictors import metrics
 from predictors.chat.adapters.changes import SlotScales
+from predictors.chat.constraints import Constraint
 from predictors.chat.inputs import ChatWork
 from predictors.chat.model import EncodedPicture
 from predictors.chat.request import ChatDelta
@@ -33,6 +34,7 @@ SERIES = metrics.ModelSeries(
         metrics.request_generation_tokens: ((),),
         metrics.input_image_pixels: ((),),
         metrics.kv_cache_usage_ratio: ((),),
+        metrics.late_masks_total: ((),),
     },
 )
 
@@ -63,6 +65,10 @@ class Sequence:
     """Tokens of the answer that were launched."""
     answer: list[int] = field(default_factory=list)
     """Tokens of the answer that were read."""
+    is_plain: bool = True
+    """Its tokens need no controls, no grammar and no logprobs."""
+    constraint: Constraint | None = None
+    """Its way through its grammar."""
     last_row: int = 0
     """Number of the step in which it last decoded."""
     is_gone: bool = False
@@ -89,7 +95,7 @@ class Sequence:
 
     def next_choice(self) -> TokenChoice:
         work = self.job.work
-        return TokenChoice(self.slot, work.sampling, work.seed, self.launched)
+        return TokenChoice(self.slot, work.sampling, work.seed, self.launched, work.controls)
 
 
 class ChatMetrics:
@@ -99,6 +105,7 @@ class ChatMetrics:
         self.observe_rows = metrics.batch_size.labels(model).observe
         self.set_usage = metrics.kv_cache_usage_ratio.labels(model).set
         self.add_tokens = metrics.generation_tokens_total.labels(model).inc
+        self.count_late_mask = metrics.late_masks_total.labels(model).inc
         self._model = model
         self._between = metrics.itl_seconds.labels(model).observe
         self._first = metrics.ttft_seconds.labels(model).observe

@@ -15,6 +15,7 @@ from torch import Tensor
 from predictors.chat.adapters.changes import DenseChanges, PlainChanges
 from predictors.chat.adapters.operations import AdaptedOperations, StepwiseOperations
 from predictors.chat.adapters.tables import AdapterTables
+from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.decoder import Decoder
 from predictors.chat.decoder.operations import Angles, CachePlaces, Operations, PlainOperations
 from predictors.chat.decoder.paged import TILE
@@ -22,6 +23,7 @@ from predictors.chat.decoder.state import SlotState
 from predictors.chat.limits import EngineLimits
 from predictors.chat.sampling import SAMPLERS
 from predictors.chat.scheduling import PACK_PROMPTS
+from predictors.chat.scores import score_tokens
 from predictors.compute.device.placement import Placement
 
 
@@ -202,6 +204,18 @@ class DecoderPasses:
         if sampler == "greedy":
             return partial(choose_greedy, self._state, logits)
         return partial(self._state.choose_tokens, SAMPLERS[sampler], logits)
+
+    def fused_controlled_choice(
+        self, sampler: str, rows: int, controls: ControlState
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same for rows with controls, over the masks in `controls.words`."""
+        from predictors.chat.decoder.fused_tokens import choose_controlled
+
+        return partial(choose_controlled, controls, sampler, self.logits[:rows])
+
+    def fused_scores(self, rows: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`score_tokens` over `logits[:rows]`."""
+        return partial(score_tokens, self.logits[:rows])
 
 
 def num_prompt_ints(rows: int) -> int:

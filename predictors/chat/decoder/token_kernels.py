@@ -1,4 +1,5 @@
-"""Triton kernels at both ends of a decode step: embed the newest token, choose the next one.
+"""Triton kernels at both ends of a decode step: embed the newest token, change the logits of rows
+with controls, choose the next token.
 
 Imported on CUDA only, and by tests in Triton's interpreter.
 """
@@ -45,8 +46,68 @@ def feed_kernel(
 
 
 @triton.jit
+def change_kernel(
+    logits,
+    slots,
+    masks,
+    is_masked,
+    is_biased,
+    is_withheld,
+    biased,
+    bias,
+    withheld,
+    words,
+    out,
+    VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NUM_WORDS: tl.constexpr,
+    NUM_BIASED: tl.constexpr,
+    BIASED_BLOCK: tl.constexpr,
+    NUM_WITHHELD: tl.constexpr,
+    WITHHELD_BLOCK: tl.constexpr,
+):
+    """A part of the vocabulary of `logit_changes.change_logits`, into out (rows, VOCAB).
+
+    `slots`, `masks` (row of `words`) and the flags are (rows,) int64; `biased`, `bias` and
+    `withheld` are those of all slots. A token that stands twice is written twice with the same
+    value.
+    """
+    row = tl.program_id(0)
+    part = tl.program_id(1)
+    token = part * BLOCK + tl.arange(0, BLOCK)
+    inside = token < VOCAB
+    start = row.to(tl.int64) * VOCAB
+    masked = tl.load(is_masked + row) != 0
+    words_at = words + tl.load(masks + row) * NUM_WORDS
+    value = tl.load(logits + start + token, inside, other=0.0)
+    word = tl.load(words_at + token // 32, inside & masked, other=-1)
+    value = tl.where(((word >> (token % 32)) & 1) != 0, value, -float("inf"))
+    tl.store(out + start + token, value, inside)
+    slot = tl.load(slots + row)
+    tl.debug_barrier()
+    if tl.load(is_biased + row) != 0:
+        column = tl.arange(0, BIASED_BLOCK)
+        listed = column < NUM_BIASED
+        token = tl.load(biased + slot * NUM_BIASED + column, listed, other=-1)
+        own = listed & (token // BLOCK == part)
+        more = tl.load(bias + slot * NUM_BIASED + column, own, other=0.0)
+        value = tl.load(logits + start + token, own, other=0.0) + more
+        word = tl.load(words_at + token // 32, own & masked, other=-1)
+        value = tl.where(((word >> (token % 32)) & 1) != 0, value, -float("inf"))
+        tl.store(out + start + token, value, own)
+    tl.debug_barrier()
+    if tl.load(is_withheld + row) != 0:
+        column = tl.arange(0, WITHHELD_BLOCK)
+        listed = column < NUM_WITHHELD
+        token = tl.load(withheld + slot * NUM_WITHHELD + column, listed, other=-1)
+        none = tl.full((WITHHELD_BLOCK,), -float("inf"), tl.float32)
+        tl.store(out + start + token, none, listed & (token // BLOCK == part))
+
+
+@triton.jit
 def best_kernel(
     logits,
+    raw,
     slots,
     repetition,
     presence,
@@ -57,16 +118,21 @@ def best_kernel(
     tokens,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_CHANGED: tl.constexpr,
 ):
     """The best penalised logit of a part of the vocabulary, and whose it is: see
     `sampling.penalised`. peaks, tokens (rows, parts); of equals the first token wins. A part with
-    a logit that is not finite wins over all others, with token -1 (`sampling.NOT_FINITE`)."""
+    a logit that is not finite wins over all others, with token -1 (`sampling.NOT_FINITE`): of `raw`
+    where `logits` were changed."""
     row = tl.program_id(0)
     part = tl.program_id(1)
     token = part * BLOCK + tl.arange(0, BLOCK)
     inside = token < VOCAB
     value = tl.load(logits + row.to(tl.int64) * VOCAB + token, inside, other=0.0)
-    is_broken = tl.max(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=0)  # NaN is not less
+    made = value
+    if IS_CHANGED:
+        made = tl.load(raw + row.to(tl.int64) * VOCAB + token, inside, other=0.0)
+    is_broken = tl.max(tl.where(tl.abs(made) < float("inf"), 0, 1), axis=0)  # NaN is not less
     cell = tl.load(slots + row) * VOCAB + token
     known = tl.load(seen + cell, inside, other=0).to(tl.int1)
     count = tl.load(counts + cell, inside, other=0.0)

@@ -56,7 +56,8 @@ class PreparedPicture:
 
     `values` are patches (patches, channels * patch * patch) fp32, or with a `format` the decoded
     picture (height, width, channels) uint8, of which the device makes patches. `key` names the
-    file, the grid and the format; `pixels` is the area of the file's picture.
+    file, the grid and the format; `pixels` is the area of the file's picture, and `file_size` its
+    width and height, upright.
     """
 
     key: bytes
@@ -64,6 +65,7 @@ class PreparedPicture:
     pixels: int
     values: Tensor = field(repr=False)
     format: PatchFormat | None = None
+    file_size: tuple[int, int] = (0, 0)
 
 
 class PicturePreparation:

@@ -116,6 +116,28 @@ def to_device(tensor: Tensor, placement: Placement, dtype: torch.dtype | None = 
     return moved if dtype is None else moved.to(dtype)
 
 
+class LaunchMark:
+    """A point in the work that was launched."""
+
+    def __init__(self, event: torch.cuda.Event | None) -> None:
+        self._event = event
+
+    @property
+    def is_passed(self) -> bool:
+        """True once the device has run all work before it. Never on the CPU, which runs nothing
+        meanwhile."""
+        return self._event is not None and bool(self._event.query())
+
+
+def mark_launched(placement: Placement) -> LaunchMark:
+    """Mark the end of what is launched on the current stream by now."""
+    if not placement.is_cuda:
+        return LaunchMark(None)
+    event = torch.cuda.Event()
+    event.record()
+    return LaunchMark(event)
+
+
 class HostCopy:
     """A copy to the host in flight. `result` waits for this copy only, not for later kernels."""
 

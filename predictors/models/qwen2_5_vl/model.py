@@ -14,6 +14,7 @@ from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor, with_room
+from predictors.chat.request import Convention
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes
@@ -27,6 +28,7 @@ from predictors.workers.pool import Workers
 class Qwen25VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
+    coordinates: Convention = "pixels"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),  # CLIP's
         "image_std": (0.26862954, 0.26130258, 0.27577711),

@@ -15,6 +15,7 @@ from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor, with_room
+from predictors.chat.request import Convention
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen3_vl.config import read_shapes
@@ -28,6 +29,7 @@ from predictors.workers.pool import Workers
 class Qwen3VLModel(HubCheckpoint):
     """Implements `ChatModel`."""
 
+    coordinates: Convention = "normalized_1000"
     image_defaults: ClassVar[Mapping[str, Any]] = {
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),

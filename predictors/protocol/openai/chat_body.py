@@ -13,6 +13,7 @@ from typing import Any
 from predictors.errors import InvalidRequest
 from predictors.protocol.http.bodies import parse_json
 from predictors.protocol.openai.clients import CHAT_CLIENTS, NO_REASONING, NO_TOOLS, merged
+from predictors.protocol.openai.coordinates import coordinates_rule
 from predictors.protocol.openai.fields import (
     CLIENT_FIELDS,
     DROP,
@@ -106,6 +107,7 @@ class ChatBody:
     """None where no tool may be called."""
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
+    coordinates: str | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -198,6 +200,7 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "n": whole(1, MAX_N),
     "loras": loras,
     **TOOL_FIELDS,
+    "coordinates": coordinates_rule,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,

@@ -204,7 +204,7 @@ FROM_CHAT = (
     "model", "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "seed", "stop", "ignore_eos", "loras", "stream", "min_p", "logit_bias",
     "min_tokens", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens",
-    "chat_template_kwargs", "top_logprobs", *chat_body.PIXELS,
+    "chat_template_kwargs", "top_logprobs", "coordinates", *chat_body.PIXELS,
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 

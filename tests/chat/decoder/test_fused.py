@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from predictors.chat.decoder.control_state import ControlState
 from predictors.chat.decoder.decoder import Block, Decoder, DecoderShape
 from predictors.chat.decoder.layers import RMSNorm
 from predictors.chat.decoder.operations import Angles, CachePlaces, PlainOperations
@@ -15,8 +16,20 @@ from predictors.chat.decoder.paged import TILE
 from predictors.chat.decoder.rotary import axes_in_blocks, axes_interleaved, inverse_frequencies
 from predictors.chat.decoder.state import SlotState
 from predictors.chat.decoder.weights import quantize_decoder
-from predictors.chat.request import Sampling
-from predictors.chat.sampling import NOT_FINITE, SAMPLERS, TokenChoice, pack_choices
+from predictors.chat.logit_changes import (
+    CONTROLLED,
+    change_logits,
+    num_words,
+    pack_controlled,
+)
+from predictors.chat.request import Controls, Sampling
+from predictors.chat.sampling import (
+    NOT_FINITE,
+    ONE_PER_SAMPLER,
+    SAMPLERS,
+    TokenChoice,
+    pack_choices,
+)
 from predictors.compute.kernels.fp8 import Fp8Linear, RowScaled, dequantized
 from tests import triton_interpreter
 
@@ -259,3 +272,43 @@ def test_the_best_token_of_a_row_that_is_not_finite_is_none(value: float, place:
     assert found[1] == NOT_FINITE
     assert torch.equal(ours.feed[[0, 2]], plain.feed[[0, 2]])
     assert 0 <= ours.feed.min() <= ours.feed.max() < 5000
+
+
+@pytest.mark.parametrize("way", SAMPLERS)
+def test_controlled_rows_get_the_same_token_in_the_kernels(way: str) -> None:
+    """Bias, withheld tokens and masks, alone and together, beside rows without any."""
+    vocab = 5000
+    ours, plain = memories(vocab)
+    kind = replace(
+        ONE_PER_SAMPLER[list(SAMPLERS).index(way)], repetition_penalty=1.3, presence_penalty=0.7
+    )
+    bias = tuple((token, 9.0 - token % 7) for token in (0, 2047, 2048, 4096, 4999))
+    every = [
+        Controls(),
+        Controls(logit_bias=bias, min_tokens=9, stop_token_ids=frozenset([2047, 31])),
+        Controls(logit_bias=bias),
+        Controls(min_tokens=9),
+    ]
+    choices = [TokenChoice(i, kind, i, 4, controls) for i, controls in enumerate(every)]
+    masks = {1: 1, 3: 0}
+    generator = torch.Generator().manual_seed(4)
+    words = torch.randint(-(2**31), 2**31, (2, num_words(vocab)), generator=generator).int()
+    logits = torch.randn(4, vocab, generator=generator)
+    ints, floats = pack_controlled(choices, masks, 4, vocab, ours.padding)
+    found = []
+    for state in (ours, plain):
+        controls = ControlState(state, 4, [4000, 7])
+        for choice in choices:
+            controls.reset(choice.slot, choice.controls, lambda tensor: tensor)
+        controls.words[:2] = words
+        if state is ours:
+            changed = tokens_in_and_out.change_fused(controls, logits, ints)
+            expected = change_logits(logits, controls.changes_of(ints, controls.words))
+            assert torch.equal(changed, expected)
+            tokens = tokens_in_and_out.choose_controlled(controls, way, logits, ints, floats)
+        else:
+            run = CONTROLLED[way]
+            tokens = controls.choose_tokens(run, logits, ints, floats, controls.words)
+        found.append(tokens)
+    assert torch.equal(*found)
+    assert torch.equal(ours.feed, plain.feed)

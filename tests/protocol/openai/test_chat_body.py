@@ -284,6 +284,7 @@ CASES: list[tuple[str, Any, str | None]] = [
     ("response_format without type", body(response_format={}), "response_format.type"),
     ("response_format a string", body(response_format="text"), "response_format"),
     ("min_pixels 0", body(min_pixels=0), "min_pixels"),
+    ("coordinates of no kind", body(coordinates="pixels"), "coordinates"),
     ("max_pixels a string", body(max_pixels="784"), "max_pixels"),
     ("max_pixels huge", body(max_pixels=2**31), "max_pixels"),
     (

@@ -1,0 +1,203 @@
+"""Launches the choice of tokens after a pass: plain, or with controls where a row has some.
+
+On a GPU each number of rows has its own graph of each sampler; elsewhere a sampler is a plain or
+compiled function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from predictors.chat.decoder.control_state import ControlState
+from predictors.chat.decoder.passes import DecoderPasses
+from predictors.chat.decoder.state import SlotState
+from predictors.chat.limits import EngineLimits
+from predictors.chat.logit_changes import CONTROLLED, TokenMasks, num_words, pack_controlled
+from predictors.chat.request import Controls
+from predictors.chat.sampling import (
+    ONE_PER_SAMPLER,
+    SAMPLERS,
+    TokenChoice,
+    cheapest_sampler,
+    pack_choices,
+)
+from predictors.chat.scheduling import PACK_PROMPTS
+from predictors.chat.scores import score_tokens
+from predictors.compute.compile.compiling import compiled
+from predictors.compute.device.graphs import Captured, Graphs
+from predictors.compute.device.placement import HostCopy, Placement, to_device, to_host_async
+
+Scores = tuple[Tensor, Tensor]
+"""What `score_tokens` gives."""
+
+
+SOME_CONTROLS = Controls(logit_bias=((0, 0.0),), logprobs=0)
+
+
+@dataclass(frozen=True, slots=True)
+class PassChoice:
+    """The tokens (rows,) int64 of a pass and, if a row asks for logprobs, the scores of its rows on
+    their way to the host."""
+
+    tokens: Tensor
+    scores: tuple[HostCopy, HostCopy] | None = None
+
+
+class TokenChooser:
+    """Chooses tokens of the rows of a pass from its logits. Engine thread only; all methods launch
+    work and return at once."""
+
+    def __init__(
+        self,
+        passes: DecoderPasses,
+        state: SlotState,
+        limits: EngineLimits,
+        placement: Placement,
+        graphs: Graphs,
+        end_tokens: Collection[int],
+    ) -> None:
+        """`end_tokens` are the model's."""
+        self._passes = passes
+        self._state = state
+        self._vocab = state.seen.shape[1]
+        self._placement = placement
+        self._move = partial(to_device, placement=placement)
+        self._graphs = graphs
+        prompts = [2**i for i in range(PACK_PROMPTS.bit_length())] if placement.is_cuda else [1]
+        self.widths = tuple(sorted({*limits.decode_widths, *prompts}))
+        self._controls = ControlState(state, self.widths[-1], end_tokens)
+        self._captured: dict[tuple[str, int], Captured[Tensor]] = {}
+        self._captured_scores: dict[int, Captured[Scores]] = {}
+        self._plain = {
+            name: partial(state.choose_tokens, compiled(run, placement, f"qwen_vl.{name}"))
+            for name, run in SAMPLERS.items()
+        }
+        self._controlled = {
+            name: partial(
+                self._controls.choose_tokens,
+                compiled(run, placement, f"qwen_vl.controlled_{name}"),
+            )
+            for name, run in CONTROLLED.items()
+        }
+
+    def reset(self, slot: int, controls: Controls) -> None:
+        """Make `slot` ready for an answer with these controls. May be repeated."""
+        self._controls.reset(slot, controls, self._move)
+
+    def choose(self, logits: Tensor, choices: Sequence[TokenChoice]) -> Tensor:
+        """The next token (len(choices),) int64 for the first rows of `logits` (rows, vocab)."""
+        if not choices:
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        sampler, width = cheapest_sampler(choices), self._width(logits, choices)
+        ints, floats = pack_choices(choices, width, self._vocab, self._state.padding)
+        if self._placement.is_cuda:
+            tokens = self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
+            return tokens[: len(choices)].clone()  # the next pass uses this memory
+        return self._plain[sampler](logits, ints, floats)[: len(choices)]
+
+    def choose_controlled(
+        self, logits: Tensor, choices: Sequence[TokenChoice], masks: TokenMasks | None
+    ) -> PassChoice:
+        """The same with the controls of the rows, masks and logprobs included. Rows without any get
+        the tokens that `choose` gives them."""
+        if not choices:
+            return PassChoice(self.choose(logits, choices))
+        width = self._width(logits, choices)
+        tokens = self._tokens(logits, choices, width, masks).clone()  # as in `choose`
+        scores = None
+        if any(choice.controls.logprobs is not None for choice in choices):
+            ints, floats = self._score(logits, tokens, choices)
+            scores = to_host_async(ints), to_host_async(floats)
+        return PassChoice(tokens[: len(choices)], scores)
+
+    def _width(self, logits: Tensor, choices: Sequence[TokenChoice]) -> int:
+        if not self._placement.is_cuda:
+            return len(logits)
+        return next(width for width in self.widths if width >= len(choices))
+
+    def _tokens(
+        self, logits: Tensor, choices: Sequence[TokenChoice], width: int, masks: TokenMasks | None
+    ) -> Tensor:
+        """Tokens (width,) of rows of which one at least has controls, a mask or scores."""
+        sampler, padding = cheapest_sampler(choices), self._state.padding
+        if masks is None and not any(choice.is_controlled for choice in choices):
+            ints, floats = pack_choices(choices, width, self._vocab, padding)
+            if self._placement.is_cuda:
+                return self._captured[sampler, width](ints.pin_memory(), floats.pin_memory())
+            return self._plain[sampler](logits, ints, floats)
+        rows = masks.rows if masks is not None else {}
+        ints, floats = pack_controlled(choices, rows, width, self._vocab, padding)
+        if self._placement.is_cuda:
+            if masks is not None:
+                self._controls.words[: len(masks.words)].copy_(masks.words, non_blocking=True)
+            run = self._captured[f"controlled {sampler}", width]
+            return run(ints.pin_memory(), floats.pin_memory())
+        words = torch.zeros(width, num_words(self._vocab), dtype=torch.int32)
+        if masks is not None:
+            words[: len(masks.words)] = masks.words
+        return self._controlled[sampler](logits, ints, floats, words)
+
+    def _score(self, logits: Tensor, tokens: Tensor, choices: Sequence[TokenChoice]) -> Scores:
+        """Of all rows on a GPU; elsewhere of those that ask, and zeros."""
+        if self._placement.is_cuda:
+            return self._captured_scores[len(tokens)](tokens)
+        asked = [i for i, choice in enumerate(choices) if choice.controls.logprobs is not None]
+        rows = torch.tensor(asked)
+        found = score_tokens(logits[rows], tokens[rows])
+        ints, floats = (x.new_zeros(len(choices), x.shape[1]) for x in found)
+        return ints.index_copy_(0, rows, found[0]), floats.index_copy_(0, rows, found[1])
+
+    def masks(self, count: int) -> Tensor:
+        """Zeros (count, words) int32 on the host for the masks of so many rows, from which a copy
+        does not wait."""
+        size = (count, num_words(self._vocab))
+        return torch.zeros(size, dtype=torch.int32, pin_memory=self._placement.is_cuda)
+
+    # -- warm-up ---------------------------------------------------------------------------------
+    def warm_shapes(self) -> list[tuple[str, Callable[[], object]]]:
+        """Name and run of every choice, the largest first; off a GPU passes warm the plain ones."""
+        shapes: list[tuple[str, Callable[[], object]]] = []
+        for width in self.widths[::-1]:
+            if not self._placement.is_cuda:
+                shapes.append((f"controlled x{width}", partial(self._run_controlled, width)))
+                continue
+            for name in SAMPLERS:
+                shapes += [
+                    (f"{name} x{width}", partial(self._capture, name, width)),
+                    (f"controlled {name} x{width}", partial(self._capture_controlled, name, width)),
+                ]
+            shapes.append((f"logprobs x{width}", partial(self._capture_scores, width)))
+        return shapes
+
+    @torch.no_grad()
+    def _run_controlled(self, width: int) -> None:
+        """With the slot of padding, which no sequence has."""
+        logits = torch.zeros(width, self._vocab)
+        for sampling in ONE_PER_SAMPLER:
+            choice = TokenChoice(self._state.padding, sampling, 0, 0, SOME_CONTROLS)
+            self.choose_controlled(logits, [choice], None)
+
+    def _capture(self, name: str, width: int) -> None:
+        packed = pack_choices([], width, self._vocab, self._state.padding)
+        self._add(name, width, self._passes.fused_choice(name, width), *packed)
+
+    def _capture_controlled(self, name: str, width: int) -> None:
+        packed = pack_controlled([], {}, width, self._vocab, self._state.padding)
+        run = self._passes.fused_controlled_choice(name, width, self._controls)
+        self._add(f"controlled {name}", width, run, *packed)
+
+    def _add(self, name: str, width: int, run: Callable[..., Tensor], *packed: Tensor) -> None:
+        if (name, width) not in self._captured:
+            like = tuple(map(self._move, packed))
+            self._captured[name, width] = self._graphs.capture(run, like, f"{name} {width}")
+
+    def _capture_scores(self, width: int) -> None:
+        if width not in self._captured_scores:
+            tokens = self._move(torch.zeros(width, dtype=torch.int64))
+            run = self._passes.fused_scores(width)
+            self._captured_scores[width] = self._graphs.capture(run, (tokens,), f"logprobs {width}")

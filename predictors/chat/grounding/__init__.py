@@ -1,0 +1,1 @@
+"""Boxes that an answer names: read from its text and scaled to the caller's picture."""

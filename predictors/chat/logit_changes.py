@@ -1,0 +1,138 @@
+"""Changes to the logits of rows that ask for them, before a token is chosen: logit_bias, tokens
+that may not come yet (min_tokens), and the mask of a grammar.
+
+Order as in vLLM: bias, then what may not come, then penalties and the rest of the sampler. Rows
+without any of it keep all bits of their logits, and so their token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from predictors.chat.constraints import WORD_BITS
+from predictors.chat.sampling import (
+    Draw,
+    Penalties,
+    TokenChoice,
+    pack_choices,
+    sample_all,
+    sample_filtered,
+    sample_greedy,
+)
+
+NUM_CHOICE_INTS = 5
+"""Rows of the integers of `pack_choices`."""
+NUM_CHOICE_FLOATS = 5
+"""Rows of its floats."""
+
+
+def num_words(vocab: int) -> int:
+    """Words of a mask over the vocabulary."""
+    return -(-vocab // WORD_BITS)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitChanges:
+    """Of each row: `bias` (rows, n) fp32 is added to the logits of tokens `biased` (rows, n) int64;
+    tokens `withheld` (rows, m) int64 may not come where `is_withheld` (rows, 1) bool; of rows
+    `is_masked` (rows, 1) bool only tokens whose bit in `words` (rows, words) int32 is 1 may come.
+    A token that stands twice in a row has the same bias. `bits` (32,) int32 counts from 0."""
+
+    biased: Tensor
+    bias: Tensor
+    withheld: Tensor
+    is_withheld: Tensor
+    words: Tensor
+    is_masked: Tensor
+    bits: Tensor
+
+
+def change_logits(logits: Tensor, changes: LogitChanges) -> Tensor:
+    """Logits (rows, vocab) fp32 with all changes; a token that may not come has -inf."""
+    raised = logits.gather(1, changes.biased) + changes.bias
+    logits = logits.scatter(1, changes.biased, raised)
+    kept = logits.gather(1, changes.withheld).masked_fill(changes.is_withheld, -torch.inf)
+    logits = logits.scatter(1, changes.withheld, kept)
+    bits = (changes.words[:, :, None] >> changes.bits) & 1
+    may_come = bits.flatten(1)[:, : logits.shape[1]] != 0
+    return logits.masked_fill(~may_come & changes.is_masked, -torch.inf)
+
+
+# -- samplers --------------------------------------------------------------------------------------
+ControlledSampler = Callable[[Tensor, Penalties, Draw, LogitChanges], Tensor]
+
+
+def sample_controlled_greedy(
+    logits: Tensor, penalties: Penalties, draw: Draw, changes: LogitChanges
+) -> Tensor:
+    """`sample_greedy` over changed logits."""
+    return sample_greedy(change_logits(logits, changes), penalties, draw)
+
+
+def sample_controlled_all(
+    logits: Tensor, penalties: Penalties, draw: Draw, changes: LogitChanges
+) -> Tensor:
+    """`sample_all` over changed logits."""
+    return sample_all(change_logits(logits, changes), penalties, draw)
+
+
+def sample_controlled_filtered(
+    logits: Tensor, penalties: Penalties, draw: Draw, changes: LogitChanges
+) -> Tensor:
+    """`sample_filtered` over changed logits."""
+    return sample_filtered(change_logits(logits, changes), penalties, draw)
+
+
+CONTROLLED: Mapping[str, ControlledSampler] = {
+    "greedy": sample_controlled_greedy,
+    "drawn": sample_controlled_all,
+    "sampled": sample_controlled_filtered,
+}
+"""By the names of `SAMPLERS`."""
+
+
+# -- from requests to samplers ---------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Tokens that a pass's constrained rows may take: `words` (n, words) int32 on the host, and
+    which row of it each of the choices has that are in `rows`."""
+
+    words: Tensor
+    rows: Mapping[int, int] = field(default_factory=dict)
+
+
+MaskSource = Callable[[], TokenMasks | None]
+"""Makes the masks of a pass's rows; None if no row has one."""
+
+
+def pack_controlled(
+    choices: Sequence[TokenChoice],
+    masked: Mapping[int, int],
+    width: int,
+    vocab: int,
+    padding_slot: int,
+) -> tuple[Tensor, Tensor]:
+    """As `pack_choices`, with four more rows of integers: row of its mask, is_masked, is_biased,
+    is_withheld; and one more of floats, the logarithm of min_p. `masked` are those of
+    `TokenMasks`, whose masks have left out what may not come yet."""
+    ints, floats = pack_choices(choices, width, vocab, padding_slot)
+    missing = width - len(choices)
+    flags = [_flags(choice, masked.get(i)) for i, choice in enumerate(choices)]
+    least = [_least(choice.sampling.min_p) for choice in choices] + [-math.inf] * missing
+    more = torch.tensor(flags + [(0, 0, 0, 0)] * missing).T
+    return torch.cat((ints, more)), torch.cat((floats, torch.tensor([least])))
+
+
+def _flags(choice: TokenChoice, mask: int | None) -> tuple[int, int, int, int]:
+    controls, is_masked = choice.controls, mask is not None
+    is_early = choice.position < controls.min_tokens
+    return mask or 0, int(is_masked), int(bool(controls.logit_bias)), int(is_early > is_masked)
+
+
+def _least(min_p: float) -> float:
+    return math.log(min_p) if min_p > 0 else -math.inf

@@ -1,0 +1,73 @@
+"""A small real grammar for tests: an answer is one of a few sequences of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from predictors.chat.constraints import MaskWords
+from predictors.chat.inputs import ChatWork
+from predictors.chat.request import ChatDelta, ChatRequest
+from predictors.serving.job import Job
+from tests.chat.room import Room
+
+
+@dataclass
+class OneOf:
+    """Matches the sequences of `choices`; `ends` may follow each of them."""
+
+    choices: Collection[tuple[int, ...]]
+    ends: Collection[int]
+
+    def matcher(self) -> OneOfMatcher:
+        return OneOfMatcher(self)
+
+
+@dataclass
+class OneOfMatcher:
+    grammar: OneOf
+    taken: list[int] = field(default_factory=list)
+
+    def _next(self) -> set[int]:
+        n, found = len(self.taken), set[int]()
+        for choice in self.grammar.choices:
+            if choice[:n] == tuple(self.taken):
+                found |= set(choice[n : n + 1]) if len(choice) > n else set(self.grammar.ends)
+        return found
+
+    def accept(self, token: int) -> bool:
+        if token not in self._next():
+            return False
+        self.taken.append(token)
+        return True
+
+    def fill(self, words: MaskWords) -> None:
+        bits = words.view(np.uint32)
+        assert not bits.any()
+        for token in self._next():
+            bits[token // 32] |= np.uint32(1 << token % 32)
+
+    @property
+    def is_over(self) -> bool:
+        return self._next() <= set(self.grammar.ends)
+
+
+def one_of(room: Room, *choices: Sequence[int]) -> OneOf:
+    return OneOf([tuple(choice) for choice in choices], room.model.end_tokens)
+
+
+def constrained_job(
+    room: Room, request: ChatRequest, grammar: OneOf | None
+) -> Job[ChatWork, ChatDelta]:
+    """A job under a grammar that is not admitted yet."""
+    return Job("test", replace(room.inputs.prepare(request), grammar=grammar))
+
+
+def run_together(room: Room, jobs: Sequence[Job[ChatWork, ChatDelta]]) -> None:
+    """Admit all of them, and step until none is left."""
+    for job in jobs:
+        room.engine.validate(job.work)
+        assert room.engine.admit(job)
+    room.finish()
