@@ -26,7 +26,9 @@ from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
 from predictors.chat.placing import PlacedPicture, placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
+from predictors.chat.raw_prompts import RawPrompts
 from predictors.chat.request import (
+    CHARS_PER_TOKEN,
     NO_CONTROLS,
     USUAL_PROMPT,
     USUAL_TEXT,
@@ -58,7 +60,6 @@ PICTURE_CACHE_BYTES = 64 * 2**20
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
-CHARS_PER_TOKEN = 4  # of English text, about
 PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
 
 
@@ -159,6 +160,7 @@ class ChatPreparer:
         self.texts = PromptTexts(model)
         self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
+        self.raw = RawPrompts(model, self.encode_text)
         self.no_films = why_no_films(settings, model)
         """Why films are refused; empty if they are taken."""
         self.films: FilmPreparer | None = None
@@ -198,9 +200,12 @@ class ChatPreparer:
         pictures: Sequence[PreparedPicture],
         films: Sequence[PreparedFilm] = (),
     ) -> ChatWork:
-        asked = request.answer_format
-        written = [film.text for film in films]
-        tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
+        asked, raw = request.answer_format, request.raw_prompt
+        if raw is None:
+            written = [film.text for film in films]
+            tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
+        else:
+            tokens = self.raw.tokens_of(raw)
         placed = placed_prompt(tokens, pictures, films, self._model)
         positions, next_position = self._model.positions(len(placed.tokens), placed.spans)
         lengths = [each.length for each in placed.pictures]
@@ -362,6 +367,14 @@ class ChatPreparer:
         pieces = self.texts.rendered(messages, options, tools, films)
         if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
             self._check_length(sum(map(len, pieces)))
+        return self._encode(pieces)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a caller's text alone."""
+        self._check_length(len(text))
+        return self._encode(self.texts.plain_pieces(text))
+
+    def _encode(self, pieces: Sequence[str]) -> list[int]:
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)

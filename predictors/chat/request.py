@@ -16,6 +16,7 @@ from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
+CHARS_PER_TOKEN = 4  # of English text, about
 LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
@@ -250,6 +251,8 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+    raw_prompt: str | tuple[int, ...] | None = None
+    """A text or token ids in place of `messages`, without a chat template."""
     coordinates: str | None = None
     """Of the boxes beside the text; None for an answer without them."""
 
@@ -273,6 +276,10 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
+        """Characters of all texts, about; those of token ids are guessed."""
+        if self.raw_prompt is not None:
+            each = 1 if isinstance(self.raw_prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.raw_prompt)
         return chars_of(self.messages, self.tools)
 
 

@@ -24,7 +24,7 @@ from predictors.serving.job import Job
 ChatJob = Job[ChatWork, ChatDelta]
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "chat"),
+    operations=("infer", "chat", "responses", "completions", "tokenize", "detokenize"),
     stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
     caches=("vision_embedding", "prefix"),
     own={
