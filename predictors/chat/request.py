@@ -164,7 +164,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Wishes about tokens that few requests have. `logit_bias` are (token, number added to its
+    """Limits on tokens that few requests have. `logit_bias` are (token, number added to its
     logit), each token once. Before `min_tokens` no token comes that would end the answer; each of
     `stop_token_ids` ends it. `logprobs` is the number of alternatives beside the chosen token."""
 

@@ -27,6 +27,7 @@ from predictors.compute.device.placement import HostCopy, LaunchMark
 from predictors.errors import InvalidRequest, ServingError, StepFailed
 from predictors.serving.job import Job
 from tests.chat.room import Room, chat, deltas_of, png, tokens_of
+from tests.chat.test_paging import few_pages, run
 from tests.chat.token_grammars import OneOf, OneOfMatcher, constrained_job, one_of, run_together
 
 Jobs = Sequence[Job[ChatWork, ChatDelta]]
@@ -121,6 +122,31 @@ def test_jobs_that_come_and_leave_change_nothing(either: Room, alone: list[list[
     either.finish()
     assert [tokens_of(job) for job in jobs] == alone
     assert tokens_of(leaver) == list(range(300, 300 + len(tokens_of(leaver))))
+
+
+def test_a_preempted_answer_goes_on_in_its_grammar(either: Room) -> None:
+    trees = [[list(range(300 + i, 345 + i)), list(range(400, 440))] for i in range(6)]
+    asked = [
+        chat(f"tree {i}", sampling=DRAWN, seed=i, max_tokens=48, controls=Controls(logprobs=i))
+        for i in range(6)
+    ]
+    alone, crowded = (
+        [
+            constrained_job(either, request, one_of(either, *tree))
+            for request, tree in zip(asked, trees, strict=True)
+        ]
+        for _ in range(2)
+    )
+    for job in alone:
+        run_together(either, [job])
+    for job in crowded:
+        job.work = replace(job.work, expected_tokens=1.0)
+    with few_pages(either, 20) as paging:
+        run(either, crowded)  # type: ignore[arg-type]
+        assert paging.describe()["preempted"]
+    assert [tokens_of(job) for job in crowded] == [tokens_of(job) for job in alone]
+    assert {tokens_of(job)[-1] for job in alone} <= either.model.end_tokens
+    assert [deltas_of(job) for job in crowded] == [deltas_of(job) for job in alone]
 
 
 # -- ends ----------------------------------------------------------------------------------------
