@@ -19,6 +19,7 @@ from predictors.chat.grammars.lark import choice_source, grammar_source
 from predictors.chat.grammars.matcher import Grammar
 from predictors.chat.grammars.patterns import check_pattern
 from predictors.chat.grammars.schemas import SPACING, grammar_schema
+from predictors.chat.tools.call_grammar import ARGUMENTS, parameters_field
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import (
@@ -165,18 +166,20 @@ def source_of(format: AnswerFormat) -> str:
         return choice_source(json.loads(text))
     if format.kind == GRAMMAR:
         return grammar_source(where, text)
-    return "\n".join(_checked_line(where, line) for line in text.split("\n"))
+    return "\n".join(map(_checked_line, text.split("\n")))
 
 
-def _checked_line(where: str, line: str) -> str:
+def _checked_line(line: str) -> str:
     """A line of our own grammar of tools; a schema in it is a caller's."""
     rule, sign, text = line.partition(f" {JSON_SIGN} ")
     if not sign:
         return line
     schema = json.loads(text)
-    read = {"x-guidance": SPACING, **grammar_schema(f"{where}.parameters", schema)}
-    if rule.startswith("arguments_"):  # these have spacing of their own, an answer does not
-        read["x-guidance"] = schema["x-guidance"]
+    if rule.startswith(ARGUMENTS):  # these have spacing of their own, an answer does not
+        field = parameters_field(int(rule.removeprefix(ARGUMENTS).rstrip(":")))
+        read = {**grammar_schema(field, schema), "x-guidance": schema["x-guidance"]}
+    else:
+        read = {"x-guidance": SPACING, **grammar_schema("response_format", schema)}
     return f"{rule}{sign}{json.dumps(read, ensure_ascii=False)}"
 
 

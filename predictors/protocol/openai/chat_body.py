@@ -33,27 +33,30 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.film_fields import (
+    AS_SAMPLED,
+    MEDIA_FIELDS,
+    RequestedFrames,
+    read_media,
+)
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS, read_format
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
-    PIXEL_FIELDS,
     RequestedPixels,
-    processor_kwargs,
-    read_pixels,
 )
 from predictors.protocol.openai.template_fields import (
     AS_USUAL,
     TEMPLATE_FIELDS,
     TemplateFields,
-    read_template,
+    read_template_fields,
 )
 from predictors.protocol.openai.token_fields import (
     TOKEN_FIELDS,
     UNASKED,
     TokenFields,
-    read_tokens,
+    read_token_fields,
 )
 from predictors.protocol.openai.tool_fields import (
     OLDER_FIELDS,
@@ -102,7 +105,9 @@ class ChatBody:
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
-    """Of all pictures but those that ask for others."""
+    """Of all pictures and of the frames of films, but those that ask for others."""
+    frames: RequestedFrames = AS_SAMPLED
+    """Of all films but those that ask for others."""
     loras: NamedScales | None = None
     tools: OfferedTools | None = None
     """None where no tool may be called."""
@@ -133,14 +138,14 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
             raise InvalidRequest(message, param="max_completion_tokens")
     if not read.keys().isdisjoint(FORMAT_FIELDS):
         read["answer_format"] = read_format(read)
-    if not read.keys().isdisjoint(PIXELS):
-        read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(MEDIA_FIELDS):
+        read["pixels"], read["frames"] = read_media(read)
     if not read.keys().isdisjoint(TOOL_FIELDS):
         read["tools"] = read_tools(read)
     if not read.keys().isdisjoint(TOKEN_FIELDS):
-        read["tokens"] = read_tokens(read)
+        read["tokens"] = read_token_fields(read)
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
-        read["template"] = read_template(read, read["messages"])
+        read["template"] = read_template_fields(read, read["messages"])
     return ChatBody(**read)
 
 
@@ -169,9 +174,8 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
     return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
 
 
-PIXELS = {**PIXEL_FIELDS, "mm_processor_kwargs": processor_kwargs}
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **PIXELS,
+    **MEDIA_FIELDS,
     "model": text(),
     "messages": messages_rule,
     "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),
