@@ -145,6 +145,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "coordinates": self._convention,
+            "vocabulary_size": self._vocabulary.size,
+            "template_variables": sorted(self._codec.variables),
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "queue_capacity": self.settings.queue.capacity,
