@@ -154,6 +154,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "coordinates": self._preparer.convention,
+            "vocabulary_size": self._vocabulary.size,
+            "template_variables": sorted(self._codec.variables),
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "tools": self._preparer.texts.tools.way.value,
