@@ -138,7 +138,7 @@ DEFAULTS = {
     "qwen_vl.kv_tokens": 0,
     "qwen_vl.max_context": 0,
     "qwen_vl.prefill_chunk": 0,
-    "qwen_vl.default_max_tokens": 512,
+    "qwen_vl.default_max_tokens": 0,
     "qwen_vl.min_pixels": 0,
     "qwen_vl.max_pixels": 0,
     "qwen_vl.default_max_pixels": 0,
@@ -286,7 +286,7 @@ def test_grpc_is_turned_off_by_port_minus_one() -> None:
         (lambda: FluxSettings(png_level=10), "FLUX_PNG_LEVEL must be from 0 to 9, not 10"),
         (lambda: FluxSettings(slots=0), "FLUX_SLOTS must be a finite number of at least 1, not 0"),
         (lambda: QwenVLSettings(slots=-1), "QWEN_VL_SLOTS must be .* at least 0"),
-        (lambda: QwenVLSettings(default_max_tokens=0), "QWEN_VL_DEFAULT_MAX_TOKENS must be .* 1"),
+        (lambda: QwenVLSettings(default_max_tokens=-1), "QWEN_VL_DEFAULT_MAX_TOKENS must be .* 0"),
         (lambda: QwenVLSettings(max_context=-1), "QWEN_VL_MAX_CONTEXT must be .* at least 0"),
         (
             lambda: QwenVLSettings(deterministic="maybe"),

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from predictors.base import Answer
 from predictors.chat.film import FilmSize
-from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.grounding.boxes import PictureBox
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
-    PictureBox,
     PictureSize,
     PromptSize,
     TokenLogprob,
@@ -82,8 +82,10 @@ class ChunkEncoder:
         writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
-        as_ids = body.tokens.return_tokens_as_token_ids
-        self._logprobs = None if writers is None else writers.of(requests[0], as_ids=as_ids)
+        self._logprobs: LogprobWriter | None = None
+        if requests[0].controls.logprobs is not None and writers is not None:
+            as_ids = body.tokens.return_tokens_as_token_ids
+            self._logprobs = writers.of(requests[0], as_ids=as_ids)
         self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
@@ -231,12 +233,15 @@ def usage(
     if cached_tokens is not None:
         counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if stills := [size for size in pictures if isinstance(size, PictureSize)]:
-        counted["prompt_images"] = [
-            {"width": size.width, "height": size.height, "tokens": size.tokens} for size in stills
-        ]
+        counted["prompt_images"] = [_shown_size(size) for size in stills]
     if films := [asdict(size) for size in pictures if isinstance(size, FilmSize)]:
         counted["prompt_videos"] = films
     return counted
+
+
+def _shown_size(size: PictureSize) -> dict[str, int]:
+    """A size as it was read; that of the file is only for boxes."""
+    return {key: value for key, value in asdict(size).items() if not key.startswith("file_")}
 
 
 def shown_boxes(boxes: Sequence[PictureBox] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import orjson
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
 from predictors.chat.film import Film, FilmOptions, FilmSize
+from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
 from predictors.chat.request import (
@@ -45,6 +46,8 @@ from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, MessagePart
 from predictors.protocol.openai.pixel_fields import DETAILS
+from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -59,6 +62,7 @@ SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "min_p",
 )  # fmt: skip
+OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
 LOGPROBS = "logprobs"
@@ -129,6 +133,9 @@ class ChatCodec:
         if bounds is not None:
             options = replace(options, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
         common, seed = self._decode_parameters(parameters, request.adapters)
+        if common.coordinates is None and "boxes" in request.outputs:
+            problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
+            raise InvalidRequest(problem, param="boxes")
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
@@ -164,10 +171,13 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
-        tokens, template = token_parameters(parameters), template_parameters(parameters)
+        tokens, template = UNASKED, AS_USUAL
+        if parameters.has_any(OPTION_NAMES):
+            tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
+        answer_format = read_answer_format(parameters)
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
@@ -182,12 +192,22 @@ class ChatCodec:
             max_tokens=max_tokens,
             stop=stop,
             adapters=mix,
-            controls=controls_of(tokens, self._vocabulary_size, max_tokens),
-            text=text_options_of(tokens),
-            prompt=prompt_options(template, self.variables),
+            answer_format=answer_format,
             coordinates=coordinates,
         )
-        return common, seed
+        return self._with_options(common, tokens, template), seed
+
+    def _with_options(
+        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
+    ) -> ChatRequest:
+        """The request under what few ask for."""
+        if tokens is not UNASKED:
+            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
+            controls = controls_of(tokens, size, request.max_tokens)
+            request = replace(request, controls=controls, text=text_options_of(tokens))
+        if template is not AS_USUAL:
+            request = replace(request, prompt=prompt_options(template, self.variables))
+        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -195,10 +215,6 @@ class ChatCodec:
         if not asked and adapters is ANY_ADAPTER:
             return UNADAPTED
         return self.mix(adapters.named(self.model, asked))
-
-    @property
-    def _vocabulary_size(self) -> int:
-        return 0 if self.logprobs is None else self.logprobs.vocabulary_size
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -246,8 +262,10 @@ class ChatCodec:
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""
+        if row.controls.logprobs is None or self.logprobs is None:
+            return None
         as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
+        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -263,19 +281,17 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
-            controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
-            text=text_options_of(body.tokens),
-            prompt=prompt_options(body.template, self.variables),
             answer_format=self._answer_format(body),
             tools=body.tools,
             coordinates=asked_coordinates(body.coordinates),
         )
+        request = self._with_options(request, body.tokens, body.template)
         return with_row_seeds([request] * body.n, body.seed)
 
     def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
         if body.tools is None:
-            return None
-        return tools_format(body.tools, None, tags_are_tokens=self.tags_are_tokens)
+            return body.answer_format
+        return tools_format(body.tools, body.answer_format, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)

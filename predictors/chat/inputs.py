@@ -17,18 +17,21 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.film import FilmSize
 from predictors.chat.film_inputs import FilmPreparer
+from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits, why_no_films
 from predictors.chat.model import ChatModel
 from predictors.chat.placing import PlacedPicture, placed_prompt
 from predictors.chat.prompt_texts import PromptTexts
+from predictors.chat.raw_prompts import RawPrompts
 from predictors.chat.request import (
+    CHARS_PER_TOKEN,
     NO_CONTROLS,
     USUAL_PROMPT,
     USUAL_TEXT,
-    AnswerLengths,
     ChatRequest,
     Controls,
     Message,
@@ -43,7 +46,6 @@ from predictors.chat.request import (
     chars_of,
 )
 from predictors.chat.template_checks import takes_films
-from predictors.chat.token_controls import check_least
 from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
@@ -58,7 +60,6 @@ PICTURE_CACHE_BYTES = 64 * 2**20
 LESS = "lower max_pixels or ask for detail low to read pictures smaller"
 PROMPT_TOKENS_PER_STEP = 32
 """Prompt tokens that take about as long as one decode step."""
-CHARS_PER_TOKEN = 4  # of English text, about
 PIXELS_PER_BYTE = 10  # of a file; few photographs are packed closer
 
 
@@ -81,6 +82,8 @@ class ChatWork:
     ignore_eos: bool
     expected_tokens: float = 0.0
     """Of the answer, as others like it had; at most `max_tokens`."""
+    is_open: bool = False
+    """The request named no `max_tokens`."""
     adapters: AdapterMix = UNADAPTED
     coordinates: str | None = None
     films: tuple[FilmSize, ...] = ()
@@ -116,15 +119,18 @@ class ChatWork:
     def least_cost(self) -> float:
         """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
         they can't make this one late."""
-        return self.cost_with(_least_tokens(self.ignore_eos, self.stop, self.max_tokens))
+        return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
 
-    def cost_with(self, answer_tokens: float) -> float:
-        """The same for an answer of that many tokens."""
-        return answer_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
+    def cost_with(self, answer_tokens: float, read_again: int = 0) -> float:
+        """The same for an answer of that many tokens, and `read_again` tokens of prompt and answer
+        that were read once more."""
+        return answer_tokens + (self.num_prompt_tokens + read_again) / PROMPT_TOKENS_PER_STEP
 
 
-def _least_tokens(ignore_eos: bool, stop: Sequence[str], max_tokens: int) -> int:
-    return max_tokens if ignore_eos and not stop else min(1, max_tokens)
+def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
+    """Of an answer, which a grammar may end."""
+    may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
+    return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens
 
 
 class ChatPreparer:
@@ -150,8 +156,11 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
+        self.convention = model.coordinates
         self.texts = PromptTexts(model)
+        self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
+        self.raw = RawPrompts(model, self.encode_text)
         self.no_films = why_no_films(settings, model)
         """Why films are refused; empty if they are taken."""
         self.films: FilmPreparer | None = None
@@ -191,13 +200,16 @@ class ChatPreparer:
         pictures: Sequence[PreparedPicture],
         films: Sequence[PreparedFilm] = (),
     ) -> ChatWork:
-        written = [film.text for film in films]
-        tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
+        asked, raw = request.answer_format, request.raw_prompt
+        if raw is None:
+            written = [film.text for film in films]
+            tokens = self.tokens_of(request.messages, request.prompt, request.tools, written)
+        else:
+            tokens = self.raw.tokens_of(raw)
         placed = placed_prompt(tokens, pictures, films, self._model)
         positions, next_position = self._model.positions(len(placed.tokens), placed.spans)
         lengths = [each.length for each in placed.pictures]
         max_tokens = self._max_tokens(len(placed.tokens), request.max_tokens, lengths)
-        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(placed.tokens, dtype=torch.int64),
             positions=positions,
@@ -209,11 +221,13 @@ class ChatPreparer:
             stop=request.stop,
             ignore_eos=request.ignore_eos,
             expected_tokens=self._expected(request, max_tokens),
+            is_open=request.is_open,
             adapters=request.adapters,
             coordinates=request.coordinates,
             films=tuple(self.films_of(request).size(film) for film in films),
             controls=request.controls,
             text=request.text,
+            grammar=None if asked is None else self._grammars.compile(asked),
         )
 
     def cost(self, request: ChatRequest) -> float:
@@ -225,7 +239,8 @@ class ChatPreparer:
     def least_cost(self, request: ChatRequest) -> float:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
-        return _least_tokens(request.ignore_eos, request.stop, most_tokens) + prompt_cost
+        is_constrained = request.answer_format is not None
+        return _least_tokens(request, most_tokens, is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""
@@ -237,12 +252,17 @@ class ChatPreparer:
             tokens += sum(map(self.films.expected_tokens, request.films))
         context, wanted = self._max_context(), request.max_tokens
         tokens = min(tokens, context)  # more are refused later
-        usual = self._default_max_tokens if wanted is None else wanted
-        most_tokens = min(context, usual if usual != NO_LIMIT else context)
+        if wanted is None or wanted == NO_LIMIT:
+            most_tokens = self._open_answer(wanted, max(1, context - int(tokens)))
+        else:
+            most_tokens = min(context, wanted)
         return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
-        return max_tokens if request.ignore_eos else self.lengths.expected(max_tokens)
+        if request.ignore_eos:
+            return max_tokens
+        expected = self.lengths.expected(max_tokens, is_open=request.is_open)
+        return max(expected, request.controls.min_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:
@@ -347,6 +367,14 @@ class ChatPreparer:
         pieces = self.texts.rendered(messages, options, tools, films)
         if options.variables != USUAL_PROMPT.variables:  # a template may repeat them
             self._check_length(sum(map(len, pieces)))
+        return self._encode(pieces)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a caller's text alone."""
+        self._check_length(len(text))
+        return self._encode(self.texts.plain_pieces(text))
+
+    def _encode(self, pieces: Sequence[str]) -> list[int]:
         # the tokenizer itself, not its wrapper: the wrapper sets state and is not thread-safe. As a
         # batch, since `encode` holds the interpreter's lock: three seconds for four megabytes
         encoded = self._model.tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
@@ -371,9 +399,14 @@ class ChatPreparer:
             raise PromptTooLong.of(context, num_prompt, share=share)
         if wanted is not None and wanted > left:
             raise PromptTooLong.of(context, num_prompt, wanted, share=share)
-        if wanted == NO_LIMIT:
-            return left
-        return min(self._default_max_tokens, left) if wanted is None else wanted
+        if wanted is None or wanted == NO_LIMIT:
+            return self._open_answer(wanted, left)
+        return wanted
+
+    def _open_answer(self, wanted: int | None, left: int) -> int:
+        """Most tokens of an answer whose request names none, where the context leaves so many."""
+        most = self._default_max_tokens if wanted is None else 0
+        return min(most, left) if most else left
 
 
 def _of_pictures(tokens: int, count: int) -> str:

@@ -1,9 +1,9 @@
 """Ownership and sharing of the KV cache's pages, as pure accounting on ints.
 
-All pages a sequence can ever need are reserved when it is admitted and returned when it leaves, so
-a step never fails for lack of pages and no sequence is preempted::
+A sequence gets pages for its prompt and the answer that is expected of it when it is admitted, and
+more of them, one at a time, while its answer grows (`paging`)::
 
-    page table of a sequence, page_tokens = 4, prompt of 10 tokens, max_tokens 5
+    page table of a sequence, page_tokens = 4, prompt of 10 tokens, 5 of the answer so far
     tokens     0 1 2 3 | 4 5 6 7 | 8 9 a a | a a a .      . unused   a answer
     page          7    |    2    |    9    |    5
                named     named     private   private
@@ -83,6 +83,14 @@ class PagePool:
         pages = (*shared, *(self._take() for _ in range(count - len(shared))))
         self._owned[owner] = pages
         return pages
+
+    def grow(self, owner: Hashable, keep: int = 0) -> bool:
+        """Add a private page to those of an owner. False, and nothing changes, if none is free or
+        fewer than `keep` would be left."""
+        if self.num_free <= keep:
+            return False
+        self._owned[owner] = (*self._owned[owner], self._take())
+        return True
 
     def share(self, owner: Hashable, names: Sequence[bytes], num_shared: int = 0) -> int:
         """Replace the owner's first pages by named ones that became known since it was admitted;

@@ -87,7 +87,7 @@ def plan_limits(
         slots=slots,
         page_tokens=page_tokens,
         num_pages=num_pages(
-            slots=slots,
+            contexts=slots + (1 if is_cuda else num_spare(slots)),
             page_tokens=page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=context,
@@ -140,13 +140,12 @@ def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
 
 # -- pages -----------------------------------------------------------------------------------------
 def num_pages(
-    *, slots: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
+    *, contexts: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
 ) -> int:
-    """Pages for `kv_tokens` (0: every slot's worst case, and one context that is kept for callers
-    who come later), at most `free_pages` (None: any)."""
+    """Pages for `kv_tokens` (0: so many contexts), at most `free_pages` (None: any)."""
     if kv_tokens:
         return -(-kv_tokens // page_tokens)
-    wanted = (slots + 1) * -(-max_context // page_tokens)
+    wanted = contexts * -(-max_context // page_tokens)
     return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from predictors.chat.format_parameters import FORMAT_PARAMETERS
 from predictors.chat.request import PixelLimits, Sampling
 from predictors.errors import InvalidRequest
 from predictors.protocol.openai.chat_body import MAX_STOP_CHARS, MAX_STOPS, MAX_TOKENS, NO_LIMIT
@@ -120,11 +121,11 @@ def parameter_schemas(
     defaults: Sampling, pixels: PixelLimits, max_tokens: int
 ) -> dict[str, dict[str, Any]]:
     """The V2 parameters of one model as JSON Schema, with its defaults and limits. `max_tokens` are
-    those of a request that names none."""
+    those of a request that names none, 0 for what the context leaves."""
     found = {name: each.schema() for name, each in RANGES.items()}
     for name, value in asdict(defaults).items():
         found[name]["default"] = value
-    found["max_tokens"]["default"] = max_tokens
+    found["max_tokens"]["default"] = max_tokens or NO_LIMIT
     for name, least, default in (
         ("min_pixels", 1, pixels.min_pixels),
         ("max_pixels", pixels.token_pixels, pixels.default_max_pixels),
@@ -138,6 +139,7 @@ def parameter_schemas(
         "stop": {"type": "string", "description": "A JSON list of strings."},
         "system_prompt": {"type": "string"},
         "chat_template_kwargs": _JSON_TEXT,
+        **FORMAT_PARAMETERS,
         **{name: dict(rule.schema) for name, rule in TOKEN_FIELDS.items()},
         **dict.fromkeys(TOKEN_TEXTS, _JSON_TEXT),
     }

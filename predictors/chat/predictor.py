@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
-from predictors.chat.encoders import AnswerEncoder, encoder_of
+from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
+from predictors.chat.log_fields import fields_of, prompt_of
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
@@ -31,7 +31,6 @@ from predictors.chat.request import (
     USUAL_TEXT,
     ChatDelta,
     ChatRequest,
-    PictureSize,
 )
 from predictors.chat.row_preparation import RowPreparation
 from predictors.chat.sequence import SERIES
@@ -44,10 +43,11 @@ from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.openai.text_body import TextBody
+from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
-from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import Workers
 
@@ -86,7 +86,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
-        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -145,9 +144,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_films": 0 if self._preparer.no_films else self.settings.films.max_films,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
-            "coordinates": self._convention,
+            "coordinates": self._preparer.convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
+            "tools": self._preparer.texts.tools.way.value,
             "queue_capacity": self.settings.queue.capacity,
         }
 
@@ -161,7 +161,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
         if self.workers is None:
-            is_large = request.num_chars > INLINE_BYTES
+            is_large = request.num_chars > INLINE_BYTES or request.has_large_format
             return await self.off_loop(self.prepare, request, is_large=is_large)
         return await self._rows.prepare(request, self.workers)
 
@@ -186,34 +186,16 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
         if work.coordinates is None:
             return reader
-        stills = [size for size in sizes if isinstance(size, PictureSize)]
-        asked = (stills, self._convention, work.coordinates)
-        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
+        return BoxReader(reader, self._vocabulary, self._preparer.convention, work.coordinates)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
-        fields: dict[str, int | str] = {
-            "prompt_tokens": work.num_prompt_tokens,
-            "completion_tokens": 0 if last is None else last.completion_tokens,
-            "pictures": sum(picture.prepared.frames == 1 for picture in work.pictures),
-            "max_tokens": work.max_tokens,
-        }
-        if work.films:
-            fields["films"] = len(work.films)
-        if work.adapters.scales:
-            fields["loras"] = work.adapters.names
-        if last is not None and last.finish_reason is not None:
-            fields["finish_reason"] = last.finish_reason
-        return fields
+        return fields_of(work, last)
 
     def prompt(self, request: ChatRequest) -> str:
-        """The texts of all messages, one message per line, without pictures."""
-        return "\n".join(
-            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
-            for turn in request.messages
-        )
+        return prompt_of(request)
 
     async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
         """The responses to one V2 request as its answer grows, or one where `stream` is not set.
@@ -252,12 +234,47 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         opening = encoder.opening()
         try:
             yield b""
-            async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
+            async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
                     opening = b""
         finally:
             self.finish_call(submissions, call)
+
+    async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
+        """The tokens of a prompt as requests have them: those of pictures are counted too."""
+        async with self._place(call):
+            if body.chat is None:
+                prompt = body.prompt or ""
+                encode, is_large = self._preparer.encode_text, len(prompt) > INLINE_BYTES
+                tokens = await self.off_loop(encode, prompt, is_large=is_large)
+            else:
+                (request,) = self._codec.decode_chat(body.chat, call.adapters)
+                tokens = (await self.prepare_row(request)).tokens.tolist()
+            written = None
+            if body.return_token_strs:
+                written = await self.off_loop(self._preparer.raw.written, tokens, is_large=True)
+        counted = {"count": len(tokens), "max_model_len": self._engine.max_context}
+        return {**counted, "tokens": tokens, "token_strs": written}
+
+    async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
+        text_of, is_large = self._preparer.raw.text_of, len(body.tokens) > INLINE_BYTES
+        async with self._place(call):
+            text = await self.off_loop(text_of, body.tokens, "tokens", is_large=is_large)
+        return {"prompt": text}
+
+    @asynccontextmanager
+    async def _place(self, call: Call) -> AsyncIterator[None]:
+        """Work that needs no engine has a place in the queue as well: the work that waits is
+        bounded, and shared fairly."""
+        call.begin_jobs(1)
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.reserve(1, caller, deadline=call.deadline)
+        try:
+            async with fail_at(call.deadline, "the deadline passed before this was done"):
+                yield
+        finally:
+            self.host.release(1, caller)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
@@ -267,7 +284,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            return self._codec.decode_chat(body, call.adapters)
+            return requests_of(body, self._codec, call.adapters)
 
 
 def with_room(settings: Settings, num_adapters: int) -> Settings:
@@ -276,34 +293,3 @@ def with_room(settings: Settings, num_adapters: int) -> Settings:
     if not num_adapters or own.lora_max_active:
         return settings
     return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))
-
-
-async def _interleaved(
-    submissions: Sequence[Submission[ChatWork, ChatDelta]],
-) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
-    """The deltas of all rows as they come, with the row's index; raises the first failure."""
-    if len(submissions) == 1:
-        async with aclosing(submissions[0].batches()) as batches:  # type: ignore[type-var]
-            async for deltas in batches:
-                yield 0, deltas
-        return
-    streams = [row.batches() for row in submissions]
-    pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
-    try:
-        while pending:
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index, found = pending.pop(task), task.result()
-                if found is not None:
-                    yield index, found
-                    pending[asyncio.create_task(_next(streams[index]))] = index
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
-
-
-async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
-    return await anext(stream, None)

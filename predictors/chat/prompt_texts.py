@@ -13,6 +13,7 @@ from predictors.chat.request import Message, Picture, PromptOptions
 from predictors.chat.template_options import render
 from predictors.chat.tools.tag_reader import OPENING
 from predictors.chat.tools.tool_prompts import TAGS, ToolPrompts, has_calls
+from predictors.errors import InvalidRequest
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 
@@ -52,6 +53,14 @@ class PromptTexts:
         if films:
             written = written_films(written, films)
         return written.split(self._break)
+
+    def plain_pieces(self, text: str) -> list[str]:
+        """A caller's text alone, in such pieces."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("the text holds half a surrogate pair") from error
+        return self._plain(text).split(self._break)
 
     def _plain(self, text: str) -> str:
         return self._control.sub(self._cut, text)

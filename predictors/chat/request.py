@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
 from predictors.chat.film import Film, FilmSize, named_in_errors
+from predictors.chat.grounding.boxes import PictureBox
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
-USUAL_ANSWER = 256.0  # tokens, before the first has ended
-LENGTH_WEIGHT = 0.1  # of the newest answer
+CHARS_PER_TOKEN = 4  # of English text, about
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
 MOST_STOP_TOKENS = 128
@@ -101,20 +101,6 @@ class PictureSize:
     tokens: int
     file_width: int = 0
     file_height: int = 0
-
-
-Convention = Literal["pixels", "normalized_1000"]
-"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
-sides."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBox:
-    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
-
-    picture: int
-    label: str
-    box: tuple[int, int, int, int]
 
 
 PromptSize = PictureSize | FilmSize
@@ -265,8 +251,20 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+    raw_prompt: str | tuple[int, ...] | None = None
+    """A text or token ids in place of `messages`, without a chat template."""
     coordinates: str | None = None
     """Of the boxes beside the text; None for an answer without them."""
+
+    @property
+    def has_large_format(self) -> bool:
+        """Its format may take a while to compile."""
+        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
+
+    @property
+    def is_open(self) -> bool:
+        """It names no number of tokens for its answer."""
+        return self.max_tokens is None or self.max_tokens < 0
 
     @property
     def pictures(self) -> list[Picture]:
@@ -278,6 +276,10 @@ class ChatRequest:
 
     @property
     def num_chars(self) -> int:
+        """Characters of all texts, about; those of token ids are guessed."""
+        if self.raw_prompt is not None:
+            each = 1 if isinstance(self.raw_prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.raw_prompt)
         return chars_of(self.messages, self.tools)
 
 
@@ -299,26 +301,6 @@ def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
         for call in message.calls:
             count += len(call.arguments)
     return count
-
-
-class AnswerLengths:
-    """Learns how many tokens answers really have, by the size of their `max_tokens`. Any thread;
-    one of them observes."""
-
-    def __init__(self) -> None:
-        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`
-        self._mean: float = USUAL_ANSWER
-
-    def observe(self, max_tokens: int, made: int) -> None:
-        """An answer that might have had `max_tokens` has ended, or its caller has left."""
-        size = max_tokens.bit_length()
-        mean = self._means.get(size, made)
-        self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
-        self._mean += LENGTH_WEIGHT * (made - self._mean)
-
-    def expected(self, max_tokens: int) -> float:
-        """The tokens that such an answer will have; of all answers where none was like it."""
-        return min(max_tokens, self._means.get(max_tokens.bit_length(), self._mean))
 
 
 @dataclass(frozen=True, slots=True)

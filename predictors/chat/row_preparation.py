@@ -36,7 +36,8 @@ class RowPreparation:
     async def prepare(self, request: ChatRequest, workers: Workers) -> ChatWork:
         """The work for a request. Its pictures are decoded one after the other."""
         prepared: list[PreparedPicture] = []
-        pictures, is_large = request.pictures, request.num_chars > INLINE_BYTES
+        pictures = request.pictures
+        is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         for picture in pictures:
             self._preparer.check_pictures(prepared)
             digest = await self._digest(picture)

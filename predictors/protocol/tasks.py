@@ -28,6 +28,9 @@ MODULES = (
     "predictors.protocol.v2.wire_json",
     "predictors.protocol.v2.wire_proto",
     "predictors.protocol.openai.chat_body",
+    "predictors.protocol.openai.responses_body",
+    "predictors.protocol.openai.completions_body",
+    "predictors.protocol.openai.tokens_body",
     "predictors.protocol.openai.images_body",
     "predictors.protocol.openai.edits_body",
 )

@@ -195,14 +195,14 @@ def _part(name: str, value: Any) -> MessagePart:
     return part
 
 
-_TEXT = text(at_most=MAX_TEXT)
+text_rule = text(at_most=MAX_TEXT)
 _CONTENT_PARTS = list_of(_part, at_most=MAX_PARTS, noun="parts")
 
 
-@described({"anyOf": [_TEXT.schema, _CONTENT_PARTS.schema]})
+@described({"anyOf": [text_rule.schema, _CONTENT_PARTS.schema]})
 def _content(name: str, value: Any) -> tuple[MessagePart, ...]:
     if isinstance(value, str):
-        return (_TEXT.check(name, value),)
+        return (text_rule.check(name, value),)
     if not isinstance(value, list):
         raise wrong(name, "a string or a list of parts", value)
     parts = _CONTENT_PARTS.check(name, value)
@@ -229,7 +229,7 @@ MESSAGE_FIELDS: dict[str, DescribedRule] = {
 
 
 @described(object_schema(MESSAGE_FIELDS, "role"))
-def _message(name: str, value: Any) -> BodyMessage:
+def message_rule(name: str, value: Any) -> BodyMessage:
     read = read_fields(value, MESSAGE_FIELDS, where=name)
     require(read, "role", where=name)
     role, calls, answered = read["role"], read.get("tool_calls", ()), read.get("tool_call_id")
@@ -256,7 +256,7 @@ def _misplaced(name: str, owner: str, role: str) -> InvalidRequest:
     return InvalidRequest(f"{name} belongs to messages of role {owner}, not {role}", param=name)
 
 
-_MESSAGE_LIST = list_of(_message, at_most=MAX_MESSAGES, noun="messages")
+_MESSAGE_LIST = list_of(message_rule, at_most=MAX_MESSAGES, noun="messages")
 
 
 @described({**_MESSAGE_LIST.schema, "minItems": 1})
