@@ -32,7 +32,7 @@ from predictors.protocol.openai.messages import MAX_TEXT
 from predictors.protocol.openai.token_fields import MAX_TOP_LOGPROBS
 
 MAX_PROMPTS = 128
-MAX_IDS = 2**18  # of one prompt of token ids
+MAX_IDS = 100_000  # of one prompt of token ids; a body has at most `MAX_VALUES`
 DEFAULT_TOKENS = 16
 """Of an answer, as OpenAI."""
 
