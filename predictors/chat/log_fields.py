@@ -13,9 +13,11 @@ def fields_of(work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]
     fields: dict[str, int | str] = {
         "prompt_tokens": work.num_prompt_tokens,
         "completion_tokens": 0 if last is None else last.completion_tokens,
-        "pictures": len(work.pictures),
+        "pictures": sum(picture.prepared.frames == 1 for picture in work.pictures),
         "max_tokens": work.max_tokens,
     }
+    if work.films:
+        fields["films"] = len(work.films)
     if work.adapters.scales:
         fields["loras"] = work.adapters.names
     if last is not None and last.finish_reason is not None:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
+from predictors.base import INLINE_BYTES, Answer, BasePredictor
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.film import Film
+from predictors.chat.film_decoding import FilmDecoder
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
@@ -38,14 +39,15 @@ from predictors.chat.sequence import SERIES
 from predictors.chat.streaming import encode_deltas
 from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
+from predictors.chat.tokenization import Tokenization
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
+from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
-from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.images.decode import Pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.text_body import TextBody
@@ -65,7 +67,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     task: ClassVar[str] = "qwen_vl"
     series = SERIES
-    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image", "video"})
 
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
@@ -82,7 +84,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             settings.images,
             lambda: engine.max_context,
             on_device=placement.is_cuda,
+            film_limits=settings.films,
         )
+        if self._preparer.films is not None:
+            self._preparer.check_films()
         engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
@@ -90,7 +95,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
-        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -101,7 +105,11 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
             tags_are_tokens=tags_are_tokens(model.tokenizer),
+            max_films=settings.films.max_films,
+            no_films=self._preparer.no_films,
         )
+        tokens = self._preparer.tokens
+        self._tokenization = Tokenization(self, self._codec, tokens, lambda: engine.max_context)
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
     # -- adapters --------------------------------------------------------------------------------
@@ -144,11 +152,13 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_images": images.max_images,
             "image_max_bytes": images.max_bytes,
             "image_max_pixels": images.max_pixels,
+            "max_films": 0 if self._preparer.no_films else self.settings.films.max_films,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
-            "coordinates": self._convention,
+            "coordinates": self._preparer.convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
+            "tools": self._preparer.texts.tools.way.value,
             "queue_capacity": self.settings.queue.capacity,
         }
 
@@ -162,7 +172,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
         prepared: list[PreparedPicture] = []
-        is_large = request.num_chars > INLINE_BYTES
+        films = request.films
+        is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
         for picture in request.pictures:
@@ -172,7 +183,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             if found is not None:
                 prepared.append(found)
                 continue
-            is_last = len(prepared) + 1 == len(request.pictures)
+            is_last = len(prepared) + 1 == len(request.pictures) and not films
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
             async with self._decoded(self.workers, picture, num_bytes) as pixels:
@@ -182,7 +193,20 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
                 prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
-        return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
+        made = [await self._prepare_film(film, request, self.workers) for film in films]
+        assemble = partial(self._preparer.assemble, request, prepared, made)
+        return await self.off_loop(assemble, is_large=is_large)
+
+    async def _prepare_film(
+        self, film: Film, request: ChatRequest, workers: Workers
+    ) -> PreparedFilm:
+        films = self._preparer.films_of(request)
+        digest = await self._digest(film)
+        found = films.cached(film, digest)
+        if found is None:
+            decode = partial(self._decoded, workers)
+            found = await FilmDecoder(films, workers, self.off_loop, decode).prepare(film, digest)
+        return found
 
     @asynccontextmanager
     async def _decoded(
@@ -198,10 +222,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                 )
             yield pixels
 
-    async def _digest(self, picture: Picture) -> bytes:
-        if len(picture.raw) <= DIGEST_INLINE_BYTES:
-            return picture.digest()
-        return await self.off_loop(picture.digest)
+    async def _digest(self, sent: Picture | Film) -> bytes:
+        if sent.num_bytes <= DIGEST_INLINE_BYTES:
+            return sent.digest()
+        return await self.off_loop(sent.digest)
 
     def _prepare_and_assemble(
         self,
@@ -235,8 +259,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
         if work.coordinates is None:
             return reader
-        asked = (sizes, self._convention, work.coordinates)
-        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
+        return BoxReader(reader, self._vocabulary, self._preparer.convention, work.coordinates)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
@@ -292,39 +315,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             self.finish_call(submissions, call)
 
     async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
-        """The tokens of a prompt as requests have them: those of pictures are counted too."""
-        async with self._place(call):
-            if body.chat is None:
-                prompt = body.prompt or ""
-                encode, is_large = self._preparer.encode_text, len(prompt) > INLINE_BYTES
-                tokens = await self.off_loop(encode, prompt, is_large=is_large)
-            else:
-                (request,) = self._codec.decode_chat(body.chat, call.adapters)
-                tokens = (await self.prepare_row(request)).tokens.tolist()
-            written = None
-            if body.return_token_strs:
-                written = await self.off_loop(self._preparer.raw.written, tokens, is_large=True)
-        counted = {"count": len(tokens), "max_model_len": self._engine.max_context}
-        return {**counted, "tokens": tokens, "token_strs": written}
+        return await self._tokenization.tokenize(body, call)
 
     async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
-        text_of, is_large = self._preparer.raw.text_of, len(body.tokens) > INLINE_BYTES
-        async with self._place(call):
-            text = await self.off_loop(text_of, body.tokens, "tokens", is_large=is_large)
-        return {"prompt": text}
-
-    @asynccontextmanager
-    async def _place(self, call: Call) -> AsyncIterator[None]:
-        """Work that needs no engine has a place in the queue as well: the work that waits is
-        bounded, and shared fairly."""
-        call.begin_jobs(1)
-        caller = caller_of(call.caller, call.weight, call.priority)
-        self.host.reserve(1, caller, deadline=call.deadline)
-        try:
-            async with fail_at(call.deadline, "the deadline passed before this was done"):
-                yield
-        finally:
-            self.host.release(1, caller)
+        return await self._tokenization.detokenize(body, call)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]

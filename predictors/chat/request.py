@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.film import Film, FilmSize, named_in_errors
+from predictors.chat.grounding.boxes import PictureBox
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
-USUAL_ANSWER = 256.0  # tokens, before the first has ended
-LENGTH_WEIGHT = 0.1  # of the newest answer
 CHARS_PER_TOKEN = 4  # of English text, about
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
 MOST_STOP_TOKENS = 128
@@ -103,18 +103,7 @@ class PictureSize:
     file_height: int = 0
 
 
-Convention = Literal["pixels", "normalized_1000"]
-"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
-sides."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBox:
-    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
-
-    picture: int
-    label: str
-    box: tuple[int, int, int, int]
+PromptSize = PictureSize | FilmSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +118,26 @@ class Picture:
     bounds: PixelBounds | None = None
     """None takes the server's."""
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.raw)
+
     def digest(self) -> bytes:
         """128-bit hash of the file."""
         return hashlib.blake2b(self.raw, digest_size=16).digest()
 
-    @contextmanager
-    def named_in_errors(self) -> Iterator[None]:
+    def named_in_errors(self) -> AbstractContextManager[None]:
         """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
-        try:
-            yield
-        except InvalidRequest as error:
-            if error.param is not None:
-                raise
-            message = f"{self.where}: {error.message}"
-            raise type(error)(message, param=self.where, row=self.row) from error
+        return named_in_errors(self.where, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
-    order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts, pictures and films
+    in order."""
 
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Picture | Film, ...]
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant, behind its parts."""
     call_id: str | None = None
@@ -271,8 +257,22 @@ class ChatRequest:
     """Of the boxes beside the text; None for an answer without them."""
 
     @property
+    def has_large_format(self) -> bool:
+        """Its format may take a while to compile."""
+        return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
+
+    @property
+    def is_open(self) -> bool:
+        """It names no number of tokens for its answer."""
+        return self.max_tokens is None or self.max_tokens < 0
+
+    @property
     def pictures(self) -> list[Picture]:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
+
+    @property
+    def films(self) -> list[Film]:
+        return [p for m in self.messages for p in m.parts if isinstance(p, Film)]
 
     @property
     def num_chars(self) -> int:
@@ -301,26 +301,6 @@ def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
         for call in message.calls:
             count += len(call.arguments)
     return count
-
-
-class AnswerLengths:
-    """Learns how many tokens answers really have, by the size of their `max_tokens`. Any thread;
-    one of them observes."""
-
-    def __init__(self) -> None:
-        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`
-        self._mean: float = USUAL_ANSWER
-
-    def observe(self, max_tokens: int, made: int) -> None:
-        """An answer that might have had `max_tokens` has ended, or its caller has left."""
-        size = max_tokens.bit_length()
-        mean = self._means.get(size, made)
-        self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
-        self._mean += LENGTH_WEIGHT * (made - self._mean)
-
-    def expected(self, max_tokens: int) -> float:
-        """The tokens that such an answer will have; of all answers where none was like it."""
-        return min(max_tokens, self._means.get(max_tokens.bit_length(), self._mean))
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,11 +339,11 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
-    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
-    more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures and then of its films, in their
+    order, the `scores` of its tokens where logprobs were asked for, and the boxes where they were.
+    A type of its own: a field more would cost time for every token."""
 
-    pictures: tuple[PictureSize, ...] = ()
+    pictures: tuple[PromptSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
@@ -378,7 +358,7 @@ def cached_tokens_of(last: ChatDelta) -> int | None:
     return last.cached_tokens if isinstance(last, LastDelta) else None
 
 
-def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
+def pictures_of(last: ChatDelta) -> tuple[PromptSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
 
 

@@ -115,7 +115,7 @@ async def test_a_prompt_that_cannot_be_read_is_refused(
 
 async def test_a_token_of_pictures_is_refused(predictor: ChatPredictor) -> None:
     token = predictor._preparer._model.image_token
-    with pytest.raises(InvalidRequest, match="stands for a picture"):
+    with pytest.raises(InvalidRequest, match="stands for pictures"):
         await predictor.chat(completion([1, token]), CALL)
     with pytest.raises(InvalidRequest, match="the model's are 0 to"):
         await predictor.detokenize(read_detokenize_body({"tokens": [10**6]}), CALL)

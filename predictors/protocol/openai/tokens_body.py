@@ -25,6 +25,7 @@ from predictors.protocol.openai.fields import (
     text,
     wrong,
 )
+from predictors.protocol.openai.film_fields import MEDIA_FIELDS
 from predictors.protocol.openai.messages import MAX_TEXT
 
 
@@ -88,7 +89,7 @@ def _tokens(name: str, value: Any) -> tuple[int, ...]:
 
 FROM_CHAT = (
     "messages", "add_generation_prompt", "continue_final_message", "chat_template",
-    "chat_template_kwargs", "tools", *chat_body.PIXELS,
+    "chat_template_kwargs", "tools", *MEDIA_FIELDS,
 )  # fmt: skip
 """Fields with the meaning that they have in a chat."""
 
