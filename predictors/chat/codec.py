@@ -14,7 +14,13 @@ from typing import Any
 import orjson
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
-from predictors.chat.chunks import ChatAnswer, Completion, list_boxes, used_adapters
+from predictors.chat.chunks import (
+    ChatAnswer,
+    Completion,
+    list_boxes,
+    list_calls,
+    used_adapters,
+)
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.parameter_ranges import check_parameter, read_stops
@@ -36,6 +42,11 @@ from predictors.chat.token_controls import (
     token_parameters,
 )
 from predictors.chat.tools.call_grammar import tools_format
+from predictors.chat.tools.tool_parameters import (
+    TOOL_CALLS,
+    check_calls_answer,
+    read_tool_parameters,
+)
 from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
@@ -44,6 +55,7 @@ from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
     InputTensors,
@@ -75,6 +87,7 @@ OUTPUT_TYPES = [
     {"name": "image_height", "datatype": "INT64", "shape": [-1]},
     {"name": "image_tokens", "datatype": "INT64", "shape": [-1]},
     {"name": LOGPROBS, "datatype": "BYTES", "shape": [-1]},
+    {"name": TOOL_CALLS, "datatype": "BYTES", "shape": [-1]},
     {"name": "boxes", "datatype": "BYTES", "shape": [-1]},
 ]
 NO_PICTURE = PictureSize(0, 0, 0)
@@ -123,6 +136,7 @@ class ChatCodec:
             parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
             rows.append(replace(common, messages=(*opening, Message("user", parts))))
         check_streamed_chat(request, len(rows))
+        check_calls_answer(request, common.tools)
         if LOGPROBS in request.outputs and common.controls.logprobs is None:
             message = f"output {LOGPROBS!r} needs the parameter {LOGPROBS}, which must be true"
             raise InvalidRequest(message, param=LOGPROBS)
@@ -153,6 +167,7 @@ class ChatCodec:
         loras = parameters.read_text("loras")
         coordinates = asked_coordinates(parameters.read_text("coordinates"))
         answer_format = read_answer_format(parameters)
+        tools = read_tool_parameters(parameters)
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
@@ -170,7 +185,8 @@ class ChatCodec:
             text=text_options_of(tokens),
             prompt=prompt_options(template, self.variables),
             coordinates=coordinates,
-            answer_format=answer_format,
+            answer_format=self._answer_format(tools, answer_format),
+            tools=tools,
         )
         return common, seed
 
@@ -211,6 +227,8 @@ class ChatCodec:
         if any(c.boxes is not None for c in completions):
             said = [json.dumps(list_boxes(c.boxes or ())).encode() for c in completions]
             columns.append(("boxes", said))
+        if answers[0].request.tools is not None:
+            columns.append((TOOL_CALLS, [orjson.dumps(list_calls(c.calls)) for c in completions]))
         types = {entry["name"]: str(entry["datatype"]) for entry in OUTPUT_TYPES}
         tensors = [Tensor(n, types[n], shape, c, text=types[n] == "BYTES") for n, c in columns]
         parameters: dict[str, str | int | bool] = {
@@ -245,16 +263,18 @@ class ChatCodec:
             controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
             text=text_options_of(body.tokens),
             prompt=prompt_options(body.template, self.variables),
-            answer_format=self._answer_format(body),
+            answer_format=self._answer_format(body.tools, body.answer_format),
             tools=body.tools,
             coordinates=asked_coordinates(body.coordinates),
         )
         return with_row_seeds([request] * body.n, body.seed)
 
-    def _answer_format(self, body: ChatBody) -> AnswerFormat | None:
-        if body.tools is None:
-            return body.answer_format
-        return tools_format(body.tools, body.answer_format, tags_are_tokens=self.tags_are_tokens)
+    def _answer_format(
+        self, tools: OfferedTools | None, answer: AnswerFormat | None
+    ) -> AnswerFormat | None:
+        if tools is None:
+            return answer
+        return tools_format(tools, answer, tags_are_tokens=self.tags_are_tokens)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
