@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # the quick tests that find most faults: the core, the protocols, the pages, settings and metrics
 FAST_TESTS := tests/serving tests/protocol tests/test_docs.py tests/test_settings.py tests/test_metrics.py
 
-.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints image sbom e2e e2e-cluster lock lock-clients hashes clean
+.PHONY: help setup demo serve check test test-benchmarks faults test-observe test-load load soak test-clients fuzz fuzz-quick lock-fuzz test-deploy cluster-tools manifests lint format type docs dashboard-pictures bench-cpu bench-gpu bench-gpu-qwen-vl checkpoints evaluate-checkpoints evaluate-boxes image sbom e2e e2e-cluster lock lock-clients hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 30
@@ -161,6 +161,9 @@ checkpoints: $(STAMP) ## train both embedded checkpoints again (fixed seeds)
 
 evaluate-checkpoints: $(STAMP) ## draw and describe the held-out scenes, judged from the pixels
 	$(BIN)/python -m checkpoints.training evaluate
+
+evaluate-boxes: $(STAMP) ## boxes of 300 held-out scenes at three sizes, by a server that runs on PORT
+	$(BIN)/python -m checkpoints.training.evaluate_boxes --url http://$(HOST):$(PORT)
 
 # the image: `make image BASE_IMAGE=... TARGET=demo TAG=...`; docs/deploy.md has the air gap
 BASE_IMAGE ?= python:3.12-slim

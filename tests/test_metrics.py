@@ -71,6 +71,7 @@ QWEN_VL_ONLY = {
     "predictors_request_generation_tokens",
     "predictors_input_image_pixels",
     "predictors_kv_cache_usage_ratio",
+    "predictors_late_grammar_masks",
 }
 
 

@@ -35,7 +35,7 @@ SIDES = ((128, 0.75), (140, 0.13), (280, 0.12))  # drawn sizes and their shares
 WIDE = 0.4  # share of scenes whose figures stand where the relation does not tell
 REDRAWN = 0.2  # share of pictures that went through the autoencoder, where there are any
 GROUP = 96  # trees that are sorted by length, to be padded little
-TOKENS = 9_000  # of a batch, padding included
+TOKENS = 2_400  # of a batch, padding included: many small steps learn more than few large ones
 ALBUM = 3_000  # pictures that are kept to be seen again
 NEW = 0.4  # share of the pictures that are drawn anew
 LOOK = 64  # pictures in a step of the tower alone
@@ -324,7 +324,7 @@ def main() -> None:
         look(model, places, source.album, plan)
         model.save_pretrained(args.work.with_name(args.work.name + "-look"))
     plan = Plan(steps=10**9, seconds=args.seconds, rate=args.rate, warmup=50, average=0.99,
-                report_every=10)  # fmt: skip
+                report_every=50)  # fmt: skip
     tune(model, places, source, plan, save, args.share)
     print(f"drawing and words: {source.seconds:.0f} s", flush=True)
     save()

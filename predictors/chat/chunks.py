@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
-from predictors.chat.logprobs import LogprobWriters
+from predictors.chat.grounding.boxes import PictureBox
+from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
 from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
-    PictureBox,
     PictureSize,
     TokenLogprob,
     boxes_of,
@@ -80,8 +80,10 @@ class ChunkEncoder:
         writers: LogprobWriters | None = None,
     ) -> None:
         self._body, self._call = body, call
-        as_ids = body.tokens.return_tokens_as_token_ids
-        self._logprobs = None if writers is None else writers.of(requests[0], as_ids=as_ids)
+        self._logprobs: LogprobWriter | None = None
+        if requests[0].controls.logprobs is not None and writers is not None:
+            as_ids = body.tokens.return_tokens_as_token_ids
+            self._logprobs = writers.of(requests[0], as_ids=as_ids)
         self._cached: int | None = None  # of choice 0
         self._head = chat_head(body, call, "chat.completion.chunk")
         self._with_usage = body.stream_options.include_usage
@@ -229,10 +231,13 @@ def usage(
     if cached_tokens is not None:
         counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if pictures:
-        counted["prompt_images"] = [
-            {"width": size.width, "height": size.height, "tokens": size.tokens} for size in pictures
-        ]
+        counted["prompt_images"] = [_shown_size(size) for size in pictures]
     return counted
+
+
+def _shown_size(size: PictureSize) -> dict[str, int]:
+    """A size as it was read; that of the file is only for boxes."""
+    return {key: value for key, value in asdict(size).items() if not key.startswith("file_")}
 
 
 def shown_boxes(boxes: Sequence[PictureBox] | None) -> dict[str, Any]:

@@ -48,13 +48,14 @@ from predictors.chat.tools.tool_parameters import (
     read_tool_parameters,
 )
 from predictors.errors import InvalidRequest, TooLarge
-from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
 from predictors.protocol.openai.messages import BodyMessage, PicturePart
 from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
+from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
 from predictors.protocol.openai.tool_fields import OfferedTools
 from predictors.protocol.seeds import row_seeds
 from predictors.protocol.v2.values import (
@@ -70,6 +71,7 @@ SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "min_p",
 )  # fmt: skip
+OPTION_NAMES = {*TOKEN_FIELDS, "chat_template_kwargs"}
 IGNORED = ("binary_data_output", "timeout", "priority")  # the last two were read on the way
 
 LOGPROBS = "logprobs"
@@ -129,6 +131,9 @@ class ChatCodec:
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
         common, seed = self._decode_parameters(parameters, request.adapters)
+        if common.coordinates is None and "boxes" in request.outputs:
+            problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
+            raise InvalidRequest(problem, param="boxes")
         system = request.parameters.get("system_prompt")
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
@@ -161,13 +166,15 @@ class ChatCodec:
             for name in SAMPLING_FIELDS
         }
         seed, max_tokens = parameters.read_int("seed"), parameters.read_int("max_tokens")
-        tokens, template = token_parameters(parameters), template_parameters(parameters)
+        tokens, template = UNASKED, AS_USUAL
+        if parameters.has_any(OPTION_NAMES):
+            tokens, template = token_parameters(parameters), template_parameters(parameters)
         stop = read_stops(parameters.read_text("stop"))
         parameters.read_text("system_prompt")
         loras = parameters.read_text("loras")
-        coordinates = asked_coordinates(parameters.read_text("coordinates"))
         answer_format = read_answer_format(parameters)
         tools = read_tool_parameters(parameters)
+        coordinates = asked_coordinates(parameters.read_text("coordinates"))
         parameters.read_flag("stream")
         parameters.reject_unread()
         for name, value in {"max_tokens": max_tokens, **given}.items():
@@ -181,14 +188,23 @@ class ChatCodec:
             max_tokens=max_tokens,
             stop=stop,
             adapters=mix,
-            controls=controls_of(tokens, self._vocabulary_size, max_tokens),
-            text=text_options_of(tokens),
-            prompt=prompt_options(template, self.variables),
+            answer_format=answer_format,
             coordinates=coordinates,
-            answer_format=self._answer_format(tools, answer_format),
-            tools=tools,
         )
-        return common, seed
+        common = self._with_options(common, tokens, template)
+        return (common if tools is None else self._with_tools(common, tools)), seed
+
+    def _with_options(
+        self, request: ChatRequest, tokens: TokenFields, template: TemplateFields
+    ) -> ChatRequest:
+        """The request under what few ask for."""
+        if tokens is not UNASKED:
+            size = 0 if self.logprobs is None else self.logprobs.vocabulary_size
+            controls = controls_of(tokens, size, request.max_tokens)
+            request = replace(request, controls=controls, text=text_options_of(tokens))
+        if template is not AS_USUAL:
+            request = replace(request, prompt=prompt_options(template, self.variables))
+        return request
 
     def _mix(self, asked: NamedScales | None, adapters: AdapterAccess) -> AdapterMix:
         """The adapter in the model's name and those `asked` for. Raises `Forbidden` for one that
@@ -196,10 +212,6 @@ class ChatCodec:
         if not asked and adapters is ANY_ADAPTER:
             return UNADAPTED
         return self.mix(adapters.named(self.model, asked))
-
-    @property
-    def _vocabulary_size(self) -> int:
-        return 0 if self.logprobs is None else self.logprobs.vocabulary_size
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -243,8 +255,10 @@ class ChatCodec:
 
     def v2_writer(self, request: V2Request, row: ChatRequest) -> LogprobWriter | None:
         """None where no logprobs are asked for."""
+        if row.controls.logprobs is None or self.logprobs is None:
+            return None
         as_ids = request.parameters.get("return_tokens_as_token_ids") is True
-        return None if self.logprobs is None else self.logprobs.of(row, as_ids=as_ids)
+        return self.logprobs.of(row, as_ids=as_ids)
 
     # -- OpenAI chat -----------------------------------------------------------------------------
     def decode_chat(
@@ -260,21 +274,18 @@ class ChatCodec:
             stop=body.stop,
             ignore_eos=body.ignore_eos,
             adapters=self._mix(body.loras, adapters),
-            controls=controls_of(body.tokens, self._vocabulary_size, body.max_tokens),
-            text=text_options_of(body.tokens),
-            prompt=prompt_options(body.template, self.variables),
-            answer_format=self._answer_format(body.tools, body.answer_format),
-            tools=body.tools,
+            answer_format=body.answer_format,
             coordinates=asked_coordinates(body.coordinates),
         )
+        request = self._with_options(request, body.tokens, body.template)
+        if body.tools is not None:
+            request = self._with_tools(request, body.tools)
         return with_row_seeds([request] * body.n, body.seed)
 
-    def _answer_format(
-        self, tools: OfferedTools | None, answer: AnswerFormat | None
-    ) -> AnswerFormat | None:
-        if tools is None:
-            return answer
-        return tools_format(tools, answer, tags_are_tokens=self.tags_are_tokens)
+    def _with_tools(self, request: ChatRequest, tools: OfferedTools) -> ChatRequest:
+        """The request with tools, whose calls stand beside its own format of an answer."""
+        answer = tools_format(tools, request.answer_format, tags_are_tokens=self.tags_are_tokens)
+        return replace(request, tools=tools, answer_format=answer)
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)

@@ -51,12 +51,6 @@ class Vocabulary:
             return bytes(self._alphabet[c] for c in written)
         return str(written).encode()  # an added token, written as it is
 
-    def spelling_of(self, token: int) -> bytes:
-        """The bytes of a token; of a control token its name."""
-        if token in self._control:
-            return str(self._tokenizer.id_to_token(token)).encode()
-        return self.bytes_of(token)
-
 
 class StopFinder:
     """Passes text on up to the first stop string, or with it where `is_shown`; text that may begin

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from predictors.chat.adapters.places import decoder_places
 from predictors.chat.adapters.slots import AdapterSlots
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import Constraint
 from predictors.chat.decoder.weights import quantize_decoder
 from predictors.chat.delivery import TokenDelivery
@@ -36,7 +37,7 @@ from predictors.chat.limits import (
 from predictors.chat.model import ChatModel
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
-from predictors.chat.request import NO_CONTROLS, AnswerLengths, TokenLogprob
+from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
 from predictors.chat.vision.pictures import PictureCache, PictureRunner

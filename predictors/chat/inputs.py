@@ -17,6 +17,7 @@ from torch import Tensor
 
 from predictors import metrics
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.answer_lengths import AnswerLengths
 from predictors.chat.constraints import AnswerGrammar
 from predictors.chat.grammars.compiler import GrammarCompiler
 from predictors.chat.limits import pixel_limits
@@ -26,7 +27,6 @@ from predictors.chat.request import (
     NO_CONTROLS,
     USUAL_PROMPT,
     USUAL_TEXT,
-    AnswerLengths,
     ChatRequest,
     Controls,
     Message,
@@ -39,7 +39,6 @@ from predictors.chat.request import (
     TextOptions,
     chars_of,
 )
-from predictors.chat.token_controls import check_least
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.caches import ByteBoundedCache
 from predictors.errors import InvalidRequest, PromptTooLong
@@ -118,15 +117,17 @@ class ChatWork:
     def least_cost(self) -> float:
         """The same for the shortest answer. Lengths of others' answers tell nothing about it, so
         they can't make this one late."""
-        return self.cost_with(_least_tokens(self.ignore_eos, self.stop, self.max_tokens))
+        return self.cost_with(_least_tokens(self, self.max_tokens, self.grammar is not None))
 
     def cost_with(self, answer_tokens: float) -> float:
         """The same for an answer of that many tokens."""
         return answer_tokens + self.num_prompt_tokens / PROMPT_TOKENS_PER_STEP
 
 
-def _least_tokens(ignore_eos: bool, stop: Sequence[str], max_tokens: int) -> int:
-    return max_tokens if ignore_eos and not stop else min(1, max_tokens)
+def _least_tokens(asked: ChatRequest | ChatWork, max_tokens: int, is_constrained: bool) -> int:
+    """Of an answer, which a grammar may end."""
+    may_end = not asked.ignore_eos or asked.stop or asked.controls.stop_token_ids or is_constrained
+    return min(max(1, asked.controls.min_tokens), max_tokens) if may_end else max_tokens
 
 
 class ChatPreparer:
@@ -151,6 +152,7 @@ class ChatPreparer:
         self._default_max_tokens = settings.default_max_tokens
         self.lengths = AnswerLengths()
         self.pixels = pixel_limits(settings, model.pictures)
+        self.convention = model.coordinates
         self.texts = PromptTexts(model)
         self._grammars = GrammarCompiler(model.tokenizer, model.shape.vocab, model.end_tokens)
         self._longest_token = max(map(len, model.tokenizer.get_vocab()))
@@ -180,7 +182,6 @@ class ChatPreparer:
         ]
         positions, next_position = self._model.positions(len(tokens), grids)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, lengths)
-        check_least(request.controls.min_tokens, max_tokens)
         return ChatWork(
             tokens=torch.tensor(tokens, dtype=torch.int64),
             positions=positions,
@@ -208,7 +209,8 @@ class ChatPreparer:
     def least_cost(self, request: ChatRequest) -> float:
         """The same for the shortest answer."""
         most_tokens, prompt_cost = self._sizes(request)
-        return _least_tokens(request.ignore_eos, request.stop, most_tokens) + prompt_cost
+        is_constrained = request.answer_format is not None
+        return _least_tokens(request, most_tokens, is_constrained) + prompt_cost
 
     def _sizes(self, request: ChatRequest) -> tuple[int, float]:
         """The most tokens of the answer, and about the cost of the prompt."""
@@ -223,7 +225,9 @@ class ChatPreparer:
         return most_tokens, tokens / PROMPT_TOKENS_PER_STEP
 
     def _expected(self, request: ChatRequest, max_tokens: int) -> float:
-        return max_tokens if request.ignore_eos else self.lengths.expected(max_tokens)
+        if request.ignore_eos:
+            return max_tokens
+        return max(self.lengths.expected(max_tokens), request.controls.min_tokens)
 
     # -- pictures --------------------------------------------------------------------------------
     def prepare_picture(self, picture: Picture) -> PreparedPicture:

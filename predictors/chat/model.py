@@ -16,7 +16,8 @@ from torch import Tensor
 from predictors.chat.adapters.changes import RowChanges
 from predictors.chat.adapters.places import LinearPlaces
 from predictors.chat.decoder.decoder import Decoder, DecoderShape
-from predictors.chat.request import Convention, Sampling
+from predictors.chat.grounding.boxes import Convention
+from predictors.chat.request import Sampling
 from predictors.chat.tensors import Shapes
 from predictors.chat.vision.pixels import PicturePreparation
 from predictors.compute.device.placement import Placement

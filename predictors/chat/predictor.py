@@ -19,7 +19,6 @@ from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.encoders import AnswerEncoder, encoder_of
 from predictors.chat.engine import ChatEngine
 from predictors.chat.grounding.reader import BoxReader
-from predictors.chat.grounding.scaling import caller_boxes
 from predictors.chat.inputs import ChatPreparer, ChatWork
 from predictors.chat.limits import precision_of
 from predictors.chat.logprobs import LogprobWriters
@@ -88,7 +87,6 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             conversations, name, model, self._preparer, on_device=placement.is_cuda
         )
         self._vocabulary = Vocabulary(model.tokenizer, model.shape.vocab)
-        self._convention = model.coordinates
         check_spelling(self._vocabulary.bytes_of, model.tokenizer)
         self._adapters = NamedAdapters(model.linears, settings.qwen_vl, placement)
         precision = precision_of(settings.qwen_vl, placement)
@@ -144,7 +142,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "image_max_pixels": images.max_pixels,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
-            "coordinates": self._convention,
+            "coordinates": self._preparer.convention,
             "precision": self._codec.precision,
             "loras": list(self._adapters.names),
             "tools": self._preparer.texts.tools.way.value,
@@ -234,8 +232,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             reader = TrackedReader(*given, options=work.text, min_tokens=controls.min_tokens)
         if work.coordinates is None:
             return reader
-        asked = (sizes, self._convention, work.coordinates)
-        return BoxReader(reader, self._vocabulary, lambda text: caller_boxes(text, *asked))
+        return BoxReader(reader, self._vocabulary, self._preparer.convention, work.coordinates)
 
     def _observe_detokenize(self, seconds: float) -> None:
         self._detokenize_seconds.observe(seconds, tracing.exemplar())

@@ -6,22 +6,20 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.grounding.boxes import PictureBox
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
 from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
-USUAL_ANSWER = 256.0  # tokens, before the first has ended
-LENGTH_WEIGHT = 0.1  # of the newest answer
+LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
 MOST_STOP_TOKENS = 128
 """Most `stop_token_ids`."""
-LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 LOW_DETAIL_PIXELS = 512 * 512
 """`detail: low`, as for OpenAI: 256 tokens of 32x32 pixels, at most 334 of 28x28."""
 
@@ -101,20 +99,6 @@ class PictureSize:
     tokens: int
     file_width: int = 0
     file_height: int = 0
-
-
-Convention = Literal["pixels", "normalized_1000"]
-"""The coordinates that a model speaks in: pixels of the picture as read, or thousandths of its
-sides."""
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBox:
-    """A box that an answer names: left, top, right and bottom in picture number `picture`."""
-
-    picture: int
-    label: str
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,26 +284,6 @@ def chars_of(messages: Sequence[Message], tools: OfferedTools | None) -> int:
         for call in message.calls:
             count += len(call.arguments)
     return count
-
-
-class AnswerLengths:
-    """Learns how many tokens answers really have, by the size of their `max_tokens`. Any thread;
-    one of them observes."""
-
-    def __init__(self) -> None:
-        self._means: dict[int, float] = {}  # by the number of bits of `max_tokens`
-        self._mean: float = USUAL_ANSWER
-
-    def observe(self, max_tokens: int, made: int) -> None:
-        """An answer that might have had `max_tokens` has ended, or its caller has left."""
-        size = max_tokens.bit_length()
-        mean = self._means.get(size, made)
-        self._means[size] = mean + LENGTH_WEIGHT * (made - mean)
-        self._mean += LENGTH_WEIGHT * (made - self._mean)
-
-    def expected(self, max_tokens: int) -> float:
-        """The tokens that such an answer will have; of all answers where none was like it."""
-        return min(max_tokens, self._means.get(max_tokens.bit_length(), self._mean))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ class Sequence:
         """Its progress in tokens, for operators. Any thread."""
         most, made = self.work.max_tokens, len(self.answer)
         prompt = {"prompt_tokens": self.total, "prompt_done": self.done}
-        return {"steps_done": made, "steps_left": most - made, **prompt}
+        steps = {"steps_done": made, "steps_left": most - made}
+        return {**steps, **prompt, "is_constrained": self.constraint is not None}
 
     def next_choice(self) -> TokenChoice:
         work = self.job.work

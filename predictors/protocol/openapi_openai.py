@@ -8,7 +8,9 @@ from predictors.protocol.http.multipart import FORM_MEDIA
 from predictors.protocol.openai import chat_body, edits_body, images_body
 from predictors.protocol.openai.fields import DescribedRule, object_schema, one_of, or_null
 from predictors.protocol.openai.picture_files import ROUTE as FILES_ROUTE
+from predictors.protocol.openapi_answers import chat_answer_schemas
 from predictors.protocol.openapi_parts import (
+    JSON_TYPE,
     Json,
     component_name,
     error_answers,
@@ -44,8 +46,21 @@ def openai_paths(names: Mapping[str, Served], schemas: Json, *, has_urls: bool) 
             if kind is ServesEdits:
                 form = {"schema": _form_schema(taken, required)}
                 post["requestBody"]["content"][FORM_MEDIA] = form
+            if kind is ServesChat:
+                schemas |= chat_answer_schemas()
+                post["responses"]["200"] |= _chat_content()
             paths[f"/v1{route}"] = {"post": post}
     return paths
+
+
+def _chat_content() -> Json:
+    """The media types of a chat's answer."""
+    found = json_content(schema_ref("ChatAnswer"))
+    chunk = {"contentMediaType": JSON_TYPE, "contentSchema": schema_ref("ChatChunk")}
+    about = "Server-sent events, the last of which is [DONE]"
+    event = {"type": "string", "description": about, **chunk}
+    found["content"]["text/event-stream"] = {"schema": event}
+    return found
 
 
 def _form_schema(fields: Mapping[str, DescribedRule], required: Sequence[str]) -> Json:

@@ -261,7 +261,7 @@ def test_an_operator_sees_pages_caches_and_that_nothing_was_captured_late(wild: 
     running = wild.engine.describe()["running"]
     assert running == {"test": {
         "steps_done": 0, "steps_left": 2, "prompt_done": 0,
-        "prompt_tokens": job.work.num_prompt_tokens,
+        "prompt_tokens": job.work.num_prompt_tokens, "is_constrained": False,
     }}  # fmt: skip
     wild.finish()
     told = wild.engine.describe()

@@ -91,3 +91,12 @@ def test_a_conversation_that_does_not_fit_is_left_out_with_a_word(
     missing = set(PROBES) - set(tried)
     assert missing
     assert {name for name in PROBES if f"test: {name} was not tried" in caplog.text} == missing
+
+
+def test_a_sampler_that_does_not_obey_a_mask_fails_the_start(
+    small: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("predictors.chat.logit_changes.change_logits", lambda logits, _: logits)
+    with pytest.raises(EngineFailed, match="under a mask that allows token"):
+        rehearse(small)
+    assert small.pool.num_free == small.pool.num_pages

@@ -167,7 +167,7 @@ def test_v2_names_are_the_codecs() -> None:
     sampling = {*qwen_vl_codec.SAMPLING_FIELDS, "max_tokens", "seed", "stop", "system_prompt"} | {
         "stream"
     }
-    pixels = {"min_pixels", "max_pixels", "detail"}
+    pixels = {"min_pixels", "max_pixels", "detail", "coordinates"}
     assert names("Qwen2.5-VL") == inputs | sampling | pixels | {"loras", "timeout", "priority"}
     for title, codec in (("FLUX", flux_answers), ("Qwen2.5-VL", qwen_vl_codec)):
         for tensor in codec.OUTPUT_TYPES:  # type: ignore[attr-defined]

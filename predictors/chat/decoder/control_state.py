@@ -76,7 +76,8 @@ class ControlState:
 
     def sampling_of(self, ints: Tensor, floats: Tensor) -> tuple[Penalties, Draw]:
         """As `SlotState.sampling_of`, with min_p."""
-        penalties, draw = self.state.sampling_of(ints[:NUM_CHOICE_INTS], floats[:NUM_CHOICE_FLOATS])
+        rows = ints[:NUM_CHOICE_INTS].unbind()
+        penalties, draw = self.state.sampling_of(rows, floats[:NUM_CHOICE_FLOATS])
         return penalties, replace(draw, least=floats[NUM_CHOICE_FLOATS][:, None])
 
     def changes_of(self, ints: Tensor, words: Tensor) -> LogitChanges:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from predictors.chat.checkpoint import HubCheckpoint
 from predictors.chat.decoder.weights import load_modules
+from predictors.chat.grounding.boxes import Convention
 from predictors.chat.model import ChatModules
 from predictors.chat.predictor import ChatPredictor, with_room
-from predictors.chat.request import Convention
 from predictors.compute.checkpoint.layout import announce_weights
 from predictors.compute.device.placement import Placement
 from predictors.models.qwen2_5_vl.config import read_shapes

@@ -47,13 +47,13 @@ from predictors.protocol.openai.template_fields import (
     AS_USUAL,
     TEMPLATE_FIELDS,
     TemplateFields,
-    read_template,
+    read_template_fields,
 )
 from predictors.protocol.openai.token_fields import (
     TOKEN_FIELDS,
     UNASKED,
     TokenFields,
-    read_tokens,
+    read_token_fields,
 )
 from predictors.protocol.openai.tool_fields import (
     OLDER_FIELDS,
@@ -108,8 +108,8 @@ class ChatBody:
     """None where no tool may be called."""
     tokens: TokenFields = UNASKED
     template: TemplateFields = AS_USUAL
-    coordinates: str | None = None
     answer_format: AnswerFormat | None = None
+    coordinates: str | None = None
 
 
 def decode_chat_body(raw: bytes) -> DecodedBody[ChatBody]:
@@ -138,9 +138,9 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
     if not read.keys().isdisjoint(TOOL_FIELDS):
         read["tools"] = read_tools(read)
     if not read.keys().isdisjoint(TOKEN_FIELDS):
-        read["tokens"] = read_tokens(read)
+        read["tokens"] = read_token_fields(read)
     if not read.keys().isdisjoint(TEMPLATE_FIELDS):
-        read["template"] = read_template(read, read["messages"])
+        read["template"] = read_template_fields(read, read["messages"])
     return ChatBody(**read)
 
 
@@ -190,8 +190,8 @@ OWN_FIELDS: dict[str, DescribedRule] = {
     "n": whole(1, MAX_N),
     "loras": loras,
     **TOOL_FIELDS,
-    "coordinates": coordinates_rule,
     **FORMAT_FIELDS,
+    "coordinates": coordinates_rule,
     "ignore_eos": flag,  # vLLM's; benchmarks need it
     "stream": flag,
     "stream_options": _stream_options,
