@@ -43,7 +43,8 @@ class Seen(BaseModel):
 
 
 CALLING: dict[str, Any] = FIELDS | {"max_tokens": report.CALL_TOKENS}
-COUNT = {"type": "function", "function": {"name": "count_shapes", "parameters": COUNT_SCHEMA}}
+FUNCTION = {"name": "count_shapes", "parameters": COUNT_SCHEMA, "strict": True}
+COUNT: Any = {"type": "function", "function": FUNCTION}
 
 
 def parsed() -> Any:
