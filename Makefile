@@ -193,7 +193,7 @@ sbom: $(STAMP) ## out/sbom.json: CycloneDX, the Python distributions that the im
 	  print(*sorted(part["name"].lower() + "==" + part["version"] for part in parts), sep="\n")' <out/sbom.json >out/sbom.txt
 	@rm -rf out/sbom-env
 
-RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra c2pa --extra fa3 --extra gpu --extra otel --universal \
+RESOLVE = $(BIN)/uv pip compile pyproject.toml --extra dev --extra deploy --extra c2pa --extra fa3 --extra films --extra gpu --extra otel --universal \
   --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links -q
 
 lock: $(STAMP) ## resolve constraints.txt again (names and versions only), then hashes.txt and sbom.txt for it

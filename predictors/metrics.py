@@ -90,6 +90,8 @@ request_prompt_tokens = Histogram(f"{P}_request_prompt_tokens", "Prompt tokens p
 request_generation_tokens = Histogram(f"{P}_request_generation_tokens", "Tokens generated per sequence.", ["model"], buckets=TOKENS)
 input_image_pixels = Histogram(f"{P}_input_image_pixels", "Pixels per received picture.", ["model"], buckets=PIX)
 kv_cache_usage_ratio = Gauge(f"{P}_kv_cache_usage_ratio", "Share of KV pages reserved by sequences, 0 to 1, without the prefix cache.", ["model"])
+preemptions_total = Counter(f"{P}_preemptions_total", "Sequences that gave their KV pages back to others and were read again.", ["model"])
+preempted_tokens_total = Counter(f"{P}_preempted_tokens_total", "Tokens in KV pages that sequences gave back to others.", ["model"])
 late_masks_total = Counter(f"{P}_late_grammar_masks_total", "Passes whose choice of tokens waited for the masks of grammars: the device was idle.", ["model"])
 cache_requests_total = Counter(f"{P}_cache_requests_total", "Cache look-ups, by cache and result.", ["model", "cache", "result"])
 recompilations_total = Counter(f"{P}_recompilations_total", "Compilations after ready; must stay 0.", ["model"])

@@ -72,6 +72,8 @@ QWEN_VL_ONLY = {
     "predictors_input_image_pixels",
     "predictors_kv_cache_usage_ratio",
     "predictors_late_grammar_masks",
+    "predictors_preemptions",
+    "predictors_preempted_tokens",
 }
 
 

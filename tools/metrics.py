@@ -73,11 +73,6 @@ RENAMED = (
         "the first counts passes, the second steps; a step may have passes of several shapes",
     ),
     (
-        "`preemptions`",
-        "none",
-        "a sequence reserves all its KV pages before it starts and is never preempted",
-    ),
-    (
         "caches `compile`, `cuda_graph`",
         "`predictors_start_info`, `predictors_start_compilations`, `predictors_recompilations_total`, `predictors_graph_captures_total`",
         "they are filled at the start; a miss after ready is counted",

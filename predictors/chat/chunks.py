@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from predictors.base import Answer
+from predictors.chat.film import FilmSize
 from predictors.chat.grounding.boxes import PictureBox
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
 from predictors.chat.pieces import CallPiece, PieceReader, TextPiece, whole_answer
@@ -15,6 +16,7 @@ from predictors.chat.request import (
     ChatDelta,
     ChatRequest,
     PictureSize,
+    PromptSize,
     TokenLogprob,
     boxes_of,
     cached_tokens_of,
@@ -45,7 +47,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    pictures: tuple[PictureSize, ...]
+    pictures: tuple[PromptSize, ...]
     scores: tuple[TokenLogprob, ...]
     cached_tokens: int | None
     calls: tuple[ToolCall, ...] = ()
@@ -216,12 +218,12 @@ def slowest(rows: Sequence[Timed]) -> dict[str, int]:
 
 def usage(
     counts: Sequence[tuple[int, int]],
-    pictures: Sequence[PictureSize] = (),
+    pictures: Sequence[PromptSize] = (),
     cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """OpenAI's usage of choices with (prompt, completion) tokens: the prompt is counted once. The
-    sizes of its pictures stand beside it if there are any, and how many of its tokens the prefix
-    cache held if that is on."""
+    sizes of its pictures and films stand beside it if there are any, and how many of its tokens the
+    prefix cache held if that is on."""
     prompt, completion = counts[0][0], sum(completion for _, completion in counts)
     counted: dict[str, Any] = {
         "prompt_tokens": prompt,
@@ -230,8 +232,10 @@ def usage(
     }
     if cached_tokens is not None:
         counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
-    if pictures:
-        counted["prompt_images"] = [_shown_size(size) for size in pictures]
+    if stills := [size for size in pictures if isinstance(size, PictureSize)]:
+        counted["prompt_images"] = [_shown_size(size) for size in stills]
+    if films := [asdict(size) for size in pictures if isinstance(size, FilmSize)]:
+        counted["prompt_videos"] = films
     return counted
 
 

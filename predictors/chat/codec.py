@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,9 +21,10 @@ from predictors.chat.chunks import (
     list_calls,
     used_adapters,
 )
+from predictors.chat.film import Film, FilmOptions, FilmSize
 from predictors.chat.format_parameters import read_answer_format
 from predictors.chat.logprobs import LogprobWriter, LogprobWriters
-from predictors.chat.parameter_ranges import check_parameter, read_stops
+from predictors.chat.parameter_ranges import check_parameter, read_frame_parameters, read_stops
 from predictors.chat.request import (
     ChatRequest,
     Message,
@@ -51,9 +52,10 @@ from predictors.errors import InvalidRequest, TooLarge
 from predictors.protocol.call import ANY_ADAPTER, AdapterAccess
 from predictors.protocol.openai.chat_body import ChatBody
 from predictors.protocol.openai.coordinates import asked_coordinates
+from predictors.protocol.openai.film_fields import FilmPart
 from predictors.protocol.openai.lora_fields import NamedScales, read_loras_text
-from predictors.protocol.openai.messages import BodyMessage, PicturePart
-from predictors.protocol.openai.pixel_fields import DETAILS, RequestedPixels
+from predictors.protocol.openai.messages import BodyMessage, MessagePart
+from predictors.protocol.openai.pixel_fields import DETAILS
 from predictors.protocol.openai.template_fields import AS_USUAL, TemplateFields
 from predictors.protocol.openai.token_fields import TOKEN_FIELDS, UNASKED, TokenFields
 from predictors.protocol.openai.tool_fields import OfferedTools
@@ -79,6 +81,7 @@ LOGPROBS = "logprobs"
 INPUT_TYPES = [
     {"name": "prompt", "datatype": "BYTES", "shape": [-1]},
     {"name": "image", "datatype": "BYTES", "shape": [-1]},
+    {"name": "video", "datatype": "BYTES", "shape": [-1]},
 ]
 OUTPUT_TYPES = [
     {"name": "text", "datatype": "BYTES", "shape": [-1]},
@@ -118,18 +121,29 @@ class ChatCodec:
     """Those of the chat template that a caller may set."""
     tags_are_tokens: bool = False
     """The tags of tool calls are tokens of the vocabulary."""
+    max_films: int = 0
+    no_films: str = "this model reads none"
+    """Why films are refused; empty if they are taken."""
 
     # -- V2 --------------------------------------------------------------------------------------
     def decode_v2(self, request: V2Request) -> list[ChatRequest]:
-        """One chat per row, of one user message: the picture, if there is one, then the prompt."""
+        """One chat per row, of one user message: the picture and the film, if there are any, then
+        the prompt."""
         inputs = InputTensors(request.inputs)
         prompts, images = inputs.read_text("prompt"), inputs.read_files("image")
+        videos = inputs.read_files("video")
         inputs.reject_unread()
         if prompts is None:
             raise InvalidRequest("input 'prompt' is required", param="prompt")
-        count_rows(prompt=prompts, image=images)
+        count_rows(prompt=prompts, image=images, video=videos)
+        if videos and self.no_films:
+            raise InvalidRequest(f"films are not taken: {self.no_films}", param="video")
         parameters = Parameters(request.parameters, ignored=IGNORED)
         bounds = self._read_bounds(parameters)
+        frames = read_frame_parameters(parameters)
+        options = FilmOptions(**asdict(frames))
+        if bounds is not None:
+            options = replace(options, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
         common, seed = self._decode_parameters(parameters, request.adapters)
         if common.coordinates is None and "boxes" in request.outputs:
             problem = "output 'boxes' needs the parameter coordinates: original or normalized_1000"
@@ -138,8 +152,12 @@ class ChatCodec:
         opening = () if system is None else (Message("system", (str(system),)),)
         rows = []
         for i, prompt in enumerate(prompts):
-            parts = (prompt,) if images is None else (_picture(images[i], i, bounds), prompt)
-            rows.append(replace(common, messages=(*opening, Message("user", parts))))
+            parts: list[str | Picture | Film] = [prompt]
+            if videos is not None:
+                parts.insert(0, Film((videos[i],), options=options, row=i))
+            if images is not None:
+                parts.insert(0, _picture(images[i], i, bounds))
+            rows.append(replace(common, messages=(*opening, Message("user", tuple(parts)))))
         check_streamed_chat(request, len(rows))
         check_calls_answer(request, common.tools)
         if LOGPROBS in request.outputs and common.controls.logprobs is None:
@@ -223,7 +241,10 @@ class ChatCodec:
         """Texts, counts and picture sizes of all rows; times of the slowest row; `seed` of the
         first row."""
         completions = [Completion.of(answer) for answer in answers]
-        sizes = [next(iter(c.pictures), NO_PICTURE) for c in completions]  # one picture per row
+        sizes = [
+            next((size for size in c.pictures if isinstance(size, PictureSize)), NO_PICTURE)
+            for c in completions
+        ]  # one picture per row
         shape = (len(completions),)
         columns: list[tuple[str, list[Any]]] = [
             ("text", [c.text.encode() for c in completions]),
@@ -249,6 +270,9 @@ class ChatCodec:
             "compute_ms": max(answer.compute_ms for answer in answers),
             "seed": answers[0].request.seed,
         }
+        films = [size for c in completions for size in c.pictures if isinstance(size, FilmSize)]
+        if films:  # one per row
+            parameters["videos"] = json.dumps([asdict(size) for size in films])
         if used := used_adapters(answers[0].request):
             parameters["loras"] = json.dumps(used)
         return V2Response(request.model, request.id, tuple(tensors), parameters)
@@ -289,24 +313,33 @@ class ChatCodec:
 
     def _messages(self, body: ChatBody) -> tuple[Message, ...]:
         common = self.pixels.choose(body.pixels.min_pixels, body.pixels.max_pixels)
-        messages = tuple(self._message(turn, body.pixels, common) for turn in body.messages)
+        messages = tuple(self._message(turn, body, common) for turn in body.messages)
         count = sum(isinstance(part, Picture) for m in messages for part in m.parts)
         if count > self.max_images:
             raise TooLarge(
                 f"messages hold {count} pictures; at most {self.max_images} are taken",
                 param="messages",
             )
+        films = [part for m in messages for part in m.parts if isinstance(part, Film)]
+        if films and self.no_films:
+            raise InvalidRequest(f"films are not taken: {self.no_films}", param=films[0].where)
+        if len(films) > self.max_films:
+            raise TooLarge(
+                f"messages hold {len(films)} films; at most {self.max_films} are taken",
+                param="messages",
+            )
         return messages
 
-    def _message(
-        self, turn: BodyMessage, asked: RequestedPixels, common: PixelBounds | None
-    ) -> Message:
+    def _message(self, turn: BodyMessage, body: ChatBody, common: PixelBounds | None) -> Message:
         """A message. `common` is what the body asks for all pictures; one may ask for more or
         less."""
+        asked = body.pixels
 
-        def part_of(part: str | PicturePart) -> str | Picture:
+        def part_of(part: MessagePart) -> str | Picture | Film:
             if isinstance(part, str):
                 return part
+            if isinstance(part, FilmPart):
+                return self._film(part, body)
             own, bounds = part.pixels, common
             least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
             if least or most:
@@ -315,6 +348,17 @@ class ChatCodec:
             return Picture(part.file, part.where, bounds=bounds)
 
         return Message(turn.role, tuple(map(part_of, turn.parts)), turn.calls, turn.call_id)
+
+    def _film(self, part: FilmPart, body: ChatBody) -> Film:
+        """A film. What it does not ask for itself is as the body asks for all films."""
+        own, common = part.pixels, body.pixels
+        least, most = own.min_pixels, own.max_pixels or self.pixels.of_detail(own.detail)
+        given = (least or common.min_pixels, most or common.max_pixels)
+        bounds = self.pixels.choose(*given, part.where)
+        options = FilmOptions(**asdict(part.frames.over(body.frames)))
+        if bounds is not None:
+            options = replace(options, min_pixels=given[0], max_pixels=given[1])
+        return Film(part.files, part.is_frames, options, part.where)
 
 
 def with_row_seeds(requests: Sequence[ChatRequest], seed: int | None) -> list[ChatRequest]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from predictors.chat.request import ChatDelta, LastDelta, PictureSize, PromptReuse
+from predictors.chat.request import ChatDelta, LastDelta, PromptReuse, PromptSize
 
 NO_REUSE = PromptReuse()
 
@@ -110,7 +110,7 @@ class AnswerReader:
         vocabulary: Vocabulary,
         stops: Sequence[str],
         observe: Callable[[float], None] = lambda _: None,
-        pictures: tuple[PictureSize, ...] = (),
+        pictures: tuple[PromptSize, ...] = (),
         reuse: PromptReuse = NO_REUSE,
     ) -> None:
         self._pictures = pictures

@@ -33,13 +33,16 @@ from predictors.chat.limits import (
     precision_of,
     shares_prefixes,
     uses_fp8,
+    why_no_films,
 )
 from predictors.chat.model import ChatModel
+from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep, StepPlanner
 from predictors.chat.rehearsal import Rehearsal
 from predictors.chat.request import NO_CONTROLS, TokenLogprob
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.chat.vision.films import FRAMES
 from predictors.chat.vision.pictures import PictureCache, PictureRunner
 from predictors.compute.compile.compile_cache import Bundle
 from predictors.compute.compile.compiling import RecompileGuard
@@ -97,13 +100,12 @@ class ChatEngine:
         bundle = Bundle(placement.cache, compiled_for)
         self._start = Start(name, bundle, has_kernels=placement.is_cuda)
         self._loaded: LoadedModel | None = None
-        self._pool: PagePool | None = None
+        self._paging: Paging | None = None
         self._metrics = ChatMetrics(name)
         self._count_prefix = self._metrics.cache_counter("prefix")
         self._picture_cache = PictureCache(settings.embedding_cache_bytes, self._metrics)
         self._planner = StepPlanner(self.slots, self._picture_cache)
         self._delivery = TokenDelivery(self._metrics, self.evict, self._fail)
-        self._kept_pages = 0
 
     # -- Engine ----------------------------------------------------------------------------------
     @property
@@ -118,15 +120,15 @@ class ChatEngine:
 
     def describe(self) -> abc.Mapping[str, object]:
         """State, caches and sizes, for operators. Any thread."""
-        pool = self._pool
-        named = 0 if pool is None else pool.num_named
+        paging = self._paging
+        named = 0 if paging is None else paging.pool.num_named
         return {
             "running": {s.job.id: s.describe() for s in list(self._sequences.values())},
             "caches": {
                 "vision_embedding": self._picture_cache.describe(),
                 "prefix": {"is_on": self._shares, "pages": named},
             },
-            "kv_pages": None if pool is None else {"free": pool.num_free, "all": pool.num_pages},
+            "kv_pages": None if paging is None else paging.describe(),
             "adapters": self.adapters.describe(),
             "warm_shapes": self._warm_shapes,
             "precision": precision_of(self._settings, self._placement),
@@ -145,14 +147,24 @@ class ChatEngine:
         places = {**decoder_places(decoder), **vision.places}
         tables = self.adapters.make_tables(places, self._settings.lora_max_rank, placement)
         largest = pixel_limits(self._settings, self._model.pictures).max_pixels
-        pictures = PictureRunner(vision, placement, self._graphs, largest, tables=tables)
+        frames = 1 if why_no_films(self._settings, self._model) else FRAMES
+        pictures = PictureRunner(
+            vision, placement, self._graphs, largest, tables=tables, frames=frames
+        )
         limits = plan_limits(self._model.shape, self._settings, placement, pictures.buckets[-1])
-        self._pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
-        self._kept_pages = limits.kept_pages
+        pool = PagePool(limits.num_pages, limits.page_tokens, self._count_prefix)
+        self._paging = Paging(
+            pool,
+            self._sequences,
+            self._planner.holders,
+            limits,
+            self._metrics,
+            may_preempt=not self._deterministic,
+        )
         self.max_context = min(self.max_context, limits.num_pages * limits.page_tokens)
         ends = self._model.end_tokens
         runner = ChatRunner(decoder, limits, placement, self._graphs, tables, ends)
-        launcher = StepLauncher(runner, pictures, self._picture_cache, self._metrics)
+        launcher = StepLauncher(runner, pictures, self._picture_cache, self._paging, self._metrics)
         self._loaded = LoadedModel(runner, pictures, launcher)
 
     def warm(self, progress: Progress) -> None:
@@ -176,7 +188,7 @@ class ChatEngine:
 
     def _rehearse(self) -> None:
         ready = self._ready
-        rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages, self._model.tokenizer)
+        rehearsal = Rehearsal(ready.runner, ready.pictures, self._pages.pool, self._model.tokenizer)
         for what, work in self.conversations():
             rehearsal.run(what, work)
 
@@ -189,30 +201,24 @@ class ChatEngine:
             raise PromptTooLong.of(self.max_context, work.num_prompt_tokens, work.max_tokens)
 
     def admit(self, job: ChatJob) -> bool:
-        work, pool, account = job.work, self._pages, job.account
+        work, paging, account = job.work, self._pages, job.account
         holders, mix = self._planner.holders, work.adapters
         if not holders.has_slot_for(account, self.slots, self.spare_slots):
             return False
         if mix.scales and not self.adapters.has_room(mix):
             return False
-        is_below = holders.is_below_share(account, self.slots)
-        # some pages are kept for a caller who comes later, or has less than others
-        may_take_all = is_below and (holders.is_shared or not holders.held(account))
-        names = page_names(work, pool.page_tokens) if self._shares else ()
-        total = work.num_prompt_tokens
-        keep = 0 if may_take_all else self._kept_pages
-        pages = pool.reserve(job, total + work.max_tokens, names, keep)
-        if pages is None:
-            return False
+        names = page_names(work, paging.pool.page_tokens) if self._shares else ()
         ends, constraint = self._ends_of(work)
-        sequence = Sequence(job, self._free_slots.pop(), pages, total, ends, names)
+        sequence = Sequence(job, self._free_slots[-1], work.num_prompt_tokens, ends, names)
         sequence.constraint, sequence.is_plain = constraint, work.is_plain
+        if not paging.admit(sequence):
+            return False
+        self._free_slots.pop()
         self._sequences[job] = sequence
         holders.add(job)
         if mix.scales:  # last: if it raises, `evict` releases all
             held = self.adapters.hold(job, mix)
             sequence.language_adapters, sequence.vision_adapters = held
-        self._metrics.set_usage(pool.usage)
         return True
 
     def _ends_of(self, work: ChatWork) -> tuple[frozenset[int], Constraint | None]:
@@ -231,18 +237,15 @@ class ChatEngine:
             return
         sequence.is_gone = True
         work, made = sequence.work, len(sequence.answer)
-        job.spent_cost = work.cost_with(
-            made
-        )  # a wrong guess of the length must not change the rate
+        # neither a wrong guess of the length nor a preemption must change the rate
+        job.spent_cost = work.cost_with(made, sequence.num_lost)
         if made and not work.ignore_eos:
-            self.lengths.observe(work.max_tokens, made)
+            self.lengths.observe(work.max_tokens, made, is_open=work.is_open)
         self._free_slots.append(sequence.slot)
         self._planner.holders.remove(job)
-        pool = self._pages
-        pool.release(job)
+        self._pages.release(sequence)
         if work.adapters.scales:
             self.adapters.release(job)
-        self._metrics.set_usage(pool.usage)
 
     def step(self, jobs: abc.Sequence[ChatJob]) -> None:
         """One token for every sequence that decodes, for `slots` of them at most, and the next
@@ -297,19 +300,19 @@ class ChatEngine:
         return self._loaded
 
     @property
-    def _pages(self) -> PagePool:
-        if self._pool is None:
+    def _pages(self) -> Paging:
+        if self._paging is None:
             raise RuntimeError("the model is not loaded")
-        return self._pool
+        return self._paging
 
     # -- a step ----------------------------------------------------------------------------------
     def _advance(self, launched: LaunchedStep) -> None:
         """Count the launched tokens, and share the pages they fill: other sequences read them
         later, on the same stream."""
-        pool = self._pages
+        pool = self._pages.pool
         for chunk in launched.chunks:
             sequence = chunk.key
-            if not sequence.is_begun and self._shares:
+            if self._shares and not (sequence.is_begun or sequence.num_lost):
                 self._count_prefix("hit" if sequence.num_shared else "miss")
                 sequence.work.reuse.cached_tokens = sequence.num_shared * pool.page_tokens
             sequence.is_begun = True
@@ -328,6 +331,6 @@ class ChatEngine:
         job = sequence.job
         log.error("%s: the logits of job %s are not finite", self._name, job.id)
         self._picture_cache.drop(sequence)
-        self._pages.forget(job)
+        self._pages.pool.forget(job)
         self.evict(job)
         job.fail(StepFailed("the model's values are not finite; others were not affected"))

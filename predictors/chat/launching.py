@@ -15,6 +15,7 @@ from torch import Tensor
 
 from predictors.chat.choosing import PassChoice
 from predictors.chat.logit_changes import TokenMasks
+from predictors.chat.paging import Paging
 from predictors.chat.planning import LaunchedStep
 from predictors.chat.request import NO_CONTROLS
 from predictors.chat.rows import DecodeRow, PromptPart
@@ -52,6 +53,7 @@ class StepLauncher:
     runner: ChatRunner
     pictures: PictureRunner
     cache: PictureCache
+    paging: Paging
     metrics: ChatMetrics
 
     def launch(
@@ -63,6 +65,7 @@ class StepLauncher:
         one of them: once the forward pass of that row is launched.
         """
         runner, controls = self.runner, StepControls(due)
+        self.paging.put_tables(runner.reset_slot)
         sequences: list[Sequence] = []
         tokens: list[Tensor] = []
         width = runner.decode_widths[-1]
@@ -73,7 +76,7 @@ class StepLauncher:
             sequences += group
         chunks: list[PromptChunk[Sequence]] = []
         for prompt_pass in plan.prefill:
-            ended = [chunk.key for chunk in prompt_pass.chunks if is_last(chunk)]
+            ended = [chunk.key for chunk in prompt_pass.chunks if _begins_answer(chunk)]
             tokens.append(self._read(prompt_pass, ended, controls))
             chunks += prompt_pass.chunks
             sequences += ended
@@ -111,6 +114,9 @@ class StepLauncher:
 
     def _reset(self, sequence: Sequence) -> None:
         work = sequence.work
+        if sequence.launched:  # it reads its answer again: the rest of its slot is as it was
+            self.runner.reset_slot(sequence.slot, sequence.pages)
+            return
         self.runner.reset_slot(sequence.slot, sequence.pages, work.tokens)
         if work.controls is not NO_CONTROLS:
             self.runner.chooser.reset(sequence.slot, work.controls)
@@ -134,17 +140,22 @@ class StepLauncher:
         return TokenMasks(words, {i: row for row, (i, _, _) in enumerate(found)})
 
     def _part(self, chunk: PromptChunk[Sequence]) -> PromptPart:
-        sequence, work = chunk.key, chunk.key.work
+        sequence = chunk.key
         part = slice(chunk.start, chunk.start + chunk.length)
-        tokens, positions = work.tokens[part], work.positions[:, part]
+        tokens, positions = sequence.part(part)
         pictures = self.cache.within(sequence, part, self.pictures)
-        choice = sequence.next_choice() if is_last(chunk) else None
+        choice = sequence.next_choice() if _begins_answer(chunk) else None
         where, adapters = (sequence.slot, chunk.start), sequence.language_adapters
         return PromptPart(*where, tokens, positions, sequence.pages, pictures, choice, adapters)
 
 
 def is_last(chunk: PromptChunk[Sequence]) -> bool:
-    return chunk.start + chunk.length == chunk.key.total
+    return chunk.start + chunk.length == chunk.key.to_read
+
+
+def _begins_answer(chunk: PromptChunk[Sequence]) -> bool:
+    """False also where a sequence reads its answer again: its next token is chosen by decoding."""
+    return is_last(chunk) and not chunk.key.launched
 
 
 def _decode_row(sequence: Sequence) -> DecodeRow:

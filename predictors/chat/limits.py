@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -21,10 +22,12 @@ from predictors.chat.memory import (
     graph_sets,
     kv_bytes,
 )
+from predictors.chat.model import ChatModel
 from predictors.chat.request import PixelLimits
 from predictors.chat.vision.pixels import DEFAULT_MAX_PIXELS, PicturePreparation
 from predictors.compute.device.placement import Placement
 from predictors.compute.kernels.fp8 import has_fp8_units
+from predictors.protocol.films.decode import EXTRA
 from predictors.serving.turns import num_spare
 from predictors.settings import InvalidSetting, QwenVLSettings
 
@@ -84,7 +87,7 @@ def plan_limits(
         slots=slots,
         page_tokens=page_tokens,
         num_pages=num_pages(
-            slots=slots,
+            contexts=slots + (1 if is_cuda else num_spare(slots)),
             page_tokens=page_tokens,
             kv_tokens=settings.kv_tokens,
             max_context=context,
@@ -137,13 +140,12 @@ def precision_of(settings: QwenVLSettings, placement: Placement) -> str:
 
 # -- pages -----------------------------------------------------------------------------------------
 def num_pages(
-    *, slots: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
+    *, contexts: int, page_tokens: int, kv_tokens: int, max_context: int, free_pages: int | None
 ) -> int:
-    """Pages for `kv_tokens` (0: every slot's worst case, and one context that is kept for callers
-    who come later), at most `free_pages` (None: any)."""
+    """Pages for `kv_tokens` (0: so many contexts), at most `free_pages` (None: any)."""
     if kv_tokens:
         return -(-kv_tokens // page_tokens)
-    wanted = (slots + 1) * -(-max_context // page_tokens)
+    wanted = contexts * -(-max_context // page_tokens)
     return wanted if free_pages is None else max(1, min(wanted, free_pages))
 
 
@@ -177,6 +179,18 @@ def pixel_limits(settings: QwenVLSettings, pictures: PicturePreparation) -> Pixe
                 f"qwen_vl.{lower} {named[lower]} is above qwen_vl.{higher} {named[higher]}"
             )
     return PixelLimits(least, most, usual, (pictures.patch * pictures.merge) ** 2)
+
+
+# -- films -----------------------------------------------------------------------------------------
+def why_no_films(settings: QwenVLSettings, model: ChatModel) -> str:
+    """Why a server of this model takes no films; empty if it does."""
+    if settings.films == "off":
+        return "films are off on this server (setting qwen_vl.films)"
+    if model.films is None:
+        return model.no_films
+    if settings.films == "auto" and find_spec("av") is None:
+        return f"this server has no decoder of films (its operator can install {EXTRA})"
+    return ""
 
 
 # -- widths --------------------------------------------------------------------------------------

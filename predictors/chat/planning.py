@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from predictors.chat.kv_cache import PagePool
+from predictors.chat.paging import Paging
 from predictors.chat.request import TokenLogprob
 from predictors.chat.scheduling import (
     GUEST_ROWS,
@@ -106,20 +107,18 @@ class StepPlanner:
     def plan(
         self,
         sequences: abc.Sequence[Sequence],
-        pool: PagePool,
+        paging: Paging,
         widths: abc.Sequence[int],
         *,
         is_packed: bool,
     ) -> StepPlan[Sequence]:
-        """The next step of `sequences`, given in order of admission."""
+        """The next step of `sequences`, given in order of admission. Those that need pages get
+        them, or wait."""
         self._least_steps = PACKED_HOLD_STEPS if is_packed else 0
-        decoding: list[Sequence] = []
-        reading: list[Sequence] = []
-        for sequence in sequences:
-            if sequence.done < sequence.total:
-                reading.append(sequence)
-            elif not sequence.is_launched:
-                decoding.append(sequence)
+        decoding, reading, short = _sorted(sequences)
+        if short:
+            paging.provide(short)
+            decoding, reading, _ = _sorted(sequences)
         if (num_rows := self._num_rows(decoding)) < len(decoding):
             decoding = self._dealt(decoding, num_rows)
         guests: list[Sequence] = []
@@ -132,7 +131,7 @@ class StepPlanner:
             return StepPlan(tuple(decoding), ())
         for sequence in (*reading, *guests):
             if not sequence.is_begun and sequence.names:
-                _reuse_prefix(sequence, pool)
+                _reuse_prefix(sequence, paging.pool)
         found = [self._progress(sequence) for sequence in reading]
         more = [self._progress(sequence) for sequence in guests]
         if is_packed:
@@ -143,7 +142,7 @@ class StepPlanner:
 
     def _progress(self, sequence: Sequence) -> SequenceProgress[Sequence]:
         new = self.pictures.missing(sequence)
-        return SequenceProgress(sequence, sequence.done, sequence.total, new)
+        return SequenceProgress(sequence, sequence.done, sequence.to_read, new)
 
     # -- turns -----------------------------------------------------------------------------------
     def _num_rows(self, decoding: abc.Sequence[Sequence]) -> int:
@@ -196,7 +195,7 @@ class StepPlanner:
         if self._hold.is_over or not self._least_steps or not prompts[0].job.account.waiting:
             return False
         is_busy = len(decoding) >= BUSY * self.slots
-        return is_busy and sum(s.total - s.done for s in prompts) < GUEST_ROWS
+        return is_busy and sum(s.to_read - s.done for s in prompts) < GUEST_ROWS
 
     # -- what a step took ------------------------------------------------------------------------
     def launched(self, step: LaunchedStep) -> None:
@@ -225,6 +224,23 @@ class StepPlanner:
         for chunk, weight in zip(step.chunks, weights, strict=True):
             holders.charge(chunk.key.job, prompt_s * weight / tokens)
         holders.end_step(seconds)
+
+
+def _sorted(
+    sequences: abc.Iterable[Sequence],
+) -> tuple[list[Sequence], list[Sequence], list[Sequence]]:
+    """Those that decode, those that read, and those that need pages for their next token."""
+    decoding: list[Sequence] = []
+    reading: list[Sequence] = []
+    short: list[Sequence] = []
+    for sequence in sequences:
+        if sequence.done < sequence.to_read:
+            reading.append(sequence)
+        elif sequence.launched < sequence.room:
+            decoding.append(sequence)
+        elif not sequence.is_launched:
+            short.append(sequence)
+    return decoding, reading, short
 
 
 def _last_row(sequence: Sequence) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -11,16 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from predictors import metrics
-from predictors.base import INLINE_BYTES, Answer, BasePredictor
+from predictors.base import INLINE_BYTES, Answer, BasePredictor, caller_of
 from predictors.chat.adapters.named import NamedAdapters
 from predictors.chat.chunks import slowest
 from predictors.chat.codec import INPUT_TYPES, OUTPUT_TYPES, ChatCodec
 from predictors.chat.detokenize import AnswerReader, Vocabulary
-from predictors.chat.encoders import AnswerEncoder, encoder_of
+from predictors.chat.encoders import AnswerEncoder, encoder_of, requests_of
 from predictors.chat.engine import ChatEngine
+from predictors.chat.film import Film
+from predictors.chat.film_decoding import FilmDecoder
 from predictors.chat.grounding.reader import BoxReader
 from predictors.chat.inputs import ChatPreparer, ChatWork
+from predictors.chat.interleaving import interleaved
 from predictors.chat.limits import precision_of
+from predictors.chat.log_fields import fields_of, prompt_of
 from predictors.chat.logprobs import LogprobWriters
 from predictors.chat.model import ChatModel
 from predictors.chat.parameter_ranges import parameter_schemas
@@ -38,18 +41,20 @@ from predictors.chat.template_checks import check_spelling, check_template
 from predictors.chat.template_options import own_variables
 from predictors.chat.tools.call_grammar import tags_are_tokens
 from predictors.chat.tracked_reader import TrackedReader
+from predictors.chat.vision.films import PreparedFilm
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.checkpoint.summary import AdapterSummary
 from predictors.compute.device.placement import announce, place
 from predictors.observe import tracing
 from predictors.protocol.call import Call
+from predictors.protocol.http.bodies import fail_at
 from predictors.protocol.images.decode import Pixels
 from predictors.protocol.images.memory import decoding_bytes
 from predictors.protocol.openai.text_body import TextBody
+from predictors.protocol.openai.tokens_body import DetokenizeBody, TokenizeBody
 from predictors.protocol.tasks import DECODE_PICTURE
 from predictors.protocol.v2.values import V2Request, V2Response
 from predictors.serving.estimates import Costs
-from predictors.serving.submission import Submission
 from predictors.settings import Settings
 from predictors.workers.pool import LARGE_TASK_BYTES, Workers
 
@@ -62,7 +67,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
 
     task: ClassVar[str] = "qwen_vl"
     series = SERIES
-    file_inputs: ClassVar[frozenset[str]] = frozenset({"image"})
+    file_inputs: ClassVar[frozenset[str]] = frozenset({"image", "video"})
 
     def __init__(
         self, name: str, model: ChatModel, settings: Settings, workers: Workers | None = None
@@ -79,7 +84,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             settings.images,
             lambda: engine.max_context,
             on_device=placement.is_cuda,
+            film_limits=settings.films,
         )
+        if self._preparer.films is not None:
+            self._preparer.check_films()
         engine.lengths = self._preparer.lengths
         tokens_of = self._preparer.tokens_of
         check_template(model.template, tokens_of, model.tokenizer, model.image_token)
@@ -97,6 +105,8 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             logprobs=LogprobWriters(self._vocabulary),
             variables=own_variables(model.template or ""),
             tags_are_tokens=tags_are_tokens(model.tokenizer),
+            max_films=settings.films.max_films,
+            no_films=self._preparer.no_films,
         )
         self._detokenize_seconds = metrics.stage_seconds.labels(name, "detokenize")
 
@@ -140,6 +150,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             "max_images": images.max_images,
             "image_max_bytes": images.max_bytes,
             "image_max_pixels": images.max_pixels,
+            "max_films": 0 if self._preparer.no_films else self.settings.films.max_films,
             "min_pixels": pixels.min_pixels,
             "max_pixels": pixels.max_pixels,
             "coordinates": self._preparer.convention,
@@ -159,6 +170,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def prepare_row(self, request: ChatRequest) -> ChatWork:
         """The same off the event loop; pictures are decoded one after the other by the workers."""
         prepared: list[PreparedPicture] = []
+        films = request.films
         is_large = request.num_chars > INLINE_BYTES or request.has_large_format
         if self.workers is None:
             return await self.off_loop(self.prepare, request, is_large=is_large)
@@ -169,7 +181,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             if found is not None:
                 prepared.append(found)
                 continue
-            is_last = len(prepared) + 1 == len(request.pictures)
+            is_last = len(prepared) + 1 == len(request.pictures) and not films
             num_bytes = decoding_bytes(picture.raw, self.settings.images.max_pixels)
             is_large = is_large or num_bytes > LARGE_TASK_BYTES
             async with self._decoded(self.workers, picture, num_bytes) as pixels:
@@ -179,7 +191,20 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                     return await self.off_loop(self._prepare_and_assemble, *rest, is_large=is_large)
                 cut = self._preparer.prepare_pixels
                 prepared.append(await self.off_loop(cut, *decoded, is_large=is_large))
-        return await self.off_loop(self._preparer.assemble, request, prepared, is_large=is_large)
+        made = [await self._prepare_film(film, request, self.workers) for film in films]
+        assemble = partial(self._preparer.assemble, request, prepared, made)
+        return await self.off_loop(assemble, is_large=is_large)
+
+    async def _prepare_film(
+        self, film: Film, request: ChatRequest, workers: Workers
+    ) -> PreparedFilm:
+        films = self._preparer.films_of(request)
+        digest = await self._digest(film)
+        found = films.cached(film, digest)
+        if found is None:
+            decode = partial(self._decoded, workers)
+            found = await FilmDecoder(films, workers, self.off_loop, decode).prepare(film, digest)
+        return found
 
     @asynccontextmanager
     async def _decoded(
@@ -195,10 +220,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
                 )
             yield pixels
 
-    async def _digest(self, picture: Picture) -> bytes:
-        if len(picture.raw) <= DIGEST_INLINE_BYTES:
-            return picture.digest()
-        return await self.off_loop(picture.digest)
+    async def _digest(self, sent: Picture | Film) -> bytes:
+        if sent.num_bytes <= DIGEST_INLINE_BYTES:
+            return sent.digest()
+        return await self.off_loop(sent.digest)
 
     def _prepare_and_assemble(
         self,
@@ -238,24 +263,10 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         self._detokenize_seconds.observe(seconds, tracing.exemplar())
 
     def log_fields(self, work: ChatWork, last: ChatDelta | None) -> Mapping[str, int | str]:
-        fields: dict[str, int | str] = {
-            "prompt_tokens": work.num_prompt_tokens,
-            "completion_tokens": 0 if last is None else last.completion_tokens,
-            "pictures": len(work.pictures),
-            "max_tokens": work.max_tokens,
-        }
-        if work.adapters.scales:
-            fields["loras"] = work.adapters.names
-        if last is not None and last.finish_reason is not None:
-            fields["finish_reason"] = last.finish_reason
-        return fields
+        return fields_of(work, last)
 
     def prompt(self, request: ChatRequest) -> str:
-        """The texts of all messages, one message per line, without pictures."""
-        return "\n".join(
-            f"{turn.role}: {''.join(part for part in turn.parts if isinstance(part, str))}"
-            for turn in request.messages
-        )
+        return prompt_of(request)
 
     async def infer_stream(self, request: V2Request, call: Call) -> AsyncGenerator[V2Response]:
         """The responses to one V2 request as its answer grows, or one where `stream` is not set.
@@ -294,12 +305,47 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
         opening = encoder.opening()
         try:
             yield b""
-            async with aclosing(_interleaved(submissions)) as batches:  # type: ignore[type-var]
+            async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
                     opening = b""
         finally:
             self.finish_call(submissions, call)
+
+    async def tokenize(self, body: TokenizeBody, call: Call) -> dict[str, Any]:
+        """The tokens of a prompt as requests have them: those of pictures are counted too."""
+        async with self._place(call):
+            if body.chat is None:
+                prompt = body.prompt or ""
+                encode, is_large = self._preparer.encode_text, len(prompt) > INLINE_BYTES
+                tokens = await self.off_loop(encode, prompt, is_large=is_large)
+            else:
+                (request,) = self._codec.decode_chat(body.chat, call.adapters)
+                tokens = (await self.prepare_row(request)).tokens.tolist()
+            written = None
+            if body.return_token_strs:
+                written = await self.off_loop(self._preparer.raw.written, tokens, is_large=True)
+        counted = {"count": len(tokens), "max_model_len": self._engine.max_context}
+        return {**counted, "tokens": tokens, "token_strs": written}
+
+    async def detokenize(self, body: DetokenizeBody, call: Call) -> dict[str, Any]:
+        text_of, is_large = self._preparer.raw.text_of, len(body.tokens) > INLINE_BYTES
+        async with self._place(call):
+            text = await self.off_loop(text_of, body.tokens, "tokens", is_large=is_large)
+        return {"prompt": text}
+
+    @asynccontextmanager
+    async def _place(self, call: Call) -> AsyncIterator[None]:
+        """Work that needs no engine has a place in the queue as well: the work that waits is
+        bounded, and shared fairly."""
+        call.begin_jobs(1)
+        caller = caller_of(call.caller, call.weight, call.priority)
+        self.host.reserve(1, caller, deadline=call.deadline)
+        try:
+            async with fail_at(call.deadline, "the deadline passed before this was done"):
+                yield
+        finally:
+            self.host.release(1, caller)
 
     def _encoder(
         self, body: TextBody, call: Call, requests: Sequence[ChatRequest]
@@ -309,7 +355,7 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
     async def _decode_text(self, body: TextBody, call: Call) -> list[ChatRequest]:
         self.check_room(call, body.n)  # before any work is spent on the body
         with tracing.stage(call.trace, "parse"):
-            return self._codec.decode_chat(body, call.adapters)
+            return requests_of(body, self._codec, call.adapters)
 
 
 def with_room(settings: Settings, num_adapters: int) -> Settings:
@@ -318,34 +364,3 @@ def with_room(settings: Settings, num_adapters: int) -> Settings:
     if not num_adapters or own.lora_max_active:
         return settings
     return replace(settings, qwen_vl=replace(own, lora_max_active=num_adapters))
-
-
-async def _interleaved(
-    submissions: Sequence[Submission[ChatWork, ChatDelta]],
-) -> AsyncIterator[tuple[int, Sequence[ChatDelta]]]:
-    """The deltas of all rows as they come, with the row's index; raises the first failure."""
-    if len(submissions) == 1:
-        async with aclosing(submissions[0].batches()) as batches:  # type: ignore[type-var]
-            async for deltas in batches:
-                yield 0, deltas
-        return
-    streams = [row.batches() for row in submissions]
-    pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
-    try:
-        while pending:
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index, found = pending.pop(task), task.result()
-                if found is not None:
-                    yield index, found
-                    pending[asyncio.create_task(_next(streams[index]))] = index
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()  # type: ignore[attr-defined]
-
-
-async def _next(stream: AsyncIterator[Sequence[ChatDelta]]) -> Sequence[ChatDelta] | None:
-    return await anext(stream, None)

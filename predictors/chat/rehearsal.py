@@ -25,11 +25,13 @@ from predictors.chat.rows import DecodeRow, PromptPart
 from predictors.chat.runner import ChatRunner
 from predictors.chat.sampling import GREEDY, ONE_PER_SAMPLER, TokenChoice
 from predictors.chat.scores import RowScores
-from predictors.chat.template_checks import PROBES
+from predictors.chat.template_checks import FILM_PROBE, PROBES
+from predictors.chat.vision.films import FRAMES, FilmPlan
 from predictors.chat.vision.pictures import PictureRunner
 from predictors.chat.vision.pixels import PreparedPicture
 from predictors.compute.device.placement import DAMAGED, check_finite
 from predictors.errors import EngineFailed, InvalidRequest
+from predictors.protocol.films.decode import FilmFacts
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +52,42 @@ def conversations(
             yield what, preparer.assemble(request, pictures)
         except InvalidRequest as error:
             log.warning("%s: %s was not tried: %s", name, what, error.message)
+    if preparer.films is not None:
+        yield from _film(name, model, preparer, on_device=on_device)
+
+
+def _film(
+    name: str, model: ChatModel, preparer: ChatPreparer, *, on_device: bool
+) -> Iterator[tuple[str, ChatWork]]:
+    """The conversation about a film, with two steps of it."""
+    films, what = model.films, "a film"
+    assert films is not None
+    height, width = (side * films.patch * films.merge for side in SIDES)
+    levels = _levels(2 * FRAMES * height, width).unflatten(0, (-1, height))
+    facts = FilmFacts(len(levels), films.default_fps, width, height)
+    grid = (height // films.patch, width // films.patch)
+    plan = FilmPlan(facts, tuple(range(len(levels))), grid)
+    film = films.prepare(plan, levels.unbind(), b"", on_device=on_device)
+    request = ChatRequest(FILM_PROBE, GREEDY, seed=0, max_tokens=1)
+    try:
+        yield what, preparer.assemble(request, [], [film])
+    except InvalidRequest as error:
+        log.warning("%s: %s was not tried: %s", name, what, error.message)
 
 
 def _picture(model: ChatModel, preparer: ChatPreparer, *, on_device: bool) -> PreparedPicture:
     """A small picture without two equal patches, prepared as a caller's."""
     images, bounds = model.pictures, preparer.pixels.default
     height, width = (side * images.patch * images.merge for side in SIDES)
-    levels = torch.arange(height * width * 3).mul(97).remainder(251).to(torch.uint8)
-    levels = levels.view(height, width, 3)
+    levels = _levels(height, width)
     grid = images.grid_of(height, width, bounds)
     values, layout = images.prepare(levels, bounds, grid, on_device=on_device)
     return PreparedPicture(b"", grid, height * width, values, layout)
+
+
+def _levels(height: int, width: int) -> Tensor:
+    values = torch.arange(height * width * 3).mul(97).remainder(251)
+    return values.to(torch.uint8).view(height, width, 3)
 
 
 @dataclass(frozen=True, slots=True)

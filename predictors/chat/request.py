@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from predictors.chat.adapters.mix import UNADAPTED, AdapterMix
+from predictors.chat.film import Film, FilmSize, named_in_errors
 from predictors.chat.grounding.boxes import PictureBox
 from predictors.errors import InvalidRequest
 from predictors.protocol.answer_format import AnswerFormat
@@ -15,6 +16,7 @@ from predictors.protocol.openai.tool_calls import ToolCall
 from predictors.protocol.openai.tool_fields import OfferedTools
 
 GREEDY_BELOW = 1e-5  # a temperature below this is greedy, as in vLLM; Qwen's own default is 1e-6
+CHARS_PER_TOKEN = 4  # of English text, about
 LARGE_FORMAT = 8192  # characters of a schema, which compile in 10 ms
 MOST_BIASED = 1024
 """Most tokens of a logit_bias. Each slot has room for so many on the device."""
@@ -101,6 +103,9 @@ class PictureSize:
     file_height: int = 0
 
 
+PromptSize = PictureSize | FilmSize
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An encoded picture file as the caller sent it, not yet decoded or checked."""
@@ -113,29 +118,26 @@ class Picture:
     bounds: PixelBounds | None = None
     """None takes the server's."""
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.raw)
+
     def digest(self) -> bytes:
         """128-bit hash of the file."""
         return hashlib.blake2b(self.raw, digest_size=16).digest()
 
-    @contextmanager
-    def named_in_errors(self) -> Iterator[None]:
+    def named_in_errors(self) -> AbstractContextManager[None]:
         """Adds the picture's field and row to an `InvalidRequest` of the block that has none."""
-        try:
-            yield
-        except InvalidRequest as error:
-            if error.param is not None:
-                raise
-            message = f"{self.where}: {error.message}"
-            raise type(error)(message, param=self.where, row=self.row) from error
+        return named_in_errors(self.where, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message: `role` is system, user, assistant or tool; `parts` are texts and pictures in
-    order."""
+    """One message: `role` is system, user, assistant or tool; `parts` are texts, pictures and films
+    in order."""
 
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Picture | Film, ...]
     calls: tuple[ToolCall, ...] = ()
     """Of an assistant, behind its parts."""
     call_id: str | None = None
@@ -249,6 +251,8 @@ class ChatRequest:
     tools: OfferedTools | None = None
     """None where no tool may be called."""
     prompt: PromptOptions = USUAL_PROMPT
+    raw_prompt: str | tuple[int, ...] | None = None
+    """A text or token ids in place of `messages`, without a chat template."""
     coordinates: str | None = None
     """Of the boxes beside the text; None for an answer without them."""
 
@@ -258,11 +262,24 @@ class ChatRequest:
         return self.answer_format is not None and len(self.answer_format.text) > LARGE_FORMAT
 
     @property
+    def is_open(self) -> bool:
+        """It names no number of tokens for its answer."""
+        return self.max_tokens is None or self.max_tokens < 0
+
+    @property
     def pictures(self) -> list[Picture]:
         return [p for m in self.messages for p in m.parts if isinstance(p, Picture)]
 
     @property
+    def films(self) -> list[Film]:
+        return [p for m in self.messages for p in m.parts if isinstance(p, Film)]
+
+    @property
     def num_chars(self) -> int:
+        """Characters of all texts, about; those of token ids are guessed."""
+        if self.raw_prompt is not None:
+            each = 1 if isinstance(self.raw_prompt, str) else CHARS_PER_TOKEN
+            return each * len(self.raw_prompt)
         return chars_of(self.messages, self.tools)
 
 
@@ -322,11 +339,11 @@ class ScoredDelta(ChatDelta):
 
 @dataclass(frozen=True, slots=True)
 class LastDelta(ChatDelta):
-    """The last piece, with the sizes of the prompt's pictures in their order, the `scores` of its
-    tokens where logprobs were asked for, and the boxes where they were. A type of its own: a field
-    more would cost time for every token."""
+    """The last piece, with the sizes of the prompt's pictures and then of its films, in their
+    order, the `scores` of its tokens where logprobs were asked for, and the boxes where they were.
+    A type of its own: a field more would cost time for every token."""
 
-    pictures: tuple[PictureSize, ...] = ()
+    pictures: tuple[PromptSize, ...] = ()
     scores: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache held; None where it is off."""
@@ -341,7 +358,7 @@ def cached_tokens_of(last: ChatDelta) -> int | None:
     return last.cached_tokens if isinstance(last, LastDelta) else None
 
 
-def pictures_of(last: ChatDelta) -> tuple[PictureSize, ...]:
+def pictures_of(last: ChatDelta) -> tuple[PromptSize, ...]:
     return last.pictures if isinstance(last, LastDelta) else ()
 
 

@@ -93,8 +93,8 @@ class ChatRunner:
 
     # -- prompts ---------------------------------------------------------------------------------
     @torch.no_grad()
-    def reset_slot(self, slot: int, pages: Sequence[int], prompt: Tensor) -> None:
-        """Make `slot` ready for a prompt (n,) int64. May be repeated."""
+    def reset_slot(self, slot: int, pages: Sequence[int], prompt: Tensor | None = None) -> None:
+        """As `SlotState.reset`. May be repeated."""
         self._slots.reset(slot, pages, prompt, self._move)
 
     @staged("prefill")

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from predictors import metrics
 from predictors.chat.adapters.changes import SlotScales
 from predictors.chat.constraints import Constraint
@@ -21,7 +24,7 @@ from predictors.serving.job import Job
 ChatJob = Job[ChatWork, ChatDelta]
 
 SERIES = metrics.ModelSeries(
-    operations=("infer", "chat"),
+    operations=("infer", "chat", "responses", "completions", "tokenize", "detokenize"),
     stages=("prepare", "vision_encode", "prefill", "decode", "detokenize"),
     caches=("vision_embedding", "prefix"),
     own={
@@ -34,6 +37,8 @@ SERIES = metrics.ModelSeries(
         metrics.request_generation_tokens: ((),),
         metrics.input_image_pixels: ((),),
         metrics.kv_cache_usage_ratio: ((),),
+        metrics.preemptions_total: ((),),
+        metrics.preempted_tokens_total: ((),),
         metrics.late_masks_total: ((),),
     },
 )
@@ -46,21 +51,30 @@ class Sequence:
 
     job: ChatJob
     slot: int
-    pages: tuple[int, ...]
     total: int
     """Tokens of the prompt."""
     end_tokens: frozenset[int]
     """Each of them ends its answer."""
     names: tuple[bytes, ...] = ()
     """Names of the prompt's pages that may be shared, see `kv_cache.page_names`."""
+    pages: tuple[int, ...] = ()
+    """Empty while it waits for pages."""
+    room: int = 0
+    """Tokens of the answer that these pages let it have, at most `max_tokens`."""
+    to_read: int = 0
+    """Tokens to read before it decodes: the prompt, and after a preemption its answer so far."""
+    again: tuple[Tensor, Tensor] | None = None
+    """After a preemption: tokens and rotary positions of prompt and answer, as in `ChatWork`."""
+    num_lost: int = 0
+    """Tokens that are read once more because of preemptions."""
     num_shared: int = 0
     """How many of its first pages another sequence has filled."""
     language_adapters: SlotScales = ()
     vision_adapters: SlotScales = ()
     is_begun: bool = False
-    """A part of its prompt was launched."""
+    """A part of what it reads was launched."""
     done: int = 0
-    """Prompt tokens that are in the cache, or will be once the launched work has run."""
+    """Of the tokens to read: those in the cache, or that will be once the launched work has run."""
     launched: int = 0
     """Tokens of the answer that were launched."""
     answer: list[int] = field(default_factory=list)
@@ -88,11 +102,49 @@ class Sequence:
         return self.launched >= self.job.work.max_tokens
 
     def describe(self) -> dict[str, object]:
-        """Its progress in tokens, for operators. Any thread."""
+        """Its progress in tokens, and its pages, for operators. Any thread."""
         most, made = self.work.max_tokens, len(self.answer)
-        prompt = {"prompt_tokens": self.total, "prompt_done": self.done}
+        prompt = {"prompt_tokens": self.total, "prompt_done": min(self.done, self.total)}
+        pages = {"kv_pages": len(self.pages), "tokens_lost": self.num_lost}
         steps = {"steps_done": made, "steps_left": most - made}
-        return {**steps, **prompt, "is_constrained": self.constraint is not None}
+        return {**steps, **prompt, **pages, "is_constrained": self.constraint is not None}
+
+    # -- pages -----------------------------------------------------------------------------------
+    def hold(self, pages: tuple[int, ...], page_tokens: int) -> None:
+        """It has these pages now. The newest token of an answer is not in the cache yet."""
+        self.pages = pages
+        self.room = min(self.work.max_tokens, len(pages) * page_tokens - self.total + 1)
+
+    def lose_pages(self) -> int:
+        """It has no page any more; returns the tokens that were in them. It keeps its slot, and
+        what the device knows of it there."""
+        in_cache = self.done
+        if self.launched and in_cache == self.to_read:
+            in_cache = self.total + self.launched - 1
+        self.num_lost += in_cache
+        self.pages = ()
+        self.room = self.to_read = self.done = self.num_shared = 0
+        self.is_begun = False
+        return in_cache
+
+    def read_again(self) -> None:
+        """Have it read its prompt, and its answer but for the newest token, which is on the device.
+        All its launched tokens must have been read."""
+        work, answer = self.work, self.answer[:-1]
+        self.to_read = self.total + len(answer)
+        self.again = None
+        if answer:
+            tokens = torch.tensor(answer, dtype=torch.int64)
+            positions = torch.arange(len(answer)) + work.next_position
+            self.again = (
+                torch.cat((work.tokens, tokens)),
+                torch.cat((work.positions, positions.expand(3, -1)), dim=1),
+            )
+
+    def part(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Tokens (n,) and rotary positions (3, n) of a part of what it reads."""
+        tokens, positions = self.again or (self.job.work.tokens, self.job.work.positions)
+        return tokens[part], positions[:, part]
 
     def next_choice(self) -> TokenChoice:
         work = self.job.work
@@ -106,6 +158,8 @@ class ChatMetrics:
         self.observe_rows = metrics.batch_size.labels(model).observe
         self.set_usage = metrics.kv_cache_usage_ratio.labels(model).set
         self.add_tokens = metrics.generation_tokens_total.labels(model).inc
+        self._preemptions = metrics.preemptions_total.labels(model).inc
+        self._preempted_tokens = metrics.preempted_tokens_total.labels(model).inc
         self.count_late_mask = metrics.late_masks_total.labels(model).inc
         self._model = model
         self._between = metrics.itl_seconds.labels(model).observe
@@ -133,6 +187,11 @@ class ChatMetrics:
         self._prompt_tokens(work.num_prompt_tokens)
         self._vision_tokens(sum(picture.length for picture in work.pictures))
         self._prompt(work.num_prompt_tokens)
+
+    def observe_preemption(self, num_tokens: int) -> None:
+        """A sequence gave back pages with so many tokens."""
+        self._preemptions()
+        self._preempted_tokens(num_tokens)
 
     def observe_end(self, sequence: Sequence) -> None:
         seconds = sequence.last_token_at - sequence.first_token_at

@@ -26,14 +26,14 @@ from predictors.settings.models import (
     QwenVLSettings,
 )
 from predictors.settings.overload import OverloadSettings
-from predictors.settings.server import ClusterSettings, ImageLimits, ServerSettings
+from predictors.settings.server import ClusterSettings, FilmLimits, ImageLimits, ServerSettings
 from predictors.settings.tls import TlsSettings
 
 __all__ = [
     "ALIASES", "ATTENTION", "AUTO_ON_OFF", "PREFIX", "AccessSettings", "Bounds", "ClusterSettings",
-    "ComputeSettings", "FluxSettings", "ImageLimits", "InvalidSetting", "OverloadSettings",
-    "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings", "SettingsGroup", "TlsSettings",
-    "bounds_of", "variable_name",
+    "ComputeSettings", "FilmLimits", "FluxSettings", "ImageLimits", "InvalidSetting",
+    "OverloadSettings", "QueueSettings", "QwenVLSettings", "ServerSettings", "Settings",
+    "SettingsGroup", "TlsSettings", "bounds_of", "variable_name",
 ]  # fmt: skip
 
 ALIASES = {
@@ -53,6 +53,7 @@ class Settings:
     overload: OverloadSettings = field(default_factory=OverloadSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     images: ImageLimits = field(default_factory=ImageLimits)
+    films: FilmLimits = field(default_factory=FilmLimits)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     flux: FluxSettings = field(default_factory=FluxSettings)

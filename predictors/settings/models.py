@@ -197,16 +197,18 @@ class QwenVLSettings(SettingsGroup):
     page_tokens: int = 0
     """Tokens per page of the KV cache. 0 takes 16 on the CPU and 64 on a GPU."""
     kv_tokens: int = 0
-    """Size of the KV cache in tokens. 0 takes `slots` + 1 times `max_context`, on a GPU as far as
-    the memory allows. One context, a sixteenth at most, is left for callers that come later."""
+    """Size of the KV cache in tokens. 0 takes `max_context` for every slot, also for those of
+    callers that come while others hold all; on a GPU for `slots` + 1, as far as the memory allows.
+    One context, a sixteenth at most, is left for callers that come later."""
     max_context: int = 0
     """Longest prompt plus answer, in tokens. 0 takes the checkpoint's limit, at most 4096 on the
     CPU and 32768 on a GPU."""
     prefill_chunk: int = 0
     """Prompt tokens per prefill step. Running sequences decode between the chunks. 0 takes 256 on
     the CPU and 1536 on a GPU, where several prompts share a step."""
-    default_max_tokens: int = bounded(512, least=1)
-    """`max_tokens` of a request that names none, limited to what the context leaves."""
+    default_max_tokens: int = 0
+    """`max_tokens` of a request that names none, limited to what the context leaves. 0 takes all
+    that it leaves."""
     min_pixels: int = 0
     """Smallest area of a picture after resizing, in pixels. 0 takes the checkpoint's."""
     max_pixels: int = 0
@@ -214,6 +216,10 @@ class QwenVLSettings(SettingsGroup):
     checkpoint's, at most 1,103,872, which leaves a picture of 1024x1024 as it is."""
     default_max_pixels: int = 0
     """Largest area of a picture whose request asks for none. 0 takes `max_pixels`."""
+    films: str = bounded("auto", choices=AUTO_ON_OFF)
+    """Films as inputs. `auto`: where PyAV is installed (`pip install vision-predictors[films]`).
+    `on`: also without it, for films that are sent as a list of pictures. On a GPU a pass over a
+    picture then computes a few thousandths more. `off`: such requests get 400."""
     embedding_cache_bytes: int = 256 * 2**20
     """Largest size of the cache of picture embeddings. Its key is a hash of the file and of the
     target size."""

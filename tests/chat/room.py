@@ -93,7 +93,7 @@ class Room:
     @property
     def pool(self) -> PagePool:
         """The engine's."""
-        return self.engine._pages
+        return self.engine._pages.pool
 
     @classmethod
     def open_ahead(cls, checkpoint: Path = CHECKPOINT, **settings: Any) -> Room:

@@ -261,11 +261,14 @@ def test_an_operator_sees_pages_caches_and_that_nothing_was_captured_late(wild: 
     running = wild.engine.describe()["running"]
     assert running == {"test": {
         "steps_done": 0, "steps_left": 2, "prompt_done": 0,
-        "prompt_tokens": job.work.num_prompt_tokens, "is_constrained": False,
+        "prompt_tokens": job.work.num_prompt_tokens, "tokens_lost": 0,
+        "kv_pages": wild.pool.pages_for(job.work.num_prompt_tokens + 2),
+        "is_constrained": False,
     }}  # fmt: skip
     wild.finish()
     told = wild.engine.describe()
-    assert told["kv_pages"] == {"free": wild.pool.num_pages} | {"all": wild.pool.num_pages}
+    every = wild.pool.num_pages
+    assert told["kv_pages"] == {"free": every, "all": every, "preempted": 0}
     assert told["caches"]["prefix"] == {"is_on": False, "pages": 0}  # type: ignore[index]
     assert told["caches"]["vision_embedding"]["entries"] > 0  # type: ignore[index]
     assert (told["captures_after_ready"], told["recompilations_after_ready"]) == (0, compiled)

@@ -195,10 +195,10 @@ def test_an_owner_reserves_once() -> None:
 
 def test_the_pool_holds_every_worst_case_unless_memory_or_a_setting_says_otherwise() -> None:
     def pages(kv_tokens: int, free: int | None) -> int:
-        shapes = {"slots": 4, "page_tokens": 16, "max_context": 100}
+        shapes = {"contexts": 5, "page_tokens": 16, "max_context": 100}
         return num_pages(**shapes, kv_tokens=kv_tokens, free_pages=free)
 
-    assert pages(0, None) == (4 + 1) * 7  # one context is kept for callers who come later
+    assert pages(0, None) == 5 * 7
     assert pages(0, 10) == 10
     assert pages(0, 0) == 1
     assert pages(50, None) == 4

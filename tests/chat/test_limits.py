@@ -36,7 +36,7 @@ def test_a_cpu_keeps_one_decode_width_and_reads_prompts_one_by_one() -> None:
     assert (found.slots, found.page_tokens) == (8, 16)
     assert found.decode_widths == (8,)
     assert found.chunk_widths == (64, 128, 256)
-    assert found.num_pages == (8 + 1) * found.pages_per_slot
+    assert found.num_pages == (8 + 4) * found.pages_per_slot  # spare slots too
     assert found.spare_slots == 4
 
 

@@ -37,12 +37,20 @@ class SlotState:
         self.vocabulary = torch.arange(vocab, device=device)[None]
 
     def reset(
-        self, slot: int, pages: Sequence[int], prompt: Tensor, move: Callable[[Tensor], Tensor]
+        self,
+        slot: int,
+        pages: Sequence[int],
+        prompt: Tensor | None,
+        move: Callable[[Tensor], Tensor],
     ) -> None:
-        """Make `slot` ready for a prompt (n,) int64 on the host; `move` copies to the device."""
+        """Give `slot` these pages, and make it ready for a prompt (n,) int64 on the host; without
+        one all else of it stays. `move` copies to the device. Launched work still reads what was
+        there: all of this comes later on the same stream."""
         table = torch.full((self.tables.shape[1],), SCRATCH_PAGE)
         table[: len(pages)] = torch.tensor(pages)
         self.tables[slot].copy_(move(table))
+        if prompt is None:
+            return
         self.seen[slot].zero_().index_fill_(0, move(prompt), True)
         self.counts[slot].zero_()
         self.counted[slot].zero_()

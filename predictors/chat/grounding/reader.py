@@ -7,7 +7,7 @@ from dataclasses import replace
 from predictors.chat.detokenize import AnswerReader, Vocabulary
 from predictors.chat.grounding.boxes import Convention
 from predictors.chat.grounding.scaling import caller_boxes
-from predictors.chat.request import ChatDelta, LastDelta
+from predictors.chat.request import ChatDelta, LastDelta, PictureSize
 
 
 class BoxReader:
@@ -48,5 +48,6 @@ class BoxReader:
             text = "".join(self._shown)
         else:
             text = b"".join(self._spelled).decode(errors="replace")
-        asked = (last.pictures, self._convention, self._coordinates)
-        return replace(last, boxes=caller_boxes(text, *asked))
+        stills = [size for size in last.pictures if isinstance(size, PictureSize)]
+        boxes = caller_boxes(text, stills, self._convention, self._coordinates)
+        return replace(last, boxes=boxes)

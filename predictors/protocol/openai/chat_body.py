@@ -33,15 +33,18 @@ from predictors.protocol.openai.fields import (
     text,
     whole,
 )
+from predictors.protocol.openai.film_fields import (
+    AS_SAMPLED,
+    MEDIA_FIELDS,
+    RequestedFrames,
+    read_media,
+)
 from predictors.protocol.openai.format_fields import FORMAT_FIELDS, read_format
 from predictors.protocol.openai.lora_fields import NamedScales, loras
 from predictors.protocol.openai.messages import BodyMessage, messages_rule
 from predictors.protocol.openai.pixel_fields import (
     AS_SERVED,
-    PIXEL_FIELDS,
     RequestedPixels,
-    processor_kwargs,
-    read_pixels,
 )
 from predictors.protocol.openai.template_fields import (
     AS_USUAL,
@@ -102,7 +105,9 @@ class ChatBody:
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     pixels: RequestedPixels = AS_SERVED
-    """Of all pictures but those that ask for others."""
+    """Of all pictures and of the frames of films, but those that ask for others."""
+    frames: RequestedFrames = AS_SAMPLED
+    """Of all films but those that ask for others."""
     loras: NamedScales | None = None
     tools: OfferedTools | None = None
     """None where no tool may be called."""
@@ -133,8 +138,8 @@ def chat_of(read: dict[str, Any]) -> ChatBody:
             raise InvalidRequest(message, param="max_completion_tokens")
     if not read.keys().isdisjoint(FORMAT_FIELDS):
         read["answer_format"] = read_format(read)
-    if not read.keys().isdisjoint(PIXELS):
-        read["pixels"] = read_pixels(read)
+    if not read.keys().isdisjoint(MEDIA_FIELDS):
+        read["pixels"], read["frames"] = read_media(read)
     if not read.keys().isdisjoint(TOOL_FIELDS):
         read["tools"] = read_tools(read)
     if not read.keys().isdisjoint(TOKEN_FIELDS):
@@ -169,9 +174,8 @@ def _stream_options(name: str, value: Any) -> StreamOptions:
     return StreamOptions(**read_fields(value, _STREAM_OPTIONS, where=name))
 
 
-PIXELS = {**PIXEL_FIELDS, "mm_processor_kwargs": processor_kwargs}
 OWN_FIELDS: dict[str, DescribedRule] = {
-    **PIXELS,
+    **MEDIA_FIELDS,
     "model": text(),
     "messages": messages_rule,
     "max_tokens": whole(1, MAX_TOKENS, or_value=NO_LIMIT),

@@ -129,7 +129,6 @@ CHAT_CLIENTS: Tables = {
         "cache_salt": only_values(why="the prefix cache is shared by all callers"),
         "kv_transfer_params": only_values({}, why="pages are not sent elsewhere"),
         "vllm_xargs": only_values({}, why=_SAMPLER),
-        "media_io_kwargs": only_values({}, why="pictures are read in full"),
     },
     "DashScope, SiliconFlow, Z.ai and Anthropic": {
         "enable_thinking": only_values(False, why=NO_REASONING),

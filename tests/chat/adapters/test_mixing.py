@@ -14,6 +14,7 @@ from tests.chat.adapters.conftest import Adapted
 from tests.chat.adapters.peft_files import merged
 from tests.chat.reference import Reference
 from tests.chat.room import Room, chat, png, tokens_of
+from tests.chat.test_paging import few_pages, run, unexpected
 
 PICTURE = chat(png(3, 120, 90), "describe this picture", max_tokens=12)
 TEXT = chat("say what you see in a few words", max_tokens=12)
@@ -109,3 +110,17 @@ def test_a_step_that_fails_is_repeated_with_the_same_adapters(
 
 def failing(tokens: torch.Tensor) -> None:
     raise RuntimeError("on purpose")
+
+
+def test_rows_with_adapters_that_were_preempted_go_on_with_the_same_tokens(
+    wild_adapters: Adapted,
+) -> None:
+    room = wild_adapters.room
+    requests = [replace(r, ignore_eos=True, max_tokens=40) for r in asked(wild_adapters, PICTURE)]
+    expected = [room.answer(request) for request in requests]
+    jobs = unexpected(room, requests)
+    with few_pages(room, 24):
+        run(room, jobs)
+    assert [tokens_of(job) for job in jobs] == expected
+    spent = [job.spent_cost - job.work.cost_with(40) for job in jobs]
+    assert sum(lost > 0 for lost in spent) >= 2

@@ -178,7 +178,7 @@ CASES: list[tuple[str, Any, str | None]] = [
     ("part type unknown", asked([{"type": "nope"}]), "messages[0].content[0].type"),
     ("part type a list", asked([{"type": ["text"]}]), "messages[0].content[0].type"),
     ("part audio", asked([{"type": "input_audio"}]), "messages[0].content[0].type"),
-    ("part video", asked([{"type": "video_url"}]), "messages[0].content[0].type"),
+    ("film without url", asked([{"type": "video_url"}]), "messages[0].content[0].video_url"),
     ("part file", asked([{"type": "file"}]), "messages[0].content[0].type"),
     ("text part without text", asked([{"type": "text"}]), "messages[0].content[0].text"),
     ("text part a number", asked([{"type": "text", "text": 1}]), "messages[0].content[0].text"),
@@ -301,7 +301,8 @@ CASES: list[tuple[str, Any, str | None]] = [
         "messages[0].content[0].max_pixels",
     ),
     ("processor a list", body(mm_processor_kwargs=[]), "mm_processor_kwargs"),
-    ("processor unknown", body(mm_processor_kwargs={"fps": 2}), "mm_processor_kwargs.fps"),
+    ("processor unknown", body(mm_processor_kwargs={"crop": 2}), "mm_processor_kwargs.crop"),
+    ("media a list", body(media_io_kwargs=[]), "media_io_kwargs"),
     (
         "processor edge unknown",
         body(mm_processor_kwargs={"size": {"height": 28}}),

@@ -1,0 +1,171 @@
+"""Which sequences have pages of the KV cache, from admission to their last token.
+
+A sequence is admitted with pages for its prompt and the answer that is expected of it, and gets
+more of them one at a time. Where none is left, the youngest sequence of the caller who holds most
+is preempted: it gives its pages back, keeps its slot, and reads prompt and answer again once there
+are enough pages. The oldest sequence of all is never preempted, so that one always gets on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from predictors.chat.kv_cache import PagePool
+from predictors.chat.limits import EngineLimits
+from predictors.chat.sequence import ChatJob, ChatMetrics, Sequence
+from predictors.serving.accounts import Account
+from predictors.serving.turns import SlotHolders
+
+LEFT_PAGES = 2
+"""Free pages per running sequence before a preempted one gets its own back: it would soon have to
+give them up again. One is too few, more gain nothing (`benchmarks.paging`)."""
+
+
+class Paging:
+    """The pages of one engine's `sequences`, which are in order of admission. Engine thread only,
+    but for `describe`.
+
+    Without `may_preempt` a sequence is admitted with all pages that it can ever need: what is read
+    again may differ in last bits from what decoding wrote.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        sequences: Mapping[ChatJob, Sequence],
+        holders: SlotHolders,
+        limits: EngineLimits,
+        metrics: ChatMetrics,
+        *,
+        may_preempt: bool,
+    ) -> None:
+        self.pool = pool
+        self._sequences = sequences
+        self._holders = holders
+        self._slots = limits.slots
+        self._kept = limits.kept_pages
+        self._metrics = metrics
+        self._may_preempt = may_preempt
+        self._waiting: dict[Sequence, None] = {}  # without pages, as an ordered set
+        self._grown: dict[Sequence, None] = {}  # their tables on the device are out of date
+
+    def describe(self) -> dict[str, int]:
+        """Pages, and sequences that wait for some, for operators. Any thread."""
+        pool = self.pool
+        return {
+            "free": pool.num_free,
+            "all": pool.num_pages,
+            "preempted": len(self._waiting),
+        }
+
+    # -- coming and leaving ----------------------------------------------------------------------
+    def admit(self, sequence: Sequence) -> bool:
+        """Give a new sequence its first pages, or return False and change nothing. While preempted
+        ones wait, only a caller with less than its share gets any."""
+        work = sequence.work
+        keep = self._keep(sequence.job.account)
+        if self._waiting and keep:
+            return False
+        answer = work.max_tokens
+        if self._may_preempt:
+            answer = min(answer, max(1, math.ceil(work.expected_tokens)))
+        sequence.to_read = sequence.total
+        return self._reserve(sequence, sequence.total + answer, keep)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all pages of a sequence that has left."""
+        self.pool.release(sequence.job)
+        self._waiting.pop(sequence, None)
+        self._grown.pop(sequence, None)
+        self._metrics.set_usage(self.pool.usage)
+
+    # -- steps -----------------------------------------------------------------------------------
+    def provide(self, short: Iterable[Sequence]) -> None:
+        """Give pages for the next token to sequences that have none for it, in order of admission,
+        as far as others need not give up more than they must."""
+        oldest = next(iter(self._sequences.values()))
+        for sequence in short:
+            if sequence.pages:
+                self._grow(sequence, oldest)
+            elif sequence.launched == len(sequence.answer):  # none of its tokens is in flight
+                self._restore(sequence, oldest)
+        self._metrics.set_usage(self.pool.usage)
+
+    def put_tables(self, put: Callable[[int, tuple[int, ...]], None]) -> None:
+        """Call `put` with slot and pages of each sequence whose table has grown."""
+        while self._grown:
+            sequence = next(iter(self._grown))
+            put(sequence.slot, sequence.pages)
+            del self._grown[sequence]  # last: a step that raises is repeated
+
+    def _grow(self, sequence: Sequence, oldest: Sequence) -> None:
+        """Add a page, of a preempted sequence if need be."""
+        job, pool = sequence.job, self.pool
+        keep = 0 if sequence is oldest else self._keep(job.account)
+        while not pool.grow(job, keep):
+            if not self._preempt_for(sequence, oldest):
+                return
+        sequence.hold(pool.owned(job), pool.page_tokens)
+        self._grown[sequence] = None
+
+    def _restore(self, sequence: Sequence, oldest: Sequence) -> None:
+        """Give a preempted sequence pages for all that it had, if a few are left for each of the
+        others; the oldest gets them in any case."""
+        wanted = sequence.total + max(1, sequence.launched)
+        keep = 0
+        if sequence is not oldest:
+            keep = self._keep(sequence.job.account)
+            holders = sum(bool(other.pages) for other in self._sequences.values())
+            keep += LEFT_PAGES * holders
+        while not self._reserve(sequence, wanted, keep):
+            if sequence is not oldest or not self._preempt_for(sequence, oldest):
+                return
+        sequence.read_again()
+        del self._waiting[sequence]
+
+    def _reserve(self, sequence: Sequence, num_tokens: int, keep: int) -> bool:
+        pool = self.pool
+        pages = pool.reserve(sequence.job, num_tokens, sequence.names, keep)
+        if pages is None:
+            return False
+        sequence.hold(pages, pool.page_tokens)
+        self._metrics.set_usage(pool.usage)
+        return True
+
+    def _keep(self, account: Account) -> int:
+        """Pages that a caller leaves free: some are kept for one who comes later, or has less than
+        others."""
+        holders = self._holders
+        is_below = holders.is_below_share(account, self._slots)
+        return 0 if is_below and (holders.is_shared or not holders.held(account)) else self._kept
+
+    # -- preemption ------------------------------------------------------------------------------
+    def _preempt_for(self, sequence: Sequence, oldest: Sequence) -> bool:
+        """Have another sequence give its pages back. False if `sequence` is the one whose turn that
+        is, or there is no other: it waits then, and keeps what it has."""
+        victim = self._victim(oldest)
+        if victim is None or victim is sequence:
+            return False
+        self.pool.release(victim.job)
+        self._grown.pop(victim, None)
+        self._waiting[victim] = None
+        self._metrics.observe_preemption(victim.lose_pages())
+        return True
+
+    def _victim(self, oldest: Sequence) -> Sequence | None:
+        """The youngest sequence of the caller who holds most pages for its weight. Never the oldest
+        of all, nor one that needs no step more."""
+        held: dict[str, float] = {}
+        youngest: dict[str, Sequence] = {}
+        for sequence in self._sequences.values():
+            if not sequence.pages:
+                continue
+            account = sequence.job.account
+            pages = len(sequence.pages) / account.weight
+            held[account.name] = held.get(account.name, 0.0) + pages
+            if sequence is not oldest and not sequence.is_launched:
+                youngest[account.name] = sequence
+        if not youngest:
+            return None
+        return youngest[max(youngest, key=held.__getitem__)]
