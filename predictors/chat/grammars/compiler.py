@@ -123,7 +123,8 @@ class GrammarCompiler:
         def run() -> None:
             try:
                 done.set_result(self._start(source))
-            except BaseException as error:  # noqa: BLE001  # a panic of the library is no `Exception`
+            # a panic of the library is no `Exception`
+            except BaseException as error:  # noqa: BLE001
                 done.set_exception(error)
 
         with self._slots:
