@@ -17,6 +17,7 @@ from tests.http.echo import Running, png
 from tests.product.conftest import served_both
 
 CHAT = {"model": "qwen-vl", "messages": [{"role": "user", "content": "hi"}]}
+ASK = {"model": "qwen-vl", "input": "hi", "max_output_tokens": 1}
 DRAW = {"model": "flux", "prompt": "a"}
 PIXELS = "data:image/png;base64," + base64.b64encode(png(size=(64, 64))).decode()
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -107,6 +108,14 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "temperature": 0, "top_p": 1, "n": 1}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "best_of": 1, "features": {"a": False}}),
     ("/v1/chat/completions", CHAT | {"max_tokens": 1, "stop": ["a"], "chat_id": "x"}),
+    ("/v1/responses", ASK | {"instructions": "b", "metadata": {"a": "b"}, "store": True}),
+    ("/v1/responses", ASK | {"input": [{"role": "user", "content": "a"}, {"type": "reasoning"}]}),
+    ("/v1/responses", ASK | {"text": {"format": {"type": "text"}}, "temperature": 0, "tools": []}),
+    ("/v1/completions", {"model": "qwen-vl", "prompt": ["a", [1, 2]], "max_tokens": 1, "n": 2}),
+    ("/v1/completions", {"model": "qwen-vl", "prompt": [1, 2], "max_tokens": 1, "logprobs": 0}),
+    ("/tokenize", {"prompt": "a", "return_token_strs": True}),
+    ("/tokenize", {"model": "qwen-vl", "messages": CHAT["messages"]}),
+    ("/detokenize", {"tokens": [1, 2]}),
     ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, seed=-1)),
     ("/v2/models/flux/infer", infer(width=64, height=64, num_inference_steps=1, tier="turbo")),
     ("/v2/models/qwen-vl/infer", infer(max_tokens=1, temperature=0.5, stop='["x"]')),
@@ -143,6 +152,17 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": [{"x": 1}]}]}),
     ("/v1/chat/completions", CHAT | {"messages": [{"role": "wizard", "content": "a"}]}),
     ("/v1/chat/completions", CHAT | {"colour": "red"}),
+    ("/v1/responses", ASK | {"previous_response_id": "resp_1"}),
+    ("/v1/responses", ASK | {"max_output_tokens": 0}),
+    ("/v1/responses", ASK | {"input": [{"role": "user"}]}),
+    ("/v1/responses", ASK | {"metadata": {"a": 1}}),
+    ("/v1/responses", ASK | {"messages": []}),
+    ("/v1/completions", {"model": "qwen-vl", "prompt": ""}),
+    ("/v1/completions", {"model": "qwen-vl", "prompt": [[-1]]}),
+    ("/v1/completions", {"model": "qwen-vl", "prompt": "a", "suffix": "b"}),
+    ("/tokenize", {"prompt": 3}),
+    ("/detokenize", {"tokens": "a"}),
+    ("/detokenize", {}),
     ("/v2/models/flux/infer", infer(width=60)),
     ("/v2/models/flux/infer", infer(colour="red")),
     ("/v2/models/flux/infer", infer(tier="high")),
