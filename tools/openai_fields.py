@@ -102,4 +102,5 @@ def _values(schema: Mapping[str, Any]) -> str:
         if "exclusiveMinimum" in schema:
             return f"{noun} above {schema['exclusiveMinimum']}, at most {schema['maximum']}"
         return f"{noun} from {schema['minimum']} to {schema['maximum']}"
-    return SHOWN_TYPES[str(kind)]
+    kinds = kind if isinstance(kind, list) else [kind]
+    return " or ".join(SHOWN_TYPES[each] for each in kinds)

@@ -1,4 +1,4 @@
-"""Fields of the log about one row of a chat: sizes and counts, and its text where that is on."""
+"""Fields of the log about a chat's row: sizes and counts, and its text for operators who ask."""
 
 from __future__ import annotations
 
