@@ -261,8 +261,7 @@ SEEDS = {
     "head": heads, "inflating": inflating, "json": jsons, "chat": chats,
     "images_body": images_bodies, "v2": v2, "proto": protos, "image": images, "png": pngs,
     "data_url": data_urls, "form": forms, "responses": responses, "completions": completions,
-    "tokenize": tokenized,
-    "data_url": data_urls, "form": forms, "tools": tools, "calls": calls,
+    "tokenize": tokenized, "tools": tools, "calls": calls,
 }  # fmt: skip
 
 
