@@ -229,15 +229,19 @@ class ChatPredictor(BasePredictor[ChatRequest, ChatWork, ChatDelta]):
             return await self.off_loop(encode, answers) if is_scored else encode(answers)
 
     async def chat_stream(self, body: TextBody, call: Call) -> AsyncIterator[bytes]:
-        """Events as the answer grows, after an empty item once the jobs are accepted. Closing the
-        iterator cancels the jobs."""
+        """Events as the answer grows, after an item once the jobs are accepted, which may be empty.
+        Closing the iterator cancels the jobs."""
         requests = await self._decode_text(body, call)
         submissions = await self.submit(requests, call)
         encoder = self._encoder(body, call, requests)
         timings = partial(slowest, submissions)
         opening = encoder.opening()
         try:
-            yield b""
+            if encoder.opens_at_once:
+                yield opening
+                opening = b""
+            else:
+                yield b""
             async with aclosing(interleaved(submissions)) as batches:  # type: ignore[type-var]
                 async for index, deltas in batches:
                     yield opening + encoder.deltas(index, deltas, timings)
